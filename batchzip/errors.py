@@ -1,0 +1,130 @@
+"""One tree of exceptions, rooted at `BatchzipError`.
+
+An error of a page is data (`batch.errors`); what is raised is what concerns a whole batch, or a
+single page that was asked for by itself. Each class also derives from the built-in a caller
+would expect (`ValueError`, `KeyError`, `TimeoutError`, …), so that neither habit needs the other.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class BatchzipError(Exception):
+    """Root of everything batchzip raises on purpose."""
+
+
+class BadArgument(BatchzipError, ValueError):
+    """A parameter that cannot be right whatever the state: the message says what would be."""
+
+
+class BadBatch(BatchzipError, ValueError):
+    """A batch about whose pages nothing can be said: wrong shape, wrong buffers."""
+
+
+class _UnknownName(BatchzipError, LookupError):
+    """A name looked up in a registry that does not hold it."""
+
+    kind = "name"
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"unknown {self.kind} {name!r}; there are: {', '.join(sorted(known))}")
+
+
+class UnknownAlgorithm(_UnknownName):
+    """No codec of that name is registered; the message names those that are."""
+
+    kind = "algorithm"
+
+
+class UnknownBackend(_UnknownName):
+    """No backend of that name is registered; the message names those that are."""
+
+    kind = "backend"
+
+
+class BackendUnavailable(BatchzipError, RuntimeError):
+    """A registered backend that cannot work here; the message says why."""
+
+
+class ClosedError(BatchzipError, ValueError):
+    """Use after `close()`."""
+
+
+class ForkedProcess(BatchzipError, RuntimeError):
+    """Use, in a forked child, of an object that belongs to the parent process."""
+
+
+class PageError(BatchzipError):
+    """One page's error, raised when that page is asked for by itself.
+
+    `errno` is the negative code, as it stands in `batch.errors`.
+    """
+
+    def __init__(self, index: int, errno: int, what: str = "page") -> None:
+        super().__init__(f"{what} {index}: {os.strerror(-errno)} ({errno})")
+        self.index = index
+        self.errno = errno
+
+
+class RequestTimeout(BatchzipError, TimeoutError):
+    """`Request.wait(timeout_s=…)` ran out; the request itself goes on."""
+
+
+class RequestCancelled(BatchzipError):
+    """The request was cancelled before it was taken up; every page has -ECANCELED."""
+
+
+class BadHandle(BatchzipError, ValueError):
+    """A pool handle that was never given out or was freed since; nothing was changed."""
+
+
+class PoolFull(BatchzipError, MemoryError):
+    """The pool's byte limit, or the machine's memory, does not allow the allocation.
+
+    Nothing was allocated.
+    """
+
+
+class StoreRejected(BatchzipError):
+    """A folio the store did not keep; no page of it is stored, nor what its indices held before.
+
+    `reason` is the name of the counter that grew; `errors` has a negative errno or 0 for each
+    page of the folio where compression failed, else it is None.
+    """
+
+    def __init__(self, reason: str, message: str, errors: object = None) -> None:
+        super().__init__(f"{message} ({reason})")
+        self.reason = reason
+        self.errors = errors
+
+
+class PageNotStored(BatchzipError, KeyError):
+    """No page is stored at that index."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+    def __str__(self) -> str:
+        return f"no page is stored at index {self.index}"
+
+
+class CorruptPage(BatchzipError):
+    """The stored bytes of that index are damaged; every other index stays readable."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"the stored bytes of page {index} are damaged")
+        self.index = index
+
+
+class UnreadableProcess(BatchzipError, OSError):
+    """The memory of a process cannot be read: it is gone, or permission is missing."""
+
+
+class WorkerWarning(RuntimeWarning):
+    """Workers could not be started or keep dying; the work is done in process instead."""

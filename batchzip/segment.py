@@ -1,0 +1,128 @@
+"""Segment: a piece of shared memory that cannot leak, shrink or fault.
+
+A segment is a memfd with a mapping. Rejected: `multiprocessing.shared_memory`. A name in /dev/shm
+outlives a killed owner, the resource tracker unlinks what others still use (gh-82300), and
+ftruncate without reservation turns "out of memory" into SIGBUS at first touch.
+
+    Segment(size)        file of `size` bytes, all hole ──▶ mapped whole; costs address space only
+    .reserve(at, n)      those bytes now have memory (posix_fallocate): ENOSPC here, never SIGBUS
+    .release(at, n)      those bytes have none again and read as zero (hole punching)
+    .grow(size)          larger file, new mapping; views of the old mapping stay valid
+    Segment.attach(fd)   the same memory in another process, from an inherited descriptor
+
+Invariants
+* The file never shrinks (F_SEAL_SHRINK), so no mapping of it can fault beyond its end.
+* Only reserved bytes are written. Reading a hole gives zeros and no error.
+* No name, hence nothing to unlink: the memory is gone with its last descriptor and mapping.
+* Mode 0600: `/proc/<owner>/fd/N` opens for the same user only (memfd_create makes it 0777).
+
+Locks: none. The owner of a segment serialises grow() and close() against its own other calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+from batchzip.errors import BadArgument, ClosedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+PAGE = mmap.PAGESIZE
+"""Bytes of one page of the machine: the grain of reserve() and release()."""
+
+
+class Segment:
+    """Shared memory of `size` bytes, readable through `view`.
+
+    `view` is a writable memoryview of bytes over the whole segment. It stays valid while the
+    segment is open; slices of it keep their memory alive beyond close(). One process at a time
+    may grow or close a segment; any number may read and write it, under a protocol of theirs.
+
+    Raises OSError(ENOSPC) when `reserve=True` and the memory is not there; nothing is left then.
+    """
+
+    def __init__(self, size: int, *, name: str = "batchzip", reserve: bool = False) -> None:
+        if size <= 0:
+            raise BadArgument(f"a segment needs at least one byte, not {size}")
+        self._fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.fchmod(self._fd, 0o600)
+            os.ftruncate(self._fd, size)
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            if reserve:
+                os.posix_fallocate(self._fd, 0, size)
+            self._map(size)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    @classmethod
+    def attach(cls, fd: int) -> Segment:
+        """Map the segment behind `fd`, of which the new object takes ownership."""
+        self = cls.__new__(cls)
+        self._fd = fd
+        self._map(os.fstat(fd).st_size)
+        return self
+
+    def _map(self, size: int) -> None:
+        self._mmap = mmap.mmap(self._fd, size)
+        self.view = memoryview(self._mmap)
+        self.size = size
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the memory; belongs to the segment."""
+        if self._fd < 0:
+            raise ClosedError("this segment is closed")
+        return self._fd
+
+    def reserve(self, offset: int, length: int) -> None:
+        """Give memory to `length` bytes at `offset`. Raises OSError(ENOSPC) if there is none."""
+        os.posix_fallocate(self.fd, offset, length)
+
+    def release(self, offset: int, length: int) -> None:
+        """Return the memory of whole pages at `offset` to the system; they read as zero then."""
+        self._mmap.madvise(mmap.MADV_REMOVE, offset, length)
+
+    def grow(self, size: int) -> None:
+        """Enlarge to `size` bytes. `view` is a new one; old views still show the same memory."""
+        if size < self.size:
+            raise BadArgument(f"a segment never shrinks: {size} is below {self.size} bytes")
+        os.ftruncate(self.fd, size)
+        # The old mapping goes when its last view goes: closing it would raise under a reader.
+        self._map(size)
+
+    def held_bytes(self) -> int:
+        """Bytes of memory behind the segment now, as the kernel counts them."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def close(self) -> None:
+        """Drop descriptor and mapping; views still held elsewhere keep their memory alive."""
+        if self._fd < 0:
+            return
+        os.close(self._fd)
+        self._fd = -1
+        with contextlib.suppress(BufferError):
+            self.view.release()
+            self._mmap.close()
+        del self.view, self._mmap
+
+    def __enter__(self) -> Segment:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
