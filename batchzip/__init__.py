@@ -1,3 +1,96 @@
-"""batchzip: many page-sized buffers compressed in RAM, any of them back in microseconds."""
+"""batchzip: many page-sized buffers compressed in RAM, any of them back in microseconds.
+
+    with batchzip.Engine("zstd", level=1) as engine:
+        store = batchzip.SwapStore(engine, max_pool_bytes=1 << 30)
+        store.store(0, pages)
+        store.load(0)
+
+Names are imported when first used: a worker process needs few of them, and starts sooner.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batchzip.backend import Backend as Backend, backends as backends
+    from batchzip.batch import CompressBatch as CompressBatch, DecompressBatch as DecompressBatch
+    from batchzip.codecs import Codec as Codec, algorithms as algorithms
+    from batchzip.engine import Engine as Engine
+    from batchzip.errors import (
+        BackendUnavailable as BackendUnavailable,
+        BadArgument as BadArgument,
+        BadBatch as BadBatch,
+        BadHandle as BadHandle,
+        BatchzipError as BatchzipError,
+        ClosedError as ClosedError,
+        CorruptPage as CorruptPage,
+        ForkedProcess as ForkedProcess,
+        PageError as PageError,
+        PageNotStored as PageNotStored,
+        PoolFull as PoolFull,
+        RequestCancelled as RequestCancelled,
+        RequestTimeout as RequestTimeout,
+        StoreRejected as StoreRejected,
+        UnknownAlgorithm as UnknownAlgorithm,
+        UnknownBackend as UnknownBackend,
+        UnreadableProcess as UnreadableProcess,
+        WorkerWarning as WorkerWarning,
+    )
+    from batchzip.pool import Pool as Pool
+    from batchzip.request import Request as Request
+    from batchzip.store import Counters as Counters, SwapStore as SwapStore
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Backend": "backend",
+    "backends": "backend",
+    "CompressBatch": "batch",
+    "DecompressBatch": "batch",
+    "Codec": "codecs",
+    "algorithms": "codecs",
+    "Engine": "engine",
+    "Pool": "pool",
+    "Request": "request",
+    "Counters": "store",
+    "SwapStore": "store",
+    **dict.fromkeys(
+        [
+            "BackendUnavailable",
+            "BadArgument",
+            "BadBatch",
+            "BadHandle",
+            "BatchzipError",
+            "ClosedError",
+            "CorruptPage",
+            "ForkedProcess",
+            "PageError",
+            "PageNotStored",
+            "PoolFull",
+            "RequestCancelled",
+            "RequestTimeout",
+            "StoreRejected",
+            "UnknownAlgorithm",
+            "UnknownBackend",
+            "UnreadableProcess",
+            "WorkerWarning",
+        ],
+        "errors",
+    ),
+}
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604 - every name of _HOME is a string
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'batchzip' has no attribute {name!r}")
+    value = getattr(import_module(f"batchzip.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

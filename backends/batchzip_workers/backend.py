@@ -1,0 +1,240 @@
+"""The workers backend: a batch split between worker processes and the caller.
+
+    run(batch)   while pages are left:
+                     a round: interleaved shares for every worker that wants work, and for the caller
+                     post the workers' shares ─▶ do the caller's own, from the caller's memory
+                     collect the shares that are done
+                 wait for the rest and collect it
+
+Rejected: an executor with one submit a batch (four times slower than no workers, design §5.2);
+a fixed split (whoever is slower, for noise or harder pages, makes the other wait: rounds shrink
+towards the end, and a worker that lags is given nothing more); threads (the GIL's hand-overs
+cost more than they bring at 4 KiB).
+
+A share whose worker died is run again from the caller's memory. If the worker died *on* it, that is
+done by workers only, halving the share each time, until a page that killed by itself twice is alone
+and gets -EOWNERDEAD: what kills workers shall never run in the owner.
+
+Threads: any number may run batches at once; each collects its own shares.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import threading
+import time
+import warnings
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from batchzip.backend import Backend
+from batchzip.errors import BackendUnavailable, ClosedError, WorkerWarning
+from batchzip_workers.balance import Balance
+from batchzip_workers.layout import Layout
+from batchzip_workers.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from batchzip.batch import Batch
+    from batchzip.codecs import Codec
+    from batchzip_workers.ring import Posted, Ring
+
+_LAST_ROUND = 8
+"""Pages a lane in the last round: what one lane may at most wait for another at the end."""
+
+_HANG_S = 30.0
+"""Seconds after which a worker that does not finish a share is killed."""
+
+
+class WorkersBackend(Backend):
+    """Compresses in `workers` processes besides the caller; default: usable CPUs − 1, at least 1."""
+
+    name = "workers"
+
+    def __init__(self, *, workers: int | None = None) -> None:
+        if platform.machine() not in ("x86_64", "AMD64"):
+            raise BackendUnavailable(
+                f"the workers backend relies on the store order of x86-64, and this is {platform.machine()}: use backend='sequential'"
+            )
+        if workers is None:
+            from loky import cpu_count  # noqa: PLC0415 - 60 ms, and only the default needs it
+
+            workers = max(1, cpu_count() - 1)
+        self.workers = workers
+        self._lane: ThreadPoolExecutor | None = None
+        self._lane_lock = threading.Lock()
+        self._closed = False
+        self._warned = False
+
+    def open(self, codec: Codec, page_size: int) -> None:
+        """Start the workers; they take part as they become ready."""
+        super().open(codec, page_size)
+        layout = Layout.of(page_size)
+        self._share_pages = layout.share_pages
+        self.batch_size = (self.workers + 1) * layout.share_pages
+        self._balances = (Balance(), Balance())
+        self._supervisor = Supervisor(codec, layout, self.workers)
+        self._supervisor.start()
+        self._stop = weakref.finalize(self, self._supervisor.stop)
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process ids of the workers that run now."""
+        return self._supervisor.pids
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until every worker is ready; False when time is up or one was given up."""
+        deadline = time.monotonic() + timeout_s
+        while not self._supervisor.settled and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self._warn_once()
+        return self._supervisor.settled and self._supervisor.given_up is None
+
+    def run(self, batch: Batch) -> None:
+        """Do a batch together with the workers."""
+        posted: list[Posted] = []
+        try:
+            position, count = 0, len(batch)
+            while position < count:
+                position = self._run_round(batch, position, count, posted)
+                if posted:
+                    posted[:] = [p for p in posted if not self._collect_if_done(p)]
+            while posted:
+                self._finish(posted[0])
+                del posted[0]
+        except BaseException:
+            # KeyboardInterrupt above all: the slots must come back, the workers may go on.
+            for left in posted:
+                left.ring.abandon(left)
+            raise
+
+    def _run_round(self, batch: Batch, position: int, count: int, posted: list[Posted]) -> int:
+        """Post a round's shares and do the caller's own; returns where the next round begins."""
+        balance = self._balances[batch.operation]
+        rings = [ring for ring in self._supervisor.rings if ring.wants_work()]
+        left = count - position
+        lanes = len(rings) + 1
+        size = left
+        if left > lanes * _LAST_ROUND:
+            size = min(max(left // 2, lanes * _LAST_ROUND), lanes * self._share_pages)
+        if lanes == 1:
+            size = min(left, _LAST_ROUND if self._supervisor.rings else left)
+        elif not balance.is_worth(size // lanes):
+            rings, lanes = [], 1
+        end = position + size
+        own = [range(position, end, lanes)]
+        for lane, ring in enumerate(rings, start=1):
+            share = range(position + lane, end, lanes)
+            if not share:
+                break
+            started = time.perf_counter()
+            entry = ring.post(batch, share)
+            if entry is None:
+                own.append(share)
+            else:
+                posted.append(entry)
+                balance.note_post(len(share), time.perf_counter() - started)
+        started = time.perf_counter()
+        for share in own:
+            self._run_share(batch, share)
+        balance.note_pages(sum(map(len, own)), time.perf_counter() - started)
+        if self._supervisor.given_up is not None:
+            self._warn_once()
+        return end
+
+    def _run_share(self, batch: Batch, share: range) -> None:
+        batch.accept(
+            share, *self.context().run(batch.operation, batch.inputs(share), batch.capacity)
+        )
+
+    def _collect_if_done(self, posted: Posted) -> bool:
+        if not posted.ring.is_done(posted):
+            return False
+        started = time.perf_counter()
+        posted.ring.collect(posted)
+        self._balances[posted.batch.operation].note_collect(
+            len(posted.share), time.perf_counter() - started
+        )
+        return True
+
+    def _finish(self, posted: Posted) -> None:
+        """Wait for a share and collect it, or see that it is done some other way."""
+        if self._await(posted):
+            self._collect_if_done(posted)
+            return
+        died_on_it = posted.ring.was_started(posted)
+        posted.ring.drop(posted)
+        if died_on_it:
+            self._isolate(posted.batch, posted.share)
+        else:
+            self._run_share(posted.batch, posted.share)
+
+    def _await(self, posted: Posted) -> bool:
+        """Whether the share was done; False: its worker is dead."""
+        ring = posted.ring
+        if ring.wait(posted, _HANG_S):
+            return True
+        if not ring.dead:
+            self._supervisor.kill(ring)
+            return ring.wait(posted, _HANG_S)
+        return False
+
+    def _isolate(self, batch: Batch, share: range) -> None:
+        """Run a share that killed a worker, in workers only; halve it as long as it kills."""
+        while True:
+            posted = self._post_to_any(batch, share)
+            if posted is None:
+                self._run_share(batch, share)  # no workers will come: in process, or not at all
+                return
+            if self._await(posted):
+                posted.ring.collect(posted)
+                return
+            died_on_it = posted.ring.was_started(posted)
+            posted.ring.drop(posted)
+            if died_on_it:
+                break
+        if len(share) == 1:
+            batch.fail(share, -errno.EOWNERDEAD)
+            return
+        middle = len(share) // 2
+        self._isolate(batch, share[:middle])
+        self._isolate(batch, share[middle:])
+
+    def _post_to_any(self, batch: Batch, share: range) -> Posted | None:
+        """Post to the first worker that can take it; None when there will be none."""
+        while not self._supervisor.hopeless:
+            for ring in self._supervisor.rings:
+                posted = ring.post(batch, share) if ring.wants_work() else None
+                if posted is not None:
+                    return posted
+            time.sleep(0.001)
+        return None
+
+    def submit(self, batch: Batch) -> Future[None]:
+        """Queue a batch; requests are done in order, by one thread and the workers."""
+        with self._lane_lock:
+            if self._closed:
+                raise ClosedError("this engine is closed")
+            if self._lane is None:
+                self._lane = ThreadPoolExecutor(1, thread_name_prefix="batchzip-requests")
+            return self._lane.submit(self.run_inline if len(batch) == 1 else self.run, batch)
+
+    def _warn_once(self) -> None:
+        reason = self._supervisor.given_up
+        if reason is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"batchzip: a worker could not be started ({reason}); its work is done in process",
+                WorkerWarning,
+                stacklevel=5,
+            )
+
+    def close(self) -> None:
+        """Finish every request, then stop the workers."""
+        with self._lane_lock:
+            self._closed = True
+        if self._lane is not None:
+            self._lane.shutdown(wait=True)
+        if self.codec is not None:
+            self._stop()

@@ -1,0 +1,136 @@
+"""What lies where in the segment that an owner and one worker share.
+
+Each worker has a ring of its own, single producer and single consumer, in a sealed memfd. Rejected:
+one queue for all workers (needs a lock or a compare-and-swap that a dead process could hold or
+leave half done) and pipes (each share copied twice through the kernel, two system calls a share).
+
+    segment = control page | slot 0 | slot 1 | …          share n lies in slot n % SLOTS
+    slot    = descriptor line | lengths | results | data (inputs, then outputs)
+
+    control page, one cache line a word, little-endian u64     written by
+       0  READY      1 once the worker takes descriptors       worker
+      64  POSTED     shares ever posted                        owner
+     128  STARTED    shares ever begun                         worker
+     192  DONE       shares ever finished                      worker
+     256  ASLEEP     1 while the worker needs a bell to wake   worker
+     320  STOP       1 when the worker shall exit              owner
+     384  WAITING    one word a slot: 1 while the owner needs  owner
+                     the slot's bell to wake
+
+    slot                                                       written by
+       0  descriptor: sequence u64, operation u32, count u32,  owner, before POSTED covers it
+          capacity u32, input bytes u32, check u32
+      64  lengths    u32 a page: bytes of each input           owner, likewise
+          results    i32 a page: bytes produced or −errno      worker, before DONE covers it
+          data       inputs packed from the start              owner
+                     outputs packed behind the inputs' room    worker
+
+Invariants
+* One writer a field; every field is aligned and written by one store.
+* 0 ≤ DONE ≤ STARTED ≤ DONE + 1, STARTED ≤ POSTED ≤ DONE + SLOTS. A slot is written again only after
+  its outputs were collected.
+* A worker that dies holds nothing: the owner drops the ring and gives the next worker a new one.
+
+Order. Data is written before the word that announces it and read after it. That relies on stores
+being seen in program order, which x86-64 gives and others do not: the backend refuses to work
+elsewhere. Going to sleep needs more (a store before a load, on both sides): `fence()`.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SLOTS = 4
+"""Shares in flight a worker: one under way, one behind it, two so that collecting may lag."""
+
+LINE = 64
+CONTROL_BYTES = 4096
+
+READY, POSTED, STARTED, DONE, ASLEEP, STOP = (line * LINE // 8 for line in range(6))
+"""Indices of the control words, in u64."""
+
+WAITING = tuple((6 + slot) * LINE // 8 for slot in range(SLOTS))
+
+DESCRIPTOR = struct.Struct("<QIIIII")
+
+_SHARE_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Sizes and offsets of a ring for pages of `page_size` bytes; equal on both ends."""
+
+    page_size: int
+    share_pages: int
+    """Most pages a share may have."""
+
+    @classmethod
+    def of(cls, page_size: int) -> Layout:
+        """Lay out for shares of 256 KiB: enough to amortise a hand-over, few enough to balance."""
+        return cls(page_size, max(1, min(256, _SHARE_BYTES // page_size)))
+
+    @property
+    def input_room(self) -> int:
+        """Bytes for a share's inputs; a compressed source may be up to two pages long."""
+        return 2 * self.share_pages * self.page_size
+
+    @property
+    def data_offset(self) -> int:
+        """Where a slot's data begins: behind the descriptor, lengths and results."""
+        return -(-(LINE + 8 * self.share_pages) // 4096) * 4096
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot: outputs have as much room as inputs, two pages each."""
+        return self.data_offset + 2 * self.input_room
+
+    @property
+    def segment_bytes(self) -> int:
+        """Bytes of the whole segment."""
+        return CONTROL_BYTES + SLOTS * self.slot_bytes
+
+
+class SlotViews:
+    """Views of one slot, made once: nothing is sliced on the hot path that need not be."""
+
+    __slots__ = ("descriptor", "inputs", "lengths", "outputs", "pages", "results")
+
+    def __init__(self, segment: memoryview, layout: Layout, slot: int) -> None:
+        start = CONTROL_BYTES + slot * layout.slot_bytes
+        count, page_size = layout.share_pages, layout.page_size
+        view = segment[start : start + layout.slot_bytes]
+        self.descriptor = view[:LINE]
+        self.lengths = view[LINE : LINE + 4 * count].cast("I")
+        self.results = view[LINE + 4 * count : LINE + 8 * count].cast("i")
+        data = view[layout.data_offset :]
+        self.inputs = data[: layout.input_room]
+        self.outputs = data[layout.input_room :]
+        self.pages = [self.inputs[i * page_size : (i + 1) * page_size] for i in range(count)]
+
+
+def descriptor_check(sequence: int, operation: int, count: int, capacity: int, size: int) -> int:
+    """Make the check word: a descriptor torn or written over does not pass for another."""
+    mixed = (sequence * 0x9E3779B1) ^ (operation << 24) ^ (count * 0x85EBCA77)
+    return (mixed ^ (capacity * 0xC2B2AE3D) ^ (size * 0x27D4EB2F) ^ 0x5BA7C421) & 0xFFFFFFFF
+
+
+def make_fence() -> Callable[[], object]:
+    """Make a function that orders the caller's earlier stores before its later loads.
+
+    Going to sleep is "announce it, look once more, sleep" against "post, look whether they sleep":
+    each side stores and then loads what the other stored, and x86-64 lets such a load overtake the
+    store. Taking an uncontended lock is a locked instruction, which does not.
+    """
+    lock = threading.Lock()
+
+    def fence() -> None:
+        lock.acquire()
+        lock.release()
+
+    return fence

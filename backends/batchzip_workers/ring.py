@@ -1,0 +1,294 @@
+"""The owner's end of a ring: post a share, wait for it, collect its outputs.
+
+`layout.py` has the picture, the writers and the invariants of the shared memory. What is here is
+private to the owner: which slots are in use, and the lock that makes several threads one producer.
+
+    post(share) ─▶ Posted ─▶ wait(posted) ─▶ collect(posted): outputs copied out, slot free again
+
+Lock order: a ring's lock is the innermost; it is held while a share is staged, and nothing is called
+under it that takes another. It is a lock between this process's threads only.
+
+Each slot has a bell (eventfd) of its own, so that exactly one thread waits on each: with one bell a
+ring, a thread could eat the wake-up of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from multiprocessing.context import get_spawning_popen
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from batchzip.batch import CompressBatch
+from batchzip.segment import Segment
+from batchzip_workers.layout import (
+    ASLEEP,
+    CONTROL_BYTES,
+    DESCRIPTOR,
+    DONE,
+    POSTED,
+    READY,
+    SLOTS,
+    STARTED,
+    STOP,
+    WAITING,
+    Layout,
+    SlotViews,
+    descriptor_check,
+    make_fence,
+)
+
+if TYPE_CHECKING:
+    from batchzip.batch import Batch
+
+SPIN_S = 100e-6
+"""Seconds to look for a share's completion before sleeping: a wake-up costs about as much."""
+
+_BACKLOG = 2
+"""Shares, the one under way included, that a worker is given ahead."""
+
+_FREE, _IN_USE, _ABANDONED = range(3)
+
+
+class PassedFd:
+    """A descriptor that the process being started inherits; unpickled there as its number."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        popen = get_spawning_popen()
+        if popen is None:
+            raise TypeError("a descriptor is passed on only to a process being started")
+        return int, (popen.duplicate_for_child(self.fd),)  # type: ignore[attr-defined]
+
+
+class Posted(NamedTuple):
+    """A share that a worker was given."""
+
+    ring: Ring
+    sequence: int
+    share: range
+    batch: Batch
+
+
+class Ring:
+    """One worker's ring, seen from the owner.
+
+    Raises OSError(ENOSPC) when there is no memory for it. Thread-safe.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._segment = Segment(layout.segment_bytes, name="batchzip-ring", reserve=True)
+        view = self._segment.view
+        self._control = view[:CONTROL_BYTES].cast("Q")
+        self._slots = [SlotViews(view, layout, slot) for slot in range(SLOTS)]
+        self._page_rows = [
+            np.frombuffer(slot.inputs, np.uint8).reshape(-1, layout.page_size)
+            for slot in self._slots
+        ]
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._slot_bells = [
+            os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(SLOTS)
+        ]
+        self._fence = make_fence()
+        self._lock = threading.Lock()
+        self._posted = 0
+        self._in_use = [_FREE] * SLOTS
+        self._closing = False
+        self.dead = False
+        self._sentinel = -1
+
+    def set_sentinel(self, fd: int) -> None:
+        """Watch a descriptor that becomes readable when the worker dies; it is duplicated."""
+        self._sentinel = os.dup(fd)
+
+    def worker_arguments(self, owner_pid: int, codec: object) -> tuple[object, ...]:
+        """Arguments of the worker's `main`; descriptors are passed on only while it is started."""
+        return (
+            owner_pid,
+            codec,
+            self.layout,
+            PassedFd(self._segment.fd),
+            PassedFd(self._bell),
+            [PassedFd(bell) for bell in self._slot_bells],
+        )
+
+    def stop_passing(self) -> None:
+        """Keep the descriptors from processes that others start: inheriting is for ours only."""
+        for fd in (self._segment.fd, self._bell, *self._slot_bells):
+            os.set_inheritable(fd, False)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker takes descriptors."""
+        return not self.dead and bool(self._control[READY])
+
+    def wants_work(self) -> bool:
+        """Whether the worker is idle or about to be; a hint, as other threads post too.
+
+        One share under way and one behind it keep a worker busy. More would only be further from
+        whoever has nothing left to do when the batch nears its end.
+        """
+        control = self._control
+        return (
+            not self.dead and self._posted - control[DONE] < _BACKLOG and bool(control[READY])
+        )
+
+    def post(self, batch: Batch, share: range) -> Posted | None:
+        """Stage a share and hand it to the worker, or return None if that is not possible now.
+
+        Sources that do not fit the slot's room make it impossible; the caller does them itself.
+        """
+        if not self._lock.acquire(blocking=False):
+            return None  # another thread is posting here; the caller has work of its own
+        try:
+            sequence = self._posted
+            index = sequence % SLOTS
+            if self.dead or not self._is_free(sequence):
+                return None
+            slot = self._slots[index]
+            size = self._stage(slot, index, batch, share)
+            if size < 0:
+                return None
+            count = len(share)
+            capacity = min(batch.capacity, 2 * self.layout.page_size)
+            check = descriptor_check(sequence, batch.operation, count, capacity, size)
+            DESCRIPTOR.pack_into(
+                slot.descriptor, 0, sequence, batch.operation, count, capacity, size, check
+            )
+            self._in_use[index] = _IN_USE
+            self._posted = sequence + 1
+            self._control[POSTED] = sequence + 1
+            self._fence()
+            if self._control[ASLEEP]:
+                os.eventfd_write(self._bell, 1)
+            return Posted(self, sequence, share, batch)
+        finally:
+            self._lock.release()
+
+    def _is_free(self, sequence: int) -> bool:
+        """Whether the slot of `sequence` can be written; called under the lock."""
+        state = self._in_use[sequence % SLOTS]
+        # Nobody collects an abandoned share, but until it is done the worker writes to its slot.
+        return state == _FREE or (
+            state == _ABANDONED and self._control[DONE] > sequence - SLOTS
+        )
+
+    def _stage(self, slot: SlotViews, index: int, batch: Batch, share: range) -> int:
+        """Copy a share's inputs into its slot; their bytes, or −1 where they do not fit."""
+        if isinstance(batch, CompressBatch):
+            matrix = batch.matrix(share)
+            if matrix is not None:
+                self._page_rows[index][: len(share)] = matrix
+            else:
+                for page, source in zip(slot.pages, batch.inputs(share), strict=False):
+                    page[:] = source  # type: ignore[assignment] # a buffer of the same length
+            return len(share) * self.layout.page_size
+        inputs, lengths, at = slot.inputs, slot.lengths, 0
+        for position, source in enumerate(batch.inputs(share)):
+            length = len(source)  # type: ignore[arg-type] # bytes, or a flat view of them
+            inputs[at : at + length] = source
+            lengths[position] = length
+            at += length
+        return at
+
+    def is_done(self, posted: Posted) -> bool:
+        """Whether the share's results are there."""
+        return self._control[DONE] > posted.sequence
+
+    def was_started(self, posted: Posted) -> bool:
+        """Whether the worker ever began the share: of a dead worker, whether it died on it."""
+        return self._control[STARTED] > posted.sequence
+
+    def wait(self, posted: Posted, timeout_s: float) -> bool:
+        """Wait until the share is done, the worker is dead, or `timeout_s` is over; is it done?"""
+        control, sequence = self._control, posted.sequence
+        clock = time.perf_counter
+        start = clock()
+        while clock() - start < SPIN_S:
+            for _ in range(20):
+                if control[DONE] > sequence:
+                    return True
+            os.sched_yield()
+        return self._sleep(posted, start + timeout_s)
+
+    def _sleep(self, posted: Posted, deadline: float) -> bool:
+        slot = posted.sequence % SLOTS
+        control, bell = self._control, self._slot_bells[slot]
+        poll = select.poll()
+        poll.register(bell, select.POLLIN)
+        poll.register(self._sentinel, select.POLLIN)
+        control[WAITING[slot]] = 1
+        try:
+            self._fence()
+            while control[DONE] <= posted.sequence and not self.dead:
+                left = deadline - time.perf_counter()
+                if left <= 0:
+                    break
+                for fd, _ in poll.poll(left * 1000):
+                    if fd != bell:
+                        self.dead = True  # whatever it finished before stands in DONE
+                    else:
+                        with contextlib.suppress(BlockingIOError):
+                            os.eventfd_read(bell)
+        finally:
+            control[WAITING[slot]] = 0
+        return control[DONE] > posted.sequence
+
+    def collect(self, posted: Posted) -> None:
+        """Copy the outputs of a share that is done to its batch, and free its slot."""
+        slot = self._slots[posted.sequence % SLOTS]
+        packed = slot.outputs
+        outputs: list[memoryview] = []
+        errors: dict[int, int] = {}
+        at = 0
+        for position, result in enumerate(slot.results[: len(posted.share)].tolist()):
+            if result < 0:
+                errors[position] = result
+                outputs.append(packed[:0])
+                continue
+            outputs.append(packed[at : at + result])
+            at += result
+        posted.batch.accept(posted.share, outputs, errors)
+        self.drop(posted)
+
+    def drop(self, posted: Posted) -> None:
+        """Free the slot of a share that is done, or whose worker is dead."""
+        with self._lock:
+            self._in_use[posted.sequence % SLOTS] = _FREE
+            self._close_if_unused()
+
+    def abandon(self, posted: Posted) -> None:
+        """Give up a share that may still be under way: its slot is free once it is done."""
+        with self._lock:
+            self._in_use[posted.sequence % SLOTS] = _ABANDONED
+            self._close_if_unused()
+
+    def stop_worker(self) -> None:
+        """Tell the worker to exit once it has done what is posted."""
+        self._control[STOP] = 1
+        os.eventfd_write(self._bell, 1)
+
+    def close(self) -> None:
+        """Release memory and descriptors, now or when the last share in flight is dropped."""
+        with self._lock:
+            self.dead = True
+            self._closing = True
+            self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if not self._closing or _IN_USE in self._in_use or self._bell < 0:
+            return
+        for fd in (self._bell, self._sentinel, *self._slot_bells):
+            if fd >= 0:
+                os.close(fd)
+        self._bell = -1
+        # Views of the memory stay: another thread may be looking at a control word right now.
+        self._segment.close()

@@ -1,0 +1,193 @@
+"""Supervisor: starts the workers, notices deaths, starts them again, stops them.
+
+loky starts the processes (no fork of threads, no `__main__` guard) and gives a sentinel for each;
+its executor is not used, as one SIGKILL would fail everything pending there (design §5.7).
+
+One thread does it all, for two reasons: a worker's PR_SET_PDEATHSIG fires when the *thread* that
+started it ends, so that thread must live as long as the workers; and starting takes milliseconds
+that no caller should wait for. A dead worker's ring is never used again: what it left half done stays
+in memory that nobody looks at any more, and its successor starts with a new ring.
+
+`rings` is replaced as a whole, never changed in place, so that callers read it without a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.process
+import os
+import select
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+from batchzip_workers import worker
+from batchzip_workers.ring import Ring
+
+if TYPE_CHECKING:
+    from batchzip.codecs import Codec
+    from batchzip_workers.layout import Layout
+
+_START_ATTEMPTS = 3
+"""Starts of one worker in a row that end before it is ready, until it is given up."""
+
+_RETRY_S = 0.05
+"""Seconds between such attempts: a process limit or memory may be short for a moment only."""
+
+_STOP_S = 2.0
+"""Seconds a worker has to finish what is posted to it when the backend closes."""
+
+
+class _Worker:
+    """One worker's place: whoever occupies it now."""
+
+    def __init__(self) -> None:
+        self.process: Any = None
+        self.ring: Ring | None = None
+        self.failed_starts = 0
+
+
+class Supervisor:
+    """Keeps `count` workers running from `start()` to `stop()`."""
+
+    def __init__(self, codec: Codec, layout: Layout, count: int) -> None:
+        self._codec = codec
+        self._layout = layout
+        self._owner_pid = os.getpid()
+        self._workers = [_Worker() for _ in range(count)]
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stopping = False
+        self._thread = threading.Thread(
+            target=self._supervise, name="batchzip-supervisor", daemon=True
+        )
+        self.rings: tuple[Ring, ...] = ()
+        self.restarts = 0
+        self.given_up: str | None = None
+        """Why a worker could not be started, once that has been given up."""
+
+    def start(self) -> None:
+        """Begin; returns at once, workers become ready later."""
+        self._thread.start()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the workers that run now."""
+        return tuple(w.process.pid for w in self._workers if w.process is not None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every worker is ready or given up."""
+        return all(
+            w.failed_starts >= _START_ATTEMPTS or (w.ring is not None and w.ring.ready)
+            for w in self._workers
+        )
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no worker runs and none will."""
+        return self._stopping or all(w.failed_starts >= _START_ATTEMPTS for w in self._workers)
+
+    def kill(self, ring: Ring) -> None:
+        """Kill the worker of `ring`, which hangs; it is replaced as any that dies."""
+        for place in self._workers:
+            if place.ring is ring and place.process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(place.process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Stop every worker and the thread; called in a forked child it does nothing."""
+        if os.getpid() != self._owner_pid or self._stopping:
+            return
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        os.close(self._wake)
+
+    def _supervise(self) -> None:
+        for place in self._workers:
+            if not self._stopping:
+                self._start(place)
+        while not self._stopping:
+            poll = select.poll()
+            poll.register(self._wake, select.POLLIN)
+            for place in self._workers:
+                if place.process is not None:
+                    poll.register(place.process.sentinel, select.POLLIN)
+            retry = any(w.process is None and w.failed_starts < _START_ATTEMPTS for w in self._workers)
+            ready = {fd for fd, _ in poll.poll(_RETRY_S * 1000 if retry else None)}
+            for place in self._workers:
+                if self._stopping:
+                    break
+                if place.process is None:
+                    if place.failed_starts < _START_ATTEMPTS:
+                        self._start(place)
+                elif place.process.sentinel in ready:
+                    self._bury(place)
+                    self._start(place)
+        self._stop_workers()
+
+    def _start(self, place: _Worker) -> None:
+        from loky.backend import get_context  # noqa: PLC0415 - 60 ms, off the caller's path
+
+        if place.failed_starts >= _START_ATTEMPTS:
+            return
+        ring = None
+        try:
+            ring = Ring(self._layout)
+            process = get_context("loky").Process(
+                target=worker.main,
+                args=ring.worker_arguments(self._owner_pid, self._codec),
+                name="batchzip-worker",
+                daemon=True,
+            )
+            process.start()
+        except Exception as error:  # noqa: BLE001 - memory, process limit, a daemonic parent
+            place.failed_starts += 1
+            self._give_up_if_hopeless(place, f"{type(error).__name__}: {error}")
+            if ring is not None:
+                ring.close()
+            return
+        # At exit multiprocessing would send SIGTERM to its children from any forked copy of this
+        # process too. Stopping workers is done here, by their owner only.
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined] # noqa: SLF001
+        ring.stop_passing()
+        ring.set_sentinel(process.sentinel)
+        place.process, place.ring = process, ring
+        self._publish()
+
+    def _bury(self, place: _Worker) -> None:
+        """Take a dead worker's ring out of use and reap the process."""
+        assert place.ring is not None  # noqa: S101 - a process has a ring
+        was_ready = place.ring.ready
+        place.process.join()
+        status = place.process.exitcode
+        ring, place.process, place.ring = place.ring, None, None
+        self._publish()
+        ring.close()
+        self.restarts += 1
+        if was_ready:
+            place.failed_starts = 0
+        else:
+            place.failed_starts += 1
+            self._give_up_if_hopeless(place, f"it ended with status {status} before it was ready")
+
+    def _give_up_if_hopeless(self, place: _Worker, reason: str) -> None:
+        if place.failed_starts >= _START_ATTEMPTS:
+            self.given_up = reason
+
+    def _publish(self) -> None:
+        self.rings = tuple(w.ring for w in self._workers if w.ring is not None)
+
+    def _stop_workers(self) -> None:
+        self.rings = ()
+        running = [w for w in self._workers if w.process is not None and w.ring is not None]
+        for place in running:
+            place.ring.stop_worker()  # type: ignore[union-attr] # filtered above
+        for place in running:
+            place.process.join(_STOP_S)
+            if place.process.exitcode is None:
+                place.process.kill()
+                place.process.join()
+            place.ring.close()  # type: ignore[union-attr]
+            place.process = place.ring = None

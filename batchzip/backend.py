@@ -1,0 +1,132 @@
+"""The contract of a backend: where an engine's work is done.
+
+Kernel counterpart: the driver behind a crypto_acomp transform (software, deflate-iaa). A backend is
+given one codec when its engine opens it, and then batches. It must
+
+* fill `dlens`, `errors` and outputs of every page of a batch (`Batch.accept`), whatever happens to
+  any other page, and raise only where nothing can be said about the pages;
+* be callable from several threads at once;
+* leave nothing behind after `close()`: process, thread, descriptor, memory.
+
+`batchzip.testing` has the suite that holds a backend to this. Adding one is one package and one
+entry point in the group `batchzip.backends`; batchzip itself imports none by name.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from batchzip.codecs.context import Context
+from batchzip.errors import BackendUnavailable, BadArgument, UnknownBackend
+from batchzip.plugins import plugin_entry_points
+
+if TYPE_CHECKING:
+    from batchzip.batch import Batch
+    from batchzip.codecs import Codec
+
+_GROUP = "batchzip.backends"
+
+
+class Backend(ABC):
+    """Does an engine's work. Made by name or by hand, then opened once, by one engine."""
+
+    name: str
+    """The backend's name in the registry."""
+
+    batch_size: int = 1
+    """Pages it takes in one go, as crypto_acomp_batch_size(); 1: it goes page by page."""
+
+    page_size: int
+    codec: Codec | None = None
+
+    def open(self, codec: Codec, page_size: int) -> None:
+        """Bind to one codec and page size. A subclass extends this to get its resources."""
+        if self.codec is not None:
+            raise BadArgument("this backend already serves an engine: make one for each engine")
+        self.codec = codec
+        self.page_size = page_size
+        self._contexts = threading.local()
+        self.context()  # a codec that cannot be made here fails here
+
+    def context(self) -> Context:
+        """Codec context of the calling thread: contexts are never shared between threads."""
+        try:
+            return self._contexts.context  # type: ignore[no-any-return] # thread-locals are Any
+        except AttributeError:
+            assert self.codec is not None  # noqa: S101 - open() came first
+            context = self._contexts.context = Context(self.codec, self.page_size)
+            return context
+
+    def run_inline(self, batch: Batch) -> None:
+        """Do a batch in the calling thread, page by page: the direct path."""
+        share = range(len(batch))
+        batch.accept(
+            share, *self.context().run(batch.operation, batch.inputs(share), batch.capacity)
+        )
+
+    @abstractmethod
+    def run(self, batch: Batch) -> None:
+        """Do a batch of more than one page and return when it is done."""
+
+    def submit(self, batch: Batch) -> Future[None]:
+        """Begin a batch and return at once; the future is done when the batch is.
+
+        A backend without anything to do the work besides the caller does it here and returns a
+        future that is done, as a synchronous driver's crypto_acomp_compress() returns 0.
+        """
+        future: Future[None] = Future()
+        future.set_running_or_notify_cancel()
+        try:
+            self.run(batch)
+        except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+        return future
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process ids of the workers besides the caller, if there are any."""
+        return ()
+
+    def wait_ready(self, timeout_s: float) -> bool:  # noqa: ARG002 - for backends that start up
+        """Wait until everything that helps the caller has started; whether it has."""
+        return True
+
+    def close(self) -> None:
+        """Finish what is under way and release everything; idempotent, never in a forked child."""
+
+
+def backends() -> list[str]:
+    """Names of the registered backends, sorted."""
+    return sorted(plugin_entry_points(_GROUP))
+
+
+def make_backend(name: str, *, workers: int | None = None) -> Backend:
+    """Make the backend `name`; "auto" is `workers` where there is more than one CPU to use.
+
+    Raises UnknownBackend naming those there are; BackendUnavailable, with the reason, if it cannot
+    work here (which "auto" answers with `sequential`).
+    """
+    if name == "auto":
+        return _automatic(workers)
+    points = plugin_entry_points(_GROUP)
+    if name not in points:
+        raise UnknownBackend(name, [*points, "auto"])
+    backend_class = points[name].load()
+    backend: Backend = backend_class() if workers is None else backend_class(workers=workers)
+    return backend
+
+
+def _automatic(workers: int | None) -> Backend:
+    from loky import cpu_count  # noqa: PLC0415 - takes 50 ms, and only this needs it
+
+    if workers is None and cpu_count() == 1:
+        return make_backend("sequential")
+    try:
+        return make_backend("workers", workers=workers)
+    except (BackendUnavailable, UnknownBackend):
+        return make_backend("sequential")

@@ -1,0 +1,298 @@
+"""The batch descriptors: pages, destination buffers, lengths and errors handed over in one go.
+
+Kernel counterparts: `struct swap_batch_comp_data` and `struct swap_batch_decomp_data`.
+What differs: the capacity of a destination and the bytes produced in it are two things here
+(`capacity`, `dlens`), never one field that means the one before and the other after.
+
+A descriptor owns no memory but what it allocated itself, and is used by one request at a time.
+Backends see `operation`, `inputs(share)` and `accept(share, outputs, errors)`: a *share* is a
+range of the batch's indices, and whoever ran a codec over a share's inputs accepts its outputs.
+Shares of one batch may be accepted from several threads, as they touch different elements.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from batchzip import buffers
+from batchzip.codecs.context import COMPRESS, DECOMPRESS
+from batchzip.errors import BadBatch, PageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy.typing as npt
+    from typing_extensions import Buffer
+
+_CACHE_LINE = 64
+
+
+class Batch:
+    """What both descriptors have: `dlens` and `errors`, and a share's way in and out."""
+
+    __slots__ = (
+        "_dlens",
+        "_inputs",
+        "_matrix",
+        "_unfit",
+        "capacity",
+        "dlens",
+        "errors",
+        "page_size",
+    )
+
+    operation: ClassVar[int]
+    capacity: int
+    """Most bytes an output may have."""
+    dlens: npt.NDArray[np.uint32]
+    errors: npt.NDArray[np.int32]
+
+    def __init__(self, count: int, page_size: int) -> None:
+        self.page_size = buffers.check_page_size(page_size)
+        self.dlens = np.zeros(count, np.uint32)
+        self.errors = np.zeros(count, np.int32)
+        self._dlens = memoryview(self.dlens)  # a third of the cost of NumPy's for single elements
+        self._unfit: dict[int, int] = {}
+        self._matrix: buffers.Bytes | None = None
+
+    def __len__(self) -> int:
+        return len(self._dlens)
+
+    def reset(self) -> None:
+        """Forget the results of an earlier run."""
+        self.dlens.fill(0)
+        self.errors.fill(0)
+
+    def inputs(self, share: range) -> Sequence[Buffer]:
+        """Inputs of the pages of `share`, in its order."""
+        return self._inputs[share.start : share.stop : share.step]
+
+    def accept(
+        self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]
+    ) -> None:
+        """Take a share's outputs, in its order; `errors` has codes by position within it."""
+        raise NotImplementedError
+
+    def fail(self, indices: Iterable[int], code: int) -> None:
+        """Give these pages the negative errno `code` and no output."""
+        for index in indices:
+            self.dlens[index] = 0
+            self.errors[index] = code
+
+    def _accept_errors(self, share: range, errors: Mapping[int, int]) -> None:
+        for position, code in errors.items():
+            self.fail([share[position]], code)
+        for index, code in self._unfit.items():
+            if index in share:
+                self.fail([index], code)
+
+
+class CompressBatch(Batch):
+    """Pages to compress, and where to.
+
+    `pages`     (n, page_size) uint8 array, a sequence of n buffers of one page each, or, with
+                `page_size=`, one flat buffer. Read only while a request runs; never copied here.
+    `dsts`      (n, capacity) uint8, contiguous and writable; made where none is given.
+    `capacity`  bytes of room per page, default 2 × page_size, as in zswap.
+
+    Afterwards `dlens` (n,) uint32 has the bytes produced, 0 where it failed, and `errors` (n,)
+    int32 has 0 or a negative errno: -ENOSPC the output does not fit, -EINVAL the page has another
+    size, -EIO the codec failed, -ENOMEM. What `dsts` holds beyond a page's length is undefined.
+    """
+
+    __slots__ = ("_dsts", "_pitch", "dsts")
+
+    operation = COMPRESS
+
+    def __init__(
+        self,
+        pages: Buffer | Sequence[Buffer],
+        *,
+        dsts: Buffer | None = None,
+        capacity: int | None = None,
+        page_size: int | None = None,
+    ) -> None:
+        if buffers.is_sequence(pages):
+            inputs = buffers.as_inputs(pages, "pages")  # type: ignore[arg-type] # checked above
+            page_size = len(inputs[0]) if page_size is None else page_size  # type: ignore[arg-type]
+            super().__init__(len(inputs), page_size)
+            self._inputs = inputs
+            for index, page in enumerate(inputs):
+                if len(page) != page_size:  # type: ignore[arg-type] # flat bytes
+                    self._unfit[index] = -errno.EINVAL
+                    inputs[index] = bytes(page_size)
+        else:
+            matrix = buffers.as_matrix(pages, "pages", rows=None, width=page_size)  # type: ignore[arg-type]
+            super().__init__(len(matrix), matrix.shape[1])
+            self._matrix = matrix
+            self._inputs = memoryview(matrix).cast("B")
+        self._set_destinations(pages, dsts, capacity)
+
+    def _set_destinations(
+        self, pages: Buffer | Sequence[Buffer], dsts: Buffer | None, capacity: int | None
+    ) -> None:
+        count = len(self)
+        if capacity is not None and capacity < 1:
+            raise BadBatch(f"capacity must be at least one byte, not {capacity}")
+        if dsts is None:
+            self.capacity = 2 * self.page_size if capacity is None else capacity
+            # Rows a power of two apart would all start in the same set of the cache.
+            self._pitch = self.capacity + _CACHE_LINE
+            rows = np.empty((count, self._pitch), np.uint8)
+            self.dsts = rows[:, : self.capacity]
+        else:
+            rows = buffers.as_matrix(dsts, "dsts", rows=count, width=capacity, writable=True)
+            self.capacity = self._pitch = rows.shape[1]
+            sources = pages if buffers.is_sequence(pages) else [pages]
+            buffers.refuse_overlap([rows], sources, "dsts", "pages")  # type: ignore[arg-type]
+            self.dsts = rows
+        self._dsts = memoryview(rows).cast("B")
+
+    def inputs(self, share: range) -> Sequence[Buffer]:
+        """Pages of `share`: views of the caller's memory."""
+        if self._matrix is None:
+            return super().inputs(share)
+        size = self.page_size
+        flat = self._inputs
+        return [
+            flat[at : at + size] for at in range(share.start * size, share.stop * size, share.step * size)
+        ]
+
+    def matrix(self, share: range) -> buffers.Bytes | None:
+        """Pages of `share` as one strided array, where the caller gave them as one."""
+        if self._matrix is None:
+            return None
+        return self._matrix[share.start : share.stop : share.step]
+
+    def accept(
+        self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]
+    ) -> None:
+        """Copy a share's outputs to their destinations."""
+        dsts, dlens = self._dsts, self._dlens
+        at, hop = share.start * self._pitch, share.step * self._pitch
+        for index, output in zip(share, outputs, strict=True):
+            length = len(output)  # type: ignore[arg-type] # bytes, or a flat view of them
+            dsts[at : at + length] = output
+            dlens[index] = length
+            at += hop
+        if errors or self._unfit:
+            self._accept_errors(share, errors)
+
+    def output(self, index: int) -> memoryview:
+        """View the compressed bytes of one page, in `dsts`; raise PageError if it failed."""
+        code = int(self.errors[index])
+        if code:
+            raise PageError(index, code)
+        index = range(len(self))[index]
+        return self._dsts[index * self._pitch : index * self._pitch + self._dlens[index]]
+
+
+class DecompressBatch(Batch):
+    """Compressed sources, and the pages to restore.
+
+    `srcs`   sequence of n buffers, or `(dsts, slens)`: an array (n, capacity) and n lengths.
+    `pages`  (n, page_size) uint8, one flat buffer, or a sequence of n buffers of one page each:
+             writable, contiguous, overlapping nothing; made where none is given.
+
+    Afterwards `dlens` is page_size for each page restored, else 0, and `errors` as in
+    CompressBatch; -EBADMSG the source cannot be decoded to exactly a page. A page that failed
+    is left as it was.
+    """
+
+    __slots__ = ("_rows", "pages", "slens")
+
+    operation = DECOMPRESS
+
+    def __init__(
+        self,
+        srcs: Sequence[Buffer] | tuple[Buffer, Sequence[int]],
+        pages: Buffer | Sequence[Buffer] | None = None,
+        *,
+        page_size: int | None = None,
+    ) -> None:
+        sources = _sources(srcs)
+        count = len(sources)
+        self.pages: buffers.Bytes | Sequence[Buffer]
+        if pages is None:
+            page_size = buffers.check_page_size(4096 if page_size is None else page_size)
+            self.pages = matrix = np.empty((count, page_size), np.uint8)
+            self._rows = memoryview(matrix).cast("B")
+        elif buffers.is_sequence(pages):
+            self.pages = pages  # type: ignore[assignment] # checked above
+            self._rows, page_size = _rows(pages, count, page_size)  # type: ignore[arg-type]
+            buffers.refuse_overlap(self._rows, sources, "pages", "srcs")
+        else:
+            self.pages = matrix = buffers.as_matrix(
+                pages,  # type: ignore[arg-type] # not a sequence
+                "pages",
+                rows=count,
+                width=page_size or (4096 if memoryview(pages).ndim == 1 else None),  # type: ignore[arg-type]
+                writable=True,
+            )
+            page_size = matrix.shape[1]
+            self._rows = memoryview(matrix).cast("B")
+            buffers.refuse_overlap([matrix], sources, "pages", "srcs")
+        super().__init__(count, page_size)
+        self.capacity = self.page_size
+        self._inputs = sources
+        self.slens = np.fromiter(map(len, sources), np.uint32, count)  # type: ignore[arg-type]
+        # No page compresses to more than this; what is longer need not reach a codec.
+        for index in np.flatnonzero(self.slens > 2 * page_size):
+            self._unfit[int(index)] = -errno.EBADMSG
+            sources[index] = b""
+
+    def accept(
+        self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]
+    ) -> None:
+        """Copy a share's pages to where they go."""
+        size, rows = self.page_size, self._rows
+        if isinstance(rows, list):
+            for index, output in zip(share, outputs, strict=True):
+                rows[index][: len(output)] = output  # type: ignore[arg-type]
+        else:
+            at, hop = share.start * size, share.step * size
+            for output in outputs:
+                rows[at : at + len(output)] = output  # type: ignore[arg-type]
+                at += hop
+        self.dlens[share.start : share.stop : share.step] = size
+        if errors or self._unfit:
+            self._accept_errors(share, errors)
+
+
+def _sources(srcs: Sequence[Buffer] | tuple[Buffer, Sequence[int]]) -> list[Buffer]:
+    """Compressed sources of a batch as flat buffers."""
+    if isinstance(srcs, tuple) and len(srcs) == 2 and getattr(srcs[0], "ndim", 0) == 2:
+        dsts, slens = np.asarray(srcs[0]), np.asarray(srcs[1])
+        if dsts.dtype != np.uint8 or slens.dtype.kind not in "iu" or slens.shape != dsts.shape[:1]:
+            raise BadBatch(
+                f"(dsts, slens) must be (n, capacity) uint8 and n integers, not {dsts.shape} {dsts.dtype} and {slens.shape} {slens.dtype}"
+            )
+        if len(slens) and (slens.min() < 0 or slens.max() > dsts.shape[1]):
+            raise BadBatch(f"slens must lie in 0…{dsts.shape[1]}, the capacity of dsts")
+        return buffers.as_inputs(
+            [row[:length] for row, length in zip(dsts, slens, strict=True)], "srcs"
+        )
+    if not buffers.is_sequence(srcs):
+        raise BadBatch(
+            f"srcs must be a list of buffers or (dsts, slens), not {type(srcs).__name__}"
+        )
+    return buffers.as_inputs(srcs, "srcs")  # type: ignore[arg-type]
+
+
+def _rows(
+    pages: Sequence[Buffer], count: int, page_size: int | None
+) -> tuple[list[memoryview], int]:
+    """Views of the destinations given one by one, and their common size."""
+    if len(pages) != count:
+        raise BadBatch(f"there are {count} sources and {len(pages)} pages")
+    rows = [
+        buffers.as_view(page, f"pages[{index}]", writable=True) for index, page in enumerate(pages)
+    ]
+    size = len(rows[0]) if page_size is None else page_size
+    for index, row in enumerate(rows):
+        if len(row) != size:
+            raise BadBatch(f"pages[{index}] has {len(row)} bytes, not {size}")
+    return rows, size

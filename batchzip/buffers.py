@@ -1,0 +1,126 @@
+"""What a caller may hand over as pages, sources and destinations, checked at the edge.
+
+Everything deeper down relies on what is established here: contiguous bytes, writable where they
+are written, destinations that overlap nothing. Errors name the offending item and what would do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from batchzip.errors import BadArgument, BadBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from typing_extensions import Buffer
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+MIN_PAGE_SIZE = 512
+MAX_PAGE_SIZE = 2 << 20
+
+
+def check_page_size(page_size: int) -> int:
+    """Return `page_size` if it is a power of two in 512 B … 2 MiB, else raise BadArgument."""
+    if (
+        not isinstance(page_size, int)
+        or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE
+        or page_size & (page_size - 1)
+    ):
+        raise BadArgument(
+            f"page_size must be a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE} bytes, not {page_size!r}"
+        )
+    return page_size
+
+
+def is_sequence(buffers: object) -> bool:
+    """Whether this is a list or tuple of buffers rather than one buffer."""
+    return isinstance(buffers, (list, tuple))
+
+
+def as_view(buffer: Buffer, what: str, *, writable: bool = False) -> memoryview:
+    """View `buffer` as flat bytes; it must be contiguous, and writable where that is asked."""
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        raise BadBatch(
+            f"{what} must be a buffer (bytes, memoryview, array, …), not {type(buffer).__name__}"
+        ) from None
+    if not view.c_contiguous:
+        raise BadBatch(f"{what} is not contiguous: pass a contiguous copy of it")
+    if writable and view.readonly:
+        raise BadBatch(f"{what} is read-only, and would be written to")
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def as_matrix(
+    buffer: Buffer, what: str, *, rows: int | None, width: int | None, writable: bool = False
+) -> Bytes:
+    """View `buffer` as (rows, width) bytes without a copy.
+
+    A 2-D buffer must be uint8 of that shape (None: any); a flat one is cut into rows of `width`.
+    """
+    view = as_view(buffer, what, writable=writable)
+    shape = memoryview(buffer).shape or ()
+    if len(shape) == 2:
+        if memoryview(buffer).itemsize != 1:
+            raise BadBatch(f"{what} must be uint8: view it with .view(np.uint8)")
+        if rows not in (None, shape[0]) or width not in (None, shape[1]):
+            raise BadBatch(
+                f"{what} must have shape ({rows or 'n'}, {width or 'bytes'}), not {shape}"
+            )
+        if 0 in shape:
+            raise BadBatch(f"{what} of shape {shape} holds nothing: at least one page is needed")
+    elif len(shape) == 1:
+        if width is None:
+            raise BadBatch(f"{what} is one flat buffer: say page_size= to cut it into pages")
+        if view.nbytes % width or not view.nbytes:
+            raise BadBatch(
+                f"{what} has {view.nbytes} bytes, which is not a positive multiple of {width}"
+            )
+        if rows is not None and view.nbytes != rows * width:
+            raise BadBatch(f"{what} has {view.nbytes} bytes; {rows} × {width} are needed")
+        shape = (view.nbytes // width, width)
+    else:
+        raise BadBatch(f"{what} must have one or two dimensions, not {len(shape)}")
+    return np.frombuffer(view, np.uint8).reshape(shape)
+
+
+def as_inputs(buffers: Sequence[Buffer], what: str) -> list[Buffer]:
+    """Make a list of flat, contiguous, readable buffers out of a sequence of n of them."""
+    if not buffers:
+        raise BadBatch(f"{what} holds nothing: at least one page is needed")
+    # bytes are what is wanted already, and a view of them costs as much as a short codec call.
+    return [
+        buffer if type(buffer) is bytes else as_view(buffer, f"{what}[{index}]")
+        for index, buffer in enumerate(buffers)
+    ]
+
+
+def extent(buffer: Buffer) -> tuple[int, int]:
+    """First address of a contiguous buffer, and the address behind its last byte."""
+    array = np.frombuffer(buffer, np.uint8)
+    start = cast("int", array.__array_interface__["data"][0])
+    return start, start + array.nbytes
+
+
+def refuse_overlap(
+    destinations: Iterable[Buffer], sources: Iterable[Buffer], what: str, with_what: str
+) -> None:
+    """Raise BadBatch when two destinations, or a destination and a source, share a byte."""
+    spans = sorted((*extent(buffer), index) for index, buffer in enumerate(destinations))
+    for (_, end, index), (start, _, other) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise BadBatch(f"{what}[{other}] overlaps {what}[{index}]: each needs memory of its own")
+    starts = np.array([start for start, _, _ in spans], np.uint64)
+    ends = np.array([end for _, end, _ in spans], np.uint64)
+    for index, source in enumerate(sources):
+        if type(source) is bytes or not len(memoryview(source)):
+            continue  # immutable memory cannot be a destination
+        start, end = extent(source)
+        if np.searchsorted(ends, start, "right") < np.searchsorted(starts, end, "left"):
+            raise BadBatch(f"{what} overlaps {with_what}[{index}], which it would overwrite")

@@ -1,0 +1,49 @@
+"""Codec: an algorithm with its parameters, and the two callables it gives.
+
+A codec is a frozen dataclass: its fields are the algorithm's parameters, checked when it is made,
+and it pickles, so that workers get the very codec the owner has. It does no work itself:
+`compressor()` and `decompressor()` make a callable for one thread of one process, and the hot path
+calls that and nothing in between (design §5.1: what can be lost is dispatch).
+
+Adding an algorithm is one subclass and one entry point in the group `batchzip.codecs`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
+    Transcode: TypeAlias = Callable[[Buffer], bytes]
+
+
+class Codec(ABC):
+    """One algorithm with its parameters; immutable, picklable, shared freely between threads."""
+
+    __slots__ = ()
+
+    name: ClassVar[str]
+    """The algorithm's name in the registry."""
+
+    @abstractmethod
+    def compressor(self, page_size: int) -> Transcode:
+        """Make a callable that turns one page into its compressed bytes.
+
+        The callable is for one thread at a time. It is given a contiguous readable buffer of
+        `page_size` bytes, keeps no reference to it, and returns new bytes of any length: whether
+        they fit is the caller's matter. Any exception it raises becomes that page's -EIO
+        (MemoryError: -ENOMEM).
+        """
+
+    @abstractmethod
+    def decompressor(self, page_size: int) -> Transcode:
+        """Make a callable that turns compressed bytes back into a page.
+
+        The callable is for one thread at a time. Whatever bytes it is given, it allocates no more
+        than a page and a constant, and either returns bytes or raises. A result whose length is
+        not `page_size` counts as undecodable, so it need not check that itself.
+        """

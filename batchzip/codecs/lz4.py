@@ -1,0 +1,72 @@
+"""lz4 blocks, through lz4.block.
+
+A compressed page is one raw lz4 block without the size that python-lz4 would put in front: the
+page's size is known, and a size that comes with the data is not to be trusted (design §5.10).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import lz4.block
+
+from batchzip.codecs.codec import Codec
+from batchzip.errors import BadArgument
+
+if TYPE_CHECKING:
+    from batchzip.codecs.codec import Transcode
+
+_MAX_ACCELERATION = 65537
+"""LZ4_ACCELERATION_MAX: larger values are taken as this one."""
+
+_MAX_HC_LEVEL = 12
+"""LZ4HC_CLEVEL_MAX."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lz4(Codec):
+    """LZ4 with `acceleration` 1 (best ratio) … 65537, or `high_compression` at level 1 … 12.
+
+    The two exclude each other: high compression has its own, slower, match finder.
+    """
+
+    name: ClassVar[str] = "lz4"
+
+    acceleration: int = 1
+    high_compression: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.acceleration, int) or not 1 <= self.acceleration <= _MAX_ACCELERATION:
+            raise BadArgument(
+                f"lz4 acceleration must be an integer in 1…{_MAX_ACCELERATION}, not {self.acceleration!r}"
+            )
+        level = self.high_compression
+        if level is None:
+            return
+        if isinstance(level, bool) or not isinstance(level, int) or not 1 <= level <= _MAX_HC_LEVEL:
+            raise BadArgument(
+                f"lz4 high_compression must be a level in 1…{_MAX_HC_LEVEL} or None, not {level!r}"
+            )
+        if self.acceleration != 1:
+            raise BadArgument("lz4 takes acceleration or high_compression, not both")
+
+    def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002 - lz4 sizes itself by input
+        """Make a compressor; lz4's state lives on the C stack of the call."""
+        if self.high_compression is not None:
+            return partial(
+                lz4.block.compress,
+                mode="high_compression",
+                compression=self.high_compression,
+                store_size=False,
+            )
+        if self.acceleration != 1:
+            return partial(
+                lz4.block.compress, mode="fast", acceleration=self.acceleration, store_size=False
+            )
+        return partial(lz4.block.compress, store_size=False)
+
+    def decompressor(self, page_size: int) -> Transcode:
+        """Make a decompressor; its output buffer is `page_size` bytes, whatever the block holds."""
+        return partial(lz4.block.decompress, uncompressed_size=page_size)

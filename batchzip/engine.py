@@ -1,0 +1,160 @@
+"""Engine: one algorithm with its parameters on one backend.
+
+Kernel counterpart: a crypto_acomp transform. The engine holds the unified path of zswap's batched
+compression: where the backend's `batch_size` is 1, or the batch is a single page, pages are done one
+by one in the calling thread; otherwise the batch is handed to the backend whole. No lock is taken
+here: contexts belong to threads, and a backend locks once per share at most (the patch's own
+regression was a lock per page).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from batchzip.backend import Backend, make_backend
+from batchzip.batch import Batch, CompressBatch, DecompressBatch
+from batchzip.buffers import check_page_size
+from batchzip.codecs import Codec, make_codec
+from batchzip.errors import BadArgument, BadBatch, PageError
+from batchzip.lifetime import Owned
+from batchzip.request import AnyBatch, Request
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class Engine(Owned):
+    """Compresses and decompresses batches of pages.
+
+    `algorithm`   a name from `batchzip.algorithms()`, or a codec made by hand.
+    `backend`     "auto", a name from `batchzip.backends()`, or a backend made by hand, which the
+                  engine then owns and closes.
+    `workers`     worker processes besides the caller; default: usable CPUs − 1, at least 1.
+    `page_size`   bytes of a page; a power of two in 512 B … 2 MiB.
+    `parameters`  the algorithm's own: `level` for zstd; `acceleration`, `high_compression` for lz4.
+
+    Thread-safe; bound to the process that made it. Closing it, or losing it, stops its workers.
+    """
+
+    def __init__(
+        self,
+        algorithm: str | Codec = "zstd",
+        *,
+        backend: str | Backend = "auto",
+        workers: int | None = None,
+        page_size: int = 4096,
+        **parameters: object,
+    ) -> None:
+        self.page_size = check_page_size(page_size)
+        if workers is not None and (not isinstance(workers, int) or workers < 1):
+            raise BadArgument(f"workers must be an integer of at least 1, not {workers!r}")
+        if isinstance(algorithm, Codec):
+            if parameters:
+                raise BadArgument("a codec made by hand brings its own parameters")
+            self.codec = algorithm
+        else:
+            self.codec = make_codec(algorithm, **parameters)
+        if isinstance(backend, Backend):
+            if workers is not None:
+                raise BadArgument("a backend made by hand brings its own workers")
+            self.backend = backend
+        else:
+            self.backend = make_backend(backend, workers=workers)
+        self.backend.open(self.codec, self.page_size)
+        self._one_by_one = self.backend.batch_size == 1
+        super().__init__()
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.codec} on {self.backend.name}, {self.page_size} B pages>"
+
+    @property
+    def batch_size(self) -> int:
+        """Pages the backend takes in one go; larger batches are done in several."""
+        return self.backend.batch_size
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process ids of the workers besides this process, if there are any."""
+        return self.backend.worker_pids
+
+    def wait_ready(self, timeout_s: float = 10.0) -> bool:
+        """Wait until all workers have started; whether they have within `timeout_s` seconds.
+
+        Never needed for right results: until a worker is ready the caller does its share.
+        """
+        self._refuse()
+        return self.backend.wait_ready(timeout_s)
+
+    def compress(self, batch: CompressBatch) -> None:
+        """Compress a batch; its `dlens`, `errors` and outputs are there on return."""
+        if not isinstance(batch, CompressBatch):
+            raise BadBatch(f"compress takes a CompressBatch, not {type(batch).__name__}")
+        self._run(batch)
+
+    def decompress(self, batch: DecompressBatch) -> None:
+        """Decompress a batch; its `dlens`, `errors` and pages are there on return."""
+        if not isinstance(batch, DecompressBatch):
+            raise BadBatch(f"decompress takes a DecompressBatch, not {type(batch).__name__}")
+        self._run(batch)
+
+    def _run(self, batch: Batch) -> None:
+        self._admit(batch)
+        if self._one_by_one or len(batch) == 1:
+            self.backend.run_inline(batch)
+        else:
+            self.backend.run(batch)
+
+    def _admit(self, batch: Batch) -> None:
+        if self._unusable:
+            self._refuse()
+        if batch.page_size != self.page_size:
+            raise BadBatch(
+                f"the batch has pages of {batch.page_size} bytes, this engine of {self.page_size}"
+            )
+        batch.reset()
+
+    def submit(self, batch: AnyBatch) -> Request[AnyBatch]:
+        """Begin a batch of either kind, and return at once with the request.
+
+        The batch and its buffers belong to the engine until the request is done.
+        """
+        if not isinstance(batch, Batch):
+            raise BadBatch(
+                f"submit takes a CompressBatch or DecompressBatch, not {type(batch).__name__}"
+            )
+        self._admit(batch)
+        return Request(batch, self.backend.submit(batch))
+
+    def compress_page(self, page: Buffer) -> bytes:
+        """Compress one page in the calling thread: no descriptor, no copy of the output.
+
+        Raises PageError: -EINVAL for a buffer of another size, -EIO where the codec failed.
+        """
+        if self._unusable:
+            self._refuse()
+        if memoryview(page).nbytes != self.page_size:
+            raise PageError(0, -errno.EINVAL)
+        outputs, errors = self.backend.context().run(CompressBatch.operation, [page], 1 << 62)
+        if errors:
+            raise PageError(0, errors[0])
+        return outputs[0]
+
+    def decompress_page(self, src: Buffer) -> bytes:
+        """Decompress one page in the calling thread. Raises PageError (-EBADMSG)."""
+        if self._unusable:
+            self._refuse()
+        try:
+            page = self.backend.context().decompress(src)
+        except Exception:  # noqa: BLE001 - whatever a codec raises means the same here
+            raise PageError(0, -errno.EBADMSG) from None
+        if len(page) != self.page_size:
+            raise PageError(0, -errno.EBADMSG)
+        return page
+
+    def _close(self) -> None:
+        self.backend.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_one_by_one"):
+            self.close()

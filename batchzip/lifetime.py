@@ -1,0 +1,75 @@
+"""Owned: what every long-lived object shares: open, closed, or in the wrong process.
+
+An engine, a pool and a store belong to the process that made them. In a forked child their
+locks may be held by threads that do not exist there, and their workers are the parent's children;
+so a child's use of one is refused at once, and closing it there touches nothing of the parent's.
+
+The check on the hot path is one attribute: `_unusable` is None while all is well, else the exception
+class and text to raise. Close and fork set it; nobody compares pids.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING, Self
+
+from batchzip.errors import BatchzipError, ClosedError, ForkedProcess
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_alive: weakref.WeakSet[Owned] = weakref.WeakSet()
+
+
+class Owned:
+    """Base of objects with an idempotent `close()` that are bound to one process."""
+
+    _unusable: tuple[type[BatchzipError], str] | None = None
+
+    def __init__(self) -> None:
+        _alive.add(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this object cannot be used any more, here."""
+        return self._unusable is not None
+
+    def _refuse(self) -> None:
+        """Raise the reason this object cannot be used; call it when `_unusable` is set."""
+        if self._unusable is not None:
+            kind, text = self._unusable
+            raise kind(text)
+
+    def close(self) -> None:
+        """Release everything; further calls do nothing."""
+        if self._unusable is None:
+            self._unusable = (ClosedError, f"this {type(self).__name__} is closed")
+            self._close()
+
+    def _close(self) -> None:
+        """Release what the subclass holds; called once, in the owning process only."""
+
+    def __enter__(self) -> Self:
+        self._refuse()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _refuse_in_child() -> None:
+    for owned in _alive:
+        if owned._unusable is None:  # noqa: SLF001 - this module's own class
+            owned._unusable = (  # noqa: SLF001
+                ForkedProcess,
+                f"this {type(owned).__name__} belongs to process {os.getppid()}, which forked this one: make a new one here",
+            )
+
+
+os.register_at_fork(after_in_child=_refuse_in_child)

@@ -1,0 +1,16 @@
+"""Plug-ins by name: classes registered under an entry-point group.
+
+Both registries (codecs, backends) are this: names come from the installed distributions, a class
+is imported when it is first asked for, so that a broken plug-in hurts only who names it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+
+
+@cache
+def plugin_entry_points(group: str) -> dict[str, EntryPoint]:
+    """Entry points of `group` by name, as they stood when first asked for."""
+    return {point.name: point for point in entry_points(group=group)}
