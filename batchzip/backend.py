@@ -3,8 +3,8 @@
 Kernel counterpart: the driver behind a crypto_acomp transform (software, deflate-iaa). A backend is
 given one codec when its engine opens it, and then batches. It must
 
-* fill `dlens`, `errors` and outputs of every page of a batch (`Batch.accept`), whatever happens to
-  any other page, and raise only where nothing can be said about the pages;
+* fill `dlens`, `errors` and outputs of every page of a batch (`Batch.run_share`, or `Batch.inputs`
+  and `Batch.accept` where the work is done elsewhere), whatever happens to any other page, and raise only where nothing can be said about the pages;
 * be callable from several threads at once;
 * leave nothing behind after `close()`: process, thread, descriptor, memory.
 
@@ -62,10 +62,7 @@ class Backend(ABC):
 
     def run_inline(self, batch: Batch) -> None:
         """Do a batch in the calling thread, page by page: the direct path."""
-        share = range(len(batch))
-        batch.accept(
-            share, *self.context().run(batch.operation, batch.inputs(share), batch.capacity)
-        )
+        batch.run_share(self.context(), range(len(batch)))
 
     @abstractmethod
     def run(self, batch: Batch) -> None:

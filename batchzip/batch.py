@@ -5,9 +5,10 @@ What differs: the capacity of a destination and the bytes produced in it are two
 (`capacity`, `dlens`), never one field that means the one before and the other after.
 
 A descriptor owns no memory but what it allocated itself, and is used by one request at a time.
-Backends see `operation`, `inputs(share)` and `accept(share, outputs, errors)`: a *share* is a
-range of the batch's indices, and whoever ran a codec over a share's inputs accepts its outputs.
-Shares of one batch may be accepted from several threads, as they touch different elements.
+A *share* is a range of the batch's indices. A backend does a share in the calling thread with
+`run_share(context, share)`, or has `inputs(share)` done elsewhere and takes the outputs with
+`accept(share, outputs, errors)`. Shares of one batch may be done in several threads at once, as
+they touch different elements.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Buffer
 
+    from batchzip.codecs.context import Context
+
 _CACHE_LINE = 64
 
 
@@ -34,6 +37,7 @@ class Batch:
     """What both descriptors have: `dlens` and `errors`, and a share's way in and out."""
 
     __slots__ = (
+        "_count",
         "_dlens",
         "_inputs",
         "_matrix",
@@ -52,6 +56,7 @@ class Batch:
 
     def __init__(self, count: int, page_size: int) -> None:
         self.page_size = buffers.check_page_size(page_size)
+        self._count = count
         self.dlens = np.zeros(count, np.uint32)
         self.errors = np.zeros(count, np.int32)
         self._dlens = memoryview(self.dlens)  # a third of the cost of NumPy's for single elements
@@ -59,7 +64,7 @@ class Batch:
         self._matrix: buffers.Bytes | None = None
 
     def __len__(self) -> int:
-        return len(self._dlens)
+        return self._count
 
     def reset(self) -> None:
         """Forget the results of an earlier run."""
@@ -70,10 +75,12 @@ class Batch:
         """Inputs of the pages of `share`, in its order."""
         return self._inputs[share.start : share.stop : share.step]
 
-    def accept(
-        self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]
-    ) -> None:
-        """Take a share's outputs, in its order; `errors` has codes by position within it."""
+    def run_share(self, context: Context, share: range) -> None:
+        """Do a share in the calling thread, whose context this is."""
+        raise NotImplementedError
+
+    def accept(self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]) -> None:
+        """Take a share's outputs, in its order; `errors` has codes by index of the batch."""
         raise NotImplementedError
 
     def fail(self, indices: Iterable[int], code: int) -> None:
@@ -83,8 +90,8 @@ class Batch:
             self.errors[index] = code
 
     def _accept_errors(self, share: range, errors: Mapping[int, int]) -> None:
-        for position, code in errors.items():
-            self.fail([share[position]], code)
+        for index, code in errors.items():
+            self.fail([index], code)
         for index, code in self._unfit.items():
             if index in share:
                 self.fail([index], code)
@@ -98,12 +105,14 @@ class CompressBatch(Batch):
     `dsts`      (n, capacity) uint8, contiguous and writable; made where none is given.
     `capacity`  bytes of room per page, default 2 × page_size, as in zswap.
 
+    A descriptor can be used again: `refill(pages)` keeps its destinations.
+
     Afterwards `dlens` (n,) uint32 has the bytes produced, 0 where it failed, and `errors` (n,)
     int32 has 0 or a negative errno: -ENOSPC the output does not fit, -EINVAL the page has another
     size, -EIO the codec failed, -ENOMEM. What `dsts` holds beyond a page's length is undefined.
     """
 
-    __slots__ = ("_dsts", "_pitch", "dsts")
+    __slots__ = ("_dsts", "_full", "_pitch", "dsts")
 
     operation = COMPRESS
 
@@ -150,6 +159,23 @@ class CompressBatch(Batch):
             buffers.refuse_overlap([rows], sources, "dsts", "pages")  # type: ignore[arg-type]
             self.dsts = rows
         self._dsts = memoryview(rows).cast("B")
+        self._full = (self.dsts, self.dlens, self.errors)
+
+    def refill(self, pages: buffers.Bytes) -> None:
+        """Take other pages, an (n, page_size) array with n up to what the descriptor was made for.
+
+        Destinations, lengths and errors are those it has, cut to n: views of earlier results
+        change with the next run. Saves making and first touching them for each batch.
+        """
+        matrix = buffers.as_matrix(pages, "pages", rows=None, width=self.page_size)
+        dsts, dlens, errors = self._full
+        count = len(matrix)
+        if count > len(dlens):
+            raise BadBatch(f"this descriptor was made for {len(dlens)} pages, not {count}")
+        self._matrix, self._inputs = matrix, memoryview(matrix).cast("B")
+        self._unfit = {}
+        self._count = count
+        self.dsts, self.dlens, self.errors = dsts[:count], dlens[:count], errors[:count]
 
     def inputs(self, share: range) -> Sequence[Buffer]:
         """Pages of `share`: views of the caller's memory."""
@@ -158,7 +184,8 @@ class CompressBatch(Batch):
         size = self.page_size
         flat = self._inputs
         return [
-            flat[at : at + size] for at in range(share.start * size, share.stop * size, share.step * size)
+            flat[at : at + size]
+            for at in range(share.start * size, share.stop * size, share.step * size)
         ]
 
     def matrix(self, share: range) -> buffers.Bytes | None:
@@ -167,9 +194,15 @@ class CompressBatch(Batch):
             return None
         return self._matrix[share.start : share.stop : share.step]
 
-    def accept(
-        self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]
-    ) -> None:
+    def run_share(self, context: Context, share: range) -> None:
+        """Compress a share straight from the caller's memory."""
+        errors = context.compress_into(
+            self.inputs(share), self._dsts, self._pitch, self._dlens, share, self.capacity
+        )
+        if errors or self._unfit:
+            self._accept_errors(share, errors)
+
+    def accept(self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]) -> None:
         """Copy a share's outputs to their destinations."""
         dsts, dlens = self._dsts, self._dlens
         at, hop = share.start * self._pitch, share.step * self._pitch
@@ -180,6 +213,16 @@ class CompressBatch(Batch):
             at += hop
         if errors or self._unfit:
             self._accept_errors(share, errors)
+
+    def outputs(self) -> list[memoryview]:
+        """Views of the compressed bytes of every page, in `dsts`; empty where it failed."""
+        dsts, pitch = self._dsts, self._pitch
+        return [
+            dsts[at : at + length]
+            for at, length in zip(
+                range(0, self._count * pitch, pitch), self.dlens.tolist(), strict=True
+            )
+        ]
 
     def output(self, index: int) -> memoryview:
         """View the compressed bytes of one page, in `dsts`; raise PageError if it failed."""
@@ -244,9 +287,26 @@ class DecompressBatch(Batch):
             self._unfit[int(index)] = -errno.EBADMSG
             sources[index] = b""
 
-    def accept(
-        self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]
-    ) -> None:
+    def run_share(self, context: Context, share: range) -> None:
+        """Decompress a share straight into its pages."""
+        rows = self._rows
+        if isinstance(rows, list):
+            errors: dict[int, int] = {}
+            length = memoryview(bytearray(4)).cast("I")
+            for index in share:
+                one = context.decompress_into(
+                    [self._inputs[index]], rows[index], 0, length, range(1)
+                )
+                self._dlens[index] = length[0]
+                errors.update((index, code) for code in one.values())
+        else:
+            errors = context.decompress_into(
+                self.inputs(share), rows, self.page_size, self._dlens, share
+            )
+        if errors or self._unfit:
+            self._accept_errors(share, errors)
+
+    def accept(self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]) -> None:
         """Copy a share's pages to where they go."""
         size, rows = self.page_size, self._rows
         if isinstance(rows, list):

@@ -115,7 +115,9 @@ def refuse_overlap(
     spans = sorted((*extent(buffer), index) for index, buffer in enumerate(destinations))
     for (_, end, index), (start, _, other) in zip(spans, spans[1:], strict=False):
         if start < end:
-            raise BadBatch(f"{what}[{other}] overlaps {what}[{index}]: each needs memory of its own")
+            raise BadBatch(
+                f"{what}[{other}] overlaps {what}[{index}]: each needs memory of its own"
+            )
     starts = np.array([start for start, _, _ in spans], np.uint64)
     ends = np.array([end for _, end, _ in spans], np.uint64)
     for index, source in enumerate(sources):

@@ -135,10 +135,10 @@ class Engine(Owned):
             self._refuse()
         if memoryview(page).nbytes != self.page_size:
             raise PageError(0, -errno.EINVAL)
-        outputs, errors = self.backend.context().run(CompressBatch.operation, [page], 1 << 62)
-        if errors:
-            raise PageError(0, errors[0])
-        return outputs[0]
+        try:
+            return self.backend.context().compress(page)
+        except Exception:  # noqa: BLE001 - whatever a codec raises means the same here
+            raise PageError(0, -errno.EIO) from None
 
     def decompress_page(self, src: Buffer) -> bytes:
         """Decompress one page in the calling thread. Raises PageError (-EBADMSG)."""
@@ -146,7 +146,7 @@ class Engine(Owned):
             self._refuse()
         try:
             page = self.backend.context().decompress(src)
-        except Exception:  # noqa: BLE001 - whatever a codec raises means the same here
+        except Exception:  # noqa: BLE001 - as above
             raise PageError(0, -errno.EBADMSG) from None
         if len(page) != self.page_size:
             raise PageError(0, -errno.EBADMSG)

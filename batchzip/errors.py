@@ -86,8 +86,12 @@ class BadHandle(BatchzipError, ValueError):
 class PoolFull(BatchzipError, MemoryError):
     """The pool's byte limit, or the machine's memory, does not allow the allocation.
 
-    Nothing was allocated.
+    Nothing was allocated. `at_limit` tells the first from the second.
     """
+
+    def __init__(self, message: str, *, at_limit: bool = False) -> None:
+        super().__init__(message)
+        self.at_limit = at_limit
 
 
 class StoreRejected(BatchzipError):

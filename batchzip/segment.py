@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 PAGE = mmap.PAGESIZE
 """Bytes of one page of the machine: the grain of reserve() and release()."""
 
+_MADV_POPULATE_WRITE = 23
+"""linux/mman.h; not in `mmap` yet."""
+
 
 class Segment:
     """Shared memory of `size` bytes, readable through `view`.
@@ -88,6 +91,11 @@ class Segment:
     def release(self, offset: int, length: int) -> None:
         """Return the memory of whole pages at `offset` to the system; they read as zero then."""
         self._mmap.madvise(mmap.MADV_REMOVE, offset, length)
+
+    def populate(self) -> None:
+        """Touch the whole reserved segment now, so that nobody waits for page faults later."""
+        with contextlib.suppress(OSError):  # kernels before 5.14 do not know it; it only saves time
+            self._mmap.madvise(_MADV_POPULATE_WRITE)
 
     def grow(self, size: int) -> None:
         """Enlarge to `size` bytes. `view` is a new one; old views still show the same memory."""

@@ -1,8 +1,8 @@
 """The workers backend: long-lived processes take shares of a batch from shared-memory rings.
 
-    layout.py      what lies where in a ring's segment, and who writes it
-    ring.py        the owner's end: post a share, collect its outputs
-    worker.py      the worker's end: a process that takes descriptors until it is told to stop
-    supervisor.py  starts the workers, notices deaths, starts them again, stops them
-    backend.py     splits a batch between the workers and the caller
+layout.py      what lies where in a ring's segment, and who writes it
+ring.py        the owner's end: post a share, collect its outputs
+worker.py      the worker's end: a process that takes descriptors until it is told to stop
+supervisor.py  starts the workers, notices deaths, starts them again, stops them
+backend.py     splits a batch between the workers and the caller
 """

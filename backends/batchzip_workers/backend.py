@@ -135,18 +135,14 @@ class WorkersBackend(Backend):
             else:
                 posted.append(entry)
                 balance.note_post(len(share), time.perf_counter() - started)
+        context = self.context()
         started = time.perf_counter()
         for share in own:
-            self._run_share(batch, share)
+            batch.run_share(context, share)
         balance.note_pages(sum(map(len, own)), time.perf_counter() - started)
         if self._supervisor.given_up is not None:
             self._warn_once()
         return end
-
-    def _run_share(self, batch: Batch, share: range) -> None:
-        batch.accept(
-            share, *self.context().run(batch.operation, batch.inputs(share), batch.capacity)
-        )
 
     def _collect_if_done(self, posted: Posted) -> bool:
         if not posted.ring.is_done(posted):
@@ -168,7 +164,7 @@ class WorkersBackend(Backend):
         if died_on_it:
             self._isolate(posted.batch, posted.share)
         else:
-            self._run_share(posted.batch, posted.share)
+            posted.batch.run_share(self.context(), posted.share)
 
     def _await(self, posted: Posted) -> bool:
         """Whether the share was done; False: its worker is dead."""
@@ -185,7 +181,9 @@ class WorkersBackend(Backend):
         while True:
             posted = self._post_to_any(batch, share)
             if posted is None:
-                self._run_share(batch, share)  # no workers will come: in process, or not at all
+                batch.run_share(
+                    self.context(), share
+                )  # no workers will come: in process, or not at all
                 return
             if self._await(posted):
                 posted.ring.collect(posted)

@@ -5,9 +5,12 @@ descriptor, perhaps a bell, collecting. Both are measured as work goes on, separ
 operation, the hand-over also by size of share. No constant would do: an lz4 page takes 2 µs to
 decompress, a zstd-19 page a millisecond to compress.
 
-A size that was found not worth it is tried again now and then, so that one bad moment is not
-remembered for ever. Several threads may update an average at once and lose an update; it is a
-hint, and the next one comes with the next share.
+A page's cost is a running average, as pages differ. A hand-over's cost leans to the low side: a lower
+measurement counts at once, a higher one by a tenth, because noise only ever adds to it (a first touch
+of memory, another process on the core), and a plain average once took hand-overs for a loss for good
+after a single slow one. For the same reason a size found not worth it is tried again now and then.
+Several threads may update a cost at once and lose an update; it is a hint, and the next one comes
+with the next share.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 _WEIGHT = 0.1
 """Weight of a new measurement: about the last twenty count."""
 
-_TRY_AGAIN = 256
+_TRY_AGAIN = 16
 """Refusals of a size of share after which it is tried once more."""
 
 _SIZES = 10
@@ -23,7 +26,7 @@ _SIZES = 10
 
 
 class Balance:
-    """Running averages of one operation's costs, in seconds."""
+    """What one operation costs the caller lately, in seconds."""
 
     __slots__ = ("_collect_s", "_page_s", "_post_s", "_refused")
 
@@ -56,7 +59,7 @@ class Balance:
         _note(self._collect_s, pages, seconds)
 
 
-def _note(averages: list[float], pages: int, seconds: float) -> None:
+def _note(costs: list[float], pages: int, seconds: float) -> None:
     size = min(pages.bit_length(), _SIZES - 1)
-    old = averages[size]
-    averages[size] = old + (seconds - old) * (_WEIGHT if old else 1.0)
+    kept = costs[size]
+    costs[size] = kept + (seconds - kept) * _WEIGHT if 0 < kept < seconds else seconds

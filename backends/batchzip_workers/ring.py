@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from batchzip.batch import CompressBatch
+from batchzip.codecs.context import COMPRESS
 from batchzip.segment import Segment
 from batchzip_workers.layout import (
     ASLEEP,
@@ -86,6 +87,7 @@ class Ring:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._segment = Segment(layout.segment_bytes, name="batchzip-ring", reserve=True)
+        self._segment.populate()
         view = self._segment.view
         self._control = view[:CONTROL_BYTES].cast("Q")
         self._slots = [SlotViews(view, layout, slot) for slot in range(SLOTS)]
@@ -94,9 +96,7 @@ class Ring:
             for slot in self._slots
         ]
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._slot_bells = [
-            os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(SLOTS)
-        ]
+        self._slot_bells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(SLOTS)]
         self._fence = make_fence()
         self._lock = threading.Lock()
         self._posted = 0
@@ -137,9 +137,7 @@ class Ring:
         whoever has nothing left to do when the batch nears its end.
         """
         control = self._control
-        return (
-            not self.dead and self._posted - control[DONE] < _BACKLOG and bool(control[READY])
-        )
+        return not self.dead and self._posted - control[DONE] < _BACKLOG and bool(control[READY])
 
     def post(self, batch: Batch, share: range) -> Posted | None:
         """Stage a share and hand it to the worker, or return None if that is not possible now.
@@ -177,9 +175,7 @@ class Ring:
         """Whether the slot of `sequence` can be written; called under the lock."""
         state = self._in_use[sequence % SLOTS]
         # Nobody collects an abandoned share, but until it is done the worker writes to its slot.
-        return state == _FREE or (
-            state == _ABANDONED and self._control[DONE] > sequence - SLOTS
-        )
+        return state == _FREE or (state == _ABANDONED and self._control[DONE] > sequence - SLOTS)
 
     def _stage(self, slot: SlotViews, index: int, batch: Batch, share: range) -> int:
         """Copy a share's inputs into its slot; their bytes, or −1 where they do not fit."""
@@ -245,18 +241,22 @@ class Ring:
     def collect(self, posted: Posted) -> None:
         """Copy the outputs of a share that is done to its batch, and free its slot."""
         slot = self._slots[posted.sequence % SLOTS]
-        packed = slot.outputs
+        batch, share, packed = posted.batch, posted.share, slot.outputs
+        # Compressed outputs are packed; pages lie at their own places, so that a failed one leaves
+        # a gap: they need no searching either way.
+        hop = 0 if batch.operation == COMPRESS else self.layout.page_size
         outputs: list[memoryview] = []
         errors: dict[int, int] = {}
         at = 0
-        for position, result in enumerate(slot.results[: len(posted.share)].tolist()):
+        for index, result in zip(share, slot.results[: len(share)].tolist(), strict=True):
             if result < 0:
-                errors[position] = result
+                errors[index] = result
                 outputs.append(packed[:0])
-                continue
-            outputs.append(packed[at : at + result])
-            at += result
-        posted.batch.accept(posted.share, outputs, errors)
+                at += hop
+            else:
+                outputs.append(packed[at : at + result])
+                at += hop or result
+        batch.accept(share, outputs, errors)
         self.drop(posted)
 
     def drop(self, posted: Posted) -> None:

@@ -114,7 +114,9 @@ class Supervisor:
             for place in self._workers:
                 if place.process is not None:
                     poll.register(place.process.sentinel, select.POLLIN)
-            retry = any(w.process is None and w.failed_starts < _START_ATTEMPTS for w in self._workers)
+            retry = any(
+                w.process is None and w.failed_starts < _START_ATTEMPTS for w in self._workers
+            )
             ready = {fd for fd, _ in poll.poll(_RETRY_S * 1000 if retry else None)}
             for place in self._workers:
                 if self._stopping:

@@ -68,6 +68,7 @@ def main(
     if os.getppid() != owner_pid:
         return
     segment = Segment.attach(segment_fd)
+    segment.populate()
     Worker(segment, Context(codec, layout.page_size), layout, bell_fd, slot_bell_fds).loop()
 
 
@@ -145,25 +146,21 @@ class Worker:
             or size > layout.input_room
         ):
             os._exit(BAD_DESCRIPTOR_EXIT)
-        inputs: list[memoryview]
+        context, share = self._context, range(count)
         if operation == COMPRESS:
-            inputs = slot.pages[:count]
+            room = min(capacity, 2 * layout.page_size)
+            errors = context.compress_into(
+                slot.pages[:count], slot.outputs, 0, slot.results, share, room
+            )
         else:
-            inputs = []
-            at = 0
+            inputs, at = [], 0
             for length in slot.lengths[:count].tolist():
                 inputs.append(slot.inputs[at : at + length])
                 at += length
             if at > size:
                 os._exit(BAD_DESCRIPTOR_EXIT)
-        room = min(capacity, 2 * layout.page_size)
-        outputs, errors = self._context.run(operation, inputs, room)
-        packed, results = slot.outputs, slot.results
-        at = 0
-        for position, output in enumerate(outputs):
-            end = at + len(output)
-            packed[at:end] = output
-            results[position] = end - at
-            at = end
+            errors = context.decompress_into(
+                inputs, slot.outputs, layout.page_size, slot.results, share
+            )
         for position, code in errors.items():
-            results[position] = code
+            slot.results[position] = code

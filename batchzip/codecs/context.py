@@ -1,9 +1,13 @@
-"""Context: a codec made ready for one thread, and the one loop everything runs.
+"""Context: a codec made ready for one thread, and the two loops that everything runs.
 
 The sequential backend, the caller's share of a batch and a worker's share all come down to
-`Context.run`: a list comprehension over a C call. The bookkeeping per page is left to whoever
-places the outputs. Only when some page raised is the list gone through again with care, page by
-page, so that one bad page never hides the others and the good ones pay nothing for it.
+`compress_into` and `decompress_into`. Per page there is the codec call, one copy of its output to
+where it belongs and one length; nothing is collected first, so that the output is copied while it
+is in the nearest cache and its memory is free again for the next. A list comprehension over the
+codec followed by a pass that places the outputs measured 0.4 µs a page slower.
+
+One bad page never hides the others: an exception is noted as that page's error and the loop goes on
+behind it. A `try` around the loop costs nothing while nothing is raised.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from typing_extensions import Buffer
 
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
 COMPRESS = 0
 DECOMPRESS = 1
 
-_NOTHING_FAILED: dict[int, int] = {}
+
+class _NoSpace(Exception):
+    """An output does not fit its destination."""
 
 
 class Context:
@@ -34,64 +40,77 @@ class Context:
         self.compress: Transcode = codec.compressor(page_size)
         self.decompress: Transcode = codec.decompressor(page_size)
 
-    def run(
-        self, operation: int, inputs: Sequence[Buffer], capacity: int
-    ) -> tuple[list[bytes], dict[int, int]]:
-        """Compress (at most `capacity` bytes each) or decompress (exactly a page each) `inputs`.
-
-        Returns the outputs in order and, by position, the negative errno of each that failed; a
-        failed one's output is empty. Exceptions of the codec never leave this method;
-        KeyboardInterrupt does.
-        """
-        if operation == COMPRESS:
-            compress = self.compress
-            try:
-                outputs = [compress(page) for page in inputs]
-            except Exception:  # noqa: BLE001 - whatever a codec raises is that page's error
-                return self._run_one_by_one(compress, inputs, -errno.EIO, capacity, 1)
-            if max(map(len, outputs)) <= capacity and all(outputs):
-                return outputs, _NOTHING_FAILED
-            return self._checked(outputs, {}, capacity, 1)
-        decompress = self.decompress
-        page_size = self.page_size
-        try:
-            outputs = [decompress(src) for src in inputs]
-        except Exception:  # noqa: BLE001 - as above
-            return self._run_one_by_one(decompress, inputs, -errno.EBADMSG, page_size, page_size)
-        for output in outputs:
-            if len(output) != page_size:
-                return self._checked(outputs, {}, page_size, page_size)
-        return outputs, _NOTHING_FAILED
-
-    def _run_one_by_one(
+    def compress_into(
         self,
-        call: Transcode,
-        inputs: Sequence[Buffer],
-        failed: int,
-        most: int,
-        least: int,
-    ) -> tuple[list[bytes], dict[int, int]]:
-        outputs: list[bytes] = []
-        errors: dict[int, int] = {}
-        for position, source in enumerate(inputs):
-            try:
-                outputs.append(call(source))
-            except Exception as error:  # noqa: BLE001 - as above
-                errors[position] = -errno.ENOMEM if isinstance(error, MemoryError) else failed
-                outputs.append(b"")
-        return self._checked(outputs, errors, most, least)
+        pages: Iterable[Buffer],
+        dst: memoryview,
+        hop: int,
+        lengths: memoryview,
+        share: range,
+        capacity: int,
+    ) -> dict[int, int]:
+        """Compress `pages` to `dst`, and their bytes to `lengths`.
 
-    def _checked(
-        self, outputs: list[bytes], errors: dict[int, int], most: int, least: int
-    ) -> tuple[list[bytes], dict[int, int]]:
-        """Fail the outputs outside `least`…`most` bytes; those already in `errors` stay as is."""
-        for position, output in enumerate(outputs):
-            if least <= len(output) <= most or position in errors:
-                continue
-            # A page has one right length; of compressed bytes only too many are the caller's fault.
-            if least == most:
-                errors[position] = -errno.EBADMSG
+        Page number i of the share (`share[i]` = k) goes to `dst[k * hop:]` and `lengths[k]`; with
+        `hop` 0, outputs are packed one behind the other. Returns the negative errno of each page
+        that failed, by k; its length is 0.
+        """
+        compress = self.compress
+        errors: dict[int, int] = {}
+        at, index, step = share.start * hop, share.start, share.step
+        leap = hop * step
+        remaining = iter(pages)
+        while True:
+            try:
+                for page in remaining:
+                    output = compress(page)
+                    length = len(output)
+                    if length > capacity:
+                        raise _NoSpace  # noqa: TRY301 - the page's error, as any other
+                    dst[at : at + length] = output
+                    lengths[index] = length
+                    index += step
+                    at += leap or length
+            except Exception as error:  # noqa: BLE001 - whatever a codec raises is that page's error
+                errors[index] = _code(error, -errno.EIO)
+                lengths[index] = 0
+                index += step
+                at += leap
             else:
-                errors[position] = -errno.ENOSPC if output else -errno.EIO
-            outputs[position] = b""
-        return outputs, errors
+                return errors
+
+    def decompress_into(
+        self,
+        srcs: Iterable[Buffer],
+        dst: memoryview,
+        hop: int,
+        lengths: memoryview,
+        share: range,
+    ) -> dict[int, int]:
+        """Restore pages from `srcs` to `dst`; as `compress_into`, each output exactly a page."""
+        decompress = self.decompress
+        size = self.page_size
+        errors: dict[int, int] = {}
+        at, index, step = share.start * hop, share.start, share.step
+        leap = hop * step
+        remaining = iter(srcs)
+        while True:
+            try:
+                for src in remaining:
+                    dst[at : at + size] = decompress(src)  # another length raises ValueError
+                    lengths[index] = size
+                    index += step
+                    at += leap
+            except Exception as error:  # noqa: BLE001 - as above
+                errors[index] = _code(error, -errno.EBADMSG)
+                lengths[index] = 0
+                index += step
+                at += leap
+            else:
+                return errors
+
+
+def _code(error: Exception, otherwise: int) -> int:
+    if isinstance(error, _NoSpace):
+        return -errno.ENOSPC
+    return -errno.ENOMEM if isinstance(error, MemoryError) else otherwise

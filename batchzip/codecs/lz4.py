@@ -38,7 +38,10 @@ class Lz4(Codec):
     high_compression: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.acceleration, int) or not 1 <= self.acceleration <= _MAX_ACCELERATION:
+        if (
+            not isinstance(self.acceleration, int)
+            or not 1 <= self.acceleration <= _MAX_ACCELERATION
+        ):
             raise BadArgument(
                 f"lz4 acceleration must be an integer in 1…{_MAX_ACCELERATION}, not {self.acceleration!r}"
             )

@@ -37,7 +37,10 @@ class Zstd(Codec):
 
     def __post_init__(self) -> None:
         lowest = -131072  # ZSTD_minCLevel(): the window's log limits what negative levels mean
-        if not isinstance(self.level, int) or not lowest <= self.level <= zstandard.MAX_COMPRESSION_LEVEL:
+        if (
+            not isinstance(self.level, int)
+            or not lowest <= self.level <= zstandard.MAX_COMPRESSION_LEVEL
+        ):
             raise BadArgument(
                 f"zstd level must be an integer in {lowest}…{zstandard.MAX_COMPRESSION_LEVEL}, not {self.level!r}"
             )
@@ -48,7 +51,9 @@ class Zstd(Codec):
 
     def decompressor(self, page_size: int) -> Transcode:
         """Make one thread's decompressor, of frames that declare exactly `page_size`."""
-        decompress = zstandard.ZstdDecompressor(max_window_size=max(page_size, _MIN_WINDOW)).decompress
+        decompress = zstandard.ZstdDecompressor(
+            max_window_size=max(page_size, _MIN_WINDOW)
+        ).decompress
         declared_size = zstandard.frame_content_size
 
         def decompress_page(src: Buffer) -> bytes:

@@ -1,0 +1,143 @@
+"""FolioWriter: a folio's pages into the pool, as entries that nobody sees yet.
+
+Kernel counterpart: zswap_store_pages with the batched zswap_compress.
+
+    pages ─▶ same-filled? ─▶ entry with the word
+                └─▶ batches of at most `max_batch` ─▶ engine ─▶ pool ─▶ entry with handle, checksum
+
+Descriptors are used again, as the kernel's per-CPU buffers are: their destinations are touched
+once, and stay in the cache from batch to batch. Each thread that stores takes one from a free list.
+
+What is put in the pool is checksummed from the same bytes that are copied there: the destination
+buffer, or a private copy of a raw page. A page that its owner changes meanwhile is stored as some
+version of it, never as an entry that cannot be read.
+
+If anything goes wrong, every handle got so far is freed before the exception leaves.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from batchzip.batch import CompressBatch
+from batchzip.errors import PoolFull, StoreRejected
+from batchzip.store.page_table import COMPRESSED, ENTRY, RAW, SAME_FILLED
+from batchzip.store.same_filled import find_same_filled, first_words
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from typing_extensions import Buffer
+
+    from batchzip.buffers import Bytes
+    from batchzip.engine import Engine
+    from batchzip.pool import Pool
+
+CHECKSUM_MASK = 0xFFFFFFFF
+"""The low half of xxh3_64 is kept: four bytes a page, and one damage in 2³² goes unnoticed."""
+
+
+class FolioWriter:
+    """Compresses folios and puts them in a pool. Thread-safe."""
+
+    def __init__(
+        self, engine: Engine, pool: Pool, *, max_batch: int, keep_incompressible: bool
+    ) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._max_batch = max_batch
+        self._keep_incompressible = keep_incompressible
+        self._descriptors: list[CompressBatch] = []
+
+    def write(self, pages: Bytes) -> np.ndarray:
+        """Put `pages` (n, page_size) in the pool and return their n entries, all or none.
+
+        Raises StoreRejected; its `errors` has n codes where compression failed.
+        """
+        entries = np.zeros(len(pages), ENTRY)
+        filled = find_same_filled(pages)
+        if len(filled):
+            entries["value"][filled] = first_words(pages, filled)
+            entries["kind"][filled] = SAME_FILLED
+            if len(filled) == len(pages):
+                return entries
+            others = np.flatnonzero(entries["kind"] != SAME_FILLED)
+        else:
+            others = np.arange(len(pages))
+        done = 0
+        try:
+            for start in range(0, len(others), self._max_batch):
+                rows = others[start : start + self._max_batch]
+                # Rows that follow one another are compressed where they are, others are gathered.
+                together = rows[-1] - rows[0] == len(rows) - 1
+                batch_pages = pages[rows[0] : rows[-1] + 1] if together else pages[rows]
+                entries[rows] = self._write_batch(batch_pages, rows, len(pages))
+                done += len(rows)
+        except BaseException:
+            self._pool.free_many(entries["value"][others[:done]].tolist())
+            raise
+        return entries
+
+    def _write_batch(
+        self, pages: Bytes, rows: npt.NDArray[np.intp], folio_pages: int
+    ) -> np.ndarray:
+        batch = self._take_descriptor(pages)
+        try:
+            self._engine.compress(batch)
+            outputs: list[Buffer] = list(batch.outputs())
+            kinds = np.full(len(pages), COMPRESSED, np.uint8)
+            raw = np.flatnonzero((batch.dlens >= batch.page_size) | (batch.errors == -errno.ENOSPC))
+            errors = batch.errors
+            if not self._keep_incompressible and len(raw):
+                errors = errors.copy()
+                errors[raw] = -errno.ENOSPC
+            elif len(raw):
+                errors = np.where(errors == -errno.ENOSPC, 0, errors)
+                kinds[raw] = RAW
+                for row in raw.tolist():
+                    outputs[row] = pages[row].tobytes()
+            if errors.any():
+                raise _rejected(errors, rows, folio_pages)
+            try:
+                handles = self._pool.put_many(outputs)  # type: ignore[arg-type] # flat bytes
+            except PoolFull as error:
+                reason = "pool_limit_hit" if error.at_limit else "reject_alloc_fail"
+                raise StoreRejected(reason, f"the folio does not fit the pool: {error}") from None
+            entries = np.empty(len(pages), ENTRY)
+            entries["value"] = handles
+            entries["checksum"] = [checksum(output) for output in outputs]
+            entries["kind"] = kinds
+            return entries
+        finally:
+            self._descriptors.append(batch)
+
+    def _take_descriptor(self, pages: Bytes) -> CompressBatch:
+        try:
+            batch = self._descriptors.pop()
+        except IndexError:
+            room = np.empty((self._max_batch, self._engine.page_size), np.uint8)
+            batch = CompressBatch(room)
+        batch.refill(pages)
+        return batch
+
+
+def checksum(stored: Buffer) -> int:
+    """Checksum of an entry's stored bytes."""
+    return xxh3_64_intdigest(stored) & CHECKSUM_MASK
+
+
+def _rejected(
+    batch_errors: npt.NDArray[np.int32], rows: npt.NDArray[np.intp], folio_pages: int
+) -> StoreRejected:
+    errors = np.zeros(folio_pages, np.int32)
+    errors[rows] = batch_errors
+    failed = np.flatnonzero(errors)
+    poor = (errors[failed] == -errno.ENOSPC).all()
+    return StoreRejected(
+        "reject_compress_poor" if poor else "reject_compress_fail",
+        f"{len(failed)} of {folio_pages} pages cannot be compressed, page {failed[0]} of the folio first",
+        errors,
+    )

@@ -1,0 +1,205 @@
+"""PageTable: what the store knows of each index, in arrays.
+
+Kernel counterpart: zswap's xarray of zswap_entry. Rejected: a Python object, or a dict item, for
+each page (100 B and up, and nothing to vectorise); one array indexed by page number itself (an index
+may be an address >> 12, and nobody has 2⁵² entries of memory).
+
+    index ─▶ block = index // 512 ─▶ _block_at[block] ─▶ row = that × 512 + index % 512
+                                          dict               of one growing array of entries
+
+    entry, 16 bytes    value     u64   pool handle; the word of a same-filled page
+                       checksum  u32   xxh3 of the stored bytes, low half
+                       kind      u8    ABSENT, COMPRESSED, RAW, SAME_FILLED
+                                 3 bytes unused
+
+A block is given out when an index in it is first stored and taken back when its last page goes.
+Dense indices thus cost 16.3 bytes a page; an index alone in its block costs 8 KiB.
+
+Invariants
+* A row of a free block, and every row of an index not stored, is all zero (kind ABSENT).
+* _live[block row] is the number of its rows that are not ABSENT, and never 0 for a block in use.
+
+Locks: none; the store's lock covers every call. Views of `entries` do not outlive that lock, as the
+array moves when it grows.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchzip.errors import BadArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+ABSENT, COMPRESSED, RAW, SAME_FILLED = range(4)
+
+ENTRY = np.dtype(
+    {
+        "names": ["value", "checksum", "kind"],
+        "formats": [np.uint64, np.uint32, np.uint8],
+        "offsets": [0, 8, 12],
+        "itemsize": 16,
+    }
+)
+"""One entry, for whole folios at a time."""
+
+_ENTRY = struct.Struct("<QIB3x")
+"""The same for one entry: a tenth of what NumPy takes for a single element."""
+
+_BLOCK_BITS = 9
+_BLOCK = 1 << _BLOCK_BITS
+"""Indices a block covers: 2 MiB of 4 KiB pages, one PMD folio."""
+
+MAX_INDEX = (1 << 63) - 1
+"""Largest index: indices travel in int64 arrays."""
+
+
+def check_index(index: int, count: int = 1) -> None:
+    """Raise BadArgument unless `count` indices from `index` on are all valid."""
+    if not isinstance(index, (int, np.integer)):
+        raise BadArgument(f"an index is an integer, not {type(index).__name__}")
+    if count < 1:
+        raise BadArgument(f"count must be at least 1, not {count}")
+    if index < 0 or index + count - 1 > MAX_INDEX:
+        raise BadArgument(f"indices lie in 0…2⁶³−1, and {index} to {index + count - 1} do not")
+
+
+class PageTable:
+    """Entries by index. Not thread-safe: its store's lock is held around every call."""
+
+    def __init__(self) -> None:
+        self.entries = np.zeros(0, ENTRY)
+        self._bytes = memoryview(b"")
+        self._block_at: dict[int, int] = {}
+        self._live = array("H")
+        self._free: list[int] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables, not counting the dict of blocks."""
+        return self.entries.nbytes + len(self._live) * self._live.itemsize
+
+    def get(self, index: int) -> tuple[int, int, int]:
+        """Value, checksum and kind of one index; kind ABSENT if nothing is stored there."""
+        block = self._block_at.get(index >> _BLOCK_BITS)
+        if block is None:
+            return 0, 0, ABSENT
+        return _ENTRY.unpack_from(
+            self._bytes, ((block << _BLOCK_BITS) | (index & (_BLOCK - 1))) * 16
+        )
+
+    def get_many(self, indices: npt.NDArray[np.int64]) -> np.ndarray:
+        """Entries of these indices, a copy; absent ones are all zero."""
+        blocks, inverse = np.unique(indices >> _BLOCK_BITS, return_inverse=True)
+        at = np.array([self._block_at.get(block, -1) for block in blocks.tolist()], np.int64)
+        of_index = at[inverse]
+        if not len(self.entries):
+            return np.zeros(len(indices), ENTRY)
+        entries = self.entries[(of_index << _BLOCK_BITS) | (indices & (_BLOCK - 1))]
+        entries[of_index < 0] = 0
+        return entries
+
+    def replace(self, index: int, entries: np.ndarray) -> np.ndarray:
+        """Put `entries` at `index` and on, and return what was there, ABSENT included."""
+        old = np.zeros(len(entries), ENTRY)
+        done = 0
+        for block, start, stop in _runs(index, len(entries)):
+            part = slice(done, done + stop - start)
+            done = part.stop
+            row = self._give_block(block) << _BLOCK_BITS
+            rows = slice(row + start, row + stop)
+            old[part] = self.entries[rows]
+            self.entries[rows] = entries[part]
+            self._live[row >> _BLOCK_BITS] += int(
+                np.count_nonzero(entries["kind"][part]) - np.count_nonzero(old["kind"][part])
+            )
+        return old
+
+    def clear(self, index: int, count: int) -> np.ndarray:
+        """Make `count` indices absent, and return the entries that were there, ABSENT left out."""
+        removed = []
+        for block, start, stop in self._runs_in_use(index, count):
+            at = self._block_at[block]
+            rows = slice((at << _BLOCK_BITS) + start, (at << _BLOCK_BITS) + stop)
+            old = self.entries[rows]
+            old = old[old["kind"] != ABSENT]
+            removed.append(old)
+            self.entries[rows] = 0
+            self._live[at] -= len(old)
+            if not self._live[at]:
+                del self._block_at[block]
+                self._free.append(at)
+        return np.concatenate(removed) if removed else np.zeros(0, ENTRY)
+
+    def _runs_in_use(self, index: int, count: int) -> list[tuple[int, int, int]]:
+        """Runs of `_runs` whose block is in use, in the time of the fewer of the two."""
+        if count >> _BLOCK_BITS <= len(self._block_at):
+            return [run for run in _runs(index, count) if run[0] in self._block_at]
+        found = []
+        for block in self._block_at:
+            start = max(index - (block << _BLOCK_BITS), 0)
+            stop = min(index + count - (block << _BLOCK_BITS), _BLOCK)
+            if start < stop:
+                found.append((block, start, stop))
+        return found
+
+    def stored(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Pairs of a block's first index and its 512 entries, for every block in use."""
+        for block, at in self._block_at.items():
+            yield block << _BLOCK_BITS, self.entries[at << _BLOCK_BITS : (at + 1) << _BLOCK_BITS]
+
+    def _give_block(self, block: int) -> int:
+        at = self._block_at.get(block)
+        if at is None:
+            if not self._free:
+                self._grow()
+            at = self._free.pop()
+            self._block_at[block] = at
+        return at
+
+    def _grow(self) -> None:
+        """Add an eighth more rows: a table that doubled would often be half empty."""
+        have = len(self._live)
+        more = max(1, have // 8)
+        self._bytes.release()
+        # Not np.concatenate, which packs a padded dtype.
+        entries = np.zeros((have + more) * _BLOCK, ENTRY)
+        entries[: len(self.entries)] = self.entries
+        self.entries = entries
+        self._bytes = memoryview(self.entries.view(np.uint8)).cast("B")
+        self._live.extend([0] * more)
+        self._free.extend(range(have + more - 1, have - 1, -1))
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where an invariant of the header does not hold."""
+        blocks = self.entries["kind"].reshape(-1, _BLOCK)
+        live = np.count_nonzero(blocks, axis=1)
+        in_use = set(self._block_at.values())
+        if live.tolist() != self._live.tolist():
+            raise AssertionError("a block's count of live entries is wrong")
+        if len(in_use) != len(self._block_at) or in_use & set(self._free):
+            raise AssertionError("a block is in use twice, or in use and free")
+        if len(in_use) + len(self._free) != len(self._live):
+            raise AssertionError("a block is neither in use nor free")
+        if any(not self._live[at] for at in in_use):
+            raise AssertionError("a block in use holds nothing")
+        absent = self.entries[self.entries["kind"] == ABSENT]
+        if absent["value"].any() or absent["checksum"].any():
+            raise AssertionError("an absent entry is not all zero")
+
+
+def _runs(index: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """Cut `count` indices from `index` on into (block, first, end) runs within one block each."""
+    end = index + count
+    while index < end:
+        block, start = index >> _BLOCK_BITS, index & (_BLOCK - 1)
+        stop = min(_BLOCK, start + end - index)
+        yield block, start, stop
+        index += stop - start

@@ -1,0 +1,368 @@
+"""SwapStore: pages by index, compressed in RAM. zswap in user space.
+
+    store(index, pages)                                    load(index)
+      limit check                                            under the lock: entry, copy of its bytes
+      same-filled pages: their word                          checksum, decompress, outside the lock
+      the others, in batches: engine ─▶ pool
+      under the lock: entries in, old ones out ◀── the folio becomes visible here, whole
+
+Rejected: compressing under the lock (a folio takes milliseconds, a publication microseconds);
+handing out views of the pool (they would change under the caller when the page is stored again).
+
+A folio is all or nothing. Until it is published nobody sees any of it; if any page of it cannot be
+kept, what the pool already took is freed and whatever the indices held before is dropped, because it
+is stale: the caller has newer data than the store.
+
+How an entry is read is decided from the entry (its kind), never from a current setting.
+
+Invariants
+* An entry is COMPRESSED or RAW and its value a live pool handle, or SAME_FILLED and its value the
+  word. Every live handle of the pool belongs to exactly one entry, or to a folio under way.
+* The gauges equal the counts of entries by kind.
+
+Lock order: the store's lock, then the pool's. One hold of each a batch, none of either a page.
+Neither is held while the engine works.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchzip import buffers
+from batchzip.batch import DecompressBatch
+from batchzip.errors import (
+    BadArgument,
+    BadBatch,
+    CorruptPage,
+    PageError,
+    PageNotStored,
+    StoreRejected,
+)
+from batchzip.lifetime import Owned
+from batchzip.pool import Pool
+from batchzip.store.counters import Counters
+from batchzip.store.folio import FolioWriter, checksum
+from batchzip.store.page_table import (
+    ABSENT,
+    COMPRESSED,
+    RAW,
+    SAME_FILLED,
+    PageTable,
+    check_index,
+)
+from batchzip.store.same_filled import fill
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+    from typing_extensions import Buffer
+
+    from batchzip.engine import Engine
+    from batchzip.pool.audit import ClassUse
+
+
+class SwapStore(Owned):
+    """Keeps pages compressed in a pool, and gives any of them back by its index.
+
+    `engine`                    does the work; stays the caller's, and may serve others too.
+    `max_pool_bytes`            bytes of memory the pool may hold; None for no limit.
+    `accept_threshold_percent`  once the pool was full, it accepts again at this share of the limit.
+    `max_batch`                 most pages handed to the engine in one go; a larger folio takes several.
+    `keep_incompressible`       keep pages that do not shrink raw; False rejects their folio, as zswap
+                                does where nothing can be written back.
+
+    Thread-safe: a folio becomes visible at once, and a load gives a version that was current during
+    the call. Bound to the process that made it; contents do not survive it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_pool_bytes: int | None = None,
+        accept_threshold_percent: int = 90,
+        max_batch: int = 256,
+        keep_incompressible: bool = True,
+    ) -> None:
+        if not isinstance(max_batch, int) or max_batch < 1:
+            raise BadArgument(f"max_batch must be at least 1 page, not {max_batch!r}")
+        self.engine = engine
+        self.page_size = engine.page_size
+        self.accept_threshold_percent = accept_threshold_percent
+        self._pool = Pool(max_pool_bytes, page_size=engine.page_size)
+        self._writer = FolioWriter(
+            engine, self._pool, max_batch=max_batch, keep_incompressible=keep_incompressible
+        )
+        self._table = PageTable()
+        self._lock = threading.Lock()
+        self._full = False
+        self._events = {
+            "pool_limit_hit": 0,
+            "reject_alloc_fail": 0,
+            "reject_compress_poor": 0,
+            "reject_compress_fail": 0,
+            "reject_reclaim_fail": 0,
+            "decompress_fail": 0,
+            "written_back_pages": 0,
+        }
+        self._kinds = np.zeros(4, np.int64)
+        """Entries by kind; ABSENT stays 0."""
+        super().__init__()
+
+    def store(self, index: int, pages: Buffer | Sequence[Buffer]) -> None:
+        """Store a folio at `index`, `index` + 1, …: all of its pages, or none.
+
+        `pages` is one page, or any form of pages that CompressBatch takes; it is read during the
+        call only. Raises StoreRejected, after which the indices hold nothing.
+        """
+        if self._unusable:
+            self._refuse()
+        matrix = self._as_pages(pages)
+        check_index(index, len(matrix))
+        try:
+            self._check_limit()
+            entries = self._writer.write(matrix)
+        except BaseException as error:
+            if isinstance(error, StoreRejected):
+                self._count_rejection(error)
+            self.invalidate(index, len(matrix))
+            raise
+        with self._lock:
+            self._drop(self._table.replace(index, entries))
+            self._kinds += np.bincount(entries["kind"], minlength=4)
+
+    def _as_pages(self, pages: Buffer | Sequence[Buffer]) -> buffers.Bytes:
+        if not buffers.is_sequence(pages):
+            return buffers.as_matrix(pages, "pages", rows=None, width=self.page_size)  # type: ignore[arg-type]
+        inputs = buffers.as_inputs(pages, "pages")  # type: ignore[arg-type] # a sequence
+        for number, page in enumerate(inputs):
+            if len(page) != self.page_size:  # type: ignore[arg-type] # flat bytes
+                raise BadBatch(
+                    f"pages[{number}] has {len(page)} bytes, not {self.page_size}"  # type: ignore[arg-type]
+                )
+        return np.frombuffer(b"".join(inputs), np.uint8).reshape(-1, self.page_size)
+
+    def _check_limit(self) -> None:
+        """Refuse a store while the pool counts as full: zswap_check_limits with its hysteresis."""
+        limit = self._pool.max_bytes
+        if limit is None:
+            return
+        held = self._pool.held_bytes
+        if held >= limit:
+            self._full = True
+        elif self._full and held * 100 <= limit * self.accept_threshold_percent:
+            self._full = False
+        if self._full:
+            raise StoreRejected(
+                "pool_limit_hit", f"the pool holds {held} bytes and its limit is {limit}"
+            )
+
+    def _count_rejection(self, rejection: StoreRejected) -> None:
+        with self._lock:
+            if rejection.errors is None:
+                self._events[rejection.reason] += 1
+                self._full |= rejection.reason == "pool_limit_hit"
+                return
+            errors = np.asarray(rejection.errors)
+            poor = int(np.count_nonzero(errors == -errno.ENOSPC))
+            self._events["reject_compress_poor"] += poor
+            self._events["reject_compress_fail"] += int(np.count_nonzero(errors)) - poor
+
+    def _drop(self, entries: np.ndarray) -> None:
+        """Free what entries that left the table held; called under the lock."""
+        kinds = entries["kind"]
+        counts = np.bincount(kinds, minlength=4)
+        counts[ABSENT] = 0
+        if counts.any():
+            self._kinds -= counts
+            held = entries["value"][(kinds == COMPRESSED) | (kinds == RAW)]
+            self._pool.free_many(held.tolist())
+
+    def load(self, index: int, out: Buffer | None = None) -> Buffer:
+        """Give the bytes of one page; with `out`, a writable buffer, fill it and return it.
+
+        Raises PageNotStored, or CorruptPage where the stored bytes are damaged; the entry stays.
+        """
+        if self._unusable:
+            self._refuse()
+        with self._lock:
+            value, check, kind = self._table.get(index)
+            # Copied under the lock: nobody can free it meanwhile, and what is checked below is
+            # what is decompressed.
+            stored = bytes(self._pool.read(value)) if kind in (COMPRESSED, RAW) else b""
+        if kind == COMPRESSED:
+            if checksum(stored) != check:
+                raise self._corrupt(index)
+            try:
+                page = self.engine.decompress_page(stored)
+            except PageError:
+                raise self._corrupt(index) from None
+        elif kind == SAME_FILLED:
+            page = fill(value, self.page_size)
+        elif kind == RAW:
+            if checksum(stored) != check:
+                raise self._corrupt(index)
+            page = stored
+        else:
+            raise PageNotStored(index)
+        if out is None:
+            return page
+        view = buffers.as_view(out, "out", writable=True)
+        if len(view) != self.page_size:
+            raise BadBatch(f"out has {len(view)} bytes, not {self.page_size}")
+        view[:] = page
+        return out
+
+    def _corrupt(self, index: int) -> CorruptPage:
+        with self._lock:
+            self._events["decompress_fail"] += 1
+        return CorruptPage(index)
+
+    def load_many(
+        self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
+    ) -> buffers.Bytes:
+        """Give pages, in the order of `indices`, as an (n, page_size) uint8 array.
+
+        They are decompressed as one batch. `out` is an array, or a flat buffer, to fill. All of them
+        are of one moment. Raises as `load`, for the first index concerned; `out` is undefined then.
+        """
+        if self._unusable:
+            self._refuse()
+        where = np.asarray(indices if hasattr(indices, "__array__") else list(indices))
+        if not len(where):
+            return np.empty((0, self.page_size), np.uint8)
+        if where.dtype.kind not in "iu" or where.ndim != 1:
+            raise BadArgument("indices must be integers in one dimension")
+        where = where.astype(np.int64, copy=False)
+        pages = (
+            np.empty((len(where), self.page_size), np.uint8)
+            if out is None
+            else buffers.as_matrix(out, "out", rows=len(where), width=self.page_size, writable=True)
+        )
+        with self._lock:
+            entries = self._table.get_many(where)
+            kinds = entries["kind"]
+            if not kinds.all():
+                raise PageNotStored(int(where[np.flatnonzero(kinds == ABSENT)[0]]))
+            held = np.flatnonzero(kinds != SAME_FILLED)
+            stored = list(map(bytes, self._pool.read_many(entries["value"][held].tolist())))
+        checks = entries["checksum"][held].tolist()
+        for row, data, check in zip(held.tolist(), stored, checks, strict=True):
+            if checksum(data) != check:
+                raise self._corrupt(int(where[row]))
+        filled = np.flatnonzero(kinds == SAME_FILLED)
+        pages.view(np.uint64)[filled] = entries["value"][filled, None]
+        for row, data in zip(held.tolist(), stored, strict=True):
+            if kinds[row] == RAW:
+                pages[row] = np.frombuffer(data, np.uint8)
+        self._decompress(where, pages, held[kinds[held] == COMPRESSED], held, stored)
+        return pages
+
+    def _decompress(
+        self,
+        where: npt.NDArray[np.int64],
+        pages: buffers.Bytes,
+        rows: npt.NDArray[np.intp],
+        held: npt.NDArray[np.intp],
+        stored: list[bytes],
+    ) -> None:
+        """Decompress the compressed ones among `stored`, which belong to the rows `held`."""
+        if not len(rows):
+            return
+        straight = len(rows) == len(pages)
+        if not straight:
+            wanted = set(rows.tolist())
+            stored = [d for row, d in zip(held.tolist(), stored, strict=True) if row in wanted]
+        batch = DecompressBatch(stored, pages if straight else None, page_size=self.page_size)
+        self.engine.decompress(batch)
+        if batch.errors.any():
+            raise self._corrupt(int(where[rows[np.flatnonzero(batch.errors)[0]]]))
+        if not straight:
+            pages[rows] = batch.pages
+
+    def invalidate(self, index: int, count: int = 1) -> int:
+        """Forget `count` pages from `index` on, stored or not; how many there were."""
+        if self._unusable:
+            self._refuse()
+        check_index(index, count)
+        with self._lock:
+            entries = self._table.clear(index, count)
+            self._drop(entries)
+        return len(entries)
+
+    def __contains__(self, index: int) -> bool:
+        if self._unusable:
+            self._refuse()
+        with self._lock:
+            return self._table.get(index)[2] != ABSENT
+
+    def __len__(self) -> int:
+        return int(self._kinds.sum())
+
+    def __bool__(self) -> bool:
+        """Say yes: an empty store is a store."""
+        return True
+
+    @property
+    def counters(self) -> Counters:
+        """zswap's counters, as they are now."""
+        if self._unusable:
+            self._refuse()
+        with self._lock:
+            return Counters(
+                **self._events,
+                pool_total_size=self._pool.held_bytes,
+                stored_pages=int(self._kinds.sum()),
+                stored_incompressible_pages=int(self._kinds[RAW]),
+                same_filled_pages=int(self._kinds[SAME_FILLED]),
+            )
+
+    @property
+    def max_pool_bytes(self) -> int | None:
+        """Bytes of memory the pool may hold, or None. Lowered below what it holds, it only refuses."""
+        return self._pool.max_bytes
+
+    @max_pool_bytes.setter
+    def max_pool_bytes(self, value: int | None) -> None:
+        self._pool.max_bytes = value
+
+    @property
+    def compressed_bytes(self) -> int:
+        """Sum of the lengths of everything in the pool, raw pages included."""
+        return self._pool.stored_bytes
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the store's own tables."""
+        return self._table.nbytes
+
+    def classes(self) -> list[ClassUse]:
+        """List the pool's size classes and what they hold."""
+        return self._pool.classes()
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where an invariant does not hold; no store may be under way."""
+        with self._lock:
+            self._table.check_invariants()
+            self._pool.check_invariants()
+            counts = np.zeros(4, np.int64)
+            handles: list[int] = []
+            for _, entries in self._table.stored():
+                counts += np.bincount(entries["kind"], minlength=4)
+                held = entries[(entries["kind"] == COMPRESSED) | (entries["kind"] == RAW)]
+                handles.extend(held["value"].tolist())
+            counts[ABSENT] = 0
+            if counts.tolist() != self._kinds.tolist():
+                raise AssertionError(f"gauges {self._kinds} differ from the entries' {counts}")
+            if len(set(handles)) != len(handles) or len(handles) != self._pool.objects:
+                raise AssertionError("the pool's objects and the entries do not pair up")
+            self._pool.read_many(handles)
+
+    def _close(self) -> None:
+        with self._lock:
+            self._pool.close()
