@@ -14,33 +14,71 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from batchzip.backend import Backend as Backend, backends as backends
-    from batchzip.batch import CompressBatch as CompressBatch, DecompressBatch as DecompressBatch
-    from batchzip.codecs import Codec as Codec, algorithms as algorithms
+    from batchzip.backend import Backend as Backend
+    from batchzip.backend import backends as backends
+    from batchzip.batch import CompressBatch as CompressBatch
+    from batchzip.batch import DecompressBatch as DecompressBatch
+    from batchzip.codecs import Codec as Codec
+    from batchzip.codecs import algorithms as algorithms
     from batchzip.engine import Engine as Engine
     from batchzip.errors import (
         BackendUnavailable as BackendUnavailable,
+    )
+    from batchzip.errors import (
         BadArgument as BadArgument,
+    )
+    from batchzip.errors import (
         BadBatch as BadBatch,
+    )
+    from batchzip.errors import (
         BadHandle as BadHandle,
+    )
+    from batchzip.errors import (
         BatchzipError as BatchzipError,
+    )
+    from batchzip.errors import (
         ClosedError as ClosedError,
+    )
+    from batchzip.errors import (
         CorruptPage as CorruptPage,
+    )
+    from batchzip.errors import (
         ForkedProcess as ForkedProcess,
+    )
+    from batchzip.errors import (
         PageError as PageError,
+    )
+    from batchzip.errors import (
         PageNotStored as PageNotStored,
+    )
+    from batchzip.errors import (
         PoolFull as PoolFull,
+    )
+    from batchzip.errors import (
         RequestCancelled as RequestCancelled,
+    )
+    from batchzip.errors import (
         RequestTimeout as RequestTimeout,
+    )
+    from batchzip.errors import (
         StoreRejected as StoreRejected,
+    )
+    from batchzip.errors import (
         UnknownAlgorithm as UnknownAlgorithm,
+    )
+    from batchzip.errors import (
         UnknownBackend as UnknownBackend,
+    )
+    from batchzip.errors import (
         UnreadableProcess as UnreadableProcess,
+    )
+    from batchzip.errors import (
         WorkerWarning as WorkerWarning,
     )
     from batchzip.pool import Pool as Pool
     from batchzip.request import Request as Request
-    from batchzip.store import Counters as Counters, SwapStore as SwapStore
+    from batchzip.store import Counters as Counters
+    from batchzip.store import SwapStore as SwapStore
 
 __version__ = "0.1.0"
 

@@ -93,7 +93,7 @@ class Backend(ABC):
         """Wait until everything that helps the caller has started; whether it has."""
         return True
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most backends have nothing to release
         """Finish what is under way and release everything; idempotent, never in a forked child."""
 
 

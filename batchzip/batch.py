@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import numpy.typing as npt
-    from typing_extensions import Buffer
 
+    from batchzip.buffers import Buffer, Flat
     from batchzip.codecs.context import Context
 
 _CACHE_LINE = 64
+
+_PAGE_SIZE = 4096
+"""Bytes of a page where nothing says otherwise, as on most machines."""
 
 
 class Batch:
@@ -40,7 +43,6 @@ class Batch:
         "_count",
         "_dlens",
         "_inputs",
-        "_matrix",
         "_unfit",
         "capacity",
         "dlens",
@@ -51,6 +53,7 @@ class Batch:
     operation: ClassVar[int]
     capacity: int
     """Most bytes an output may have."""
+    _inputs: list[Flat]
     dlens: npt.NDArray[np.uint32]
     errors: npt.NDArray[np.int32]
 
@@ -59,9 +62,10 @@ class Batch:
         self._count = count
         self.dlens = np.zeros(count, np.uint32)
         self.errors = np.zeros(count, np.int32)
-        self._dlens = memoryview(self.dlens)  # a third of the cost of NumPy's for single elements
+        # A memoryview sets single elements in a third of the time that NumPy takes.
+        self._dlens = buffers.flat(self.dlens.view(np.uint8)).cast("I")
         self._unfit: dict[int, int] = {}
-        self._matrix: buffers.Bytes | None = None
+        """Inputs no codec shall see, and their errors."""
 
     def __len__(self) -> int:
         return self._count
@@ -71,15 +75,15 @@ class Batch:
         self.dlens.fill(0)
         self.errors.fill(0)
 
-    def inputs(self, share: range) -> Sequence[Buffer]:
-        """Inputs of the pages of `share`, in its order."""
+    def inputs(self, share: range) -> Sequence[Flat]:
+        """Give the inputs of the pages of `share`, in its order."""
         return self._inputs[share.start : share.stop : share.step]
 
     def run_share(self, context: Context, share: range) -> None:
         """Do a share in the calling thread, whose context this is."""
         raise NotImplementedError
 
-    def accept(self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]) -> None:
+    def accept(self, share: range, outputs: Sequence[Flat], errors: Mapping[int, int]) -> None:
         """Take a share's outputs, in its order; `errors` has codes by index of the batch."""
         raise NotImplementedError
 
@@ -112,7 +116,7 @@ class CompressBatch(Batch):
     size, -EIO the codec failed, -ENOMEM. What `dsts` holds beyond a page's length is undefined.
     """
 
-    __slots__ = ("_dsts", "_full", "_pitch", "dsts")
+    __slots__ = ("_dsts", "_flat", "_full", "_matrix", "_pitch", "dsts")
 
     operation = COMPRESS
 
@@ -124,25 +128,23 @@ class CompressBatch(Batch):
         capacity: int | None = None,
         page_size: int | None = None,
     ) -> None:
+        self._matrix: buffers.Bytes | None = None
+        self._flat = memoryview(b"")
         if buffers.is_sequence(pages):
-            inputs = buffers.as_inputs(pages, "pages")  # type: ignore[arg-type] # checked above
-            page_size = len(inputs[0]) if page_size is None else page_size  # type: ignore[arg-type]
+            self._inputs = inputs = buffers.as_inputs(pages, "pages")
+            page_size = len(inputs[0]) if page_size is None else page_size
             super().__init__(len(inputs), page_size)
-            self._inputs = inputs
             for index, page in enumerate(inputs):
-                if len(page) != page_size:  # type: ignore[arg-type] # flat bytes
+                if len(page) != page_size:
                     self._unfit[index] = -errno.EINVAL
                     inputs[index] = bytes(page_size)
         else:
-            matrix = buffers.as_matrix(pages, "pages", rows=None, width=page_size)  # type: ignore[arg-type]
-            super().__init__(len(matrix), matrix.shape[1])
-            self._matrix = matrix
-            self._inputs = memoryview(matrix).cast("B")
-        self._set_destinations(pages, dsts, capacity)
+            self._matrix = buffers.as_matrix(pages, "pages", rows=None, width=page_size)
+            self._flat = buffers.flat(self._matrix)
+            super().__init__(*self._matrix.shape)
+        self._set_destinations(dsts, capacity)
 
-    def _set_destinations(
-        self, pages: Buffer | Sequence[Buffer], dsts: Buffer | None, capacity: int | None
-    ) -> None:
+    def _set_destinations(self, dsts: Buffer | None, capacity: int | None) -> None:
         count = len(self)
         if capacity is not None and capacity < 1:
             raise BadBatch(f"capacity must be at least one byte, not {capacity}")
@@ -155,10 +157,10 @@ class CompressBatch(Batch):
         else:
             rows = buffers.as_matrix(dsts, "dsts", rows=count, width=capacity, writable=True)
             self.capacity = self._pitch = rows.shape[1]
-            sources = pages if buffers.is_sequence(pages) else [pages]
-            buffers.refuse_overlap([rows], sources, "dsts", "pages")  # type: ignore[arg-type]
+            sources = self._inputs if self._matrix is None else [self._flat]
+            buffers.refuse_overlap([buffers.flat(rows)], sources, "dsts", "pages")
             self.dsts = rows
-        self._dsts = memoryview(rows).cast("B")
+        self._dsts = buffers.flat(rows)
         self._full = (self.dsts, self.dlens, self.errors)
 
     def refill(self, pages: buffers.Bytes) -> None:
@@ -172,17 +174,17 @@ class CompressBatch(Batch):
         count = len(matrix)
         if count > len(dlens):
             raise BadBatch(f"this descriptor was made for {len(dlens)} pages, not {count}")
-        self._matrix, self._inputs = matrix, memoryview(matrix).cast("B")
+        self._matrix, self._flat = matrix, buffers.flat(matrix)
         self._unfit = {}
         self._count = count
         self.dsts, self.dlens, self.errors = dsts[:count], dlens[:count], errors[:count]
 
-    def inputs(self, share: range) -> Sequence[Buffer]:
+    def inputs(self, share: range) -> Sequence[Flat]:
         """Pages of `share`: views of the caller's memory."""
         if self._matrix is None:
             return super().inputs(share)
         size = self.page_size
-        flat = self._inputs
+        flat = self._flat
         return [
             flat[at : at + size]
             for at in range(share.start * size, share.stop * size, share.step * size)
@@ -202,12 +204,12 @@ class CompressBatch(Batch):
         if errors or self._unfit:
             self._accept_errors(share, errors)
 
-    def accept(self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]) -> None:
+    def accept(self, share: range, outputs: Sequence[Flat], errors: Mapping[int, int]) -> None:
         """Copy a share's outputs to their destinations."""
         dsts, dlens = self._dsts, self._dlens
         at, hop = share.start * self._pitch, share.step * self._pitch
         for index, output in zip(share, outputs, strict=True):
-            length = len(output)  # type: ignore[arg-type] # bytes, or a flat view of them
+            length = len(output)
             dsts[at : at + length] = output
             dlens[index] = length
             at += hop
@@ -215,7 +217,7 @@ class CompressBatch(Batch):
             self._accept_errors(share, errors)
 
     def outputs(self) -> list[memoryview]:
-        """Views of the compressed bytes of every page, in `dsts`; empty where it failed."""
+        """View the compressed bytes of every page, in `dsts`; empty where it failed."""
         dsts, pitch = self._dsts, self._pitch
         return [
             dsts[at : at + length]
@@ -245,7 +247,7 @@ class DecompressBatch(Batch):
     is left as it was.
     """
 
-    __slots__ = ("_rows", "pages", "slens")
+    __slots__ = ("_flat", "_rows", "pages", "slens")
 
     operation = DECOMPRESS
 
@@ -256,32 +258,32 @@ class DecompressBatch(Batch):
         *,
         page_size: int | None = None,
     ) -> None:
-        sources = _sources(srcs)
+        self._inputs = sources = _sources(srcs)
         count = len(sources)
         self.pages: buffers.Bytes | Sequence[Buffer]
+        self._rows: list[memoryview] = []
+        """Destinations where they were given one by one; else they are `_flat`."""
+        self._flat = memoryview(b"")
         if pages is None:
-            page_size = buffers.check_page_size(4096 if page_size is None else page_size)
-            self.pages = matrix = np.empty((count, page_size), np.uint8)
-            self._rows = memoryview(matrix).cast("B")
+            page_size = buffers.check_page_size(_PAGE_SIZE if page_size is None else page_size)
+            self.pages = np.empty((count, page_size), np.uint8)
+            self._flat = buffers.flat(self.pages)
         elif buffers.is_sequence(pages):
-            self.pages = pages  # type: ignore[assignment] # checked above
-            self._rows, page_size = _rows(pages, count, page_size)  # type: ignore[arg-type]
+            self.pages = pages
+            self._rows, page_size = _rows(pages, count, page_size)
             buffers.refuse_overlap(self._rows, sources, "pages", "srcs")
         else:
+            if page_size is None and getattr(pages, "ndim", 1) == 1:
+                page_size = _PAGE_SIZE
             self.pages = matrix = buffers.as_matrix(
-                pages,  # type: ignore[arg-type] # not a sequence
-                "pages",
-                rows=count,
-                width=page_size or (4096 if memoryview(pages).ndim == 1 else None),  # type: ignore[arg-type]
-                writable=True,
+                pages, "pages", rows=count, width=page_size, writable=True
             )
             page_size = matrix.shape[1]
-            self._rows = memoryview(matrix).cast("B")
-            buffers.refuse_overlap([matrix], sources, "pages", "srcs")
+            self._flat = buffers.flat(matrix)
+            buffers.refuse_overlap([self._flat], sources, "pages", "srcs")
         super().__init__(count, page_size)
         self.capacity = self.page_size
-        self._inputs = sources
-        self.slens = np.fromiter(map(len, sources), np.uint32, count)  # type: ignore[arg-type]
+        self.slens = np.fromiter(map(len, sources), np.uint32, count)
         # No page compresses to more than this; what is longer need not reach a codec.
         for index in np.flatnonzero(self.slens > 2 * page_size):
             self._unfit[int(index)] = -errno.EBADMSG
@@ -290,7 +292,7 @@ class DecompressBatch(Batch):
     def run_share(self, context: Context, share: range) -> None:
         """Decompress a share straight into its pages."""
         rows = self._rows
-        if isinstance(rows, list):
+        if rows:
             errors: dict[int, int] = {}
             length = memoryview(bytearray(4)).cast("I")
             for index in share:
@@ -301,29 +303,29 @@ class DecompressBatch(Batch):
                 errors.update((index, code) for code in one.values())
         else:
             errors = context.decompress_into(
-                self.inputs(share), rows, self.page_size, self._dlens, share
+                self.inputs(share), self._flat, self.page_size, self._dlens, share
             )
         if errors or self._unfit:
             self._accept_errors(share, errors)
 
-    def accept(self, share: range, outputs: Sequence[Buffer], errors: Mapping[int, int]) -> None:
+    def accept(self, share: range, outputs: Sequence[Flat], errors: Mapping[int, int]) -> None:
         """Copy a share's pages to where they go."""
-        size, rows = self.page_size, self._rows
-        if isinstance(rows, list):
+        size, rows, flat = self.page_size, self._rows, self._flat
+        if rows:
             for index, output in zip(share, outputs, strict=True):
-                rows[index][: len(output)] = output  # type: ignore[arg-type]
+                rows[index][: len(output)] = output
         else:
             at, hop = share.start * size, share.step * size
             for output in outputs:
-                rows[at : at + len(output)] = output  # type: ignore[arg-type]
+                flat[at : at + len(output)] = output
                 at += hop
         self.dlens[share.start : share.stop : share.step] = size
         if errors or self._unfit:
             self._accept_errors(share, errors)
 
 
-def _sources(srcs: Sequence[Buffer] | tuple[Buffer, Sequence[int]]) -> list[Buffer]:
-    """Compressed sources of a batch as flat buffers."""
+def _sources(srcs: Sequence[Buffer] | tuple[Buffer, Sequence[int]]) -> list[Flat]:
+    """Make flat buffers of a batch's compressed sources."""
     if isinstance(srcs, tuple) and len(srcs) == 2 and getattr(srcs[0], "ndim", 0) == 2:
         dsts, slens = np.asarray(srcs[0]), np.asarray(srcs[1])
         if dsts.dtype != np.uint8 or slens.dtype.kind not in "iu" or slens.shape != dsts.shape[:1]:
@@ -332,20 +334,19 @@ def _sources(srcs: Sequence[Buffer] | tuple[Buffer, Sequence[int]]) -> list[Buff
             )
         if len(slens) and (slens.min() < 0 or slens.max() > dsts.shape[1]):
             raise BadBatch(f"slens must lie in 0…{dsts.shape[1]}, the capacity of dsts")
-        return buffers.as_inputs(
-            [row[:length] for row, length in zip(dsts, slens, strict=True)], "srcs"
-        )
+        rows = [row[:length] for row, length in zip(dsts, slens.tolist(), strict=True)]
+        return buffers.as_inputs(rows, "srcs")
     if not buffers.is_sequence(srcs):
         raise BadBatch(
             f"srcs must be a list of buffers or (dsts, slens), not {type(srcs).__name__}"
         )
-    return buffers.as_inputs(srcs, "srcs")  # type: ignore[arg-type]
+    return buffers.as_inputs(srcs, "srcs")
 
 
 def _rows(
     pages: Sequence[Buffer], count: int, page_size: int | None
 ) -> tuple[list[memoryview], int]:
-    """Views of the destinations given one by one, and their common size."""
+    """View the destinations given one by one; also their common size."""
     if len(pages) != count:
         raise BadBatch(f"there are {count} sources and {len(pages)} pages")
     rows = [

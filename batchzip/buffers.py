@@ -6,7 +6,8 @@ are written, destinations that overlap nothing. Errors name the offending item a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias, cast
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,14 @@ from batchzip.errors import BadArgument, BadBatch
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from typing_extensions import Buffer
+    from typing_extensions import Buffer as BufferProtocol
+
+    Buffer: TypeAlias = BufferProtocol | npt.NDArray[np.uint8]
+    """Anything with the buffer protocol; before Python 3.12 type checkers are not told that
+    NumPy's arrays have it."""
+
+Flat: TypeAlias = bytes | memoryview
+"""Contiguous bytes in one dimension: what a Buffer becomes once it is checked."""
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -37,7 +45,7 @@ def check_page_size(page_size: int) -> int:
     return page_size
 
 
-def is_sequence(buffers: object) -> bool:
+def is_sequence(buffers: object) -> TypeGuard[Sequence[Buffer]]:
     """Whether this is a list or tuple of buffers rather than one buffer."""
     return isinstance(buffers, (list, tuple))
 
@@ -45,7 +53,7 @@ def is_sequence(buffers: object) -> bool:
 def as_view(buffer: Buffer, what: str, *, writable: bool = False) -> memoryview:
     """View `buffer` as flat bytes; it must be contiguous, and writable where that is asked."""
     try:
-        view = memoryview(buffer)
+        view = memoryview(buffer)  # type: ignore[arg-type] # see Buffer
     except TypeError:
         raise BadBatch(
             f"{what} must be a buffer (bytes, memoryview, array, …), not {type(buffer).__name__}"
@@ -58,16 +66,22 @@ def as_view(buffer: Buffer, what: str, *, writable: bool = False) -> memoryview:
 
 
 def as_matrix(
-    buffer: Buffer, what: str, *, rows: int | None, width: int | None, writable: bool = False
+    buffer: Buffer | Sequence[Buffer],
+    what: str,
+    *,
+    rows: int | None,
+    width: int | None,
+    writable: bool = False,
 ) -> Bytes:
     """View `buffer` as (rows, width) bytes without a copy.
 
     A 2-D buffer must be uint8 of that shape (None: any); a flat one is cut into rows of `width`.
     """
-    view = as_view(buffer, what, writable=writable)
-    shape = memoryview(buffer).shape or ()
+    view = as_view(buffer, what, writable=writable)  # type: ignore[arg-type] # refuses sequences
+    given = memoryview(buffer)  # type: ignore[arg-type] # see Buffer
+    shape = given.shape or ()
     if len(shape) == 2:
-        if memoryview(buffer).itemsize != 1:
+        if given.itemsize != 1:
             raise BadBatch(f"{what} must be uint8: view it with .view(np.uint8)")
         if rows not in (None, shape[0]) or width not in (None, shape[1]):
             raise BadBatch(
@@ -90,18 +104,23 @@ def as_matrix(
     return np.frombuffer(view, np.uint8).reshape(shape)
 
 
-def as_inputs(buffers: Sequence[Buffer], what: str) -> list[Buffer]:
+def flat(array: npt.NDArray[np.uint8]) -> memoryview:
+    """View a contiguous array as flat bytes."""
+    return memoryview(array).cast("B")  # type: ignore[arg-type] # see Buffer
+
+
+def as_inputs(buffers: Sequence[Buffer], what: str) -> list[Flat]:
     """Make a list of flat, contiguous, readable buffers out of a sequence of n of them."""
     if not buffers:
         raise BadBatch(f"{what} holds nothing: at least one page is needed")
     # bytes are what is wanted already, and a view of them costs as much as a short codec call.
     return [
-        buffer if type(buffer) is bytes else as_view(buffer, f"{what}[{index}]")
+        buffer if isinstance(buffer, bytes) else as_view(buffer, f"{what}[{index}]")
         for index, buffer in enumerate(buffers)
     ]
 
 
-def extent(buffer: Buffer) -> tuple[int, int]:
+def extent(buffer: Flat) -> tuple[int, int]:
     """First address of a contiguous buffer, and the address behind its last byte."""
     array = np.frombuffer(buffer, np.uint8)
     start = cast("int", array.__array_interface__["data"][0])
@@ -109,11 +128,11 @@ def extent(buffer: Buffer) -> tuple[int, int]:
 
 
 def refuse_overlap(
-    destinations: Iterable[Buffer], sources: Iterable[Buffer], what: str, with_what: str
+    destinations: Iterable[Flat], sources: Iterable[Flat], what: str, with_what: str
 ) -> None:
     """Raise BadBatch when two destinations, or a destination and a source, share a byte."""
     spans = sorted((*extent(buffer), index) for index, buffer in enumerate(destinations))
-    for (_, end, index), (start, _, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, index), (start, _, other) in pairwise(spans):
         if start < end:
             raise BadBatch(
                 f"{what}[{other}] overlaps {what}[{index}]: each needs memory of its own"
@@ -121,7 +140,7 @@ def refuse_overlap(
     starts = np.array([start for start, _, _ in spans], np.uint64)
     ends = np.array([end for _, end, _ in spans], np.uint64)
     for index, source in enumerate(sources):
-        if type(source) is bytes or not len(memoryview(source)):
+        if isinstance(source, bytes) or not source.nbytes:
             continue  # immutable memory cannot be a destination
         start, end = extent(source)
         if np.searchsorted(ends, start, "right") < np.searchsorted(starts, end, "left"):

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from batchzip.backend import Backend, make_backend
 from batchzip.batch import Batch, CompressBatch, DecompressBatch
-from batchzip.buffers import check_page_size
+from batchzip.buffers import as_view, check_page_size
 from batchzip.codecs import Codec, make_codec
 from batchzip.errors import BadArgument, BadBatch, PageError
 from batchzip.lifetime import Owned
 from batchzip.request import AnyBatch, Request
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from batchzip.buffers import Buffer, Flat
 
 
 class Engine(Owned):
@@ -133,14 +133,15 @@ class Engine(Owned):
         """
         if self._unusable:
             self._refuse()
-        if memoryview(page).nbytes != self.page_size:
+        view = page if isinstance(page, bytes) else as_view(page, "page")
+        if len(view) != self.page_size:
             raise PageError(0, -errno.EINVAL)
         try:
-            return self.backend.context().compress(page)
+            return self.backend.context().compress(view)
         except Exception:  # noqa: BLE001 - whatever a codec raises means the same here
             raise PageError(0, -errno.EIO) from None
 
-    def decompress_page(self, src: Buffer) -> bytes:
+    def decompress_page(self, src: Flat) -> bytes:
         """Decompress one page in the calling thread. Raises PageError (-EBADMSG)."""
         if self._unusable:
             self._refuse()

@@ -25,7 +25,7 @@ import contextlib
 import fcntl
 import mmap
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from batchzip.errors import BadArgument, ClosedError
 
@@ -62,6 +62,7 @@ class Segment:
             self._map(size)
         except BaseException:
             os.close(self._fd)
+            self._fd = -1
             raise
 
     @classmethod
@@ -120,7 +121,7 @@ class Segment:
             self._mmap.close()
         del self.view, self._mmap
 
-    def __enter__(self) -> Segment:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -38,7 +38,7 @@ from batchzip_workers.supervisor import Supervisor
 if TYPE_CHECKING:
     from batchzip.batch import Batch
     from batchzip.codecs import Codec
-    from batchzip_workers.ring import Posted, Ring
+    from batchzip_workers.ring import Posted
 
 _LAST_ROUND = 8
 """Pages a lane in the last round: what one lane may at most wait for another at the end."""
@@ -84,12 +84,14 @@ class WorkersBackend(Backend):
         return self._supervisor.pids
 
     def wait_ready(self, timeout_s: float) -> bool:
-        """Wait until every worker is ready; False when time is up or one was given up."""
+        """Wait until every worker is ready; False when time is up or one cannot be started."""
         deadline = time.monotonic() + timeout_s
         while not self._supervisor.settled and time.monotonic() < deadline:
             time.sleep(0.001)
         self._warn_once()
-        return self._supervisor.settled and self._supervisor.given_up is None
+        return all(ring.ready for ring in self._supervisor.rings) and (
+            len(self._supervisor.rings) == self.workers
+        )
 
     def run(self, batch: Batch) -> None:
         """Do a batch together with the workers."""
@@ -140,7 +142,7 @@ class WorkersBackend(Backend):
         for share in own:
             batch.run_share(context, share)
         balance.note_pages(sum(map(len, own)), time.perf_counter() - started)
-        if self._supervisor.given_up is not None:
+        if self._supervisor.failure is not None:
             self._warn_once()
         return end
 
@@ -201,13 +203,14 @@ class WorkersBackend(Backend):
 
     def _post_to_any(self, batch: Batch, share: range) -> Posted | None:
         """Post to the first worker that can take it; None when there will be none."""
-        while not self._supervisor.hopeless:
+        while True:
             for ring in self._supervisor.rings:
                 posted = ring.post(batch, share) if ring.wants_work() else None
                 if posted is not None:
                     return posted
+            if self._supervisor.hopeless:
+                return None
             time.sleep(0.001)
-        return None
 
     def submit(self, batch: Batch) -> Future[None]:
         """Queue a batch; requests are done in order, by one thread and the workers."""
@@ -219,11 +222,11 @@ class WorkersBackend(Backend):
             return self._lane.submit(self.run_inline if len(batch) == 1 else self.run, batch)
 
     def _warn_once(self) -> None:
-        reason = self._supervisor.given_up
+        reason = self._supervisor.failure
         if reason is not None and not self._warned:
             self._warned = True
             warnings.warn(
-                f"batchzip: a worker could not be started ({reason}); its work is done in process",
+                f"batchzip: a worker could not be started ({reason}); meanwhile its work is done in process",
                 WorkerWarning,
                 stacklevel=5,
             )

@@ -66,7 +66,7 @@ class PassedFd:
         popen = get_spawning_popen()
         if popen is None:
             raise TypeError("a descriptor is passed on only to a process being started")
-        return int, (popen.duplicate_for_child(self.fd),)  # type: ignore[attr-defined]
+        return int, (popen.duplicate_for_child(self.fd),)
 
 
 class Posted(NamedTuple):
@@ -185,11 +185,11 @@ class Ring:
                 self._page_rows[index][: len(share)] = matrix
             else:
                 for page, source in zip(slot.pages, batch.inputs(share), strict=False):
-                    page[:] = source  # type: ignore[assignment] # a buffer of the same length
+                    page[:] = source
             return len(share) * self.layout.page_size
         inputs, lengths, at = slot.inputs, slot.lengths, 0
         for position, source in enumerate(batch.inputs(share)):
-            length = len(source)  # type: ignore[arg-type] # bytes, or a flat view of them
+            length = len(source)
             inputs[at : at + length] = source
             lengths[position] = length
             at += length
@@ -204,7 +204,7 @@ class Ring:
         return self._control[STARTED] > posted.sequence
 
     def wait(self, posted: Posted, timeout_s: float) -> bool:
-        """Wait until the share is done, the worker is dead, or `timeout_s` is over; is it done?"""
+        """Wait until the share is done; False if the worker is dead or `timeout_s` is over."""
         control, sequence = self._control, posted.sequence
         clock = time.perf_counter
         start = clock()

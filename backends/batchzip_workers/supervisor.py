@@ -19,6 +19,7 @@ import os
 import select
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from batchzip_workers import worker
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     from batchzip_workers.layout import Layout
 
 _START_ATTEMPTS = 3
-"""Starts of one worker in a row that end before it is ready, until it is given up."""
+"""Starts of one worker in a row that end before it is ready, until nobody waits for it any more."""
 
-_RETRY_S = 0.05
-"""Seconds between such attempts: a process limit or memory may be short for a moment only."""
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 60.0
+"""Seconds before such an attempt, doubled each time: what a worker lacks, memory or a process limit,
+may be short for a moment or for long, and a worker that cannot start shall not cost a CPU."""
 
 _STOP_S = 2.0
 """Seconds a worker has to finish what is posted to it when the backend closes."""
@@ -45,6 +47,18 @@ class _Worker:
         self.process: Any = None
         self.ring: Ring | None = None
         self.failed_starts = 0
+        self.retry_at = 0.0
+
+    @property
+    def failing(self) -> bool:
+        """Whether it could not be started so often that nobody should wait for it."""
+        return self.failed_starts >= _START_ATTEMPTS
+
+    def note_failed_start(self) -> None:
+        """Count an attempt that failed, and put off the next one."""
+        delay = min(_FIRST_RETRY_S * 2**self.failed_starts, _LAST_RETRY_S)
+        self.failed_starts += 1
+        self.retry_at = time.monotonic() + delay
 
 
 class Supervisor:
@@ -62,8 +76,8 @@ class Supervisor:
         )
         self.rings: tuple[Ring, ...] = ()
         self.restarts = 0
-        self.given_up: str | None = None
-        """Why a worker could not be started, once that has been given up."""
+        self.failure: str | None = None
+        """Why a worker could not be started several times in a row, if that ever happened."""
 
     def start(self) -> None:
         """Begin; returns at once, workers become ready later."""
@@ -76,16 +90,13 @@ class Supervisor:
 
     @property
     def settled(self) -> bool:
-        """Whether every worker is ready or given up."""
-        return all(
-            w.failed_starts >= _START_ATTEMPTS or (w.ring is not None and w.ring.ready)
-            for w in self._workers
-        )
+        """Whether every worker is ready, or could not be started several times in a row."""
+        return all(w.failing or (w.ring is not None and w.ring.ready) for w in self._workers)
 
     @property
     def hopeless(self) -> bool:
-        """Whether no worker runs and none will."""
-        return self._stopping or all(w.failed_starts >= _START_ATTEMPTS for w in self._workers)
+        """Whether no worker runs and none is to be waited for."""
+        return self._stopping or all(w.failing for w in self._workers)
 
     def kill(self, ring: Ring) -> None:
         """Kill the worker of `ring`, which hangs; it is replaced as any that dies."""
@@ -105,35 +116,38 @@ class Supervisor:
         os.close(self._wake)
 
     def _supervise(self) -> None:
+        # Workers inherit this mask: a Ctrl-C while one is starting must not reach it either.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for place in self._workers:
-            if not self._stopping:
+            if not self._is_stopping():
                 self._start(place)
-        while not self._stopping:
-            poll = select.poll()
-            poll.register(self._wake, select.POLLIN)
-            for place in self._workers:
+        while not self._is_stopping():
+            for place in self._await_change():
                 if place.process is not None:
-                    poll.register(place.process.sentinel, select.POLLIN)
-            retry = any(
-                w.process is None and w.failed_starts < _START_ATTEMPTS for w in self._workers
-            )
-            ready = {fd for fd, _ in poll.poll(_RETRY_S * 1000 if retry else None)}
-            for place in self._workers:
-                if self._stopping:
-                    break
-                if place.process is None:
-                    if place.failed_starts < _START_ATTEMPTS:
-                        self._start(place)
-                elif place.process.sentinel in ready:
                     self._bury(place)
+                if not self._is_stopping() and place.retry_at <= time.monotonic():
                     self._start(place)
         self._stop_workers()
+
+    def _is_stopping(self) -> bool:
+        return self._stopping  # set by another thread
+
+    def _await_change(self) -> list[_Worker]:
+        """Sleep until a worker is dead, one is to be tried again, or stop() was called."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        missing = [w for w in self._workers if w.process is None]
+        for place in self._workers:
+            if place.process is not None:
+                poll.register(place.process.sentinel, select.POLLIN)
+        timeout_s = min((w.retry_at for w in missing), default=0.0) - time.monotonic()
+        ready = {fd for fd, _ in poll.poll(max(timeout_s, 0) * 1000 if missing else None)}
+        dead = [w for w in self._workers if w.process and w.process.sentinel in ready]
+        return dead + [w for w in missing if w.retry_at <= time.monotonic()]
 
     def _start(self, place: _Worker) -> None:
         from loky.backend import get_context  # noqa: PLC0415 - 60 ms, off the caller's path
 
-        if place.failed_starts >= _START_ATTEMPTS:
-            return
         ring = None
         try:
             ring = Ring(self._layout)
@@ -145,8 +159,7 @@ class Supervisor:
             )
             process.start()
         except Exception as error:  # noqa: BLE001 - memory, process limit, a daemonic parent
-            place.failed_starts += 1
-            self._give_up_if_hopeless(place, f"{type(error).__name__}: {error}")
+            self._note_failed_start(place, f"{type(error).__name__}: {error}")
             if ring is not None:
                 ring.close()
             return
@@ -171,12 +184,12 @@ class Supervisor:
         if was_ready:
             place.failed_starts = 0
         else:
-            place.failed_starts += 1
-            self._give_up_if_hopeless(place, f"it ended with status {status} before it was ready")
+            self._note_failed_start(place, f"it ended with status {status} before it was ready")
 
-    def _give_up_if_hopeless(self, place: _Worker, reason: str) -> None:
-        if place.failed_starts >= _START_ATTEMPTS:
-            self.given_up = reason
+    def _note_failed_start(self, place: _Worker, reason: str) -> None:
+        place.note_failed_start()
+        if place.failing:
+            self.failure = reason
 
     def _publish(self) -> None:
         self.rings = tuple(w.ring for w in self._workers if w.ring is not None)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Buffer
+    from batchzip.buffers import Flat
 
-    Transcode: TypeAlias = Callable[[Buffer], bytes]
+    Transcode: TypeAlias = Callable[[Flat], bytes]
 
 
 class Codec(ABC):

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from typing_extensions import Buffer
-
+    from batchzip.buffers import Flat
     from batchzip.codecs.codec import Codec, Transcode
 
 COMPRESS = 0
 DECOMPRESS = 1
 
 
-class _NoSpace(Exception):
+class _NoSpaceError(Exception):
     """An output does not fit its destination."""
 
 
@@ -42,7 +41,7 @@ class Context:
 
     def compress_into(
         self,
-        pages: Iterable[Buffer],
+        pages: Iterable[Flat],
         dst: memoryview,
         hop: int,
         lengths: memoryview,
@@ -66,7 +65,7 @@ class Context:
                     output = compress(page)
                     length = len(output)
                     if length > capacity:
-                        raise _NoSpace  # noqa: TRY301 - the page's error, as any other
+                        raise _NoSpaceError  # noqa: TRY301 - the page's error, as any other
                     dst[at : at + length] = output
                     lengths[index] = length
                     index += step
@@ -81,7 +80,7 @@ class Context:
 
     def decompress_into(
         self,
-        srcs: Iterable[Buffer],
+        srcs: Iterable[Flat],
         dst: memoryview,
         hop: int,
         lengths: memoryview,
@@ -111,6 +110,6 @@ class Context:
 
 
 def _code(error: Exception, otherwise: int) -> int:
-    if isinstance(error, _NoSpace):
+    if isinstance(error, _NoSpaceError):
         return -errno.ENOSPC
     return -errno.ENOMEM if isinstance(error, MemoryError) else otherwise

@@ -19,8 +19,7 @@ from batchzip.codecs.codec import Codec
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
+    from batchzip.buffers import Flat
     from batchzip.codecs.codec import Transcode
 
 _MIN_WINDOW = 1 << 10
@@ -56,7 +55,7 @@ class Zstd(Codec):
         ).decompress
         declared_size = zstandard.frame_content_size
 
-        def decompress_page(src: Buffer) -> bytes:
+        def decompress_page(src: Flat) -> bytes:
             if declared_size(src) != page_size:
                 raise ValueError(f"the frame does not declare {page_size} bytes")
             return decompress(src, allow_extra_data=False)

@@ -30,9 +30,8 @@ from batchzip.store.same_filled import find_same_filled, first_words
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from typing_extensions import Buffer
 
-    from batchzip.buffers import Bytes
+    from batchzip.buffers import Bytes, Flat
     from batchzip.engine import Engine
     from batchzip.pool import Pool
 
@@ -87,7 +86,7 @@ class FolioWriter:
         batch = self._take_descriptor(pages)
         try:
             self._engine.compress(batch)
-            outputs: list[Buffer] = list(batch.outputs())
+            outputs: list[Flat] = list(batch.outputs())
             kinds = np.full(len(pages), COMPRESSED, np.uint8)
             raw = np.flatnonzero((batch.dlens >= batch.page_size) | (batch.errors == -errno.ENOSPC))
             errors = batch.errors
@@ -102,7 +101,7 @@ class FolioWriter:
             if errors.any():
                 raise _rejected(errors, rows, folio_pages)
             try:
-                handles = self._pool.put_many(outputs)  # type: ignore[arg-type] # flat bytes
+                handles = self._pool.put_many(outputs)
             except PoolFull as error:
                 reason = "pool_limit_hit" if error.at_limit else "reject_alloc_fail"
                 raise StoreRejected(reason, f"the folio does not fit the pool: {error}") from None
@@ -124,7 +123,7 @@ class FolioWriter:
         return batch
 
 
-def checksum(stored: Buffer) -> int:
+def checksum(stored: Flat) -> int:
     """Checksum of an entry's stored bytes."""
     return xxh3_64_intdigest(stored) & CHECKSUM_MASK
 

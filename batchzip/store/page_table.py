@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from batchzip.buffers import flat
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class PageTable:
         of_index = at[inverse]
         if not len(self.entries):
             return np.zeros(len(indices), ENTRY)
-        entries = self.entries[(of_index << _BLOCK_BITS) | (indices & (_BLOCK - 1))]
+        entries: np.ndarray = self.entries[(of_index << _BLOCK_BITS) | (indices & (_BLOCK - 1))]
         entries[of_index < 0] = 0
         return entries
 
@@ -139,7 +140,7 @@ class PageTable:
         return np.concatenate(removed) if removed else np.zeros(0, ENTRY)
 
     def _runs_in_use(self, index: int, count: int) -> list[tuple[int, int, int]]:
-        """Runs of `_runs` whose block is in use, in the time of the fewer of the two."""
+        """Give the runs of `_runs` whose block is in use, in the time of the fewer of the two."""
         if count >> _BLOCK_BITS <= len(self._block_at):
             return [run for run in _runs(index, count) if run[0] in self._block_at]
         found = []
@@ -173,7 +174,7 @@ class PageTable:
         entries = np.zeros((have + more) * _BLOCK, ENTRY)
         entries[: len(self.entries)] = self.entries
         self.entries = entries
-        self._bytes = memoryview(self.entries.view(np.uint8)).cast("B")
+        self._bytes = flat(self.entries.view(np.uint8))
         self._live.extend([0] * more)
         self._free.extend(range(have + more - 1, have - 1, -1))
 

@@ -30,12 +30,14 @@ def find_same_filled(pages: Bytes) -> npt.NDArray[np.intp]:
     if not len(rows):
         return rows
     same = (words[rows] == first[rows, None]).all(axis=1)
-    return rows[same]
+    filled: npt.NDArray[np.intp] = rows[same]
+    return filled
 
 
 def first_words(pages: Bytes, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
     """Take the first word of each of these rows."""
-    return pages.view(np.uint64)[rows, 0]
+    words: npt.NDArray[np.uint64] = pages.view(np.uint64)[rows, 0]
+    return words
 
 
 def fill(word: int, page_size: int) -> bytes:

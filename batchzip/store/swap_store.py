@@ -28,12 +28,11 @@ from __future__ import annotations
 
 import errno
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from batchzip import buffers
-from batchzip.batch import DecompressBatch
 from batchzip.errors import (
     BadArgument,
     BadBatch,
@@ -45,7 +44,7 @@ from batchzip.errors import (
 from batchzip.lifetime import Owned
 from batchzip.pool import Pool
 from batchzip.store.counters import Counters
-from batchzip.store.folio import FolioWriter, checksum
+from batchzip.store.folio import FolioWriter
 from batchzip.store.page_table import (
     ABSENT,
     COMPRESSED,
@@ -54,14 +53,14 @@ from batchzip.store.page_table import (
     PageTable,
     check_index,
 )
-from batchzip.store.same_filled import fill
+from batchzip.store.restore import Restorer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
-    from typing_extensions import Buffer
 
+    from batchzip.buffers import Buffer
     from batchzip.engine import Engine
     from batchzip.pool.audit import ClassUse
 
@@ -98,6 +97,7 @@ class SwapStore(Owned):
         self._writer = FolioWriter(
             engine, self._pool, max_batch=max_batch, keep_incompressible=keep_incompressible
         )
+        self._restorer = Restorer(engine)
         self._table = PageTable()
         self._lock = threading.Lock()
         self._full = False
@@ -138,12 +138,12 @@ class SwapStore(Owned):
 
     def _as_pages(self, pages: Buffer | Sequence[Buffer]) -> buffers.Bytes:
         if not buffers.is_sequence(pages):
-            return buffers.as_matrix(pages, "pages", rows=None, width=self.page_size)  # type: ignore[arg-type]
-        inputs = buffers.as_inputs(pages, "pages")  # type: ignore[arg-type] # a sequence
+            return buffers.as_matrix(pages, "pages", rows=None, width=self.page_size)
+        inputs = buffers.as_inputs(pages, "pages")
         for number, page in enumerate(inputs):
-            if len(page) != self.page_size:  # type: ignore[arg-type] # flat bytes
+            if len(page) != self.page_size:
                 raise BadBatch(
-                    f"pages[{number}] has {len(page)} bytes, not {self.page_size}"  # type: ignore[arg-type]
+                    f"pages[{number}] has {len(page)} bytes, not {self.page_size}"
                 )
         return np.frombuffer(b"".join(inputs), np.uint8).reshape(-1, self.page_size)
 
@@ -183,6 +183,12 @@ class SwapStore(Owned):
             held = entries["value"][(kinds == COMPRESSED) | (kinds == RAW)]
             self._pool.free_many(held.tolist())
 
+    @overload
+    def load(self, index: int, out: None = None) -> bytes: ...
+
+    @overload
+    def load(self, index: int, out: Buffer) -> Buffer: ...
+
     def load(self, index: int, out: Buffer | None = None) -> Buffer:
         """Give the bytes of one page; with `out`, a writable buffer, fill it and return it.
 
@@ -192,24 +198,14 @@ class SwapStore(Owned):
             self._refuse()
         with self._lock:
             value, check, kind = self._table.get(index)
-            # Copied under the lock: nobody can free it meanwhile, and what is checked below is
-            # what is decompressed.
+            # Copied under the lock: nobody can free it meanwhile.
             stored = bytes(self._pool.read(value)) if kind in (COMPRESSED, RAW) else b""
-        if kind == COMPRESSED:
-            if checksum(stored) != check:
-                raise self._corrupt(index)
-            try:
-                page = self.engine.decompress_page(stored)
-            except PageError:
-                raise self._corrupt(index) from None
-        elif kind == SAME_FILLED:
-            page = fill(value, self.page_size)
-        elif kind == RAW:
-            if checksum(stored) != check:
-                raise self._corrupt(index)
-            page = stored
-        else:
+        if kind == ABSENT:
             raise PageNotStored(index)
+        try:
+            page = self._restorer.page(kind, value, check, stored)
+        except PageError:
+            raise self._corrupt(index) from None
         if out is None:
             return page
         view = buffers.as_view(out, "out", writable=True)
@@ -249,41 +245,13 @@ class SwapStore(Owned):
             kinds = entries["kind"]
             if not kinds.all():
                 raise PageNotStored(int(where[np.flatnonzero(kinds == ABSENT)[0]]))
-            held = np.flatnonzero(kinds != SAME_FILLED)
-            stored = list(map(bytes, self._pool.read_many(entries["value"][held].tolist())))
-        checks = entries["checksum"][held].tolist()
-        for row, data, check in zip(held.tolist(), stored, checks, strict=True):
-            if checksum(data) != check:
-                raise self._corrupt(int(where[row]))
-        filled = np.flatnonzero(kinds == SAME_FILLED)
-        pages.view(np.uint64)[filled] = entries["value"][filled, None]
-        for row, data in zip(held.tolist(), stored, strict=True):
-            if kinds[row] == RAW:
-                pages[row] = np.frombuffer(data, np.uint8)
-        self._decompress(where, pages, held[kinds[held] == COMPRESSED], held, stored)
+            held = entries["value"][kinds != SAME_FILLED]
+            stored = list(map(bytes, self._pool.read_many(held.tolist())))
+        try:
+            self._restorer.pages(entries, stored, pages)
+        except PageError as error:
+            raise self._corrupt(int(where[error.index])) from None
         return pages
-
-    def _decompress(
-        self,
-        where: npt.NDArray[np.int64],
-        pages: buffers.Bytes,
-        rows: npt.NDArray[np.intp],
-        held: npt.NDArray[np.intp],
-        stored: list[bytes],
-    ) -> None:
-        """Decompress the compressed ones among `stored`, which belong to the rows `held`."""
-        if not len(rows):
-            return
-        straight = len(rows) == len(pages)
-        if not straight:
-            wanted = set(rows.tolist())
-            stored = [d for row, d in zip(held.tolist(), stored, strict=True) if row in wanted]
-        batch = DecompressBatch(stored, pages if straight else None, page_size=self.page_size)
-        self.engine.decompress(batch)
-        if batch.errors.any():
-            raise self._corrupt(int(where[rows[np.flatnonzero(batch.errors)[0]]]))
-        if not straight:
-            pages[rows] = batch.pages
 
     def invalidate(self, index: int, count: int = 1) -> int:
         """Forget `count` pages from `index` on, stored or not; how many there were."""
@@ -310,7 +278,7 @@ class SwapStore(Owned):
 
     @property
     def counters(self) -> Counters:
-        """zswap's counters, as they are now."""
+        """The counters, as they are now."""
         if self._unusable:
             self._refuse()
         with self._lock:

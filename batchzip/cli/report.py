@@ -1,0 +1,222 @@
+"""What `batchzip swap` says at its end: a table for people, or one JSON document.
+
+MB is 10⁶ bytes, MiB is 2²⁰. Keys of the JSON document carry their unit and stay as they are;
+new ones may be added. A figure that cannot be given (nothing was loaded, say) is null.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+import batchzip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from batchzip.cli.round_trip import RoundTrip
+    from batchzip.cli.side import Side
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The figures of one backend.
+
+    `compression_ratio` is bytes of the pages kept ÷ `compressed_bytes`, same-filled pages
+    counting as zero bytes; `pool_overhead` is `pool_held_bytes` ÷ `compressed_bytes`. Throughput
+    is uncompressed bytes; that of load is of load_many().
+    """
+
+    workers: int
+    stored_pages: int
+    same_filled_pages: int
+    incompressible_pages: int
+    rejected_pages: int
+    rejected_folios: dict[str, int]
+    compressed_bytes: int
+    compression_ratio: float | None
+    pool_held_bytes: int
+    pool_overhead: float | None
+    store_s: float
+    store_mb_per_s: float | None
+    store_us_per_page: float | None
+    load_s: float
+    load_mb_per_s: float | None
+    load_us_per_page: float | None
+    single_loads: int
+    load_p50_us: float | None
+    load_p99_us: float | None
+    cpu_s: float
+    own_cpu_s: float
+    worker_cpu_s: float
+    compared_pages: int
+    differing_pages: int
+
+
+_COMPARED = (
+    "store_mb_per_s",
+    "store_us_per_page",
+    "load_mb_per_s",
+    "load_us_per_page",
+    "load_p50_us",
+    "load_p99_us",
+    "cpu_s",
+)
+"""Figures for which a ratio of the two backends is given."""
+
+
+def figures(side: Side) -> Figures:
+    """Gather the figures of one side at the end of a round trip; its store is still open."""
+    counters = side.store.counters
+    page_size = side.engine.page_size
+    compressed = side.store.compressed_bytes
+    stored = side.offered_pages - side.rejected_pages
+    p50, p99 = (
+        np.percentile(side.single_load_ns, [50, 99]) / 1e3 if side.single_load_ns else (None, None)
+    )
+    return Figures(
+        workers=len(side.engine.worker_pids),
+        stored_pages=stored,
+        same_filled_pages=counters.same_filled_pages,
+        incompressible_pages=counters.stored_incompressible_pages,
+        rejected_pages=side.rejected_pages,
+        rejected_folios=dict(sorted(side.rejected_folios.items())),
+        compressed_bytes=compressed,
+        compression_ratio=_ratio(stored * page_size, compressed),
+        pool_held_bytes=counters.pool_total_size,
+        pool_overhead=_ratio(counters.pool_total_size, compressed),
+        store_s=side.store_s,
+        store_mb_per_s=_ratio(side.offered_pages * page_size / 1e6, side.store_s),
+        store_us_per_page=_ratio(side.store_s * 1e6, side.offered_pages),
+        load_s=side.load_s,
+        load_mb_per_s=_ratio(side.loaded_pages * page_size / 1e6, side.load_s),
+        load_us_per_page=_ratio(side.load_s * 1e6, side.loaded_pages),
+        single_loads=len(side.single_load_ns),
+        load_p50_us=None if p50 is None else float(p50),
+        load_p99_us=None if p99 is None else float(p99),
+        cpu_s=side.own_cpu_s + side.worker_cpu_s,
+        own_cpu_s=side.own_cpu_s,
+        worker_cpu_s=side.worker_cpu_s,
+        compared_pages=side.loaded_pages,
+        differing_pages=int(side.differing.sum()),
+    )
+
+
+def as_document(trip: RoundTrip, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the whole result as plain dicts, ready for JSON; stores are still open."""
+    source = trip.source
+    backends = {side.name: asdict(figures(side)) for side in trip.sides}
+    first, second = list(backends.values())[:2]
+    return {
+        "batchzip_version": batchzip.__version__,
+        "source": {
+            "kind": source.kind,
+            "name": source.name,
+            **source.details(),
+            "pages": trip.pages,
+            "page_bytes": source.page_size,
+            "padded_bytes": source.padded_bytes,
+        },
+        "settings": settings,
+        "all_equal": trip.difference is None,
+        "first_difference": None if trip.difference is None else asdict(trip.difference),
+        "backends": backends,
+        "ratios": {key: _ratio(first[key], second[key]) for key in _COMPARED},
+    }
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b else None
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB" if size >= 1 << 20 else f"{size / 2**10:,.1f} KiB"
+
+
+_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("pages kept", "stored_pages", "{:,}".format),
+    ("  same-filled", "same_filled_pages", "{:,}".format),
+    ("  incompressible", "incompressible_pages", "{:,}".format),
+    ("pages rejected", "rejected_pages", "{:,}".format),
+    ("compressed", "compressed_bytes", _amount),
+    ("compression ratio", "compression_ratio", "{:.2f}".format),
+    ("pool: held ÷ stored", "pool_overhead", "{:.3f}".format),
+    ("store, MB/s", "store_mb_per_s", "{:,.0f}".format),
+    ("store, µs per page", "store_us_per_page", "{:.2f}".format),
+    ("load, MB/s", "load_mb_per_s", "{:,.0f}".format),
+    ("load, µs per page", "load_us_per_page", "{:.2f}".format),
+    ("single load p50, µs", "load_p50_us", "{:.1f}".format),
+    ("single load p99, µs", "load_p99_us", "{:.1f}".format),
+    ("CPU time, s", "cpu_s", "{:.2f}".format),
+)
+
+
+def print_report(document: dict[str, Any], console: Console) -> None:
+    """Print what a person wants to know from the result of `as_document`."""
+    backends, settings = document["backends"], document["settings"]
+    console.print(_heading(document), markup=False, highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    table.add_column()
+    for name, of in backends.items():
+        count = of["workers"]
+        label = f"{name} ({count} + caller)" if count else name
+        table.add_column(label, justify="right")
+    table.add_column(" ÷ ".join(backends), justify="right")
+    for label, key, text in _ROWS:
+        ratio = document["ratios"].get(key)
+        cells = ["-" if of[key] is None else text(of[key]) for of in backends.values()]
+        table.add_row(label, *cells, "" if ratio is None else f"{ratio:.2f}")
+    console.print(table)
+    for line in _remarks(document, settings):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _heading(document: dict[str, Any]) -> str:
+    source, settings = document["source"], document["settings"]
+    level = "" if settings["level"] is None else f" level {settings['level']}"
+    size = source["pages"] * source["page_bytes"]
+    return (
+        f"{source['name']}: {source['pages']:,} pages of {source['page_bytes']:,} bytes "
+        f"({_amount(size)})\n"
+        f"{settings['algorithm']}{level}, stored in folios of {settings['folio_pages']} pages, "
+        f"loaded in random order in batches of {settings['batch_pages']}\n"
+    )
+
+
+def _remarks(document: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    source, backends = document["source"], document["backends"]
+    lines = [""]
+    if source["padded_bytes"]:
+        lines.append(f"the last page was filled up with {source['padded_bytes']:,} zero bytes")
+    if source.get("vanished_bytes"):
+        lines.append(
+            f"{source['vanished_bytes']:,} bytes were given back by the process meanwhile "
+            "and are left out"
+        )
+    for name, of in backends.items():
+        reasons = ", ".join(
+            f"{reason} {count:,}" for reason, count in of["rejected_folios"].items()
+        )
+        if reasons:
+            limit = settings["limit_bytes"]
+            within = "" if limit is None else f" within {_amount(limit)}"
+            lines.append(f"{name}: folios rejected{within}: {reasons}")
+    compared = {name: of["compared_pages"] for name, of in backends.items()}
+    counts = set(compared.values())
+    if len(counts) == 1:
+        what = f"{counts.pop():,} pages"
+    else:
+        what = ", ".join(f"{name} {count:,}" for name, count in compared.items()) + " pages"
+    if not any(compared.values()):
+        lines.append("no page was kept, so there was none to compare")
+    elif document["all_equal"]:
+        lines.append(f"{what} compared byte for byte: all equal")
+    else:
+        differing = sum(of["differing_pages"] for of in backends.values())
+        lines.append(f"{what} compared byte for byte: {differing:,} DIFFER")
+    return lines

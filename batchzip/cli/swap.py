@@ -1,0 +1,185 @@
+"""`batchzip swap`: real pages through a whole store and back, with both backends.
+
+    source ──▶ store, in folios ──▶ load, in random order ──▶ compare every byte ──▶ report
+
+The source is read once for both backends. Memory needed: two compressed copies (one for each
+backend) and a few MiB; on top of that, for a process but not for a file, one uncompressed copy to
+compare with, because a process does not hold still.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from batchzip import Engine, SwapStore
+from batchzip.cli.file_pages import FilePages
+from batchzip.cli.process_memory import ProcessMemory
+from batchzip.cli.report import as_document, print_report
+from batchzip.cli.round_trip import ROUND_BYTES, RoundTrip
+from batchzip.cli.side import Side
+from batchzip.cli.workload import Workload
+from batchzip.errors import BadArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import ExitStack
+
+    from batchzip.cli.round_trip import PageSource
+
+_LARGEST_TURN_BYTES = 256 << 20
+"""Most bytes of a folio or a batch: a few of them are held uncompressed."""
+
+_READY_TIMEOUT_S = 30.0
+"""Starting a worker imports NumPy: 0.2 s, ten times that from a cold disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line said; sizes in bytes, `folio` and `batch` in pages."""
+
+    pid: int | None
+    file: str | None
+    algorithm: str
+    level: int | None
+    batch: int
+    folio: int
+    workers: int | None
+    limit: int | None
+    page_size: int
+    json: bool
+    seed: int
+    workload_mib: int
+
+
+class _Output(Console):
+    """A console that leaves a closed pipe to its caller instead of ending the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def run(options: Options) -> int:
+    """Do the whole job. Returns 0, or 1 if a page came back different.
+
+    Raises BatchzipError or OSError for what the user can put right; nothing is left behind.
+    """
+    for name, pages in (("folio", options.folio), ("batch", options.batch)):
+        if pages * options.page_size > _LARGEST_TURN_BYTES:
+            raise BadArgument(
+                f"a {name} of {pages} pages of {options.page_size} bytes is too large: at most "
+                f"{_LARGEST_TURN_BYTES // options.page_size} pages"
+            )
+    with contextlib.ExitStack() as stack:
+        # First what is cheap to refuse, so that a wrong name does not cost a workload.
+        sequential = stack.enter_context(_engine(options, "sequential", None))
+        source = _open_source(options, stack)
+        workers = stack.enter_context(_engine(options, "workers", options.workers))
+        if not workers.wait_ready(timeout_s=_READY_TIMEOUT_S):
+            sys.stderr.write("batchzip: warning: workers are slow to start; figures suffer\n")
+        sides = [
+            Side(name, engine, stack.enter_context(_store(engine, options)))
+            for name, engine in (("workers", workers), ("sequential", sequential))
+        ]
+        trip = RoundTrip(source, sides, folio=options.folio, batch=options.batch, seed=options.seed)
+        _round_trip(trip, options)
+        document = as_document(trip, _settings(options, workers))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal without "µ", or a file name that is no text, must not cost the report.
+        sys.stdout.reconfigure(errors="replace")
+    if options.json:
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        print_report(document, _Output())
+    sys.stdout.flush()
+    if trip.difference is not None:
+        sys.stderr.write(f"batchzip: first difference: {trip.difference}\n")
+        return 1
+    return 0
+
+
+def _engine(options: Options, backend: str, workers: int | None) -> Engine:
+    level = {} if options.level is None else {"level": options.level}
+    return Engine(
+        options.algorithm,
+        backend=backend,
+        workers=workers,
+        page_size=options.page_size,
+        **level,
+    )
+
+
+def _store(engine: Engine, options: Options) -> SwapStore:
+    return SwapStore(engine, max_pool_bytes=options.limit, max_batch=options.batch)
+
+
+def _open_source(options: Options, stack: ExitStack) -> PageSource:
+    folio_bytes = options.folio * options.page_size
+    chunk_pages = max(1, ROUND_BYTES // folio_bytes) * options.folio
+    page_size = options.page_size
+    if options.file is not None:
+        file = FilePages(options.file, page_size=page_size, chunk_pages=chunk_pages)
+        return stack.enter_context(file)
+    pid, name = options.pid, ""
+    if pid is None:
+        workload = stack.enter_context(Workload(options.workload_mib))
+        pid = workload.pid
+        name = f"workload process {pid} (Python objects, parsed source, JSON text, NumPy arrays)"
+    memory = ProcessMemory(pid, page_size=page_size, chunk_pages=chunk_pages, name=name)
+    return stack.enter_context(memory)
+
+
+def _round_trip(trip: RoundTrip, options: Options) -> None:
+    with _progress(options) as bar:
+        trip.store_all(bar("storing", trip.source.pages))
+        trip.load_all(bar("loading and comparing", trip.pages))
+
+
+@contextlib.contextmanager
+def _progress(options: Options) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Progress bars on stderr, only where a person looks at it; yields a maker of bars."""
+    progress = Progress(
+        TextColumn("{task.description:22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("pages"),
+        console=Console(stderr=True),
+        # Drawn between the rounds: a thread of its own would be measured, too.
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=options.json or not sys.stderr.isatty(),
+    )
+
+    def bar(what: str, total: int) -> Callable[[int], None]:
+        task = progress.add_task(what, total=total)
+
+        def advance(pages: int) -> None:
+            progress.update(task, advance=pages)
+            progress.refresh()
+
+        return advance
+
+    with progress:
+        yield bar
+
+
+def _settings(options: Options, workers: Engine) -> dict[str, object]:
+    chosen = asdict(options)
+    return {
+        "algorithm": chosen["algorithm"],
+        "level": chosen["level"],
+        "batch_pages": chosen["batch"],
+        "folio_pages": chosen["folio"],
+        "workers": len(workers.worker_pids),
+        "limit_bytes": chosen["limit"],
+        "seed": chosen["seed"],
+    }

@@ -1,0 +1,300 @@
+"""Pool: malloc and free of compressed objects in one shared segment, a batch under one lock.
+
+Rejected: a bytes object per page: 33 bytes of header and the general allocator's rounding, in
+memory that no other process can see and no limit counts. Rejected too: a lock per object. A batch
+is the unit of the engine, and so it is here: one lock a call.
+
+    Pool   who may call, and when: arguments, the lock, closed, forked, interrupted
+      └─ Arena   the loops          └─ HandleTable   handle ──▶ address, length
+                                    └─ SpanTable     class ──▶ hole;  memory of the segment
+
+All bookkeeping is outside the segment: whatever happens to the shared bytes, the pool stays whole.
+
+    READY ──call──▶ TORN ──done──▶ READY        close() ──▶ CLOSED        fork, child ──▶ FORKED
+
+A pool is TORN while a call changes it. A call that finds it so was preceded by one that was
+interrupted, and repairs it first: the next call finds all of that batch, or nothing of it.
+
+Invariants: those of Arena; not TORN while the lock is free, save after an interrupt.
+
+Lock order: the pool's lock is taken last (after a store's), and nothing is called back under it.
+read() takes none: a handle's word is read at once, and growing leaves old views valid.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Self
+
+from batchzip.errors import BadArgument, BatchzipError, ClosedError, ForkedProcess
+from batchzip.pool import audit
+from batchzip.pool.arena import Arena
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+    from typing import Any, TypeAlias
+
+    import numpy as np
+
+    from batchzip.pool.audit import ClassUse
+
+    Data: TypeAlias = bytes | bytearray | memoryview | np.ndarray[Any, np.dtype[np.uint8]]
+
+READY, TORN, CLOSED, FORKED = range(4)
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _disown() -> None:
+    """Mark every pool in a forked child, where a lock may be held by a thread that is not there."""
+    for pool in _pools:
+        if pool._state != CLOSED:  # noqa: SLF001 - this function is part of Pool
+            pool._state = FORKED  # noqa: SLF001
+        pool._lock = threading.Lock()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_disown)
+
+
+class Pool:
+    """Compressed objects of 1 to `page_size` bytes in shared memory; counterpart of zsmalloc.
+
+    `max_bytes` limits the memory held, in bytes; None for no limit. `page_size` is a power of two
+    from 512 bytes to 2 MiB. `name` shows in /proc/<pid>/maps. Raises OSError where the system
+    refuses shared memory.
+
+    Threads may share a pool; a call is one step to the others. A process owns its pool: in a forked
+    child every use raises ForkedProcess, save close(), which drops the child's mapping and leaves
+    the owner's memory as it is. After close() every use raises ClosedError. Nothing has a name in
+    the file system, so nothing is left behind however the owner ends.
+
+    A handle is an int from 0 to 2**64 - 1 and is never given out twice.
+    """
+
+    def __init__(
+        self, max_bytes: int | None = None, *, page_size: int = 4096, name: str = "batchzip-pool"
+    ) -> None:
+        self._arena = Arena(page_size, _limit(max_bytes), name)
+        self._lock = threading.Lock()
+        self._state = READY
+        _pools.add(self)
+
+    def malloc(self, size: int) -> int:
+        """Allocate `size` bytes and return their handle; what they hold is undefined.
+
+        Raises BadArgument for a size below 1 (kernel: -EINVAL) or above `page_size` (-ENOSPC), and
+        PoolFull (-ENOMEM) where the limit or the system does not allow it; nothing changed then.
+        """
+        return self._allocate((size,), None)[0]
+
+    def malloc_many(self, sizes: Iterable[int]) -> list[int]:
+        """Allocate an object for each size, or none at all. Raises as `malloc`."""
+        return self._allocate(list(sizes), None)
+
+    def put_many(self, buffers: Sequence[Data]) -> list[int]:
+        """Allocate and fill an object for each buffer of bytes, or none at all.
+
+        The buffers are copied and stay the caller's. Raises as `malloc`, and BadArgument for what
+        is not a one-dimensional buffer of unsigned bytes.
+        """
+        try:
+            sizes = list(map(len, buffers))
+        except TypeError as error:
+            raise BadArgument(f"put_many takes a sequence of buffers of bytes: {error}") from None
+        return self._allocate(sizes, buffers)
+
+    def _allocate(self, sizes: Sequence[int], buffers: Sequence[Data] | None) -> list[int]:
+        if not sizes:
+            return []
+        largest = self._arena.classes.page_size
+        try:
+            fit = min(sizes) > 0 and max(sizes) <= largest
+            # A float passes every comparison and fails as an index.
+            fit = fit and type(sum(sizes)) is int
+        except TypeError:
+            fit = False
+        if not fit:
+            raise BadArgument(f"an object has 1 to {largest} bytes, not {_misfit(sizes, largest)}")
+        with self._lock:
+            if self._state:
+                self._enter()
+            self._state = TORN
+            try:
+                handles = self._arena.allocate(sizes, buffers)
+            except BatchzipError:
+                self._state = READY
+                raise
+            self._state = READY
+            return handles
+
+    def free(self, handle: int) -> None:
+        """Free one object. Raises BadHandle for a handle that is not live; nothing changed then."""
+        self.free_many((handle,))
+
+    def free_many(self, handles: Sequence[int]) -> None:
+        """Free every object, or none where a handle is not live or comes twice: BadHandle.
+
+        The memory of a span whose last object goes is given back at once, save that of the last
+        such span, which is kept for the next malloc.
+        """
+        with self._lock:
+            if self._state:
+                self._enter()
+            self._state = TORN
+            try:
+                self._arena.free(handles)
+            except BatchzipError:
+                self._state = READY
+                raise
+            self._state = READY
+
+    def write(self, handle: int, data: Data) -> None:
+        """Fill one object with `data`, which is exactly as long as was asked for.
+
+        Raises BadHandle, or BadArgument for data of another length; nothing changed then.
+        """
+        self.write_many((handle,), (data,))
+
+    def write_many(self, handles: Sequence[int], buffers: Sequence[Data]) -> None:
+        """Fill every object. All handles and buffers are checked before the first is written."""
+        if len(handles) != len(buffers):
+            raise BadArgument(f"{len(buffers)} buffers for {len(handles)} handles")
+        with self._lock:
+            if self._state:
+                self._enter()
+            targets = self._arena.views(handles, self._arena.spans.segment.view)
+            sources = list(map(_source, buffers))
+            for target, source in zip(targets, sources, strict=True):
+                if len(source) != len(target):
+                    raise BadArgument(f"{len(source)} bytes for an object of {len(target)}")
+            for target, source in zip(targets, sources, strict=True):
+                target[:] = source
+
+    def read(self, handle: int) -> memoryview:
+        """Give a read-only view of the object's bytes, no copy. Raises BadHandle.
+
+        The view may be used until the object is freed. Later it shows whatever is there then:
+        whoever needs the bytes for longer copies them.
+        """
+        if self._state > TORN:
+            self._enter()
+        return self._arena.view(handle)
+
+    def read_many(self, handles: Iterable[int]) -> list[memoryview]:
+        """Give a view of each object, as `read`."""
+        if self._state > TORN:
+            self._enter()
+        return self._arena.views(handles, self._arena.spans.readable)
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of the largest object."""
+        return self._arena.classes.page_size
+
+    @property
+    def max_bytes(self) -> int | None:
+        """Bytes of memory the pool may hold, or None. Below `held_bytes` it only stops growth."""
+        return self._arena.spans.limit
+
+    @max_bytes.setter
+    def max_bytes(self, value: int | None) -> None:
+        limit = _limit(value)
+        with self._lock:
+            if self._state:
+                self._enter()
+            self._arena.spans.limit = limit
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory behind the pool now, as the system counts them (zs_get_total_pages)."""
+        with self._lock:
+            if self._state:
+                self._enter()
+            return self._arena.spans.held
+
+    @property
+    def stored_bytes(self) -> int:
+        """Sum of the sizes asked for, over all live objects."""
+        with self._lock:
+            if self._state:
+                self._enter()
+            return self._arena.stored
+
+    @property
+    def objects(self) -> int:
+        """Count of the live objects."""
+        with self._lock:
+            if self._state:
+                self._enter()
+            return self._arena.objects
+
+    def __len__(self) -> int:
+        return self.objects
+
+    def __bool__(self) -> bool:
+        """Say yes: an empty pool is a pool."""
+        return True
+
+    def classes(self) -> list[ClassUse]:
+        """List the classes that hold memory, by size; as zsmalloc's table in debugfs."""
+        with self._lock:
+            if self._state:
+                self._enter()
+            return audit.usage(self._arena.spans)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where the pool is not whole. Slow: it looks at everything."""
+        with self._lock:
+            if self._state:
+                self._enter()
+            self._arena.check()
+
+    def _enter(self) -> None:
+        """Refuse a pool that is closed or another process's; repair one that was interrupted."""
+        if self._state == CLOSED:
+            raise ClosedError("this pool is closed")
+        if self._state == FORKED:
+            raise ForkedProcess("this pool belongs to the process that this one was forked from")
+        self._arena.repair()
+        self._state = READY
+
+    def close(self) -> None:
+        """Free everything and give the memory back; views still held elsewhere keep theirs."""
+        with self._lock:
+            if self._state != FORKED:
+                self._state = CLOSED
+            self._arena.spans.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _limit(value: int | None) -> int | None:
+    if value is not None and (type(value) is not int or value < 0):
+        raise BadArgument(f"max_bytes is a number of bytes from 0, or None; not {value!r}")
+    return value
+
+
+def _misfit(sizes: Sequence[int], largest: int) -> object:
+    for size in sizes:
+        if type(size) is not int or not 0 < size <= largest:
+            return size
+    return sizes
+
+
+def _source(data: Any) -> memoryview:
+    try:
+        return memoryview(data).cast("B")
+    except TypeError as error:
+        raise BadArgument(f"not a contiguous buffer of bytes: {error}") from None

@@ -1,0 +1,391 @@
+"""The workers backend under faults: the caller never notices, and nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from batchzip_workers import backend as backend_module, supervisor as supervisor_module
+from batchzip_workers.backend import WorkersBackend
+from batchzip_workers.layout import POSTED, READY
+from faulty_codec import HUNGRY, KILL, KILL_ONCE, RAISE, STOP_ONCE, FaultyCodec
+
+import batchzip
+from batchzip import CompressBatch, DecompressBatch, Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+PAGE = 4096
+
+
+def some_pages(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Pages that compress to about a third, each different."""
+    rng = np.random.default_rng(seed)
+    pages = rng.integers(0, 6, (count, PAGE), dtype=np.uint8)
+    pages[:, :4] = 0  # no marks by chance
+    return pages
+
+
+def marked(pages: npt.NDArray[np.uint8], mark: bytes, *indices: int) -> npt.NDArray[np.uint8]:
+    for index in indices:
+        pages[index, :4] = np.frombuffer(mark, np.uint8)
+    return pages
+
+
+def check_round_trip(
+    engine: Engine, pages: npt.NDArray[np.uint8], failed: tuple[int, ...] = ()
+) -> CompressBatch:
+    """Compress and restore; every page but the failed ones comes back byte for byte."""
+    batch = CompressBatch(pages)
+    engine.compress(batch)
+    assert np.flatnonzero(batch.errors).tolist() == sorted(failed)
+    good = [index for index in range(len(pages)) if index not in failed]
+    back = DecompressBatch([batch.output(index) for index in good])
+    engine.decompress(back)
+    assert not back.errors.any()
+    np.testing.assert_array_equal(back.pages, pages[good])
+    return batch
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine("lz4", backend="workers", workers=1) as engine:
+        assert engine.wait_ready()
+        yield engine
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Iterator[Engine]:
+    """An engine whose marked pages do harm; the flag for those that do so once is set."""
+    flag = tmp_path / "flag"
+    flag.touch()
+    with Engine(FaultyCodec(os.getpid(), str(flag)), backend="workers", workers=1) as engine:
+        assert engine.wait_ready()
+        yield engine
+
+
+@pytest.fixture
+def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give workers their share whatever it costs, so that faults happen where they are meant to."""
+    monkeypatch.setattr(backend_module.Balance, "is_worth", lambda *_: True)
+
+
+def run_script(source: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", source, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def await_true(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for: {what}"
+        time.sleep(0.005)
+
+
+def test_workers_take_part(engine: Engine, always_hand_over: None) -> None:
+    (pid,) = engine.worker_pids
+    before = _cpu_ticks(pid)
+    for _ in range(200):
+        check_round_trip(engine, some_pages(64))
+        if _cpu_ticks(pid) > before + 3:
+            return
+    pytest.fail("the worker used no CPU")
+
+
+def test_a_killed_worker_changes_no_result_and_is_replaced(engine: Engine) -> None:
+    (first,) = engine.worker_pids
+    os.kill(first, signal.SIGKILL)
+    check_round_trip(engine, some_pages(300))
+    await_true(lambda: engine.worker_pids not in ((), (first,)), "another worker")
+    assert engine.wait_ready()
+    check_round_trip(engine, some_pages(300))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::batchzip.WorkerWarning")  # some die while they start
+def test_workers_killed_at_random_moments_change_no_result() -> None:
+    stop = threading.Event()
+    kills = 0
+
+    def kill_now_and_then(engine: Engine) -> None:
+        nonlocal kills
+        rng = np.random.default_rng(1)
+        while not stop.wait(rng.uniform(0.0, 0.1)):
+            for pid in engine.worker_pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    kills += 1
+
+    with Engine("lz4", backend="workers", workers=2) as engine:
+        assert engine.wait_ready()
+        killer = threading.Thread(target=kill_now_and_then, args=(engine,))
+        killer.start()
+        try:
+            deadline = time.monotonic() + 5
+            size = 0
+            while time.monotonic() < deadline:
+                size = size % 400 + 7
+                check_round_trip(engine, some_pages(size, seed=size))
+        finally:
+            stop.set()
+            killer.join()
+    assert kills
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_a_page_that_kills_twice_gets_eownerdead_and_its_mates_succeed(faulty: Engine) -> None:
+    # Odd indices go to the worker: a batch of eight is one round.
+    batch = check_round_trip(faulty, marked(some_pages(8), KILL, 5), failed=(5,))
+    assert batch.errors[5] == -errno.EOWNERDEAD
+    with pytest.raises(batchzip.PageError, match="Owner died"):
+        batch.output(5)
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_a_page_that_kills_once_is_run_again(faulty: Engine) -> None:
+    (first,) = faulty.worker_pids
+    check_round_trip(faulty, marked(some_pages(8), KILL_ONCE, 3))
+    assert not is_alive(first)
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_a_worker_that_hangs_is_killed_and_its_share_run_again(
+    faulty: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_module, "_HANG_S", 0.3)
+    (first,) = faulty.worker_pids
+    check_round_trip(faulty, marked(some_pages(8), STOP_ONCE, 3))
+    await_true(lambda: not is_alive(first), "the stopped worker's end")
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_an_exception_in_a_worker_is_its_pages_error(faulty: Engine) -> None:
+    pages = marked(marked(some_pages(8), RAISE, 1, 2), HUNGRY, 3, 4)
+    batch = check_round_trip(faulty, pages, failed=(1, 2, 3, 4))
+    assert batch.errors[1:5].tolist() == [-errno.EIO, -errno.EIO, -errno.ENOMEM, -errno.ENOMEM]
+
+
+def test_a_damaged_descriptor_costs_a_worker_and_no_result(engine: Engine) -> None:
+    assert isinstance(engine.backend, WorkersBackend)
+    (pid,) = engine.worker_pids
+    (ring,) = engine.backend._supervisor.rings
+    ring._slots[0].descriptor[:32] = bytes(range(32))
+    ring._control[POSTED] = 1
+    os.eventfd_write(ring._bell, 1)
+    await_true(lambda: not is_alive(pid), "the worker refusing the descriptor")
+    check_round_trip(engine, some_pages(100))
+
+
+def test_a_full_ring_and_batches_larger_than_it(always_hand_over: None) -> None:
+    with Engine("lz4", backend="workers", workers=3) as engine:
+        assert engine.wait_ready()
+        check_round_trip(engine, some_pages(3000))
+
+
+def test_batches_are_right_before_any_worker_is_ready() -> None:
+    with Engine("lz4", backend="workers", workers=2) as engine:
+        check_round_trip(engine, some_pages(100))
+
+
+def test_several_threads_share_the_workers(engine: Engine, always_hand_over: None) -> None:
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for turn in range(15):
+                check_round_trip(engine, some_pages(20 + 31 * turn, seed=seed))
+        except BaseException as error:  # noqa: BLE001 - reported in the main thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_an_interrupted_batch_leaves_the_engine_usable(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, always_hand_over: None
+) -> None:
+    for _ in range(6):  # more than a ring has slots
+        with monkeypatch.context() as patch:
+            patch.setattr(CompressBatch, "run_share", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                engine.compress(CompressBatch(some_pages(8)))
+        check_round_trip(engine, some_pages(64))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_idle_engine_uses_no_cpu(engine: Engine) -> None:
+    check_round_trip(engine, some_pages(64))
+    (pid,) = engine.worker_pids
+    time.sleep(0.05)  # what it may spin
+    before = _cpu_ticks(pid)
+    time.sleep(1.0)
+    assert _cpu_ticks(pid) == before
+
+
+def _cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_workers_ignore_ctrl_c(engine: Engine) -> None:
+    (pid,) = engine.worker_pids
+    os.kill(pid, signal.SIGINT)
+    check_round_trip(engine, some_pages(64))
+    assert engine.worker_pids == (pid,)
+    assert is_alive(pid)
+
+
+def test_descriptors_are_not_inherited_by_others(engine: Engine) -> None:
+    assert isinstance(engine.backend, WorkersBackend)
+    (ring,) = engine.backend._supervisor.rings
+    for fd in (ring._segment.fd, ring._bell, *ring._slot_bells):
+        assert not os.get_inheritable(fd)
+
+
+def test_where_workers_cannot_start_it_says_so_once_and_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(supervisor_module, "Ring", no_memory)
+    with Engine("lz4", backend="workers", workers=2) as engine:
+        with pytest.warns(batchzip.WorkerWarning, match="No space left"):
+            assert not engine.wait_ready()
+        check_round_trip(engine, some_pages(100))
+
+
+OWNER = """
+import os, signal, sys
+import numpy as np, batchzip
+engine = batchzip.Engine("lz4", backend="workers", workers=2)
+engine.wait_ready()
+pages = np.zeros((500, 4096), np.uint8)
+engine.compress(batchzip.CompressBatch(pages))
+print(*engine.worker_pids, flush=True)
+"""
+
+
+def test_workers_of_a_killed_owner_are_gone() -> None:
+    done = run_script(OWNER + "os.kill(os.getpid(), signal.SIGKILL)")
+    assert done.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    await_true(lambda: not any(map(is_alive, pids)), "the workers' end", timeout_s=2.0)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param("", id="at the end of the script"),
+        pytest.param("sys.exit(0)", id="by sys.exit"),
+        pytest.param(
+            "requests = [engine.submit(batchzip.CompressBatch(pages)) for _ in range(20)]",
+            id="with requests in flight",
+        ),
+        pytest.param("engine.close(); engine.close()", id="closed twice"),
+        pytest.param("del engine", id="dropped"),
+    ],
+)
+def test_an_interpreter_ends_quietly_and_takes_its_workers_along(ending: str) -> None:
+    done = run_script(OWNER + ending)
+    assert (done.returncode, done.stderr) == (0, "")
+    await_true(lambda: not any(is_alive(int(p)) for p in done.stdout.split()), "the workers' end")
+
+
+def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(OWNER + "print('once')")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("once") == 1
+
+
+def test_a_forked_child_neither_uses_nor_harms_the_workers(engine: Engine) -> None:
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - another process
+        status = 1
+        try:
+            engine.compress(CompressBatch(some_pages(8)))
+        except batchzip.ForkedProcess:
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    script = OWNER + (
+        "pid = os.fork()\n"
+        "if pid == 0: sys.exit(0)\n"
+        "assert os.waitpid(pid, 0)[1] == 0\n"
+        "for p in engine.worker_pids: os.kill(p, 0)\n"
+        "engine.compress(batchzip.CompressBatch(pages))\n"
+        "print(engine.backend._supervisor.restarts)"
+    )
+    done = run_script(script)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()[-1] == "0"
+
+
+def test_in_a_daemonic_process_it_works_in_process() -> None:
+    source = """
+import multiprocessing, sys, warnings
+def child(queue):
+    import numpy as np, batchzip
+    with warnings.catch_warnings(record=True) as caught, batchzip.Engine("lz4", backend="workers") as engine:
+        warnings.simplefilter("always")
+        engine.wait_ready()
+        batch = batchzip.CompressBatch(np.zeros((100, 4096), np.uint8))
+        engine.compress(batch)
+        queue.put((int(batch.errors.any()), [str(w.message) for w in caught]))
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue,), daemon=True)
+    process.start()
+    errors, messages = queue.get(timeout=30)
+    process.join()
+    assert not errors and len(messages) == 1 and "daemonic" in messages[0], messages
+"""
+    done = run_script(source)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ready_is_the_workers_word(engine: Engine) -> None:
+    assert isinstance(engine.backend, WorkersBackend)
+    (ring,) = engine.backend._supervisor.rings
+    assert ring._control[READY] == 1
