@@ -1,0 +1,19 @@
+"""Smoke test of an installed wheel: the plug-ins are found, a page goes out and comes back."""
+
+from pathlib import Path
+
+import batchzip
+
+assert batchzip.algorithms() == ["lz4", "zstd"], batchzip.algorithms()
+assert batchzip.backends() == ["sequential", "workers"], batchzip.backends()
+assert (Path(batchzip.__file__).parent / "py.typed").exists()
+page = bytes(range(256)) * 16
+for algorithm in batchzip.algorithms():
+    for backend in batchzip.backends():
+        with batchzip.Engine(algorithm, backend=backend) as engine:
+            assert engine.wait_ready()
+            with batchzip.SwapStore(engine) as store:
+                store.store(7, [page] * 100)
+                assert store.load(42) == page
+                assert store.load_many([7, 106]).tobytes() == page * 2
+print("smoke test: ok")
