@@ -77,6 +77,8 @@ def as_matrix(
 
     A 2-D buffer must be uint8 of that shape (None: any); a flat one is cut into rows of `width`.
     """
+    if _is_matrix(buffer, rows, width, writable=writable):
+        return buffer
     view = as_view(buffer, what, writable=writable)  # type: ignore[arg-type] # refuses sequences
     given = memoryview(buffer)  # type: ignore[arg-type] # see Buffer
     shape = given.shape or ()
@@ -102,6 +104,22 @@ def as_matrix(
     else:
         raise BadBatch(f"{what} must have one or two dimensions, not {len(shape)}")
     return np.frombuffer(view, np.uint8).reshape(shape)
+
+
+def _is_matrix(
+    buffer: object, rows: int | None, width: int | None, *, writable: bool
+) -> TypeGuard[Bytes]:
+    """Whether this is an array that needs nothing done to it: the usual case, in half a µs."""
+    return (
+        type(buffer) is np.ndarray
+        and buffer.dtype == np.uint8
+        and len(buffer.shape) == 2
+        and width in (None, buffer.shape[1])
+        and rows in (None, buffer.shape[0])
+        and buffer.size > 0
+        and buffer.flags.c_contiguous
+        and (buffer.flags.writeable or not writable)
+    )
 
 
 def flat(array: npt.NDArray[np.uint8]) -> memoryview:

@@ -87,31 +87,34 @@ class FolioWriter:
         try:
             self._engine.compress(batch)
             outputs: list[Flat] = list(batch.outputs())
-            kinds = np.full(len(pages), COMPRESSED, np.uint8)
-            raw = np.flatnonzero((batch.dlens >= batch.page_size) | (batch.errors == -errno.ENOSPC))
-            errors = batch.errors
-            if not self._keep_incompressible and len(raw):
-                errors = errors.copy()
-                errors[raw] = -errno.ENOSPC
-            elif len(raw):
-                errors = np.where(errors == -errno.ENOSPC, 0, errors)
-                kinds[raw] = RAW
+            entries = np.empty(len(pages), ENTRY)
+            entries["kind"] = COMPRESSED
+            if batch.errors.any() or batch.dlens.max() >= batch.page_size:
+                raw = self._keep_raw(batch, rows, folio_pages)
+                entries["kind"][raw] = RAW
                 for row in raw.tolist():
                     outputs[row] = pages[row].tobytes()
-            if errors.any():
-                raise _rejected(errors, rows, folio_pages)
             try:
                 handles = self._pool.put_many(outputs)
             except PoolFull as error:
                 reason = "pool_limit_hit" if error.at_limit else "reject_alloc_fail"
                 raise StoreRejected(reason, f"the folio does not fit the pool: {error}") from None
-            entries = np.empty(len(pages), ENTRY)
             entries["value"] = handles
-            entries["checksum"] = [checksum(output) for output in outputs]
-            entries["kind"] = kinds
+            entries["checksum"] = [xxh3_64_intdigest(o) & CHECKSUM_MASK for o in outputs]
             return entries
         finally:
             self._descriptors.append(batch)
+
+    def _keep_raw(
+        self, batch: CompressBatch, rows: npt.NDArray[np.intp], folio_pages: int
+    ) -> npt.NDArray[np.intp]:
+        """Find the pages to keep raw; raises StoreRejected for those that cannot be kept."""
+        errors = batch.errors.copy()
+        poor = (batch.dlens >= batch.page_size) | (errors == -errno.ENOSPC)
+        errors[poor] = 0 if self._keep_incompressible else -errno.ENOSPC
+        if errors.any():
+            raise _rejected(errors, rows, folio_pages)
+        return np.flatnonzero(poor)
 
     def _take_descriptor(self, pages: Bytes) -> CompressBatch:
         try:

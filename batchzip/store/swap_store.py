@@ -132,9 +132,12 @@ class SwapStore(Owned):
                 self._count_rejection(error)
             self.invalidate(index, len(matrix))
             raise
+        counts = np.bincount(entries["kind"], minlength=4)
         with self._lock:
-            self._drop(self._table.replace(index, entries))
-            self._kinds += np.bincount(entries["kind"], minlength=4)
+            old = self._table.replace(index, entries)
+            self._kinds += counts
+            if old["kind"].any():
+                self._drop(old)
 
     def _as_pages(self, pages: Buffer | Sequence[Buffer]) -> buffers.Bytes:
         if not buffers.is_sequence(pages):
@@ -178,10 +181,9 @@ class SwapStore(Owned):
         kinds = entries["kind"]
         counts = np.bincount(kinds, minlength=4)
         counts[ABSENT] = 0
-        if counts.any():
-            self._kinds -= counts
-            held = entries["value"][(kinds == COMPRESSED) | (kinds == RAW)]
-            self._pool.free_many(held.tolist())
+        self._kinds -= counts
+        held = entries["value"][(kinds == COMPRESSED) | (kinds == RAW)]
+        self._pool.free_many(held.tolist())
 
     @overload
     def load(self, index: int, out: None = None) -> bytes: ...
