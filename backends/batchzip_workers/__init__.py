@@ -3,6 +3,8 @@
 layout.py      what lies where in a ring's segment, and who writes it
 ring.py        the owner's end: post a share, collect its outputs
 worker.py      the worker's end: a process that takes descriptors until it is told to stop
+placement.py   keeps a worker off its owner's CPU
+balance.py     decides from measurements whether a share is worth handing over
 supervisor.py  starts the workers, notices deaths, starts them again, stops them
 backend.py     splits a batch between the workers and the caller
 """

@@ -14,7 +14,9 @@ leave half done) and pipes (each share copied twice through the kernel, two syst
      192  DONE       shares ever finished                      worker
      256  ASLEEP     1 while the worker needs a bell to wake   worker
      320  STOP       1 when the worker shall exit              owner
-     384  WAITING    one word a slot: 1 while the owner needs  owner
+     384  OWNER_CPU  1 + the CPU a waking owner posts from,    owner, before POSTED
+                     else 0 (see placement.py)
+     448  WAITING    one word a slot: 1 while the owner needs  owner
                      the slot's bell to wake
 
     slot                                                       written by
@@ -52,10 +54,10 @@ SLOTS = 4
 LINE = 64
 CONTROL_BYTES = 4096
 
-READY, POSTED, STARTED, DONE, ASLEEP, STOP = (line * LINE // 8 for line in range(6))
+READY, POSTED, STARTED, DONE, ASLEEP, STOP, OWNER_CPU = (line * LINE // 8 for line in range(7))
 """Indices of the control words, in u64."""
 
-WAITING = tuple((6 + slot) * LINE // 8 for slot in range(SLOTS))
+WAITING = tuple((7 + slot) * LINE // 8 for slot in range(SLOTS))
 
 DESCRIPTOR = struct.Struct("<QIIIII")
 

@@ -32,6 +32,7 @@ from batchzip_workers.layout import (
     CONTROL_BYTES,
     DESCRIPTOR,
     DONE,
+    OWNER_CPU,
     POSTED,
     READY,
     SLOTS,
@@ -43,6 +44,7 @@ from batchzip_workers.layout import (
     descriptor_check,
     make_fence,
 )
+from batchzip_workers.placement import current_cpu
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch
@@ -102,6 +104,7 @@ class Ring:
         self._posted = 0
         self._in_use = [_FREE] * SLOTS
         self._closing = False
+        self._slept = True
         self.dead = False
         self._sentinel = -1
 
@@ -109,10 +112,11 @@ class Ring:
         """Watch a descriptor that becomes readable when the worker dies; it is duplicated."""
         self._sentinel = os.dup(fd)
 
-    def worker_arguments(self, owner_pid: int, codec: object) -> tuple[object, ...]:
+    def worker_arguments(self, owner_pid: int, number: int, codec: object) -> tuple[object, ...]:
         """Arguments of the worker's `main`; descriptors are passed on only while it is started."""
         return (
             owner_pid,
+            number,
             codec,
             self.layout,
             PassedFd(self._segment.fd),
@@ -162,6 +166,10 @@ class Ring:
                 slot.descriptor, 0, sequence, batch.operation, count, capacity, size, check
             )
             self._in_use[index] = _IN_USE
+            # Whoever was asleep may have been woken on the other's CPU.
+            woke = self._slept or self._control[ASLEEP]
+            self._control[OWNER_CPU] = current_cpu() + 1 if woke else 0
+            self._slept = False
             self._posted = sequence + 1
             self._control[POSTED] = sequence + 1
             self._fence()
@@ -222,6 +230,7 @@ class Ring:
         poll.register(bell, select.POLLIN)
         poll.register(self._sentinel, select.POLLIN)
         control[WAITING[slot]] = 1
+        self._slept = True
         try:
             self._fence()
             while control[DONE] <= posted.sequence and not self.dead:

@@ -43,7 +43,8 @@ _STOP_S = 2.0
 class _Worker:
     """One worker's place: whoever occupies it now."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.process: Any = None
         self.ring: Ring | None = None
         self.failed_starts = 0
@@ -68,7 +69,7 @@ class Supervisor:
         self._codec = codec
         self._layout = layout
         self._owner_pid = os.getpid()
-        self._workers = [_Worker() for _ in range(count)]
+        self._workers = [_Worker(number) for number in range(count)]
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
         self._thread = threading.Thread(
@@ -153,7 +154,7 @@ class Supervisor:
             ring = Ring(self._layout)
             process = get_context("loky").Process(
                 target=worker.main,
-                args=ring.worker_arguments(self._owner_pid, self._codec),
+                args=ring.worker_arguments(self._owner_pid, place.number, self._codec),
                 name="batchzip-worker",
                 daemon=True,
             )

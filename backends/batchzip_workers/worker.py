@@ -27,6 +27,7 @@ from batchzip_workers.layout import (
     CONTROL_BYTES,
     DESCRIPTOR,
     DONE,
+    OWNER_CPU,
     POSTED,
     READY,
     SLOTS,
@@ -38,6 +39,7 @@ from batchzip_workers.layout import (
     descriptor_check,
     make_fence,
 )
+from batchzip_workers.placement import step_aside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +58,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main(
     owner_pid: int,
+    number: int,
     codec: Codec,
     layout: Layout,
     segment_fd: int,
@@ -69,7 +72,8 @@ def main(
         return
     segment = Segment.attach(segment_fd)
     segment.populate()
-    Worker(segment, Context(codec, layout.page_size), layout, bell_fd, slot_bell_fds).loop()
+    context = Context(codec, layout.page_size)
+    Worker(number, segment, context, layout, bell_fd, slot_bell_fds).loop()
 
 
 class Worker:
@@ -77,12 +81,14 @@ class Worker:
 
     def __init__(
         self,
+        number: int,
         segment: Segment,
         context: Context,
         layout: Layout,
         bell_fd: int,
         slot_bells: Sequence[int],
     ) -> None:
+        self._number = number
         self._segment = segment
         self._context = context
         self._layout = layout
@@ -100,6 +106,8 @@ class Worker:
         while True:
             if control[POSTED] == done and not self._await_post(done):
                 return
+            if control[OWNER_CPU]:
+                step_aside(control[OWNER_CPU] - 1, self._number)
             control[STARTED] = done + 1
             self._run_share(done)
             slot = done % SLOTS
