@@ -87,6 +87,16 @@ class Batch:
         """Take a share's outputs, in its order; `errors` has codes by index of the batch."""
         raise NotImplementedError
 
+    def accept_packed(
+        self, share: range, memory: memoryview, hop: int, results: Sequence[int]
+    ) -> None:
+        """Take a share's outputs from `memory`: its n-th at n × `hop`, or, with `hop` 0, packed.
+
+        `results` has the bytes of each, or its negative errno. The same as `accept`, without a
+        view and a list item for each page on the way.
+        """
+        raise NotImplementedError
+
     def fail(self, indices: Iterable[int], code: int) -> None:
         """Give these pages the negative errno `code` and no output."""
         for index in indices:
@@ -130,6 +140,7 @@ class CompressBatch(Batch):
     ) -> None:
         self._matrix: buffers.Bytes | None = None
         self._flat = memoryview(b"")
+        self._inputs = []
         if buffers.is_sequence(pages):
             self._inputs = inputs = buffers.as_inputs(pages, "pages")
             page_size = len(inputs[0]) if page_size is None else page_size
@@ -179,6 +190,10 @@ class CompressBatch(Batch):
         self._count = count
         self.dsts, self.dlens, self.errors = dsts[:count], dlens[:count], errors[:count]
 
+    def forget_pages(self) -> None:
+        """Let go of the pages: until the next `refill` the descriptor keeps nothing of them."""
+        self._matrix, self._flat, self._inputs = None, memoryview(b""), []
+
     def inputs(self, share: range) -> Sequence[Flat]:
         """Pages of `share`: views of the caller's memory."""
         if self._matrix is None:
@@ -225,6 +240,26 @@ class CompressBatch(Batch):
                 range(0, self._count * pitch, pitch), self.dlens.tolist(), strict=True
             )
         ]
+
+    def accept_packed(
+        self, share: range, memory: memoryview, hop: int, results: Sequence[int]
+    ) -> None:
+        """Copy a share's outputs from `memory` to their destinations."""
+        dsts, dlens = self._dsts, self._dlens
+        source = 0
+        errors: dict[int, int] = {}
+        at, leap = share.start * self._pitch, share.step * self._pitch
+        for index, length in zip(share, results, strict=True):
+            if length > 0:
+                dsts[at : at + length] = memory[source : source + length]
+                dlens[index] = length
+                source += hop or length
+            else:
+                errors[index] = length
+                source += hop
+            at += leap
+        if errors or self._unfit:
+            self._accept_errors(share, errors)
 
     def output(self, index: int) -> memoryview:
         """View the compressed bytes of one page, in `dsts`; raise PageError if it failed."""
@@ -322,6 +357,21 @@ class DecompressBatch(Batch):
         self.dlens[share.start : share.stop : share.step] = size
         if errors or self._unfit:
             self._accept_errors(share, errors)
+
+    def accept_packed(
+        self, share: range, memory: memoryview, hop: int, results: Sequence[int]
+    ) -> None:
+        """Copy a share's pages from `memory` to where they go."""
+        outputs: list[memoryview] = []
+        errors: dict[int, int] = {}
+        at = 0
+        for index, length in zip(share, results, strict=True):
+            if length < 0:
+                errors[index] = length
+                length = 0  # noqa: PLW2901 - nothing of it is there
+            outputs.append(memory[at : at + length])
+            at += hop or length
+        self.accept(share, outputs, errors)
 
 
 def _sources(srcs: Sequence[Buffer] | tuple[Buffer, Sequence[int]]) -> list[Flat]:

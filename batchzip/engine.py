@@ -142,11 +142,13 @@ class Engine(Owned):
             raise PageError(0, -errno.EIO) from None
 
     def decompress_page(self, src: Flat) -> bytes:
-        """Decompress one page in the calling thread. Raises PageError (-EBADMSG)."""
+        """Decompress one page in the calling thread. Raises PageError: -EBADMSG, -ENOMEM."""
         if self._unusable:
             self._refuse()
         try:
             page = self.backend.context().decompress(src)
+        except MemoryError:
+            raise PageError(0, -errno.ENOMEM) from None
         except Exception:  # noqa: BLE001 - as above
             raise PageError(0, -errno.EBADMSG) from None
         if len(page) != self.page_size:

@@ -97,8 +97,9 @@ class PoolFull(BatchzipError, MemoryError):
 class StoreRejected(BatchzipError):
     """A folio the store did not keep; no page of it is stored, nor what its indices held before.
 
-    `reason` is the name of the counter that grew; `errors` has a negative errno or 0 for each
-    page of the folio where compression failed, else it is None.
+    `reason` is the name of the counter of its cause; `errors` has a negative errno or 0 for each
+    page of the folio where compression failed, else it is None. (A store refused while the pool
+    recovers from its limit has the reason pool_limit_hit, which was counted when it was hit.)
     """
 
     def __init__(self, reason: str, message: str, errors: object = None) -> None:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from batchzip_workers import backend as backend_module, supervisor as supervisor_module
-from batchzip_workers.backend import WorkersBackend
-from batchzip_workers.layout import POSTED, READY
 from faulty_codec import HUNGRY, KILL, KILL_ONCE, RAISE, STOP_ONCE, FaultyCodec
 
 import batchzip
 from batchzip import CompressBatch, DecompressBatch, Engine
+from batchzip_workers import backend as backend_module
+from batchzip_workers import supervisor as supervisor_module
+from batchzip_workers.backend import WorkersBackend
+from batchzip_workers.layout import POSTED, READY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -34,6 +34,7 @@ from batchzip.errors import BackendUnavailable, ClosedError, WorkerWarning
 from batchzip_workers.balance import Balance
 from batchzip_workers.layout import Layout
 from batchzip_workers.supervisor import Supervisor
+from batchzip_workers.worker import MAX_SPIN_S
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 _LAST_ROUND = 8
 """Pages a lane in the last round: what one lane may at most wait for another at the end."""
+
+_CLOSE_S = MAX_SPIN_S / 2
+"""Seconds between batches that let a worker, once awake, stay so from one to the next."""
 
 _HANG_S = 30.0
 """Seconds after which a worker that does not finish a share is killed."""
@@ -73,7 +77,7 @@ class WorkersBackend(Backend):
         layout = Layout.of(page_size)
         self._share_pages = layout.share_pages
         self.batch_size = (self.workers + 1) * layout.share_pages
-        self._balances = (Balance(), Balance())
+        self._balances = (Balance(_CLOSE_S), Balance(_CLOSE_S))
         self._supervisor = Supervisor(codec, layout, self.workers)
         self._supervisor.start()
         self._stop = weakref.finalize(self, self._supervisor.stop)
@@ -113,6 +117,7 @@ class WorkersBackend(Backend):
 
     def _run_round(self, batch: Batch, position: int, count: int, posted: list[Posted]) -> int:
         """Post a round's shares and do the caller's own; returns where the next round begins."""
+        clock = time.perf_counter
         balance = self._balances[batch.operation]
         rings = [ring for ring in self._supervisor.rings if ring.wants_work()]
         left = count - position
@@ -120,9 +125,10 @@ class WorkersBackend(Backend):
         size = left
         if left > lanes * _LAST_ROUND:
             size = min(max(left // 2, lanes * _LAST_ROUND), lanes * self._share_pages)
+        started = clock()
         if lanes == 1:
             size = min(left, _LAST_ROUND if self._supervisor.rings else left)
-        elif not balance.is_worth(size // lanes):
+        elif not balance.is_worth(size // lanes, started, asleep=any(r.asleep for r in rings)):
             rings, lanes = [], 1
         end = position + size
         own = [range(position, end, lanes)]
@@ -130,18 +136,18 @@ class WorkersBackend(Backend):
             share = range(position + lane, end, lanes)
             if not share:
                 break
-            started = time.perf_counter()
             entry = ring.post(batch, share)
+            now = clock()
             if entry is None:
                 own.append(share)
             else:
+                entry.post_s = now - started
                 posted.append(entry)
-                balance.note_post(len(share), time.perf_counter() - started)
+            started = now
         context = self.context()
-        started = time.perf_counter()
         for share in own:
             batch.run_share(context, share)
-        balance.note_pages(sum(map(len, own)), time.perf_counter() - started)
+        balance.note_pages(sum(map(len, own)), clock() - started)
         if self._supervisor.failure is not None:
             self._warn_once()
         return end
@@ -149,17 +155,25 @@ class WorkersBackend(Backend):
     def _collect_if_done(self, posted: Posted) -> bool:
         if not posted.ring.is_done(posted):
             return False
+        self._collect(posted, 0.0)
+        return True
+
+    def _collect(self, posted: Posted, waited_s: float) -> None:
+        """Collect a share that is done, and note what it cost to have it done elsewhere."""
+        balance = self._balances[posted.batch.operation]
         started = time.perf_counter()
         posted.ring.collect(posted)
-        self._balances[posted.batch.operation].note_collect(
-            len(posted.share), time.perf_counter() - started
-        )
-        return True
+        balance.note_collect(len(posted.share), time.perf_counter() - started)
+        if posted.woke:
+            balance.note_wake(posted.post_s + waited_s)
+        else:
+            balance.note_post(len(posted.share), posted.post_s)
 
     def _finish(self, posted: Posted) -> None:
         """Wait for a share and collect it, or see that it is done some other way."""
+        started = time.perf_counter()
         if self._await(posted):
-            self._collect_if_done(posted)
+            self._collect(posted, time.perf_counter() - started)
             return
         died_on_it = posted.ring.was_started(posted)
         posted.ring.drop(posted)

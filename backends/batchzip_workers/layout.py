@@ -21,7 +21,7 @@ leave half done) and pipes (each share copied twice through the kernel, two syst
 
     slot                                                       written by
        0  descriptor: sequence u64, operation u32, count u32,  owner, before POSTED covers it
-          capacity u32, input bytes u32, check u32
+          capacity u32, input bytes u32, crc32 of these u32
       64  lengths    u32 a page: bytes of each input           owner, likewise
           results    i32 a page: bytes produced or −errno      worker, before DONE covers it
           data       inputs packed from the start              owner
@@ -44,6 +44,7 @@ import struct
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +60,12 @@ READY, POSTED, STARTED, DONE, ASLEEP, STOP, OWNER_CPU = (line * LINE // 8 for li
 
 WAITING = tuple((7 + slot) * LINE // 8 for slot in range(SLOTS))
 
-DESCRIPTOR = struct.Struct("<QIIIII")
+DESCRIPTOR = struct.Struct("<QIIII")
+"""All of a descriptor but its check."""
+
+CHECK = struct.Struct("<I")
+
+_SEALED_BYTES = DESCRIPTOR.size + CHECK.size
 
 _SHARE_BYTES = 256 << 10
 
@@ -116,10 +122,19 @@ class SlotViews:
         self.pages = [self.inputs[i * page_size : (i + 1) * page_size] for i in range(count)]
 
 
-def descriptor_check(sequence: int, operation: int, count: int, capacity: int, size: int) -> int:
-    """Make the check word: a descriptor torn or written over does not pass for another."""
-    mixed = (sequence * 0x9E3779B1) ^ (operation << 24) ^ (count * 0x85EBCA77)
-    return (mixed ^ (capacity * 0xC2B2AE3D) ^ (size * 0x27D4EB2F) ^ 0x5BA7C421) & 0xFFFFFFFF
+def seal_descriptor(sequence: int, operation: int, count: int, capacity: int, size: int) -> bytes:
+    """Make a descriptor's bytes; the check tells one torn or written over from another."""
+    fields = DESCRIPTOR.pack(sequence, operation, count, capacity, size)
+    return fields + CHECK.pack(crc32(fields))
+
+
+def open_descriptor(descriptor: memoryview) -> tuple[int, int, int, int, int] | None:
+    """Copy a descriptor once and check the copy; its fields, or None where it is damaged."""
+    copied = bytes(descriptor[:_SEALED_BYTES])
+    fields = copied[: DESCRIPTOR.size]
+    if CHECK.unpack_from(copied, DESCRIPTOR.size)[0] != crc32(fields):
+        return None
+    return DESCRIPTOR.unpack(fields)
 
 
 def make_fence() -> Callable[[], object]:

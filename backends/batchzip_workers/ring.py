@@ -19,8 +19,9 @@ import os
 import select
 import threading
 import time
+from dataclasses import dataclass
 from multiprocessing.context import get_spawning_popen
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,7 +31,6 @@ from batchzip.segment import Segment
 from batchzip_workers.layout import (
     ASLEEP,
     CONTROL_BYTES,
-    DESCRIPTOR,
     DONE,
     OWNER_CPU,
     POSTED,
@@ -41,8 +41,8 @@ from batchzip_workers.layout import (
     WAITING,
     Layout,
     SlotViews,
-    descriptor_check,
     make_fence,
+    seal_descriptor,
 )
 from batchzip_workers.placement import current_cpu
 
@@ -54,6 +54,9 @@ SPIN_S = 100e-6
 
 _BACKLOG = 2
 """Shares, the one under way included, that a worker is given ahead."""
+
+_FEW = 8
+"""Pages up to which a copy each is cheaper than one strided copy by NumPy."""
 
 _FREE, _IN_USE, _ABANDONED = range(3)
 
@@ -71,13 +74,18 @@ class PassedFd:
         return int, (popen.duplicate_for_child(self.fd),)
 
 
-class Posted(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Posted:
     """A share that a worker was given."""
 
     ring: Ring
     sequence: int
     share: range
     batch: Batch
+    woke: bool
+    """Whether the worker slept and had to be woken."""
+    post_s: float = 0.0
+    """Seconds that posting it took, for who keeps account."""
 
 
 class Ring:
@@ -134,6 +142,11 @@ class Ring:
         """Whether the worker takes descriptors."""
         return not self.dead and bool(self._control[READY])
 
+    @property
+    def asleep(self) -> bool:
+        """Whether the worker needs to be woken, as far as can be seen."""
+        return bool(self._control[ASLEEP])
+
     def wants_work(self) -> bool:
         """Whether the worker is idle or about to be; a hint, as other threads post too.
 
@@ -161,21 +174,20 @@ class Ring:
                 return None
             count = len(share)
             capacity = min(batch.capacity, 2 * self.layout.page_size)
-            check = descriptor_check(sequence, batch.operation, count, capacity, size)
-            DESCRIPTOR.pack_into(
-                slot.descriptor, 0, sequence, batch.operation, count, capacity, size, check
-            )
+            sealed = seal_descriptor(sequence, batch.operation, count, capacity, size)
+            slot.descriptor[: len(sealed)] = sealed
             self._in_use[index] = _IN_USE
             # Whoever was asleep may have been woken on the other's CPU.
-            woke = self._slept or self._control[ASLEEP]
+            woke = self._slept or self.asleep
             self._control[OWNER_CPU] = current_cpu() + 1 if woke else 0
             self._slept = False
             self._posted = sequence + 1
             self._control[POSTED] = sequence + 1
             self._fence()
-            if self._control[ASLEEP]:
+            asleep = self.asleep
+            if asleep:
                 os.eventfd_write(self._bell, 1)
-            return Posted(self, sequence, share, batch)
+            return Posted(self, sequence, share, batch, asleep)
         finally:
             self._lock.release()
 
@@ -188,7 +200,7 @@ class Ring:
     def _stage(self, slot: SlotViews, index: int, batch: Batch, share: range) -> int:
         """Copy a share's inputs into its slot; their bytes, or −1 where they do not fit."""
         if isinstance(batch, CompressBatch):
-            matrix = batch.matrix(share)
+            matrix = batch.matrix(share) if len(share) > _FEW else None
             if matrix is not None:
                 self._page_rows[index][: len(share)] = matrix
             else:
@@ -250,22 +262,10 @@ class Ring:
     def collect(self, posted: Posted) -> None:
         """Copy the outputs of a share that is done to its batch, and free its slot."""
         slot = self._slots[posted.sequence % SLOTS]
-        batch, share, packed = posted.batch, posted.share, slot.outputs
-        # Compressed outputs are packed; pages lie at their own places, so that a failed one leaves
-        # a gap: they need no searching either way.
+        batch, share = posted.batch, posted.share
+        # Compressed outputs are packed; a page lies at its own place, with gaps where one failed.
         hop = 0 if batch.operation == COMPRESS else self.layout.page_size
-        outputs: list[memoryview] = []
-        errors: dict[int, int] = {}
-        at = 0
-        for index, result in zip(share, slot.results[: len(share)].tolist(), strict=True):
-            if result < 0:
-                errors[index] = result
-                outputs.append(packed[:0])
-                at += hop
-            else:
-                outputs.append(packed[at : at + result])
-                at += hop or result
-        batch.accept(share, outputs, errors)
+        batch.accept_packed(share, slot.outputs, hop, slot.results[: len(share)].tolist())
         self.drop(posted)
 
     def drop(self, posted: Posted) -> None:

@@ -25,7 +25,6 @@ from batchzip.segment import Segment
 from batchzip_workers.layout import (
     ASLEEP,
     CONTROL_BYTES,
-    DESCRIPTOR,
     DONE,
     OWNER_CPU,
     POSTED,
@@ -36,8 +35,8 @@ from batchzip_workers.layout import (
     WAITING,
     Layout,
     SlotViews,
-    descriptor_check,
     make_fence,
+    open_descriptor,
 )
 from batchzip_workers.placement import step_aside
 
@@ -46,9 +45,10 @@ if TYPE_CHECKING:
 
     from batchzip.codecs import Codec
 
-SPIN_S = 300e-6
-"""Seconds a worker looks for work before it sleeps: about what a caller takes between two batches
-of a stream, and short enough that the CPU it costs after the last one is never seen."""
+MIN_SPIN_S, MAX_SPIN_S = 50e-6, 1e-3
+"""Seconds a worker looks for work before it sleeps. A wake-up costs both sides 50 µs and more, so
+looking pays where the next batch comes within the time a store takes to put one away. How long it
+looks follows what came of it: doubled when work came, halved when it did not."""
 
 BAD_DESCRIPTOR_EXIT = 65
 """Exit status (EX_DATAERR) after a descriptor that fails its check; the owner starts afresh."""
@@ -97,6 +97,7 @@ class Worker:
         self._control = segment.view[:CONTROL_BYTES].cast("Q")
         self._slots = [SlotViews(segment.view, layout, slot) for slot in range(SLOTS)]
         self._fence = make_fence()
+        self._spin_s = MAX_SPIN_S
 
     def loop(self) -> None:
         """Take shares in the order they were posted until STOP."""
@@ -121,12 +122,14 @@ class Worker:
         """Wait for a post: look for a while, then sleep. False: STOP came instead."""
         control = self._control
         clock = time.perf_counter
-        deadline = clock() + SPIN_S
+        deadline = clock() + self._spin_s
         while clock() < deadline:
             for _ in range(20):
                 if control[POSTED] != done:
+                    self._spin_s = min(self._spin_s * 2, MAX_SPIN_S)
                     return True
             os.sched_yield()
+        self._spin_s = max(self._spin_s / 2, MIN_SPIN_S)
         poll = select.poll()
         poll.register(self._bell_fd, select.POLLIN)
         while True:
@@ -144,11 +147,13 @@ class Worker:
     def _run_share(self, sequence: int) -> None:
         slot = self._slots[sequence % SLOTS]
         # Copied once, checked, then used: what the owner writes later changes nothing here.
-        posted, operation, count, capacity, size, check = DESCRIPTOR.unpack_from(slot.descriptor)
+        fields = open_descriptor(slot.descriptor)
+        if fields is None:
+            os._exit(BAD_DESCRIPTOR_EXIT)
+        posted, operation, count, capacity, size = fields
         layout = self._layout
         if (
-            check != descriptor_check(posted, operation, count, capacity, size)
-            or posted != sequence
+            posted != sequence
             or operation not in (COMPRESS, DECOMPRESS)
             or not 1 <= count <= layout.share_pages
             or size > layout.input_room

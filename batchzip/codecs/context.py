@@ -64,8 +64,8 @@ class Context:
                 for page in remaining:
                     output = compress(page)
                     length = len(output)
-                    if length > capacity:
-                        raise _NoSpaceError  # noqa: TRY301 - the page's error, as any other
+                    if not 0 < length <= capacity:
+                        raise _NoSpaceError if length else EOFError  # noqa: TRY301 - that page's
                     dst[at : at + length] = output
                     lengths[index] = length
                     index += step

@@ -89,6 +89,11 @@ class HandleTable:
             if word & ONE:
                 yield word & SLOT, length
 
+    def handles(self) -> list[int]:
+        """Handle of every live object."""
+        words = enumerate(self.words)
+        return [(word & ~SLOT) | slot for slot, word in words if word & ONE]
+
     def rechain(self) -> None:
         """Rebuild the chain and the count of retired slots from the words alone."""
         words = self.words

@@ -189,6 +189,13 @@ class Pool:
             self._enter()
         return self._arena.views(handles, self._arena.spans.readable)
 
+    def handles(self) -> list[int]:
+        """List the handle of every live object."""
+        with self._lock:
+            if self._state:
+                self._enter()
+            return self._arena.handles.handles()
+
     @property
     def page_size(self) -> int:
         """Bytes of the largest object."""

@@ -12,7 +12,8 @@ What is put in the pool is checksummed from the same bytes that are copied there
 buffer, or a private copy of a raw page. A page that its owner changes meanwhile is stored as some
 version of it, never as an entry that cannot be read.
 
-If anything goes wrong, every handle got so far is freed before the exception leaves.
+If anything goes wrong, every handle got so far is freed before the exception leaves; what an
+interrupt makes it miss, the ledger finds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from xxhash import xxh3_64_intdigest
 from batchzip.batch import CompressBatch
 from batchzip.errors import PoolFull, StoreRejected
 from batchzip.store.page_table import COMPRESSED, ENTRY, RAW, SAME_FILLED
-from batchzip.store.same_filled import find_same_filled, first_words
+from batchzip.store.same_filled import find_same_filled
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -57,9 +58,9 @@ class FolioWriter:
         Raises StoreRejected; its `errors` has n codes where compression failed.
         """
         entries = np.zeros(len(pages), ENTRY)
-        filled = find_same_filled(pages)
+        filled, words = find_same_filled(pages)
         if len(filled):
-            entries["value"][filled] = first_words(pages, filled)
+            entries["value"][filled] = words
             entries["kind"][filled] = SAME_FILLED
             if len(filled) == len(pages):
                 return entries
@@ -103,6 +104,7 @@ class FolioWriter:
             entries["checksum"] = [xxh3_64_intdigest(o) & CHECKSUM_MASK for o in outputs]
             return entries
         finally:
+            batch.forget_pages()
             self._descriptors.append(batch)
 
     def _keep_raw(

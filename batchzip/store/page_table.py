@@ -25,6 +25,7 @@ array moves when it grows.
 
 from __future__ import annotations
 
+import operator
 import struct
 from array import array
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import SupportsIndex
 
     import numpy.typing as npt
 
@@ -62,14 +64,22 @@ MAX_INDEX = (1 << 63) - 1
 """Largest index: indices travel in int64 arrays."""
 
 
-def check_index(index: int, count: int = 1) -> None:
-    """Raise BadArgument unless `count` indices from `index` on are all valid."""
-    if not isinstance(index, (int, np.integer)):
-        raise BadArgument(f"an index is an integer, not {type(index).__name__}")
-    if count < 1:
-        raise BadArgument(f"count must be at least 1, not {count}")
-    if index < 0 or index + count - 1 > MAX_INDEX:
-        raise BadArgument(f"indices lie in 0…2⁶³−1, and {index} to {index + count - 1} do not")
+def as_integer(value: SupportsIndex, what: str) -> int:
+    """Make a Python int of any integer: NumPy's small ones would overflow later on."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise BadArgument(f"{what} is an integer, not {type(value).__name__}") from None
+
+
+def as_range(index: SupportsIndex, count: SupportsIndex) -> tuple[int, int]:
+    """Make ints of an index and a count; BadArgument unless all of those indices are valid."""
+    first, number = as_integer(index, "an index"), as_integer(count, "count")
+    if number < 1:
+        raise BadArgument(f"count must be at least 1, not {number}")
+    if first < 0 or first + number - 1 > MAX_INDEX:
+        raise BadArgument(f"indices lie in 0…2⁶³−1, and {first} to {first + number - 1} do not")
+    return first, number
 
 
 class PageTable:
@@ -107,8 +117,19 @@ class PageTable:
         entries[of_index < 0] = 0
         return entries
 
+    def _make_room(self, index: int, count: int) -> None:
+        """Have a free block for every one that these indices need and have not."""
+        blocks = range(index >> _BLOCK_BITS, ((index + count - 1) >> _BLOCK_BITS) + 1)
+        missing = sum(block not in self._block_at for block in blocks)
+        if missing > len(self._free):
+            self._grow(missing - len(self._free))
+
     def replace(self, index: int, entries: np.ndarray) -> np.ndarray:
-        """Put `entries` at `index` and on, and return what was there, ABSENT included."""
+        """Put `entries` at `index` and on, and return what was there, ABSENT included.
+
+        Raises MemoryError where the table cannot grow; nothing changed then.
+        """
+        self._make_room(index, len(entries))
         old = np.zeros(len(entries), ENTRY)
         done = 0
         for block, start, stop in _runs(index, len(entries)):
@@ -151,7 +172,7 @@ class PageTable:
                 found.append((block, start, stop))
         return found
 
-    def stored(self) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Pairs of a block's first index and its 512 entries, for every block in use."""
         for block, at in self._block_at.items():
             yield block << _BLOCK_BITS, self.entries[at << _BLOCK_BITS : (at + 1) << _BLOCK_BITS]
@@ -159,24 +180,43 @@ class PageTable:
     def _give_block(self, block: int) -> int:
         at = self._block_at.get(block)
         if at is None:
-            if not self._free:
-                self._grow()
             at = self._free.pop()
             self._block_at[block] = at
         return at
 
-    def _grow(self) -> None:
+    def _grow(self, least: int) -> None:
         """Add an eighth more rows: a table that doubled would often be half empty."""
         have = len(self._live)
-        more = max(1, have // 8)
-        self._bytes.release()
+        more = max(least, have // 8)
         # Not np.concatenate, which packs a padded dtype.
         entries = np.zeros((have + more) * _BLOCK, ENTRY)
         entries[: len(self.entries)] = self.entries
-        self.entries = entries
-        self._bytes = flat(self.entries.view(np.uint8))
+        view = flat(entries.view(np.uint8))
         self._live.extend([0] * more)
         self._free.extend(range(have + more - 1, have - 1, -1))
+        self.entries, self._bytes = entries, view
+
+    def rebuild(self, index: int, count: int) -> None:
+        """Make `count` indices absent, and the bookkeeping anew from the entries and blocks in use.
+
+        For a call that was cut short anywhere: an index concerned holds nothing afterwards.
+        """
+        for block, start, stop in self._runs_in_use(index, count):
+            at = self._block_at[block] << _BLOCK_BITS
+            self.entries[at + start : at + stop] = 0
+        blocks = len(self.entries) >> _BLOCK_BITS
+        live = np.count_nonzero(self.entries["kind"].reshape(blocks, _BLOCK), axis=1).tolist()
+        self._live = array("H", live)
+        self._block_at = {block: at for block, at in self._block_at.items() if live[at]}
+        in_use = set(self._block_at.values())
+        self._free = [at for at in range(blocks) if at not in in_use]
+        self._bytes = flat(self.entries.view(np.uint8))
+
+    def count_kinds(self) -> npt.NDArray[np.int64]:
+        """Count the entries of each kind; that of ABSENT is given as 0."""
+        counts = np.bincount(self.entries["kind"], minlength=4)
+        counts[ABSENT] = 0
+        return counts
 
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant of the header does not hold."""

@@ -45,7 +45,7 @@ class Restorer:
         """Restore n entries to `pages` (n, page_size), the compressed ones as one batch.
 
         `stored` has the bytes of those that are not same-filled, in order. Raises PageError with
-        the row of the first damaged one.
+        the row of the first that failed: -EBADMSG where it is damaged, or the engine's code.
         """
         kinds = entries["kind"]
         filled = np.flatnonzero(kinds == SAME_FILLED)
@@ -72,6 +72,7 @@ class Restorer:
         batch = DecompressBatch(sources, target)
         self._engine.decompress(batch)
         if batch.errors.any():
-            raise PageError(int(rows[np.flatnonzero(batch.errors)[0]]), -errno.EBADMSG)
+            first = np.flatnonzero(batch.errors)[0]
+            raise PageError(int(rows[first]), int(batch.errors[first]))
         if not straight:
             pages[rows] = target

@@ -19,22 +19,18 @@ if TYPE_CHECKING:
 WORD_BYTES = 8
 
 
-def find_same_filled(pages: Bytes) -> npt.NDArray[np.intp]:
-    """Rows of `pages`, an (n, page_size) array, that repeat one word throughout."""
+def find_same_filled(pages: Bytes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64]]:
+    """Find the rows of `pages` (n, page_size) that repeat one word throughout, and those words.
+
+    Rows and words are of one reading of a page, even while its owner writes to it.
+    """
     words = pages.view(np.uint64)
     rows = (words[:, 0] == words[:, -1]).nonzero()[0]
     if not len(rows):
-        return rows
+        return rows, words[:0, 0]
     candidates = words[rows]
     same = (candidates == candidates[:, :1]).all(axis=1)
-    filled: npt.NDArray[np.intp] = rows[same]
-    return filled
-
-
-def first_words(pages: Bytes, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
-    """Take the first word of each of these rows."""
-    words: npt.NDArray[np.uint64] = pages.view(np.uint64)[rows, 0]
-    return words
+    return rows[same], candidates[same, 0]
 
 
 def fill(word: int, page_size: int) -> bytes:

@@ -15,10 +15,7 @@ is stale: the caller has newer data than the store.
 
 How an entry is read is decided from the entry (its kind), never from a current setting.
 
-Invariants
-* An entry is COMPRESSED or RAW and its value a live pool handle, or SAME_FILLED and its value the
-  word. Every live handle of the pool belongs to exactly one entry, or to a folio under way.
-* The gauges equal the counts of entries by kind.
+Invariants: those of the ledger, which keeps the entries whole even when a call is cut short anywhere.
 
 Lock order: the store's lock, then the pool's. One hold of each a batch, none of either a page.
 Neither is held while the engine works.
@@ -45,13 +42,15 @@ from batchzip.lifetime import Owned
 from batchzip.pool import Pool
 from batchzip.store.counters import Counters
 from batchzip.store.folio import FolioWriter
+from batchzip.store.ledger import Ledger
 from batchzip.store.page_table import (
     ABSENT,
     COMPRESSED,
+    MAX_INDEX,
     RAW,
     SAME_FILLED,
-    PageTable,
-    check_index,
+    as_integer,
+    as_range,
 )
 from batchzip.store.restore import Restorer
 
@@ -63,6 +62,13 @@ if TYPE_CHECKING:
     from batchzip.buffers import Buffer
     from batchzip.engine import Engine
     from batchzip.pool.audit import ClassUse
+
+
+class _LimitError(StoreRejected):
+    """Refused by the limit check, which also did the counting."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("pool_limit_hit", message)
 
 
 class SwapStore(Owned):
@@ -98,7 +104,7 @@ class SwapStore(Owned):
             engine, self._pool, max_batch=max_batch, keep_incompressible=keep_incompressible
         )
         self._restorer = Restorer(engine)
-        self._table = PageTable()
+        self._ledger = Ledger(self._pool)
         self._lock = threading.Lock()
         self._full = False
         self._events = {
@@ -110,8 +116,6 @@ class SwapStore(Owned):
             "decompress_fail": 0,
             "written_back_pages": 0,
         }
-        self._kinds = np.zeros(4, np.int64)
-        """Entries by kind; ABSENT stays 0."""
         super().__init__()
 
     def store(self, index: int, pages: Buffer | Sequence[Buffer]) -> None:
@@ -120,24 +124,38 @@ class SwapStore(Owned):
         `pages` is one page, or any form of pages that CompressBatch takes; it is read during the
         call only. Raises StoreRejected, after which the indices hold nothing.
         """
-        if self._unusable:
-            self._refuse()
+        self._enter()
         matrix = self._as_pages(pages)
-        check_index(index, len(matrix))
+        first, count = as_range(index, len(matrix))
+        outer = self._ledger.begin(first, count)
         try:
             self._check_limit()
             entries = self._writer.write(matrix)
-        except BaseException as error:
-            if isinstance(error, StoreRejected):
-                self._count_rejection(error)
-            self.invalidate(index, len(matrix))
+            with self._lock:
+                self._ledger.publish(first, entries)
+        except StoreRejected as rejection:
+            with self._lock:
+                self._count_rejection(rejection)
+                self._ledger.erase(first, count)
+            self._ledger.end(outer)
             raise
-        counts = np.bincount(entries["kind"], minlength=4)
-        with self._lock:
-            old = self._table.replace(index, entries)
-            self._kinds += counts
-            if old["kind"].any():
-                self._drop(old)
+        except BaseException as error:
+            with self._lock:
+                self._ledger.recover(first, count)
+                self._events["reject_alloc_fail"] += isinstance(error, MemoryError)
+            self._ledger.end(outer)
+            if isinstance(error, MemoryError):
+                raise StoreRejected("reject_alloc_fail", "there is no memory for it") from error
+            raise
+        self._ledger.end(outer)
+
+    def _enter(self) -> None:
+        """Refuse a store that cannot be used; put right what was cut short in this thread."""
+        if self._unusable:
+            self._refuse()
+        if self._ledger.under_way:
+            with self._lock:
+                self._ledger.settle()
 
     def _as_pages(self, pages: Buffer | Sequence[Buffer]) -> buffers.Bytes:
         if not buffers.is_sequence(pages):
@@ -145,9 +163,7 @@ class SwapStore(Owned):
         inputs = buffers.as_inputs(pages, "pages")
         for number, page in enumerate(inputs):
             if len(page) != self.page_size:
-                raise BadBatch(
-                    f"pages[{number}] has {len(page)} bytes, not {self.page_size}"
-                )
+                raise BadBatch(f"pages[{number}] has {len(page)} bytes, not {self.page_size}")
         return np.frombuffer(b"".join(inputs), np.uint8).reshape(-1, self.page_size)
 
     def _check_limit(self) -> None:
@@ -156,34 +172,28 @@ class SwapStore(Owned):
         if limit is None:
             return
         held = self._pool.held_bytes
-        if held >= limit:
-            self._full = True
-        elif self._full and held * 100 <= limit * self.accept_threshold_percent:
-            self._full = False
-        if self._full:
-            raise StoreRejected(
-                "pool_limit_hit", f"the pool holds {held} bytes and its limit is {limit}"
-            )
+        with self._lock:
+            if held >= limit:
+                self._full = True
+                self._events["pool_limit_hit"] += 1
+            elif self._full and held * 100 <= limit * self._accept_threshold_percent:
+                self._full = False
+            if not self._full:
+                return
+        raise _LimitError(f"the pool holds {held} bytes and its limit is {limit}")
 
     def _count_rejection(self, rejection: StoreRejected) -> None:
-        with self._lock:
-            if rejection.errors is None:
-                self._events[rejection.reason] += 1
-                self._full |= rejection.reason == "pool_limit_hit"
-                return
-            errors = np.asarray(rejection.errors)
-            poor = int(np.count_nonzero(errors == -errno.ENOSPC))
-            self._events["reject_compress_poor"] += poor
-            self._events["reject_compress_fail"] += int(np.count_nonzero(errors)) - poor
-
-    def _drop(self, entries: np.ndarray) -> None:
-        """Free what entries that left the table held; called under the lock."""
-        kinds = entries["kind"]
-        counts = np.bincount(kinds, minlength=4)
-        counts[ABSENT] = 0
-        self._kinds -= counts
-        held = entries["value"][(kinds == COMPRESSED) | (kinds == RAW)]
-        self._pool.free_many(held.tolist())
+        """Count a rejection by its cause, compression per failing page; called under the lock."""
+        if isinstance(rejection, _LimitError):
+            return  # counted where the maximum was seen
+        if rejection.errors is None:
+            self._events[rejection.reason] += 1
+            self._full |= rejection.reason == "pool_limit_hit"
+            return
+        errors = np.asarray(rejection.errors)
+        poor = int(np.count_nonzero(errors == -errno.ENOSPC))
+        self._events["reject_compress_poor"] += poor
+        self._events["reject_compress_fail"] += int(np.count_nonzero(errors)) - poor
 
     @overload
     def load(self, index: int, out: None = None) -> bytes: ...
@@ -196,18 +206,19 @@ class SwapStore(Owned):
 
         Raises PageNotStored, or CorruptPage where the stored bytes are damaged; the entry stays.
         """
-        if self._unusable:
-            self._refuse()
+        if self._unusable or self._ledger.under_way:
+            self._enter()
+        where = index if type(index) is int else as_integer(index, "an index")
         with self._lock:
-            value, check, kind = self._table.get(index)
+            value, check, kind = self._ledger.table.get(where)
             # Copied under the lock: nobody can free it meanwhile.
             stored = bytes(self._pool.read(value)) if kind in (COMPRESSED, RAW) else b""
         if kind == ABSENT:
-            raise PageNotStored(index)
+            raise PageNotStored(where)
         try:
             page = self._restorer.page(kind, value, check, stored)
-        except PageError:
-            raise self._corrupt(index) from None
+        except PageError as error:
+            raise self._failed(where, error) from None
         if out is None:
             return page
         view = buffers.as_view(out, "out", writable=True)
@@ -216,10 +227,13 @@ class SwapStore(Owned):
         view[:] = page
         return out
 
-    def _corrupt(self, index: int) -> CorruptPage:
+    def _failed(self, index: int, error: PageError) -> CorruptPage | PageError:
+        """Count a page that could not be restored; what to raise for it."""
         with self._lock:
             self._events["decompress_fail"] += 1
-        return CorruptPage(index)
+        return (
+            CorruptPage(index) if error.errno == -errno.EBADMSG else PageError(index, error.errno)
+        )
 
     def load_many(
         self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
@@ -229,21 +243,17 @@ class SwapStore(Owned):
         They are decompressed as one batch. `out` is an array, or a flat buffer, to fill. All of them
         are of one moment. Raises as `load`, for the first index concerned; `out` is undefined then.
         """
-        if self._unusable:
-            self._refuse()
-        where = np.asarray(indices if hasattr(indices, "__array__") else list(indices))
+        self._enter()
+        where = _as_indices(indices)
         if not len(where):
             return np.empty((0, self.page_size), np.uint8)
-        if where.dtype.kind not in "iu" or where.ndim != 1:
-            raise BadArgument("indices must be integers in one dimension")
-        where = where.astype(np.int64, copy=False)
         pages = (
             np.empty((len(where), self.page_size), np.uint8)
             if out is None
             else buffers.as_matrix(out, "out", rows=len(where), width=self.page_size, writable=True)
         )
         with self._lock:
-            entries = self._table.get_many(where)
+            entries = self._ledger.table.get_many(where)
             kinds = entries["kind"]
             if not kinds.all():
                 raise PageNotStored(int(where[np.flatnonzero(kinds == ABSENT)[0]]))
@@ -252,27 +262,32 @@ class SwapStore(Owned):
         try:
             self._restorer.pages(entries, stored, pages)
         except PageError as error:
-            raise self._corrupt(int(where[error.index])) from None
+            raise self._failed(int(where[error.index]), error) from None
         return pages
 
     def invalidate(self, index: int, count: int = 1) -> int:
         """Forget `count` pages from `index` on, stored or not; how many there were."""
-        if self._unusable:
-            self._refuse()
-        check_index(index, count)
+        self._enter()
+        first, number = as_range(index, count)
+        outer = self._ledger.begin(first, number)
         with self._lock:
-            entries = self._table.clear(index, count)
-            self._drop(entries)
-        return len(entries)
+            try:
+                pages = self._ledger.erase(first, number)
+            except BaseException:
+                self._ledger.recover(first, number)
+                raise
+        self._ledger.end(outer)
+        return pages
 
     def __contains__(self, index: int) -> bool:
-        if self._unusable:
-            self._refuse()
+        self._enter()
         with self._lock:
-            return self._table.get(index)[2] != ABSENT
+            return self._ledger.table.get(as_integer(index, "an index"))[2] != ABSENT
 
     def __len__(self) -> int:
-        return int(self._kinds.sum())
+        self._enter()
+        with self._lock:
+            return self._ledger.pages
 
     def __bool__(self) -> bool:
         """Say yes: an empty store is a store."""
@@ -281,15 +296,14 @@ class SwapStore(Owned):
     @property
     def counters(self) -> Counters:
         """The counters, as they are now."""
-        if self._unusable:
-            self._refuse()
+        self._enter()
         with self._lock:
             return Counters(
                 **self._events,
                 pool_total_size=self._pool.held_bytes,
-                stored_pages=int(self._kinds.sum()),
-                stored_incompressible_pages=int(self._kinds[RAW]),
-                same_filled_pages=int(self._kinds[SAME_FILLED]),
+                stored_pages=self._ledger.pages,
+                stored_incompressible_pages=int(self._ledger.gauges[RAW]),
+                same_filled_pages=int(self._ledger.gauges[SAME_FILLED]),
             )
 
     @property
@@ -302,6 +316,17 @@ class SwapStore(Owned):
         self._pool.max_bytes = value
 
     @property
+    def accept_threshold_percent(self) -> int:
+        """Share of the limit, in percent, below which a pool that was full accepts again."""
+        return self._accept_threshold_percent
+
+    @accept_threshold_percent.setter
+    def accept_threshold_percent(self, value: int) -> None:
+        if type(value) is not int or not 0 <= value <= 100:
+            raise BadArgument(f"accept_threshold_percent is an integer in 0…100, not {value!r}")
+        self._accept_threshold_percent = value
+
+    @property
     def compressed_bytes(self) -> int:
         """Sum of the lengths of everything in the pool, raw pages included."""
         return self._pool.stored_bytes
@@ -309,7 +334,7 @@ class SwapStore(Owned):
     @property
     def table_bytes(self) -> int:
         """Bytes of the store's own tables."""
-        return self._table.nbytes
+        return self._ledger.table.nbytes
 
     def classes(self) -> list[ClassUse]:
         """List the pool's size classes and what they hold."""
@@ -317,22 +342,22 @@ class SwapStore(Owned):
 
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold; no store may be under way."""
+        self._enter()
         with self._lock:
-            self._table.check_invariants()
-            self._pool.check_invariants()
-            counts = np.zeros(4, np.int64)
-            handles: list[int] = []
-            for _, entries in self._table.stored():
-                counts += np.bincount(entries["kind"], minlength=4)
-                held = entries[(entries["kind"] == COMPRESSED) | (entries["kind"] == RAW)]
-                handles.extend(held["value"].tolist())
-            counts[ABSENT] = 0
-            if counts.tolist() != self._kinds.tolist():
-                raise AssertionError(f"gauges {self._kinds} differ from the entries' {counts}")
-            if len(set(handles)) != len(handles) or len(handles) != self._pool.objects:
-                raise AssertionError("the pool's objects and the entries do not pair up")
-            self._pool.read_many(handles)
+            self._ledger.sweep()
+            self._ledger.check_invariants()
 
     def _close(self) -> None:
         with self._lock:
             self._pool.close()
+
+
+def _as_indices(indices: Iterable[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Make an int64 array of indices; none of them changes its value on the way."""
+    given = indices if hasattr(indices, "__array__") else list(indices)
+    where = np.asarray(given)
+    if where.ndim != 1 or (where.dtype.kind not in "iu" and len(where)):
+        raise BadArgument("indices must be integers from 0 to 2⁶³−1, in one dimension")
+    if where.dtype == np.uint64 and len(where) and where.max() > MAX_INDEX:
+        raise PageNotStored(int(where[where > MAX_INDEX][0]))
+    return where.astype(np.int64, copy=False)

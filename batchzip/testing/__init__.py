@@ -1,0 +1,26 @@
+"""What a backend's author, and this project itself, tests with; it needs pytest (extra `test`).
+
+    from batchzip.testing import BackendContract
+
+    class TestMyBackend(BackendContract):
+        @classmethod
+        def make_backend(cls) -> MyBackend:
+            return MyBackend()
+
+`BackendContract` is every promise of a backend as a test. `LeakCheck` notices what a piece of code
+leaves behind: child processes, descriptors, threads, shared memory.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+# Before the modules are imported: a contract that fails shows what was compared.
+pytest.register_assert_rewrite(
+    "batchzip.testing.contract", "batchzip.testing.plain", "batchzip.testing.request_contract"
+)
+
+from batchzip.testing.contract import BackendContract  # noqa: E402 - rewriting comes first
+from batchzip.testing.leaks import LeakCheck, start_resource_trackers  # noqa: E402
+
+__all__ = ["BackendContract", "LeakCheck", "start_resource_trackers"]

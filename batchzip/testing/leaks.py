@@ -1,0 +1,169 @@
+"""LeakCheck: what a piece of code leaves behind, found in /proc.
+
+    with LeakCheck():
+        ...                 an AssertionError names each child process, descriptor, thread and
+                            shared segment that is there afterwards and was not before
+
+Two snapshots are compared. Only where they differ is there a garbage collection and a wait for
+what is about to end: a check that finds nothing costs about a millisecond.
+
+Not noticed: a grandchild whose parent has exited (it is init's child then), and a second mapping of
+a segment that was mapped before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+GRACE_S = 3.0
+"""Seconds that what is ending has to end: a worker that was told to stop takes some milliseconds."""
+
+_TRACKERS = re.compile(
+    rb"(loky\.backend|multiprocessing)\.(resource|semaphore)_tracker import main"
+)
+"""Command lines of helpers that live as long as the process: they are started once, for good."""
+
+_SEGMENT = re.compile(r"^\S+ \S+ \S+ (\S+) (\d+)\s+(/memfd:batchzip.*|/dev/shm/.*)$", re.MULTILINE)
+"""Device, inode and name of a shared mapping in /proc/self/maps."""
+
+
+class LeakCheck:
+    """Fails with an AssertionError naming each thing left behind by the code inside it.
+
+    An exception of that code is never hidden: leftovers are then not looked for. In a pytest
+    fixture, `with LeakCheck(): yield` checks the test and every fixture set up after this one.
+    Call `start_resource_trackers()` first, or the pipes to them count as left behind.
+    """
+
+    def __init__(self, *, grace_s: float = GRACE_S) -> None:
+        self._grace_s = grace_s
+        self._before: dict[object, str] = {}
+
+    def __enter__(self) -> Self:
+        self._before = _snapshot()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            return
+        left = self.leftovers()
+        if left:
+            raise AssertionError("left behind:\n" + "\n".join(f"  {what}" for what in left))
+
+    def leftovers(self) -> list[str]:
+        """Describe what is there now and was not before, after up to `grace_s` seconds."""
+        left = self._new()
+        if left:
+            gc.collect()
+            deadline = time.monotonic() + self._grace_s
+            while (left := self._new()) and time.monotonic() < deadline:
+                time.sleep(0.005)
+        return left
+
+    def _new(self) -> list[str]:
+        return sorted(what for key, what in _snapshot().items() if key not in self._before)
+
+
+def start_resource_trackers() -> None:
+    """Start the helper processes of multiprocessing and loky now, so that no check sees them come."""
+    from multiprocessing import resource_tracker  # noqa: PLC0415 - only who asks for it pays
+
+    from loky.backend import resource_tracker as loky_tracker  # noqa: PLC0415
+
+    resource_tracker.ensure_running()
+    loky_tracker.ensure_running()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process and it has not ended; a zombie has."""
+    try:
+        return _stat(pid)[2] != "Z"
+    except OSError:
+        return False
+
+
+def _snapshot() -> dict[object, str]:
+    """Describe what there is, by keys that nothing else will ever have."""
+    return {**_descriptors(), **_threads(), **_segments(), **_children(os.getpid())}
+
+
+def _descriptors() -> dict[object, str]:
+    found: dict[object, str] = {}
+    for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a third of the time, for every test
+        with contextlib.suppress(OSError):  # the one that listed them
+            target = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - as below
+            found["fd", fd, target] = f"descriptor {fd}: {target}"
+    return found
+
+
+def _threads() -> dict[object, str]:
+    return {thread: f"thread: {thread!r}" for thread in threading.enumerate()}
+
+
+def _segments() -> dict[object, str]:
+    found: dict[object, str] = {}
+    for device, inode, name in _SEGMENT.findall(Path("/proc/self/maps").read_text("utf-8")):
+        found["segment", device, inode] = f"shared memory mapped: {name}"
+    ours = re.compile(rf"batchzip|(?<!\d){os.getpid()}(?!\d)")
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir("/dev/shm"):  # noqa: PTH208, S108 - as above; nothing is written
+            if ours.search(name):
+                found["shm", name] = f"shared memory file: /dev/shm/{name}"
+    return found
+
+
+def _children(parent: int) -> dict[object, str]:
+    found: dict[object, str] = {}
+    for pid in _child_pids(parent):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if _TRACKERS.search(command):
+                continue
+            _, name, state, _, started = _stat(pid)
+            shown = command.replace(b"\0", b" ").decode(errors="replace").strip() or f"({name})"
+            found["child", pid, started] = f"child process {pid}, state {state}: {shown[:200]}"
+            found.update(_children(pid))
+    return found
+
+
+def _child_pids(parent: int) -> list[int]:
+    """Children of every thread of `parent`, zombies included."""
+    tasks = Path(f"/proc/{parent}/task")
+    try:
+        lists = [(task / "children").read_text("ascii") for task in tasks.iterdir()]
+    except FileNotFoundError:  # a thread has ended, or the kernel does not list children
+        return [pid for pid in _pids() if _parent_of(pid) == parent]
+    return [int(pid) for line in lists for pid in line.split()]
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        return _stat(pid)[3]
+    except OSError:
+        return -1
+
+
+def _stat(pid: int) -> tuple[int, str, str, int, int]:
+    """Pid, name, state, parent and start time of a process: see proc_pid_stat(5)."""
+    head, _, tail = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
+    fields = tail.split()
+    return pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[19])

@@ -1,0 +1,107 @@
+"""What a backend must agree with: the codec called by hand, page by page; and pages to try."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from batchzip.batch import CompressBatch, DecompressBatch
+from batchzip.errors import PageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from batchzip.buffers import Bytes
+    from batchzip.engine import Engine
+
+PAGE = 4096
+SLACK_S = 60.0
+"""Seconds after which a test counts as hung; nothing is measured."""
+
+
+def make_pages(count: int, seed: int = 0, page_size: int = PAGE) -> Bytes:
+    """Pages as they come: some compress to a third, some to nothing, some not at all."""
+    rng = np.random.default_rng(seed)
+    pages = rng.integers(0, 6, (count, page_size), np.uint8)
+    pages[1::5] = (np.arange(count) % 256)[1::5, None]
+    pages[2::5] = rng.integers(0, 256, pages[2::5].shape, np.uint8)
+    return pages
+
+
+class Plain:
+    """The engine's codec called by hand: what every backend must agree with."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.page_size = engine.page_size
+        self._compress = engine.codec.compressor(engine.page_size)
+        self._decompress = engine.codec.decompressor(engine.page_size)
+
+    def compress(self, pages: Sequence[Any] | Bytes) -> list[bytes]:
+        """Compress each page, whatever its length."""
+        return [self._compress(bytes(page)) for page in pages]
+
+    def restore(self, src: bytes) -> bytes | None:
+        """Restore the page, or None where the source is not one."""
+        try:
+            page = self._decompress(src)
+        except Exception:  # noqa: BLE001 - whatever the codec raises
+            return None
+        return page if len(page) == self.page_size and len(src) <= 2 * self.page_size else None
+
+
+def check_compressed(engine: Engine, batch: CompressBatch, pages: Sequence[Any] | Bytes) -> None:
+    """Every page of `batch` is what the codec makes of it by hand, or -ENOSPC where that is long."""
+    expected = Plain(engine).compress(pages)
+    fits = [len(output) <= batch.capacity for output in expected]
+    assert batch.errors.tolist() == [0 if fit else -errno.ENOSPC for fit in fits]
+    assert batch.dlens.tolist() == [
+        len(o) if fit else 0 for o, fit in zip(expected, fits, strict=True)
+    ]
+    for index, output in enumerate(expected):
+        if fits[index]:
+            assert batch.output(index) == output, index
+            assert bytes(batch.dsts[index, : len(output)]) == output, index
+        else:
+            with pytest.raises(PageError):
+                batch.output(index)
+
+
+def check_restored(batch: DecompressBatch, pages: Bytes) -> None:
+    """Every page of `batch` came back."""
+    assert not batch.errors.any()
+    assert (batch.dlens == batch.page_size).all()
+    np.testing.assert_array_equal(np.asarray(batch.pages), pages)
+
+
+def check_round_trip(engine: Engine, pages: Bytes) -> None:
+    """Compress and decompress a batch, with nothing lost."""
+    batch = CompressBatch(pages)
+    engine.compress(batch)
+    check_compressed(engine, batch, pages)
+    back = DecompressBatch(batch.outputs(), page_size=engine.page_size)
+    engine.decompress(back)
+    check_restored(back, pages)
+
+
+def in_threads(count: int, work: Callable[[int], None]) -> None:
+    """Run work(0) … work(count - 1) in threads at once, and raise the first failure."""
+    failures: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as failure:  # noqa: BLE001 - raised in the test's thread
+            failures.append(failure)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SLACK_S)
+        assert not thread.is_alive(), "a thread hangs"
+    if failures:
+        raise failures[0]

@@ -1,0 +1,177 @@
+"""µs per page of compress and decompress: the bare codec loop, sequential, workers.
+
+    python examples/benchmarks/compress.py [--rounds 15] [--pages 2048] [--json FILE]
+
+On pages of a real process (Python objects, parsed source, JSON text, NumPy arrays), shuffled, without
+the same-filled ones. Every contender does all pages once a round, in an order drawn anew each round;
+a figure is the median of the rounds. `bare` is a loop of codec calls that throws the outputs away,
+for one core; the limit is the CPUs in use × bare. An engine's figure is that of `compress(batch)` or
+`decompress(batch)` with descriptors made before, as a user of batches has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from loky import cpu_count
+from rich.console import Console
+from rich.table import Table
+
+import batchzip
+from batchzip.cli.process_memory import ProcessMemory
+from batchzip.cli.workload import Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+PAGE = 4096
+BATCH_SIZES = (8, 64, 256)
+ALGORITHMS: dict[str, dict[str, int]] = {"lz4": {}, "zstd": {"level": 1}}
+
+GOALS = {
+    ("lz4", 8): 0.70,
+    ("lz4", 64): 0.87,
+    ("lz4", 256): 0.93,
+    ("zstd", 8): 0.85,
+    ("zstd", 64): 0.93,
+    ("zstd", 256): 0.95,
+}
+"""Least share of the limit that compressing with workers is to reach, on two cores."""
+
+
+def real_pages(count: int) -> npt.NDArray[np.uint8]:
+    """Take `count` pages of a process, shuffled; same-filled ones are no work and left out."""
+    with (
+        Workload(32) as workload,
+        ProcessMemory(workload.pid, page_size=PAGE, chunk_pages=1024) as memory,
+    ):
+        pages = np.concatenate(list(memory.chunks()))
+    words = pages.view(np.uint64)
+    pages = pages[(words != words[:, :1]).any(axis=1)]
+    np.random.default_rng(1).shuffle(pages)
+    return np.ascontiguousarray(pages[:count])
+
+
+def measure(
+    contenders: dict[str, Callable[[], object]], pages: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds per page of each contender in each round, interleaved."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name in random.sample(list(contenders), len(contenders)):
+            started = time.perf_counter()
+            contenders[name]()
+            if turn:  # the first round only warms up
+                seconds[name].append((time.perf_counter() - started) / pages)
+    return seconds
+
+
+def contenders_for(
+    algorithm: str, engines: dict[str, batchzip.Engine], pages: npt.NDArray[np.uint8], size: int
+) -> dict[str, dict[str, Callable[[], object]]]:
+    """Make what is measured for one algorithm and batch size, by operation."""
+    groups = [pages[at : at + size] for at in range(0, len(pages), size)]
+    flat = memoryview(pages.reshape(-1))
+    views = [flat[at : at + PAGE] for at in range(0, len(flat), PAGE)]
+    codec = engines["sequential"].codec
+    compress, decompress = codec.compressor(PAGE), codec.decompressor(PAGE)
+    outputs = [compress(view) for view in views]
+
+    def bare(call: Callable[..., bytes], sources: list[memoryview] | list[bytes]) -> None:
+        for source in sources:
+            call(source)
+
+    work: dict[str, dict[str, Callable[[], object]]] = {
+        "compress": {"bare": lambda: bare(compress, views)},
+        "decompress": {"bare": lambda: bare(decompress, outputs)},
+    }
+    for name, engine in engines.items():
+        there = [batchzip.CompressBatch(group) for group in groups]
+        back = [
+            batchzip.DecompressBatch(outputs[at : at + size], np.empty((size, PAGE), np.uint8))
+            for at in range(0, len(outputs), size)
+        ]
+        work["compress"][name] = lambda e=engine, b=there: [e.compress(x) for x in b]
+        work["decompress"][name] = lambda e=engine, b=back: [e.decompress(x) for x in b]
+    return work
+
+
+def run(pages: npt.NDArray[np.uint8], rounds: int) -> list[dict[str, object]]:
+    """Measure everything; a row for each algorithm, operation and batch size."""
+    rows: list[dict[str, object]] = []
+    cpus = min(2, cpu_count())
+    for algorithm, parameters in ALGORITHMS.items():
+        with (
+            batchzip.Engine(algorithm, backend="sequential", **parameters) as sequential,
+            batchzip.Engine(algorithm, backend="workers", workers=1, **parameters) as workers,
+        ):
+            workers.wait_ready()
+            engines = {"sequential": sequential, "workers": workers}
+            for size in BATCH_SIZES:
+                for operation, contenders in contenders_for(
+                    algorithm, engines, pages, size
+                ).items():
+                    seconds = measure(contenders, len(pages), rounds)
+                    us = {name: statistics.median(s) * 1e6 for name, s in seconds.items()}
+                    rows.append(
+                        {
+                            "algorithm": algorithm,
+                            "operation": operation,
+                            "batch": size,
+                            "bare_us": us["bare"],
+                            "sequential_us": us["sequential"],
+                            "workers_us": us["workers"],
+                            "sequential_to_bare": us["bare"] / us["sequential"],
+                            "workers_to_limit": us["bare"] / us["workers"] / cpus,
+                            "goal": GOALS.get((algorithm, size)) if operation == "compress" else None,
+                        }
+                    )
+    return rows
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    """Print the rows as a table."""
+    table = Table(title="µs per page of 4 KiB, medians")
+    for heading in ("", "batch", "bare", "sequential", "÷ bare", "workers", "÷ limit", "goal"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        table.add_row(
+            f"{row['algorithm']} {row['operation']}",
+            str(row["batch"]),
+            *(f"{row[key]:.2f}" for key in ("bare_us", "sequential_us", "sequential_to_bare")),
+            *(f"{row[key]:.2f}" for key in ("workers_us", "workers_to_limit")),
+            f"{row['goal']:.2f}" if row["goal"] else "",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--pages", type=int, default=2048)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    pages = real_pages(options.pages - options.pages % max(BATCH_SIZES))
+    print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
+    print(f"{len(pages)} pages, {options.rounds} rounds", flush=True)
+    rows = run(pages, options.rounds)
+    show(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""No test leaves anything behind: a child process, a descriptor, a thread, shared memory."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from batchzip.testing import LeakCheck, start_resource_trackers
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def resource_trackers() -> None:
+    start_resource_trackers()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(LeakCheck())
+        yield
+        if request.node.stash.get(_FAILED, False):
+            stack.pop_all()  # its traceback holds on to all that the test had

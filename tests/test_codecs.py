@@ -1,0 +1,294 @@
+"""Codecs: parameters, known bytes, and input that was made to do harm."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zstandard
+
+import batchzip
+from batchzip import BadArgument, DecompressBatch, Engine, PageError, UnknownAlgorithm
+from batchzip.codecs import Codec, make_codec
+from batchzip.codecs.lz4 import Lz4
+from batchzip.codecs.zstd import Zstd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COUNTED = bytes(range(256)) * 16
+WORD = b"page" * 1024
+
+CODECS = [
+    Zstd(),
+    *(Zstd(level) for level in (-131072, -1, 1, 22)),
+    Lz4(),
+    Lz4(acceleration=17),
+    Lz4(acceleration=65537),
+    Lz4(high_compression=1),
+    Lz4(high_compression=12),
+]
+
+
+# Registry and parameters
+
+
+def test_registered_codecs_bear_the_name_they_are_registered_under() -> None:
+    for name in batchzip.algorithms():
+        codec = make_codec(name)
+        assert isinstance(codec, Codec)
+        assert codec.name == name
+
+
+def test_an_unknown_name_is_told_which_there_are() -> None:
+    with pytest.raises(UnknownAlgorithm, match=r"unknown algorithm 'lzo'; there are: .*lz4.*zstd"):
+        make_codec("lzo")
+    with pytest.raises(LookupError):
+        make_codec("")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "parameters", "words"),
+    [
+        ("zstd", {"level": 23}, "zstd level must be an integer in -131072…22, not 23"),
+        ("zstd", {"level": -131073}, "not -131073"),
+        ("zstd", {"level": 1.0}, "not 1.0"),
+        ("zstd", {"level": "1"}, "not '1'"),
+        ("zstd", {"level": None}, "not None"),
+        ("zstd", {"level": True}, "not True"),
+        ("zstd", {"acceleration": 1}, "zstd has no parameter 'acceleration'; it has: level"),
+        ("lz4", {"acceleration": 0}, "lz4 acceleration must be an integer in 1…65537, not 0"),
+        ("lz4", {"acceleration": 65538}, "not 65538"),
+        ("lz4", {"acceleration": 1.5}, "not 1.5"),
+        ("lz4", {"acceleration": True}, "not True"),
+        ("lz4", {"high_compression": 0}, "level in 1…12 or None, not 0"),
+        ("lz4", {"high_compression": 13}, "not 13"),
+        ("lz4", {"high_compression": True}, "not True"),
+        ("lz4", {"acceleration": 2, "high_compression": 9}, "not both"),
+        ("lz4", {"level": 1}, "no parameter 'level'; it has: acceleration, high_compression"),
+    ],
+)
+def test_a_parameter_out_of_range_is_told_the_range(
+    algorithm: str, parameters: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(BadArgument) as refusal:
+        make_codec(algorithm, **parameters)
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=str)
+def test_every_setting_gives_pages_back_and_survives_the_way_to_a_worker(codec: Codec) -> None:
+    again = pickle.loads(pickle.dumps(codec))
+    assert again == codec
+    noise = np.random.default_rng(1).bytes(4096)
+    for page in (COUNTED, WORD, bytes(4096), noise):
+        output = codec.compressor(4096)(page)
+        assert again.compressor(4096)(page) == output
+        assert again.decompressor(4096)(output) == page
+        assert codec.compressor(4096)(memoryview(page)) == output
+
+
+def test_a_codec_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Zstd().level = 2  # type: ignore[misc]
+
+
+# Known bytes: what was stored in a format is readable for good
+
+LZ4_WORD = bytes.fromhex("4f706167650400fffffffffffffffffffffffffffffff3506570616765")
+ZSTD_WORD = bytes.fromhex("28b52ffd60000f5d000020706167650100f9df7744")
+
+
+@pytest.fixture(params=["lz4", "zstd"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with Engine(request.param, backend="sequential") as engine:
+        yield engine
+
+
+@pytest.fixture
+def zstd() -> Iterator[Engine]:
+    with Engine("zstd", backend="sequential") as engine:
+        yield engine
+
+
+@pytest.fixture
+def lz4() -> Iterator[Engine]:
+    with Engine("lz4", backend="sequential") as engine:
+        yield engine
+
+
+def test_known_blocks_and_frames_are_read(lz4: Engine, zstd: Engine) -> None:
+    assert (len(LZ4_WORD), len(ZSTD_WORD)) == (29, 21)
+    assert lz4.decompress_page(LZ4_WORD) == WORD
+    assert zstd.decompress_page(ZSTD_WORD) == WORD
+
+
+def test_other_zstd_tools_read_what_is_written(zstd: Engine) -> None:
+    frame = zstd.compress_page(COUNTED)
+    assert zstandard.frame_content_size(frame) == 4096
+    assert zstandard.ZstdDecompressor().decompress(frame) == COUNTED
+
+
+# zstd frames made by hand: RFC 8878, section 3.1.1
+
+MAGIC = bytes.fromhex("28b52ffd")
+
+
+def raw_block(content: bytes, *, last: bool = True) -> bytes:
+    return (last | len(content) << 3).to_bytes(3, "little") + content
+
+
+def repeated_block(byte: int, size: int, *, last: bool) -> bytes:
+    return (last | 1 << 1 | size << 3).to_bytes(3, "little") + bytes([byte])
+
+
+def frame(content: bytes, *, window: int | None, declared: int | None = 4096) -> bytes:
+    """A frame with a window descriptor byte, or of one segment; declaring its size or not."""
+    single = window is None
+    size = b"" if declared is None else declared.to_bytes(8, "little")
+    descriptor = (0 if declared is None else 3 << 6) | single << 5
+    return MAGIC + bytes([descriptor]) + (b"" if single else bytes([window or 0])) + size + content
+
+
+BOMB = zstandard.ZstdCompressor().compress(bytes(50 << 20))
+MEBIBYTES = b"".join(repeated_block(0, 1 << 17, last=at == 399) for at in range(400))
+
+HARMFUL = {
+    "declares 50 MiB and has them": BOMB,
+    "declares 2^62 bytes": frame(raw_block(COUNTED), window=None, declared=1 << 62),
+    "declares 2^64 - 1 bytes": frame(raw_block(COUNTED), window=None, declared=2**64 - 1),
+    "declares a page and has 50 MiB": frame(MEBIBYTES, window=0x70),
+    "declares a page and has less": frame(raw_block(COUNTED[:-1]), window=None),
+    "declares a page and has more": frame(raw_block(COUNTED + b"x"), window=None),
+    "declares no size": frame(raw_block(COUNTED), window=0x18, declared=None),
+    "declares no size and has 50 MiB": frame(MEBIBYTES, window=0x70, declared=None),
+    "has no size and the hugest window": frame(raw_block(COUNTED), window=0xFF, declared=None),
+    "has the hugest window": frame(raw_block(COUNTED), window=0xFF),
+    "is two frames": ZSTD_WORD * 2,
+    "is two frames of half a page": zstandard.ZstdCompressor().compress(bytes(2048)) * 2,
+    "is followed by garbage": ZSTD_WORD + b"x",
+    "is followed by a skippable frame": ZSTD_WORD + bytes.fromhex("502a4d1800000000"),
+    "is behind a skippable frame": bytes.fromhex("502a4d1800000000") + ZSTD_WORD,
+    "is a skippable frame": bytes.fromhex("502a4d18ffffffff"),
+    "is a header only": ZSTD_WORD[:6],
+    "is truncated": ZSTD_WORD[:-1],
+    "is the magic number": MAGIC,
+    "is not there": b"",
+}
+
+
+@pytest.mark.parametrize("what", HARMFUL)
+def test_a_zstd_source_that(zstd: Engine, what: str) -> None:
+    """… is refused as undecodable, alone and among others."""
+    with pytest.raises(PageError, match="Bad message"):
+        zstd.decompress_page(HARMFUL[what])
+    batch = DecompressBatch([ZSTD_WORD, HARMFUL[what], ZSTD_WORD])
+    zstd.decompress(batch)
+    assert batch.errors.tolist() == [0, -errno.EBADMSG, 0]
+
+
+@pytest.mark.parametrize("window", [0x60, 0x70, 0x90, 0xA8])
+def test_a_large_window_around_a_page_is_read_or_refused(zstd: Engine, window: int) -> None:
+    batch = DecompressBatch([frame(raw_block(COUNTED), window=window)])
+    zstd.decompress(batch)
+    code = int(batch.errors[0])
+    assert code in (0, -errno.EBADMSG)
+    assert code or bytes(batch.pages[0]) == COUNTED
+
+
+PEAK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_codecs import COUNTED, HARMFUL, Engine, PageError, frame, raw_block
+
+def peak_kib():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+sources = [*HARMFUL.values(), *(frame(raw_block(COUNTED), window=w) for w in range(256))]
+blocks = [b"\\x1f\\x00\\x01\\x00" + b"\\xff" * size for size in (10, 8000, 1 << 20)]
+engines = [Engine(name, backend="sequential") for name in ("zstd", "lz4")]
+for engine in engines:
+    engine.decompress_page(engine.compress_page(COUNTED))
+before = peak_kib()
+for engine in engines:
+    for source in sources + blocks:
+        try:
+            engine.decompress_page(source)
+        except PageError:
+            pass
+print(peak_kib() - before)
+"""
+
+
+def test_no_input_makes_a_decompress_hold_more_than_a_page_and_a_constant() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, __file__.rpartition("/")[0]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) < 4096, "KiB"
+
+
+# lz4 blocks carry nothing that tells them from noise
+
+
+def test_random_bytes_are_a_page_or_undecodable_and_never_a_crash(engine: Engine) -> None:
+    rng = np.random.default_rng(2)
+    srcs = [rng.bytes(int(size)) for size in rng.integers(0, 9000, 3000)]
+    batch = DecompressBatch(srcs)
+    engine.decompress(batch)
+    assert set(batch.errors.tolist()) <= {0, -errno.EBADMSG}
+    assert batch.dlens.tolist() == [0 if code else 4096 for code in batch.errors.tolist()]
+
+
+def test_damaged_pages_are_a_page_or_undecodable_and_never_a_crash(engine: Engine) -> None:
+    rng = np.random.default_rng(3)
+    good = engine.compress_page(rng.integers(0, 9, 4096, np.uint8).tobytes())
+    srcs = []
+    for _ in range(3000):
+        src = bytearray(good[: rng.integers(1, len(good) + 1)])
+        for at in rng.integers(0, len(src), rng.integers(0, 9)):
+            src[at] = rng.integers(0, 256)
+        srcs.append(bytes(src))
+    batch = DecompressBatch(srcs)
+    engine.decompress(batch)
+    assert set(batch.errors.tolist()) <= {0, -errno.EBADMSG}
+
+
+# Threads
+
+
+def test_threads_use_contexts_of_their_own(engine: Engine) -> None:
+    contexts: list[object] = []
+    failures: list[str] = []
+    together = threading.Barrier(4)
+
+    def work(seed: int) -> None:
+        context = engine.backend.context()
+        contexts.append(context)
+        rng = np.random.default_rng(seed)
+        together.wait(60)
+        for _ in range(300):
+            page = rng.integers(0, 6, 4096, np.uint8).tobytes()
+            if engine.decompress_page(engine.compress_page(page)) != page:
+                failures.append("another page came back")
+            if engine.backend.context() is not context:
+                failures.append("another context")
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len({id(context) for context in contexts}) == 4
