@@ -821,7 +821,7 @@ def test_an_index_that_cannot_be_allocated_rejects_the_folio_and_leaks_nothing(
 ) -> None:
     before = store.counters
 
-    def no_memory(_table: PageTable) -> None:
+    def no_memory(_table: PageTable, _least: int) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched:

@@ -270,12 +270,14 @@ class SwapStore(Owned):
         self._enter()
         first, number = as_range(index, count)
         outer = self._ledger.begin(first, number)
-        with self._lock:
-            try:
+        try:
+            with self._lock:
                 pages = self._ledger.erase(first, number)
-            except BaseException:
+        except BaseException:
+            with self._lock:
                 self._ledger.recover(first, number)
-                raise
+            self._ledger.end(outer)
+            raise
         self._ledger.end(outer)
         return pages
 
