@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from batchzip.codecs.context import Context
@@ -26,12 +25,16 @@ from batchzip.plugins import plugin_entry_points
 if TYPE_CHECKING:
     from batchzip.batch import Batch
     from batchzip.codecs import Codec
+    from batchzip.request import Request
 
 _GROUP = "batchzip.backends"
 
 
 class Backend(ABC):
-    """Does an engine's work. Made by name or by hand, then opened once, by one engine."""
+    """Does an engine's work. Made by name or by hand, then opened once, by one engine.
+
+    Made by name, it is called without arguments, or with `workers=` where the engine was given it.
+    """
 
     name: str
     """The backend's name in the registry."""
@@ -68,21 +71,30 @@ class Backend(ABC):
     def run(self, batch: Batch) -> None:
         """Do a batch of more than one page and return when it is done."""
 
-    def submit(self, batch: Batch) -> Future[None]:
-        """Begin a batch and return at once; the future is done when the batch is.
+    def execute(self, batch: Batch) -> None:
+        """Do a batch: the unified path of zswap's batched compression.
 
-        A backend without anything to do the work besides the caller does it here and returns a
-        future that is done, as a synchronous driver's crypto_acomp_compress() returns 0.
+        Page by page in the calling thread where the backend takes one page in one go, or the batch
+        is one page; else as a batch.
         """
-        future: Future[None] = Future()
-        future.set_running_or_notify_cancel()
-        try:
-            self.run(batch)
-        except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
-            future.set_exception(error)
+        if self.batch_size == 1 or len(batch) == 1:
+            self.run_inline(batch)
         else:
-            future.set_result(None)
-        return future
+            self.run(batch)
+
+    def submit(self, request: Request[Batch]) -> None:
+        """Begin a request; `take_up()` it when its batch is worked on, `finish()` it after.
+
+        A backend without anything to do the work besides the caller does it here, as a synchronous
+        driver's crypto_acomp_compress() returns 0.
+        """
+        request.take_up()
+        try:
+            self.execute(request.batch)
+        except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
+            request.finish(error)
+        else:
+            request.finish()
 
     @property
     def worker_pids(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ they touch different elements.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from batchzip.buffers import Buffer, Flat
     from batchzip.codecs.context import Context
+
+    Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 _CACHE_LINE = 64
 
@@ -126,7 +128,7 @@ class CompressBatch(Batch):
     size, -EIO the codec failed, -ENOMEM. What `dsts` holds beyond a page's length is undefined.
     """
 
-    __slots__ = ("_dsts", "_flat", "_full", "_matrix", "_pitch", "dsts")
+    __slots__ = ("_dsts", "_dsts_are_ours", "_flat", "_full", "_matrix", "_pitch", "dsts")
 
     operation = COMPRESS
 
@@ -157,8 +159,8 @@ class CompressBatch(Batch):
 
     def _set_destinations(self, dsts: Buffer | None, capacity: int | None) -> None:
         count = len(self)
-        if capacity is not None and capacity < 1:
-            raise BadBatch(f"capacity must be at least one byte, not {capacity}")
+        if capacity is not None and (type(capacity) is not int or capacity < 1):
+            raise BadBatch(f"capacity must be an integer of at least one byte, not {capacity!r}")
         if dsts is None:
             self.capacity = 2 * self.page_size if capacity is None else capacity
             # Rows a power of two apart would all start in the same set of the cache.
@@ -168,11 +170,16 @@ class CompressBatch(Batch):
         else:
             rows = buffers.as_matrix(dsts, "dsts", rows=count, width=capacity, writable=True)
             self.capacity = self._pitch = rows.shape[1]
-            sources = self._inputs if self._matrix is None else [self._flat]
-            buffers.refuse_overlap([buffers.flat(rows)], sources, "dsts", "pages")
             self.dsts = rows
         self._dsts = buffers.flat(rows)
+        self._dsts_are_ours = dsts is None
+        self._refuse_overlap()
         self._full = (self.dsts, self.dlens, self.errors)
+
+    def _refuse_overlap(self) -> None:
+        if not self._dsts_are_ours:
+            sources = self._inputs if self._matrix is None else [self._flat]
+            buffers.refuse_overlap([self._dsts], sources, "dsts", "pages")
 
     def refill(self, pages: buffers.Bytes) -> None:
         """Take other pages, an (n, page_size) array with n up to what the descriptor was made for.
@@ -186,6 +193,7 @@ class CompressBatch(Batch):
         if count > len(dlens):
             raise BadBatch(f"this descriptor was made for {len(dlens)} pages, not {count}")
         self._matrix, self._flat = matrix, buffers.flat(matrix)
+        self._refuse_overlap()
         self._unfit = {}
         self._count = count
         self.dsts, self.dlens, self.errors = dsts[:count], dlens[:count], errors[:count]
@@ -279,7 +287,7 @@ class DecompressBatch(Batch):
 
     Afterwards `dlens` is page_size for each page restored, else 0, and `errors` as in
     CompressBatch; -EBADMSG the source cannot be decoded to exactly a page. A page that failed
-    is left as it was.
+    is left as it was. `pages` is an (n, page_size) array, or the sequence that was given.
     """
 
     __slots__ = ("_flat", "_rows", "pages", "slens")
@@ -288,14 +296,14 @@ class DecompressBatch(Batch):
 
     def __init__(
         self,
-        srcs: Sequence[Buffer] | tuple[Buffer, Sequence[int]],
+        srcs: Sequence[Buffer] | tuple[Buffer, Lengths],
         pages: Buffer | Sequence[Buffer] | None = None,
         *,
         page_size: int | None = None,
     ) -> None:
         self._inputs = sources = _sources(srcs)
         count = len(sources)
-        self.pages: buffers.Bytes | Sequence[Buffer]
+        self.pages: buffers.Bytes
         self._rows: list[memoryview] = []
         """Destinations where they were given one by one; else they are `_flat`."""
         self._flat = memoryview(b"")
@@ -304,7 +312,7 @@ class DecompressBatch(Batch):
             self.pages = np.empty((count, page_size), np.uint8)
             self._flat = buffers.flat(self.pages)
         elif buffers.is_sequence(pages):
-            self.pages = pages
+            self.pages = pages  # type: ignore[assignment] # who passes a list knows what it is
             self._rows, page_size = _rows(pages, count, page_size)
             buffers.refuse_overlap(self._rows, sources, "pages", "srcs")
         else:
@@ -374,10 +382,16 @@ class DecompressBatch(Batch):
         self.accept(share, outputs, errors)
 
 
-def _sources(srcs: Sequence[Buffer] | tuple[Buffer, Sequence[int]]) -> list[Flat]:
+def _sources(srcs: Sequence[Buffer] | tuple[Buffer, Lengths]) -> list[Flat]:
     """Make flat buffers of a batch's compressed sources."""
     if isinstance(srcs, tuple) and len(srcs) == 2 and getattr(srcs[0], "ndim", 0) == 2:
-        dsts, slens = np.asarray(srcs[0]), np.asarray(srcs[1])
+        dsts = np.asarray(srcs[0])
+        try:
+            slens = np.asarray(srcs[1])
+        except ValueError:
+            raise BadBatch(
+                "(dsts, slens): slens must be n integers, not of several shapes"
+            ) from None
         if dsts.dtype != np.uint8 or slens.dtype.kind not in "iu" or slens.shape != dsts.shape[:1]:
             raise BadBatch(
                 f"(dsts, slens) must be (n, capacity) uint8 and n integers, not {dsts.shape} {dsts.dtype} and {slens.shape} {slens.dtype}"

@@ -6,6 +6,7 @@ are written, destinations that overlap nothing. Errors name the offending item a
 
 from __future__ import annotations
 
+import operator
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
 
@@ -34,6 +35,8 @@ MAX_PAGE_SIZE = 2 << 20
 
 def check_page_size(page_size: int) -> int:
     """Return `page_size` if it is a power of two in 512 B … 2 MiB, else raise BadArgument."""
+    if hasattr(page_size, "__index__"):
+        page_size = operator.index(page_size)
     if (
         not isinstance(page_size, int)
         or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE
@@ -54,9 +57,10 @@ def as_view(buffer: Buffer, what: str, *, writable: bool = False) -> memoryview:
     """View `buffer` as flat bytes; it must be contiguous, and writable where that is asked."""
     try:
         view = memoryview(buffer)  # type: ignore[arg-type] # see Buffer
-    except TypeError:
+    except (TypeError, ValueError):
+        # ValueError: NumPy's arrays of dates, objects and the like have no buffer either.
         raise BadBatch(
-            f"{what} must be a buffer (bytes, memoryview, array, …), not {type(buffer).__name__}"
+            f"{what} must be a buffer of bytes (bytes, memoryview, uint8 array, …), not {type(buffer).__name__}"
         ) from None
     if not view.c_contiguous:
         raise BadBatch(f"{what} is not contiguous: pass a contiguous copy of it")
@@ -93,7 +97,8 @@ def as_matrix(
             raise BadBatch(f"{what} of shape {shape} holds nothing: at least one page is needed")
     elif len(shape) == 1:
         if width is None:
-            raise BadBatch(f"{what} is one flat buffer: say page_size= to cut it into pages")
+            wanted = "capacity=" if what == "dsts" else "page_size="
+            raise BadBatch(f"{what} is one flat buffer: say {wanted} to cut it into rows")
         if view.nbytes % width or not view.nbytes:
             raise BadBatch(
                 f"{what} has {view.nbytes} bytes, which is not a positive multiple of {width}"

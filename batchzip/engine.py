@@ -1,8 +1,7 @@
 """Engine: one algorithm with its parameters on one backend.
 
-Kernel counterpart: a crypto_acomp transform. The engine holds the unified path of zswap's batched
-compression: where the backend's `batch_size` is 1, or the batch is a single page, pages are done one
-by one in the calling thread; otherwise the batch is handed to the backend whole. No lock is taken
+Kernel counterpart: a crypto_acomp transform. The engine refuses what cannot be done, and the backend
+does the rest (`Backend.execute` is the unified path of zswap's batched compression). No lock is taken
 here: contexts belong to threads, and a backend locks once per share at most (the patch's own
 regression was a lock per page).
 """
@@ -21,7 +20,7 @@ from batchzip.lifetime import Owned
 from batchzip.request import AnyBatch, Request
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Buffer, Flat
+    from batchzip.buffers import Buffer
 
 
 class Engine(Owned):
@@ -37,6 +36,8 @@ class Engine(Owned):
     Thread-safe; bound to the process that made it. Closing it, or losing it, stops its workers.
     """
 
+    _open = False
+
     def __init__(
         self,
         algorithm: str | Codec = "zstd",
@@ -47,7 +48,7 @@ class Engine(Owned):
         **parameters: object,
     ) -> None:
         self.page_size = check_page_size(page_size)
-        if workers is not None and (not isinstance(workers, int) or workers < 1):
+        if workers is not None and (type(workers) is not int or workers < 1):
             raise BadArgument(f"workers must be an integer of at least 1, not {workers!r}")
         if isinstance(algorithm, Codec):
             if parameters:
@@ -62,8 +63,8 @@ class Engine(Owned):
         else:
             self.backend = make_backend(backend, workers=workers)
         self.backend.open(self.codec, self.page_size)
-        self._one_by_one = self.backend.batch_size == 1
         super().__init__()
+        self._open = True
 
     def __repr__(self) -> str:
         return f"<Engine {self.codec} on {self.backend.name}, {self.page_size} B pages>"
@@ -90,20 +91,15 @@ class Engine(Owned):
         """Compress a batch; its `dlens`, `errors` and outputs are there on return."""
         if not isinstance(batch, CompressBatch):
             raise BadBatch(f"compress takes a CompressBatch, not {type(batch).__name__}")
-        self._run(batch)
+        self._admit(batch)
+        self.backend.execute(batch)
 
     def decompress(self, batch: DecompressBatch) -> None:
         """Decompress a batch; its `dlens`, `errors` and pages are there on return."""
         if not isinstance(batch, DecompressBatch):
             raise BadBatch(f"decompress takes a DecompressBatch, not {type(batch).__name__}")
-        self._run(batch)
-
-    def _run(self, batch: Batch) -> None:
         self._admit(batch)
-        if self._one_by_one or len(batch) == 1:
-            self.backend.run_inline(batch)
-        else:
-            self.backend.run(batch)
+        self.backend.execute(batch)
 
     def _admit(self, batch: Batch) -> None:
         if self._unusable:
@@ -124,7 +120,9 @@ class Engine(Owned):
                 f"submit takes a CompressBatch or DecompressBatch, not {type(batch).__name__}"
             )
         self._admit(batch)
-        return Request(batch, self.backend.submit(batch))
+        request = Request(batch)
+        self.backend.submit(request)  # type: ignore[arg-type] # backends take any batch
+        return request
 
     def compress_page(self, page: Buffer) -> bytes:
         """Compress one page in the calling thread: no descriptor, no copy of the output.
@@ -141,12 +139,13 @@ class Engine(Owned):
         except Exception:  # noqa: BLE001 - whatever a codec raises means the same here
             raise PageError(0, -errno.EIO) from None
 
-    def decompress_page(self, src: Flat) -> bytes:
+    def decompress_page(self, src: Buffer) -> bytes:
         """Decompress one page in the calling thread. Raises PageError: -EBADMSG, -ENOMEM."""
         if self._unusable:
             self._refuse()
+        view = src if isinstance(src, bytes) else as_view(src, "src")
         try:
-            page = self.backend.context().decompress(src)
+            page = self.backend.context().decompress(view)
         except MemoryError:
             raise PageError(0, -errno.ENOMEM) from None
         except Exception:  # noqa: BLE001 - as above
@@ -159,5 +158,5 @@ class Engine(Owned):
         self.backend.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_one_by_one"):
+        if self._open:
             self.close()

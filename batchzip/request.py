@@ -1,19 +1,25 @@
 """Request: one batch under way.
 
-Kernel counterpart: `acomp_req` with its callback and `crypto_wait_req`. A request is a view of a
-`concurrent.futures.Future`, which brings the one-time callbacks outside locks and the races of
-cancellation with completion, solved; asyncio knows how to wait for it without a thread.
+Kernel counterpart: `acomp_req` with its callback and `crypto_wait_req`. Waiting, one-time callbacks and
+their exceptions are those of the `concurrent.futures.Future` inside, which is never handed out.
+
+    pending ──take_up()──▶ under way ──finish()──▶ done: results, or the exception of the batch
+       └────cancel()─────▶ cancelled: every page has -ECANCELED before anybody hears of it
+
+`take_up` and `finish` are the backend's side.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import threading
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from batchzip.batch import Batch
-from batchzip.errors import RequestCancelled, RequestTimeout
+from batchzip.errors import ForkedProcess, RequestCancelled, RequestTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -28,11 +34,14 @@ class Request(Generic[AnyBatch]):
     results or changing pages then gives undefined pages, never a crash.
     """
 
-    __slots__ = ("_future", "batch")
+    __slots__ = ("_future", "_lock", "_pid", "_taken", "batch")
 
-    def __init__(self, batch: AnyBatch, future: Future[None]) -> None:
+    def __init__(self, batch: AnyBatch) -> None:
         self.batch = batch
-        self._future = future
+        self._future: Future[None] = Future()
+        self._lock = threading.Lock()
+        self._taken = False
+        self._pid = os.getpid()
 
     def done(self) -> bool:
         """Whether the batch's results are there, or the request failed or was cancelled."""
@@ -42,24 +51,44 @@ class Request(Generic[AnyBatch]):
         """Block until done, and return the batch.
 
         Raises RequestTimeout after `timeout_s` seconds, while the request goes on; RequestCancelled
-        if it was cancelled; or the exception that failed the batch as a whole.
+        if it was cancelled; or the exception that failed the batch as a whole. In a forked child,
+        where nobody is at work, a request that was not done raises ForkedProcess.
         """
+        if not self._future.done() and self._pid != os.getpid():
+            raise ForkedProcess(f"this request is under way in process {self._pid}")
         try:
-            self._future.result(timeout_s)
+            error = self._future.exception(timeout_s)
         except CancelledError:
             raise RequestCancelled("this request was cancelled before it was taken up") from None
         except TimeoutError:
-            if self._future.done():
-                raise
             raise RequestTimeout(
                 f"the batch of {len(self.batch)} pages is not done after {timeout_s} s"
             ) from None
+        if error is not None:
+            raise error
         return self.batch
 
     def __await__(self) -> Generator[object, None, AnyBatch]:
         """Wait in asyncio, without a thread; cancelling the awaiting task cancels the request."""
-        yield from asyncio.wrap_future(self._future).__await__()
-        return self.batch
+        loop = asyncio.get_running_loop()
+        waker: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not waker.done():
+                waker.set_result(None)
+
+        def notify(_: Request[AnyBatch]) -> None:
+            # A loop that was closed meanwhile has nobody left to tell.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(wake)
+
+        self.add_done_callback(notify)
+        try:
+            yield from waker
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        return self.wait()
 
     def add_done_callback(self, callback: Callable[[Request[AnyBatch]], object]) -> None:
         """Call `callback(request)` once when done, at once if it is; its exceptions are logged.
@@ -69,14 +98,31 @@ class Request(Generic[AnyBatch]):
         self._future.add_done_callback(lambda _: callback(self))
 
     def cancel(self) -> bool:
-        """Cancel the request unless it is taken up or done; whether that succeeded.
+        """Cancel the request unless it is taken up or done; whether it is cancelled.
 
         Every page of a cancelled batch has -ECANCELED. A backend that does the work within
         `submit` has always taken it up.
         """
-        if self._future.cancelled():
-            return True
-        if not self._future.cancel():
-            return False
+        with self._lock:
+            if self._taken:
+                return self._future.cancelled()
+            self._taken = True
         self.batch.fail(range(len(self.batch)), -errno.ECANCELED)
+        self._future.cancel()
         return True
+
+    def take_up(self) -> bool:
+        """Begin work on the batch; False if the request was cancelled, and is not to be touched."""
+        with self._lock:
+            if self._taken:
+                return False
+            self._taken = True
+        self._future.set_running_or_notify_cancel()
+        return True
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Say that the batch is done, or that `error` failed it as a whole; callbacks run here."""
+        if error is None:
+            self._future.set_result(None)
+        else:
+            self._future.set_exception(error)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import lz4.block
@@ -49,7 +50,7 @@ class FaultyCodec(Codec):
             return
         if mark in (KILL_ONCE, STOP_ONCE):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.flag)
+                Path(self.flag).unlink()
                 os.kill(os.getpid(), signal.SIGKILL if mark == KILL_ONCE else signal.SIGSTOP)
         elif mark == KILL:
             os.kill(os.getpid(), signal.SIGKILL)

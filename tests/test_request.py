@@ -31,10 +31,10 @@ def batch() -> CompressBatch:
     return CompressBatch(np.zeros((3, 4096), np.uint8))
 
 
-@pytest.fixture
-def future() -> Future[None]:
-    """A request's future, done when the test says so."""
-    return Future()
+def finish(request: Request[CompressBatch], error: BaseException | None = None) -> None:
+    """Do a backend's part, when the test says so."""
+    assert request.take_up()
+    request.finish(error)
 
 
 def test_a_request_of_the_sequential_backend_is_done_at_once(
@@ -47,24 +47,38 @@ def test_a_request_of_the_sequential_backend_is_done_at_once(
 
 
 def test_a_wait_that_times_out_says_for_how_many_pages_and_how_long(
-    batch: CompressBatch, future: Future[None]
+    batch: CompressBatch,
 ) -> None:
-    request = Request(batch, future)
+    request = Request(batch)
     with pytest.raises(RequestTimeout, match=r"3 pages is not done after 0\.01 s"):
         request.wait(timeout_s=0.01)
     with pytest.raises(TimeoutError):
         request.wait(timeout_s=0)
     assert not request.done()
-    future.set_result(None)
+    finish(request)
     assert request.wait(timeout_s=0) is batch
+
+
+def test_a_cancelled_request_is_not_taken_up_and_one_taken_up_is_not_cancelled(
+    batch: CompressBatch,
+) -> None:
+    request = Request(batch)
+    assert request.cancel()
+    assert not request.take_up()
+    assert request.cancel()
+    other = Request(CompressBatch(bytes(4096), page_size=4096))
+    assert other.take_up()
+    assert not other.cancel()
+    other.finish()
+    assert not other.cancel()
 
 
 class DoneJustAfterTheWait(Future[None]):
     """Finishes in the moment between a wait's end and what comes after it."""
 
-    def result(self, timeout: float | None = None) -> None:
+    def exception(self, timeout: float | None = None) -> BaseException | None:
         try:
-            return super().result(timeout)
+            return super().exception(timeout)
         except TimeoutError:
             self.set_result(None)
             raise
@@ -73,7 +87,8 @@ class DoneJustAfterTheWait(Future[None]):
 def test_a_request_done_in_the_moment_a_wait_gives_up_is_a_timeout_or_a_result(
     batch: CompressBatch,
 ) -> None:
-    request = Request(batch, DoneJustAfterTheWait())
+    request = Request(batch)
+    request._future = DoneJustAfterTheWait()
     try:
         assert request.wait(timeout_s=0) is batch
     except RequestTimeout:
@@ -81,10 +96,10 @@ def test_a_request_done_in_the_moment_a_wait_gives_up_is_a_timeout_or_a_result(
 
 
 def test_an_exception_that_failed_the_batch_is_raised_where_it_is_waited_for(
-    batch: CompressBatch, future: Future[None]
+    batch: CompressBatch,
 ) -> None:
-    request = Request(batch, future)
-    future.set_exception(OSError(errno.ENOMEM, "no memory"))
+    request = Request(batch)
+    finish(request, OSError(errno.ENOMEM, "no memory"))
     with pytest.raises(OSError, match="no memory"):
         request.wait()
     with pytest.raises(OSError, match="no memory"):
@@ -92,11 +107,12 @@ def test_an_exception_that_failed_the_batch_is_raised_where_it_is_waited_for(
 
 
 def test_a_timeout_that_failed_the_batch_is_not_taken_for_one_of_the_wait(
-    batch: CompressBatch, future: Future[None]
+    batch: CompressBatch,
 ) -> None:
-    future.set_exception(TimeoutError("the batch's own"))
+    request = Request(batch)
+    finish(request, TimeoutError("the batch's own"))
     with pytest.raises(TimeoutError, match="the batch's own") as failure:
-        Request(batch, future).wait()
+        request.wait()
     assert not isinstance(failure.value, RequestTimeout)
 
 
@@ -105,9 +121,9 @@ async def _await(request: Request[CompressBatch]) -> CompressBatch:
 
 
 def test_a_cancelled_request_raises_requestcancelled_also_where_it_is_awaited(
-    batch: CompressBatch, future: Future[None]
+    batch: CompressBatch,
 ) -> None:
-    request = Request(batch, future)
+    request = Request(batch)
     assert request.cancel() is True
     with pytest.raises(RequestCancelled):
         request.wait()
@@ -117,9 +133,9 @@ def test_a_cancelled_request_raises_requestcancelled_also_where_it_is_awaited(
 
 
 def test_every_page_is_ecanceled_before_anybody_hears_of_it(
-    batch: CompressBatch, future: Future[None]
+    batch: CompressBatch,
 ) -> None:
-    request = Request(batch, future)
+    request = Request(batch)
     seen: list[list[int]] = []
     request.add_done_callback(lambda r: seen.append(r.batch.errors.tolist()))
     assert request.cancel() is True
@@ -127,9 +143,9 @@ def test_every_page_is_ecanceled_before_anybody_hears_of_it(
 
 
 def test_a_request_cancelled_by_its_awaiting_task_has_ecanceled_too(
-    batch: CompressBatch, future: Future[None]
+    batch: CompressBatch,
 ) -> None:
-    request = Request(batch, future)
+    request = Request(batch)
 
     async def cancel_the_task() -> None:
         task = asyncio.ensure_future(_await(request))
@@ -146,9 +162,9 @@ def test_a_request_cancelled_by_its_awaiting_task_has_ecanceled_too(
 
 
 def test_several_threads_and_tasks_may_wait_for_one_request(
-    batch: CompressBatch, future: Future[None]
+    batch: CompressBatch,
 ) -> None:
-    request = Request(batch, future)
+    request = Request(batch)
     results: list[CompressBatch] = []
     threads = [threading.Thread(target=lambda: results.append(request.wait())) for _ in range(4)]
     for thread in threads:
@@ -157,7 +173,7 @@ def test_several_threads_and_tasks_may_wait_for_one_request(
     async def several() -> None:
         tasks = [asyncio.ensure_future(_await(request)) for _ in range(4)]
         await asyncio.sleep(0)
-        future.set_result(None)
+        finish(request)
         results.extend(await asyncio.gather(*tasks))
 
     asyncio.run(several())

@@ -22,6 +22,7 @@ from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip_workers import backend as backend_module
 from batchzip_workers import supervisor as supervisor_module
 from batchzip_workers.backend import WorkersBackend
+from batchzip_workers.balance import Balance
 from batchzip_workers.layout import POSTED, READY
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def faulty(tmp_path: Path) -> Iterator[Engine]:
 @pytest.fixture
 def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give workers their share whatever it costs, so that faults happen where they are meant to."""
-    monkeypatch.setattr(backend_module.Balance, "is_worth", lambda *_: True)
+    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
 
 
 def run_script(source: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -110,7 +111,8 @@ def await_true(condition: Callable[[], object], what: str, timeout_s: float = 20
         time.sleep(0.005)
 
 
-def test_workers_take_part(engine: Engine, always_hand_over: None) -> None:
+@pytest.mark.usefixtures("always_hand_over")
+def test_workers_take_part(engine: Engine) -> None:
     (pid,) = engine.worker_pids
     before = _cpu_ticks(pid)
     for _ in range(200):
@@ -204,7 +206,8 @@ def test_a_damaged_descriptor_costs_a_worker_and_no_result(engine: Engine) -> No
     check_round_trip(engine, some_pages(100))
 
 
-def test_a_full_ring_and_batches_larger_than_it(always_hand_over: None) -> None:
+@pytest.mark.usefixtures("always_hand_over")
+def test_a_full_ring_and_batches_larger_than_it() -> None:
     with Engine("lz4", backend="workers", workers=3) as engine:
         assert engine.wait_ready()
         check_round_trip(engine, some_pages(3000))
@@ -215,7 +218,8 @@ def test_batches_are_right_before_any_worker_is_ready() -> None:
         check_round_trip(engine, some_pages(100))
 
 
-def test_several_threads_share_the_workers(engine: Engine, always_hand_over: None) -> None:
+@pytest.mark.usefixtures("always_hand_over")
+def test_several_threads_share_the_workers(engine: Engine) -> None:
     failures: list[BaseException] = []
 
     def work(seed: int) -> None:
@@ -233,8 +237,9 @@ def test_several_threads_share_the_workers(engine: Engine, always_hand_over: Non
     assert not failures
 
 
+@pytest.mark.usefixtures("always_hand_over")
 def test_an_interrupted_batch_leaves_the_engine_usable(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, always_hand_over: None
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(6):  # more than a ring has slots
         with monkeypatch.context() as patch:

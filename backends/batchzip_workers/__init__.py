@@ -6,5 +6,6 @@ worker.py      the worker's end: a process that takes descriptors until it is to
 placement.py   keeps a worker off its owner's CPU
 balance.py     decides from measurements whether a share is worth handing over
 supervisor.py  starts the workers, notices deaths, starts them again, stops them
+lane.py        the thread that does requests, for `submit`
 backend.py     splits a batch between the workers and the caller
 """

@@ -26,12 +26,12 @@ import threading
 import time
 import warnings
 import weakref
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from batchzip.backend import Backend
 from batchzip.errors import BackendUnavailable, ClosedError, WorkerWarning
 from batchzip_workers.balance import Balance
+from batchzip_workers.lane import Lane
 from batchzip_workers.layout import Layout
 from batchzip_workers.supervisor import Supervisor
 from batchzip_workers.worker import MAX_SPIN_S
@@ -39,6 +39,7 @@ from batchzip_workers.worker import MAX_SPIN_S
 if TYPE_CHECKING:
     from batchzip.batch import Batch
     from batchzip.codecs import Codec
+    from batchzip.request import Request
     from batchzip_workers.ring import Posted
 
 _LAST_ROUND = 8
@@ -46,6 +47,9 @@ _LAST_ROUND = 8
 
 _CLOSE_S = MAX_SPIN_S / 2
 """Seconds between batches that let a worker, once awake, stay so from one to the next."""
+
+_EXIT_S = 2.0
+"""Seconds that a request under way may take at the interpreter's exit; queued ones are cancelled."""
 
 _HANG_S = 30.0
 """Seconds after which a worker that does not finish a share is killed."""
@@ -66,7 +70,7 @@ class WorkersBackend(Backend):
 
             workers = max(1, cpu_count() - 1)
         self.workers = workers
-        self._lane: ThreadPoolExecutor | None = None
+        self._lane: Lane | None = None
         self._lane_lock = threading.Lock()
         self._closed = False
         self._warned = False
@@ -122,9 +126,9 @@ class WorkersBackend(Backend):
         rings = [ring for ring in self._supervisor.rings if ring.wants_work()]
         left = count - position
         lanes = len(rings) + 1
-        size = left
+        size = min(left, lanes * self._share_pages)
         if left > lanes * _LAST_ROUND:
-            size = min(max(left // 2, lanes * _LAST_ROUND), lanes * self._share_pages)
+            size = min(size, max(left // 2, lanes * _LAST_ROUND))
         started = clock()
         if lanes == 1:
             size = min(left, _LAST_ROUND if self._supervisor.rings else left)
@@ -226,14 +230,15 @@ class WorkersBackend(Backend):
                 return None
             time.sleep(0.001)
 
-    def submit(self, batch: Batch) -> Future[None]:
-        """Queue a batch; requests are done in order, by one thread and the workers."""
+    def submit(self, request: Request[Batch]) -> None:
+        """Queue a request; requests are done in order, by one thread and the workers."""
         with self._lane_lock:
             if self._closed:
                 raise ClosedError("this engine is closed")
             if self._lane is None:
-                self._lane = ThreadPoolExecutor(1, thread_name_prefix="batchzip-requests")
-            return self._lane.submit(self.run_inline if len(batch) == 1 else self.run, batch)
+                self._lane = Lane(self.execute)
+                self._end_lane = weakref.finalize(self, self._lane.abandon, _EXIT_S)
+        self._lane.put(request)
 
     def _warn_once(self) -> None:
         reason = self._supervisor.failure
@@ -250,6 +255,7 @@ class WorkersBackend(Backend):
         with self._lane_lock:
             self._closed = True
         if self._lane is not None:
-            self._lane.shutdown(wait=True)
+            self._lane.close()
+            self._end_lane.detach()
         if self.codec is not None:
             self._stop()

@@ -140,7 +140,12 @@ class Ring:
     @property
     def ready(self) -> bool:
         """Whether the worker takes descriptors."""
-        return not self.dead and bool(self._control[READY])
+        return not self.dead and self.was_ready
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether the worker ever took descriptors, dead or not."""
+        return bool(self._control[READY])
 
     @property
     def asleep(self) -> bool:
@@ -204,7 +209,7 @@ class Ring:
             if matrix is not None:
                 self._page_rows[index][: len(share)] = matrix
             else:
-                for page, source in zip(slot.pages, batch.inputs(share), strict=False):
+                for page, source in zip(slot.pages[: len(share)], batch.inputs(share), strict=True):
                     page[:] = source
             return len(share) * self.layout.page_size
         inputs, lengths, at = slot.inputs, slot.lengths, 0

@@ -175,7 +175,7 @@ class Supervisor:
     def _bury(self, place: _Worker) -> None:
         """Take a dead worker's ring out of use and reap the process."""
         assert place.ring is not None  # noqa: S101 - a process has a ring
-        was_ready = place.ring.ready
+        was_ready = place.ring.was_ready
         place.process.join()
         status = place.process.exitcode
         ring, place.process, place.ring = place.ring, None, None

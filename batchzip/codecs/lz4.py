@@ -38,17 +38,14 @@ class Lz4(Codec):
     high_compression: int | None = None
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.acceleration, int)
-            or not 1 <= self.acceleration <= _MAX_ACCELERATION
-        ):
+        if type(self.acceleration) is not int or not 1 <= self.acceleration <= _MAX_ACCELERATION:
             raise BadArgument(
                 f"lz4 acceleration must be an integer in 1…{_MAX_ACCELERATION}, not {self.acceleration!r}"
             )
         level = self.high_compression
         if level is None:
             return
-        if isinstance(level, bool) or not isinstance(level, int) or not 1 <= level <= _MAX_HC_LEVEL:
+        if type(level) is not int or not 1 <= level <= _MAX_HC_LEVEL:
             raise BadArgument(
                 f"lz4 high_compression must be a level in 1…{_MAX_HC_LEVEL} or None, not {level!r}"
             )

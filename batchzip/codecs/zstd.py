@@ -4,8 +4,8 @@ Compressed pages are standard zstd frames that declare their size; any zstd tool
 
 `ZstdDecompressor.decompress(max_output_size=…)` is no guard: it is ignored when the frame declares
 a size, and 1.6 KB of input became 50 MiB. So the declared size is read from the header first,
-and only frames that declare exactly a page are decoded. `max_window_size` bounds what the decoder
-allocates besides: a page's frame never needs a window above its page.
+and only frames that declare exactly a page are decoded. A whole frame of known size is decoded in one
+pass, without a window; `max_window_size` bounds the window that a truncated one would be given.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MIN_WINDOW = 1 << 10
 
 @dataclass(frozen=True, slots=True)
 class Zstd(Codec):
-    """Zstandard at `level`: −131072 (fastest) … −1, 1 … 22 (smallest); 3 where nothing is said."""
+    """Zstandard at `level`: −131072 (fastest) … −1, 1 … 22 (smallest); 0 and no word mean 3."""
 
     name: ClassVar[str] = "zstd"
 
@@ -37,7 +37,7 @@ class Zstd(Codec):
     def __post_init__(self) -> None:
         lowest = -131072  # ZSTD_minCLevel(): the window's log limits what negative levels mean
         if (
-            not isinstance(self.level, int)
+            type(self.level) is not int
             or not lowest <= self.level <= zstandard.MAX_COMPRESSION_LEVEL
         ):
             raise BadArgument(

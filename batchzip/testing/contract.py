@@ -17,7 +17,6 @@ what happens in forked children and at interpreter exit is tested in a fresh int
 
 What must hold is measured against the codec called by hand, page by page (`Plain`).
 """
-# ruff: noqa: D102 - a test's name is the promise it checks
 
 from __future__ import annotations
 

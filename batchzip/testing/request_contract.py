@@ -1,5 +1,4 @@
 """The part of the contract that is about requests: submit, wait, await, callbacks, cancel."""
-# ruff: noqa: D102 - a test's name is the promise it checks
 
 from __future__ import annotations
 

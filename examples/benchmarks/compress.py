@@ -17,10 +17,10 @@ import os
 import platform
 import random
 import statistics
-import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from loky import cpu_count
@@ -79,23 +79,23 @@ def measure(
 
 
 def contenders_for(
-    algorithm: str, engines: dict[str, batchzip.Engine], pages: npt.NDArray[np.uint8], size: int
+    engines: dict[str, batchzip.Engine], pages: npt.NDArray[np.uint8], size: int
 ) -> dict[str, dict[str, Callable[[], object]]]:
-    """Make what is measured for one algorithm and batch size, by operation."""
+    """Make what is measured for one codec and batch size, by operation."""
     groups = [pages[at : at + size] for at in range(0, len(pages), size)]
-    flat = memoryview(pages.reshape(-1))
+    flat = memoryview(pages.tobytes())
     views = [flat[at : at + PAGE] for at in range(0, len(flat), PAGE)]
     codec = engines["sequential"].codec
     compress, decompress = codec.compressor(PAGE), codec.decompressor(PAGE)
     outputs = [compress(view) for view in views]
 
-    def bare(call: Callable[..., bytes], sources: list[memoryview] | list[bytes]) -> None:
+    def each(call: Callable[[Any], object], sources: list[Any]) -> None:
         for source in sources:
             call(source)
 
     work: dict[str, dict[str, Callable[[], object]]] = {
-        "compress": {"bare": lambda: bare(compress, views)},
-        "decompress": {"bare": lambda: bare(decompress, outputs)},
+        "compress": {"bare": partial(each, compress, views)},
+        "decompress": {"bare": partial(each, decompress, outputs)},
     }
     for name, engine in engines.items():
         there = [batchzip.CompressBatch(group) for group in groups]
@@ -103,8 +103,8 @@ def contenders_for(
             batchzip.DecompressBatch(outputs[at : at + size], np.empty((size, PAGE), np.uint8))
             for at in range(0, len(outputs), size)
         ]
-        work["compress"][name] = lambda e=engine, b=there: [e.compress(x) for x in b]
-        work["decompress"][name] = lambda e=engine, b=back: [e.decompress(x) for x in b]
+        work["compress"][name] = partial(each, engine.compress, there)
+        work["decompress"][name] = partial(each, engine.decompress, back)
     return work
 
 
@@ -120,9 +120,7 @@ def run(pages: npt.NDArray[np.uint8], rounds: int) -> list[dict[str, object]]:
             workers.wait_ready()
             engines = {"sequential": sequential, "workers": workers}
             for size in BATCH_SIZES:
-                for operation, contenders in contenders_for(
-                    algorithm, engines, pages, size
-                ).items():
+                for operation, contenders in contenders_for(engines, pages, size).items():
                     seconds = measure(contenders, len(pages), rounds)
                     us = {name: statistics.median(s) * 1e6 for name, s in seconds.items()}
                     rows.append(
@@ -135,7 +133,9 @@ def run(pages: npt.NDArray[np.uint8], rounds: int) -> list[dict[str, object]]:
                             "workers_us": us["workers"],
                             "sequential_to_bare": us["bare"] / us["sequential"],
                             "workers_to_limit": us["bare"] / us["workers"] / cpus,
-                            "goal": GOALS.get((algorithm, size)) if operation == "compress" else None,
+                            "goal": GOALS.get((algorithm, size))
+                            if operation == "compress"
+                            else None,
                         }
                     )
     return rows
@@ -174,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
