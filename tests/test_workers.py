@@ -19,7 +19,7 @@ from faulty_codec import HUNGRY, KILL, KILL_ONCE, RAISE, STOP_ONCE, FaultyCodec
 
 import batchzip
 from batchzip import CompressBatch, DecompressBatch, Engine
-from batchzip_workers import backend as backend_module
+from batchzip_workers import division
 from batchzip_workers import supervisor as supervisor_module
 from batchzip_workers.backend import WorkersBackend
 from batchzip_workers.balance import Balance
@@ -182,7 +182,7 @@ def test_a_page_that_kills_once_is_run_again(faulty: Engine) -> None:
 def test_a_worker_that_hangs_is_killed_and_its_share_run_again(
     faulty: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend_module, "_HANG_S", 0.3)
+    monkeypatch.setattr(division, "HANG_S", 0.3)
     (first,) = faulty.worker_pids
     check_round_trip(faulty, marked(some_pages(8), STOP_ONCE, 3))
     await_true(lambda: not is_alive(first), "the stopped worker's end")

@@ -7,5 +7,6 @@ placement.py   keeps a worker off its owner's CPU
 balance.py     decides from measurements whether a share is worth handing over
 supervisor.py  starts the workers, notices deaths, starts them again, stops them
 lane.py        the thread that does requests, for `submit`
-backend.py     splits a batch between the workers and the caller
+division.py    divides one batch between the workers and the caller
+backend.py     the backend itself
 """

@@ -1,21 +1,18 @@
-"""Balance: whether a share is worth handing over, from what was measured.
+"""Balance: whether a batch is worth dividing, from what was measured.
 
-Handing k pages to a worker saves the caller k codec calls and costs it a hand-over: staging,
-descriptor, collecting, and waking the worker where it sleeps. All of it is measured as work goes on,
-separately for each operation, staging and collecting also by size of share. No constant would do: an
-lz4 page takes 2 µs to decompress, a zstd-19 page a millisecond to compress.
+For each operation and size of batch both ways are timed as work goes on: the whole batch in the calling
+thread, and divided with the workers. The faster one is used, and the other tried again now and then.
+No constant would do: an lz4 page takes 2 µs to decompress, a zstd-19 page a millisecond to compress.
+Rejected: adding up the parts of a hand-over (staging, posting, collecting). It missed what cannot be
+timed by itself, caches that get cold and the wait at the end, and took small batches for a gain.
 
-A page's cost is a running average, as pages differ. A hand-over's cost leans to the low side: a lower
-measurement counts at once, a higher one by a tenth, because noise only ever adds to it (a first touch
-of memory, another process on the core), and a plain average once took hand-overs for a loss for good
-after a single slow one. For the same reason a size found not worth it is tried again now and then.
+Workers asleep are a decision of their own. One small batch does not pay for a wake-up; a stream of them
+does, as the workers stay awake from one to the next. So what the batches of a stream lose by being done
+alone is added up, and when it has reached the price of a wake-up, they are woken: never more than
+twice what knowing the future would have cost (the rule of renting until the rent has paid for buying).
 
-A sleeping worker needs a decision of its own. One small batch does not pay for a wake-up; a stream of
-them does, as the worker stays awake from one to the next. So once several batches in a row came
-closer together than a worker looks for work, the next one is handed over whatever it costs.
-
-Several threads may update a cost at once and lose an update; it is a hint, and the next one comes
-with the next share.
+Several threads may update a figure at once and lose an update; it is a hint, and the next one
+comes with the next batch.
 """
 
 from __future__ import annotations
@@ -23,79 +20,95 @@ from __future__ import annotations
 _WEIGHT = 0.1
 """Weight of a new measurement: about the last twenty count."""
 
-_TRY_AGAIN = 16
-"""Refusals of a size of share after which it is tried once more."""
+_OUTLIER = 4.0
+"""A measurement counts as at most this many times what is kept: the core was away."""
 
-_STREAM = 8
-"""Batches in close succession that make a stream."""
+_FIRST_SAMPLES = 4
+"""Measurements of a way, after a first that does not count, that it takes to know it."""
 
-_SIZES = 10
-"""Classes of share size, by bits of the page count."""
+_TRY_AGAIN = 512
+"""Batches of a size after which the way that is not used is timed again; with a wake-up that costs
+0.2 ms and a small batch of 20 µs, trying is to cost a few percent at the most."""
+
+_SIZES = 12
+"""Classes of batch size, by bits of the page count; the last is 2048 pages and more."""
+
+_FIRST_WAKE_S = 200e-6
+"""Price of a wake-up until one was measured: what it takes in a virtual machine."""
+
+
+class _Way:
+    """What one way of doing batches of one size takes, in seconds a page."""
+
+    __slots__ = ("cost_s", "samples", "unused")
+
+    def __init__(self) -> None:
+        self.cost_s = 0.0
+        self.samples = -1  # the first one is not counted: memory is touched, code is warmed
+        self.unused = 0
+        """Batches of this size since it was measured last."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it needs to be measured (again)."""
+        return self.samples < _FIRST_SAMPLES or self.unused >= _TRY_AGAIN
+
+    def note(self, cost_s: float) -> None:
+        """Record a measurement."""
+        self.unused = 0
+        self.samples += 1
+        if self.samples > _FIRST_SAMPLES:
+            cost_s = min(cost_s, _OUTLIER * self.cost_s)
+        if self.samples:
+            self.cost_s += (cost_s - self.cost_s) * max(_WEIGHT, 1 / self.samples)
 
 
 class Balance:
-    """What one operation costs the caller lately, in seconds."""
+    """What one operation takes, alone and divided, by size of batch."""
 
-    __slots__ = (
-        "_close_s",
-        "_collect_s",
-        "_last",
-        "_page_s",
-        "_post_s",
-        "_refused",
-        "_streak",
-        "_wake_s",
-    )
+    __slots__ = ("_alone", "_close_s", "_divided", "_last", "_lost_s", "_wake_s")
 
     def __init__(self, close_s: float) -> None:
         self._close_s = close_s
-        """Batches less than this apart are in close succession."""
-        self._page_s = 0.0
-        self._post_s = [0.0] * _SIZES
-        self._collect_s = [0.0] * _SIZES
-        self._wake_s = 0.0
-        self._refused = [0] * _SIZES
+        """Batches less than this apart are a stream."""
+        self._alone = [_Way() for _ in range(_SIZES)]
+        self._divided = [_Way() for _ in range(_SIZES)]
+        self._wake_s = _FIRST_WAKE_S
+        self._lost_s = 0.0
         self._last = 0.0
-        self._streak = 0
 
     def is_worth(self, pages: int, now: float, *, asleep: bool) -> bool:
-        """Whether to give a worker, who may be `asleep`, `pages` pages at the time `now`."""
+        """Whether to divide a batch of `pages` pages at the time `now`, with workers `asleep`."""
         size = min(pages.bit_length(), _SIZES - 1)
-        cost = self._post_s[size] + self._collect_s[size]
-        if asleep:
-            return cost + self._wake_s < pages * self._page_s or self._is_stream(now)
-        if cost < pages * self._page_s or not self._page_s:
-            return True
-        self._refused[size] += 1
-        return self._refused[size] % _TRY_AGAIN == 0
-
-    def _is_stream(self, now: float) -> bool:
-        self._streak = self._streak + 1 if now - self._last < self._close_s else 0
-        self._last = now
-        if self._streak < _STREAM:
+        alone, divided = self._alone[size], self._divided[size]
+        alone.unused += 1
+        divided.unused += 1
+        if alone.wanted:
             return False
-        self._streak = 0
+        if not divided.wanted and alone.cost_s <= divided.cost_s:
+            return False
+        if not asleep:
+            return True
+        if now - self._last > self._close_s:
+            self._lost_s = 0.0
+        self._last = now
+        # What is not known yet, or was no gain lately, is taken to bring half of what it could.
+        gain_s = max(alone.cost_s - divided.cost_s, alone.cost_s / 4)
+        self._lost_s += pages * gain_s
+        if self._lost_s < self._wake_s:
+            return False
+        self._lost_s = 0.0
         return True
 
-    def note_pages(self, pages: int, seconds: float) -> None:
-        """Record what the caller's own share of `pages` pages took it."""
-        cost = seconds / pages
-        self._page_s += (cost - self._page_s) * (_WEIGHT if self._page_s else 1.0)
+    def note_alone(self, pages: int, seconds: float) -> None:
+        """Record what a batch took in the calling thread alone."""
+        self._alone[min(pages.bit_length(), _SIZES - 1)].note(seconds / pages)
 
-    def note_post(self, pages: int, seconds: float) -> None:
-        """Record what staging and posting a share of `pages` pages took the caller."""
-        _note(self._post_s, pages, seconds)
-
-    def note_collect(self, pages: int, seconds: float) -> None:
-        """Record what collecting a share of `pages` pages took the caller."""
-        _note(self._collect_s, pages, seconds)
-
-    def note_wake(self, seconds: float) -> None:
-        """Record what posting to a worker asleep took the caller, waiting for it included."""
-        self._wake_s += (seconds - self._wake_s) * (_WEIGHT if self._wake_s else 1.0)
-
-
-def _note(costs: list[float], pages: int, seconds: float) -> None:
-    size = min(pages.bit_length(), _SIZES - 1)
-    kept = costs[size]
-    costs[size] = kept + (seconds - kept) * _WEIGHT if 0 < kept < seconds else seconds
+    def note_divided(self, pages: int, seconds: float, *, woke: bool) -> None:
+        """Record what a divided batch took; one that woke a worker tells the price of that."""
+        way = self._divided[min(pages.bit_length(), _SIZES - 1)]
+        if not woke:
+            way.note(seconds / pages)
+        elif way.samples > 0:
+            extra_s = min(max(0.0, seconds - pages * way.cost_s), _OUTLIER * self._wake_s)
+            self._wake_s += (extra_s - self._wake_s) * _WEIGHT

@@ -84,8 +84,6 @@ class Posted:
     batch: Batch
     woke: bool
     """Whether the worker slept and had to be woken."""
-    post_s: float = 0.0
-    """Seconds that posting it took, for who keeps account."""
 
 
 class Ring:
@@ -164,7 +162,7 @@ class Ring:
     def post(self, batch: Batch, share: range) -> Posted | None:
         """Stage a share and hand it to the worker, or return None if that is not possible now.
 
-        Sources that do not fit the slot's room make it impossible; the caller does them itself.
+        A share has at most `share_pages` pages; a descriptor lets no source be longer than two.
         """
         if not self._lock.acquire(blocking=False):
             return None  # another thread is posting here; the caller has work of its own
@@ -175,8 +173,6 @@ class Ring:
                 return None
             slot = self._slots[index]
             size = self._stage(slot, index, batch, share)
-            if size < 0:
-                return None
             count = len(share)
             capacity = min(batch.capacity, 2 * self.layout.page_size)
             sealed = seal_descriptor(sequence, batch.operation, count, capacity, size)
@@ -192,6 +188,8 @@ class Ring:
             asleep = self.asleep
             if asleep:
                 os.eventfd_write(self._bell, 1)
+                # If it woke on this CPU it can step aside only once it runs.
+                os.sched_yield()
             return Posted(self, sequence, share, batch, asleep)
         finally:
             self._lock.release()
@@ -203,7 +201,7 @@ class Ring:
         return state == _FREE or (state == _ABANDONED and self._control[DONE] > sequence - SLOTS)
 
     def _stage(self, slot: SlotViews, index: int, batch: Batch, share: range) -> int:
-        """Copy a share's inputs into its slot; their bytes, or −1 where they do not fit."""
+        """Copy a share's inputs into its slot; how many bytes they have."""
         if isinstance(batch, CompressBatch):
             matrix = batch.matrix(share) if len(share) > _FEW else None
             if matrix is not None:

@@ -1,17 +1,20 @@
 """µs per page of compress and decompress: the bare codec loop, sequential, workers.
 
-    python examples/benchmarks/compress.py [--rounds 15] [--pages 2048] [--json FILE]
+    python examples/benchmarks/compress.py [--rounds 15] [--pages 8192] [--json FILE]
 
 On pages of a real process (Python objects, parsed source, JSON text, NumPy arrays), shuffled, without
 the same-filled ones. Every contender does all pages once a round, in an order drawn anew each round;
 a figure is the median of the rounds. `bare` is a loop of codec calls that throws the outputs away,
-for one core; the limit is the CPUs in use × bare. An engine's figure is that of `compress(batch)` or
-`decompress(batch)` with descriptors made before, as a user of batches has them.
+for one core; the limit is two cores × bare. `two bare` are two processes with such a loop at once, half
+of the pages each: what two cores of this machine really give, which is less than twice one where they
+share a physical core. An engine's figure is that of `compress(batch)` or `decompress(batch)` with
+descriptors made before, as a user of batches has them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -23,21 +26,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from loky import cpu_count
+from loky.backend import get_context
 from rich.console import Console
 from rich.table import Table
 
 import batchzip
 from batchzip.cli.process_memory import ProcessMemory
 from batchzip.cli.workload import Workload
+from batchzip.codecs import make_codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.connection import Connection
 
     import numpy.typing as npt
 
+    from batchzip.codecs import Codec
+
 PAGE = 4096
 BATCH_SIZES = (8, 64, 256)
+_WIDTH = 108
+
 ALGORITHMS: dict[str, dict[str, int]] = {"lz4": {}, "zstd": {"level": 1}}
 
 GOALS = {
@@ -54,7 +63,7 @@ GOALS = {
 def real_pages(count: int) -> npt.NDArray[np.uint8]:
     """Take `count` pages of a process, shuffled; same-filled ones are no work and left out."""
     with (
-        Workload(32) as workload,
+        Workload(64) as workload,
         ProcessMemory(workload.pid, page_size=PAGE, chunk_pages=1024) as memory,
     ):
         pages = np.concatenate(list(memory.chunks()))
@@ -62,6 +71,44 @@ def real_pages(count: int) -> npt.NDArray[np.uint8]:
     pages = pages[(words != words[:, :1]).any(axis=1)]
     np.random.default_rng(1).shuffle(pages)
     return np.ascontiguousarray(pages[:count])
+
+
+class Twin:
+    """A process that runs a bare loop over its half of the inputs whenever it is told to."""
+
+    def __init__(self, codec: Codec, inputs: dict[str, list[bytes]]) -> None:
+        context = get_context("loky")
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=_twin, args=(there, codec, inputs), daemon=True)
+        self._process.start()
+        there.close()
+
+    def beside(self, operation: str, work: Callable[[], object]) -> None:
+        """Do `work` here while the twin does its half there; returns when both are done."""
+        self._here.send(operation)
+        work()
+        self._here.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self._here.send(None)
+        self._process.join()
+        self._here.close()
+
+
+def _twin(pipe: Connection, codec: Codec, inputs: dict[str, list[bytes]]) -> None:
+    calls = {"compress": codec.compressor(PAGE), "decompress": codec.decompressor(PAGE)}
+    while (operation := pipe.recv()) is not None:
+        call = calls[operation]
+        for source in inputs[operation]:
+            call(source)
+        pipe.send(True)
+
+
+def each(call: Callable[[Any], object], sources: list[Any]) -> None:
+    """Call with each source, and nothing else: the bare loop."""
+    for source in sources:
+        call(source)
 
 
 def measure(
@@ -79,7 +126,7 @@ def measure(
 
 
 def contenders_for(
-    engines: dict[str, batchzip.Engine], pages: npt.NDArray[np.uint8], size: int
+    engines: dict[str, batchzip.Engine], pages: npt.NDArray[np.uint8], size: int, twin: Twin
 ) -> dict[str, dict[str, Callable[[], object]]]:
     """Make what is measured for one codec and batch size, by operation."""
     groups = [pages[at : at + size] for at in range(0, len(pages), size)]
@@ -89,14 +136,17 @@ def contenders_for(
     compress, decompress = codec.compressor(PAGE), codec.decompressor(PAGE)
     outputs = [compress(view) for view in views]
 
-    def each(call: Callable[[Any], object], sources: list[Any]) -> None:
-        for source in sources:
-            call(source)
-
-    work: dict[str, dict[str, Callable[[], object]]] = {
-        "compress": {"bare": partial(each, compress, views)},
-        "decompress": {"bare": partial(each, decompress, outputs)},
-    }
+    half = len(views) // 2
+    work: dict[str, dict[str, Callable[[], object]]] = {}
+    for operation, call, sources in (
+        ("compress", compress, views),
+        ("decompress", decompress, outputs),
+    ):
+        mine = partial(each, call, sources[:half])
+        work[operation] = {
+            "bare": partial(each, call, sources),
+            "two bare": partial(twin.beside, operation, mine),
+        }
     for name, engine in engines.items():
         there = [batchzip.CompressBatch(group) for group in groups]
         back = [
@@ -108,19 +158,27 @@ def contenders_for(
     return work
 
 
+def twin_for(algorithm: str, parameters: dict[str, int], pages: npt.NDArray[np.uint8]) -> Twin:
+    """Make the twin for the second half of the pages."""
+    codec = make_codec(algorithm, **parameters)
+    compress = codec.compressor(PAGE)
+    half = [page.tobytes() for page in pages[len(pages) // 2 :]]
+    return Twin(codec, {"compress": half, "decompress": [compress(page) for page in half]})
+
+
 def run(pages: npt.NDArray[np.uint8], rounds: int) -> list[dict[str, object]]:
     """Measure everything; a row for each algorithm, operation and batch size."""
     rows: list[dict[str, object]] = []
-    cpus = min(2, cpu_count())
     for algorithm, parameters in ALGORITHMS.items():
         with (
+            contextlib.closing(twin_for(algorithm, parameters, pages)) as twin,
             batchzip.Engine(algorithm, backend="sequential", **parameters) as sequential,
             batchzip.Engine(algorithm, backend="workers", workers=1, **parameters) as workers,
         ):
             workers.wait_ready()
             engines = {"sequential": sequential, "workers": workers}
             for size in BATCH_SIZES:
-                for operation, contenders in contenders_for(engines, pages, size).items():
+                for operation, contenders in contenders_for(engines, pages, size, twin).items():
                     seconds = measure(contenders, len(pages), rounds)
                     us = {name: statistics.median(s) * 1e6 for name, s in seconds.items()}
                     rows.append(
@@ -132,7 +190,9 @@ def run(pages: npt.NDArray[np.uint8], rounds: int) -> list[dict[str, object]]:
                             "sequential_us": us["sequential"],
                             "workers_us": us["workers"],
                             "sequential_to_bare": us["bare"] / us["sequential"],
-                            "workers_to_limit": us["bare"] / us["workers"] / cpus,
+                            "workers_to_limit": us["bare"] / us["workers"] / 2,
+                            "two_bare_us": us["two bare"],
+                            "two_bare_to_limit": us["bare"] / us["two bare"] / 2,
                             "goal": GOALS.get((algorithm, size))
                             if operation == "compress"
                             else None,
@@ -144,8 +204,19 @@ def run(pages: npt.NDArray[np.uint8], rounds: int) -> list[dict[str, object]]:
 def show(rows: list[dict[str, object]]) -> None:
     """Print the rows as a table."""
     table = Table(title="µs per page of 4 KiB, medians")
-    for heading in ("", "batch", "bare", "sequential", "÷ bare", "workers", "÷ limit", "goal"):
-        table.add_column(heading, justify="right" if heading else "left")
+    for heading in (
+        "",
+        "batch",
+        "bare",
+        "sequential",
+        "÷ bare",
+        "workers",
+        "÷ limit",
+        "goal",
+        "two bare",
+        "÷ limit",
+    ):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for row in rows:
         table.add_row(
             f"{row['algorithm']} {row['operation']}",
@@ -153,15 +224,19 @@ def show(rows: list[dict[str, object]]) -> None:
             *(f"{row[key]:.2f}" for key in ("bare_us", "sequential_us", "sequential_to_bare")),
             *(f"{row[key]:.2f}" for key in ("workers_us", "workers_to_limit")),
             f"{row['goal']:.2f}" if row["goal"] else "",
+            *(f"{row[key]:.2f}" for key in ("two_bare_us", "two_bare_to_limit")),
         )
-    Console().print(table)
+    console = Console()
+    if console.width < _WIDTH:  # not a terminal, or a narrow one: figures must not be cut
+        console = Console(width=_WIDTH)
+    console.print(table)
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--pages", type=int, default=2048)
+    parser.add_argument("--pages", type=int, default=8192)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     pages = real_pages(options.pages - options.pages % max(BATCH_SIZES))
