@@ -343,6 +343,7 @@ def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     assert done.stdout.count("once") == 1
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_neither_uses_nor_harms_the_workers(engine: Engine) -> None:
     pid = os.fork()
     if pid == 0:  # pragma: no cover - another process
@@ -354,7 +355,8 @@ def test_a_forked_child_neither_uses_nor_harms_the_workers(engine: Engine) -> No
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    script = OWNER + (
+    script = "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n" + OWNER
+    script += (
         "pid = os.fork()\n"
         "if pid == 0: sys.exit(0)\n"
         "assert os.waitpid(pid, 0)[1] == 0\n"
