@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from batchzip.codecs import Codec
     from batchzip.request import Request
 
-_CLOSE_S = MAX_SPIN_S / 2
+_CLOSE_S = 0.8 * MAX_SPIN_S
 """Seconds between batches that let a worker, once awake, stay so from one to the next."""
 
 _EXIT_S = 2.0
@@ -95,10 +95,12 @@ class WorkersBackend(Backend):
         if supervisor.rings and balance.is_worth(pages, started, asleep=asleep):
             division = Division(batch, self.context(), supervisor, self._share_pages)
             division.run()
-            balance.note_divided(pages, time.perf_counter() - started, woke=division.woke)
+            now = time.perf_counter()
+            balance.note_divided(pages, now - started, now, woke=division.woke)
         else:
             batch.run_share(self.context(), range(pages))
-            balance.note_alone(pages, time.perf_counter() - started)
+            now = time.perf_counter()
+            balance.note_alone(pages, now - started, now)
         if supervisor.failure is not None:
             self._warn_once()
 

@@ -70,12 +70,13 @@ class Balance:
 
     def __init__(self, close_s: float) -> None:
         self._close_s = close_s
-        """Batches less than this apart are a stream."""
+        """Batches that begin within this after the end of the one before are a stream."""
         self._alone = [_Way() for _ in range(_SIZES)]
         self._divided = [_Way() for _ in range(_SIZES)]
         self._wake_s = _FIRST_WAKE_S
         self._lost_s = 0.0
         self._last = 0.0
+        """When the last batch was done."""
 
     def is_worth(self, pages: int, now: float, *, asleep: bool) -> bool:
         """Whether to divide a batch of `pages` pages at the time `now`, with workers `asleep`."""
@@ -91,7 +92,6 @@ class Balance:
             return True
         if now - self._last > self._close_s:
             self._lost_s = 0.0
-        self._last = now
         # What is not known yet, or was no gain lately, is taken to bring half of what it could.
         gain_s = max(alone.cost_s - divided.cost_s, alone.cost_s / 4)
         self._lost_s += pages * gain_s
@@ -100,12 +100,14 @@ class Balance:
         self._lost_s = 0.0
         return True
 
-    def note_alone(self, pages: int, seconds: float) -> None:
-        """Record what a batch took in the calling thread alone."""
+    def note_alone(self, pages: int, seconds: float, now: float) -> None:
+        """Record what a batch, done at the time `now`, took in the calling thread alone."""
+        self._last = now
         self._alone[min(pages.bit_length(), _SIZES - 1)].note(seconds / pages)
 
-    def note_divided(self, pages: int, seconds: float, *, woke: bool) -> None:
+    def note_divided(self, pages: int, seconds: float, now: float, *, woke: bool) -> None:
         """Record what a divided batch took; one that woke a worker tells the price of that."""
+        self._last = now
         way = self._divided[min(pages.bit_length(), _SIZES - 1)]
         if not woke:
             way.note(seconds / pages)

@@ -45,10 +45,12 @@ if TYPE_CHECKING:
 
     from batchzip.codecs import Codec
 
-MIN_SPIN_S, MAX_SPIN_S = 50e-6, 1e-3
-"""Seconds a worker looks for work before it sleeps. A wake-up costs both sides 50 µs and more, so
-looking pays where the next batch comes within the time a store takes to put one away. How long it
-looks follows what came of it: doubled when work came, halved when it did not."""
+MAX_SPIN_S = 1e-3
+"""Most seconds a worker looks for work before it sleeps. A wake-up costs both sides 50 µs and more,
+so looking pays where the next batch comes within the time a store takes to put one away."""
+
+MIN_SPIN_S = 50e-6
+"""Seconds it looks after waits that were longer than that: what looking in vain may cost then."""
 
 BAD_DESCRIPTOR_EXIT = 65
 """Exit status (EX_DATAERR) after a descriptor that fails its check; the owner starts afresh."""
@@ -122,14 +124,20 @@ class Worker:
         """Wait for a post: look for a while, then sleep. False: STOP came instead."""
         control = self._control
         clock = time.perf_counter
-        deadline = clock() + self._spin_s
-        while clock() < deadline:
+        start = clock()
+        while clock() - start < self._spin_s:
             for _ in range(20):
                 if control[POSTED] != done:
-                    self._spin_s = min(self._spin_s * 2, MAX_SPIN_S)
                     return True
             os.sched_yield()
-        self._spin_s = max(self._spin_s / 2, MIN_SPIN_S)
+        posted = self._sleep(done)
+        # Work that came soon would have been found by looking longer; nothing else tells.
+        self._spin_s = MAX_SPIN_S if clock() - start < MAX_SPIN_S else MIN_SPIN_S
+        return posted
+
+    def _sleep(self, done: int) -> bool:
+        """Sleep until something is posted, or STOP came: False."""
+        control = self._control
         poll = select.poll()
         poll.register(self._bell_fd, select.POLLIN)
         while True:
