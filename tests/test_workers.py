@@ -295,6 +295,22 @@ def test_where_workers_cannot_start_it_says_so_once_and_works(
         check_round_trip(engine, some_pages(100))
 
 
+def test_where_no_thread_can_start_it_says_so_once_and_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with Engine("lz4", backend="workers", workers=2) as engine:
+            with pytest.warns(batchzip.WorkerWarning, match="can't start new thread"):
+                assert not engine.wait_ready()
+            check_round_trip(engine, some_pages(100))
+            request = engine.submit(CompressBatch(some_pages(100)))
+            assert not request.wait().errors.any()
+
+
 OWNER = """
 import os, signal, sys
 import numpy as np, batchzip

@@ -110,9 +110,19 @@ class WorkersBackend(Backend):
             if self._closed:
                 raise ClosedError("this engine is closed")
             if self._lane is None:
-                self._lane = Lane(self.execute)
-                self._end_lane = weakref.finalize(self, self._lane.abandon, _EXIT_S)
-        self._lane.put(request)
+                self._lane = self._open_lane()
+        if self._lane is None:
+            super().submit(request)
+        else:
+            self._lane.put(request)
+
+    def _open_lane(self) -> Lane | None:
+        try:
+            lane = Lane(self.execute)
+        except RuntimeError:  # no thread can be started: the submitter does the work
+            return None
+        self._end_lane = weakref.finalize(self, lane.abandon, _EXIT_S)
+        return lane
 
     def _warn_once(self) -> None:
         reason = self._supervisor.failure

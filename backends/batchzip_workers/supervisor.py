@@ -81,8 +81,13 @@ class Supervisor:
         """Why a worker could not be started several times in a row, if that ever happened."""
 
     def start(self) -> None:
-        """Begin; returns at once, workers become ready later."""
-        self._thread.start()
+        """Begin; returns at once, workers become ready later, or `failure` says why none will."""
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # a process limit counts threads, too
+            self.failure = str(error)
+            for place in self._workers:
+                place.failed_starts = _START_ATTEMPTS
 
     @property
     def pids(self) -> tuple[int, ...]:
