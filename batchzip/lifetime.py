@@ -1,4 +1,4 @@
-"""Owned: what every long-lived object shares: open, closed, or in the wrong process.
+"""Closing and Owned: what long-lived objects share: open, closed, or in the wrong process.
 
 An engine, a pool and a store belong to the process that made them. In a forked child their
 locks may be held by threads that do not exist there, and their workers are the parent's children;
@@ -22,7 +22,26 @@ if TYPE_CHECKING:
 _alive: weakref.WeakSet[Owned] = weakref.WeakSet()
 
 
-class Owned:
+class Closing:
+    """A context manager that ends with `close()`; everything that holds something is one."""
+
+    def close(self) -> None:
+        """Release everything; further calls do nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Owned(Closing):
     """Base of objects with an idempotent `close()` that are bound to one process."""
 
     _unusable: tuple[type[BatchzipError], str] | None = None
@@ -53,14 +72,6 @@ class Owned:
     def __enter__(self) -> Self:
         self._refuse()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _refuse_in_child() -> None:

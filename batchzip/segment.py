@@ -25,12 +25,9 @@ import contextlib
 import fcntl
 import mmap
 import os
-from typing import TYPE_CHECKING, Self
 
 from batchzip.errors import BadArgument, ClosedError
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from batchzip.lifetime import Closing
 
 PAGE = mmap.PAGESIZE
 """Bytes of one page of the machine: the grain of reserve() and release()."""
@@ -39,7 +36,7 @@ _MADV_POPULATE_WRITE = 23
 """linux/mman.h; not in `mmap` yet."""
 
 
-class Segment:
+class Segment(Closing):
     """Shared memory of `size` bytes, readable through `view`.
 
     `view` is a writable memoryview of bytes over the whole segment. It stays valid while the
@@ -120,17 +117,6 @@ class Segment:
             self.view.release()
             self._mmap.close()
         del self.view, self._mmap
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:

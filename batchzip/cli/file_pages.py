@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip.errors import BadArgument
+from batchzip.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
     from typing import Any
 
     from numpy.typing import NDArray
 
 
-class FilePages:
+class FilePages(Closing):
     """Pages of the file at `path`, `chunk_pages` at a time; a block device counts as a file.
 
     Never more than one chunk of the file is in memory. A size that is no multiple of `page_size`
@@ -116,14 +116,3 @@ class FilePages:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -21,15 +21,15 @@ import mmap
 import os
 from bisect import bisect_right
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip.errors import BadArgument, UnreadableProcess
+from batchzip.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
     from typing import Any
 
     from numpy.typing import NDArray
@@ -45,7 +45,7 @@ _EXISTS = np.uint64(0b11 << 62)
 """Bit 63: in memory; bit 62: swapped out. Neither: never touched, nothing to store."""
 
 
-class ProcessMemory:
+class ProcessMemory(Closing):
     """Pages of process `pid`, `chunk_pages` at a time.
 
     The mappings are looked up once, here: memory the process takes later is not seen. Raises
@@ -193,17 +193,6 @@ class ProcessMemory:
         if mem >= 0:
             os.close(mem)
         self._chunks.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _without_memory(pid: int) -> UnreadableProcess:

@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from batchzip.errors import BatchzipError
+from batchzip.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
 
 _READY = b"ready\n"
 _SEED = 20240601
@@ -40,7 +40,7 @@ _START_TIMEOUT_S = 120.0
 """Building takes 1 s per 64 MiB on a machine of 2020; the rest is for one that is overloaded."""
 
 
-class Workload:
+class Workload(Closing):
     """A child process holding about `mib` MiB of data; entering returns when they are built.
 
     Raises BatchzipError if the child does not get there; it is gone then.
@@ -84,14 +84,6 @@ class Workload:
         for stream in (self._child.stdin, self._child.stdout, self._child.stderr):
             if stream is not None:
                 stream.close()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _records(rng: random.Random) -> Iterator[object]:

@@ -26,15 +26,15 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from batchzip.errors import BadArgument, BatchzipError, ClosedError, ForkedProcess
+from batchzip.lifetime import Closing
 from batchzip.pool import audit
 from batchzip.pool.arena import Arena
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
     from typing import Any, TypeAlias
 
     import numpy as np
@@ -59,7 +59,7 @@ def _disown() -> None:
 os.register_at_fork(after_in_child=_disown)
 
 
-class Pool:
+class Pool(Closing):
     """Compressed objects of 1 to `page_size` bytes in shared memory; counterpart of zsmalloc.
 
     `max_bytes` limits the memory held, in bytes; None for no limit. `page_size` is a power of two
@@ -274,17 +274,6 @@ class Pool:
             if self._state != FORKED:
                 self._state = CLOSED
             self._arena.spans.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _limit(value: int | None) -> int | None:

@@ -1,0 +1,171 @@
+"""DecompressBatch: compressed sources, and the pages to restore."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from batchzip import buffers
+from batchzip.batch.descriptor import Batch
+from batchzip.codecs.context import DECOMPRESS
+from batchzip.errors import BadBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from batchzip.buffers import Buffer, Flat
+    from batchzip.codecs.context import Context
+
+    Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+_PAGE_SIZE = 4096
+"""Bytes of a page where nothing says otherwise, as on most machines."""
+
+
+class DecompressBatch(Batch):
+    """Compressed sources, and the pages to restore.
+
+    `srcs`   sequence of n buffers, or `(dsts, slens)`: an array (n, capacity) and n lengths.
+    `pages`  (n, page_size) uint8, one flat buffer, or a sequence of n buffers of one page each:
+             writable, contiguous, overlapping nothing; made where none is given.
+
+    Afterwards `dlens` is page_size for each page restored, else 0, and `errors` as in
+    CompressBatch; -EBADMSG the source cannot be decoded to exactly a page. A page that failed
+    is left as it was. `pages` is an (n, page_size) array, or the sequence that was given.
+    """
+
+    __slots__ = ("_flat", "_rows", "pages", "slens")
+
+    operation = DECOMPRESS
+
+    def __init__(
+        self,
+        srcs: Sequence[Buffer] | tuple[Buffer, Lengths],
+        pages: Buffer | Sequence[Buffer] | None = None,
+        *,
+        page_size: int | None = None,
+    ) -> None:
+        self._inputs = sources = _sources(srcs)
+        count = len(sources)
+        self.pages: buffers.Bytes
+        self._rows: list[memoryview] = []
+        """Destinations where they were given one by one; else they are `_flat`."""
+        self._flat = memoryview(b"")
+        if pages is None:
+            page_size = buffers.check_page_size(_PAGE_SIZE if page_size is None else page_size)
+            self.pages = np.empty((count, page_size), np.uint8)
+            self._flat = buffers.flat(self.pages)
+        elif buffers.is_sequence(pages):
+            self.pages = pages  # type: ignore[assignment] # who passes a list knows what it is
+            self._rows, page_size = _rows(pages, count, page_size)
+            buffers.refuse_overlap(self._rows, sources, "pages", "srcs")
+        else:
+            if page_size is None and getattr(pages, "ndim", 1) == 1:
+                page_size = _PAGE_SIZE
+            self.pages = matrix = buffers.as_matrix(
+                pages, "pages", rows=count, width=page_size, writable=True
+            )
+            page_size = matrix.shape[1]
+            self._flat = buffers.flat(matrix)
+            buffers.refuse_overlap([self._flat], sources, "pages", "srcs")
+        super().__init__(count, page_size)
+        self.capacity = self.page_size
+        self.slens = np.fromiter(map(len, sources), np.uint32, count)
+        # No page compresses to more than this; what is longer need not reach a codec.
+        for index in np.flatnonzero(self.slens > 2 * page_size):
+            self._unfit[int(index)] = -errno.EBADMSG
+            sources[index] = b""
+
+    def run_share(self, context: Context, share: range) -> None:
+        """Decompress a share straight into its pages."""
+        rows = self._rows
+        if rows:
+            errors: dict[int, int] = {}
+            length = memoryview(bytearray(4)).cast("I")
+            for index in share:
+                one = context.decompress_into(
+                    [self._inputs[index]], rows[index], 0, length, range(1)
+                )
+                self._dlens[index] = length[0]
+                errors.update((index, code) for code in one.values())
+        else:
+            errors = context.decompress_into(
+                self.inputs(share), self._flat, self.page_size, self._dlens, share
+            )
+        if errors or self._unfit:
+            self._accept_errors(share, errors)
+
+    def accept(self, share: range, outputs: Sequence[Flat], errors: Mapping[int, int]) -> None:
+        """Copy a share's pages to where they go."""
+        size, rows, flat = self.page_size, self._rows, self._flat
+        if rows:
+            for index, output in zip(share, outputs, strict=True):
+                rows[index][: len(output)] = output
+        else:
+            at, hop = share.start * size, share.step * size
+            for output in outputs:
+                flat[at : at + len(output)] = output
+                at += hop
+        self.dlens[share.start : share.stop : share.step] = size
+        if errors or self._unfit:
+            self._accept_errors(share, errors)
+
+    def accept_packed(
+        self, share: range, memory: memoryview, hop: int, results: Sequence[int]
+    ) -> None:
+        """Copy a share's pages from `memory` to where they go."""
+        outputs: list[memoryview] = []
+        errors: dict[int, int] = {}
+        at = 0
+        for index, length in zip(share, results, strict=True):
+            if length < 0:
+                errors[index] = length
+                length = 0  # noqa: PLW2901 - nothing of it is there
+            outputs.append(memory[at : at + length])
+            at += hop or length
+        self.accept(share, outputs, errors)
+
+
+def _sources(srcs: Sequence[Buffer] | tuple[Buffer, Lengths]) -> list[Flat]:
+    """Make flat buffers of a batch's compressed sources."""
+    if isinstance(srcs, tuple) and len(srcs) == 2 and getattr(srcs[0], "ndim", 0) == 2:
+        dsts = np.asarray(srcs[0])
+        try:
+            slens = np.asarray(srcs[1])
+        except ValueError:
+            raise BadBatch(
+                "(dsts, slens): slens must be n integers, not of several shapes"
+            ) from None
+        if dsts.dtype != np.uint8 or slens.dtype.kind not in "iu" or slens.shape != dsts.shape[:1]:
+            raise BadBatch(
+                f"(dsts, slens) must be (n, capacity) uint8 and n integers, not {dsts.shape} {dsts.dtype} and {slens.shape} {slens.dtype}"
+            )
+        if len(slens) and (slens.min() < 0 or slens.max() > dsts.shape[1]):
+            raise BadBatch(f"slens must lie in 0…{dsts.shape[1]}, the capacity of dsts")
+        rows = [row[:length] for row, length in zip(dsts, slens.tolist(), strict=True)]
+        return buffers.as_inputs(rows, "srcs")
+    if not buffers.is_sequence(srcs):
+        raise BadBatch(
+            f"srcs must be a list of buffers or (dsts, slens), not {type(srcs).__name__}"
+        )
+    return buffers.as_inputs(srcs, "srcs")
+
+
+def _rows(
+    pages: Sequence[Buffer], count: int, page_size: int | None
+) -> tuple[list[memoryview], int]:
+    """View the destinations given one by one; also their common size."""
+    if len(pages) != count:
+        raise BadBatch(f"there are {count} sources and {len(pages)} pages")
+    rows = [
+        buffers.as_view(page, f"pages[{index}]", writable=True) for index, page in enumerate(pages)
+    ]
+    size = len(rows[0]) if page_size is None else page_size
+    for index, row in enumerate(rows):
+        if len(row) != size:
+            raise BadBatch(f"pages[{index}] has {len(row)} bytes, not {size}")
+    return rows, size
