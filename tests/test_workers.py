@@ -82,6 +82,7 @@ def faulty(tmp_path: Path) -> Iterator[Engine]:
 @pytest.fixture
 def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give workers their share whatever it costs, so that faults happen where they are meant to."""
+    monkeypatch.setattr(Balance, "is_settled", lambda *_: False)
     monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
 
 

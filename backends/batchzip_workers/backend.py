@@ -88,6 +88,9 @@ class WorkersBackend(Backend):
     def run(self, batch: Batch) -> None:
         """Do a batch, together with the workers where that is faster."""
         supervisor, balance, pages = self._supervisor, self._balances[batch.operation], len(batch)
+        if balance.is_settled(pages):
+            batch.run_share(self.context(), range(pages))
+            return
         asleep = False
         for ring in supervisor.rings:
             asleep |= ring.asleep
