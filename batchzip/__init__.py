@@ -43,6 +43,9 @@ if TYPE_CHECKING:
         CorruptPage as CorruptPage,
     )
     from batchzip.errors import (
+        EngineBusy as EngineBusy,
+    )
+    from batchzip.errors import (
         ForkedProcess as ForkedProcess,
     )
     from batchzip.errors import (
@@ -77,6 +80,7 @@ if TYPE_CHECKING:
     )
     from batchzip.pool import Pool as Pool
     from batchzip.request import Request as Request
+    from batchzip.statistics import Statistics as Statistics
     from batchzip.store import Counters as Counters
     from batchzip.store import SwapStore as SwapStore
 
@@ -92,6 +96,7 @@ _HOME = {
     "Engine": "engine",
     "Pool": "pool",
     "Request": "request",
+    "Statistics": "statistics",
     "Counters": "store",
     "SwapStore": "store",
     **dict.fromkeys(
@@ -103,6 +108,7 @@ _HOME = {
             "BatchzipError",
             "ClosedError",
             "CorruptPage",
+            "EngineBusy",
             "ForkedProcess",
             "PageError",
             "PageNotStored",

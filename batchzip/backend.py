@@ -4,7 +4,8 @@ Kernel counterpart: the driver behind a crypto_acomp transform (software, deflat
 given one codec when its engine opens it, and then batches. It must
 
 * fill `dlens`, `errors` and outputs of every page of a batch (`Batch.run_share`, or `Batch.inputs`
-  and `Batch.accept` where the work is done elsewhere), whatever happens to any other page, and raise only where nothing can be said about the pages;
+  and `Batch.accept_packed` where the work is done elsewhere), whatever happens to any other page, and
+  raise only where nothing can be said about the pages;
 * be callable from several threads at once;
 * leave nothing behind after `close()`: process, thread, descriptor, memory.
 
@@ -14,20 +15,32 @@ entry point in the group `batchzip.backends`; batchzip itself imports none by na
 
 from __future__ import annotations
 
+import errno
 import threading
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from batchzip.codecs.context import Context
+import numpy as np
+
+from batchzip.codecs.context import COMPRESS, DECOMPRESS, Context
 from batchzip.errors import BackendUnavailable, BadArgument, UnknownBackend
 from batchzip.plugins import plugin_entry_points
+from batchzip.statistics import Statistics, Tallies, Tally
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from batchzip.batch import Batch
+    from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
     from batchzip.request import Request
+    from batchzip.statistics import WorkerStatistics
 
 _GROUP = "batchzip.backends"
+
+_LOOK_PAGES = 64
+"""Pages done between two looks at a deadline."""
 
 
 class Backend(ABC):
@@ -52,6 +65,7 @@ class Backend(ABC):
         self.codec = codec
         self.page_size = page_size
         self._contexts = threading.local()
+        self._tallies = Tallies()
         self.context()  # a codec that cannot be made here fails here
 
     def context(self) -> Context:
@@ -61,11 +75,27 @@ class Backend(ABC):
         except AttributeError:
             assert self.codec is not None  # noqa: S101 - open() came first
             context = self._contexts.context = Context(self.codec, self.page_size)
+            self._tallies.enrol(context)
             return context
 
-    def run_inline(self, batch: Batch) -> None:
-        """Do a batch in the calling thread, page by page: the direct path."""
-        batch.run_share(self.context(), range(len(batch)))
+    def array(self, rows: int, width: int) -> Bytes:
+        """Make a (rows, width) array of bytes where this backend likes batches to lie."""
+        return np.zeros((rows, width), np.uint8)
+
+    def run_inline(self, batch: Batch, deadline: float | None = None) -> None:
+        """Do a batch in the calling thread, page by page: the direct path.
+
+        What is not done at `deadline`, on the monotonic clock, gets -ETIMEDOUT.
+        """
+        if deadline is None:
+            batch.run_share(self.context(), range(len(batch)))
+            return
+        for start in range(0, len(batch), _LOOK_PAGES):
+            if time.monotonic() >= deadline:
+                batch.fail(range(start, len(batch)), -errno.ETIMEDOUT)
+                return
+            end = min(start + _LOOK_PAGES, len(batch))
+            batch.run_share(self.context(), range(start, end))
 
     @abstractmethod
     def run(self, batch: Batch) -> None:
@@ -81,20 +111,57 @@ class Backend(ABC):
             self.run_inline(batch)
         else:
             self.run(batch)
+        self.count(batch)
 
-    def submit(self, request: Request[Batch]) -> None:
+    def count(self, batch: Batch) -> None:
+        """Count a batch that is done; `statistics` has it then."""
+        self.context().tallies[batch.operation].batches += 1
+        if batch.has_errors:
+            self._tallies.count_errors(batch.errors[batch.errors != 0].tolist())
+
+    def submit(
+        self,
+        request: Request[Batch],
+        *,
+        timeout_s: float | None = None,  # noqa: ARG002 - nothing is ever full here
+        block: bool = True,  # noqa: ARG002
+    ) -> None:
         """Begin a request; `take_up()` it when its batch is worked on, `finish()` it after.
+
+        Where too many are under way it waits for `timeout_s` seconds (None: as long as it takes), or
+        not at all without `block`, and raises EngineBusy then.
 
         A backend without anything to do the work besides the caller does it here, as a synchronous
         driver's crypto_acomp_compress() returns 0.
         """
         request.take_up()
         try:
-            self.execute(request.batch)
+            self.run_inline(request.batch, request.deadline)
+            self.count(request.batch)
         except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
             request.finish(error)
         else:
             request.finish()
+
+    def statistics(self) -> Statistics:
+        """Add up what was done."""
+        return self._statistics([Tally(), Tally()])
+
+    def _statistics(
+        self,
+        elsewhere: Sequence[Tally],
+        *,
+        restarts: int = 0,
+        workers: tuple[WorkerStatistics, ...] = (),
+    ) -> Statistics:
+        """Add what was done `elsewhere`, a tally for each operation, to what was done here."""
+        return Statistics(
+            compress=self._tallies.total(COMPRESS, elsewhere[COMPRESS]),
+            decompress=self._tallies.total(DECOMPRESS, elsewhere[DECOMPRESS]),
+            errors=self._tallies.errors,
+            restarts=restarts,
+            workers=workers,
+        )
 
     @property
     def worker_pids(self) -> tuple[int, ...]:

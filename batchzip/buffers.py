@@ -6,9 +6,10 @@ are written, destinations that overlap nothing. Errors name the offending item a
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -145,15 +146,25 @@ def as_inputs(buffers: Sequence[Buffer], what: str) -> list[Flat]:
 
 def extent(buffer: Flat) -> tuple[int, int]:
     """First address of a contiguous buffer, and the address behind its last byte."""
-    array = np.frombuffer(buffer, np.uint8)
-    start = cast("int", array.__array_interface__["data"][0])
-    return start, start + array.nbytes
+    try:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    except (TypeError, ValueError):  # read-only, or empty
+        start = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
+    return start, start + len(buffer)
 
 
 def refuse_overlap(
     destinations: Iterable[Flat], sources: Iterable[Flat], what: str, with_what: str
 ) -> None:
     """Raise BadBatch when two destinations, or a destination and a source, share a byte."""
+    destinations, sources = list(destinations), list(sources)
+    if len(destinations) == len(sources) == 1:  # arrays both: the usual case, without NumPy
+        if not isinstance(sources[0], bytes):
+            start, end = extent(destinations[0])
+            source_start, source_end = extent(sources[0])
+            if source_start < end and start < source_end:
+                raise BadBatch(f"{what} overlaps {with_what}, which it would overwrite")
+        return
     spans = sorted((*extent(buffer), index) for index, buffer in enumerate(destinations))
     for (_, end, index), (start, _, other) in pairwise(spans):
         if start < end:

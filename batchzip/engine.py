@@ -9,18 +9,21 @@ regression was a lock per page).
 from __future__ import annotations
 
 import errno
+import time
 from typing import TYPE_CHECKING
 
 from batchzip.backend import Backend, make_backend
 from batchzip.batch import Batch, CompressBatch, DecompressBatch
 from batchzip.buffers import as_view, check_page_size
 from batchzip.codecs import Codec, make_codec
+from batchzip.codecs.verified import Verified
 from batchzip.errors import BadArgument, BadBatch, PageError
 from batchzip.lifetime import Owned
 from batchzip.request import AnyBatch, Request
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Buffer
+    from batchzip.buffers import Buffer, Bytes
+    from batchzip.statistics import Statistics
 
 
 class Engine(Owned):
@@ -30,6 +33,8 @@ class Engine(Owned):
     `backend`     "auto", a name from `batchzip.backends()`, or a backend made by hand, which the
                   engine then owns and closes.
     `workers`     worker processes besides the caller; default: usable CPUs − 1, at least 1.
+    `verify`      restore each page that was compressed, where it was compressed, and compare, before
+                  it counts as done (IAA's verify_compress); a page that differs gets -EIO.
     `page_size`   bytes of a page; a power of two in 512 B … 2 MiB.
     `parameters`  the algorithm's own: `level` for zstd; `acceleration`, `high_compression` for lz4.
 
@@ -45,6 +50,7 @@ class Engine(Owned):
         backend: str | Backend = "auto",
         workers: int | None = None,
         page_size: int = 4096,
+        verify: bool = False,
         **parameters: object,
     ) -> None:
         self.page_size = check_page_size(page_size)
@@ -56,6 +62,8 @@ class Engine(Owned):
             self.codec = algorithm
         else:
             self.codec = make_codec(algorithm, **parameters)
+        if verify:
+            self.codec = Verified(self.codec)
         if isinstance(backend, Backend):
             if workers is not None:
                 raise BadArgument("a backend made by hand brings its own workers")
@@ -110,19 +118,60 @@ class Engine(Owned):
             )
         batch.reset()
 
-    def submit(self, batch: AnyBatch) -> Request[AnyBatch]:
+    def submit(
+        self,
+        batch: AnyBatch,
+        *,
+        timeout_s: float | None = None,
+        block: bool = True,
+        deadline_s: float | None = None,
+    ) -> Request[AnyBatch]:
         """Begin a batch of either kind, and return at once with the request.
 
         The batch and its buffers belong to the engine until the request is done.
+
+        Where too many requests are under way, it waits for room, fairly between threads: as long as
+        it takes, or `timeout_s` seconds, or with `block=False` not at all; then it raises EngineBusy.
+        `deadline_s` seconds from now, pages that are not done get -ETIMEDOUT and the request is done,
+        even if a worker hangs; pages that are done keep their results.
         """
         if not isinstance(batch, Batch):
             raise BadBatch(
                 f"submit takes a CompressBatch or DecompressBatch, not {type(batch).__name__}"
             )
+        for name, seconds in (("timeout_s", timeout_s), ("deadline_s", deadline_s)):
+            if seconds is not None and not seconds >= 0:
+                raise BadArgument(f"{name} must be seconds, 0 or more, not {seconds!r}")
         self._admit(batch)
-        request = Request(batch)
-        self.backend.submit(request)  # type: ignore[arg-type] # backends take any batch
+        deadline = None if deadline_s is None else time.monotonic() + deadline_s
+        request = Request(batch, deadline)
+        self.backend.submit(request, timeout_s=timeout_s, block=block)  # type: ignore[arg-type] # backends take any batch
         return request
+
+    def arena(self, rows: int, width: int | None = None) -> Bytes:
+        """Make a (rows, width) uint8 array of zeros in memory that the engine's workers share.
+
+        `width` is page_size where none is given. Pages that lie in it, as `pages` of either kind of
+        batch, are not copied on their way to a worker or back, and neither are outputs whose `dsts`
+        do: `CompressBatch(engine.arena(n), dsts=engine.arena(n, capacity))`. Any rows that follow
+        one another will do. Otherwise it is an array as any other; its memory is the system's again
+        when the last view of it is gone, also after `close()`. A forked child shares it: what is
+        written there is seen here.
+
+        Raises OSError (ENOSPC, ENOMEM) if there is no memory. A backend without workers gives plain
+        memory.
+        """
+        self._refuse()
+        width = self.page_size if width is None else width
+        for name, number in (("rows", rows), ("width", width)):
+            if not isinstance(number, int) or number < 1:
+                raise BadArgument(f"{name} must be an integer of at least 1, not {number!r}")
+        return self.backend.array(rows, width)
+
+    @property
+    def statistics(self) -> Statistics:
+        """What this engine did so far, in all and by worker; added up when it is asked for."""
+        return self.backend.statistics()
 
     def compress_page(self, page: Buffer) -> bytes:
         """Compress one page in the calling thread: no descriptor, no copy of the output.

@@ -71,6 +71,10 @@ class PageError(BatchzipError):
         self.errno = errno
 
 
+class EngineBusy(BatchzipError, BlockingIOError):
+    """Too many requests are under way to begin another; nothing was begun."""
+
+
 class RequestTimeout(BatchzipError, TimeoutError):
     """`Request.wait(timeout_s=…)` ran out; the request itself goes on."""
 

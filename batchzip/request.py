@@ -34,10 +34,12 @@ class Request(Generic[AnyBatch]):
     results or changing pages then gives undefined pages, never a crash.
     """
 
-    __slots__ = ("_future", "_lock", "_pid", "_taken", "batch")
+    __slots__ = ("_future", "_lock", "_pid", "_taken", "batch", "deadline")
 
-    def __init__(self, batch: AnyBatch) -> None:
+    def __init__(self, batch: AnyBatch, deadline: float | None = None) -> None:
         self.batch = batch
+        self.deadline = deadline
+        """When, on the monotonic clock, what is not done of it gets -ETIMEDOUT."""
         self._future: Future[None] = Future()
         self._lock = threading.Lock()
         self._taken = False

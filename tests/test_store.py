@@ -1009,9 +1009,9 @@ class FailingBackend(Backend):
     def run(self, batch: Batch) -> None:
         self.run_inline(batch)
 
-    def run_inline(self, batch: Batch) -> None:
+    def run_inline(self, batch: Batch, deadline: float | None = None) -> None:
         self.taken += 1
-        super().run_inline(batch)
+        super().run_inline(batch, deadline)
         if self.taken == self.good + 1:
             self.trouble(batch)
 

@@ -1,7 +1,7 @@
 """The workers backend: batches divided between worker processes and the caller.
 
     execute(batch) ─▶ Division ─▶ Ring of each worker ─▶ lengths, errors, outputs in the batch
-    submit(request) ─▶ Lane: a thread that does the same, one request after the other
+    submit(request) ─▶ RequestQueue ─▶ Lane: a thread that does the same, with several at once
 
 Rejected: an executor with one submit a batch (four times slower than no workers, design §5.2); threads
 (the GIL's hand-overs cost more than they bring at 4 KiB).
@@ -16,24 +16,36 @@ import threading
 import time
 import warnings
 import weakref
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from batchzip.arena import Arena
 from batchzip.backend import Backend
+from batchzip.batch.descriptor import NOWHERE
+from batchzip.codecs.context import COMPRESS, DECOMPRESS
 from batchzip.errors import BackendUnavailable, ClosedError, WorkerWarning
 from batchzip_workers.balance import Balance
 from batchzip_workers.division import Division
 from batchzip_workers.lane import Lane
 from batchzip_workers.layout import Layout
+from batchzip_workers.queue import RequestQueue
 from batchzip_workers.supervisor import Supervisor
 from batchzip_workers.worker import MAX_SPIN_S
 
 if TYPE_CHECKING:
-    from batchzip.batch import Batch
+    from collections.abc import Callable
+
+    from batchzip.batch.descriptor import Batch, Placement
+    from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
     from batchzip.request import Request
+    from batchzip.statistics import Statistics
 
 _CLOSE_S = 0.8 * MAX_SPIN_S
 """Seconds between batches that let a worker, once awake, stay so from one to the next."""
+
+_QUEUE_BATCHES = 16
+"""Times the pages that workers and caller take in one go that may be submitted and not done."""
 
 _EXIT_S = 2.0
 """Seconds that a request under way may take at the interpreter's exit; queued ones are cancelled."""
@@ -65,10 +77,18 @@ class WorkersBackend(Backend):
         layout = Layout.of(page_size)
         self._share_pages = layout.share_pages
         self.batch_size = (self.workers + 1) * layout.share_pages
-        self._balances = (Balance(_CLOSE_S), Balance(_CLOSE_S))
-        self._supervisor = Supervisor(codec, layout, self.workers)
+        self._balances: dict[tuple[int, bool, bool], Balance] = defaultdict(
+            lambda: Balance(_CLOSE_S)
+        )
+        self._arena = Arena()
+        self._queue = RequestQueue(_QUEUE_BATCHES * self.batch_size)
+        self._supervisor = Supervisor(codec, layout, self.workers, self._arena)
         self._supervisor.start()
         self._stop = weakref.finalize(self, self._supervisor.stop)
+
+    def array(self, rows: int, width: int) -> Bytes:
+        """Make an array in memory that the workers share."""
+        return self._arena.array(rows, width)
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
@@ -87,19 +107,19 @@ class WorkersBackend(Backend):
 
     def run(self, batch: Batch) -> None:
         """Do a batch, together with the workers where that is faster."""
-        supervisor, balance, pages = self._supervisor, self._balances[batch.operation], len(batch)
+        pages, placement = len(batch), self.locate(batch)
+        balance = self.balance(batch.operation, placement)
         if balance.is_settled(pages):
             batch.run_share(self.context(), range(pages))
             return
-        asleep = False
+        supervisor, asleep = self._supervisor, False
         for ring in supervisor.rings:
             asleep |= ring.asleep
         started = time.perf_counter()
         if supervisor.rings and balance.is_worth(pages, started, asleep=asleep):
-            division = Division(batch, self.context(), supervisor, self._share_pages)
-            division.run()
+            woke = self.divide(batch, placement).run()
             now = time.perf_counter()
-            balance.note_divided(pages, now - started, now, woke=division.woke)
+            balance.note_divided(pages, now - started, now, woke=woke)
         else:
             batch.run_share(self.context(), range(pages))
             now = time.perf_counter()
@@ -107,8 +127,49 @@ class WorkersBackend(Backend):
         if supervisor.failure is not None:
             self._warn_once()
 
-    def submit(self, request: Request[Batch]) -> None:
-        """Queue a request; requests are done in order, by one thread and the workers."""
+    def locate(self, batch: Batch) -> Placement:
+        """Find what of a batch lies in the arena."""
+        return batch.locate(self._arena) if self._arena.in_use else NOWHERE
+
+    def balance(self, operation: int, placement: Placement, *, bundled: bool = False) -> Balance:
+        """Find what is known of such batches; those that lie in the arena are cheaper to divide."""
+        return self._balances[operation, placement is not NOWHERE, bundled]
+
+    @property
+    def can_divide(self) -> bool:
+        """Whether there are workers."""
+        return bool(self._supervisor.rings)
+
+    @property
+    def asleep(self) -> bool:
+        """Whether some worker would have to be woken."""
+        return any(ring.asleep for ring in self._supervisor.rings)
+
+    def divide(
+        self,
+        batch: Batch,
+        placement: Placement,
+        *,
+        spread: bool = True,
+        deadline: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Division:
+        """Begin a division of a batch, in the calling thread."""
+        return Division(
+            batch,
+            placement,
+            self.context(),
+            self._supervisor,
+            self._share_pages,
+            spread=spread,
+            deadline=deadline,
+            meanwhile=meanwhile,
+        )
+
+    def submit(
+        self, request: Request[Batch], *, timeout_s: float | None = None, block: bool = True
+    ) -> None:
+        """Queue a request; they are done by one thread, and the workers, and overlap."""
         with self._lane_lock:
             if self._closed:
                 raise ClosedError("this engine is closed")
@@ -116,16 +177,27 @@ class WorkersBackend(Backend):
                 self._lane = self._open_lane()
         if self._lane is None:
             super().submit(request)
+        elif self._lane.is_current:
+            self._queue.put_anyway(request)
         else:
-            self._lane.put(request)
+            self._queue.put(request, timeout_s=timeout_s, block=block)
 
     def _open_lane(self) -> Lane | None:
         try:
-            lane = Lane(self.execute)
+            lane = Lane(self, self._queue)
         except RuntimeError:  # no thread can be started: the submitter does the work
             return None
         self._end_lane = weakref.finalize(self, lane.abandon, _EXIT_S)
         return lane
+
+    def statistics(self) -> Statistics:
+        """Add up what was done here and by the workers."""
+        supervisor = self._supervisor
+        return self._statistics(
+            [supervisor.worked(operation) for operation in (COMPRESS, DECOMPRESS)],
+            restarts=supervisor.restarts,
+            workers=supervisor.statistics(),
+        )
 
     def _warn_once(self) -> None:
         reason = self._supervisor.failure
@@ -146,3 +218,4 @@ class WorkersBackend(Backend):
             self._end_lane.detach()
         if self.codec is not None:
             self._stop()
+            self._arena.close()

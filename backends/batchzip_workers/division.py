@@ -14,6 +14,8 @@ Rejected: a fixed split (whoever is slower, for noise or harder pages, makes the
 equal shares (a worker is faster than the caller, who also stages and collects, and then waits out the
 round); contiguous shares (runs of hard pages would fall to one).
 
+The order is the batch's: a decompressed one begins with its largest sources.
+
 A share whose worker died is run again from the caller's memory. If the worker died *on* it, that is
 done by workers only, halving the share each time, until a page that killed by itself twice is alone
 and gets -EOWNERDEAD: what kills workers shall never run in the owner.
@@ -27,8 +29,12 @@ import errno
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from batchzip.batch import Batch
+    from collections.abc import Callable, Sequence
+
+    from batchzip.batch.descriptor import Batch, Placement
     from batchzip.codecs.context import Context
     from batchzip_workers.ring import Posted, Ring
     from batchzip_workers.supervisor import Supervisor
@@ -43,71 +49,138 @@ _LEAST = 8
 """Pages below which giving some away to even things out costs more than it brings."""
 
 HANG_S = 30.0
-"""Seconds after which a worker that does not finish a share is killed."""
+"""Seconds without a finished share after which a worker that has some is killed."""
+
+GRACE_S = 0.1
+"""Seconds that a share which must end now may still take before its worker is killed."""
+
+_LOOK_S = 0.05
+"""Seconds between two looks at what else there is, while waiting for a worker."""
+
+clock = time.monotonic
+"""What deadlines are measured on."""
+
+
+class _ExpiredError(Exception):
+    """The deadline of the batch has passed."""
 
 
 class Division:
-    """Runs one batch with one context and the workers of one supervisor."""
+    """Runs one batch with one context and the workers of one supervisor.
+
+    `spread`     divide it evenly between all: right where it is the only one. Else workers get
+                 shares as large as may be, and other batches even out the rest.
+    `deadline`   on `clock`, after which pages not done get -ETIMEDOUT.
+    `meanwhile`  called now and then while there is nothing to do but wait.
+    """
 
     __slots__ = (
         "_batch",
         "_context",
         "_count",
+        "_deadline",
+        "_meanwhile",
+        "_order",
         "_own",
+        "_placement",
         "_position",
         "_posted",
         "_share_pages",
+        "_spread",
         "_supervisor",
-        "woke",
+        "_tally",
     )
 
     def __init__(
         self,
         batch: Batch,
+        placement: Placement,
         context: Context,
         supervisor: Supervisor,
         share_pages: int,
+        *,
+        spread: bool = True,
+        deadline: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         self._batch = batch
+        self._placement = placement
         self._context = context
         self._supervisor = supervisor
         self._share_pages = share_pages
+        self._spread = spread
+        self._deadline = deadline
+        self._meanwhile = meanwhile
+        self._tally = context.tallies[batch.operation]
+        self._tally.divided += 1
+        self._order = batch.order()
         self._count = len(batch)
         self._position = 0
-        """Pages before it are claimed."""
-        self._own: list[range] = []
+        """What lies before it in the order is claimed."""
+        self._own: list[Sequence[int]] = []
         """Claimed by the caller and not done; the last is done first."""
         self._posted: list[Posted] = []
-        self.woke = False
-        """Whether a worker slept and had to be woken."""
 
-    def run(self) -> None:
-        """Do the batch."""
+    def run(self) -> bool:
+        """Do the batch; whether a worker slept and had to be woken."""
+        woke = False
         try:
-            while True:
-                self._feed()
-                if self._posted:
-                    self._posted = [p for p in self._posted if not self._collect_if_done(p)]
-                if self._own:
-                    self._do_piece()
-                elif self._position >= self._count:
-                    break
+            more = self.step()
+            for posted in self._posted:
+                woke |= posted.woke
+            while more:
+                more = self.step()
+            self.finish()
+        except BaseException:
+            self.abandon()
+            raise
+        return woke
+
+    def step(self) -> bool:
+        """Look after the workers, and do a piece; whether there is more to do than to wait."""
+        if self._deadline is not None and clock() >= self._deadline:
+            self._expire()
+            return False
+        self._feed()
+        if self._posted:
+            self.collect()
+        if self._own:
+            self._do_piece()
+        return bool(self._own) or self._position < self._count
+
+    def collect(self) -> bool:
+        """Collect the shares that are done; whether none is under way any more."""
+        for posted in self._posted:
+            if posted.ring.is_done(posted):
+                break
+        else:
+            return not self._posted
+        left = []
+        for posted in self._posted:
+            if posted.ring.is_done(posted):
+                posted.ring.collect(posted)
+            else:
+                left.append(posted)
+        self._posted = left
+        return not left
+
+    def finish(self) -> None:
+        """Wait for what workers have; on return every page is done."""
+        try:
             while self._posted:
                 self._finish(self._posted[0])
-                del self._posted[0]
-        except BaseException:
-            # KeyboardInterrupt above all: the slots must come back, the workers may go on.
-            for left in self._posted:
-                left.ring.abandon(left)
-            raise
+        except _ExpiredError:
+            self._expire()
 
     def _feed(self) -> None:
         """Give work to the workers that want it; claim some for the caller if it has none."""
-        rings = [ring for ring in self._supervisor.rings if ring.wants_work()]
         if self._position < self._count:
-            self._claim(rings)
-        elif self._own and rings:
-            self._give_away(rings[0])
+            self._claim([ring for ring in self._supervisor.rings if ring.wants_work()])
+        elif self._own and len(self._own[0]) >= 2 * _LEAST:
+            for ring in self._supervisor.rings:
+                if ring.wants_work():
+                    self._give_away(ring)
+                    return
 
     def _claim(self, rings: list[Ring]) -> None:
         """Claim a region for these workers and the caller; for the caller alone if it has none."""
@@ -115,7 +188,11 @@ class Division:
         if not rings:
             if not self._own:
                 self._position += min(left, _PIECE)
-                self._own.append(range(start, self._position))
+                self._own.append(self._order[start : self._position])
+            return
+        if not self._spread:
+            self._position += min(left, self._share_pages)
+            self._post(rings[0], self._order[start : self._position])
             return
         lanes = len(rings) + 1
         pages = -(-left // lanes)
@@ -123,9 +200,9 @@ class Division:
             pages = max(_WHOLE, pages * 3 // 4)
         pages = min(pages, self._share_pages)
         end = self._position = min(start + lanes * pages, self._count)
-        self._own.insert(0, range(start, end, lanes))
+        self._own.insert(0, self._order[start:end:lanes])
         for lane, ring in enumerate(rings, start=1):
-            share = range(start + lane, end, lanes)
+            share = self._order[start + lane : end : lanes]
             if share:
                 self._post(ring, share)
 
@@ -138,13 +215,9 @@ class Division:
             self._own[0] = mine[:-spare]
             self._post(ring, mine[-spare:])
 
-    def _post(self, ring: Ring, share: range) -> None:
-        posted = ring.post(self._batch, share)
-        if posted is None:
+    def _post(self, ring: Ring, share: Sequence[int]) -> None:
+        if not ring.post(self._batch, share, self._placement, self._posted):
             self._own.append(share)
-        else:
-            self._posted.append(posted)
-            self.woke |= posted.woke
 
     def _do_piece(self) -> None:
         mine = self._own.pop()
@@ -153,15 +226,11 @@ class Division:
             mine = mine[:_PIECE]
         self._batch.run_share(self._context, mine)
 
-    def _collect_if_done(self, posted: Posted) -> bool:
-        if not posted.ring.is_done(posted):
-            return False
-        posted.ring.collect(posted)
-        return True
-
     def _finish(self, posted: Posted) -> None:
         """Wait for a share and collect it, or see that it is done some other way."""
-        if self._await(posted):
+        done = posted.ring.is_done(posted) or self._wait(posted)
+        self._posted.remove(posted)
+        if done:
             posted.ring.collect(posted)
             return
         died_on_it = posted.ring.was_started(posted)
@@ -169,26 +238,52 @@ class Division:
         if died_on_it:
             self._isolate(posted.share)
         else:
+            self._tally.fallbacks += len(posted.share)
             self._batch.run_share(self._context, posted.share)
 
-    def _await(self, posted: Posted) -> bool:
+    def _wait(self, posted: Posted) -> bool:
         """Whether the share was done; False: its worker is dead."""
-        ring = posted.ring
-        if ring.wait(posted, HANG_S):
-            return True
-        if not ring.dead:
-            self._supervisor.kill(ring)
-            return ring.wait(posted, HANG_S)
-        return False
+        started = clock()
+        try:
+            return self._await(posted, started)
+        finally:
+            self._tally.waits += 1
+            self._tally.wait_s += clock() - started
 
-    def _isolate(self, share: range) -> None:
+    def _await(self, posted: Posted, started: float) -> bool:
+        ring, done, since = posted.ring, posted.ring.done, started
+        while not ring.wait(posted, self._patience(since)):
+            if ring.dead:
+                return False
+            now = clock()
+            if self._deadline is not None and now >= self._deadline:
+                raise _ExpiredError
+            if ring.done != done:
+                done, since = ring.done, now
+            elif now - since >= HANG_S:
+                self._supervisor.kill(ring)
+            if self._meanwhile is not None:
+                self._meanwhile()
+        return True
+
+    def _patience(self, since: float) -> float:
+        """Seconds to wait until there is something else to look at."""
+        now = clock()
+        patience = max(since + HANG_S - now, _LOOK_S)
+        if self._deadline is not None:
+            patience = min(patience, max(self._deadline - now, 0.0))
+        return patience if self._meanwhile is None else min(patience, _LOOK_S)
+
+    def _isolate(self, share: Sequence[int]) -> None:
         """Run a share that killed a worker, in workers only; halve it as long as it kills."""
         while True:
             posted = self._post_to_any(share)
             if posted is None:
                 self._batch.fail(share, -errno.EOWNERDEAD)  # no worker will come, and never here
                 return
-            if self._await(posted):
+            done = self._wait(posted)
+            self._posted.remove(posted)
+            if done:
                 posted.ring.collect(posted)
                 return
             died_on_it = posted.ring.was_started(posted)
@@ -202,13 +297,55 @@ class Division:
         self._isolate(share[:middle])
         self._isolate(share[middle:])
 
-    def _post_to_any(self, share: range) -> Posted | None:
+    def _post_to_any(self, share: Sequence[int]) -> Posted | None:
         """Post to the first worker that can take it; None when there will be none."""
         while True:
             for ring in self._supervisor.rings:
-                posted = ring.post(self._batch, share) if ring.wants_work() else None
-                if posted is not None:
-                    return posted
+                if ring.wants_work() and ring.post(
+                    self._batch, share, self._placement, self._posted
+                ):
+                    return self._posted[-1]
             if self._supervisor.hopeless:
                 return None
+            if self._deadline is not None and clock() >= self._deadline:
+                raise _ExpiredError
+            if self._meanwhile is not None:
+                self._meanwhile()
             time.sleep(0.001)
+
+    def _expire(self) -> None:
+        """End what is under way, soon; what is not done gets -ETIMEDOUT."""
+        self._own.clear()
+        self._position = self._count
+        self.abandon(hung_too=True)
+        batch = self._batch
+        batch.fail(np.flatnonzero((batch.dlens == 0) & (batch.errors == 0)), -errno.ETIMEDOUT)
+
+    def abandon(self, *, hung_too: bool = False) -> None:
+        """Give up what workers have; on return none of them writes to the batch's memory.
+
+        A share that a worker has begun, and which it would put in its own slot, is left to it unless
+        `hung_too`: then, as where outputs are placed, it ends within GRACE_S or the worker does.
+        """
+        while self._posted:
+            posted = self._posted[-1]
+            ring = posted.ring
+            must_end = posted.placed or (hung_too and ring.was_started(posted))
+            if not ring.was_announced(posted):
+                ring.drop(posted)
+            elif must_end:
+                self._end(posted)
+                (ring.collect if ring.is_done(posted) else ring.drop)(posted)
+            else:
+                ring.abandon(posted)
+            self._posted.pop()
+
+    def _end(self, posted: Posted) -> None:
+        """Wait until a share is done or its worker dead; a worker that takes long is killed."""
+        ring = posted.ring
+        while not ring.is_done(posted) and not ring.dead:
+            try:
+                if not ring.wait(posted, max(GRACE_S - ring.under_way_s(posted), 0.0)):
+                    self._supervisor.kill(ring)
+            except KeyboardInterrupt:  # one is on its way up already
+                self._supervisor.kill(ring)

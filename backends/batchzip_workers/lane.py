@@ -1,73 +1,158 @@
-"""Lane: the thread that does an engine's requests, one after the other.
+"""Lane: the thread that does an engine's requests.
 
-It is the caller of the workers in place of the submitter, who is free meanwhile: it does a caller's
-share of each batch itself. Rejected: concurrent.futures' executor. Its thread is joined at the
-interpreter's exit before anything else runs, with every request that is still queued, and it cannot be
-closed from a callback of its own.
+It is the caller of the workers in place of the submitters, who are free meanwhile, and does a caller's
+share itself. It takes what is queued in bundles, and the requests of a bundle overlap: while workers
+have one, it hands out the next, so that no core waits for a request's last share. Each is finished as
+soon as its own shares are done, in whatever order.
 
-A thread takes requests until `close()`; the queue is the only thing shared, and needs no lock of ours.
+Whether a bundle is divided at all is decided as for a batch of its size, from what both ways took.
+
+Rejected: concurrent.futures' executor. Its thread is joined at the interpreter's exit before anything
+else runs, with every request that is still queued, and it cannot be closed from a callback of its own.
+
+A thread takes requests until `close()`; the queue is the only thing shared.
 """
 
 from __future__ import annotations
 
+import errno
 import threading
-from queue import Empty, SimpleQueue
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from batchzip.batch import Batch
     from batchzip.request import Request
+    from batchzip_workers.backend import WorkersBackend
+    from batchzip_workers.division import Division
+    from batchzip_workers.queue import RequestQueue
+
+_BUNDLE_PAGES = 1024
+"""Pages of a bundle: larger ones delay who comes next, smaller ones let the workers run dry often."""
 
 
 class Lane:
-    """Takes up requests in the order they were put, and finishes each."""
+    """Takes up requests, does them together with the workers, and finishes each."""
 
-    def __init__(self, execute: Callable[[Batch], None]) -> None:
-        self._execute = execute
-        self._queue: SimpleQueue[Request[Batch] | None] = SimpleQueue()
+    def __init__(self, backend: WorkersBackend, queue: RequestQueue) -> None:
+        self._backend = backend
+        self._queue = queue
         self._thread = threading.Thread(target=self._run, name="batchzip-requests", daemon=True)
         self._thread.start()
 
-    def put(self, request: Request[Batch]) -> None:
-        """Queue a request; returns at once."""
-        self._queue.put(request)
+    @property
+    def is_current(self) -> bool:
+        """Whether this is called in the lane's own thread, by a callback."""
+        return threading.current_thread() is self._thread
 
     def _run(self) -> None:
-        while (request := self._queue.get()) is not None:
-            self._do(request)
-            del request  # nothing of it, nor of its engine, is kept while there is no next one
+        while requests := self._queue.take(_BUNDLE_PAGES):
+            self._do([request for request in requests if self._take_up(request)])
+            del requests  # nothing of them, nor of their engine, is kept while there is no next one
 
-    def _do(self, request: Request[Batch]) -> None:
-        if not request.take_up():
+    def _take_up(self, request: Request[Batch]) -> bool:
+        if request.take_up():
+            return True
+        self._queue.leave(len(request.batch))  # it was cancelled
+        return False
+
+    def _do(self, requests: list[Request[Batch]]) -> None:
+        self._expire_queued()
+        if not requests:
             return
-        try:
-            self._execute(request.batch)
-        except BaseException as error:  # noqa: BLE001 - raised where the request is waited for
-            request.finish(error)
+        backend = self._backend
+        pages = sum(len(request.batch) for request in requests)
+        first = requests[0].batch
+        balance = backend.balance(first.operation, backend.locate(first), bundled=True)
+        started, asleep = time.perf_counter(), backend.asleep
+        divided = backend.can_divide and balance.is_worth(pages, started, asleep=asleep)
+        if divided:
+            self._divide(requests)
         else:
-            request.finish()
+            for request in requests:
+                self._do_alone(request)
+        now = time.perf_counter()
+        if divided:
+            balance.note_divided(pages, now - started, now, woke=asleep)
+        else:
+            balance.note_alone(pages, now - started, now)
+
+    def _do_alone(self, request: Request[Batch]) -> None:
+        try:
+            self._backend.run_inline(request.batch, request.deadline)
+        except BaseException as error:  # noqa: BLE001 - raised where the request is waited for
+            self._finish(request, error)
+        else:
+            self._finish(request)
+
+    def _divide(self, requests: list[Request[Batch]]) -> None:
+        """Do requests so that they overlap."""
+        under_way: list[tuple[Request[Batch], Division]] = []
+        for request in requests:
+            division = self._backend.divide(
+                request.batch,
+                self._backend.locate(request.batch),
+                spread=request is requests[-1],
+                deadline=request.deadline,
+                meanwhile=self._expire_queued,
+            )
+            if self._hand_out(request, division):
+                under_way.append((request, division))
+            under_way = [one for one in under_way if not self._reap(*one)]
+        for one in under_way:
+            self._reap(*one, wait=True)
+
+    def _hand_out(self, request: Request[Batch], division: Division) -> bool:
+        """Do of a request what is not workers' work; whether it is still under way."""
+        try:
+            while division.step():
+                pass
+        except BaseException as error:  # noqa: BLE001 - as above
+            division.abandon()
+            self._finish(request, error)
+            return False
+        return True
+
+    def _reap(self, request: Request[Batch], division: Division, *, wait: bool = False) -> bool:
+        """Finish a request if its last share is done, or when it is; whether it is finished."""
+        try:
+            if wait:
+                division.finish()
+            elif not division.collect():
+                return False
+        except BaseException as error:  # noqa: BLE001 - as above
+            division.abandon()
+            self._finish(request, error)
+        else:
+            self._finish(request)
+        return True
+
+    def _finish(self, request: Request[Batch], error: BaseException | None = None) -> None:
+        self._backend.count(request.batch)
+        # First, so that a callback finds room for the next.
+        self._queue.leave(len(request.batch))
+        request.finish(error)
+
+    def _expire_queued(self) -> None:
+        """Fail the queued requests whose deadline has passed."""
+        for request in self._queue.take_expired():
+            if self._take_up(request):
+                request.batch.fail(range(len(request.batch)), -errno.ETIMEDOUT)
+                self._finish(request)
 
     def close(self) -> None:
         """Finish every request that was put, then end the thread."""
-        self._queue.put(None)
-        if threading.current_thread() is not self._thread:
+        self._queue.close()
+        if not self.is_current:
             self._thread.join()
             return
         # Closed by a callback: the rest is done here, and the thread ends when this one returns.
-        while (request := self._queue.get()) is not None:
-            self._do(request)
-        self._queue.put(None)
+        while requests := self._queue.take(_BUNDLE_PAGES):
+            self._do([request for request in requests if self._take_up(request)])
 
     def abandon(self, timeout_s: float) -> None:
         """At the interpreter's exit: cancel what is queued, let what is under way end within time."""
-        while True:
-            try:
-                request = self._queue.get_nowait()
-            except Empty:
-                break
-            if request is not None:
-                request.cancel()
-        self._queue.put(None)
+        self._queue.close()
+        for request in self._queue.take_all():
+            request.cancel()
         self._thread.join(timeout_s)

@@ -5,7 +5,7 @@ one queue for all workers (needs a lock or a compare-and-swap that a dead proces
 leave half done) and pipes (each share copied twice through the kernel, two system calls a share).
 
     segment = control page | slot 0 | slot 1 | …          share n lies in slot n % SLOTS
-    slot    = descriptor line | lengths | results | data (inputs, then outputs)
+    slot    = descriptor line | lengths | rows | results | data (inputs, then outputs)
 
     control page, one cache line a word, little-endian u64     written by
        0  READY      1 once the worker takes descriptors       worker
@@ -18,14 +18,22 @@ leave half done) and pipes (each share copied twice through the kernel, two syst
                      else 0 (see placement.py)
      448  WAITING    one word a slot: 1 while the owner needs  owner
                      the slot's bell to wake
+    2048  figures    what the worker did; see SHARES …         worker
 
     slot                                                       written by
        0  descriptor: sequence u64, operation u32, count u32,  owner, before POSTED covers it
-          capacity u32, input bytes u32, crc32 of these u32
-      64  lengths    u32 a page: bytes of each input           owner, likewise
-          results    i32 a page: bytes produced or −errno      worker, before DONE covers it
+          capacity u32, input bytes u32, placement (offset of
+          inputs u64, of outputs u64, their pitches u32, u32),
+          crc32 of these u32
+      64  lengths    u32 a page: bytes of each source          owner, likewise
+          rows       u32 a page: where its output goes         owner, likewise
+          results    i32 a page: bytes produced or −errno,     worker, before DONE covers it
+                     then the number of pages that failed
           data       inputs packed from the start              owner
                      outputs packed behind the inputs' room    worker
+
+    arena    Inputs and outputs of a pitch that is not 0 lie in the engine's arena instead, each that
+             far from the one before; outputs of a decompressed share at their row × pitch.
 
 Invariants
 * One writer a field; every field is aligned and written by one store.
@@ -60,12 +68,15 @@ READY, POSTED, STARTED, DONE, ASLEEP, STOP, OWNER_CPU = (line * LINE // 8 for li
 
 WAITING = tuple((7 + slot) * LINE // 8 for slot in range(SLOTS))
 
-DESCRIPTOR = struct.Struct("<QIIII")
-"""All of a descriptor but its check."""
+_FIELDS = struct.Struct("<QIIIIQQII")
+_SEALED = struct.Struct("<QIIIIQQIII")
 
-CHECK = struct.Struct("<I")
+SHARES, SLEEPS, BUSY_NS, STARTED_NS = range(256, 260)
+"""Indices of a worker's figures in the control page, in u64; the last is when it began the share under
+way, on the system's monotonic clock."""
 
-_SEALED_BYTES = DESCRIPTOR.size + CHECK.size
+PAGES, BYTES_IN, BYTES_OUT = 260, 262, 264
+"""Indices of figures that there are two of, + 0 for compress and + 1 for decompress."""
 
 _SHARE_BYTES = 256 << 10
 
@@ -90,8 +101,8 @@ class Layout:
 
     @property
     def data_offset(self) -> int:
-        """Where a slot's data begins: behind the descriptor, lengths and results."""
-        return -(-(LINE + 8 * self.share_pages) // 4096) * 4096
+        """Where a slot's data begins: behind the descriptor, lengths, rows and results."""
+        return -(-(LINE + 12 * self.share_pages + LINE) // 4096) * 4096
 
     @property
     def slot_bytes(self) -> int:
@@ -107,34 +118,35 @@ class Layout:
 class SlotViews:
     """Views of one slot, made once: nothing is sliced on the hot path that need not be."""
 
-    __slots__ = ("descriptor", "inputs", "lengths", "outputs", "pages", "results")
+    __slots__ = ("descriptor", "failed", "inputs", "lengths", "outputs", "pages", "results", "rows")
 
     def __init__(self, segment: memoryview, layout: Layout, slot: int) -> None:
         start = CONTROL_BYTES + slot * layout.slot_bytes
         count, page_size = layout.share_pages, layout.page_size
         view = segment[start : start + layout.slot_bytes]
         self.descriptor = view[:LINE]
-        self.lengths = view[LINE : LINE + 4 * count].cast("I")
-        self.results = view[LINE + 4 * count : LINE + 8 * count].cast("i")
+        at, size = LINE, 4 * count
+        self.lengths = view[at : at + size].cast("I")
+        self.rows = view[at + size : at + 2 * size].cast("I")
+        self.results = view[at + 2 * size : at + 3 * size].cast("i")
+        self.failed = view[at + 3 * size : at + 3 * size + 4].cast("I")
         data = view[layout.data_offset :]
         self.inputs = data[: layout.input_room]
         self.outputs = data[layout.input_room :]
         self.pages = [self.inputs[i * page_size : (i + 1) * page_size] for i in range(count)]
 
 
-def seal_descriptor(sequence: int, operation: int, count: int, capacity: int, size: int) -> bytes:
-    """Make a descriptor's bytes; the check tells one torn or written over from another."""
-    fields = DESCRIPTOR.pack(sequence, operation, count, capacity, size)
-    return fields + CHECK.pack(crc32(fields))
+def seal_descriptor(slot: memoryview, *fields: int) -> None:
+    """Write a descriptor; the check tells one torn or written over from another."""
+    packed = _FIELDS.pack(*fields)
+    slot[: _SEALED.size] = packed + crc32(packed).to_bytes(4, "little")
 
 
-def open_descriptor(descriptor: memoryview) -> tuple[int, int, int, int, int] | None:
+def open_descriptor(slot: memoryview) -> tuple[int, ...] | None:
     """Copy a descriptor once and check the copy; its fields, or None where it is damaged."""
-    copied = bytes(descriptor[:_SEALED_BYTES])
-    fields = copied[: DESCRIPTOR.size]
-    if CHECK.unpack_from(copied, DESCRIPTOR.size)[0] != crc32(fields):
-        return None
-    return DESCRIPTOR.unpack(fields)
+    copied = bytes(slot)
+    *fields, check = _SEALED.unpack_from(copied)
+    return None if check != crc32(copied[: _FIELDS.size]) else tuple(fields)
 
 
 def make_fence() -> Callable[[], object]:

@@ -14,18 +14,26 @@ in memory that nobody looks at any more, and its successor starts with a new rin
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import multiprocessing.process
 import os
 import select
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from batchzip.statistics import Tally, WorkerStatistics
 from batchzip_workers import worker
-from batchzip_workers.ring import Ring
+from batchzip_workers.failpoints import next_armed
+from batchzip_workers.layout import BUSY_NS, BYTES_IN, BYTES_OUT, PAGES, SHARES, SLEEPS
+from batchzip_workers.ring import PassedFd, Ring
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from batchzip.arena import Arena
     from batchzip.codecs import Codec
     from batchzip_workers.layout import Layout
 
@@ -65,8 +73,9 @@ class _Worker:
 class Supervisor:
     """Keeps `count` workers running from `start()` to `stop()`."""
 
-    def __init__(self, codec: Codec, layout: Layout, count: int) -> None:
+    def __init__(self, codec: Codec, layout: Layout, count: int, arena: Arena) -> None:
         self._codec = codec
+        self._arena = arena
         self._layout = layout
         self._owner_pid = os.getpid()
         self._workers = [_Worker(number) for number in range(count)]
@@ -77,6 +86,9 @@ class Supervisor:
         )
         self.rings: tuple[Ring, ...] = ()
         self.restarts = 0
+        self._figures_lock = threading.Lock()
+        self._gone = (Tally(), Tally())
+        """What workers did that are gone, by operation."""
         self.failure: str | None = None
         """Why a worker could not be started several times in a row, if that ever happened."""
 
@@ -159,11 +171,18 @@ class Supervisor:
             ring = Ring(self._layout)
             process = get_context("loky").Process(
                 target=worker.main,
-                args=ring.worker_arguments(self._owner_pid, place.number, self._codec),
+                args=(
+                    self._owner_pid,
+                    place.number,
+                    self._codec,
+                    PassedFd(self._arena.fd),
+                    next_armed(),
+                    *ring.worker_arguments(),
+                ),
                 name="batchzip-worker",
-                daemon=True,
             )
-            process.start()
+            with _allowed_to_start():
+                process.start()
         except Exception as error:  # noqa: BLE001 - memory, process limit, a daemonic parent
             self._note_failed_start(place, f"{type(error).__name__}: {error}")
             if ring is not None:
@@ -173,6 +192,7 @@ class Supervisor:
         # process too. Stopping workers is done here, by their owner only.
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined] # noqa: SLF001
         ring.stop_passing()
+        os.set_inheritable(self._arena.fd, False)
         ring.set_sentinel(process.sentinel)
         place.process, place.ring = process, ring
         self._publish()
@@ -184,13 +204,45 @@ class Supervisor:
         place.process.join()
         status = place.process.exitcode
         ring, place.process, place.ring = place.ring, None, None
-        self._publish()
+        with self._figures_lock:
+            for operation, tally in enumerate(self._gone):
+                _add_figures(tally, ring.figures(), operation)
+            self._publish()
         ring.close()
         self.restarts += 1
         if was_ready:
             place.failed_starts = 0
         else:
             self._note_failed_start(place, f"it ended with status {status} before it was ready")
+
+    def worked(self, operation: int) -> Tally:
+        """Add up what all workers, those that are gone too, did of one operation."""
+        total = Tally()
+        with self._figures_lock:
+            total.add(self._gone[operation])
+            for ring in self.rings:
+                _add_figures(total, ring.figures(), operation)
+        return total
+
+    def statistics(self) -> tuple[WorkerStatistics, ...]:
+        """Tell what each worker that runs now did."""
+        found = []
+        for place in self._workers:
+            process, ring = place.process, place.ring
+            if process is not None and ring is not None:
+                figures = ring.figures()
+                found.append(
+                    WorkerStatistics(
+                        pid=process.pid,
+                        shares=figures[0],
+                        sleeps=figures[SLEEPS - SHARES],
+                        busy_s=figures[BUSY_NS - SHARES] * 1e-9,
+                        pages=sum(figures[PAGES - SHARES : PAGES - SHARES + 2]),
+                        bytes_in=sum(figures[BYTES_IN - SHARES : BYTES_IN - SHARES + 2]),
+                        bytes_out=sum(figures[BYTES_OUT - SHARES : BYTES_OUT - SHARES + 2]),
+                    )
+                )
+        return tuple(found)
 
     def _note_failed_start(self, place: _Worker, reason: str) -> None:
         place.note_failed_start()
@@ -212,3 +264,25 @@ class Supervisor:
                 place.process.join()
             place.ring.close()  # type: ignore[union-attr]
             place.process = place.ring = None
+
+
+def _add_figures(tally: Tally, figures: list[int], operation: int) -> None:
+    tally.pages += figures[PAGES - SHARES + operation]
+    tally.bytes_in += figures[BYTES_IN - SHARES + operation]
+    tally.bytes_out += figures[BYTES_OUT - SHARES + operation]
+
+
+@contextmanager
+def _allowed_to_start() -> Iterator[None]:
+    """Let a daemonic process, as multiprocessing's pools have them, start workers.
+
+    It may not have children, says multiprocessing, as it would leave them behind when it is
+    terminated. Ours end with it all the same (PR_SET_PDEATHSIG).
+    """
+    config: dict[str, object] = multiprocessing.current_process()._config  # type: ignore[attr-defined] # noqa: SLF001
+    daemonic = config.pop("daemon", None)
+    try:
+        yield
+    finally:
+        if daemonic is not None:
+            config["daemon"] = daemonic

@@ -1,6 +1,6 @@
 """The worker's end of a ring: a process that takes descriptors until it is told to stop.
 
-    look at POSTED ─▶ copy the descriptor, check it ─▶ STARTED ─▶ run the codec ─▶ results ─▶ DONE
+    look at POSTED ─▶ STARTED ─▶ copy the descriptor, check it ─▶ run the codec ─▶ results ─▶ DONE
          ▲  nothing there: look for SPIN_S, then ASLEEP = 1, look again, sleep on the bell     │
          └─────────────────────────────────────────────────────────────────────────────────────┘
 
@@ -14,6 +14,7 @@ It imports no NumPy: a worker is back after a death in the time that Python take
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import select
 import signal
@@ -24,13 +25,20 @@ from batchzip.codecs.context import COMPRESS, DECOMPRESS, Context
 from batchzip.segment import Segment
 from batchzip_workers.layout import (
     ASLEEP,
+    BUSY_NS,
+    BYTES_IN,
+    BYTES_OUT,
     CONTROL_BYTES,
     DONE,
     OWNER_CPU,
+    PAGES,
     POSTED,
     READY,
+    SHARES,
+    SLEEPS,
     SLOTS,
     STARTED,
+    STARTED_NS,
     STOP,
     WAITING,
     Layout,
@@ -41,9 +49,10 @@ from batchzip_workers.layout import (
 from batchzip_workers.placement import step_aside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from batchzip.codecs import Codec
+    from batchzip_workers.failpoints import Failpoint
 
 MAX_SPIN_S = 1e-3
 """Most seconds a worker looks for work before it sleeps. A wake-up costs both sides 50 µs and more,
@@ -62,6 +71,8 @@ def main(
     owner_pid: int,
     number: int,
     codec: Codec,
+    arena_fd: int,
+    failpoint: Failpoint | None,
     layout: Layout,
     segment_fd: int,
     bell_fd: int,
@@ -75,7 +86,8 @@ def main(
     segment = Segment.attach(segment_fd)
     segment.populate()
     context = Context(codec, layout.page_size)
-    Worker(number, segment, context, layout, bell_fd, slot_bell_fds).loop()
+    worker = Worker(number, segment, context, layout, arena_fd, bell_fd, slot_bell_fds)
+    worker.loop(None if failpoint is None else failpoint.hit)
 
 
 class Worker:
@@ -87,6 +99,7 @@ class Worker:
         segment: Segment,
         context: Context,
         layout: Layout,
+        arena_fd: int,
         bell_fd: int,
         slot_bells: Sequence[int],
     ) -> None:
@@ -94,6 +107,8 @@ class Worker:
         self._segment = segment
         self._context = context
         self._layout = layout
+        self._arena_fd = arena_fd
+        self._arena = memoryview(b"")
         self._bell_fd = bell_fd
         self._slot_bells = slot_bells
         self._control = segment.view[:CONTROL_BYTES].cast("Q")
@@ -101,24 +116,40 @@ class Worker:
         self._fence = make_fence()
         self._spin_s = MAX_SPIN_S
 
-    def loop(self) -> None:
-        """Take shares in the order they were posted until STOP."""
-        control = self._control
+    def loop(self, hit: Callable[[str], None] | None = None) -> None:  # noqa: C901 - one loop, step by step
+        """Take shares in the order they were posted until STOP; `hit` is a test's failpoint."""
+        control, clock = self._control, time.monotonic_ns
+        self._hit = hit
         done = 0
         control[READY] = 1
+        if hit:
+            hit("ready")
         while True:
             if control[POSTED] == done and not self._await_post(done):
                 return
             if control[OWNER_CPU]:
                 step_aside(control[OWNER_CPU] - 1, self._number)
+            if hit:
+                hit("posted")
+            started = control[STARTED_NS] = clock()
             control[STARTED] = done + 1
+            if hit:
+                hit("started")
             self._run_share(done)
             slot = done % SLOTS
             done += 1
+            control[SHARES] = done
+            control[BUSY_NS] += clock() - started
+            if hit:
+                hit("counted")
             control[DONE] = done
+            if hit:
+                hit("done")
             self._fence()
             if control[WAITING[slot]]:
                 os.eventfd_write(self._slot_bells[slot], 1)
+                if hit:
+                    hit("rung")
 
     def _await_post(self, done: int) -> bool:
         """Wait for a post: look for a while, then sleep. False: STOP came instead."""
@@ -140,13 +171,18 @@ class Worker:
         control = self._control
         poll = select.poll()
         poll.register(self._bell_fd, select.POLLIN)
+        control[SLEEPS] += 1
         while True:
             control[ASLEEP] = 1
+            if self._hit:
+                self._hit("asleep")
             self._fence()
             if control[POSTED] == done and not control[STOP]:
                 poll.poll()
                 os.eventfd_read(self._bell_fd)
             control[ASLEEP] = 0
+            if self._hit:
+                self._hit("awake")
             if control[POSTED] != done:
                 return True
             if control[STOP]:
@@ -158,7 +194,7 @@ class Worker:
         fields = open_descriptor(slot.descriptor)
         if fields is None:
             os._exit(BAD_DESCRIPTOR_EXIT)
-        posted, operation, count, capacity, size = fields
+        posted, operation, count, capacity, size, *placement = fields
         layout = self._layout
         if (
             posted != sequence
@@ -167,21 +203,81 @@ class Worker:
             or size > layout.input_room
         ):
             os._exit(BAD_DESCRIPTOR_EXIT)
-        context, share = self._context, range(count)
+        if self._hit:
+            self._hit("opened")
         if operation == COMPRESS:
-            room = min(capacity, 2 * layout.page_size)
-            errors = context.compress_into(
-                slot.pages[:count], slot.outputs, 0, slot.results, share, room
-            )
+            failed = self._compress(slot, count, min(capacity, 2 * layout.page_size), *placement)
         else:
-            inputs, at = [], 0
-            for length in slot.lengths[:count].tolist():
-                inputs.append(slot.inputs[at : at + length])
-                at += length
-            if at > size:
-                os._exit(BAD_DESCRIPTOR_EXIT)
-            errors = context.decompress_into(
-                inputs, slot.outputs, layout.page_size, slot.results, share
-            )
+            failed = self._decompress(slot, count, size, *placement)
+        slot.failed[0] = failed
+        control, tally = self._control, self._context.tallies[operation]
+        control[PAGES + operation] = tally.pages
+        control[BYTES_IN + operation] = tally.bytes_in
+        control[BYTES_OUT + operation] = tally.bytes_out
+
+    def _compress(
+        self,
+        slot: SlotViews,
+        count: int,
+        capacity: int,
+        inputs: int,
+        outputs: int,
+        input_pitch: int,
+        output_pitch: int,
+    ) -> int:
+        pages, dst = slot.pages[:count], slot.outputs
+        if input_pitch:
+            size = self._layout.page_size
+            memory = self._arena_to(inputs + (count - 1) * input_pitch + size)
+            starts = range(inputs, inputs + count * input_pitch, input_pitch)
+            pages = [memory[at : at + size] for at in starts]
+        if output_pitch:
+            dst = self._arena_to(outputs + (count - 1) * output_pitch + capacity)[outputs:]
+        results = slot.results
+        errors = self._context.compress_into(
+            pages, dst, output_pitch, results, range(count), capacity
+        )
+        if self._hit:
+            self._hit("coded")
         for position, code in errors.items():
-            slot.results[position] = code
+            results[position] = code
+        return len(errors)
+
+    def _decompress(
+        self,
+        slot: SlotViews,
+        count: int,
+        size: int,
+        inputs: int,  # noqa: ARG002 - sources always lie in the slot
+        outputs: int,
+        input_pitch: int,  # noqa: ARG002
+        output_pitch: int,
+    ) -> int:
+        sources, at = [], 0
+        for length in slot.lengths[:count].tolist():
+            sources.append(slot.inputs[at : at + length])
+            at += length
+        if at > size:
+            os._exit(BAD_DESCRIPTOR_EXIT)
+        page_size = self._layout.page_size
+        dst, pitch = slot.outputs, page_size
+        rows: Sequence[int] = range(count)
+        if output_pitch:
+            rows, pitch = slot.rows[:count].tolist(), output_pitch
+            dst = self._arena_to(outputs + max(rows) * pitch + page_size)[outputs:]
+        errors = self._context.decompress_into(sources, dst, pitch, rows)
+        if self._hit:
+            self._hit("coded")
+        if errors:
+            for position, row in enumerate(rows):
+                slot.results[position] = errors.get(row, 0)
+        return len(errors)
+
+    def _arena_to(self, end: int) -> memoryview:
+        """Map the arena, up to `end` at least."""
+        if len(self._arena) < end:
+            size = os.fstat(self._arena_fd).st_size
+            if size < end:
+                os._exit(BAD_DESCRIPTOR_EXIT)
+            self._arena = memoryview(mmap.mmap(self._arena_fd, size))
+        return self._arena

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip import buffers
-from batchzip.batch.descriptor import Batch
+from batchzip.batch.descriptor import NOWHERE, Batch
 from batchzip.codecs.context import COMPRESS
 from batchzip.errors import BadBatch, PageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from batchzip.arena import Arena
+    from batchzip.batch.descriptor import Placement, Results
     from batchzip.buffers import Buffer, Flat
     from batchzip.codecs.context import Context
 
@@ -110,9 +112,20 @@ class CompressBatch(Batch):
         """Let go of the pages: until the next `refill` the descriptor keeps nothing of them."""
         self._matrix, self._flat, self._inputs = None, memoryview(b""), []
 
-    def inputs(self, share: range) -> Sequence[Flat]:
+    def locate(self, arena: Arena) -> Placement:
+        """Find pages and destinations in `arena`."""
+        pages = -1 if self._matrix is None else arena.locate(self._matrix)
+        dsts = -1 if self._dsts_are_ours else arena.locate(self.dsts)
+        if pages < 0 and dsts < 0:
+            return NOWHERE
+        return (
+            *((0, 0) if pages < 0 else (pages, self.page_size)),
+            *((0, 0) if dsts < 0 else (dsts, self._pitch)),
+        )
+
+    def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
         """Pages of `share`: views of the caller's memory."""
-        if self._matrix is None:
+        if self._matrix is None or not isinstance(share, range):
             return super().inputs(share)
         size = self.page_size
         flat = self._flat
@@ -127,23 +140,12 @@ class CompressBatch(Batch):
             return None
         return self._matrix[share.start : share.stop : share.step]
 
-    def run_share(self, context: Context, share: range) -> None:
+    def run_share(self, context: Context, share: Sequence[int]) -> None:
         """Compress a share straight from the caller's memory."""
+        assert isinstance(share, range)  # noqa: S101 - slices of order()
         errors = context.compress_into(
             self.inputs(share), self._dsts, self._pitch, self._dlens, share, self.capacity
         )
-        if errors or self._unfit:
-            self._accept_errors(share, errors)
-
-    def accept(self, share: range, outputs: Sequence[Flat], errors: Mapping[int, int]) -> None:
-        """Copy a share's outputs to their destinations."""
-        dsts, dlens = self._dsts, self._dlens
-        at, hop = share.start * self._pitch, share.step * self._pitch
-        for index, output in zip(share, outputs, strict=True):
-            length = len(output)
-            dsts[at : at + length] = output
-            dlens[index] = length
-            at += hop
         if errors or self._unfit:
             self._accept_errors(share, errors)
 
@@ -158,24 +160,27 @@ class CompressBatch(Batch):
         ]
 
     def accept_packed(
-        self, share: range, memory: memoryview, hop: int, results: Sequence[int]
+        self, share: Sequence[int], memory: memoryview, results: Results, failed: int
     ) -> None:
         """Copy a share's outputs from `memory` to their destinations."""
-        dsts, dlens = self._dsts, self._dlens
+        assert isinstance(share, range)  # noqa: S101 - slices of order()
+        dsts = self._dsts
         source = 0
-        errors: dict[int, int] = {}
         at, leap = share.start * self._pitch, share.step * self._pitch
-        for index, length in zip(share, results, strict=True):
+        for length in results.tolist():
             if length > 0:
-                dsts[at : at + length] = memory[source : source + length]
-                dlens[index] = length
-                source += hop or length
-            else:
-                errors[index] = length
-                source += hop
+                end = source + length
+                dsts[at : at + length] = memory[source:end]
+                source = end
             at += leap
-        if errors or self._unfit:
-            self._accept_errors(share, errors)
+        self.accept_placed(share, results, failed)
+
+    def accept_placed(self, share: Sequence[int], results: Results, failed: int) -> None:
+        """Take the lengths of a share whose outputs are in their destinations."""
+        assert isinstance(share, range)  # noqa: S101 - slices of order()
+        self.dlens[share.start : share.stop : share.step] = results
+        if failed or self._unfit:
+            self._accept_failed(share, results)
 
     def output(self, index: int) -> memoryview:
         """View the compressed bytes of one page, in `dsts`; raise PageError if it failed."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from batchzip import buffers
-from batchzip.batch.descriptor import Batch
+from batchzip.batch.descriptor import NOWHERE, Batch
 from batchzip.codecs.context import DECOMPRESS
 from batchzip.errors import BadBatch
 
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from batchzip.arena import Arena
+    from batchzip.batch.descriptor import Placement, Results
     from batchzip.buffers import Buffer, Flat
     from batchzip.codecs.context import Context
 
     Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+_NONE: buffers.Bytes = np.empty((0, 0), np.uint8)
 
 _PAGE_SIZE = 4096
 """Bytes of a page where nothing says otherwise, as on most machines."""
@@ -38,7 +42,7 @@ class DecompressBatch(Batch):
     is left as it was. `pages` is an (n, page_size) array, or the sequence that was given.
     """
 
-    __slots__ = ("_flat", "_rows", "pages", "slens")
+    __slots__ = ("_flat", "_matrix", "_rows", "pages", "slens")
 
     operation = DECOMPRESS
 
@@ -55,9 +59,10 @@ class DecompressBatch(Batch):
         self._rows: list[memoryview] = []
         """Destinations where they were given one by one; else they are `_flat`."""
         self._flat = memoryview(b"")
+        self._matrix = _NONE
         if pages is None:
             page_size = buffers.check_page_size(_PAGE_SIZE if page_size is None else page_size)
-            self.pages = np.empty((count, page_size), np.uint8)
+            self.pages = self._matrix = np.empty((count, page_size), np.uint8)
             self._flat = buffers.flat(self.pages)
         elif buffers.is_sequence(pages):
             self.pages = pages  # type: ignore[assignment] # who passes a list knows what it is
@@ -66,7 +71,7 @@ class DecompressBatch(Batch):
         else:
             if page_size is None and getattr(pages, "ndim", 1) == 1:
                 page_size = _PAGE_SIZE
-            self.pages = matrix = buffers.as_matrix(
+            self.pages = self._matrix = matrix = buffers.as_matrix(
                 pages, "pages", rows=count, width=page_size, writable=True
             )
             page_size = matrix.shape[1]
@@ -80,54 +85,60 @@ class DecompressBatch(Batch):
             self._unfit[int(index)] = -errno.EBADMSG
             sources[index] = b""
 
-    def run_share(self, context: Context, share: range) -> None:
-        """Decompress a share straight into its pages."""
-        rows = self._rows
-        if rows:
-            errors: dict[int, int] = {}
-            length = memoryview(bytearray(4)).cast("I")
-            for index in share:
-                one = context.decompress_into(
-                    [self._inputs[index]], rows[index], 0, length, range(1)
-                )
-                self._dlens[index] = length[0]
-                errors.update((index, code) for code in one.values())
-        else:
-            errors = context.decompress_into(
-                self.inputs(share), self._flat, self.page_size, self._dlens, share
-            )
-        if errors or self._unfit:
-            self._accept_errors(share, errors)
+    def order(self) -> Sequence[int]:
+        """Give the largest sources first: they take longest, and nobody waits for one at the end."""
+        return np.argsort(-self.slens.astype(np.int64), kind="stable").tolist()  # type: ignore[no-any-return]
 
-    def accept(self, share: range, outputs: Sequence[Flat], errors: Mapping[int, int]) -> None:
-        """Copy a share's pages to where they go."""
-        size, rows, flat = self.page_size, self._rows, self._flat
-        if rows:
-            for index, output in zip(share, outputs, strict=True):
-                rows[index][: len(output)] = output
+    def locate(self, arena: Arena) -> Placement:
+        """Find the pages in `arena`; sources are short and always handed over as a copy."""
+        pages = -1 if self._rows else arena.locate(self._matrix)
+        return NOWHERE if pages < 0 else (0, 0, pages, self.page_size)
+
+    def run_share(self, context: Context, share: Sequence[int]) -> None:
+        """Decompress a share straight into its pages."""
+        if self._rows:
+            errors: dict[int, int] = {}
+            for index in share:
+                one = context.decompress_into([self._inputs[index]], self._rows[index], 0, [index])
+                errors.update(one)
         else:
-            at, hop = share.start * size, share.step * size
-            for output in outputs:
-                flat[at : at + len(output)] = output
-                at += hop
-        self.dlens[share.start : share.stop : share.step] = size
+            errors = context.decompress_into(self.inputs(share), self._flat, self.page_size, share)
+        self._accept(share, errors)
+
+    def _accept(self, share: Sequence[int], errors: Mapping[int, int]) -> None:
+        if isinstance(share, range):
+            self.dlens[share.start : share.stop : share.step] = self.page_size
+        else:
+            self.dlens[share] = self.page_size
         if errors or self._unfit:
             self._accept_errors(share, errors)
 
     def accept_packed(
-        self, share: range, memory: memoryview, hop: int, results: Sequence[int]
+        self, share: Sequence[int], memory: memoryview, results: Results, failed: int
     ) -> None:
-        """Copy a share's pages from `memory` to where they go."""
-        outputs: list[memoryview] = []
-        errors: dict[int, int] = {}
-        at = 0
-        for index, length in zip(share, results, strict=True):
-            if length < 0:
-                errors[index] = length
-                length = 0  # noqa: PLW2901 - nothing of it is there
-            outputs.append(memory[at : at + length])
-            at += hop or length
-        self.accept(share, outputs, errors)
+        """Copy a share's pages from `memory` to where they go; failed ones stay as they were."""
+        size, positions = self.page_size, range(len(share))
+        if failed:
+            positions = [i for i in positions if results[i] >= 0]  # type: ignore[assignment]
+        if self._rows:
+            for i in positions:
+                self._rows[share[i]][:] = memory[i * size : (i + 1) * size]
+        else:
+            pages = np.frombuffer(memory, np.uint8, len(share) * size).reshape(-1, size)
+            if failed:
+                self._matrix[[share[i] for i in positions]] = pages[positions]
+            elif isinstance(share, range):
+                self._matrix[share.start : share.stop : share.step] = pages
+            else:
+                self._matrix[share] = pages
+        self.accept_placed(share, results, failed)
+
+    def accept_placed(self, share: Sequence[int], results: Results, failed: int) -> None:
+        """Take a share whose pages are where they go."""
+        errors = {}
+        if failed:
+            errors = {share[int(i)]: int(results[i]) for i in np.flatnonzero(results < 0)}
+        self._accept(share, errors)
 
 
 def _sources(srcs: Sequence[Buffer] | tuple[Buffer, Lengths]) -> list[Flat]:

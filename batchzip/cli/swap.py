@@ -14,7 +14,7 @@ import io
 import json
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -106,7 +106,7 @@ def run(options: Options) -> int:
 
 
 def _engine(options: Options, backend: str, workers: int | None) -> Engine:
-    level = {} if options.level is None else {"level": options.level}
+    level: dict[str, Any] = {} if options.level is None else {"level": options.level}
     return Engine(
         options.algorithm,
         backend=backend,

@@ -15,8 +15,10 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from batchzip.statistics import Tally
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from batchzip.buffers import Flat
     from batchzip.codecs.codec import Codec, Transcode
@@ -32,12 +34,14 @@ class _NoSpaceError(Exception):
 class Context:
     """A codec's compressor and decompressor for pages of `page_size` bytes, for one thread."""
 
-    __slots__ = ("compress", "decompress", "page_size")
+    __slots__ = ("__weakref__", "compress", "decompress", "page_size", "tallies")
 
     def __init__(self, codec: Codec, page_size: int) -> None:
         self.page_size = page_size
         self.compress: Transcode = codec.compressor(page_size)
         self.decompress: Transcode = codec.decompressor(page_size)
+        self.tallies = Tally(), Tally()
+        """What was done with it, by operation."""
 
     def compress_into(
         self,
@@ -58,6 +62,7 @@ class Context:
         errors: dict[int, int] = {}
         at, index, step = share.start * hop, share.start, share.step
         leap = hop * step
+        total = 0
         remaining = iter(pages)
         while True:
             try:
@@ -68,6 +73,7 @@ class Context:
                         raise _NoSpaceError if length else EOFError  # noqa: TRY301 - that page's
                     dst[at : at + length] = output
                     lengths[index] = length
+                    total += length
                     index += step
                     at += leap or length
             except Exception as error:  # noqa: BLE001 - whatever a codec raises is that page's error
@@ -76,36 +82,37 @@ class Context:
                 index += step
                 at += leap
             else:
+                tally = self.tallies[COMPRESS]
+                tally.pages += len(share)
+                tally.bytes_in += len(share) * self.page_size
+                tally.bytes_out += total
                 return errors
 
     def decompress_into(
-        self,
-        srcs: Iterable[Flat],
-        dst: memoryview,
-        hop: int,
-        lengths: memoryview,
-        share: range,
+        self, srcs: Sequence[Flat], dst: memoryview, hop: int, share: Sequence[int]
     ) -> dict[int, int]:
-        """Restore pages from `srcs` to `dst`; as `compress_into`, each output exactly a page."""
+        """Restore pages from `srcs` to `dst`, each output exactly a page.
+
+        Source number i of the share (`share[i]` = k) goes to `dst[k * hop:]`. Returns the negative
+        errno of each that failed, by k.
+        """
         decompress = self.decompress
         size = self.page_size
         errors: dict[int, int] = {}
-        at, index, step = share.start * hop, share.start, share.step
-        leap = hop * step
-        remaining = iter(srcs)
+        remaining = zip(srcs, share, strict=True)
+        index = -1
         while True:
             try:
-                for src in remaining:
+                for src, index in remaining:
+                    at = index * hop
                     dst[at : at + size] = decompress(src)  # another length raises ValueError
-                    lengths[index] = size
-                    index += step
-                    at += leap
             except Exception as error:  # noqa: BLE001 - as above
                 errors[index] = _code(error, -errno.EBADMSG)
-                lengths[index] = 0
-                index += step
-                at += leap
             else:
+                tally = self.tallies[DECOMPRESS]
+                tally.pages += len(share)
+                tally.bytes_in += sum(map(len, srcs))
+                tally.bytes_out += (len(share) - len(errors)) * size
                 return errors
 
 

@@ -47,7 +47,7 @@ PAGE = 4096
 BATCH_SIZES = (8, 64, 256)
 _WIDTH = 108
 
-ALGORITHMS: dict[str, dict[str, int]] = {"lz4": {}, "zstd": {"level": 1}}
+ALGORITHMS: dict[str, dict[str, Any]] = {"lz4": {}, "zstd": {"level": 1}}
 
 GOALS = {
     ("lz4", 8): 0.70,
@@ -158,7 +158,7 @@ def contenders_for(
     return work
 
 
-def twin_for(algorithm: str, parameters: dict[str, int], pages: npt.NDArray[np.uint8]) -> Twin:
+def twin_for(algorithm: str, parameters: dict[str, Any], pages: npt.NDArray[np.uint8]) -> Twin:
     """Make the twin for the second half of the pages."""
     codec = make_codec(algorithm, **parameters)
     compress = codec.compressor(PAGE)

@@ -1,0 +1,138 @@
+"""RequestQueue: requests that were submitted and not taken up yet, in a fair order.
+
+Each submitting thread has a line of its own, and lines are served in turn, so that one that floods the
+engine delays another's request by one of its own, not by all of them. What is in the queue and under
+way is bounded in pages: `put` waits for room, or raises EngineBusy. Those that wait for room get it in
+the order they came.
+
+Rejected: `queue.Queue`, one line for all, bounded by requests whatever their size.
+
+Locks: one, innermost; nothing is called under it but a request's own bookkeeping.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from batchzip.errors import ClosedError, EngineBusy
+from batchzip_workers import division
+
+if TYPE_CHECKING:
+    from batchzip.batch import Batch
+    from batchzip.request import Request
+
+
+class RequestQueue:
+    """Requests of at most `room` pages, those taken and not `leave`n included. Thread-safe."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._pages = 0
+        self._lines: dict[int, deque[Request[Batch]]] = {}
+        """A line for each thread that has requests here; the first is served next."""
+        self._waiting: deque[object] = deque()
+        """Who waits for room, in the order they came."""
+        self._changed = threading.Condition(threading.Lock())
+        self._closed = False
+
+    def put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
+        """Queue a request. Raises EngineBusy if there is no room, now or for `timeout_s` seconds."""
+        pages = len(request.batch)
+        with self._changed:
+            if self._waiting or not self._fits(pages):
+                if not block:
+                    raise EngineBusy(f"{self._pages} pages of other requests are under way")
+                self._wait_for_room(pages, timeout_s)
+            if self._closed:
+                raise ClosedError("this engine is closed")
+            self._join(request)
+
+    def put_anyway(self, request: Request[Batch]) -> None:
+        """Queue a request whatever the room: from the thread that would have to make it."""
+        with self._changed:
+            if self._closed:
+                raise ClosedError("this engine is closed")
+            self._join(request)
+
+    def _join(self, request: Request[Batch]) -> None:
+        self._pages += len(request.batch)
+        self._lines.setdefault(threading.get_ident(), deque()).append(request)
+        self._changed.notify_all()
+
+    def _fits(self, pages: int) -> bool:
+        return self._pages == 0 or self._pages + pages <= self._room
+
+    def _wait_for_room(self, pages: int, timeout_s: float | None) -> None:
+        ticket = object()
+        self._waiting.append(ticket)
+        try:
+            has_room = self._changed.wait_for(
+                lambda: self._closed or (self._waiting[0] is ticket and self._fits(pages)),
+                timeout_s,
+            )
+        finally:
+            self._waiting.remove(ticket)
+            self._changed.notify_all()
+        if not has_room:
+            raise EngineBusy(
+                f"after {timeout_s} s, {self._pages} pages of other requests are still under way"
+            )
+
+    def take(self, most_pages: int) -> list[Request[Batch]]:
+        """Take the next requests, at least one, of one kind and `most_pages`; none: it was closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._lines or self._closed)
+            taken: list[Request[Batch]] = []
+            pages = 0
+            while self._lines:
+                thread, line = next(iter(self._lines.items()))
+                request = line[0]
+                pages += len(request.batch)
+                if taken and (
+                    pages > most_pages or request.batch.operation != taken[0].batch.operation
+                ):
+                    break
+                taken.append(line.popleft())
+                del self._lines[thread]
+                if line:
+                    self._lines[thread] = line  # to the end: the others come first now
+            return taken
+
+    def leave(self, pages: int) -> None:
+        """Make room: a request of so many pages is done."""
+        with self._changed:
+            self._pages -= pages
+            self._changed.notify_all()
+
+    def take_expired(self) -> list[Request[Batch]]:
+        """Take the requests whose deadline has passed."""
+        now = division.clock()
+        with self._changed:
+            expired = [
+                request
+                for line in self._lines.values()
+                for request in line
+                if request.deadline is not None and now >= request.deadline
+            ]
+            for thread in list(self._lines):
+                left = deque(r for r in self._lines[thread] if r not in expired)
+                if left:
+                    self._lines[thread] = left
+                else:
+                    del self._lines[thread]
+        return expired
+
+    def close(self) -> None:
+        """Let nobody in any more; what is queued can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def take_all(self) -> list[Request[Batch]]:
+        """Take every request that is queued."""
+        with self._changed:
+            taken = [request for line in self._lines.values() for request in line]
+            self._lines.clear()
+            return taken

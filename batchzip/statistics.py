@@ -1,0 +1,146 @@
+"""Statistics: what an engine did, counted where it is done and added up when somebody asks.
+
+Each thread that uses an engine has a tally for each operation, and so has each worker, in memory that
+it alone writes. So counting takes no lock and no atomic, a few additions a batch; reading adds up what
+all of them show at that moment.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from batchzip.codecs.context import Context
+
+
+class Tally:
+    """What one thread or one worker did of one operation. One writer; any reader."""
+
+    __slots__ = (
+        "batches",
+        "bytes_in",
+        "bytes_out",
+        "divided",
+        "fallbacks",
+        "pages",
+        "wait_s",
+        "waits",
+    )
+
+    def __init__(self) -> None:
+        self.batches = self.divided = 0
+        self.pages = self.bytes_in = self.bytes_out = 0
+        self.waits = self.fallbacks = 0
+        self.wait_s = 0.0
+
+    def add(self, other: Tally) -> None:
+        """Add another one's figures to this one's."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(frozen=True, slots=True)
+class OperationStatistics:
+    """What was done of one operation, compress or decompress, since the engine was made."""
+
+    batches: int
+    """Batches done, single pages that went in one included."""
+    divided: int
+    """Those of them that workers had shares of; the others were done inline, by the caller alone."""
+    pages: int
+    """Pages done, failed ones included."""
+    inline_pages: int
+    """Those of them that were done in this process."""
+    bytes_in: int
+    bytes_out: int
+    waits: int
+    """Times a caller had nothing left to do and waited for a worker."""
+    wait_s: float
+    """Seconds of these waits."""
+    fallbacks: int
+    """Pages done in this process because the worker that had them died."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """What one worker process did since it was started."""
+
+    pid: int
+    shares: int
+    pages: int
+    bytes_in: int
+    bytes_out: int
+    busy_s: float
+    """Seconds it worked on shares."""
+    sleeps: int
+    """Times it went to sleep for want of work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What an engine did. Figures of work under way may be a batch apart from each other."""
+
+    compress: OperationStatistics
+    decompress: OperationStatistics
+    errors: dict[int, int] = field(default_factory=dict)
+    """Pages that failed, by negative errno."""
+    restarts: int = 0
+    """Workers that died and were replaced."""
+    workers: tuple[WorkerStatistics, ...] = ()
+    """The workers that run now."""
+
+
+class Tallies:
+    """The tallies of every thread that uses one backend, and what those did that are gone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a thread's end may be collected while one is held
+        self._living: dict[int, tuple[Tally, Tally]] = {}
+        self._gone = (Tally(), Tally())
+        self._errors: Counter[int] = Counter()
+
+    def enrol(self, context: Context) -> None:
+        """Count what is done with this context, as long as it lives and after."""
+        with self._lock:
+            self._living[id(context)] = context.tallies
+        weakref.finalize(context, self._retire, id(context)).atexit = False
+
+    def _retire(self, context_id: int) -> None:
+        with self._lock:
+            for total, tally in zip(self._gone, self._living.pop(context_id), strict=True):
+                total.add(tally)
+
+    def count_errors(self, codes: Iterable[int]) -> None:
+        """Count pages that failed."""
+        with self._lock:
+            self._errors.update(codes)
+
+    @property
+    def errors(self) -> dict[int, int]:
+        """Pages that failed, by negative errno."""
+        with self._lock:
+            return dict(sorted(self._errors.items()))
+
+    def total(self, operation: int, elsewhere: Tally) -> OperationStatistics:
+        """Add up one operation: what threads did here, and what workers did `elsewhere`."""
+        total = Tally()
+        with self._lock:
+            for tallies in (self._gone, *self._living.values()):
+                total.add(tallies[operation])
+        return OperationStatistics(
+            batches=total.batches,
+            divided=total.divided,
+            pages=total.pages + elsewhere.pages,
+            inline_pages=total.pages,
+            bytes_in=total.bytes_in + elsewhere.bytes_in,
+            bytes_out=total.bytes_out + elsewhere.bytes_out,
+            waits=total.waits,
+            wait_s=total.wait_s,
+            fallbacks=total.fallbacks,
+        )
