@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from batchzip.codecs import Codec
     from batchzip.request import Request
     from batchzip.statistics import Statistics
+    from batchzip_workers.ring import Ring
 
 _CLOSE_S = 0.8 * MAX_SPIN_S
 """Seconds between batches that let a worker, once awake, stay so from one to the next."""
@@ -75,7 +76,7 @@ class WorkersBackend(Backend):
         """Start the workers; they take part as they become ready."""
         super().open(codec, page_size)
         layout = Layout.of(page_size)
-        self._share_pages = layout.share_pages
+        self.share_pages = layout.share_pages
         self.batch_size = (self.workers + 1) * layout.share_pages
         self._balances: dict[tuple[int, bool, bool], Balance] = defaultdict(
             lambda: Balance(_CLOSE_S)
@@ -136,6 +137,11 @@ class WorkersBackend(Backend):
         return self._balances[operation, placement is not NOWHERE, bundled]
 
     @property
+    def rings(self) -> tuple[Ring, ...]:
+        """The rings of the workers that run now."""
+        return self._supervisor.rings
+
+    @property
     def can_divide(self) -> bool:
         """Whether there are workers."""
         return bool(self._supervisor.rings)
@@ -160,7 +166,7 @@ class WorkersBackend(Backend):
             placement,
             self.context(),
             self._supervisor,
-            self._share_pages,
+            self.share_pages,
             spread=spread,
             deadline=deadline,
             meanwhile=meanwhile,

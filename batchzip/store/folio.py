@@ -18,6 +18,7 @@ interrupt makes it miss, the ledger finds.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from batchzip.engine import Engine
     from batchzip.pool import Pool
 
+_CACHE_LINE = 64
+"""Keeps rows from starting a power of two apart, where all would fall in the same set of the cache."""
+
 CHECKSUM_MASK = 0xFFFFFFFF
 """The low half of xxh3_64 is kept: four bytes a page, and one damage in 2³² goes unnoticed."""
 
@@ -50,7 +54,7 @@ class FolioWriter:
         self._pool = pool
         self._max_batch = max_batch
         self._keep_incompressible = keep_incompressible
-        self._descriptors: list[CompressBatch] = []
+        self._descriptors: list[tuple[CompressBatch, Bytes]] = []
 
     def write(self, pages: Bytes) -> np.ndarray:
         """Put `pages` (n, page_size) in the pool and return their n entries, all or none.
@@ -71,30 +75,32 @@ class FolioWriter:
         try:
             for start in range(0, len(others), self._max_batch):
                 rows = others[start : start + self._max_batch]
-                # Rows that follow one another are compressed where they are, others are gathered.
-                together = rows[-1] - rows[0] == len(rows) - 1
-                batch_pages = pages[rows[0] : rows[-1] + 1] if together else pages[rows]
-                entries[rows] = self._write_batch(batch_pages, rows, len(pages))
+                entries[rows] = self._write_batch(pages, rows)
                 done += len(rows)
         except BaseException:
             self._pool.free_many(entries["value"][others[:done]].tolist())
             raise
         return entries
 
-    def _write_batch(
-        self, pages: Bytes, rows: npt.NDArray[np.intp], folio_pages: int
-    ) -> np.ndarray:
-        batch = self._take_descriptor(pages)
+    def _write_batch(self, pages: Bytes, rows: npt.NDArray[np.intp]) -> np.ndarray:
+        batch, room = descriptor = self._take_descriptor()
         try:
+            # Rows that follow one another are compressed where they are, others are gathered.
+            if rows[-1] - rows[0] == len(rows) - 1:
+                taken = pages[rows[0] : rows[-1] + 1]
+            else:
+                taken = room[: len(rows)]
+                np.take(pages, rows, axis=0, out=taken, mode="clip")  # unlike "raise", without a copy
+            batch.refill(taken)
             self._engine.compress(batch)
             outputs: list[Flat] = list(batch.outputs())
-            entries = np.empty(len(pages), ENTRY)
+            entries = np.empty(len(taken), ENTRY)
             entries["kind"] = COMPRESSED
-            if batch.errors.any() or batch.dlens.max() >= batch.page_size:
-                raw = self._keep_raw(batch, rows, folio_pages)
+            if batch.has_errors or batch.dlens.max() >= batch.page_size:
+                raw = self._keep_raw(batch, rows, len(pages))
                 entries["kind"][raw] = RAW
                 for row in raw.tolist():
-                    outputs[row] = pages[row].tobytes()
+                    outputs[row] = taken[row].tobytes()
             try:
                 handles = self._pool.put_many(outputs)
             except PoolFull as error:
@@ -105,7 +111,7 @@ class FolioWriter:
             return entries
         finally:
             batch.forget_pages()
-            self._descriptors.append(batch)
+            self._descriptors.append(descriptor)
 
     def _keep_raw(
         self, batch: CompressBatch, rows: npt.NDArray[np.intp], folio_pages: int
@@ -118,14 +124,18 @@ class FolioWriter:
             raise _rejected(errors, rows, folio_pages)
         return np.flatnonzero(poor)
 
-    def _take_descriptor(self, pages: Bytes) -> CompressBatch:
+    def _take_descriptor(self) -> tuple[CompressBatch, Bytes]:
+        """Take a descriptor, and room for pages that are gathered."""
+        with contextlib.suppress(IndexError):
+            return self._descriptors.pop()
+        # Both in the arena, so that workers have them where they are. An output longer than a page
+        # is of no use: the page is kept raw.
         try:
-            batch = self._descriptors.pop()
-        except IndexError:
-            room = np.empty((self._max_batch, self._engine.page_size), np.uint8)
-            batch = CompressBatch(room)
-        batch.refill(pages)
-        return batch
+            room = self._engine.arena(self._max_batch)
+            dsts = self._engine.arena(self._max_batch, self._engine.page_size + _CACHE_LINE)
+        except OSError as error:
+            raise StoreRejected("reject_alloc_fail", f"no memory to compress to: {error}") from None
+        return CompressBatch(room, dsts=dsts), room
 
 
 def checksum(stored: Flat) -> int:
