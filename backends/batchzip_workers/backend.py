@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections import defaultdict
+from itertools import product
 from typing import TYPE_CHECKING
 
 from batchzip.arena import Arena
@@ -24,7 +24,7 @@ from batchzip.backend import Backend
 from batchzip.batch.descriptor import NOWHERE
 from batchzip.codecs.context import COMPRESS, DECOMPRESS
 from batchzip.errors import BackendUnavailable, ClosedError, WorkerWarning
-from batchzip_workers.balance import Balance
+from batchzip_workers.balance import SIZES, Balance
 from batchzip_workers.division import Division
 from batchzip_workers.lane import Lane
 from batchzip_workers.layout import Layout
@@ -78,9 +78,12 @@ class WorkersBackend(Backend):
         layout = Layout.of(page_size)
         self.share_pages = layout.share_pages
         self.batch_size = (self.workers + 1) * layout.share_pages
-        self._balances: dict[tuple[int, bool, bool], Balance] = defaultdict(
-            lambda: Balance(_CLOSE_S)
-        )
+        settled = [0] * SIZES, [0] * SIZES
+        self._balances = {
+            (operation, placed, bundled): Balance(_CLOSE_S, None if bundled else settled[operation])
+            for operation, placed, bundled in product((COMPRESS, DECOMPRESS), *2 * [(False, True)])
+        }
+        """What is known, by operation, whether batches lie in the arena, and whether they are bundled."""
         self._arena = Arena()
         self._queue = RequestQueue(_QUEUE_BATCHES * self.batch_size)
         self._supervisor = Supervisor(codec, layout, self.workers, self._arena)
@@ -106,13 +109,21 @@ class WorkersBackend(Backend):
             len(self._supervisor.rings) == self.workers
         )
 
+    def execute(self, batch: Batch) -> None:
+        """Do a batch; one of a size that does not pay without another thought.
+
+        What there is to decide and to time takes 3 µs, a fifth of decompressing eight lz4 pages.
+        """
+        if self._balances[batch.operation, False, False].is_settled(len(batch)):
+            self.run_inline(batch)
+            self.count(batch)
+        else:
+            super().execute(batch)
+
     def run(self, batch: Batch) -> None:
         """Do a batch, together with the workers where that is faster."""
         pages, placement = len(batch), self.locate(batch)
         balance = self.balance(batch.operation, placement)
-        if balance.is_settled(pages):
-            batch.run_share(self.context(), range(pages))
-            return
         supervisor, asleep = self._supervisor, False
         for ring in supervisor.rings:
             asleep |= ring.asleep

@@ -26,14 +26,14 @@ _OUTLIER = 4.0
 _FIRST_SAMPLES = 4
 """Measurements of a way, after a first that does not count, that it takes to know it."""
 
-_TRY_AGAIN = 512
-"""Batches of a size after which the way that is not used is timed again; with a wake-up that costs
-0.2 ms and a small batch of 20 µs, trying is to cost a few percent at the most."""
+_TRY_AGAIN, _LAST_TRY = 512, 16384
+"""Batches of a size after which the way that is not used is timed again; twice as many each time it
+was the slower one still. A wake-up costs 0.2 ms, a small batch 10 µs: trying is to cost a percent."""
 
-_SETTLED = 15
+_SETTLED = 31
 """Batches that go without a decision after one found that their size does not pay."""
 
-_SIZES = 12
+SIZES = 12
 """Classes of batch size, by bits of the page count; the last is 2048 pages and more."""
 
 _FIRST_WAKE_S = 200e-6
@@ -43,21 +43,26 @@ _FIRST_WAKE_S = 200e-6
 class _Way:
     """What one way of doing batches of one size takes, in seconds a page."""
 
-    __slots__ = ("cost_s", "samples", "unused")
+    __slots__ = ("cost_s", "patience", "samples", "unused")
 
     def __init__(self) -> None:
         self.cost_s = 0.0
         self.samples = -1  # the first one is not counted: memory is touched, code is warmed
         self.unused = 0
         """Batches of this size since it was measured last."""
+        self.patience = _TRY_AGAIN
+        """Batches until it is tried again."""
 
     @property
     def wanted(self) -> bool:
         """Whether it needs to be measured (again)."""
-        return self.samples < _FIRST_SAMPLES or self.unused >= _TRY_AGAIN
+        return self.samples < _FIRST_SAMPLES or self.unused >= self.patience
 
-    def note(self, cost_s: float) -> None:
-        """Record a measurement."""
+    def note(self, cost_s: float, other_s: float) -> None:
+        """Record a measurement; the other way's cost tells when this one is to be tried again."""
+        if self.unused >= self.patience:
+            slower = cost_s > other_s
+            self.patience = min(2 * self.patience, _LAST_TRY) if slower else _TRY_AGAIN
         self.unused = 0
         self.samples += 1
         if self.samples > _FIRST_SAMPLES:
@@ -71,33 +76,30 @@ class Balance:
 
     __slots__ = ("_alone", "_close_s", "_divided", "_last", "_lost_s", "_settled", "_wake_s")
 
-    def __init__(self, close_s: float) -> None:
+    def __init__(self, close_s: float, settled: list[int] | None = None) -> None:
+        self._settled = [0] * SIZES if settled is None else settled
+        """Batches of each size to be done alone without another thought."""
         self._close_s = close_s
         """Batches that begin within this after the end of the one before are a stream."""
-        self._alone = [_Way() for _ in range(_SIZES)]
-        self._divided = [_Way() for _ in range(_SIZES)]
-        self._settled = [0] * _SIZES
-        """Batches of a size to be done alone without another thought."""
+        self._alone = [_Way() for _ in range(SIZES)]
+        self._divided = [_Way() for _ in range(SIZES)]
         self._wake_s = _FIRST_WAKE_S
         self._lost_s = 0.0
         self._last = 0.0
         """When the last batch was done."""
 
     def is_settled(self, pages: int) -> bool:
-        """Whether a batch of `pages` pages is done alone, as the last ones were.
-
-        What there is to decide and to time takes 3 µs, a fifth of decompressing eight lz4 pages; so
-        most batches of a size that does not pay are spared that.
-        """
-        size = min(pages.bit_length(), _SIZES - 1)
-        left = self._settled[size]
-        if left:
-            self._settled[size] = left - 1
-        return left > 0
+        """Whether a batch of `pages` pages is done alone, as the last ones were."""
+        size = min(pages.bit_length(), SIZES - 1)
+        if not self._settled[size]:
+            return False
+        self._settled[size] -= 1
+        self._divided[size].unused += 1
+        return True
 
     def is_worth(self, pages: int, now: float, *, asleep: bool) -> bool:
         """Whether to divide a batch of `pages` pages at the time `now`, with workers `asleep`."""
-        size = min(pages.bit_length(), _SIZES - 1)
+        size = min(pages.bit_length(), SIZES - 1)
         alone, divided = self._alone[size], self._divided[size]
         alone.unused += 1
         divided.unused += 1
@@ -105,7 +107,6 @@ class Balance:
             return False
         if not divided.wanted and alone.cost_s <= divided.cost_s:
             self._settled[size] = _SETTLED
-            divided.unused += _SETTLED
             return False
         if not asleep:
             return True
@@ -122,14 +123,16 @@ class Balance:
     def note_alone(self, pages: int, seconds: float, now: float) -> None:
         """Record what a batch, done at the time `now`, took in the calling thread alone."""
         self._last = now
-        self._alone[min(pages.bit_length(), _SIZES - 1)].note(seconds / pages)
+        size = min(pages.bit_length(), SIZES - 1)
+        self._alone[size].note(seconds / pages, self._divided[size].cost_s)
 
     def note_divided(self, pages: int, seconds: float, now: float, *, woke: bool) -> None:
         """Record what a divided batch took; one that woke a worker tells the price of that."""
         self._last = now
-        way = self._divided[min(pages.bit_length(), _SIZES - 1)]
+        size = min(pages.bit_length(), SIZES - 1)
+        way = self._divided[size]
         if not woke:
-            way.note(seconds / pages)
+            way.note(seconds / pages, self._alone[size].cost_s)
         elif way.samples > 0:
             extra_s = min(max(0.0, seconds - pages * way.cost_s), _OUTLIER * self._wake_s)
             self._wake_s += (extra_s - self._wake_s) * _WEIGHT

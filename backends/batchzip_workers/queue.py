@@ -80,10 +80,14 @@ class RequestQueue:
                 f"after {timeout_s} s, {self._pages} pages of other requests are still under way"
             )
 
-    def take(self, most_pages: int) -> list[Request[Batch]]:
-        """Take the next requests, at least one, of one kind and `most_pages`; none: it was closed."""
+    def take(self, most_pages: int, *, wait: bool = True) -> list[Request[Batch]]:
+        """Take the next requests of one kind and `most_pages`, at least one if there is any.
+
+        None: there is none and none was waited for, or it was closed.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._lines or self._closed)
+            if wait:
+                self._changed.wait_for(lambda: self._lines or self._closed)
             taken: list[Request[Batch]] = []
             pages = 0
             while self._lines:

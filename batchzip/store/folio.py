@@ -90,7 +90,9 @@ class FolioWriter:
                 taken = pages[rows[0] : rows[-1] + 1]
             else:
                 taken = room[: len(rows)]
-                np.take(pages, rows, axis=0, out=taken, mode="clip")  # unlike "raise", without a copy
+                np.take(
+                    pages, rows, axis=0, out=taken, mode="clip"
+                )  # unlike "raise", without a copy
             batch.refill(taken)
             self._engine.compress(batch)
             outputs: list[Flat] = list(batch.outputs())

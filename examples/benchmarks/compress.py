@@ -1,14 +1,19 @@
 """µs per page of compress and decompress: the bare codec loop, sequential, workers.
 
-    python examples/benchmarks/compress.py [--rounds 15] [--pages 8192] [--json FILE]
+    python examples/benchmarks/compress.py [--rounds 15] [--pages 8192] [--batches 8,64,256]
+                                           [--algorithms lz4,zstd] [--json FILE]
 
 On pages of a real process (Python objects, parsed source, JSON text, NumPy arrays), shuffled, without
 the same-filled ones. Every contender does all pages once a round, in an order drawn anew each round;
-a figure is the median of the rounds. `bare` is a loop of codec calls that throws the outputs away,
-for one core; the limit is two cores × bare. `two bare` are two processes with such a loop at once, half
-of the pages each: what two cores of this machine really give, which is less than twice one where they
-share a physical core. An engine's figure is that of `compress(batch)` or `decompress(batch)` with
-descriptors made before, as a user of batches has them.
+a figure is the median of the rounds.
+
+`bare` is a loop of codec calls that throws the outputs away, on one core; the limit is two cores × bare.
+`two bare` are two processes with such a loop at once, half of the pages each: what two cores of this
+machine really give, which is less than twice one where they share a physical core. `sequential` and
+`workers` are the engine with one of these backends, two lanes in the latter: the caller and a worker.
+`arena` is the latter with pages and outputs in the engine's arena, so that nothing is copied. An
+engine's figure is that of `compress(batch)` with one descriptor that is refilled, as a store does and
+as zswap's per-CPU buffers are used, and of `decompress(batch)` with descriptors made before.
 """
 
 from __future__ import annotations
@@ -39,28 +44,33 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    import numpy.typing as npt
-
+    from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
 
 PAGE = 4096
-BATCH_SIZES = (8, 64, 256)
-_WIDTH = 108
+OUTPUT_BYTES = PAGE + 64
+"""Room for an output in the arena: what does not compress is the caller's to keep as it is."""
+
+_WIDTH = 132
 
 ALGORITHMS: dict[str, dict[str, Any]] = {"lz4": {}, "zstd": {"level": 1}}
 
 GOALS = {
-    ("lz4", 8): 0.70,
-    ("lz4", 64): 0.87,
-    ("lz4", 256): 0.93,
-    ("zstd", 8): 0.85,
-    ("zstd", 64): 0.93,
-    ("zstd", 256): 0.95,
+    ("lz4", "compress", 8): 0.70,
+    ("lz4", "compress", 64): 0.87,
+    ("lz4", "compress", 256): 0.93,
+    ("lz4", "decompress", 256): 0.85,
+    ("zstd", "compress", 8): 0.85,
+    ("zstd", "compress", 64): 0.93,
+    ("zstd", "compress", 256): 0.95,
+    ("zstd", "decompress", 256): 0.85,
 }
-"""Least share of the limit that compressing with workers is to reach, on two cores."""
+"""Least share of the limit that workers are to reach, on two cores."""
+
+CONTENDERS = ("bare", "two bare", "sequential", "workers", "arena")
 
 
-def real_pages(count: int) -> npt.NDArray[np.uint8]:
+def real_pages(count: int) -> Bytes:
     """Take `count` pages of a process, shuffled; same-filled ones are no work and left out."""
     with (
         Workload(64) as workload,
@@ -99,9 +109,7 @@ class Twin:
 def _twin(pipe: Connection, codec: Codec, inputs: dict[str, list[bytes]]) -> None:
     calls = {"compress": codec.compressor(PAGE), "decompress": codec.decompressor(PAGE)}
     while (operation := pipe.recv()) is not None:
-        call = calls[operation]
-        for source in inputs[operation]:
-            call(source)
+        each(calls[operation], inputs[operation])
         pipe.send(True)
 
 
@@ -125,107 +133,118 @@ def measure(
     return seconds
 
 
-def contenders_for(
-    engines: dict[str, batchzip.Engine], pages: npt.NDArray[np.uint8], size: int, twin: Twin
-) -> dict[str, dict[str, Callable[[], object]]]:
-    """Make what is measured for one codec and batch size, by operation."""
-    groups = [pages[at : at + size] for at in range(0, len(pages), size)]
-    flat = memoryview(pages.tobytes())
-    views = [flat[at : at + PAGE] for at in range(0, len(flat), PAGE)]
-    codec = engines["sequential"].codec
-    compress, decompress = codec.compressor(PAGE), codec.decompressor(PAGE)
-    outputs = [compress(view) for view in views]
+def refilled(engine: batchzip.Engine, pages: Bytes, size: int, dsts: Bytes | None) -> None:
+    """Compress all pages in batches of `size`, with one descriptor."""
+    batch = batchzip.CompressBatch(pages[:size], dsts=dsts)
+    for at in range(0, len(pages), size):
+        batch.refill(pages[at : at + size])
+        engine.compress(batch)
 
-    half = len(views) // 2
-    work: dict[str, dict[str, Callable[[], object]]] = {}
-    for operation, call, sources in (
-        ("compress", compress, views),
-        ("decompress", decompress, outputs),
-    ):
-        mine = partial(each, call, sources[:half])
-        work[operation] = {
-            "bare": partial(each, call, sources),
-            "two bare": partial(twin.beside, operation, mine),
+
+def restored(
+    engine: batchzip.Engine, outputs: list[bytes], size: int, room: Bytes
+) -> Callable[[], object]:
+    """Make a decompression of all outputs in batches of `size`, always to the same pages."""
+    batches = [
+        batchzip.DecompressBatch(outputs[at : at + size], room)
+        for at in range(0, len(outputs), size)
+    ]
+    return partial(each, engine.decompress, batches)
+
+
+class Bench:
+    """One algorithm's contenders, ready to be measured at any batch size."""
+
+    def __init__(self, algorithm: str, pages: Bytes) -> None:
+        parameters = ALGORITHMS[algorithm]
+        self.pages = pages
+        self._stack = contextlib.ExitStack()
+        codec = make_codec(algorithm, **parameters)
+        self._calls = {"compress": codec.compressor(PAGE), "decompress": codec.decompressor(PAGE)}
+        flat = memoryview(pages.tobytes())
+        views = [flat[at : at + PAGE] for at in range(0, len(flat), PAGE)]
+        self._outputs = [self._calls["compress"](view) for view in views]
+        self._inputs: dict[str, list[Any]] = {"compress": views, "decompress": self._outputs}
+        half = len(pages) // 2
+        there = {name: [bytes(one) for one in some[half:]] for name, some in self._inputs.items()}
+        self._twin = self._stack.enter_context(contextlib.closing(Twin(codec, there)))
+        self._engines = {
+            name: self._stack.enter_context(
+                batchzip.Engine(algorithm, backend=name, workers=1, **parameters)
+            )
+            for name in ("sequential", "workers")
         }
-    for name, engine in engines.items():
-        there = [batchzip.CompressBatch(group) for group in groups]
-        back = [
-            batchzip.DecompressBatch(outputs[at : at + size], np.empty((size, PAGE), np.uint8))
-            for at in range(0, len(outputs), size)
+        self._engines["workers"].wait_ready()
+        self._shared = self._engines["workers"].arena(len(pages))
+        self._shared[:] = pages
+
+    def contenders(self, operation: str, size: int) -> dict[str, Callable[[], object]]:
+        """Make what is measured, in the order of CONTENDERS."""
+        call, inputs = self._calls[operation], self._inputs[operation]
+        mine = partial(each, call, inputs[: len(inputs) // 2])
+        sequential, workers = self._engines["sequential"], self._engines["workers"]
+        bare: list[Callable[[], object]] = [
+            partial(each, call, inputs),
+            partial(self._twin.beside, operation, mine),
         ]
-        work["compress"][name] = partial(each, engine.compress, there)
-        work["decompress"][name] = partial(each, engine.decompress, back)
-    return work
+        if operation == "compress":
+            dsts = workers.arena(size, OUTPUT_BYTES)
+            engines: list[Callable[[], object]] = [
+                partial(refilled, sequential, self.pages, size, None),
+                partial(refilled, workers, self.pages, size, None),
+                partial(refilled, workers, self._shared, size, dsts),
+            ]
+        else:
+            room = np.zeros((size, PAGE), np.uint8)
+            engines = [
+                restored(sequential, self._outputs, size, room),
+                restored(workers, self._outputs, size, room),
+                restored(workers, self._outputs, size, workers.arena(size)),
+            ]
+        return dict(zip(CONTENDERS, bare + engines, strict=True))
+
+    def close(self) -> None:
+        """End the engines and the twin."""
+        self._stack.close()
 
 
-def twin_for(algorithm: str, parameters: dict[str, Any], pages: npt.NDArray[np.uint8]) -> Twin:
-    """Make the twin for the second half of the pages."""
-    codec = make_codec(algorithm, **parameters)
-    compress = codec.compressor(PAGE)
-    half = [page.tobytes() for page in pages[len(pages) // 2 :]]
-    return Twin(codec, {"compress": half, "decompress": [compress(page) for page in half]})
-
-
-def run(pages: npt.NDArray[np.uint8], rounds: int) -> list[dict[str, object]]:
+def run(pages: Bytes, algorithms: list[str], sizes: list[int], rounds: int) -> list[dict[str, Any]]:
     """Measure everything; a row for each algorithm, operation and batch size."""
-    rows: list[dict[str, object]] = []
-    for algorithm, parameters in ALGORITHMS.items():
-        with (
-            contextlib.closing(twin_for(algorithm, parameters, pages)) as twin,
-            batchzip.Engine(algorithm, backend="sequential", **parameters) as sequential,
-            batchzip.Engine(algorithm, backend="workers", workers=1, **parameters) as workers,
-        ):
-            workers.wait_ready()
-            engines = {"sequential": sequential, "workers": workers}
-            for size in BATCH_SIZES:
-                for operation, contenders in contenders_for(engines, pages, size, twin).items():
-                    seconds = measure(contenders, len(pages), rounds)
+    rows: list[dict[str, Any]] = []
+    for algorithm in algorithms:
+        with contextlib.closing(Bench(algorithm, pages)) as bench:
+            for operation in ("compress", "decompress"):
+                for size in sizes:
+                    seconds = measure(bench.contenders(operation, size), len(pages), rounds)
                     us = {name: statistics.median(s) * 1e6 for name, s in seconds.items()}
                     rows.append(
                         {
                             "algorithm": algorithm,
                             "operation": operation,
                             "batch": size,
-                            "bare_us": us["bare"],
-                            "sequential_us": us["sequential"],
-                            "workers_us": us["workers"],
-                            "sequential_to_bare": us["bare"] / us["sequential"],
-                            "workers_to_limit": us["bare"] / us["workers"] / 2,
-                            "two_bare_us": us["two bare"],
-                            "two_bare_to_limit": us["bare"] / us["two bare"] / 2,
-                            "goal": GOALS.get((algorithm, size))
-                            if operation == "compress"
-                            else None,
+                            "us": us,
+                            "goal": GOALS.get((algorithm, operation, size)),
                         }
                     )
     return rows
 
 
-def show(rows: list[dict[str, object]]) -> None:
+def show(rows: list[dict[str, Any]]) -> None:
     """Print the rows as a table."""
-    table = Table(title="µs per page of 4 KiB, medians")
-    for heading in (
-        "",
-        "batch",
-        "bare",
-        "sequential",
-        "÷ bare",
-        "workers",
-        "÷ limit",
-        "goal",
-        "two bare",
-        "÷ limit",
-    ):
+    table = Table(title="µs per page of 4 KiB, medians; the limit is two cores × bare")
+    for heading in ("", "batch", "bare", "two bare", "÷ limit", "sequential", "÷ bare"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for heading in ("workers", "÷ limit", "arena", "÷ limit", "goal"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(
-            f"{row['algorithm']} {row['operation']}",
-            str(row["batch"]),
-            *(f"{row[key]:.2f}" for key in ("bare_us", "sequential_us", "sequential_to_bare")),
-            *(f"{row[key]:.2f}" for key in ("workers_us", "workers_to_limit")),
-            f"{row['goal']:.2f}" if row["goal"] else "",
-            *(f"{row[key]:.2f}" for key in ("two_bare_us", "two_bare_to_limit")),
-        )
+        us, cells = row["us"], []
+        for name in CONTENDERS:
+            lanes = 1 if name in {"bare", "sequential"} else 2
+            cells.append(f"{us[name]:.2f}")
+            cells.append(f"{us['bare'] / us[name] / lanes:.2f}")
+        del cells[1]
+        goal = f"{row['goal']:.2f}" if row["goal"] else ""
+        table.add_row(f"{row['algorithm']} {row['operation']}", str(row["batch"]), *cells, goal)
     console = Console()
     if console.width < _WIDTH:  # not a terminal, or a narrow one: figures must not be cut
         console = Console(width=_WIDTH)
@@ -237,12 +256,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--pages", type=int, default=8192)
+    parser.add_argument("--batches", default="8,64,256", help="pages of a batch, with commas")
+    parser.add_argument("--algorithms", default=",".join(ALGORITHMS), help="with commas")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    pages = real_pages(options.pages - options.pages % max(BATCH_SIZES))
+    sizes = [int(size) for size in options.batches.split(",")]
+    pages = real_pages(options.pages - options.pages % max(sizes))
     print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
     print(f"{len(pages)} pages, {options.rounds} rounds", flush=True)
-    rows = run(pages, options.rounds)
+    rows = run(pages, options.algorithms.split(","), sizes, options.rounds)
     show(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
