@@ -20,15 +20,22 @@ from __future__ import annotations
 _WEIGHT = 0.1
 """Weight of a new measurement: about the last twenty count."""
 
-_OUTLIER = 4.0
-"""A measurement counts as at most this many times what is kept: the core was away."""
+_OUTLIER = 3.0
+"""A measurement counts as at most this many times what is known: the core was away."""
 
-_FIRST_SAMPLES = 4
-"""Measurements of a way, after a first that does not count, that it takes to know it."""
+_FIRST_SAMPLES = 5
+"""Measurements that it takes to know a way; their median counts, as memory is touched, code is warmed and
+cores are away in some."""
 
-_TRY_AGAIN, _LAST_TRY = 512, 16384
-"""Batches of a size after which the way that is not used is timed again; twice as many each time it
-was the slower one still. A wake-up costs 0.2 ms, a small batch 10 µs: trying is to cost a percent."""
+_CHANGE = 0.25
+"""Change of a cost, as a fraction, after which the other way is worth another look."""
+
+_TRY_AGAIN_PAGES = 4096
+"""Pages after which the way that is not used is measured anew; twice as many each time it was the
+slower one still, up to a limit. Trying costs a percent at first, and then ever less."""
+
+_LEAST_TRY, _MOST_TRY = 32, 4096
+"""Bounds of that in batches. A wake-up, which a small batch may need, costs as much as 20 of them."""
 
 _SETTLED = 31
 """Batches that go without a decision after one found that their size does not pay."""
@@ -43,32 +50,53 @@ _FIRST_WAKE_S = 200e-6
 class _Way:
     """What one way of doing batches of one size takes, in seconds a page."""
 
-    __slots__ = ("cost_s", "patience", "samples", "unused")
+    __slots__ = ("_first_patience", "_known_s", "_samples", "cost_s", "patience", "unused")
 
-    def __init__(self) -> None:
+    def __init__(self, pages: int) -> None:
         self.cost_s = 0.0
-        self.samples = -1  # the first one is not counted: memory is touched, code is warmed
         self.unused = 0
         """Batches of this size since it was measured last."""
-        self.patience = _TRY_AGAIN
+        self.patience = self._first_patience = max(_LEAST_TRY, _TRY_AGAIN_PAGES // pages)
         """Batches until it is tried again."""
+        self._known_s = 0.0
+        """What it took when the other way was last compared with it."""
+        self._samples: list[float] = []
+
+    @property
+    def known(self) -> bool:
+        """Whether it was measured often enough."""
+        return len(self._samples) >= _FIRST_SAMPLES
 
     @property
     def wanted(self) -> bool:
         """Whether it needs to be measured (again)."""
-        return self.samples < _FIRST_SAMPLES or self.unused >= self.patience
+        return len(self._samples) < _FIRST_SAMPLES or self.unused >= self.patience
 
     def note(self, cost_s: float, other_s: float) -> None:
         """Record a measurement; the other way's cost tells when this one is to be tried again."""
         if self.unused >= self.patience:
-            slower = cost_s > other_s
-            self.patience = min(2 * self.patience, _LAST_TRY) if slower else _TRY_AGAIN
+            self._samples.clear()
         self.unused = 0
-        self.samples += 1
-        if self.samples > _FIRST_SAMPLES:
-            cost_s = min(cost_s, _OUTLIER * self.cost_s)
-        if self.samples:
-            self.cost_s += (cost_s - self.cost_s) * max(_WEIGHT, 1 / self.samples)
+        if len(self._samples) >= _FIRST_SAMPLES:
+            self.cost_s += (min(cost_s, _OUTLIER * self.cost_s) - self.cost_s) * _WEIGHT
+            return
+        self._samples.append(cost_s)
+        self.cost_s = sorted(self._samples)[len(self._samples) // 2]
+        if len(self._samples) == _FIRST_SAMPLES:
+            self._known_s = self.cost_s
+            if self.cost_s > other_s:
+                self.patience = min(2 * self.patience, _MOST_TRY)
+
+    def has_changed(self) -> bool:
+        """Whether it takes so much more or less now that the other way is to be tried again soon."""
+        changed = abs(self.cost_s - self._known_s) > _CHANGE * self._known_s
+        if changed:
+            self._known_s = self.cost_s
+        return changed
+
+    def try_soon(self) -> None:
+        """Be patient as in the beginning."""
+        self.patience = self._first_patience
 
 
 class Balance:
@@ -81,8 +109,8 @@ class Balance:
         """Batches of each size to be done alone without another thought."""
         self._close_s = close_s
         """Batches that begin within this after the end of the one before are a stream."""
-        self._alone = [_Way() for _ in range(SIZES)]
-        self._divided = [_Way() for _ in range(SIZES)]
+        self._alone = [_Way(1 << bits >> 1 or 1) for bits in range(SIZES)]
+        self._divided = [_Way(1 << bits >> 1 or 1) for bits in range(SIZES)]
         self._wake_s = _FIRST_WAKE_S
         self._lost_s = 0.0
         self._last = 0.0
@@ -124,7 +152,7 @@ class Balance:
         """Record what a batch, done at the time `now`, took in the calling thread alone."""
         self._last = now
         size = min(pages.bit_length(), SIZES - 1)
-        self._alone[size].note(seconds / pages, self._divided[size].cost_s)
+        _note(self._alone[size], seconds / pages, self._divided[size])
 
     def note_divided(self, pages: int, seconds: float, now: float, *, woke: bool) -> None:
         """Record what a divided batch took; one that woke a worker tells the price of that."""
@@ -132,7 +160,13 @@ class Balance:
         size = min(pages.bit_length(), SIZES - 1)
         way = self._divided[size]
         if not woke:
-            way.note(seconds / pages, self._alone[size].cost_s)
-        elif way.samples > 0:
+            _note(way, seconds / pages, self._alone[size])
+        elif way.known:
             extra_s = min(max(0.0, seconds - pages * way.cost_s), _OUTLIER * self._wake_s)
             self._wake_s += (extra_s - self._wake_s) * _WEIGHT
+
+
+def _note(way: _Way, cost_s: float, other: _Way) -> None:
+    way.note(cost_s, other.cost_s)
+    if way.known and way.has_changed():
+        other.try_soon()

@@ -29,6 +29,7 @@ leave half done) and pipes (each share copied twice through the kernel, two syst
           rows       u32 a page: where its output goes         owner, likewise
           results    i32 a page: bytes produced or −errno,     worker, before DONE covers it
                      then the number of pages that failed
+                     and the bytes of all outputs, u32, u32
           data       inputs packed from the start              owner
                      outputs packed behind the inputs' room    worker
 
@@ -118,7 +119,16 @@ class Layout:
 class SlotViews:
     """Views of one slot, made once: nothing is sliced on the hot path that need not be."""
 
-    __slots__ = ("descriptor", "failed", "inputs", "lengths", "outputs", "pages", "results", "rows")
+    __slots__ = (
+        "descriptor",
+        "inputs",
+        "lengths",
+        "outcome",
+        "outputs",
+        "pages",
+        "results",
+        "rows",
+    )
 
     def __init__(self, segment: memoryview, layout: Layout, slot: int) -> None:
         start = CONTROL_BYTES + slot * layout.slot_bytes
@@ -129,7 +139,7 @@ class SlotViews:
         self.lengths = view[at : at + size].cast("I")
         self.rows = view[at + size : at + 2 * size].cast("I")
         self.results = view[at + 2 * size : at + 3 * size].cast("i")
-        self.failed = view[at + 3 * size : at + 3 * size + 4].cast("I")
+        self.outcome = view[at + 3 * size : at + 3 * size + 8].cast("I")
         data = view[layout.data_offset :]
         self.inputs = data[: layout.input_room]
         self.outputs = data[layout.input_room :]

@@ -342,11 +342,12 @@ class Ring:
         """Take what a share that is done came to, outputs too if they are here; free its slot."""
         index = posted.sequence % SLOTS
         slot, share = self._slots[index], posted.share
-        results, failed = self._results[index][: len(share)], slot.failed[0]
+        results = self._results[index][: len(share)]
+        failed, total = slot.outcome
         if posted.placed:
             posted.batch.accept_placed(share, results, failed)
         else:
-            posted.batch.accept_packed(share, slot.outputs, results, failed)
+            posted.batch.accept_packed(share, slot.outputs, results, failed, total)
         self.drop(posted)
 
     @property

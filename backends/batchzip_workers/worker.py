@@ -205,12 +205,14 @@ class Worker:
             os._exit(BAD_DESCRIPTOR_EXIT)
         if self._hit:
             self._hit("opened")
+        before = self._context.tallies[operation].bytes_out
         if operation == COMPRESS:
             failed = self._compress(slot, count, min(capacity, 2 * layout.page_size), *placement)
         else:
             failed = self._decompress(slot, count, size, *placement)
-        slot.failed[0] = failed
         control, tally = self._control, self._context.tallies[operation]
+        slot.outcome[0] = failed
+        slot.outcome[1] = tally.bytes_out - before
         control[PAGES + operation] = tally.pages
         control[BYTES_IN + operation] = tally.bytes_in
         control[BYTES_OUT + operation] = tally.bytes_out

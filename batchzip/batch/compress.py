@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from batchzip import buffers
 from batchzip.batch.descriptor import NOWHERE, Batch
+from batchzip.batch.outputs import Packed, Rows
 from batchzip.codecs.context import COMPRESS
 from batchzip.errors import BadBatch, PageError
 
@@ -20,15 +19,14 @@ if TYPE_CHECKING:
     from batchzip.buffers import Buffer, Flat
     from batchzip.codecs.context import Context
 
-_CACHE_LINE = 64
-
 
 class CompressBatch(Batch):
     """Pages to compress, and where to.
 
     `pages`     (n, page_size) uint8 array, a sequence of n buffers of one page each, or, with
                 `page_size=`, one flat buffer. Read only while a request runs; never copied here.
-    `dsts`      (n, capacity) uint8, contiguous and writable; made where none is given.
+    `dsts`      (n, capacity) uint8, contiguous and writable. Where none is given outputs are packed,
+                and `dsts` is made of them when it is asked for; from then on it is filled.
     `capacity`  bytes of room per page, default 2 × page_size, as in zswap.
 
     A descriptor can be used again: `refill(pages)` keeps its destinations.
@@ -38,7 +36,7 @@ class CompressBatch(Batch):
     size, -EIO the codec failed, -ENOMEM. What `dsts` holds beyond a page's length is undefined.
     """
 
-    __slots__ = ("_dsts", "_dsts_are_ours", "_flat", "_full", "_matrix", "_pitch", "dsts")
+    __slots__ = ("_dsts_are_ours", "_flat", "_full", "_matrix", "_outputs")
 
     operation = COMPRESS
 
@@ -71,25 +69,37 @@ class CompressBatch(Batch):
         count = len(self)
         if capacity is not None and (type(capacity) is not int or capacity < 1):
             raise BadBatch(f"capacity must be an integer of at least one byte, not {capacity!r}")
+        self._outputs: Rows | Packed
         if dsts is None:
             self.capacity = 2 * self.page_size if capacity is None else capacity
-            # Rows a power of two apart would all start in the same set of the cache.
-            self._pitch = self.capacity + _CACHE_LINE
-            rows = np.empty((count, self._pitch), np.uint8)
-            self.dsts = rows[:, : self.capacity]
+            packed = Packed(count, self.capacity)
+            # A page of another size has an output where it is packed that must not be seen.
+            self._outputs = packed.as_rows(count, [0] * count) if self._unfit else packed
         else:
             rows = buffers.as_matrix(dsts, "dsts", rows=count, width=capacity, writable=True)
-            self.capacity = self._pitch = rows.shape[1]
-            self.dsts = rows
-        self._dsts = buffers.flat(rows)
+            self.capacity = rows.shape[1]
+            self._outputs = Rows(rows, self.capacity)
         self._dsts_are_ours = dsts is None
         self._refuse_overlap()
-        self._full = (self.dsts, self.dlens, self.errors)
+        self._full = (self.dlens, self.errors)
 
     def _refuse_overlap(self) -> None:
         if not self._dsts_are_ours:
             sources = self._inputs if self._matrix is None else [self._flat]
-            buffers.refuse_overlap([self._dsts], sources, "dsts", "pages")
+            buffers.refuse_overlap([self._outputs.flat], sources, "dsts", "pages")
+
+    @property
+    def dsts(self) -> buffers.Bytes:
+        """Compressed pages, (n, capacity) uint8: page i's are the first `dlens[i]` bytes of row i."""
+        outputs = self._outputs
+        if isinstance(outputs, Packed):
+            self._outputs = outputs = outputs.as_rows(len(self._full[0]), self.dlens.tolist())
+        return outputs.array[: len(self), : self.capacity]
+
+    def reset(self) -> None:
+        """Forget the results of an earlier run."""
+        super().reset()
+        self._outputs.reset()
 
     def refill(self, pages: buffers.Bytes) -> None:
         """Take other pages, an (n, page_size) array with n up to what the descriptor was made for.
@@ -98,7 +108,7 @@ class CompressBatch(Batch):
         change with the next run. Saves making and first touching them for each batch.
         """
         matrix = buffers.as_matrix(pages, "pages", rows=None, width=self.page_size)
-        dsts, dlens, errors = self._full
+        dlens, errors = self._full
         count = len(matrix)
         if count > len(dlens):
             raise BadBatch(f"this descriptor was made for {len(dlens)} pages, not {count}")
@@ -106,7 +116,7 @@ class CompressBatch(Batch):
         self._refuse_overlap()
         self._unfit = {}
         self._count = count
-        self.dsts, self.dlens, self.errors = dsts[:count], dlens[:count], errors[:count]
+        self.dlens, self.errors = dlens[:count], errors[:count]
 
     def forget_pages(self) -> None:
         """Let go of the pages: until the next `refill` the descriptor keeps nothing of them."""
@@ -115,12 +125,13 @@ class CompressBatch(Batch):
     def locate(self, arena: Arena) -> Placement:
         """Find pages and destinations in `arena`."""
         pages = -1 if self._matrix is None else arena.locate(self._matrix)
-        dsts = -1 if self._dsts_are_ours else arena.locate(self.dsts)
+        outputs = self._outputs
+        dsts = -1 if isinstance(outputs, Packed) else arena.locate(outputs.array)
         if pages < 0 and dsts < 0:
             return NOWHERE
         return (
             *((0, 0) if pages < 0 else (pages, self.page_size)),
-            *((0, 0) if dsts < 0 else (dsts, self._pitch)),
+            *((0, 0) if isinstance(outputs, Packed) or dsts < 0 else (dsts, outputs.pitch)),
         )
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
@@ -143,36 +154,16 @@ class CompressBatch(Batch):
     def run_share(self, context: Context, share: Sequence[int]) -> None:
         """Compress a share straight from the caller's memory."""
         assert isinstance(share, range)  # noqa: S101 - slices of order()
-        errors = context.compress_into(
-            self.inputs(share), self._dsts, self._pitch, self._dlens, share, self.capacity
-        )
+        errors = self._outputs.compress(context, self.inputs(share), self._dlens, share)
         if errors or self._unfit:
             self._accept_errors(share, errors)
 
-    def outputs(self) -> list[memoryview]:
-        """View the compressed bytes of every page, in `dsts`; empty where it failed."""
-        dsts, pitch = self._dsts, self._pitch
-        return [
-            dsts[at : at + length]
-            for at, length in zip(
-                range(0, self._count * pitch, pitch), self.dlens.tolist(), strict=True
-            )
-        ]
-
     def accept_packed(
-        self, share: Sequence[int], memory: memoryview, results: Results, failed: int
+        self, share: Sequence[int], memory: memoryview, results: Results, failed: int, total: int
     ) -> None:
-        """Copy a share's outputs from `memory` to their destinations."""
+        """Copy a share's outputs from `memory`."""
         assert isinstance(share, range)  # noqa: S101 - slices of order()
-        dsts = self._dsts
-        source = 0
-        at, leap = share.start * self._pitch, share.step * self._pitch
-        for length in results.tolist():
-            if length > 0:
-                end = source + length
-                dsts[at : at + length] = memory[source:end]
-                source = end
-            at += leap
+        self._outputs.take(share, memory, results.tolist(), total)
         self.accept_placed(share, results, failed)
 
     def accept_placed(self, share: Sequence[int], results: Results, failed: int) -> None:
@@ -182,10 +173,13 @@ class CompressBatch(Batch):
         if failed or self._unfit:
             self._accept_failed(share, results)
 
+    def outputs(self) -> list[memoryview]:
+        """View the compressed bytes of every page; empty where it failed."""
+        return self._outputs.views(self.dlens.tolist())
+
     def output(self, index: int) -> memoryview:
-        """View the compressed bytes of one page, in `dsts`; raise PageError if it failed."""
+        """View the compressed bytes of one page; raise PageError if it failed."""
         code = int(self.errors[index])
         if code:
             raise PageError(index, code)
-        index = range(len(self))[index]
-        return self._dsts[index * self._pitch : index * self._pitch + self._dlens[index]]
+        return self.outputs()[index]

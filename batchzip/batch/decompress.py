@@ -121,9 +121,10 @@ class DecompressBatch(Batch):
             self._accept_errors(share, errors)
 
     def accept_packed(
-        self, share: Sequence[int], memory: memoryview, results: Results, failed: int
+        self, share: Sequence[int], memory: memoryview, results: Results, failed: int, total: int
     ) -> None:
         """Copy a share's pages from `memory` to where they go; failed ones stay as they were."""
+        del total  # pages are all of one size
         size, positions = self.page_size, range(len(share))
         if failed:
             positions = [i for i in positions if results[i] >= 0]  # type: ignore[assignment]

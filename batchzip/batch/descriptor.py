@@ -3,8 +3,8 @@
 A descriptor owns no memory but what it allocated itself, and is used by one request at a time.
 A *share* is some of the batch's indices: a slice of `order()`. A backend does a share in the calling thread with
 `run_share(context, share)`, or has `inputs(share)` done elsewhere and takes the outputs with
-`accept_packed`; with `accept_placed` what lies in an arena and was done there. Shares of one batch may
-be done in several threads at once, as they touch different elements.
+`accept_packed`; with `accept_placed` what lies in an arena and was done there. One thread at a time
+does or accepts shares of a batch.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ class Batch:
         raise NotImplementedError
 
     def accept_packed(
-        self, share: Sequence[int], memory: memoryview, results: Results, failed: int
+        self, share: Sequence[int], memory: memoryview, results: Results, failed: int, total: int
     ) -> None:
         """Take a share's outputs from `memory`, where they lie one behind the other.
 
-        Compressed outputs are packed; restored pages each have a page's room, failed ones too.
-        `results` has what `accept_placed` says.
+        Compressed outputs are packed, `total` bytes; restored pages each have a page's room, failed
+        ones too. `results` has what `accept_placed` says.
         """
         raise NotImplementedError
 

@@ -189,6 +189,7 @@ def serial(algorithm: str, parameters: dict[str, Any], pages: Bytes, rounds: int
 def hand_over(backend: WorkersBackend, batch: batchzip.CompressBatch) -> float:
     """Have a worker do all of a batch; the owner's seconds for it, without those it waits."""
     (ring,) = backend.rings
+    batch.reset()
     placement, share_pages = backend.locate(batch), backend.share_pages
     spent = 0.0
     behind: list[Posted] = []
