@@ -6,7 +6,9 @@ worker.py      the worker's end: a process that takes descriptors until it is to
 placement.py   keeps a worker off its owner's CPU
 balance.py     decides from measurements whether a share is worth handing over
 supervisor.py  starts the workers, notices deaths, starts them again, stops them
+queue.py       requests that wait, in a fair order and bounded
 lane.py        the thread that does requests, for `submit`
 division.py    divides one batch between the workers and the caller
+failpoints.py  workers that fail on purpose, for tests
 backend.py     the backend itself
 """
