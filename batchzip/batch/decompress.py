@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _NONE: buffers.Bytes = np.empty((0, 0), np.uint8)
 
 _FEW = 32
-"""Sources up to which Python sorts faster than NumPy."""
+"""Pages up to which a loop is faster than NumPy."""
 
 _PAGE_SIZE = 4096
 """Bytes of a page where nothing says otherwise, as on most machines."""
@@ -115,8 +115,12 @@ class DecompressBatch(Batch):
     def _accept(self, share: Sequence[int], errors: Mapping[int, int]) -> None:
         if isinstance(share, range):
             self.dlens[share.start : share.stop : share.step] = self.page_size
-        else:
+        elif len(share) > _FEW:
             self.dlens[share] = self.page_size
+        else:
+            dlens, size = self._dlens, self.page_size
+            for index in share:
+                dlens[index] = size
         if errors or self._unfit:
             self._accept_errors(share, errors)
 
@@ -131,6 +135,11 @@ class DecompressBatch(Batch):
         if self._rows:
             for i in positions:
                 self._rows[share[i]][:] = memory[i * size : (i + 1) * size]
+        elif len(share) <= _FEW:
+            flat = self._flat
+            for i in positions:
+                at = share[i] * size
+                flat[at : at + size] = memory[i * size : (i + 1) * size]
         else:
             pages = np.frombuffer(memory, np.uint8, len(share) * size).reshape(-1, size)
             if failed:
