@@ -180,7 +180,7 @@ class Engine(Owned):
         """
         if self._unusable:
             self._refuse()
-        view = page if isinstance(page, bytes) else as_view(page, "page")
+        view = page if isinstance(page, bytes) else bytes(as_view(page, "page"))  # see Snapshot
         if len(view) != self.page_size:
             raise PageError(0, -errno.EINVAL)
         try:

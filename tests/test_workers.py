@@ -180,6 +180,27 @@ def test_a_page_that_kills_once_is_run_again(faulty: Engine) -> None:
 
 
 @pytest.mark.usefixtures("always_hand_over")
+def test_pages_that_met_a_kill_wait_for_workers_that_die_as_they_start(
+    faulty: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Being killed while it starts says nothing of the pages that an earlier worker died on."""
+    monkeypatch.setattr(supervisor_module, "_LAST_RETRY_S", 0.05)
+    start, starts = supervisor_module.Supervisor._start, 0
+
+    def start_and_kill(self: Any, place: Any) -> None:
+        nonlocal starts
+        starts += 1
+        start(self, place)
+        if starts <= 6:
+            os.kill(place.process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(supervisor_module.Supervisor, "_start", start_and_kill)
+    with pytest.warns(batchzip.WorkerWarning):
+        check_round_trip(faulty, marked(some_pages(8), KILL_ONCE, 3))
+    assert starts > 6
+
+
+@pytest.mark.usefixtures("always_hand_over")
 def test_a_worker_that_hangs_is_killed_and_its_share_run_again(
     faulty: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

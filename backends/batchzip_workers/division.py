@@ -10,9 +10,10 @@ ahead gets another one first, and only then are outputs collected, so that no wo
 caller's copying. Regions get smaller towards the end, and a worker that is done while the caller still
 has pages is given some of those; nobody waits for another much longer than a piece takes.
 
-Rejected: a fixed split (whoever is slower, for noise or harder pages, makes the other wait); rounds with
+Pages are dealt in turn, so that runs of hard ones spread; where workers read them from the arena, in one
+piece each. Rejected: a fixed split (whoever is slower, for noise or harder pages, makes the other wait); rounds with
 equal shares (a worker is faster than the caller, who also stages and collects, and then waits out the
-round); contiguous shares (runs of hard pages would fall to one).
+round).
 
 The order is the batch's: a decompressed one begins with its largest sources.
 
@@ -50,6 +51,11 @@ _LEAST = 8
 
 HANG_S = 30.0
 """Seconds without a finished share after which a worker that has some is killed."""
+
+REPLACE_S = 5.0
+"""Seconds that pages which killed a worker wait for another where workers fail to start."""
+
+_REPLACE_LOOK_S = 0.002
 
 GRACE_S = 0.1
 """Seconds that a share which must end now may still take before its worker is killed."""
@@ -200,11 +206,19 @@ class Division:
             pages = max(_WHOLE, pages * 3 // 4)
         pages = min(pages, self._share_pages)
         end = self._position = min(start + lanes * pages, self._count)
-        self._own.insert(0, self._order[start:end:lanes])
-        for lane, ring in enumerate(rings, start=1):
-            share = self._order[start + lane : end : lanes]
+        shares = self._deal(start, end, pages, lanes)
+        self._own.insert(0, shares[0])
+        for ring, share in zip(rings, shares[1:], strict=True):
             if share:
                 self._post(ring, share)
+
+    def _deal(self, start: int, end: int, pages: int, lanes: int) -> list[Sequence[int]]:
+        """Deal a region out: in one piece each, or in turn."""
+        order = self._order
+        if self._placement[1]:
+            starts = range(start, start + lanes * pages, pages)
+            return [order[at : min(at + pages, end)] for at in starts]
+        return [order[start + lane : end : lanes] for lane in range(lanes)]
 
     def _give_away(self, ring: Ring) -> None:
         """Give a worker so much of the caller's pages that both have as many left."""
@@ -298,20 +312,27 @@ class Division:
         self._isolate(share[middle:])
 
     def _post_to_any(self, share: Sequence[int]) -> Posted | None:
-        """Post to the first worker that can take it; None when there will be none."""
+        """Post to the first worker that can take it; None when there is none for REPLACE_S."""
+        supervisor, give_up = self._supervisor, clock() + REPLACE_S
         while True:
             for ring in self._supervisor.rings:
                 if ring.wants_work() and ring.post(
                     self._batch, share, self._placement, self._posted
                 ):
                     return self._posted[-1]
-            if self._supervisor.hopeless:
+            if supervisor.stopping:
                 return None
+            if not supervisor.failing:
+                give_up = clock() + REPLACE_S
+            elif clock() >= give_up:
+                return None
+            elif not supervisor.rings:
+                supervisor.retry_soon()
             if self._deadline is not None and clock() >= self._deadline:
                 raise _ExpiredError
             if self._meanwhile is not None:
                 self._meanwhile()
-            time.sleep(0.001)
+            time.sleep(_REPLACE_LOOK_S)
 
     def _expire(self) -> None:
         """End what is under way, soon; what is not done gets -ETIMEDOUT."""

@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 _START_ATTEMPTS = 3
 """Starts of one worker in a row that end before it is ready, until nobody waits for it any more."""
 
-_FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 60.0
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 5.0
 """Seconds before such an attempt, doubled each time: what a worker lacks, memory or a process limit,
-may be short for a moment or for long, and a worker that cannot start shall not cost a CPU."""
+may be short for a moment or for long, and a worker that cannot start shall cost no more than a few
+percent of a CPU."""
 
 _STOP_S = 2.0
 """Seconds a worker has to finish what is posted to it when the backend closes."""
@@ -112,9 +113,23 @@ class Supervisor:
         return all(w.failing or (w.ring is not None and w.ring.ready) for w in self._workers)
 
     @property
-    def hopeless(self) -> bool:
-        """Whether no worker runs and none is to be waited for."""
-        return self._stopping or all(w.failing for w in self._workers)
+    def stopping(self) -> bool:
+        """Whether no worker will be started any more."""
+        return self._stopping or not self._thread.is_alive()
+
+    @property
+    def failing(self) -> bool:
+        """Whether no worker could be started, several times in a row."""
+        return all(w.failing for w in self._workers)
+
+    def retry_soon(self) -> None:
+        """Start what is missing without waiting longer than the first time: somebody needs a worker."""
+        soon = time.monotonic() + _FIRST_RETRY_S
+        late = [w for w in self._workers if w.process is None and w.retry_at > soon]
+        for place in late:
+            place.retry_at = soon
+        if late and not self._stopping:
+            os.eventfd_write(self._wake, 1)
 
     def kill(self, ring: Ring) -> None:
         """Kill the worker of `ring`, which hangs; it is replaced as any that dies."""
@@ -160,6 +175,8 @@ class Supervisor:
                 poll.register(place.process.sentinel, select.POLLIN)
         timeout_s = min((w.retry_at for w in missing), default=0.0) - time.monotonic()
         ready = {fd for fd, _ in poll.poll(max(timeout_s, 0) * 1000 if missing else None)}
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
         dead = [w for w in self._workers if w.process and w.process.sentinel in ready]
         return dead + [w for w in missing if w.retry_at <= time.monotonic()]
 

@@ -51,6 +51,7 @@ from batchzip_workers.placement import step_aside
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from batchzip.buffers import Flat
     from batchzip.codecs import Codec
     from batchzip_workers.failpoints import Failpoint
 
@@ -227,12 +228,12 @@ class Worker:
         input_pitch: int,
         output_pitch: int,
     ) -> int:
-        pages, dst = slot.pages[:count], slot.outputs
+        pages: Sequence[Flat] = slot.pages[:count]
+        dst = slot.outputs
         if input_pitch:
             size = self._layout.page_size
             memory = self._arena_to(inputs + (count - 1) * input_pitch + size)
-            starts = range(inputs, inputs + count * input_pitch, input_pitch)
-            pages = [memory[at : at + size] for at in starts]
+            pages = self._snapshot(memory, inputs, input_pitch, count)
         if output_pitch:
             dst = self._arena_to(outputs + (count - 1) * output_pitch + capacity)[outputs:]
         results = slot.results
@@ -244,6 +245,14 @@ class Worker:
         for position, code in errors.items():
             results[position] = code
         return len(errors)
+
+    def _snapshot(self, memory: memoryview, at: int, pitch: int, count: int) -> Sequence[Flat]:
+        """Copy pages that the owner may change; those next to each other at once (see Snapshot)."""
+        size, snapshot = self._layout.page_size, self._context.snapshot
+        if pitch != size or count > len(snapshot.pages):
+            return [bytes(memory[at + i * pitch : at + i * pitch + size]) for i in range(count)]
+        snapshot.memory[: count * size] = memory[at : at + count * size]
+        return snapshot.pages[:count]
 
     def _decompress(
         self,

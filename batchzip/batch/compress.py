@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from batchzip import buffers
 from batchzip.batch.descriptor import NOWHERE, Batch
 from batchzip.batch.outputs import Packed, Rows
@@ -24,7 +26,7 @@ class CompressBatch(Batch):
     """Pages to compress, and where to.
 
     `pages`     (n, page_size) uint8 array, a sequence of n buffers of one page each, or, with
-                `page_size=`, one flat buffer. Read only while a request runs; never copied here.
+                `page_size=`, one flat buffer. Read only while a request runs.
     `dsts`      (n, capacity) uint8, contiguous and writable. Where none is given outputs are packed,
                 and `dsts` is made of them when it is asked for; from then on it is filled.
     `capacity`  bytes of room per page, default 2 × page_size, as in zswap.
@@ -152,11 +154,25 @@ class CompressBatch(Batch):
         return self._matrix[share.start : share.stop : share.step]
 
     def run_share(self, context: Context, share: Sequence[int]) -> None:
-        """Compress a share straight from the caller's memory."""
+        """Compress a share: copies of its pages, which nobody changes meanwhile."""
         assert isinstance(share, range)  # noqa: S101 - slices of order()
-        errors = self._outputs.compress(context, self.inputs(share), self._dlens, share)
-        if errors or self._unfit:
-            self._accept_errors(share, errors)
+        matrix = self._matrix
+        if matrix is None:
+            pages = [_constant(page) for page in self.inputs(share)]
+            errors = self._outputs.compress(context, pages, self._dlens, share)
+            if errors or self._unfit:
+                self._accept_errors(share, errors)
+            return
+        snapshot = context.snapshot
+        if snapshot.array is None:
+            snapshot.array = np.frombuffer(snapshot.memory, np.uint8).reshape(-1, self.page_size)
+        room: buffers.Bytes = snapshot.array  # type: ignore[assignment]
+        for start in range(0, len(share), len(room)):
+            part = share[start : start + len(room)]
+            room[: len(part)] = matrix[part.start : part.stop : part.step]
+            errors = self._outputs.compress(context, snapshot.pages[: len(part)], self._dlens, part)
+            if errors:
+                self._accept_errors(part, errors)
 
     def accept_packed(
         self, share: Sequence[int], memory: memoryview, results: Results, failed: int, total: int
@@ -183,3 +199,8 @@ class CompressBatch(Batch):
         if code:
             raise PageError(index, code)
         return self.outputs()[index]
+
+
+def _constant(page: Flat) -> Flat:
+    """Give the page itself if nobody can change it, else a copy."""
+    return page if isinstance(page, bytes) or isinstance(page.obj, bytes) else bytes(page)
