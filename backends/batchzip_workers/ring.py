@@ -371,6 +371,12 @@ class Ring:
         self._control[STOP] = 1
         os.eventfd_write(self._bell, 1)
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether no share is held by anybody, nor by the worker one that was given up."""
+        first = max(0, self._posted - SLOTS)
+        return all(self._is_free(sequence + SLOTS) for sequence in range(first, first + SLOTS))
+
     def close(self) -> None:
         """Release memory and descriptors, now or when the last share in flight is dropped."""
         with self._lock:
