@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 _FAILED = pytest.StashKey[bool]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--stress-s",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="let the soak of `-m stress` go on for this long, beyond its 1,000 batches",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def resource_trackers() -> None:
     start_resource_trackers()

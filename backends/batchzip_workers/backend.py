@@ -197,7 +197,16 @@ class WorkersBackend(Backend):
         elif self._lane.is_current:
             self._queue.put_anyway(request)
         else:
+            self._put(request, timeout_s=timeout_s, block=block)
+
+    def _put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
+        try:
             self._queue.put(request, timeout_s=timeout_s, block=block)
+        except KeyboardInterrupt:
+            # It may be queued all the same, and whoever submitted it never gets to know the request.
+            if not request.cancel():
+                request.wait()
+            raise
 
     def _open_lane(self) -> Lane | None:
         try:

@@ -243,17 +243,22 @@ class Division:
     def _finish(self, posted: Posted) -> None:
         """Wait for a share and collect it, or see that it is done some other way."""
         done = posted.ring.is_done(posted) or self._wait(posted)
-        self._posted.remove(posted)
-        if done:
-            posted.ring.collect(posted)
+        if self._settle(posted, done=done):
             return
-        died_on_it = posted.ring.was_started(posted)
-        posted.ring.drop(posted)
-        if died_on_it:
+        if posted.ring.was_started(posted):
             self._isolate(posted.share)
         else:
             self._tally.fallbacks += len(posted.share)
             self._batch.run_share(self._context, posted.share)
+
+    def _settle(self, posted: Posted, *, done: bool) -> bool:
+        """Collect a share that is `done`, drop one whose worker is dead; whether it is done.
+
+        It is forgotten last: what an interrupt leaves in between, `abandon` still knows of.
+        """
+        (posted.ring.collect if done else posted.ring.drop)(posted)
+        self._posted.remove(posted)
+        return done
 
     def _wait(self, posted: Posted) -> bool:
         """Whether the share was done; False: its worker is dead."""
@@ -295,14 +300,9 @@ class Division:
             if posted is None:
                 self._batch.fail(share, -errno.EOWNERDEAD)  # no worker will come, and never here
                 return
-            done = self._wait(posted)
-            self._posted.remove(posted)
-            if done:
-                posted.ring.collect(posted)
+            if self._settle(posted, done=self._wait(posted)):
                 return
-            died_on_it = posted.ring.was_started(posted)
-            posted.ring.drop(posted)
-            if died_on_it:
+            if posted.ring.was_started(posted):
                 break
         if len(share) == 1:
             self._batch.fail(share, -errno.EOWNERDEAD)
@@ -348,18 +348,27 @@ class Division:
         A share that a worker has begun, and which it would put in its own slot, is left to it unless
         `hung_too`: then, as where outputs are placed, it ends within GRACE_S or the worker does.
         """
+        interrupt = None
         while self._posted:
-            posted = self._posted[-1]
-            ring = posted.ring
-            must_end = posted.placed or (hung_too and ring.was_started(posted))
-            if not ring.was_announced(posted):
-                ring.drop(posted)
-            elif must_end:
-                self._end(posted)
-                (ring.collect if ring.is_done(posted) else ring.drop)(posted)
-            else:
-                ring.abandon(posted)
-            self._posted.pop()
+            try:
+                self._give_up(self._posted[-1], hung_too=hung_too)
+                self._posted.pop()
+            except KeyboardInterrupt as another:  # mostly one is on its way up already
+                interrupt = another
+        if interrupt is not None:
+            raise interrupt
+
+    def _give_up(self, posted: Posted, *, hung_too: bool) -> None:
+        ring = posted.ring
+        if not ring.was_announced(posted):
+            ring.drop(posted)
+            return
+        ring.wake()
+        if posted.placed or (hung_too and ring.was_started(posted)):
+            self._end(posted)
+            (ring.collect if ring.is_done(posted) else ring.drop)(posted)
+        else:
+            ring.abandon(posted)
 
     def _end(self, posted: Posted) -> None:
         """Wait until a share is done or its worker dead; a worker that takes long is killed."""

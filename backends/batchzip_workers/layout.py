@@ -165,11 +165,14 @@ def make_fence() -> Callable[[], object]:
     Going to sleep is "announce it, look once more, sleep" against "post, look whether they sleep":
     each side stores and then loads what the other stored, and x86-64 lets such a load overtake the
     store. Taking an uncontended lock is a locked instruction, which does not.
+
+    Taken by `with`: an interrupt may come behind any call, acquire() too, but not between a lock's
+    __enter__ and the block.
     """
     lock = threading.Lock()
 
     def fence() -> None:
-        lock.acquire()
-        lock.release()
+        with lock:
+            pass
 
     return fence

@@ -7,11 +7,14 @@ the order they came.
 
 Rejected: `queue.Queue`, one line for all, bounded by requests whatever their size.
 
-Locks: one, innermost; nothing is called under it but a request's own bookkeeping.
+Locks: one, innermost; nothing is called under it but a request's own bookkeeping. It is taken by itself
+and not by the condition's `with`: that is a Python function, in which an interrupt may come when the
+lock is taken and nobody yet there to release it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -34,13 +37,14 @@ class RequestQueue:
         """A line for each thread that has requests here; the first is served next."""
         self._waiting: deque[object] = deque()
         """Who waits for room, in the order they came."""
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._closed = False
 
     def put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
         """Queue a request. Raises EngineBusy if there is no room, now or for `timeout_s` seconds."""
         pages = len(request.batch)
-        with self._changed:
+        with self._lock:
             if self._waiting or not self._fits(pages):
                 if not block:
                     raise EngineBusy(f"{self._pages} pages of other requests are under way")
@@ -51,14 +55,21 @@ class RequestQueue:
 
     def put_anyway(self, request: Request[Batch]) -> None:
         """Queue a request whatever the room: from the thread that would have to make it."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise ClosedError("this engine is closed")
             self._join(request)
 
     def _join(self, request: Request[Batch]) -> None:
-        self._pages += len(request.batch)
-        self._lines.setdefault(threading.get_ident(), deque()).append(request)
+        pages, thread = len(request.batch), threading.get_ident()
+        line = self._lines.get(thread)
+        new_line = deque([request])
+        # An interrupt may come behind any call: the pages are counted just when the request is in.
+        self._pages += pages
+        if line is None:
+            self._lines[thread] = new_line
+        else:
+            line.append(request)
         self._changed.notify_all()
 
     def _fits(self, pages: int) -> bool:
@@ -66,14 +77,15 @@ class RequestQueue:
 
     def _wait_for_room(self, pages: int, timeout_s: float | None) -> None:
         ticket = object()
-        self._waiting.append(ticket)
         try:
+            self._waiting.append(ticket)
             has_room = self._changed.wait_for(
                 lambda: self._closed or (self._waiting[0] is ticket and self._fits(pages)),
                 timeout_s,
             )
         finally:
-            self._waiting.remove(ticket)
+            with contextlib.suppress(ValueError):  # interrupted before it was in
+                self._waiting.remove(ticket)
             self._changed.notify_all()
         if not has_room:
             raise EngineBusy(
@@ -85,7 +97,7 @@ class RequestQueue:
 
         None: there is none and none was waited for, or it was closed.
         """
-        with self._changed:
+        with self._lock:
             if wait:
                 self._changed.wait_for(lambda: self._lines or self._closed)
             taken: list[Request[Batch]] = []
@@ -106,14 +118,14 @@ class RequestQueue:
 
     def leave(self, pages: int) -> None:
         """Make room: a request of so many pages is done."""
-        with self._changed:
+        with self._lock:
             self._pages -= pages
             self._changed.notify_all()
 
     def take_expired(self) -> list[Request[Batch]]:
         """Take the requests whose deadline has passed."""
         now = division.clock()
-        with self._changed:
+        with self._lock:
             expired = [
                 request
                 for line in self._lines.values()
@@ -130,13 +142,13 @@ class RequestQueue:
 
     def close(self) -> None:
         """Let nobody in any more; what is queued can still be taken."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
 
     def take_all(self) -> list[Request[Batch]]:
         """Take every request that is queued."""
-        with self._changed:
+        with self._lock:
             taken = [request for line in self._lines.values() for request in line]
             self._lines.clear()
             return taken

@@ -11,7 +11,8 @@ and where outputs go. Rejected: workers that read the owner's private memory (pr
 to 1.5 µs a page it costs three times what staging does, and a system may forbid it.
 
 Lock order: a ring's lock is the innermost; it is held while a share is staged, and nothing is called
-under it that takes another. It is a lock between this process's threads only.
+under it that takes another. It is a lock between this process's threads only, and taken by `with`
+only: behind a call of acquire() an interrupt may come before anything that would release it.
 
 Each slot has a bell (eventfd) of its own, so that exactly one thread waits on each: with one bell a
 ring, a thread could eat the wake-up of another.
@@ -25,6 +26,7 @@ import select
 import threading
 import time
 from array import array
+from collections import deque
 from multiprocessing.context import get_spawning_popen
 from typing import TYPE_CHECKING
 
@@ -67,8 +69,6 @@ _BACKLOG = 2
 _FEW = 8
 """Pages up to which a copy each is cheaper than one strided copy by NumPy."""
 
-_FREE, _IN_USE, _ABANDONED = range(3)
-
 
 class PassedFd:
     """A descriptor that the process being started inherits; unpickled there as its number."""
@@ -106,6 +106,10 @@ class Posted:
         """Whether the worker slept and had to be woken."""
 
 
+_ABANDONED = object()
+"""Holds a slot whose share was given up, until the worker is done with it."""
+
+
 class Ring:
     """One worker's ring, seen from the owner.
 
@@ -130,7 +134,8 @@ class Ring:
         self._fence = make_fence()
         self._lock = threading.Lock()
         self._posted = 0
-        self._in_use = [_FREE] * SLOTS
+        self._holders: list[object] = [None] * SLOTS
+        """The Posted in each slot, which alone may free it; None where it is free."""
         self._closing = False
         self._slept = True
         self.dead = False
@@ -202,20 +207,18 @@ class Ring:
         was posted is in `under_way` before the worker can see it, so that an interrupt in between
         leaves nothing under way that nobody knows of.
         """
-        if not self._lock.acquire(blocking=False):
+        if self._lock.locked():
             return False  # another thread is posting here; the caller has work of its own
-        try:
+        with self._lock:
             sequence = self._posted
             if self.dead or not self._is_free(sequence):
                 return False
             self._fill(sequence, batch, share, placement)
             posted = Posted(self, sequence, batch, share, placement[3] > 0)
             under_way.append(posted)
-            self._in_use[sequence % SLOTS] = _IN_USE
+            self._holders[sequence % SLOTS] = posted
             posted.woke = self._announce(sequence + 1)
             return True
-        finally:
-            self._lock.release()
 
     def _fill(
         self, sequence: int, batch: Batch, share: Sequence[int], placement: Placement
@@ -264,11 +267,19 @@ class Ring:
         os.sched_yield()
         return True
 
+    def wake(self) -> None:
+        """Wake the worker, if an interrupt came between announcing a share and that.
+
+        For whoever holds a slot: the bell is there as long.
+        """
+        if self._control[ASLEEP]:
+            os.eventfd_write(self._bell, 1)
+
     def _is_free(self, sequence: int) -> bool:
         """Whether the slot of `sequence` can be written; called under the lock."""
-        state = self._in_use[sequence % SLOTS]
+        holder = self._holders[sequence % SLOTS]
         # Nobody collects an abandoned share, but until it is done the worker writes to its slot.
-        return state == _FREE or (state == _ABANDONED and self._control[DONE] > sequence - SLOTS)
+        return holder is None or (holder is _ABANDONED and self._control[DONE] > sequence - SLOTS)
 
     def _stage_pages(self, slot: SlotViews, index: int, batch: Batch, share: Sequence[int]) -> int:
         """Copy a share's pages into its slot; how many bytes they have."""
@@ -295,8 +306,14 @@ class Ring:
         return self._control[DONE] > posted.sequence
 
     def was_announced(self, posted: Posted) -> bool:
-        """Whether the worker can see the share; not if an interrupt came before."""
-        return self._control[POSTED] > posted.sequence
+        """Whether the worker was given the share and its slot is still held for it.
+
+        Not if an interrupt came before that, or between its end and the caller's note of it.
+        """
+        return self._holds(posted) and self._control[POSTED] > posted.sequence
+
+    def _holds(self, posted: Posted) -> bool:
+        return self._holders[posted.sequence % SLOTS] is posted
 
     def was_started(self, posted: Posted) -> bool:
         """Whether the worker ever began the share: of a dead worker, whether it died on it."""
@@ -356,21 +373,32 @@ class Ring:
         return self._control[DONE]
 
     def drop(self, posted: Posted) -> None:
-        """Free the slot of a share that is done, was never announced, or whose worker is dead."""
-        with self._lock:
-            self._in_use[posted.sequence % SLOTS] = _FREE
-            self._close_if_unused()
+        """Free the slot of a share that is done, was never announced, or whose worker is dead.
+
+        Nothing happens the second time: the slot may be another's by then.
+        """
+        self._let_go(posted, None)
 
     def abandon(self, posted: Posted) -> None:
         """Give up a share that may still be under way: its slot is free once it is done."""
+        self._let_go(posted, _ABANDONED)
+
+    def _let_go(self, posted: Posted, holder: object) -> None:
         with self._lock:
-            self._in_use[posted.sequence % SLOTS] = _ABANDONED
+            if self._holds(posted):
+                self._holders[posted.sequence % SLOTS] = holder
             self._close_if_unused()
 
     def stop_worker(self) -> None:
         """Tell the worker to exit once it has done what is posted."""
         self._control[STOP] = 1
         os.eventfd_write(self._bell, 1)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no share is held by anybody, nor by the worker one that was given up."""
+        first = max(0, self._posted - SLOTS)
+        return all(self._is_free(sequence + SLOTS) for sequence in range(first, first + SLOTS))
 
     def close(self) -> None:
         """Release memory and descriptors, now or when the last share in flight is dropped."""
@@ -380,11 +408,13 @@ class Ring:
             self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        if not self._closing or _IN_USE in self._in_use or self._bell < 0:
+        if not self._closing or any(isinstance(holder, Posted) for holder in self._holders):
             return
-        for fd in (self._bell, self._sentinel, *self._slot_bells):
-            if fd >= 0:
-                os.close(fd)
-        self._bell = -1
+        fds = [fd for fd in (self._bell, self._sentinel, *self._slot_bells) if fd >= 0]
+        closing = map(os.close, fds)
+        # From here on no interrupt can come before all are closed, none is closed twice.
+        self._bell = self._sentinel = -1
+        self._slot_bells = []
+        deque(closing, 0)
         # Views of the memory stay: another thread may be looking at a control word right now.
         self._segment.close()

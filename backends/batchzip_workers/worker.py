@@ -13,12 +13,15 @@ It imports no NumPy: a worker is back after a death in the time that Python take
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import select
 import signal
+import sys
 import time
+import traceback
 from typing import TYPE_CHECKING
 
 from batchzip.codecs.context import COMPRESS, DECOMPRESS, Context
@@ -65,6 +68,9 @@ MIN_SPIN_S = 50e-6
 BAD_DESCRIPTOR_EXIT = 65
 """Exit status (EX_DATAERR) after a descriptor that fails its check; the owner starts afresh."""
 
+FAILED_EXIT = 70
+"""Exit status (EX_SOFTWARE) after an exception in the loop, which is no page's."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -88,7 +94,22 @@ def main(
     segment.populate()
     context = Context(codec, layout.page_size)
     worker = Worker(number, segment, context, layout, arena_fd, bell_fd, slot_bell_fds)
-    worker.loop(None if failpoint is None else failpoint.hit)
+    try:
+        worker.loop(None if failpoint is None else failpoint.hit)
+    except Exception as error:  # noqa: BLE001 - nobody would catch it; whoever comes next is fine
+        _tell_end(error)
+        sys.exit(FAILED_EXIT)
+
+
+def _tell_end(error: Exception) -> None:
+    """Say in one line of stderr why this worker ends: it is replaced, and its share run again.
+
+    A traceback each, of processes that the user never started, would bury his own messages.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    line = f"batchzip: worker {os.getpid()} ended at {last.filename}:{last.lineno}: {type(error).__name__}: {error}"
+    with contextlib.suppress(OSError):  # stderr may be closed
+        os.write(2, " ".join(line.split()).encode(errors="replace") + b"\n")  # whole, among others
 
 
 class Worker:

@@ -1,0 +1,89 @@
+"""Interrupts at every point where CPython looks for signals: what Ctrl-C can do, without the chance.
+
+A signal's handler runs between two instructions of the main thread, but only behind some: a call of
+a C function, the beginning of a Python function, a jump backward. `InterruptAt(n)` traces the calling
+thread and raises KeyboardInterrupt at the n-th such point within the code it watches.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import batchzip
+import batchzip_workers
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+
+_BACKEND = str(Path(batchzip_workers.__file__).parent)
+_WATCHED = (_BACKEND, str(Path(batchzip.__file__).parent / "batch"))
+
+_LOOKS_AFTER = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}
+
+
+class InterruptAt:
+    """A context in which the `nth` point raises; `happened` tells whether there were that many."""
+
+    def __init__(self, nth: int) -> None:
+        self._left = nth
+        self.happened = False
+        self.where = ""
+        self._last: dict[FrameType, int] = {}
+        """Offset of the instruction that each frame is at, -1 while it is in a Python call."""
+
+    def __enter__(self) -> Self:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        sys.settrace(None)
+        self._last.clear()
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:  # noqa: ARG002
+        if event == "call":
+            caller = frame.f_back
+            if caller in self._last:
+                self._last[caller] = -1
+            if not _is_watched(frame):
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            self._last[frame] = -1
+        elif event == "opcode":
+            before, self._last[frame] = self._last[frame], frame.f_lasti
+            if before >= 0 and _opcode(frame, before) in _LOOKS_AFTER:
+                self._pass(frame)
+        return self._trace
+
+    def _pass(self, frame: FrameType) -> None:
+        self._left -= 1
+        if self._left == 0:
+            sys.settrace(None)
+            self.happened = True
+            self.where = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
+            raise KeyboardInterrupt
+
+
+def _is_watched(frame: FrameType) -> bool:
+    path = frame.f_code.co_filename
+    if path == threading.__file__:  # on behalf of the backend
+        return frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(_BACKEND)
+    return path.startswith(_WATCHED)
+
+
+_names: dict[Any, dict[int, str]] = {}
+
+
+def _opcode(frame: FrameType, offset: int) -> str:
+    code = frame.f_code
+    if code not in _names:
+        _names[code] = {one.offset: one.opname for one in dis.get_instructions(code)}
+    return _names[code][offset]

@@ -1,0 +1,96 @@
+"""An owner that is killed at any moment leaves nothing: no process, no memory, no file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from stress import owner
+from stress.load import await_true, is_alive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TOKEN = "BATCHZIP_OWNER"
+"""In the environment of an owner and of every process that it or its workers start."""
+
+
+def family(token: str) -> set[int]:
+    """Find the living processes of one owner, whoever is their parent by now."""
+    wanted = f"{_TOKEN}={token}".encode()
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):  # ended meanwhile
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.add(int(entry.name))
+    return {pid for pid in found if is_alive(pid)}
+
+
+def shared_memory(pids: list[int]) -> set[tuple[int, int]]:
+    """Find the segments that these processes have descriptors of."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if "memfd:batchzip" in str(fd.readlink()):
+                        status = fd.stat()
+                        found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def all_pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def kill_an_owner(tmp_path: Path, after_s: float) -> tuple[int, float]:
+    """Kill one at a moment of its life; how many processes it had, and seconds until all were gone."""
+    token = uuid.uuid4().hex
+    files_before = set(os.listdir("/dev/shm"))  # noqa: PTH208
+    with subprocess.Popen(
+        [sys.executable, owner.__file__],
+        env={**os.environ, _TOKEN: token, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"under load\n"
+        time.sleep(after_s)
+        segments = shared_memory([process.pid])
+        pids = family(token)
+        process.kill()
+        process.wait()
+        gone_s = await_true(lambda: not family(token), "the end of all that an owner started")
+    assert segments
+    assert not segments & shared_memory(all_pids())
+    left = set(os.listdir("/dev/shm")) - files_before  # noqa: PTH208
+    assert not [name for name in left if str(process.pid) in name or "batchzip" in name]
+    assert not list(tmp_path.iterdir())
+    return len(pids), gone_s
+
+
+@pytest.mark.parametrize(
+    "times", [pytest.param(3), pytest.param(50, marks=pytest.mark.stress, id="stress")]
+)
+def test_nothing_is_left_of_a_killed_owner(
+    times: int, tmp_path: Path, report: Callable[[str], None]
+) -> None:
+    rng = np.random.default_rng(times)
+    processes, slowest_s = 0, 0.0
+    for _ in range(times):
+        # In the first 0.2 s workers are still starting.
+        count, gone_s = kill_an_owner(tmp_path, rng.exponential(0.15))
+        processes += count
+        slowest_s = max(slowest_s, gone_s)
+    report(
+        f"owner killed: {times} times with {processes} processes, all gone within {slowest_s:.3f} s"
+    )
