@@ -10,22 +10,29 @@ mapping of everything in the owner (arrays would have to be freed by hand).
 
 Invariants
 * Blocks do not overlap; each has all its memory reserved, so that writing never faults (Segment).
+* What could not be reserved holds no memory: a range is mapped first, and the kernel takes back what it
+  reserved of one that it cannot reserve whole.
 * A range is given out again only when no view of its block is left.
 * What a forked child does with its copies of the arrays frees nothing of the owner's.
 
 Locks: one, innermost, for the bookkeeping. A block dies in whatever thread, at whatever point, the
 collector says, so that path takes no lock: it appends to a deque.
+
+A living array holds a descriptor, which comes with its mapping: a process may have a thousand or so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
 import threading
 import weakref
 from collections import defaultdict, deque
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -35,6 +42,10 @@ from batchzip.segment import PAGE
 
 if TYPE_CHECKING:
     from batchzip.buffers import Bytes
+
+
+_LARGE = 64 << 20
+"""Bytes from which on it is worth looking first whether there is so much; that takes 0.1 ms."""
 
 
 class Arena:
@@ -55,19 +66,21 @@ class Arena:
         """Offsets without memory, by length."""
 
     def array(self, rows: int, width: int) -> Bytes:
-        """Make a (rows, width) array of zeros. Raises OSError(ENOSPC, ENOMEM) if memory is out."""
+        """Make a (rows, width) array of zeros. Raises OSError if memory, or descriptors, are out."""
         if min(rows, width) < 1:
             raise BadArgument(f"an array needs at least one row and one byte, not {rows} × {width}")
         length = -(-rows * width // PAGE) * PAGE
+        _refuse_beyond_memory(rows, width, length)
         with self._lock:
             self._bury()
             if self.fd < 0:
                 raise ClosedError("this arena is closed")
             offset = self._ranges[length].pop() if self._ranges[length] else self._end
             try:
-                # Also makes the file longer, where need be.
-                os.posix_fallocate(self.fd, offset, length)
+                if offset == self._end:
+                    os.ftruncate(self.fd, max(os.fstat(self.fd).st_size, offset + length))
                 mapping = mmap.mmap(self.fd, length, offset=offset)
+                os.posix_fallocate(self.fd, offset, length)
             except BaseException:
                 if offset != self._end:
                     self._ranges[length].append(offset)
@@ -112,6 +125,8 @@ class Arena:
 
     def held_bytes(self) -> int:
         """Bytes of memory behind the arena now, as the kernel counts them."""
+        if self.fd < 0:
+            raise ClosedError("this arena is closed")
         return os.fstat(self.fd).st_blocks * 512
 
     def close(self) -> None:
@@ -120,6 +135,37 @@ class Arena:
             if self.fd >= 0:
                 os.close(self.fd)
                 self.fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            os.close(self.fd)
+
+
+def _refuse_beyond_memory(rows: int, width: int, length: int) -> None:
+    """Raise OSError(ENOMEM) where there cannot be so much.
+
+    A memfd has no limit of its own: reserving what is not there ends with the kernel killing a
+    process, most likely this one.
+    """
+    if length < _LARGE:
+        return
+    available = _available_bytes()
+    if length > available:
+        raise OSError(
+            errno.ENOMEM,
+            f"{rows} × {width} bytes of shared memory are not to be had: {available >> 20} MiB are available",
+        )
+
+
+def _available_bytes() -> int:
+    """Bytes that could be had if everybody else kept what they have, as far as the kernel tells."""
+    found = dict(
+        line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines()
+    )
+    kibibytes = sum(int(found[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    with contextlib.suppress(OSError, ValueError):  # no such control group, or one without a limit
+        return min(kibibytes << 10, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
+    return kibibytes << 10
 
 
 def _address(array: Bytes) -> int:

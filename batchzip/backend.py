@@ -79,8 +79,14 @@ class Backend(ABC):
             return context
 
     def array(self, rows: int, width: int) -> Bytes:
-        """Make a (rows, width) array of bytes where this backend likes batches to lie."""
-        return np.zeros((rows, width), np.uint8)
+        """Make a (rows, width) array of zeros where this backend likes batches to lie.
+
+        Raises OSError if there is no memory.
+        """
+        try:
+            return np.zeros((rows, width), np.uint8)
+        except (MemoryError, ValueError) as error:  # ValueError: more than there are addresses
+            raise OSError(errno.ENOMEM, str(error)) from None
 
     def run_inline(self, batch: Batch, deadline: float | None = None) -> None:
         """Do a batch in the calling thread, page by page: the direct path.

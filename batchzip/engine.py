@@ -9,6 +9,7 @@ regression was a lock per page).
 from __future__ import annotations
 
 import errno
+import operator
 import time
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from batchzip.batch import Batch, CompressBatch, DecompressBatch
 from batchzip.buffers import as_view, check_page_size
 from batchzip.codecs import Codec, make_codec
 from batchzip.codecs.verified import Verified
-from batchzip.errors import BadArgument, BadBatch, PageError
+from batchzip.errors import BadArgument, BadBatch, ClosedError, PageError
 from batchzip.lifetime import Owned
 from batchzip.request import AnyBatch, Request
 
@@ -158,19 +159,25 @@ class Engine(Owned):
         when the last view of it is gone, also after `close()`. A forked child shares it: what is
         written there is seen here.
 
-        Raises OSError (ENOSPC, ENOMEM) if there is no memory. A backend without workers gives plain
+        Raises OSError (ENOSPC, ENOMEM; EMFILE, as each array that lives has a descriptor of the
+        process) if there is no memory. A backend without workers gives plain
         memory.
         """
         self._refuse()
         width = self.page_size if width is None else width
         for name, number in (("rows", rows), ("width", width)):
-            if not isinstance(number, int) or number < 1:
+            if type(number) is bool or not hasattr(number, "__index__") or number < 1:
                 raise BadArgument(f"{name} must be an integer of at least 1, not {number!r}")
-        return self.backend.array(rows, width)
+        return self.backend.array(operator.index(rows), operator.index(width))
 
     @property
     def statistics(self) -> Statistics:
-        """What this engine did so far, in all and by worker; added up when it is asked for."""
+        """What this engine did so far, in all and by worker; added up when it is asked for.
+
+        Batches only: `compress_page` and `decompress_page` are not counted. Still there after `close()`.
+        """
+        if self._unusable is not None and self._unusable[0] is not ClosedError:
+            self._refuse()
         return self.backend.statistics()
 
     def compress_page(self, page: Buffer) -> bytes:

@@ -23,7 +23,7 @@ leave half done) and pipes (each share copied twice through the kernel, two syst
     slot                                                       written by
        0  descriptor: sequence u64, operation u32, count u32,  owner, before POSTED covers it
           capacity u32, input bytes u32, placement (offset of
-          inputs u64, of outputs u64, their pitches u32, u32),
+          inputs u64, of outputs u64, their pitches u64, u64),
           crc32 of these u32
       64  lengths    u32 a page: bytes of each source          owner, likewise
           rows       u32 a page: where its output goes         owner, likewise
@@ -69,8 +69,8 @@ READY, POSTED, STARTED, DONE, ASLEEP, STOP, OWNER_CPU = (line * LINE // 8 for li
 
 WAITING = tuple((7 + slot) * LINE // 8 for slot in range(SLOTS))
 
-_FIELDS = struct.Struct("<QIIIIQQII")
-_SEALED = struct.Struct("<QIIIIQQIII")
+_FIELDS = struct.Struct("<QIIIIQQQQ")
+_SEALED = struct.Struct("<QIIIIQQQQI")
 
 SHARES, SLEEPS, BUSY_NS, STARTED_NS = range(256, 260)
 """Indices of a worker's figures in the control page, in u64; the last is when it began the share under
