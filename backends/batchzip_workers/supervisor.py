@@ -13,26 +13,22 @@ in memory that nobody looks at any more, and its successor starts with a new rin
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.process
 import os
 import select
 import signal
 import threading
 import time
-from contextlib import contextmanager
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
 from batchzip.statistics import Tally, WorkerStatistics
 from batchzip_workers import worker
 from batchzip_workers.failpoints import next_armed
+from batchzip_workers.launch import launch
 from batchzip_workers.layout import BUSY_NS, BYTES_IN, BYTES_OUT, PAGES, SHARES, SLEEPS
 from batchzip_workers.ring import PassedFd, Ring
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from batchzip.arena import Arena
     from batchzip.codecs import Codec
     from batchzip_workers.layout import Layout
@@ -193,14 +189,12 @@ class Supervisor:
                 _kill(place.process)
 
     def _start(self, place: _Worker) -> None:
-        from loky.backend import get_context  # noqa: PLC0415 - 60 ms, off the caller's path
-
         ring = None
         try:
             ring = Ring(self._layout)
-            process = get_context("loky").Process(
-                target=worker.main,
-                args=(
+            process = launch(
+                worker.main,
+                (
                     self._owner_pid,
                     place.number,
                     self._codec,
@@ -208,18 +202,12 @@ class Supervisor:
                     next_armed(),
                     *ring.worker_arguments(),
                 ),
-                name="batchzip-worker",
             )
-            with _allowed_to_start():
-                process.start()
         except Exception as error:  # noqa: BLE001 - memory, process limit, a daemonic parent
             self._note_failed_start(place, f"{type(error).__name__}: {error}")
             if ring is not None:
                 ring.close()
             return
-        # At exit multiprocessing would send SIGTERM to its children from any forked copy of this
-        # process too. Stopping workers is done here, by their owner only.
-        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined] # noqa: SLF001
         ring.stop_passing()
         os.set_inheritable(self._arena.fd, False)
         ring.set_sentinel(process.sentinel)
@@ -311,19 +299,3 @@ def _add_figures(tally: Tally, figures: list[int], operation: int) -> None:
     tally.pages += figures[PAGES - SHARES + operation]
     tally.bytes_in += figures[BYTES_IN - SHARES + operation]
     tally.bytes_out += figures[BYTES_OUT - SHARES + operation]
-
-
-@contextmanager
-def _allowed_to_start() -> Iterator[None]:
-    """Let a daemonic process, as multiprocessing's pools have them, start workers.
-
-    It may not have children, says multiprocessing, as it would leave them behind when it is
-    terminated. Ours end with it all the same (PR_SET_PDEATHSIG).
-    """
-    config: dict[str, object] = multiprocessing.current_process()._config  # type: ignore[attr-defined] # noqa: SLF001
-    daemonic = config.pop("daemon", None)
-    try:
-        yield
-    finally:
-        if daemonic is not None:
-            config["daemon"] = daemonic

@@ -30,7 +30,7 @@ PAGES = 40
 DEADLY = (3, 5, 6, 17, 38)
 """Two that a share of one worker or of three has in common, and two next to each other."""
 
-PLAIN = [Kind(True, False, False), Kind(False, True, True)]  # noqa: FBT003 - fields of a record
+PLAIN = [Kind(True, False, False), Kind(False, True, True)]
 """Both operations, both memories, both ways."""
 
 
