@@ -5,6 +5,7 @@ ring.py        the owner's end: post a share, collect its outputs
 worker.py      the worker's end: a process that takes descriptors until it is told to stop
 placement.py   keeps a worker off its owner's CPU
 balance.py     decides from measurements whether a share is worth handing over
+launch.py      starts one worker's process
 supervisor.py  starts the workers, notices deaths, starts them again, stops them
 queue.py       requests that wait, in a fair order and bounded
 lane.py        the thread that does requests, for `submit`

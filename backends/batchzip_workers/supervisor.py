@@ -13,26 +13,22 @@ in memory that nobody looks at any more, and its successor starts with a new rin
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import multiprocessing.process
 import os
 import select
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
 from batchzip.statistics import Tally, WorkerStatistics
 from batchzip_workers import worker
 from batchzip_workers.failpoints import next_armed
+from batchzip_workers.launch import launch
 from batchzip_workers.layout import BUSY_NS, BYTES_IN, BYTES_OUT, PAGES, SHARES, SLEEPS
 from batchzip_workers.ring import PassedFd, Ring
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from batchzip.arena import Arena
     from batchzip.codecs import Codec
     from batchzip_workers.layout import Layout
@@ -44,6 +40,10 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 5.0
 """Seconds before such an attempt, doubled each time: what a worker lacks, memory or a process limit,
 may be short for a moment or for long, and a worker that cannot start shall cost no more than a few
 percent of a CPU."""
+
+START_S = 30.0
+"""Seconds a worker has to become ready before it is killed: one that hangs while it starts never would,
+and whoever may run a page in workers only would wait for it in vain. Starting takes 0.2 s."""
 
 _STOP_S = 2.0
 """Seconds a worker has to finish what is posted to it when the backend closes."""
@@ -58,11 +58,18 @@ class _Worker:
         self.ring: Ring | None = None
         self.failed_starts = 0
         self.retry_at = 0.0
+        self.ready_by: float | None = None
+        """When it is killed unless it is ready; None once it was seen to be."""
 
     @property
     def failing(self) -> bool:
         """Whether it could not be started so often that nobody should wait for it."""
         return self.failed_starts >= _START_ATTEMPTS
+
+    def note_ready(self) -> None:
+        """See whether it is ready, and need not be watched for that any more."""
+        if self.ring is not None and self.ring.was_ready:
+            self.ready_by = None
 
     def note_failed_start(self) -> None:
         """Count an attempt that failed, and put off the next one."""
@@ -88,6 +95,8 @@ class Supervisor:
         self.rings: tuple[Ring, ...] = ()
         self.restarts = 0
         self._figures_lock = threading.Lock()
+        self._reaping = threading.Lock()
+        """Held to reap a process or to kill one: a pid must not become another's in between."""
         self._gone = (Tally(), Tally())
         """What workers did that are gone, by operation."""
         self.failure: str | None = None
@@ -105,12 +114,17 @@ class Supervisor:
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of the workers that run now."""
-        return tuple(w.process.pid for w in self._workers if w.process is not None)
+        # Each is looked at once: the supervisor may take one away between two looks.
+        processes = [place.process for place in self._workers]
+        return tuple(process.pid for process in processes if process is not None)
 
     @property
     def settled(self) -> bool:
         """Whether every worker is ready, or could not be started several times in a row."""
-        return all(w.failing or (w.ring is not None and w.ring.ready) for w in self._workers)
+        return all(
+            place.failing or ((ring := place.ring) is not None and ring.ready)
+            for place in self._workers
+        )
 
     @property
     def stopping(self) -> bool:
@@ -133,10 +147,10 @@ class Supervisor:
 
     def kill(self, ring: Ring) -> None:
         """Kill the worker of `ring`, which hangs; it is replaced as any that dies."""
-        for place in self._workers:
-            if place.ring is ring and place.process is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(place.process.pid, signal.SIGKILL)
+        with self._reaping:
+            for place in self._workers:
+                if place.ring is ring:
+                    _kill(place.process)
 
     def stop(self) -> None:
         """Stop every worker and the thread; called in a forked child it does nothing."""
@@ -173,22 +187,31 @@ class Supervisor:
         for place in self._workers:
             if place.process is not None:
                 poll.register(place.process.sentinel, select.POLLIN)
-        timeout_s = min((w.retry_at for w in missing), default=0.0) - time.monotonic()
-        ready = {fd for fd, _ in poll.poll(max(timeout_s, 0) * 1000 if missing else None)}
+                place.note_ready()
+        times = [w.retry_at for w in missing]
+        times += [w.ready_by for w in self._workers if w.ready_by is not None]
+        timeout_s = max(min(times) - time.monotonic(), 0) if times else None
+        ready = {fd for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000)}
         if self._wake in ready:
             os.eventfd_read(self._wake)
+        self._kill_late_starters()
         dead = [w for w in self._workers if w.process and w.process.sentinel in ready]
         return dead + [w for w in missing if w.retry_at <= time.monotonic()]
 
-    def _start(self, place: _Worker) -> None:
-        from loky.backend import get_context  # noqa: PLC0415 - 60 ms, off the caller's path
+    def _kill_late_starters(self) -> None:
+        for place in self._workers:
+            place.note_ready()
+            if place.ready_by is not None and time.monotonic() >= place.ready_by:
+                place.ready_by = None  # its end is noticed as any other's
+                _kill(place.process)
 
+    def _start(self, place: _Worker) -> None:
         ring = None
         try:
             ring = Ring(self._layout)
-            process = get_context("loky").Process(
-                target=worker.main,
-                args=(
+            process = launch(
+                worker.main,
+                (
                     self._owner_pid,
                     place.number,
                     self._codec,
@@ -196,41 +219,42 @@ class Supervisor:
                     next_armed(),
                     *ring.worker_arguments(),
                 ),
-                name="batchzip-worker",
             )
-            with _allowed_to_start():
-                process.start()
         except Exception as error:  # noqa: BLE001 - memory, process limit, a daemonic parent
             self._note_failed_start(place, f"{type(error).__name__}: {error}")
             if ring is not None:
                 ring.close()
             return
-        # At exit multiprocessing would send SIGTERM to its children from any forked copy of this
-        # process too. Stopping workers is done here, by their owner only.
-        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined] # noqa: SLF001
         ring.stop_passing()
         os.set_inheritable(self._arena.fd, False)
         ring.set_sentinel(process.sentinel)
         place.process, place.ring = process, ring
+        place.ready_by = time.monotonic() + START_S
         self._publish()
 
     def _bury(self, place: _Worker) -> None:
         """Take a dead worker's ring out of use and reap the process."""
         assert place.ring is not None  # noqa: S101 - a process has a ring
-        was_ready = place.ring.was_ready
-        place.process.join()
-        status = place.process.exitcode
-        ring, place.process, place.ring = place.ring, None, None
+        ring = place.ring
+        status = self._reap(place)
         with self._figures_lock:
             for operation, tally in enumerate(self._gone):
                 _add_figures(tally, ring.figures(), operation)
             self._publish()
         ring.close()
         self.restarts += 1
-        if was_ready:
+        if ring.was_ready:
             place.failed_starts = 0
         else:
             self._note_failed_start(place, f"it ended with status {status} before it was ready")
+
+    def _reap(self, place: _Worker) -> int:
+        """Reap a worker that is dead or about to be; its exit status."""
+        process = place.process
+        with self._reaping:
+            process.join()
+            place.process = place.ring = place.ready_by = None
+        return process.exitcode  # type: ignore[no-any-return] # processes are Any
 
     def worked(self, operation: int) -> Tally:
         """Add up what all workers, those that are gone too, did of one operation."""
@@ -271,35 +295,24 @@ class Supervisor:
 
     def _stop_workers(self) -> None:
         self.rings = ()
-        running = [w for w in self._workers if w.process is not None and w.ring is not None]
-        for place in running:
-            place.ring.stop_worker()  # type: ignore[union-attr] # filtered above
-        for place in running:
-            place.process.join(_STOP_S)
-            if place.process.exitcode is None:
-                place.process.kill()
-                place.process.join()
-            place.ring.close()  # type: ignore[union-attr]
-            place.process = place.ring = None
+        running = [(w, w.ring) for w in self._workers if w.ring is not None]
+        for _, ring in running:
+            ring.stop_worker()
+        deadline = time.monotonic() + _STOP_S
+        for place, ring in running:
+            sentinel = [place.process.sentinel]
+            if not connection.wait(sentinel, max(deadline - time.monotonic(), 0)):
+                _kill(place.process)
+            self._reap(place)
+            ring.close()
+
+
+def _kill(process: Any) -> None:
+    """Send SIGKILL to a process that was not reaped; loky's have no kill() of their own."""
+    os.kill(process.pid, signal.SIGKILL)
 
 
 def _add_figures(tally: Tally, figures: list[int], operation: int) -> None:
     tally.pages += figures[PAGES - SHARES + operation]
     tally.bytes_in += figures[BYTES_IN - SHARES + operation]
     tally.bytes_out += figures[BYTES_OUT - SHARES + operation]
-
-
-@contextmanager
-def _allowed_to_start() -> Iterator[None]:
-    """Let a daemonic process, as multiprocessing's pools have them, start workers.
-
-    It may not have children, says multiprocessing, as it would leave them behind when it is
-    terminated. Ours end with it all the same (PR_SET_PDEATHSIG).
-    """
-    config: dict[str, object] = multiprocessing.current_process()._config  # type: ignore[attr-defined] # noqa: SLF001
-    daemonic = config.pop("daemon", None)
-    try:
-        yield
-    finally:
-        if daemonic is not None:
-            config["daemon"] = daemonic

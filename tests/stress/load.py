@@ -100,7 +100,7 @@ class Load:
 
     def check(self, batch: Batch, start: int, *, may_expire: bool = False) -> int:
         allowed = {0, -errno.ETIMEDOUT} if may_expire else {0}
-        assert set(batch.errors.tolist()) <= allowed, batch.errors
+        assert set(batch.errors.tolist()) <= allowed
         done = np.flatnonzero(batch.errors == 0).tolist()
         if isinstance(batch, CompressBatch):
             got = [bytes(batch.output(index)) for index in done]

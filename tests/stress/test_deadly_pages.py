@@ -1,0 +1,91 @@
+"""Pages that kill whoever takes them are found by bisection, several in a batch; their mates succeed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from stress.killer_codec import KILLS_COMPRESSOR, KILLS_DECOMPRESSOR, KillerCodec
+from stress.load import (
+    KINDS,
+    PAGE,
+    Kind,
+    assert_all_slots_are_free,
+    blank,
+    do,
+    make_pages,
+)
+
+from batchzip import CompressBatch, DecompressBatch, Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchzip.batch import Batch
+
+PAGES = 40
+DEADLY = (3, 5, 6, 17, 38)
+"""Two that a share of one worker or of three has in common, and two next to each other."""
+
+PLAIN = [Kind(True, False, False), Kind(False, True, True)]
+"""Both operations, both memories, both ways."""
+
+
+def make_batch(engine: Engine, kind: Kind) -> tuple[Batch, list[bytes]]:
+    """Make a batch with deadly pages; also what each page shall come to."""
+    pages = make_pages(PAGES)
+    mark = KILLS_COMPRESSOR if kind.compress else KILLS_DECOMPRESSOR
+    pages[list(DEADLY), :8] = np.frombuffer(mark, np.uint8)
+    compress = engine.codec.compressor(PAGE)
+    outputs = [compress(memoryview(page)) for page in pages]
+    array = engine.arena if kind.placed else lambda *shape: np.empty(shape, np.uint8)
+    if not kind.compress:
+        return DecompressBatch(outputs, pages=array(PAGES, PAGE)), [bytes(p) for p in pages]
+    placed = array(PAGES, PAGE)
+    placed[:] = pages
+    return CompressBatch(placed, dsts=array(PAGES, 2 * PAGE)), outputs
+
+
+def results(batch: Batch, indices: list[int]) -> list[bytes]:
+    if isinstance(batch, CompressBatch):
+        return [bytes(batch.output(index)) for index in indices]
+    assert isinstance(batch, DecompressBatch)
+    return [bytes(batch.pages[index]) for index in indices]
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [
+        pytest.param(PLAIN[0], 1),
+        pytest.param(PLAIN[1], 3),
+        *(
+            pytest.param(kind, workers, marks=pytest.mark.stress)
+            for kind in KINDS
+            for workers in (1, 3)
+        ),
+    ],
+    ids=str,
+)
+def test_pages_that_kill_twice_are_isolated_and_their_mates_succeed(
+    kind: Kind, workers: int, report: Callable[[str], None]
+) -> None:
+    with Engine(KillerCodec(os.getpid()), backend="workers", workers=workers) as engine:
+        assert engine.wait_ready()
+        batch, expected = make_batch(engine, kind)
+        blank(batch)
+        do(engine, batch, submitted=kind.submitted)
+        # Those that fell to the caller did it no harm.
+        failed = np.flatnonzero(batch.errors).tolist()
+        assert failed
+        assert set(failed) <= set(DEADLY)
+        assert set(batch.errors[failed].tolist()) == {-errno.EOWNERDEAD}
+        assert not batch.dlens[failed].any()
+        good = [index for index in range(PAGES) if index not in failed]
+        assert results(batch, good) == [expected[index] for index in good]
+        assert_all_slots_are_free(engine)
+        died = engine.statistics.restarts
+        assert died >= 2 * len(failed)
+    report(f"deadly pages: {len(failed)} isolated of {PAGES}, {died} workers died")

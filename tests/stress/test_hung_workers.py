@@ -1,0 +1,79 @@
+"""A worker that hangs where no request waits for it is killed all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from stress.load import KINDS, Load, await_true, is_alive, state
+
+from batchzip import Engine
+from batchzip_workers import supervisor as supervisor_module
+from batchzip_workers.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from batchzip_workers.supervisor import _Worker
+
+
+def stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    await_true(lambda: state(pid) == "T", "the worker's stop")
+
+
+def test_an_engine_with_a_hung_worker_closes() -> None:
+    with Engine("lz4", backend="workers", workers=2) as engine:
+        assert engine.wait_ready()
+        pids = engine.worker_pids
+        stop(pids[0])
+    assert not any(map(is_alive, pids))
+
+
+@pytest.mark.filterwarnings("ignore::batchzip.WorkerWarning")
+def test_a_worker_that_hangs_while_it_starts_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[int] = []
+    start = Supervisor._start
+
+    def start_one_that_hangs(self: Supervisor, place: _Worker) -> None:
+        start(self, place)
+        if not stopped and place.process is not None:
+            stop(place.process.pid)
+            stopped.append(place.process.pid)
+
+    monkeypatch.setattr(Supervisor, "_start", start_one_that_hangs)
+    monkeypatch.setattr(supervisor_module, "START_S", 1.0)
+    with Engine("lz4", backend="workers", workers=1) as engine:
+        load = Load(engine.codec, 64)
+        load.run(engine, KINDS[0], 0, 64)
+        assert engine.wait_ready(60)
+        assert stopped
+        assert not is_alive(stopped[0])
+        load.run(engine, KINDS[0], 0, 64)
+
+
+def test_asking_for_workers_never_fails_while_they_die() -> None:
+    """The supervisor takes a dead worker away at any moment."""
+    over = threading.Event()
+    failures: list[BaseException] = []
+
+    def ask(engine: Engine) -> None:
+        try:
+            while not over.is_set():
+                _ = engine.worker_pids, engine.statistics, engine.wait_ready(0)
+        except BaseException as error:  # noqa: BLE001 - raised in the main thread
+            failures.append(error)
+
+    with Engine("lz4", backend="workers", workers=2) as engine:
+        thread = threading.Thread(target=ask, args=(engine,))
+        thread.start()
+        for turn in range(6):
+            assert engine.wait_ready()
+            os.kill(engine.worker_pids[0], signal.SIGKILL)
+            while engine.statistics.restarts <= turn:
+                pass  # asking
+        over.set()
+        thread.join()
+    for failure in failures:
+        raise failure

@@ -1,0 +1,75 @@
+"""Where workers cannot be started, an engine says so once, and works."""
+
+from __future__ import annotations
+
+import pytest
+from stress.scripts import BEGIN, check_ended_well, run
+
+_IMPORT_ALL = """
+with Engine("lz4", backend="workers", workers=1) as engine:
+    engine.wait_ready()
+    round_trip(engine)
+"""
+
+_CHECK = """
+import gc
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    fds = len(os.listdir("/proc/self/fd"))
+    with Engine("lz4", backend="workers", workers=2) as engine:
+        assert not engine.wait_ready(60)
+        for _ in range(20):
+            round_trip(engine)
+    assert [one.category for one in caught] == [batchzip.WorkerWarning], [str(one.message) for one in caught]
+    print(caught[0].message)
+gc.collect()
+assert len(os.listdir("/proc/self/fd")) == fds
+"""
+
+LIMITS = {
+    # Limits of a user count for all its processes, and not for root at all.
+    "no thread": """
+import resource
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+""",
+    "no process": """
+import _posixsubprocess
+def fail(*_): raise BlockingIOError(11, "Resource temporarily unavailable")
+_posixsubprocess.fork_exec = fail
+""",
+    "no memory for a ring": """
+import re, resource
+pages = pages[:20]
+size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (size + (2 << 20), resource.RLIM_INFINITY))
+threading.stack_size(128 << 10)
+""",
+    "no descriptor": """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
+""",
+}
+
+
+_STARVE = """
+from loky.backend import fork_exec
+start = fork_exec.fork_exec
+def start_starved(command, fds, env=None):
+    return start(["/bin/sh", "-c", 'ulimit -v 16000; exec "$@"', "sh", *command], fds, env)
+fork_exec.fork_exec = start_starved
+"""
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_where_workers_cannot_start_it_says_so_once_and_does_the_work(limit: str) -> None:
+    done = run(["-c", BEGIN + _IMPORT_ALL + LIMITS[limit] + _CHECK])
+    check_ended_well(done)
+    assert "could not be started" in done.stdout
+
+
+def test_workers_that_run_out_of_memory_while_they_start_are_done_without() -> None:
+    # They inherit the limit and, unlike their owner, have not imported everything yet.
+    done = run(["-c", BEGIN + _IMPORT_ALL + _STARVE + _CHECK])
+    assert done.returncode == 0, done.stderr
+    assert "before it was ready" in done.stdout
