@@ -2,8 +2,9 @@
 
 It is the caller of the workers in place of the submitters, who are free meanwhile, and does a caller's
 share itself. It takes what is queued in bundles, and the requests of a bundle overlap: while workers
-have one, it hands out the next, so that no core waits for a request's last share. Each is finished as
-soon as its own shares are done, in whatever order.
+have one, it hands out the next, so that no core waits for a request's last share. Each is finished when
+its own shares are done or its deadline has passed, in whatever order: while the thread waits for one, or
+does a long one, it looks at the others every LOOK_S.
 
 Whether a bundle is divided at all is decided as for a batch of its size, from what both ways took.
 
@@ -18,17 +19,27 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from batchzip_workers.division import LOOK_S, clock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchzip.batch import Batch
     from batchzip.request import Request
     from batchzip_workers.backend import WorkersBackend
     from batchzip_workers.division import Division
     from batchzip_workers.queue import RequestQueue
 
+    _UnderWay: TypeAlias = tuple[Request[Batch], Division]
+
 _BUNDLE_PAGES = 1024
 """Pages of a bundle: larger ones delay who comes next, smaller ones let the workers run dry often."""
+
+
+class _LaneThread(threading.Thread):
+    """The thread of a lane, to know one by."""
 
 
 class Lane:
@@ -37,8 +48,13 @@ class Lane:
     def __init__(self, backend: WorkersBackend, queue: RequestQueue) -> None:
         self._backend = backend
         self._queue = queue
-        self._thread = threading.Thread(target=self._run, name="batchzip-requests", daemon=True)
+        self._thread = _LaneThread(target=self._run, name="batchzip-requests", daemon=True)
         self._thread.start()
+
+    @staticmethod
+    def is_here() -> bool:
+        """Whether this is called in the thread of a lane, this one or another's, by a callback."""
+        return isinstance(threading.current_thread(), _LaneThread)
 
     @property
     def is_current(self) -> bool:
@@ -53,7 +69,7 @@ class Lane:
     def _take_up(self, request: Request[Batch]) -> bool:
         if request.take_up():
             return True
-        self._queue.leave(len(request.batch))  # it was cancelled
+        self._queue.leave(request.pages)  # it was cancelled
         return False
 
     def _do(self, requests: list[Request[Batch]]) -> None:
@@ -72,6 +88,8 @@ class Lane:
             for request in requests:
                 self._do_alone(request)
         now = time.perf_counter()
+        if any(request.deadline is not None and request.batch.has_errors for request in requests):
+            return  # what was given up tells nothing about what doing it takes
         if divided:
             balance.note_divided(pages, now - started, now, woke=asleep)
         else:
@@ -87,38 +105,54 @@ class Lane:
 
     def _divide(self, requests: list[Request[Batch]]) -> None:
         """Do requests so that they overlap."""
-        under_way: list[tuple[Request[Batch], Division]] = []
+        under_way: list[_UnderWay] = []
+
+        def look_around() -> None:
+            self._expire_queued()
+            self._reap(under_way)
+
         for request in requests:
             division = self._backend.divide(
                 request.batch,
                 self._backend.locate(request.batch),
                 spread=request is requests[-1],
                 deadline=request.deadline,
-                meanwhile=self._expire_queued,
+                meanwhile=look_around,
             )
-            if self._hand_out(request, division):
+            if self._hand_out(request, division, look_around):
                 under_way.append((request, division))
-            under_way = [one for one in under_way if not self._reap(*one)]
-        for one in under_way:
-            self._reap(*one, wait=True)
+            self._reap(under_way)
+        while under_way:
+            self._finish_if_done(*under_way.pop(0), wait=True)
 
-    def _hand_out(self, request: Request[Batch], division: Division) -> bool:
+    def _hand_out(
+        self, request: Request[Batch], division: Division, look_around: Callable[[], None]
+    ) -> bool:
         """Do of a request what is not workers' work; whether it is still under way."""
+        look_at = clock() + LOOK_S
         try:
             while division.step():
-                pass
+                if clock() >= look_at:
+                    look_around()
+                    look_at = clock() + LOOK_S
         except BaseException as error:  # noqa: BLE001 - as above
             division.abandon()
             self._finish(request, error)
             return False
         return True
 
-    def _reap(self, request: Request[Batch], division: Division, *, wait: bool = False) -> bool:
+    def _reap(self, under_way: list[_UnderWay]) -> None:
+        """Finish those whose last share is done, or whose deadline has passed."""
+        under_way[:] = [one for one in under_way if not self._finish_if_done(*one)]
+
+    def _finish_if_done(
+        self, request: Request[Batch], division: Division, *, wait: bool = False
+    ) -> bool:
         """Finish a request if its last share is done, or when it is; whether it is finished."""
         try:
             if wait:
                 division.finish()
-            elif not division.collect():
+            elif not (division.collect() or division.end_if_late()):
                 return False
         except BaseException as error:  # noqa: BLE001 - as above
             division.abandon()
@@ -130,7 +164,7 @@ class Lane:
     def _finish(self, request: Request[Batch], error: BaseException | None = None) -> None:
         self._backend.count(request.batch)
         # First, so that a callback finds room for the next.
-        self._queue.leave(len(request.batch))
+        self._queue.leave(request.pages)
         request.finish(error)
 
     def _expire_queued(self) -> None:
