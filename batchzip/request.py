@@ -34,16 +34,22 @@ class Request(Generic[AnyBatch]):
     results or changing pages then gives undefined pages, never a crash.
     """
 
-    __slots__ = ("_future", "_lock", "_pid", "_taken", "batch", "deadline")
+    __slots__ = ("_future", "_lock", "_pid", "_taken", "batch", "deadline", "pages")
 
     def __init__(self, batch: AnyBatch, deadline: float | None = None) -> None:
         self.batch = batch
         self.deadline = deadline
         """When, on the monotonic clock, what is not done of it gets -ETIMEDOUT."""
+        self.pages = len(batch)
+        """Pages of the batch; a cancelled one may be refilled while its request is still queued."""
         self._future: Future[None] = Future()
         self._lock = threading.Lock()
         self._taken = False
         self._pid = os.getpid()
+
+    def is_late(self, now: float) -> bool:
+        """Whether its deadline has passed at the time `now`, on the monotonic clock."""
+        return self.deadline is not None and now >= self.deadline
 
     def done(self) -> bool:
         """Whether the batch's results are there, or the request failed or was cancelled."""
@@ -97,7 +103,18 @@ class Request(Generic[AnyBatch]):
 
         It is called in the thread that finished the request, outside all locks; it should be short.
         """
-        self._future.add_done_callback(lambda _: callback(self))
+        self._future.add_done_callback(lambda _: self._call(callback))
+
+    def _call(self, callback: Callable[[Request[AnyBatch]], object]) -> None:
+        try:
+            callback(self)
+        except Exception:
+            raise  # the future logs it
+        except BaseException as error:
+            if threading.current_thread() is threading.main_thread():
+                raise  # Ctrl-C, most likely
+            # sys.exit() in a callback would end the thread that does everybody's requests.
+            raise RuntimeError(f"a callback raised {type(error).__name__}") from error
 
     def cancel(self) -> bool:
         """Cancel the request unless it is taken up or done; whether it is cancelled.

@@ -194,7 +194,9 @@ class WorkersBackend(Backend):
                 self._lane = self._open_lane()
         if self._lane is None:
             super().submit(request)
-        elif self._lane.is_current:
+        elif self._lane.is_here():
+            # A callback: it would wait for room that its own thread has to make, or that another
+            # engine's has to, whose callbacks may be waiting for this one.
             self._queue.put_anyway(request)
         else:
             self._put(request, timeout_s=timeout_s, block=block)

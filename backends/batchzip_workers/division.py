@@ -60,7 +60,7 @@ _REPLACE_LOOK_S = 0.002
 GRACE_S = 0.1
 """Seconds that a share which must end now may still take before its worker is killed."""
 
-_LOOK_S = 0.05
+LOOK_S = 0.05
 """Seconds between two looks at what else there is, while waiting for a worker."""
 
 clock = time.monotonic
@@ -85,6 +85,7 @@ class Division:
         "_context",
         "_count",
         "_deadline",
+        "_divided",
         "_meanwhile",
         "_order",
         "_own",
@@ -118,7 +119,8 @@ class Division:
         self._deadline = deadline
         self._meanwhile = meanwhile
         self._tally = context.tallies[batch.operation]
-        self._tally.divided += 1
+        self._divided = False
+        """Whether any worker was given a share."""
         self._order = batch.order()
         self._count = len(batch)
         self._position = 0
@@ -144,8 +146,7 @@ class Division:
 
     def step(self) -> bool:
         """Look after the workers, and do a piece; whether there is more to do than to wait."""
-        if self._deadline is not None and clock() >= self._deadline:
-            self._expire()
+        if self.end_if_late():
             return False
         self._feed()
         if self._posted:
@@ -169,6 +170,13 @@ class Division:
                 left.append(posted)
         self._posted = left
         return not left
+
+    def end_if_late(self) -> bool:
+        """Give up what is under way if the deadline has passed; whether it has."""
+        if self._deadline is None or clock() < self._deadline:
+            return False
+        self._expire()
+        return True
 
     def finish(self) -> None:
         """Wait for what workers have; on return every page is done."""
@@ -232,6 +240,9 @@ class Division:
     def _post(self, ring: Ring, share: Sequence[int]) -> None:
         if not ring.post(self._batch, share, self._placement, self._posted):
             self._own.append(share)
+        elif not self._divided:
+            self._divided = True
+            self._tally.divided += 1
 
     def _do_piece(self) -> None:
         mine = self._own.pop()
@@ -288,10 +299,10 @@ class Division:
     def _patience(self, since: float) -> float:
         """Seconds to wait until there is something else to look at."""
         now = clock()
-        patience = max(since + HANG_S - now, _LOOK_S)
+        patience = max(since + HANG_S - now, LOOK_S)
         if self._deadline is not None:
             patience = min(patience, max(self._deadline - now, 0.0))
-        return patience if self._meanwhile is None else min(patience, _LOOK_S)
+        return patience if self._meanwhile is None else min(patience, LOOK_S)
 
     def _isolate(self, share: Sequence[int]) -> None:
         """Run a share that killed a worker, in workers only; halve it as long as it kills."""

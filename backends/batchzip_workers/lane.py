@@ -2,8 +2,9 @@
 
 It is the caller of the workers in place of the submitters, who are free meanwhile, and does a caller's
 share itself. Requests overlap: while workers have shares of some, it hands out the next, so that no core
-waits for a request's last share. Each is finished as soon as its own shares are done, in whatever order.
-It takes what is queued in bundles; the last of one is divided evenly, so that it ends soon if no other
+waits for a request's last share. Each is finished when its own shares are done or its deadline has
+passed, in whatever order: while the thread waits for one, or does a long one, it looks at the others
+every LOOK_S. It takes what is queued in bundles; the last of one is divided evenly, so that it ends soon if no other
 comes, and those before go to whoever is free.
 
 Whether a bundle is divided at all is decided as for a batch of its size, from what both ways took.
@@ -22,6 +23,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from batchzip_workers.division import LOOK_S, clock
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -35,6 +38,10 @@ _BUNDLE_PAGES = 1024
 """Pages of a bundle: larger ones delay who comes next, smaller ones let the workers run dry often."""
 
 
+class _LaneThread(threading.Thread):
+    """The thread of a lane, to know one by."""
+
+
 class Lane:
     """Takes up requests, does them together with the workers, and finishes each."""
 
@@ -45,8 +52,15 @@ class Lane:
         """What workers have shares of, the oldest first."""
         self._measured: tuple[Callable[[int, float, float], None], int, float] | None = None
         """The bundle being timed: whom to tell, its pages, when it began."""
-        self._thread = threading.Thread(target=self._run, name="batchzip-requests", daemon=True)
+        self._gave_up = False
+        """Whether a deadline cut the bundle short: that tells nothing of what doing it takes."""
+        self._thread = _LaneThread(target=self._run, name="batchzip-requests", daemon=True)
         self._thread.start()
+
+    @staticmethod
+    def is_here() -> bool:
+        """Whether this is called in the thread of a lane, this one or another's, by a callback."""
+        return isinstance(threading.current_thread(), _LaneThread)
 
     @property
     def is_current(self) -> bool:
@@ -57,7 +71,8 @@ class Lane:
         while True:
             requests = self._queue.take(_BUNDLE_PAGES, wait=not self._under_way)
             if requests:
-                self._begin(requests)
+                self._note()
+                self._do([request for request in requests if self._take_up(request)])
             elif self._under_way:
                 self._reap(*self._under_way.pop(0))
             else:
@@ -66,10 +81,8 @@ class Lane:
                 self._note()
             del requests  # nothing of them, nor of their engine, is kept while there is no next one
 
-    def _begin(self, requests: list[Request[Batch]]) -> None:
-        """Take up a bundle; on return it is done, or the rest of it is under way."""
-        self._note()
-        requests = [request for request in requests if self._take_up(request)]
+    def _do(self, requests: list[Request[Batch]]) -> None:
+        """Begin a bundle; on return it is done, or the rest of it is under way."""
         self._expire_queued()
         if not requests:
             return
@@ -92,12 +105,14 @@ class Lane:
             note, pages, started = self._measured
             self._measured = None
             now = time.perf_counter()
-            note(pages, now - started, now)
+            if not self._gave_up:
+                note(pages, now - started, now)
+        self._gave_up = False
 
     def _take_up(self, request: Request[Batch]) -> bool:
         if request.take_up():
             return True
-        self._queue.leave(len(request.batch))  # it was cancelled
+        self._queue.leave(request.pages)  # it was cancelled
         return False
 
     def _do_alone(self, request: Request[Batch]) -> None:
@@ -116,7 +131,7 @@ class Lane:
                 self._backend.locate(request.batch),
                 spread=request is requests[-1],
                 deadline=request.deadline,
-                meanwhile=self._expire_queued,
+                meanwhile=self._look_around,
             )
             if self._hand_out(request, division):
                 self._under_way.append((request, division))
@@ -124,22 +139,37 @@ class Lane:
 
     def _hand_out(self, request: Request[Batch], division: Division) -> bool:
         """Do of a request what is not workers' work; whether it is still under way."""
+        look_at = clock() + LOOK_S
         try:
             while division.step():
-                pass
+                if clock() >= look_at:
+                    self._look_around()
+                    look_at = clock() + LOOK_S
         except BaseException as error:  # noqa: BLE001 - as above
             division.abandon()
             self._finish(request, error)
             return False
         return True
 
+    def _look_around(self) -> None:
+        """Finish what is over by now, of what is under way and what is queued."""
+        self._expire_queued()
+        self._reap_done()
+
     def _reap_done(self) -> None:
-        """Finish the requests whose last share is done."""
+        """Finish the requests whose last share is done, or whose deadline has passed."""
         for one in self._under_way[:]:
             # A callback that closes the engine has done all of them.
-            if one in self._under_way and one[1].collect():
+            if one in self._under_way and self._is_over(one[1]):
                 self._under_way.remove(one)
                 self._reap(*one)
+
+    @staticmethod
+    def _is_over(division: Division) -> bool:
+        try:
+            return division.collect() or division.end_if_late()
+        except BaseException:  # noqa: BLE001 - finish() comes to the same, and reports it
+            return True
 
     def _reap(self, request: Request[Batch], division: Division) -> None:
         """Wait for a request's last share, and finish it."""
@@ -152,9 +182,10 @@ class Lane:
             self._finish(request)
 
     def _finish(self, request: Request[Batch], error: BaseException | None = None) -> None:
+        self._gave_up |= request.deadline is not None and request.batch.has_errors
         self._backend.count(request.batch)
         # First, so that a callback finds room for the next.
-        self._queue.leave(len(request.batch))
+        self._queue.leave(request.pages)
         request.finish(error)
 
     def _expire_queued(self) -> None:

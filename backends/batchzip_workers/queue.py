@@ -35,37 +35,36 @@ class RequestQueue:
         self._pages = 0
         self._lines: dict[int, deque[Request[Batch]]] = {}
         """A line for each thread that has requests here; the first is served next."""
-        self._waiting: deque[object] = deque()
-        """Who waits for room, in the order they came."""
+        self._waiting: deque[Request[Batch]] = deque()
+        """What waits for room, in the order they came."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._closed = False
 
     def put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
         """Queue a request. Raises EngineBusy if there is no room, now or for `timeout_s` seconds."""
-        pages = len(request.batch)
         with self._lock:
-            if self._waiting or not self._fits(pages):
+            if self._waiting or not self._fits(request.pages):
                 if not block:
                     raise EngineBusy(f"{self._pages} pages of other requests are under way")
-                self._wait_for_room(pages, timeout_s)
+                self._wait_for_room(request, timeout_s)
             if self._closed:
                 raise ClosedError("this engine is closed")
             self._join(request)
 
     def put_anyway(self, request: Request[Batch]) -> None:
-        """Queue a request whatever the room: from the thread that would have to make it."""
+        """Queue a request whatever the room: from a thread that has to make some."""
         with self._lock:
             if self._closed:
                 raise ClosedError("this engine is closed")
             self._join(request)
 
     def _join(self, request: Request[Batch]) -> None:
-        pages, thread = len(request.batch), threading.get_ident()
+        thread = threading.get_ident()
         line = self._lines.get(thread)
         new_line = deque([request])
         # An interrupt may come behind any call: the pages are counted just when the request is in.
-        self._pages += pages
+        self._pages += request.pages
         if line is None:
             self._lines[thread] = new_line
         else:
@@ -75,19 +74,23 @@ class RequestQueue:
     def _fits(self, pages: int) -> bool:
         return self._pages == 0 or self._pages + pages <= self._room
 
-    def _wait_for_room(self, pages: int, timeout_s: float | None) -> None:
-        ticket = object()
+    def _wait_for_room(self, request: Request[Batch], timeout_s: float | None) -> None:
+        patience_s = threading.TIMEOUT_MAX / 2 if timeout_s is None else timeout_s
+        patience_s = min(patience_s, threading.TIMEOUT_MAX / 2)
+        if request.deadline is not None:
+            patience_s = min(patience_s, max(request.deadline - division.clock(), 0.0))
         try:
-            self._waiting.append(ticket)
+            self._waiting.append(request)
             has_room = self._changed.wait_for(
-                lambda: self._closed or (self._waiting[0] is ticket and self._fits(pages)),
-                timeout_s,
+                lambda: self._closed or (self._waiting[0] is request and self._fits(request.pages)),
+                patience_s,
             )
         finally:
             with contextlib.suppress(ValueError):  # interrupted before it was in
-                self._waiting.remove(ticket)
+                self._waiting.remove(request)
             self._changed.notify_all()
-        if not has_room:
+        # One whose deadline has passed needs no room: it is let in to be failed at the next look.
+        if not has_room and not request.is_late(division.clock()):
             raise EngineBusy(
                 f"after {timeout_s} s, {self._pages} pages of other requests are still under way"
             )
@@ -105,7 +108,7 @@ class RequestQueue:
             while self._lines:
                 thread, line = next(iter(self._lines.items()))
                 request = line[0]
-                pages += len(request.batch)
+                pages += request.pages
                 if taken and (
                     pages > most_pages or request.batch.operation != taken[0].batch.operation
                 ):
@@ -127,13 +130,10 @@ class RequestQueue:
         now = division.clock()
         with self._lock:
             expired = [
-                request
-                for line in self._lines.values()
-                for request in line
-                if request.deadline is not None and now >= request.deadline
+                request for line in self._lines.values() for request in line if request.is_late(now)
             ]
-            for thread in list(self._lines):
-                left = deque(r for r in self._lines[thread] if r not in expired)
+            for thread in list(self._lines) if expired else ():
+                left = deque(r for r in self._lines[thread] if not r.is_late(now))
                 if left:
                     self._lines[thread] = left
                 else:
