@@ -19,9 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--stress-s",
         type=float,
-        default=0.0,
+        default=30.0,
         metavar="SECONDS",
-        help="let the soak of `-m stress` go on for this long, beyond its 1,000 batches",
+        help="how long the soak of `-m stress` lasts, and 1,000 batches at least",
     )
 
 

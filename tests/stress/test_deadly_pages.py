@@ -30,9 +30,6 @@ PAGES = 40
 DEADLY = (3, 5, 6, 17, 38)
 """Two that a share of one worker or of three has in common, and two next to each other."""
 
-PLAIN = [Kind(True, False, False), Kind(False, True, True)]
-"""Both operations, both memories, both ways."""
-
 
 def make_batch(engine: Engine, kind: Kind) -> tuple[Batch, list[bytes]]:
     """Make a batch with deadly pages; also what each page shall come to."""
@@ -59,8 +56,7 @@ def results(batch: Batch, indices: list[int]) -> list[bytes]:
 @pytest.mark.parametrize(
     ("kind", "workers"),
     [
-        pytest.param(PLAIN[0], 1),
-        pytest.param(PLAIN[1], 3),
+        pytest.param(Kind(compress=False, placed=True, submitted=True), 3),
         *(
             pytest.param(kind, workers, marks=pytest.mark.stress)
             for kind in KINDS

@@ -36,6 +36,11 @@ BEFORE = {
     "with a killed worker": "os.kill(engine.worker_pids[0], signal.SIGKILL)",
 }
 
+BEFORE_EACH = pytest.mark.parametrize(
+    "before",
+    ["in full swing", *(pytest.param(b, marks=pytest.mark.stress) for b in list(BEFORE)[1:])],
+)
+
 
 def script(before: str, after_s: float, end: str = "kept = go()") -> str:
     return BEGIN + IN_FLIGHT.format(before=BEFORE[before], after_s=after_s) + end
@@ -54,7 +59,7 @@ def check_workers_are_gone(printed: str) -> None:
         pytest.param([0.001 * 1.8**turn for turn in range(10)], marks=pytest.mark.stress),
     ],
 )
-@pytest.mark.parametrize("before", BEFORE)
+@BEFORE_EACH
 def test_a_program_ends_with_requests_in_flight(before: str, moments_s: list[float]) -> None:
     for after_s in moments_s:
         done = run(["-c", script(before, after_s)])
@@ -95,10 +100,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    "before",
-    ["in full swing", *(pytest.param(b, marks=pytest.mark.stress) for b in list(BEFORE)[1:])],
-)
+@BEFORE_EACH
 @pytest.mark.parametrize("end", [DAEMONIC, POOL], ids=["daemonic child", "worker of a pool"])
 def test_a_forked_child_with_an_engine_of_its_own_ends(before: str, end: str) -> None:
     done = run(["-c", script(before, 0.02, end)])
@@ -126,7 +128,13 @@ with Engine(NestingCodec(), backend="workers", workers=1) as engine:
 """
 
 
-@pytest.mark.parametrize("after", ["", "    os._exit(0)"], ids=["closed", "at once"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param("", id="closed"),
+        pytest.param("    os._exit(0)", marks=pytest.mark.stress, id="at once"),
+    ],
+)
 def test_an_engine_works_inside_another_ones_worker(after: str) -> None:
     done = run(["-c", BEGIN + NESTED.format(after=after)])
     check_ended_well(done)

@@ -23,7 +23,8 @@ def stop(pid: int) -> None:
     await_true(lambda: state(pid) == "T", "the worker's stop")
 
 
-def test_an_engine_with_a_hung_worker_closes() -> None:
+def test_an_engine_with_a_hung_worker_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "_STOP_S", 0.3)
     with Engine("lz4", backend="workers", workers=2) as engine:
         assert engine.wait_ready()
         pids = engine.worker_pids

@@ -68,7 +68,7 @@ def test_an_interrupt_at_any_point_leaves_nothing_under_way(
         load.run_again(engine, kind, batch, 0)
     assert_all_slots_are_free(engine)
     assert engine.worker_pids == pids, "no worker was killed"
-    report(f"interrupts: {kind}: at {point} points, 0 wrong")
+    report(f"interrupts: {kind}: at each of {point - missed} points, 0 wrong")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def alarms() -> Iterator[None]:
 
 @pytest.mark.usefixtures("alarms")
 @pytest.mark.parametrize(
-    "times", [pytest.param(100), pytest.param(1000, marks=pytest.mark.stress, id="stress")]
+    "times", [pytest.param(50), pytest.param(1000, marks=pytest.mark.stress, id="stress")]
 )
 def test_signals_at_random_moments_leave_nothing_under_way(
     engine: Engine, times: int, report: Callable[[str], None]

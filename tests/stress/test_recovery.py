@@ -25,7 +25,7 @@ def has_another(engine: Engine, ring: Ring) -> bool:
 
 
 @pytest.mark.parametrize(
-    "times", [pytest.param(5), pytest.param(40, marks=pytest.mark.stress, id="stress")]
+    "times", [pytest.param(3), pytest.param(40, marks=pytest.mark.stress, id="stress")]
 )
 def test_the_batch_that_meets_a_kill_finishes_and_the_worker_is_replaced(
     times: int, report: Callable[[str], None]

@@ -75,10 +75,16 @@ class Soak:
             self.batches += 1
             self.expired_pages += expired
 
+    def _victims(self, engine: Engine, rng: np.random.Generator) -> list[int]:
+        """Workers to harm: seldom ones that are starting, as the next try is put off each time."""
+        if rng.random() < 0.05:
+            return list(engine.worker_pids)
+        return [worker.pid for worker in engine.statistics.workers if worker.shares]
+
     def _do_harm(self) -> None:
         rng = np.random.default_rng(99)
         while not self._over.wait(rng.exponential(0.015)):
-            pids = self._engines[rng.integers(len(self._engines))].worker_pids
+            pids = self._victims(self._engines[rng.integers(len(self._engines))], rng)
             if pids:
                 stop = rng.random() < 0.25
                 with contextlib.suppress(ProcessLookupError):

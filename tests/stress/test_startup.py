@@ -61,7 +61,15 @@ fork_exec.fork_exec = start_starved
 """
 
 
-@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "no process",
+        "no memory for a ring",
+        pytest.param("no thread", marks=pytest.mark.stress),
+        pytest.param("no descriptor", marks=pytest.mark.stress),
+    ],
+)
 def test_where_workers_cannot_start_it_says_so_once_and_does_the_work(limit: str) -> None:
     done = run(["-c", BEGIN + _IMPORT_ALL + LIMITS[limit] + _CHECK])
     check_ended_well(done)
