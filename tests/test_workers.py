@@ -19,8 +19,9 @@ from faulty_codec import HUNGRY, KILL, KILL_ONCE, RAISE, STOP_ONCE, FaultyCodec
 
 import batchzip
 from batchzip import CompressBatch, DecompressBatch, Engine
-from batchzip_workers import division
+from batchzip_workers import place as place_module
 from batchzip_workers import supervisor as supervisor_module
+from batchzip_workers import under_way
 from batchzip_workers.backend import WorkersBackend
 from batchzip_workers.balance import Balance
 from batchzip_workers.layout import POSTED, READY
@@ -184,7 +185,7 @@ def test_pages_that_met_a_kill_wait_for_workers_that_die_as_they_start(
     faulty: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Being killed while it starts says nothing of the pages that an earlier worker died on."""
-    monkeypatch.setattr(supervisor_module, "_LAST_RETRY_S", 0.05)
+    monkeypatch.setattr(place_module, "LAST_RETRY_S", 0.05)
     start, starts = supervisor_module.Supervisor._start, 0
 
     def start_and_kill(self: Any, place: Any) -> None:
@@ -204,7 +205,7 @@ def test_pages_that_met_a_kill_wait_for_workers_that_die_as_they_start(
 def test_a_worker_that_hangs_is_killed_and_its_share_run_again(
     faulty: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(division, "HANG_S", 0.3)
+    monkeypatch.setattr(under_way, "HANG_S", 0.3)
     (first,) = faulty.worker_pids
     check_round_trip(faulty, marked(some_pages(8), STOP_ONCE, 3))
     await_true(lambda: not is_alive(first), "the stopped worker's end")

@@ -23,7 +23,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from batchzip_workers.division import LOOK_S, clock
+from batchzip_workers.under_way import LOOK_S, clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from batchzip.errors import ClosedError, EngineBusy
-from batchzip_workers import division
+from batchzip_workers import under_way
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch
@@ -78,7 +78,7 @@ class RequestQueue:
         patience_s = threading.TIMEOUT_MAX / 2 if timeout_s is None else timeout_s
         patience_s = min(patience_s, threading.TIMEOUT_MAX / 2)
         if request.deadline is not None:
-            patience_s = min(patience_s, max(request.deadline - division.clock(), 0.0))
+            patience_s = min(patience_s, max(request.deadline - under_way.clock(), 0.0))
         try:
             self._waiting.append(request)
             has_room = self._changed.wait_for(
@@ -90,7 +90,7 @@ class RequestQueue:
                 self._waiting.remove(request)
             self._changed.notify_all()
         # One whose deadline has passed needs no room: it is let in to be failed at the next look.
-        if not has_room and not request.is_late(division.clock()):
+        if not has_room and not request.is_late(under_way.clock()):
             raise EngineBusy(
                 f"after {timeout_s} s, {self._pages} pages of other requests are still under way"
             )
@@ -127,7 +127,7 @@ class RequestQueue:
 
     def take_expired(self) -> list[Request[Batch]]:
         """Take the requests whose deadline has passed."""
-        now = division.clock()
+        now = under_way.clock()
         with self._lock:
             expired = [
                 request for line in self._lines.values() for request in line if request.is_late(now)

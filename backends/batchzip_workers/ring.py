@@ -27,13 +27,13 @@ import threading
 import time
 from array import array
 from collections import deque
-from multiprocessing.context import get_spawning_popen
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip.codecs.context import COMPRESS
 from batchzip.segment import Segment
+from batchzip_workers.launch import PassedFd
 from batchzip_workers.layout import (
     ASLEEP,
     BYTES_OUT,
@@ -68,19 +68,6 @@ _BACKLOG = 2
 
 _FEW = 8
 """Pages up to which a copy each is cheaper than one strided copy by NumPy."""
-
-
-class PassedFd:
-    """A descriptor that the process being started inherits; unpickled there as its number."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        popen = get_spawning_popen()
-        if popen is None:
-            raise TypeError("a descriptor is passed on only to a process being started")
-        return int, (popen.duplicate_for_child(self.fd),)
 
 
 class Posted:

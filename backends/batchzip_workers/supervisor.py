@@ -21,25 +21,18 @@ import time
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
-from batchzip.statistics import Tally, WorkerStatistics
+from batchzip.statistics import Tally
 from batchzip_workers import worker
 from batchzip_workers.failpoints import next_armed
-from batchzip_workers.launch import launch
-from batchzip_workers.layout import BUSY_NS, BYTES_IN, BYTES_OUT, PAGES, SHARES, SLEEPS
-from batchzip_workers.ring import PassedFd, Ring
+from batchzip_workers.launch import PassedFd, launch
+from batchzip_workers.place import FIRST_RETRY_S, START_ATTEMPTS, Place, add_figures
+from batchzip_workers.ring import Ring
 
 if TYPE_CHECKING:
     from batchzip.arena import Arena
     from batchzip.codecs import Codec
+    from batchzip.statistics import WorkerStatistics
     from batchzip_workers.layout import Layout
-
-_START_ATTEMPTS = 3
-"""Starts of one worker in a row that end before it is ready, until nobody waits for it any more."""
-
-_FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 5.0
-"""Seconds before such an attempt, doubled each time: what a worker lacks, memory or a process limit,
-may be short for a moment or for long, and a worker that cannot start shall cost no more than a few
-percent of a CPU."""
 
 START_S = 30.0
 """Seconds a worker has to become ready before it is killed: one that hangs while it starts never would,
@@ -47,35 +40,6 @@ and whoever may run a page in workers only would wait for it in vain. Starting t
 
 _STOP_S = 2.0
 """Seconds a worker has to finish what is posted to it when the backend closes."""
-
-
-class _Worker:
-    """One worker's place: whoever occupies it now."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.process: Any = None
-        self.ring: Ring | None = None
-        self.failed_starts = 0
-        self.retry_at = 0.0
-        self.ready_by: float | None = None
-        """When it is killed unless it is ready; None once it was seen to be."""
-
-    @property
-    def failing(self) -> bool:
-        """Whether it could not be started so often that nobody should wait for it."""
-        return self.failed_starts >= _START_ATTEMPTS
-
-    def note_ready(self) -> None:
-        """See whether it is ready, and need not be watched for that any more."""
-        if self.ring is not None and self.ring.was_ready:
-            self.ready_by = None
-
-    def note_failed_start(self) -> None:
-        """Count an attempt that failed, and put off the next one."""
-        delay = min(_FIRST_RETRY_S * 2**self.failed_starts, _LAST_RETRY_S)
-        self.failed_starts += 1
-        self.retry_at = time.monotonic() + delay
 
 
 class Supervisor:
@@ -86,7 +50,7 @@ class Supervisor:
         self._arena = arena
         self._layout = layout
         self._owner_pid = os.getpid()
-        self._workers = [_Worker(number) for number in range(count)]
+        self._workers = [Place(number) for number in range(count)]
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
         self._thread = threading.Thread(
@@ -109,7 +73,7 @@ class Supervisor:
         except RuntimeError as error:  # a process limit counts threads, too
             self.failure = str(error)
             for place in self._workers:
-                place.failed_starts = _START_ATTEMPTS
+                place.failed_starts = START_ATTEMPTS
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -138,7 +102,7 @@ class Supervisor:
 
     def retry_soon(self) -> None:
         """Start what is missing without waiting longer than the first time: somebody needs a worker."""
-        soon = time.monotonic() + _FIRST_RETRY_S
+        soon = time.monotonic() + FIRST_RETRY_S
         late = [w for w in self._workers if w.process is None and w.retry_at > soon]
         for place in late:
             place.retry_at = soon
@@ -179,7 +143,7 @@ class Supervisor:
     def _is_stopping(self) -> bool:
         return self._stopping  # set by another thread
 
-    def _await_change(self) -> list[_Worker]:
+    def _await_change(self) -> list[Place]:
         """Sleep until a worker is dead, one is to be tried again, or stop() was called."""
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
@@ -205,7 +169,7 @@ class Supervisor:
                 place.ready_by = None  # its end is noticed as any other's
                 _kill(place.process)
 
-    def _start(self, place: _Worker) -> None:
+    def _start(self, place: Place) -> None:
         ring = None
         try:
             ring = Ring(self._layout)
@@ -232,14 +196,14 @@ class Supervisor:
         place.ready_by = time.monotonic() + START_S
         self._publish()
 
-    def _bury(self, place: _Worker) -> None:
+    def _bury(self, place: Place) -> None:
         """Take a dead worker's ring out of use and reap the process."""
         assert place.ring is not None  # noqa: S101 - a process has a ring
         ring = place.ring
         status = self._reap(place)
         with self._figures_lock:
             for operation, tally in enumerate(self._gone):
-                _add_figures(tally, ring.figures(), operation)
+                add_figures(tally, ring.figures(), operation)
             self._publish()
         ring.close()
         self.restarts += 1
@@ -248,7 +212,7 @@ class Supervisor:
         else:
             self._note_failed_start(place, f"it ended with status {status} before it was ready")
 
-    def _reap(self, place: _Worker) -> int:
+    def _reap(self, place: Place) -> int:
         """Reap a worker that is dead or about to be; its exit status."""
         process = place.process
         with self._reaping:
@@ -262,30 +226,15 @@ class Supervisor:
         with self._figures_lock:
             total.add(self._gone[operation])
             for ring in self.rings:
-                _add_figures(total, ring.figures(), operation)
+                add_figures(total, ring.figures(), operation)
         return total
 
     def statistics(self) -> tuple[WorkerStatistics, ...]:
         """Tell what each worker that runs now did."""
-        found = []
-        for place in self._workers:
-            process, ring = place.process, place.ring
-            if process is not None and ring is not None:
-                figures = ring.figures()
-                found.append(
-                    WorkerStatistics(
-                        pid=process.pid,
-                        shares=figures[0],
-                        sleeps=figures[SLEEPS - SHARES],
-                        busy_s=figures[BUSY_NS - SHARES] * 1e-9,
-                        pages=sum(figures[PAGES - SHARES : PAGES - SHARES + 2]),
-                        bytes_in=sum(figures[BYTES_IN - SHARES : BYTES_IN - SHARES + 2]),
-                        bytes_out=sum(figures[BYTES_OUT - SHARES : BYTES_OUT - SHARES + 2]),
-                    )
-                )
-        return tuple(found)
+        found = [place.statistics() for place in self._workers]
+        return tuple(one for one in found if one is not None)
 
-    def _note_failed_start(self, place: _Worker, reason: str) -> None:
+    def _note_failed_start(self, place: Place, reason: str) -> None:
         place.note_failed_start()
         if place.failing:
             self.failure = reason
@@ -310,9 +259,3 @@ class Supervisor:
 def _kill(process: Any) -> None:
     """Send SIGKILL to a process that was not reaped; loky's have no kill() of their own."""
     os.kill(process.pid, signal.SIGKILL)
-
-
-def _add_figures(tally: Tally, figures: list[int], operation: int) -> None:
-    tally.pages += figures[PAGES - SHARES + operation]
-    tally.bytes_in += figures[BYTES_IN - SHARES + operation]
-    tally.bytes_out += figures[BYTES_OUT - SHARES + operation]

@@ -1,6 +1,6 @@
 """The worker's end of a ring: a process that takes descriptors until it is told to stop.
 
-    look at POSTED ─▶ STARTED ─▶ copy the descriptor, check it ─▶ run the codec ─▶ results ─▶ DONE
+    look at POSTED ─▶ STARTED ─▶ Runner: descriptor, codec, results ─▶ DONE ─▶ the slot's bell
          ▲  nothing there: look for SPIN_S, then ASLEEP = 1, look again, sleep on the bell     │
          └─────────────────────────────────────────────────────────────────────────────────────┘
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
 import os
 import select
 import signal
@@ -24,17 +23,14 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from batchzip.codecs.context import COMPRESS, DECOMPRESS, Context
+from batchzip.codecs.context import Context
 from batchzip.segment import Segment
 from batchzip_workers.layout import (
     ASLEEP,
     BUSY_NS,
-    BYTES_IN,
-    BYTES_OUT,
     CONTROL_BYTES,
     DONE,
     OWNER_CPU,
-    PAGES,
     POSTED,
     READY,
     SHARES,
@@ -45,16 +41,14 @@ from batchzip_workers.layout import (
     STOP,
     WAITING,
     Layout,
-    SlotViews,
     make_fence,
-    open_descriptor,
 )
 from batchzip_workers.placement import step_aside
+from batchzip_workers.runner import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from batchzip.buffers import Flat
     from batchzip.codecs import Codec
     from batchzip_workers.failpoints import Failpoint
 
@@ -64,9 +58,6 @@ so looking pays where the next batch comes within the time a store takes to put 
 
 MIN_SPIN_S = 50e-6
 """Seconds it looks after waits that were longer than that: what looking in vain may cost then."""
-
-BAD_DESCRIPTOR_EXIT = 65
-"""Exit status (EX_DATAERR) after a descriptor that fails its check; the owner starts afresh."""
 
 FAILED_EXIT = 70
 """Exit status (EX_SOFTWARE) after an exception in the loop, which is no page's."""
@@ -127,14 +118,10 @@ class Worker:
     ) -> None:
         self._number = number
         self._segment = segment
-        self._context = context
-        self._layout = layout
-        self._arena_fd = arena_fd
-        self._arena = memoryview(b"")
+        self._runner = Runner(segment.view, context, layout, arena_fd)
         self._bell_fd = bell_fd
         self._slot_bells = slot_bells
         self._control = segment.view[:CONTROL_BYTES].cast("Q")
-        self._slots = [SlotViews(segment.view, layout, slot) for slot in range(SLOTS)]
         self._fence = make_fence()
         self._spin_s = MAX_SPIN_S
 
@@ -157,7 +144,7 @@ class Worker:
             control[STARTED] = done + 1
             if hit:
                 hit("started")
-            self._run_share(done)
+            self._runner.run(done, hit)
             slot = done % SLOTS
             done += 1
             control[SHARES] = done
@@ -209,107 +196,3 @@ class Worker:
                 return True
             if control[STOP]:
                 return False
-
-    def _run_share(self, sequence: int) -> None:
-        slot = self._slots[sequence % SLOTS]
-        # Copied once, checked, then used: what the owner writes later changes nothing here.
-        fields = open_descriptor(slot.descriptor)
-        if fields is None:
-            os._exit(BAD_DESCRIPTOR_EXIT)
-        posted, operation, count, capacity, size, *placement = fields
-        layout = self._layout
-        if (
-            posted != sequence
-            or operation not in (COMPRESS, DECOMPRESS)
-            or not 1 <= count <= layout.share_pages
-            or size > layout.input_room
-        ):
-            os._exit(BAD_DESCRIPTOR_EXIT)
-        if self._hit:
-            self._hit("opened")
-        before = self._context.tallies[operation].bytes_out
-        if operation == COMPRESS:
-            failed = self._compress(slot, count, min(capacity, 2 * layout.page_size), *placement)
-        else:
-            failed = self._decompress(slot, count, size, *placement)
-        control, tally = self._control, self._context.tallies[operation]
-        slot.outcome[0] = failed
-        slot.outcome[1] = tally.bytes_out - before
-        control[PAGES + operation] = tally.pages
-        control[BYTES_IN + operation] = tally.bytes_in
-        control[BYTES_OUT + operation] = tally.bytes_out
-
-    def _compress(
-        self,
-        slot: SlotViews,
-        count: int,
-        capacity: int,
-        inputs: int,
-        outputs: int,
-        input_pitch: int,
-        output_pitch: int,
-    ) -> int:
-        pages: Sequence[Flat] = slot.pages[:count]
-        dst = slot.outputs
-        if input_pitch:
-            size = self._layout.page_size
-            memory = self._arena_to(inputs + (count - 1) * input_pitch + size)
-            pages = self._snapshot(memory, inputs, input_pitch, count)
-        if output_pitch:
-            dst = self._arena_to(outputs + (count - 1) * output_pitch + capacity)[outputs:]
-        results = slot.results
-        errors = self._context.compress_into(
-            pages, dst, output_pitch, results, range(count), capacity
-        )
-        if self._hit:
-            self._hit("coded")
-        for position, code in errors.items():
-            results[position] = code
-        return len(errors)
-
-    def _snapshot(self, memory: memoryview, at: int, pitch: int, count: int) -> Sequence[Flat]:
-        """Copy pages that the owner may change; those next to each other at once (see Snapshot)."""
-        size, snapshot = self._layout.page_size, self._context.snapshot
-        if pitch != size or count > len(snapshot.pages):
-            return [bytes(memory[at + i * pitch : at + i * pitch + size]) for i in range(count)]
-        snapshot.memory[: count * size] = memory[at : at + count * size]
-        return snapshot.pages[:count]
-
-    def _decompress(
-        self,
-        slot: SlotViews,
-        count: int,
-        size: int,
-        inputs: int,  # noqa: ARG002 - sources always lie in the slot
-        outputs: int,
-        input_pitch: int,  # noqa: ARG002
-        output_pitch: int,
-    ) -> int:
-        sources, at = [], 0
-        for length in slot.lengths[:count].tolist():
-            sources.append(slot.inputs[at : at + length])
-            at += length
-        if at > size:
-            os._exit(BAD_DESCRIPTOR_EXIT)
-        page_size = self._layout.page_size
-        dst, pitch = slot.outputs, page_size
-        rows: Sequence[int] = range(count)
-        if output_pitch:
-            rows, pitch = slot.rows[:count].tolist(), output_pitch
-            dst = self._arena_to(outputs + max(rows) * pitch + page_size)[outputs:]
-        errors = self._context.decompress_into(sources, dst, pitch, rows)
-        if self._hit:
-            self._hit("coded")
-        if errors:
-            for position, row in enumerate(rows):
-                slot.results[position] = errors.get(row, 0)
-        return len(errors)
-
-    def _arena_to(self, end: int) -> memoryview:
-        """Map the arena, up to `end` at least."""
-        if len(self._arena) < end:
-            size = os.fstat(self._arena_fd).st_size
-            if size < end:
-                os._exit(BAD_DESCRIPTOR_EXIT)
-            self._arena = memoryview(mmap.mmap(self._arena_fd, size))
-        return self._arena

@@ -15,7 +15,7 @@ from stress.load import (
 )
 
 from batchzip import Engine
-from batchzip_workers import division, layout
+from batchzip_workers import layout, under_way
 from batchzip_workers.layout import LINE, SLOTS
 from batchzip_workers.ring import Ring
 
@@ -81,7 +81,7 @@ def test_any_number_of_posted_shares_changes_no_result(
     times: int, monkeypatch: pytest.MonkeyPatch, report: Callable[[str], None]
 ) -> None:
     """POSTED says there is more, or less, than there is; the worker meets slots of long ago."""
-    monkeypatch.setattr(division, "HANG_S", 0.3)
+    monkeypatch.setattr(under_way, "HANG_S", 0.3)
     rng = np.random.default_rng(times)
     with Engine("lz4", backend="workers", workers=1) as engine:
         load = Load(engine.codec, PAGES)

@@ -15,8 +15,8 @@ import pytest
 from stress.load import KINDS, Load, assert_all_slots_are_free
 
 from batchzip import Engine
-from batchzip_workers import division
 from batchzip_workers import supervisor as supervisor_module
+from batchzip_workers import under_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +105,7 @@ def test_no_result_is_wrong_while_workers_are_killed_and_stopped(
     pytestconfig: pytest.Config,
     report: Callable[[str], None],
 ) -> None:
-    monkeypatch.setattr(division, "HANG_S", 0.3)
+    monkeypatch.setattr(under_way, "HANG_S", 0.3)
     monkeypatch.setattr(supervisor_module, "START_S", 3.0)
     seconds = 0.0 if batches < 1000 else pytestconfig.getoption("--stress-s")
     with ExitStack() as stack:
