@@ -25,13 +25,11 @@ import os
 import select
 import threading
 import time
-from array import array
 from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.codecs.context import COMPRESS
 from batchzip.segment import Segment
 from batchzip_workers.launch import PassedFd
 from batchzip_workers.layout import (
@@ -49,11 +47,10 @@ from batchzip_workers.layout import (
     STOP,
     WAITING,
     Layout,
-    SlotViews,
     make_fence,
-    seal_descriptor,
 )
 from batchzip_workers.placement import current_cpu
+from batchzip_workers.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,9 +62,6 @@ SPIN_S = 100e-6
 
 _BACKLOG = 2
 """Shares, the one under way included, that a worker is given ahead."""
-
-_FEW = 8
-"""Pages up to which a copy each is cheaper than one strided copy by NumPy."""
 
 
 class Posted:
@@ -109,13 +103,9 @@ class Ring:
         self._segment.populate()
         view = self._segment.view
         self._control = view[:CONTROL_BYTES].cast("Q")
-        self._slots = [SlotViews(view, layout, slot) for slot in range(SLOTS)]
-        self._page_rows = [
-            np.frombuffer(slot.inputs, np.uint8).reshape(-1, layout.page_size)
-            for slot in self._slots
-        ]
+        self._stage = Stage(view, layout)
+        self._slots = self._stage.slots
         self._results = [np.frombuffer(slot.results, np.int32) for slot in self._slots]
-        self._most_bytes = 2 * layout.page_size
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._slot_bells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(SLOTS)]
         self._fence = make_fence()
@@ -200,43 +190,12 @@ class Ring:
             sequence = self._posted
             if self.dead or not self._is_free(sequence):
                 return False
-            self._fill(sequence, batch, share, placement)
+            self._stage.fill(sequence, batch, share, placement)
             posted = Posted(self, sequence, batch, share, placement[3] > 0)
             under_way.append(posted)
             self._holders[sequence % SLOTS] = posted
             posted.woke = self._announce(sequence + 1)
             return True
-
-    def _fill(
-        self, sequence: int, batch: Batch, share: Sequence[int], placement: Placement
-    ) -> None:
-        """Write a slot: inputs that do not lie in the arena, and the descriptor."""
-        index = sequence % SLOTS
-        slot, operation, count = self._slots[index], batch.operation, len(share)
-        inputs, input_pitch, outputs, output_pitch = placement
-        if operation == COMPRESS:
-            start, step = share.start, share.step  # type: ignore[attr-defined] # ranges, there
-            size = 0 if input_pitch else self._stage_pages(slot, index, batch, share)
-            inputs += start * input_pitch
-            input_pitch *= step
-            outputs += start * output_pitch
-            output_pitch *= step
-        else:
-            size = self._stage_sources(slot, batch, share)
-            if output_pitch:
-                slot.rows[:count] = array("I", share)
-        seal_descriptor(
-            slot.descriptor,
-            sequence,
-            operation,
-            count,
-            min(batch.capacity, self._most_bytes),
-            size,
-            inputs,
-            outputs,
-            input_pitch,
-            output_pitch,
-        )
 
     def _announce(self, posted: int) -> bool:
         """Store POSTED and see that the worker looks; whether it slept."""
@@ -267,26 +226,6 @@ class Ring:
         holder = self._holders[sequence % SLOTS]
         # Nobody collects an abandoned share, but until it is done the worker writes to its slot.
         return holder is None or (holder is _ABANDONED and self._control[DONE] > sequence - SLOTS)
-
-    def _stage_pages(self, slot: SlotViews, index: int, batch: Batch, share: Sequence[int]) -> int:
-        """Copy a share's pages into its slot; how many bytes they have."""
-        count = len(share)
-        matrix = batch.matrix(share) if count > _FEW else None  # type: ignore[attr-defined]
-        if matrix is not None:
-            self._page_rows[index][:count] = matrix
-        else:
-            for page, source in zip(slot.pages, batch.inputs(share), strict=False):
-                page[:] = source
-        return count * self.layout.page_size
-
-    def _stage_sources(self, slot: SlotViews, batch: Batch, share: Sequence[int]) -> int:
-        """Copy a share's compressed sources into its slot, packed; how many bytes they have."""
-        sources = batch.inputs(share)
-        lengths = array("I", map(len, sources))
-        slot.lengths[: len(lengths)] = lengths
-        packed = b"".join(sources)
-        slot.inputs[: len(packed)] = packed
-        return len(packed)
 
     def is_done(self, posted: Posted) -> bool:
         """Whether the share's results are there."""

@@ -17,7 +17,7 @@ from stress.load import (
 from batchzip import Engine
 from batchzip_workers import layout, under_way
 from batchzip_workers.layout import LINE, SLOTS
-from batchzip_workers.ring import Ring
+from batchzip_workers.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,8 @@ class Damage:
         self._rng = np.random.default_rng(seed)
         self.count = 0
 
-    def do(self, ring: Ring, sequence: int) -> None:
-        descriptor = ring._slots[sequence % SLOTS].descriptor
+    def do(self, stage: Stage, sequence: int) -> None:
+        descriptor = stage.slots[sequence % SLOTS].descriptor
         size = int(self._rng.integers(1, LINE))
         start = int(self._rng.integers(layout._SEALED.size))
         end = min(start + size, LINE)
@@ -49,17 +49,17 @@ def test_a_damaged_descriptor_ends_its_worker_and_its_share_is_run_again(
     times: int, monkeypatch: pytest.MonkeyPatch, report: Callable[[str], None]
 ) -> None:
     damage = Damage(times)
-    fill = Ring._fill
+    fill = Stage.fill
     due = False
 
-    def fill_and_damage(self: Ring, sequence: int, *arguments: object) -> None:
+    def fill_and_damage(self: Stage, sequence: int, *arguments: object) -> None:
         nonlocal due
         fill(self, sequence, *arguments)  # type: ignore[arg-type]
         if due:
             due = False
             damage.do(self, sequence)
 
-    monkeypatch.setattr(Ring, "_fill", fill_and_damage)
+    monkeypatch.setattr(Stage, "fill", fill_and_damage)
     with Engine("lz4", backend="workers", workers=1) as engine:
         load = Load(engine.codec, PAGES)
         turn = 0
