@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from batchzip.batch.descriptor import Batch, Placement
     from batchzip.codecs.context import Context
-    from batchzip_workers.ring import Posted, Ring
+    from batchzip_workers.posted import Posted
+    from batchzip_workers.ring import Ring
     from batchzip_workers.supervisor import Supervisor
 
 _PIECE = 16
@@ -120,6 +121,9 @@ class Division:
         self._own: list[Sequence[int]] = []
         """Claimed by the caller and not done; the last is done first."""
         self._posted: list[Posted] = []
+        for ring in supervisor.rings:
+            if ring.given_up is not None and ring.is_neglected(HANG_S):
+                supervisor.kill(ring)  # it gets no work any more, so no wait would notice
 
     def run(self) -> bool:
         """Do the batch; whether a worker slept and had to be woken."""

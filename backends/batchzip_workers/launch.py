@@ -12,10 +12,24 @@ import multiprocessing.process
 import os
 import traceback
 from contextlib import contextmanager
+from multiprocessing.context import get_spawning_popen
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+class PassedFd:
+    """A descriptor that the process being started inherits; unpickled there as its number."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        popen = get_spawning_popen()
+        if popen is None:
+            raise TypeError("a descriptor is passed on only to a process being started")
+        return int, (popen.duplicate_for_child(self.fd),)
 
 
 def launch(main: Callable[..., None], arguments: tuple[object, ...]) -> Any:

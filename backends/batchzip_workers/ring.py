@@ -27,13 +27,13 @@ import threading
 import time
 from array import array
 from collections import deque
-from multiprocessing.context import get_spawning_popen
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip.codecs.context import COMPRESS
 from batchzip.segment import Segment
+from batchzip_workers.launch import PassedFd
 from batchzip_workers.layout import (
     ASLEEP,
     BYTES_OUT,
@@ -54,6 +54,7 @@ from batchzip_workers.layout import (
     seal_descriptor,
 )
 from batchzip_workers.placement import current_cpu
+from batchzip_workers.posted import Posted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,42 +69,6 @@ _BACKLOG = 2
 
 _FEW = 8
 """Pages up to which a copy each is cheaper than one strided copy by NumPy."""
-
-
-class PassedFd:
-    """A descriptor that the process being started inherits; unpickled there as its number."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        popen = get_spawning_popen()
-        if popen is None:
-            raise TypeError("a descriptor is passed on only to a process being started")
-        return int, (popen.duplicate_for_child(self.fd),)
-
-
-class Posted:
-    """A share that a worker was given."""
-
-    __slots__ = ("batch", "placed", "ring", "sequence", "share", "woke")
-
-    def __init__(
-        self,
-        ring: Ring,
-        sequence: int,
-        batch: Batch,
-        share: Sequence[int],
-        placed: bool,
-    ) -> None:
-        self.ring = ring
-        self.sequence = sequence
-        self.batch = batch
-        self.share = share
-        self.placed = placed
-        """Whether the worker writes outputs where they belong, and not to its slot."""
-        self.woke = False
-        """Whether the worker slept and had to be woken."""
 
 
 _ABANDONED = object()
@@ -136,6 +101,8 @@ class Ring:
         self._posted = 0
         self._holders: list[object] = [None] * SLOTS
         """The Posted in each slot, which alone may free it; None where it is free."""
+        self.given_up: tuple[int, float] | None = None
+        """The share that was abandoned last, and when."""
         self._closing = False
         self._slept = True
         self.dead = False
@@ -386,7 +353,16 @@ class Ring:
         with self._lock:
             if self._holds(posted):
                 self._holders[posted.sequence % SLOTS] = holder
+                if holder is _ABANDONED:
+                    self.given_up = posted.sequence, time.monotonic()
             self._close_if_unused()
+
+    def is_neglected(self, patience_s: float) -> bool:
+        """Whether a share given up that long ago is still not done: nobody waits for it."""
+        if self.given_up is None:
+            return False
+        sequence, since = self.given_up
+        return self._control[DONE] <= sequence and time.monotonic() - since >= patience_s
 
     def stop_worker(self) -> None:
         """Tell the worker to exit once it has done what is posted."""

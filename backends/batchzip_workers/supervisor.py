@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from batchzip.statistics import Tally, WorkerStatistics
 from batchzip_workers import worker
 from batchzip_workers.failpoints import next_armed
-from batchzip_workers.launch import launch
+from batchzip_workers.launch import PassedFd, launch
 from batchzip_workers.layout import BUSY_NS, BYTES_IN, BYTES_OUT, PAGES, SHARES, SLEEPS
-from batchzip_workers.ring import PassedFd, Ring
+from batchzip_workers.ring import Ring
 
 if TYPE_CHECKING:
     from batchzip.arena import Arena
