@@ -3,6 +3,7 @@
 layout.py      what lies where in a ring's segment, and who writes it
 stage.py       writes a slot: inputs that are not in the arena, and the descriptor
 ring.py        the owner's end: post a share, collect its outputs
+posted.py      a share that a worker was given
 worker.py      the worker's end: a process that takes descriptors until it is told to stop
 runner.py      what a worker does with one: check it, run the codec, leave the results
 placement.py   keeps a worker off its owner's CPU

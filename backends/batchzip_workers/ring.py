@@ -50,6 +50,7 @@ from batchzip_workers.layout import (
     make_fence,
 )
 from batchzip_workers.placement import current_cpu
+from batchzip_workers.posted import Posted
 from batchzip_workers.stage import Stage
 
 if TYPE_CHECKING:
@@ -62,29 +63,6 @@ SPIN_S = 100e-6
 
 _BACKLOG = 2
 """Shares, the one under way included, that a worker is given ahead."""
-
-
-class Posted:
-    """A share that a worker was given."""
-
-    __slots__ = ("batch", "placed", "ring", "sequence", "share", "woke")
-
-    def __init__(
-        self,
-        ring: Ring,
-        sequence: int,
-        batch: Batch,
-        share: Sequence[int],
-        placed: bool,
-    ) -> None:
-        self.ring = ring
-        self.sequence = sequence
-        self.batch = batch
-        self.share = share
-        self.placed = placed
-        """Whether the worker writes outputs where they belong, and not to its slot."""
-        self.woke = False
-        """Whether the worker slept and had to be woken."""
 
 
 _ABANDONED = object()
@@ -113,6 +91,8 @@ class Ring:
         self._posted = 0
         self._holders: list[object] = [None] * SLOTS
         """The Posted in each slot, which alone may free it; None where it is free."""
+        self.given_up: tuple[int, float] | None = None
+        """The share that was abandoned last, and when."""
         self._closing = False
         self._slept = True
         self.dead = False
@@ -313,7 +293,16 @@ class Ring:
         with self._lock:
             if self._holds(posted):
                 self._holders[posted.sequence % SLOTS] = holder
+                if holder is _ABANDONED:
+                    self.given_up = posted.sequence, time.monotonic()
             self._close_if_unused()
+
+    def is_neglected(self, patience_s: float) -> bool:
+        """Whether a share given up that long ago is still not done: nobody waits for it."""
+        if self.given_up is None:
+            return False
+        sequence, since = self.given_up
+        return self._control[DONE] <= sequence and time.monotonic() - since >= patience_s
 
     def stop_worker(self) -> None:
         """Tell the worker to exit once it has done what is posted."""

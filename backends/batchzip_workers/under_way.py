@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from batchzip.batch.descriptor import Batch, Placement
     from batchzip.codecs.context import Context
-    from batchzip_workers.ring import Posted, Ring
+    from batchzip_workers.posted import Posted
+    from batchzip_workers.ring import Ring
     from batchzip_workers.supervisor import Supervisor
 
 HANG_S = 30.0
@@ -88,6 +89,9 @@ class UnderWay:
         self._posted: list[Posted] = []
         self.any_posted = False
         """Whether any worker was ever given a share."""
+        for ring in supervisor.rings:
+            if ring.given_up is not None and ring.is_neglected(HANG_S):
+                supervisor.kill(ring)  # it gets no work any more, so no wait would notice
 
     @property
     def woke(self) -> bool:

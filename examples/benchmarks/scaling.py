@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
     from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
-    from batchzip_workers.ring import Posted, Ring
+    from batchzip_workers.posted import Posted
+    from batchzip_workers.ring import Ring
 
 _WIDTH = 100
 

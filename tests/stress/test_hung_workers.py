@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from stress.load import KINDS, Load, await_true, is_alive, state
 
-from batchzip import Engine
+from batchzip import CompressBatch, Engine
 from batchzip_workers import supervisor as supervisor_module
+from batchzip_workers import under_way
 from batchzip_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -78,3 +80,30 @@ def test_asking_for_workers_never_fails_while_they_die() -> None:
         thread.join()
     for failure in failures:
         raise failure
+
+
+def test_a_worker_that_hangs_on_an_interrupted_share_is_killed_by_a_later_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(under_way, "HANG_S", 0.2)
+    with Engine("lz4", backend="workers", workers=1) as engine:
+        assert engine.wait_ready()
+        load = Load(engine.codec, 64)
+        (pid,) = engine.worker_pids
+        stop(pid)
+        with monkeypatch.context() as patch:
+            patch.setattr(CompressBatch, "run_share", _interrupt)
+            for _ in range(2):  # as many as a worker is given ahead: it gets no more
+                with pytest.raises(KeyboardInterrupt):
+                    engine.compress(CompressBatch(load.pages[:8]))
+        deadline = time.monotonic() + 10
+        while engine.worker_pids == (pid,):
+            assert time.monotonic() < deadline
+            load.run(engine, KINDS[-1], 0, 64)
+        await_true(lambda: not is_alive(pid), "the hung worker's end")
+        assert engine.wait_ready()
+        load.run(engine, KINDS[-1], 0, 64)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
