@@ -203,11 +203,9 @@ class Supervisor:
         was_ready = place.ring.was_ready
         place.process.join()
         status = place.process.exitcode
-        ring, place.process, place.ring = place.ring, None, None
-        with self._figures_lock:
-            for operation, tally in enumerate(self._gone):
-                _add_figures(tally, ring.figures(), operation)
-            self._publish()
+        ring = place.ring
+        self._retire(place)
+        self._publish()
         ring.close()
         self.restarts += 1
         if was_ready:
@@ -215,13 +213,22 @@ class Supervisor:
         else:
             self._note_failed_start(place, f"it ended with status {status} before it was ready")
 
+    def _retire(self, place: _Worker) -> None:
+        """Keep what a worker did that has ended; in one step, so that no figure ever falls."""
+        assert place.ring is not None  # noqa: S101 - a process has a ring
+        with self._figures_lock:
+            for operation, tally in enumerate(self._gone):
+                _add_figures(tally, place.ring.figures(), operation)
+            place.process = place.ring = None
+
     def worked(self, operation: int) -> Tally:
         """Add up what all workers, those that are gone too, did of one operation."""
         total = Tally()
         with self._figures_lock:
             total.add(self._gone[operation])
-            for ring in self.rings:
-                _add_figures(total, ring.figures(), operation)
+            for place in self._workers:
+                if place.ring is not None:
+                    _add_figures(total, place.ring.figures(), operation)
         return total
 
     def statistics(self) -> tuple[WorkerStatistics, ...]:
@@ -262,8 +269,9 @@ class Supervisor:
             if place.process.exitcode is None:
                 place.process.kill()
                 place.process.join()
-            place.ring.close()  # type: ignore[union-attr]
-            place.process = place.ring = None
+            ring = place.ring
+            self._retire(place)
+            ring.close()  # type: ignore[union-attr]
 
 
 def _add_figures(tally: Tally, figures: list[int], operation: int) -> None:
