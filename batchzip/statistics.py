@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,10 +47,16 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class OperationStatistics:
-    """What was done of one operation, compress or decompress, since the engine was made."""
+    """What was done of one operation, compress or decompress, since the engine was made.
+
+    Pages and bytes are those that went through a codec, to whatever end. Pages that were given up
+    (-ETIMEDOUT, -ECANCELED, -EOWNERDEAD) did not, unless it was just then; a page of a wrong size
+    did as the zeros, or nothing, that stood in for it. The pages of a share whose worker died are
+    counted where they were run again; twice, if it died between counting them and saying so.
+    """
 
     batches: int
-    """Batches done, single pages that went in one included."""
+    """Batches done or given up, not those that were cancelled; a batch of one page is one, too."""
     divided: int
     """Those of them that workers had shares of; the others were done inline, by the caller alone."""
     pages: int
@@ -97,23 +103,33 @@ class Statistics:
 
 
 class Tallies:
-    """The tallies of every thread that uses one backend, and what those did that are gone."""
+    """The tallies of every thread that uses one backend, and what those did that are gone.
+
+    A context dies at whatever point the collector says, also under the lock here and while `total`
+    adds up, so that path takes no lock and changes nothing: it appends to a deque.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a thread's end may be collected while one is held
+        self._lock = threading.Lock()
         self._living: dict[int, tuple[Tally, Tally]] = {}
+        self._ended: deque[int] = deque()
+        """Ids of contexts that died since the bookkeeping was last done."""
         self._gone = (Tally(), Tally())
         self._errors: Counter[int] = Counter()
 
     def enrol(self, context: Context) -> None:
         """Count what is done with this context, as long as it lives and after."""
         with self._lock:
+            self._bury()  # among them, maybe, one that had the same id
             self._living[id(context)] = context.tallies
-        weakref.finalize(context, self._retire, id(context)).atexit = False
+        weakref.finalize(context, self._ended.append, id(context)).atexit = False
 
-    def _retire(self, context_id: int) -> None:
-        with self._lock:
-            for total, tally in zip(self._gone, self._living.pop(context_id), strict=True):
+    def _bury(self) -> None:
+        """Do the bookkeeping of contexts that died; called under the lock."""
+        while self._ended:
+            for total, tally in zip(
+                self._gone, self._living.pop(self._ended.popleft()), strict=True
+            ):
                 total.add(tally)
 
     def count_errors(self, codes: Iterable[int]) -> None:
@@ -131,6 +147,7 @@ class Tallies:
         """Add up one operation: what threads did here, and what workers did `elsewhere`."""
         total = Tally()
         with self._lock:
+            self._bury()
             for tallies in (self._gone, *self._living.values()):
                 total.add(tallies[operation])
         return OperationStatistics(

@@ -60,7 +60,8 @@ class Supervisor:
         self.restarts = 0
         self._figures_lock = threading.Lock()
         self._reaping = threading.Lock()
-        """Held to reap a process or to kill one: a pid must not become another's in between."""
+        """Held to reap a process or to kill one: a pid must not become another's in between; the
+        figures' lock is taken inside it."""
         self._gone = (Tally(), Tally())
         """What workers did that are gone, by operation."""
         self.failure: str | None = None
@@ -201,10 +202,7 @@ class Supervisor:
         assert place.ring is not None  # noqa: S101 - a process has a ring
         ring = place.ring
         status = self._reap(place)
-        with self._figures_lock:
-            for operation, tally in enumerate(self._gone):
-                add_figures(tally, ring.figures(), operation)
-            self._publish()
+        self._publish()
         ring.close()
         self.restarts += 1
         if ring.was_ready:
@@ -213,11 +211,15 @@ class Supervisor:
             self._note_failed_start(place, f"it ended with status {status} before it was ready")
 
     def _reap(self, place: Place) -> int:
-        """Reap a worker that is dead or about to be; its exit status."""
-        process = place.process
+        """Reap a worker that is dead or about to be, and keep what it did; its exit status."""
+        process, ring = place.process, place.ring
+        assert ring is not None  # noqa: S101 - a process has a ring
         with self._reaping:
             process.join()
-            place.process = place.ring = place.ready_by = None
+            with self._figures_lock:  # in one step, so that no figure ever falls
+                for operation, tally in enumerate(self._gone):
+                    add_figures(tally, ring.figures(), operation)
+                place.process = place.ring = place.ready_by = None
         return process.exitcode  # type: ignore[no-any-return] # processes are Any
 
     def worked(self, operation: int) -> Tally:
@@ -225,8 +227,9 @@ class Supervisor:
         total = Tally()
         with self._figures_lock:
             total.add(self._gone[operation])
-            for ring in self.rings:
-                add_figures(total, ring.figures(), operation)
+            for place in self._workers:
+                if place.ring is not None:
+                    add_figures(total, place.ring.figures(), operation)
         return total
 
     def statistics(self) -> tuple[WorkerStatistics, ...]:

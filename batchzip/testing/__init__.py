@@ -17,7 +17,10 @@ import pytest
 
 # Before the modules are imported: a contract that fails shows what was compared.
 pytest.register_assert_rewrite(
-    "batchzip.testing.contract", "batchzip.testing.plain", "batchzip.testing.request_contract"
+    "batchzip.testing.contract",
+    "batchzip.testing.engine_contract",
+    "batchzip.testing.plain",
+    "batchzip.testing.request_contract",
 )
 
 from batchzip.testing.contract import BackendContract  # noqa: E402 - rewriting comes first

@@ -35,6 +35,7 @@ from batchzip.batch import CompressBatch, DecompressBatch
 from batchzip.codecs import algorithms
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, ClosedError
+from batchzip.testing.engine_contract import EngineContract
 from batchzip.testing.leaks import LeakCheck, is_alive
 from batchzip.testing.plain import (
     PAGE,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from batchzip.buffers import Bytes
 
 
-class BackendContract(RequestContract):
+class BackendContract(RequestContract, EngineContract):
     """Every promise of a backend; a subclass, called Test…, says how the backend is made."""
 
     places: ClassVar = [0, 1, 149, 150, 298, 299]
@@ -290,6 +291,7 @@ class BackendContract(RequestContract):
             lambda: engine.submit(batch),
             lambda: engine.compress_page(bytes(PAGE)),
             lambda: engine.decompress_page(b""),
+            lambda: engine.arena(1),
             engine.wait_ready,
             engine.__enter__,
         ]
@@ -368,6 +370,8 @@ def use_in_child(engine, batch):
         lambda: engine.submit(batch),
         lambda: engine.compress_page(bytes(4096)),
         lambda: engine.decompress_page(b""),
+        lambda: engine.arena(1),
+        lambda: engine.statistics,
         engine.wait_ready,
         engine.__enter__,
     ):

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from batchzip.batch import CompressBatch, DecompressBatch
-from batchzip.errors import RequestCancelled, RequestTimeout
-from batchzip.testing.plain import PAGE, SLACK_S, check_compressed, check_restored, make_pages
+from batchzip.errors import BadArgument, RequestCancelled, RequestTimeout
+from batchzip.testing.plain import (
+    PAGE,
+    SLACK_S,
+    Plain,
+    check_compressed,
+    check_restored,
+    make_pages,
+)
 
 if TYPE_CHECKING:
     from batchzip.buffers import Bytes
@@ -110,6 +119,53 @@ class RequestContract:
         for request, errors in told:
             was_cancelled = cancelled[requests.index(request)]
             assert errors == ({-errno.ECANCELED} if was_cancelled else {0}), "seen by a callback"
+
+    def test_a_deadline_of_none_left_leaves_each_page_timed_out_or_done(
+        self, engine: Engine
+    ) -> None:
+        for count in (1, 8, 1000):
+            pages = make_pages(count)
+            batch = engine.submit(CompressBatch(pages), deadline_s=0).wait(SLACK_S)
+            assert set(batch.errors.tolist()) <= {0, -errno.ETIMEDOUT}
+            assert not batch.dlens[batch.errors != 0].any()
+            plain = Plain(engine)
+            for index in np.flatnonzero(batch.errors == 0).tolist():
+                assert [batch.output(index)] == plain.compress(pages[index : index + 1])
+            back = engine.submit(DecompressBatch(plain.compress(pages)), deadline_s=0).wait(SLACK_S)
+            assert set(back.errors.tolist()) <= {0, -errno.ETIMEDOUT}
+            done = back.errors == 0
+            np.testing.assert_array_equal(back.pages[done], pages[done])
+            engine.compress(batch)  # the engine and the batch are as usable as before
+            check_compressed(engine, batch, pages)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"timeout_s": 0},
+            {"timeout_s": SLACK_S},
+            {"timeout_s": math.inf},
+            {"block": False},
+            {"block": False, "timeout_s": 0.0, "deadline_s": SLACK_S},
+            {"deadline_s": math.inf},
+            {"timeout_s": None, "deadline_s": None, "block": True},
+        ],
+        ids=repr,
+    )
+    def test_where_there_is_room_and_time_no_option_of_submit_changes_anything(
+        self, engine: Engine, options: dict[str, Any]
+    ) -> None:
+        pages = make_pages(100)
+        request = engine.submit(CompressBatch(pages), **options)
+        check_compressed(engine, request.wait(SLACK_S), pages)
+
+    @pytest.mark.parametrize("name", ["timeout_s", "deadline_s"])
+    @pytest.mark.parametrize("seconds", [-1, -1e-9, math.nan])
+    def test_seconds_that_cannot_be_are_refused_by_name(
+        self, engine: Engine, name: str, seconds: float
+    ) -> None:
+        options: dict[str, Any] = {name: seconds}
+        with pytest.raises(BadArgument, match=f"^{name} must be seconds"):
+            engine.submit(CompressBatch(make_pages(1)), **options)
 
     def test_a_wait_without_time_returns_or_raises_and_the_request_goes_on(
         self, engine: Engine
