@@ -43,7 +43,7 @@ class Damage:
 
 
 @pytest.mark.parametrize(
-    "times", [pytest.param(5), pytest.param(150, marks=pytest.mark.stress, id="stress")]
+    "times", [pytest.param(5), pytest.param(60, marks=pytest.mark.stress, id="stress")]
 )
 def test_a_damaged_descriptor_ends_its_worker_and_its_share_is_run_again(
     times: int, monkeypatch: pytest.MonkeyPatch, report: Callable[[str], None]
@@ -75,7 +75,7 @@ def test_a_damaged_descriptor_ends_its_worker_and_its_share_is_run_again(
 
 
 @pytest.mark.parametrize(
-    "times", [pytest.param(5), pytest.param(150, marks=pytest.mark.stress, id="stress")]
+    "times", [pytest.param(5), pytest.param(60, marks=pytest.mark.stress, id="stress")]
 )
 def test_any_number_of_posted_shares_changes_no_result(
     times: int, monkeypatch: pytest.MonkeyPatch, report: Callable[[str], None]

@@ -56,7 +56,7 @@ def check_workers_are_gone(printed: str) -> None:
     "moments_s",
     [
         pytest.param([0.02], id="once"),
-        pytest.param([0.001 * 1.8**turn for turn in range(10)], marks=pytest.mark.stress),
+        pytest.param([0.001 * 3.0**turn for turn in range(5)], marks=pytest.mark.stress),
     ],
 )
 @BEFORE_EACH
