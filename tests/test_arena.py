@@ -26,7 +26,7 @@ from batchzip.testing.plain import (
 )
 from batchzip_workers.backend import WorkersBackend
 from batchzip_workers.balance import Balance
-from batchzip_workers.ring import Ring
+from batchzip_workers.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,7 +125,7 @@ def test_workers_use_pages_and_destinations_where_they_are(
         raise AssertionError("this was to be used in place")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ring, "_stage_pages", copied)
+        patch.setattr(Stage, "_stage_pages", copied)
         patch.setattr(CompressBatch, "accept_packed", copied)
         patch.setattr(DecompressBatch, "accept_packed", copied)
         batch = CompressBatch(filled(shared, pages), dsts=shared.arena(500, 2 * PAGE))

@@ -39,7 +39,8 @@ class Place:
     @property
     def failing(self) -> bool:
         """Whether it could not be started so often that nobody should wait for it."""
-        return self.failed_starts >= START_ATTEMPTS
+        ring = self.ring
+        return self.failed_starts >= START_ATTEMPTS and (ring is None or not ring.was_ready)
 
     def note_ready(self) -> None:
         """See whether it is ready, and need not be watched for that any more."""
