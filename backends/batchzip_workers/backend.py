@@ -11,6 +11,8 @@ Threads: any number may run batches at once; each collects its own shares.
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.util
 import platform
 import threading
 import time
@@ -52,6 +54,10 @@ _EXIT_S = 2.0
 """Seconds that a request under way may take at the interpreter's exit; queued ones are cancelled."""
 
 
+_AFTER, _BEFORE = 10, 20
+"""Order at the end of a child of multiprocessing: the higher comes first."""
+
+
 class WorkersBackend(Backend):
     """Compresses in `workers` processes besides the caller; default: usable CPUs − 1, at least 1."""
 
@@ -89,6 +95,7 @@ class WorkersBackend(Backend):
         self._supervisor = Supervisor(codec, layout, self.workers, self._arena)
         self._supervisor.start()
         self._stop = weakref.finalize(self, self._supervisor.stop)
+        self._at_child_exit(self._stop, _AFTER)
 
     def array(self, rows: int, width: int) -> Bytes:
         """Make an array in memory that the workers share."""
@@ -216,7 +223,16 @@ class WorkersBackend(Backend):
         except RuntimeError:  # no thread can be started: the submitter does the work
             return None
         self._end_lane = weakref.finalize(self, lane.abandon, _EXIT_S)
+        self._at_child_exit(self._end_lane, _BEFORE)
         return lane
+
+    def _at_child_exit(self, end: Callable[[], object], priority: int) -> None:
+        """See that `end` is called where a child of multiprocessing ends: without atexit.
+
+        Left to itself, a worker just being started would tell the child's stdout how that failed.
+        """
+        if multiprocessing.parent_process() is not None:
+            multiprocessing.util.Finalize(self, end, exitpriority=priority)
 
     def statistics(self) -> Statistics:
         """Add up what was done here and by the workers."""

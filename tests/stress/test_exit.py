@@ -97,6 +97,8 @@ if __name__ == "__main__":
     import multiprocessing
     with multiprocessing.get_context("fork").Pool(2) as pool:
         pool.map(in_pool, range(2))
+        pool.close()  # terminated, they would be killed as any owner may be
+        pool.join()
 """
 
 
