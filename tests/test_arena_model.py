@@ -135,7 +135,7 @@ class ArenaAgainstModel(RuleBasedStateMachine):
 
 TestArenaAgainstAModel = pytest.mark.slow(ArenaAgainstModel.TestCase)
 TestArenaAgainstAModel.settings = settings(
-    max_examples=80,
+    max_examples=50,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,

@@ -114,8 +114,8 @@ def mixed_work(engine: Engine, seed: int, expected: Expected) -> None:
     """Batches of all kinds, some with bad pages, some of them submitted."""
     rng = np.random.default_rng(seed)
     zeros = len(engine.codec.compressor(PAGE)(bytes(PAGE)))
-    for turn in range(25):
-        count = int(rng.integers(1, 150))
+    for turn in range(13):
+        count = int(rng.integers(1, 100))
         pages: list[bytes] = [bytes(page) for page in make_pages(count, seed=seed)]
         unfit = turn % 3 == 0
         if unfit:
