@@ -111,8 +111,8 @@ class Segment(Closing):
         """Drop descriptor and mapping; views still held elsewhere keep their memory alive."""
         if self._fd < 0:
             return
-        os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, -1  # first: an interrupt must not have it closed twice
+        os.close(fd)
         with contextlib.suppress(BufferError):
             self.view.release()
             self._mmap.close()
