@@ -30,12 +30,10 @@ cores are away in some."""
 _CHANGE = 0.25
 """Change of a cost, as a fraction, after which the other way is worth another look."""
 
-_TRY_AGAIN_PAGES = 4096
-"""Pages after which the way that is not used is measured anew; twice as many each time it was the
-slower one still, up to a limit. Trying costs a percent at first, and then ever less."""
-
-_LEAST_TRY, _MOST_TRY = 32, 4096
-"""Bounds of that in batches. A wake-up, which a small batch may need, costs as much as 20 of them."""
+_TRY_AGAIN, _LAST_TRY = 256, 4096
+"""Batches of a size after which the way that is not used is measured anew; twice as many each time it
+was the slower one still, up to a limit. That is five batches, of twice the time maybe: two percent at
+first, and then ever less."""
 
 _SETTLED = 31
 """Batches that go without a decision after one found that their size does not pay."""
@@ -50,13 +48,13 @@ _FIRST_WAKE_S = 200e-6
 class _Way:
     """What one way of doing batches of one size takes, in seconds a page."""
 
-    __slots__ = ("_first_patience", "_known_s", "_samples", "cost_s", "patience", "unused")
+    __slots__ = ("_known_s", "_samples", "cost_s", "patience", "unused")
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self) -> None:
         self.cost_s = 0.0
         self.unused = 0
         """Batches of this size since it was measured last."""
-        self.patience = self._first_patience = max(_LEAST_TRY, _TRY_AGAIN_PAGES // pages)
+        self.patience = _TRY_AGAIN
         """Batches until it is tried again."""
         self._known_s = 0.0
         """What it took when the other way was last compared with it."""
@@ -85,7 +83,7 @@ class _Way:
         if len(self._samples) == _FIRST_SAMPLES:
             self._known_s = self.cost_s
             if self.cost_s > other_s:
-                self.patience = min(2 * self.patience, _MOST_TRY)
+                self.patience = min(2 * self.patience, _LAST_TRY)
 
     def has_changed(self) -> bool:
         """Whether it takes so much more or less now that the other way is to be tried again soon."""
@@ -96,7 +94,7 @@ class _Way:
 
     def try_soon(self) -> None:
         """Be patient as in the beginning."""
-        self.patience = self._first_patience
+        self.patience = _TRY_AGAIN
 
 
 class Balance:
@@ -109,8 +107,8 @@ class Balance:
         """Batches of each size to be done alone without another thought."""
         self._close_s = close_s
         """Batches that begin within this after the end of the one before are a stream."""
-        self._alone = [_Way(1 << bits >> 1 or 1) for bits in range(SIZES)]
-        self._divided = [_Way(1 << bits >> 1 or 1) for bits in range(SIZES)]
+        self._alone = [_Way() for _ in range(SIZES)]
+        self._divided = [_Way() for _ in range(SIZES)]
         self._wake_s = _FIRST_WAKE_S
         self._lost_s = 0.0
         self._last = 0.0
