@@ -65,7 +65,9 @@ class Request(Generic[AnyBatch]):
         if not self._future.done() and self._pid != os.getpid():
             raise ForkedProcess(f"this request is under way in process {self._pid}")
         try:
-            error = self._future.exception(timeout_s)
+            error = self._future.exception(
+                None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX / 2)
+            )
         except CancelledError:
             raise RequestCancelled("this request was cancelled before it was taken up") from None
         except TimeoutError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import subprocess
 import sys
@@ -57,6 +58,13 @@ def test_a_wait_that_times_out_says_for_how_many_pages_and_how_long(
     assert not request.done()
     finish(request)
     assert request.wait(timeout_s=0) is batch
+
+
+@pytest.mark.parametrize("timeout_s", [1e12, math.inf])
+def test_a_wait_may_be_as_long_as_one_likes(batch: CompressBatch, timeout_s: float) -> None:
+    request = Request(batch)
+    threading.Timer(0.05, finish, [request]).start()
+    assert request.wait(timeout_s) is batch
 
 
 def test_a_cancelled_request_is_not_taken_up_and_one_taken_up_is_not_cancelled(
