@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 _GROUP = "batchzip.backends"
 
-_LOOK_PAGES = 64
-"""Pages done between two looks at a deadline."""
+_LOOK_BYTES = 256 << 10
+"""Bytes of pages done between two looks at a deadline."""
 
 
 class Backend(ABC):
@@ -96,11 +96,12 @@ class Backend(ABC):
         if deadline is None:
             batch.run_share(self.context(), range(len(batch)))
             return
-        for start in range(0, len(batch), _LOOK_PAGES):
+        piece = max(1, _LOOK_BYTES // self.page_size)
+        for start in range(0, len(batch), piece):
             if time.monotonic() >= deadline:
                 batch.fail(range(start, len(batch)), -errno.ETIMEDOUT)
                 return
-            end = min(start + _LOOK_PAGES, len(batch))
+            end = min(start + piece, len(batch))
             batch.run_share(self.context(), range(start, end))
 
     @abstractmethod

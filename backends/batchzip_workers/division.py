@@ -1,7 +1,7 @@
 """Division: one batch, divided between the caller and the workers as it goes.
 
     unclaimed pages ──▶ a region: its pages go in turn to each worker that wants work, and to the caller
-                                     │ posted                          │ own: done 16 at a time
+                                     │ posted                          │ own: done 32 at a time
                                      ▼                                 ▼
                                   workers ◀── some of what is left ── caller, when nothing is unclaimed
 
@@ -37,8 +37,12 @@ if TYPE_CHECKING:
     from batchzip_workers.ring import Ring
     from batchzip_workers.supervisor import Supervisor
 
-_PIECE = 16
-"""Pages the caller does between two looks at the workers; a look costs 2 µs."""
+_PIECE = 32
+"""Pages the caller does between two looks at the workers; a look costs 3 to 10 µs, as what it needs has left
+the cache. 16 measured 2 % slower, 64 no faster."""
+
+_SHORT_PIECE = 8
+"""The same where there is a deadline to look at."""
 
 _WHOLE = 32
 """Pages a lane up to which a batch is divided at once: further shares cost more than they even out."""
@@ -64,6 +68,7 @@ class Division:
         "_in_pieces",
         "_order",
         "_own",
+        "_piece",
         "_position",
         "_share_pages",
         "_spread",
@@ -89,6 +94,7 @@ class Division:
         self._share_pages = share_pages
         self._spread = spread
         self._deadline = deadline
+        self._piece = _PIECE if deadline is None else _SHORT_PIECE
         self._in_pieces = placement[1] > 0
         """Whether workers read pages where they are."""
         self._order = batch.order()
@@ -155,7 +161,7 @@ class Division:
         start, left = self._position, self._count - self._position
         if not rings:
             if not self._own:
-                self._position += min(left, _PIECE)
+                self._position += min(left, self._piece)
                 self._own.append(self._order[start : self._position])
             return
         if not self._spread:
@@ -197,9 +203,9 @@ class Division:
 
     def _do_piece(self) -> None:
         mine = self._own.pop()
-        if len(mine) > _PIECE:
-            self._own.append(mine[_PIECE:])
-            mine = mine[:_PIECE]
+        if len(mine) > self._piece:
+            self._own.append(mine[self._piece :])
+            mine = mine[: self._piece]
         self._batch.run_share(self._context, mine)
 
     def _expire(self) -> None:
