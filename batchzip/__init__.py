@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from batchzip.batch import DecompressBatch as DecompressBatch
     from batchzip.codecs import Codec as Codec
     from batchzip.codecs import algorithms as algorithms
+    from batchzip.codecs.dictionary import train_dictionary as train_dictionary
     from batchzip.engine import Engine as Engine
     from batchzip.errors import (
         BackendUnavailable as BackendUnavailable,
@@ -93,6 +94,7 @@ _HOME = {
     "DecompressBatch": "batch",
     "Codec": "codecs",
     "algorithms": "codecs",
+    "train_dictionary": "codecs.dictionary",
     "Engine": "engine",
     "Pool": "pool",
     "Request": "request",

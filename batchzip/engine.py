@@ -17,6 +17,7 @@ from batchzip.backend import Backend, make_backend
 from batchzip.batch import Batch, CompressBatch, DecompressBatch
 from batchzip.buffers import as_view, check_page_size
 from batchzip.codecs import Codec, make_codec
+from batchzip.codecs.shuffled import Shuffled
 from batchzip.codecs.verified import Verified
 from batchzip.errors import BadArgument, BadBatch, ClosedError, PageError
 from batchzip.lifetime import Owned
@@ -36,8 +37,14 @@ class Engine(Owned):
     `workers`     worker processes besides the caller; default: usable CPUs − 1, at least 1.
     `verify`      restore each page that was compressed, where it was compressed, and compare, before
                   it counts as done (IAA's verify_compress); a page that differs gets -EIO.
+    `shuffle`     2, 4 or 8: pages are arrays of elements of so many bytes, whose first bytes are put
+                  together before they are compressed, then the second ones, and so on. Numbers get
+                  smaller by that, with lz4 the most; text does not.
     `page_size`   bytes of a page; a power of two in 512 B … 2 MiB.
-    `parameters`  the algorithm's own: `level` for zstd; `acceleration`, `high_compression` for lz4.
+    `parameters`  the algorithm's own: `level`, `dictionary` for zstd; `acceleration`,
+                  `high_compression` for lz4.
+
+    `codec` is the codec with all that is around it; equal codecs restore each other's outputs.
 
     Thread-safe; bound to the process that made it. Closing it, or losing it, stops its workers.
     """
@@ -52,6 +59,7 @@ class Engine(Owned):
         workers: int | None = None,
         page_size: int = 4096,
         verify: bool = False,
+        shuffle: int | None = None,
         **parameters: object,
     ) -> None:
         self.page_size = check_page_size(page_size)
@@ -63,6 +71,8 @@ class Engine(Owned):
             self.codec = algorithm
         else:
             self.codec = make_codec(algorithm, **parameters)
+        if shuffle is not None:
+            self.codec = Shuffled(self.codec, shuffle)
         if verify:
             self.codec = Verified(self.codec)
         if isinstance(backend, Backend):

@@ -154,13 +154,27 @@ def test_a_running_process_is_taken_and_left_alone() -> None:
 
 
 def test_options_reach_the_engine(file: Path) -> None:
-    options = ["--algorithm", "zstd", "--level", 5, "--batch", 8, "--folio", 3, "--seed", 9]
+    options = [
+        "--algorithm",
+        "zstd",
+        "--level",
+        5,
+        "--shuffle",
+        2,
+        "--batch",
+        8,
+        "--folio",
+        3,
+        "--seed",
+        9,
+    ]
     result = document("--file", file, *options, "--workers", 2, "--page-size", 1024)
     assert result["source"]["pages"] == 2400
     assert result["backends"]["workers"]["workers"] == 2
     assert result["settings"] == {
         "algorithm": "zstd",
         "level": 5,
+        "shuffle": 2,
         "batch_pages": 8,
         "folio_pages": 3,
         "workers": 2,
@@ -210,6 +224,7 @@ def test_a_limit_that_keeps_nothing_says_so(tmp_path: Path) -> None:
         (["--algorithm", "zip"], ["'zip'", "zstd", "lz4"]),
         (["--algorithm", "lz4", "--level", "3", "--file", "one.bin"], ["level"]),
         (["--algorithm", "zstd", "--level", "999", "--file", "one.bin"], ["level"]),
+        (["--shuffle", "3"], ["--shuffle", "2, 4, 8"]),
         (["--page-size", "4097"], ["4097", "power of two"]),
         (["--page-size", "256"], ["256", "power of two"]),
         (["--page-size", "4194304"], ["4194304", "power of two"]),

@@ -17,7 +17,10 @@ import batchzip
 from batchzip import BadArgument, DecompressBatch, Engine, PageError, UnknownAlgorithm
 from batchzip.codecs import Codec, make_codec
 from batchzip.codecs.lz4 import Lz4
+from batchzip.codecs.shuffled import Shuffled
+from batchzip.codecs.verified import Verified
 from batchzip.codecs.zstd import Zstd
+from batchzip.testing.plain import make_layered_codec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +36,9 @@ CODECS = [
     Lz4(acceleration=65537),
     Lz4(high_compression=1),
     Lz4(high_compression=12),
+    *(Shuffled(Lz4(), element_size) for element_size in (2, 4, 8)),
+    Verified(Shuffled(Zstd(), 4)),
+    make_layered_codec(),
 ]
 
 
@@ -62,7 +68,11 @@ def test_an_unknown_name_is_told_which_there_are() -> None:
         ("zstd", {"level": "1"}, "not '1'"),
         ("zstd", {"level": None}, "not None"),
         ("zstd", {"level": True}, "not True"),
-        ("zstd", {"acceleration": 1}, "zstd has no parameter 'acceleration'; it has: level"),
+        (
+            "zstd",
+            {"acceleration": 1},
+            "zstd has no parameter 'acceleration'; it has: level, dictionary",
+        ),
         ("lz4", {"acceleration": 0}, "lz4 acceleration must be an integer in 1…65537, not 0"),
         ("lz4", {"acceleration": 65538}, "not 65538"),
         ("lz4", {"acceleration": 1.5}, "not 1.5"),
@@ -86,6 +96,7 @@ def test_a_parameter_out_of_range_is_told_the_range(
 def test_every_setting_gives_pages_back_and_survives_the_way_to_a_worker(codec: Codec) -> None:
     again = pickle.loads(pickle.dumps(codec))
     assert again == codec
+    assert hash(again) == hash(codec)
     noise = np.random.default_rng(1).bytes(4096)
     for page in (COUNTED, WORD, bytes(4096), noise):
         output = codec.compressor(4096)(page)

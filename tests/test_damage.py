@@ -3,16 +3,21 @@
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from batchzip import CorruptPage, Engine, SwapStore
 from batchzip.segment import PAGE, Segment
+from batchzip.testing.plain import make_layered_codec
+
+if TYPE_CHECKING:
+    from batchzip.codecs import Codec
 
 SIZE = 4096
 
-KINDS = ["lz4", "zstd", "raw"]
+KINDS = ["lz4", "zstd", "layered", "raw"]
 
 
 def compressible(seed: int, size: int = SIZE) -> bytes:
@@ -27,9 +32,9 @@ def page_of(kind: str, seed: int, size: int = SIZE) -> bytes:
 
 @contextlib.contextmanager
 def opened(kind: str, *, backend: str = "sequential", size: int = SIZE) -> Iterator[SwapStore]:
-    algorithm = "lz4" if kind == "raw" else kind
+    algorithms: dict[str, str | Codec] = {"raw": "lz4", "layered": make_layered_codec()}
     with (
-        Engine(algorithm, backend=backend, page_size=size) as engine,
+        Engine(algorithms.get(kind, kind), backend=backend, page_size=size) as engine,
         SwapStore(engine) as store,
     ):
         yield store

@@ -3,17 +3,23 @@
 loky gives a robust start (no fork of threads, no `__main__` guard) and a sentinel. What it does not do:
 start anything in a daemonic process, leave the end of its children to whoever started them, and
 clean up after a start that failed half-way, which where processes are short happens again and again.
+
+loky writes what the process is to do into a pipe whose other end it holds open itself meanwhile. A pipe
+holds 64 KiB: if more is to be said, and the process dies before it reads, the writer waits for ever. So
+what may be large goes through sealed memory (PassedValue), and the pipe gets descriptors.
 """
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import multiprocessing.process
 import os
+import pickle
 import traceback
 from contextlib import contextmanager
 from multiprocessing.context import get_spawning_popen
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +36,44 @@ class PassedFd:
         if popen is None:
             raise TypeError("a descriptor is passed on only to a process being started")
         return int, (popen.duplicate_for_child(self.fd),)
+
+
+class PassedValue:
+    """A value of any size for a process being started; unpickled there as that value.
+
+    It is pickled here and now, as loky would. Closed when the process was started: that has inherited
+    the memory, which is gone when the value was read, or with the process.
+    """
+
+    def __init__(self, value: object) -> None:
+        from loky.backend import reduction  # noqa: PLC0415 - as in launch()
+
+        self._fd = os.memfd_create("batchzip-passed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            with open(self._fd, "wb", closefd=False) as memory:
+                memory.write(reduction.dumps(value))
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _NEVER_CHANGES)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[PassedFd]]:
+        return _read_passed, (PassedFd(self._fd),)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+_NEVER_CHANGES = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+def _read_passed(fd: int) -> object:
+    with open(fd, "rb") as memory:
+        memory.seek(0)  # where the owner left it is behind the end
+        return pickle.load(memory)
 
 
 def launch(main: Callable[..., None], arguments: tuple[object, ...]) -> Any:

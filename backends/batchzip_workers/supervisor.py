@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from batchzip.statistics import Tally
 from batchzip_workers import worker
 from batchzip_workers.failpoints import next_armed
-from batchzip_workers.launch import PassedFd, launch
+from batchzip_workers.launch import PassedFd, PassedValue, launch
 from batchzip_workers.place import FIRST_RETRY_S, START_ATTEMPTS, Place, add_figures
 from batchzip_workers.ring import Ring
 
@@ -174,17 +174,18 @@ class Supervisor:
         ring = None
         try:
             ring = Ring(self._layout)
-            process = launch(
-                worker.main,
-                (
-                    self._owner_pid,
-                    place.number,
-                    self._codec,
-                    PassedFd(self._arena.fd),
-                    next_armed(),
-                    *ring.worker_arguments(),
-                ),
-            )
+            with PassedValue(self._codec) as codec:
+                process = launch(
+                    worker.main,
+                    (
+                        self._owner_pid,
+                        place.number,
+                        codec,
+                        PassedFd(self._arena.fd),
+                        next_armed(),
+                        *ring.worker_arguments(),
+                    ),
+                )
         except Exception as error:  # noqa: BLE001 - memory, process limit, a daemonic parent
             self._note_failed_start(place, f"{type(error).__name__}: {error}")
             if ring is not None:

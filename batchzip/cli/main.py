@@ -104,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--algorithm", default="zstd", metavar="NAME", help="zstd or lz4, … (%(default)s)")
     add("--level", type=int, metavar="N", help="level of the algorithm, if it has any")
     add(
+        "--shuffle",
+        type=int,
+        choices=(2, 4, 8),
+        help="bytes of the numbers in the pages: compressed with their bytes sorted by place",
+    )
+    add(
         "--batch",
         type=_positive,
         default=256,

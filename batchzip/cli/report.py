@@ -178,12 +178,13 @@ def print_report(document: dict[str, Any], console: Console) -> None:
 
 def _heading(document: dict[str, Any]) -> str:
     source, settings = document["source"], document["settings"]
+    shuffle = "" if settings["shuffle"] is None else f" shuffle {settings['shuffle']}"
     level = "" if settings["level"] is None else f" level {settings['level']}"
     size = source["pages"] * source["page_bytes"]
     return (
         f"{source['name']}: {source['pages']:,} pages of {source['page_bytes']:,} bytes "
         f"({_amount(size)})\n"
-        f"{settings['algorithm']}{level}, stored in folios of {settings['folio_pages']} pages, "
+        f"{settings['algorithm']}{level}{shuffle}, stored in folios of {settings['folio_pages']} pages, "
         f"loaded in random order in batches of {settings['batch_pages']}\n"
     )
 

@@ -49,6 +49,7 @@ class Options:
     file: str | None
     algorithm: str
     level: int | None
+    shuffle: int | None
     batch: int
     folio: int
     workers: int | None
@@ -112,6 +113,7 @@ def _engine(options: Options, backend: str, workers: int | None) -> Engine:
         backend=backend,
         workers=workers,
         page_size=options.page_size,
+        shuffle=options.shuffle,
         **level,
     )
 
@@ -177,6 +179,7 @@ def _settings(options: Options, workers: Engine) -> dict[str, object]:
     return {
         "algorithm": chosen["algorithm"],
         "level": chosen["level"],
+        "shuffle": chosen["shuffle"],
         "batch_pages": chosen["batch"],
         "folio_pages": chosen["folio"],
         "workers": len(workers.worker_pids),

@@ -1,7 +1,8 @@
 """Codec: an algorithm with its parameters, and the two callables it gives.
 
 A codec is a frozen dataclass: its fields are the algorithm's parameters, checked when it is made,
-and it pickles, so that workers get the very codec the owner has. It does no work itself:
+and it pickles, so that workers get the very codec the owner has. Codecs are equal, and hash alike,
+by value: what one compressed, its equals restore. A codec does no work itself:
 `compressor()` and `decompressor()` make a callable for one thread of one process, and the hot path
 calls that and nothing in between (design §5.1: what can be lost is dispatch).
 
@@ -28,6 +29,11 @@ class Codec(ABC):
 
     name: ClassVar[str]
     """The algorithm's name in the registry."""
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm itself: that of the innermost, where codecs wrap each other."""
+        return self.name
 
     @abstractmethod
     def compressor(self, page_size: int) -> Transcode:

@@ -32,6 +32,11 @@ class Verified(Codec):
 
     codec: Codec
 
+    @property
+    def algorithm(self) -> str:
+        """The wrapped codec's."""
+        return self.codec.algorithm
+
     def compressor(self, page_size: int) -> Transcode:
         """Make a compressor that raises where a page would not come back."""
         compress, decompress = self.codec.compressor(page_size), self.codec.decompressor(page_size)

@@ -6,6 +6,11 @@ Compressed pages are standard zstd frames that declare their size; any zstd tool
 a size, and 1.6 KB of input became 50 MiB. So the declared size is read from the header first,
 and only frames that declare exactly a page are decoded. A whole frame of known size is decoded in one
 pass, without a window; `max_window_size` bounds the window that a truncated one would be given.
+
+With a dictionary, frames bear its id. A frame with another id, or with one where there is no dictionary,
+is refused by libzstd; a frame without an id needs no dictionary and is read. So a dictionary must have
+an id: rejected are raw-content ones, whose frames nothing tells from each other, and which gain less
+(64 KiB for JSON text: ratio 5.67, trained 6.03, with none 5.07).
 """
 
 from __future__ import annotations
@@ -25,14 +30,26 @@ if TYPE_CHECKING:
 _MIN_WINDOW = 1 << 10
 """Bytes; the least window the format knows (RFC 8878, 3.1.1.1.2)."""
 
+DEFAULT_LEVEL = 3
+"""ZSTD_CLEVEL_DEFAULT; what level 0 means, too."""
+
+MAX_DICTIONARY = 2 << 20
+"""Bytes, those of the largest page. Every thread and worker holds the dictionary and tables as large;
+what is larger than 256 KiB gained nothing worth that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Zstd(Codec):
-    """Zstandard at `level`: −131072 (fastest) … −1, 1 … 22 (smallest); 0 and no word mean 3."""
+    """Zstandard at `level`: −131072 (fastest) … −1, 1 … 22 (smallest); 0 and no word mean 3.
+
+    `dictionary` is what pages have in common: bytes from `batchzip.train_dictionary` or `zstd --train`,
+    at most 2 MiB, kept as a copy. Only a codec with the same dictionary restores what it compressed.
+    """
 
     name: ClassVar[str] = "zstd"
 
-    level: int = 3
+    level: int = DEFAULT_LEVEL
+    dictionary: bytes | None = None
 
     def __post_init__(self) -> None:
         lowest = -131072  # ZSTD_minCLevel(): the window's log limits what negative levels mean
@@ -43,16 +60,36 @@ class Zstd(Codec):
             raise BadArgument(
                 f"zstd level must be an integer in {lowest}…{zstandard.MAX_COMPRESSION_LEVEL}, not {self.level!r}"
             )
+        if self.dictionary is not None:
+            object.__setattr__(self, "dictionary", _checked_dictionary(self.dictionary))
+
+    def __repr__(self) -> str:
+        if self.dictionary is None:
+            return f"Zstd(level={self.level})"
+        number = zstandard.ZstdCompressionDict(self.dictionary).dict_id()
+        return f"Zstd(level={self.level}, dictionary=<{len(self.dictionary)} bytes, id {number}>)"
 
     def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002 - zstd sizes itself by level
         """Make one thread's compressor; the frame declares its content's size."""
-        return zstandard.ZstdCompressor(level=self.level, write_content_size=True).compress
+        if self.dictionary is None:
+            return zstandard.ZstdCompressor(level=self.level, write_content_size=True).compress
+        dictionary = zstandard.ZstdCompressionDict(self.dictionary)
+        level = self.level or DEFAULT_LEVEL  # precompute_compress takes 0 for none given
+        dictionary.precompute_compress(level=level)
+        return zstandard.ZstdCompressor(
+            level=level, dict_data=dictionary, write_content_size=True, write_dict_id=True
+        ).compress
 
     def decompressor(self, page_size: int) -> Transcode:
         """Make one thread's decompressor, of frames that declare exactly `page_size`."""
-        decompress = zstandard.ZstdDecompressor(
-            max_window_size=max(page_size, _MIN_WINDOW)
-        ).decompress
+        window = max(page_size, _MIN_WINDOW)
+        if self.dictionary is None:
+            decompressor = zstandard.ZstdDecompressor(max_window_size=window)
+        else:
+            decompressor = zstandard.ZstdDecompressor(
+                dict_data=zstandard.ZstdCompressionDict(self.dictionary), max_window_size=window
+            )
+        decompress = decompressor.decompress
         declared_size = zstandard.frame_content_size
 
         def decompress_page(src: Flat) -> bytes:
@@ -61,3 +98,32 @@ class Zstd(Codec):
             return decompress(src, allow_extra_data=False)
 
         return decompress_page
+
+
+def _checked_dictionary(given: object) -> bytes:
+    """Copy a dictionary; raise BadArgument if zstd could not compress and decompress with it."""
+    try:
+        dictionary = given if type(given) is bytes else bytes(memoryview(given))  # type: ignore[arg-type] # that is the question
+    except (TypeError, ValueError, BufferError):
+        raise BadArgument(
+            f"zstd dictionary must be bytes or None, not {type(given).__name__}"
+        ) from None
+    if len(dictionary) > MAX_DICTIONARY:
+        raise BadArgument(
+            f"zstd dictionary must have at most {MAX_DICTIONARY} bytes, not {len(dictionary)}"
+        )
+    compressing, restoring = (zstandard.ZstdCompressionDict(dictionary) for _ in range(2))
+    try:
+        if not compressing.dict_id():
+            raise BadArgument(
+                f"zstd dictionary of {len(dictionary)} bytes has no id: it must be one that "
+                "batchzip.train_dictionary or `zstd --train` made"
+            )
+        compressing.precompute_compress(level=1)  # the cheapest; whether it can be read is the same
+        output = zstandard.ZstdCompressor(level=1, dict_data=compressing).compress(b"page")
+        zstandard.ZstdDecompressor(dict_data=restoring).decompress(output)
+    except zstandard.ZstdError as error:
+        raise BadArgument(
+            f"zstd dictionary of {len(dictionary)} bytes is damaged: {error}"
+        ) from None
+    return dictionary

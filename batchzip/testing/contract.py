@@ -8,14 +8,13 @@ What the author of a backend does, in a test module of theirs:
             return MyBackend(lanes=2)
 
 and runs pytest. Each test's name is the promise it checks. All of them run for every registered
-algorithm, so a codec is tested on the backend too. Nothing is mocked: batches are real, threads
-and forks too. One engine per algorithm serves the tests that leave it as it was; those that close
-or fork make their own.
+algorithm, so a codec is tested on the backend too, and for one with a dictionary and a filter.
+Nothing is mocked: batches are real, threads and forks too. One engine per algorithm serves the tests
+that leave it as it was; those that close or fork make their own.
 
 The module with the class must be importable by its name, as pytest's default import mode makes it:
-what happens in forked children and at interpreter exit is tested in a fresh interpreter.
-
-What must hold is measured against the codec called by hand, page by page (`Plain`).
+what happens in forked children and at interpreter exit is tested in a fresh interpreter. What must
+hold is measured against the codec called by hand, page by page (`Plain`).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ import numpy as np
 import pytest
 
 from batchzip.batch import CompressBatch, DecompressBatch
-from batchzip.codecs import algorithms
+from batchzip.codecs import Codec, algorithms
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.testing.engine_contract import EngineContract
@@ -45,6 +44,7 @@ from batchzip.testing.plain import (
     check_restored,
     check_round_trip,
     in_threads,
+    make_layered_codec,
     make_pages,
 )
 from batchzip.testing.request_contract import RequestContract
@@ -68,17 +68,18 @@ class BackendContract(RequestContract, EngineContract):
         raise NotImplementedError("the subclass says how its backend is made")
 
     @classmethod
-    def make_engine(cls, algorithm: str = "lz4", page_size: int = PAGE) -> Engine:
+    def make_engine(cls, algorithm: str | Codec = "lz4", page_size: int = PAGE) -> Engine:
         """Make an engine whose backend is ready for work."""
         engine = Engine(algorithm, backend=cls.make_backend(), page_size=page_size)
         engine.wait_ready(SLACK_S)
         return engine
 
-    @pytest.fixture(scope="class", params=algorithms())
+    @pytest.fixture(scope="class", params=[*algorithms(), make_layered_codec])
     @classmethod
     def engine(cls, request: pytest.FixtureRequest) -> Iterator[Engine]:
         """One engine per algorithm, for all the tests that leave it as it was."""
-        with LeakCheck(), cls.make_engine(request.param) as engine:
+        codec = request.param() if callable(request.param) else request.param
+        with LeakCheck(), cls.make_engine(codec) as engine:
             engine.submit(CompressBatch(make_pages(2))).wait()  # what starts with the first request
             workers = engine.worker_pids
             yield engine

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 
 from batchzip.batch import CompressBatch, DecompressBatch
+from batchzip.codecs.dictionary import train_dictionary
+from batchzip.codecs.shuffled import Shuffled
+from batchzip.codecs.zstd import Zstd
 from batchzip.errors import PageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from batchzip.buffers import Bytes
+    from batchzip.codecs import Codec
     from batchzip.engine import Engine
 
 PAGE = 4096
@@ -32,6 +36,12 @@ def make_pages(count: int, seed: int = 0, page_size: int = PAGE) -> Bytes:
     return pages
 
 
+def make_layered_codec() -> Codec:
+    """Make a codec with all that can be around and in one: what is true of it is of simpler ones."""
+    dictionary = train_dictionary(make_pages(60, seed=9), size=4096, level=1, shuffle=4)
+    return Shuffled(Zstd(level=1, dictionary=dictionary), 4)
+
+
 class Plain:
     """The engine's codec called by hand: what every backend must agree with."""
 
@@ -41,8 +51,9 @@ class Plain:
         self._decompress = engine.codec.decompressor(engine.page_size)
 
     def compress(self, pages: Sequence[Any] | Bytes) -> list[bytes]:
-        """Compress each page, whatever its length."""
-        return [self._compress(bytes(page)) for page in pages]
+        """Compress each page; one of another length to nothing."""
+        size = self.page_size
+        return [self._compress(bytes(page)) if len(page) == size else b"" for page in pages]
 
     def restore(self, src: bytes) -> bytes | None:
         """Restore the page, or None where the source is not one."""

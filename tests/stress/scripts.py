@@ -45,9 +45,14 @@ def run(
         text=True,
         timeout=HANG_LIMIT_S,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *_given_path()])},
         **options,
     )
+
+
+def _given_path() -> list[str]:
+    path = os.environ.get("PYTHONPATH")
+    return [path] if path else []
 
 
 def check_ended_well(done: subprocess.CompletedProcess[str]) -> None:

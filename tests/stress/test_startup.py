@@ -60,6 +60,24 @@ def start_starved(command, fds, env=None):
 fork_exec.fork_exec = start_starved
 """
 
+_DIE = """
+from loky.backend import fork_exec
+start = fork_exec.fork_exec
+def start_dying(command, fds, env=None):
+    return start(["/bin/sh", "-c", "kill -9 $$"], fds, env)
+fork_exec.fork_exec = start_dying
+"""
+
+_TRAIN = """
+import sysconfig
+from pathlib import Path
+files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+source = b"".join(file.read_bytes() for file in files)
+samples = [source[at:at + 4096] for at in range(0, len(source), 4096)]
+dictionary = batchzip.train_dictionary(samples, size=256 << 10)
+assert len(dictionary) == 256 << 10
+"""
+
 
 @pytest.mark.parametrize(
     "limit",
@@ -81,3 +99,10 @@ def test_workers_that_run_out_of_memory_while_they_start_are_done_without() -> N
     done = run(["-c", BEGIN + _IMPORT_ALL + _STARVE + _CHECK])
     assert done.returncode == 0, done.stderr
     assert "before it was ready" in done.stdout
+
+
+def test_workers_that_die_before_they_read_what_they_are_to_do_hang_nobody() -> None:
+    check = _CHECK.replace('"lz4"', '"zstd", dictionary=dictionary')
+    done = run(["-c", BEGIN + _IMPORT_ALL + _TRAIN + _DIE + check])
+    check_ended_well(done)
+    assert "it ended with status -9 before it was ready" in done.stdout
