@@ -29,9 +29,9 @@ import numpy as np
 
 from batchzip.errors import BadArgument, BatchzipError
 from batchzip.pool import audit
-from batchzip.pool.handles import ONE, RETIRED, SLOT, HandleTable, bad_handle
+from batchzip.pool.handles import ONE, SLOT, HandleTable, bad_handle
 from batchzip.pool.size_classes import SPAN_SHIFT, SizeClasses
-from batchzip.pool.span import PLACE, SpanTable
+from batchzip.pool.span import SpanTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,7 +145,9 @@ class Arena:
             slot = ordered[1:][twice][0]
             raise bad_handle(int(handles[slots == slot][1]))
         at, lengths = table.places(words)
-        freed = (words | SLOT) + 1  # the next generation, and nothing below it
+        freed: Words = (words | np.uint64(SLOT)) + np.uint64(
+            1
+        )  # the next generation, nothing below
         table.words[slots] = freed
         table.give(slots, freed)
         self.spans.leave(at)
@@ -224,7 +226,9 @@ def _fill(segment: Any, starts: Integers, sizes: Integers, buffers: Sequence[Any
         _fill_any(segment.view, starts.tolist(), stops, buffers)
 
 
-def _fill_any(view: memoryview, starts: list[int], stops: list[int], buffers: Sequence[Any]) -> None:
+def _fill_any(
+    view: memoryview, starts: list[int], stops: list[int], buffers: Sequence[Any]
+) -> None:
     """Fill as `_fill`, at twice the cost, from buffers with gaps too. Raises BadArgument."""
     for start, stop, data in zip(starts, stops, buffers, strict=False):
         try:

@@ -139,12 +139,13 @@ def _check_cells(table: SpanTable, at: Integers, slots: Integers, spans: Integer
     for number, stock in enumerate(table.stocks):
         holes = np.array(stock, np.int64)
         _expect(len(set(stock)) == len(stock), "a stock has a hole twice")
-        span, kind, cell = table.locate(holes) if stock else (holes, holes, holes)
-        grains = table.grains[number]
-        sound = (kind == number) & (table.owner[cell] == 0) if stock else np.array(())
-        if stock:
-            sound &= (holes & PLACE) % grains == 0
-            sound &= (holes & PLACE) // grains < table.bump[span]
+        if not stock:
+            continue
+        span, kind, cell = table.locate(holes)
+        grains = int(table.grains[number])
+        sound = (kind == number) & (table.owner[cell] == 0)
+        sound &= (holes & PLACE) % grains == 0
+        sound &= (holes & PLACE) // grains < table.bump[span]
         _expect(bool(sound.all()), f"the stock of class {number} has what is no hole of its")
 
 

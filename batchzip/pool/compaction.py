@@ -65,11 +65,11 @@ def _empty_spans(arena: Arena, kind: int, most: int) -> int:
     """Empty as many of the emptiest spans as the holes of the others allow."""
     found, used, holes = _with_holes(arena, kind)
     behind = holes.sum() - np.cumsum(holes)
-    count = int(np.searchsorted(np.cumsum(used) > behind, True))  # noqa: FBT003 - a value to find
+    count = int(np.searchsorted(np.cumsum(used) > behind, True))
     if not count:
         return 0
     sources, slots = arena.spans.list_cells(found[:count], live=True)
-    return _move(arena, sources[:most], slots[:most], found[:count - 1 : -1])
+    return _move(arena, sources[:most], slots[:most], found[: count - 1 : -1])
 
 
 def _lower_one(arena: Arena, kind: int, most: int) -> int:
@@ -126,5 +126,3 @@ def _move(arena: Arena, sources: Integers, slots: Integers, targets: Integers) -
     for span in dict.fromkeys(left[spans.used[left] == 0].tolist()):
         spans.retire(span)
     return len(sources)
-
-

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any, TypeAlias
 
-    import numpy.typing as npt
-
     from batchzip.pool.audit import ClassUse
     from batchzip.pool.handles import Integers, Words
 
@@ -194,7 +192,11 @@ class Pool(Closing):
 
     @property
     def fragmented_bytes(self) -> int:
-        """Bytes that `compact` could give back, if called often enough. Costs some 10 us."""
+        """About how much `compact` could give back, called often enough. Costs some 10 us.
+
+        An estimate from sums by class, a page or two off for a class with several spans that grow: who
+        wants all of it goes by what `compact` returns.
+        """
         with self._lock:
             if self._state:
                 self._enter()

@@ -246,7 +246,7 @@ class SpanTable:
             if (self.next + 1) * self.classes.stride > self.segment.size:
                 self._grow_segment()
             if self.next == len(self.extent):
-                self._lengthen(max(FIRST_SPANS, self.next >> 4))
+                self._lengthen(max(FIRST_SPANS, self.next >> 5))
         capacity = self.classes.classes[kind].capacity
         extent = self._new_extent(capacity)
         if self.unused:
@@ -284,7 +284,7 @@ class SpanTable:
             return vacant.pop()
         extent = self.cells
         if extent + capacity > len(self.owner):
-            size = extent + max(capacity, 1024, extent >> 5)
+            size = extent + max(capacity, 1024, extent >> 6)
             self.owner = _lengthened(self.owner, size, 0)
         self.cells = extent + capacity
         return extent
@@ -368,8 +368,7 @@ class SpanTable:
         for span in spans:
             self.spares.pop(span, None)
             self.spares[span] = None
-        most = 1 + (self.next - len(self.unused)) // SPARE_SPANS
-        while len(self.spares) > most:
+        while len(self.spares) > 1 + (self.next - len(self.unused)) // SPARE_SPANS:
             self._drop(next(iter(self.spares)))
 
     def drop_spares(self, keep: int = -1) -> None:
@@ -418,7 +417,8 @@ class SpanTable:
             stock.clear()
         self.ready[:] = 0
         self.readable = self.segment.view.toreadonly()
-        most = max(map(len, (self.kind, self.bump, self.used, self.extent)))
+        tables = (self.kind, self.bump, self.used, self.extent)
+        most = max(len(table) for table in tables)
         self._lengthen(most - len(self.extent))
         self.used = np.bincount(at >> SPAN_SHIFT, minlength=most).astype(np.uint8)
         self._forget_empty()
