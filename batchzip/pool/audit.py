@@ -142,10 +142,10 @@ def _check_cells(table: SpanTable, at: Integers, slots: Integers, spans: Integer
         if not stock:
             continue
         span, kind, cell = table.locate(holes)
-        grains = int(table.grains[number])
+        step = int(table.grains[number])
         sound = (kind == number) & (table.owner[cell] == 0)
-        sound &= (holes & PLACE) % grains == 0
-        sound &= (holes & PLACE) // grains < table.bump[span]
+        sound &= (holes & PLACE) % step == 0
+        sound &= (holes & PLACE) // step < table.bump[span]
         _expect(bool(sound.all()), f"the stock of class {number} has what is no hole of its")
 
 
