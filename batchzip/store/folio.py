@@ -78,7 +78,7 @@ class FolioWriter:
                 entries[rows] = self._write_batch(pages, rows)
                 done += len(rows)
         except BaseException:
-            self._pool.free_many(entries["value"][others[:done]].tolist())
+            self._pool.free_many(entries["value"][others[:done]])
             raise
         return entries
 

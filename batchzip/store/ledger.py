@@ -125,8 +125,8 @@ class Ledger:
         others = self.under_way.keys() - {threading.get_ident()}
         if not self._orphans or others & sys._current_frames().keys():  # noqa: SLF001 - as above
             return
-        owned = {handle for _, entries in self.table.blocks() for handle in _handles(entries)}
-        self._pool.free_many([handle for handle in self._pool.handles() if handle not in owned])
+        owned = {one for _, entries in self.table.blocks() for one in _handles(entries).tolist()}
+        self._pool.free_many([one for one in self._pool.handles().tolist() if one not in owned])
         self._orphans = False
 
     def check_invariants(self) -> None:
@@ -135,13 +135,13 @@ class Ledger:
         self._pool.check_invariants()
         if self.table.count_kinds().tolist() != self.gauges.tolist():
             raise AssertionError(f"gauges {self.gauges} differ from {self.table.count_kinds()}")
-        owned = [handle for _, entries in self.table.blocks() for handle in _handles(entries)]
-        if sorted(owned) != sorted(self._pool.handles()):
+        owned = [one for _, entries in self.table.blocks() for one in _handles(entries).tolist()]
+        if sorted(owned) != sorted(self._pool.handles().tolist()):
             raise AssertionError("the pool's objects and the entries do not pair up")
 
 
-def _handles(entries: np.ndarray) -> list[int]:
+def _handles(entries: np.ndarray) -> npt.NDArray[np.uint64]:
     """Pool handles of those entries that have one."""
     kinds = entries["kind"]
-    handles: list[int] = entries["value"][(kinds == COMPRESSED) | (kinds == RAW)].tolist()
+    handles: npt.NDArray[np.uint64] = entries["value"][(kinds == COMPRESSED) | (kinds == RAW)]
     return handles

@@ -212,7 +212,7 @@ class SwapStore(Owned):
         with self._lock:
             value, check, kind = self._ledger.table.get(where)
             # Copied under the lock: nobody can free it meanwhile.
-            stored = bytes(self._pool.read(value)) if kind in (COMPRESSED, RAW) else b""
+            stored = self._pool.copy(value) if kind in (COMPRESSED, RAW) else b""
         if kind == ABSENT:
             raise PageNotStored(where)
         try:
@@ -258,7 +258,7 @@ class SwapStore(Owned):
             if not kinds.all():
                 raise PageNotStored(int(where[np.flatnonzero(kinds == ABSENT)[0]]))
             held = entries["value"][kinds != SAME_FILLED]
-            stored = list(map(bytes, self._pool.read_many(held.tolist())))
+            stored = self._pool.copy_many(held)
         try:
             self._restorer.pages(entries, stored, pages)
         except PageError as error:
