@@ -46,6 +46,8 @@ class Segment(Closing):
     Raises OSError(ENOSPC) when `reserve=True` and the memory is not there; nothing is left then.
     """
 
+    _access = mmap.ACCESS_WRITE
+
     def __init__(self, size: int, *, name: str = "batchzip", reserve: bool = False) -> None:
         if size <= 0:
             raise BadArgument(f"a segment needs at least one byte, not {size}")
@@ -63,15 +65,25 @@ class Segment(Closing):
             raise
 
     @classmethod
-    def attach(cls, fd: int) -> Segment:
+    def attach(cls, fd: int, *, writable: bool = True) -> Segment:
         """Map the segment behind `fd`, of which the new object takes ownership."""
         self = cls.__new__(cls)
         self._fd = fd
+        self._access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         self._map(os.fstat(fd).st_size)
         return self
 
+    def remap(self) -> None:
+        """Map what the owner, another process, has grown the segment to."""
+        self._map(os.fstat(self.fd).st_size)
+
+    @property
+    def memory(self) -> mmap.mmap:
+        """The mapping itself: bytes are copied in and out of it quicker than through `view`."""
+        return self._mmap
+
     def _map(self, size: int) -> None:
-        self._mmap = mmap.mmap(self._fd, size)
+        self._mmap = mmap.mmap(self._fd, size, access=self._access)
         self.view = memoryview(self._mmap)
         self.size = size
 
@@ -90,10 +102,11 @@ class Segment(Closing):
         """Return the memory of whole pages at `offset` to the system; they read as zero then."""
         self._mmap.madvise(mmap.MADV_REMOVE, offset, length)
 
-    def populate(self) -> None:
-        """Touch the whole reserved segment now, so that nobody waits for page faults later."""
+    def populate(self, offset: int = 0, length: int | None = None) -> None:
+        """Touch reserved pages, all of them or these, so that nobody waits for page faults later."""
+        length = self.size - offset if length is None else length
         with contextlib.suppress(OSError):  # kernels before 5.14 do not know it; it only saves time
-            self._mmap.madvise(_MADV_POPULATE_WRITE)
+            self._mmap.madvise(_MADV_POPULATE_WRITE, offset, length)
 
     def grow(self, size: int) -> None:
         """Enlarge to `size` bytes. `view` is a new one; old views still show the same memory."""

@@ -13,7 +13,8 @@ length or less fits the gap.
 
 * grain: page_size / 256, at least 16 bytes: the step between classes, and the unit of every
   address in the pool. It is such that a span of 8 pages has 2048 grains whatever the page size.
-* pages: 1 to 8, the fewest of those that leave the smallest part of the span as tail.
+* pages: 1 to 8, the fewest of those that leave the smallest part of the span as tail; no more than
+  255 objects.
 * classes with equal pages and equal capacity are one class, of the larger size: they would cost
   the same memory, and fewer classes leave fewer spans half filled (zsmalloc merges likewise).
 
@@ -34,8 +35,12 @@ SPAN_PAGES = 8
 SPAN_SHIFT = 11
 """log2 of the grains in the address space of a span: 8 pages of 256 grains."""
 
-SMALLEST = 32
-"""Bytes of the smallest class. Below it a handle (10 bytes) would not be small beside it."""
+SMALLEST = 2
+"""Grains of the smallest class: 32 bytes for pages of 4 KiB. Below it the tables (13 bytes an object)
+would not be small beside it, and a page would have more objects than a span may."""
+
+CAPACITY = 255
+"""Objects of a span at the most: they are counted in a byte. It costs 0.4 % of two small classes."""
 
 PAGE_SIZES = (512, 2 << 20)
 """Bytes of the smallest and of the largest page a pool takes."""
@@ -75,7 +80,7 @@ class SizeClasses:
     def _fill(self) -> None:
         steps = range(len(self.lookup) - 1, 0, -1)
         for step in steps:
-            size = max(SMALLEST, step * self.grain)
+            size = max(SMALLEST, step) * self.grain
             shape = self._shape(size)
             if not self.classes or self.classes[-1][1:] != shape:
                 self.classes.append(SizeClass(size, *shape))
@@ -91,7 +96,8 @@ class SizeClasses:
             room = pages * self.page_bytes
             return room % size / room
 
-        pages = min(range(1, SPAN_PAGES + 1), key=waste)
+        most = min(SPAN_PAGES, ((CAPACITY + 1) * size - 1) // self.page_bytes)
+        pages = min(range(1, most + 1), key=waste)
         return pages, pages * self.page_bytes // size
 
     def index(self, size: int) -> int:

@@ -1,30 +1,31 @@
-"""SpanTable: spans of equal address space in one segment, and the memory each of them holds.
+"""SpanTable: spans of equal address space in one segment, the memory and the objects of each.
 
 A span serves objects of one class (zsmalloc's zspage). Address space costs nothing and memory does,
 so every span has the same stride of address space, any class can use any span number, and only
 the pages that objects have reached are given memory. Rejected: committing whole spans. With
 a hundred classes in use, half a span each is a megabyte. Rejected too: a Python object a span or
-an object; here a span costs 12 bytes, and a list while it has holes.
+an object, and a list of holes a span: here a span costs 7 bytes and room for an object four.
 
     segment     | span 0            | span 1            | span 2            | …
     span        | live | hole | live | hole | not reached yet … |  never used  |
                 |<---------- bump objects ---------->|
                 |<-- memory: whole pages of the machine --->|
+    owner       | slot | 0    | slot | 0    | 0 …               |   `capacity` cells from extent[span]
 
-* hole: room for an object, below the bump, that is free. `holes[span]` lists them as places: grains
-  from the start of the span, always taken from one shared list, so that a hole costs 8 bytes.
-* current: the span a class allocates from; its holes are `current[class]`'s list.
-* growing: the one span of a class whose bump is below its capacity.
-* spare: the span that was emptied last. It keeps its memory, so that a malloc and a free in turn
+* hole: room for an object, below the bump, that is free; its cell in `owner` is 0. The reverse map
+  from place to handle, which compaction needs, is thus also the truth about holes.
+* stock: by class, a list of addresses of holes, last freed at its end. A cache that may be cleared at
+  any time: an allocation is one pop. It is refilled from the fullest spans of the class that
+  have holes; only where no hole is left does a span grow, or a new one begin.
+* growing: by class, the spans whose bump is below their capacity.
+* spares: spans that were emptied last. They keep their memory, so that a malloc and a free in turn
   are not two system calls each; any other span gives its memory back when its last object goes.
-* Room is looked for in the current span, then the lowest span with holes, then the growing one,
-  then a new span: the high ones empty of themselves.
 
 Invariants, for every span in use
-* live objects and holes are disjoint and are together the first `bump` objects.
+* live objects and holes are disjoint and are together the first `bump` objects; used = live ones.
 * it has memory for exactly those, rounded up to pages; held = the sum = segment.held_bytes().
-* one without a live object is the spare. One with holes is current or in its class's heap.
-The heap may hold spans that have no holes any more: they are passed over.
+* one without a live object is a spare. What stands in a stock is a hole, and stands there once.
+By class: live, reached and spans are the sums of used and bump and the count of its spans.
 
 Locks: the pool's. An interrupted change leaves memory only behind the bump of a span in use, where
 `rebuild` finds it: memory comes before the bump that covers it, and goes before the class does.
@@ -34,20 +35,23 @@ from __future__ import annotations
 
 import errno
 from array import array
-from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from batchzip.errors import PoolFull
-from batchzip.pool.handles import SLOT
 from batchzip.pool.size_classes import SPAN_SHIFT
 from batchzip.segment import PAGE, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import numpy.typing as npt
+
+    from batchzip.pool.handles import Integers
     from batchzip.pool.size_classes import SizeClasses
 
-UNUSED = 0xFFFF
+UNUSED = 0xFF
 """Class of a span that is in no use."""
 
 FIRST_SPANS = 64
@@ -60,11 +64,29 @@ EAGER_SPANS = 16
 """A class commits one page more at a time for each so many spans it has: 0.3 % more memory and
 0.2 us less an object in a fill of 64k objects."""
 
+SPARE_SPANS = 64
+"""One span in so many may be a spare: the largest classes have one object a span, and a batch that
+frees some and one that allocates as many would else be a system call an object."""
+
+STOCK = 128
+"""Holes that a stock is refilled with at the least: a refill takes 30 us."""
+
+STOCK_SPANS = 512
+"""It takes one hole more for each so many spans there are, as it looks at every span."""
+
+MOST_BYTES = 1 << 40
+"""Address space of a pool: that much can be told by a word, whatever the size of a page."""
+
+MOST_STOCK = 256
+"""Holes that a stock may have before the older ones are forgotten: 10 KiB."""
+
+_ONE = np.uint8(1)
+
 NO_MEMORY = (errno.ENOSPC, errno.ENOMEM)
 
 
 class SpanTable:
-    """Which span serves which class, where its holes are, and what memory it holds."""
+    """Which span serves which class, which object is where, and what memory there is."""
 
     def __init__(self, classes: SizeClasses, limit: int | None, name: str) -> None:
         self.classes = classes
@@ -72,103 +94,229 @@ class SpanTable:
         self.held = 0  # bytes of memory behind all spans
         self.segment = Segment(FIRST_SPANS * classes.stride, name=name)
         self.readable = self.segment.view.toreadonly()
-        self.kind = array("H")  # by span: index of its class, or UNUSED
-        self.bump = array("H")  # by span: objects that have memory
-        self.holes: list[list[int] | None] = []  # by span: places of its holes
-        self.unused: list[int] = []  # span numbers in no use
-        self.spare = -1  # the span that was emptied last, maybe in use again
-        self.places = list(range(1 << SPAN_SHIFT))
+        shapes = np.array(classes.classes, np.int64)
+        self.sizes, self.capacity = shapes[:, 0].copy(), shapes[:, 2].copy()  # by class
+        self.grains = self.sizes >> classes.shift  # by class: grains of an object
+        count = len(shapes)
+        self.live, self.reached, self.spans = np.zeros((3, count), np.int64)  # by class
+        self.stocks: list[list[int]] = [[] for _ in range(count)]
+        self.pops = [stock.pop for stock in self.stocks]
+        self.pushes = [stock.append for stock in self.stocks]
+        self.growing: list[list[int]] = [[] for _ in range(count)]
+        self.ready = np.zeros(count, np.int64)  # by class: length of its stock
+        # By span:
+        self.kind: npt.NDArray[np.uint8] = np.empty(0, np.uint8)  # index of its class, or UNUSED
+        self.bump: npt.NDArray[np.uint8] = np.empty(0, np.uint8)  # objects that have memory
+        self.used: npt.NDArray[np.uint8] = np.empty(0, np.uint8)  # objects that are live
+        self.extent: npt.NDArray[np.uint32] = np.empty(0, np.uint32)  # its first cell of `owner`
+        self.next = 0  # first span that was never used
+        self.unused = array("I")  # other spans in no use
+        self.spares: dict[int, None] = {}  # oldest first; some may be in use again
+        self.owner: npt.NDArray[np.uint32] = np.empty(0, np.uint32)  # by cell: slot, 0 for a hole
+        self.cells = 0  # cells of `owner` that were ever given out
+        self.vacant: dict[int, list[int]] = {}  # by capacity: extents of spans that are gone
         self.journal: list[tuple[int, int]] = []  # spans that grew in this call, bump before
-        none: tuple[list[int], int] = ([], 0)
-        count = len(classes.classes)
-        self.current = [none] * count  # by class: holes and first address of its current span
-        self.growing = [-1] * count  # by class
-        self.heaps: list[list[int]] = [[] for _ in range(count)]  # by class: spans with holes
-        self.spans = [0] * count  # by class: spans in use
-        self._none = none
-        self._match_segment()
-
-    def _match_segment(self) -> None:
-        count = self.segment.size // self.classes.stride
-        self.readable = self.segment.view.toreadonly()
-        for table, blank in ((self.kind, UNUSED), (self.bump, 0)):
-            table.extend([blank] * (count - len(table)))
-        self.holes.extend([None] * (count - len(self.holes)))
-        self.unused = [span for span in range(count - 1, -1, -1) if self.kind[span] == UNUSED]
 
     def memory(self, kind: int, bump: int) -> int:
         """Bytes of memory that `bump` objects of a class need."""
         return -(-bump * self.classes.classes[kind].size // PAGE) * PAGE
 
+    # Objects
+
+    def locate(self, at: Integers) -> tuple[Integers, npt.NDArray[np.uint8], Integers]:
+        """Span, class and cell of each address."""
+        span = at >> SPAN_SHIFT
+        kind = self.kind[span]
+        cell = (at & PLACE) // self.grains[kind]
+        cell += self.extent[span]
+        return span, kind, cell
+
+    def enter(self, at: Integers, slots: Integers, counts: Integers) -> None:
+        """Note new objects at places taken from stocks; `counts` of them by class."""
+        span, _, cell = self.locate(at)
+        self.owner[cell] = slots
+        np.add.at(self.used, span, _ONE)
+        self.live += counts
+
+    def leave(self, at: Integers) -> None:
+        """Note that the objects at these addresses are gone."""
+        span, kind, cell = self.locate(at)
+        self.owner[cell] = 0
+        np.subtract.at(self.used, span, _ONE)
+        counts = np.bincount(kind, minlength=len(self.live))
+        self.live -= counts
+        pushes = self.pushes
+        for one, address in zip(kind.tolist(), at.tolist()):  # noqa: B905 - they are equally long
+            pushes[one](address)
+        self.ready += counts
+        if np.maximum.reduce(self.ready) > MOST_STOCK:
+            self._trim_stocks()
+        rest = self.used[span]
+        if not np.logical_and.reduce(rest):
+            self._emptied(dict.fromkeys(span[rest == 0].tolist()))
+
+    def enter_one(self, at: int, slot: int, kind: int) -> None:
+        """Note one new object, as `enter`."""
+        span = at >> SPAN_SHIFT
+        self.owner[int(self.extent[span]) + (at & PLACE) // int(self.grains[kind])] = slot
+        self.used[span] += _ONE
+        self.live[kind] += 1
+
+    def leave_one(self, at: int) -> None:
+        """Note that one object is gone, as `leave`."""
+        span = at >> SPAN_SHIFT
+        kind = int(self.kind[span])
+        self.owner[int(self.extent[span]) + (at & PLACE) // int(self.grains[kind])] = 0
+        self.used[span] -= _ONE
+        self.live[kind] -= 1
+        self.stocks[kind].append(at)
+        self.ready[kind] += 1
+        if self.ready[kind] > MOST_STOCK:
+            self._trim_stocks()
+        if not self.used[span]:
+            self._emptied((span,))
+
+    def _trim_stocks(self) -> None:
+        """Forget the holes that a stock has had for longest."""
+        for kind in np.flatnonzero(self.ready > MOST_STOCK).tolist():
+            del self.stocks[kind][:-STOCK]
+            self.ready[kind] = STOCK
+
+    def clear_stock(self, kind: int) -> None:
+        """Forget the holes of a class, which only costs the time to find them again."""
+        self.stocks[kind].clear()
+        self.ready[kind] = 0
+
     # Taking room
 
-    def refill(self, kind: int) -> tuple[list[int], int]:
-        """Find a span with holes for a class whose current one has none; make it current.
+    def provide(self, counts: Integers) -> None:
+        """See that every stock has as many holes as `counts` says for its class.
 
         Raises PoolFull; `rollback` then takes back what was begun.
         """
-        stock, base = self.current[kind]
-        if self.holes[base >> SPAN_SHIFT] is stock:
-            self.holes[base >> SPAN_SHIFT] = None
-        self.current[kind] = self._none
-        heap = self.heaps[kind]
-        while heap:
-            span = heappop(heap)
-            found = self.holes[span]
-            if found and self.kind[span] == kind:
-                break
-        else:
-            span = self.growing[kind]
-            if span < 0:
-                span = self._claim(kind)
-            found = self._grow(span, kind)
-        self.current[kind] = found, span << SPAN_SHIFT
-        return self.current[kind]
+        # More than once only where a spare, and with it holes in a stock, had to go for another class.
+        while len(short := np.flatnonzero(self.ready < counts)):
+            for kind in short.tolist():
+                self.refill(kind, int(counts[kind]))
+
+    def take(self, kinds: Integers, counts: Integers) -> Integers:
+        """Take a place for each object from the stocks, which `provide` has filled."""
+        self.ready -= counts
+        pops = self.pops
+        return np.array([pops[kind]() for kind in kinds.tolist()], np.int64)
+
+    def refill(self, kind: int, count: int) -> None:
+        """Bring the stock of one class to at least `count` holes. Raises PoolFull."""
+        stock = self.stocks[kind]
+        if self.reached[kind] - self.live[kind] > len(stock):
+            self.clear_stock(kind)
+            self._restock(kind, count)
+            self.ready[kind] = len(stock)
+        growing = self.growing[kind]
+        while len(stock) < count:
+            span = growing[-1] if growing else self._claim(kind)
+            # Under those there are, which are in fuller spans.
+            stock[:0] = self._grow(span, kind, count - len(stock))
+            self.ready[kind] = len(stock)
+
+    def _restock(self, kind: int, count: int) -> None:
+        """Fill an empty stock from the fullest spans with holes."""
+        spans = np.flatnonzero(self.kind[: self.next] == kind)
+        room = self.bump[spans] - self.used[spans]
+        order = np.argsort(room, kind="stable")
+        order = order[np.searchsorted(room[order], 1) :]
+        wanted = max(count, STOCK + self.next // STOCK_SPANS)
+        enough = np.searchsorted(np.cumsum(room[order]), wanted) + 1
+        holes, _ = self.list_cells(spans[order[:enough]], live=False)
+        self.stocks[kind].extend(holes[::-1].tolist())
+
+    def list_cells(self, spans: Integers, *, live: bool) -> tuple[Integers, Integers]:
+        """Address and slot of each live object, or of each hole, in spans of one class, in order."""
+        bumps = self.bump[spans].astype(np.int64)
+        ends = np.cumsum(bumps)
+        number = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - bumps, bumps)
+        owners = self.owner[np.repeat(self.extent[spans], bumps) + number]
+        wanted = np.flatnonzero(owners if live else owners == 0)
+        grains = self.grains[self.kind[spans[0]]] if len(spans) else 0
+        at = np.repeat(spans << SPAN_SHIFT, bumps) + number * grains
+        return at[wanted], owners[wanted].astype(np.int64)
 
     def _claim(self, kind: int) -> int:
         if not self.unused:
-            size = 2 * self.segment.size
-            if size >> self.classes.shift > SLOT:
-                raise PoolFull(f"{size} bytes are more than a handle can address")
-            try:
-                self.segment.grow(size)
-            except OSError as error:
-                raise PoolFull(f"no address space for {size} bytes: {error}") from error
-            self._match_segment()
-        span = self.unused.pop()
+            if (self.next + 1) * self.classes.stride > self.segment.size:
+                self._grow_segment()
+            if self.next == len(self.extent):
+                self._lengthen(max(FIRST_SPANS, self.next >> 5))
+        capacity = self.classes.classes[kind].capacity
+        extent = self._new_extent(capacity)
+        if self.unused:
+            span = self.unused.pop()
+        else:
+            span = self.next
+            self.next += 1
+        self.extent[span] = extent
         self.kind[span] = kind
         self.spans[kind] += 1
-        self.growing[kind] = span
+        self.growing[kind].append(span)
         self.journal.append((span, 0))
         return span
 
-    def _grow(self, span: int, kind: int) -> list[int]:
-        """Move the bump of a span whose objects are all live; return the places gained."""
+    def _grow_segment(self) -> None:
+        size = 2 * self.segment.size
+        if size > MOST_BYTES:
+            raise PoolFull(f"{size} bytes are more than a handle can address")
+        try:
+            self.segment.grow(size)
+        except OSError as error:
+            raise PoolFull(f"no address space for {size} bytes: {error}") from error
+        self.readable = self.segment.view.toreadonly()
+
+    def _lengthen(self, more: int) -> None:
+        size = len(self.extent) + more
+        self.kind = _lengthened(self.kind, size, UNUSED)
+        self.bump = _lengthened(self.bump, size, 0)
+        self.used = _lengthened(self.used, size, 0)
+        self.extent = _lengthened(self.extent, size, 0)
+
+    def _new_extent(self, capacity: int) -> int:
+        vacant = self.vacant.get(capacity)
+        if vacant:
+            return vacant.pop()
+        extent = self.cells
+        if extent + capacity > len(self.owner):
+            size = extent + max(capacity, 1024, extent >> 6)
+            self.owner = _lengthened(self.owner, size, 0)
+        self.cells = extent + capacity
+        return extent
+
+    def _grow(self, span: int, kind: int, count: int) -> list[int]:
+        """Move the bump of a growing span, for `count` objects if it can; return the new holes."""
         size, _, capacity = self.classes.classes[kind]
-        old = self.bump[span]
+        old = int(self.bump[span])
         self.journal.append((span, old))
         start = self.memory(kind, old)
         least = self.memory(kind, old + 1)
-        eager = start + PAGE * (1 + self.spans[kind] // EAGER_SPANS)
-        for end in (max(least, eager), least):
+        wanted = self.memory(kind, min(capacity, old + count))
+        eager = start + PAGE * (1 + int(self.spans[kind]) // EAGER_SPANS)
+        for end in (max(wanted, least, eager), least):
             new = min(capacity, end // size)
             stop = self.memory(kind, new)
             refusal = self._commit(span * self.classes.stride + start, stop - start)
             if not refusal:
                 break
         else:
-            self._drop_spare()
+            self.drop_spares(span)
             refusal = self._commit(span * self.classes.stride + start, stop - start)
             if refusal:
                 raise PoolFull(refusal, at_limit=self._at_limit(stop - start))
         self.held += stop - start
         self.bump[span] = new
-        self.growing[kind] = span if new < capacity else -1
+        self.reached[kind] += new - old
+        if new == capacity:
+            self.growing[kind].remove(span)
         grains = size >> self.classes.shift
-        found = self.places[old * grains : new * grains : grains]
-        found.reverse()
-        self.holes[span] = found
-        return found
+        first = span << SPAN_SHIFT
+        return list(range(first + (new - 1) * grains, first + (old - 1) * grains, -grains))
 
     def _at_limit(self, length: int) -> bool:
         return self.limit is not None and self.held + length > self.limit
@@ -183,127 +331,141 @@ class SpanTable:
             if error.errno not in NO_MEMORY:
                 raise
             return f"{self.held} bytes are held, the system has not {length} more: {error}"
+        if length > PAGE:
+            self.segment.populate(offset, length)
         return ""
 
     def rollback(self) -> None:
-        """Take back the memory given since the journal was cleared; its objects are free again."""
+        """Take back the memory given since the journal was cleared; its objects are all holes."""
         for span, old in reversed(self.journal):
-            kind = self.kind[span]
+            kind = int(self.kind[span])
+            if kind == UNUSED:
+                continue
+            self.clear_stock(kind)
             if not old:
-                if kind != UNUSED:
-                    self._retire(span)
+                self.retire(span)
             elif self.bump[span] > old:
-                size = self.classes.classes[kind].size
-                stock = self.holes[span] or []
-                stock[:] = [place for place in stock if place << self.classes.shift < old * size]
-                start, stop = self.memory(kind, old), self.memory(kind, self.bump[span])
-                self.bump[span] = old
-                self.segment.release(span * self.classes.stride + start, stop - start)
-                self.held -= stop - start
-                self.growing[kind] = span
-                self.shut(span)
+                self.lower(span, old)
         self.journal.clear()
 
     # Giving room back
 
-    def open(self, span: int) -> list[int]:
-        """Start the list of holes of a span that had none."""
-        stock: list[int] = []
-        self.holes[span] = stock
-        heappush(self.heaps[self.kind[span]], span)
-        return stock
+    def lower(self, span: int, bump: int) -> int:
+        """Lower the bump to where only holes lie above it, in no stock; bytes given back."""
+        kind, old = int(self.kind[span]), int(self.bump[span])
+        if old == self.capacity[kind]:
+            self.growing[kind].append(span)
+        start, stop = self.memory(kind, bump), self.memory(kind, old)
+        self.bump[span] = bump
+        self.reached[kind] -= old - bump
+        if stop > start:
+            self.segment.release(span * self.classes.stride + start, stop - start)
+            self.held -= stop - start
+        return stop - start
 
-    def shut(self, span: int) -> None:
-        """Drop the list of holes of a span if it is empty and not the one its class takes from."""
-        stock = self.holes[span]
-        if stock is not self.current[self.kind[span]][0] and not stock:
-            self.holes[span] = None
+    def _emptied(self, spans: Iterable[int]) -> None:
+        """Take note that the last objects of these spans are gone: they become spares."""
+        for span in spans:
+            self.spares.pop(span, None)
+            self.spares[span] = None
+        while len(self.spares) > 1 + (self.next - len(self.unused)) // SPARE_SPANS:
+            self._drop(next(iter(self.spares)))
 
-    def put_back(self, at: int) -> None:
-        """Make a hole of the object at `at`."""
-        span = at >> SPAN_SHIFT
-        stock = self.holes[span]
-        if stock is None:
-            stock = self.open(span)
-        stock.append(self.places[at & PLACE])
+    def drop_spares(self, keep: int = -1) -> None:
+        """Give the memory of all spares back, but for one that is about to be used."""
+        for span in [span for span in self.spares if span != keep]:
+            self._drop(span)
 
-    def emptied(self, span: int) -> None:
-        """Take note that the last object of a span is gone: it becomes the spare."""
-        if span != self.spare:
-            self._drop_spare()
-            self.spare = span
+    def _drop(self, span: int) -> None:
+        if self.kind[span] != UNUSED and not self.used[span]:
+            kind = int(self.kind[span])
+            stock = self.stocks[kind]
+            if len(stock) > STOCK:
+                self.clear_stock(kind)
+            else:
+                stock[:] = [at for at in stock if at >> SPAN_SHIFT != span]
+                self.ready[kind] = len(stock)
+            self.retire(span)
+        self.spares.pop(span, None)
 
-    def _drop_spare(self) -> None:
-        span = self.spare
-        if span >= 0 and self.kind[span] != UNUSED:
-            stock = self.holes[span]
-            if stock is not None and len(stock) == self.bump[span]:
-                self._retire(span)
-        self.spare = -1
-
-    def _retire(self, span: int) -> None:
-        kind = self.kind[span]
-        length = self.memory(kind, self.bump[span])
+    def retire(self, span: int) -> None:
+        """Put a span out of use that has no live object, nor a hole in any stock."""
+        kind, bump = int(self.kind[span]), int(self.bump[span])
+        capacity = self.classes.classes[kind].capacity
+        length = self.memory(kind, bump)
         if length:
             self.segment.release(span * self.classes.stride, length)
             self.held -= length
-        stock, base = self.current[kind]
-        if stock is self.holes[span] and base >> SPAN_SHIFT == span:
-            self.current[kind] = self._none
-        if self.growing[kind] == span:
-            self.growing[kind] = -1
-        self.holes[span] = None
-        self.bump[span] = 0
+        if bump < capacity:
+            self.growing[kind].remove(span)
+        self.reached[kind] -= bump
         self.spans[kind] -= 1
+        self.vacant.setdefault(capacity, []).append(int(self.extent[span]))
+        self.bump[span] = 0
         self.kind[span] = UNUSED
         self.unused.append(span)
+        self.spares.pop(span, None)
 
     # The whole
 
-    def rebuild(self, addresses: Iterable[int]) -> None:
-        """Make everything anew from classes, bumps and the addresses of live objects."""
+    def rebuild(self, at: Integers, slots: Integers) -> None:
+        """Make everything anew from classes, bumps, and addresses and slots of live objects."""
         self.journal.clear()
-        self.spare = -1
-        self.held = 0
-        self._match_segment()
-        live: dict[int, set[int]] = {}
-        for at in addresses:
-            live.setdefault(at >> SPAN_SHIFT, set()).add(at & PLACE)
-        for kind in range(len(self.current)):
-            self.current[kind] = self._none
-            self.growing[kind] = -1
-            self.heaps[kind] = []
-            self.spans[kind] = 0
-        for span, kind in enumerate(self.kind):
-            if kind != UNUSED:
-                self._rebuild_span(span, kind, live.get(span, set()))
-        self._match_segment()
+        self.spares.clear()
+        self.vacant.clear()
+        for stock in self.stocks:
+            stock.clear()
+        self.ready[:] = 0
+        self.readable = self.segment.view.toreadonly()
+        tables = (self.kind, self.bump, self.used, self.extent)
+        most = max(len(table) for table in tables)
+        self._lengthen(most - len(self.extent))
+        self.used = np.bincount(at >> SPAN_SHIFT, minlength=most).astype(np.uint8)
+        self._forget_empty()
+        spans = np.flatnonzero(self.kind != UNUSED)
+        kinds = self.kind[spans]
+        capacities, bumps = self.capacity[kinds], self.bump[spans].astype(np.int64)
+        ends = np.cumsum(capacities)
+        self.extent[spans] = ends - capacities
+        self.cells = int(ends[-1]) if len(ends) else 0
+        self.owner = np.zeros(self.cells, np.uint32)
+        self.owner[self.locate(at)[2]] = slots
+        memory = -(-bumps * self.sizes[kinds] // PAGE) * PAGE
+        self.held = int(memory.sum())
+        count = len(self.live)
+        self.spans = np.bincount(kinds, minlength=count)
+        self.reached = np.bincount(kinds, bumps, count).astype(np.int64)
+        self.live = np.bincount(kinds, self.used[spans], count).astype(np.int64)
+        self.growing = [[] for _ in range(count)]
+        short = np.flatnonzero(bumps < capacities)
+        for row, span in zip(short.tolist(), spans[short].tolist(), strict=True):
+            self.growing[kinds[row]].append(span)
+            start = span * self.classes.stride
+            if memory[row] < self.classes.stride:
+                rest = self.classes.stride - int(memory[row])
+                self.segment.release(start + int(memory[row]), rest)
 
-    def _rebuild_span(self, span: int, kind: int, live: set[int]) -> None:
+    def _forget_empty(self) -> None:
         stride = self.classes.stride
-        size, _, capacity = self.classes.classes[kind]
-        if not live:
+        empty = np.flatnonzero((self.kind != UNUSED) & (self.used == 0))
+        for span in empty.tolist():
             self.segment.release(span * stride, stride)
-            self.holes[span] = None
-            self.bump[span] = 0
-            self.kind[span] = UNUSED
-            return
-        bump = self.bump[span]
-        length = self.memory(kind, bump)
-        if length < stride:
-            self.segment.release(span * stride + length, stride - length)
-        self.held += length
-        self.spans[kind] += 1
-        if bump < capacity:
-            self.growing[kind] = span
-        grains = size >> self.classes.shift
-        stock = [p for p in self.places[: bump * grains : grains] if p not in live]
-        self.holes[span] = stock[::-1] or None
-        if stock:
-            # Spans are visited in rising order, which is heap order.
-            self.heaps[kind].append(span)
+        self.kind[empty] = UNUSED
+        self.bump[self.kind == UNUSED] = 0
+        self.unused = array("I", np.flatnonzero(self.kind[: self.next] == UNUSED)[::-1].tolist())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of the tables; those of the stocks as the list and its integers."""
+        tables = (self.kind, self.bump, self.used, self.extent, self.owner)
+        stocks = sum(stock.__sizeof__() + 32 * len(stock) for stock in self.stocks)
+        return sum(table.nbytes for table in tables) + stocks + 4 * len(self.unused)
 
     def close(self) -> None:
         """Give all memory back; views that readers still hold keep theirs."""
         self.readable.release()
         self.segment.close()
+
+
+def _lengthened(table: np.ndarray, size: int, blank: int) -> np.ndarray:
+    return np.concatenate((table, np.full(size - len(table), blank, table.dtype)))
