@@ -205,7 +205,7 @@ class Ledger:
         """After a call was cut short: the indices hold nothing, and all is whole again."""
         self.table.rebuild(index, count)
         self.gauges = self.table.count_kinds()
-        self.pool_bytes = self._objects.pool.total_length(handles(self.table.entries))
+        self.pool_bytes = int(self._objects.pool.lengths(handles(self.table.entries)).sum())
         self._objects.orphans = True
         self._objects.sweep()
 
@@ -214,7 +214,7 @@ class Ledger:
         self.table.check_invariants()
         if self.table.count_kinds().tolist() != self.gauges.tolist():
             raise AssertionError(f"gauges {self.gauges} differ from {self.table.count_kinds()}")
-        counted = self._objects.pool.total_length(handles(self.table.entries))
+        counted = int(self._objects.pool.lengths(handles(self.table.entries)).sum())
         if counted != self.pool_bytes:
             raise AssertionError(f"{counted} bytes in the pool, counted are {self.pool_bytes}")
 
