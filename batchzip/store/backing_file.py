@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ class BackingFile(Closing):
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._sync_failures = 0
-        self._callers = 0
+        self._callers: set[int] = set()
         self._closed = False
         self._storage: Storage = open_storage(target)
         self._zones = Zones(page_size, self._storage.base, limit)
@@ -248,12 +249,12 @@ class BackingFile(Closing):
             closed = self._closed
             if closed:
                 raise ClosedError("this BackingFile is closed")
-            self._callers += 1
+            self._callers.add(threading.get_ident())
         try:
             yield
         finally:
             with self._lock:
-                self._callers -= 1
+                self._callers.discard(threading.get_ident())
                 last = self._closed and not self._callers
             if last:
                 self._storage.close()
@@ -261,7 +262,10 @@ class BackingFile(Closing):
     def close(self) -> None:
         """Let go of the file, and remove it if it was made here; calls under way end first."""
         with self._lock:
-            last = not self._closed and not self._callers
+            # A call of this thread, or of one that has ended, was cut short: nobody is in it.
+            alive = sys._current_frames().keys()  # noqa: SLF001 - as the ledger does
+            self._callers &= alive - {threading.get_ident()}
+            last = not self._callers
             self._closed = True
         if last:
             self._storage.close()
