@@ -42,7 +42,7 @@ TARGETS: dict[str, Callable[[ExitStack, Path], Any]] = {
     "directory": lambda _, folder: folder,
     "file": lambda stack, folder: stack.enter_context((folder / "own").open("w+b")),
     "unbuffered": lambda stack, folder: stack.enter_context((folder / "own").open("w+b", 0)),
-    "unnamed": lambda stack, folder: stack.enter_context(tempfile.TemporaryFile(dir=folder)),
+    "unnamed": lambda stack, folder: stack.enter_context(tempfile.TemporaryFile(dir=folder)),  # noqa: SIM115 - the stack closes it
     "memory": lambda *_: io.BytesIO(),
     "storage": lambda *_: FaultyFile(),
 }
@@ -85,7 +85,7 @@ def test_no_objects_are_no_work() -> None:
 @pytest.mark.parametrize("page_size", [512, PAGE, 2 << 20])
 def test_objects_have_one_byte_to_a_page(page_size: int) -> None:
     with BackingFile(io.BytesIO(), page_size=page_size) as file:
-        sizes = [b"a", bytes(page_size), memoryview(b"b" * page_size)]
+        sizes: list[bytes | memoryview] = [b"a", bytes(page_size), memoryview(b"b" * page_size)]
         assert file.read(file.write(sizes)) == sizes
         for wrong in (b"", bytes(page_size + 1)):
             with pytest.raises(BadArgument, match=f"1 to {page_size}"):

@@ -123,10 +123,12 @@ class BackingFile(Closing):
                     with self._lock:
                         self._zones.poison(reservation)
                     raise
-                return
-            with self._lock:
-                self._zones.poison(reservation)
-        raise OSError(errno.EIO, "the backing file failed to sync while this was being written")
+            else:
+                with self._lock:
+                    self._zones.poison(reservation)
+                raise OSError(
+                    errno.EIO, "the backing file failed to sync while this was being written"
+                )
 
     def read(self, positions: Positions) -> list[bytes]:
         """Read n objects, in the order asked for.
