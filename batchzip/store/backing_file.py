@@ -115,20 +115,20 @@ class BackingFile(Closing):
     def _sync(self, failures: int, reservation: Reservation) -> None:
         """Sync what was written since there had been so many failures."""
         with self._sync_lock:
-            if self._sync_failures == failures:
-                try:
-                    self._storage.sync()
-                except OSError:
-                    self._sync_failures += 1
-                    with self._lock:
-                        self._zones.poison(reservation)
-                    raise
-            else:
-                with self._lock:
-                    self._zones.poison(reservation)
-                raise OSError(
-                    errno.EIO, "the backing file failed to sync while this was being written"
-                )
+            self._sync_alone(failures, reservation)
+
+    def _sync_alone(self, failures: int, reservation: Reservation) -> None:
+        if self._sync_failures != failures:
+            with self._lock:
+                self._zones.poison(reservation)
+            raise OSError(errno.EIO, "the backing file failed to sync while this was being written")
+        try:
+            self._storage.sync()
+        except OSError:
+            self._sync_failures += 1
+            with self._lock:
+                self._zones.poison(reservation)
+            raise
 
     def read(self, positions: Positions) -> list[bytes]:
         """Read n objects, in the order asked for.
