@@ -412,14 +412,14 @@ def test_threads_that_do_everything_at_once_see_what_a_dict_would_give(
                 store.max_pool_bytes = rng.choice([4, 20, 80]) * SIZE
                 store.writeback(rng.randrange(5))
                 store.compact()
-                store.writeback(rng.sample(range(80), 5))
+                store.writeback(rng.sample(range(120), 5))
                 if rng.random() < 0.1:
                     store.recompress("zstd", level=5)
 
         def use(number: int) -> None:
             rng = random.Random(seed * 100 + number)
             newest: dict[int, bytes] = {}
-            first = 20 * number
+            first = 30 * number  # a folio reaches beyond the twenty
             try:
                 for turn in range(300):
                     index = first + rng.randrange(20)
