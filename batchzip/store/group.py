@@ -317,9 +317,11 @@ class Group(Owned):
         """Write back the coldest pages until so many bytes are left in the pool; how many were."""
         done = 0
         tries = self._ledger.pages
-        while self._ledger.pool_bytes > target and tries > 0:
+        while tries > 0:
             with self._lock:
                 over, pooled = self._ledger.pool_bytes - target, self._pooled_pages()
+                if over <= 0:
+                    break
                 # As many as should do by the mean length, and one more.
                 share = min(self._home.max_batch, 1 + over * pooled // max(1, over + target))
                 coldest = self._lru.coldest(share)

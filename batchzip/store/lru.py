@@ -128,7 +128,9 @@ class Lru:
         """Indices of up to `count` pages in the pool, that of the longest unused one first.
 
         Each is given out once, until a new choice has to be made. None means that there are none.
+        `count` is 1 or more.
         """
+        assert count > 0, count  # noqa: S101 - or the loop below would never end
         for _ in range(2):
             while len(self._candidates):
                 rows, stamps = self._candidates[:count], self._stamps[:count]
