@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from store_pages import SIZE, ZEROS, grown, noise, text, word
 
 from batchzip import (
     Backend,
@@ -36,7 +37,6 @@ from batchzip import (
 from batchzip.batch import Batch
 from batchzip.segment import Segment
 from batchzip.store.page_table import PageTable
-from store_pages import SIZE, ZEROS, grown, noise, text, word
 
 MAX_INDEX = (1 << 63) - 1
 

@@ -24,7 +24,6 @@ None is held while the engine works or the file is read or written.
 from __future__ import annotations
 
 import errno
-import operator
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -142,12 +141,16 @@ class Group(Owned):
                 self._home.wake()
             if self._home.objects.backing is None:
                 raise
-            refusal = rejection
+            # Called from here, so that neither frame keeps an exception, which would keep the frame and
+            # with it the store.
+            return self._keep_in_file(pages)
+
+    def _keep_in_file(self, pages: buffers.Bytes) -> tuple[np.ndarray, int]:
         try:
-            return writer.write(pages, to_file=True)
+            return self._home.writer.write(pages, to_file=True)
         except StoreRejected as failure:
             self._count(failure)
-            raise failure from refusal
+            raise
 
     def _enter(self) -> None:
         """Refuse a group that cannot be used; put right what was cut short in this thread."""
@@ -281,8 +284,8 @@ class Group(Owned):
         self._enter()
         if self._home.objects.backing is None:
             raise BadArgument("this store has no backing file: give it one with backing=")
-        if hasattr(pages, "__index__"):
-            wanted = operator.index(pages)
+        if isinstance(pages, (int, np.integer)):
+            wanted = int(pages)
             if wanted < 0:
                 raise BadArgument(f"the number of pages to write back is 0 or more, not {wanted}")
             return self._write_back_coldest(wanted)
@@ -377,7 +380,9 @@ class Group(Owned):
         """The counters, as they are now."""
         self._enter()
         with self._lock:
-            return Counters(**self._figures(), pool_total_size=self._ledger.pool_bytes, backing_file_size=0)
+            return Counters(
+                **self._figures(), pool_total_size=self._ledger.pool_bytes, backing_file_size=0
+            )
 
     def _figures(self) -> dict[str, int]:
         """Counters of this group that add up over groups; called under the lock."""

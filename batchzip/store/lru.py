@@ -125,7 +125,7 @@ class Lru:
         return np.where(held, np.minimum(ages, 0xFFFE) + np.uint16(1), np.uint16(0))
 
     def coldest(self, count: int) -> npt.NDArray[np.int64]:
-        """Indices of up to `count` pages in the pool, that of the longest unused one first.
+        """Give the indices of up to `count` pages in the pool, that of the longest unused one first.
 
         Each is given out once, until a new choice has to be made. None means that there are none.
         `count` is 1 or more.

@@ -101,9 +101,7 @@ class PageTable:
     @property
     def nbytes(self) -> int:
         """Bytes of the tables, not counting the dict of blocks."""
-        return (
-            self.entries.nbytes + self._block_of.nbytes + len(self._live) * self._live.itemsize
-        )
+        return self.entries.nbytes + self._block_of.nbytes + len(self._live) * self._live.itemsize
 
     def get(self, index: int) -> tuple[int, int, int, int, int]:
         """Value, checksum, kind, codec and epoch of one index; all 0 if nothing is stored there."""
@@ -133,7 +131,7 @@ class PageTable:
         return rows
 
     def indices(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Indices whose entries stand in these rows, which are in use."""
+        """Give the indices whose entries stand in these rows, which are in use."""
         first = self._block_of[rows >> _BLOCK_BITS] << _BLOCK_BITS
         indices: npt.NDArray[np.int64] = first | (rows & (_BLOCK - 1))
         return indices
@@ -165,7 +163,7 @@ class PageTable:
         """
         rows = self.rows(indices)
         now = self.get_many(indices)
-        same = now["kind"] != ABSENT
+        same: npt.NDArray[np.bool_] = now["kind"] != ABSENT
         for field in ("value", "checksum", "kind", "codec"):
             same &= now[field] == old[field]
         changed = new[same]

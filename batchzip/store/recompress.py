@@ -56,7 +56,7 @@ class Recompressor:
         self._writer = writer
 
     def choose(self, idle_for_s: float, min_length: int) -> npt.NDArray[np.int64]:
-        """Indices of pages in the pool, idle for so long, of so many bytes at least."""
+        """Give the indices of pages in the pool, idle for so long, of so many bytes at least."""
         ledger, pool = self._ledger, self._home.objects.pool
         found = [np.zeros(0, np.int64)]
         with self._home.lock:

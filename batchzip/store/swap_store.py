@@ -66,9 +66,7 @@ class SwapStore(Group):
         file = None
         try:
             if backing is not None:
-                file = BackingFile(
-                    backing, page_size=engine.page_size, max_bytes=max_backing_bytes
-                )
+                file = BackingFile(backing, page_size=engine.page_size, max_bytes=max_backing_bytes)
             home = Home(
                 engine, pool, file, max_batch=max_batch, keep_incompressible=keep_incompressible
             )
@@ -106,7 +104,9 @@ class SwapStore(Group):
         """
         self._enter()
         if not isinstance(name, str) or not name:
-            raise BadArgument(f"the name of a group is a text of at least one character, not {name!r}")
+            raise BadArgument(
+                f"the name of a group is a text of at least one character, not {name!r}"
+            )
         with self._lock:
             group = self._groups.get(name)
             if group is None:
