@@ -10,7 +10,8 @@ so that the pool is compacted as soon as an eighth of it is holes.
 The thread starts with the first wake-up and holds the store weakly: a store that nobody has any more
 ends it. A file that fails ends the round, not the thread; the next wake-up tries again.
 
-Locks: none of its own but the event's.
+Lock order: `pause`, then the store's: it is held during a round, so that whoever holds it sees no change of
+the shrinker's under way.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Shrinker:
         self._store = weakref.ref(store, self._forget)
         self._event = threading.Event()
         self._start = threading.Lock()
+        self.pause = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ended = False
 
@@ -50,10 +52,11 @@ class Shrinker:
             self._event.clear()
             if self._ended:
                 return
-            store = self._store()
-            if store is not None:
-                store._shrink_quietly()  # noqa: SLF001 - a part of the store
-            del store
+            with self.pause:
+                store = self._store()
+                if store is not None:
+                    store._shrink_quietly()  # noqa: SLF001 - a part of the store
+                del store
 
     def _forget(self, _: object) -> None:
         self._ended = True

@@ -249,9 +249,12 @@ class SwapStore(Group):
         return self._home.objects.pool.classes()
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where an invariant does not hold; no change may be under way."""
+        """Raise AssertionError where an invariant does not hold.
+
+        No other thread may be changing anything; the shrinker is waited for.
+        """
         self._enter()
-        with self._lock:
+        with self._shrinker.pause, self._lock:
             self._home.objects.sweep()
             self._home.objects.check_invariants()
 
