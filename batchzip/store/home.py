@@ -9,6 +9,8 @@ read or written.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -70,6 +72,8 @@ class Home:
             )
         with self.lock:
             number = self.codecs.number_of(engine.codec, self._numbers())
+            for ledger in self.objects.ledgers:
+                ledger.table.note_codecs(self.codecs.given)
         return FolioWriter(
             engine,
             number,
@@ -103,8 +107,25 @@ class Home:
             if not pool.compact():
                 return
 
+    def descriptors(self) -> list[int]:
+        """Descriptors of objects, words and, if it has one, the backing file, to read only; the caller's."""
+        pool, backing = self.objects.pool, self.objects.backing
+        found: list[int] = []
+        try:
+            found += map(_open_to_read, pool.descriptors)
+        except BaseException:
+            for fd in found:
+                os.close(fd)
+            raise
+        if backing is not None and backing.descriptor is not None:
+            with contextlib.suppress(OSError):  # then it is read through the owner
+                found.append(_open_to_read(backing.descriptor))
+        return found
+
     def close(self) -> None:
         """Close what was made here; called once nothing uses it any more."""
+        for ledger in self.objects.ledgers:
+            ledger.table.close()
         for engine in self._engines.values():
             engine.close()
         self.objects.pool.close()
@@ -142,3 +163,8 @@ class Home:
         """Tell which of the stored bytes are what the entries say."""
         pairs = zip(stored, entries["checksum"].tolist(), strict=True)
         return np.array([checksum(data) == check for data, check in pairs], np.bool_)
+
+
+def _open_to_read(fd: int) -> int:
+    """Open what a descriptor refers to once more, so that who is given it cannot write."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
