@@ -8,7 +8,7 @@ Locks: the store's, within the calls.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from batchzip.errors import BadArgument
 from batchzip.store.arguments import as_integer
@@ -23,17 +23,18 @@ if TYPE_CHECKING:
     Descriptors = list[int]
 
 
-def answer(store: SwapStore, request: Request, descriptors: Descriptors) -> object:
+def answer(store: SwapStore, request: object, descriptors: Descriptors) -> object:
     """Answer a request; descriptors that go with the answer are appended, and are the caller's."""
-    function = _ANSWERS.get(request.get("what", ""))
+    known = isinstance(request, dict) and isinstance(request.get("what"), str)
+    function = _ANSWERS.get(cast("Request", request)["what"]) if known else None
     if function is None:
         raise BadArgument(f"a reader asked for {request!r}")
-    return function(store, request, descriptors)
+    return function(store, cast("Request", request), descriptors)
 
 
 def _group(store: SwapStore, request: Request) -> Group:
     name = request.get("group", "")
-    group = store if name == "" else store.groups.get(name)
+    group = store if name == "" else store.groups.get(str(name))
     if group is None:
         raise BadArgument(f"this store has no group {name!r}")
     return group

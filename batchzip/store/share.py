@@ -36,7 +36,7 @@ import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from batchzip.errors import BadArgument, BatchzipError
 from batchzip.store.answers import answer
@@ -157,15 +157,20 @@ class ShareServer:
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError, EOFError, ValueError):
+        try:
             while True:
-                request = json.loads(receive(connection, MOST_REQUEST)[0])
-                self._answer(connection, request)
-        with self._lock:
-            self._connections.pop(connection, None)
-        connection.close()
+                data, descriptors = receive(connection, MOST_REQUEST)
+                for fd in descriptors:  # a reader sends none
+                    os.close(fd)
+                self._answer(connection, json.loads(data))
+        except (OSError, EOFError, ValueError):
+            pass  # it is gone, or speaks another language
+        finally:
+            with self._lock:
+                self._connections.pop(connection, None)
+            connection.close()
 
-    def _answer(self, connection: socket.socket, request: dict[str, Any]) -> None:
+    def _answer(self, connection: socket.socket, request: object) -> None:
         store = self._store()
         if store is None:
             raise EOFError

@@ -111,10 +111,11 @@ class TableReader(Closing):
 
     def _check(self) -> None:
         try:
-            if self._header[CLOSED]:
-                raise ClosedError("the store is closed")
+            closed = self._header[CLOSED]
         except ValueError:  # its memoryview is released
             raise ClosedError("this view is closed") from None
+        if closed:
+            raise ClosedError("the store is closed")
 
     def get(self, index: int) -> tuple[int, int]:
         """Both words of an entry: its value, and checksum, kind, codec and epoch. (0, 0) for none.

@@ -24,6 +24,7 @@ import json
 import os
 import pickle
 import re
+import select
 import socket
 import threading
 import time
@@ -95,20 +96,36 @@ class _Owner:
                 f"no store can be reached there: {os.strerror(error.errno or 0)}",
                 address,
             ) from None
-        if peer(self._socket) != (int(named[1]), os.geteuid()):
+        pid, user = peer(self._socket)
+        if (pid, user) != (int(named[1]), os.geteuid()):
             self._socket.close()
             raise BadArgument(f"what answers at {address} is not a store of this user")
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        # A child that the owner forked may hold the connection open: the process is what tells.
+        try:
+            self._process = os.pidfd_open(pid)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._poll.register(self._process, select.POLLIN)
 
     def ask(self, what: str, **more: object) -> tuple[Any, list[int]]:
         """Ask, and raise what the owner raised."""
         try:
             with self._lock:
                 send(self._socket, json.dumps({"what": what, **more}).encode())
+                ready = [fd for fd, _ in self._poll.poll(_ANSWER_S * 1000)]
+                if ready == [self._process]:
+                    raise EOFError  # noqa: TRY301 - as where the other side ends it
+                if not ready:
+                    raise TimeoutError  # noqa: TRY301 - as where sending takes too long
                 data, descriptors = receive(self._socket)
         except TimeoutError:
-            self.close()  # its answer may still come, and would be taken for another's
+            # Its answer may still come, and would be taken for another's.
+            self._socket.shutdown(socket.SHUT_RDWR)
             raise RequestTimeout(f"the store's owner did not answer in {_ANSWER_S} s") from None
-        except (OSError, EOFError):
+        except (OSError, EOFError, ValueError):
             raise ClosedError("the store is closed, or its owner gone") from None
         answer = pickle.loads(data)
         if isinstance(answer, Exception):
@@ -116,6 +133,9 @@ class _Owner:
         return answer, descriptors
 
     def close(self) -> None:
+        if self._process >= 0:
+            fd, self._process = self._process, -1
+            os.close(fd)
         self._socket.close()
 
 
@@ -135,6 +155,11 @@ class _Shared:
         self.codecs = CodecTable(self.page_size)
         self.known = -1
         """How many numbers of codecs there were when `codecs` was asked for."""
+        try:
+            self.learn()
+        except BaseException:
+            self.close()
+            raise
 
     def learn(self) -> None:
         """Ask for the codecs."""
