@@ -9,7 +9,9 @@ ledger.py       which entries are published, and whose each object is
 page_table.py   what the store knows of each index, in arrays
 lru.py          which pages were used longest ago
 writeback.py, shrinker.py   from the pool to the backing file
+cleaning.py     the backing file's sparse zones
 backing_file.py             where in the file, and what of it can be used again
+sample.py       pages to learn a dictionary from
 recompress.py   what lies for long, with a stronger algorithm
 codec_table.py  the codecs that entries were made with
 same_filled.py  pages of one repeated word need no compression

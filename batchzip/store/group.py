@@ -23,15 +23,19 @@ None is held while the engine works or the file is read or written.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from batchzip.codecs.dictionary import DEFAULT_SIZE, SAMPLE_TIMES, train_dictionary
+from batchzip.codecs.zstd import DEFAULT_LEVEL
 from batchzip.errors import BadArgument, StoreRejected
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import as_indices, as_integer, as_out, as_pages, as_range, as_room
+from batchzip.store.cleaning import clean
 from batchzip.store.counters import EVENTS, Counters
 from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.ledger import Ledger
@@ -44,6 +48,7 @@ from batchzip.store.page_table import (
     SAME_FILLED,
 )
 from batchzip.store.recompress import Recompression, Recompressor
+from batchzip.store.sample import sample
 from batchzip.store.writeback import write_back
 
 if TYPE_CHECKING:
@@ -145,8 +150,15 @@ class Group(Owned):
             return self._keep_in_file(pages)
 
     def _keep_in_file(self, pages: buffers.Bytes) -> tuple[np.ndarray, int]:
+        home = self._home
         try:
-            return self._home.writer.write(pages, to_file=True)
+            try:
+                return home.writer.write(pages, to_file=True)
+            except StoreRejected:
+                with contextlib.suppress(OSError):
+                    if clean(home):
+                        return home.writer.write(pages, to_file=True)
+                raise
         except StoreRejected as failure:
             self._count(failure)
             raise
@@ -355,6 +367,27 @@ class Group(Owned):
         if entry["kind"][0] != BACKED:
             return None
         return self._home.fetch(entry, [])[0]
+
+    def train_dictionary(
+        self, *, size: int = DEFAULT_SIZE, level: int = DEFAULT_LEVEL, shuffle: int | None = None
+    ) -> bytes:
+        """Make a dictionary of at most `size` bytes from the pages stored here.
+
+        For an engine that takes over: what is stored stays as it is, unless `recompress` is called.
+
+            store.engine = Engine("zstd", level=1, dictionary=store.train_dictionary(level=1))
+
+        Up to 100 × `size` bytes of pages are looked at, evenly chosen. `level` and `shuffle` are those
+        of the engine it is for. Raises BadArgument where the pages are too few, or teach nothing.
+        """
+        self._enter()
+        if type(size) is not int or size < 1:
+            raise BadArgument(f"size is a number of bytes, not {size!r}")
+        most = -(-SAMPLE_TIMES * size // self._home.page_size)
+        pages = sample(self._home, self._ledger, most)
+        if not len(pages):
+            raise BadArgument("no pages are stored that a codec made smaller: store some first")
+        return train_dictionary(list(pages), size=size, level=level, shuffle=shuffle)
 
     def __contains__(self, index: int) -> bool:
         self._enter()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +56,7 @@ class Home:
         self.objects = Objects(pool, backing)
         self.codecs = CodecTable(engine.page_size)
         self.restorer = Restorer(self.codecs)
+        self._writers: weakref.WeakSet[FolioWriter] = weakref.WeakSet()
         self.writer = self.writer_of(engine)
         self.wake: Callable[[], None] = lambda: None
         """Called, outside the lock, when a limit was met."""
@@ -63,6 +65,8 @@ class Home:
         self._engines: dict[tuple[object, ...], Engine] = {}
         """Engines for recompression, by algorithm and parameters."""
         self._engines_lock = threading.Lock()
+        self.cleaning = threading.Lock()
+        """Held by who cleans the backing file."""
 
     def writer_of(self, engine: Engine) -> FolioWriter:
         """Make what writes with an engine; its codec gets a number."""
@@ -74,13 +78,15 @@ class Home:
             number = self.codecs.number_of(engine.codec, self._numbers())
             for ledger in self.objects.ledgers:
                 ledger.table.note_codecs(self.codecs.given)
-        return FolioWriter(
-            engine,
-            number,
-            self.objects,
-            max_batch=self.max_batch,
-            keep_incompressible=self.keep_incompressible,
-        )
+            writer = FolioWriter(
+                engine,
+                number,
+                self.objects,
+                max_batch=self.max_batch,
+                keep_incompressible=self.keep_incompressible,
+            )
+            self._writers.add(writer)
+        return writer
 
     def second_writer(self, algorithm: str | Engine, parameters: dict[str, object]) -> FolioWriter:
         """Make a writer for recompression; an engine made here is kept until the store is closed."""
@@ -134,7 +140,7 @@ class Home:
 
     def _numbers(self) -> set[int]:
         """Numbers of codecs that entries have, or that a write under way may give."""
-        found = {self.writer.number} if hasattr(self, "writer") else set()
+        found = {writer.number for writer in self._writers}
         for ledger in self.objects.ledgers:
             found.update(np.unique(ledger.table.entries["codec"]).tolist())
         return found

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from batchzip.errors import BadArgument
 from batchzip.pool import Pool
 from batchzip.store.backing_file import BackingFile
+from batchzip.store.cleaning import clean
 from batchzip.store.counters import Counters
 from batchzip.store.group import Group
 from batchzip.store.home import Home
@@ -142,7 +143,9 @@ class SwapStore(Group):
             limit = group.max_bytes
             if limit is not None and group._is_full():  # noqa: SLF001 - a store is made of groups
                 done += group._shrink_to(limit * percent // 100)  # noqa: SLF001
-        return done + self._shrink_pool(percent)
+        done += self._shrink_pool(percent)
+        clean(self._home)
+        return done
 
     def _shrink_pool(self, percent: int) -> int:
         pool = self._home.objects.pool
@@ -179,17 +182,19 @@ class SwapStore(Group):
             raise
 
     def compact(self) -> int:
-        """Move objects together and give freed memory back to the system; how many bytes that were.
+        """Move objects together and give what is free back to the system; how many bytes that were.
 
-        The store does so by itself when its limit is met and an eighth of the pool is holes. Loads and
-        stores of other threads go on meanwhile.
+        Of memory, and of the backing file, where zones of which less than half lives are written anew. The
+        store does so by itself: when its limit is met and an eighth of the pool is holes; in the
+        shrinker, and when the file has no room. Loads and stores of other threads go on meanwhile.
+        Raises OSError where the file fails: nothing is lost then.
         """
         self._enter()
         pool = self._home.objects.pool
         total = 0
         while freed := pool.compact():
             total += freed
-        return total
+        return total + clean(self._home)
 
     def share(self) -> Share:
         """Let other processes of the same user read this store; what they need to, which is picklable.
