@@ -53,13 +53,15 @@ def store(kind: str) -> Iterator[SwapStore]:
 
 
 def segment_of(store: SwapStore) -> Segment:
-    return store._pool._arena.spans.segment
+    return store._home.objects.pool._arena.spans.segment
 
 
 def stored_bytes(store: SwapStore, index: int) -> memoryview:
     """View what the pool holds for an index, writable: the shared memory itself."""
     handle = store._ledger.table.get(index)[0]
-    return store._pool._arena.views(np.array([handle], np.uint64), segment_of(store).view)[0]
+    return store._home.objects.pool._arena.views(
+        np.array([handle], np.uint64), segment_of(store).view
+    )[0]
 
 
 def assert_only_this_one_is_damaged(

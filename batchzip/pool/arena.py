@@ -166,6 +166,12 @@ class Arena:
         start = word >> bits << self.classes.shift
         return start, start + (word & (1 << bits) - 1) + 1
 
+    def lengths(self, handles: Words) -> Integers:
+        """Bytes asked for each object. Raises BadHandle."""
+        if not len(handles):
+            return np.empty(0, np.int64)
+        return self.handles.places(self.handles.find_many(handles)[1])[1]
+
     def extents(self, handles: Words) -> tuple[list[int], list[int]]:
         """Where the bytes of each object begin and end in the segment. Raises BadHandle."""
         if not len(handles):

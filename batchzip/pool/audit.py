@@ -61,12 +61,16 @@ def usage(table: SpanTable) -> list[ClassUse]:
 
 def freeable(table: SpanTable) -> Integers:
     """Bytes of each class that compaction would give back, if its objects were moved together."""
-    holes = table.reached - table.live
-    whole, rest = np.divmod(holes, table.capacity)
-    span = _pages(table, slice(None), table.capacity)
-    tail = span - _pages(table, slice(None), table.capacity - rest)
-    pages: Integers = whole * span + tail
+    pages: Integers = _packed(table, table.reached) - _packed(table, table.live)
     return pages * PAGE
+
+
+def _packed(table: SpanTable, objects: Integers) -> Integers:
+    """Pages of so many objects by class, all spans but one of them full."""
+    whole, rest = np.divmod(objects, table.capacity)
+    pages: Integers = whole * _pages(table, slice(None), table.capacity)
+    pages += _pages(table, slice(None), rest)
+    return pages
 
 
 def _pages(table: SpanTable, kinds: np.ndarray | slice, bumps: np.ndarray) -> Integers:

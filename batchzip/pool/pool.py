@@ -148,9 +148,10 @@ class Pool(Closing):
         """Free one object. Raises BadHandle for a handle that is not live; nothing changed then."""
         self.free_many((handle,))
 
-    def free_many(self, handles: Sequence[int] | Words) -> None:
+    def free_many(self, handles: Sequence[int] | Words) -> int:
         """Free every object, or none where a handle is not live or comes twice: BadHandle.
 
+        Returns the sum of the sizes that were asked for, in bytes.
         The memory of spans whose last object goes is given back at once, save that of the last few
         such spans (one in 64), which is kept for the next malloc.
         """
@@ -159,7 +160,8 @@ class Pool(Closing):
             if self._state:
                 self._enter()
             if not len(words):
-                return
+                return 0
+            before = self._arena.stored
             self._state = TORN
             try:
                 if len(words) == 1:
@@ -169,7 +171,9 @@ class Pool(Closing):
             except BatchzipError:
                 self._state = READY
                 raise
+            freed = before - self._arena.stored
             self._state = READY
+            return freed
 
     def compact(self, max_objects: int = 1024) -> int:
         """Move at most `max_objects` objects together; return the bytes given back (zs_compact).
@@ -257,6 +261,21 @@ class Pool(Closing):
             if self._state:
                 self._enter()
             return self._arena.copies(words)
+
+    def lengths(self, handles: Sequence[int] | Words) -> Integers:
+        """Bytes that were asked for each object, an int64 array. Raises BadHandle."""
+        words = as_handles(handles)
+        with self._lock:
+            if self._state:
+                self._enter()
+            return self._arena.lengths(words)
+
+    def class_size(self, size: int) -> int:
+        """Bytes that an object of `size` bytes takes: those of its class."""
+        classes = self._arena.classes
+        if type(size) is not int or not 0 < size <= classes.page_size:
+            raise BadArgument(f"an object has 1 to {classes.page_size} bytes, not {size!r}")
+        return classes.classes[classes.index(size)].size
 
     def handles(self) -> Words:
         """List the handle of every live object."""

@@ -1,14 +1,28 @@
 """The swap store: zswap in user space.
 
-same_filled.py  pages of one repeated word need no compression
+swap_store.py   SwapStore: what a store has once: limits, engine, groups, shrinking, checking
+group.py        Group: store, load, invalidate, writeback, recompress
+home.py         what the groups of a store share
+folio.py        pages ─▶ engine ─▶ pool or file ─▶ entries
+loader.py, restore.py       entries ─▶ stored bytes ─▶ pages
+ledger.py       which entries are published, and whose each object is
 page_table.py   what the store knows of each index, in arrays
+lru.py          which pages were used longest ago
+writeback.py, shrinker.py   from the pool to the backing file
+backing_file.py             where in the file, and what of it can be used again
+recompress.py   what lies for long, with a stronger algorithm
+codec_table.py  the codecs that entries were made with
+same_filled.py  pages of one repeated word need no compression
+inspect.py      every checksum verified
 counters.py     zswap's counters, under zswap's names
-swap_store.py   store, load, invalidate
 """
 
 from __future__ import annotations
 
 from batchzip.store.counters import Counters
+from batchzip.store.group import Group
+from batchzip.store.inspect import StoreReport
+from batchzip.store.recompress import Recompression
 from batchzip.store.swap_store import SwapStore
 
-__all__ = ["Counters", "SwapStore"]
+__all__ = ["Counters", "Group", "Recompression", "StoreReport", "SwapStore"]

@@ -1,11 +1,23 @@
-"""Counters: zswap's, under zswap's names (/sys/kernel/debug/zswap).
+"""Counters: zswap's, under zswap's names (/sys/kernel/debug/zswap), and those of the backing file.
 
-A rejection is counted by its cause, once a store call or, for compression, once a failing page.
+A rejection is counted by its cause, once a store call or, for compression, once a failing page. Where
+the folio went to the backing file instead, it is counted all the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+EVENTS = (
+    "pool_limit_hit",
+    "reject_alloc_fail",
+    "reject_compress_poor",
+    "reject_compress_fail",
+    "reject_reclaim_fail",
+    "decompress_fail",
+    "written_back_pages",
+)
+"""Names of the counters that only grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +25,7 @@ class Counters:
     """A snapshot of a store's counters; consistent, as it is taken under the store's lock."""
 
     pool_limit_hit: int
-    """Stores whose limit check found the pool at its maximum."""
+    """Stores whose limit check found the pool, or their group, at its maximum."""
     reject_alloc_fail: int
     """Stores the pool had no memory for, other than for its limit."""
     reject_compress_poor: int
@@ -21,17 +33,21 @@ class Counters:
     reject_compress_fail: int
     """Pages rejected because of any other compression error."""
     reject_reclaim_fail: int
-    """Writebacks that failed."""
+    """Writebacks that failed: the backing file, or the bytes of a page that were damaged."""
     decompress_fail: int
     """Loads and writebacks that met damaged bytes, an error, or a wrong length."""
     written_back_pages: int
-    """Writebacks that succeeded."""
+    """Pages that writeback moved from the pool to the backing file."""
 
     pool_total_size: int
-    """Bytes of memory the pool holds now."""
+    """Bytes of memory the pool holds now; of a group, bytes of its compressed pages in the pool."""
     stored_pages: int
-    """Pages stored now, of every kind."""
+    """Pages in memory now, of every kind."""
     stored_incompressible_pages: int
-    """Pages kept raw now."""
+    """Pages kept raw in memory now."""
     same_filled_pages: int
     """Pages kept as one word now."""
+    backed_pages: int
+    """Pages in the backing file now: written back, or put there as the pool had no room."""
+    backing_file_size: int
+    """Bytes the backing file holds now; of a group, 0."""

@@ -1,9 +1,10 @@
-"""FolioWriter: a folio's pages into the pool, as entries that nobody sees yet.
+"""FolioWriter: a folio's pages into the pool or the backing file, as entries that nobody sees yet.
 
 Kernel counterpart: zswap_store_pages with the batched zswap_compress.
 
     pages ─▶ same-filled? ─▶ entry with the word
                 └─▶ batches of at most `max_batch` ─▶ engine ─▶ pool ─▶ entry with handle, checksum
+                                                             └▶ file ─▶ entry with position, checksum
 
 Descriptors are used again, as the kernel's per-CPU buffers are: their destinations are touched
 once, and stay in the cache from batch to batch. Each thread that stores takes one from a free list.
@@ -12,8 +13,10 @@ What is put in the pool is checksummed from the same bytes that are copied there
 buffer, or a private copy of a raw page. A page that its owner changes meanwhile is stored as some
 version of it, never as an entry that cannot be read.
 
-If anything goes wrong, every handle got so far is freed before the exception leaves; what an
+If anything goes wrong, every object made so far is freed before the exception leaves; what an
 interrupt makes it miss, the ledger finds.
+
+A writer is of one engine; a store that is given another makes another writer.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from xxhash import xxh3_64_intdigest
 
 from batchzip.batch import CompressBatch
 from batchzip.errors import PoolFull, StoreRejected
-from batchzip.store.page_table import COMPRESSED, ENTRY, RAW, SAME_FILLED
+from batchzip.store.codec_table import NO_CODEC
+from batchzip.store.page_table import BACKED, COMPRESSED, ENTRY, RAW, SAME_FILLED
 from batchzip.store.same_filled import find_same_filled
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 
     from batchzip.buffers import Bytes, Flat
     from batchzip.engine import Engine
-    from batchzip.pool import Pool
+    from batchzip.store.ledger import Objects
 
 _CACHE_LINE = 64
 """Keeps rows from starting a power of two apart, where all would fall in the same set of the cache."""
@@ -45,21 +49,29 @@ CHECKSUM_MASK = 0xFFFFFFFF
 
 
 class FolioWriter:
-    """Compresses folios and puts them in a pool. Thread-safe."""
+    """Compresses folios with one engine, whose codec has `number`, and keeps them. Thread-safe."""
 
     def __init__(
-        self, engine: Engine, pool: Pool, *, max_batch: int, keep_incompressible: bool
+        self,
+        engine: Engine,
+        number: int,
+        objects: Objects,
+        *,
+        max_batch: int,
+        keep_incompressible: bool,
     ) -> None:
-        self._engine = engine
-        self._pool = pool
+        self.engine = engine
+        self.number = number
+        self._objects = objects
         self._max_batch = max_batch
         self._keep_incompressible = keep_incompressible
         self._descriptors: list[tuple[CompressBatch, Bytes]] = []
 
-    def write(self, pages: Bytes) -> np.ndarray:
-        """Put `pages` (n, page_size) in the pool and return their n entries, all or none.
+    def write(self, pages: Bytes, *, to_file: bool = False) -> tuple[np.ndarray, int]:
+        """Keep `pages` (n, page_size), all or none; their n entries, and bytes in the pool.
 
-        Raises StoreRejected; its `errors` has n codes where compression failed.
+        Raises StoreRejected; its `errors` has n codes where compression failed. What goes `to_file`
+        is not rejected for that: a page that cannot be compressed is kept as it is.
         """
         entries = np.zeros(len(pages), ENTRY)
         filled, words = find_same_filled(pages)
@@ -67,22 +79,25 @@ class FolioWriter:
             entries["value"][filled] = words
             entries["kind"][filled] = SAME_FILLED
             if len(filled) == len(pages):
-                return entries
+                return entries, 0
             others = np.flatnonzero(entries["kind"] != SAME_FILLED)
         else:
             others = np.arange(len(pages))
-        done = 0
+        done = kept = 0
         try:
             for start in range(0, len(others), self._max_batch):
                 rows = others[start : start + self._max_batch]
-                entries[rows] = self._write_batch(pages, rows)
+                entries[rows], length = self._write_batch(pages, rows, to_file=to_file)
                 done += len(rows)
+                kept += length
         except BaseException:
-            self._pool.free_many(entries["value"][others[:done]])
+            self._objects.free(entries[others[:done]])
             raise
-        return entries
+        return entries, kept
 
-    def _write_batch(self, pages: Bytes, rows: npt.NDArray[np.intp]) -> np.ndarray:
+    def _write_batch(
+        self, pages: Bytes, rows: npt.NDArray[np.intp], *, to_file: bool
+    ) -> tuple[np.ndarray, int]:
         batch, room = descriptor = self._take_descriptor()
         try:
             # Rows that follow one another are compressed where they are, others are gathered.
@@ -94,33 +109,51 @@ class FolioWriter:
                     pages, rows, axis=0, out=taken, mode="clip"
                 )  # unlike "raise", without a copy
             batch.refill(taken)
-            self._engine.compress(batch)
+            self.engine.compress(batch)
             outputs: list[Flat] = list(batch.outputs())
-            entries = np.empty(len(taken), ENTRY)
+            entries = np.zeros(len(taken), ENTRY)
             entries["kind"] = COMPRESSED
+            entries["codec"] = self.number
             if batch.has_errors or batch.dlens.max() >= batch.page_size:
-                raw = self._keep_raw(batch, rows, len(pages))
+                raw = self._keep_raw(batch, rows, len(pages), to_file=to_file)
                 entries["kind"][raw] = RAW
+                entries["codec"][raw] = NO_CODEC
                 for row in raw.tolist():
                     outputs[row] = taken[row].tobytes()
-            try:
-                handles = self._pool.put_many(outputs)
-            except PoolFull as error:
-                reason = "pool_limit_hit" if error.at_limit else "reject_alloc_fail"
-                raise StoreRejected(reason, f"the folio does not fit the pool: {error}") from None
-            entries["value"] = handles
             entries["checksum"] = [xxh3_64_intdigest(o) & CHECKSUM_MASK for o in outputs]
-            return entries
+            if to_file:
+                entries["kind"] = BACKED
+                entries["value"] = self._put_in_file(outputs)
+                return entries, 0
+            entries["value"] = self._put_in_pool(outputs)
+            return entries, sum(map(len, outputs))
         finally:
             batch.forget_pages()
             self._descriptors.append(descriptor)
 
+    def _put_in_pool(self, outputs: list[Flat]) -> npt.NDArray[np.uint64]:
+        try:
+            return self._objects.pool.put_many(outputs)
+        except PoolFull as error:
+            reason = "pool_limit_hit" if error.at_limit else "reject_alloc_fail"
+            raise StoreRejected(reason, f"the folio does not fit the pool: {error}") from None
+
+    def _put_in_file(self, outputs: list[Flat]) -> npt.NDArray[np.uint64]:
+        if self._objects.backing is None:
+            raise StoreRejected("reject_reclaim_fail", "the store has no backing file")
+        try:
+            return self._objects.backing.write(outputs)
+        except OSError as error:
+            raise StoreRejected("reject_reclaim_fail", f"the backing file: {error}") from error
+
     def _keep_raw(
-        self, batch: CompressBatch, rows: npt.NDArray[np.intp], folio_pages: int
+        self, batch: CompressBatch, rows: npt.NDArray[np.intp], folio_pages: int, *, to_file: bool
     ) -> npt.NDArray[np.intp]:
         """Find the pages to keep raw; raises StoreRejected for those that cannot be kept."""
         errors = batch.errors.copy()
         poor = (batch.dlens >= batch.page_size) | (errors == -errno.ENOSPC)
+        if to_file:
+            return np.flatnonzero(poor | (errors != 0))
         errors[poor] = 0 if self._keep_incompressible else -errno.ENOSPC
         if errors.any():
             raise _rejected(errors, rows, folio_pages)
@@ -133,8 +166,8 @@ class FolioWriter:
         # Both in the arena, so that workers have them where they are. An output longer than a page
         # is of no use: the page is kept raw.
         try:
-            room = self._engine.arena(self._max_batch)
-            dsts = self._engine.arena(self._max_batch, self._engine.page_size + _CACHE_LINE)
+            room = self.engine.arena(self._max_batch)
+            dsts = self.engine.arena(self._max_batch, self.engine.page_size + _CACHE_LINE)
         except OSError as error:
             raise StoreRejected("reject_alloc_fail", f"no memory to compress to: {error}") from None
         return CompressBatch(room, dsts=dsts), room

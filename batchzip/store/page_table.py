@@ -7,16 +7,19 @@ may be an address >> 12, and nobody has 2⁵² entries of memory).
     index ─▶ block = index // 512 ─▶ _block_at[block] ─▶ row = that × 512 + index % 512
                                           dict               of one growing array of entries
 
-    entry, 16 bytes    value     u64   pool handle; the word of a same-filled page
+    entry, 16 bytes    value     u64   pool handle; position in the backing file; the word of a
+                                       same-filled page
                        checksum  u32   xxh3 of the stored bytes, low half
-                       kind      u8    ABSENT, COMPRESSED, RAW, SAME_FILLED
-                                 3 bytes unused
+                       kind      u8    ABSENT, COMPRESSED, RAW, SAME_FILLED, BACKED
+                       codec     u8    number of the codec that made the bytes; 0: they are the page
+                       epoch     u16   when it was used last, as `lru.py` counts
 
 A block is given out when an index in it is first stored and taken back when its last page goes.
 Dense indices thus cost 16.3 bytes a page; an index alone in its block costs 8 KiB.
 
 Invariants
 * A row of a free block, and every row of an index not stored, is all zero (kind ABSENT).
+* _block_of[row >> 9] is the block whose entries stand in these rows, if they are in use.
 * _live[block row] is the number of its rows that are not ABSENT, and never 0 for a block in use.
 
 Locks: none; the store's lock covers every call. Views of `entries` do not outlive that lock, as the
@@ -41,19 +44,20 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-ABSENT, COMPRESSED, RAW, SAME_FILLED = range(4)
+ABSENT, COMPRESSED, RAW, SAME_FILLED, BACKED = KINDS = range(5)
 
 ENTRY = np.dtype(
-    {
-        "names": ["value", "checksum", "kind"],
-        "formats": [np.uint64, np.uint32, np.uint8],
-        "offsets": [0, 8, 12],
-        "itemsize": 16,
-    }
+    [
+        ("value", np.uint64),
+        ("checksum", np.uint32),
+        ("kind", np.uint8),
+        ("codec", np.uint8),
+        ("epoch", np.uint16),
+    ]
 )
 """One entry, for whole folios at a time."""
 
-_ENTRY = struct.Struct("<QIB3x")
+_ENTRY = struct.Struct("<QIBBH")
 """The same for one entry: a tenth of what NumPy takes for a single element."""
 
 _BLOCK_BITS = 9
@@ -88,34 +92,84 @@ class PageTable:
     def __init__(self) -> None:
         self.entries = np.zeros(0, ENTRY)
         self._bytes = memoryview(b"")
+        self._epochs = self._bytes.cast("H")
         self._block_at: dict[int, int] = {}
+        self._block_of: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._live = array("H")
         self._free: list[int] = []
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tables, not counting the dict of blocks."""
-        return self.entries.nbytes + len(self._live) * self._live.itemsize
+        return self.entries.nbytes + self._block_of.nbytes + len(self._live) * self._live.itemsize
 
-    def get(self, index: int) -> tuple[int, int, int]:
-        """Value, checksum and kind of one index; kind ABSENT if nothing is stored there."""
+    def get(self, index: int) -> tuple[int, int, int, int, int]:
+        """Value, checksum, kind, codec and epoch of one index; all 0 if nothing is stored there."""
         block = self._block_at.get(index >> _BLOCK_BITS)
         if block is None:
-            return 0, 0, ABSENT
+            return 0, 0, ABSENT, 0, 0
         return _ENTRY.unpack_from(
             self._bytes, ((block << _BLOCK_BITS) | (index & (_BLOCK - 1))) * 16
         )
 
-    def get_many(self, indices: npt.NDArray[np.int64]) -> np.ndarray:
-        """Entries of these indices, a copy; absent ones are all zero."""
+    def use(self, index: int, epoch: int) -> tuple[int, int, int, int, int]:
+        """Give an entry as `get`, and note the epoch in it if there is one."""
+        block = self._block_at.get(index >> _BLOCK_BITS)
+        if block is None:
+            return 0, 0, ABSENT, 0, 0
+        row = (block << _BLOCK_BITS) | (index & (_BLOCK - 1))
+        entry = _ENTRY.unpack_from(self._bytes, row * 16)
+        if entry[2]:
+            self._epochs[row * 8 + 7] = epoch
+        return entry
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rows of these indices; negative where no block covers the index."""
         blocks, inverse = np.unique(indices >> _BLOCK_BITS, return_inverse=True)
         at = np.array([self._block_at.get(block, -1) for block in blocks.tolist()], np.int64)
-        of_index = at[inverse]
-        if not len(self.entries):
+        rows: npt.NDArray[np.int64] = (at[inverse] << _BLOCK_BITS) | (indices & (_BLOCK - 1))
+        return rows
+
+    def indices(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Give the indices whose entries stand in these rows, which are in use."""
+        first = self._block_of[rows >> _BLOCK_BITS] << _BLOCK_BITS
+        indices: npt.NDArray[np.int64] = first | (rows & (_BLOCK - 1))
+        return indices
+
+    def get_many(self, indices: npt.NDArray[np.int64]) -> np.ndarray:
+        """Entries of these indices, a copy; absent ones are all zero."""
+        rows = self.rows(indices)
+        absent = rows < 0
+        if absent.all():
             return np.zeros(len(indices), ENTRY)
-        entries: np.ndarray = self.entries[(of_index << _BLOCK_BITS) | (indices & (_BLOCK - 1))]
-        entries[of_index < 0] = 0
+        entries: np.ndarray = self.entries[rows]
+        entries[absent] = 0
         return entries
+
+    def use_many(self, indices: npt.NDArray[np.int64], epoch: int) -> np.ndarray:
+        """Give entries as `get_many`, and note the epoch in those there are."""
+        entries = self.get_many(indices)
+        present = indices[entries["kind"] != ABSENT]
+        if len(present):
+            self.entries["epoch"][self.rows(present)] = epoch
+        return entries
+
+    def exchange(
+        self, indices: npt.NDArray[np.int64], old: np.ndarray, new: np.ndarray
+    ) -> npt.NDArray[np.bool_]:
+        """Put `new` entries where the `old` ones still are; which those were.
+
+        Epochs do not matter and stay. No index comes twice.
+        """
+        rows = self.rows(indices)
+        now = self.get_many(indices)
+        same: npt.NDArray[np.bool_] = now["kind"] != ABSENT
+        for field in ("value", "checksum", "kind", "codec"):
+            same &= now[field] == old[field]
+        changed = new[same]
+        changed["epoch"] = now["epoch"][same]
+        self.entries[rows[same]] = changed
+        return same
 
     def _make_room(self, index: int, count: int) -> None:
         """Have a free block for every one that these indices need and have not."""
@@ -160,6 +214,18 @@ class PageTable:
                 self._free.append(at)
         return np.concatenate(removed) if removed else np.zeros(0, ENTRY)
 
+    def remove(self, indices: npt.NDArray[np.int64]) -> np.ndarray:
+        """Make these indices absent, none of which is or comes twice; return their entries."""
+        rows = self.rows(indices)
+        old: np.ndarray = self.entries[rows]
+        self.entries[rows] = 0
+        for at, count in zip(*np.unique(rows >> _BLOCK_BITS, return_counts=True), strict=True):
+            self._live[at] -= count
+            if not self._live[at]:
+                del self._block_at[int(self._block_of[at])]
+                self._free.append(int(at))
+        return old
+
     def _runs_in_use(self, index: int, count: int) -> list[tuple[int, int, int]]:
         """Give the runs of `_runs` whose block is in use, in the time of the fewer of the two."""
         if count >> _BLOCK_BITS <= len(self._block_at):
@@ -181,6 +247,7 @@ class PageTable:
         at = self._block_at.get(block)
         if at is None:
             at = self._free.pop()
+            self._block_of[at] = block
             self._block_at[block] = at
         return at
 
@@ -188,13 +255,17 @@ class PageTable:
         """Add an eighth more rows: a table that doubled would often be half empty."""
         have = len(self._live)
         more = max(least, have // 8)
-        # Not np.concatenate, which packs a padded dtype.
-        entries = np.zeros((have + more) * _BLOCK, ENTRY)
-        entries[: len(self.entries)] = self.entries
-        view = flat(entries.view(np.uint8))
+        entries = np.concatenate([self.entries, np.zeros(more * _BLOCK, ENTRY)])
+        block_of = np.concatenate([self._block_of, np.zeros(more, np.int64)])
+        self._block_of = block_of
         self._live.extend([0] * more)
         self._free.extend(range(have + more - 1, have - 1, -1))
-        self.entries, self._bytes = entries, view
+        self.entries = entries
+        self._match_entries()
+
+    def _match_entries(self) -> None:
+        self._bytes = flat(self.entries.view(np.uint8))
+        self._epochs = self._bytes.cast("H")
 
     def rebuild(self, index: int, count: int) -> None:
         """Make `count` indices absent, and the bookkeeping anew from the entries and blocks in use.
@@ -210,11 +281,12 @@ class PageTable:
         self._block_at = {block: at for block, at in self._block_at.items() if live[at]}
         in_use = set(self._block_at.values())
         self._free = [at for at in range(blocks) if at not in in_use]
-        self._bytes = flat(self.entries.view(np.uint8))
+        self._block_of = np.resize(self._block_of, blocks)
+        self._match_entries()
 
     def count_kinds(self) -> npt.NDArray[np.int64]:
         """Count the entries of each kind; that of ABSENT is given as 0."""
-        counts = np.bincount(self.entries["kind"], minlength=4)
+        counts = np.bincount(self.entries["kind"], minlength=len(KINDS))
         counts[ABSENT] = 0
         return counts
 
@@ -231,8 +303,10 @@ class PageTable:
             raise AssertionError("a block is neither in use nor free")
         if any(not self._live[at] for at in in_use):
             raise AssertionError("a block in use holds nothing")
+        if any(self._block_of[at] != block for block, at in self._block_at.items()):
+            raise AssertionError("a block's rows do not name it")
         absent = self.entries[self.entries["kind"] == ABSENT]
-        if absent["value"].any() or absent["checksum"].any():
+        if absent.tobytes().strip(b"\0"):
             raise AssertionError("an absent entry is not all zero")
 
 

@@ -1,0 +1,412 @@
+"""Group: pages by index, with a limit, an order of use and counters of their own. zswap's memory cgroup.
+
+    store(index, pages)                                    load(index)
+      limit check                                            under the lock: entry, copy of its bytes
+      same-filled pages: their word                          checksum, decompress, outside the lock
+      the others, in batches: engine ─▶ pool | file
+      under the lock: entries in, old ones out ◀── the folio becomes visible here, whole
+
+Rejected: compressing under the lock (a folio takes milliseconds, a publication microseconds);
+handing out views of the pool (they would change under the caller when the page is stored again).
+
+A folio is all or nothing. Until it is published nobody sees any of it; if any page of it cannot be
+kept, what was already kept is freed and whatever the indices held before is dropped, because it
+is stale: the caller has newer data than the store.
+
+How an entry is read is decided from the entry (its kind, its codec), never from a current setting.
+
+Invariants: those of the ledger, which keeps the entries whole even when a call is cut short anywhere.
+
+Lock order: the store's lock, then the pool's or the file's. One hold of each a batch, none a page.
+None is held while the engine works or the file is read or written.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from batchzip import buffers
+from batchzip.errors import BadArgument, BadBatch, PageNotStored, StoreRejected
+from batchzip.lifetime import Owned
+from batchzip.store.counters import EVENTS, Counters
+from batchzip.store.hysteresis import Hysteresis
+from batchzip.store.ledger import Ledger
+from batchzip.store.loader import Loader
+from batchzip.store.page_table import (
+    ABSENT,
+    BACKED,
+    COMPRESSED,
+    MAX_INDEX,
+    RAW,
+    SAME_FILLED,
+    as_integer,
+    as_range,
+)
+from batchzip.store.recompress import Recompression, Recompressor
+from batchzip.store.writeback import write_back
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+    from batchzip.buffers import Buffer
+    from batchzip.engine import Engine
+    from batchzip.store.home import Home
+
+
+class _LimitError(StoreRejected):
+    """Refused by the limit check, which also did the counting."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("pool_limit_hit", message)
+
+
+class Group(Owned):
+    """Pages of one kind in a store: `store.group(name, max_bytes=…)` makes it.
+
+    Its indices are its own: index 7 of one group is not index 7 of another. Pool, engine and backing
+    file are the store's. Thread-safe, and bound to its process, as the store is, with which it is
+    closed.
+    """
+
+    def __init__(self, name: str, home: Home, max_bytes: int | None = None) -> None:
+        self.name = name
+        self._home = home
+        self._lock = home.lock
+        self._under_way = home.objects.under_way
+        self._ledger = Ledger(home.objects)
+        self._table = self._ledger.table
+        self._lru = self._ledger.lru
+        self._full = Hysteresis()
+        self._events = dict.fromkeys(EVENTS, 0)
+        self._loader = Loader(home, self._ledger, self._events)
+        self.max_bytes = max_bytes
+        super().__init__()
+
+    @property
+    def max_bytes(self) -> int | None:
+        """Bytes of compressed pages it may have in the pool, or None for the store's limit alone."""
+        return self._max_bytes
+
+    @max_bytes.setter
+    def max_bytes(self, value: int | None) -> None:
+        if value is not None and (type(value) is not int or value < 0):
+            raise BadArgument(f"max_bytes is a number of bytes from 0, or None; not {value!r}")
+        self._max_bytes = value
+
+    def store(self, index: int, pages: Buffer | Sequence[Buffer]) -> None:
+        """Store a folio at `index`, `index` + 1, …: all of its pages, or none.
+
+        `pages` is one page, or any form of pages that CompressBatch takes; it is read during the
+        call only. Where the pool does not take it, it goes to the backing file, whole, if there is
+        one. Raises StoreRejected, after which the indices hold nothing.
+        """
+        self._enter()
+        matrix = self._as_pages(pages)
+        first, count = as_range(index, len(matrix))
+        ledger = self._ledger
+        outer = ledger.begin(first, count)
+        try:
+            entries, kept = self._keep(matrix)
+            with self._lock:
+                ledger.publish(first, entries, kept)
+        except StoreRejected:
+            with self._lock:
+                ledger.erase(first, count)
+            ledger.end(outer)
+            raise
+        except BaseException as error:
+            with self._lock:
+                ledger.recover(first, count)
+                self._events["reject_alloc_fail"] += isinstance(error, MemoryError)
+            ledger.end(outer)
+            if isinstance(error, MemoryError):
+                raise StoreRejected("reject_alloc_fail", "there is no memory for it") from error
+            raise
+        ledger.end(outer)
+
+    def _keep(self, pages: buffers.Bytes) -> tuple[np.ndarray, int]:
+        """Put pages in the pool, or else in the file. Raises StoreRejected, which is counted."""
+        writer = self._home.writer
+        try:
+            self._check_limits()
+            return writer.write(pages)
+        except StoreRejected as rejection:
+            self._count(rejection)
+            if rejection.reason == "pool_limit_hit":
+                self._home.wake()
+            if self._home.objects.backing is None:
+                raise
+            # Called from here, so that neither frame keeps an exception, which would keep the frame and
+            # with it the store.
+            return self._keep_in_file(pages)
+
+    def _keep_in_file(self, pages: buffers.Bytes) -> tuple[np.ndarray, int]:
+        try:
+            return self._home.writer.write(pages, to_file=True)
+        except StoreRejected as failure:
+            self._count(failure)
+            raise
+
+    def _enter(self) -> None:
+        """Refuse a group that cannot be used; put right what was cut short in this thread."""
+        if self._unusable:
+            self._refuse()
+        if self._under_way:
+            with self._lock:
+                self._home.objects.settle()
+
+    def _as_pages(self, pages: Buffer | Sequence[Buffer]) -> buffers.Bytes:
+        size = self._home.page_size
+        if not buffers.is_sequence(pages):
+            return buffers.as_matrix(pages, "pages", rows=None, width=size)
+        inputs = buffers.as_inputs(pages, "pages")
+        for number, page in enumerate(inputs):
+            if len(page) != size:
+                raise BadBatch(f"pages[{number}] has {len(page)} bytes, not {size}")
+        return np.frombuffer(b"".join(inputs), np.uint8).reshape(-1, size)
+
+    def _check_limits(self) -> None:
+        """Refuse a store while the pool, or this group, counts as full."""
+        home = self._home
+        pool, percent = home.objects.pool, home.accept_threshold_percent
+        limit = pool.max_bytes
+        if limit is not None and pool.held_bytes >= limit:
+            home.compact()
+        with self._lock:
+            held, own = pool.held_bytes, self._ledger.pool_bytes
+            at_limit, pool_is_full = home.full.check(held, limit, percent)
+            over, is_full = self._full.check(own, self._max_bytes, percent)
+            self._events["pool_limit_hit"] += at_limit or over
+            if pool_is_full:
+                raise _LimitError(f"the pool holds {held} bytes and its limit is {limit}")
+            if is_full:
+                raise _LimitError(
+                    f"group {self.name!r} has {own} bytes and its limit is {self._max_bytes}"
+                )
+
+    def _count(self, rejection: StoreRejected) -> None:
+        """Count a rejection by its cause, compression per failing page."""
+        if isinstance(rejection, _LimitError):
+            return  # counted where the maximum was seen
+        with self._lock:
+            if rejection.errors is None:
+                self._events[rejection.reason] += 1
+                self._home.full.full |= rejection.reason == "pool_limit_hit"
+                return
+            errors = np.asarray(rejection.errors)
+            poor = int(np.count_nonzero(errors == -errno.ENOSPC))
+            self._events["reject_compress_poor"] += poor
+            self._events["reject_compress_fail"] += int(np.count_nonzero(errors)) - poor
+
+    @overload
+    def load(self, index: int, out: None = None, *, exclusive: bool = False) -> bytes: ...
+
+    @overload
+    def load(self, index: int, out: Buffer, *, exclusive: bool = False) -> Buffer: ...
+
+    def load(self, index: int, out: Buffer | None = None, *, exclusive: bool = False) -> Buffer:
+        """Give the bytes of one page; with `out`, a writable buffer, fill it and return it.
+
+        With `exclusive` the page is taken out of the store, once it was restored; of several that
+        take it at once one gets it. Raises PageNotStored; CorruptPage where the stored bytes are
+        damaged, or PageError where the backing file cannot be read: the entry stays then.
+        """
+        if self._unusable or self._under_way:
+            self._enter()
+        where = index if type(index) is int else as_integer(index, "an index")
+        view = None if out is None else self._as_out(out)
+        page = self._loader.load(where, exclusive=exclusive)
+        if view is None:
+            return page
+        view[:] = page
+        return out  # type: ignore[return-value] # view is None where out is
+
+    def _as_out(self, out: Buffer) -> memoryview:
+        view = buffers.as_view(out, "out", writable=True)
+        if len(view) != self._home.page_size:
+            raise BadBatch(f"out has {len(view)} bytes, not {self._home.page_size}")
+        return view
+
+    def load_many(
+        self,
+        indices: Iterable[int] | npt.NDArray[np.int64],
+        out: Buffer | None = None,
+        *,
+        exclusive: bool = False,
+    ) -> buffers.Bytes:
+        """Give pages, in the order of `indices`, as an (n, page_size) uint8 array.
+
+        They are decompressed as one batch. `out` is an array, or a flat buffer, to fill. All of them
+        are of one moment. With `exclusive` they are taken out of the store, all or none. Raises as
+        `load`, for the first index concerned; `out` is undefined then.
+        """
+        self._enter()
+        size = self._home.page_size
+        where = _as_indices(indices)
+        if not len(where):
+            return np.empty((0, size), np.uint8)
+        pages = (
+            np.empty((len(where), size), np.uint8)
+            if out is None
+            else buffers.as_matrix(out, "out", rows=len(where), width=size, writable=True)
+        )
+        self._loader.load_many(where, pages, exclusive=exclusive)
+        return pages
+
+    def invalidate(self, index: int, count: int = 1) -> int:
+        """Forget `count` pages from `index` on, stored or not; how many there were."""
+        self._enter()
+        first, number = as_range(index, count)
+        outer = self._ledger.begin(first, number)
+        try:
+            with self._lock:
+                pages = self._ledger.erase(first, number)
+        except BaseException:
+            with self._lock:
+                self._ledger.recover(first, number)
+            self._ledger.end(outer)
+            raise
+        self._ledger.end(outer)
+        return pages
+
+    def writeback(self, pages: int | Iterable[int] | npt.NDArray[np.int64]) -> int:
+        """Move pages from the pool to the backing file; how many were.
+
+        `pages` is how many, and those unused for longest go; or which indices: those of them that
+        lie in the pool go. Raises BadArgument where there is no backing file, and OSError where it
+        fails: what was not moved is where it was, and readable.
+        """
+        self._enter()
+        if self._home.objects.backing is None:
+            raise BadArgument("this store has no backing file: give it one with backing=")
+        if isinstance(pages, (int, np.integer)):
+            wanted = int(pages)
+            if wanted < 0:
+                raise BadArgument(f"the number of pages to write back is 0 or more, not {wanted}")
+            return self._write_back_coldest(wanted)
+        given = np.unique(_as_indices(pages))
+        step = self._home.max_batch
+        return sum(
+            write_back(self._home, self._ledger, self._events, given[at : at + step])
+            for at in range(0, len(given), step)
+        )
+
+    def _write_back_coldest(self, wanted: int) -> int:
+        done = tries = 0
+        while done < wanted and tries <= self._ledger.pages:
+            with self._lock:
+                coldest = self._lru.coldest(min(wanted - done, self._home.max_batch))
+            if not len(coldest):
+                break
+            tries += len(coldest)  # pages that cannot be moved would come again and again
+            done += write_back(self._home, self._ledger, self._events, coldest)
+        return done
+
+    def _pool_bytes(self) -> int:
+        return self._ledger.pool_bytes
+
+    def _is_full(self) -> bool:
+        """Look whether it counts as full, without a store that asks for it."""
+        with self._lock:
+            percent = self._home.accept_threshold_percent
+            return self._full.check(self._ledger.pool_bytes, self._max_bytes, percent)[1]
+
+    def _shrink_to(self, target: int) -> int:
+        """Write back the coldest pages until so many bytes are left in the pool; how many were."""
+        done = 0
+        tries = self._ledger.pages
+        while tries > 0:
+            with self._lock:
+                over, pooled = self._ledger.pool_bytes - target, self._pooled_pages()
+                if over <= 0:
+                    break
+                # As many as should do by the mean length, and one more.
+                share = min(self._home.max_batch, 1 + over * pooled // max(1, over + target))
+                coldest = self._lru.coldest(share)
+            if not len(coldest):
+                break
+            tries -= len(coldest)
+            done += write_back(self._home, self._ledger, self._events, coldest)
+        return done
+
+    def _pooled_pages(self) -> int:
+        gauges = self._ledger.gauges
+        return int(gauges[COMPRESSED] + gauges[RAW])
+
+    def recompress(
+        self,
+        algorithm: str | Engine = "zstd",
+        *,
+        idle_for_s: float = 0.0,
+        min_length: int = 1,
+        **parameters: object,
+    ) -> Recompression:
+        """Compress pages in the pool again, with a stronger algorithm, where that saves memory.
+
+        Only pages that were not used for `idle_for_s` seconds, and take `min_length` bytes or more
+        now. `algorithm` and its parameters are those of Engine; or it is an engine, which is only
+        used. A page changes its form only where it then takes a smaller size class of the pool.
+        """
+        self._enter()
+        if not idle_for_s >= 0:
+            raise BadArgument(f"idle_for_s is seconds, 0 or more, not {idle_for_s!r}")
+        if type(min_length) is not int or min_length < 0:
+            raise BadArgument(f"min_length is a number of bytes, 0 or more, not {min_length!r}")
+        writer = self._home.second_writer(algorithm, parameters)
+        recompressor = Recompressor(self._home, self._ledger, self._events, writer)
+        return recompressor.run(recompressor.choose(idle_for_s, min_length))
+
+    def __contains__(self, index: int) -> bool:
+        self._enter()
+        with self._lock:
+            return self._table.get(as_integer(index, "an index"))[2] != ABSENT
+
+    def __len__(self) -> int:
+        self._enter()
+        with self._lock:
+            return self._ledger.pages
+
+    def __bool__(self) -> bool:
+        """Say yes: an empty store is a store."""
+        return True
+
+    @property
+    def counters(self) -> Counters:
+        """The counters, as they are now."""
+        self._enter()
+        with self._lock:
+            return Counters(
+                **self._figures(), pool_total_size=self._ledger.pool_bytes, backing_file_size=0
+            )
+
+    def _figures(self) -> dict[str, int]:
+        """Counters of this group that add up over groups; called under the lock."""
+        gauges = self._ledger.gauges
+        return {
+            **self._events,
+            "stored_pages": self._ledger.pages - int(gauges[BACKED]),
+            "stored_incompressible_pages": int(gauges[RAW]),
+            "same_filled_pages": int(gauges[SAME_FILLED]),
+            "backed_pages": int(gauges[BACKED]),
+        }
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of this group's own tables."""
+        return self._table.nbytes
+
+
+def _as_indices(indices: Iterable[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Make an int64 array of indices; none of them changes its value on the way."""
+    given = indices if hasattr(indices, "__array__") else list(indices)
+    where = np.asarray(given)
+    if where.ndim != 1 or (where.dtype.kind not in "iu" and len(where)):
+        raise BadArgument("indices must be integers from 0 to 2⁶³−1, in one dimension")
+    if where.dtype == np.uint64 and len(where) and where.max() > MAX_INDEX:
+        raise PageNotStored(int(where[where > MAX_INDEX][0]))
+    return where.astype(np.int64, copy=False)

@@ -1,0 +1,348 @@
+"""What is written to a backing file is read back, wherever it lies; its room is used again."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from faulty_file import FaultyFile
+
+from batchzip.errors import BadArgument, ClosedError
+from batchzip.store.backing_file import BackingFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PAGE = 4096
+NOTHING = np.zeros(0, np.uint64)
+MIB = 1 << 20
+
+
+def objects(count: int, seed: int = 0, longest: int = PAGE) -> list[bytes]:
+    chance = random.Random(seed)
+    return [chance.randbytes(chance.randint(1, longest)) for _ in range(count)]
+
+
+TARGETS: dict[str, Callable[[ExitStack, Path], Any]] = {
+    "path": lambda _, folder: folder / "swap",
+    "path as text": lambda _, folder: str(folder / "swap"),
+    "directory": lambda _, folder: folder,
+    "file": lambda stack, folder: stack.enter_context((folder / "own").open("w+b")),
+    "unbuffered": lambda stack, folder: stack.enter_context((folder / "own").open("w+b", 0)),
+    "unnamed": lambda stack, folder: stack.enter_context(tempfile.TemporaryFile(dir=folder)),  # noqa: SIM115 - the stack closes it
+    "memory": lambda *_: io.BytesIO(),
+    "storage": lambda *_: FaultyFile(),
+}
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    with ExitStack() as stack:
+        yield TARGETS[request.param](stack, tmp_path)
+
+
+def test_what_was_written_is_read_back_in_the_order_asked_for(target: Any) -> None:
+    with BackingFile(target, page_size=PAGE) as file:
+        first, second = objects(1000, 1), objects(1, 2)
+        positions = np.concatenate([file.write(first), file.write(second)])
+        expected = first + second
+        assert file.read(positions) == expected
+        order = np.random.default_rng(0).permutation(len(expected))
+        assert file.read(positions[order]) == [expected[at] for at in order]
+        few = order[:7]
+        assert file.read(positions[few]) == [expected[at] for at in few]
+        assert file.read(positions[[3, 3, 3]]) == [expected[3]] * 3
+        assert file.live_bytes == sum(map(len, expected))
+        assert file.objects == len(expected)
+        file.check_invariants(positions)
+        file.free(positions)
+        assert (file.objects, file.live_bytes, file.held_bytes) == (0, 0, 0)
+        file.check_invariants(NOTHING)
+
+
+def test_no_objects_are_no_work() -> None:
+    storage = FaultyFile()
+    with BackingFile(storage, page_size=PAGE) as file:
+        assert len(file.write([])) == 0
+        assert file.read(NOTHING) == []
+        file.free(NOTHING)
+    assert not storage.calls
+
+
+@pytest.mark.parametrize("page_size", [512, PAGE, 2 << 20])
+def test_objects_have_one_byte_to_a_page(page_size: int) -> None:
+    with BackingFile(io.BytesIO(), page_size=page_size) as file:
+        sizes: list[bytes | memoryview] = [b"a", bytes(page_size), memoryview(b"b" * page_size)]
+        assert file.read(file.write(sizes)) == sizes
+        for wrong in (b"", bytes(page_size + 1)):
+            with pytest.raises(BadArgument, match=f"1 to {page_size}"):
+                file.write([b"fine", wrong])
+        assert file.objects == 3
+
+
+def test_a_batch_is_one_write_and_neighbours_are_one_read() -> None:
+    storage = FaultyFile()
+    with BackingFile(storage, page_size=PAGE) as file:
+        positions = file.write(objects(200))
+        assert (storage.calls["pwrite"], storage.calls["sync"]) == (1, 1)
+        file.read(positions)
+        assert storage.calls["pread"] == 1
+        file.read(positions[[0, 1, 198, 199]])
+        assert storage.calls["pread"] == 3
+
+
+def test_no_object_lies_in_two_zones() -> None:
+    with BackingFile(io.BytesIO(), page_size=PAGE) as file:
+        written = [bytes(PAGE - 1)] * 1000
+        positions = file.write(written)
+        file.check_invariants(positions)
+        assert np.unique(file.zone_of(positions)).tolist() == [0, 1, 2, 3]
+
+
+def test_room_is_used_again_over_rounds_of_overwriting(target: Any) -> None:
+    with BackingFile(target, page_size=PAGE) as file:
+        old = NOTHING
+        total = 0
+        for seed in range(20):
+            batch = objects(800, seed)
+            total = max(total, sum(map(len, batch)))
+            new = file.write(batch)
+            file.free(old)
+            assert file.held_bytes <= 2 * total + 2 * MIB
+            assert file.read(new) == batch
+            file.check_invariants(new)
+            old = new
+
+
+@pytest.mark.parametrize("kind", ["path", "file"])
+def test_memory_of_what_was_freed_is_given_back(kind: str, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
+        where = TARGETS[kind](stack, folder)
+        with BackingFile(where, page_size=PAGE) as file:
+            positions = file.write([b"x" * PAGE] * 2048)
+            path = next(folder.iterdir())
+            assert path.stat().st_blocks * 512 >= 8 * MIB
+            last = positions[-1:]
+            file.free(positions[:-1])
+            assert path.stat().st_blocks * 512 <= MIB + PAGE, "holes were punched"
+            assert path.stat().st_size >= 7 * MIB
+            assert file.read(last) == [b"x" * PAGE]
+            file.free(last)
+            assert path.stat().st_size <= PAGE, "the end was cut off"
+    assert not list(tmp_path.iterdir())
+
+
+def test_zones_that_are_mostly_dead_are_found_emptiest_first() -> None:
+    with BackingFile(io.BytesIO(), page_size=PAGE) as file:
+        positions = file.write([bytes(PAGE)] * 1024)
+        assert not len(file.sparse_zones())
+        zones = file.zone_of(positions)
+        kept = {0: 100, 1: 200, 2: 10, 3: 10}  # of 256 each; the last zone is still being filled
+        gone = [positions[zones == zone][count:] for zone, count in kept.items()]
+        file.free(np.concatenate(gone))
+        assert file.sparse_zones().tolist() == [2, 0]
+
+
+def test_the_limit_counts_what_is_held_and_may_be_moved() -> None:
+    with BackingFile(io.BytesIO(), page_size=PAGE, max_bytes=4 * PAGE) as file:
+        positions = file.write([bytes(PAGE)] * 4)
+        with pytest.raises(OSError, match="limit") as caught:
+            file.write([b"x"])
+        assert caught.value.errno == errno.ENOSPC
+        file.check_invariants(positions)
+        file.max_bytes = 5 * PAGE
+        positions = np.concatenate([positions, file.write([b"x"])])
+        file.free(positions)
+        assert len(file.write([bytes(PAGE)] * 5)) == 5
+        file.max_bytes = None
+        assert file.max_bytes is None
+        file.write([b"x"])
+        with pytest.raises(BadArgument, match="negative"):
+            file.max_bytes = -1
+
+
+def test_a_path_is_private_and_removed_at_close(tmp_path: Path) -> None:
+    path = tmp_path / "swap"
+    file = BackingFile(path, page_size=PAGE)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    file.write([b"x"])
+    file.close()
+    file.close()
+    assert not path.exists()
+    with pytest.raises(ClosedError):
+        file.write([b"x"])
+    with pytest.raises(ClosedError):
+        file.read(np.ones(1, np.uint64))
+    with pytest.raises(ClosedError):
+        file.free(NOTHING)
+
+
+def test_a_directory_shows_no_file(tmp_path: Path) -> None:
+    with BackingFile(tmp_path, page_size=PAGE) as file:
+        file.write([b"x"])
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_without_unnamed_files_gets_one_that_is_unlinked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def refuse(path: Any, flags: int, mode: int = 0o777, **others: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return opened(path, flags, mode, **others)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with BackingFile(tmp_path, page_size=PAGE) as file:
+        assert file.read(file.write([b"x"])) == [b"x"]
+        assert not list(tmp_path.iterdir())
+
+
+def test_two_stores_do_not_share_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "swap"
+    with BackingFile(path, page_size=PAGE) as file:
+        positions = file.write([b"x"])
+        with pytest.raises(BadArgument, match="swap' is in use by another store"):
+            BackingFile(path, page_size=PAGE)
+        assert file.read(positions) == [b"x"]
+    BackingFile(path, page_size=PAGE).close()
+
+
+def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "letter"
+    path.write_bytes(b"Dear Sir, ")
+    with pytest.raises(BadArgument, match="letter' holds something"):
+        BackingFile(path, page_size=PAGE)
+    assert path.read_bytes() == b"Dear Sir, "
+
+
+def test_an_empty_file_is_used_and_left_empty(tmp_path: Path) -> None:
+    path = tmp_path / "empty"
+    path.touch()
+    with BackingFile(path, page_size=PAGE) as file:
+        assert file.read(file.write([b"x"])) == [b"x"]
+    assert path.read_bytes() == b""
+
+
+OWNER = """
+import os, signal, sys
+from batchzip.store.backing_file import BackingFile
+file = BackingFile(sys.argv[1], page_size=4096)
+file.write([b"secret" * 100] * 5000)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed_owner_of(path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", OWNER, path], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_owner_left_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "swap"
+    killed_owner_of(path)
+    assert path.stat().st_size > 2 * MIB
+    with BackingFile(path, page_size=PAGE) as file:
+        assert path.stat().st_size == PAGE
+        assert file.read(file.write([b"x"])) == [b"x"]
+    assert not path.exists()
+
+
+def test_a_killed_owner_leaves_nothing_in_a_directory(tmp_path: Path) -> None:
+    killed_owner_of(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_put_at_the_path_meanwhile_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "swap"
+    with BackingFile(path, page_size=PAGE):
+        path.unlink()
+        path.write_bytes(b"another's")
+    assert path.read_bytes() == b"another's"
+
+
+def test_errors_of_opening_keep_their_number_and_name_the_path(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing/swap"):
+        BackingFile(tmp_path / "missing" / "swap", page_size=PAGE)
+    (tmp_path / "plain").touch()
+    with pytest.raises(NotADirectoryError, match="plain/swap"):
+        BackingFile(tmp_path / "plain" / "swap", page_size=PAGE)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="dangling"):
+        BackingFile(tmp_path / "dangling", page_size=PAGE)
+
+
+def test_what_cannot_be_a_backing_file_is_refused(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe")
+    with ExitStack() as stack:
+        wrong = [
+            None,
+            7,
+            object(),
+            io.StringIO(),
+            "/dev/null",
+            tmp_path / "pipe",
+            stack.enter_context(own.open("rb")),
+            stack.enter_context(own.open("r+")),
+            stack.enter_context(own.open("a+b")),
+        ]
+        for target in wrong:
+            with pytest.raises(BadArgument, match="backing file"):
+                BackingFile(target, page_size=PAGE)
+    assert own.read_bytes() == b"x"
+
+
+def test_a_file_object_stays_open(tmp_path: Path) -> None:
+    with (tmp_path / "own").open("w+b") as own:
+        with BackingFile(own, page_size=PAGE) as file:
+            file.write([b"kept"])
+        own.seek(0)
+        assert own.read() == b"kept"
+
+
+def test_threads_write_read_and_free_at_once(target: Any) -> None:
+    kept: list[Any] = []
+    failures: list[BaseException] = []
+
+    def churn(seed: int) -> None:
+        chance = random.Random(seed)
+        mine: list[tuple[Any, list[bytes]]] = []
+        try:
+            for round_ in range(40):
+                batch = objects(chance.randint(1, 100), seed * 1000 + round_)
+                mine.append((file.write(batch), batch))
+                positions, expected = chance.choice(mine)
+                assert file.read(positions) == expected
+                if len(mine) > 4:
+                    file.free(mine.pop(chance.randrange(len(mine)))[0])
+            kept.extend(mine)
+        except BaseException as error:  # noqa: BLE001 - told in the main thread
+            failures.append(error)
+
+    with BackingFile(target, page_size=PAGE) as file:
+        threads = [threading.Thread(target=churn, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+        for positions, expected in kept:
+            assert file.read(positions) == expected
+        file.check_invariants(np.concatenate([positions for positions, _ in kept]))
