@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from share_churn import churn
 
 from batchzip import Engine
+
+pytestmark = pytest.mark.stress
 
 
 def test_eight_readers_beside_a_churning_owner(
