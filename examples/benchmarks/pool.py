@@ -279,7 +279,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_inputs(parser, 8192)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batches", default="8,64,256,1024", help="objects of a batch, with commas")
+    parser.add_argument(
+        "--batches", default="8,64,256,1024", help="objects of a batch, with commas"
+    )
     parser.add_argument("--largest", type=int, default=10_000_000, help="most small objects")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
