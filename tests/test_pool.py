@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 )
 
 from batchzip.errors import BadArgument, BadHandle, ClosedError, ForkedProcess, PoolFull
-from batchzip.pool import Pool
+from batchzip.pool import Pool, span
 from batchzip.pool.audit import ClassUse
 from batchzip.pool.handles import GENERATION_SHIFT, ONE, RETIRED, SLOT
 from batchzip.pool.size_classes import SPAN_PAGES, SizeClasses
@@ -50,7 +50,9 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    # So little address space that the pool has to grow in these tests.
+    monkeypatch.setattr(span, "FIRST_BYTES", 64 * SPAN_PAGES * PAGE)
     with Pool() as made:
         yield made
         made.check_invariants()
