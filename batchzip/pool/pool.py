@@ -251,8 +251,7 @@ class Pool(Closing):
         with self._lock:
             if self._state:
                 self._enter()
-            start, stop = self._arena.extent(handle)
-            return self._arena.spans.segment.memory[start:stop]
+            return self._arena.copy(handle)
 
     def copy_many(self, handles: Iterable[int] | Words) -> list[bytes]:
         """Copy the bytes of each object, all of one moment. Raises BadHandle."""

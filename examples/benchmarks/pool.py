@@ -208,7 +208,7 @@ def _compact(pool: Pool) -> None:
 
 
 def process_memory(name: str, pool: Pool | None) -> dict[str, Any]:
-    """What the system says of this process, and the pool of itself, in bytes."""
+    """Ask the system about this process, and the pool about itself, in bytes."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
     return {

@@ -26,6 +26,7 @@ import os
 import platform
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,12 +137,10 @@ class Bench:
                 # another has brought to the cache.
                 order = random.permutation(len(self.pages)).tolist()
                 own = [self.outputs[index] for index in order]
-                bare.append(seconds(lambda own=own: _each(self.decompress, own)) / len(order))
-                floor.append(seconds(lambda own=own: _checked(own)) / len(order))
+                bare.append(seconds(partial(_each, self.decompress, own)) / len(order))
+                floor.append(seconds(partial(_checked, own)) / len(order))
                 for name, exclusive in (("load", False), ("load, exclusive", True)):
-                    spent = seconds(
-                        lambda order=order, exclusive=exclusive: _load(store, order, exclusive)
-                    )
+                    spent = seconds(partial(_load, store, order, exclusive))
                     more[name].append(spent / len(order) - bare[-1])
         return [
             self.row(
@@ -177,7 +176,7 @@ class Bench:
                     base, extra = over(decompress, load, number + turn)
                     bare.append(base / size)
                     more.append(extra / size)
-                    floor.append(seconds(lambda own=own: _checked(own)) / size)
+                    floor.append(seconds(partial(_checked, own)) / size)
         values = {"bare": bare, "more": more, "floor": floor}
         us = {name: statistics.median(some) * 1e6 for name, some in values.items()}
         return [self.row("load many", size, **us)]
