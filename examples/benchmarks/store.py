@@ -51,6 +51,7 @@ GOALS = {"store": 0.8, "load": 1.0, "tables": 32}
 
 _WIDTH = 100
 _OUTPUT_BYTES = PAGE + 64
+_COPIES = 8
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -86,8 +87,8 @@ class Bench:
         """Make a row of the report."""
         return {"algorithm": self.algorithm, "operation": operation, "batch": batch, "us": us}
 
-    def store(self, size: int, rounds: int) -> tuple[list[dict[str, Any]], float]:
-        """Store all pages again and again, in folios of `size`; and bytes of tables a page."""
+    def store(self, size: int, rounds: int) -> list[dict[str, Any]]:
+        """Store all pages again and again, in folios of `size`."""
         batch = batchzip.CompressBatch(
             self.engine.arena(size), dsts=self.engine.arena(size, _OUTPUT_BYTES)
         )
@@ -111,8 +112,7 @@ class Bench:
                     bare[name].append(base / size)
                     more[name].append(extra / size)
                     floor.append(_copied(batch.outputs()) / size)
-            tables = store.table_bytes / len(self.pages)
-        rows = [
+        return [
             self.row(
                 f"store {name}",
                 size,
@@ -122,7 +122,14 @@ class Bench:
             )
             for name in bare
         ]
-        return rows, tables
+
+    def tables(self) -> tuple[int, float]:
+        """Store all pages several times; how many these are, and bytes of tables a page."""
+        with SwapStore(self.engine) as store:
+            for turn in range(_COPIES):
+                store.store(turn * len(self.pages), self.pages)
+            count = _COPIES * len(self.pages)
+            return count, store.table_bytes / count
 
     def load(self, rounds: int) -> list[dict[str, Any]]:
         """Load random pages one by one, and take them out."""
@@ -215,7 +222,7 @@ def _checked(sources: list[bytes]) -> None:
         xxh3_64_intdigest(bytes(memoryview(source)))
 
 
-def show(rows: list[dict[str, Any]], tables: dict[str, float]) -> None:
+def show(rows: list[dict[str, Any]], tables: dict[str, tuple[int, float]]) -> None:
     """Print the rows as a table."""
     table = Table(title="µs a page of 4 KiB, medians")
     headings = ("", "batch", "engine or codec alone", "on top of it", "of which floor", "goal")
@@ -237,8 +244,8 @@ def show(rows: list[dict[str, Any]], tables: dict[str, float]) -> None:
     if console.width < _WIDTH:  # not a terminal, or a narrow one: figures must not be cut
         console = Console(width=_WIDTH)
     console.print(table)
-    for algorithm, size in tables.items():
-        print(f"{algorithm}: {size:.1f} bytes of tables a page; goal {GOALS['tables']}")
+    for algorithm, (count, size) in tables.items():
+        print(f"{algorithm}: {size:.1f} bytes of tables a page of {count}; goal {GOALS['tables']}")
 
 
 def main() -> None:
@@ -255,13 +262,14 @@ def main() -> None:
     pages = pages[: len(pages) - len(pages) % max(sizes)]
     print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
     print(f"load {os.getloadavg()[0]:.1f}, {len(pages)} pages, {options.rounds} rounds", flush=True)
-    rows, tables = [], {}
+    rows: list[dict[str, Any]] = []
+    tables: dict[str, tuple[int, float]] = {}
     for algorithm in options.algorithms.split(","):
         bench = Bench(algorithm, pages)
         with bench.engine:
             for size in sizes:
-                stored, tables[algorithm] = bench.store(size, options.rounds)
-                rows += stored
+                rows += bench.store(size, options.rounds)
+            tables[algorithm] = bench.tables()
             rows += bench.load(options.rounds)
             for size in sizes:
                 rows += bench.load_many(size, options.rounds)
