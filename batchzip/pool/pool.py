@@ -153,7 +153,7 @@ class Pool(Closing):
 
         Returns the sum of the sizes that were asked for, in bytes.
         The memory of spans whose last object goes is given back at once, save that of the last few
-        such spans (one in 64), which is kept for the next malloc.
+        such spans (one in 64, and up to 32 more), which is kept for the next malloc or `compact`.
         """
         words = as_handles(handles)
         with self._lock:

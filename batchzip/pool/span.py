@@ -71,7 +71,7 @@ EAGER_SPANS = 16
 
 SPARE_SPANS = 64
 """One span in so many may be a spare: the largest classes have one object a span, and a batch that
-frees some and one that allocates as many would else be a system call an object."""
+frees some and one that allocates as many would else be two system calls an object."""
 
 BATCH_SPANS = 32
 """So many more may, if they are not a fourth of all: a batch of 256 pages that is stored anew takes 25 new
@@ -86,8 +86,12 @@ STOCK_SPANS = 512
 MOST_BYTES = 1 << 40
 """Address space of a pool: that much can be told by a word, whatever the size of a page."""
 
-MOST_STOCK = 256
-"""Holes that a stock may have before the older ones are forgotten: 10 KiB."""
+MOST_STOCK = 512
+"""Holes that a stock may have before the older half is forgotten: 20 KiB."""
+
+STOCK_SHARE = 64
+"""It may have one more for so many live objects of its class, at 0.6 bytes an object: a large pool that
+forgot what a batch has freed would look at all its spans for the next batch."""
 
 _ONE = np.uint8(1)
 
@@ -186,10 +190,11 @@ class SpanTable:
             self._emptied((span,))
 
     def _trim_stocks(self) -> None:
-        """Forget the holes that a stock has had for longest."""
-        for kind in np.flatnonzero(self.ready > MOST_STOCK).tolist():
-            del self.stocks[kind][:-STOCK]
-            self.ready[kind] = STOCK
+        """Forget the holes that a stock has had for longest, where it has too many."""
+        most = MOST_STOCK + self.live // STOCK_SHARE
+        for kind in np.flatnonzero(self.ready > most).tolist():
+            del self.stocks[kind][: -int(most[kind]) // 2]
+            self.ready[kind] = len(self.stocks[kind])
 
     def clear_stock(self, kind: int) -> None:
         """Forget the holes of a class, which only costs the time to find them again."""
@@ -400,7 +405,7 @@ class SpanTable:
                 gone.setdefault(int(self.kind[span]), set()).add(span)
         for kind, some in gone.items():
             stock = self.stocks[kind]
-            if len(stock) > STOCK:
+            if len(stock) > MOST_STOCK:
                 self.clear_stock(kind)
             else:
                 stock[:] = [at for at in stock if at >> SPAN_SHIFT not in some]
