@@ -10,7 +10,7 @@ speed   `fill` is put_many into a pool that grows, with memory fresh from the sy
         it in order, and gives it back. `put` and `free` are those of a pool of that many objects, a random batch
         of which is freed and replaced again and again: its memory is there already.
 floor   what no pool in Python is below, in the same minutes: `copy` is a loop that does nothing but
-        copy the same objects to places known before, in mapped memory; `fresh` is what the system takes
+        copy the same objects to random places known before, in as much memory, all of it mapped; `fresh` is what the system takes
         to give memory for an object's bytes (posix_fallocate and MADV_POPULATE_WRITE, 8 pages a call);
         `return` what it takes to take it back (MADV_REMOVE, 8 pages a call).
 memory  bytes held ÷ stored after a fill; after ten rounds in which a random half is freed and filled
@@ -54,6 +54,7 @@ _FILL = 256
 _PIECE = 8 * PAGE
 _FLOOR_BYTES = 32 << 20
 _SMALL = (32, 96)
+_GRAIN = 16
 
 
 class Objects:
@@ -100,7 +101,7 @@ def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[d
         put: dict[int, list[float]] = {size: [] for size in sizes}
         free: dict[int, list[float]] = {size: [] for size in sizes}
         copy: dict[int, list[float]] = {size: [] for size in sizes}
-        target = Segment(_FLOOR_BYTES, reserve=True)
+        target = Segment(pool.held_bytes + PAGE, reserve=True)
         target.populate()
         for _, size in itertools.product(range(rounds * 16), sizes):
             rows, batch = objects.pick(count, size), objects.batch(size)
@@ -112,7 +113,7 @@ def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[d
             done = time.perf_counter()
             free[size].append((freed - started) / size)
             put[size].append((done - freed) / size)
-            copy[size].append(_copy(target, batch) / size)
+            copy[size].append(_copy(target, batch, objects.pick(target.size - PAGE, size)) / size)
         target.close()
         draining = 0.0
         for at in range(0, count, _FILL):
@@ -136,10 +137,9 @@ def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[d
     ]
 
 
-def _copy(target: Segment, batch: list[bytes]) -> float:
-    """Seconds to copy a batch to places spread over the target, all of them known before."""
-    step = target.size // len(batch) // PAGE * PAGE
-    starts = [number * step for number in range(len(batch))]
+def _copy(target: Segment, batch: list[bytes], places: npt.NDArray[np.int64]) -> float:
+    """Seconds to copy a batch to places that are known before."""
+    starts = (places & -_GRAIN).tolist()
     stops = [start + len(data) for start, data in zip(starts, batch, strict=True)]
     memory = target.memory
     started = time.perf_counter()
