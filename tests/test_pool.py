@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 )
 
 from batchzip.errors import BadArgument, BadHandle, ClosedError, ForkedProcess, PoolFull
-from batchzip.pool import Pool
+from batchzip.pool import Pool, span
 from batchzip.pool.audit import ClassUse
 from batchzip.pool.handles import GENERATION_SHIFT, ONE, RETIRED, SLOT
 from batchzip.pool.size_classes import SPAN_PAGES, SizeClasses
@@ -50,7 +50,9 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    # So little address space that the pool has to grow in these tests.
+    monkeypatch.setattr(span, "FIRST_BYTES", 64 * SPAN_PAGES * PAGE)
     with Pool() as made:
         yield made
         made.check_invariants()
@@ -330,6 +332,81 @@ def test_a_malloc_and_a_free_in_turn_keep_the_memory(
     for _ in range(10):
         pool.free(pool.malloc(1500))
     assert not calls
+
+
+def test_a_batch_that_replaces_another_needs_no_system_call(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = compressed_sizes(4096)
+    handles = malloc(pool, sizes)
+    calls = []
+    monkeypatch.setattr(Segment, "reserve", lambda *_: calls.append("reserve"))
+    monkeypatch.setattr(Segment, "release", lambda *_: calls.append("release"))
+    for _ in range(10):
+        pool.free_many(handles[:128])
+        handles[:128] = malloc(pool, sizes[:128])
+    assert not calls
+
+
+def test_memory_of_neighbours_goes_back_in_one_call(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handles = malloc(pool, [4096] * 1000)
+    spans = pool.classes()[0].spans
+    calls = []
+    release = Segment.release
+
+    def counted(segment: Segment, offset: int, length: int) -> None:
+        calls.append(length)
+        release(segment, offset, length)
+
+    monkeypatch.setattr(Segment, "release", counted)
+    for at in range(0, 1000, 100):
+        pool.free_many(handles[at : at + 100])
+        assert state(pool)[0] == 900 - at
+    assert len(calls) * 10 <= spans
+    assert pool.held_bytes <= SPAN_PAGES * PAGE
+
+
+def test_what_address_space_a_pool_begins_with_takes_no_memory() -> None:
+    with Pool() as pool:
+        pool.put_many([b"one", b"two"])
+        assert pool._arena.spans.segment.size >= 1 << 34
+        assert 0 < state(pool)[2] <= 2 * PAGE
+
+
+def test_a_pool_does_with_little_address_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What no system gives, as a limit to the address space would refuse the usual size.
+    monkeypatch.setattr(span, "FIRST_BYTES", 1 << 60)
+    with Pool() as pool:
+        handles = malloc(pool, [4096] * 3000)
+        assert len(pool) == len(handles)
+        pool.check_invariants()
+
+
+def test_copy_takes_any_integer_and_refuses_what_is_not_live(pool: Pool) -> None:
+    live, dead = put(pool, [b"live", b"dead"])
+    pool.free(dead)
+    for same in (live, np.uint64(live), np.int64(live)):
+        assert pool.copy(same) == b"live"  # type: ignore[arg-type] # as a caller may
+    wrong = (
+        dead,
+        0,
+        1,
+        -1,
+        -live,
+        live + ONE,
+        live + 2 * ONE,
+        live | SLOT,
+        1 << 70,
+        "live",
+        None,
+        1.5,
+    )
+    for handle in wrong:
+        with pytest.raises(BadHandle):
+            pool.copy(handle)  # type: ignore[arg-type] # as a caller may
+    assert pool.copy(live) == b"live"
 
 
 def test_a_span_number_serves_any_class(pool: Pool) -> None:

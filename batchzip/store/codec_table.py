@@ -91,7 +91,13 @@ class CodecTable:
     def decompress(self, number: int, stored: Flat) -> bytes:
         """Restore one page. Raises PageError: -EBADMSG, -ENOMEM."""
         try:
-            page = self.decompressor(number)(stored)
+            try:
+                codec, decompress = self._threads.made[number]
+                if codec is not self._codecs[number]:
+                    decompress = self.decompressor(number)
+            except (AttributeError, KeyError):
+                decompress = self.decompressor(number)
+            page: bytes = decompress(stored)
         except MemoryError:
             raise PageError(0, -errno.ENOMEM) from None
         except Exception:  # noqa: BLE001 - whatever a codec raises means the same here

@@ -73,8 +73,10 @@ class FolioWriter:
         Raises StoreRejected; its `errors` has n codes where compression failed. What goes `to_file`
         is not rejected for that: a page that cannot be compressed is kept as it is.
         """
-        entries = np.zeros(len(pages), ENTRY)
         filled, words = find_same_filled(pages)
+        if not len(filled) and len(pages) <= self._max_batch:  # the usual folio, without a copy
+            return self._write_batch(pages, np.arange(len(pages)), to_file=to_file)
+        entries = np.zeros(len(pages), ENTRY)
         if len(filled):
             entries["value"][filled] = words
             entries["kind"][filled] = SAME_FILLED

@@ -297,9 +297,11 @@ class SwapStore(Group):
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of the tables of all groups."""
+        """Bytes of the tables of all groups, and of the pool."""
+        objects = self._home.objects
         with self._lock:
-            return sum(ledger.table.nbytes for ledger in self._home.objects.ledgers)
+            own = sum(ledger.table.nbytes for ledger in objects.ledgers)
+            return own + objects.pool.table_bytes
 
     def classes(self) -> list[ClassUse]:
         """List the pool's size classes and what they hold."""
