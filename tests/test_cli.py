@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import pty
 import re
@@ -127,6 +128,27 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
         "600 pages compared byte for byte: all equal",
     ):
         assert words in result.stdout
+
+
+def test_the_class_table_is_there_as_data_and_for_people(file: Path) -> None:
+    for of in document("--file", file)["backends"].values():
+        lines = of["classes"]
+        assert [line["size"] for line in lines] == sorted(line["size"] for line in lines)
+        # Each page that is not same-filled is an object; nothing was freed.
+        assert sum(line["used"] for line in lines) == 400
+        assert sum(line["pages"] for line in lines) * mmap.PAGESIZE == of["pool_held_bytes"]
+        for line in lines:
+            assert set(line) == {"size", "spans", "objects", "used", "pages", "freeable"}
+            assert line["used"] <= line["objects"]
+            assert 0 <= line["freeable"] < line["spans"]
+    shown = cli("swap", "--file", file, "--classes").stdout
+    for name in ("workers", "sequential"):
+        table = shown.split(f"size classes of the pool, {name}\n")[1].split("\n\n")[0]
+        heading, *rows = (line.split() for line in table.splitlines() if line.strip())
+        assert heading == ["object", "bytes", "spans", "objects", "used", "pages", "freeable"]
+        assert (rows[-2][0], rows[-2][3]) == ("4,096", "200")  # the incompressible pages
+        assert (rows[-1][0], rows[-1][3]) == ("all", "400")
+    assert "size classes" not in cli("swap", "--file", file).stdout
 
 
 def test_without_a_source_a_workload_is_taken() -> None:

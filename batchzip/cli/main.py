@@ -25,6 +25,7 @@ examples:
   batchzip swap --pid 4711 --algorithm lz4       the memory of a running process
   batchzip swap --file dump.bin --level 3        a file, however large
   batchzip swap --limit 16M                      see what a small pool rejects
+  batchzip swap --classes                        and how the pool's memory is divided
   batchzip swap --json | python -m json.tool     every figure, for programs
 
 exit codes: 0 every page came back as it went in; 1 one did not; 2 bad input; 130 interrupted
@@ -132,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=_size, metavar="SIZE", help="most bytes a pool may hold, as in 64M (none)")
     add("--page-size", type=_page_size, default=4096, metavar="N", help="bytes (%(default)s)")
     add("--json", action="store_true", help="one JSON document with all figures instead of a table")
+    add("--classes", action="store_true", help="print what each size class of the pools holds, too")
     add("--seed", type=_natural, default=0, metavar="N", help="of the random order (%(default)s)")
     add(
         "--workload-mib",

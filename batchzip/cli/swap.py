@@ -56,6 +56,7 @@ class Options:
     limit: int | None
     page_size: int
     json: bool
+    classes: bool
     seed: int
     workload_mib: int
 
@@ -98,7 +99,7 @@ def run(options: Options) -> int:
     if options.json:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
-        print_report(document, _Output())
+        print_report(document, _Output(), classes=options.classes)
     sys.stdout.flush()
     if trip.difference is not None:
         sys.stderr.write(f"batchzip: first difference: {trip.difference}\n")
