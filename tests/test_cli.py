@@ -328,10 +328,15 @@ def test_an_unreadable_file_is_one_clear_line(
 
 def test_version_and_help() -> None:
     assert cli("--version").stdout == f"batchzip {batchzip.__version__}\n"
-    for arguments in (["--help"], ["swap", "--help"]):
-        result = cli(*arguments)
+    for arguments, example in (
+        ([], "batchzip algorithms  "),
+        (["swap"], "batchzip swap --pid 4711 --algorithm lz4"),
+        (["algorithms"], "batchzip algorithms --json"),
+    ):
+        result = cli(*arguments, "--help")
         assert (result.returncode, result.stderr) == (0, "")
-        assert "batchzip swap --pid 4711 --algorithm lz4" in result.stdout
+        assert example in result.stdout
+        assert "exit codes: 0 all went well" in result.stdout
 
 
 class _Wrong(batchzip.SwapStore):

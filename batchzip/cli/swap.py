@@ -10,8 +10,6 @@ compare with, because a process does not hold still.
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from batchzip import Engine, SwapStore
 from batchzip.cli.file_pages import FilePages
+from batchzip.cli.output import make_console, print_json
 from batchzip.cli.process_memory import ProcessMemory
 from batchzip.cli.report import as_document, print_report
 from batchzip.cli.round_trip import ROUND_BYTES, RoundTrip
@@ -61,13 +60,6 @@ class Options:
     workload_mib: int
 
 
-class _Output(Console):
-    """A console that leaves a closed pipe to its caller instead of ending the process."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def run(options: Options) -> int:
     """Do the whole job. Returns 0, or 1 if a page came back different.
 
@@ -93,13 +85,11 @@ def run(options: Options) -> int:
         trip = RoundTrip(source, sides, folio=options.folio, batch=options.batch, seed=options.seed)
         _round_trip(trip, options)
         document = as_document(trip, _settings(options, workers))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal without "µ", or a file name that is no text, must not cost the report.
-        sys.stdout.reconfigure(errors="replace")
+    console = make_console()
     if options.json:
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        print_json(document)
     else:
-        print_report(document, _Output(), classes=options.classes)
+        print_report(document, console, classes=options.classes)
     sys.stdout.flush()
     if trip.difference is not None:
         sys.stderr.write(f"batchzip: first difference: {trip.difference}\n")
