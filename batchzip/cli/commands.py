@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import batchzip
-from batchzip.cli.arguments import Parser, natural, page_size, positive, size
+from batchzip.cli.arguments import Parser, microseconds, natural, page_size, positive, size
 
 if TYPE_CHECKING:
     from typing import Any
@@ -18,6 +18,7 @@ exit codes: 0 all went well; 1 a page came back different; 2 bad input, said in 
 
 _EXAMPLES = """\
 examples:
+  batchzip advise --pid 4711       what compressing a process's memory would bring, and with what
   batchzip swap                    a workload of its own through a store and back
   batchzip algorithms              what pages can be compressed with here
   batchzip swap --help             every option of a command, with more examples
@@ -54,6 +55,24 @@ examples:
 """
 
 
+_ADVISE = """\
+Sample the pages of a process or a file, and say what compressing them would bring and with
+what: memory saved, and what a store and a load of one page cost, for each algorithm with
+pages of 4, 16 and 64 KiB, with and without shuffled bytes and a dictionary trained on other
+pages of the sample. Without --pid and --file the pages are those of a small workload started
+for it. Costs are those of one core in process.
+"""
+
+_ADVISE_EXAMPLES = """\
+examples:
+  batchzip advise --pid 4711                      the memory of a running process
+  batchzip advise --file dump.bin --sample 32M    a file, looked at more closely
+  batchzip advise --algorithm lz4 --algorithm zstd --all
+  batchzip advise --pid 4711 --plot advice.png    a picture (pip install 'batchzip[bench]')
+  batchzip advise --file dump.bin --json | python -m json.tool
+"""
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the whole command line."""
     parser = Parser(
@@ -65,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     version = f"batchzip {batchzip.__version__}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    _add_advise(commands)
     _add_swap(commands)
     _add_algorithms(commands)
     return parser
@@ -80,6 +100,38 @@ def _add(commands: Any, name: str, summary: str, description: str, examples: str
     )
 
 
+def _add_source(parser: Any) -> None:
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--pid", type=positive, metavar="N", help="anonymous memory of process N")
+    add("--file", metavar="PATH", help="a file of any size; its last page is filled up with zeros")
+
+
+def _add_advise(commands: Any) -> None:
+    summary = "say what compressing a process's memory or a file would bring, and with what"
+    parser = _add(commands, "advise", summary, _ADVISE, _ADVISE_EXAMPLES)
+    _add_source(parser)
+    add = parser.add_argument
+    add("--sample", type=size, default=8 << 20, metavar="SIZE", help="bytes looked at (8M)")
+    add(
+        "--algorithm",
+        action="append",
+        dest="algorithms",
+        metavar="NAME",
+        help="try this one; may be given more than once (all that batchzip algorithms lists)",
+    )
+    add(
+        "--max-load-us",
+        type=microseconds,
+        default=25.0,
+        metavar="US",
+        help="most that a load of a page may take to be recommended (%(default)g µs)",
+    )
+    add("--all", action="store_true", help="print every setting, not only those of interest")
+    add("--json", action="store_true", help="one JSON document with all figures instead of a table")
+    add("--plot", metavar="FILE", help="draw memory saved against time of a load, as .png, .svg, …")
+    add("--seed", type=natural, default=0, metavar="N", help="of where to look (%(default)s)")
+
+
 def _add_algorithms(commands: Any) -> None:
     summary = "list the algorithms there are, and how to install those there are not"
     parser = _add(commands, "algorithms", summary, _ALGORITHMS, _ALGORITHMS_EXAMPLES)
@@ -89,10 +141,7 @@ def _add_algorithms(commands: Any) -> None:
 def _add_swap(commands: Any) -> None:
     summary = "store the memory of a process or a file, load it back, compare, measure"
     swap = _add(commands, "swap", summary, _SWAP, _SWAP_EXAMPLES)
-    source = swap.add_mutually_exclusive_group()
-    add = source.add_argument
-    add("--pid", type=positive, metavar="N", help="anonymous memory of process N")
-    add("--file", metavar="PATH", help="a file of any size; its last page is filled up with zeros")
+    _add_source(swap)
     add = swap.add_argument
     add("--algorithm", default="zstd", metavar="NAME", help="see batchzip algorithms (%(default)s)")
     add("--level", type=int, metavar="N", help="level of the algorithm, if it has any")
