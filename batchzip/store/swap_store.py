@@ -214,6 +214,19 @@ class SwapStore(Group):
                 backing_file_size=0 if objects.backing is None else objects.backing.held_bytes,
             )
 
+    def counters_by_group(self) -> dict[str, Counters]:
+        """Give the counters of each group at one moment; pages of the store itself are group ""."""
+        self._enter()
+        with self._lock:
+            return {
+                name: Counters(
+                    **group._figures(),  # noqa: SLF001 - a store is made of groups
+                    pool_total_size=group._pool_bytes(),  # noqa: SLF001
+                    backing_file_size=0,
+                )
+                for name, group in {"": self, **self._groups}.items()
+            }
+
     @property
     def max_pool_bytes(self) -> int | None:
         """Bytes of memory the pool may hold, or None. Lowered below what it holds, it only refuses."""
