@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from command import absolute_path, assert_one_clear_line, cli
 from sample_pages import arrays, json_pages
-from test_cli import absolute_path, assert_one_clear_line, cli
 
 from batchzip import BadArgument, BadBatch, UnknownAlgorithm, UnreadableProcess
 from batchzip.advice import BLOCK_BYTES, TABLE_BYTES, Advice, advise, amount

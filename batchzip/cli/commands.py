@@ -73,6 +73,18 @@ examples:
 """
 
 
+_COMPLETION = """\
+Print a script that teaches a shell the commands, options and algorithms there are now. It
+needs shtab: pip install 'batchzip[completion]'
+"""
+
+_COMPLETION_EXAMPLES = """\
+examples:
+  eval "$(batchzip completion bash)"                     in ~/.bashrc
+  batchzip completion zsh > ~/.zsh/functions/_batchzip   in a folder of fpath
+"""
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the whole command line."""
     parser = Parser(
@@ -87,6 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_advise(commands)
     _add_swap(commands)
     _add_algorithms(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -183,3 +196,9 @@ def _add_swap(commands: Any) -> None:
         metavar="N",
         help="size of the workload in MiB (%(default)s)",
     )
+
+
+def _add_completion(commands: Any) -> None:
+    summary = "print a completion script for a shell"
+    parser = _add(commands, "completion", summary, _COMPLETION, _COMPLETION_EXAMPLES)
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")

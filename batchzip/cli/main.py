@@ -29,8 +29,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment] # *_where takes them all
         code: int = command.run(options)
-    sys.stdout.flush()
-    return code
+        return code
 
 
 def _show_warning(message: Warning | str, *_where: object) -> None:
@@ -45,21 +44,35 @@ def _one_line(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with `argv`, default that of the process, and return its exit code."""
+    """Run the command with `argv`, default that of the process, and return its exit code.
+
+    Raises SystemExit after --help, --version and arguments that cannot be right.
+    """
     try:
-        return _run(make_parser().parse_args(argv))
+        try:
+            return _run(make_parser().parse_args(argv))
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
-        # What is still buffered has no reader: without this, closing stdout at exit fails, too.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        _abandon_stdout()
         return 141
     except KeyboardInterrupt:
         sys.stderr.write("batchzip: interrupted\n")
         return 130
     except (BatchzipError, OSError, MemoryError) as error:
         sys.stderr.write(f"batchzip: {_one_line(error)}\n")
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk
+            _abandon_stdout()
         return 2
+
+
+def _abandon_stdout() -> None:
+    """Send what is still buffered nowhere: else closing stdout at exit fails once more, loudly."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 if __name__ == "__main__":
