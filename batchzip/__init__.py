@@ -86,7 +86,14 @@ if TYPE_CHECKING:
     from batchzip.request import Request as Request
     from batchzip.statistics import Statistics as Statistics
     from batchzip.store import Counters as Counters
+    from batchzip.store import Group as Group
+    from batchzip.store import GroupView as GroupView
+    from batchzip.store import Recompression as Recompression
+    from batchzip.store import Share as Share
+    from batchzip.store import StoreReport as StoreReport
+    from batchzip.store import StoreView as StoreView
     from batchzip.store import SwapStore as SwapStore
+    from batchzip.store import attach as attach
 
 __version__ = "0.1.0"
 
@@ -103,7 +110,11 @@ _HOME = {
     "Request": "request",
     "Statistics": "statistics",
     "Counters": "store",
-    "SwapStore": "store",
+    **dict.fromkeys(
+        ["Group", "GroupView", "Recompression", "Share", "StoreReport", "StoreView", "SwapStore"],
+        "store",
+    ),
+    "attach": "store",
     **dict.fromkeys(
         [
             "BackendUnavailable",
