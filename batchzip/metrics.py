@@ -41,6 +41,10 @@ _EVENTS = {
     "decompress_fail": "Loads and writebacks that met damaged bytes",
     "written_back_pages": "Pages moved from the pool to the backing file",
 }
+_TRAFFIC = {
+    "page_stores": "Pages stored, in memory or in the backing file",
+    "page_loads": "Pages loaded by the store's own process",
+}
 _PAGES = {
     "stored_pages": "Pages in memory, of every kind",
     "stored_incompressible_pages": "Pages kept raw in memory",
@@ -118,6 +122,7 @@ class _Families:
                 self._families[name] = kind(f"batchzip_{name}", text, labels=[*labels, *more])
 
         make(counter, _EVENTS.items(), "group")
+        make(counter, _TRAFFIC.items(), "group")
         make(gauge, _PAGES.items(), "group")
         make(
             gauge, [("compressed_bytes", "Bytes of compressed and raw pages in the pool")], "group"
@@ -165,13 +170,15 @@ def _rows(store: SwapStore, *, classes: bool) -> Iterator[_Row]:
 
 
 def _of_groups(store: SwapStore) -> Iterator[_Row]:
-    limits = {"": store.max_bytes, **{name: g.max_bytes for name, g in store.groups.items()}}
     for name, counters in store.counters_by_group().items():
         for key in (*_EVENTS, *_PAGES):
             yield key, [name], getattr(counters, key)
         yield "compressed_bytes", [name], counters.pool_total_size
-        if (limit := limits.get(name)) is not None:
-            yield "group_limit_bytes", [name], limit
+    for name, group in store.status()["groups"].items():
+        for key in _TRAFFIC:
+            yield key, [name], group[key]
+        if group["max_bytes"] is not None:
+            yield "group_limit_bytes", [name], group["max_bytes"]
 
 
 def _of_engine(engine: Engine) -> Iterator[_Row]:

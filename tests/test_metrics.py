@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from batchzip import ClosedError, Engine, MissingExtra, SwapStore
+from batchzip import ClosedError, Engine, MissingExtra, PageNotStored, SwapStore
 from batchzip.metrics import collector
 from batchzip.testing.plain import make_pages
 
@@ -82,6 +82,14 @@ def test_what_is_scraped_over_http_is_what_the_store_says(store: SwapStore) -> N
         assert found["batchzip_backed_pages", group("tiles")] == 3
         assert found["batchzip_written_back_pages_total", group("tiles")] == 3
         assert found["batchzip_written_back_pages_total", group("")] == 0
+        assert found["batchzip_page_stores_total", group("")] == 105
+        assert found["batchzip_page_stores_total", group("tiles")] == 10
+        assert found["batchzip_page_loads_total", group("")] == 0
+        store.load(3)
+        store.load_many([1, 2, 202])
+        with pytest.raises(PageNotStored):
+            store.load(999)
+        assert scrape(address)[0]["batchzip_page_loads_total", group("")] == 4
         assert found["batchzip_group_limit_bytes", group("tiles")] == 50_000
         assert ("batchzip_group_limit_bytes", group("")) not in found
         assert found["batchzip_pool_bytes", ()] == store.counters.pool_total_size
