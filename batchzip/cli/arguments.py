@@ -53,10 +53,20 @@ def natural(text: str) -> int:
 
 def microseconds(text: str) -> float:
     """Take a time above 0."""
+    return _time(text, "µs", most=math.inf)
+
+
+def seconds(text: str) -> float:
+    """Take a time above 0, of a day at the most."""
+    return _time(text, "seconds", most=86400.0)
+
+
+def _time(text: str, unit: str, *, most: float) -> float:
     try:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: a number of µs above 0 is")
+    if not 0 < number <= most or number == math.inf:
+        limit = "" if most == math.inf else f" and at most {most:g}"
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: {unit} above 0{limit} are")
     return number

@@ -6,20 +6,21 @@ import argparse
 from typing import TYPE_CHECKING
 
 import batchzip
-from batchzip.cli.arguments import Parser, microseconds, natural, page_size, positive, size
+from batchzip.cli.arguments import Parser, microseconds, natural, page_size, positive, seconds, size
 
 if TYPE_CHECKING:
     from typing import Any
 
 _EXIT_CODES = """
 exit codes: 0 all went well; 1 a page came back different; 2 bad input, said in one line;
-130 interrupted with Ctrl-C; 141 the reader of the output went away
+130 interrupted with Ctrl-C; 143 ended by SIGTERM; 141 the reader of the output went away
 """
 
 _EXAMPLES = """\
 examples:
   batchzip advise --pid 4711       what compressing a process's memory would bring, and with what
   batchzip swap                    a workload of its own through a store and back
+  batchzip top                     a store while it runs
   batchzip algorithms              what pages can be compressed with here
   batchzip swap --help             every option of a command, with more examples
 """
@@ -85,6 +86,22 @@ examples:
 """
 
 
+_TOP = """\
+Show how a store stands while it runs: its size against its limit, ratio, pages stored, loaded
+and written back a second, rejections by cause, workers and their load, groups, size classes.
+The store's process has to call store.share(), and belong to the same user. Without an address
+the one store that is shared is shown. q quits.
+"""
+
+_TOP_EXAMPLES = """\
+examples:
+  batchzip top                       the one store that is shared
+  batchzip top 4711                  that of process 4711
+  batchzip top /proc/4711/fd/12      by its address: store.share().address
+  batchzip top --once                one look, for pipes and files
+"""
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the whole command line."""
     parser = Parser(
@@ -98,6 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     _add_advise(commands)
     _add_swap(commands)
+    _add_top(commands)
     _add_algorithms(commands)
     _add_completion(commands)
     return parser
@@ -196,6 +214,21 @@ def _add_swap(commands: Any) -> None:
         metavar="N",
         help="size of the workload in MiB (%(default)s)",
     )
+
+
+def _add_top(commands: Any) -> None:
+    summary = "show a running store: size, ratio, traffic, rejections, workers, size classes"
+    parser = _add(commands, "top", summary, _TOP, _TOP_EXAMPLES)
+    add = parser.add_argument
+    add("address", nargs="?", metavar="ADDRESS", help="of store.share(), or a process id")
+    add(
+        "--interval",
+        type=seconds,
+        default=1.0,
+        metavar="S",
+        help="seconds between two looks (%(default)g)",
+    )
+    add("--once", action="store_true", help="print one look and end")
 
 
 def _add_completion(commands: Any) -> None:
