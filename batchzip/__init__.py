@@ -50,6 +50,9 @@ if TYPE_CHECKING:
         ForkedProcess as ForkedProcess,
     )
     from batchzip.errors import (
+        MissingExtra as MissingExtra,
+    )
+    from batchzip.errors import (
         PageError as PageError,
     )
     from batchzip.errors import (
@@ -123,6 +126,7 @@ _HOME = {
             "CorruptPage",
             "EngineBusy",
             "ForkedProcess",
+            "MissingExtra",
             "PageError",
             "PageNotStored",
             "PoolFull",

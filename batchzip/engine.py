@@ -42,7 +42,7 @@ class Engine(Owned):
                   smaller by that, with lz4 the most; text does not.
     `page_size`   bytes of a page; a power of two in 512 B … 2 MiB.
     `parameters`  the algorithm's own: `level`, `dictionary` for zstd; `acceleration`,
-                  `high_compression` for lz4.
+                  `high_compression` for lz4; `batchzip algorithms` lists them.
 
     `codec` is the codec with all that is around it; equal codecs restore each other's outputs.
 
@@ -68,6 +68,7 @@ class Engine(Owned):
         if isinstance(algorithm, Codec):
             if parameters:
                 raise BadArgument("a codec made by hand brings its own parameters")
+            algorithm.require()
             self.codec = algorithm
         else:
             self.codec = make_codec(algorithm, **parameters)

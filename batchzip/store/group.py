@@ -36,7 +36,7 @@ from batchzip.errors import BadArgument, StoreRejected
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import as_indices, as_integer, as_out, as_pages, as_range, as_room
 from batchzip.store.cleaning import clean
-from batchzip.store.counters import EVENTS, Counters
+from batchzip.store.counters import EVENTS, Counters, Traffic
 from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.ledger import Ledger
 from batchzip.store.loader import Loader
@@ -87,7 +87,8 @@ class Group(Owned):
         self._lru = self._ledger.lru
         self._full = Hysteresis()
         self._events = dict.fromkeys(EVENTS, 0)
-        self._loader = Loader(home, self._ledger, self._events)
+        self._traffic = Traffic()
+        self._loader = Loader(home, self._ledger, self._events, self._traffic)
         self.max_bytes = max_bytes
         super().__init__()
 
@@ -118,6 +119,7 @@ class Group(Owned):
             entries, kept = self._keep(matrix)
             with self._lock:
                 ledger.publish(first, entries, kept)
+                self._traffic.page_stores += count
         except StoreRejected:
             with self._lock:
                 ledger.erase(first, count)

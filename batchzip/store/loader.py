@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.buffers import Bytes
+    from batchzip.store.counters import Traffic
     from batchzip.store.home import Home
     from batchzip.store.ledger import Ledger
 
@@ -40,17 +41,20 @@ if TYPE_CHECKING:
 class Loader:
     """Loads the pages of one group. Thread-safe."""
 
-    def __init__(self, home: Home, ledger: Ledger, events: dict[str, int]) -> None:
+    def __init__(
+        self, home: Home, ledger: Ledger, events: dict[str, int], traffic: Traffic
+    ) -> None:
         self._home = home
         self._ledger = ledger
         self._events = events
+        self._traffic = traffic
         self._lock = home.lock
         self._table = ledger.table
         self._lru = ledger.lru
 
     def load(self, where: int, *, exclusive: bool) -> bytes:  # noqa: C901 - a call costs 0.05 µs
         """Restore one page. Raises as `Group.load`."""
-        lru, home = self._lru, self._home
+        lru, home, traffic = self._lru, self._home, self._traffic
         while True:
             lru.used += 1
             with self._lock:
@@ -62,6 +66,7 @@ class Loader:
                 # Copied under the lock: nobody can free it meanwhile.
                 if kind == COMPRESSED or kind == RAW:  # noqa: PLR1714, SIM109 - half the time of `in`
                     stored = home.objects.pool.copy(value)
+                traffic.page_loads += kind != ABSENT
             try:
                 if kind == ABSENT:
                     raise PageNotStored(where)
@@ -132,6 +137,7 @@ class Loader:
             kinds = entries["kind"]
             if not kinds.all():
                 raise PageNotStored(int(where[np.flatnonzero(kinds == ABSENT)[0]]))
+            self._traffic.page_loads += len(where)
             pooled = home.pooled(entries[(kinds == COMPRESSED) | (kinds == RAW)])
             reused = home.codecs.reused
         try:

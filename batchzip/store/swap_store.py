@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from batchzip.errors import BadArgument
@@ -215,8 +216,8 @@ class SwapStore(Group):
         """Say how the store stands now, in plain values: what `batchzip top` shows.
 
         pid, algorithm, backend, page_size (bytes); max_pool_bytes, accept_threshold_percent, pool_full;
-        pool_total_size, compressed_bytes, table_bytes, pages; groups: by name, pages, pool_bytes
-        and max_bytes of each; statistics: the engine's.
+        pool_total_size, compressed_bytes, table_bytes, pages; groups: by name, pages, pool_bytes,
+        max_bytes, page_stores and page_loads (since it was made) of each; statistics: the engine's.
         """
         self._enter()
         engine, pool = self.engine, self._home.objects.pool
@@ -226,6 +227,7 @@ class SwapStore(Group):
                     "pages": group._ledger.pages,  # noqa: SLF001 - a store is made of groups
                     "pool_bytes": group._ledger.pool_bytes,  # noqa: SLF001
                     "max_bytes": group.max_bytes,
+                    **asdict(group._traffic),  # noqa: SLF001
                 }
                 for group in [self, *self._groups.values()]
             }
@@ -270,6 +272,19 @@ class SwapStore(Group):
                 pool_total_size=objects.pool.held_bytes,
                 backing_file_size=0 if objects.backing is None else objects.backing.held_bytes,
             )
+
+    def counters_by_group(self) -> dict[str, Counters]:
+        """Give the counters of each group at one moment; pages of the store itself are group ""."""
+        self._enter()
+        with self._lock:
+            return {
+                name: Counters(
+                    **group._figures(),  # noqa: SLF001 - a store is made of groups
+                    pool_total_size=group._pool_bytes(),  # noqa: SLF001
+                    backing_file_size=0,
+                )
+                for name, group in {"": self, **self._groups}.items()
+            }
 
     @property
     def max_pool_bytes(self) -> int | None:

@@ -164,9 +164,10 @@ class BackendContract(RequestContract, EngineContract):
         assert np.flatnonzero(batch.errors).tolist() == self.places
         assert (batch.errors[self.places] == -errno.EINVAL).all()
         assert not batch.dlens[self.places].any()
-        for index, output in enumerate(Plain(engine).compress(pages)):
+        plain = Plain(engine)
+        for index, page in enumerate(pages):
             if index not in self.places:
-                assert batch.output(index) == output, index
+                assert plain.restore(bytes(batch.output(index))) == page, index
 
     @pytest.mark.parametrize("capacity", [1, 100, 1700, PAGE, 5 * PAGE])
     def test_an_output_that_does_not_fit_is_enospc_and_nothing_beside_it_is_touched(
