@@ -975,3 +975,23 @@ PoolAgainstDict.TestCase.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None, database=None
 )
 TestPoolAgainstDict = PoolAgainstDict.TestCase
+
+
+@pytest.mark.parametrize("size", [96, 208, 700, 1500])
+def test_a_pool_at_its_limit_uses_the_rest_of_a_page_that_compaction_left(size: int) -> None:
+    """The last object of a lowered span shares its page with room for more, which needs no memory."""
+    with Pool() as pool:
+        handles = malloc(pool, [size] * 400)
+        for kept in range(400, 0, -1):
+            pool.free(handles[kept - 1])
+            if kept % 7 == 0:
+                while pool.compact():
+                    pass
+                pool.max_bytes = pool.held_bytes
+                extra = []
+                with pytest.raises(PoolFull):
+                    while True:
+                        extra += malloc(pool, [size])
+                pool.free_many(extra)
+                pool.check_invariants()
+                pool.max_bytes = None

@@ -340,6 +340,8 @@ class SpanTable:
 
     def _commit(self, offset: int, length: int) -> str:
         """Reserve memory; return why that cannot be, or nothing."""
+        if not length:
+            return ""  # compaction lowered the bump, and the page it ends in has room for more
         if self._at_limit(length):
             return f"{self.held} of at most {self.limit} bytes are held, {length} more do not fit"
         try:
