@@ -31,6 +31,7 @@ from batchzip.errors import BadArgument, BadHandle, ClosedError, ForkedProcess, 
 from batchzip.pool import Pool, span
 from batchzip.pool.audit import ClassUse
 from batchzip.pool.handles import GENERATION_SHIFT, ONE, RETIRED, SLOT
+from batchzip.pool.pool import TORN
 from batchzip.pool.size_classes import SPAN_PAGES, SizeClasses
 from batchzip.segment import PAGE, Segment
 
@@ -373,6 +374,18 @@ def test_what_address_space_a_pool_begins_with_takes_no_memory() -> None:
         pool.put_many([b"one", b"two"])
         assert pool._arena.spans.segment.size >= 1 << 34
         assert 0 < state(pool)[2] <= 2 * PAGE
+
+
+def test_tables_that_were_lengthened_and_no_more_are_put_right(pool: Pool) -> None:
+    handles = put(pool, [b"kept"] * 100)
+    spans = pool._arena.spans
+    # As an interrupt leaves them between two steps of lengthening, far beyond the address space.
+    spans.kind.resize(len(spans.kind) + 4096, refcheck=False)
+    spans.bump.resize(len(spans.bump) + 4096, refcheck=False)
+    pool._state = TORN
+    assert [bytes(view) for view in pool.read_many(handles)] == [b"kept"] * 100
+    pool.check_invariants()
+    malloc(pool, [4096] * 3000)
 
 
 def test_a_pool_does_with_little_address_space(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -461,6 +461,7 @@ class SpanTable:
         tables = (self.kind, self.bump, self.used, self.extent)
         most = max(len(table) for table in tables)
         self._lengthen(most - len(self.extent))
+        self.kind[self.next :] = UNUSED  # it may have been lengthened, and no more
         self.used = np.bincount(at >> SPAN_SHIFT, minlength=most).astype(np.uint8)
         self._forget_empty()
         spans = np.flatnonzero(self.kind != UNUSED)
