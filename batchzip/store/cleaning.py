@@ -10,9 +10,9 @@ of log-structured file systems.
 There is no map from place to entry: the tables are read through once a round, which costs 16 bytes a page
 where a map would cost 8 of memory for each page at all times.
 
-One cleans at a time; who comes second leaves it to the first. A page that is damaged stays where it is.
+One cleans at a time; who comes second leaves it to the first, or waits for it where it needs the room. A page that is damaged stays where it is.
 
-Locks: `cleaning`, taken only if it is free, then the store's, to choose and to exchange.
+Lock order: `cleaning`, then the store's, to choose and to exchange.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ _ROUND_ZONES = 64
 """Zones cleaned for one look at the tables: 64 MiB, of which less than half is written anew."""
 
 
-def clean(home: Home) -> int:
-    """Clean all zones that are sparse now; bytes of the file given back. Raises OSError."""
+def clean(home: Home, *, wait: bool = False) -> int:
+    """Clean all zones that are sparse now; bytes of the file given back. Raises OSError.
+
+    If another thread does so, 0 is returned; with `wait`, once it is done and what it left is clean.
+    """
     backing = home.objects.backing
-    if backing is None or not home.cleaning.acquire(blocking=False):
+    if backing is None or not home.cleaning.acquire(blocking=wait):
         return 0
     try:
         held = backing.held_bytes

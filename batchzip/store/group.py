@@ -157,10 +157,12 @@ class Group(Owned):
             try:
                 return home.writer.write(pages, to_file=True)
             except StoreRejected:
+                held = _held_in_file(home)
                 with contextlib.suppress(OSError):
-                    if clean(home):
-                        return home.writer.write(pages, to_file=True)
-                raise
+                    clean(home, wait=True)
+                if _held_in_file(home) >= held:
+                    raise
+                return home.writer.write(pages, to_file=True)
         except StoreRejected as failure:
             self._count(failure)
             raise
@@ -429,3 +431,8 @@ class Group(Owned):
     def table_bytes(self) -> int:
         """Bytes of this group's own tables."""
         return self._table.nbytes
+
+
+def _held_in_file(home: Home) -> int:
+    backing = home.objects.backing
+    return 0 if backing is None else backing.held_bytes
