@@ -47,7 +47,7 @@ def _situation(pages: Bytes, algorithm: str, batch: int, rounds: int) -> list[Ro
     with ExitStack() as stack:
         compressing: dict[str, Callable[[], object]] = {}
         decompressing: dict[str, Callable[[], object]] = {}
-        ratios: dict[str, float] = {}
+        ratios: dict[str, float | None] = {}
         for name, kind in contenders(algorithm):
             contender = stack.enter_context(kind(algorithm, pages, batch))
             ratios[name] = contender.prepare()
@@ -62,8 +62,10 @@ def _situation(pages: Bytes, algorithm: str, batch: int, rounds: int) -> list[Ro
                 compressing[name] = partial(device.write, data, block, lanes)
                 decompressing[name] = partial(device.read, data, block, lanes)
             device.write(data, block)
+            # Same-filled pages, of which it keeps a word, have no ratio.
+            became = device.compressed_bytes
             for lanes in (1, CPUS):
-                ratios[f"zram, {lanes} at once"] = pages.nbytes / device.compressed_bytes
+                ratios[f"zram, {lanes} at once"] = pages.nbytes / became if became else None
         for operation, calls in (("compress", compressing), ("decompress", decompressing)):
             found = measure(calls, rounds)
             rows += [
@@ -80,7 +82,7 @@ def _row(
     name: str,
     timing: Timing,
     pages: int,
-    ratio: float,
+    ratio: float | None,
 ) -> Row:
     us = [seconds * 1e6 / pages for seconds in (timing.median, timing.low, timing.high)]
     return Row("compress", operation, algorithm, batch, name, us[0], us[1], us[2], ratio)

@@ -43,26 +43,29 @@ def workload_pages(count: int) -> Bytes:
         Workload(_WORKLOAD_MIB) as workload,
         ProcessMemory(workload.pid, page_size=PAGE, chunk_pages=1024) as memory,
     ):
-        return _chosen(np.concatenate(list(memory.chunks())), count)
+        return _chosen(list(memory.chunks()), count, "the workload")
 
 
 def process_pages(pid: int, count: int) -> Bytes:
     """Take pages of a running process. Raises UnreadableProcess."""
     with ProcessMemory(pid, page_size=PAGE, chunk_pages=1024) as memory:
-        return _chosen(np.concatenate(list(memory.chunks())), count)
+        return _chosen(list(memory.chunks()), count, f"process {pid}")
 
 
 def file_pages(path: str, count: int) -> Bytes:
     """Take pages of a file. Raises OSError."""
     with FilePages(path, page_size=PAGE) as file:
-        return _chosen(np.concatenate([chunk.copy() for chunk in file.chunks()]), count)
+        return _chosen([chunk.copy() for chunk in file.chunks()], count, path)
 
 
-def _chosen(pages: Bytes, count: int) -> Bytes:
+def _chosen(chunks: list[Bytes], count: int, source: str) -> Bytes:
     """Shuffle, and leave out the same-filled: they are no work for a codec."""
+    if not chunks:
+        raise BadArgument(f"{source} is empty: there is nothing to compress")
+    pages = np.concatenate(chunks)
     words = pages.view(np.uint64)
     pages = pages[(words != words[:, :1]).any(axis=1)]
     if not len(pages):
-        raise BadArgument("all pages are same-filled: there is nothing to compress")
+        raise BadArgument(f"all pages of {source} are same-filled: there is nothing to compress")
     np.random.default_rng(_SEED).shuffle(pages)
     return np.ascontiguousarray(pages[:count])

@@ -15,6 +15,8 @@ A contender is opened for an algorithm and a size of batch, and then does all pa
 Levels are matched where a library has other ones; where it has none, it does not take part.
 """
 
+# ruff: noqa: D102 - Contender says what each method does
+
 from __future__ import annotations
 
 import contextlib
@@ -238,7 +240,9 @@ class ZstandardMulti(Contender):
         level = ALGORITHMS[algorithm][1]["level"]
         self.compressor = zstandard.ZstdCompressor(level=level)
         self.decompressor = zstandard.ZstdDecompressor()
-        self.parts = [[memoryview(page) for page in pages[at : at + batch]] for at in self.starts()]
+        self.parts: list[list[bytes | bytearray | memoryview]] = [
+            [memoryview(page) for page in pages[at : at + batch]] for at in self.starts()
+        ]
 
     def compress(self) -> object:
         for part in self.parts:

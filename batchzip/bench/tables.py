@@ -1,4 +1,4 @@
-"""Tables: the figures of a run for people. The quickest of each row is marked, whoever it is."""
+"""Tables: the figures of a run for people. They say who is quickest, whoever it is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from rich.table import Table
-from rich.text import Text
 
 from batchzip.bench.peers import CPUS
 
@@ -15,53 +14,49 @@ if TYPE_CHECKING:
 
     from batchzip.bench.result import Change, Row
 
+OURS = ("sequential", "workers")
+
 _AHEAD = 1.02
 """Quicker by less than 2 % is not ahead."""
 
 
 def compress_tables(rows: list[Row]) -> Iterator[Table]:
-    """Make a table for each operation: a line a situation, a column a contender."""
-    for operation in ("compress", "decompress"):
-        chosen = [row for row in rows if (row.benchmark, row.operation) == ("compress", operation)]
-        if not chosen:
-            continue
-        names = list(dict.fromkeys(row.contender for row in chosen))
-        situations: dict[tuple[str, int], dict[str, Row]] = defaultdict(dict)
-        for row in chosen:
-            situations[row.algorithm, row.batch][row.contender] = row
-        table = Table(
-            title=f"{operation}: µs a page of 4 KiB (compression ratio); best: who is quickest,"
-            f" ÷ limit: batchzip's best against {CPUS} × bare"
-        )
+    """Make a table for each algorithm and operation: a line a contender, a column a size of batch."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.benchmark == "compress":
+            groups[row.algorithm, row.operation].append(row)
+    for (algorithm, operation), chosen in groups.items():
+        batches = sorted({row.batch for row in chosen})
+        found = {(row.contender, row.batch): row for row in chosen}
+        table = Table(title=f"{algorithm}, {operation}: µs a page of 4 KiB by pages of a batch")
         table.add_column("")
-        table.add_column("batch", justify="right")
-        for name in names:
-            table.add_column(name, justify="right")
-        table.add_column("÷ limit", justify="right")
-        table.add_column("best")
-        for (algorithm, batch), found in situations.items():
-            table.add_row(algorithm, str(batch), *_cells(names, found))
+        for batch in batches:
+            table.add_column(str(batch), justify="right")
+        table.add_column("ratio", justify="right")
+        for name in dict.fromkeys(row.contender for row in chosen):
+            cells = [found.get((name, batch)) for batch in batches]
+            ratio = next(cell.ratio for cell in cells if cell is not None)
+            table.add_row(
+                name,
+                *("" if cell is None else f"{cell.us:.2f}" for cell in cells),
+                "" if ratio is None else f"{ratio:.2f}",
+            )
+        table.add_section()
+        ours, best = zip(*(_judged(found, batch) for batch in batches), strict=True)
+        table.add_row(f"batchzip ÷ limit ({CPUS} × bare)", *ours, "")
+        table.add_row("quickest", *best, "")
         yield table
 
 
-def _cells(names: list[str], found: dict[str, Row]) -> list[Text | str]:
-    ours = min((found[name] for name in ("sequential", "workers")), key=lambda row: row.us)
-    others = [
-        row for name, row in found.items() if name not in {"bare", "sequential", "workers"}
-    ]
-    peer = min(others, key=lambda row: row.us, default=None)
-    best = ours if peer is None or ours.us <= peer.us * _AHEAD else peer
-    cells: list[Text | str] = []
-    for name in names:
-        row = found.get(name)
-        if row is None:
-            cells.append("")
-            continue
-        ratio = "" if row.ratio is None else f" ({row.ratio:.2f})"
-        cells.append(Text(f"{row.us:.2f}{ratio}", style="bold" if row is best else ""))
-    cells.append(f"{found['bare'].us / CPUS / ours.us:.2f}")
-    cells.append("batchzip" if best is ours else best.contender)
-    return cells
+def _judged(found: dict[tuple[str, int], Row], batch: int) -> tuple[str, str]:
+    """Say how near batchzip's best is to the limit, and who is quickest; bare is the measure."""
+    here = {name: row for (name, size), row in found.items() if size == batch}
+    bare = here.pop("bare")
+    ours = min((here.pop(name) for name in OURS), key=lambda row: row.us)
+    peer = min(here.values(), key=lambda row: row.us, default=ours)
+    best = "batchzip" if ours.us <= peer.us * _AHEAD else peer.contender
+    return f"{bare.us / CPUS / ours.us:.2f}", best
 
 
 def swap_table(rows: list[Row]) -> Table:
@@ -85,8 +80,8 @@ def swap_table(rows: list[Row]) -> Table:
                 f"{more[key]:.2f}" if key in more else ""
                 for key in ("p50_us", "p99_us", "p99_9_us")
             ),
-            f"{found['store'].ratio:.2f}",
-            f"{found['store'].more['held_by_stored']:.3f}",
+            "" if found["store"].ratio is None else f"{found['store'].ratio:.2f}",
+            f"{held:.3f}" if (held := found["store"].more.get("held_by_stored")) else "",
         )
     return table
 

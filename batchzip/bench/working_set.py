@@ -11,6 +11,8 @@ Each holds the same pages, compressed by the same algorithm. Loads are in random
 memory held ÷ the bytes that the compressed pages have; of the dict as sys.getsizeof tells.
 """
 
+# ruff: noqa: D102 - Holder says what each method does
+
 from __future__ import annotations
 
 import sys
@@ -72,7 +74,7 @@ class InStore(Holder):
         name, parameters = ALGORITHMS[algorithm]
         self.pages = pages
         self.stack = ExitStack()
-        engine = self.stack.enter_context(batchzip.Engine(name, **parameters))
+        engine = self.stack.enter_context(batchzip.Engine(make_codec(name, **parameters)))
         engine.wait_ready()
         backing = None if limit is None else tempfile.gettempdir()
         self.swap = self.stack.enter_context(
@@ -95,7 +97,9 @@ class InStore(Holder):
         return None
 
     def memory(self) -> tuple[int, int]:
-        return self.swap.compressed_bytes, self.swap.counters.pool_total_size
+        counters = self.swap.counters
+        # What lies in the file is stored, and held by no memory.
+        return self.swap.compressed_bytes + counters.backing_file_size, counters.pool_total_size
 
     def close(self) -> None:
         self.stack.close()
@@ -174,7 +178,11 @@ class InZram(Holder):
 
 
 def working_set(
-    pages: Bytes, algorithms: list[str], rounds: int, *, tell: Callable[[str], None] = lambda _: None
+    pages: Bytes,
+    algorithms: list[str],
+    rounds: int,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
     """Measure all holders side by side."""
     rows = []
@@ -196,9 +204,7 @@ def working_set(
     return rows
 
 
-def _measured(
-    algorithm: str, pages: Bytes, holders: dict[str, Holder], rounds: int
-) -> list[Row]:
+def _measured(algorithm: str, pages: Bytes, holders: dict[str, Holder], rounds: int) -> list[Row]:
     count = len(pages)
     order = np.random.default_rng(1).permutation(count).tolist()
     stores = measure({name: holder.store for name, holder in holders.items()}, rounds)
@@ -208,10 +214,12 @@ def _measured(
     rows = []
     for name, holder in holders.items():
         stored, held = holder.memory()
-        memory = {"held_by_stored": held / stored, "held_bytes": float(held)}
+        memory = {"held_bytes": float(held)}
+        if stored:  # same-filled pages are kept as a word
+            memory["held_by_stored"] = held / stored
         for operation, found in (("store", stores[name]), ("load", loads[name])):
             us = [1e6 * seconds / count for seconds in (found.median, found.low, found.high)]
-            ratio = pages.nbytes / stored
+            ratio = pages.nbytes / stored if stored else None
             more = memory if operation == "store" else {}
             row = Row("swap", operation, algorithm, FOLIO, name, us[0], us[1], us[2], ratio, more)
             rows.append(row)

@@ -67,7 +67,9 @@ class Zram(Closing):
 
     def write(self, data: memoryview, block: int, writers: int = 1) -> None:
         """Write everything in blocks of so many bytes. `data` begins where a page of the machine does."""
-        self._each(lambda at: os.pwrite(self._fd, data[at : at + block], at), len(data), block, writers)
+        self._each(
+            lambda at: os.pwrite(self._fd, data[at : at + block], at), len(data), block, writers
+        )
 
     def read(self, room: memoryview, block: int, readers: int = 1) -> None:
         """Read everything in blocks of so many bytes."""

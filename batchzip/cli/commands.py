@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _EXIT_CODES = """
-exit codes: 0 all went well; 1 a page came back different; 2 bad input, said in one line;
+exit codes: 0 all went well; 1 a page came back different, or bench found something slower; 2 bad input, said in one line;
 130 interrupted with Ctrl-C; 143 ended by SIGTERM; 141 the reader of the output went away
 """
 
@@ -20,6 +20,7 @@ _EXAMPLES = """\
 examples:
   batchzip advise --pid 4711       what compressing a process's memory would bring, and with what
   batchzip swap                    a workload of its own through a store and back
+  batchzip bench                   how it stands beside what you would use instead
   batchzip top                     a store while it runs
   batchzip algorithms              what pages can be compressed with here
   batchzip swap --help             every option of a command, with more examples
@@ -74,6 +75,23 @@ examples:
 """
 
 
+_BENCH = """\
+Measure batchzip beside what would be used instead, in one run, contenders taking turns: a bare loop
+of codec calls, threads, loky, zstandard's batches, blosc2 (pip install 'batchzip[bench]') and, for
+root, zram; then whole working sets in a store, a dict, blosc2, zram. Without --pid, --file and --made
+the pages are those of a small workload started for it.
+"""
+
+_BENCH_EXAMPLES = """\
+examples:
+  batchzip bench --pid 4711                      on the memory of a running process
+  batchzip bench --file dump.bin --plot bench.png
+  batchzip bench --json > OLD.json               keep the figures
+  batchzip bench --compare OLD.json              what got slower since; exit code 1 if anything
+  batchzip bench --compare OLD.json NEW.json     two results that were kept
+"""
+
+
 _COMPLETION = """\
 Print a script that teaches a shell the commands, options and algorithms there are now. It
 needs shtab: pip install 'batchzip[completion]'
@@ -115,6 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     _add_advise(commands)
     _add_swap(commands)
+    _add_bench(commands)
     _add_top(commands)
     _add_algorithms(commands)
     _add_completion(commands)
@@ -214,6 +233,38 @@ def _add_swap(commands: Any) -> None:
         metavar="N",
         help="size of the workload in MiB (%(default)s)",
     )
+
+
+def _add_bench(commands: Any) -> None:
+    summary = "measure batchzip beside what would be used instead"
+    parser = _add(commands, "bench", summary, _BENCH, _BENCH_EXAMPLES)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--pid", type=positive, metavar="N", help="anonymous memory of process N")
+    source.add_argument("--file", metavar="PATH", help="a file of any size")
+    source.add_argument(
+        "--made", choices=("random", "zeros", "alternating"), help="pages made to be hard, or easy"
+    )
+    add = parser.add_argument
+    add("--pages", type=positive, default=4096, metavar="N", help="at most so many (%(default)s)")
+    add("--rounds", type=positive, default=5, metavar="N", help="of each contender (%(default)s)")
+    add(
+        "--algorithm",
+        action="append",
+        dest="algorithms",
+        metavar="NAME",
+        help="'lz4', 'zstd -1', 'zstd 1' or 'zstd 3'; may be given more than once (lz4 and zstd 1)",
+    )
+    add(
+        "--batch",
+        action="append",
+        dest="batches",
+        type=positive,
+        metavar="N",
+        help="pages of a batch; may be given more than once (8, 64 and 256)",
+    )
+    add("--compare", nargs="+", metavar="JSON", help="a result kept before, or two of them")
+    add("--json", action="store_true", help="one JSON document with all figures instead of tables")
+    add("--plot", metavar="FILE", help="draw throughput by size of batch, as .png, .svg, …")
 
 
 def _add_top(commands: Any) -> None:
