@@ -6,6 +6,7 @@ everyone else is grey with a marker of its own and a name at the end of the line
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from batchzip.bench.peers import CPUS
@@ -29,11 +30,13 @@ def picture(result: Result, path: Path) -> None:
     figure = load_extra("matplotlib.figure", extra="bench", needed_by="--plot").Figure(
         figsize=(12, 3.6 * len(algorithms) + 0.8), layout="constrained"
     )
+    peers = sorted({row.contender for row in rows} - {*OURS, "bare"})
+    markers = dict(zip([*OURS, *peers], itertools.cycle(_MARKERS), strict=False))
     grid = figure.subplots(len(algorithms), 2, squeeze=False)
     for line, algorithm in zip(grid, algorithms, strict=True):
         for axes, operation in zip(line, _OPERATIONS, strict=True):
             chosen = [r for r in rows if (r.algorithm, r.operation) == (algorithm, operation)]
-            _panel(axes, chosen, f"{algorithm}: {operation}")
+            _panel(axes, chosen, markers, f"{algorithm}: {operation}")
     figure.suptitle(
         f"{result.source}, {result.pages:,} pages of 4 KiB, {result.machine['cpus']} CPUs; "
         "MB/s by pages of a batch, medians and quartiles",
@@ -44,10 +47,10 @@ def picture(result: Result, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _panel(axes: Any, rows: list[Row], title: str) -> None:
+def _panel(axes: Any, rows: list[Row], markers: dict[str, str], title: str) -> None:
     names = sorted({row.contender for row in rows}, key=lambda name: (name in OURS, name))
     ends = []
-    for number, name in enumerate(names):
+    for name in names:
         points = sorted((row for row in rows if row.contender == name), key=lambda row: row.batch)
         ours, bare = name in OURS, name == "bare"
         batches = [row.batch for row in points]
@@ -62,7 +65,7 @@ def _panel(axes: Any, rows: list[Row], title: str) -> None:
             color="black" if ours or bare else "0.55",
             linestyle="--" if bare else (":" if name == "sequential" else "-"),
             linewidth=2.2 if ours else 1.0,
-            marker=None if bare else _MARKERS[number % len(_MARKERS)],
+            marker=markers.get(name),
             markersize=6 if ours else 4,
             elinewidth=0.6,
             zorder=4 if ours else 2,
