@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from command import absolute_path, assert_one_clear_line, cli
+from hypothesis import given
+from hypothesis import strategies as st
 from sample_pages import arrays, json_pages
 
 from batchzip import BadArgument, BadBatch, UnknownAlgorithm, UnreadableProcess
-from batchzip.advice import BLOCK_BYTES, TABLE_BYTES, Advice, advise, amount
+from batchzip.advice import BLOCK_BYTES, TABLE_BYTES, Advice, Option, advise, amount
+from batchzip.advice.judgement import recommend, with_front
 from batchzip.cli import sampling
 from batchzip.cli.main import main
 from batchzip.cli.process_memory import ProcessMemory
@@ -114,6 +117,42 @@ def test_the_recommendation_is_on_the_front_and_near_the_best(text_advice: Advic
     assert amount((1 << 30) - chosen.saved_bytes) in text_advice.sentence
 
 
+@given(
+    figures=st.lists(
+        st.tuples(
+            st.sampled_from([4096, 16384, 65536]),
+            st.integers(0, 20),  # few values: ties are what is easily wrong
+            st.integers(1, 20),
+            st.integers(1, 20),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    limit=st.integers(1, 21),
+)
+def test_whatever_was_measured_what_is_recommended_keeps_the_limit_and_is_near_the_best(
+    figures: list[tuple[int, int, int, int, bool]], limit: int
+) -> None:
+    options = with_front(
+        [
+            Option(
+                "zstd", {}, size, None, dictionary, 0.0, 0.0, 2.0, saved / 20, 0, store_us, load_us
+            )
+            for size, saved, store_us, load_us, dictionary in figures
+        ]
+    )
+    chosen, sentence = recommend(options, 1 << 30, limit)
+    quick = [option.saved_share for option in options if option.load_us <= limit]
+    assert sentence.endswith(".")
+    if chosen is None:
+        assert max(quick, default=0) < 0.1
+    else:
+        assert chosen.on_front
+        assert chosen.load_us <= limit
+        assert chosen.saved_share >= max(quick) - 0.02
+
+
 def test_the_call_that_is_recommended_runs_as_it_stands(text_advice: Advice) -> None:
     import batchzip  # noqa: PLC0415 - the name that the call has
 
@@ -169,6 +208,8 @@ def test_bad_arguments_are_refused_before_anything_is_measured() -> None:
         advise(bytes(BLOCK_BYTES - 1))
     with pytest.raises(UnknownAlgorithm, match="'lzo'"):
         advise(text(1), algorithms=["lzo"])
+    with pytest.raises(BadArgument, match="at least one"):
+        advise(text(1), algorithms=[])
     for limit in (0, -1.0, float("nan")):
         with pytest.raises(BadArgument, match="max_load_us must be above 0"):
             advise(text(1), max_load_us=limit)
