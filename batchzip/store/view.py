@@ -69,8 +69,8 @@ _PAUSE_S = 0.001
 """Seconds between two looks at it."""
 
 _ANSWER_S = 30.0
-"""Seconds in which an owner answers. It takes 0.1 ms; on a machine with ten times more to do than it has
-processors, its threads have been seen to wait for seconds."""
+"""Seconds in which an owner answers. It takes 0.1 ms, but its threads take turns with those that
+work, and on a machine that has ten times more to do than processors a turn comes late."""
 
 _EPOCH_SHIFT = 48
 """What lies above in the second word of an entry says when it was used: nothing of what it is."""
