@@ -69,7 +69,8 @@ class Home:
         """Held by who cleans the backing file."""
 
     def writer_of(self, engine: Engine) -> FolioWriter:
-        """Make what writes with an engine; its codec gets a number."""
+        """Make what writes with an engine; its codec gets a number. Raises ClosedError."""
+        engine._refuse()  # noqa: SLF001 - at once, and not when it is first used
         if engine.page_size != self.page_size:
             raise BadArgument(
                 f"the engine has pages of {engine.page_size} bytes, this store of {self.page_size}"
