@@ -4,10 +4,11 @@ Every way to compress is tried on a sample with a real store of its own, in proc
 are those of that pool, costs those of its store() and load(), one page loaded at a time.
 
     blocks of 64 KiB ─┬─ every fifth ──▶ dictionary, bytes of the elements to shuffle
-                      └─ the others, in four parts ──▶ each part through all trials in turn
+                      └─ the others, in eight parts ─▶ each part through all trials in turn
 
-The parts are what makes costs comparable: what else the machine does in a while hits all trials
-alike, and a trial's cost is the median of its parts. What a dictionary was trained on is not what
+Costs are processor time of the calling thread, which waits for nothing. The parts make them
+comparable: what else the machine does in a while, to caches and clocks, hits all trials alike, and a
+trial's cost is the median of its parts. What a dictionary was trained on is not what
 it is judged by.
 
 option.py      what is found, and how it is said
@@ -44,8 +45,8 @@ PAGE_SIZES = (4 << 10, 16 << 10, BLOCK_BYTES)
 MAX_LOAD_US = 25.0
 """Microseconds that a load may take to be recommended: a quarter of a read from a fast SSD."""
 
-_PARTS = 4
-"""Parts the sample is measured in: enough for a median, each still long beside the clock."""
+_PARTS = 8
+"""Parts the sample is measured in: enough for a median, each some milliseconds with the fastest."""
 
 
 def advise(

@@ -62,7 +62,7 @@ Sample the pages of a process or a file, and say what compressing them would bri
 what: memory saved, and what a store and a load of one page cost, for each algorithm with
 pages of 4, 16 and 64 KiB, with and without shuffled bytes and a dictionary trained on other
 pages of the sample. Without --pid and --file the pages are those of a small workload started
-for it. Costs are those of one core in process.
+for it. Costs are processor time of one core, in process.
 """
 
 _ADVISE_EXAMPLES = """\
