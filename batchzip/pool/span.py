@@ -323,6 +323,8 @@ class SpanTable:
 
     def _commit(self, offset: int, length: int) -> str:
         """Reserve memory; return why that cannot be, or nothing."""
+        if not length:  # compaction lowered the bump into a page that is held
+            return ""
         if self._at_limit(length):
             return f"{self.held} of at most {self.limit} bytes are held, {length} more do not fit"
         try:
