@@ -1,7 +1,7 @@
 """The `batchzip` command.
 
-Exit codes: 0 all went well, 1 a page came back different, 2 something the user can put right (one
-line on stderr says what), 130 interrupted with Ctrl-C, 141 the reader of the output went away.
+Exit codes: 0 all went well, 1 a page came back different (swap) or something got slower (bench), 2 something the user can put right
+(one line on stderr says what), 130 interrupted with Ctrl-C, 141 the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -38,6 +38,28 @@ workload started for it.
 
 Memory needed: two compressed copies, one for each backend; of a process one uncompressed
 copy, too, of a file only a few MiB.
+"""
+
+_BENCH_EXAMPLES = """\
+examples:
+  batchzip bench                                 everybody, on a workload of its own
+  batchzip bench --pid 4711 --algorithms zstd:3  on the memory of a running process
+  batchzip bench --plot bench.png                pictures, too: bench.png and bench-swap.png
+  batchzip bench --json >old.json                keep the result …
+  batchzip bench --compare old.json              … measure again, and see what got slower
+  batchzip bench --compare old.json new.json     compare two results without measuring
+
+exit codes: 0 all went well; 1 with --compare, something got slower; 2 bad input; 130 interrupted
+"""
+
+_BENCH = """\
+Compress and restore batches, and store and load a working set, with batchzip and with what
+one would use instead: a bare loop of codec calls, a thread pool, loky, python-zstandard, a dict of
+bytes; blosc2, if it is installed; zram with --zram. They take turns; figures are medians of
+the rounds. Absolute times mean nothing on another machine, or in another hour: read across a row.
+
+--compare divides each figure by its baseline of the same run (the bare loop, the dict). Slower is
+what is worse by more than 5 % with quartiles that do not overlap.
 """
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -77,6 +99,16 @@ def _natural(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
     return int(text)
+
+
+def _positives(text: str) -> list[int]:
+    return [_positive(part.strip()) for part in text.split(",")]
+
+
+def _png(text: str) -> str:
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a picture: let it end in .png")
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -140,12 +172,81 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="size of the workload in MiB (%(default)s)",
     )
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure batchzip beside what one would use instead; compare two results",
+        description=_BENCH,
+        epilog=_BENCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = bench.add_mutually_exclusive_group()
+    add = source.add_argument
+    add("--pid", type=_positive, metavar="N", help="anonymous memory of process N")
+    add("--file", metavar="PATH", help="pages drawn from a file")
+    add(
+        "--workload",
+        choices=("captured", "random", "zeros", "alternating"),
+        default="captured",
+        help="pages of a process started for it, or what is hard on purpose (%(default)s)",
+    )
+    add = bench.add_argument
+    add(
+        "--algorithms",
+        default="lz4,zstd:1",
+        metavar="LIST",
+        help="with commas, a level after a colon (%(default)s)",
+    )
+    add(
+        "--batches",
+        type=_positives,
+        default=[8, 64, 256],
+        metavar="LIST",
+        help="pages of a batch, with commas (8,64,256)",
+    )
+    add("--pages", type=_positive, default=2048, metavar="N", help="pages measured (%(default)s)")
+    add("--rounds", type=_positive, default=5, metavar="N", help="(%(default)s)")
+    add("--zram", action="store_true", help="make a zram device and measure it; root only")
+    add("--json", action="store_true", help="the result as JSON, instead of tables")
+    add("--plot", type=_png, metavar="PNG", help="draw pictures: PNG, and beside it …-swap.png")
+    add(
+        "--compare",
+        nargs="+",
+        action=_OneOrTwo,
+        metavar="JSON",
+        help="say what got slower since this result; with a second one nothing is measured",
+    )
+
+
+class _OneOrTwo(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[str] | None,
+        option_string: str | None = None,
+    ) -> None:
+        if values is None or len(values) > 2:
+            parser.error(f"{option_string} takes one or two results, not {len(values or ())}")
+        setattr(namespace, self.dest, values)
 
 
 def _swap(arguments: argparse.Namespace) -> int:
     # Imported here: --help and a mistyped option must not wait for rich and the engine.
     from batchzip.cli.swap import Options, run  # noqa: PLC0415
+
+    values = vars(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment] # *_where takes them all
+        return run(Options(**{name: values[name] for name in Options.__dataclass_fields__}))
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from batchzip.cli.bench import Options, run  # noqa: PLC0415 - as for swap
 
     values = vars(arguments)
     with warnings.catch_warnings():
@@ -167,7 +268,8 @@ def _one_line(error: BaseException) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv`, default that of the process, and return its exit code."""
     try:
-        return _swap(_parser().parse_args(argv))
+        arguments = _parser().parse_args(argv)
+        return _bench(arguments) if arguments.command == "bench" else _swap(arguments)
     except BrokenPipeError:
         # What is still buffered has no reader: without this, closing stdout at exit fails, too.
         nowhere = os.open(os.devnull, os.O_WRONLY)
