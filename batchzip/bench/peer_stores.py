@@ -119,6 +119,7 @@ class OfZram(Store):
             raise BackendUnavailable("zram is measured with lz4 only")
         self._device = Zram(pages * PAGE)
         self._one = aligned(PAGE)
+        self._row = np.frombuffer(self._one, np.uint8)
         self._folio = aligned(CHUNK_PAGES * PAGE)
 
     def open(self) -> None:
@@ -142,7 +143,7 @@ class OfZram(Store):
         """Read one after the other."""
         for row, index in zip(out, indices.tolist(), strict=True):
             self._device.read(self._one, index * PAGE)
-            row[:] = self._one
+            row[:] = self._row
 
     @property
     def held_bytes(self) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from batchzip.bench import compress, swap
 from batchzip.errors import BackendUnavailable
 
@@ -74,10 +76,18 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, Any]]) -> Non
     low, high = axes.transData.transform(
         [(0 if axes.get_xscale() == "linear" else 1, limit) for limit in axes.get_ylim()]
     )[:, 1]
-    free = -1.0
-    for name, x, y, color in sorted(ends, key=lambda end: end[2]):
-        place = float((axes.transData.transform((x, y))[1] - low) / (high - low))
-        free = max(place, free + _LABEL_GAP)
+    highest = sorted(ends, key=lambda end: -end[2])
+    places = [
+        float((axes.transData.transform(end[1:3])[1] - low) / (high - low)) for end in highest
+    ]
+    # Down from the top, then up from the axis: whoever is in the way gives way.
+    for at in range(1, len(places)):
+        places[at] = min(places[at], places[at - 1] - _LABEL_GAP)
+    floor = 0.0
+    for at in reversed(range(len(places))):
+        places[at] = floor = max(places[at], floor)
+        floor += _LABEL_GAP
+    for (name, x, y, color), free in zip(highest, places, strict=True):
         axes.annotate(
             name,
             (x, y),
@@ -90,6 +100,16 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, Any]]) -> Non
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.6, "shrinkB": 3},
         )
+
+
+def ends_of(axes: Axes) -> list[tuple[str, float, float, Any]]:
+    """Give what `label_ends` takes, of all lines that have a name."""
+    found = []
+    for line in axes.get_lines():
+        name, (x, y) = str(line.get_label()), np.asarray(line.get_xydata())[-1]
+        if not name.startswith("_"):
+            found.append((name, float(x), float(y), line.get_color()))
+    return found
 
 
 def plot_compress(result: Result, path: Path) -> None:
@@ -111,16 +131,7 @@ def plot_compress(result: Result, path: Path) -> None:
     # Where names go depends on the final places of the axes.
     picture.draw_without_rendering()
     for axes in grid.flat:
-        ends = [
-            (
-                line.get_label(),
-                float(line.get_xdata()[-1]),
-                float(line.get_ydata()[-1]),
-                line.get_color(),
-            )
-            for line in axes.get_lines()
-        ]
-        label_ends(axes, ends)
+        label_ends(axes, ends_of(axes))
     save(picture, path)
 
 
@@ -138,7 +149,8 @@ def _speeds(axes: Axes, figures: Sequence[Figure], cpus: int) -> None:
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel("pages in a batch")
-    axes.axhline(1, color="0.25", linewidth=1.2, label="limit")
+    axes.axhline(1, color="0.25", linewidth=1.2)
+    axes.annotate("limit", (0.01, 1), xycoords=("axes fraction", "data"), va="bottom", fontsize=8.5)
     tidy(axes)
 
 
