@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from batchzip.bench.compare import Change
     from batchzip.bench.figure import Figure, Result
 
-_WIDTH = 132
+_WIDTH = 140
 """Columns, where the output is no terminal or a narrow one: figures must not be cut."""
 
 
@@ -46,7 +46,7 @@ def grid(
     for head in heads:
         table.add_column(head, no_wrap=True)
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for head_cells, row in content:
         by_name = {figure.contender: cell(figure) for figure in row}
         table.add_row(*head_cells, *(by_name.get(name, "") for name in names))

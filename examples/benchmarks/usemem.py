@@ -184,25 +184,32 @@ def change(of: dict[tuple[str, str], Figure], quantity: str) -> float:
     return ((before / after if quantity == TIME else after / before) - 1) * 100
 
 
+def claim_for(algorithm: str, backend: str, quantity: str) -> str:
+    """Give the patch's claim that belongs beside a figure, or nothing."""
+    same = backend == "workers" or algorithm.startswith("zstd")
+    return CLAIMS.get((backend, quantity), "") if same else ""
+
+
 def show(result: Result) -> None:
     """Print a table in the shape of the patch's."""
-    table = Table(title="medians; change: batched against page by page", title_justify="left")
-    table.add_column("")
-    for heading in ("folio", *WAYS, "change"):
+    table = Table(title="change: batched against page by page", title_justify="left")
+    for heading in ("", "folio", "medians"):
+        table.add_column(heading, no_wrap=True)
+    for heading in (*WAYS, "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("the patch's claim", no_wrap=True)
     for (algorithm, backend, folio), of in by_case(result).items():
         for quantity in QUANTITIES:
             throughput = quantity == TIME
             table.add_row(
-                f"{algorithm}, {backend}: {'throughput, MB/s' if throughput else quantity}",
-                folio,
+                *(("", "") if not throughput else (f"{algorithm}, {backend}", folio)),
+                "throughput, MB/s" if throughput else quantity,
                 *(
                     f"{PAGE / of[way, quantity].median if throughput else of[way, quantity].median:.1f}"
                     for way in WAYS
                 ),
                 f"{change(of, quantity):+.0f} %",
-                CLAIMS.get((backend, quantity), ""),
+                claim_for(algorithm, backend, quantity),
             )
         table.add_section()
     console().print(table)
