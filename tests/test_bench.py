@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "batchzip.cli.main", "bench"]
-SHORT = ["--pages", "64", "--rounds", "2", "--batches", "1,8", "--algorithms", "lz4,zstd:1"]
-SHORTER = ["--pages", "64", "--rounds", "1", "--batches", "8", "--algorithms", "lz4"]
+SHORT = ["--pages", "64", "--rounds", "3", "--batches", "1,8", "--algorithms", "lz4,zstd:1"]
+SHORTER = ["--pages", "64", "--rounds", "3", "--batches", "8", "--algorithms", "lz4"]
 
 PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 
@@ -120,10 +120,10 @@ def test_a_result_says_where_and_how_it_was_made(measured: tuple[dict[str, Any],
     assert document["machine"]["cpus"] >= 1
     assert document["machine"]["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert document["settings"]["pages"] == 64
-    assert document["settings"]["rounds"] == 2
+    assert document["settings"]["rounds"] == 3
     for one in document["figures"]:
         assert 0 < one["low"] <= one["median"] <= one["high"]
-        assert one["rounds"] == 2
+        assert one["rounds"] == 3
 
 
 def test_pictures_are_drawn(measured: tuple[dict[str, Any], Path]) -> None:
@@ -222,6 +222,13 @@ def test_a_change_within_the_spread_is_none() -> None:
     assert compare(old, a_result(workers=12))[0].verdict == "slower"
     assert compare(old, a_result(workers=8))[0].verdict == "quicker"
     assert compare(old, a_result(workers=10.4))[0].verdict == "same", "less than 5 %"
+
+
+def test_a_single_round_says_nothing() -> None:
+    single = Result({}, {"compress": "bare"})
+    single.figures.append(figure({"benchmark": "compress"}, "workers", "µs", [10]))
+    with pytest.raises(BadArgument, match="3 rounds"):
+        compare(a_result(workers=1), single)
 
 
 def test_results_with_nothing_in_common_are_refused() -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 LEAST_CHANGE = 0.05
 """What two quiet runs of the same code differ by at most, beyond their quartiles."""
 
+LEAST_ROUNDS = 3
+"""Fewer values have no quartiles worth the name; such figures are not compared."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -44,6 +47,8 @@ def compare(old: Result, new: Result) -> list[Change]:
         before = earlier.get(key)
         if before is None or before.median <= 0:
             continue
+        if min(before.rounds, figure.rounds) < LEAST_ROUNDS:
+            continue
         both = key in by_old and key in by_new
         if both and figure.contender == new.baselines.get(str(figure.labels.get("benchmark"))):
             continue
@@ -56,5 +61,8 @@ def compare(old: Result, new: Result) -> list[Change]:
             verdict = "quicker"
         changes.append(Change(before, figure, change, verdict))
     if not changes:
-        raise BadArgument("the two results have no figure in common: measure with equal options")
+        raise BadArgument(
+            "the two results have no figure in common: measure with equal options, and at least "
+            f"{LEAST_ROUNDS} rounds"
+        )
     return sorted(changes, key=lambda one: -one.change)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchzip.bench import compress, swap
-from batchzip.errors import BackendUnavailable
+from batchzip.errors import BackendUnavailable, BadArgument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +115,8 @@ def ends_of(axes: Axes) -> list[tuple[str, float, float, Any]]:
 def plot_compress(result: Result, path: Path) -> None:
     """Draw speed as a share of the limit (CPUs × bare) over the batch size."""
     figures = result.of(benchmark="compress")
+    if not figures:
+        raise BadArgument("the result has nothing of compress: there is nothing to draw")
     algorithms = list(dict.fromkeys(str(figure.labels["algorithm"]) for figure in figures))
     operations = ("compress", "decompress")
     picture = new_picture(13, 3.9 * len(algorithms))
@@ -157,6 +159,8 @@ def _speeds(axes: Axes, figures: Sequence[Figure], cpus: int) -> None:
 def plot_swap(result: Result, path: Path) -> None:
     """Draw store, load, single loads and memory of each contender, an algorithm a line."""
     figures = result.of(benchmark="swap")
+    if not figures:
+        raise BadArgument("the result has nothing of swap: there is nothing to draw")
     algorithms = list(dict.fromkeys(str(figure.labels["algorithm"]) for figure in figures))
     picture = new_picture(14, 0.9 + 3.0 * len(algorithms))
     grid = picture.subplots(len(algorithms), 4, squeeze=False, sharey="row")

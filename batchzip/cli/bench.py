@@ -17,6 +17,7 @@ from batchzip.bench.compare import compare
 from batchzip.bench.figure import Result, load
 from batchzip.bench.pages import Source, for_codecs
 from batchzip.bench.table import print_changes, print_result
+from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,22 +48,23 @@ def run(options: Options) -> int:
 
     Raises BatchzipError or OSError for what the user can put right.
     """
-    old = load(options.compare[0]) if options.compare else None
-    if options.plot is not None:
+    given = [load(path) for path in options.compare or []]
+    old = given[0] if given else None
+    picture = None if options.plot is None else Path(options.plot)
+    if picture is not None:
         plot.require_matplotlib()
-    if options.compare and len(options.compare) > 1:
-        result = load(options.compare[1])
-    else:
-        result = _measured(options)
+        if not picture.parent.is_dir():  # told before a minute is spent on measuring
+            raise BadArgument(f"{picture} cannot be drawn: there is no directory {picture.parent}")
+    measured = len(given) < 2
+    result = _measured(options) if measured else given[1]
     changes = compare(old, result) if old is not None else None
-    if options.plot is not None:
-        path = Path(options.plot)
-        plot.plot_compress(result, path)
-        plot.plot_swap(result, path.with_stem(f"{path.stem}-swap"))
+    if picture is not None:
+        plot.plot_compress(result, picture)
+        plot.plot_swap(result, picture.with_stem(f"{picture.stem}-swap"))
     if options.json:
         sys.stdout.write(json.dumps(result.as_document(), indent=1) + "\n")
         sys.stdout.flush()
-    elif changes is None:
+    elif measured:
         print_result(result)
     if changes is None:
         return 0
