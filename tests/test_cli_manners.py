@@ -53,7 +53,7 @@ def test_help_has_examples_and_exit_codes(command: str) -> None:
     result = cli(*command.split(), "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert re.search(rf"^examples:\n  .*batchzip {command}", result.stdout, re.MULTILINE)
-    assert "\nexit codes: 0 all went well; 1 a page came back different; 2 bad" in result.stdout
+    assert "\nexit codes: 0 all went well; 1 a page came back different, or " in result.stdout
 
 
 @pytest.mark.parametrize("example", [line for line in examples() if "--help" not in line])

@@ -594,6 +594,21 @@ def test_a_lower_limit_only_refuses_growth(pool: Pool) -> None:
         pool.malloc(4000)
 
 
+def test_at_the_limit_a_page_that_is_held_is_filled() -> None:
+    size = 1904  # two of them fit a page
+    with Pool() as pool:
+        first, *others = pool.malloc_many([size] * 3).tolist()
+        pool.free_many(others)
+        pool.compact()
+        pool.max_bytes = pool.held_bytes
+        second = pool.malloc(size)
+        assert pool.held_bytes == pool.max_bytes
+        assert first != second
+        with pytest.raises(PoolFull):
+            pool.malloc(size)
+        pool.check_invariants()
+
+
 def test_the_spare_gives_way_to_the_limit() -> None:
     with Pool(PAGE) as pool:
         for size in (100, 4096, 2000, 33):

@@ -5,9 +5,28 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class OneOrTwo(argparse.Action):
+    """Takes one value, or two."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[str] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Keep them, or end with an error that says how many there may be."""
+        if values is None or len(values) > 2:
+            parser.error(f"{option_string} takes one or two results, not {len(values or ())}")
+        setattr(namespace, self.dest, values)
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +61,18 @@ def positive(text: str) -> int:
     if not 0 < number < 1 << 31:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return number
+
+
+def positives(text: str) -> list[int]:
+    """Take whole numbers above 0, with commas."""
+    return [positive(part.strip()) for part in text.split(",")]
+
+
+def png(text: str) -> str:
+    """Take the name of a picture."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a picture: let it end in .png")
+    return text
 
 
 def natural(text: str) -> int:

@@ -6,13 +6,24 @@ import argparse
 from typing import TYPE_CHECKING
 
 import batchzip
-from batchzip.cli.arguments import Parser, microseconds, natural, page_size, positive, seconds, size
+from batchzip.cli.arguments import (
+    OneOrTwo,
+    Parser,
+    microseconds,
+    natural,
+    page_size,
+    png,
+    positive,
+    positives,
+    seconds,
+    size,
+)
 
 if TYPE_CHECKING:
     from typing import Any
 
 _EXIT_CODES = """
-exit codes: 0 all went well; 1 a page came back different, or bench found something slower; 2 bad input, said in one line;
+exit codes: 0 all went well; 1 a page came back different, or something got slower; 2 bad input, said in one line;
 130 interrupted with Ctrl-C; 143 ended by SIGTERM; 141 the reader of the output went away
 """
 
@@ -76,19 +87,23 @@ examples:
 
 
 _BENCH = """\
-Measure batchzip beside what would be used instead, in one run, contenders taking turns: a bare loop
-of codec calls, threads, loky, zstandard's batches, blosc2 (pip install 'batchzip[bench]') and, for
-root, zram; then whole working sets in a store, a dict, blosc2, zram. Without --pid, --file and --made
-the pages are those of a small workload started for it.
+Compress and restore batches, and store and load a working set, with batchzip and with what
+one would use instead: a bare loop of codec calls, a thread pool, loky, python-zstandard, a dict of
+bytes; blosc2, if it is installed; zram with --zram. They take turns; figures are medians of
+the rounds. Absolute times mean nothing on another machine, or in another hour: read across a row.
+
+--compare divides each figure by its baseline of the same run (the bare loop, the dict). Slower is
+what is worse by more than 5 % with quartiles that do not overlap.
 """
 
 _BENCH_EXAMPLES = """\
 examples:
-  batchzip bench --pid 4711                      on the memory of a running process
-  batchzip bench --file dump.bin --plot bench.png
-  batchzip bench --json > OLD.json               keep the figures
-  batchzip bench --compare OLD.json              what got slower since; exit code 1 if anything
-  batchzip bench --compare OLD.json NEW.json     two results that were kept
+  batchzip bench                                 everybody, on a workload of its own
+  batchzip bench --pid 4711 --algorithms zstd:3  on the memory of a running process
+  batchzip bench --plot bench.png                pictures, too: bench.png and bench-swap.png
+  batchzip bench --json > old.json               keep the result …
+  batchzip bench --compare old.json              … measure again, and see what got slower
+  batchzip bench --compare old.json new.json     compare two results without measuring
 """
 
 
@@ -236,35 +251,43 @@ def _add_swap(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    summary = "measure batchzip beside what would be used instead"
+    summary = "measure batchzip beside what one would use instead; compare two results"
     parser = _add(commands, "bench", summary, _BENCH, _BENCH_EXAMPLES)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--pid", type=positive, metavar="N", help="anonymous memory of process N")
-    source.add_argument("--file", metavar="PATH", help="a file of any size")
-    source.add_argument(
-        "--made", choices=("random", "zeros", "alternating"), help="pages made to be hard, or easy"
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--pid", type=positive, metavar="N", help="anonymous memory of process N")
+    add("--file", metavar="PATH", help="pages drawn from a file")
+    add(
+        "--workload",
+        choices=("captured", "random", "zeros", "alternating"),
+        default="captured",
+        help="pages of a process started for it, or what is hard on purpose (%(default)s)",
     )
     add = parser.add_argument
-    add("--pages", type=positive, default=4096, metavar="N", help="at most so many (%(default)s)")
-    add("--rounds", type=positive, default=5, metavar="N", help="of each contender (%(default)s)")
     add(
-        "--algorithm",
-        action="append",
-        dest="algorithms",
-        metavar="NAME",
-        help="'lz4', 'zstd -1', 'zstd 1' or 'zstd 3'; may be given more than once (lz4 and zstd 1)",
+        "--algorithms",
+        default="lz4,zstd:1",
+        metavar="LIST",
+        help="with commas, a level after a colon (%(default)s)",
     )
     add(
-        "--batch",
-        action="append",
-        dest="batches",
-        type=positive,
-        metavar="N",
-        help="pages of a batch; may be given more than once (8, 64 and 256)",
+        "--batches",
+        type=positives,
+        default=[8, 64, 256],
+        metavar="LIST",
+        help="pages of a batch, with commas (8,64,256)",
     )
-    add("--compare", nargs="+", metavar="JSON", help="a result kept before, or two of them")
-    add("--json", action="store_true", help="one JSON document with all figures instead of tables")
-    add("--plot", metavar="FILE", help="draw throughput by size of batch, as .png, .svg, …")
+    add("--pages", type=positive, default=2048, metavar="N", help="pages measured (%(default)s)")
+    add("--rounds", type=positive, default=5, metavar="N", help="(%(default)s)")
+    add("--zram", action="store_true", help="make a zram device and measure it; root only")
+    add("--json", action="store_true", help="the result as JSON, instead of tables")
+    add("--plot", type=png, metavar="PNG", help="draw pictures: PNG, and beside it …-swap.png")
+    add(
+        "--compare",
+        nargs="+",
+        action=OneOrTwo,
+        metavar="JSON",
+        help="say what got slower since this result; with a second one nothing is measured",
+    )
 
 
 def _add_top(commands: Any) -> None:

@@ -1,7 +1,7 @@
 """The `batchzip` command.
 
-Exit codes: 0 all went well, 1 a page came back different, 2 something the user can put right (one
-line on stderr says what), 130 interrupted with Ctrl-C, 141 the reader of the output went away.
+Exit codes: 0 all went well, 1 a page came back different (swap) or something got slower (bench), 2
+something the user can put right (one line on stderr says what), 130 interrupted with Ctrl-C, 141 the reader of the output went away.
 """
 
 from __future__ import annotations
