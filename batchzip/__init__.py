@@ -41,6 +41,9 @@ if TYPE_CHECKING:
         ClosedError as ClosedError,
     )
     from batchzip.errors import (
+        ClusterLost as ClusterLost,
+    )
+    from batchzip.errors import (
         CorruptPage as CorruptPage,
     )
     from batchzip.errors import (
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
     )
     from batchzip.errors import (
         ForkedProcess as ForkedProcess,
+    )
+    from batchzip.errors import (
+        MissingExtra as MissingExtra,
     )
     from batchzip.errors import (
         PageError as PageError,
@@ -109,9 +115,11 @@ _HOME = {
             "BadHandle",
             "BatchzipError",
             "ClosedError",
+            "ClusterLost",
             "CorruptPage",
             "EngineBusy",
             "ForkedProcess",
+            "MissingExtra",
             "PageError",
             "PageNotStored",
             "PoolFull",

@@ -51,6 +51,16 @@ class BackendUnavailable(BatchzipError, RuntimeError):
     """A registered backend that cannot work here; the message says why."""
 
 
+class MissingExtra(BatchzipError, ImportError):
+    """A library that an extra brings is not installed; the message has the command to install it."""
+
+    def __init__(self, needed_by: str, module: str, extra: str) -> None:
+        command = f"pip install 'batchzip[{extra}]'"
+        super().__init__(f"{needed_by} needs {module}, which is not installed: {command}")
+        self.extra = extra
+        self.command = command
+
+
 class ClosedError(BatchzipError, ValueError):
     """Use after `close()`."""
 
@@ -129,6 +139,10 @@ class CorruptPage(BatchzipError):
     def __init__(self, index: int) -> None:
         super().__init__(f"the stored bytes of page {index} are damaged")
         self.index = index
+
+
+class ClusterLost(BatchzipError, ConnectionError):
+    """The Dask cluster, or the connection to it, is gone: the scheduler, or every worker."""
 
 
 class UnreadableProcess(BatchzipError, OSError):
