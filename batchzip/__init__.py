@@ -62,6 +62,9 @@ if TYPE_CHECKING:
         PageNotStored as PageNotStored,
     )
     from batchzip.errors import (
+        PagesLost as PagesLost,
+    )
+    from batchzip.errors import (
         PoolFull as PoolFull,
     )
     from batchzip.errors import (
@@ -122,6 +125,7 @@ _HOME = {
             "MissingExtra",
             "PageError",
             "PageNotStored",
+            "PagesLost",
             "PoolFull",
             "RequestCancelled",
             "RequestTimeout",

@@ -247,7 +247,7 @@ class Group(Owned):
         """
         self._enter()
         size = self._home.page_size
-        where = _as_indices(indices)
+        where = as_indices(indices)
         if not len(where):
             return np.empty((0, size), np.uint8)
         pages = (
@@ -289,7 +289,7 @@ class Group(Owned):
             if wanted < 0:
                 raise BadArgument(f"the number of pages to write back is 0 or more, not {wanted}")
             return self._write_back_coldest(wanted)
-        given = np.unique(_as_indices(pages))
+        given = np.unique(as_indices(pages))
         step = self._home.max_batch
         return sum(
             write_back(self._home, self._ledger, self._events, given[at : at + step])
@@ -401,7 +401,7 @@ class Group(Owned):
         return self._table.nbytes
 
 
-def _as_indices(indices: Iterable[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def as_indices(indices: Iterable[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Make an int64 array of indices; none of them changes its value on the way."""
     given = indices if hasattr(indices, "__array__") else list(indices)
     where = np.asarray(given)

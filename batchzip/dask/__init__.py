@@ -1,0 +1,24 @@
+"""batchzip on a Dask cluster (extra `dask`): a store whose pages are spread over workers' memory.
+
+sharded_store.py   ShardedStore: pages by index, each in one of several shards
+shard.py           Shard: one of them, an actor in a worker
+place.py           Place: where a shard is, whether it is still there, and asking it
+record.py          Record: which indices were stored, to say what is lost
+
+(Batches of an engine go to a cluster by `backend=batchzip_dask.DaskBackend(…)`, which is another thing.)
+"""
+
+from __future__ import annotations
+
+from batchzip.errors import MissingExtra
+
+try:
+    import distributed as _distributed
+except ModuleNotFoundError as error:
+    raise MissingExtra("batchzip.dask", str(error.name), "dask") from None
+else:
+    del _distributed
+
+from batchzip.dask.sharded_store import ShardedStore, ShardStatus
+
+__all__ = ["ShardStatus", "ShardedStore"]
