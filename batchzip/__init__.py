@@ -50,6 +50,9 @@ if TYPE_CHECKING:
         ForkedProcess as ForkedProcess,
     )
     from batchzip.errors import (
+        NotStorable as NotStorable,
+    )
+    from batchzip.errors import (
         PageError as PageError,
     )
     from batchzip.errors import (
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
     from batchzip.errors import (
         WorkerWarning as WorkerWarning,
     )
+    from batchzip.mapping import CompressedMapping as CompressedMapping
     from batchzip.pool import Pool as Pool
     from batchzip.request import Request as Request
     from batchzip.statistics import Statistics as Statistics
@@ -103,6 +107,7 @@ _HOME = {
     "algorithms": "codecs",
     "train_dictionary": "codecs.dictionary",
     "Engine": "engine",
+    "CompressedMapping": "mapping",
     "Pool": "pool",
     "Request": "request",
     "Statistics": "statistics",
@@ -123,6 +128,7 @@ _HOME = {
             "CorruptPage",
             "EngineBusy",
             "ForkedProcess",
+            "NotStorable",
             "PageError",
             "PageNotStored",
             "PoolFull",

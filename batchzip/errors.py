@@ -131,6 +131,10 @@ class CorruptPage(BatchzipError):
         self.index = index
 
 
+class NotStorable(BatchzipError, TypeError):
+    """A key or value of a kind that a mapping does not keep; nothing was changed."""
+
+
 class UnreadableProcess(BatchzipError, OSError):
     """The memory of a process cannot be read: it is gone, or permission is missing."""
 
