@@ -56,6 +56,9 @@ if TYPE_CHECKING:
         MissingExtra as MissingExtra,
     )
     from batchzip.errors import (
+        NotStorable as NotStorable,
+    )
+    from batchzip.errors import (
         PageError as PageError,
     )
     from batchzip.errors import (
@@ -88,11 +91,19 @@ if TYPE_CHECKING:
     from batchzip.errors import (
         WorkerWarning as WorkerWarning,
     )
+    from batchzip.mapping import CompressedMapping as CompressedMapping
     from batchzip.pool import Pool as Pool
     from batchzip.request import Request as Request
     from batchzip.statistics import Statistics as Statistics
     from batchzip.store import Counters as Counters
+    from batchzip.store import Group as Group
+    from batchzip.store import GroupView as GroupView
+    from batchzip.store import Recompression as Recompression
+    from batchzip.store import Share as Share
+    from batchzip.store import StoreReport as StoreReport
+    from batchzip.store import StoreView as StoreView
     from batchzip.store import SwapStore as SwapStore
+    from batchzip.store import attach as attach
 
 __version__ = "0.1.0"
 
@@ -105,11 +116,16 @@ _HOME = {
     "algorithms": "codecs",
     "train_dictionary": "codecs.dictionary",
     "Engine": "engine",
+    "CompressedMapping": "mapping",
     "Pool": "pool",
     "Request": "request",
     "Statistics": "statistics",
     "Counters": "store",
-    "SwapStore": "store",
+    **dict.fromkeys(
+        ["Group", "GroupView", "Recompression", "Share", "StoreReport", "StoreView", "SwapStore"],
+        "store",
+    ),
+    "attach": "store",
     **dict.fromkeys(
         [
             "BackendUnavailable",
@@ -123,6 +139,7 @@ _HOME = {
             "EngineBusy",
             "ForkedProcess",
             "MissingExtra",
+            "NotStorable",
             "PageError",
             "PageNotStored",
             "PagesLost",

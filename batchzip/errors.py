@@ -181,6 +181,10 @@ class PagesLost(ClusterLost):
         )
 
 
+class NotStorable(BatchzipError, TypeError):
+    """A key or value of a kind that a mapping does not keep; nothing was changed."""
+
+
 class UnreadableProcess(BatchzipError, OSError):
     """The memory of a process cannot be read: it is gone, or permission is missing."""
 

@@ -32,11 +32,17 @@ from distributed import Client
 from batchzip import buffers
 from batchzip.dask.place import Failed, GoneError, Place
 from batchzip.dask.record import STRIPE, Record, cut
-from batchzip.errors import BadArgument, BadBatch, ClusterLost, PageNotStored, PagesLost
+from batchzip.errors import BadArgument, ClusterLost, PageNotStored, PagesLost
 from batchzip.lifetime import Owned
 from batchzip.store import Counters
-from batchzip.store.group import as_indices
-from batchzip.store.page_table import MAX_INDEX, as_integer, as_range
+from batchzip.store.arguments import (
+    MAX_INDEX,
+    as_indices,
+    as_integer,
+    as_out,
+    as_pages,
+    as_range,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -171,7 +177,7 @@ class ShardedStore(Owned):
         spans stripes, readers may see its parts one after the other.
         """
         self._enter()
-        matrix = self._as_pages(pages)
+        matrix = as_pages(pages, self.page_size)
         first, count = as_range(index, len(matrix))
         runs: dict[Place, list[tuple[int, int]]] = {}
         for stripe, at, number in cut(first, count):
@@ -196,15 +202,6 @@ class ShardedStore(Owned):
         with self._lock:
             self._record.add(first, count)
 
-    def _as_pages(self, pages: Buffer | Sequence[Buffer]) -> Bytes:
-        if not buffers.is_sequence(pages):
-            return buffers.as_matrix(pages, "pages", rows=None, width=self.page_size)
-        inputs = buffers.as_inputs(pages, "pages")
-        for number, page in enumerate(inputs):
-            if len(page) != self.page_size:
-                raise BadBatch(f"pages[{number}] has {len(page)} bytes, not {self.page_size}")
-        return np.frombuffer(b"".join(inputs), np.uint8).reshape(-1, self.page_size)
-
     @overload
     def load(self, index: int, out: None = None) -> bytes: ...
 
@@ -220,9 +217,7 @@ class ShardedStore(Owned):
         where = as_integer(index, "an index")
         if not 0 <= where <= MAX_INDEX:
             raise PageNotStored(where)
-        view = None if out is None else buffers.as_view(out, "out", writable=True)
-        if view is not None and len(view) != self.page_size:
-            raise BadBatch(f"out has {len(view)} bytes, not {self.page_size}")
+        view = None if out is None else as_out(out, self.page_size)
         page: bytes = self._ask_one(where, "get", where)
         if view is None:
             return page

@@ -51,6 +51,7 @@ class Storage(Closing):
     """Bytes by offset. Errors are OSErrors. `base` is the first byte that may be used."""
 
     base = 0
+    descriptor: int | None = None
 
     @abstractmethod
     def pread(self, length: int, offset: int) -> bytes:
@@ -87,6 +88,7 @@ class DescriptorIO(Storage):
         self._owned = owned
         self._unlink = unlink
         self.base = base
+        self.descriptor = fd
         self._punches = True
         self._sized = stat.S_ISREG(os.fstat(fd).st_mode)
 

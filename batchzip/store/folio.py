@@ -32,7 +32,7 @@ from batchzip.batch import CompressBatch
 from batchzip.errors import PoolFull, StoreRejected
 from batchzip.store.codec_table import NO_CODEC
 from batchzip.store.page_table import BACKED, COMPRESSED, ENTRY, RAW, SAME_FILLED
-from batchzip.store.same_filled import find_same_filled
+from batchzip.store.same_filled import check_words, find_same_filled
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -78,6 +78,7 @@ class FolioWriter:
         if len(filled):
             entries["value"][filled] = words
             entries["kind"][filled] = SAME_FILLED
+            entries["checksum"][filled] = check_words(words)
             if len(filled) == len(pages):
                 return entries, 0
             others = np.flatnonzero(entries["kind"] != SAME_FILLED)

@@ -58,6 +58,7 @@ class Loader:
                     lru.advance(self._ledger.pages)
                 entry = self._table.use(where, lru.stamp)
                 value, check, kind, number, _ = entry
+                reused = home.codecs.reused
                 # Copied under the lock: nobody can free it meanwhile.
                 if kind == COMPRESSED or kind == RAW:  # noqa: PLR1714, SIM109 - half the time of `in`
                     stored = home.objects.pool.copy(value)
@@ -76,6 +77,8 @@ class Loader:
                 if kind == BACKED and self._changed(where, entry):
                     continue  # its place in the file was another's by the time it was read
                 raise self._failed(where, error) from None
+            if reused != home.codecs.reused:
+                continue  # the number may have been another codec's by then
             if not exclusive or self._take(where, entry):
                 return page
 
@@ -130,6 +133,7 @@ class Loader:
             if not kinds.all():
                 raise PageNotStored(int(where[np.flatnonzero(kinds == ABSENT)[0]]))
             pooled = home.pooled(entries[(kinds == COMPRESSED) | (kinds == RAW)])
+            reused = home.codecs.reused
         try:
             try:
                 stored = home.fetch(entries, pooled)
@@ -142,6 +146,8 @@ class Loader:
             if kinds[error.index] == BACKED and self._changed(index, entries[error.index].item()):
                 return False
             raise self._failed(index, error) from None
+        if reused != home.codecs.reused:
+            return False
         return not exclusive or self._take_many(where, entries)
 
     def _take_many(self, where: npt.NDArray[np.int64], entries: np.ndarray) -> bool:
