@@ -41,6 +41,8 @@ from batchzip.store import Counters, SwapStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from batchzip.lifetime import Closing
+
     Key: TypeAlias = str | int | float | tuple[Any, ...]
 
 _LOG = logging.getLogger("batchzip.dask")
@@ -63,6 +65,9 @@ class WorkerData(zict.Buffer[Any, Any]):
     Live values are handed out as they are, compressed ones as equal copies.
     """
 
+    _held: tuple[Closing, ...] = ()
+    """What is to be closed; zict closes a mapping that is lost, also a half-made one."""
+
     def __init__(
         self,
         worker_local_directory: str,
@@ -77,19 +82,19 @@ class WorkerData(zict.Buffer[Any, Any]):
         for name, fraction in (("live", live), ("compressed", compressed)):
             if not 0 <= fraction <= 1:
                 raise BadArgument(f"{name} must be a fraction of the limit, 0…1, not {fraction!r}")
-        options = {"algorithm": "lz4", "backend": "sequential", "page_size": _PAGE_SIZE}
-        self._engine = Engine(**(options | dict(engine or {})))
-        try:
-            self._store = SwapStore(
-                self._engine,
-                max_pool_bytes=int(limit * compressed),
-                backing=worker_local_directory,
-                max_backing_bytes=max_disk_bytes,
-            )
-        except BaseException:
-            self._engine.close()
-            raise
-        self._slow = _Compressed(CompressedMapping(self._store, serializer="pickle"))
+        options: dict[str, Any] = {"algorithm": "lz4", "backend": "sequential"}
+        made = Engine(**{"page_size": _PAGE_SIZE, **options, **(engine or {})})
+        self._held = (made,)
+        self._store = SwapStore(
+            made,
+            max_pool_bytes=int(limit * compressed),
+            backing=worker_local_directory,
+            max_backing_bytes=max_disk_bytes,
+        )
+        self._held = (self._store, made)
+        mapping = CompressedMapping(self._store, serializer="pickle")
+        self._held = (mapping, self._store, made)
+        self._slow = _Compressed(mapping)
         # A value that is still in use somewhere is not made a second time.
         slow = zict.Cache(self._slow, zict.WeakValueMapping())
         super().__init__(fast={}, slow=slow, n=int(limit * live), weight=_weight)
@@ -113,7 +118,8 @@ class WorkerData(zict.Buffer[Any, Any]):
     def evict(self) -> int:
         """Compress the coldest live value; its bytes, or -1 if that failed. It never raises."""
         evicted: list[int] = []
-        self._trying(lambda: evicted.append(self.fast.evict()[2]))
+        if self.fast:
+            self._trying(lambda: evicted.append(int(self.fast.evict()[2])))
         return evicted[0] if evicted else -1
 
     def _trying(self, work: Callable[[], object]) -> None:
@@ -141,9 +147,8 @@ class WorkerData(zict.Buffer[Any, Any]):
 
     def close(self) -> None:
         """Release everything, values included; further calls do nothing."""
-        self._slow.close()
-        self._store.close()
-        self._engine.close()
+        for one in self._held:
+            one.close()
 
 
 class _Compressed(MutableMapping[Any, Any]):
@@ -178,9 +183,6 @@ class _Compressed(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         return len(self._weights)
-
-    def close(self) -> None:
-        self._mapping.close()
 
 
 class _Framed:
