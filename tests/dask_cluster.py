@@ -9,11 +9,11 @@ import contextlib
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed import LocalCluster
-from distributed.utils import _offload_executor
+from distributed import LocalCluster, utils
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,9 +51,13 @@ def dask_cluster(workers: int = 2, **environment: str) -> Iterator[str]:
                 raise
 
 
-def start_offload_thread() -> None:
-    """Start the thread that Dask keeps for long messages now, so that no check sees it come."""
-    _offload_executor.submit(int).result()
+@contextlib.contextmanager
+def offload_thread() -> Iterator[None]:
+    """Have the thread that Dask keeps for long messages there from now on, and not for ever."""
+    utils._offload_executor.submit(int).result()
+    yield
+    utils._offload_executor.shutdown()
+    utils._offload_executor = ThreadPoolExecutor(1, thread_name_prefix="Dask-Offload")
 
 
 def main() -> None:

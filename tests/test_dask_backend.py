@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import dask
 import numpy as np
 import pytest
-from dask_cluster import dask_cluster, start_offload_thread
+from dask_cluster import dask_cluster, offload_thread
 from distributed import Client
 from distributed.protocol import serialize
 from faulty_codec import KILL, KILL_ONCE, FaultyCodec
@@ -64,8 +64,9 @@ def leaves_nothing_behind() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def offload_thread() -> None:
-    start_offload_thread()
+def offloading() -> Iterator[None]:
+    with offload_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,8 @@ def test_a_worker_killed_in_the_middle_changes_no_result(tmp_path: Path) -> None
         batch = CompressBatch(pages)
         engine.compress(batch)
         assert not flag.exists(), "a worker was killed"
+        done = engine.statistics.compress
+        assert (done.batches, done.divided, done.inline_pages) == (1, 1, 0)
         assert not batch.errors.any()
         assert batch.outputs() == Plain(engine).compress(pages)
         back = DecompressBatch(batch.outputs())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from dask_cluster import dask_cluster, start_offload_thread
+from dask_cluster import dask_cluster, offload_thread
 from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,8 +45,9 @@ PAGE = 4096
 
 
 @pytest.fixture(scope="module", autouse=True)
-def offload_thread() -> None:
-    start_offload_thread()
+def offloading() -> Iterator[None]:
+    with offload_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)

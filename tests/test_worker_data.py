@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from dask_cluster import start_offload_thread
+from dask_cluster import offload_thread
 from distributed import Client, LocalCluster, wait
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,8 +25,9 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module", autouse=True)
-def offload_thread() -> None:
-    start_offload_thread()
+def offloading() -> Iterator[None]:
+    with offload_thread():
+        yield
 
 
 @pytest.fixture

@@ -98,6 +98,11 @@ class DaskBackend(Backend):
         self._codec: bytes = pickle.dumps(codec)
         self._requests = RequestQueue(max(1, _ROOM_BYTES // page_size))
         self._cluster.open()
+        try:
+            self.threads = self._cluster.threads()
+        except BaseException:
+            self._cluster.close()
+            raise
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Wait until the cluster has a worker."""

@@ -127,6 +127,15 @@ class Cluster:
 
         self._ask(count(), told)
 
+    def threads(self) -> int:
+        """Count the threads of all workers now."""
+        try:
+            return sum(self.client.nthreads().values())
+        except (OSError, ValueError) as error:
+            raise BackendUnavailable(
+                f"the Dask scheduler at {self.address} does not answer: {error}"
+            ) from None
+
     def wait_for_worker(self, timeout_s: float) -> bool:
         """Wait until there is a worker; whether there is."""
         try:

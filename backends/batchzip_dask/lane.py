@@ -50,6 +50,9 @@ OUT_BYTES = 128 << 20
 _LOOK_S = 1.0
 """Seconds between two looks at the cluster while something is out."""
 
+_FULL_LOOK_S = 0.05
+"""Seconds between two looks at the deadlines of requests that are still queued, as there is no room."""
+
 _CANCELLED_TIMES = 3
 """Times a request's shares are handed out again that somebody else's `client.restart()` cancelled."""
 
@@ -72,9 +75,10 @@ class Lane:
         """Outcomes; the number of the cluster's threads; None: look at the queue of requests."""
         self._flights: list[Flight] = []
         self._out_pages = 0
+        self._room = max(1, OUT_BYTES // backend.page_size)
         self._number = 0
         self._cancelled: dict[Flight, int] = {}
-        self._threads = 1
+        self._threads = backend.threads
         self._workerless_since = math.inf
         self._look_at = 0.0
         self._closed = False
@@ -112,13 +116,15 @@ class Lane:
         if not self._flights:
             return None
         deadlines = [flight.request.deadline for flight in self._flights]
-        at = min([self._look_at, *(deadline for deadline in deadlines if deadline is not None)])
+        look_at = self._look_at
+        if self._out_pages >= self._room:  # requests wait, maybe, whose deadlines pass
+            look_at = min(look_at, time.monotonic() + _FULL_LOOK_S)
+        at = min([look_at, *(deadline for deadline in deadlines if deadline is not None)])
         return max(0.0, at - time.monotonic())
 
     def _feed(self) -> None:
         """Hand out shares as long as there is room."""
-        room = OUT_BYTES // self._backend.page_size
-        while self._out_pages < room:
+        while self._out_pages < self._room:
             flight = next((one for one in self._flights if one.has_more), None)
             if flight is None and not self._take_up():
                 return

@@ -41,8 +41,10 @@ class GoneError(Exception):
 class Place:
     """A shard on the worker at `address`."""
 
-    def __init__(self, client: Client, address: str) -> None:
+    def __init__(self, client: Client, address: str, timeout_s: float) -> None:
         self.address = address
+        self.timeout_s = timeout_s
+        """Seconds it has for an answer."""
         self.pid = 0
         self.lost: str | None = None
         """Why it was given up."""
@@ -63,19 +65,19 @@ class Place:
             refused.set_exception(GoneError("the client is closed"))
             return refused
 
-    def answer(self, asked: Answer[Any], timeout_s: float) -> Any:
+    def answer(self, asked: Answer[Any], left_s: float) -> Any:
         """Wait for an answer, and give it; a `Failed` is one, too.
 
-        Raises GoneError, and gives the place up, where there is none after `timeout_s` seconds or can be
-        none any more.
+        Raises GoneError, and gives the place up, where there is none in the `left_s` seconds that are left
+        of its time, or can be none any more.
         """
         try:
-            return asked.result(timeout_s)
+            return asked.result(left_s)
         except GoneError as gone:
             self.lost = self.lost or str(gone)
         except TimeoutError:
             asked.cancel()
-            self.lost = self.lost or f"no answer in {timeout_s:.3g} s"
+            self.lost = self.lost or f"no answer in {self.timeout_s:g} s"
         except CancelledError:
             self.lost = self.lost or "the client was closed"
         raise GoneError(self.lost)

@@ -109,7 +109,7 @@ class ShardedStore(Owned):
         self._places: list[Place] = []
         try:
             for number in range(len(workers) if shards is None else shards):
-                self._places.append(Place(client, workers[number % len(workers)]))
+                self._places.append(Place(client, workers[number % len(workers)], timeout_s))
             self.page_size = self._open_shards(self._places)
         except BaseException:
             self._release(self._places)
@@ -316,7 +316,7 @@ class ShardedStore(Owned):
 
     def _replaced(self, workers: Sequence[str]) -> Place:
         taken = [place.address for place in self._places if place.lost is None]
-        place = Place(self._client, min(workers, key=taken.count))
+        place = Place(self._client, min(workers, key=taken.count), self._timeout_s)
         try:
             self._open_shards([place])
         except BaseException:

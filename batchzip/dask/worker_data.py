@@ -65,9 +65,6 @@ class WorkerData(zict.Buffer[Any, Any]):
     Live values are handed out as they are, compressed ones as equal copies.
     """
 
-    _held: tuple[Closing, ...] = ()
-    """What is to be closed; zict closes a mapping that is lost, also a half-made one."""
-
     def __init__(
         self,
         worker_local_directory: str,
@@ -84,16 +81,18 @@ class WorkerData(zict.Buffer[Any, Any]):
                 raise BadArgument(f"{name} must be a fraction of the limit, 0…1, not {fraction!r}")
         options: dict[str, Any] = {"algorithm": "lz4", "backend": "sequential"}
         made = Engine(**{"page_size": _PAGE_SIZE, **options, **(engine or {})})
-        self._held = (made,)
-        self._store = SwapStore(
-            made,
-            max_pool_bytes=int(limit * compressed),
-            backing=worker_local_directory,
-            max_backing_bytes=max_disk_bytes,
-        )
-        self._held = (self._store, made)
+        try:
+            self._store = SwapStore(
+                made,
+                max_pool_bytes=int(limit * compressed),
+                backing=worker_local_directory,
+                max_backing_bytes=max_disk_bytes,
+            )
+        except BaseException:
+            made.close()
+            raise
         mapping = CompressedMapping(self._store, serializer="pickle")
-        self._held = (mapping, self._store, made)
+        self._held: tuple[Closing, ...] = (mapping, self._store, made)
         self._slow = _Compressed(mapping)
         # A value that is still in use somewhere is not made a second time.
         slow = zict.Cache(self._slow, zict.WeakValueMapping())
@@ -114,6 +113,10 @@ class WorkerData(zict.Buffer[Any, Any]):
             if key not in self.fast:
                 raise
             return self.fast[key]
+
+    def __delitem__(self, key: Key) -> None:
+        super().__delitem__(key)
+        self._complained.discard(key)
 
     def evict(self) -> int:
         """Compress the coldest live value; its bytes, or -1 if that failed. It never raises."""
@@ -149,6 +152,9 @@ class WorkerData(zict.Buffer[Any, Any]):
         """Release everything, values included; further calls do nothing."""
         for one in self._held:
             one.close()
+
+    def __del__(self) -> None:
+        """Leave it to the parts: the collector may have ended some of them already."""
 
 
 class _Compressed(MutableMapping[Any, Any]):
