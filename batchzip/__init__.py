@@ -41,6 +41,9 @@ if TYPE_CHECKING:
         ClosedError as ClosedError,
     )
     from batchzip.errors import (
+        ClusterLost as ClusterLost,
+    )
+    from batchzip.errors import (
         CorruptPage as CorruptPage,
     )
     from batchzip.errors import (
@@ -53,10 +56,16 @@ if TYPE_CHECKING:
         MissingExtra as MissingExtra,
     )
     from batchzip.errors import (
+        NotStorable as NotStorable,
+    )
+    from batchzip.errors import (
         PageError as PageError,
     )
     from batchzip.errors import (
         PageNotStored as PageNotStored,
+    )
+    from batchzip.errors import (
+        PagesLost as PagesLost,
     )
     from batchzip.errors import (
         PoolFull as PoolFull,
@@ -82,6 +91,7 @@ if TYPE_CHECKING:
     from batchzip.errors import (
         WorkerWarning as WorkerWarning,
     )
+    from batchzip.mapping import CompressedMapping as CompressedMapping
     from batchzip.pool import Pool as Pool
     from batchzip.request import Request as Request
     from batchzip.statistics import Statistics as Statistics
@@ -106,6 +116,7 @@ _HOME = {
     "algorithms": "codecs",
     "train_dictionary": "codecs.dictionary",
     "Engine": "engine",
+    "CompressedMapping": "mapping",
     "Pool": "pool",
     "Request": "request",
     "Statistics": "statistics",
@@ -123,12 +134,15 @@ _HOME = {
             "BadHandle",
             "BatchzipError",
             "ClosedError",
+            "ClusterLost",
             "CorruptPage",
             "EngineBusy",
             "ForkedProcess",
             "MissingExtra",
+            "NotStorable",
             "PageError",
             "PageNotStored",
+            "PagesLost",
             "PoolFull",
             "RequestCancelled",
             "RequestTimeout",

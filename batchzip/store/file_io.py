@@ -133,7 +133,8 @@ class DescriptorIO(Storage):
     def __del__(self) -> None:
         # Without removing the path: this may be a forked child, and the file its parent's.
         if getattr(self, "_owned", False) and self._fd >= 0:
-            os.close(self._fd)
+            fd, self._fd = self._fd, -1  # a close() that comes later must not close another's
+            os.close(fd)
 
 
 class ObjectIO(Storage):

@@ -38,7 +38,7 @@ from batchzip.store.arguments import as_indices, as_integer, as_out, as_pages, a
 from batchzip.store.cleaning import clean
 from batchzip.store.counters import EVENTS, Counters, Traffic
 from batchzip.store.hysteresis import Hysteresis
-from batchzip.store.ledger import Ledger
+from batchzip.store.ledger import Ledger, positions
 from batchzip.store.loader import Loader
 from batchzip.store.page_table import (
     ABSENT,
@@ -50,6 +50,7 @@ from batchzip.store.page_table import (
 from batchzip.store.recompress import Recompression, Recompressor
 from batchzip.store.sample import sample
 from batchzip.store.writeback import write_back
+from batchzip.store.zones import lengths_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -426,6 +427,14 @@ class Group(Owned):
             "same_filled_pages": int(gauges[SAME_FILLED]),
             "backed_pages": int(gauges[BACKED]),
         }
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the pages take, compressed: in the pool, counted, and in the backing file, added up."""
+        self._enter()
+        with self._lock:
+            backed = lengths_of(positions(self._table.entries)).sum()
+            return self._ledger.pool_bytes + int(backed)
 
     @property
     def table_bytes(self) -> int:
