@@ -318,6 +318,7 @@ class SwapStore(Group):
     def _close(self) -> None:
         if self._server is not None:
             self._server.close()
+        self._home.threads.close()
         self._shrinker.close()
         for group in self._groups.values():
             group.close()
