@@ -86,6 +86,7 @@ class Group(Owned):
 
     def __init__(self, name: str, home: Home, max_bytes: int | None = None) -> None:
         self.name = name
+        self.page_size = home.page_size
         self._home = home
         self._lock = home.lock
         self._under_way = home.objects.under_way

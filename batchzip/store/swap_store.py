@@ -63,7 +63,6 @@ class SwapStore(Group):
         if not isinstance(max_batch, int) or max_batch < 1:
             raise BadArgument(f"max_batch must be at least 1 page, not {max_batch!r}")
         _check_percent(accept_threshold_percent)
-        self.page_size = engine.page_size
         pool = Pool(max_pool_bytes, page_size=engine.page_size)
         file = None
         try:
