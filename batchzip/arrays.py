@@ -35,7 +35,9 @@ class StoredArray:
     index: int
     """The first of its pages."""
     shape: tuple[int, ...]
+    """Its lengths, as NumPy's."""
     dtype: np.dtype[Any]
+    """Its type, byte order included."""
     order: Literal["C", "F"]
     """Which index changes slowest in memory: the first, or the last."""
     page_size: int

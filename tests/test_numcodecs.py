@@ -19,6 +19,7 @@ import numcodecs.registry
 import numpy as np
 import pytest
 import zarr
+import zarr.registry
 from hypothesis import given
 from hypothesis import strategies as st
 from store_pages import noise, text
@@ -27,6 +28,7 @@ from zarr.core import sync
 
 from batchzip import BadArgument, BadBatch, CorruptPage, UnknownAlgorithm
 from batchzip.numcodecs import Batchzip
+from batchzip.zarr import BatchzipCodec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,6 +178,39 @@ def test_it_works_in_a_forked_child() -> None:
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.usefixtures("_zarr_threads_end")
+def test_zarrs_format_3_names_the_codec(tmp_path: Path) -> None:
+    numbers = np.arange(120_000, dtype="i4").reshape(300, 400)
+    codec = BatchzipCodec("lz4", page_size=4096, shuffle=4)
+    made: Any = zarr.create_array(
+        tmp_path / "a.zarr",
+        shape=numbers.shape,
+        dtype=numbers.dtype,
+        chunks=(100, 150),
+        compressors=codec,
+    )
+    made[:] = numbers
+    metadata = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
+    assert metadata["codecs"][-1] == codec.to_dict()
+    zarr.registry.register_codec("batchzip", BatchzipCodec)  # as the entry point does
+    back: Any = zarr.open_array(tmp_path / "a.zarr", mode="r")
+    assert back.compressors == (codec,)
+    assert np.array_equal(back[:], numbers)
+    (chunk,) = (tmp_path / "a.zarr" / "c" / "0").glob("0")
+    damaged = bytearray(chunk.read_bytes())
+    assert len(damaged) < 100 * 150 * 4 / 2
+    damaged[-1] ^= 1
+    chunk.write_bytes(damaged)
+    with pytest.raises(BadBatch, match="damaged"):
+        back[0, 0]
+
+
+def test_zarrs_metadata_of_another_codec_is_refused() -> None:
+    assert BatchzipCodec.from_dict(BatchzipCodec(level=5).to_dict()) == BatchzipCodec(level=5)
+    with pytest.raises(BadArgument, match="not the metadata"):
+        BatchzipCodec.from_dict({"name": "zstd", "configuration": {}})
 
 
 # Chunks that lie
