@@ -569,6 +569,22 @@ def test_close_gives_the_pages_back_and_use_after_it_is_refused(store: SwapStore
             call()
 
 
+def test_a_value_that_is_put_in_while_it_is_closed_leaves_no_page(store: SwapStore) -> None:
+    class Closing:
+        def dumps(self, value: object, /) -> bytes:
+            made.close()
+            return str(value).encode()
+
+        def loads(self, data: bytes, /) -> object:
+            return data
+
+    made = CompressedMapping(store, serializer=Closing())
+    with pytest.raises(ClosedError):
+        made["key"] = "value"
+    assert len(made) == 0
+    assert store.counters.stored_pages == 0
+
+
 def test_a_mapping_whose_store_is_closed_says_so(engine: Engine) -> None:
     store = SwapStore(engine)
     mapping = CompressedMapping(store)
