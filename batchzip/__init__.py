@@ -14,6 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from batchzip.arrays import StoredArray as StoredArray
+    from batchzip.arrays import load_array as load_array
+    from batchzip.arrays import store_array as store_array
     from batchzip.backend import Backend as Backend
     from batchzip.backend import backends as backends
     from batchzip.batch import CompressBatch as CompressBatch
@@ -108,6 +111,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "StoredArray": "arrays",
+    "load_array": "arrays",
+    "store_array": "arrays",
     "Backend": "backend",
     "backends": "backend",
     "CompressBatch": "batch",

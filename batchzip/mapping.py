@@ -202,10 +202,13 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def close(self) -> None:
         """Forget all values and give their pages back to the store; further calls do nothing."""
-        if not self._closed:
-            if not self._group.closed:
-                self.clear()
+        if self._group.closed:  # in a forked child the lock may be held by nobody who is there
             self._closed = True
+            return
+        with self._lock:
+            self._values.clear()
+            self._closed = True
+        self._space.reclaim()
 
     @property
     def closed(self) -> bool:
@@ -220,11 +223,13 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             raise AssertionError(f"values have {pages} pages, the group has {len(self._group)}")
 
     def _enter(self) -> None:
-        if self._closed:
-            raise ClosedError(f"this {type(self).__name__} is closed")
-        if self._group.closed:
-            self._group._refuse()  # noqa: SLF001 - the group says whether it is closed or was forked
+        if self._closed or self._group.closed:
+            self._refuse()
         self._space.reclaim()
+
+    def _refuse(self) -> None:
+        self._group._refuse()  # noqa: SLF001 - the group says whether it is closed or was forked
+        raise ClosedError(f"this {type(self).__name__} is closed")
 
     def _assign(self, key: Key, value: _Value) -> bool:
         self._values[key] = value
@@ -243,10 +248,13 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         try:
             stored = self._write(self._packer.pack(value))
             with self._lock:
+                if self._closed:
+                    self._refuse()
                 return assign(key, stored)
         finally:
             del stored
-            self._space.reclaim()
+            if not self._group.closed:
+                self._space.reclaim()
 
     def _write(self, parts: Sequence[Flat]) -> _Value:
         size = self._page_size

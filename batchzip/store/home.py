@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from batchzip.asynchronous import Threads
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument
 from batchzip.store.codec_table import CodecTable
@@ -56,6 +57,8 @@ class Home:
         self.objects = Objects(pool, backing)
         self.codecs = CodecTable(engine.page_size)
         self.restorer = Restorer(self.codecs)
+        self.threads = Threads()
+        """What asyncio's calls block instead of the loop."""
         self._writers: weakref.WeakSet[FolioWriter] = weakref.WeakSet()
         self.writer = self.writer_of(engine)
         self.wake: Callable[[], None] = lambda: None

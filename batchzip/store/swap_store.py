@@ -64,7 +64,6 @@ class SwapStore(Group):
         if not isinstance(max_batch, int) or max_batch < 1:
             raise BadArgument(f"max_batch must be at least 1 page, not {max_batch!r}")
         _check_percent(accept_threshold_percent)
-        self.page_size = engine.page_size
         pool = Pool(max_pool_bytes, page_size=engine.page_size)
         file = None
         try:
@@ -335,6 +334,7 @@ class SwapStore(Group):
     def _close(self) -> None:
         if self._server is not None:
             self._server.close()
+        self._home.threads.close()
         self._shrinker.close()
         for group in self._groups.values():
             group.close()
