@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batchzip.bench.ahead import ahead
 from batchzip.bench.algorithm import Algorithm, parse_algorithms
 from batchzip.bench.compare import compare
 from batchzip.bench.figure import Result, load
@@ -210,6 +211,14 @@ def test_a_machine_that_is_slower_altogether_changes_nothing() -> None:
     (change,) = compare(a_result(bare=5, workers=4), a_result(bare=10, workers=8))
     assert change.verdict == "same"
     assert change.change == pytest.approx(0)
+
+
+def test_whoever_is_ahead_is_named_and_no_one_else() -> None:
+    result = a_result(bare=5, sequential=6, workers=4, peer=2, **{"workers, half in file": 1})
+    assert ahead(result) == ["ahead of batchzip, compress µs: peer 2.00×"]
+    assert ahead(a_result(workers=4, peer=4.01)) == []
+    assert ahead(a_result(workers=4, peer=3.99)) == [], "within the spread"
+    assert ahead(a_result(peer=3)) == [], "nobody to be ahead of"
 
 
 def test_a_change_within_the_spread_is_none() -> None:
