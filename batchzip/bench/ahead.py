@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from batchzip.bench.compare import LEAST_ROUNDS
+
 if TYPE_CHECKING:
     from batchzip.bench.figure import Figure, Result
 
@@ -23,7 +25,7 @@ def ahead(result: Result) -> list[str]:
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for by_name in cases.values():
         own = [by_name[name] for name in OWN if name in by_name]
-        if not own:
+        if not own or own[0].rounds < LEAST_ROUNDS:
             continue
         best = min(own, key=lambda figure: figure.median)
         labels = {**best.labels, "": best.quantity}
@@ -33,7 +35,8 @@ def ahead(result: Result) -> list[str]:
             # A part of the store in a file is the same store with less memory: no peer.
             if name.startswith(OWN) or figure.high >= best.low:
                 continue
-            factor = f"{best.median / figure.median:.2f}×"
+            # Zeros take nothing at all in zram.
+            factor = f"{best.median / figure.median:.2f}×" if figure.median else "∞"
             found[where][name].append(factor if batch is None else f"{batch} ({factor})")
     return [
         f"ahead of batchzip, {where}: "
