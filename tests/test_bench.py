@@ -8,20 +8,19 @@ import os
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from batchzip.bench.ahead import ahead
 from batchzip.bench.algorithm import Algorithm, parse_algorithms
 from batchzip.bench.compare import compare
 from batchzip.bench.figure import Result, load
 from batchzip.bench.pages import KINDS, PAGE, Source, for_codecs
 from batchzip.bench.rounds import figure, in_turns
 from batchzip.errors import BadArgument, UnknownAlgorithm
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "batchzip.cli.main", "bench"]
 SHORT = ["--pages", "64", "--rounds", "3", "--batches", "1,8", "--algorithms", "lz4,zstd:1"]
@@ -214,6 +213,14 @@ def test_a_machine_that_is_slower_altogether_changes_nothing() -> None:
     assert change.change == pytest.approx(0)
 
 
+def test_whoever_is_ahead_is_named_and_no_one_else() -> None:
+    result = a_result(bare=5, sequential=6, workers=4, peer=2, **{"workers, half in file": 1})
+    assert ahead(result) == ["ahead of batchzip, compress µs: peer 2.00×"]
+    assert ahead(a_result(workers=4, peer=4.01)) == []
+    assert ahead(a_result(workers=4, peer=3.99)) == [], "within the spread"
+    assert ahead(a_result(peer=3)) == [], "nobody to be ahead of"
+
+
 def test_a_change_within_the_spread_is_none() -> None:
     old, new = a_result(workers=10), a_result(workers=10)
     noisy = figure({"benchmark": "compress"}, "workers", "µs", [8, 12, 14])
@@ -229,6 +236,19 @@ def test_a_single_round_says_nothing() -> None:
     single.figures.append(figure({"benchmark": "compress"}, "workers", "µs", [10]))
     with pytest.raises(BadArgument, match="3 rounds"):
         compare(a_result(workers=1), single)
+
+
+def test_zram_is_measured_or_said_to_be_missing(file: Path) -> None:
+    before = set(Path("/sys/block").iterdir())
+    result = cli("--file", file, *SHORTER, "--zram", "--json")
+    assert (result.returncode, result.stderr) == (0, ""), result
+    document = json.loads(result.stdout)
+    named = {one["contender"] for one in document["figures"] if "zram" in one["contender"]}
+    if named:
+        assert named == {"zram", "zram, 1 thread", "zram, 2 threads"}
+    else:
+        assert any("zram" in note for note in document["notes"])
+    assert set(Path("/sys/block").iterdir()) <= before, "a device was left"
 
 
 def test_results_with_nothing_in_common_are_refused() -> None:

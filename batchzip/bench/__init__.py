@@ -8,6 +8,7 @@ compressors.py, peers.py    who compresses batches; compress.py measures them
 stores.py, peer_stores.py   who keeps pages; swap.py measures them
 zram.py         the kernel's own, where it can be had
 compare.py      what got slower between two results
+ahead.py        where somebody else is quicker than batchzip
 table.py, plot.py           for people
 
 Nothing else of the library imports this package.

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from batchzip.bench import compress, swap
+from batchzip.bench.ahead import ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -125,6 +126,8 @@ def print_result(result: Result) -> None:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     for table in (*compress_tables(result), *swap_tables(result)):
         out.print(table)
+    for line in ahead(result):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     for note in result.notes:
         out.print(f"missing: {note}", markup=False, highlight=False, soft_wrap=True)
     sys.stdout.flush()

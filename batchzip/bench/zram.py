@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -19,8 +20,17 @@ _DEVICE_TIMEOUT_S = 5.0
 """For the device's node to appear; it takes milliseconds."""
 
 
+def end_orderly() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, with its devices removed; call it in a program."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 class Zram(Closing):
-    """A zram device of `size` bytes. Raises BackendUnavailable, which says what is missing."""
+    """A zram device of `size` bytes. Raises BackendUnavailable, which says what is missing.
+
+    A process that is killed leaves its device, and the memory in it: write 1 to
+    /sys/block/zramN/reset and N to /sys/class/zram-control/hot_remove.
+    """
 
     def __init__(self, size: int, algorithm: str = "lz4") -> None:
         self.size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE

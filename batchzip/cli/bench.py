@@ -17,6 +17,7 @@ from batchzip.bench.compare import compare
 from batchzip.bench.figure import Result, load
 from batchzip.bench.pages import Source, for_codecs
 from batchzip.bench.table import print_changes, print_result
+from batchzip.bench.zram import end_orderly
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def run(options: Options) -> int:
 
     Raises BatchzipError or OSError for what the user can put right.
     """
+    if options.zram:
+        end_orderly()
     given = [load(path) for path in options.compare or []]
     old = given[0] if given else None
     picture = None if options.plot is None else Path(options.plot)

@@ -21,6 +21,7 @@ from batchzip.bench.algorithm import parse_algorithms
 from batchzip.bench.figure import Result
 from batchzip.bench.pages import add_source, for_codecs, source_of
 from batchzip.bench.table import print_result
+from batchzip.bench.zram import end_orderly
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    end_orderly()
     batches = [int(size) for size in options.batches.split(",")]
     source = source_of(options)
     # Some more, as same-filled ones are left out.

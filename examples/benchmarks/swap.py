@@ -23,6 +23,7 @@ from batchzip.bench.algorithm import parse_algorithms
 from batchzip.bench.figure import Result
 from batchzip.bench.pages import add_source, source_of
 from batchzip.bench.table import print_result
+from batchzip.bench.zram import end_orderly
 
 
 def main() -> None:
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    end_orderly()
     source = source_of(options)
     pages = source.take(options.pages)
     settings = {"source": source.name, "pages": len(pages), "rounds": options.rounds}

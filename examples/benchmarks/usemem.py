@@ -50,16 +50,16 @@ FOLIOS = {16: "64 KiB", 512: "2 MiB"}
 LOADED_SHARE = 4
 """One page of as many is loaded again."""
 
-TIME, CPU = "store, µs per page", "store, CPU µs per page"
-TAIL_50, TAIL_99 = "store p50, µs per page of a folio", "store p99, µs per page of a folio"
+TIME, CPU = "store, µs per page", "CPU, µs per page"
+TAIL_50, TAIL_99 = "folio p50, µs per page", "folio p99, µs per page"
 LOAD_99 = "single load p99, µs"
 QUANTITIES = (TIME, CPU, TAIL_50, TAIL_99, LOAD_99)
 
 CLAIMS = {
-    ("sequential", TIME): "zstd: throughput −1 … +1 %",
-    ("sequential", CPU): "zstd: system time −3 … −13 %",
-    ("workers", TIME): "iaa: throughput +62 … +78 %",
-    ("workers", CPU): "iaa: system time −23 … −34 %",
+    ("sequential", TIME): "zstd: MB/s −1 … +1 %",
+    ("sequential", CPU): "zstd: sys time −3 … −13 %",
+    ("workers", TIME): "iaa: MB/s +62 … +78 %",
+    ("workers", CPU): "iaa: sys time −23 … −34 %",
 }
 
 
