@@ -5,7 +5,8 @@
                                          [--json FILE] [--plot PNG]
 
 Each client is a thread with --mib MiB of its own. All store them, folio by folio, at once; then each loads a
-quarter of its pages, one by one at random. Folios have 64 KiB or 2 MiB. Three ways, interleaved:
+quarter of its pages, one by one at random. Then as many processes as there are CPUs, attached to the store for
+reading (store.share()), do the same with pages of all clients. Folios have 64 KiB or 2 MiB. Three ways, interleaved:
 
 each page alone   a store() for each page: a batch, a lock and a publication a page
 page by page      a store() for each folio, max_batch=1: all or nothing, but the engine gets single pages
@@ -20,6 +21,7 @@ stands beside the workers'.
 from __future__ import annotations
 
 import argparse
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from loky.backend import get_context
 from rich.table import Table
 
 import batchzip
@@ -37,9 +40,11 @@ from batchzip.bench.pages import PAGE, add_source, source_of
 from batchzip.bench.rounds import figure, in_turns
 from batchzip.bench.table import console
 from batchzip.cli.side import WorkerCpu
+from batchzip.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.connection import Connection
 
     from batchzip.bench.algorithm import Algorithm
     from batchzip.bench.pages import Pages
@@ -53,7 +58,9 @@ LOADED_SHARE = 4
 TIME, CPU = "store, µs per page", "CPU, µs per page"
 TAIL_50, TAIL_99 = "folio p50, µs per page", "folio p99, µs per page"
 LOAD_99 = "single load p99, µs"
-QUANTITIES = (TIME, CPU, TAIL_50, TAIL_99, LOAD_99)
+READ_50, READ_99 = "attached load p50, µs", "attached load p99, µs"
+READ_TIME = "attached, all: µs per page"
+QUANTITIES = (TIME, CPU, TAIL_50, TAIL_99, LOAD_99, READ_50, READ_99, READ_TIME)
 
 CLAIMS = {
     ("sequential", TIME): "zstd: MB/s −1 … +1 %",
@@ -116,10 +123,60 @@ def at_once(calls: list[Callable[[], None]]) -> None:
         raise failed[0]
 
 
+class Readers(Closing):
+    """Processes that attach to a store when they are told to, and load random pages of it."""
+
+    def __init__(self, count: int) -> None:
+        context = get_context("loky")
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for seed in range(count):
+            here, there = context.Pipe()
+            process = context.Process(target=_read, args=(there, seed), daemon=True)
+            process.start()
+            there.close()
+            self.pipes.append(here)
+            self.processes.append(process)
+
+    def load(self, address: str, pages: int) -> dict[str, float]:
+        """Have each load a quarter as many pages as there are, all at once; the figures of it."""
+        begun = time.perf_counter()
+        for pipe in self.pipes:
+            pipe.send((address, pages))
+        loads = np.concatenate([pipe.recv() for pipe in self.pipes]) / 1e3
+        wall = time.perf_counter() - begun
+        return {
+            READ_50: float(np.percentile(loads, 50)),
+            READ_99: float(np.percentile(loads, 99)),
+            READ_TIME: wall / len(loads) * 1e6,
+        }
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(None)
+            process.join()
+            pipe.close()
+
+
+def _read(pipe: Connection, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    clock = time.perf_counter_ns
+    while (asked := pipe.recv()) is not None:
+        address, pages = asked
+        taken = []
+        with batchzip.attach(address) as view:
+            for index in rng.integers(0, pages, pages // LOADED_SHARE).tolist():
+                begun = clock()
+                view.load(index)
+                taken.append(clock() - begun)
+        pipe.send(np.array(taken))
+
+
 def one_round(
-    engine: batchzip.Engine, way: str, parts: list[Pages], folio: int
+    engine: batchzip.Engine, way: str, parts: list[Pages], folio: int, readers: Readers
 ) -> dict[str, float]:
-    """Let all clients store and load; the figures of it."""
+    """Let all clients store and load, then processes that are attached; the figures of it."""
     clients = [Client(at * len(part), part) for at, part in enumerate(parts)]
     pages = sum(map(len, parts))
     with batchzip.SwapStore(engine, max_batch=1 if way == BY_PAGE else 256) as store:
@@ -131,6 +188,7 @@ def one_round(
         wall = time.perf_counter() - wall
         cpu = time.process_time() - cpu + workers.spent_s(engine.worker_pids)
         at_once([lambda c=c: c.load(store) for c in clients])  # type: ignore[misc] # bound now
+        read = readers.load(store.share().address, pages)
     stores = np.concatenate([client.stores for client in clients]) / 1e3
     loads = np.concatenate([client.loads for client in clients]) / 1e3
     return {
@@ -139,6 +197,7 @@ def one_round(
         TAIL_50: float(np.percentile(stores, 50)),
         TAIL_99: float(np.percentile(stores, 99)),
         LOAD_99: float(np.percentile(loads, 99)),
+        **read,
     }
 
 
@@ -147,12 +206,15 @@ def run(
 ) -> None:
     """Measure all ways with both backends."""
     for backend in ("sequential", "workers"):
-        with batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters) as engine:
+        with (
+            batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters) as engine,
+            Readers(len(os.sched_getaffinity(0))) as readers,
+        ):
             engine.wait_ready(60)
             for folio in folios:
                 values: dict[tuple[str, str], list[float]] = {}
                 for turn, way in in_turns(WAYS, rounds):
-                    found = one_round(engine, way, parts, folio)
+                    found = one_round(engine, way, parts, folio, readers)
                     for quantity, value in found.items():
                         if turn:
                             values.setdefault((way, quantity), []).append(value)
