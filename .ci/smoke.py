@@ -4,7 +4,7 @@ from pathlib import Path
 
 import batchzip
 
-assert batchzip.algorithms() == ["lz4", "zstd"], batchzip.algorithms()
+assert batchzip.algorithms() == ["lz4", "lz4hc", "zstd"], batchzip.algorithms()
 assert batchzip.backends() == ["dask", "sequential", "workers"], batchzip.backends()
 assert (Path(batchzip.__file__).parent / "py.typed").exists()
 page = bytes(range(256)) * 16
