@@ -4,16 +4,22 @@ from pathlib import Path
 
 import batchzip
 
-assert batchzip.algorithms() == ["lz4", "zstd"], batchzip.algorithms()
-assert batchzip.backends() == ["sequential", "workers"], batchzip.backends()
+assert batchzip.algorithms() == ["lz4", "lz4hc", "zstd"], batchzip.algorithms()
+assert batchzip.backends() == ["dask", "sequential", "workers"], batchzip.backends()
 assert (Path(batchzip.__file__).parent / "py.typed").exists()
 page = bytes(range(256)) * 16
 for algorithm in batchzip.algorithms():
-    for backend in batchzip.backends():
+    for backend in ("sequential", "workers"):
         with batchzip.Engine(algorithm, backend=backend) as engine:
             assert engine.wait_ready()
             with batchzip.SwapStore(engine) as store:
                 store.store(7, [page] * 100)
                 assert store.load(42) == page
                 assert store.load_many([7, 106]).tobytes() == page * 2
+try:
+    batchzip.Engine(backend="dask")
+except batchzip.MissingExtra as error:
+    assert error.command == "pip install 'batchzip[dask]'", error
+else:
+    raise AssertionError("the extra is not installed here")
 print("smoke test: ok")

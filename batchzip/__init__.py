@@ -14,6 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from batchzip.arrays import StoredArray as StoredArray
+    from batchzip.arrays import load_array as load_array
+    from batchzip.arrays import store_array as store_array
     from batchzip.backend import Backend as Backend
     from batchzip.backend import backends as backends
     from batchzip.batch import CompressBatch as CompressBatch
@@ -41,6 +44,9 @@ if TYPE_CHECKING:
         ClosedError as ClosedError,
     )
     from batchzip.errors import (
+        ClusterLost as ClusterLost,
+    )
+    from batchzip.errors import (
         CorruptPage as CorruptPage,
     )
     from batchzip.errors import (
@@ -50,10 +56,19 @@ if TYPE_CHECKING:
         ForkedProcess as ForkedProcess,
     )
     from batchzip.errors import (
+        MissingExtra as MissingExtra,
+    )
+    from batchzip.errors import (
+        NotStorable as NotStorable,
+    )
+    from batchzip.errors import (
         PageError as PageError,
     )
     from batchzip.errors import (
         PageNotStored as PageNotStored,
+    )
+    from batchzip.errors import (
+        PagesLost as PagesLost,
     )
     from batchzip.errors import (
         PoolFull as PoolFull,
@@ -79,15 +94,26 @@ if TYPE_CHECKING:
     from batchzip.errors import (
         WorkerWarning as WorkerWarning,
     )
+    from batchzip.mapping import CompressedMapping as CompressedMapping
     from batchzip.pool import Pool as Pool
     from batchzip.request import Request as Request
     from batchzip.statistics import Statistics as Statistics
     from batchzip.store import Counters as Counters
+    from batchzip.store import Group as Group
+    from batchzip.store import GroupView as GroupView
+    from batchzip.store import Recompression as Recompression
+    from batchzip.store import Share as Share
+    from batchzip.store import StoreReport as StoreReport
+    from batchzip.store import StoreView as StoreView
     from batchzip.store import SwapStore as SwapStore
+    from batchzip.store import attach as attach
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "StoredArray": "arrays",
+    "load_array": "arrays",
+    "store_array": "arrays",
     "Backend": "backend",
     "backends": "backend",
     "CompressBatch": "batch",
@@ -96,11 +122,16 @@ _HOME = {
     "algorithms": "codecs",
     "train_dictionary": "codecs.dictionary",
     "Engine": "engine",
+    "CompressedMapping": "mapping",
     "Pool": "pool",
     "Request": "request",
     "Statistics": "statistics",
     "Counters": "store",
-    "SwapStore": "store",
+    **dict.fromkeys(
+        ["Group", "GroupView", "Recompression", "Share", "StoreReport", "StoreView", "SwapStore"],
+        "store",
+    ),
+    "attach": "store",
     **dict.fromkeys(
         [
             "BackendUnavailable",
@@ -109,11 +140,15 @@ _HOME = {
             "BadHandle",
             "BatchzipError",
             "ClosedError",
+            "ClusterLost",
             "CorruptPage",
             "EngineBusy",
             "ForkedProcess",
+            "MissingExtra",
+            "NotStorable",
             "PageError",
             "PageNotStored",
+            "PagesLost",
             "PoolFull",
             "RequestCancelled",
             "RequestTimeout",

@@ -55,6 +55,9 @@ class Backend(ABC):
     batch_size: int = 1
     """Pages it takes in one go, as crypto_acomp_batch_size(); 1: it goes page by page."""
 
+    asynchronous: bool = False
+    """Whether `submit` returns before the batch is done; else asyncio has it called in a thread."""
+
     page_size: int
     codec: Codec | None = None
 

@@ -8,11 +8,14 @@ regression was a lock per page).
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import operator
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
+from batchzip.asynchronous import Threads, Turns
 from batchzip.backend import Backend, make_backend
 from batchzip.batch import Batch, CompressBatch, DecompressBatch
 from batchzip.buffers import as_view, check_page_size
@@ -42,7 +45,7 @@ class Engine(Owned):
                   smaller by that, with lz4 the most; text does not.
     `page_size`   bytes of a page; a power of two in 512 B … 2 MiB.
     `parameters`  the algorithm's own: `level`, `dictionary` for zstd; `acceleration`,
-                  `high_compression` for lz4.
+                  `high_compression` for lz4; `batchzip algorithms` lists them.
 
     `codec` is the codec with all that is around it; equal codecs restore each other's outputs.
 
@@ -68,6 +71,7 @@ class Engine(Owned):
         if isinstance(algorithm, Codec):
             if parameters:
                 raise BadArgument("a codec made by hand brings its own parameters")
+            algorithm.require()
             self.codec = algorithm
         else:
             self.codec = make_codec(algorithm, **parameters)
@@ -82,6 +86,8 @@ class Engine(Owned):
         else:
             self.backend = make_backend(backend, workers=workers)
         self.backend.open(self.codec, self.page_size)
+        self._threads = Threads()
+        self._turns = Turns()
         super().__init__()
         self._open = True
 
@@ -159,6 +165,45 @@ class Engine(Owned):
         self.backend.submit(request, timeout_s=timeout_s, block=block)  # type: ignore[arg-type] # backends take any batch
         return request
 
+    async def compress_async(
+        self, batch: CompressBatch, *, deadline_s: float | None = None
+    ) -> CompressBatch:
+        """Compress a batch without blocking the event loop; the batch, done. From any loop, at once.
+
+        Where too much is under way it waits its turn. Where a task is cancelled before its batch was taken
+        up, every page has -ECANCELED; later, the batch is done first. When this ends, in whatever
+        way, the batch and its buffers are the caller's again. `deadline_s` as `submit`.
+        """
+        if not isinstance(batch, CompressBatch):
+            raise BadBatch(f"compress_async takes a CompressBatch, not {type(batch).__name__}")
+        return await self._do_async(batch, deadline_s)
+
+    async def decompress_async(
+        self, batch: DecompressBatch, *, deadline_s: float | None = None
+    ) -> DecompressBatch:
+        """Decompress a batch without blocking the event loop; otherwise as `compress_async`."""
+        if not isinstance(batch, DecompressBatch):
+            raise BadBatch(f"decompress_async takes a DecompressBatch, not {type(batch).__name__}")
+        return await self._do_async(batch, deadline_s)
+
+    async def _do_async(self, batch: AnyBatch, deadline_s: float | None) -> AnyBatch:
+        self._admit(batch)
+        begun: list[Request[AnyBatch]] = []
+
+        def begin(*, block: bool) -> Request[AnyBatch]:
+            begun.append(self.submit(batch, block=block, deadline_s=deadline_s))
+            return begun[0]
+
+        try:
+            if self.backend.asynchronous:
+                return await self._turns.submit(partial(begin, block=False))
+            request = await self._threads.call(partial(begin, block=True))
+        except asyncio.CancelledError:
+            if not begun:
+                batch.fail(range(len(batch)), -errno.ECANCELED)
+            raise
+        return request.wait()
+
     def arena(self, rows: int, width: int | None = None) -> Bytes:
         """Make a (rows, width) uint8 array of zeros in memory that the engine's workers share.
 
@@ -221,6 +266,7 @@ class Engine(Owned):
         return page
 
     def _close(self) -> None:
+        self._threads.close()
         self.backend.close()
 
     def __del__(self) -> None:

@@ -8,14 +8,27 @@ would expect (`ValueError`, `KeyError`, `TimeoutError`, …), so that neither ha
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
 class BatchzipError(Exception):
-    """Root of everything batchzip raises on purpose."""
+    """Root of everything batchzip raises on purpose. They pickle, and so come from other machines."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default a class would be called with its own message.
+        return _unpickle, (type(self), self.args), self.__dict__
+
+
+def _unpickle(kind: type[BatchzipError], args: tuple[object, ...]) -> BatchzipError:
+    try:
+        error = kind.__new__(kind, *args)
+    except TypeError:  # MemoryError's is for none but itself
+        error = BaseException.__new__(kind, *args)
+    error.args = args
+    return error
 
 
 class BadArgument(BatchzipError, ValueError):
@@ -49,6 +62,16 @@ class UnknownBackend(_UnknownName):
 
 class BackendUnavailable(BatchzipError, RuntimeError):
     """A registered backend that cannot work here; the message says why."""
+
+
+class MissingExtra(BatchzipError, ImportError):
+    """A library that an extra brings is not installed; the message has the command to install it."""
+
+    def __init__(self, needed_by: str, module: str, extra: str) -> None:
+        command = f"pip install 'batchzip[{extra}]'"
+        super().__init__(f"{needed_by} needs {module}, which is not installed: {command}")
+        self.extra = extra
+        self.command = command
 
 
 class ClosedError(BatchzipError, ValueError):
@@ -129,6 +152,37 @@ class CorruptPage(BatchzipError):
     def __init__(self, index: int) -> None:
         super().__init__(f"the stored bytes of page {index} are damaged")
         self.index = index
+
+
+class ClusterLost(BatchzipError, ConnectionError):
+    """The Dask cluster, or the connection to it, is gone: the scheduler, or every worker."""
+
+
+class PagesLost(ClusterLost):
+    """Pages of a sharded store were in the memory of a worker that is gone.
+
+    `indices` has all that were stored there and are lost, as ranges; `worker` is its address.
+    """
+
+    _SHOWN = 8
+
+    def __init__(self, worker: str, reason: str, indices: Iterable[range]) -> None:
+        self.worker = worker
+        self.indices = tuple(indices)
+        shown = ", ".join(
+            str(part.start) if len(part) == 1 else f"{part.start}…{part.stop - 1}"
+            for part in self.indices[: self._SHOWN]
+        )
+        more = len(self.indices) - self._SHOWN
+        super().__init__(
+            f"worker {worker} is gone ({reason}), and with it {sum(map(len, self.indices))} pages"
+            + (f": {shown}" if shown else "")
+            + (f" and {more} more ranges" if more > 0 else "")
+        )
+
+
+class NotStorable(BatchzipError, TypeError):
+    """A key or value of a kind that a mapping does not keep; nothing was changed."""
 
 
 class UnreadableProcess(BatchzipError, OSError):

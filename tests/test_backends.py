@@ -12,12 +12,19 @@ from faulty_codec import KILL, FaultyCodec
 
 from batchzip import CompressBatch, Engine
 from batchzip.testing import BackendContract
+from batchzip.testing.plain import make_layered_codec
 from batchzip_sequential import SequentialBackend
 from batchzip_workers.backend import WorkersBackend
 from batchzip_workers.balance import Balance
 
 if TYPE_CHECKING:
-    from batchzip import Backend
+    from collections.abc import Callable
+
+    from batchzip import Backend, Codec
+
+
+FEW: list[str | Callable[[], Codec]] = ["lz4", "zstd", "deflate", make_layered_codec]
+"""Of two libraries, one that does not always make the same bytes, and all layers. The reference has all."""
 
 
 class TestSequential(BackendContract):
@@ -27,12 +34,16 @@ class TestSequential(BackendContract):
 
 
 class TestOneWorker(BackendContract):
+    codecs = FEW
+
     @classmethod
     def make_backend(cls) -> Backend:
         return WorkersBackend(workers=1)
 
 
 class TestThreeWorkersThatAlwaysGetTheirShare(BackendContract):
+    codecs = FEW
+
     @classmethod
     def make_backend(cls) -> Backend:
         return WorkersBackend(workers=3)

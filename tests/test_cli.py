@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -16,6 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from command import (
+    COMMAND,
+    Terminal,
+    absolute_path,
+    assert_one_clear_line,
+    children,
+    cli,
+    has_gone,
+)
 
 import batchzip
 from batchzip.cli import swap
@@ -24,23 +32,9 @@ from batchzip.cli.main import main
 from batchzip.cli.process_memory import ProcessMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
-
-COMMAND = [sys.executable, "-m", "batchzip.cli.main"]
-
-
-def cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **options,
-    )
 
 
 def document(*arguments: object) -> dict[str, Any]:
@@ -48,14 +42,6 @@ def document(*arguments: object) -> dict[str, Any]:
     assert (result.returncode, result.stderr) == (0, ""), result
     loaded: dict[str, Any] = json.loads(result.stdout)
     return loaded
-
-
-def assert_one_clear_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert result.returncode == 2, result
-    assert result.stdout == ""
-    assert re.fullmatch(r"batchzip: [^\n]+\n", result.stderr), result.stderr
-    for word in words:
-        assert word in result.stderr
 
 
 def some_pages(count: int = 600, page_size: int = 4096) -> NDArray[np.uint8]:
@@ -127,6 +113,27 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
         "600 pages compared byte for byte: all equal",
     ):
         assert words in result.stdout
+
+
+def test_the_class_table_is_there_as_data_and_for_people(file: Path) -> None:
+    for of in document("--file", file)["backends"].values():
+        lines = of["classes"]
+        assert [line["size"] for line in lines] == sorted(line["size"] for line in lines)
+        # Each page that is not same-filled is an object; nothing was freed.
+        assert sum(line["used"] for line in lines) == 400
+        assert sum(line["pages"] for line in lines) * mmap.PAGESIZE == of["pool_held_bytes"]
+        for line in lines:
+            assert set(line) == {"size", "spans", "objects", "used", "pages", "freeable"}
+            assert line["used"] <= line["objects"]
+            assert 0 <= line["freeable"] < line["spans"]
+    shown = cli("swap", "--file", file, "--classes").stdout
+    for name in ("workers", "sequential"):
+        table = shown.split(f"size classes of the pool, {name}\n")[1].split("\n\n")[0]
+        heading, *rows = (line.split() for line in table.splitlines() if line.strip())
+        assert heading == ["object", "bytes", "spans", "objects", "used", "pages", "freeable"]
+        assert (rows[-2][0], rows[-2][3]) == ("4,096", "200")  # the incompressible pages
+        assert (rows[-1][0], rows[-1][3]) == ("all", "400")
+    assert "size classes" not in cli("swap", "--file", file).stdout
 
 
 def test_without_a_source_a_workload_is_taken() -> None:
@@ -246,14 +253,6 @@ def test_bad_input_is_one_clear_line(
     assert_one_clear_line(cli("swap", *started, cwd=tmp_path, env=absolute_path()), *words)
 
 
-def absolute_path() -> dict[str, str]:
-    """Return an environment in which imports do not depend on the working directory."""
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, map(os.path.abspath, sys.path))),
-    }
-
-
 def test_no_command_is_one_clear_line() -> None:
     assert_one_clear_line(cli(), "command")
 
@@ -306,10 +305,15 @@ def test_an_unreadable_file_is_one_clear_line(
 
 def test_version_and_help() -> None:
     assert cli("--version").stdout == f"batchzip {batchzip.__version__}\n"
-    for arguments in (["--help"], ["swap", "--help"]):
-        result = cli(*arguments)
+    for arguments, example in (
+        ([], "batchzip algorithms  "),
+        (["swap"], "batchzip swap --pid 4711 --algorithm lz4"),
+        (["algorithms"], "batchzip algorithms --json"),
+    ):
+        result = cli(*arguments, "--help")
         assert (result.returncode, result.stderr) == (0, "")
-        assert "batchzip swap --pid 4711 --algorithm lz4" in result.stdout
+        assert example in result.stdout
+        assert "exit codes: 0 all went well" in result.stdout
 
 
 class _Wrong(batchzip.SwapStore):
@@ -408,45 +412,6 @@ def test_a_reader_that_goes_away_is_no_error(file: Path) -> None:
     assert (result.returncode, result.stderr) == (141, b"")
 
 
-class Terminal:
-    """The command with its stderr on a terminal of its own."""
-
-    def __init__(self, arguments: Sequence[object]) -> None:
-        self.master, slave = pty.openpty()
-        try:
-            self.process = subprocess.Popen(
-                [*COMMAND, *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=slave,
-                env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
-                process_group=0,
-            )
-        finally:
-            os.close(slave)
-        self.seen = b""
-
-    def read_until(self, words: bytes | None, timeout_s: float = 60) -> None:
-        """Read the terminal until `words` were seen; None: until its end."""
-        deadline = time.monotonic() + timeout_s
-        while words is None or words not in self.seen:
-            assert select.select([self.master], [], [], deadline - time.monotonic())[0], self.seen
-            try:
-                more = os.read(self.master, 65536)
-            except OSError:  # EIO: nobody has the other side open any more
-                more = b""
-            if not more:
-                assert words is None, self.seen
-                return
-            self.seen += more
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-        os.close(self.master)
-
-
 @pytest.fixture
 def terminal() -> Iterator[Callable[..., Terminal]]:
     opened = []
@@ -474,19 +439,6 @@ def test_json_draws_no_bars(terminal: Callable[..., Terminal], file: Path) -> No
     shown.read_until(None)
     assert shown.process.wait(timeout=10) == 0
     assert shown.seen == b""
-
-
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
-def has_gone(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return True
-    return status.rpartition(")")[2].split()[0] == "Z"  # nobody's child any more, init is slow
 
 
 @pytest.mark.parametrize("whole_group", [False, True], ids=["one process", "whole group"])

@@ -16,8 +16,12 @@ import zstandard
 import batchzip
 from batchzip import BadArgument, DecompressBatch, Engine, PageError, UnknownAlgorithm
 from batchzip.codecs import Codec, make_codec
+from batchzip.codecs.brotli import Brotli
+from batchzip.codecs.deflate import Deflate
 from batchzip.codecs.lz4 import Lz4
+from batchzip.codecs.lz4hc import Lz4hc
 from batchzip.codecs.shuffled import Shuffled
+from batchzip.codecs.snappy import Snappy
 from batchzip.codecs.verified import Verified
 from batchzip.codecs.zstd import Zstd
 from batchzip.testing.plain import make_layered_codec
@@ -36,6 +40,10 @@ CODECS = [
     Lz4(acceleration=65537),
     Lz4(high_compression=1),
     Lz4(high_compression=12),
+    *(Lz4hc(level) for level in (1, 9, 12)),
+    *(Deflate(level) for level in (0, 1, 2, 3)),
+    *(Brotli(level) for level in (2, 5, 11)),
+    Snappy(),
     *(Shuffled(Lz4(), element_size) for element_size in (2, 4, 8)),
     Verified(Shuffled(Zstd(), 4)),
     make_layered_codec(),
@@ -81,6 +89,16 @@ def test_an_unknown_name_is_told_which_there_are() -> None:
         ("lz4", {"high_compression": 13}, "not 13"),
         ("lz4", {"high_compression": True}, "not True"),
         ("lz4", {"acceleration": 2, "high_compression": 9}, "not both"),
+        ("lz4hc", {"level": 0}, "lz4hc level must be an integer in 1…12, not 0"),
+        ("lz4hc", {"level": 13}, "not 13"),
+        ("lz4hc", {"level": True}, "not True"),
+        ("deflate", {"level": -1}, "deflate level must be an integer in 0…3, not -1"),
+        ("deflate", {"level": 4}, "not 4"),
+        ("deflate", {"level": 1.0}, "not 1.0"),
+        ("brotli", {"level": 1}, "brotli level must be an integer in 2…11, not 1"),
+        ("brotli", {"level": 12}, "not 12"),
+        ("brotli", {"level": None}, "not None"),
+        ("snappy", {"level": 1}, "snappy has no parameter 'level'; it has: none"),
         ("lz4", {"level": 1}, "no parameter 'level'; it has: acceleration, high_compression"),
     ],
 )
@@ -100,9 +118,18 @@ def test_every_setting_gives_pages_back_and_survives_the_way_to_a_worker(codec: 
     noise = np.random.default_rng(1).bytes(4096)
     for page in (COUNTED, WORD, bytes(4096), noise):
         output = codec.compressor(4096)(page)
-        assert again.compressor(4096)(page) == output
-        assert again.decompressor(4096)(output) == page
-        assert codec.compressor(4096)(memoryview(page)) == output
+        restore = again.decompressor(4096)
+        assert restore(output) == page
+        others = again.compressor(4096)(page), codec.compressor(4096)(memoryview(page))
+        assert [restore(other) for other in others] == [page, page]
+        assert others == (output, output) or not codec.deterministic
+
+
+def test_what_wraps_a_codec_is_as_deterministic() -> None:
+    for codec in (Deflate(), Zstd()):
+        expected = isinstance(codec, Zstd)
+        assert codec.deterministic is expected
+        assert Verified(Shuffled(codec, 2)).deterministic is expected
 
 
 def test_a_codec_cannot_be_changed() -> None:
@@ -116,7 +143,7 @@ LZ4_WORD = bytes.fromhex("4f706167650400fffffffffffffffffffffffffffffff350657061
 ZSTD_WORD = bytes.fromhex("28b52ffd60000f5d000020706167650100f9df7744")
 
 
-@pytest.fixture(params=["lz4", "zstd"])
+@pytest.fixture(params=batchzip.algorithms())
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     with Engine(request.param, backend="sequential") as engine:
         yield engine
@@ -216,6 +243,7 @@ def test_a_large_window_around_a_page_is_read_or_refused(zstd: Engine, window: i
 PEAK = """
 import sys
 sys.path.insert(0, sys.argv[1])
+from test_other_codecs import OTHERS_HARMFUL
 from test_codecs import COUNTED, HARMFUL, Engine, PageError, frame, raw_block
 
 def peak_kib():
@@ -224,12 +252,13 @@ def peak_kib():
 
 sources = [*HARMFUL.values(), *(frame(raw_block(COUNTED), window=w) for w in range(256))]
 blocks = [b"\\x1f\\x00\\x01\\x00" + b"\\xff" * size for size in (10, 8000, 1 << 20)]
-engines = [Engine(name, backend="sequential") for name in ("zstd", "lz4")]
+names = ("zstd", "lz4", "lz4hc", "deflate", "brotli", "snappy")
+engines = [Engine(name, backend="sequential") for name in names]
 for engine in engines:
     engine.decompress_page(engine.compress_page(COUNTED))
 before = peak_kib()
 for engine in engines:
-    for source in sources + blocks:
+    for source in sources + blocks + OTHERS_HARMFUL:
         try:
             engine.decompress_page(source)
         except PageError:

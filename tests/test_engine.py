@@ -27,6 +27,8 @@ from batchzip.codecs.zstd import Zstd
 from batchzip_sequential import SequentialBackend
 
 PAGE = bytes(range(256)) * 16
+BACKENDS = ("sequential", "workers")
+"""Those that need nothing besides this machine."""
 
 
 def check_it_works(engine: Engine) -> None:
@@ -38,13 +40,13 @@ def check_it_works(engine: Engine) -> None:
 
 
 def test_backends_and_algorithms_are_listed_by_name() -> None:
-    assert {"sequential", "workers"} <= set(batchzip.backends())
+    assert {"dask", *BACKENDS} <= set(batchzip.backends())
     assert {"lz4", "zstd"} <= set(batchzip.algorithms())
     assert batchzip.backends() == sorted(batchzip.backends())
     assert batchzip.algorithms() == sorted(batchzip.algorithms())
 
 
-@pytest.mark.parametrize("backend", ["auto", *batchzip.backends()])
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 def test_every_name_makes_an_engine_that_works(backend: str) -> None:
     for algorithm in batchzip.algorithms():
         with Engine(algorithm, backend=backend) as engine:
@@ -222,7 +224,7 @@ def test_its_repr_says_what_it_is() -> None:
         assert repr(engine) == "<Engine Zstd(level=1) on sequential, 4096 B pages>"
 
 
-@pytest.mark.parametrize("backend", batchzip.backends())
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_engine_that_is_lost_is_closed(backend: str) -> None:
     engine = Engine("lz4", backend=backend)
     check_it_works(engine)
@@ -240,7 +242,7 @@ def test_an_engine_that_could_not_be_made_leaves_nothing_to_close() -> None:
     gc.collect()  # __del__ of the half-made ones raises nothing
 
 
-@pytest.mark.parametrize("backend", batchzip.backends())
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_last_reference_to_an_engine_may_go_in_a_callback(backend: str) -> None:
     engine = Engine("lz4", backend=backend)
     engine.wait_ready(60)

@@ -9,16 +9,15 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from batchzip.errors import BadArgument
+from batchzip.store.arguments import MAX_INDEX, as_range
 from batchzip.store.page_table import (
     ABSENT,
     BACKED,
     COMPRESSED,
     ENTRY,
-    MAX_INDEX,
     RAW,
     SAME_FILLED,
     PageTable,
-    as_range,
 )
 
 BLOCK = 512

@@ -1,5 +1,6 @@
 """Pool: what is put in comes out, what is freed is given back, and a refusal changes nothing."""
 
+import contextlib
 import errno
 import gc
 import itertools
@@ -28,9 +29,10 @@ from hypothesis.stateful import (
 )
 
 from batchzip.errors import BadArgument, BadHandle, ClosedError, ForkedProcess, PoolFull
-from batchzip.pool import Pool
+from batchzip.pool import Pool, span
 from batchzip.pool.audit import ClassUse
 from batchzip.pool.handles import GENERATION_SHIFT, ONE, RETIRED, SLOT
+from batchzip.pool.pool import TORN
 from batchzip.pool.size_classes import SPAN_PAGES, SizeClasses
 from batchzip.segment import PAGE, Segment
 
@@ -50,7 +52,9 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    # So little address space that the pool has to grow in these tests.
+    monkeypatch.setattr(span, "FIRST_BYTES", 64 * SPAN_PAGES * PAGE)
     with Pool() as made:
         yield made
         made.check_invariants()
@@ -332,6 +336,93 @@ def test_a_malloc_and_a_free_in_turn_keep_the_memory(
     assert not calls
 
 
+def test_a_batch_that_replaces_another_needs_no_system_call(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = compressed_sizes(4096)
+    handles = malloc(pool, sizes)
+    calls = []
+    monkeypatch.setattr(Segment, "reserve", lambda *_: calls.append("reserve"))
+    monkeypatch.setattr(Segment, "release", lambda *_: calls.append("release"))
+    for _ in range(10):
+        pool.free_many(handles[:128])
+        handles[:128] = malloc(pool, sizes[:128])
+    assert not calls
+
+
+def test_memory_of_neighbours_goes_back_in_one_call(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handles = malloc(pool, [4096] * 1000)
+    spans = pool.classes()[0].spans
+    calls = []
+    release = Segment.release
+
+    def counted(segment: Segment, offset: int, length: int) -> None:
+        calls.append(length)
+        release(segment, offset, length)
+
+    monkeypatch.setattr(Segment, "release", counted)
+    for at in range(0, 1000, 100):
+        pool.free_many(handles[at : at + 100])
+        assert state(pool)[0] == 900 - at
+    assert len(calls) * 10 <= spans
+    assert pool.held_bytes <= SPAN_PAGES * PAGE
+
+
+def test_what_address_space_a_pool_begins_with_takes_no_memory() -> None:
+    with Pool() as pool:
+        pool.put_many([b"one", b"two"])
+        assert pool._arena.spans.segment.size >= 1 << 34
+        assert 0 < state(pool)[2] <= 2 * PAGE
+
+
+def test_tables_that_were_lengthened_and_no_more_are_put_right(pool: Pool) -> None:
+    handles = put(pool, [b"kept"] * 100)
+    spans = pool._arena.spans
+    # As an interrupt leaves them between two steps of lengthening, far beyond the address space.
+    spans.kind.resize(len(spans.kind) + 4096, refcheck=False)
+    spans.bump.resize(len(spans.bump) + 4096, refcheck=False)
+    pool._state = TORN
+    assert [bytes(view) for view in pool.read_many(handles)] == [b"kept"] * 100
+    pool.check_invariants()
+    malloc(pool, [4096] * 3000)
+
+
+def test_a_pool_does_with_little_address_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What no system gives, as a limit to the address space would refuse the usual size.
+    monkeypatch.setattr(span, "FIRST_BYTES", 1 << 60)
+    with Pool() as pool:
+        handles = malloc(pool, [4096] * 3000)
+        assert len(pool) == len(handles)
+        pool.check_invariants()
+
+
+def test_copy_takes_any_integer_and_refuses_what_is_not_live(pool: Pool) -> None:
+    live, dead = put(pool, [b"live", b"dead"])
+    pool.free(dead)
+    for same in (live, np.uint64(live), np.int64(live)):
+        assert pool.copy(same) == b"live"  # type: ignore[arg-type] # as a caller may
+    wrong = (
+        dead,
+        0,
+        1,
+        -1,
+        -live,
+        live + ONE,
+        live + 2 * ONE,
+        live | SLOT,
+        1 << 70,
+        "live",
+        None,
+        1.5,
+    )
+    for handle in wrong:
+        with pytest.raises(BadHandle):
+            pool.copy(handle)  # type: ignore[arg-type] # as a caller may
+    assert pool.copy(live) == b"live"
+
+
 def test_a_span_number_serves_any_class(pool: Pool) -> None:
     first = malloc(pool, [4096] * 40)
     spans = pool._arena.spans
@@ -501,6 +592,21 @@ def test_a_lower_limit_only_refuses_growth(pool: Pool) -> None:
     assert len(malloc(pool, [4000] * 5)) == 5
     with pytest.raises(PoolFull):
         pool.malloc(4000)
+
+
+def test_at_the_limit_a_page_that_is_held_is_filled() -> None:
+    size = 1904  # two of them fit a page
+    with Pool() as pool:
+        first, *others = pool.malloc_many([size] * 3).tolist()
+        pool.free_many(others)
+        pool.compact()
+        pool.max_bytes = pool.held_bytes
+        second = pool.malloc(size)
+        assert pool.held_bytes == pool.max_bytes
+        assert first != second
+        with pytest.raises(PoolFull):
+            pool.malloc(size)
+        pool.check_invariants()
 
 
 def test_the_spare_gives_way_to_the_limit() -> None:
@@ -898,3 +1004,28 @@ PoolAgainstDict.TestCase.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None, database=None
 )
 TestPoolAgainstDict = PoolAgainstDict.TestCase
+
+
+def until_full(pool: Pool, size: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(PoolFull):
+        while True:
+            found += malloc(pool, [size])
+    return found
+
+
+@pytest.mark.parametrize("size", [96, 208, 700, 1500])
+def test_a_pool_at_its_limit_uses_the_rest_of_a_page_that_compaction_left(size: int) -> None:
+    """The last object of a lowered span shares its page with room for more, which needs no memory."""
+    with Pool() as pool:
+        handles = malloc(pool, [size] * 400)
+        for kept in range(400, 0, -1):
+            pool.free(handles[kept - 1])
+            if kept % 7 == 0:
+                while pool.compact():
+                    pass
+                pool.max_bytes = pool.held_bytes
+                extra = until_full(pool, size)
+                pool.free_many(extra)
+                pool.check_invariants()
+                pool.max_bytes = None

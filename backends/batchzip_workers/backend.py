@@ -62,6 +62,7 @@ class WorkersBackend(Backend):
     """Compresses in `workers` processes besides the caller; default: usable CPUs − 1, at least 1."""
 
     name = "workers"
+    asynchronous = True
 
     def __init__(self, *, workers: int | None = None) -> None:
         if platform.machine() not in ("x86_64", "AMD64"):

@@ -54,7 +54,11 @@ class FilePages(Closing):
             raise BadArgument(
                 f"{self.name} cannot be read twice: name a file, not a pipe or device"
             )
-        size = os.lseek(self._fd, 0, os.SEEK_END)
+        try:
+            size = os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError as error:  # files of /proc and the like
+            error.filename = self.name
+            raise
         if not size:
             raise BadArgument(f"{self.name} is empty: there is no page to store")
         return size

@@ -1,156 +1,35 @@
 """The `batchzip` command.
 
-Exit codes: 0 all went well, 1 a page came back different, 2 something the user can put right (one
-line on stderr says what), 130 interrupted with Ctrl-C, 141 the reader of the output went away.
+Exit codes: 0 all went well, 1 a page came back different (swap) or something got slower (bench), 2
+something the user can put right (one line on stderr says what), 130 interrupted with Ctrl-C, 141 the reader of the output went away.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 import sys
 import warnings
-from typing import TYPE_CHECKING, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-import batchzip
+from batchzip.cli.commands import make_parser
 from batchzip.errors import BatchzipError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
-_EXAMPLES = """\
-examples:
-  batchzip swap                                  a workload of its own, both backends
-  batchzip swap --pid 4711 --algorithm lz4       the memory of a running process
-  batchzip swap --file dump.bin --level 3        a file, however large
-  batchzip swap --limit 16M                      see what a small pool rejects
-  batchzip swap --json | python -m json.tool     every figure, for programs
 
-exit codes: 0 every page came back as it went in; 1 one did not; 2 bad input; 130 interrupted
-"""
-
-_SWAP = """\
-Store all pages of a process or a file in a compressed store, load them back in random
-order, compare every byte, and say how long it took: with worker processes and, beside
-it, with the sequential backend. Without --pid and --file the pages are those of a small
-workload started for it.
-
-Memory needed: two compressed copies, one for each backend; of a process one uncompressed
-copy, too, of a file only a few MiB.
-"""
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like every other error of the command."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"batchzip: {message} (see {self.prog} --help)\n")
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE | re.ASCII)
-    if match is None or not (size := int(float(match[1]) * _UNITS[match[2].upper()])):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write bytes, or 512K, 64M, 1.5G")
-    return size
-
-
-def _page_size(text: str) -> int:
-    size = int(text) if text.isascii() and text.isdigit() else 0
-    if not 512 <= size <= 2 << 20 or size & (size - 1):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no page size: a power of two from 512 to {2 << 20} bytes is"
-        )
-    return size
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() else 0
-    if not 0 < number < 1 << 31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
-
-
-def _natural(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="batchzip",
-        description="Keep many page-sized buffers compressed in RAM.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    version = f"batchzip {batchzip.__version__}"
-    parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    swap = commands.add_parser(
-        "swap",
-        help="store the memory of a process or a file, load it back, compare, measure",
-        description=_SWAP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    source = swap.add_mutually_exclusive_group()
-    add = source.add_argument
-    add("--pid", type=_positive, metavar="N", help="anonymous memory of process N")
-    add("--file", metavar="PATH", help="a file of any size; its last page is filled up with zeros")
-    add = swap.add_argument
-    add("--algorithm", default="zstd", metavar="NAME", help="zstd or lz4, … (%(default)s)")
-    add("--level", type=int, metavar="N", help="level of the algorithm, if it has any")
-    add(
-        "--shuffle",
-        type=int,
-        choices=(2, 4, 8),
-        help="bytes of the numbers in the pages: compressed with their bytes sorted by place",
-    )
-    add(
-        "--batch",
-        type=_positive,
-        default=256,
-        metavar="N",
-        help="pages loaded together (%(default)s)",
-    )
-    add(
-        "--folio",
-        type=_positive,
-        default=16,
-        metavar="N",
-        help="pages stored together (%(default)s)",
-    )
-    add(
-        "--workers",
-        type=_positive,
-        metavar="N",
-        help="worker processes (one less than CPUs, at least 1)",
-    )
-    add("--limit", type=_size, metavar="SIZE", help="most bytes a pool may hold, as in 64M (none)")
-    add("--page-size", type=_page_size, default=4096, metavar="N", help="bytes (%(default)s)")
-    add("--json", action="store_true", help="one JSON document with all figures instead of a table")
-    add("--seed", type=_natural, default=0, metavar="N", help="of the random order (%(default)s)")
-    add(
-        "--workload-mib",
-        type=_positive,
-        default=64,
-        metavar="N",
-        help="size of the workload in MiB (%(default)s)",
-    )
-    return parser
-
-
-def _swap(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
+    """Run the command: the module of its name has `Options`, and `run`, which takes them."""
     # Imported here: --help and a mistyped option must not wait for rich and the engine.
-    from batchzip.cli.swap import Options, run  # noqa: PLC0415
-
+    command = import_module(f"batchzip.cli.{arguments.command}")
     values = vars(arguments)
+    options = command.Options(**{name: values[name] for name in command.Options.__match_args__})
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment] # *_where takes them all
-        return run(Options(**{name: values[name] for name in Options.__dataclass_fields__}))
+        code: int = command.run(options)
+        return code
 
 
 def _show_warning(message: Warning | str, *_where: object) -> None:
@@ -165,21 +44,35 @@ def _one_line(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with `argv`, default that of the process, and return its exit code."""
+    """Run the command with `argv`, default that of the process, and return its exit code.
+
+    Raises SystemExit after --help, --version and arguments that cannot be right.
+    """
     try:
-        return _swap(_parser().parse_args(argv))
+        try:
+            return _run(make_parser().parse_args(argv))
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
-        # What is still buffered has no reader: without this, closing stdout at exit fails, too.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        _abandon_stdout()
         return 141
     except KeyboardInterrupt:
         sys.stderr.write("batchzip: interrupted\n")
         return 130
     except (BatchzipError, OSError, MemoryError) as error:
         sys.stderr.write(f"batchzip: {_one_line(error)}\n")
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk
+            _abandon_stdout()
         return 2
+
+
+def _abandon_stdout() -> None:
+    """Send what is still buffered nowhere: else closing stdout at exit fails once more, loudly."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,31 @@ class ProcessMemory(Closing):
             out[i] = self._chunks[chunk][row]
         return out
 
+    @property
+    def found_bytes(self) -> int:
+        """Bytes that existed when this object was made."""
+        return sum(end - start for start, end in self._runs)
+
+    def read_packed(self, offset: int, out: NDArray[np.uint8]) -> bool:
+        """Read what lies `offset` bytes into the memory found, without the holes, as it is now.
+
+        False where not all of `out` could be filled: it was given back meanwhile. Keeps no copy.
+        Raises UnreadableProcess if the process has ended.
+        """
+        filled = 0
+        for start, end in self._runs:
+            address = start + offset
+            while address < end and filled < len(out):
+                read = self._read(address, out[filled : filled + end - address])
+                if not read:
+                    return False
+                filled += read
+                address += read
+            offset = max(0, offset - (end - start))
+            if filled == len(out):
+                return True
+        return False
+
     def where(self, index: int) -> str:
         """Name the address at which page `index` begins in the process."""
         offset = index * self.page_size

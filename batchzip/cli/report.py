@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 import batchzip
+from batchzip.cli.class_table import class_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from batchzip.cli.round_trip import RoundTrip
     from batchzip.cli.side import Side
+    from batchzip.pool.audit import ClassUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Figures:
 
     `compression_ratio` is bytes of the pages kept ÷ `compressed_bytes`, same-filled pages
     counting as zero bytes; `pool_overhead` is `pool_held_bytes` ÷ `compressed_bytes`. Throughput
-    is uncompressed bytes; that of load is of load_many().
+    is uncompressed bytes; that of load is of load_many(). `classes` is the pool's class table.
     """
 
     workers: int
@@ -56,6 +58,7 @@ class Figures:
     worker_cpu_s: float
     compared_pages: int
     differing_pages: int
+    classes: list[ClassUse]
 
 
 _COMPARED = (
@@ -104,6 +107,7 @@ def figures(side: Side) -> Figures:
         worker_cpu_s=side.worker_cpu_s,
         compared_pages=side.loaded_pages,
         differing_pages=int(side.differing.sum()),
+        classes=side.store.classes(),
     )
 
 
@@ -156,8 +160,11 @@ _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 
 
-def print_report(document: dict[str, Any], console: Console) -> None:
-    """Print what a person wants to know from the result of `as_document`."""
+def print_report(document: dict[str, Any], console: Console, *, classes: bool = False) -> None:
+    """Print what a person wants to know from the result of `as_document`.
+
+    `classes`: the class tables of the pools, too.
+    """
     backends, settings = document["backends"], document["settings"]
     console.print(_heading(document), markup=False, highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
@@ -172,6 +179,10 @@ def print_report(document: dict[str, Any], console: Console) -> None:
         cells = ["-" if of[key] is None else text(of[key]) for of in backends.values()]
         table.add_row(label, *cells, "" if ratio is None else f"{ratio:.2f}")
     console.print(table)
+    if classes:
+        for name, of in backends.items():
+            console.print(f"\nsize classes of the pool, {name}", highlight=False)
+            console.print(class_table(of["classes"]))
     for line in _remarks(document, settings):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -9,18 +9,14 @@ compare with, because a process does not hold still.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
 from batchzip import Engine, SwapStore
 from batchzip.cli.file_pages import FilePages
+from batchzip.cli.output import make_console, print_json, progress_bars
 from batchzip.cli.process_memory import ProcessMemory
 from batchzip.cli.report import as_document, print_report
 from batchzip.cli.round_trip import ROUND_BYTES, RoundTrip
@@ -29,9 +25,6 @@ from batchzip.cli.workload import Workload
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import ExitStack
-
     from batchzip.cli.round_trip import PageSource
 
 _LARGEST_TURN_BYTES = 256 << 20
@@ -56,15 +49,9 @@ class Options:
     limit: int | None
     page_size: int
     json: bool
+    classes: bool
     seed: int
     workload_mib: int
-
-
-class _Output(Console):
-    """A console that leaves a closed pipe to its caller instead of ending the process."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
 
 
 def run(options: Options) -> int:
@@ -78,7 +65,7 @@ def run(options: Options) -> int:
                 f"a {name} of {pages} pages of {options.page_size} bytes is too large: at most "
                 f"{_LARGEST_TURN_BYTES // options.page_size} pages"
             )
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         # First what is cheap to refuse, so that a wrong name does not cost a workload.
         sequential = stack.enter_context(_engine(options, "sequential", None))
         source = _open_source(options, stack)
@@ -92,13 +79,11 @@ def run(options: Options) -> int:
         trip = RoundTrip(source, sides, folio=options.folio, batch=options.batch, seed=options.seed)
         _round_trip(trip, options)
         document = as_document(trip, _settings(options, workers))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal without "µ", or a file name that is no text, must not cost the report.
-        sys.stdout.reconfigure(errors="replace")
+    console = make_console()
     if options.json:
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        print_json(document)
     else:
-        print_report(document, _Output())
+        print_report(document, console, classes=options.classes)
     sys.stdout.flush()
     if trip.difference is not None:
         sys.stderr.write(f"batchzip: first difference: {trip.difference}\n")
@@ -139,39 +124,9 @@ def _open_source(options: Options, stack: ExitStack) -> PageSource:
 
 
 def _round_trip(trip: RoundTrip, options: Options) -> None:
-    with _progress(options) as bar:
+    with progress_bars("pages", shown=not options.json) as bar:
         trip.store_all(bar("storing", trip.source.pages))
         trip.load_all(bar("loading and comparing", trip.pages))
-
-
-@contextlib.contextmanager
-def _progress(options: Options) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Progress bars on stderr, only where a person looks at it; yields a maker of bars."""
-    progress = Progress(
-        TextColumn("{task.description:22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("pages"),
-        console=Console(stderr=True),
-        # Drawn between the rounds: a thread of its own would be measured, too.
-        auto_refresh=False,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        disable=options.json or not sys.stderr.isatty(),
-    )
-
-    def bar(what: str, total: int) -> Callable[[int], None]:
-        task = progress.add_task(what, total=total)
-
-        def advance(pages: int) -> None:
-            progress.update(task, advance=pages)
-            progress.refresh()
-
-        return advance
-
-    with progress:
-        yield bar
 
 
 def _settings(options: Options, workers: Engine) -> dict[str, object]:

@@ -8,26 +8,45 @@ from batchzip.codecs.codec import Codec
 from batchzip.errors import BadArgument, UnknownAlgorithm
 from batchzip.plugins import plugin_entry_points
 
-__all__ = ["Codec", "algorithms", "make_codec"]
+__all__ = ["Codec", "algorithms", "make_codec", "registered"]
 
 _GROUP = "batchzip.codecs"
 
 
 def algorithms() -> list[str]:
-    """Names of the registered algorithms, sorted."""
-    return sorted(plugin_entry_points(_GROUP))
+    """Names of the registered algorithms that can be used here, sorted.
+
+    Those whose library is not installed are left out, and plug-ins that cannot be imported.
+    """
+    return [name for name, codec in registered().items() if isinstance(codec, type)]
+
+
+def registered() -> dict[str, type[Codec] | Exception]:
+    """Give each registered algorithm's codec by name, sorted, or why it cannot be used."""
+    found: dict[str, type[Codec] | Exception] = {}
+    for name, point in sorted(plugin_entry_points(_GROUP).items()):
+        try:
+            codec: type[Codec] = point.load()
+            codec.require()
+        except Exception as error:  # noqa: BLE001 - a broken plug-in hurts only who names it
+            found[name] = error
+        else:
+            found[name] = codec
+    return found
 
 
 def make_codec(algorithm: str, **parameters: object) -> Codec:
     """Make the codec named `algorithm` with its parameters.
 
-    Raises UnknownAlgorithm naming those there are, and BadArgument naming the parameters that
-    the algorithm has, or the range of the one that is out of it.
+    Raises UnknownAlgorithm naming those there are, MissingExtra with the command that installs
+    the library it needs, and BadArgument naming the parameters that the algorithm has, or the
+    range of the one that is out of it.
     """
     points = plugin_entry_points(_GROUP)
     if algorithm not in points:
         raise UnknownAlgorithm(algorithm, points)
     codec_class: type[Codec] = points[algorithm].load()
+    codec_class.require()
     known = [field.name for field in dataclasses.fields(codec_class)]  # type: ignore[arg-type] # codecs are dataclasses
     for name in parameters:
         if name not in known:

@@ -30,10 +30,19 @@ class Codec(ABC):
     name: ClassVar[str]
     """The algorithm's name in the registry."""
 
+    @classmethod  # noqa: B027 - nothing to do is right for most
+    def require(cls) -> None:
+        """Raise MissingExtra where a library that it needs is not installed; most need none."""
+
     @property
     def algorithm(self) -> str:
         """Name of the algorithm itself: that of the innermost, where codecs wrap each other."""
         return self.name
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether equal pages always come out as equal bytes; what comes back is equal anyway."""
+        return True
 
     @abstractmethod
     def compressor(self, page_size: int) -> Transcode:

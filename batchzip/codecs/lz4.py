@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MAX_ACCELERATION = 65537
 """LZ4_ACCELERATION_MAX: larger values are taken as this one."""
 
-_MAX_HC_LEVEL = 12
+MAX_HC_LEVEL = 12
 """LZ4HC_CLEVEL_MAX."""
 
 
@@ -45,9 +45,9 @@ class Lz4(Codec):
         level = self.high_compression
         if level is None:
             return
-        if type(level) is not int or not 1 <= level <= _MAX_HC_LEVEL:
+        if type(level) is not int or not 1 <= level <= MAX_HC_LEVEL:
             raise BadArgument(
-                f"lz4 high_compression must be a level in 1…{_MAX_HC_LEVEL} or None, not {level!r}"
+                f"lz4 high_compression must be a level in 1…{MAX_HC_LEVEL} or None, not {level!r}"
             )
         if self.acceleration != 1:
             raise BadArgument("lz4 takes acceleration or high_compression, not both")

@@ -49,6 +49,11 @@ class Shuffled(Codec):
         """The wrapped codec's."""
         return self.codec.algorithm
 
+    @property
+    def deterministic(self) -> bool:
+        """As the wrapped codec."""
+        return self.codec.deterministic
+
     def compressor(self, page_size: int) -> Transcode:
         """Make a compressor of shuffled pages; of a buffer of another size it raises."""
         compress = self.codec.compressor(page_size)

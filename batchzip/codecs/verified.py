@@ -37,6 +37,11 @@ class Verified(Codec):
         """The wrapped codec's."""
         return self.codec.algorithm
 
+    @property
+    def deterministic(self) -> bool:
+        """As the wrapped codec."""
+        return self.codec.deterministic
+
     def compressor(self, page_size: int) -> Transcode:
         """Make a compressor that raises where a page would not come back."""
         compress, decompress = self.codec.compressor(page_size), self.codec.decompressor(page_size)

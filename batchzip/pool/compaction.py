@@ -123,6 +123,5 @@ def _move(arena: Arena, sources: Integers, slots: Integers, targets: Integers) -
     spans.owner[new] = slots
     np.subtract.at(spans.used, left, np.uint16(1))
     np.add.at(spans.used, entered, np.uint16(1))
-    for span in dict.fromkeys(left[spans.used[left] == 0].tolist()):
-        spans.retire(span)
+    spans.retire(list(dict.fromkeys(left[spans.used[left] == 0].tolist())))
     return len(sources)

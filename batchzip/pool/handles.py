@@ -129,8 +129,7 @@ class HandleTable:
             slots = slots[words < RETIRED]
         top = self.top + len(slots)
         if top > len(self.free):
-            room = np.empty(max(top, self.next >> 6) - self.top, np.uint32)
-            self.free = np.concatenate((self.free[: self.top], room))
+            self.free.resize(max(top, self.next >> 6), refcheck=False)  # in place: no copy
         self.free[self.top : top] = slots
         self.top = top
 

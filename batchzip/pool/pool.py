@@ -153,7 +153,7 @@ class Pool(Closing):
 
         Returns the sum of the sizes that were asked for, in bytes.
         The memory of spans whose last object goes is given back at once, save that of the last few
-        such spans (one in 64), which is kept for the next malloc.
+        such spans (one in 64, and up to 32 more), which is kept for the next malloc or `compact`.
         """
         words = as_handles(handles)
         with self._lock:
@@ -251,8 +251,7 @@ class Pool(Closing):
         with self._lock:
             if self._state:
                 self._enter()
-            start, stop = self._arena.extent(handle)
-            return self._arena.spans.segment.memory[start:stop]
+            return self._arena.copy(handle)
 
     def copy_many(self, handles: Iterable[int] | Words) -> list[bytes]:
         """Copy the bytes of each object, all of one moment. Raises BadHandle."""

@@ -230,6 +230,11 @@ class BackingFile(Closing):
     def max_bytes(self, value: int | None) -> None:
         self._zones.max_bytes = _check_limit(value)
 
+    @property
+    def descriptor(self) -> int | None:
+        """Descriptor of the file, which stays its owner's; None where it is an object."""
+        return self._storage.descriptor
+
     def sparse_zones(self) -> Numbers:
         """Zones less than half of which lives, the emptiest first: worth writing their objects anew."""
         with self._lock:

@@ -37,6 +37,10 @@ class CodecTable:
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
         self._codecs: dict[int, Codec] = {}
+        self.given = 0
+        """How many numbers were given out."""
+        self.reused = 0
+        """How many of them had been another codec's."""
         self._threads = threading.local()
 
     def __getitem__(self, number: int) -> Codec:
@@ -56,10 +60,21 @@ class CodecTable:
             if not free:
                 raise BadArgument(f"a store holds pages of at most {_MOST} codecs at a time")
             number = min(free)
+            self.reused += 1
         else:
             number = len(self._codecs) + 1
         self._codecs[number] = codec
+        self.given += 1
         return number
+
+    def restore(self, codecs: dict[int, Codec]) -> None:
+        """Take over another table's numbers."""
+        self._codecs = dict(codecs)
+
+    @property
+    def codecs(self) -> dict[int, Codec]:
+        """The codecs by number."""
+        return dict(self._codecs)
 
     def decompressor(self, number: int) -> Transcode:
         """Make or find the calling thread's decompressor for that number."""
@@ -76,7 +91,13 @@ class CodecTable:
     def decompress(self, number: int, stored: Flat) -> bytes:
         """Restore one page. Raises PageError: -EBADMSG, -ENOMEM."""
         try:
-            page = self.decompressor(number)(stored)
+            try:
+                codec, decompress = self._threads.made[number]
+                if codec is not self._codecs[number]:
+                    decompress = self.decompressor(number)
+            except (AttributeError, KeyError):
+                decompress = self.decompressor(number)
+            page: bytes = decompress(stored)
         except MemoryError:
             raise PageError(0, -errno.ENOMEM) from None
         except Exception:  # noqa: BLE001 - whatever a codec raises means the same here

@@ -51,6 +51,7 @@ class Storage(Closing):
     """Bytes by offset. Errors are OSErrors. `base` is the first byte that may be used."""
 
     base = 0
+    descriptor: int | None = None
 
     @abstractmethod
     def pread(self, length: int, offset: int) -> bytes:
@@ -87,6 +88,7 @@ class DescriptorIO(Storage):
         self._owned = owned
         self._unlink = unlink
         self.base = base
+        self.descriptor = fd
         self._punches = True
         self._sized = stat.S_ISREG(os.fstat(fd).st_mode)
 
@@ -131,7 +133,8 @@ class DescriptorIO(Storage):
     def __del__(self) -> None:
         # Without removing the path: this may be a forked child, and the file its parent's.
         if getattr(self, "_owned", False) and self._fd >= 0:
-            os.close(self._fd)
+            fd, self._fd = self._fd, -1  # a close() that comes later must not close another's
+            os.close(fd)
 
 
 class ObjectIO(Storage):

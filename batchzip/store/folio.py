@@ -32,7 +32,7 @@ from batchzip.batch import CompressBatch
 from batchzip.errors import PoolFull, StoreRejected
 from batchzip.store.codec_table import NO_CODEC
 from batchzip.store.page_table import BACKED, COMPRESSED, ENTRY, RAW, SAME_FILLED
-from batchzip.store.same_filled import find_same_filled
+from batchzip.store.same_filled import check_words, find_same_filled
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -73,11 +73,14 @@ class FolioWriter:
         Raises StoreRejected; its `errors` has n codes where compression failed. What goes `to_file`
         is not rejected for that: a page that cannot be compressed is kept as it is.
         """
-        entries = np.zeros(len(pages), ENTRY)
         filled, words = find_same_filled(pages)
+        if not len(filled) and len(pages) <= self._max_batch:  # the usual folio, without a copy
+            return self._write_batch(pages, np.arange(len(pages)), to_file=to_file)
+        entries = np.zeros(len(pages), ENTRY)
         if len(filled):
             entries["value"][filled] = words
             entries["kind"][filled] = SAME_FILLED
+            entries["checksum"][filled] = check_words(words)
             if len(filled) == len(pages):
                 return entries, 0
             others = np.flatnonzero(entries["kind"] != SAME_FILLED)

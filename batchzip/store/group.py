@@ -23,39 +23,50 @@ None is held while the engine works or the file is read or written.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
+import os
+from functools import partial
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from batchzip import buffers
-from batchzip.errors import BadArgument, BadBatch, PageNotStored, StoreRejected
+from batchzip.codecs.dictionary import DEFAULT_SIZE, SAMPLE_TIMES, train_dictionary
+from batchzip.codecs.zstd import DEFAULT_LEVEL
+from batchzip.errors import BadArgument, StoreRejected
 from batchzip.lifetime import Owned
-from batchzip.store.counters import EVENTS, Counters
+from batchzip.store.arguments import as_indices, as_integer, as_out, as_pages, as_range, as_room
+from batchzip.store.cleaning import clean
+from batchzip.store.counters import EVENTS, Counters, Traffic
 from batchzip.store.hysteresis import Hysteresis
-from batchzip.store.ledger import Ledger
+from batchzip.store.ledger import Ledger, positions
 from batchzip.store.loader import Loader
 from batchzip.store.page_table import (
     ABSENT,
     BACKED,
     COMPRESSED,
-    MAX_INDEX,
     RAW,
     SAME_FILLED,
-    as_integer,
-    as_range,
 )
 from batchzip.store.recompress import Recompression, Recompressor
+from batchzip.store.sample import sample
 from batchzip.store.writeback import write_back
+from batchzip.store.zones import lengths_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
+    from batchzip import buffers
     from batchzip.buffers import Buffer
     from batchzip.engine import Engine
     from batchzip.store.home import Home
+
+
+_QUICK_BYTES = 16 << 10
+"""Bytes of a page that takes no longer to restore than a thread to wake, 10 to 50 µs."""
 
 
 class _LimitError(StoreRejected):
@@ -75,6 +86,7 @@ class Group(Owned):
 
     def __init__(self, name: str, home: Home, max_bytes: int | None = None) -> None:
         self.name = name
+        self.page_size = home.page_size
         self._home = home
         self._lock = home.lock
         self._under_way = home.objects.under_way
@@ -83,7 +95,8 @@ class Group(Owned):
         self._lru = self._ledger.lru
         self._full = Hysteresis()
         self._events = dict.fromkeys(EVENTS, 0)
-        self._loader = Loader(home, self._ledger, self._events)
+        self._traffic = Traffic()
+        self._loader = Loader(home, self._ledger, self._events, self._traffic)
         self.max_bytes = max_bytes
         super().__init__()
 
@@ -106,7 +119,7 @@ class Group(Owned):
         one. Raises StoreRejected, after which the indices hold nothing.
         """
         self._enter()
-        matrix = self._as_pages(pages)
+        matrix = as_pages(pages, self._home.page_size)
         first, count = as_range(index, len(matrix))
         ledger = self._ledger
         outer = ledger.begin(first, count)
@@ -114,6 +127,7 @@ class Group(Owned):
             entries, kept = self._keep(matrix)
             with self._lock:
                 ledger.publish(first, entries, kept)
+                self._traffic.page_stores += count
         except StoreRejected:
             with self._lock:
                 ledger.erase(first, count)
@@ -146,8 +160,17 @@ class Group(Owned):
             return self._keep_in_file(pages)
 
     def _keep_in_file(self, pages: buffers.Bytes) -> tuple[np.ndarray, int]:
+        home = self._home
         try:
-            return self._home.writer.write(pages, to_file=True)
+            try:
+                return home.writer.write(pages, to_file=True)
+            except StoreRejected:
+                held = _held_in_file(home)
+                with contextlib.suppress(OSError):
+                    clean(home, wait=True)
+                if _held_in_file(home) >= held:
+                    raise
+                return home.writer.write(pages, to_file=True)
         except StoreRejected as failure:
             self._count(failure)
             raise
@@ -159,16 +182,6 @@ class Group(Owned):
         if self._under_way:
             with self._lock:
                 self._home.objects.settle()
-
-    def _as_pages(self, pages: Buffer | Sequence[Buffer]) -> buffers.Bytes:
-        size = self._home.page_size
-        if not buffers.is_sequence(pages):
-            return buffers.as_matrix(pages, "pages", rows=None, width=size)
-        inputs = buffers.as_inputs(pages, "pages")
-        for number, page in enumerate(inputs):
-            if len(page) != size:
-                raise BadBatch(f"pages[{number}] has {len(page)} bytes, not {size}")
-        return np.frombuffer(b"".join(inputs), np.uint8).reshape(-1, size)
 
     def _check_limits(self) -> None:
         """Refuse a store while the pool, or this group, counts as full."""
@@ -219,18 +232,12 @@ class Group(Owned):
         if self._unusable or self._under_way:
             self._enter()
         where = index if type(index) is int else as_integer(index, "an index")
-        view = None if out is None else self._as_out(out)
+        view = None if out is None else as_out(out, self._home.page_size)
         page = self._loader.load(where, exclusive=exclusive)
         if view is None:
             return page
         view[:] = page
         return out  # type: ignore[return-value] # view is None where out is
-
-    def _as_out(self, out: Buffer) -> memoryview:
-        view = buffers.as_view(out, "out", writable=True)
-        if len(view) != self._home.page_size:
-            raise BadBatch(f"out has {len(view)} bytes, not {self._home.page_size}")
-        return view
 
     def load_many(
         self,
@@ -247,16 +254,46 @@ class Group(Owned):
         """
         self._enter()
         size = self._home.page_size
-        where = _as_indices(indices)
+        where = as_indices(indices)
         if not len(where):
             return np.empty((0, size), np.uint8)
-        pages = (
-            np.empty((len(where), size), np.uint8)
-            if out is None
-            else buffers.as_matrix(out, "out", rows=len(where), width=size, writable=True)
-        )
+        pages = as_room(out, len(where), size)
         self._loader.load_many(where, pages, exclusive=exclusive)
         return pages
+
+    async def astore(self, index: int, pages: Buffer | Sequence[Buffer]) -> None:
+        """Store a folio as `store`, without blocking the event loop.
+
+        Cancelled, the folio is stored whole or not at all, and `pages` are not read any more.
+        """
+        self._enter()
+        await self._home.threads.call(partial(self.store, index, pages))
+
+    async def aload(self, index: int) -> bytes:
+        """Give the bytes of one page as `load`, without blocking the event loop.
+
+        A page in memory is restored by the loop itself if it has 16 KiB or less: that takes
+        microseconds, fewer than to have a thread do it. Others are left to a thread.
+        """
+        self._enter()
+        if self._home.page_size <= _QUICK_BYTES:
+            await asyncio.sleep(0)  # so that a task that does nothing else lets others work
+            where = as_integer(index, "an index")
+            with self._lock:
+                kind = self._table.get(where)[2]
+            if kind != BACKED:
+                return self.load(where)
+        return await self._home.threads.call(partial(self.load, index))
+
+    async def aload_many(
+        self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
+    ) -> buffers.Bytes:
+        """Give pages as `load_many`, without blocking the event loop.
+
+        When this ends, in whatever way, nothing is written to `out` any more.
+        """
+        self._enter()
+        return await self._home.threads.call(partial(self.load_many, as_indices(indices), out))
 
     def invalidate(self, index: int, count: int = 1) -> int:
         """Forget `count` pages from `index` on, stored or not; how many there were."""
@@ -289,7 +326,7 @@ class Group(Owned):
             if wanted < 0:
                 raise BadArgument(f"the number of pages to write back is 0 or more, not {wanted}")
             return self._write_back_coldest(wanted)
-        given = np.unique(_as_indices(pages))
+        given = np.unique(as_indices(pages))
         step = self._home.max_batch
         return sum(
             write_back(self._home, self._ledger, self._events, given[at : at + step])
@@ -361,6 +398,43 @@ class Group(Owned):
         recompressor = Recompressor(self._home, self._ledger, self._events, writer)
         return recompressor.run(recompressor.choose(idle_for_s, min_length))
 
+    def _share_table(self) -> int:
+        """Move the table to shared memory; a descriptor of it, to read only, which is the caller's."""
+        with self._lock:
+            table = self._table
+            segment = table.share()
+            table.note_codecs(self._home.codecs.given)
+            return os.open(f"/proc/self/fd/{segment.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _stored(self, index: int) -> bytes | None:
+        """Read the stored bytes of a page in the backing file; None where there is none."""
+        with self._lock:
+            entry = self._table.get_many(np.array([index], np.int64))
+        if entry["kind"][0] != BACKED:
+            return None
+        return self._home.fetch(entry, [])[0]
+
+    def train_dictionary(
+        self, *, size: int = DEFAULT_SIZE, level: int = DEFAULT_LEVEL, shuffle: int | None = None
+    ) -> bytes:
+        """Make a dictionary of at most `size` bytes from the pages stored here.
+
+        For an engine that takes over: what is stored stays as it is, unless `recompress` is called.
+
+            store.engine = Engine("zstd", level=1, dictionary=store.train_dictionary(level=1))
+
+        Up to 100 × `size` bytes of pages are looked at, evenly chosen. `level` and `shuffle` are those
+        of the engine it is for. Raises BadArgument where the pages are too few, or teach nothing.
+        """
+        self._enter()
+        if type(size) is not int or size < 1:
+            raise BadArgument(f"size is a number of bytes, not {size!r}")
+        most = -(-SAMPLE_TIMES * size // self._home.page_size)
+        pages = sample(self._home, self._ledger, most)
+        if not len(pages):
+            raise BadArgument("no pages are stored that a codec made smaller: store some first")
+        return train_dictionary(list(pages), size=size, level=level, shuffle=shuffle)
+
     def __contains__(self, index: int) -> bool:
         self._enter()
         with self._lock:
@@ -396,17 +470,19 @@ class Group(Owned):
         }
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes that the pages take, compressed: in the pool, counted, and in the backing file, added up."""
+        self._enter()
+        with self._lock:
+            backed = lengths_of(positions(self._table.entries)).sum()
+            return self._ledger.pool_bytes + int(backed)
+
+    @property
     def table_bytes(self) -> int:
         """Bytes of this group's own tables."""
         return self._table.nbytes
 
 
-def _as_indices(indices: Iterable[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Make an int64 array of indices; none of them changes its value on the way."""
-    given = indices if hasattr(indices, "__array__") else list(indices)
-    where = np.asarray(given)
-    if where.ndim != 1 or (where.dtype.kind not in "iu" and len(where)):
-        raise BadArgument("indices must be integers from 0 to 2⁶³−1, in one dimension")
-    if where.dtype == np.uint64 and len(where) and where.max() > MAX_INDEX:
-        raise PageNotStored(int(where[where > MAX_INDEX][0]))
-    return where.astype(np.int64, copy=False)
+def _held_in_file(home: Home) -> int:
+    backing = home.objects.backing
+    return 0 if backing is None else backing.held_bytes

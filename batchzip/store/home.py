@@ -9,11 +9,15 @@ read or written.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from batchzip.asynchronous import Threads
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument
 from batchzip.store.codec_table import CodecTable
@@ -53,6 +57,9 @@ class Home:
         self.objects = Objects(pool, backing)
         self.codecs = CodecTable(engine.page_size)
         self.restorer = Restorer(self.codecs)
+        self.threads = Threads()
+        """What asyncio's calls block instead of the loop."""
+        self._writers: weakref.WeakSet[FolioWriter] = weakref.WeakSet()
         self.writer = self.writer_of(engine)
         self.wake: Callable[[], None] = lambda: None
         """Called, outside the lock, when a limit was met."""
@@ -61,22 +68,29 @@ class Home:
         self._engines: dict[tuple[object, ...], Engine] = {}
         """Engines for recompression, by algorithm and parameters."""
         self._engines_lock = threading.Lock()
+        self.cleaning = threading.Lock()
+        """Held by who cleans the backing file."""
 
     def writer_of(self, engine: Engine) -> FolioWriter:
-        """Make what writes with an engine; its codec gets a number."""
+        """Make what writes with an engine; its codec gets a number. Raises ClosedError."""
+        engine._refuse()  # noqa: SLF001 - at once, and not when it is first used
         if engine.page_size != self.page_size:
             raise BadArgument(
                 f"the engine has pages of {engine.page_size} bytes, this store of {self.page_size}"
             )
         with self.lock:
             number = self.codecs.number_of(engine.codec, self._numbers())
-        return FolioWriter(
-            engine,
-            number,
-            self.objects,
-            max_batch=self.max_batch,
-            keep_incompressible=self.keep_incompressible,
-        )
+            for ledger in self.objects.ledgers:
+                ledger.table.note_codecs(self.codecs.given)
+            writer = FolioWriter(
+                engine,
+                number,
+                self.objects,
+                max_batch=self.max_batch,
+                keep_incompressible=self.keep_incompressible,
+            )
+            self._writers.add(writer)
+        return writer
 
     def second_writer(self, algorithm: str | Engine, parameters: dict[str, object]) -> FolioWriter:
         """Make a writer for recompression; an engine made here is kept until the store is closed."""
@@ -103,8 +117,25 @@ class Home:
             if not pool.compact():
                 return
 
+    def descriptors(self) -> list[int]:
+        """Descriptors of objects, words and, if it has one, the backing file, to read only; the caller's."""
+        pool, backing = self.objects.pool, self.objects.backing
+        found: list[int] = []
+        try:
+            found += map(_open_to_read, pool.descriptors)
+        except BaseException:
+            for fd in found:
+                os.close(fd)
+            raise
+        if backing is not None and backing.descriptor is not None:
+            with contextlib.suppress(OSError):  # then it is read through the owner
+                found.append(_open_to_read(backing.descriptor))
+        return found
+
     def close(self) -> None:
         """Close what was made here; called once nothing uses it any more."""
+        for ledger in self.objects.ledgers:
+            ledger.table.close()
         for engine in self._engines.values():
             engine.close()
         self.objects.pool.close()
@@ -113,7 +144,7 @@ class Home:
 
     def _numbers(self) -> set[int]:
         """Numbers of codecs that entries have, or that a write under way may give."""
-        found = {self.writer.number} if hasattr(self, "writer") else set()
+        found = {writer.number for writer in self._writers}
         for ledger in self.objects.ledgers:
             found.update(np.unique(ledger.table.entries["codec"]).tolist())
         return found
@@ -142,3 +173,8 @@ class Home:
         """Tell which of the stored bytes are what the entries say."""
         pairs = zip(stored, entries["checksum"].tolist(), strict=True)
         return np.array([checksum(data) == check for data, check in pairs], np.bool_)
+
+
+def _open_to_read(fd: int) -> int:
+    """Open what a descriptor refers to once more, so that who is given it cannot write."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.buffers import Bytes
+    from batchzip.store.counters import Traffic
     from batchzip.store.home import Home
     from batchzip.store.ledger import Ledger
 
@@ -40,17 +41,20 @@ if TYPE_CHECKING:
 class Loader:
     """Loads the pages of one group. Thread-safe."""
 
-    def __init__(self, home: Home, ledger: Ledger, events: dict[str, int]) -> None:
+    def __init__(
+        self, home: Home, ledger: Ledger, events: dict[str, int], traffic: Traffic
+    ) -> None:
         self._home = home
         self._ledger = ledger
         self._events = events
+        self._traffic = traffic
         self._lock = home.lock
         self._table = ledger.table
         self._lru = ledger.lru
 
     def load(self, where: int, *, exclusive: bool) -> bytes:  # noqa: C901 - a call costs 0.05 µs
         """Restore one page. Raises as `Group.load`."""
-        lru, home = self._lru, self._home
+        lru, home, traffic = self._lru, self._home, self._traffic
         while True:
             lru.used += 1
             with self._lock:
@@ -58,9 +62,11 @@ class Loader:
                     lru.advance(self._ledger.pages)
                 entry = self._table.use(where, lru.stamp)
                 value, check, kind, number, _ = entry
+                reused = home.codecs.reused
                 # Copied under the lock: nobody can free it meanwhile.
                 if kind == COMPRESSED or kind == RAW:  # noqa: PLR1714, SIM109 - half the time of `in`
                     stored = home.objects.pool.copy(value)
+                traffic.page_loads += kind != ABSENT
             try:
                 if kind == ABSENT:
                     raise PageNotStored(where)
@@ -76,6 +82,8 @@ class Loader:
                 if kind == BACKED and self._changed(where, entry):
                     continue  # its place in the file was another's by the time it was read
                 raise self._failed(where, error) from None
+            if reused != home.codecs.reused:
+                continue  # the number may have been another codec's by then
             if not exclusive or self._take(where, entry):
                 return page
 
@@ -129,7 +137,9 @@ class Loader:
             kinds = entries["kind"]
             if not kinds.all():
                 raise PageNotStored(int(where[np.flatnonzero(kinds == ABSENT)[0]]))
+            self._traffic.page_loads += len(where)
             pooled = home.pooled(entries[(kinds == COMPRESSED) | (kinds == RAW)])
+            reused = home.codecs.reused
         try:
             try:
                 stored = home.fetch(entries, pooled)
@@ -142,6 +152,8 @@ class Loader:
             if kinds[error.index] == BACKED and self._changed(index, entries[error.index].item()):
                 return False
             raise self._failed(index, error) from None
+        if reused != home.codecs.reused:
+            return False
         return not exclusive or self._take_many(where, entries)
 
     def _take_many(self, where: npt.NDArray[np.int64], entries: np.ndarray) -> bool:

@@ -19,8 +19,12 @@ Dense indices thus cost 16.3 bytes a page; an index alone in its block costs 8 K
 
 Invariants
 * A row of a free block, and every row of an index not stored, is all zero (kind ABSENT).
-* _block_of[row >> 9] is the block whose entries stand in these rows, if they are in use.
+* _block_of[row >> 9] is the block whose entries stand in these rows.
+* Where these are free it is none, -1.
 * _live[block row] is the number of its rows that are not ABSENT, and never 0 for a block in use.
+
+A table that is shared has entries and _block_of in a segment, whose header tells readers of other processes
+when blocks change (shared_table.py). Before that they are arrays of this process, and the header is too.
 
 Locks: none; the store's lock covers every call. Views of `entries` do not outlive that lock, as the
 array moves when it grows.
@@ -28,7 +32,6 @@ array moves when it grows.
 
 from __future__ import annotations
 
-import operator
 import struct
 from array import array
 from typing import TYPE_CHECKING
@@ -36,13 +39,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip.buffers import flat
-from batchzip.errors import BadArgument
+from batchzip.store.shared_table import (
+    BLOCK,
+    BLOCK_BITS,
+    BLOCKS,
+    CHANGES,
+    CLOSED,
+    CODECS,
+    DIRECTORY,
+    ENTRIES,
+    HEADER_WORDS,
+    NONE,
+    make_room,
+    new_segment,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import SupportsIndex
 
     import numpy.typing as npt
+
+    from batchzip.segment import Segment
 
 ABSENT, COMPRESSED, RAW, SAME_FILLED, BACKED = KINDS = range(5)
 
@@ -60,31 +77,6 @@ ENTRY = np.dtype(
 _ENTRY = struct.Struct("<QIBBH")
 """The same for one entry: a tenth of what NumPy takes for a single element."""
 
-_BLOCK_BITS = 9
-_BLOCK = 1 << _BLOCK_BITS
-"""Indices a block covers: 2 MiB of 4 KiB pages, one PMD folio."""
-
-MAX_INDEX = (1 << 63) - 1
-"""Largest index: indices travel in int64 arrays."""
-
-
-def as_integer(value: SupportsIndex, what: str) -> int:
-    """Make a Python int of any integer: NumPy's small ones would overflow later on."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise BadArgument(f"{what} is an integer, not {type(value).__name__}") from None
-
-
-def as_range(index: SupportsIndex, count: SupportsIndex) -> tuple[int, int]:
-    """Make ints of an index and a count; BadArgument unless all of those indices are valid."""
-    first, number = as_integer(index, "an index"), as_integer(count, "count")
-    if number < 1:
-        raise BadArgument(f"count must be at least 1, not {number}")
-    if first < 0 or first + number - 1 > MAX_INDEX:
-        raise BadArgument(f"indices lie in 0…2⁶³−1, and {first} to {first + number - 1} do not")
-    return first, number
-
 
 class PageTable:
     """Entries by index. Not thread-safe: its store's lock is held around every call."""
@@ -97,6 +89,8 @@ class PageTable:
         self._block_of: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._live = array("H")
         self._free: list[int] = []
+        self._header = memoryview(bytearray(8 * HEADER_WORDS)).cast("Q")
+        self._segment: Segment | None = None
 
     @property
     def nbytes(self) -> int:
@@ -105,19 +99,17 @@ class PageTable:
 
     def get(self, index: int) -> tuple[int, int, int, int, int]:
         """Value, checksum, kind, codec and epoch of one index; all 0 if nothing is stored there."""
-        block = self._block_at.get(index >> _BLOCK_BITS)
+        block = self._block_at.get(index >> BLOCK_BITS)
         if block is None:
             return 0, 0, ABSENT, 0, 0
-        return _ENTRY.unpack_from(
-            self._bytes, ((block << _BLOCK_BITS) | (index & (_BLOCK - 1))) * 16
-        )
+        return _ENTRY.unpack_from(self._bytes, ((block << BLOCK_BITS) | (index & (BLOCK - 1))) * 16)
 
     def use(self, index: int, epoch: int) -> tuple[int, int, int, int, int]:
         """Give an entry as `get`, and note the epoch in it if there is one."""
-        block = self._block_at.get(index >> _BLOCK_BITS)
+        block = self._block_at.get(index >> BLOCK_BITS)
         if block is None:
             return 0, 0, ABSENT, 0, 0
-        row = (block << _BLOCK_BITS) | (index & (_BLOCK - 1))
+        row = (block << BLOCK_BITS) | (index & (BLOCK - 1))
         entry = _ENTRY.unpack_from(self._bytes, row * 16)
         if entry[2]:
             self._epochs[row * 8 + 7] = epoch
@@ -125,15 +117,15 @@ class PageTable:
 
     def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rows of these indices; negative where no block covers the index."""
-        blocks, inverse = np.unique(indices >> _BLOCK_BITS, return_inverse=True)
+        blocks, inverse = np.unique(indices >> BLOCK_BITS, return_inverse=True)
         at = np.array([self._block_at.get(block, -1) for block in blocks.tolist()], np.int64)
-        rows: npt.NDArray[np.int64] = (at[inverse] << _BLOCK_BITS) | (indices & (_BLOCK - 1))
+        rows: npt.NDArray[np.int64] = (at[inverse] << BLOCK_BITS) | (indices & (BLOCK - 1))
         return rows
 
     def indices(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Give the indices whose entries stand in these rows, which are in use."""
-        first = self._block_of[rows >> _BLOCK_BITS] << _BLOCK_BITS
-        indices: npt.NDArray[np.int64] = first | (rows & (_BLOCK - 1))
+        first = self._block_of[rows >> BLOCK_BITS] << BLOCK_BITS
+        indices: npt.NDArray[np.int64] = first | (rows & (BLOCK - 1))
         return indices
 
     def get_many(self, indices: npt.NDArray[np.int64]) -> np.ndarray:
@@ -173,7 +165,7 @@ class PageTable:
 
     def _make_room(self, index: int, count: int) -> None:
         """Have a free block for every one that these indices need and have not."""
-        blocks = range(index >> _BLOCK_BITS, ((index + count - 1) >> _BLOCK_BITS) + 1)
+        blocks = range(index >> BLOCK_BITS, ((index + count - 1) >> BLOCK_BITS) + 1)
         missing = sum(block not in self._block_at for block in blocks)
         if missing > len(self._free):
             self._grow(missing - len(self._free))
@@ -189,11 +181,11 @@ class PageTable:
         for block, start, stop in _runs(index, len(entries)):
             part = slice(done, done + stop - start)
             done = part.stop
-            row = self._give_block(block) << _BLOCK_BITS
+            row = self._give_block(block) << BLOCK_BITS
             rows = slice(row + start, row + stop)
             old[part] = self.entries[rows]
             self.entries[rows] = entries[part]
-            self._live[row >> _BLOCK_BITS] += int(
+            self._live[row >> BLOCK_BITS] += int(
                 np.count_nonzero(entries["kind"][part]) - np.count_nonzero(old["kind"][part])
             )
         return old
@@ -203,15 +195,14 @@ class PageTable:
         removed = []
         for block, start, stop in self._runs_in_use(index, count):
             at = self._block_at[block]
-            rows = slice((at << _BLOCK_BITS) + start, (at << _BLOCK_BITS) + stop)
+            rows = slice((at << BLOCK_BITS) + start, (at << BLOCK_BITS) + stop)
             old = self.entries[rows]
             old = old[old["kind"] != ABSENT]
             removed.append(old)
             self.entries[rows] = 0
             self._live[at] -= len(old)
             if not self._live[at]:
-                del self._block_at[block]
-                self._free.append(at)
+                self._take_back(block, at)
         return np.concatenate(removed) if removed else np.zeros(0, ENTRY)
 
     def remove(self, indices: npt.NDArray[np.int64]) -> np.ndarray:
@@ -219,21 +210,20 @@ class PageTable:
         rows = self.rows(indices)
         old: np.ndarray = self.entries[rows]
         self.entries[rows] = 0
-        for at, count in zip(*np.unique(rows >> _BLOCK_BITS, return_counts=True), strict=True):
+        for at, count in zip(*np.unique(rows >> BLOCK_BITS, return_counts=True), strict=True):
             self._live[at] -= count
             if not self._live[at]:
-                del self._block_at[int(self._block_of[at])]
-                self._free.append(int(at))
+                self._take_back(int(self._block_of[at]), int(at))
         return old
 
     def _runs_in_use(self, index: int, count: int) -> list[tuple[int, int, int]]:
         """Give the runs of `_runs` whose block is in use, in the time of the fewer of the two."""
-        if count >> _BLOCK_BITS <= len(self._block_at):
+        if count >> BLOCK_BITS <= len(self._block_at):
             return [run for run in _runs(index, count) if run[0] in self._block_at]
         found = []
         for block in self._block_at:
-            start = max(index - (block << _BLOCK_BITS), 0)
-            stop = min(index + count - (block << _BLOCK_BITS), _BLOCK)
+            start = max(index - (block << BLOCK_BITS), 0)
+            stop = min(index + count - (block << BLOCK_BITS), BLOCK)
             if start < stop:
                 found.append((block, start, stop))
         return found
@@ -241,27 +231,77 @@ class PageTable:
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Pairs of a block's first index and its 512 entries, for every block in use."""
         for block, at in self._block_at.items():
-            yield block << _BLOCK_BITS, self.entries[at << _BLOCK_BITS : (at + 1) << _BLOCK_BITS]
+            yield block << BLOCK_BITS, self.entries[at << BLOCK_BITS : (at + 1) << BLOCK_BITS]
 
     def _give_block(self, block: int) -> int:
         at = self._block_at.get(block)
         if at is None:
             at = self._free.pop()
+            self._header[CHANGES] += 1  # first: see shared_table.py
             self._block_of[at] = block
             self._block_at[block] = at
         return at
+
+    def _take_back(self, block: int, at: int) -> None:
+        self._header[CHANGES] += 1
+        self._block_of[at] = NONE
+        del self._block_at[block]
+        self._free.append(at)
 
     def _grow(self, least: int) -> None:
         """Add an eighth more rows: a table that doubled would often be half empty."""
         have = len(self._live)
         more = max(least, have // 8)
-        entries = np.concatenate([self.entries, np.zeros(more * _BLOCK, ENTRY)])
-        block_of = np.concatenate([self._block_of, np.zeros(more, np.int64)])
+        if self._segment is None:
+            entries = np.concatenate([self.entries, np.zeros(more * BLOCK, ENTRY)])
+            block_of = np.concatenate([self._block_of, np.full(more, NONE)])
+        else:
+            make_room(self._segment, have, have + more)
+            entries, block_of = self._map(self._segment, have + more)
+            block_of[have:] = NONE
+            self._header[BLOCKS] = have + more
         self._block_of = block_of
         self._live.extend([0] * more)
         self._free.extend(range(have + more - 1, have - 1, -1))
         self.entries = entries
         self._match_entries()
+
+    def _map(self, segment: Segment, blocks: int) -> tuple[np.ndarray, npt.NDArray[np.int64]]:
+        self._header = segment.view[: 8 * HEADER_WORDS].cast("Q")
+        return (
+            np.frombuffer(segment.view, ENTRY, blocks * BLOCK, ENTRIES),
+            np.frombuffer(segment.view, np.int64, blocks, DIRECTORY),
+        )
+
+    def share(self) -> Segment:
+        """Move to a segment, if that was not done before; it stays the table's. Raises MemoryError."""
+        if self._segment is None:
+            blocks = len(self._live)
+            segment = new_segment(blocks)
+            header = self._header.tolist()
+            entries, block_of = self._map(segment, blocks)
+            entries[:], block_of[:] = self.entries, self._block_of
+            for number, word in enumerate(header):
+                self._header[number] = word
+            self._header[BLOCKS] = blocks
+            self._block_of = block_of
+            self.entries = entries
+            self._segment = segment
+            self._match_entries()
+        return self._segment
+
+    def note_codecs(self, count: int) -> None:
+        """Tell readers how many numbers of codecs there were."""
+        self._header[CODECS] = count
+
+    def close(self) -> None:
+        """Tell readers that the store is closed, and give up the segment."""
+        self._header[CLOSED] = 1
+        if self._segment is not None:
+            self._header = memoryview(bytearray(8 * HEADER_WORDS)).cast("Q")
+            self.entries, self._block_of = np.zeros(0, ENTRY), np.zeros(0, np.int64)
+            self._match_entries()
+            self._segment.close()
 
     def _match_entries(self) -> None:
         self._bytes = flat(self.entries.view(np.uint8))
@@ -273,15 +313,21 @@ class PageTable:
         For a call that was cut short anywhere: an index concerned holds nothing afterwards.
         """
         for block, start, stop in self._runs_in_use(index, count):
-            at = self._block_at[block] << _BLOCK_BITS
+            at = self._block_at[block] << BLOCK_BITS
             self.entries[at + start : at + stop] = 0
-        blocks = len(self.entries) >> _BLOCK_BITS
-        live = np.count_nonzero(self.entries["kind"].reshape(blocks, _BLOCK), axis=1).tolist()
+        blocks = len(self.entries) >> BLOCK_BITS
+        live = np.count_nonzero(self.entries["kind"].reshape(blocks, BLOCK), axis=1).tolist()
         self._live = array("H", live)
         self._block_at = {block: at for block, at in self._block_at.items() if live[at]}
         in_use = set(self._block_at.values())
         self._free = [at for at in range(blocks) if at not in in_use]
-        self._block_of = np.resize(self._block_of, blocks)
+        self._header[CHANGES] += 1
+        if self._segment is None:
+            self._block_of = np.resize(self._block_of, blocks)
+        else:
+            self.entries, self._block_of = self._map(self._segment, blocks)
+            self._header[BLOCKS] = blocks
+        self._block_of[self._free] = NONE
         self._match_entries()
 
     def count_kinds(self) -> npt.NDArray[np.int64]:
@@ -292,7 +338,7 @@ class PageTable:
 
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant of the header does not hold."""
-        blocks = self.entries["kind"].reshape(-1, _BLOCK)
+        blocks = self.entries["kind"].reshape(-1, BLOCK)
         live = np.count_nonzero(blocks, axis=1)
         in_use = set(self._block_at.values())
         if live.tolist() != self._live.tolist():
@@ -305,6 +351,8 @@ class PageTable:
             raise AssertionError("a block in use holds nothing")
         if any(self._block_of[at] != block for block, at in self._block_at.items()):
             raise AssertionError("a block's rows do not name it")
+        if (self._block_of[self._free] != NONE).any():
+            raise AssertionError("free rows name a block")
         absent = self.entries[self.entries["kind"] == ABSENT]
         if absent.tobytes().strip(b"\0"):
             raise AssertionError("an absent entry is not all zero")
@@ -314,7 +362,7 @@ def _runs(index: int, count: int) -> Iterator[tuple[int, int, int]]:
     """Cut `count` indices from `index` on into (block, first, end) runs within one block each."""
     end = index + count
     while index < end:
-        block, start = index >> _BLOCK_BITS, index & (_BLOCK - 1)
-        stop = min(_BLOCK, start + end - index)
+        block, start = index >> BLOCK_BITS, index & (BLOCK - 1)
+        stop = min(BLOCK, start + end - index)
         yield block, start, stop
         index += stop - start

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 WORD_BYTES = 8
 
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+"""2⁶⁴ divided by the golden ratio: each bit of a word reaches the upper half of the product."""
+
 
 def find_same_filled(pages: Bytes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64]]:
     """Find the rows of `pages` (n, page_size) that repeat one word throughout, and those words.
@@ -31,6 +34,16 @@ def find_same_filled(pages: Bytes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np
     candidates = words[rows]
     same = (candidates == candidates[:, :1]).all(axis=1)
     return rows[same], candidates[same, 0]
+
+
+def check_words(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Give each word a checksum of 32 bits: one half of an entry does not pass for another's."""
+    return (words * _MIX) >> np.uint64(32)
+
+
+def check_word(word: int) -> int:
+    """Give one word its checksum."""
+    return (word * int(_MIX) & 0xFFFFFFFFFFFFFFFF) >> 32
 
 
 def fill(word: int, page_size: int) -> bytes:

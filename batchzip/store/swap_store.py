@@ -10,20 +10,23 @@ Lock order: the store's lock, then the pool's or the backing file's (see `home.p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import threading
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from batchzip.errors import BadArgument
 from batchzip.pool import Pool
 from batchzip.store.backing_file import BackingFile
+from batchzip.store.cleaning import clean
 from batchzip.store.counters import Counters
 from batchzip.store.group import Group
 from batchzip.store.home import Home
 from batchzip.store.inspect import StoreReport, inspect
+from batchzip.store.share import Share, ShareServer
 from batchzip.store.shrinker import Shrinker
 
 if TYPE_CHECKING:
-    import os
-
     from batchzip.engine import Engine
     from batchzip.pool.audit import ClassUse
 
@@ -61,7 +64,6 @@ class SwapStore(Group):
         if not isinstance(max_batch, int) or max_batch < 1:
             raise BadArgument(f"max_batch must be at least 1 page, not {max_batch!r}")
         _check_percent(accept_threshold_percent)
-        self.page_size = engine.page_size
         pool = Pool(max_pool_bytes, page_size=engine.page_size)
         file = None
         try:
@@ -80,6 +82,8 @@ class SwapStore(Group):
         if file is not None and shrinker_enabled:
             home.wake = self._shrinker.wake
         self._groups: dict[str, Group] = {}
+        self._server: ShareServer | None = None
+        self._share_lock = threading.Lock()
         super().__init__("", home)
 
     @property
@@ -139,7 +143,9 @@ class SwapStore(Group):
             limit = group.max_bytes
             if limit is not None and group._is_full():  # noqa: SLF001 - a store is made of groups
                 done += group._shrink_to(limit * percent // 100)  # noqa: SLF001
-        return done + self._shrink_pool(percent)
+        done += self._shrink_pool(percent)
+        clean(self._home)
+        return done
 
     def _shrink_pool(self, percent: int) -> int:
         pool = self._home.objects.pool
@@ -176,17 +182,69 @@ class SwapStore(Group):
             raise
 
     def compact(self) -> int:
-        """Move objects together and give freed memory back to the system; how many bytes that were.
+        """Move objects together and give what is free back to the system; how many bytes that were.
 
-        The store does so by itself when its limit is met and an eighth of the pool is holes. Loads and
-        stores of other threads go on meanwhile.
+        Of memory, and of the backing file, where zones of which less than half lives are written anew. The
+        store does so by itself: when its limit is met and an eighth of the pool is holes; in the
+        shrinker, and when the file has no room. Loads and stores of other threads go on meanwhile.
+        Raises OSError where the file fails: nothing is lost then.
         """
         self._enter()
         pool = self._home.objects.pool
         total = 0
         while freed := pool.compact():
             total += freed
-        return total
+        return total + clean(self._home)
+
+    def share(self) -> Share:
+        """Let other processes of the same user read this store; what they need to, which is picklable.
+
+            address = store.share().address         # here
+            view = batchzip.attach(address)         # there: load, load_many, counters
+
+        From the first call on a thread waits for readers, and tables lie in shared memory. Readers
+        cost the owner nothing while they load, and can change nothing.
+        """
+        self._enter()
+        with self._share_lock:
+            if self._server is None:
+                self._server = ShareServer(self)
+            return Share(self._server.address)
+
+    def status(self) -> dict[str, Any]:
+        """Say how the store stands now, in plain values: what `batchzip top` shows.
+
+        pid, algorithm, backend, page_size (bytes); max_pool_bytes, accept_threshold_percent, pool_full;
+        pool_total_size, compressed_bytes, table_bytes, pages; groups: by name, pages, pool_bytes,
+        max_bytes, page_stores and page_loads (since it was made) of each; statistics: the engine's.
+        """
+        self._enter()
+        engine, pool = self.engine, self._home.objects.pool
+        with self._lock:
+            groups = {
+                group.name: {
+                    "pages": group._ledger.pages,  # noqa: SLF001 - a store is made of groups
+                    "pool_bytes": group._ledger.pool_bytes,  # noqa: SLF001
+                    "max_bytes": group.max_bytes,
+                    **asdict(group._traffic),  # noqa: SLF001
+                }
+                for group in [self, *self._groups.values()]
+            }
+        return {
+            "pid": os.getpid(),
+            "algorithm": repr(engine.codec),
+            "backend": engine.backend.name,
+            "page_size": self.page_size,
+            "max_pool_bytes": pool.max_bytes,
+            "accept_threshold_percent": self._home.accept_threshold_percent,
+            "pool_full": self._home.full.full,
+            "pool_total_size": pool.held_bytes,
+            "compressed_bytes": pool.stored_bytes,
+            "table_bytes": self.table_bytes,
+            "pages": sum(group["pages"] or 0 for group in groups.values()),
+            "groups": groups,
+            "statistics": engine.statistics,
+        }
 
     def check(self) -> StoreReport:
         """Read everything that is stored, verify every checksum, and say what is damaged.
@@ -214,6 +272,19 @@ class SwapStore(Group):
                 backing_file_size=0 if objects.backing is None else objects.backing.held_bytes,
             )
 
+    def counters_by_group(self) -> dict[str, Counters]:
+        """Give the counters of each group at one moment; pages of the store itself are group ""."""
+        self._enter()
+        with self._lock:
+            return {
+                name: Counters(
+                    **group._figures(),  # noqa: SLF001 - a store is made of groups
+                    pool_total_size=group._pool_bytes(),  # noqa: SLF001
+                    backing_file_size=0,
+                )
+                for name, group in {"": self, **self._groups}.items()
+            }
+
     @property
     def max_pool_bytes(self) -> int | None:
         """Bytes of memory the pool may hold, or None. Lowered below what it holds, it only refuses."""
@@ -240,9 +311,11 @@ class SwapStore(Group):
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of the tables of all groups."""
+        """Bytes of the tables of all groups, and of the pool."""
+        objects = self._home.objects
         with self._lock:
-            return sum(ledger.table.nbytes for ledger in self._home.objects.ledgers)
+            own = sum(ledger.table.nbytes for ledger in objects.ledgers)
+            return own + objects.pool.table_bytes
 
     def classes(self) -> list[ClassUse]:
         """List the pool's size classes and what they hold."""
@@ -259,6 +332,9 @@ class SwapStore(Group):
             self._home.objects.check_invariants()
 
     def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._home.threads.close()
         self._shrinker.close()
         for group in self._groups.values():
             group.close()

@@ -42,11 +42,13 @@ class LeakCheck:
 
     An exception of that code is never hidden: leftovers are then not looked for. In a pytest
     fixture, `with LeakCheck(): yield` checks the test and every fixture set up after this one.
-    Call `start_resource_trackers()` first, or the pipes to them count as left behind.
+    Call `start_resource_trackers()` first, or the pipes to them count as left behind. What `ignore`, a
+    regular expression, finds in the description of a thing is allowed to it.
     """
 
-    def __init__(self, *, grace_s: float = GRACE_S) -> None:
+    def __init__(self, *, grace_s: float = GRACE_S, ignore: str | None = None) -> None:
         self._grace_s = grace_s
+        self._ignore = None if ignore is None else re.compile(ignore)
         self._before: dict[object, str] = {}
 
     def __enter__(self) -> Self:
@@ -76,7 +78,11 @@ class LeakCheck:
         return left
 
     def _new(self) -> list[str]:
-        return sorted(what for key, what in _snapshot().items() if key not in self._before)
+        return sorted(
+            what
+            for key, what in _snapshot().items()
+            if key not in self._before and not (self._ignore and self._ignore.search(what))
+        )
 
 
 def start_resource_trackers() -> None:

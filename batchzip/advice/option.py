@@ -1,0 +1,85 @@
+"""Option and Advice: what is found, and how it is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to compress, and what it brought. Shares are of 1, times of one page."""
+
+    algorithm: str
+    parameters: dict[str, Any]
+    page_size: int
+    shuffle: int | None
+    dictionary: bool
+    same_filled_share: float
+    """Pages of one repeated word, which take no memory in the pool."""
+    incompressible_share: float
+    """Pages that do not get smaller and are kept raw."""
+    ratio: float | None
+    """Bytes of the pages ÷ compressed bytes, those of same-filled pages 0; None: all are."""
+    saved_share: float
+    """Memory saved: of the pool with its rounding, and of all tables."""
+    saved_bytes: int
+    """The same of all the data that the sample is of; the dictionary's own bytes are not counted."""
+    store_us: float
+    """Processor time of one core for a page, of folios of 64 KiB."""
+    load_us: float
+    """The same of a load, page by page in random order."""
+    on_front: bool = False
+
+    @property
+    def name(self) -> str:
+        """The algorithm with its parameters, for people."""
+        words = [self.algorithm, *(f"{key} {value}" for key, value in self.parameters.items())]
+        if self.shuffle is not None:
+            words.append(f"shuffle {self.shuffle}")
+        return " ".join([*words, "dictionary"] if self.dictionary else words)
+
+    @property
+    def call(self) -> str:
+        """The engine that does this, as code."""
+        arguments = [repr(self.algorithm)]
+        arguments += [f"{key}={value!r}" for key, value in self.parameters.items()]
+        arguments.append(f"page_size={self.page_size}")
+        if self.shuffle is not None:
+            arguments.append(f"shuffle={self.shuffle}")
+        if self.dictionary:
+            training = [f"{key}={value!r}" for key, value in self.parameters.items()]
+            if self.shuffle is not None:
+                training.append(f"shuffle={self.shuffle}")
+            trained = ", ".join(["pages", *training])
+            arguments.append(f"dictionary=batchzip.train_dictionary({trained})")
+        return f"batchzip.Engine({', '.join(arguments)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What `advise` found: every option, those with the smallest pages first."""
+
+    total_bytes: int
+    sample_bytes: int
+    """Bytes that were stored and loaded with each option."""
+    options: tuple[Option, ...]
+    recommended: Option | None
+    """None where compression is not worth it."""
+    sentence: str
+    """The recommendation, for people."""
+    notes: tuple[str, ...]
+    """What could not be tried, and why."""
+
+
+def amount(size: int) -> str:
+    """Bytes for people, in the unit of 2^10, 2^20 … that fits."""
+    value = size / 1024
+    for unit in ("KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:,.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} TiB"

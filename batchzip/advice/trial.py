@@ -1,0 +1,169 @@
+"""Trial: one way to compress, tried on parts of a sample in stores of its own."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchzip.advice.option import Option
+from batchzip.codecs import make_codec
+from batchzip.codecs.dictionary import train_dictionary
+from batchzip.codecs.shuffled import ELEMENT_SIZES, shuffle_bytes
+from batchzip.engine import Engine
+from batchzip.errors import BadArgument
+from batchzip.store import SwapStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from contextlib import ExitStack
+    from typing import Any
+
+    from batchzip.buffers import Bytes
+
+BLOCK_BYTES = 64 << 10
+"""Bytes of a block of the sample: the largest page that is tried."""
+
+TABLE_BYTES = 26
+"""Bytes of tables for a stored page: 16 of the store's, 10 of the pool's."""
+
+_LEVELS: dict[str, tuple[dict[str, Any], ...]] = {"zstd": ({"level": 1}, {"level": 3})}
+"""Parameters to try, where the default is not all that is of interest."""
+
+LEAST_TO_TRAIN = 10
+"""Blocks of a sample of which a fifth is put aside."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """One way to compress, and what its parts added up to so far."""
+
+    engine: Engine
+    algorithm: str
+    parameters: dict[str, Any]
+    shuffle: int | None
+    dictionary: bool
+    pages: int = 0
+    same_filled: int = 0
+    raw: int = 0
+    compressed_bytes: int = 0
+    pool_bytes: int = 0
+    store_us: list[float] = field(default_factory=list)
+    load_us: list[float] = field(default_factory=list)
+
+    def run(self, part: Bytes, order: Sequence[int]) -> None:
+        """Store the blocks (n, BLOCK_BYTES) of a part, and load each of their pages in that order."""
+        size = self.engine.page_size
+        each = BLOCK_BYTES // size
+        folios = [block.reshape(each, size) for block in part]
+        # Of this thread: what others have the processor for is not a cost of compressing.
+        clock = time.thread_time
+        with SwapStore(self.engine, max_batch=each) as store:
+            # What is touched and made with the first folio is not on the clock.
+            store.store(0, folios[0])
+            store.load(0)
+            store.invalidate(0, each)
+            start = clock()
+            for number, folio in enumerate(folios):
+                store.store(number * each, folio)
+            stored = clock()
+            for index in order:
+                store.load(index)
+            loaded = clock()
+            counters = store.counters
+            self.compressed_bytes += store.compressed_bytes
+            # What the pool holds has a part-filled span a class, which is nothing in a large pool.
+            self.pool_bytes += sum(line.size * line.used for line in store.classes())
+        count = len(folios) * each
+        self.pages += count
+        self.same_filled += counters.same_filled_pages
+        self.raw += counters.stored_incompressible_pages
+        self.store_us.append((stored - start) / count * 1e6)
+        self.load_us.append((loaded - stored) / count * 1e6)
+
+    def as_option(self, total_bytes: int) -> Option:
+        """Sum up the parts."""
+        size = self.engine.page_size
+        in_bytes = self.pages * size
+        saved = 1 - (self.pool_bytes + self.pages * TABLE_BYTES) / in_bytes
+        return Option(
+            algorithm=self.algorithm,
+            parameters=self.parameters,
+            page_size=size,
+            shuffle=self.shuffle,
+            dictionary=self.dictionary,
+            same_filled_share=self.same_filled / self.pages,
+            incompressible_share=self.raw / self.pages,
+            ratio=in_bytes / self.compressed_bytes if self.compressed_bytes else None,
+            saved_share=saved,
+            saved_bytes=round(saved * total_bytes),
+            store_us=float(np.median(self.store_us)),
+            load_us=float(np.median(self.load_us)),
+        )
+
+
+def trials_of(
+    names: Sequence[str],
+    page_size: int,
+    training: Bytes,
+    notes: list[str],
+    stack: ExitStack,
+    *,
+    apart: bool,
+) -> Iterator[Trial]:
+    """Make every trial there is with pages of a size; their engines are closed with `stack`.
+
+    `training` is what dictionaries are trained on, if it is `apart` from what is measured; `notes`
+    get what cannot be tried.
+    """
+    pages = training.reshape(-1, page_size)
+    for shuffle in (None, _best_shuffle(pages)):
+        for name in names:
+            for parameters in _LEVELS.get(name, ({},)):
+                tables = [{}, *_dictionary(name, parameters, pages, shuffle, notes, apart=apart)]
+                for table in tables:
+                    engine = Engine(
+                        name,
+                        backend="sequential",
+                        page_size=page_size,
+                        shuffle=shuffle,
+                        **parameters,
+                        **table,
+                    )
+                    stack.enter_context(engine)
+                    yield Trial(engine, name, parameters, shuffle, bool(table))
+
+
+def _best_shuffle(pages: Bytes) -> int:
+    """Bytes of the elements for which lz4, which gains the most from it, makes the least."""
+    compress = make_codec("lz4").compressor(pages.shape[1])
+    flat = [page.tobytes() for page in pages[:: 1 + len(pages) // 256]]
+    lengths = {
+        size: sum(len(compress(shuffle_bytes(page, size))) for page in flat)
+        for size in ELEMENT_SIZES
+    }
+    return min(lengths, key=lambda size: lengths[size])
+
+
+def _dictionary(
+    name: str,
+    parameters: dict[str, Any],
+    pages: Bytes,
+    shuffle: int | None,
+    notes: list[str],
+    *,
+    apart: bool,
+) -> list[dict[str, Any]]:
+    if name != "zstd":
+        return []
+    if not apart:
+        notes.append(f"no dictionary was tried: the sample has less than {LEAST_TO_TRAIN} blocks")
+        return []
+    try:
+        trained = train_dictionary(pages, shuffle=shuffle, **parameters)
+    except BadArgument as error:
+        notes.append(f"no dictionary for pages of {pages.shape[1]} bytes: {error}")
+        return []
+    return [{"dictionary": trained}]

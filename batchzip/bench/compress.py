@@ -1,0 +1,70 @@
+"""compress: µs per page of everybody who compresses batches, at each algorithm and batch size."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from batchzip.bench.compressors import Load
+from batchzip.bench.peers import contenders
+from batchzip.bench.rounds import figure, seconds
+from batchzip.errors import BadArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.figure import Result
+    from batchzip.bench.pages import Pages
+
+BASELINE = "bare"
+
+QUANTITY = "µs per page"
+
+
+def compress(
+    result: Result,
+    pages: Pages,
+    algorithms: Sequence[Algorithm],
+    batches: Sequence[int],
+    rounds: int,
+    *,
+    zram: bool = False,
+    advance: Callable[[], object] = lambda: None,
+) -> None:
+    """Measure everybody and add the figures to `result`; `advance` is called after each step.
+
+    A step is one algorithm, operation and batch size. Only whole batches are measured. Raises BadArgument
+    where there are fewer pages than the largest batch has.
+    """
+    count = len(pages) - len(pages) % max(batches)
+    if not count:
+        raise BadArgument(
+            f"{len(pages)} pages are fewer than a batch of {max(batches)}: take smaller batches"
+        )
+    for algorithm in algorithms:
+        load = Load(algorithm, pages[:count])
+        with contextlib.ExitStack() as stack:
+            everybody = [stack.enter_context(one) for one in contenders(load, result, zram=zram)]
+            for operation in ("compress", "decompress"):
+                for size in batches:
+                    work = {
+                        one.name: (
+                            one.compressing(size)
+                            if operation == "compress"
+                            else one.restoring(size)
+                        )
+                        for one in everybody
+                    }
+                    labels = {
+                        "benchmark": "compress",
+                        "algorithm": algorithm.label,
+                        "operation": operation,
+                        "batch": size,
+                    }
+                    spent = seconds(work, rounds)
+                    for one in everybody:
+                        values = [s / count * 1e6 for s in spent[one.name]]
+                        found = figure(labels, one.name, QUANTITY, values, one.ratio)
+                        result.figures.append(found)
+                    advance()

@@ -1,0 +1,163 @@
+"""Figure and Result: what was measured, of whom, and on what machine; as one JSON document.
+
+Every figure is the less the better: time or bytes for a page, never a throughput. So two results can
+be compared without knowing what is in them. Keys stay as they are; new ones may be added.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from loky import cpu_count
+
+import batchzip
+from batchzip.errors import BadArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Labels: TypeAlias = dict[str, str | int]
+Key: TypeAlias = tuple[tuple[tuple[str, str | int], ...], str, str]
+
+_FORMAT = 1
+"""Of the document; another one is not read."""
+
+_LIBRARIES = ("numpy", "zstandard", "lz4", "loky", "blosc2")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """The median of some rounds, with the quartiles `low` and `high` as its spread.
+
+    `labels` say what was done ("benchmark": "compress", "algorithm": "lz4", "batch": 64, …),
+    `quantity` names what was measured, its unit included. `ratio` is bytes of the pages ÷ bytes they
+    became with this contender, so that nobody is compared at another ratio unawares.
+    """
+
+    labels: Labels
+    contender: str
+    quantity: str
+    median: float
+    low: float
+    high: float
+    rounds: int
+    ratio: float | None = None
+
+    @property
+    def key(self) -> Key:
+        """What it is a figure of: equal for the same in another result."""
+        return tuple(sorted(self.labels.items())), self.contender, self.quantity
+
+
+@dataclass(slots=True)
+class Result:
+    """Figures of one run. `settings` say how it was made, `notes` what is missing from it, and why.
+
+    `baselines` has the contender that the others of a benchmark are compared with: what a figure is
+    divided by, to mean something on another machine or in another minute.
+    """
+
+    settings: dict[str, Any]
+    baselines: dict[str, str]
+    figures: list[Figure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())  # noqa: PLW0108 - defined below
+
+    def note(self, text: str) -> None:
+        """Add a remark, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def of(self, **labels: str | int) -> list[Figure]:
+        """Give the figures that have these labels."""
+        wanted = labels.items()
+        return [figure for figure in self.figures if wanted <= figure.labels.items()]
+
+    def relative(self) -> dict[Key, float]:
+        """Give what each figure's baseline took in this run; figures without one are not in it."""
+        by_key = {figure.key: figure for figure in self.figures}
+        found = {}
+        for labels, contender, quantity in by_key:
+            baseline = self.baselines.get(str(dict(labels).get("benchmark")))
+            other = by_key.get((labels, baseline or "", quantity))
+            if other is not None and other.median > 0:
+                found[labels, contender, quantity] = other.median
+        return found
+
+    def as_document(self) -> dict[str, Any]:
+        """Return it as plain dicts, ready for JSON."""
+        return {
+            "format": _FORMAT,
+            "machine": self.machine,
+            "settings": self.settings,
+            "baselines": self.baselines,
+            "notes": self.notes,
+            "figures": [asdict(figure) for figure in self.figures],
+        }
+
+    def save(self, path: Path) -> None:
+        """Write it to a file."""
+        path.write_text(json.dumps(self.as_document(), indent=1) + "\n", encoding="utf-8")
+
+
+def load(path: str | os.PathLike[str]) -> Result:
+    """Read a result. Raises OSError, and BadArgument for what is none."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        if document["format"] != _FORMAT:
+            raise BadArgument(
+                f"{os.fspath(path)} has format {document['format']!r}, not {_FORMAT}: measure again"
+            )
+        return Result(
+            dict(document["settings"]),
+            dict(document["baselines"]),
+            list(_figures(document["figures"])),
+            list(document["notes"]),
+            dict(document["machine"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, BadArgument):
+            raise
+        raise BadArgument(
+            f"{os.fspath(path)} is no result of a benchmark: name a file that --json wrote"
+        ) from None
+
+
+def _figures(documents: Iterable[dict[str, Any]]) -> Iterable[Figure]:
+    for document in documents:
+        figure = Figure(**document)
+        if not figure.low <= figure.median <= figure.high:
+            raise ValueError(figure)
+        yield figure
+
+
+def describe_machine() -> dict[str, Any]:
+    """Say where this runs, and with what."""
+    versions = {"batchzip": batchzip.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": cpu_count(),
+        "machine_cpus": os.cpu_count(),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

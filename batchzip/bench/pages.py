@@ -1,0 +1,120 @@
+"""What is compressed: pages of a capture, a process or a file, or what is hard on purpose.
+
+captured     a process with Python objects, parsed source, JSON text and NumPy arrays
+random       what no algorithm makes smaller
+zeros        what every algorithm makes very small
+alternating  captured and random pages in turn: hard and easy side by side
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchzip.cli.file_pages import FilePages
+from batchzip.cli.process_memory import ProcessMemory
+from batchzip.cli.workload import Workload
+from batchzip.errors import BadArgument
+
+if TYPE_CHECKING:
+    import argparse
+
+    from numpy.typing import NDArray
+
+    Pages = NDArray[np.uint8]
+    """(n, PAGE)"""
+
+PAGE = 4096
+"""Bytes: what the kernel swaps, and what every peer can be asked for."""
+
+KINDS = ("captured", "random", "zeros", "alternating")
+
+_WORKLOAD_MIB = 64
+_MOST_READ_PAGES = 1 << 16
+"""256 MiB of a process are read, and pages drawn from them; more only takes longer."""
+
+_CHUNK_PAGES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where pages are to come from; `pid` or `file` instead of a kind."""
+
+    kind: str = "captured"
+    pid: int | None = None
+    file: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name it in tables."""
+        if self.pid is not None:
+            return f"process {self.pid}"
+        return self.kind if self.file is None else self.file
+
+    def take(self, count: int) -> Pages:
+        """Give up to `count` pages in random order, the same on every call for the same source.
+
+        Raises BadArgument for an unknown kind, and what reading a process or a file raises.
+        """
+        if self.pid is not None:
+            pages = _of_process(self.pid)
+        elif self.file is not None:
+            pages = _of_file(self.file, count)
+        else:
+            pages = self._made(count)
+        order = np.random.default_rng(1).permutation(len(pages))
+        return np.ascontiguousarray(pages[order[:count]])
+
+    def _made(self, count: int) -> Pages:
+        if self.kind not in KINDS:
+            raise BadArgument(f"{self.kind!r} is no kind of pages; there are: {', '.join(KINDS)}")
+        noise = np.random.default_rng(2).integers(0, 256, (count, PAGE), np.uint8)
+        if self.kind == "random":
+            return noise
+        if self.kind == "zeros":
+            return np.zeros_like(noise)
+        with Workload(_WORKLOAD_MIB) as workload:
+            captured = _of_process(workload.pid)
+        if self.kind == "captured":
+            return captured
+        half = min(count // 2 + 1, len(captured))
+        return np.concatenate([captured[:half], noise[:half]])
+
+
+def for_codecs(pages: Pages) -> Pages:
+    """Leave out pages of one repeated word, which are no work for a codec, if there are others."""
+    words = pages.view(np.uint64)
+    work = (words != words[:, :1]).any(axis=1)
+    return np.ascontiguousarray(pages[work]) if work.any() else pages
+
+
+def _of_process(pid: int) -> Pages:
+    with ProcessMemory(pid, page_size=PAGE, chunk_pages=_CHUNK_PAGES) as memory:
+        chunks = []
+        for chunk in memory.chunks():
+            chunks.append(chunk)
+            if len(chunks) * _CHUNK_PAGES >= _MOST_READ_PAGES:
+                break
+        return np.concatenate(chunks)
+
+
+def _of_file(path: str, count: int) -> Pages:
+    with FilePages(path, page_size=PAGE) as file:
+        drawn = np.random.default_rng(3).choice(file.pages, min(file.pages, count), replace=False)
+        return file.read(np.sort(drawn))
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add --pid, --file and --workload to a script's options."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--pid", type=int, help="anonymous memory of this process")
+    group.add_argument("--file", help="pages drawn from this file")
+    group.add_argument("--workload", choices=KINDS, default=KINDS[0], help="(%(default)s)")
+
+
+def source_of(options: argparse.Namespace) -> Source:
+    """Make the source that the options of `add_source` say."""
+    values: dict[str, Any] = vars(options)
+    return Source(values["workload"], values["pid"], values["file"])

@@ -1,0 +1,178 @@
+"""Peer stores: blosc2's SChunk and the kernel's zram as stores of pages."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import loky
+import numpy as np
+
+from batchzip.bench.pages import PAGE
+from batchzip.bench.peers import CHUNK_PAGES, blosc2_chunk
+from batchzip.bench.stores import Dict, OfBatchzip, Store
+from batchzip.bench.zram import Zram, aligned
+from batchzip.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.figure import Result
+    from batchzip.bench.pages import Pages
+
+
+class Blosc2Pages(Store):
+    """An SChunk of one page a chunk."""
+
+    name = "blosc2 page"
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self._algorithm = algorithm
+        self._one = np.zeros(PAGE, np.uint8)
+        self.open()
+
+    def open(self) -> None:
+        """Begin with an empty SChunk."""
+        self._chunk: Any = blosc2_chunk(self._algorithm, 1, 1)
+
+    def store(self, index: int, pages: Pages) -> None:  # noqa: ARG002 - indices ascend
+        """Append page by page."""
+        for page in pages:
+            self._chunk.append_data(page)
+
+    def load(self, index: int) -> object:
+        """Decompress a page to the same place."""
+        return self._chunk.decompress_chunk(index, self._one)
+
+    def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
+        """Decompress one after the other."""
+        for row, index in zip(out, indices.tolist(), strict=True):
+            self._chunk.decompress_chunk(index, row)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the SChunk says; rounding of the allocator is not in it."""
+        return int(self._chunk.cbytes)
+
+
+class Blosc2Blocks(Store):
+    """An SChunk of 1 MiB chunks in blocks of one page; pages are gathered until a chunk is full."""
+
+    name = "blosc2 1 MiB"
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self._algorithm = algorithm
+        self._one = bytearray(PAGE)
+        self._gathered = np.zeros((CHUNK_PAGES, PAGE), np.uint8)
+        self.open()
+
+    def open(self) -> None:
+        """Begin with an empty SChunk."""
+        self._chunk: Any = blosc2_chunk(self._algorithm, CHUNK_PAGES, loky.cpu_count())
+        self._filled = 0
+
+    def store(self, index: int, pages: Pages) -> None:  # noqa: ARG002 - indices ascend
+        """Gather, and append what is full."""
+        done = 0
+        while done < len(pages):
+            taken = min(CHUNK_PAGES - self._filled, len(pages) - done)
+            self._gathered[self._filled : self._filled + taken] = pages[done : done + taken]
+            self._filled += taken
+            done += taken
+            if self._filled == CHUNK_PAGES:
+                self._append()
+
+    def _append(self) -> None:
+        self._chunk.append_data(self._gathered[: self._filled])
+        self._filled = 0
+
+    def flush(self) -> None:
+        """Append the rest."""
+        if self._filled:
+            self._append()
+
+    def load(self, index: int) -> object:
+        """Decompress one block to the same place."""
+        return self._chunk.get_slice(index * PAGE, (index + 1) * PAGE, self._one)
+
+    def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
+        """Decompress one block after the other."""
+        for row, index in zip(out, indices.tolist(), strict=True):
+            self._chunk.get_slice(index * PAGE, (index + 1) * PAGE, row)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the SChunk says; rounding of the allocator is not in it."""
+        return int(self._chunk.cbytes)
+
+
+class OfZram(Store):
+    """A zram device, one thread."""
+
+    name = "zram"
+
+    def __init__(self, algorithm: Algorithm, pages: int) -> None:
+        if algorithm.name != "lz4":
+            raise BackendUnavailable("zram is measured with lz4 only")
+        self._device = Zram(pages * PAGE)
+        self._one = aligned(PAGE)
+        self._row = np.frombuffer(self._one, np.uint8)
+        self._folio = aligned(CHUNK_PAGES * PAGE)
+
+    def open(self) -> None:
+        """Begin with an empty device."""
+        self._device.reset()
+
+    def store(self, index: int, pages: Pages) -> None:
+        """Write a folio, by way of memory that O_DIRECT takes."""
+        for at in range(0, len(pages), CHUNK_PAGES):
+            part = pages[at : at + CHUNK_PAGES]
+            room = self._folio[: part.nbytes]
+            room[:] = memoryview(part).cast("B")  # type: ignore[arg-type] # arrays are buffers
+            self._device.write(room, (index + at) * PAGE)
+
+    def load(self, index: int) -> object:
+        """Read a page to the same place."""
+        self._device.read(self._one, index * PAGE)
+        return self._one
+
+    def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
+        """Read one after the other."""
+        for row, index in zip(out, indices.tolist(), strict=True):
+            self._device.read(self._one, index * PAGE)
+            row[:] = self._row
+
+    @property
+    def held_bytes(self) -> int:
+        """What the kernel says."""
+        return self._device.held_bytes
+
+    def close(self) -> None:
+        """Remove the device."""
+        self._device.close()
+
+
+def contenders(
+    algorithm: Algorithm, pages: Pages, result: Result, *, zram: bool
+) -> Iterator[Store]:
+    """Make everybody who can be had for this algorithm; who cannot is noted in the result."""
+    compress = algorithm.codec().compressor(PAGE)
+    compressed = sum(len(compress(page.data)) for page in pages)
+    yield Dict(algorithm)
+    yield OfBatchzip("sequential", algorithm, "sequential")
+    yield OfBatchzip("workers", algorithm, "workers")
+    yield OfBatchzip("workers, half in file", algorithm, "workers", max(PAGE, compressed // 2))
+    makers: list[Callable[[], Store]] = [
+        partial(Blosc2Pages, algorithm),
+        partial(Blosc2Blocks, algorithm),
+    ]
+    if zram:
+        makers.append(partial(OfZram, algorithm, len(pages)))
+    for make in makers:
+        try:
+            yield make()
+        except BackendUnavailable as error:
+            result.note(f"{error}")

@@ -1,0 +1,142 @@
+"""Stores: who keeps a working set compressed and gives single pages of it back.
+
+A contender opens a new, empty store for each round, so that every round does the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import batchzip
+from batchzip.bench.pages import PAGE
+from batchzip.lifetime import Closing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.pages import Pages
+
+_READY_TIMEOUT_S = 60.0
+
+
+class Store(Closing):
+    """One contender; `open` comes first in each round, and drops what was stored before."""
+
+    name: str
+
+    @abstractmethod
+    def open(self) -> None:
+        """Begin with an empty store."""
+
+    @abstractmethod
+    def store(self, index: int, pages: Pages) -> None:
+        """Store pages at consecutive indices, in ascending order."""
+
+    def flush(self) -> None:
+        """All pages have been given."""
+
+    @abstractmethod
+    def load(self, index: int) -> object:
+        """Give one page, as whatever this contender gives."""
+
+    @abstractmethod
+    def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
+        """Load several pages to `out`."""
+
+    @property
+    @abstractmethod
+    def held_bytes(self) -> int:
+        """Bytes of memory it holds now, as far as it says so itself."""
+
+    def close(self) -> None:
+        """Release what it holds."""
+
+
+class OfBatchzip(Store):
+    """SwapStore; with `limit_bytes` the pool may have no more, and the rest goes to a file."""
+
+    def __init__(
+        self, name: str, algorithm: Algorithm, backend: str, limit_bytes: int | None = None
+    ) -> None:
+        self.name = name
+        self._limit = limit_bytes
+        self._engine = batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters)
+        self._engine.wait_ready(_READY_TIMEOUT_S)
+        self._store: batchzip.SwapStore | None = None
+
+    def open(self) -> None:
+        """Begin with an empty store."""
+        if self._store is not None:
+            self._store.close()
+        backing = None if self._limit is None else tempfile.gettempdir()
+        self._store = batchzip.SwapStore(self._engine, max_pool_bytes=self._limit, backing=backing)
+        # Bound methods: on the clock is the library, not a call that leads to it.
+        self.store = self._store.store  # type: ignore[method-assign] # see above
+        self.load = self._store.load  # type: ignore[method-assign] # see above
+
+    def store(self, index: int, pages: Pages) -> None:
+        """Store a folio."""
+        raise NotImplementedError  # set by `open`
+
+    def load(self, index: int) -> object:
+        """Load a page."""
+        raise NotImplementedError  # set by `open`
+
+    def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
+        """Load a batch."""
+        assert self._store is not None  # noqa: S101 - narrows a type
+        self._store.load_many(indices, out=out)
+
+    @property
+    def held_bytes(self) -> int:
+        """The pool and the tables of the store."""
+        assert self._store is not None  # noqa: S101 - narrows a type
+        return self._store.counters.pool_total_size + self._store.table_bytes
+
+    def close(self) -> None:
+        """Close store and engine."""
+        if self._store is not None:
+            self._store.close()
+        self._engine.close()
+
+
+class Dict(Store):
+    """A dict of compressed bytes, with no checksum, limit or lock: what one writes in an afternoon."""
+
+    name = "dict"
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        codec = algorithm.codec()
+        self._compress = codec.compressor(PAGE)
+        self._decompress = codec.decompressor(PAGE)
+        self._pages: dict[int, bytes] = {}
+
+    def open(self) -> None:
+        """Begin with an empty dict."""
+        self._pages = {}
+
+    def store(self, index: int, pages: Pages) -> None:
+        """Compress each page."""
+        for at, page in enumerate(pages, start=index):
+            self._pages[at] = self._compress(page.data)
+
+    def load(self, index: int) -> bytes:
+        """Decompress a page."""
+        return self._decompress(self._pages[index])
+
+    def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
+        """Decompress one after the other."""
+        for row, index in zip(out, indices.tolist(), strict=True):
+            row[:] = np.frombuffer(self._decompress(self._pages[index]), np.uint8)
+
+    @property
+    def held_bytes(self) -> int:
+        """The dict, its keys and its values; rounding of the allocator is not in it."""
+        held = sys.getsizeof(self._pages)
+        return held + sum(sys.getsizeof(k) + sys.getsizeof(v) for k, v in self._pages.items())

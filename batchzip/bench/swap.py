@@ -1,0 +1,108 @@
+"""swap: a whole working set stored and loaded again, with everybody who keeps pages.
+
+A round of one contender: store everything in folios, ask what it holds, load everything in random order in
+batches, load single pages at random with each on the clock. In the round that warms up, all that is
+loaded is compared with what was stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchzip.bench.pages import PAGE
+from batchzip.bench.peer_stores import contenders
+from batchzip.bench.rounds import figure, in_turns
+from batchzip.errors import BatchzipError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.figure import Result
+    from batchzip.bench.pages import Pages
+    from batchzip.bench.stores import Store
+
+BASELINE = "dict"
+
+FOLIO_PAGES = 16
+BATCH_PAGES = 256
+SINGLE_LOADS = 10_000
+"""In a round: ten lie beyond the percentile 99.9."""
+
+STORE, LOAD = "store, µs per page", "load, µs per page"
+PERCENTILES = {"single p50, µs": 50.0, "single p99, µs": 99.0, "single p99.9, µs": 99.9}
+HELD = "held ÷ size"
+"""Bytes of memory held for each byte of the pages."""
+
+QUANTITIES = (STORE, LOAD, *PERCENTILES, HELD)
+
+
+def swap(
+    result: Result,
+    pages: Pages,
+    algorithms: Sequence[Algorithm],
+    rounds: int,
+    *,
+    zram: bool = False,
+    singles: int = SINGLE_LOADS,
+    advance: Callable[[], object] = lambda: None,
+) -> None:
+    """Measure everybody and add the figures to `result`; `advance` is called after each algorithm."""
+    for algorithm in algorithms:
+        with contextlib.ExitStack() as stack:
+            everybody = {
+                one.name: stack.enter_context(one)
+                for one in contenders(algorithm, pages, result, zram=zram)
+            }
+            values: dict[str, dict[str, list[float]]] = {
+                name: {quantity: [] for quantity in QUANTITIES} for name in everybody
+            }
+            for turn, name in in_turns(everybody, rounds):
+                found = _round(everybody[name], pages, singles, compare=not turn)
+                if turn:
+                    for quantity, value in found.items():
+                        values[name][quantity].append(value)
+                everybody[name].open()  # gives its memory back before the next one's turn
+            labels = {"benchmark": "swap", "algorithm": algorithm.label}
+            for name, by_quantity in values.items():
+                for quantity, numbers in by_quantity.items():
+                    result.figures.append(figure(dict(labels), name, quantity, numbers))
+        advance()
+
+
+def _round(store: Store, pages: Pages, singles: int, *, compare: bool) -> dict[str, float]:
+    store.open()
+    count = len(pages)
+    clock = time.perf_counter
+    put = store.store
+    started = clock()
+    for at in range(0, count, FOLIO_PAGES):
+        put(at, pages[at : at + FOLIO_PAGES])
+    store.flush()
+    found = {STORE: (clock() - started) / count * 1e6, HELD: store.held_bytes / pages.nbytes}
+    rng = np.random.default_rng(5)
+    order = rng.permutation(count)
+    out = np.zeros((BATCH_PAGES, PAGE), np.uint8)
+    spent = 0.0
+    for at in range(0, count, BATCH_PAGES):
+        indices = order[at : at + BATCH_PAGES]
+        room = out[: len(indices)]
+        started = clock()
+        store.load_many(indices, room)
+        spent += clock() - started
+        if compare and not np.array_equal(room, pages[indices]):
+            raise BatchzipError(f"{store.name} gave back other pages than were stored")
+    found[LOAD] = spent / count * 1e6
+    load, nanoseconds = store.load, time.perf_counter_ns
+    durations = []
+    for index in rng.integers(0, count, singles).tolist():
+        begun = nanoseconds()
+        load(index)
+        durations.append(nanoseconds() - begun)
+    for quantity, percent in PERCENTILES.items():
+        found[quantity] = float(np.percentile(durations, percent)) / 1e3
+    return found

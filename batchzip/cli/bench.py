@@ -1,0 +1,124 @@
+"""`batchzip bench`: how batchzip stands beside what one would use instead, on one's own pages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from batchzip.bench import compress, plot, swap
+from batchzip.bench.algorithm import parse_algorithms
+from batchzip.bench.compare import compare
+from batchzip.bench.figure import Result, load
+from batchzip.bench.pages import Source, for_codecs
+from batchzip.bench.table import print_changes, print_result
+from batchzip.bench.zram import end_orderly
+from batchzip.errors import BadArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SLOWER = 1
+"""Exit code of a comparison in which something got slower."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line said; `batches` in pages."""
+
+    pid: int | None
+    file: str | None
+    workload: str
+    algorithms: str
+    batches: list[int]
+    pages: int
+    rounds: int
+    zram: bool
+    json: bool
+    plot: str | None
+    compare: list[str] | None
+
+
+def run(options: Options) -> int:
+    """Measure, or read, and show. Returns 0, or SLOWER.
+
+    Raises BatchzipError or OSError for what the user can put right.
+    """
+    if options.zram:
+        end_orderly()
+    given = [load(path) for path in options.compare or []]
+    old = given[0] if given else None
+    picture = None if options.plot is None else Path(options.plot)
+    if picture is not None:
+        plot.require_matplotlib()
+        if not picture.parent.is_dir():  # told before a minute is spent on measuring
+            raise BadArgument(f"{picture} cannot be drawn: there is no directory {picture.parent}")
+    measured = len(given) < 2
+    result = _measured(options) if measured else given[1]
+    changes = compare(old, result) if old is not None else None
+    if picture is not None:
+        plot.plot_compress(result, picture)
+        plot.plot_swap(result, picture.with_stem(f"{picture.stem}-swap"))
+    if options.json:
+        sys.stdout.write(json.dumps(result.as_document(), indent=1) + "\n")
+        sys.stdout.flush()
+    elif measured:
+        print_result(result)
+    if changes is None:
+        return 0
+    if not options.json:
+        print_changes(changes)
+    return SLOWER if any(change.verdict == "slower" for change in changes) else 0
+
+
+def _measured(options: Options) -> Result:
+    algorithms = parse_algorithms(options.algorithms)
+    source = Source(options.workload, options.pid, options.file)
+    pages = source.take(options.pages)
+    work = for_codecs(pages)
+    result = Result(
+        {
+            "source": source.name,
+            "pages": len(pages),
+            "batches": options.batches,
+            "rounds": options.rounds,
+            "algorithms": options.algorithms,
+        },
+        {"compress": compress.BASELINE, "swap": swap.BASELINE},
+    )
+    steps = len(algorithms) * (2 * len(options.batches) + 1)
+    progress = Progress(
+        TextColumn("measuring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=Console(stderr=True),
+        # Drawn between the steps: a thread of its own would be measured, too.
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=options.json or not sys.stderr.isatty(),
+    )
+    with progress:
+        advance = _advance(progress, steps)
+        zram = options.zram
+        compress.compress(
+            result, work, algorithms, options.batches, options.rounds, zram=zram, advance=advance
+        )
+        swap.swap(result, pages, algorithms, options.rounds, zram=zram, advance=advance)
+    return result
+
+
+def _advance(progress: Progress, steps: int) -> Callable[[], None]:
+    task = progress.add_task("", total=steps)
+
+    def advance() -> None:
+        progress.advance(task)
+        progress.refresh()
+
+    return advance

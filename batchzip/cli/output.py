@@ -1,0 +1,67 @@
+"""What commands write: tables through rich or one JSON document to stdout, bars to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class _Output(Console):
+    """A console that leaves a closed pipe to its caller instead of ending the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def make_console() -> Console:
+    """Make the console of stdout. Colours only on a terminal, and none where NO_COLOR is set."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal without "µ", or a file name that is no text, must not cost the report.
+        sys.stdout.reconfigure(errors="replace")
+    return _Output()
+
+
+def print_json(document: object) -> None:
+    """Write one JSON document."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def progress_bars(
+    unit: str, *, shown: bool
+) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Progress bars on stderr, only where a person looks at it; yields a maker of bars."""
+    progress = Progress(
+        TextColumn("{task.description:22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        console=Console(stderr=True),
+        # Drawn between the rounds: a thread of its own would be measured, too.
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not shown or not sys.stderr.isatty(),
+    )
+
+    def bar(what: str, total: int) -> Callable[[int], None]:
+        task = progress.add_task(what, total=total)
+
+        def advance(pages: int) -> None:
+            progress.update(task, advance=pages)
+            progress.refresh()
+
+        return advance
+
+    with progress:
+        yield bar

@@ -1,0 +1,60 @@
+"""Snapshot: how a store in another process stands, and what happened between two of them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchzip.pool.audit import ClassUse
+    from batchzip.store.counters import Counters
+    from batchzip.store.view import StoreView
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a store said of itself; its parts are milliseconds apart."""
+
+    taken_s: float
+    """Of the monotonic clock."""
+    address: str
+    counters: Counters
+    status: dict[str, Any]
+    classes: list[ClassUse]
+
+    def count(self, what: str) -> int:
+        """Read a counter, or the sum over the groups of what passed through them."""
+        if what in ("page_stores", "page_loads"):
+            return sum(group[what] for group in self.status["groups"].values())
+        value: int = getattr(self.counters, what)
+        return value
+
+    def rate(self, what: str, before: Snapshot | None) -> float | None:
+        """How much a counter grew a second since then; None where there is no before."""
+        if before is None:
+            return None
+        return (self.count(what) - before.count(what)) / (self.taken_s - before.taken_s)
+
+    def loads(self, before: Snapshot | None) -> list[tuple[int, int, float | None]]:
+        """Give each worker's pid, the pages it did, and the share of the time it worked since then."""
+        earlier = {
+            worker.pid: worker.busy_s
+            for worker in (before.status["statistics"].workers if before else ())
+        }
+        return [
+            (
+                worker.pid,
+                worker.pages,
+                None
+                if before is None or worker.pid not in earlier
+                else (worker.busy_s - earlier[worker.pid]) / (self.taken_s - before.taken_s),
+            )
+            for worker in self.status["statistics"].workers
+        ]
+
+
+def take_snapshot(view: StoreView) -> Snapshot:
+    """Ask the owner. Raises ClosedError where it is gone, RequestTimeout where it does not answer."""
+    counters, status, classes = view.counters, view.status(), view.classes()
+    return Snapshot(time.monotonic(), view.address, counters, status, classes)

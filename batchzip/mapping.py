@@ -1,0 +1,314 @@
+"""CompressedMapping: a dictionary whose values are pages of a store.
+
+    m[key] = value    pack ─▶ parts ─▶ new indices ─▶ folios in the group ─▶ the dict: visible, whole
+    m[key]            the dict ─▶ _Value ─▶ load_many of its indices ─▶ parts ─▶ unpack
+
+    a value on its pages   │ part 0, whole pages │ part 1, whole pages │ … │ the tails of all, joined │
+
+Whole pages of a part are compressed from where they are and restored to where they stay: an array of a
+million bytes is not copied on its way in, and its tail of less than a page is the only copy. All tails
+share the last pages.
+
+A value is never written over: a new one takes new indices, and one assignment to the dict makes it the key's.
+Whatever fails or is cut short before, the key keeps what it had. The indices of the old one are free when
+nobody refers to it any more (index_space.py), so a reader gets all of one value.
+
+Rejected: replacing in place (a store that fails leaves neither value); handing out views of the pool;
+an index for each key by its hash (collisions need what is here anyway).
+
+Locks: `_lock` makes looking and changing one step where that is needed: pop, setdefault. No page is
+compressed, loaded or serialised under it. Lock order: `_lock`, then that of the index space, then the store's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from batchzip.buffers import flat
+from batchzip.errors import BadArgument, ClosedError, CorruptPage, NotStorable, PageError
+from batchzip.index_space import IndexSpace
+from batchzip.lifetime import Closing
+from batchzip.serializers import packer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from batchzip.buffers import Flat
+    from batchzip.index_space import Reservation
+    from batchzip.serializers import Serializer
+    from batchzip.store.group import Group
+    from batchzip.store.swap_store import SwapStore
+
+Key: TypeAlias = str | bytes | tuple[Any, ...]
+
+_NOTHING = object()
+_GONE = object()
+_naming = threading.Lock()
+
+
+class _Value:
+    """Where a value lies: lengths of its parts in bytes, and its indices; None if it needs no page."""
+
+    __slots__ = ("lengths", "reservation")
+
+    def __init__(self, lengths: list[int], reservation: Reservation | None) -> None:
+        self.lengths = lengths
+        self.reservation = reservation
+
+
+class CompressedMapping(MutableMapping[Key, Any], Closing):
+    """A mapping whose values are kept compressed in a store, and its cold ones in the store's file.
+
+    `store`       keeps the pages; stays the caller's, and is closed after the mapping.
+    `name`        of the group in `store` that is the mapping's own; one is made up if none is given.
+    `max_bytes`   bytes of compressed pages it may have in the pool, or None for the store's limit.
+    `serializer`  "bytes": values are buffers of any length (bytes, memoryview, a contiguous array …) and come
+                  back as bytes. "pickle": anything that can be pickled; the buffers of arrays and
+                  frames are not copied on the way. Or an object with `dumps(value) -> buffer` and
+                  `loads(bytes) -> value`.
+
+    Keys are str, bytes or tuples. Others, and values that cannot be serialised, raise NotStorable, a
+    TypeError. What is given back is a copy that is the caller's; an array can be written to if the one
+    that was put in could.
+
+    Where the store rejects a value (StoreRejected), or anything else interrupts, the key keeps the value
+    it had, or stays absent: old and new lie in the store together for a moment. A damaged value raises
+    CorruptPage, with the key in a note; others stay readable. Iteration is over the keys as they
+    were when it began.
+
+    Thread-safe; bound to the process that made it. `close()` gives the pages back to the store.
+    """
+
+    def __init__(
+        self,
+        store: SwapStore,
+        *,
+        name: str | None = None,
+        max_bytes: int | None = None,
+        serializer: str | Serializer = "bytes",
+    ) -> None:
+        self._packer = packer_of(serializer, store.page_size)
+        self._page_size = store.page_size
+        with _naming:
+            taken = store.groups
+            if name is None:
+                names = (f"mapping-{number}" for number in itertools.count())
+                name = next(each for each in names if each not in taken)
+            elif name in taken:
+                raise BadArgument(f"the store has a group {name!r} already: take another name")
+            self._group: Group = store.group(name, max_bytes=max_bytes)
+        self._values: dict[Key, _Value] = {}
+        self._space = IndexSpace(self._group.invalidate)
+        self._lock = threading.RLock()  # a key in a tuple may compare itself with Python code
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._group.name!r} of {len(self._values)} values>"
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(list(self._values))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: Key) -> Any:
+        self._enter()
+        return self._read(key, self._values[key])
+
+    def __setitem__(self, key: Key, value: Any) -> None:
+        self._put(key, value, self._assign)
+
+    def __delitem__(self, key: Key) -> None:
+        self._enter()
+        with self._lock:
+            del self._values[key]
+        self._space.reclaim()
+
+    def setdefault(self, key: Key, default: Any = None) -> Any:
+        """Give the key's value; where it has none, make it `default`. Of several threads, one does."""
+        self._enter()
+        while (value := self._values.get(key)) is None:
+            if self._put(key, default, self._assign_if_absent):
+                return default
+        return self._read(key, value)
+
+    def pop(self, key: Key, default: Any = _NOTHING) -> Any:
+        """Take a value out and give it. It is out once it was read, and of several threads one gets it."""
+        self._enter()
+        while (value := self._values.get(key)) is not None:
+            result = self._read(key, value)
+            with self._lock:
+                if self._values.get(key) is value:
+                    del self._values[key]
+                    del value
+                    self._space.reclaim()
+                    return result
+        if default is _NOTHING:
+            raise KeyError(key)
+        return default
+
+    def popitem(self) -> tuple[Key, Any]:
+        """Take out the key that was put in last, with its value; KeyError where there is none."""
+        self._enter()
+        while True:
+            try:
+                key = next(reversed(self._values))
+            except StopIteration:
+                raise KeyError("the mapping is empty") from None
+            except RuntimeError:  # another thread changed it just then
+                continue
+            result = self.pop(key, _GONE)
+            if result is not _GONE:
+                return key, result
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._enter()
+        with self._lock:
+            self._values.clear()
+        self._space.reclaim()
+
+    @property
+    def group(self) -> Group:
+        """The group of the store that has the pages: its counters, `max_bytes`, `writeback`."""
+        return self._group
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values as they were serialised; added up when it is asked for."""
+        return sum(sum(value.lengths) for value in list(self._values.values()))
+
+    @property
+    def cbytes(self) -> int:
+        """Bytes they take, compressed, in the pool and in the backing file."""
+        self._enter()
+        return self._group.stored_bytes
+
+    @property
+    def cratio(self) -> float:
+        """How many times smaller that is; 1.0 where nothing is stored, infinite where it takes no byte."""
+        whole, small = self.nbytes, self.cbytes
+        if not whole:
+            return 1.0
+        return whole / small if small else float("inf")
+
+    def close(self) -> None:
+        """Forget all values and give their pages back to the store; further calls do nothing."""
+        if self._group.closed:  # in a forked child the lock may be held by nobody who is there
+            self._closed = True
+            return
+        with self._lock:
+            self._values.clear()
+            self._closed = True
+        self._space.reclaim()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can be used no more: it is closed, or its store, or this is another process."""
+        return self._closed or self._group.closed
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where an invariant does not hold; no other thread may change anything."""
+        self._space.check_invariants()
+        pages = sum(value.reservation.count for value in self._values.values() if value.reservation)
+        if pages != len(self._group):
+            raise AssertionError(f"values have {pages} pages, the group has {len(self._group)}")
+
+    def _enter(self) -> None:
+        if self._closed or self._group.closed:
+            self._refuse()
+        self._space.reclaim()
+
+    def _refuse(self) -> None:
+        self._group._refuse()  # noqa: SLF001 - the group says whether it is closed or was forked
+        raise ClosedError(f"this {type(self).__name__} is closed")
+
+    def _assign(self, key: Key, value: _Value) -> bool:
+        self._values[key] = value
+        return True
+
+    def _assign_if_absent(self, key: Key, value: _Value) -> bool:
+        return self._values.setdefault(key, value) is value
+
+    def _put(self, key: Key, value: object, assign: Callable[[Key, _Value], bool]) -> bool:
+        """Store a value and have it assigned; whether it was. What it replaces is free then."""
+        self._enter()
+        if not isinstance(key, (str, bytes, tuple)):
+            raise NotStorable(f"a key is str, bytes or a tuple, not {type(key).__name__}")
+        hash(key)  # a tuple may hold what has none: say so before anything is stored
+        stored = None
+        try:
+            stored = self._write(self._packer.pack(value))
+            with self._lock:
+                if self._closed:
+                    self._refuse()
+                return assign(key, stored)
+        finally:
+            del stored
+            if not self._group.closed:
+                self._space.reclaim()
+
+    def _write(self, parts: Sequence[Flat]) -> _Value:
+        size = self._page_size
+        lengths = [len(part) for part in parts]
+        tails = b"".join(part[len(part) - len(part) % size :] for part in parts)
+        tails += bytes(-len(tails) % size)
+        count = sum(length // size for length in lengths) + len(tails) // size
+        if not count:
+            return _Value(lengths, None)
+        reservation = self._space.reserve(count)
+        try:
+            at = reservation.first
+            for part in (*parts, tails):
+                pages = len(part) // size
+                if pages:
+                    whole = np.frombuffer(part, np.uint8, pages * size)
+                    self._group.store(at, whole.reshape(pages, size))
+                    at += pages
+            return _Value(lengths, reservation)
+        finally:
+            # An exception keeps this frame, and the indices would be taken as long as it is kept.
+            del reservation
+
+    def _read(self, key: Key, value: _Value) -> Any:
+        try:
+            parts = self._load(value)
+        except (CorruptPage, PageError) as error:
+            error.add_note(f"it is a page of the value of key {key!r}")
+            raise
+        return self._packer.unpack(parts)
+
+    def _load(self, value: _Value) -> list[memoryview]:
+        if value.reservation is None:
+            return [memoryview(bytearray(0)) for _ in value.lengths]
+        size, at = self._page_size, value.reservation.first
+        last = at + value.reservation.count
+        if last - at == 1:  # the usual short value
+            page = memoryview(bytearray(self._group.load(at)))
+            ends = list(itertools.accumulate(value.lengths))
+            return [
+                page[end - length : end] for end, length in zip(ends, value.lengths, strict=True)
+            ]
+        rooms = [np.empty(length, np.uint8) for length in value.lengths]
+        for room in rooms:
+            pages = len(room) // size
+            if pages:
+                self._group.load_many(range(at, at + pages), room[: pages * size])
+                at += pages
+        if at < last:
+            tails = self._group.load_many(range(at, last)).reshape(-1)
+            taken = 0
+            for room in rooms:
+                tail = len(room) % size
+                if tail:
+                    room[-tail:] = tails[taken : taken + tail]
+                    taken += tail
+        return [flat(room) for room in rooms]

@@ -1,0 +1,192 @@
+"""Metrics: a store's figures for Prometheus. Needs prometheus_client, extra `metrics`.
+
+    import batchzip.metrics
+    from prometheus_client import REGISTRY, start_http_server
+
+    REGISTRY.register(batchzip.metrics.collector(store))
+    start_http_server(9000)
+
+Figures are read when somebody scrapes, and cost nothing else. Counters end in _total, sizes are in
+bytes, times in seconds. What zswap counts has zswap's name. Pages and counters are by `group`, those
+of the store itself with an empty one; the sum over groups is the store's.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from batchzip.errors import ClosedError, ForkedProcess
+from batchzip.extras import load_extra
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from prometheus_client.core import Metric
+    from prometheus_client.registry import Collector
+
+    from batchzip.engine import Engine
+    from batchzip.store import SwapStore
+
+    _Row = tuple[str, list[str], float]
+    """Family, values of its labels, figure."""
+
+_EVENTS = {
+    "pool_limit_hit": "Stores that found the pool, or their group, at its limit",
+    "reject_alloc_fail": "Stores that the pool had no memory for, other than for its limit",
+    "reject_compress_poor": "Pages rejected because their output did not fit",
+    "reject_compress_fail": "Pages rejected because of any other compression error",
+    "reject_reclaim_fail": "Writebacks that failed",
+    "decompress_fail": "Loads and writebacks that met damaged bytes",
+    "written_back_pages": "Pages moved from the pool to the backing file",
+}
+_TRAFFIC = {
+    "page_stores": "Pages stored, in memory or in the backing file",
+    "page_loads": "Pages loaded by the store's own process",
+}
+_PAGES = {
+    "stored_pages": "Pages in memory, of every kind",
+    "stored_incompressible_pages": "Pages kept raw in memory",
+    "same_filled_pages": "Pages kept as one word",
+    "backed_pages": "Pages in the backing file",
+}
+_OPERATIONS = {
+    "batches": ("engine_batches", "Batches that the engine did"),
+    "pages": ("engine_pages", "Pages that the engine did, failed ones included"),
+    "bytes_in": ("engine_input_bytes", "Bytes that went into the codec"),
+    "bytes_out": ("engine_output_bytes", "Bytes that came out of the codec"),
+    "wait_s": ("engine_wait_seconds", "Time that callers waited for workers"),
+}
+_CLASSES = {
+    "spans": ("pool_class_spans", "Spans in use"),
+    "objects": ("pool_class_objects", "Objects that there is memory for"),
+    "used": ("pool_class_used_objects", "Objects allocated"),
+    "freeable": ("pool_class_freeable_spans", "Spans that moving objects together would free"),
+}
+
+
+def collector(store: SwapStore | Mapping[str, SwapStore], *, classes: bool = False) -> Collector:
+    """Make a collector of the store's figures, to be registered with prometheus_client.
+
+    A registry takes one, as names may not come twice; several stores go together as a mapping, and
+    have its keys in the label `store`. `classes` adds the pool's class table by `object_bytes`:
+    some hundred lines. The collector keeps the store; once that is closed, and in
+    a forked child, there are no figures.
+    Thread-safe. Raises MissingExtra.
+    """
+    core = load_extra("prometheus_client.core", extra="metrics", needed_by="batchzip.metrics")
+    return _make_collector(core, store, classes=classes)
+
+
+def _make_collector(
+    core: Any, store: SwapStore | Mapping[str, SwapStore], *, classes: bool
+) -> Collector:
+    from prometheus_client.registry import Collector  # noqa: PLC0415 - an extra
+
+    named = isinstance(store, Mapping)
+    stores: Mapping[str, SwapStore] = store if isinstance(store, Mapping) else {"": store}
+
+    class StoreCollector(Collector):
+        """The families of these stores."""
+
+        def describe(self) -> Iterable[Metric]:
+            """Name the families, without figures: registering reads no store."""
+            return _Families(core, named=named, classes=classes)
+
+        def collect(self) -> Iterable[Metric]:
+            """Read every store that is open."""
+            families = _Families(core, named=named, classes=classes)
+            for name, each in stores.items():
+                try:
+                    rows = list(_rows(each, classes=classes))
+                except (ClosedError, ForkedProcess):
+                    continue
+                for family, labels, value in rows:
+                    families.add(family, ([name] if named else []) + labels, value)
+            return families
+
+    return StoreCollector()
+
+
+class _Families:
+    """Every family there is, by name, empty at first."""
+
+    def __init__(self, core: Any, *, named: bool, classes: bool) -> None:
+        self._families: dict[str, Any] = {}
+        counter, gauge = core.CounterMetricFamily, core.GaugeMetricFamily
+        labels = ["store"] if named else []
+
+        def make(kind: Any, names: Iterable[tuple[str, str]], *more: str) -> None:
+            for name, text in names:
+                self._families[name] = kind(f"batchzip_{name}", text, labels=[*labels, *more])
+
+        make(counter, _EVENTS.items(), "group")
+        make(counter, _TRAFFIC.items(), "group")
+        make(gauge, _PAGES.items(), "group")
+        make(
+            gauge, [("compressed_bytes", "Bytes of compressed and raw pages in the pool")], "group"
+        )
+        make(gauge, [("group_limit_bytes", "Most that a group may have in the pool")], "group")
+        make(
+            gauge,
+            [
+                ("pool_bytes", "Bytes of memory that the pool holds"),
+                ("pool_limit_bytes", "Bytes of memory that the pool may hold"),
+                ("backing_file_bytes", "Bytes that the backing file holds"),
+                ("table_bytes", "Bytes of the tables of all groups"),
+                ("page_size_bytes", "Bytes of a page"),
+                ("engine_workers", "Worker processes besides the owner"),
+            ],
+        )
+        make(counter, _OPERATIONS.values(), "operation")
+        make(counter, [("engine_page_errors", "Pages that failed in the engine")], "errno")
+        make(counter, [("engine_worker_restarts", "Workers that died and were replaced")])
+        if classes:
+            make(gauge, _CLASSES.values(), "object_bytes")
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._families.values())
+
+    def add(self, name: str, labels: Sequence[str], value: float) -> None:
+        """Add one figure."""
+        self._families[name].add_metric(labels, value)
+
+
+def _rows(store: SwapStore, *, classes: bool) -> Iterator[_Row]:
+    """Yield every figure of a store. Raises ClosedError, ForkedProcess."""
+    yield from _of_groups(store)
+    whole = store.counters
+    yield "pool_bytes", [], whole.pool_total_size
+    if store.max_pool_bytes is not None:
+        yield "pool_limit_bytes", [], store.max_pool_bytes
+    yield "backing_file_bytes", [], whole.backing_file_size
+    yield "table_bytes", [], store.table_bytes
+    yield "page_size_bytes", [], store.page_size
+    yield from _of_engine(store.engine)
+    for line in store.classes() if classes else ():
+        for key, (family, _) in _CLASSES.items():
+            yield family, [str(line.size)], getattr(line, key)
+
+
+def _of_groups(store: SwapStore) -> Iterator[_Row]:
+    for name, counters in store.counters_by_group().items():
+        for key in (*_EVENTS, *_PAGES):
+            yield key, [name], getattr(counters, key)
+        yield "compressed_bytes", [name], counters.pool_total_size
+    for name, group in store.status()["groups"].items():
+        for key in _TRAFFIC:
+            yield key, [name], group[key]
+        if group["max_bytes"] is not None:
+            yield "group_limit_bytes", [name], group["max_bytes"]
+
+
+def _of_engine(engine: Engine) -> Iterator[_Row]:
+    yield "engine_workers", [], len(engine.worker_pids)
+    done = engine.statistics
+    for operation, figures in (("compress", done.compress), ("decompress", done.decompress)):
+        for key, (family, _) in _OPERATIONS.items():
+            yield family, [operation], getattr(figures, key)
+    for code, pages in done.errors.items():
+        yield "engine_page_errors", [errno.errorcode.get(-code, str(code))], pages
+    yield "engine_worker_restarts", [], done.restarts

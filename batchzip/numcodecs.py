@@ -1,0 +1,212 @@
+"""Codecs of batchzip for numcodecs, and so for Zarr: a chunk as pages of one algorithm.
+
+    zarr.create_array(…, zarr_format=2, compressors=Batchzip("zstd", level=1, shuffle=4))
+    numcodecs.get_codec({"id": "batchzip", "algorithm": "lz4"})
+
+An encoded chunk, little-endian:
+
+    magic 4 B │ log2 of page size u8 │ 0 u8, u16 │ bytes of the chunk u64 │ checksum u64
+    length of each page u32 …  │ pages, one behind the other; of full length: as they are
+
+The checksum is the xxh3 of all the rest. The last page is filled up with zeros. What a chunk says of itself
+is checked before it is believed: memory is taken for pages that were restored, not for those that
+were declared.
+
+The work is done in the calling thread: Zarr and Dask bring threads of their own.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from xxhash import xxh3_64
+
+from batchzip.batch import CompressBatch, DecompressBatch
+from batchzip.buffers import flat
+from batchzip.engine import Engine
+from batchzip.errors import BadArgument, BadBatch, CorruptPage
+
+try:
+    from numcodecs.abc import Codec
+    from numcodecs.compat import ensure_contiguous_ndarray, ndarray_copy
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        "batchzip.numcodecs needs numcodecs: pip install 'batchzip[zarr]'", name="numcodecs"
+    ) from missing
+
+if TYPE_CHECKING:
+    from batchzip.buffers import Buffer, Bytes
+
+_MAGIC = b"bzc1"
+_HEADER = struct.Struct("<4sBBHQ")
+_CHECKSUM = struct.Struct("<Q")
+_START = _HEADER.size + _CHECKSUM.size
+
+_BATCH_BYTES = 4 << 20
+"""Bytes of pages that are worked on in one go; twice as many for their outputs."""
+
+
+class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
+    """One of batchzip's algorithms as a numcodecs codec, by the id "batchzip".
+
+    `algorithm`   a name from `batchzip.algorithms()`.
+    `page_size`   bytes compressed at a time; a power of two in 512 B … 2 MiB. Larger compresses better.
+    `shuffle`     2, 4 or 8: bytes of elements of that size are sorted by place, as in Engine; or None.
+    `parameters`  the algorithm's own numbers: `level`, `acceleration`, …
+
+    Picklable; thread-safe. Raises BadArgument for what no engine could be made with.
+    """
+
+    codec_id: ClassVar[str] = "batchzip"
+
+    def __init__(
+        self,
+        algorithm: str = "zstd",
+        *,
+        page_size: int = 1 << 16,
+        shuffle: int | None = None,
+        **parameters: Any,
+    ) -> None:
+        for name, value in parameters.items():
+            if value is not None and not isinstance(value, (bool, int, str)):
+                raise BadArgument(
+                    f"{name} stands in an array's metadata, so it is a number or a text, not {type(value).__name__}"
+                )
+        self._config = {
+            "algorithm": algorithm,
+            "page_size": page_size,
+            "shuffle": shuffle,
+            **parameters,
+        }
+        self._engine = self._made()
+
+    def get_config(self) -> dict[str, Any]:
+        """Give what stands in an array's metadata: `numcodecs.get_codec` makes an equal codec of it."""
+        return {"id": self.codec_id, **self._config}
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value!r}" for name, value in self._config.items())
+        return f"{type(self).__name__}({told})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self._config)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Batchzip) and self._config == other._config
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self._config.items(), key=str)))
+
+    def encode(self, buf: Any) -> bytes:
+        """Compress a chunk: any contiguous buffer."""
+        chunk = ensure_contiguous_ndarray(buf).reshape(-1).view(np.uint8)
+        engine = self._usable()
+        size = engine.page_size
+        lengths: list[int] = []
+        outputs: list[bytes | memoryview] = []
+        step = max(1, _BATCH_BYTES // size) * size
+        for start in range(0, len(chunk), step):
+            pages = _as_pages(chunk[start : start + step], size)
+            batch = CompressBatch(pages)
+            engine.compress(batch)
+            for row, page in enumerate(pages):
+                small = 0 < batch.dlens[row] < size
+                outputs.append(bytes(batch.output(row)) if small else page.tobytes())
+                lengths.append(len(outputs[-1]))
+        header = _HEADER.pack(_MAGIC, size.bit_length() - 1, 0, 0, len(chunk))
+        rest = b"".join([np.array(lengths, "<u4").tobytes(), *outputs])
+        return header + _CHECKSUM.pack(_checksum(header, memoryview(rest))) + rest
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Restore a chunk; to `out`, a writable buffer of its very size, if one is given.
+
+        Raises BadBatch, a ValueError, for what `encode` did not make or what was damaged since, and
+        CorruptPage for a page that cannot be restored all the same.
+        """
+        source = flat(ensure_contiguous_ndarray(buf).reshape(-1).view(np.uint8))
+        length, lengths, pages = self._parse(source)
+        room = None if out is None else ensure_contiguous_ndarray(out)
+        if room is not None and room.nbytes != length:
+            raise BadBatch(f"out has {room.nbytes} bytes, and the chunk {length}")
+        chunk = self._restore(lengths, pages)
+        del chunk[length:]
+        if room is None:
+            return chunk
+        return ndarray_copy(chunk, out)
+
+    def _parse(self, source: memoryview) -> tuple[int, list[int], memoryview]:
+        """Check what a chunk says of itself; its length, those of its pages, and these."""
+        if len(source) < _START:
+            raise BadBatch(f"{len(source)} bytes are no chunk of batchzip's")
+        magic, bits, *zeros, length = _HEADER.unpack_from(source)
+        if magic != _MAGIC or any(zeros):
+            raise BadBatch("no chunk of batchzip's: it begins otherwise")
+        size = self._config["page_size"]
+        if bits != size.bit_length() - 1:
+            raise BadBatch(f"a chunk in pages of 2^{bits} bytes, and this codec has {size}")
+        (check,) = _CHECKSUM.unpack_from(source, _HEADER.size)
+        rest = source[_START:]
+        if check != _checksum(source[: _HEADER.size], rest):
+            raise BadBatch("the chunk is damaged: its checksum is another")
+        count = -(-length // size)
+        if count * 4 > len(rest):
+            raise BadBatch(f"a chunk of {length} bytes has no room for its {count} pages")
+        lengths = np.frombuffer(rest[: count * 4], "<u4")
+        pages = rest[count * 4 :]
+        if int(lengths.sum(dtype=np.uint64)) != len(pages) or (lengths > size).any():
+            raise BadBatch("the lengths of the chunk's pages are not those of its bytes")
+        return length, lengths.tolist(), pages
+
+    def _restore(self, lengths: list[int], stored: memoryview) -> bytearray:
+        engine = self._usable()
+        size = engine.page_size
+        chunk = bytearray()
+        step = max(1, _BATCH_BYTES // size)
+        at = 0
+        for start in range(0, len(lengths), step):
+            pages = np.empty((min(step, len(lengths) - start), size), np.uint8)
+            sources: list[Buffer] = []
+            rows: list[int] = []
+            for row, length in enumerate(lengths[start : start + step]):
+                source = stored[at : at + length]
+                at += length
+                if length == size:
+                    pages[row] = source
+                else:
+                    sources.append(source)
+                    rows.append(row)
+            if sources:
+                batch = DecompressBatch(sources, page_size=size)
+                engine.decompress(batch)
+                if batch.has_errors:
+                    raise CorruptPage(start + rows[int(np.flatnonzero(batch.errors)[0])])
+                pages[rows] = batch.pages
+            chunk += flat(pages)
+        return chunk
+
+    def _usable(self) -> Engine:
+        if self._engine.closed:  # in a forked child
+            self._engine = self._made()
+        return self._engine
+
+    def _made(self) -> Engine:
+        return Engine(backend="sequential", **self._config)
+
+
+def _restored(kind: type[Batchzip], config: dict[str, Any]) -> Batchzip:
+    return kind(**config)
+
+
+def _as_pages(part: Bytes, size: int) -> Bytes:
+    """View bytes as pages; the last part of a chunk is copied where it must be filled up."""
+    if len(part) % size:
+        part = np.concatenate([part, np.zeros(-len(part) % size, np.uint8)])
+    return part.reshape(-1, size)
+
+
+def _checksum(header: bytes | memoryview, rest: memoryview) -> int:
+    state = xxh3_64(header)
+    state.update(rest)
+    return state.intdigest()

@@ -1,0 +1,72 @@
+"""Answers: what the owner of a store tells its readers. One function for each thing they ask for.
+
+A request is a dict of plain values from another process of the same user: whatever is in it, it ends in
+an answer or in an error for the reader.
+
+Locks: the store's, within the calls.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from batchzip.errors import BadArgument
+from batchzip.store.arguments import as_integer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchzip.store.group import Group
+    from batchzip.store.swap_store import SwapStore
+
+    Request = dict[str, Any]
+    Descriptors = list[int]
+
+
+def answer(store: SwapStore, request: object, descriptors: Descriptors) -> object:
+    """Answer a request; descriptors that go with the answer are appended, and are the caller's."""
+    known = isinstance(request, dict) and isinstance(request.get("what"), str)
+    function = _ANSWERS.get(cast("Request", request)["what"]) if known else None
+    if function is None:
+        raise BadArgument(f"a reader asked for {request!r}")
+    return function(store, cast("Request", request), descriptors)
+
+
+def _group(store: SwapStore, request: Request) -> Group:
+    name = request.get("group", "")
+    group = store if name == "" else store.groups.get(str(name))
+    if group is None:
+        raise BadArgument(f"this store has no group {name!r}")
+    return group
+
+
+def _attach(store: SwapStore, _: Request, descriptors: Descriptors) -> object:
+    descriptors += store._home.descriptors()  # noqa: SLF001 - a part of the store, as below
+    return {"page_size": store.page_size}
+
+
+def _table(store: SwapStore, request: Request, descriptors: Descriptors) -> object:
+    descriptors.append(_group(store, request)._share_table())  # noqa: SLF001
+    return None
+
+
+def _codecs(store: SwapStore, _: Request, __: Descriptors) -> object:
+    with store._lock:  # noqa: SLF001
+        codecs = store._home.codecs  # noqa: SLF001
+        return codecs.given, codecs.codecs
+
+
+def _stored(store: SwapStore, request: Request, _: Descriptors) -> object:
+    index = as_integer(request.get("index", -1), "an index")
+    return _group(store, request)._stored(index)  # noqa: SLF001
+
+
+_ANSWERS: dict[str, Callable[[SwapStore, Request, Descriptors], object]] = {
+    "attach": _attach,
+    "table": _table,
+    "codecs": _codecs,
+    "stored": _stored,
+    "counters": lambda store, request, _: _group(store, request).counters,
+    "classes": lambda store, _, __: store.classes(),
+    "status": lambda store, _, __: store.status(),
+}

@@ -1,0 +1,77 @@
+"""Arguments of a store's calls, made what the code behind them takes, or refused by what is wrong."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchzip import buffers
+from batchzip.errors import BadArgument, BadBatch, PageNotStored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import SupportsIndex
+
+    import numpy.typing as npt
+
+    from batchzip.buffers import Buffer
+
+MAX_INDEX = (1 << 63) - 1
+"""Largest index: indices travel in int64 arrays."""
+
+
+def as_integer(value: SupportsIndex, what: str) -> int:
+    """Make a Python int of any integer: NumPy's small ones would overflow later on."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise BadArgument(f"{what} is an integer, not {type(value).__name__}") from None
+
+
+def as_range(index: SupportsIndex, count: SupportsIndex) -> tuple[int, int]:
+    """Make ints of an index and a count; BadArgument unless all of those indices are valid."""
+    first, number = as_integer(index, "an index"), as_integer(count, "count")
+    if number < 1:
+        raise BadArgument(f"count must be at least 1, not {number}")
+    if first < 0 or first + number - 1 > MAX_INDEX:
+        raise BadArgument(f"indices lie in 0…2⁶³−1, and {first} to {first + number - 1} do not")
+    return first, number
+
+
+def as_pages(pages: Buffer | Sequence[Buffer], size: int) -> buffers.Bytes:
+    """Make an (n, size) array of any form of pages."""
+    if not buffers.is_sequence(pages):
+        return buffers.as_matrix(pages, "pages", rows=None, width=size)
+    inputs = buffers.as_inputs(pages, "pages")
+    for number, page in enumerate(inputs):
+        if len(page) != size:
+            raise BadBatch(f"pages[{number}] has {len(page)} bytes, not {size}")
+    return np.frombuffer(b"".join(inputs), np.uint8).reshape(-1, size)
+
+
+def as_out(out: Buffer, size: int) -> memoryview:
+    """Make a view of a writable buffer of one page."""
+    view = buffers.as_view(out, "out", writable=True)
+    if len(view) != size:
+        raise BadBatch(f"out has {len(view)} bytes, not {size}")
+    return view
+
+
+def as_room(out: Buffer | None, count: int, size: int) -> buffers.Bytes:
+    """Make a (count, size) array of a writable buffer, or a new one."""
+    if out is None:
+        return np.empty((count, size), np.uint8)
+    return buffers.as_matrix(out, "out", rows=count, width=size, writable=True)
+
+
+def as_indices(indices: Iterable[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Make an int64 array of indices; none of them changes its value on the way."""
+    given = indices if hasattr(indices, "__array__") else list(indices)
+    where = np.asarray(given)
+    if where.ndim != 1 or (where.dtype.kind not in "iu" and len(where)):
+        raise BadArgument("indices must be integers from 0 to 2⁶³−1, in one dimension")
+    if where.dtype == np.uint64 and len(where) and where.max() > MAX_INDEX:
+        raise PageNotStored(int(where[where > MAX_INDEX][0]))
+    return where.astype(np.int64, copy=False)

@@ -1,0 +1,77 @@
+"""batchzip's codecs for Zarr's format 3, by the name "batchzip"; format 2 takes numcodecs.Batchzip as it is.
+
+    zarr.create_array(…, compressors=BatchzipCodec("zstd", level=1, shuffle=4))
+
+Chunks are those of `batchzip.numcodecs`, and its checks hold. Zarr's threads do the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from batchzip.errors import BadArgument
+from batchzip.numcodecs import Batchzip
+
+try:
+    from zarr.abc.codec import BytesBytesCodec
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        "batchzip.zarr needs zarr 3: pip install 'batchzip[zarr]'", name="zarr"
+    ) from missing
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer
+
+
+class BatchzipCodec(BytesBytesCodec):
+    """One of batchzip's algorithms as a Zarr codec; parameters are those of `batchzip.numcodecs.Batchzip`."""
+
+    is_fixed_size = False
+
+    def __init__(
+        self,
+        algorithm: str = "zstd",
+        *,
+        page_size: int = 1 << 16,
+        shuffle: int | None = None,
+        **parameters: Any,
+    ) -> None:
+        self.codec = Batchzip(algorithm, page_size=page_size, shuffle=shuffle, **parameters)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Make the codec that an array's metadata names."""
+        configuration = data.get("configuration", {})
+        if data.get("name") != Batchzip.codec_id or not isinstance(configuration, dict):
+            raise BadArgument(f"not the metadata of codec {Batchzip.codec_id!r}: {data!r}")
+        return cls(**configuration)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what stands in an array's metadata."""
+        configuration = self.codec.get_config()
+        return {"name": configuration.pop("id"), "configuration": configuration}
+
+    def __repr__(self) -> str:
+        return repr(self.codec).replace(type(self.codec).__name__, type(self).__name__, 1)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BatchzipCodec) and self.codec == other.codec
+
+    def __hash__(self) -> int:
+        return hash(self.codec)
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """Raise NotImplementedError: it depends on the chunk."""
+        raise NotImplementedError
+
+    async def _encode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        encoded = await asyncio.to_thread(self.codec.encode, chunk_bytes.as_numpy_array())
+        return chunk_spec.prototype.buffer.from_bytes(encoded)
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        decoded = await asyncio.to_thread(self.codec.decode, chunk_bytes.as_numpy_array())
+        return chunk_spec.prototype.buffer.from_bytes(decoded)

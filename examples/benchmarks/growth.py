@@ -1,0 +1,213 @@
+"""A store from 10⁴ to 10⁷ pages: what an operation costs and what a page takes must stay flat.
+
+    python examples/benchmarks/growth.py [--largest 1000000] [--json FILE] [--plot PNG]
+
+Pages are synthetic, so that ten million fit: one in four is same-filled, of the others lz4 makes some 30 bytes each.
+The store is filled to each size in turn; there, the last pages stored give the cost of a store, and random
+pages from the whole give the cost of single loads, of loads in batches of 256, and of storing anew in place.
+The sequential backend: what grows here is the store, not the codec.
+
+`bytes of tables` and `bytes of the pool` are what the store says; `process` is what the process grew by,
+the pool's shared memory included, since the store had its first folio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+
+import batchzip
+from batchzip.bench import plot
+from batchzip.bench.figure import Result
+from batchzip.bench.pages import PAGE
+from batchzip.bench.rounds import figure
+from batchzip.bench.table import console
+
+if TYPE_CHECKING:
+    from batchzip.bench.pages import Pages
+
+FOLIO_PAGES = 256
+SAMPLES = 40
+"""Batches of FOLIO_PAGES timed at each size: 10,240 pages, as many as the smallest store has."""
+
+SINGLES = 10_000
+
+COSTS = ("store", "store anew", "load_many", "single load", "invalidate and store")
+SIZES = ("tables", "pool", "process")
+
+
+class Growing:
+    """A store that is filled further and further."""
+
+    def __init__(self, store: batchzip.SwapStore) -> None:
+        self._store = store
+        self._pages = np.zeros((FOLIO_PAGES, PAGE), np.uint8)
+        self._out = np.zeros((FOLIO_PAGES, PAGE), np.uint8)
+        self._rng = np.random.default_rng(6)
+        self.count = 0
+        # What a store takes however little is in it is not what grows.
+        self.fill(FOLIO_PAGES)
+        self.load_many()
+        self._before = resident_bytes()
+
+    def _folio(self, first: int) -> Pages:
+        """Make pages that say their index; one in four is same-filled."""
+        words = self._pages.view(np.uint64)
+        words[:, 0] = np.arange(first, first + FOLIO_PAGES, dtype=np.uint64)
+        words[::4, 0] = 0
+        return self._pages
+
+    def fill(self, count: int) -> list[float]:
+        """Store until there are `count` pages; µs a page of the last folios."""
+        spent = []
+        while self.count < count:
+            pages = self._folio(self.count)
+            begun = time.perf_counter()
+            self._store.store(self.count, pages)
+            spent.append(time.perf_counter() - begun)
+            self.count += FOLIO_PAGES
+        return [s / FOLIO_PAGES * 1e6 for s in spent[-SAMPLES:]]
+
+    def anew(self, *, invalidate: bool) -> list[float]:
+        """Store folios anew at random places, in place or after invalidating them."""
+        spent = []
+        places = self._rng.integers(0, self.count // FOLIO_PAGES, SAMPLES) * FOLIO_PAGES
+        for first in places.tolist():
+            pages = self._folio(first)
+            begun = time.perf_counter()
+            if invalidate:
+                self._store.invalidate(first, FOLIO_PAGES)
+            self._store.store(first, pages)
+            spent.append((time.perf_counter() - begun) / FOLIO_PAGES * 1e6)
+        return spent
+
+    def load_many(self) -> list[float]:
+        """Load random pages in batches, and see that they are those."""
+        spent = []
+        for _ in range(SAMPLES):
+            indices = self._rng.integers(0, self.count, FOLIO_PAGES)
+            begun = time.perf_counter()
+            self._store.load_many(indices, out=self._out)
+            spent.append((time.perf_counter() - begun) / FOLIO_PAGES * 1e6)
+            wanted = np.where(indices % FOLIO_PAGES % 4, indices, 0).astype(np.uint64)
+            assert np.array_equal(self._out.view(np.uint64)[:, 0], wanted), "other pages came back"
+        return spent
+
+    def load(self) -> list[float]:
+        """Load random pages one by one."""
+        clock, load = time.perf_counter, self._store.load
+        spent = []
+        for index in self._rng.integers(0, self.count, SINGLES).tolist():
+            begun = clock()
+            load(index)
+            spent.append((clock() - begun) * 1e6)
+        return spent
+
+    def held(self) -> dict[str, float]:
+        """Bytes a page, by who holds them."""
+        counters = self._store.counters
+        held = {
+            "tables": self._store.table_bytes,
+            "pool": counters.pool_total_size,
+            "process": resident_bytes() - self._before,
+        }
+        return {name: value / self.count for name, value in held.items()}
+
+
+def resident_bytes() -> int:
+    """Bytes of memory this process has, shared memory included."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+
+
+def run(result: Result, largest: int) -> None:
+    """Measure each power of ten up to `largest`."""
+    with (
+        batchzip.Engine("lz4", backend="sequential") as engine,
+        batchzip.SwapStore(engine) as store,
+    ):
+        growing = Growing(store)
+        count = 10_000
+        while count <= largest:
+            stored = growing.fill(count)
+            costs = {
+                "store": stored,
+                "store anew": growing.anew(invalidate=False),
+                "load_many": growing.load_many(),
+                "single load": growing.load(),
+                "invalidate and store": growing.anew(invalidate=True),
+            }
+            labels: dict[str, str | int] = {"benchmark": "growth", "pages": count}
+            for name in COSTS:
+                result.figures.append(figure(labels, name, "µs per page", costs[name]))
+            for name, value in growing.held().items():
+                result.figures.append(figure(labels, name, "bytes per page", [value]))
+            count *= 10
+
+
+def show(result: Result) -> None:
+    """Print a line for each size."""
+    table = Table(title="medians of one page, by the number of pages stored", title_justify="left")
+    table.add_column("pages", justify="right")
+    for name in (*(f"{name}, µs" for name in COSTS), *(f"{name}, bytes" for name in SIZES)):
+        table.add_column(name, justify="right")
+    for count in dict.fromkeys(one.labels["pages"] for one in result.figures):
+        by = {one.contender: one for one in result.of(pages=count)}
+        cells = [f"{by[name].median:.2f}" for name in COSTS]
+        cells += [f"{by[name].median:.1f}" for name in SIZES]
+        table.add_row(f"{count:,}", *cells)
+    console().print(table)
+
+
+def draw(result: Result, path: Path) -> None:
+    """Draw costs and sizes over the number of pages."""
+    picture = plot.new_picture(13, 4.8)
+    counts = list(dict.fromkeys(int(one.labels["pages"]) for one in result.figures))
+    panels = picture.subplots(1, 2)
+    markers, lines = "osD^v", ["-", "--", "-.", ":", (0, (5, 1))]
+    for axes, names, title in zip(
+        panels, (COSTS, SIZES), ("µs a page", "bytes a page"), strict=True
+    ):
+        for at, name in enumerate(names):
+            values = [one.median for one in result.figures if one.contender == name]
+            shade = str(at * 0.13)
+            axes.plot(
+                counts, values, label=name, marker=markers[at], linestyle=lines[at], color=shade
+            )
+        axes.set_xscale("log")
+        axes.set_ylim(0)
+        axes.set_xlabel("pages stored")
+        axes.set_title(title, loc="left", fontweight="bold")
+        plot.tidy(axes)
+    picture.suptitle("A store that grows: flat is good")
+    picture.draw_without_rendering()
+    for axes in panels:
+        plot.label_ends(axes, plot.ends_of(axes))
+    plot.save(picture, path)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--largest", type=int, default=1_000_000, help="pages (%(default)s)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    result = Result({"largest": options.largest}, {})
+    machine = result.machine
+    print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs")
+    run(result, options.largest)
+    show(result)
+    if options.json:
+        result.save(options.json)
+    if options.plot:
+        draw(result, options.plot)
+
+
+if __name__ == "__main__":
+    main()

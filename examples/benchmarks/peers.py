@@ -1,0 +1,63 @@
+"""Batches compressed and restored by batchzip and by everything one would use instead of it.
+
+    python examples/benchmarks/peers.py [--pid N | --file PATH | --workload KIND]
+                                        [--algorithms lz4,zstd:-1,zstd:1,zstd:3] [--rounds 7]
+                                        [--batches 1,2,8,32,64,256,1024] [--pages 4096]
+                                        [--json FILE] [--plot PNG]
+
+All pages are taken once a round by each contender, in an order drawn anew each round. Who they are:
+batchzip/bench/compressors.py and peers.py. As root, and where the kernel has it, zram is one of them.
+compress.py beside this file has the engine alone, against the limit and its goals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from batchzip.bench import compress, plot
+from batchzip.bench.algorithm import parse_algorithms
+from batchzip.bench.figure import Result
+from batchzip.bench.pages import add_source, for_codecs, source_of
+from batchzip.bench.table import print_result
+from batchzip.bench.zram import end_orderly
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_source(parser)
+    parser.add_argument("--algorithms", default="lz4,zstd:-1,zstd:1,zstd:3")
+    parser.add_argument("--batches", default="1,2,8,32,64,256,1024", help="pages, with commas")
+    parser.add_argument("--pages", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    end_orderly()
+    batches = [int(size) for size in options.batches.split(",")]
+    source = source_of(options)
+    # Some more, as same-filled ones are left out.
+    pages = for_codecs(source.take(options.pages + options.pages // 4))[: options.pages]
+    settings = {"source": source.name, "pages": len(pages), "rounds": options.rounds}
+    result = Result(settings, {"compress": compress.BASELINE})
+    if os.geteuid():
+        result.note("zram: only root may make a device")
+    compress.compress(
+        result,
+        pages,
+        parse_algorithms(options.algorithms),
+        batches,
+        options.rounds,
+        zram=not os.geteuid(),
+    )
+    print_result(result)
+    if options.json:
+        result.save(options.json)
+    if options.plot:
+        plot.plot_compress(result, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""The pool: µs an object, memory held for each byte stored, and what the process itself holds.
+
+    python examples/benchmarks/pool.py [--rounds 15] [--pages 8192] [--batches 8,64,256,1024]
+                                       [--largest 10000000] [--pid N | --file PATH] [--json FILE]
+
+Objects are pages of a real process, each compressed with lz4, and, to see how a pool scales, small
+ones of 32 to 96 bytes, of which ten million fit a small machine.
+
+speed   `fill` is put_many into a pool that grows, with memory fresh from the system; `drain` frees all of
+        it in order, and gives it back. `put` and `free` are those of a pool of that many objects, a random batch
+        of which is freed and replaced again and again: its memory is there already.
+floor   what no pool in Python is below, in the same minutes: `copy` is a loop that does nothing but
+        copy the same objects to random places known before, in as much memory, all of it mapped; `fresh` is what the system takes
+        to give memory for an object's bytes (posix_fallocate and MADV_POPULATE_WRITE, 8 pages a call);
+        `return` what it takes to take it back (MADV_REMOVE, 8 pages a call).
+memory  bytes held ÷ stored after a fill; after ten rounds in which a random half is freed and filled
+        again; after compaction; and the process: what smaps says beside what the pool says.
+
+A figure is the median of the batches; `fill` and `drain`, whose batches are not alike, are sums.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lz4.block
+import numpy as np
+from compress import PAGE
+from inputs import add_inputs, input_pages
+from rich.console import Console
+from rich.table import Table
+
+from batchzip.pool import Pool
+from batchzip.segment import Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+GOALS = {"put": 0.6, "free": 0.2, "filled": 1.03, "compacted": 1.05}
+"""µs an object in batches of 256, and bytes held for each byte stored."""
+
+_WIDTH = 110
+_FILL = 256
+_PIECE = 8 * PAGE
+_FLOOR_BYTES = 32 << 20
+_SMALL = (32, 96)
+_GRAIN = 16
+
+
+class Objects:
+    """An endless supply of batches of objects, drawn at random from those given."""
+
+    def __init__(self, name: str, objects: list[bytes]) -> None:
+        self.name = name
+        self.mean = sum(map(len, objects)) / len(objects)
+        self._objects = objects
+        self._random = np.random.default_rng(2)
+
+    def batch(self, size: int) -> list[bytes]:
+        """Draw a batch."""
+        return [self._objects[i] for i in self._random.integers(len(self._objects), size=size)]
+
+    def pick(self, live: int, size: int) -> npt.NDArray[np.int64]:
+        """Draw different numbers below `live`."""
+        picked = np.unique(self._random.integers(live, size=size + size // 2 + 8))
+        return self._random.permutation(picked)[:size]
+
+
+def small_objects() -> Objects:
+    """Objects of 32 to 96 bytes."""
+    sizes = np.random.default_rng(3).integers(*_SMALL, size=4096)
+    return Objects("small", [bytes(size) for size in sizes.tolist()])
+
+
+def fill(pool: Pool, objects: Objects, count: int) -> tuple[npt.NDArray[np.uint64], float]:
+    """Put `count` objects; their handles, and seconds."""
+    parts, seconds = [], 0.0
+    for at in range(0, count, _FILL):
+        batch = objects.batch(min(_FILL, count - at))
+        started = time.perf_counter()
+        parts.append(pool.put_many(batch))
+        seconds += time.perf_counter() - started
+    return np.concatenate(parts), seconds
+
+
+def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
+    """Measure one number of objects with every size of a batch, in turns."""
+    with Pool() as pool:
+        handles, filling = fill(pool, objects, count)
+        tables = pool.table_bytes / count
+        put: dict[int, list[float]] = {size: [] for size in sizes}
+        free: dict[int, list[float]] = {size: [] for size in sizes}
+        copy: dict[int, list[float]] = {size: [] for size in sizes}
+        target = Segment(pool.held_bytes + PAGE, reserve=True)
+        target.populate()
+        for _, size in itertools.product(range(rounds * 16), sizes):
+            rows, batch = objects.pick(count, size), objects.batch(size)
+            stale = handles[rows]
+            started = time.perf_counter()
+            pool.free_many(stale)
+            freed = time.perf_counter()
+            handles[rows] = pool.put_many(batch)
+            done = time.perf_counter()
+            free[size].append((freed - started) / size)
+            put[size].append((done - freed) / size)
+            copy[size].append(_copy(target, batch, objects.pick(target.size - PAGE, size)) / size)
+        target.close()
+        draining = 0.0
+        for at in range(0, count, _FILL):
+            part = handles[at : at + _FILL]
+            started = time.perf_counter()
+            pool.free_many(part)
+            draining += time.perf_counter() - started
+    return [
+        {
+            "objects": objects.name,
+            "count": count,
+            "batch": size,
+            "put": statistics.median(put[size]) * 1e6,
+            "free": statistics.median(free[size]) * 1e6,
+            "copy": statistics.median(copy[size]) * 1e6,
+            "fill": filling / count * 1e6,
+            "drain": draining / count * 1e6,
+            "tables": tables,
+        }
+        for size in sizes
+    ]
+
+
+def _copy(target: Segment, batch: list[bytes], places: npt.NDArray[np.int64]) -> float:
+    """Seconds to copy a batch to places that are known before."""
+    starts = (places & -_GRAIN).tolist()
+    stops = [start + len(data) for start, data in zip(starts, batch, strict=True)]
+    memory = target.memory
+    started = time.perf_counter()
+    for start, stop, data in zip(starts, stops, batch, strict=True):
+        memory[start:stop] = data
+    return time.perf_counter() - started
+
+
+def system_floor(rounds: int) -> dict[str, float]:
+    """Seconds a byte of fresh memory, and of giving it back, in pieces of 8 pages."""
+    fresh, back = [], []
+    for _ in range(rounds):
+        with Segment(_FLOOR_BYTES) as segment:
+
+            def give(at: int, segment: Segment = segment) -> None:
+                segment.reserve(at, _PIECE)
+                segment.populate(at, _PIECE)
+
+            def take(at: int, segment: Segment = segment) -> None:
+                segment.release(at, _PIECE)
+
+            fresh.append(_every_piece(give))
+            back.append(_every_piece(take))
+    return {"fresh": statistics.median(fresh), "return": statistics.median(back)}
+
+
+def _every_piece(call: Callable[[int], None]) -> float:
+    started = time.perf_counter()
+    for at in range(0, _FLOOR_BYTES, _PIECE):
+        call(at)
+    return (time.perf_counter() - started) / _FLOOR_BYTES
+
+
+def memory(objects: Objects, count: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Bytes held for each byte stored, and what the process holds at every step."""
+    ratios: dict[str, float] = {}
+    steps = [process_memory("before", None)]
+    with Pool() as pool:
+
+        def note(name: str) -> None:
+            ratios[name] = pool.held_bytes / pool.stored_bytes
+            steps.append(process_memory(name, pool))
+
+        handles, _ = fill(pool, objects, count)
+        note("filled")
+        for _ in range(10):
+            handles = np.random.default_rng(4).permutation(handles)
+            half = count // 2
+            pool.free_many(handles[:half])
+            handles[:half] = fill(pool, objects, half)[0]
+        note("churned")
+        _compact(pool)
+        note("compacted")
+        handles = np.random.default_rng(5).permutation(handles)
+        pool.free_many(handles[count // 10 :])
+        note("nine tenths freed")
+        _compact(pool)
+        note("and compacted")
+    steps.append(process_memory("closed", None))
+    return ratios, steps
+
+
+def _compact(pool: Pool) -> None:
+    while pool.compact(4096):
+        pass
+
+
+def process_memory(name: str, pool: Pool | None) -> dict[str, Any]:
+    """Ask the system about this process, and the pool about itself, in bytes."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    return {
+        "step": name,
+        "rss": sizes["Rss"],
+        "shared": sizes.get("Pss_Shmem", sizes["Shared_Dirty"]),
+        "held": pool.held_bytes if pool else 0,
+        "stored": pool.stored_bytes if pool else 0,
+        "tables": pool.table_bytes if pool else 0,
+    }
+
+
+def show(rows: list[dict[str, Any]], floor: dict[str, float], means: dict[str, float]) -> None:
+    """Print the speeds."""
+    table = Table(title="µs an object, medians")
+    for heading in ("", "count", "batch", "put", "copy", "free", "fill", "fresh", "drain"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for heading in ("return", "tables, B"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        mean = means[row["objects"]]
+        cells = (
+            row["put"],
+            row["copy"],
+            row["free"],
+            row["fill"],
+            floor["fresh"] * mean * 1e6,
+            row["drain"],
+            floor["return"] * mean * 1e6,
+        )
+        table.add_row(
+            f"{row['objects']}, {mean:.0f} B",
+            f"{row['count']:,}",
+            str(row["batch"]),
+            *(f"{cell:.2f}" for cell in cells),
+            f"{row['tables']:.1f}",
+        )
+    console().print(table)
+    print(f"goals, batches of 256: put {GOALS['put']}, free {GOALS['free']}")
+
+
+def show_memory(ratios: dict[str, float], steps: list[dict[str, Any]]) -> None:
+    """Print the memory of the process and of the pool."""
+    table = Table(title="MiB of the process and of the pool")
+    for heading in ("", "RSS", "shared", "held", "stored", "tables", "held ÷ stored", "goal"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for step in steps:
+        fields = ("rss", "shared", "held", "stored", "tables")
+        ratio = ratios.get(step["step"])
+        goal = GOALS.get(step["step"])
+        table.add_row(
+            step["step"],
+            *(f"{step[field] / 2**20:.1f}" for field in fields),
+            f"{ratio:.4f}" if ratio else "",
+            f"{goal:.2f}" if goal else "",
+        )
+    console().print(table)
+
+
+def console() -> Console:
+    """Make a console that cuts no figure, on a narrow terminal or none."""
+    found = Console()
+    return found if found.width >= _WIDTH else Console(width=_WIDTH)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_inputs(parser, 8192)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--batches", default="8,64,256,1024", help="objects of a batch, with commas"
+    )
+    parser.add_argument("--largest", type=int, default=10_000_000, help="most small objects")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    sizes = [int(size) for size in options.batches.split(",")]
+    outputs = [
+        lz4.block.compress(page.tobytes(), store_size=False) for page in input_pages(options)
+    ]
+    real = Objects("lz4 pages", [output for output in outputs if len(output) < PAGE])
+    print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
+    print(f"load {os.getloadavg()[0]:.1f}, {options.rounds} rounds", flush=True)
+    small, rows = small_objects(), []
+    for objects, most in ((real, min(100_000, options.largest)), (small, options.largest)):
+        count = 10_000
+        while count <= most:
+            rows += speed(objects, count, sizes, options.rounds)
+            count *= 10
+    floor = system_floor(options.rounds)
+    show(rows, floor, {"lz4 pages": real.mean, "small": small.mean})
+    ratios, steps = memory(real, 8 * options.pages)
+    show_memory(ratios, steps)
+    if options.json:
+        result = {"speed": rows, "floor": floor, "ratios": ratios, "memory": steps}
+        options.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

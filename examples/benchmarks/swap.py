@@ -1,0 +1,61 @@
+"""Whole working sets stored and loaded again, by batchzip and by everything one would use instead of it.
+
+    python examples/benchmarks/swap.py [--pid N | --file PATH | --workload KIND] [--pages 16384]
+                                       [--algorithms lz4,zstd:1] [--rounds 5] [--json FILE] [--plot PNG]
+
+A round: stored in folios of 16 pages, loaded in random order in batches of 256, then 10,000 single pages at
+random, each on the clock. What the contenders are: batchzip/bench/stores.py and peer_stores.py. Every
+page that comes back in the first round is compared. `held ÷ size` is memory for each byte of the pages, as
+each contender counts it. As root, and where the kernel has it, zram is one of them.
+
+`workers, half in file` may keep half of the compressed bytes in its pool; the rest lies in a file in the
+directory for temporary files, and is written and synced on the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from batchzip.bench import plot, swap
+from batchzip.bench.algorithm import parse_algorithms
+from batchzip.bench.figure import Result
+from batchzip.bench.pages import add_source, source_of
+from batchzip.bench.table import print_result
+from batchzip.bench.zram import end_orderly
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_source(parser)
+    parser.add_argument("--algorithms", default="lz4,zstd:1")
+    parser.add_argument("--pages", type=int, default=16384)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    end_orderly()
+    source = source_of(options)
+    pages = source.take(options.pages)
+    settings = {"source": source.name, "pages": len(pages), "rounds": options.rounds}
+    result = Result(settings, {"swap": swap.BASELINE})
+    if os.geteuid():
+        result.note("zram: only root may make a device")
+    swap.swap(
+        result,
+        pages,
+        parse_algorithms(options.algorithms),
+        options.rounds,
+        zram=not os.geteuid(),
+    )
+    print_result(result)
+    if options.json:
+        result.save(options.json)
+    if options.plot:
+        plot.plot_swap(result, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""The experiment of zswap's batching patch at this size: many clients, one store, with batches and without.
+
+    python examples/benchmarks/usemem.py [--pid N | --file PATH | --workload KIND] [--clients 30]
+                                         [--mib 8] [--algorithms lz4,zstd:1] [--rounds 3]
+                                         [--json FILE] [--plot PNG]
+
+Each client is a thread with --mib MiB of its own. All store them, folio by folio, at once; then each loads a
+quarter of its pages, one by one at random. Then as many processes as there are CPUs, attached to the store for
+reading (store.share()), do the same with pages of all clients. Folios have 64 KiB or 2 MiB. Three ways, interleaved:
+
+each page alone   a store() for each page: a batch, a lock and a publication a page
+page by page      a store() for each folio, max_batch=1: all or nothing, but the engine gets single pages
+batched           a store() for each folio, max_batch=256
+
+The patch's experiment is usemem with 30 processes of 10 GiB in a cgroup of 150 GiB, on 2 × 56 cores with 8 hardware
+compressors; its claims (v10's cover letter) are for batching against page by page. They stand beside what is
+measured here, with the same algorithm where there is one: zstd; hardware has no equal here, so its claim
+stands beside the workers'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from loky.backend import get_context
+from rich.table import Table
+
+import batchzip
+from batchzip.bench import plot
+from batchzip.bench.algorithm import parse_algorithms
+from batchzip.bench.figure import Figure, Result
+from batchzip.bench.pages import PAGE, add_source, source_of
+from batchzip.bench.rounds import figure, in_turns
+from batchzip.bench.table import console
+from batchzip.cli.side import WorkerCpu
+from batchzip.lifetime import Closing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.pages import Pages
+
+ALONE, BY_PAGE, BATCHED = "each page alone", "page by page", "batched"
+WAYS = (ALONE, BY_PAGE, BATCHED)
+FOLIOS = {16: "64 KiB", 512: "2 MiB"}
+LOADED_SHARE = 4
+"""One page of as many is loaded again."""
+
+TIME, CPU = "store, µs per page", "CPU, µs per page"
+TAIL_50, TAIL_99 = "folio p50, µs per page", "folio p99, µs per page"
+LOAD_99 = "single load p99, µs"
+READ_50, READ_99 = "attached load p50, µs", "attached load p99, µs"
+READ_TIME = "attached, all: µs per page"
+QUANTITIES = (TIME, CPU, TAIL_50, TAIL_99, LOAD_99, READ_50, READ_99, READ_TIME)
+
+CLAIMS = {
+    ("sequential", TIME): "zstd: MB/s −1 … +1 %",
+    ("sequential", CPU): "zstd: sys time −3 … −13 %",
+    ("workers", TIME): "iaa: MB/s +62 … +78 %",
+    ("workers", CPU): "iaa: sys time −23 … −34 %",
+}
+
+
+@dataclass
+class Client:
+    """One thread's part: what it stores, and how long each of its calls took, in ns."""
+
+    first: int
+    pages: Pages
+    stores: list[int] = field(default_factory=list)
+    loads: list[int] = field(default_factory=list)
+
+    def store(self, store: batchzip.SwapStore, folio: int, *, alone: bool) -> None:
+        """Store all pages, in folios; on the clock is a folio, however many calls it takes."""
+        clock = time.perf_counter_ns
+        for at in range(0, len(self.pages), folio):
+            part = self.pages[at : at + folio]
+            begun = clock()
+            if alone:
+                for index, page in enumerate(part, start=self.first + at):
+                    store.store(index, page)
+            else:
+                store.store(self.first + at, part)
+            self.stores.append((clock() - begun) // len(part))
+
+    def load(self, store: batchzip.SwapStore) -> None:
+        """Load some of the pages, and compare one in a hundred."""
+        rng = np.random.default_rng(self.first)
+        clock, load = time.perf_counter_ns, store.load
+        for row in rng.integers(0, len(self.pages), len(self.pages) // LOADED_SHARE).tolist():
+            begun = clock()
+            page = load(self.first + row)
+            self.loads.append(clock() - begun)
+            if row % 100 == 0:
+                assert page == self.pages[row].tobytes(), "another page came back"
+
+
+def at_once(calls: list[Callable[[], None]]) -> None:
+    """Run each call in a thread of its own, and raise what one of them raised."""
+    failed: list[BaseException] = []
+
+    def guarded(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 - raised by the caller's thread
+            failed.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+class Readers(Closing):
+    """Processes that attach to a store when they are told to, and load random pages of it."""
+
+    def __init__(self, count: int) -> None:
+        context = get_context("loky")
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for seed in range(count):
+            here, there = context.Pipe()
+            process = context.Process(target=_read, args=(there, seed), daemon=True)
+            process.start()
+            there.close()
+            self.pipes.append(here)
+            self.processes.append(process)
+
+    def load(self, address: str, pages: int) -> dict[str, float]:
+        """Have each load a quarter as many pages as there are, all at once; the figures of it."""
+        begun = time.perf_counter()
+        for pipe in self.pipes:
+            pipe.send((address, pages))
+        loads = np.concatenate([pipe.recv() for pipe in self.pipes]) / 1e3
+        wall = time.perf_counter() - begun
+        return {
+            READ_50: float(np.percentile(loads, 50)),
+            READ_99: float(np.percentile(loads, 99)),
+            READ_TIME: wall / len(loads) * 1e6,
+        }
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(None)
+            process.join()
+            pipe.close()
+
+
+def _read(pipe: Connection, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    clock = time.perf_counter_ns
+    while (asked := pipe.recv()) is not None:
+        address, pages = asked
+        taken = []
+        with batchzip.attach(address) as view:
+            for index in rng.integers(0, pages, pages // LOADED_SHARE).tolist():
+                begun = clock()
+                view.load(index)
+                taken.append(clock() - begun)
+        pipe.send(np.array(taken))
+
+
+def one_round(
+    engine: batchzip.Engine, way: str, parts: list[Pages], folio: int, readers: Readers
+) -> dict[str, float]:
+    """Let all clients store and load, then processes that are attached; the figures of it."""
+    clients = [Client(at * len(part), part) for at, part in enumerate(parts)]
+    pages = sum(map(len, parts))
+    with batchzip.SwapStore(engine, max_batch=1 if way == BY_PAGE else 256) as store:
+        workers = WorkerCpu(engine.worker_pids)
+        cpu, wall = time.process_time(), time.perf_counter()
+        at_once(
+            [lambda c=c: c.store(store, folio, alone=way == ALONE) for c in clients]  # type: ignore[misc] # bound now
+        )
+        wall = time.perf_counter() - wall
+        cpu = time.process_time() - cpu + workers.spent_s(engine.worker_pids)
+        at_once([lambda c=c: c.load(store) for c in clients])  # type: ignore[misc] # bound now
+        read = readers.load(store.share().address, pages)
+    stores = np.concatenate([client.stores for client in clients]) / 1e3
+    loads = np.concatenate([client.loads for client in clients]) / 1e3
+    return {
+        TIME: wall / pages * 1e6,
+        CPU: cpu / pages * 1e6,
+        TAIL_50: float(np.percentile(stores, 50)),
+        TAIL_99: float(np.percentile(stores, 99)),
+        LOAD_99: float(np.percentile(loads, 99)),
+        **read,
+    }
+
+
+def run(
+    result: Result, algorithm: Algorithm, parts: list[Pages], rounds: int, folios: list[int]
+) -> None:
+    """Measure all ways with both backends."""
+    for backend in ("sequential", "workers"):
+        with (
+            batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters) as engine,
+            Readers(len(os.sched_getaffinity(0))) as readers,
+        ):
+            engine.wait_ready(60)
+            for folio in folios:
+                values: dict[tuple[str, str], list[float]] = {}
+                for turn, way in in_turns(WAYS, rounds):
+                    found = one_round(engine, way, parts, folio, readers)
+                    for quantity, value in found.items():
+                        if turn:
+                            values.setdefault((way, quantity), []).append(value)
+                labels: dict[str, str | int] = {
+                    "benchmark": "usemem",
+                    "algorithm": algorithm.label,
+                    "backend": backend,
+                    "folio": FOLIOS[folio],
+                }
+                result.figures += [
+                    figure(labels, way, quantity, numbers)
+                    for (way, quantity), numbers in values.items()
+                ]
+
+
+def by_case(result: Result) -> dict[tuple[str, str, str], dict[tuple[str, str], Figure]]:
+    """Sort the figures: (algorithm, backend, folio) → (way, quantity) → figure."""
+    cases: dict[tuple[str, str, str], dict[tuple[str, str], Figure]] = {}
+    for one in result.figures:
+        labels = one.labels
+        case = (str(labels["algorithm"]), str(labels["backend"]), str(labels["folio"]))
+        cases.setdefault(case, {})[one.contender, one.quantity] = one
+    return cases
+
+
+def change(of: dict[tuple[str, str], Figure], quantity: str) -> float:
+    """Give what batching changes against page by page, in percent; of throughput for TIME."""
+    before, after = of[BY_PAGE, quantity].median, of[BATCHED, quantity].median
+    return ((before / after if quantity == TIME else after / before) - 1) * 100
+
+
+def claim_for(algorithm: str, backend: str, quantity: str) -> str:
+    """Give the patch's claim that belongs beside a figure, or nothing."""
+    same = backend == "workers" or algorithm.startswith("zstd")
+    return CLAIMS.get((backend, quantity), "") if same else ""
+
+
+def show(result: Result) -> None:
+    """Print a table in the shape of the patch's."""
+    table = Table(title="change: batched against page by page", title_justify="left")
+    for heading in ("", "folio", "medians"):
+        table.add_column(heading, no_wrap=True)
+    for heading in (*WAYS, "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("the patch's claim", no_wrap=True)
+    for (algorithm, backend, folio), of in by_case(result).items():
+        for quantity in QUANTITIES:
+            throughput = quantity == TIME
+            table.add_row(
+                *(("", "") if not throughput else (f"{algorithm}, {backend}", folio)),
+                "throughput, MB/s" if throughput else quantity,
+                *(
+                    f"{PAGE / of[way, quantity].median if throughput else of[way, quantity].median:.1f}"
+                    for way in WAYS
+                ),
+                f"{change(of, quantity):+.0f} %",
+                claim_for(algorithm, backend, quantity),
+            )
+        table.add_section()
+    console().print(table)
+
+
+def draw(result: Result, path: Path) -> None:
+    """Draw throughput and CPU time of the three ways."""
+    cases = by_case(result)
+    picture = plot.new_picture(13, 1.6 + 0.85 * len(cases))
+    axes = picture.subplots(1, 2, sharey=True)
+    places = np.arange(len(cases))[::-1]
+    fills = [("white", ""), ("0.75", "//"), ("0.15", "")]
+    for one, quantity, title in zip(
+        axes,
+        (TIME, CPU),
+        ("throughput, MB/s (more is better)", "CPU µs per page (less is better)"),
+        strict=True,
+    ):
+        for row, (way, (color, hatch)) in enumerate(zip(WAYS, fills, strict=True)):
+            figures = [of[way, quantity] for of in cases.values()]
+            values = [PAGE / f.median if quantity == TIME else f.median for f in figures]
+            at = places + (1 - row) * 0.27
+            one.barh(at, values, 0.25, color=color, hatch=hatch, edgecolor="black", linewidth=0.7)
+            for place, value in zip(at, values, strict=True):
+                one.annotate(
+                    f"{value:.0f}  {way if place > len(cases) - 1.5 else ''}",
+                    (value, place),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8.5,
+                )
+        one.set_title(title, loc="left", fontsize=11)
+        one.set_xlim(0, one.get_xlim()[1] * 1.22)
+        one.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(places, [f"{a}, {b}\nfolios of {f}" for a, b, f in cases])
+    picture.suptitle(f"{result.settings['clients']} clients store into one store")
+    plot.save(picture, path)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_source(parser)
+    parser.add_argument("--clients", type=int, default=30)
+    parser.add_argument("--mib", type=int, default=8, help="of each client (%(default)s)")
+    parser.add_argument("--algorithms", default="lz4,zstd:1")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    source = source_of(options)
+    pages = source.take(1 << 16)
+    rng = np.random.default_rng(4)
+    wanted = (options.mib << 20) // PAGE
+    # More than there are pages: each client has a draw of its own.
+    parts = [pages[rng.integers(0, len(pages), wanted)] for _ in range(options.clients)]
+    settings = {
+        "source": source.name,
+        "clients": options.clients,
+        "MiB each": options.mib,
+        "rounds": options.rounds,
+    }
+    result = Result(settings, {"usemem": BY_PAGE})
+    machine = result.machine
+    print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs, {settings}")
+    for algorithm in parse_algorithms(options.algorithms):
+        run(result, algorithm, parts, options.rounds, list(FOLIOS))
+    show(result)
+    if options.json:
+        result.save(options.json)
+    if options.plot:
+        draw(result, options.plot)
+
+
+if __name__ == "__main__":
+    main()

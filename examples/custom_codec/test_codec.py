@@ -1,0 +1,44 @@
+"""The codec, held to the contract on the reference backend: run pytest once the package is installed."""
+
+from __future__ import annotations
+
+import pytest
+from batchzip_zlib import Zlib
+
+import batchzip
+from batchzip.backend import Backend, make_backend
+from batchzip.testing import BackendContract
+
+
+class TestOnSequential(BackendContract):
+    """Every promise of a backend, with this codec on it."""
+
+    codecs = ("zlib",)
+
+    @classmethod
+    def make_backend(cls) -> Backend:
+        """Make the reference."""
+        return make_backend("sequential")
+
+
+def test_zlib_goes_to_a_worker_and_back() -> None:
+    """A worker unpickles the codec and imports it there."""
+    pages = [bytes([number]) * 4000 + bytes(96) for number in range(200)]
+    with batchzip.Engine(Zlib(level=1), backend="workers", workers=1) as engine:
+        assert engine.wait_ready(60)
+        batch = batchzip.CompressBatch(pages)
+        for _ in range(20):  # it also tries now and then whether the caller alone is faster
+            engine.compress(batch)
+        assert engine.statistics.compress.pages == 20 * 200
+        back = batchzip.DecompressBatch(batch.outputs())
+        engine.decompress(back)
+        assert [bytes(page) for page in back.pages] == pages
+
+
+def test_zlib_is_found_by_its_name() -> None:
+    """The entry point is what registers it."""
+    assert "zlib" in batchzip.algorithms()
+    with batchzip.Engine("zlib", level=9) as engine:
+        assert engine.codec == Zlib(level=9)
+    with pytest.raises(batchzip.BadArgument, match="zlib level must be an integer in 1…9, not 0"):
+        batchzip.Engine("zlib", level=0)

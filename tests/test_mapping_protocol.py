@@ -1,0 +1,72 @@
+"""The mapping tests of the standard library, and zict's, hold for a CompressedMapping.
+
+Of the former all that is for mappings in general, and what goes beyond that where keys are strings; a dict's
+own copy() and fromkeys() are not there. Distributions that come without the package `test` skip these.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+from zict.tests import utils_test as zict_tests
+
+from batchzip import CompressedMapping, Engine, SwapStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+mapping_tests: Any = pytest.importorskip(
+    "test.mapping_tests", reason="this Python comes without the standard library's tests"
+)
+
+
+class TestProtocol(mapping_tests.BasicTestMappingProtocol):  # type: ignore[misc] # not typed
+    store: ClassVar[SwapStore]
+
+    @pytest.fixture(autouse=True)
+    def _in_a_store(self) -> Iterator[None]:
+        with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+            type(self).store = store
+            yield
+            store.check_invariants()
+            del type(self).store
+
+    def type2test(self, **items: object) -> CompressedMapping:
+        mapping = CompressedMapping(self.store, serializer="pickle")
+        mapping.update(items)
+        return mapping
+
+    test_bool = mapping_tests.TestMappingProtocol.test_bool
+    test_contains = mapping_tests.TestMappingProtocol.test_contains
+    test_get = mapping_tests.TestMappingProtocol.test_get
+    test_getitem = mapping_tests.TestMappingProtocol.test_getitem
+    test_keys = mapping_tests.TestMappingProtocol.test_keys
+    test_len = mapping_tests.TestMappingProtocol.test_len
+    test_pop = mapping_tests.TestMappingProtocol.test_pop
+
+
+@pytest.fixture
+def mapping() -> Iterator[CompressedMapping]:
+    with (
+        Engine("lz4", backend="sequential") as engine,
+        SwapStore(engine) as store,
+        CompressedMapping(store) as made,
+    ):
+        yield made
+        made.check_invariants()
+        store.check_invariants()
+
+
+def test_zicts_check_of_a_mapping(mapping: CompressedMapping) -> None:
+    zict_tests.check_mapping(mapping)
+
+
+@pytest.mark.parametrize("check", ["check_different_keys_threadsafe", "check_same_key_threadsafe"])
+def test_zicts_checks_of_threads(mapping: CompressedMapping, check: str) -> None:
+    getattr(zict_tests, check)(mapping)
+
+
+@pytest.mark.parametrize("check", ["check_bad_key_types", "check_bad_value_types"])
+def test_zicts_checks_of_what_is_refused(mapping: CompressedMapping, check: str) -> None:
+    getattr(zict_tests, check)(mapping)

@@ -1,0 +1,347 @@
+"""ShardedStore: pages spread over the workers of a cluster over TCP; what a lost one means."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import signal
+import time
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from dask_cluster import dask_cluster, offload_thread
+from distributed import Client
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import batchzip
+from batchzip import (
+    BadArgument,
+    BadBatch,
+    ClosedError,
+    ClusterLost,
+    CorruptPage,
+    PageError,
+    PageNotStored,
+    PagesLost,
+    StoreRejected,
+    UnknownAlgorithm,
+)
+from batchzip.dask import ShardedStore
+from batchzip.dask.record import STRIPE, Record, cut
+from batchzip.testing import LeakCheck
+from batchzip.testing.plain import SLACK_S, in_threads, make_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.slow
+
+PAGE = 4096
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offloading() -> Iterator[None]:
+    with offload_thread():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """As everywhere, but for sockets: a client opens them as it needs them, and closes them at its end."""
+    with LeakCheck(ignore="socket:"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with LeakCheck(), dask_cluster(2) as address, Client(address, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture
+def store(client: Client) -> Iterator[ShardedStore]:
+    with ShardedStore(client, engine={"algorithm": "lz4"}, timeout_s=SLACK_S) as store:
+        yield store
+
+
+@contextmanager
+def doomed_store(**options: Any) -> Iterator[ShardedStore]:
+    """A store on a cluster of its own; workers that die are not replaced by the time they are missed."""
+    with (
+        dask_cluster(2) as address,
+        Client(address, set_as_default=False) as client,
+        ShardedStore(client, engine={"algorithm": "lz4"}, **options) as store,
+    ):
+        yield store
+
+
+def test_pages_come_back_from_every_shard_byte_for_byte(store: ShardedStore) -> None:
+    pages = make_pages(5 * STRIPE // 2)
+    first = STRIPE - 7  # four stripes, on two shards
+    store.store(first, pages)
+    assert len(store) == len(pages)
+    assert [shard.pages > 0 for shard in store.shards] == [True, True]
+    assert len({shard.pid for shard in store.shards} | {os.getpid()}) == 3
+    rng = np.random.default_rng(1)
+    for where in rng.permutation(len(pages))[:5].tolist():
+        assert store.load(first + where) == pages[where].tobytes()
+    order = rng.integers(0, len(pages), 300)
+    np.testing.assert_array_equal(store.load_many(first + order), pages[order])
+    out = np.empty((300, PAGE), np.uint8)
+    assert store.load_many((first + order).tolist(), out=out) is out
+    np.testing.assert_array_equal(out, pages[order])
+    buffer = bytearray(PAGE)
+    assert store.load(first, out=buffer) is buffer
+    assert buffer == pages[0].tobytes()
+
+
+def test_counters_are_those_of_all_shards_together(store: ShardedStore) -> None:
+    pages = make_pages(2 * STRIPE)
+    pages[:] = pages[0]
+    pages[3] = 7
+    store.store(0, pages)
+    counters = store.counters
+    assert counters.stored_pages == 2 * STRIPE
+    assert counters.same_filled_pages == 1
+    parts = [shard.counters for shard in store.shards]
+    assert [part.stored_pages for part in parts if part] == [STRIPE, STRIPE]
+    assert counters.pool_total_size == sum(part.pool_total_size for part in parts if part)
+
+
+def test_what_is_invalidated_stored_again_or_absent_is_told_apart(store: ShardedStore) -> None:
+    pages = make_pages(2 * STRIPE)
+    store.store(0, pages)
+    assert store.invalidate(STRIPE - 2, 5) == 5
+    assert store.invalidate(STRIPE - 2, 1 << 40) == STRIPE - 3
+    assert len(store) == STRIPE - 2
+    assert 0 in store
+    assert STRIPE not in store
+    assert -1 not in store
+    store.store(0, pages[5:7])
+    assert store.load(1) == pages[6].tobytes()
+    for index in (STRIPE, -1, 1 << 70):
+        with pytest.raises(PageNotStored) as missing:
+            store.load(index)
+        assert missing.value.index == index
+    with pytest.raises(PageNotStored, match=f" {STRIPE}$"):
+        store.load_many([0, STRIPE])
+    assert store.load_many([]).shape == (0, PAGE)
+
+
+def test_a_folio_that_one_shard_rejects_is_kept_by_none(client: Client) -> None:
+    rng = np.random.default_rng(0)
+    pages = rng.integers(0, 256, (2 * STRIPE, PAGE), np.uint8)
+    pages[:STRIPE] = make_pages(1)
+    with ShardedStore(client, store={"keep_incompressible": False}) as store:
+        store.store(STRIPE - 1, pages[:2])  # stale after what comes
+        with pytest.raises(StoreRejected) as rejected:
+            store.store(0, pages)
+        assert rejected.value.reason == "reject_compress_poor" or rejected.value.errors is not None
+        assert len(store) == 0
+        store.store(0, pages[:STRIPE])
+        assert len(store) == STRIPE
+
+
+def test_bad_arguments_are_named_and_change_nothing(client: Client, store: ShardedStore) -> None:
+    store.store(0, make_pages(2))
+    for pages in ([b"x"], make_pages(3, page_size=2048), b"x" * 100):
+        with pytest.raises(BadBatch):
+            store.store(0, pages)
+    for index in (-1, 1 << 63):
+        with pytest.raises(BadArgument, match="indices lie in"):
+            store.store(index, make_pages(1))
+    with pytest.raises(BadArgument):
+        store.load_many([0.5])  # type: ignore[list-item] # that is the question
+    with pytest.raises(BadBatch, match="out has 1 bytes"):
+        store.load(0, out=bytearray(1))
+    assert len(store) == 2
+    options: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({"engine": {"algorithm": "gzip9"}}, UnknownAlgorithm),
+        ({"engine": {"level": 99}}, BadArgument),
+        ({"engine": {"nonsense": 1}}, Exception),
+        ({"store": {"max_batch": 0}}, BadArgument),
+        ({"shards": 0}, BadArgument),
+        ({"timeout_s": 0}, BadArgument),
+    ]
+    for wrong, kind in options:
+        with pytest.raises(kind):
+            ShardedStore(client, **wrong)
+    with pytest.raises(BadArgument, match=r"distributed\.Client"):
+        ShardedStore("tcp://127.0.0.1:9")  # type: ignore[arg-type] # that is the question
+
+
+def test_several_threads_use_one_store(store: ShardedStore) -> None:
+    def work(number: int) -> None:
+        pages = make_pages(40, seed=number)
+        for turn in range(5):
+            first = STRIPE * (1 + number) - 20 + 5000 * turn
+            store.store(first, pages)
+            np.testing.assert_array_equal(store.load_many(range(first, first + 40)), pages)
+
+    in_threads(4, work)
+    assert len(store) == 4 * 5 * 40
+
+
+def test_more_shards_than_workers_and_shards_of_two_stores_do_not_mix(client: Client) -> None:
+    with ShardedStore(client, shards=3) as one, ShardedStore(client, shards=1) as other:
+        pages = make_pages(4 * STRIPE)
+        one.store(0, pages)
+        other.store(0, pages[::-1].copy())
+        assert one.load(3 * STRIPE) == pages[3 * STRIPE].tobytes()
+        assert other.load(0) == pages[-1].tobytes()
+        assert [shard.pages for shard in one.shards] == [2 * STRIPE, STRIPE, STRIPE]
+
+
+def test_a_closed_store_refuses_and_its_workers_keep_nothing(client: Client) -> None:
+    with ShardedStore(client) as store:
+        store.store(0, make_pages(10))
+    for use in (lambda: store.load(0), lambda: len(store), lambda: store.counters):
+        with pytest.raises(ClosedError):
+            use()
+    store.close()
+    deadline = time.monotonic() + SLACK_S
+    while any(client.run(lambda dask_worker: list(dask_worker.state.actors)).values()):
+        assert time.monotonic() < deadline, "an actor is left"
+        time.sleep(0.01)
+
+
+def test_a_worker_killed_in_the_middle_loses_its_pages_by_name_and_no_others() -> None:
+    pages = make_pages(4 * STRIPE)
+    with doomed_store() as store:
+        store.store(0, pages)
+        store.store(1 << 40, pages[:3])
+        victim = next(shard for shard in store.shards if shard.pages == 2 * STRIPE)
+        lost = [range(STRIPE, 2 * STRIPE), range(3 * STRIPE, 4 * STRIPE)]
+        assert victim == store.shards[1]
+        os.kill(victim.pid, signal.SIGKILL)
+        with pytest.raises(PagesLost, match="512…1023, 1536…2047") as gone:
+            store.load_many(range(len(pages)))
+        assert gone.value.indices == tuple(lost)
+        assert gone.value.worker == victim.worker
+        for _ in range(2):
+            with pytest.raises(PagesLost):
+                store.load(STRIPE)
+            with pytest.raises(PagesLost):
+                store.counters  # noqa: B018 - that it raises is the point
+        with pytest.raises(PageNotStored):
+            store.load(5 * STRIPE)  # never stored, on the lost shard
+
+        # Everything else goes on.
+        kept = np.r_[0:STRIPE, 2 * STRIPE : 3 * STRIPE]
+        np.testing.assert_array_equal(store.load_many(kept), pages[kept])
+        assert store.load((1 << 40) + 1) == pages[1].tobytes()
+        assert [shard.lost is None for shard in store.shards] == [True, False]
+        with pytest.raises(PagesLost):
+            store.store(STRIPE - 1, pages[:2])  # all or nothing
+        with pytest.raises(PageNotStored):
+            store.load(STRIPE - 1)
+        assert store.invalidate(STRIPE, 12) == 12
+        with pytest.raises(PageNotStored):
+            store.load(STRIPE)
+
+        assert store.recover() == [range(STRIPE + 12, 2 * STRIPE), lost[1]]
+        with pytest.raises(PageNotStored):
+            store.load(2 * STRIPE - 1)
+        store.store(STRIPE, pages[:STRIPE])
+        np.testing.assert_array_equal(store.load_many(range(STRIPE, 2 * STRIPE)), pages[:STRIPE])
+        assert store.recover() == []
+
+
+def test_a_worker_that_hangs_or_is_killed_while_it_is_asked_is_no_hang() -> None:
+    pages = make_pages(2 * STRIPE)
+    with doomed_store(timeout_s=2.0) as store:
+        store.store(0, pages)
+        first, second = store.shards
+        os.kill(first.pid, signal.SIGSTOP)
+        with pytest.raises(PagesLost, match="no answer in 2 s"):
+            store.load(1)
+        os.kill(first.pid, signal.SIGCONT)
+        with pytest.raises(PagesLost, match="0…511"):
+            store.load(1)  # also when it goes on: it would have missed what was stored meanwhile
+
+        os.kill(second.pid, signal.SIGSTOP)  # so that the question is under way when it dies
+        answer = store._places[1].ask("get", STRIPE)
+        os.kill(second.pid, signal.SIGKILL)
+        assert answer.exception(SLACK_S) is not None
+        with pytest.raises(PagesLost):
+            store.load(STRIPE)
+        assert store.recover() == [range(2 * STRIPE)]
+        assert len(store) == 0
+
+
+def test_a_scheduler_that_is_gone_is_a_clear_error() -> None:
+    with dask_cluster(1) as address:
+        client = Client(address, set_as_default=False)
+        store = ShardedStore(client)
+        store.store(0, make_pages(3))
+    with client, store:
+        with pytest.raises(PagesLost, match="0…2"):
+            store.load(0)
+        with pytest.raises(ClusterLost):
+            store.recover()
+        with pytest.raises(ClusterLost):
+            ShardedStore(client)
+
+
+def test_a_cluster_without_workers_is_said_so() -> None:
+    with (
+        dask_cluster(0) as address,
+        Client(address, set_as_default=False) as client,
+        pytest.raises(ClusterLost, match="no workers"),
+    ):
+        ShardedStore(client)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 3 * STRIPE), st.integers(1, 2 * STRIPE))),
+    st.integers(1, 3),
+)
+def test_the_record_names_what_a_set_would(steps: list[tuple[bool, int, int]], shards: int) -> None:
+    record = Record()
+    model: set[int] = set()
+    for adds, first, count in steps:
+        if adds:
+            record.add(first, count)
+            model |= set(range(first, first + count))
+        else:
+            record.discard(first, count)
+            model -= set(range(first, first + count))
+        assert sum(number for _, _, number in cut(first, count)) == count
+    assert all((index in record) == (index in model) for index in range(0, 5 * STRIPE, 37))
+    for shard in range(shards):
+
+        def mine(stripe: int, shard: int = shard) -> bool:
+            return stripe % shards == shard
+
+        ranges = record.ranges(mine)
+        named = [index for part in ranges for index in part]
+        assert named == sorted(index for index in model if mine(index // STRIPE))
+        assert all(a.stop < b.start for a, b in pairwise(ranges))
+        assert record.forget(mine) == ranges
+    assert record.ranges(lambda _: True) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PageNotStored(7),
+        CorruptPage(7),
+        PageError(7, -errno.EIO),
+        StoreRejected("pool_limit_hit", "full"),
+        UnknownAlgorithm("x", ["lz4"]),
+        batchzip.MissingExtra("this", "that", "dask"),
+        batchzip.PoolFull("full", at_limit=True),
+        PagesLost("tcp://x", "why", [range(3)]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_come_from_other_processes_as_they_were(error: Exception) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert (str(copy), copy.args, vars(copy)) == (str(error), error.args, vars(error))

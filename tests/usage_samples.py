@@ -1,0 +1,50 @@
+"""Usage as a user's type checker sees it: mypy --strict runs over this, and a test runs what is here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_type
+
+import batchzip
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def keep_and_give_back(pages: NDArray[np.uint8]) -> bytes:
+    with batchzip.Engine("lz4", backend="sequential") as engine:
+        batch = batchzip.CompressBatch(pages)
+        engine.compress(batch)
+        assert_type(batch.output(0), memoryview)
+        with batchzip.SwapStore(engine, max_pool_bytes=1 << 24) as store:
+            store.store(0, pages)
+            assert_type(store.load(0), bytes)
+            room = bytearray(4096)
+            store.load(0, out=room)
+            assert_type(store.counters, batchzip.Counters)
+            assert_type(store.counters.stored_pages, int)
+            group = store.group("tiles", max_bytes=1 << 20)
+            assert_type(group, batchzip.Group)
+            group.store(0, [bytes(page) for page in pages])
+            assert_type(store.recompress("zstd", level=3), batchzip.Recompression)
+            assert_type(store.check(), batchzip.StoreReport)
+            with batchzip.attach(store.share()) as view:
+                assert_type(view, batchzip.StoreView)
+                return view.load(0)
+
+
+def read_errors(store: batchzip.SwapStore) -> str:
+    try:
+        store.load(1 << 40)
+    except batchzip.PageNotStored as missing:
+        return f"{missing.index} is not there"
+    except batchzip.CorruptPage as damage:
+        return f"{damage.index} is damaged"
+    return "it is there"
+
+
+def by_name(store: batchzip.SwapStore) -> int:
+    with batchzip.CompressedMapping(store) as mapping:
+        mapping["a"] = b"some bytes"
+        mapping["b", 2] = memoryview(b"others")
+        return sum(len(value) for value in mapping.values())
