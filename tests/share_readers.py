@@ -62,7 +62,13 @@ def look(view: StoreView, versions: Versions, index: int) -> str:
     most = int(versions.most[index])
     found, version = _HEAD.unpack_from(data)
     if found != index or data != page(index, version):
-        return f"page {index} is torn, or of {found}"
+        value, rest = view._table.get(index)
+        same = [at for at in range(0, SIZE, 8) if data[at : at + 8] == data[:8]]
+        return (
+            f"page {index} is torn, or of {found}: {data[:32].hex()}, first word {len(same)} times, "
+            f"{len(data)} bytes; entry {value:#x} {rest:#x}, versions {least} to {most}, "
+            f"codecs {view._shared.codecs.codecs}, right now: {view.load(index) == data}"
+        )
     if not least <= version <= most:
         return f"page {index} has version {version}, not {least} to {most}"
     return ""
