@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 COMMAND = [sys.executable, "-m", "batchzip.cli.main"]
 
 
-def cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+def cli(
+    *arguments: object, timeout: float = 60, **options: Any
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         check=False,
         **options,
     )

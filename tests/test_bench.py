@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command import assert_one_clear_line, cli
 
 from batchzip.bench.ahead import ahead
 from batchzip.bench.algorithm import Algorithm, parse_algorithms
@@ -22,31 +22,13 @@ from batchzip.bench.pages import KINDS, PAGE, Source, for_codecs
 from batchzip.bench.rounds import figure, in_turns
 from batchzip.errors import BadArgument, UnknownAlgorithm
 
-COMMAND = [sys.executable, "-m", "batchzip.cli.main", "bench"]
 SHORT = ["--pages", "64", "--rounds", "3", "--batches", "1,8", "--algorithms", "lz4,zstd:1"]
 SHORTER = ["--pages", "64", "--rounds", "3", "--batches", "8", "--algorithms", "lz4"]
 
 PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 
 
-def cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        **options,
-    )
-
-
-def assert_one_clear_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert result.returncode == 2, result
-    assert result.stdout == ""
-    assert re.fullmatch(r"batchzip: [^\n]+\n", result.stderr), result.stderr
-    for word in words:
-        assert word in result.stderr
+bench = partial(cli, "bench", timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +45,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(file: Path) -> tuple[dict[str, Any], Path]:
     """One real run in short, with pictures."""
     picture = file.with_name("bench.png")
-    result = cli("--file", file, *SHORT, "--json", "--plot", picture)
+    result = bench("--file", file, *SHORT, "--json", "--plot", picture)
     assert (result.returncode, result.stderr) == (0, ""), result
     document: dict[str, Any] = json.loads(result.stdout)
     return document, picture
@@ -133,7 +115,7 @@ def test_pictures_are_drawn(measured: tuple[dict[str, Any], Path]) -> None:
 
 
 def test_a_result_compared_with_itself_is_the_same(saved: Path) -> None:
-    result = cli("--compare", saved, saved)
+    result = bench("--compare", saved, saved)
     assert (result.returncode, result.stderr) == (0, "")
     assert "0 slower, 0 quicker" in result.stdout
 
@@ -149,16 +131,16 @@ def test_a_slower_one_is_named_and_told_by_the_exit_code(saved: Path, tmp_path: 
         slowed[name] *= 50
     new = tmp_path / "new.json"
     new.write_text(json.dumps(document))
-    result = cli("--compare", saved, new)
+    result = bench("--compare", saved, new)
     assert result.returncode == 1
     assert "1 slower, 0 quicker" in result.stdout
     assert "workers" in result.stdout
-    assert cli("--compare", new, saved).returncode == 0, "quicker is no failure"
+    assert bench("--compare", new, saved).returncode == 0, "quicker is no failure"
 
 
 def test_compare_with_one_result_measures_anew_and_shows_it(saved: Path, file: Path) -> None:
     environment = {**os.environ, "COLUMNS": "80"}
-    result = cli("--file", file, *SHORTER, "--compare", saved, env=environment)
+    result = bench("--file", file, *SHORTER, "--compare", saved, env=environment)
     assert result.returncode in {0, 1}
     assert result.stderr == ""
     for words in ("bare", "workers", "decompress", "ratio", "held ÷ size", "source", "figures:"):
@@ -184,18 +166,18 @@ def test_compare_with_one_result_measures_anew_and_shows_it(saved: Path, file: P
     ],
 )
 def test_bad_input_is_one_clear_line(arguments: list[str], words: list[str]) -> None:
-    assert_one_clear_line(cli(*arguments), *words)
+    assert_one_clear_line(bench(*arguments), *words)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format": 99}', '{"format": 1}'])
 def test_what_is_no_result_is_refused(text: str, saved: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.json"
     wrong.write_text(text)
-    assert_one_clear_line(cli("--compare", saved, wrong), "wrong.json")
+    assert_one_clear_line(bench("--compare", saved, wrong), "wrong.json")
 
 
 def test_a_picture_that_cannot_be_written(file: Path, saved: Path) -> None:
-    result = cli("--compare", saved, saved, "--plot", file.parent / "none" / "a.png")
+    result = bench("--compare", saved, saved, "--plot", file.parent / "none" / "a.png")
     assert_one_clear_line(result, "a.png")
 
 
@@ -240,7 +222,7 @@ def test_a_single_round_says_nothing() -> None:
 
 def test_zram_is_measured_or_said_to_be_missing(file: Path) -> None:
     before = set(Path("/sys/block").iterdir())
-    result = cli("--file", file, *SHORTER, "--zram", "--json")
+    result = bench("--file", file, *SHORTER, "--zram", "--json")
     assert (result.returncode, result.stderr) == (0, ""), result
     document = json.loads(result.stdout)
     named = {one["contender"] for one in document["figures"] if "zram" in one["contender"]}
