@@ -17,6 +17,7 @@ Lock order: `cleaning`, then the store's, to choose and to exchange.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,31 +64,22 @@ def _clean_zones(home: Home, backing: BackingFile, zones: npt.NDArray[np.int64])
             there = np.isin(backing.zone_of(entries["value"][rows]), zones)
             indices = ledger.table.indices(rows[there])
         for start in range(0, len(indices), home.max_batch):
-            _move(home, backing, ledger, indices[start : start + home.max_batch])
+            part = indices[start : start + home.max_batch]
+            move = partial(_move, home, backing, ledger, part)
+            home.change(ledger, 0, 0, move, harmless=(OSError,))
 
 
 def _move(home: Home, backing: BackingFile, ledger: Ledger, indices: npt.NDArray[np.int64]) -> None:
-    outer = ledger.begin(0, 0)
-    try:
-        with home.lock:
-            entries = ledger.table.get_many(indices)
-        backed = entries["kind"] == BACKED
-        indices, entries = indices[backed], entries[backed]
-        stored = backing.read(entries["value"])
-        intact = home.intact(entries, stored)
-        indices, entries = indices[intact], entries[intact]
-        moved = entries.copy()
-        moved["value"] = backing.write(
-            [data for data, good in zip(stored, intact, strict=True) if good]
-        )
-        with home.lock:
-            ledger.exchange(indices, entries, moved, 0)
-    except OSError:
-        ledger.end(outer)
-        raise
-    except BaseException:
-        with home.lock:
-            ledger.recover(0, 0)
-        ledger.end(outer)
-        raise
-    ledger.end(outer)
+    with home.lock:
+        entries = ledger.table.get_many(indices)
+    backed = entries["kind"] == BACKED
+    indices, entries = indices[backed], entries[backed]
+    stored = backing.read(entries["value"])
+    intact = home.intact(entries, stored)
+    indices, entries = indices[intact], entries[intact]
+    moved = entries.copy()
+    moved["value"] = backing.write(
+        [data for data, good in zip(stored, intact, strict=True) if good]
+    )
+    with home.lock:
+        ledger.exchange(indices, entries, moved, 0)

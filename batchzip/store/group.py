@@ -299,17 +299,11 @@ class Group(Owned):
         """Forget `count` pages from `index` on, stored or not; how many there were."""
         self._enter()
         first, number = as_range(index, count)
-        outer = self._ledger.begin(first, number)
-        try:
-            with self._lock:
-                pages = self._ledger.erase(first, number)
-        except BaseException:
-            with self._lock:
-                self._ledger.recover(first, number)
-            self._ledger.end(outer)
-            raise
-        self._ledger.end(outer)
-        return pages
+        return self._home.change(self._ledger, first, number, partial(self._erase, first, number))
+
+    def _erase(self, first: int, count: int) -> int:
+        with self._lock:
+            return self._ledger.erase(first, count)
 
     def writeback(self, pages: int | Iterable[int] | npt.NDArray[np.int64]) -> int:
         """Move pages from the pool to the backing file; how many were.

@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from batchzip.pool import Pool
     from batchzip.store.backing_file import BackingFile
+    from batchzip.store.ledger import Ledger
+
+Result = TypeVar("Result")
 
 
 _WORTH = 8
@@ -109,6 +112,34 @@ class Home:
                     **parameters,  # type: ignore[arg-type] # the engine checks them
                 )
         return self.writer_of(engine)
+
+    def change(
+        self,
+        ledger: Ledger,
+        first: int,
+        count: int,
+        body: Callable[[], Result],
+        *,
+        harmless: tuple[type[Exception], ...] = (),
+    ) -> Result:
+        """Run `body`, which changes these indices of a ledger; with a count of 0, objects only.
+
+        Cut short anywhere, the indices hold nothing and all else is whole; an error that is `harmless`
+        is one before which nothing was changed.
+        """
+        outer = ledger.begin(first, count)
+        try:
+            result = body()
+        except harmless:
+            ledger.end(outer)
+            raise
+        except BaseException:
+            with self.lock:
+                ledger.recover(first, count)
+            ledger.end(outer)
+            raise
+        ledger.end(outer)
+        return result
 
     def compact(self) -> None:
         """Compact the pool if an eighth of it is holes: less is not worth the copying."""

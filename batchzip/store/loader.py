@@ -101,19 +101,15 @@ class Loader:
 
     def _take(self, index: int, entry: tuple[int, int, int, int, int]) -> bool:
         """Take a page out if its entry is still this one."""
-        outer = self._ledger.begin(index, 1)
-        try:
+
+        def take() -> bool:
             with self._lock:
                 same = self._table.get(index)[:4] == entry[:4]
                 if same:
                     self._ledger.erase(index, 1)
-        except BaseException:
-            with self._lock:
-                self._ledger.recover(index, 1)
-            self._ledger.end(outer)
-            raise
-        self._ledger.end(outer)
-        return same
+                return same
+
+        return self._home.change(self._ledger, index, 1, take)
 
     def _failed(self, index: int, error: PageError) -> CorruptPage | PageError:
         """Count a page that could not be restored; what to raise for it."""
@@ -158,14 +154,9 @@ class Loader:
 
     def _take_many(self, where: npt.NDArray[np.int64], entries: np.ndarray) -> bool:
         distinct, first = np.unique(where, return_index=True)
-        outer = self._ledger.begin(0, 0)
-        try:
+
+        def take() -> bool:
             with self._lock:
-                same = self._ledger.take(distinct, entries[first])
-        except BaseException:
-            with self._lock:
-                self._ledger.recover(0, 0)
-            self._ledger.end(outer)
-            raise
-        self._ledger.end(outer)
-        return same
+                return self._ledger.take(distinct, entries[first])
+
+        return self._home.change(self._ledger, 0, 0, take)

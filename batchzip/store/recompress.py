@@ -15,6 +15,7 @@ Locks: the store's, to copy and to exchange a batch; not while the engine works.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,15 +77,8 @@ class Recompressor:
         """Recompress these, batch by batch. An interrupt leaves each page in one form or the other."""
         tried = kept = saved = 0
         for start in range(0, len(indices), self._home.max_batch):
-            outer = self._ledger.begin(0, 0)
-            try:
-                done = self._run_batch(indices[start : start + self._home.max_batch])
-            except BaseException:
-                with self._home.lock:
-                    self._ledger.recover(0, 0)
-                self._ledger.end(outer)
-                raise
-            self._ledger.end(outer)
+            batch = indices[start : start + self._home.max_batch]
+            done = self._home.change(self._ledger, 0, 0, partial(self._run_batch, batch))
             tried, kept, saved = tried + done[0], kept + done[1], saved + done[2]
         return Recompression(tried, kept, saved)
 

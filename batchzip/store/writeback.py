@@ -15,6 +15,7 @@ Locks: the store's, twice a batch, as above.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from batchzip.store.page_table import BACKED, COMPRESSED, RAW
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from batchzip.store.backing_file import BackingFile
     from batchzip.store.home import Home
     from batchzip.store.ledger import Ledger
 
@@ -37,42 +39,41 @@ def write_back(
     """
     backing = home.objects.backing
     assert backing is not None  # noqa: S101 - the callers' check
-    outer = ledger.begin(0, 0)
+    move = partial(_move, home, backing, ledger, events, indices)
+    return home.change(ledger, 0, 0, move, harmless=(OSError,))
+
+
+def _move(
+    home: Home,
+    backing: BackingFile,
+    ledger: Ledger,
+    events: dict[str, int],
+    indices: npt.NDArray[np.int64],
+) -> int:
+    with home.lock:
+        entries = ledger.table.get_many(indices)
+        held = (entries["kind"] == COMPRESSED) | (entries["kind"] == RAW)
+        indices, entries = indices[held], entries[held]
+        stored = home.pooled(entries)
+    intact = home.intact(entries, stored)
+    if not intact.all():
+        with home.lock:
+            damaged = int(np.count_nonzero(~intact))
+            events["decompress_fail"] += damaged
+            events["reject_reclaim_fail"] += damaged
+        stored = [data for data, good in zip(stored, intact, strict=True) if good]
+        indices, entries = indices[intact], entries[intact]
+    if not stored:
+        return 0
+    moved = entries.copy()
+    moved["kind"] = BACKED
     try:
-        with home.lock:
-            entries = ledger.table.get_many(indices)
-            held = (entries["kind"] == COMPRESSED) | (entries["kind"] == RAW)
-            indices, entries = indices[held], entries[held]
-            stored = home.pooled(entries)
-        intact = home.intact(entries, stored)
-        if not intact.all():
-            with home.lock:
-                damaged = int(np.count_nonzero(~intact))
-                events["decompress_fail"] += damaged
-                events["reject_reclaim_fail"] += damaged
-            stored = [data for data, good in zip(stored, intact, strict=True) if good]
-            indices, entries = indices[intact], entries[intact]
-        if not stored:
-            ledger.end(outer)
-            return 0
-        moved = entries.copy()
-        moved["kind"] = BACKED
-        try:
-            moved["value"] = backing.write(stored)
-        except OSError:
-            with home.lock:
-                events["reject_reclaim_fail"] += len(stored)
-            raise
-        with home.lock:
-            count = int(np.count_nonzero(ledger.exchange(indices, entries, moved, 0)))
-            events["written_back_pages"] += count
+        moved["value"] = backing.write(stored)
     except OSError:
-        ledger.end(outer)
-        raise
-    except BaseException:
         with home.lock:
-            ledger.recover(0, 0)
-        ledger.end(outer)
+            events["reject_reclaim_fail"] += len(stored)
         raise
-    ledger.end(outer)
+    with home.lock:
+        count = int(np.count_nonzero(ledger.exchange(indices, entries, moved, 0)))
+        events["written_back_pages"] += count
     return count
