@@ -70,17 +70,26 @@ class Source:
     def _made(self, count: int) -> Pages:
         if self.kind not in KINDS:
             raise BadArgument(f"{self.kind!r} is no kind of pages; there are: {', '.join(KINDS)}")
-        noise = np.random.default_rng(2).integers(0, 256, (count, PAGE), np.uint8)
         if self.kind == "random":
-            return noise
+            return _noise(count)
         if self.kind == "zeros":
-            return np.zeros_like(noise)
+            return np.zeros((count, PAGE), np.uint8)
         with Workload(_WORKLOAD_MIB) as workload:
             captured = _of_process(workload.pid)
         if self.kind == "captured":
             return captured
         half = min(count // 2 + 1, len(captured))
-        return np.concatenate([captured[:half], noise[:half]])
+        return np.concatenate([captured[:half], _noise(count)[:half]])
+
+
+def _noise(count: int) -> Pages:
+    return np.random.default_rng(2).integers(0, 256, (count, PAGE), np.uint8)
+
+
+def work_pages(source: Source, count: int) -> Pages:
+    """Give up to `count` pages of a source that are work for a codec."""
+    # Some more, as same-filled ones are left out.
+    return for_codecs(source.take(count + count // 4))[:count]
 
 
 def for_codecs(pages: Pages) -> Pages:

@@ -19,7 +19,7 @@ from pathlib import Path
 from batchzip.bench import compress, plot
 from batchzip.bench.algorithm import parse_algorithms
 from batchzip.bench.figure import Result
-from batchzip.bench.pages import add_source, for_codecs, source_of
+from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.table import print_result
 from batchzip.bench.zram import end_orderly
 
@@ -38,8 +38,7 @@ def main() -> None:
     end_orderly()
     batches = [int(size) for size in options.batches.split(",")]
     source = source_of(options)
-    # Some more, as same-filled ones are left out.
-    pages = for_codecs(source.take(options.pages + options.pages // 4))[: options.pages]
+    pages = work_pages(source, options.pages)
     settings = {"source": source.name, "pages": len(pages), "rounds": options.rounds}
     result = Result(settings, {"compress": compress.BASELINE})
     if os.geteuid():

@@ -1,7 +1,7 @@
 """The pool: µs an object, memory held for each byte stored, and what the process itself holds.
 
     python examples/benchmarks/pool.py [--rounds 15] [--pages 8192] [--batches 8,64,256,1024]
-                                       [--largest 10000000] [--pid N | --file PATH] [--json FILE]
+                                       [--largest 10000000] [--pid N | --file PATH | --workload KIND] [--json FILE]
 
 Objects are pages of a real process, each compressed with lz4, and, to see how a pool scales, small
 ones of 32 to 96 bytes, of which ten million fit a small machine.
@@ -34,10 +34,10 @@ from typing import TYPE_CHECKING, Any
 import lz4.block
 import numpy as np
 from compress import PAGE
-from inputs import add_inputs, input_pages
 from rich.console import Console
 from rich.table import Table
 
+from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.pool import Pool
 from batchzip.segment import Segment
 
@@ -277,7 +277,8 @@ def console() -> Console:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add_inputs(parser, 8192)
+    add_source(parser)
+    parser.add_argument("--pages", type=int, default=8192, help="at most so many")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
         "--batches", default="8,64,256,1024", help="objects of a batch, with commas"
@@ -287,7 +288,8 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [int(size) for size in options.batches.split(",")]
     outputs = [
-        lz4.block.compress(page.tobytes(), store_size=False) for page in input_pages(options)
+        lz4.block.compress(page.tobytes(), store_size=False)
+        for page in work_pages(source_of(options), options.pages)
     ]
     real = Objects("lz4 pages", [output for output in outputs if len(output) < PAGE])
     print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")

@@ -1,7 +1,7 @@
 """The store: µs a page on top of the engine's work, and bytes of tables a page.
 
     python examples/benchmarks/store.py [--rounds 15] [--pages 8192] [--batches 8,64,256]
-                                        [--algorithms lz4,zstd] [--pid N | --file PATH] [--json FILE]
+                                        [--algorithms lz4,zstd] [--pid N | --file PATH | --workload KIND] [--json FILE]
 
 On pages of a real process, shuffled, without the same-filled ones, in this process (`sequential`): so that
 what the store adds can be told from what workers save. Every figure is the median, over the rounds, of a
@@ -32,12 +32,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from compress import ALGORITHMS, PAGE
-from inputs import add_inputs, input_pages
 from rich.console import Console
 from rich.table import Table
 from xxhash import xxh3_64_intdigest
 
 import batchzip
+from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.codecs import make_codec
 from batchzip.store import SwapStore
 
@@ -251,14 +251,15 @@ def show(rows: list[dict[str, Any]], tables: dict[str, tuple[int, float]]) -> No
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add_inputs(parser, 8192)
+    add_source(parser)
+    parser.add_argument("--pages", type=int, default=8192, help="at most so many")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batches", default="8,64,256", help="pages of a batch, with commas")
     parser.add_argument("--algorithms", default=",".join(ALGORITHMS), help="with commas")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     sizes = [int(size) for size in options.batches.split(",")]
-    pages = input_pages(options)
+    pages = work_pages(source_of(options), options.pages)
     pages = pages[: len(pages) - len(pages) % max(sizes)]
     print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
     print(f"load {os.getloadavg()[0]:.1f}, {len(pages)} pages, {options.rounds} rounds", flush=True)
