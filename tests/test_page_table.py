@@ -1,5 +1,8 @@
 """PageTable: whatever is put, cleared and asked for, it answers as a dict does."""
 
+import multiprocessing
+import os
+from collections.abc import Callable
 from typing import cast
 
 import hypothesis.strategies as st
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from share_readers import look_at_word
 
 from batchzip.errors import BadArgument
 from batchzip.store.arguments import MAX_INDEX, as_range
@@ -19,6 +23,8 @@ from batchzip.store.page_table import (
     SAME_FILLED,
     PageTable,
 )
+
+spawn = multiprocessing.get_context("spawn")
 
 BLOCK = 512
 """Indices a block of the table covers."""
@@ -262,3 +268,61 @@ def test_what_is_no_integer_is_no_index(index: object) -> None:
 def test_numpy_integers_at_the_very_end_are_refused_as_plain_ones_are() -> None:
     with pytest.raises(BadArgument):
         as_range(np.int64(MAX_INDEX), 2)
+
+
+# Shared with other processes
+
+ONE = (0x1111111111111111, 0x22222222, COMPRESSED, 1, 0x0101)
+OTHER = (0xEEEEEEEEEEEEEEEE, 0xDDDDDDDD, RAW, 0, 0x0202)
+
+
+def second_word(entry: Entry) -> int:
+    return int(as_array([entry]).view(np.uint64)[1])
+
+
+def put(table: PageTable, entry: Entry, count: int) -> None:
+    table.replace(0, as_array([entry] * count))
+
+
+def exchange(table: PageTable, entry: Entry, count: int) -> None:
+    indices = np.arange(count)
+    old = table.use_many(indices, entry[4])
+    assert table.exchange(indices, old, as_array([entry] * count)).all()
+
+
+def remove(table: PageTable, entry: Entry, count: int) -> None:
+    table.remove(np.arange(count))
+    put(table, entry, count)
+
+
+def clear(table: PageTable, entry: Entry, count: int) -> None:
+    table.clear(0, count)
+    put(table, entry, count)
+
+
+@pytest.mark.parametrize("count", [1, 8, BLOCK - 1])
+@pytest.mark.parametrize("change", [put, exchange, remove, clear])
+def test_other_processes_see_no_word_that_nobody_wrote(
+    change: Callable[[PageTable, Entry, int], None], count: int
+) -> None:
+    table = PageTable()
+    put(table, OTHER, BLOCK)  # whose last row stays, so that the block does
+    segment = table.share()
+    here, there = spawn.Pipe()
+    looker = spawn.Process(target=look_at_word, args=(os.getpid(), segment.fd, 0, there))
+    looker.start()
+    assert here.recv() == "ready"
+    for _ in range(1000):
+        for entry in (ONE, OTHER):
+            change(table, entry, count)
+    here.send("stop")
+    seen = here.recv()
+    looker.join()
+    looker.close()
+    here.close()
+    there.close()
+    table.close()
+    written = {0, second_word(ONE), second_word(OTHER)}
+    if change is exchange:  # the epoch comes first, and alone
+        written |= {second_word((*ONE[:4], OTHER[4])), second_word((*OTHER[:4], ONE[4]))}
+    assert {hex(word) for word in seen - written} == set()

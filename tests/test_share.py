@@ -491,6 +491,24 @@ def test_half_an_entry_is_never_taken_for_one(
     healed.join()
 
 
+def test_bytes_of_one_codec_are_never_taken_for_anothers(store: SwapStore, view: StoreView) -> None:
+    store.store(0, [text(0), text(1)])
+    with Engine("zstd", backend="sequential") as other:
+        store.engine = other
+        store.store(2, text(2))
+        for number in (0, 2, 255):  # none, zstd's, and one that nobody has
+            store._table.entries["codec"][0] = number
+            with pytest.raises(CorruptPage):
+                view.load(0)
+            with pytest.raises(CorruptPage):
+                store.load(0)
+            with pytest.raises(CorruptPage):
+                store.load_many([1, 0])
+            assert store.check().damaged == (("", 0),)
+    store._table.entries["codec"][0] = 1
+    assert view.load(0) == store.load(0) == text(0)
+
+
 def test_a_reader_waits_for_nobody_but_has_patience(
     store: SwapStore, view: StoreView, monkeypatch: pytest.MonkeyPatch
 ) -> None:

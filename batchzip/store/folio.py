@@ -124,6 +124,7 @@ class FolioWriter:
                 for row in raw.tolist():
                     outputs[row] = taken[row].tobytes()
             entries["checksum"] = [xxh3_64_intdigest(o) & CHECKSUM_MASK for o in outputs]
+            entries["checksum"] ^= entries["codec"]
             if to_file:
                 entries["kind"] = BACKED
                 entries["value"] = self._put_in_file(outputs)
@@ -176,9 +177,9 @@ class FolioWriter:
         return CompressBatch(room, dsts=dsts), room
 
 
-def checksum(stored: Flat) -> int:
-    """Checksum of an entry's stored bytes."""
-    return xxh3_64_intdigest(stored) & CHECKSUM_MASK
+def checksum(stored: Flat, codec: int) -> int:
+    """Checksum of an entry's stored bytes and of its codec's number: neither passes with another's."""
+    return (xxh3_64_intdigest(stored) ^ codec) & CHECKSUM_MASK
 
 
 def _rejected(

@@ -202,8 +202,8 @@ class Home:
     @staticmethod
     def intact(entries: np.ndarray, stored: list[bytes]) -> np.ndarray:
         """Tell which of the stored bytes are what the entries say."""
-        pairs = zip(stored, entries["checksum"].tolist(), strict=True)
-        return np.array([checksum(data) == check for data, check in pairs], np.bool_)
+        told = zip(stored, entries["codec"].tolist(), entries["checksum"].tolist(), strict=True)
+        return np.array([checksum(data, codec) == check for data, codec, check in told], np.bool_)
 
 
 def _open_to_read(fd: int) -> int:

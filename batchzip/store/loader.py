@@ -75,7 +75,7 @@ class Loader:
                 else:
                     if kind == BACKED:
                         stored = self._fetch(value)
-                    if xxh3_64_intdigest(stored) & CHECKSUM_MASK != check:
+                    if (xxh3_64_intdigest(stored) ^ number) & CHECKSUM_MASK != check:
                         raise PageError(where, -errno.EBADMSG)  # noqa: TRY301 - as above
                     page = home.codecs.decompress(number, stored) if number else stored
             except PageError as error:

@@ -109,7 +109,7 @@ class Recompressor:
         better = np.zeros(len(rows), ENTRY)
         better["kind"] = COMPRESSED
         better["codec"] = self._writer.number
-        better["checksum"] = [checksum(output) for output in outputs]
+        better["checksum"] = [checksum(output, self._writer.number) for output in outputs]
         try:
             better["value"] = pool.put_many(outputs)
         except PoolFull:

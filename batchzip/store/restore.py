@@ -53,7 +53,7 @@ class Restorer:
         checks = entries["checksum"][held].tolist()
         numbers = entries["codec"][held].tolist()
         for row, data, check, number in zip(held.tolist(), stored, checks, numbers, strict=True):
-            if checksum(data) != check:
+            if checksum(data, number) != check:
                 raise PageError(row, -errno.EBADMSG)
             if number == writer.number:
                 rows.append(row)

@@ -15,8 +15,9 @@ A reader takes no lock, and nothing of it reaches the owner. What it may meet, a
 
 * a block that is taken back, or another's, while its entry is read: `changes` grew, as it does before
   anything else. The reader looks again.
-* an entry half old and half new, as two words make it: what it names does not have its checksum.
-  Entries of same-filled pages have a checksum of their word for this. The caller looks again.
+* an entry half old and half new, as two words make it: what it names does not have its checksum, which
+  covers the codec's number, too. Entries of same-filled pages have a checksum of their word for
+  this. The caller looks again.
 * an object that is gone, as its page was stored anew: its handle is never given out twice
   (PoolReader). The caller looks again, and finds the new entry.
 

@@ -263,7 +263,7 @@ class GroupView(Owned):
         if kind == SAME_FILLED:
             return fill(value, self.page_size) if check_word(value) == check else None
         stored = self._from_file(index, value) if kind == BACKED else self._shared.pool.copy(value)
-        if stored is None or xxh3_64_intdigest(stored) & CHECKSUM_MASK != check:
+        if stored is None or (xxh3_64_intdigest(stored) ^ number) & CHECKSUM_MASK != check:
             return None
         try:
             return codecs.decompress(number, stored) if number else stored
