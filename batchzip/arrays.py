@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from batchzip.checks import check_kind
 from batchzip.errors import BadArgument, NotStorable
 
 if TYPE_CHECKING:
@@ -63,13 +64,13 @@ def store_array(store: Group, index: int, array: object) -> StoredArray:
 
     Raises NotStorable, a TypeError, for what is no array, has Python objects in it, or lies in another device.
     """
+    size = _page_size(store)
     given = _as_numpy(array)
     order: Literal["C", "F"] = (
         "F" if given.flags.f_contiguous and not given.flags.c_contiguous else "C"
     )
     if order == "C":
         given = np.ascontiguousarray(given).reshape(given.shape)
-    size = store.page_size
     stored = StoredArray(index, given.shape, given.dtype, order, size)
     if not stored.pages:
         return stored
@@ -97,9 +98,10 @@ def load_array(store: Group | GroupView, stored: StoredArray, out: Array | None 
     type and order. Raises as `store.load_many`: PageNotStored, CorruptPage, PageError; `out` is
     undefined then.
     """
-    if stored.page_size != store.page_size:
+    check_kind(stored, "stored", StoredArray)
+    if stored.page_size != (size := _page_size(store)):
         raise BadArgument(
-            f"the array was stored in pages of {stored.page_size} bytes, this store has {store.page_size}"
+            f"the array was stored in pages of {stored.page_size} bytes, this store has {size}"
         )
     if out is not None:
         _check_out(out, stored)
@@ -115,6 +117,16 @@ def load_array(store: Group | GroupView, stored: StoredArray, out: Array | None 
         return array
     out[...] = array
     return out
+
+
+def _page_size(store: Group | GroupView) -> int:
+    # Whatever has a store's methods will do.
+    try:
+        return store.page_size
+    except AttributeError:
+        raise BadArgument(
+            f"store is a SwapStore, a group of one or a view, not {type(store).__name__}"
+        ) from None
 
 
 def _as_numpy(array: object) -> Array:

@@ -38,6 +38,7 @@ class Engine(Owned):
     `backend`     "auto", a name from `batchzip.backends()`, or a backend made by hand, which the
                   engine then owns and closes.
     `workers`     worker processes besides the caller; default: usable CPUs − 1, at least 1.
+                  The sequential backend has none, whatever is said here.
     `verify`      restore each page that was compressed, where it was compressed, and compare, before
                   it counts as done (IAA's verify_compress); a page that differs gets -EIO.
     `shuffle`     2, 4 or 8: pages are arrays of elements of so many bytes, whose first bytes are put
@@ -53,6 +54,7 @@ class Engine(Owned):
     """
 
     _open = False
+    _instead = ": make one there"
 
     def __init__(
         self,

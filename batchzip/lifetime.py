@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, NoReturn, Self
 
 from batchzip.errors import BatchzipError, ClosedError, ForkedProcess
 
@@ -25,9 +25,18 @@ _alive: weakref.WeakSet[Owned] = weakref.WeakSet()
 class Closing:
     """A context manager that ends with `close()`; everything that holds something is one."""
 
+    _instead: ClassVar[str] = ""
+    """What to do instead of pickling it, after a colon."""
+
     def close(self) -> None:
         """Release everything; further calls do nothing."""
         raise NotImplementedError
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"this {type(self).__name__} holds what only its process has: "
+            f"it cannot be pickled or copied{self._instead}"
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -30,10 +30,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from batchzip.buffers import flat
+from batchzip.checks import check_kind
 from batchzip.errors import BadArgument, ClosedError, CorruptPage, NotStorable, PageError
 from batchzip.index_space import IndexSpace
 from batchzip.lifetime import Closing
 from batchzip.serializers import packer_of
+from batchzip.store.swap_store import SwapStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from batchzip.index_space import Reservation
     from batchzip.serializers import Serializer
     from batchzip.store.group import Group
-    from batchzip.store.swap_store import SwapStore
 
 Key: TypeAlias = str | bytes | tuple[Any, ...]
 
@@ -92,6 +93,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         max_bytes: int | None = None,
         serializer: str | Serializer = "bytes",
     ) -> None:
+        check_kind(store, "store", SwapStore)
         self._packer = packer_of(serializer, store.page_size)
         self._page_size = store.page_size
         with _naming:

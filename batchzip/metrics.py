@@ -17,8 +17,10 @@ import errno
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from batchzip.checks import check_kind
 from batchzip.errors import ClosedError, ForkedProcess
 from batchzip.extras import load_extra
+from batchzip.store import SwapStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from batchzip.engine import Engine
-    from batchzip.store import SwapStore
 
     _Row = tuple[str, list[str], float]
     """Family, values of its labels, figure."""
@@ -86,6 +87,8 @@ def _make_collector(
 
     named = isinstance(store, Mapping)
     stores: Mapping[str, SwapStore] = store if isinstance(store, Mapping) else {"": store}
+    for each in stores.values():
+        check_kind(each, "store", SwapStore)
 
     class StoreCollector(Collector):
         """The families of these stores."""

@@ -171,7 +171,7 @@ def test_the_limit_counts_what_is_held_and_may_be_moved() -> None:
         file.max_bytes = None
         assert file.max_bytes is None
         file.write([b"x"])
-        with pytest.raises(BadArgument, match="negative"):
+        with pytest.raises(BadArgument, match="number of bytes from 0"):
             file.max_bytes = -1
 
 

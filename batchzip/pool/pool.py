@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from batchzip.checks import check_limit
 from batchzip.errors import BadArgument, BatchzipError, ClosedError, ForkedProcess
 from batchzip.lifetime import Closing
 from batchzip.pool import audit
@@ -87,7 +88,7 @@ class Pool(Closing):
     def __init__(
         self, max_bytes: int | None = None, *, page_size: int = 4096, name: str = "batchzip-pool"
     ) -> None:
-        self._arena = Arena(page_size, _limit(max_bytes), name)
+        self._arena = Arena(page_size, check_limit(max_bytes, "max_bytes"), name)
         self._lock = threading.Lock()
         self._state = READY
         _pools.add(self)
@@ -310,7 +311,7 @@ class Pool(Closing):
 
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None:
-        limit = _limit(value)
+        limit = check_limit(value, "max_bytes")
         with self._lock:
             if self._state:
                 self._enter()
@@ -376,12 +377,6 @@ class Pool(Closing):
             if self._state != FORKED:
                 self._state = CLOSED
             self._arena.close()
-
-
-def _limit(value: int | None) -> int | None:
-    if value is not None and (type(value) is not int or value < 0):
-        raise BadArgument(f"max_bytes is a number of bytes from 0, or None; not {value!r}")
-    return value
 
 
 def _source(data: Any) -> memoryview:

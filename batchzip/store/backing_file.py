@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip.buffers import check_page_size
+from batchzip.checks import check_limit
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.lifetime import Closing
 from batchzip.store.file_io import Storage, open_storage
@@ -67,7 +68,7 @@ class BackingFile(Closing):
 
     def __init__(self, target: object, *, page_size: int, max_bytes: int | None = None) -> None:
         self._page_size = check_page_size(page_size)
-        limit = _check_limit(max_bytes)
+        limit = check_limit(max_bytes, "max_bytes")
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._sync_failures = 0
@@ -228,7 +229,7 @@ class BackingFile(Closing):
 
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None:
-        self._zones.max_bytes = _check_limit(value)
+        self._zones.max_bytes = check_limit(value, "max_bytes")
 
     @property
     def descriptor(self) -> int | None:
@@ -276,9 +277,3 @@ class BackingFile(Closing):
             self._closed = True
         if last:
             self._storage.close()
-
-
-def _check_limit(max_bytes: int | None) -> int | None:
-    if max_bytes is not None and max_bytes < 0:
-        raise BadArgument(f"max_bytes must not be negative, and is {max_bytes}")
-    return max_bytes

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from batchzip.checks import check_limit
 from batchzip.codecs.dictionary import DEFAULT_SIZE, SAMPLE_TIMES, train_dictionary
 from batchzip.codecs.zstd import DEFAULT_LEVEL
 from batchzip.errors import BadArgument, StoreRejected
@@ -84,6 +85,8 @@ class Group(Owned):
     closed.
     """
 
+    _instead = ": what the store's share() gives can"
+
     def __init__(self, name: str, home: Home, max_bytes: int | None = None) -> None:
         self.name = name
         self.page_size = home.page_size
@@ -100,6 +103,12 @@ class Group(Owned):
         self.max_bytes = max_bytes
         super().__init__()
 
+    def __repr__(self) -> str:
+        name = f"{type(self).__name__} {self.name!r}" if self.name else type(self).__name__
+        if self.closed:
+            return f"<{name}, closed>"
+        return f"<{name} of {self._ledger.pages} pages, {self._home.writer.engine.codec.algorithm}>"
+
     @property
     def max_bytes(self) -> int | None:
         """Bytes of compressed pages it may have in the pool, or None for the store's limit alone."""
@@ -107,9 +116,7 @@ class Group(Owned):
 
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None:
-        if value is not None and (type(value) is not int or value < 0):
-            raise BadArgument(f"max_bytes is a number of bytes from 0, or None; not {value!r}")
-        self._max_bytes = value
+        self._max_bytes = check_limit(value, "max_bytes")
 
     def store(self, index: int, pages: Buffer | Sequence[Buffer]) -> None:
         """Store a folio at `index`, `index` + 1, …: all of its pages, or none.

@@ -15,6 +15,8 @@ import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from batchzip.checks import check_kind, check_limit
+from batchzip.engine import Engine
 from batchzip.errors import BadArgument
 from batchzip.pool import Pool
 from batchzip.store.backing_file import BackingFile
@@ -27,7 +29,6 @@ from batchzip.store.share import Share, ShareServer
 from batchzip.store.shrinker import Shrinker
 
 if TYPE_CHECKING:
-    from batchzip.engine import Engine
     from batchzip.pool.audit import ClassUse
 
 
@@ -64,6 +65,10 @@ class SwapStore(Group):
         if not isinstance(max_batch, int) or max_batch < 1:
             raise BadArgument(f"max_batch must be at least 1 page, not {max_batch!r}")
         _check_percent(accept_threshold_percent)
+        check_kind(engine, "engine", Engine)
+        check_limit(max_pool_bytes, "max_pool_bytes")
+        if check_limit(max_backing_bytes, "max_backing_bytes") is not None and backing is None:
+            raise BadArgument("max_backing_bytes limits a backing file: give one with backing=")
         pool = Pool(max_pool_bytes, page_size=engine.page_size)
         file = None
         try:
@@ -98,6 +103,7 @@ class SwapStore(Group):
     @engine.setter
     def engine(self, engine: Engine) -> None:
         self._enter()
+        check_kind(engine, "engine", Engine)
         self._home.writer = self._home.writer_of(engine)
 
     def group(self, name: str, *, max_bytes: int | None = None) -> Group:
@@ -292,7 +298,7 @@ class SwapStore(Group):
 
     @max_pool_bytes.setter
     def max_pool_bytes(self, value: int | None) -> None:
-        self._home.objects.pool.max_bytes = value
+        self._home.objects.pool.max_bytes = check_limit(value, "max_pool_bytes")
 
     @property
     def accept_threshold_percent(self) -> int:
