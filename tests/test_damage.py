@@ -45,9 +45,10 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def store(kind: str) -> Iterator[SwapStore]:
+@pytest.fixture(params=[64 << 10, 0], ids=["few one by one", "batches"])
+def store(kind: str, request: pytest.FixtureRequest) -> Iterator[SwapStore]:
     with opened(kind) as made:
+        made._loader.few_bytes = request.param
         yield made
         made.check_invariants()
 

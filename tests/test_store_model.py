@@ -98,6 +98,7 @@ class StoreAgainstADict(RuleBasedStateMachine):
         limit=LIMITS,
         threshold=st.sampled_from([0, 50, 90, 100]),
         keeps=st.sampled_from([True, True, False]),
+        few=st.sampled_from([0, 10 * 512, 64 << 10]),
     )
     def open(
         self,
@@ -107,6 +108,7 @@ class StoreAgainstADict(RuleBasedStateMachine):
         limit: int | None,
         threshold: int,
         keeps: bool,
+        few: int,
     ) -> None:
         self.size = page_size
         self.keeps = keeps
@@ -123,6 +125,7 @@ class StoreAgainstADict(RuleBasedStateMachine):
             max_batch=max_batch,
             keep_incompressible=keeps,
         )
+        self.swap._loader.few_bytes = few
 
     def teardown(self) -> None:
         if hasattr(self, "swap"):

@@ -255,7 +255,7 @@ class Group(Owned):
     ) -> buffers.Bytes:
         """Give pages, in the order of `indices`, as an (n, page_size) uint8 array.
 
-        They are decompressed as one batch. `out` is an array, or a flat buffer, to fill. All of them
+        They are decompressed as one batch, up to 64 KiB of pages one by one. `out` is an array, or a flat buffer, to fill. All of them
         are of one moment. With `exclusive` they are taken out of the store, all or none. Raises as
         `load`, for the first index concerned; `out` is undefined then.
         """

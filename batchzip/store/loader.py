@@ -8,6 +8,8 @@ then. What is read from the file need not be: between the look at the entry and 
 stored anew, and its place given to another. The checksum tells, and then the entry is
 looked at again: only one that is still the same is damaged.
 
+Few pages are loaded one by one, more as one batch of the engine.
+
 An exclusive load takes the page out afterwards, if its entry is still the one that was restored; else it
 begins again. So a page that cannot be restored stays (25cd241408a2 lost it), and of several that take
 one at once one has it.
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from batchzip.buffers import flat
 from batchzip.errors import CorruptPage, PageError, PageNotStored
 from batchzip.store.folio import CHECKSUM_MASK
 from batchzip.store.page_table import ABSENT, BACKED, COMPRESSED, RAW, SAME_FILLED
@@ -36,6 +39,11 @@ if TYPE_CHECKING:
     from batchzip.store.counters import Traffic
     from batchzip.store.home import Home
     from batchzip.store.ledger import Ledger
+
+
+_FEW_BYTES = 64 << 10
+"""Up to so much is restored page by page: a batch takes 50 µs of array operations before its first page,
+and workers are worth their while from 64 pages of 4 KiB on."""
 
 
 class Loader:
@@ -51,6 +59,7 @@ class Loader:
         self._lock = home.lock
         self._table = ledger.table
         self._lru = ledger.lru
+        self.few_bytes = _FEW_BYTES
 
     def load(self, where: int, *, exclusive: bool) -> bytes:  # noqa: C901 - a call costs 0.05 µs
         """Restore one page. Raises as `Group.load`."""
@@ -121,8 +130,49 @@ class Loader:
 
     def load_many(self, where: npt.NDArray[np.int64], pages: Bytes, *, exclusive: bool) -> None:
         """Restore the pages of these indices to the rows of `pages`. Raises as `Group.load_many`."""
+        if (
+            pages.nbytes <= self.few_bytes
+            and not exclusive
+            and self._load_few(where.tolist(), pages)
+        ):
+            return
         while not self._load_once(where, pages, exclusive=exclusive):
             pass
+
+    def _load_few(self, where: list[int], pages: Bytes) -> bool:
+        """Load pages one by one, of one moment; whether that could be done.
+
+        Not where one lies in the file, as several are read at once, nor where it has to be looked again.
+        """
+        home, table, stamp = self._home, self._table, self._lru.stamp
+        copy = home.objects.pool.copy
+        with self._lock:
+            entries = [table.use(index, stamp) for index in where]
+            kinds = [entry[2] for entry in entries]
+            if ABSENT in kinds:
+                raise PageNotStored(where[kinds.index(ABSENT)])
+            if BACKED in kinds:
+                return False
+            self._lru.tick(len(where), self._ledger.pages)
+            self._traffic.page_loads += len(where)
+            reused = home.codecs.reused
+            stored = [b"" if e[2] == SAME_FILLED else copy(e[0]) for e in entries]
+        room, size = flat(pages), home.page_size
+        start = 0
+        for index, entry, data in zip(where, entries, stored, strict=True):
+            value, check, kind, number, _ = entry
+            try:
+                if kind == SAME_FILLED:
+                    page = fill(value, size)
+                elif (xxh3_64_intdigest(data) ^ number) & CHECKSUM_MASK != check:
+                    raise PageError(index, -errno.EBADMSG)  # noqa: TRY301 - as in load
+                else:
+                    page = home.codecs.decompress(number, data) if number else data
+            except PageError as error:
+                raise self._failed(index, error) from None
+            room[start : start + size] = page
+            start += size
+        return reused == home.codecs.reused
 
     def _load_once(self, where: npt.NDArray[np.int64], pages: Bytes, *, exclusive: bool) -> bool:
         """Load once; whether nothing came between that has to be looked at again."""

@@ -119,9 +119,10 @@ class PageTable:
 
     def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rows of these indices; negative where no block covers the index."""
-        blocks, inverse = np.unique(indices >> BLOCK_BITS, return_inverse=True)
-        at = np.array([self._block_at.get(block, -1) for block in blocks.tolist()], np.int64)
-        rows: npt.NDArray[np.int64] = (at[inverse] << BLOCK_BITS) | (indices & (BLOCK - 1))
+        # Looking up each index's block takes less than finding out which blocks differ.
+        find = self._block_at.get
+        at = np.array([find(block, -1) for block in (indices >> BLOCK_BITS).tolist()], np.int64)
+        rows: npt.NDArray[np.int64] = (at << BLOCK_BITS) | (indices & (BLOCK - 1))
         return rows
 
     def indices(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -132,20 +133,24 @@ class PageTable:
 
     def get_many(self, indices: npt.NDArray[np.int64]) -> np.ndarray:
         """Entries of these indices, a copy; absent ones are all zero."""
-        rows = self.rows(indices)
+        return self._get_rows(self.rows(indices))
+
+    def _get_rows(self, rows: npt.NDArray[np.int64]) -> np.ndarray:
         absent = rows < 0
+        if not absent.any():
+            return self._whole[rows].view(ENTRY)
         if absent.all():
-            return np.zeros(len(indices), ENTRY)
+            return np.zeros(len(rows), ENTRY)
         entries = self._whole[rows]
         entries[absent] = 0
         return entries.view(ENTRY)
 
     def use_many(self, indices: npt.NDArray[np.int64], epoch: int) -> np.ndarray:
         """Give entries as `get_many`, and note the epoch in those there are."""
-        entries = self.get_many(indices)
-        present = indices[entries["kind"] != ABSENT]
-        if len(present):
-            self.entries["epoch"][self.rows(present)] = epoch
+        rows = self.rows(indices)
+        entries = self._get_rows(rows)
+        present = entries["kind"] != ABSENT
+        self.entries["epoch"][rows if present.all() else rows[present]] = epoch
         return entries
 
     def exchange(
@@ -156,7 +161,7 @@ class PageTable:
         Epochs do not matter and stay. No index comes twice.
         """
         rows = self.rows(indices)
-        now = self.get_many(indices)
+        now = self._get_rows(rows)
         same: npt.NDArray[np.bool_] = now["kind"] != ABSENT
         for field in ("value", "checksum", "kind", "codec"):
             same &= now[field] == old[field]
