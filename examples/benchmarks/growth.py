@@ -7,6 +7,10 @@ The store is filled to each size in turn; there, the last pages stored give the 
 pages from the whole give the cost of single loads, of loads in batches of 256, and of storing anew in place.
 The sequential backend: what grows here is the store, not the codec.
 
+`reads alone` is what memory itself costs: an entry, a word and an object's bytes are read at a random place of as
+much shared memory as the store's tables and objects have, one page after the other or 256 at a time,
+and nothing else is done. What a load costs more in a larger store can be compared with it.
+
 `bytes of tables` and `bytes of the pool` are what the store says; `process` is what the process grew by,
 the pool's shared memory included, since the store had its first folio.
 """
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import mmap
+import struct
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,17 +33,29 @@ from batchzip.bench.figure import Result
 from batchzip.bench.pages import PAGE
 from batchzip.bench.rounds import figure
 from batchzip.bench.table import console
+from batchzip.segment import Segment
 
 if TYPE_CHECKING:
     from batchzip.bench.pages import Pages
 
 FOLIO_PAGES = 256
+OBJECT = 32
+"""Bytes that lz4 makes of a page, about."""
+
 SAMPLES = 40
 """Batches of FOLIO_PAGES timed at each size: 10,240 pages, as many as the smallest store has."""
 
 SINGLES = 10_000
 
-COSTS = ("store", "store anew", "load_many", "single load", "invalidate and store")
+COSTS = (
+    "store",
+    "store anew",
+    "invalidate and store",
+    "load_many",
+    "its reads alone",
+    "single load",
+    "its 3 reads alone",
+)
 SIZES = ("tables", "pool", "process")
 
 
@@ -120,6 +137,58 @@ class Growing:
         return {name: value / self.count for name, value in held.items()}
 
 
+class Memory:
+    """As much shared memory as a store of `count` pages has, and nothing in it."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._rng = np.random.default_rng(7)
+        self._segments = [Segment(max(size * count, mmap.PAGESIZE)) for size in (16, 8, OBJECT)]
+        for segment in self._segments:
+            segment.reserve(0, segment.size)
+            segment.view[:] = bytes(segment.size)  # a first touch is a fault
+        self._entries, self._words, _ = (segment.view for segment in self._segments)
+
+    def read(self) -> list[float]:
+        """Read for random pages one by one."""
+        clock, unpack, objects = time.perf_counter, struct.Struct("<QQ").unpack_from, self._objects
+        entries, words = self._entries, self._words.cast("Q")
+        spent = []
+        for index in self._rng.integers(0, self._count, SINGLES).tolist():
+            begun = clock()
+            unpack(entries, index * 16)
+            words[index]
+            objects[index * OBJECT : index * OBJECT + OBJECT]
+            spent.append((clock() - begun) * 1e6)
+        words.release()
+        return spent
+
+    def read_many(self) -> list[float]:
+        """Read for random pages in batches."""
+        objects = self._objects
+        entries = np.frombuffer(self._entries, np.complex128, self._count)
+        words = np.frombuffer(self._words, np.uint64, self._count)
+        spent = []
+        for _ in range(SAMPLES):
+            indices = self._rng.integers(0, self._count, FOLIO_PAGES)
+            begun = time.perf_counter()
+            entries[indices]
+            words[indices]
+            starts = (indices * OBJECT).tolist()
+            [objects[start : start + OBJECT] for start in starts]
+            spent.append((time.perf_counter() - begun) / FOLIO_PAGES * 1e6)
+        return spent
+
+    @property
+    def _objects(self) -> mmap.mmap:
+        return self._segments[2].memory
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for segment in self._segments:
+            segment.close()
+
+
 def resident_bytes() -> int:
     """Bytes of memory this process has, shared memory included."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
@@ -142,10 +211,14 @@ def run(result: Result, largest: int) -> None:
                 "single load": growing.load(),
                 "invalidate and store": growing.anew(invalidate=True),
             }
+            held = growing.held()
+            memory = Memory(count)
+            costs |= {"its 3 reads alone": memory.read(), "its reads alone": memory.read_many()}
+            memory.close()
             labels: dict[str, str | int] = {"benchmark": "growth", "pages": count}
             for name in COSTS:
                 result.figures.append(figure(labels, name, "µs per page", costs[name]))
-            for name, value in growing.held().items():
+            for name, value in held.items():
                 result.figures.append(figure(labels, name, "bytes per page", [value]))
             count *= 10
 
@@ -169,7 +242,7 @@ def draw(result: Result, path: Path) -> None:
     picture = plot.new_picture(13, 4.8)
     counts = list(dict.fromkeys(int(one.labels["pages"]) for one in result.figures))
     panels = picture.subplots(1, 2)
-    markers, lines = "osD^v", ["-", "--", "-.", ":", (0, (5, 1))]
+    markers, lines = "osD^vx+", ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 3)), (0, (3, 1, 1, 1))]
     for axes, names, title in zip(
         panels, (COSTS, SIZES), ("µs a page", "bytes a page"), strict=True
     ):
