@@ -90,6 +90,7 @@ def test_everybody_is_measured_at_every_batch(measured: tuple[dict[str, Any], Pa
         "dict",
         "sequential",
         "workers",
+        "workers, 1 MiB folios",
         "workers, half in file",
         "blosc2 page",
         "blosc2 1 MiB",

@@ -164,7 +164,9 @@ def contenders(
     yield Dict(algorithm)
     yield OfBatchzip("sequential", algorithm, "sequential")
     yield OfBatchzip("workers", algorithm, "workers")
-    yield OfBatchzip("workers, half in file", algorithm, "workers", max(PAGE, compressed // 2))
+    yield OfBatchzip("workers, 1 MiB folios", algorithm, "workers", folio_pages=CHUNK_PAGES)
+    half = max(PAGE, compressed // 2)
+    yield OfBatchzip("workers, half in file", algorithm, "workers", limit_bytes=half)
     makers: list[Callable[[], Store]] = [
         partial(Blosc2Pages, algorithm),
         partial(Blosc2Blocks, algorithm),

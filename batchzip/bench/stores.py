@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from batchzip.bench.algorithm import Algorithm
     from batchzip.bench.pages import Pages
 
+FOLIO_PAGES = 16
+"""Pages that are given to a store at once: 64 KiB, a usual size of mTHP folios."""
+
 _READY_TIMEOUT_S = 60.0
 
 
@@ -29,6 +32,8 @@ class Store(Closing):
     """One contender; `open` comes first in each round, and drops what was stored before."""
 
     name: str
+    folio_pages = FOLIO_PAGES
+    """Pages it is given at once."""
 
     @abstractmethod
     def open(self) -> None:
@@ -62,9 +67,16 @@ class OfBatchzip(Store):
     """SwapStore; with `limit_bytes` the pool may have no more, and the rest goes to a file."""
 
     def __init__(
-        self, name: str, algorithm: Algorithm, backend: str, limit_bytes: int | None = None
+        self,
+        name: str,
+        algorithm: Algorithm,
+        backend: str,
+        *,
+        folio_pages: int = FOLIO_PAGES,
+        limit_bytes: int | None = None,
     ) -> None:
         self.name = name
+        self.folio_pages = folio_pages
         self._limit = limit_bytes
         self._engine = batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters)
         self._engine.wait_ready(_READY_TIMEOUT_S)

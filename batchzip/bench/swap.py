@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 BASELINE = "dict"
 
-FOLIO_PAGES = 16
 BATCH_PAGES = 256
 SINGLE_LOADS = 10_000
 """In a round: ten lie beyond the percentile 99.9."""
@@ -80,8 +79,9 @@ def _round(store: Store, pages: Pages, singles: int, *, compare: bool) -> dict[s
     clock = time.perf_counter
     put = store.store
     started = clock()
-    for at in range(0, count, FOLIO_PAGES):
-        put(at, pages[at : at + FOLIO_PAGES])
+    folio = store.folio_pages
+    for at in range(0, count, folio):
+        put(at, pages[at : at + folio])
     store.flush()
     found = {STORE: (clock() - started) / count * 1e6, HELD: store.held_bytes / pages.nbytes}
     rng = np.random.default_rng(5)

@@ -1,7 +1,7 @@
 """Batches compressed and restored by batchzip and by everything one would use instead of it.
 
     python examples/benchmarks/peers.py [--pid N | --file PATH | --workload KIND]
-                                        [--algorithms lz4,zstd:-1,zstd:1,zstd:3] [--rounds 7]
+                                        [--algorithms lz4,zstd:-1,zstd:1,zstd:3,deflate:1] [--rounds 7]
                                         [--batches 1,2,8,32,64,256,1024] [--pages 4096]
                                         [--json FILE] [--plot PNG]
 
@@ -16,6 +16,7 @@ import argparse
 import os
 from pathlib import Path
 
+from batchzip import algorithms
 from batchzip.bench import compress, plot
 from batchzip.bench.algorithm import parse_algorithms
 from batchzip.bench.figure import Result
@@ -28,7 +29,10 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_source(parser)
-    parser.add_argument("--algorithms", default="lz4,zstd:-1,zstd:1,zstd:3")
+    usual = "lz4,zstd:-1,zstd:1,zstd:3"
+    if "deflate" in algorithms():
+        usual += ",deflate:1"
+    parser.add_argument("--algorithms", default=usual, help="with commas (%(default)s)")
     parser.add_argument("--batches", default="1,2,8,32,64,256,1024", help="pages, with commas")
     parser.add_argument("--pages", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=7)

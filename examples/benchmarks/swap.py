@@ -3,7 +3,7 @@
     python examples/benchmarks/swap.py [--pid N | --file PATH | --workload KIND] [--pages 16384]
                                        [--algorithms lz4,zstd:1] [--rounds 5] [--json FILE] [--plot PNG]
 
-A round: stored in folios of 16 pages, loaded in random order in batches of 256, then 10,000 single pages at
+A round: stored in folios of 16 pages (`1 MiB folios`: of 256), loaded in random order in batches of 256, then 10,000 single pages at
 random, each on the clock. What the contenders are: batchzip/bench/stores.py and peer_stores.py. Every
 page that comes back in the first round is compared. `held ÷ size` is memory for each byte of the pages, as
 each contender counts it. As root, and where the kernel has it, zram is one of them.
