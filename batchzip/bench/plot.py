@@ -197,12 +197,17 @@ def _bars(axes: Axes, names: list[str], figures: Sequence[Figure], title: str, t
 
 
 def _percentiles(axes: Axes, names: list[str], of: dict[tuple[str, str], Figure]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415 - an extra
+
     for place, name in enumerate(names):
         values = [of[name, quantity].median for quantity in swap.PERCENTILES]
         axes.plot(values, [place] * len(values), color="0.6", linewidth=1.5, zorder=1)
         for value, marker in zip(values, "osD", strict=True):
             axes.plot([value], [place], marker=marker, color="black", markersize=6)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title("single load, µs: ● p50  ■ p99  ◆ p99.9", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, axis="x", color="0.88", which="both", linewidth=0.7)

@@ -15,6 +15,8 @@ length or less fits the gap.
   address in the pool. It is such that a span of 8 pages has 2048 grains whatever the page size.
 * pages: 1 to 8, the fewest of those that leave the smallest part of the span as tail; no more than
   255 objects.
+  Objects of a whole page waste nothing however many there are, and often come many at a time
+  (what does not compress): a span has 32 KiB of them. One a span took 6 µs more an object.
 * classes with equal pages and equal capacity are one class, of the larger size: they would cost
   the same memory, and fewer classes leave fewer spans half filled (zsmalloc merges likewise).
 
@@ -38,6 +40,9 @@ SPAN_SHIFT = 11
 SMALLEST = 2
 """Grains of the smallest class: 32 bytes for pages of 4 KiB. Below it the tables (13 bytes an object)
 would not be small beside it, and a page would have more objects than a span may."""
+
+RAW_BYTES = 8 * PAGE
+"""Bytes of a span of objects that are as large as a page, if the page is no larger."""
 
 CAPACITY = 255
 """Objects of a span at the most: they are counted in a byte. It costs 0.4 % of two small classes."""
@@ -97,7 +102,10 @@ class SizeClasses:
             return room % size / room
 
         most = min(SPAN_PAGES, ((CAPACITY + 1) * size - 1) // self.page_bytes)
-        pages = min(range(1, most + 1), key=waste)
+        if size == self.page_bytes:
+            pages = max(1, RAW_BYTES // size)
+        else:
+            pages = min(range(1, most + 1), key=waste)
         return pages, pages * self.page_bytes // size
 
     def index(self, size: int) -> int:

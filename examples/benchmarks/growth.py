@@ -248,7 +248,7 @@ def draw(result: Result, path: Path) -> None:
     ):
         for at, name in enumerate(names):
             values = [one.median for one in result.figures if one.contender == name]
-            shade = str(at * 0.13)
+            shade = "0.6" if name.endswith("alone") else str(at * 0.07)
             axes.plot(
                 counts, values, label=name, marker=markers[at], linestyle=lines[at], color=shade
             )
