@@ -226,7 +226,7 @@ def _add_swap(commands: Any) -> None:
     add(
         "--folio",
         type=positive,
-        default=16,
+        default=256,
         metavar="N",
         help="pages stored together (%(default)s)",
     )
