@@ -29,6 +29,7 @@ from batchzip import (
     Counters,
     Engine,
     ForkedProcess,
+    PageError,
     PageNotStored,
     PoolFull,
     StoreRejected,
@@ -310,6 +311,29 @@ def test_few_pages_and_many_come_back_alike(store: SwapStore) -> None:
         assert damaged.value.index == 5
         store._table.entries["checksum"][[4, 5]] ^= 1
     assert store.counters.decompress_fail == 2
+
+
+@pytest.mark.parametrize("few_bytes", [64 << 10, 0])
+def test_a_number_that_became_another_codecs_meanwhile_is_no_damage(
+    store: SwapStore, monkeypatch: pytest.MonkeyPatch, few_bytes: int
+) -> None:
+    """An entry is copied, its page stored anew, and the number of its codec given to another."""
+    store.store(0, text(1))
+    store._loader.few_bytes = few_bytes
+    codecs, right = store._home.codecs, store._home.codecs.decompress
+
+    def wrong(*_: object) -> bytes:
+        monkeypatch.setattr(codecs, "decompress", right)
+        codecs.reused += 1
+        raise PageError(0, -errno.EBADMSG)
+
+    monkeypatch.setattr(codecs, "decompress", wrong)
+    assert store.load(0) == text(1)
+    with Engine("zstd", backend="sequential") as other:
+        store.engine = other  # so that a batch has a page of another codec, too
+        monkeypatch.setattr(codecs, "decompress", wrong)
+        assert store.load_many([0]).tobytes() == text(1)
+    assert store.counters.decompress_fail == 0
 
 
 def test_load_many_into_rows_of_a_larger_array(store: SwapStore) -> None:

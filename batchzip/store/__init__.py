@@ -1,8 +1,9 @@
 """The swap store: zswap in user space.
 
 swap_store.py   SwapStore: what a store has once: limits, engine, groups, shrinking, checking
-group.py        Group: store, load, invalidate, writeback, recompress
+group.py        Group: what is called: store, load, invalidate, writeback, recompress
 home.py         what the groups of a store share
+storer.py       a folio, all or nothing: limits, what is refused, what goes to the file
 folio.py        pages ─▶ engine ─▶ pool or file ─▶ entries
 loader.py, restore.py       entries ─▶ stored bytes ─▶ pages
 ledger.py       which entries are published, and whose each object is

@@ -1,17 +1,11 @@
 """Group: pages by index, with a limit, an order of use and counters of their own. zswap's memory cgroup.
 
-    store(index, pages)                                    load(index)
-      limit check                                            under the lock: entry, copy of its bytes
-      same-filled pages: their word                          checksum, decompress, outside the lock
-      the others, in batches: engine ─▶ pool | file
-      under the lock: entries in, old ones out ◀── the folio becomes visible here, whole
+    store(index, pages) ─▶ Storer ─▶ engine ─▶ pool | file ─▶ entries in the ledger, whole
+    load(index)         ─▶ Loader ─▶ entry ─▶ copy of its bytes ─▶ checksum ─▶ decompress
+    writeback, shrink   ─▶ the coldest entries to the file      recompress ─▶ Recompressor
 
-Rejected: compressing under the lock (a folio takes milliseconds, a publication microseconds);
-handing out views of the pool (they would change under the caller when the page is stored again).
-
-A folio is all or nothing. Until it is published nobody sees any of it; if any page of it cannot be
-kept, what was already kept is freed and whatever the indices held before is dropped, because it
-is stale: the caller has newer data than the store.
+What callers use, and what of their arguments is wrong; the work is done by those named above.
+Rejected: handing out views of the pool (they would change under the caller when the page is stored again).
 
 How an entry is read is decided from the entry (its kind, its codec), never from a current setting.
 
@@ -24,8 +18,6 @@ None is held while the engine works or the file is read or written.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import os
 from functools import partial
 from typing import TYPE_CHECKING, overload
@@ -35,12 +27,10 @@ import numpy as np
 from batchzip.checks import check_limit
 from batchzip.codecs.dictionary import DEFAULT_SIZE, SAMPLE_TIMES, train_dictionary
 from batchzip.codecs.zstd import DEFAULT_LEVEL
-from batchzip.errors import BadArgument, StoreRejected
+from batchzip.errors import BadArgument
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import as_indices, as_integer, as_out, as_pages, as_range, as_room
-from batchzip.store.cleaning import clean
 from batchzip.store.counters import EVENTS, Counters, Traffic
-from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.ledger import Ledger, positions
 from batchzip.store.loader import Loader
 from batchzip.store.page_table import (
@@ -52,6 +42,7 @@ from batchzip.store.page_table import (
 )
 from batchzip.store.recompress import Recompression, Recompressor
 from batchzip.store.sample import sample
+from batchzip.store.storer import Storer
 from batchzip.store.writeback import write_back
 from batchzip.store.zones import lengths_of
 
@@ -68,13 +59,6 @@ if TYPE_CHECKING:
 
 _QUICK_BYTES = 16 << 10
 """Bytes of a page that takes no longer to restore than a thread to wake, 10 to 50 µs."""
-
-
-class _LimitError(StoreRejected):
-    """Refused by the limit check, which also did the counting."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("pool_limit_hit", message)
 
 
 class Group(Owned):
@@ -96,9 +80,9 @@ class Group(Owned):
         self._ledger = Ledger(home.objects)
         self._table = self._ledger.table
         self._lru = self._ledger.lru
-        self._full = Hysteresis()
         self._events = dict.fromkeys(EVENTS, 0)
         self._traffic = Traffic()
+        self._storer = Storer(home, self._ledger, self._events, self._traffic, name)
         self._loader = Loader(home, self._ledger, self._events, self._traffic)
         self.max_bytes = max_bytes
         super().__init__()
@@ -112,11 +96,11 @@ class Group(Owned):
     @property
     def max_bytes(self) -> int | None:
         """Bytes of compressed pages it may have in the pool, or None for the store's limit alone."""
-        return self._max_bytes
+        return self._storer.max_bytes
 
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None:
-        self._max_bytes = check_limit(value, "max_bytes")
+        self._storer.max_bytes = check_limit(value, "max_bytes")
 
     def store(self, index: int, pages: Buffer | Sequence[Buffer]) -> None:
         """Store a folio at `index`, `index` + 1, …: all of its pages, or none.
@@ -127,60 +111,8 @@ class Group(Owned):
         """
         self._enter()
         matrix = as_pages(pages, self._home.page_size)
-        first, count = as_range(index, len(matrix))
-        ledger = self._ledger
-        outer = ledger.begin(first, count)
-        try:
-            entries, kept = self._keep(matrix)
-            with self._lock:
-                ledger.publish(first, entries, kept)
-                self._traffic.page_stores += count
-        except StoreRejected:
-            with self._lock:
-                ledger.erase(first, count)
-            ledger.end(outer)
-            raise
-        except BaseException as error:
-            with self._lock:
-                ledger.recover(first, count)
-                self._events["reject_alloc_fail"] += isinstance(error, MemoryError)
-            ledger.end(outer)
-            if isinstance(error, MemoryError):
-                raise StoreRejected("reject_alloc_fail", "there is no memory for it") from error
-            raise
-        ledger.end(outer)
-
-    def _keep(self, pages: buffers.Bytes) -> tuple[np.ndarray, int]:
-        """Put pages in the pool, or else in the file. Raises StoreRejected, which is counted."""
-        writer = self._home.writer
-        try:
-            self._check_limits()
-            return writer.write(pages)
-        except StoreRejected as rejection:
-            self._count(rejection)
-            if rejection.reason == "pool_limit_hit":
-                self._home.wake()
-            if self._home.objects.backing is None:
-                raise
-            # Called from here, so that neither frame keeps an exception, which would keep the frame and
-            # with it the store.
-            return self._keep_in_file(pages)
-
-    def _keep_in_file(self, pages: buffers.Bytes) -> tuple[np.ndarray, int]:
-        home = self._home
-        try:
-            try:
-                return home.writer.write(pages, to_file=True)
-            except StoreRejected:
-                held = _held_in_file(home)
-                with contextlib.suppress(OSError):
-                    clean(home, wait=True)
-                if _held_in_file(home) >= held:
-                    raise
-                return home.writer.write(pages, to_file=True)
-        except StoreRejected as failure:
-            self._count(failure)
-            raise
+        first, _ = as_range(index, len(matrix))
+        self._storer.store(first, matrix)
 
     def _enter(self) -> None:
         """Refuse a group that cannot be used; put right what was cut short in this thread."""
@@ -189,39 +121,6 @@ class Group(Owned):
         if self._under_way:
             with self._lock:
                 self._home.objects.settle()
-
-    def _check_limits(self) -> None:
-        """Refuse a store while the pool, or this group, counts as full."""
-        home = self._home
-        pool, percent = home.objects.pool, home.accept_threshold_percent
-        limit = pool.max_bytes
-        if limit is not None and pool.held_bytes >= limit:
-            home.compact()
-        with self._lock:
-            held, own = pool.held_bytes, self._ledger.pool_bytes
-            at_limit, pool_is_full = home.full.check(held, limit, percent)
-            over, is_full = self._full.check(own, self._max_bytes, percent)
-            self._events["pool_limit_hit"] += at_limit or over
-            if pool_is_full:
-                raise _LimitError(f"the pool holds {held} bytes and its limit is {limit}")
-            if is_full:
-                raise _LimitError(
-                    f"group {self.name!r} has {own} bytes and its limit is {self._max_bytes}"
-                )
-
-    def _count(self, rejection: StoreRejected) -> None:
-        """Count a rejection by its cause, compression per failing page."""
-        if isinstance(rejection, _LimitError):
-            return  # counted where the maximum was seen
-        with self._lock:
-            if rejection.errors is None:
-                self._events[rejection.reason] += 1
-                self._home.full.full |= rejection.reason == "pool_limit_hit"
-                return
-            errors = np.asarray(rejection.errors)
-            poor = int(np.count_nonzero(errors == -errno.ENOSPC))
-            self._events["reject_compress_poor"] += poor
-            self._events["reject_compress_fail"] += int(np.count_nonzero(errors)) - poor
 
     @overload
     def load(self, index: int, out: None = None, *, exclusive: bool = False) -> bytes: ...
@@ -255,8 +154,8 @@ class Group(Owned):
     ) -> buffers.Bytes:
         """Give pages, in the order of `indices`, as an (n, page_size) uint8 array.
 
-        They are decompressed as one batch, up to 64 KiB of pages one by one. `out` is an array, or a flat buffer, to fill. All of them
-        are of one moment. With `exclusive` they are taken out of the store, all or none. Raises as
+        They are decompressed as one batch, up to 64 KiB of pages one by one. `out` is an array, or a
+        flat buffer, to fill. All of them are of one moment. With `exclusive` they are taken out of the store, all or none. Raises as
         `load`, for the first index concerned; `out` is undefined then.
         """
         self._enter()
@@ -347,12 +246,6 @@ class Group(Owned):
 
     def _pool_bytes(self) -> int:
         return self._ledger.pool_bytes
-
-    def _is_full(self) -> bool:
-        """Look whether it counts as full, without a store that asks for it."""
-        with self._lock:
-            percent = self._home.accept_threshold_percent
-            return self._full.check(self._ledger.pool_bytes, self._max_bytes, percent)[1]
 
     def _shrink_to(self, target: int) -> int:
         """Write back the coldest pages until so many bytes are left in the pool; how many were."""
@@ -482,8 +375,3 @@ class Group(Owned):
     def table_bytes(self) -> int:
         """Bytes of this group's own tables."""
         return self._table.nbytes
-
-
-def _held_in_file(home: Home) -> int:
-    backing = home.objects.backing
-    return 0 if backing is None else backing.held_bytes

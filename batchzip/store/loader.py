@@ -88,8 +88,8 @@ class Loader:
                         raise PageError(where, -errno.EBADMSG)  # noqa: TRY301 - as above
                     page = home.codecs.decompress(number, stored) if number else stored
             except PageError as error:
-                if kind == BACKED and self._changed(where, entry):
-                    continue  # its place in the file was another's by the time it was read
+                if reused != home.codecs.reused or (kind == BACKED and self._changed(where, entry)):
+                    continue  # read as another codec's, or what was another's place in the file by then
                 raise self._failed(where, error) from None
             if reused != home.codecs.reused:
                 continue  # the number may have been another codec's by then
@@ -169,6 +169,8 @@ class Loader:
                 else:
                     page = home.codecs.decompress(number, data) if number else data
             except PageError as error:
+                if reused != home.codecs.reused:
+                    return False
                 raise self._failed(index, error) from None
             room[start : start + size] = page
             start += size
@@ -194,6 +196,8 @@ class Loader:
                 raise PageError(row, -(error.errno or errno.EIO)) from None
             home.restorer.pages(entries, stored, pages, home.writer)
         except PageError as error:
+            if reused != home.codecs.reused:
+                return False
             index = int(where[error.index])
             if kinds[error.index] == BACKED and self._changed(index, entries[error.index].item()):
                 return False

@@ -147,7 +147,7 @@ class SwapStore(Group):
         done = 0
         for group in [self, *groups]:
             limit = group.max_bytes
-            if limit is not None and group._is_full():  # noqa: SLF001 - a store is made of groups
+            if limit is not None and group._storer.is_full():  # noqa: SLF001 - a store is made of groups
                 done += group._shrink_to(limit * percent // 100)  # noqa: SLF001
         done += self._shrink_pool(percent)
         clean(self._home)
