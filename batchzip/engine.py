@@ -231,7 +231,8 @@ class Engine(Owned):
     def statistics(self) -> Statistics:
         """What this engine did so far, in all and by worker; added up when it is asked for.
 
-        Batches only: `compress_page` and `decompress_page` are not counted. Still there after `close()`.
+        Batches only: `compress_page` and `decompress_page` are not counted, nor what a store does with
+        them: single pages, and loads of up to 64 KiB. Still there after `close()`.
         """
         if self._unusable is not None and self._unusable[0] is not ClosedError:
             self._refuse()

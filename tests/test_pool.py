@@ -71,6 +71,8 @@ def content(size: Any, seed: int) -> bytes:
 
 
 def put(pool: Pool, data: list[Any]) -> list[int]:
+    if len(data) == 1:
+        return [pool.put(data[0])]
     handles: list[int] = pool.put_many(data).tolist()
     return handles
 
@@ -164,6 +166,34 @@ def test_any_buffer_of_bytes_will_do(pool: Pool, kind: Any) -> None:
     data = kind(array.tobytes()) if data is None else data
     (handle,) = put(pool, [data])
     assert bytes(pool.read(handle)) == bytes(data)
+
+
+@pytest.mark.parametrize("wrong", [b"", bytes(4097), 7, None, "text", np.zeros(4, np.int64)])
+def test_what_cannot_be_an_object_is_refused_and_changes_nothing(pool: Pool, wrong: Any) -> None:
+    handle = pool.put(b"there")
+    before = state(pool)
+    for call in (lambda: pool.put(wrong), lambda: pool.put_many([wrong])):
+        with pytest.raises(BadArgument):
+            call()
+        assert state(pool) == before
+    pool.check_invariants()
+    assert pool.free(handle) == 5
+    assert pool.stored_bytes == 0
+
+
+def test_one_object_costs_what_it_costs_among_others(pool: Pool) -> None:
+    alone = pool.put(content(1500, 1))
+    held = pool.held_bytes
+    (among,) = pool.put_many([content(1500, 2)])
+    assert (pool.held_bytes - held) % PAGE == 0
+    assert [bytes(pool.copy(handle)) for handle in (alone, among)] == [
+        content(1500, 1),
+        content(1500, 2),
+    ]
+    pool.max_bytes = 0
+    with pytest.raises(PoolFull):
+        pool.put(content(4096, 3))
+    assert len(pool) == 2
 
 
 def test_views_are_exact_read_only_and_survive_growth(pool: Pool) -> None:

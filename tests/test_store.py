@@ -1042,9 +1042,9 @@ def raising(error: BaseException) -> Callable[[Batch], None]:
 
 @pytest.mark.parametrize("code", [-errno.EOWNERDEAD, -errno.ECANCELED, -errno.ETIMEDOUT])
 def test_pages_that_a_backend_gives_up_reject_their_folio(code: int) -> None:
-    backend = FailingBackend(2, lambda batch: batch.fail([1, 3], code))
+    backend = FailingBackend(1, lambda batch: batch.fail([1, 3], code))
     with Engine("lz4", backend=backend) as engine, SwapStore(engine, max_batch=4) as store:
-        store.store(5, text(1))
+        store.store(5, text(1))  # no batch of the backend
         before = store.counters
         with pytest.raises(StoreRejected) as rejection:
             store.store(0, [text(number) for number in range(12)])

@@ -39,7 +39,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from batchzip.store.lru import Lru
-from batchzip.store.page_table import ABSENT, BACKED, COMPRESSED, KINDS, RAW, PageTable
+from batchzip.store.page_table import (
+    ABSENT,
+    BACKED,
+    COMPRESSED,
+    KINDS,
+    RAW,
+    SAME_FILLED,
+    PageTable,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -161,13 +169,21 @@ class Ledger:
         self.lru.tick(len(entries), self.pages)
         entries["epoch"] = self.lru.stamp
         old = self.table.replace(index, entries)
-        self.gauges += np.bincount(entries["kind"], minlength=len(KINDS))
         self.pool_bytes += pool_bytes
-        if old["kind"].any():
-            self._free(old)
+        if len(entries) == 1:
+            self.gauges[entries["kind"][0]] += 1
+            self._free_one(*old.item())
+        else:
+            self.gauges += np.bincount(entries["kind"], minlength=len(KINDS))
+            if old["kind"].any():
+                self._free(old)
 
     def erase(self, index: int, count: int) -> int:
         """Take out whatever these indices hold and free it; how many pages that were."""
+        if count == 1:
+            entry = self.table.clear_one(index)
+            self._free_one(*entry)
+            return int(entry[2] != ABSENT)
         entries = self.table.clear(index, count)
         if len(entries):
             self._free(entries)
@@ -200,6 +216,17 @@ class Ledger:
         counts[ABSENT] = 0
         self.gauges -= counts
         self.pool_bytes -= self._objects.free(entries)
+
+    def _free_one(self, value: int, _check: int, kind: int, _codec: int, _epoch: int) -> None:
+        """Free as `_free`, by plain steps."""
+        if kind == ABSENT:
+            return
+        self.gauges[kind] -= 1
+        if kind == BACKED:
+            assert self._objects.backing is not None  # noqa: S101 - there are such entries
+            self._objects.backing.free(np.array([value], np.uint64))
+        elif kind != SAME_FILLED:
+            self.pool_bytes -= self._objects.pool.free(value)
 
     def recover(self, index: int, count: int) -> None:
         """After a call was cut short: the indices hold nothing, and all is whole again."""

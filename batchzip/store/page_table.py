@@ -77,6 +77,9 @@ ENTRY = np.dtype(
 )
 """One entry, for whole folios at a time."""
 
+_KIND_AT = 12
+"""Byte of an entry where its kind is."""
+
 _ENTRY = struct.Struct("<QIBBH")
 """The same for one entry: a tenth of what NumPy takes for a single element."""
 
@@ -183,6 +186,8 @@ class PageTable:
         Raises MemoryError where the table cannot grow; nothing changed then.
         """
         self._make_room(index, len(entries))
+        if len(entries) == 1:
+            return self._replace_one(index, entries)
         old = np.zeros(len(entries), ENTRY)
         done = 0
         for block, start, stop in _runs(index, len(entries)):
@@ -195,6 +200,16 @@ class PageTable:
             self._live[row >> BLOCK_BITS] += int(
                 np.count_nonzero(entries["kind"][part]) - np.count_nonzero(old["kind"][part])
             )
+        return old
+
+    def _replace_one(self, index: int, entries: np.ndarray) -> np.ndarray:
+        """Replace as `replace`, by plain steps."""
+        at = self._give_block(index >> BLOCK_BITS)
+        row = at << BLOCK_BITS | index & (BLOCK - 1)
+        old = self._whole[row : row + 1].copy().view(ENTRY)
+        was = self._bytes[row * 16 + _KIND_AT]
+        self._whole[row : row + 1] = _whole(entries)
+        self._live[at] += (self._bytes[row * 16 + _KIND_AT] != ABSENT) - (was != ABSENT)
         return old
 
     def clear(self, index: int, count: int) -> np.ndarray:
@@ -211,6 +226,21 @@ class PageTable:
             if not self._live[at]:
                 self._take_back(block, at)
         return np.concatenate(removed) if removed else np.zeros(0, ENTRY)
+
+    def clear_one(self, index: int) -> tuple[int, int, int, int, int]:
+        """Make one index absent, and give what was there as `get`."""
+        block = index >> BLOCK_BITS
+        at = self._block_at.get(block)
+        if at is None:
+            return 0, 0, ABSENT, 0, 0
+        row = at << BLOCK_BITS | index & (BLOCK - 1)
+        entry = _ENTRY.unpack_from(self._bytes, row * 16)
+        if entry[2] != ABSENT:
+            self._whole[row] = 0
+            self._live[at] -= 1
+            if not self._live[at]:
+                self._take_back(block, at)
+        return entry
 
     def remove(self, indices: npt.NDArray[np.int64]) -> np.ndarray:
         """Make these indices absent, none of which is or comes twice; return their entries."""

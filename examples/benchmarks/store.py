@@ -1,6 +1,6 @@
 """The store: µs a page on top of the engine's work, and bytes of tables a page.
 
-    python examples/benchmarks/store.py [--rounds 15] [--pages 8192] [--batches 8,64,256]
+    python examples/benchmarks/store.py [--rounds 15] [--pages 8192] [--batches 1,8,64,256]
                                         [--algorithms lz4,zstd] [--pid N | --file PATH | --workload KIND] [--json FILE]
 
 On pages of a real process, shuffled, without the same-filled ones, in this process (`sequential`): so that
@@ -254,7 +254,7 @@ def main() -> None:
     add_source(parser)
     parser.add_argument("--pages", type=int, default=8192, help="at most so many")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batches", default="8,64,256", help="pages of a batch, with commas")
+    parser.add_argument("--batches", default="1,8,64,256", help="pages of a batch, with commas")
     parser.add_argument("--algorithms", default=",".join(ALGORITHMS), help="with commas")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
