@@ -2,9 +2,10 @@
 
     python examples/benchmarks/compress.py [--rounds 15] [--pages 8192] [--batches 8,64,256]
                                            [--algorithms lz4,zstd] [--json FILE]
+                                           [--pid N | --file PATH | --workload KIND]
 
-On pages of a real process (Python objects, parsed source, JSON text, NumPy arrays), shuffled, without
-the same-filled ones. Every contender does all pages once a round, in an order drawn anew each round;
+On pages of a real process (Python objects, parsed source, JSON text, NumPy arrays) or of one's own, shuffled,
+without the same-filled ones. Every contender does all pages once a round, in an order drawn anew each round;
 a figure is the median of the rounds.
 
 `bare` is a loop of codec calls that throws the outputs away, on one core; the limit is two cores × bare.
@@ -36,8 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 import batchzip
-from batchzip.cli.process_memory import ProcessMemory
-from batchzip.cli.workload import Workload
+from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
 from batchzip.codecs import make_codec
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
 
-PAGE = 4096
 OUTPUT_BYTES = PAGE + 64
 """Room for an output in the arena: what does not compress is the caller's to keep as it is."""
 
@@ -68,19 +67,6 @@ GOALS = {
 """Least share of the limit that workers are to reach, on two cores."""
 
 CONTENDERS = ("bare", "two bare", "sequential", "workers", "arena")
-
-
-def real_pages(count: int) -> Bytes:
-    """Take `count` pages of a process, shuffled; same-filled ones are no work and left out."""
-    with (
-        Workload(64) as workload,
-        ProcessMemory(workload.pid, page_size=PAGE, chunk_pages=1024) as memory,
-    ):
-        pages = np.concatenate(list(memory.chunks()))
-    words = pages.view(np.uint64)
-    pages = pages[(words != words[:, :1]).any(axis=1)]
-    np.random.default_rng(1).shuffle(pages)
-    return np.ascontiguousarray(pages[:count])
 
 
 class Twin:
@@ -254,6 +240,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_source(parser)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--pages", type=int, default=8192)
     parser.add_argument("--batches", default="8,64,256", help="pages of a batch, with commas")
@@ -261,7 +248,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     sizes = [int(size) for size in options.batches.split(",")]
-    pages = real_pages(options.pages - options.pages % max(sizes))
+    pages = work_pages(source_of(options), options.pages)
+    pages = pages[: len(pages) - len(pages) % max(sizes)]
     print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
     print(f"{len(pages)} pages, {options.rounds} rounds", flush=True)
     rows = run(pages, options.algorithms.split(","), sizes, options.rounds)

@@ -33,11 +33,10 @@ from typing import TYPE_CHECKING, Any
 
 import lz4.block
 import numpy as np
-from compress import PAGE
 from rich.console import Console
 from rich.table import Table
 
-from batchzip.bench.pages import add_source, source_of, work_pages
+from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
 from batchzip.pool import Pool
 from batchzip.segment import Segment
 

@@ -1,6 +1,7 @@
 """How far workers scale: 1 … CPUs lanes, their efficiency, and the owner's serial part per page.
 
     python examples/benchmarks/scaling.py [--rounds 9] [--pages 8192] [--batch 1024] [--json FILE]
+                                          [--plot PNG] [--pid N | --file PATH | --workload KIND]
 
 A lane is a process that compresses: the owner is one, each worker is one more. Efficiency is
 bare ÷ (lanes × µs per page), where `bare` is a loop of codec calls on one core; it is one where a
@@ -34,10 +35,12 @@ from rich.console import Console
 from rich.table import Table
 
 import batchzip
+from batchzip.bench import plot
+from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
 from batchzip_workers.backend import WorkersBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compress import ALGORITHMS, PAGE, each, measure, real_pages
+from compress import ALGORITHMS, each, measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,15 +246,46 @@ def show(found: list[Step], parts: list[Serial]) -> None:
     console.print(other)
 
 
+def draw(found: list[Step], path: Path) -> None:
+    """Draw how many times as fast as one bare loop each number of lanes is."""
+    algorithms = list(dict.fromkeys(step.algorithm for step in found))
+    picture = plot.new_picture(6.5 * len(algorithms), 4.4)
+    row = picture.subplots(1, len(algorithms), squeeze=False)[0]
+    for axes, algorithm in zip(row, algorithms, strict=True):
+        steps_of = [step for step in found if step.algorithm == algorithm]
+        lanes = [step.lanes for step in steps_of]
+        axes.plot(lanes, lanes, color="0.6", linestyle=":", label="limit")
+        for name, marker, line, shade in (
+            ("at_once", "s", "--", "0.45"),
+            ("private", "o", "-", "black"),
+            ("arena", "D", "-.", "0.2"),
+        ):
+            speed = [step.bare_us / getattr(step, f"{name}_us") for step in steps_of]
+            label = name.replace("at_once", "bare at once")
+            axes.plot(lanes, speed, marker=marker, linestyle=line, color=shade, label=label)
+        axes.set_xticks(lanes)
+        axes.set_ylim(0)
+        axes.set_xlabel("lanes: the caller and its workers")
+        axes.set_title(f"{algorithm}: times as fast as one bare loop", loc="left")
+        plot.tidy(axes)
+    picture.draw_without_rendering()
+    for axes in row:
+        plot.label_ends(axes, plot.ends_of(axes))
+    plot.save(picture, path)
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_source(parser)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--pages", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    pages = real_pages(options.pages - options.pages % options.batch)
+    pages = work_pages(source_of(options), options.pages)
+    pages = pages[: len(pages) - len(pages) % options.batch]
     cpus = cpu_count()
     print(
         f"{platform.platform()}, Python {platform.python_version()}, {cpus} of {os.cpu_count()} CPUs"
@@ -266,6 +300,8 @@ def main() -> None:
     if options.json:
         rows = {"steps": [asdict(s) for s in found], "serial": [asdict(p) for p in parts]}
         options.json.write_text(json.dumps(rows, indent=2))
+    if options.plot:
+        draw(found, options.plot)
 
 
 if __name__ == "__main__":

@@ -31,13 +31,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from compress import ALGORITHMS, PAGE
+from compress import ALGORITHMS
 from rich.console import Console
 from rich.table import Table
 from xxhash import xxh3_64_intdigest
 
 import batchzip
-from batchzip.bench.pages import add_source, source_of, work_pages
+from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
 from batchzip.codecs import make_codec
 from batchzip.store import SwapStore
 
