@@ -123,7 +123,7 @@ class Arena:
                 table.view[slot] = before
             raise
 
-    def free_one(self, handle: int) -> None:
+    def free_one(self, handle: int) -> int:
         """Free one object, as `free`: five times as fast for one, and only for one."""
         table = self.handles
         slot, word = table.find(handle)
@@ -133,10 +133,14 @@ class Arena:
         place = word & SLOT
         self.spans.leave_one(place >> table.length_bits)
         self.objects -= 1
-        self.stored -= (place & (1 << table.length_bits) - 1) + 1
+        length = (place & (1 << table.length_bits) - 1) + 1
+        self.stored -= length
+        return length
 
-    def free(self, handles: Words) -> None:
-        """Free every object, or none and raise BadHandle."""
+    def free(self, handles: Words) -> int:
+        """Free every object, or none and raise BadHandle; the sum of their lengths."""
+        if not len(handles):
+            return 0
         table = self.handles
         slots, words = table.find_many(handles)
         ordered = np.sort(slots)
@@ -152,7 +156,9 @@ class Arena:
         table.give(slots, freed)
         self.spans.leave(at)
         self.objects -= len(slots)
-        self.stored -= int(np.add.reduce(lengths))
+        total = int(np.add.reduce(lengths))
+        self.stored -= total
+        return total
 
     def view(self, handle: int) -> memoryview:
         """Read-only bytes of one object."""

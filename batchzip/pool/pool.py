@@ -32,7 +32,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -45,13 +45,15 @@ from batchzip.pool.compaction import compact
 from batchzip.pool.handles import as_handles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, TypeAlias
 
     from batchzip.pool.audit import ClassUse
     from batchzip.pool.handles import Integers, Words
 
     Data: TypeAlias = bytes | bytearray | memoryview | np.ndarray[Any, np.dtype[np.uint8]]
+
+Result = TypeVar("Result")
 
 READY, TORN, CLOSED, FORKED = range(4)
 
@@ -111,20 +113,8 @@ class Pool(Closing):
             size = len(data)
         except TypeError as error:
             raise BadArgument(f"put takes a buffer of bytes: {error}") from None
-        largest = self._arena.classes.page_size
-        if not 0 < size <= largest:
-            raise BadArgument(f"an object has 1 to {largest} bytes, not {size}")
-        with self._lock:
-            if self._state:
-                self._enter()
-            self._state = TORN
-            try:
-                handle = self._arena.allocate_one(size, data)
-            except BatchzipError:
-                self._state = READY
-                raise
-            self._state = READY
-            return handle
+        self._check_size(size)
+        return self._change(self._arena.allocate_one, size, data)
 
     def put_many(self, buffers: Sequence[Data]) -> Words:
         """Allocate and fill an object for each buffer of bytes, or none at all.
@@ -138,6 +128,11 @@ class Pool(Closing):
             raise BadArgument(f"put_many takes a sequence of buffers of bytes: {error}") from None
         return self._allocate(self._as_sizes(sizes), buffers)
 
+    def _check_size(self, size: int) -> None:
+        largest = self._arena.classes.page_size
+        if type(size) is not int or not 0 < size <= largest:
+            raise BadArgument(f"an object has 1 to {largest} bytes, not {size!r}")
+
     def _as_sizes(self, sizes: list[int]) -> Integers:
         """Make an array of sizes of objects. Raises BadArgument where one is not right."""
         largest = self._arena.classes.page_size
@@ -150,40 +145,32 @@ class Pool(Closing):
     def _allocate(self, sizes: Integers, buffers: Sequence[Data] | None) -> Words:
         if not len(sizes):
             return np.empty(0, np.uint64)
+        if len(sizes) == 1:
+            data = None if buffers is None else buffers[0]
+            handle = self._change(self._arena.allocate_one, int(sizes[0]), data)
+            return np.array([handle], np.uint64)
+        return self._change(self._arena.allocate, sizes, buffers)
+
+    def _change(self, step: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a step that changes the arena; an error of ours leaves the arena whole."""
         with self._lock:
             if self._state:
                 self._enter()
             self._state = TORN
             try:
-                if len(sizes) == 1:
-                    data = None if buffers is None else buffers[0]
-                    handles = np.array([self._arena.allocate_one(int(sizes[0]), data)], np.uint64)
-                else:
-                    handles = self._arena.allocate(sizes, buffers)
+                result = step(*arguments)
             except BatchzipError:
                 self._state = READY
                 raise
             self._state = READY
-            return handles
+            return result
 
     def free(self, handle: int) -> int:
         """Free one object; the size that was asked for.
 
         Raises BadHandle for a handle that is not live; nothing changed then.
         """
-        with self._lock:
-            if self._state:
-                self._enter()
-            before = self._arena.stored
-            self._state = TORN
-            try:
-                self._arena.free_one(handle)
-            except BatchzipError:
-                self._state = READY
-                raise
-            freed = before - self._arena.stored
-            self._state = READY
-            return freed
+        return self._change(self._arena.free_one, handle)
 
     def free_many(self, handles: Sequence[int] | Words) -> int:
         """Free every object, or none where a handle is not live or comes twice: BadHandle.
@@ -193,24 +180,9 @@ class Pool(Closing):
         such spans (one in 64, and up to 32 more), which is kept for the next malloc or `compact`.
         """
         words = as_handles(handles)
-        with self._lock:
-            if self._state:
-                self._enter()
-            if not len(words):
-                return 0
-            before = self._arena.stored
-            self._state = TORN
-            try:
-                if len(words) == 1:
-                    self._arena.free_one(words[0])
-                else:
-                    self._arena.free(words)
-            except BatchzipError:
-                self._state = READY
-                raise
-            freed = before - self._arena.stored
-            self._state = READY
-            return freed
+        if len(words) == 1:
+            return self._change(self._arena.free_one, words[0])
+        return self._change(self._arena.free, words)
 
     def compact(self, max_objects: int = 1024) -> int:
         """Move at most `max_objects` objects together; return the bytes given back (zs_compact).
@@ -308,9 +280,8 @@ class Pool(Closing):
 
     def class_size(self, size: int) -> int:
         """Bytes that an object of `size` bytes takes: those of its class."""
+        self._check_size(size)
         classes = self._arena.classes
-        if type(size) is not int or not 0 < size <= classes.page_size:
-            raise BadArgument(f"an object has 1 to {classes.page_size} bytes, not {size!r}")
         return classes.classes[classes.index(size)].size
 
     def handles(self) -> Words:
