@@ -168,15 +168,17 @@ class Ledger:
         self._objects.sweep()
         self.lru.tick(len(entries), self.pages)
         entries["epoch"] = self.lru.stamp
-        old = self.table.replace(index, entries)
-        self.pool_bytes += pool_bytes
         if len(entries) == 1:
+            entry = self.table.replace_one(index, entries)
             self.gauges[entries["kind"][0]] += 1
-            self._free_one(*old.item())
-        else:
-            self.gauges += np.bincount(entries["kind"], minlength=len(KINDS))
-            if old["kind"].any():
-                self._free(old)
+            self.pool_bytes += pool_bytes
+            self._free_one(*entry)
+            return
+        old = self.table.replace(index, entries)
+        self.gauges += np.bincount(entries["kind"], minlength=len(KINDS))
+        self.pool_bytes += pool_bytes
+        if old["kind"].any():
+            self._free(old)
 
     def erase(self, index: int, count: int) -> int:
         """Take out whatever these indices hold and free it; how many pages that were."""

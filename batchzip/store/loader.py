@@ -164,10 +164,8 @@ class Loader:
             try:
                 if kind == SAME_FILLED:
                     page = fill(value, size)
-                elif (xxh3_64_intdigest(data) ^ number) & CHECKSUM_MASK != check:
-                    raise PageError(index, -errno.EBADMSG)  # noqa: TRY301 - as in load
                 else:
-                    page = home.codecs.decompress(number, data) if number else data
+                    page = home.restorer.one(index, data, check, number)
             except PageError as error:
                 if reused != home.codecs.reused:
                     return False

@@ -77,9 +77,6 @@ ENTRY = np.dtype(
 )
 """One entry, for whole folios at a time."""
 
-_KIND_AT = 12
-"""Byte of an entry where its kind is."""
-
 _ENTRY = struct.Struct("<QIBBH")
 """The same for one entry: a tenth of what NumPy takes for a single element."""
 
@@ -186,8 +183,6 @@ class PageTable:
         Raises MemoryError where the table cannot grow; nothing changed then.
         """
         self._make_room(index, len(entries))
-        if len(entries) == 1:
-            return self._replace_one(index, entries)
         old = np.zeros(len(entries), ENTRY)
         done = 0
         for block, start, stop in _runs(index, len(entries)):
@@ -202,14 +197,14 @@ class PageTable:
             )
         return old
 
-    def _replace_one(self, index: int, entries: np.ndarray) -> np.ndarray:
-        """Replace as `replace`, by plain steps."""
+    def replace_one(self, index: int, entries: np.ndarray) -> tuple[int, int, int, int, int]:
+        """Put one entry at `index`, as `replace`, by plain steps; what was there as `get` gives it."""
+        self._make_room(index, 1)
+        old = self.get(index)
         at = self._give_block(index >> BLOCK_BITS)
         row = at << BLOCK_BITS | index & (BLOCK - 1)
-        old = self._whole[row : row + 1].copy().view(ENTRY)
-        was = self._bytes[row * 16 + _KIND_AT]
         self._whole[row : row + 1] = _whole(entries)
-        self._live[at] += (self._bytes[row * 16 + _KIND_AT] != ABSENT) - (was != ABSENT)
+        self._live[at] += int(entries["kind"][0] != ABSENT) - (old[2] != ABSENT)
         return old
 
     def clear(self, index: int, count: int) -> np.ndarray:
@@ -229,14 +224,11 @@ class PageTable:
 
     def clear_one(self, index: int) -> tuple[int, int, int, int, int]:
         """Make one index absent, and give what was there as `get`."""
-        block = index >> BLOCK_BITS
-        at = self._block_at.get(block)
-        if at is None:
-            return 0, 0, ABSENT, 0, 0
-        row = at << BLOCK_BITS | index & (BLOCK - 1)
-        entry = _ENTRY.unpack_from(self._bytes, row * 16)
+        entry = self.get(index)
         if entry[2] != ABSENT:
-            self._whole[row] = 0
+            block = index >> BLOCK_BITS
+            at = self._block_at[block]
+            self._whole[at << BLOCK_BITS | index & (BLOCK - 1)] = 0
             self._live[at] -= 1
             if not self._live[at]:
                 self._take_back(block, at)

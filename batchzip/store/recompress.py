@@ -90,20 +90,20 @@ class Recompressor:
             indices, entries = indices[held], entries[held]
             stored = home.pooled(entries)
         pages = np.empty((len(stored), home.page_size), np.uint8)
-        good = [row for row in range(len(stored)) if self._restore(entries, stored, pages, row)]
+        told = zip(stored, entries["checksum"].tolist(), entries["codec"].tolist(), strict=True)
+        good = [row for row, one in enumerate(told) if self._restore(pages[row], *one)]
         if not good:
             return len(stored), 0, 0
         batch = CompressBatch(pages[good], capacity=home.page_size)
         self._writer.engine.compress(batch)
         rows: list[int] = []
         outputs: list[bytes] = []
-        for number, row in enumerate(good):
-            length = int(batch.dlens[number])
-            if not batch.errors[number] and length < home.page_size:
+        for row, output in zip(good, batch.outputs(), strict=True):  # empty where it failed
+            if 0 < len(output) < home.page_size:
                 before = pool.class_size(len(stored[row]))
-                if pool.class_size(length) < before:
+                if pool.class_size(len(output)) < before:
                     rows.append(row)
-                    outputs.append(bytes(batch.output(number)))
+                    outputs.append(bytes(output))
         if not rows:
             return len(stored), 0, 0
         better = np.zeros(len(rows), ENTRY)
@@ -123,13 +123,9 @@ class Recompressor:
         )
         return len(stored), int(np.count_nonzero(same)), saved
 
-    def _restore(
-        self, entries: np.ndarray, stored: list[bytes], pages: np.ndarray, row: int
-    ) -> bool:
+    def _restore(self, page: npt.NDArray[np.uint8], data: bytes, check: int, number: int) -> bool:
         try:
-            self._home.restorer.pages(
-                entries[row : row + 1], stored[row : row + 1], pages[row : row + 1], self._writer
-            )
+            page[:] = np.frombuffer(self._home.restorer.one(0, data, check, number), np.uint8)
         except PageError:
             with self._home.lock:
                 self._events["decompress_fail"] += 1

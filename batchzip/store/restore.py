@@ -53,15 +53,21 @@ class Restorer:
         checks = entries["checksum"][held].tolist()
         numbers = entries["codec"][held].tolist()
         for row, data, check, number in zip(held.tolist(), stored, checks, numbers, strict=True):
-            if checksum(data, number) != check:
+            if number != writer.number:
+                pages[row] = np.frombuffer(self.one(row, data, check, number), np.uint8)
+            elif checksum(data, number) != check:
                 raise PageError(row, -errno.EBADMSG)
-            if number == writer.number:
+            else:
                 rows.append(row)
                 sources.append(data)
-            else:
-                pages[row] = np.frombuffer(self._alone(number, data, row), np.uint8)
         if sources:
             self._together(sources, np.array(rows), pages, writer)
+
+    def one(self, row: int, data: bytes, check: int, number: int) -> bytes:
+        """Restore one entry that is not same-filled, from its stored bytes. Raises PageError, with `row`."""
+        if checksum(data, number) != check:
+            raise PageError(row, -errno.EBADMSG)
+        return self._alone(number, data, row)
 
     def _alone(self, number: int, data: bytes, row: int) -> bytes:
         if number == NO_CODEC:
