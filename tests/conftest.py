@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from batchzip import Engine, SwapStore
 from batchzip.testing import LeakCheck, start_resource_trackers
 
 if TYPE_CHECKING:
@@ -47,3 +48,17 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         if request.node.stash.get(_FAILED, False):
             stack.pop_all()  # its traceback holds on to all that the test had
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine("lz4", backend="sequential") as engine:
+        yield engine
+
+
+@pytest.fixture
+def store(engine: Engine) -> Iterator[SwapStore]:
+    with SwapStore(engine) as store:
+        yield store
+        if not store.closed:
+            store.check_invariants()

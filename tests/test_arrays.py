@@ -33,17 +33,10 @@ if TYPE_CHECKING:
 PAGE = 4096
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # Hypothesis wants one for all its examples
 def engine() -> Iterator[Engine]:
     with Engine("lz4", backend="sequential") as engine:
         yield engine
-
-
-@pytest.fixture
-def store(engine: Engine) -> Iterator[SwapStore]:
-    with SwapStore(engine) as store:
-        yield store
-        store.check_invariants()
 
 
 ARRAYS: dict[str, Any] = {

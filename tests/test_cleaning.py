@@ -3,7 +3,6 @@
 import errno
 import random
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from batchzip.store.page_table import BACKED
 
 ZONE = 1 << 20
 PAGES = 4 * ZONE // SIZE
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with Engine("lz4", backend="sequential") as engine:
-        yield engine
 
 
 def fill(store: SwapStore, count: int = PAGES) -> None:

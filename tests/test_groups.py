@@ -11,12 +11,6 @@ from batchzip import BadArgument, ClosedError, Engine, PageNotStored, StoreRejec
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    with Engine("lz4", backend="sequential") as engine:
-        yield engine
-
-
-@pytest.fixture
 def store(engine: Engine, tmp_path: Path) -> Iterator[SwapStore]:
     with SwapStore(engine, backing=tmp_path, shrinker_enabled=False) as store:
         yield store

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import linecache
 import os
 import pickle
-import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from interrupt_lines import interrupted_at
 from store_pages import noise, text
 
 from batchzip import (
@@ -34,24 +32,11 @@ from batchzip.serializers import PicklePacker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
+    from pathlib import Path
 
     from batchzip.index_space import Reservation
 
 PAGE = 4096
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with Engine("lz4", backend="sequential") as engine:
-        yield engine
-
-
-@pytest.fixture
-def store(engine: Engine) -> Iterator[SwapStore]:
-    with SwapStore(engine) as store:
-        yield store
-        store.check_invariants()
 
 
 @pytest.fixture
@@ -483,35 +468,8 @@ def test_of_threads_that_pop_or_set_a_default_one_gets_it(mapping: CompressedMap
     assert len(got) == 200
 
 
-def interrupted_at(step: int, work: Callable[[], object]) -> str | None:
-    """Raise KeyboardInterrupt before the given line of the mapping's code runs; say which it was."""
-    left = step
-    place = None
-
-    def on_line(frame: FrameType, event: str, _arg: object) -> Any:
-        nonlocal left, place
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        # On leaving a `with` its line comes again, where no signal can arrive.
-        if event == "line" and not line.startswith("with "):
-            left -= 1
-            if left == 0:
-                place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}: {line}"
-                raise KeyboardInterrupt
-        return on_line
-
-    def on_call(frame: FrameType, _event: str, _arg: object) -> Any:
-        name = Path(frame.f_code.co_filename).name
-        return on_line if name in ("mapping.py", "index_space.py", "serializers.py") else None
-
-    before = sys.gettrace()
-    sys.settrace(on_call)
-    try:
-        work()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(before)
-    return place
+def of_the_mapping(file: Path) -> bool:
+    return file.name in ("mapping.py", "index_space.py", "serializers.py")
 
 
 OLD, NEW = noise(1, 9000), text(2, 5000)
@@ -540,7 +498,11 @@ def test_an_interrupt_at_any_line_leaves_the_old_value_or_the_new_one(
             mapping["other"] = NEW
             mapping["key"] = OLD
             del mapping["gap"]
-            place = interrupted_at(step, lambda mapping=mapping: work(mapping))  # type: ignore[misc]
+            place = interrupted_at(
+                step,
+                lambda mapping=mapping: work(mapping),  # type: ignore[misc]
+                of_the_mapping,
+            )
             try:
                 assert mapping.get("key") in allowed
                 assert mapping.get("new") in (NEW, None)

@@ -42,18 +42,6 @@ spawn = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    with Engine("lz4", backend="sequential") as engine:
-        yield engine
-
-
-@pytest.fixture
-def store(engine: Engine) -> Iterator[SwapStore]:
-    with SwapStore(engine) as store:
-        yield store
-
-
-@pytest.fixture
 def view(store: SwapStore) -> Iterator[StoreView]:
     with store.share().attach() as view:
         yield view

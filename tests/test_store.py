@@ -3,19 +3,17 @@
 import dataclasses
 import errno
 import itertools
-import linecache
 import os
 import random
-import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from interrupt_lines import interrupted_at
 from store_pages import SIZE, ZEROS, grown, noise, text, word
 
 from batchzip import (
@@ -40,20 +38,6 @@ from batchzip.segment import Segment
 from batchzip.store.page_table import PageTable
 
 MAX_INDEX = (1 << 63) - 1
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with Engine("lz4", backend="sequential") as made:
-        yield made
-
-
-@pytest.fixture
-def store(engine: Engine) -> Iterator[SwapStore]:
-    with SwapStore(engine) as made:
-        yield made
-        if not made.closed:
-            made.check_invariants()
 
 
 def assert_nothing_is_stored(store: SwapStore) -> None:
@@ -1091,34 +1075,8 @@ def test_a_backend_that_fails_at_loading_loses_no_page() -> None:
         store.check_invariants()
 
 
-def interrupted_at(step: int, work: Callable[[], object]) -> str | None:
-    """Raise KeyboardInterrupt before the given line of the store's code runs; say which it was."""
-    left = step
-    place = None
-
-    def on_line(frame: FrameType, event: str, _arg: object) -> Any:
-        nonlocal left, place
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        # On leaving a `with` its line comes again, where no signal can arrive.
-        if event == "line" and not line.startswith("with "):
-            left -= 1
-            if left == 0:
-                place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}: {line}"
-                raise KeyboardInterrupt
-        return on_line
-
-    def on_call(frame: FrameType, _event: str, _arg: object) -> Any:
-        return on_line if "/batchzip/store/" in frame.f_code.co_filename else None
-
-    before = sys.gettrace()
-    sys.settrace(on_call)
-    try:
-        work()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(before)
-    return place
+def of_the_store(file: Path) -> bool:
+    return file.parent.parts[-2:] == ("batchzip", "store")
 
 
 INTERRUPTED: dict[str, Callable[[SwapStore, list[bytes]], object]] = {
@@ -1142,7 +1100,11 @@ def test_an_interrupt_at_any_line_of_the_store_leaves_all_or_nothing(
     for step in itertools.count(1):
         with SwapStore(engine, max_batch=2) as store:
             store.store(509, old)
-            place = interrupted_at(step, lambda store=store: INTERRUPTED[call](store, new))  # type: ignore[misc]
+            place = interrupted_at(
+                step,
+                lambda store=store: INTERRUPTED[call](store, new),  # type: ignore[misc]
+                of_the_store,
+            )
             try:
                 store.check_invariants()
                 there = [bytes(store.load(index)) for index in where if index in store]

@@ -23,12 +23,6 @@ from batchzip import (
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    with Engine("lz4", backend="sequential") as made:
-        yield made
-
-
-@pytest.fixture
 def store(engine: Engine, tmp_path: Path) -> Iterator[SwapStore]:
     with SwapStore(engine, backing=tmp_path) as made:
         yield made

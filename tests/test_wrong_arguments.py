@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,6 @@ from batchzip import (
     metrics,
     store_array,
 )
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with Engine("lz4", backend="sequential") as engine:
-        yield engine
-
-
-@pytest.fixture
-def store(engine: Engine) -> Iterator[SwapStore]:
-    with SwapStore(engine) as store:
-        yield store
-
 
 CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
     "an engine by name": (
@@ -73,7 +60,7 @@ CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
         "store is a SwapStore, not Engine",
     ),
     "figures of a list": (
-        lambda _: metrics.collector({"one": [store]}),  # type: ignore[dict-item]
+        lambda store: metrics.collector({"one": [store]}),  # type: ignore[dict-item]
         "store is a SwapStore, not list",
     ),
     "an array to an engine": (

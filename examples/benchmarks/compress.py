@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from loky.backend import get_context
-from rich.console import Console
 from rich.table import Table
 
 import batchzip
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
+from batchzip.bench.table import console
 from batchzip.codecs import make_codec
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 OUTPUT_BYTES = PAGE + 64
 """Room for an output in the arena: what does not compress is the caller's to keep as it is."""
-
-_WIDTH = 132
 
 ALGORITHMS: dict[str, dict[str, Any]] = {"lz4": {}, "zstd": {"level": 1}}
 
@@ -231,10 +229,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         del cells[1]
         goal = f"{row['goal']:.2f}" if row["goal"] else ""
         table.add_row(f"{row['algorithm']} {row['operation']}", str(row["batch"]), *cells, goal)
-    console = Console()
-    if console.width < _WIDTH:  # not a terminal, or a narrow one: figures must not be cut
-        console = Console(width=_WIDTH)
-    console.print(table)
+    console().print(table)
 
 
 def main() -> None:

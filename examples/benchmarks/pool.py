@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any
 
 import lz4.block
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
+from batchzip.bench.table import console
 from batchzip.pool import Pool
 from batchzip.segment import Segment
 
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 GOALS = {"put": 0.6, "free": 0.2, "filled": 1.03, "compacted": 1.05}
 """µs an object in batches of 256, and bytes held for each byte stored."""
 
-_WIDTH = 110
 _FILL = 256
 _PIECE = 8 * PAGE
 _FLOOR_BYTES = 32 << 20
@@ -265,12 +264,6 @@ def show_memory(ratios: dict[str, float], steps: list[dict[str, Any]]) -> None:
             f"{goal:.2f}" if goal else "",
         )
     console().print(table)
-
-
-def console() -> Console:
-    """Make a console that cuts no figure, on a narrow terminal or none."""
-    found = Console()
-    return found if found.width >= _WIDTH else Console(width=_WIDTH)
 
 
 def main() -> None:

@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any
 
 from loky import cpu_count
 from loky.backend import get_context
-from rich.console import Console
 from rich.table import Table
 
 import batchzip
 from batchzip.bench import plot
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
+from batchzip.bench.table import console
 from batchzip_workers.backend import WorkersBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from batchzip.codecs import Codec
     from batchzip_workers.posted import Posted
     from batchzip_workers.ring import Ring
-
-_WIDTH = 100
 
 OUTPUT_BYTES = PAGE + 64
 """Room for an output in the arena: what does not compress is the caller's to keep as it is."""
@@ -239,11 +237,8 @@ def show(found: list[Step], parts: list[Serial]) -> None:
             f"{part.worker_us:.2f}",
             " / ".join(f"{count:.0f}" for count in busy),
         )
-    console = Console()
-    if console.width < _WIDTH:  # not a terminal, or a narrow one: figures must not be cut
-        console = Console(width=_WIDTH)
-    console.print(table)
-    console.print(other)
+    console().print(table)
+    console().print(other)
 
 
 def draw(found: list[Step], path: Path) -> None:

@@ -32,12 +32,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from compress import ALGORITHMS
-from rich.console import Console
 from rich.table import Table
 from xxhash import xxh3_64_intdigest
 
 import batchzip
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
+from batchzip.bench.table import console
 from batchzip.codecs import make_codec
 from batchzip.store import SwapStore
 
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 GOALS = {"store": 0.8, "load": 1.0, "tables": 32}
 """µs a page stored, µs a page loaded on its own (lz4), and bytes of tables a page."""
 
-_WIDTH = 100
 _OUTPUT_BYTES = PAGE + 64
 _COPIES = 8
 
@@ -240,10 +239,7 @@ def show(rows: list[dict[str, Any]], tables: dict[str, tuple[int, float]]) -> No
             *(f"{cell:.2f}" for cell in cells),
             f"{goal:.1f}" if goal else "",
         )
-    console = Console()
-    if console.width < _WIDTH:  # not a terminal, or a narrow one: figures must not be cut
-        console = Console(width=_WIDTH)
-    console.print(table)
+    console().print(table)
     for algorithm, (count, size) in tables.items():
         print(f"{algorithm}: {size:.1f} bytes of tables a page of {count}; goal {GOALS['tables']}")
 
