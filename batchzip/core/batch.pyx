@@ -1,0 +1,522 @@
+"""Batches as plain memory: addresses and lengths, so that pages are done without the interpreter.
+
+    CompressBatch, DecompressBatch ──▶ Pointers ──▶ BatchState ──▶ run_pages(state, coder, first, end)
+
+A BatchState tells where inputs are, where outputs go, and where lengths and errors are noted. A lane
+that is a thread uses the owner's; a worker process makes one of what lies in its slot; both then call
+`run_pages`. Pages are named by their position in the batch's order: a batch that restores begins
+with its largest sources, which take longest, so that nobody waits for one at the end.
+
+Packed outputs. A batch without `dsts` has room for `capacity` bytes per page, and its outputs follow
+one another, run by run: position p's output lies at p × capacity or before. They touch a sixth of
+that memory, stay in the cache, and never move. `offsets` tells where each begins.
+
+The Python classes check shapes, types and overlap before a Pointers is made. It keeps the buffers
+that it points to, so that their memory stays.
+"""
+
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_CheckExact
+from libc.errno cimport EBADMSG, EINVAL, ETIMEDOUT
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from batchzip.core.coder cimport (
+    ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Tally, compress_page, hash_output,
+    raise_callback_error, restore_page,
+)
+
+cdef extern from "native.h" nogil:
+    void bz_count(uint64_t *, uint64_t)
+    int64_t bz_now_ns()
+
+cdef enum:
+    LOOK_BYTES = 64 << 10  # of pages done between two looks at a deadline
+    BUCKETS = 256  # of source lengths, to sort by
+
+
+cdef int64_t run_page(
+    BatchState *batch, CoderState *coder, Packer *packer, uint32_t position, Done *done
+) noexcept nogil:
+    """Do the page at a position. Return ABORT where a callback gave up."""
+    if batch.operation == COMPRESS:
+        return _compress(batch, coder, packer, position, &done.bytes_in, &done.bytes_out)
+    return _restore(batch, coder, position, &done.bytes_in, &done.bytes_out)
+
+
+cdef void count_done(CoderState *coder, int operation, const Done *done, int64_t started) noexcept nogil:
+    """Count pages that a coder did since `started`."""
+    cdef Tally *tally = &coder.tallies[operation]
+    bz_count(&tally.pages, done.pages)
+    bz_count(&tally.bytes_in, done.bytes_in)
+    bz_count(&tally.bytes_out, done.bytes_out)
+    bz_count(&tally.busy_ns, bz_now_ns() - started)
+
+
+cdef int run_pages(
+    BatchState *batch, CoderState *coder, Packer *packer, uint32_t first, uint32_t end
+) noexcept nogil:
+    """Do the pages at positions [first, end). Return 0, or ABORT where a callback gave up."""
+    cdef uint32_t position
+    cdef int64_t outcome = 0
+    cdef int64_t started = bz_now_ns()
+    cdef Done done
+    memset(&done, 0, sizeof(done))
+    for position in range(first, end):
+        outcome = run_page(batch, coder, packer, position, &done)
+        if outcome == ABORT:
+            break
+        done.pages += 1
+    count_done(coder, batch.operation, &done, started)
+    return ABORT if outcome == ABORT else 0
+
+
+cdef inline int64_t _compress(
+    BatchState *batch, CoderState *coder, Packer *packer, uint32_t position,
+    uint64_t *bytes_in, uint64_t *bytes_out,
+) noexcept nogil:
+    cdef uint32_t index = position if batch.order is NULL else batch.order[position]
+    cdef const uint8_t *page
+    cdef uint64_t offset
+    cdef int64_t length
+    if batch.input_table is NULL:
+        page = batch.inputs + index * batch.input_pitch
+    else:
+        page = batch.input_table[index]
+    if batch.packed:
+        offset = _next_packed(batch, packer, position)
+        batch.offsets[index] = offset
+    else:
+        offset = _row(batch, index) * batch.output_pitch
+    if batch.input_lengths is not NULL and batch.input_lengths[index] != batch.page_size:
+        length = -EINVAL
+    else:
+        length = compress_page(
+            coder, page, batch.is_private, batch.outputs + offset, batch.capacity
+        )
+        bytes_in[0] += batch.page_size
+    if length < 0:
+        if length == ABORT:
+            return ABORT
+        batch.dlens[index] = 0
+        batch.errors[index] = <int32_t>length
+        length = 0
+    else:
+        if batch.hashes is not NULL:
+            batch.hashes[index] = hash_output(coder, batch.outputs + offset, length)
+        batch.errors[index] = 0
+        batch.dlens[index] = <uint32_t>length
+        bytes_out[0] += length
+    if batch.packed:
+        packer.offset = offset + length
+        packer.position = position + 1
+    return length
+
+
+cdef inline uint64_t _next_packed(BatchState *batch, Packer *packer, uint32_t position) noexcept nogil:
+    """Return where the output of `position` goes: behind that of the position before, if known."""
+    if packer.position == position and position:
+        return packer.offset
+    return <uint64_t>position * batch.capacity
+
+
+cdef inline int64_t _restore(
+    BatchState *batch, CoderState *coder, uint32_t position,
+    uint64_t *bytes_in, uint64_t *bytes_out,
+) noexcept nogil:
+    cdef uint32_t index = position if batch.order is NULL else batch.order[position]
+    cdef const uint8_t *source
+    cdef uint8_t *page
+    cdef size_t length = batch.input_lengths[index]
+    cdef int64_t restored
+    if batch.input_table is NULL:
+        source = batch.inputs + index * batch.input_pitch
+    else:
+        source = batch.input_table[index]
+    page = _page_of(batch, index)
+    if length > 2 * batch.page_size:  # no page compresses to more
+        restored = -EBADMSG
+    else:
+        restored = restore_page(coder, source, length, page, batch.may_spoil)
+        bytes_in[0] += length
+    if restored == ABORT:
+        return ABORT
+    if restored < 0:
+        batch.dlens[index] = 0
+        batch.errors[index] = <int32_t>restored
+    else:
+        batch.errors[index] = 0
+        batch.dlens[index] = <uint32_t>restored
+        bytes_out[0] += restored
+    return restored
+
+
+cdef inline uint8_t *_page_of(BatchState *batch, uint32_t index) noexcept nogil:
+    if batch.output_table is NULL:
+        return batch.outputs + _row(batch, index) * batch.output_pitch
+    return batch.output_table[index]
+
+
+cdef inline uint64_t _row(BatchState *batch, uint32_t index) noexcept nogil:
+    """Return the row that an output goes to. A table is shared memory, so it is bounded once more."""
+    if batch.row_table is NULL:
+        return index
+    return min((<const volatile uint32_t *>batch.row_table)[index], batch.row_limit)
+
+
+cdef void fail_pages(BatchState *batch, uint32_t first, uint32_t end, int code) noexcept nogil:
+    """Give the pages at these positions the negative errno `code` and no output."""
+    cdef uint32_t position, index
+    for position in range(first, end):
+        index = position if batch.order is NULL else batch.order[position]
+        batch.dlens[index] = 0
+        batch.errors[index] = code
+
+
+cdef bint accept_pages(
+    BatchState *batch, Packer *packer, uint32_t first, uint32_t count,
+    const uint8_t *memory, size_t room, size_t pitch,
+    const uint32_t *dlens, const int32_t *errors, const uint64_t *hashes, const CoderState *coder,
+) noexcept nogil:
+    """Take the pages at positions [first, first + count), which another process did.
+
+    Outputs lie in `memory` of `room` bytes, one behind the other, or `pitch` bytes apart; NULL: they
+    are where they go. Everything is read once and checked before it is used. Return False where
+    something cannot be so: the pages are to be done again.
+    """
+    cdef uint32_t number, index
+    cdef uint64_t offset
+    cdef size_t at = 0, length
+    cdef int32_t code
+    cdef uint8_t *target
+    for number in range(count):
+        index = first + number if batch.order is NULL else batch.order[first + number]
+        length = (<const volatile uint32_t *>dlens)[number]
+        code = (<const volatile int32_t *>errors)[number]
+        if code:
+            if code > 0 or code < -4095 or length:
+                return False
+            batch.dlens[index] = 0
+            batch.errors[index] = code
+            if batch.packed:
+                batch.offsets[index] = <uint64_t>(first + number) * batch.capacity
+            at += pitch
+            continue
+        if batch.operation == DECOMPRESS:
+            if length != batch.page_size:
+                return False
+            target = _page_of(batch, index)
+        else:
+            if length == 0 or length > batch.capacity:
+                return False
+            if batch.packed:
+                offset = _next_packed(batch, packer, first + number)
+                batch.offsets[index] = offset
+                packer.offset = offset + length
+                packer.position = first + number + 1
+            else:
+                offset = index * batch.output_pitch
+            target = batch.outputs + offset
+        if memory is not NULL:
+            if at + length > room:
+                return False
+            memcpy(target, memory + at, length)
+            at += pitch if pitch else length
+        if hashes is not NULL and hash_output(coder, target, length) != hashes[number]:
+            return False
+        batch.errors[index] = 0
+        batch.dlens[index] = <uint32_t>length
+    return True
+
+
+cdef class Pointers:
+    """What the core knows of one batch.
+
+    `dlens` and `errors` are uint32 and int32 arrays of `count` elements.
+    """
+
+    def __cinit__(self, int operation, size_t page_size):
+        self.state.operation = operation
+        self.state.page_size = page_size
+        self.wants_order = operation == DECOMPRESS
+
+    def __dealloc__(self):
+        self._release_inputs()
+        self._release_outputs()
+        free(self.order)
+
+    def set_results(self, dlens not None, errors not None, uint32_t count) -> None:
+        """Note lengths and errors in these arrays."""
+        self.dlens, self.errors = dlens, errors
+        self.state.count = count
+        self.state.dlens = <uint32_t *>_address(dlens, True)
+        self.state.errors = <int32_t *>_address(errors, True)
+
+    # Inputs.
+
+    cdef void _release_inputs(self) noexcept:
+        cdef Py_ssize_t at
+        for at in range(self.input_count):
+            PyBuffer_Release(&self.input_views[at])
+        self.input_count = 0
+        free(self.input_views)
+        free(self.state.input_table)
+        self.input_views = NULL
+        self.state.input_table = NULL
+
+    def set_inputs(self, array, size_t pitch, lengths=None) -> None:
+        """Take inputs that lie `pitch` bytes apart in an array; `lengths` is uint32, or a page each."""
+        cdef const void *address = _address(array, False)
+        self._release_inputs()
+        self.input_owner = array
+        self.state.inputs = <const uint8_t *>address
+        self.state.input_pitch = pitch
+        self.state.is_private = False
+        self.slens = lengths
+        self.state.input_lengths = NULL
+        if lengths is not None:
+            self.state.input_lengths = <const uint32_t *>_address(lengths, False)
+
+    def set_input_list(self, list buffers, lengths) -> int:
+        """Take a list of buffers, and note their lengths in a uint32 array.
+
+        Return the index of the first that is no contiguous buffer of less than 4 GiB, or -1. The
+        inputs that there were are kept then.
+        """
+        cdef Py_ssize_t count = len(buffers), at = 0
+        cdef Py_buffer *views = <Py_buffer *>calloc(count, sizeof(Py_buffer))
+        cdef const uint8_t **table = <const uint8_t **>calloc(count, sizeof(uint8_t *))
+        cdef uint32_t *sizes = <uint32_t *>_address(lengths, True)
+        cdef bint is_private = True, failed = False
+        if views is NULL or table is NULL:
+            free(views)
+            free(table)
+            raise MemoryError("no memory for the addresses of a batch")
+        for at in range(count):
+            buffer = buffers[at]
+            try:
+                PyObject_GetBuffer(buffer, &views[at], PyBUF_SIMPLE)
+            except (TypeError, ValueError, BufferError):
+                failed = True
+                break
+            is_private = is_private and PyBytes_CheckExact(buffer)
+            table[at] = <const uint8_t *>views[at].buf
+            sizes[at] = <uint32_t>min(views[at].len, 0xFFFFFFFF)
+        if failed:
+            while at > 0:
+                at -= 1
+                PyBuffer_Release(&views[at])
+            free(views)
+            free(table)
+            for at in range(count):
+                try:
+                    memoryview(buffers[at]).cast("B")
+                except (TypeError, ValueError, BufferError):
+                    return at
+            return 0
+        self._release_inputs()
+        self.input_owner = None
+        self.input_views, self.input_count = views, count
+        self.state.input_table = table
+        self.state.inputs = NULL
+        self.state.input_pitch = 0
+        self.slens = lengths
+        self.state.input_lengths = sizes
+        self.state.is_private = is_private
+        return -1
+
+    def drop_inputs(self) -> None:
+        """Let go of the inputs."""
+        self._release_inputs()
+        self.input_owner = None
+        self.state.inputs = NULL
+        self.state.count = 0
+
+    # Outputs.
+
+    cdef void _release_outputs(self) noexcept:
+        cdef Py_ssize_t at
+        for at in range(self.output_count):
+            PyBuffer_Release(&self.output_views[at])
+        self.output_count = 0
+        free(self.output_views)
+        free(self.state.output_table)
+        self.output_views = NULL
+        self.state.output_table = NULL
+
+    def set_outputs(self, array, size_t pitch, size_t capacity, *, bint may_spoil=False) -> None:
+        """Put outputs `pitch` bytes apart, each with `capacity` bytes of room."""
+        self._release_outputs()
+        self.output_owner = array
+        self.state.outputs = <uint8_t *>_address(array, True)
+        self.state.output_pitch = pitch
+        self.state.capacity = capacity
+        self.state.may_spoil = may_spoil
+        self.state.packed = False
+
+    def set_packed_outputs(self, array, offsets, size_t capacity) -> None:
+        """Put outputs one behind the other, and note in a uint64 array where each begins."""
+        self.set_outputs(array, 0, capacity)
+        self.offsets = offsets
+        self.state.offsets = <uint64_t *>_address(offsets, True)
+        self.state.packed = True
+
+    def set_output_list(self, list buffers) -> None:
+        """Put outputs, a page each, into these buffers, which were checked."""
+        cdef Py_ssize_t count = len(buffers), at
+        self._release_outputs()
+        self.output_views = <Py_buffer *>calloc(count, sizeof(Py_buffer))
+        self.state.output_table = <uint8_t **>calloc(count, sizeof(uint8_t *))
+        if self.output_views is NULL or self.state.output_table is NULL:
+            raise MemoryError("no memory for the addresses of a batch")
+        for at in range(count):
+            PyObject_GetBuffer(buffers[at], &self.output_views[at], PyBUF_SIMPLE | PyBUF_WRITABLE)
+            self.output_count = at + 1
+            self.state.output_table[at] = <uint8_t *>self.output_views[at].buf
+        self.output_owner = None
+        self.state.outputs = NULL
+        self.state.capacity = self.state.page_size
+        self.state.may_spoil = False
+
+    # Running.
+
+    cdef void begin(self) noexcept:
+        """Forget the results of an earlier run."""
+        memset(self.state.dlens, 0, self.state.count * sizeof(uint32_t))
+        memset(self.state.errors, 0, self.state.count * sizeof(int32_t))
+        self.state.order = NULL
+
+    cdef void sort(self) except *:
+        """Put the largest sources first: a counting sort by length, exact to 1/256 of two pages."""
+        cdef uint32_t counts[BUCKETS]
+        cdef uint32_t count = self.state.count, index, bucket, start = 0
+        cdef size_t limit = 2 * self.state.page_size
+        if not self.wants_order or count < 3:
+            return
+        free(self.order)
+        self.order = <uint32_t *>malloc(count * sizeof(uint32_t))
+        if self.order is NULL:
+            raise MemoryError("no memory for the order of a batch")
+        memset(counts, 0, sizeof(counts))
+        for index in range(count):
+            counts[_bucket(self.state.input_lengths[index], limit)] += 1
+        for bucket in range(BUCKETS):
+            start += counts[bucket]
+            counts[bucket] = start - counts[bucket]
+        for index in range(count):
+            bucket = _bucket(self.state.input_lengths[index], limit)
+            self.order[counts[bucket]] = index
+            counts[bucket] += 1
+        self.state.order = self.order
+
+    cdef uint32_t count_failed(self) noexcept:
+        cdef uint32_t index, failed = 0
+        for index in range(self.state.count):
+            failed += self.state.errors[index] != 0
+        return failed
+
+    def run(self, Coders coders, deadline_ns=None) -> int:
+        """Do the batch in the calling thread. Return how many pages failed.
+
+        What is not done at `deadline_ns`, on the monotonic clock, gets -ETIMEDOUT.
+        """
+        cdef int64_t deadline = -1 if deadline_ns is None else deadline_ns
+        cdef Coder coder = coders.take()
+        cdef uint32_t failed
+        try:
+            self.begin()
+            with nogil:
+                _run_alone(&self.state, &coder.state, deadline)
+            raise_callback_error(&coder.state)
+            coders.tallies[self.state.operation].batches += 1
+        finally:
+            coders.give(coder)
+        failed = self.count_failed()
+        if failed:
+            coders.count_errors(self.state.operation, self.state.errors, self.state.count)
+        return failed
+
+    def accept(self, indices, memory, results) -> bool:
+        """Take pages that were done elsewhere; False where something in them cannot be so.
+
+        `indices`  uint32 array: which pages.
+        `memory`   bytes: their outputs, one behind the other; a page each where they were restored.
+        `results`  int32 array: the bytes of each output, or its negative errno.
+        """
+        cdef const uint32_t *order = <const uint32_t *>_address(indices, False)
+        cdef const int32_t *outcome = <const int32_t *>_address(results, False)
+        cdef uint32_t count = len(indices), number, dlen
+        cdef int32_t error
+        cdef Py_buffer view
+        cdef BatchState state = self.state
+        cdef Packer packer
+        cdef size_t at = 0, pitch = state.page_size if state.operation == DECOMPRESS else 0
+        cdef bint good = True
+        PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE)
+        for number in range(count):
+            if order[number] >= state.count:
+                good = False
+                break
+            # A packed output gets the place of its index: `elsewhere` has no order of its own.
+            packer.position = 0
+            state.order = NULL
+            error = min(outcome[number], 0)
+            dlen = 0
+            if outcome[number] > 0:
+                dlen = outcome[number]
+            elif outcome[number] == 0 and state.operation == DECOMPRESS:
+                dlen = state.page_size
+            if not accept_pages(
+                &state, &packer, order[number], 1, <const uint8_t *>view.buf + at,
+                view.len - at if <size_t>view.len > at else 0, pitch, &dlen, &error, NULL, NULL,
+            ):
+                good = False
+                break
+            at += pitch if pitch else dlen
+        PyBuffer_Release(&view)
+        return good
+
+    def reset(self) -> None:
+        """Forget the results of an earlier run."""
+        self.begin()
+
+    def fail_undone(self, int code) -> None:
+        """Give every page without a result the negative errno `code`."""
+        cdef uint32_t index
+        for index in range(self.state.count):
+            if not self.state.dlens[index] and not self.state.errors[index]:
+                self.state.errors[index] = code
+
+
+cdef inline uint32_t _bucket(uint32_t length, size_t limit) noexcept nogil:
+    return BUCKETS - 1 - <uint32_t>(min(<size_t>length, limit - 1) * BUCKETS // limit)
+
+
+cdef void _run_alone(BatchState *batch, CoderState *coder, int64_t deadline) noexcept nogil:
+    cdef uint32_t at = 0, end
+    cdef uint32_t piece = batch.count
+    cdef Packer packer
+    packer.position = 0
+    packer.offset = 0
+    if deadline >= 0:
+        piece = max(1, <uint32_t>(LOOK_BYTES // batch.page_size))
+    while at < batch.count:
+        if deadline >= 0 and bz_now_ns() >= deadline:
+            fail_pages(batch, at, batch.count, -ETIMEDOUT)
+            return
+        end = min(at + piece, batch.count)
+        if run_pages(batch, coder, &packer, at, end) == ABORT:
+            return
+        at = end
+
+
+cdef void *_address(buffer, bint writable) except? NULL:
+    """Return the address of a contiguous buffer, whose owner keeps it."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(buffer, &view, PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if writable else 0))
+    cdef void *address = view.buf
+    PyBuffer_Release(&view)
+    return address

@@ -1,0 +1,81 @@
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from batchzip.core.libraries cimport Lz4, Xxh3, Zstd
+
+cdef enum:
+    COMPRESS = 0
+    DECOMPRESS = 1
+
+cdef enum:
+    ABORT = -0x40000000  # a callback raised what is no page's error: the loop ends
+
+cdef struct Tally:  # what one coder did of one operation; written by its user, read by anybody
+    uint64_t pages
+    uint64_t bytes_in
+    uint64_t bytes_out
+    uint64_t busy_ns
+
+cdef struct BatchTally:  # what became of batches of one operation; written under the GIL
+    uint64_t batches
+    uint64_t divided
+    uint64_t waits
+    uint64_t wait_ns
+    uint64_t fallbacks
+
+cdef struct CoderState:
+    int library  # which functions do the work; CALLBACK: Python's
+    int effort  # acceleration or level
+    size_t page_size
+    size_t bound  # no output of a page is longer; 0 where that is unknown
+    size_t element_size  # of shuffled pages; 0: they are not shuffled
+    bint verify
+    bint gave_up  # a callback raised, see ABORT
+    const Lz4 *lz4
+    const Zstd *zstd
+    const Xxh3 *xxh3
+    void *compressing  # an lz4 state or a ZSTD_CCtx
+    void *restoring  # a ZSTD_DCtx
+    const void *ddict
+    PyObject *compress_call  # borrowed from the Coder
+    PyObject *decompress_call
+    PyObject *error  # owned: what a callback raised
+    uint8_t *page  # a private copy of the page
+    uint8_t *shuffled
+    uint8_t *restored  # what verify restores
+    uint8_t *output  # outputs that might not fit where they go
+    Tally tallies[2]
+
+cdef int64_t compress_page(
+    CoderState *coder, const uint8_t *page, bint is_private, uint8_t *dst, size_t capacity
+) noexcept nogil
+cdef int64_t restore_page(
+    CoderState *coder, const uint8_t *src, size_t length, uint8_t *dst, bint may_spoil
+) noexcept nogil
+cdef uint64_t hash_output(const CoderState *coder, const uint8_t *output, size_t length) noexcept nogil
+cdef void raise_callback_error(CoderState *coder) except *
+
+
+cdef class Coder:
+    cdef CoderState state
+    cdef readonly object codec
+    cdef readonly bint native
+    cdef object compress_call
+    cdef object decompress_call
+    cdef Coder shared  # whose dictionary tables this one uses
+    cdef void *cdict
+    cdef void *ddict
+    cdef size_t output_room
+    cdef void warm(self)
+
+
+cdef class Coders:
+    cdef readonly object codec
+    cdef readonly size_t page_size
+    cdef list every
+    cdef list unused
+    cdef dict error_counts
+    cdef BatchTally tallies[2]
+    cdef Coder take(self)
+    cdef void give(self, Coder coder)
+    cdef void count_errors(self, int operation, const int *errors, size_t count)

@@ -1,0 +1,503 @@
+"""Coder: a codec made ready for one thread at a time, and what is done with one page.
+
+    page ─▶ private copy ─▶ shuffle ─▶ codec ─▶ fits? ─▶ verify ─▶ destination, length
+    source ─▶ codec ─▶ exactly a page? ─▶ unshuffle ─▶ page
+
+The codec is a C function of lz4's or zstd's wheel where there is one (libraries.pyx). Any other codec
+is a Python callable, which is called back under the GIL, page by page, by the same steps.
+
+What is compressed is a private copy of the page: a page that its owner changes meanwhile may come
+out as bytes that no codec decodes. What is written to a destination is at most its capacity, whatever
+a codec returns: an output that might be longer is made elsewhere first.
+
+Rejected: a coder per thread, found through thread-local storage. A free list under the GIL needs no
+bookkeeping for threads that end, and a signal handler or finalizer that compresses in the middle of
+anything simply takes another coder.
+
+Invariants
+* One user at a time has a coder; only that user writes its state. Anybody may read the tallies.
+* A codec in Python runs with the GIL and without any lock of the core's.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.errno cimport EBADMSG, EINVAL, EIO, ENOMEM, ENOSPC
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy
+
+from batchzip.core.libraries cimport find_lz4, find_xxh3, find_zstd, zstd_make_cdict
+
+from batchzip.errors import PageError
+
+cdef extern from "native.h" nogil:
+    """
+    /* Put byte k of every element into row k, and back. Written for each element size, so that the
+     * compiler makes vector code of it. */
+    #define BZ_SHUFFLE(SIZE)                                                                     \
+        static void bz_shuffle##SIZE(const uint8_t *restrict page, uint8_t *restrict rows,       \
+                                     size_t elements) {                                          \
+            for (size_t k = 0; k < SIZE; k++)                                                    \
+                for (size_t i = 0; i < elements; i++) rows[k * elements + i] = page[i * SIZE + k]; \
+        }                                                                                        \
+        static void bz_unshuffle##SIZE(const uint8_t *restrict rows, uint8_t *restrict page,     \
+                                       size_t elements) {                                        \
+            for (size_t i = 0; i < elements; i++)                                                \
+                for (size_t k = 0; k < SIZE; k++) page[i * SIZE + k] = rows[k * elements + i];   \
+        }
+    BZ_SHUFFLE(2)
+    BZ_SHUFFLE(4)
+    BZ_SHUFFLE(8)
+    static void bz_shuffle(const uint8_t *page, uint8_t *rows, size_t bytes, size_t element) {
+        if (element == 2) bz_shuffle2(page, rows, bytes / 2);
+        else if (element == 4) bz_shuffle4(page, rows, bytes / 4);
+        else bz_shuffle8(page, rows, bytes / 8);
+    }
+    static void bz_unshuffle(const uint8_t *rows, uint8_t *page, size_t bytes, size_t element) {
+        if (element == 2) bz_unshuffle2(rows, page, bytes / 2);
+        else if (element == 4) bz_unshuffle4(rows, page, bytes / 4);
+        else bz_unshuffle8(rows, page, bytes / 8);
+    }
+    /* A checksum for where xxhash's functions are missing: FNV-1a over words. */
+    static uint64_t bz_plain_hash(const uint8_t *data, size_t length) {
+        uint64_t hash = 0xcbf29ce484222325u ^ length, word;
+        for (; length >= 8; data += 8, length -= 8) {
+            memcpy(&word, data, 8);
+            hash = (hash ^ word) * 0x100000001b3u;
+            hash ^= hash >> 29;
+        }
+        for (; length; data++, length--) hash = (hash ^ *data) * 0x100000001b3u;
+        return hash ^ hash >> 32;
+    }
+    """
+    void bz_shuffle(const uint8_t *, uint8_t *, size_t, size_t)
+    void bz_unshuffle(const uint8_t *, uint8_t *, size_t, size_t)
+    uint64_t bz_plain_hash(const uint8_t *, size_t)
+    void bz_count(uint64_t *, uint64_t)
+    uint64_t bz_read_figure(const uint64_t *)
+
+cdef enum:
+    CALLBACK, LZ4, LZ4HC, ZSTD
+
+cdef dict _LIBRARIES = {"lz4": LZ4, "lz4hc": LZ4HC, "zstd": ZSTD}
+
+cdef enum:
+    ZSTD_LEVEL = 100  # ZSTD_c_compressionLevel
+    ZSTD_CONTENT_SIZE = 200  # ZSTD_c_contentSizeFlag
+
+
+# One page.
+
+cdef int64_t compress_page(
+    CoderState *coder, const uint8_t *page, bint is_private, uint8_t *dst, size_t capacity
+) noexcept nogil:
+    """Compress a page to at most `capacity` bytes. Return their number, a negative errno or ABORT.
+
+    `is_private` says that nobody can change the page meanwhile.
+    """
+    cdef const uint8_t *source = page
+    cdef uint8_t *room = dst
+    cdef int64_t length
+    if not is_private:
+        memcpy(coder.page, page, coder.page_size)
+        source = coder.page
+    if coder.element_size:
+        bz_shuffle(source, coder.shuffled, coder.page_size, coder.element_size)
+        source = coder.shuffled
+    if coder.library == CALLBACK:
+        length = _call(coder, coder.compress_call, source, coder.page_size, dst, capacity, EIO)
+    else:
+        if capacity < coder.bound:
+            room = coder.output
+        length = _encode(coder, source, room, coder.bound)
+        if length > <int64_t>capacity:
+            return -ENOSPC
+    if length <= 0:
+        return length
+    if coder.verify and not _comes_back(coder, source, room, length):
+        return ABORT if coder.gave_up else -EIO
+    if room != dst:
+        memcpy(dst, room, length)
+    return length
+
+
+cdef int64_t _encode(
+    CoderState *coder, const uint8_t *source, uint8_t *room, size_t capacity
+) noexcept nogil:
+    cdef size_t produced
+    if coder.library == ZSTD:
+        produced = coder.zstd.compress2(
+            coder.compressing, room, capacity, source, coder.page_size
+        )
+        return -EIO if coder.zstd.is_error(produced) else <int64_t>produced
+    if coder.library == LZ4:
+        produced = coder.lz4.compress_fast(
+            coder.compressing, <const char *>source, <char *>room,
+            <int>coder.page_size, <int>capacity, coder.effort,
+        )
+    else:
+        produced = coder.lz4.compress_hc(
+            coder.compressing, <const char *>source, <char *>room,
+            <int>coder.page_size, <int>capacity, coder.effort,
+        )
+    return -EIO if <int>produced <= 0 else <int64_t>produced
+
+
+cdef bint _comes_back(
+    CoderState *coder, const uint8_t *source, const uint8_t *output, size_t length
+) noexcept nogil:
+    cdef int64_t restored = _decode(coder, output, length, coder.restored)
+    return restored > 0 and memcmp(coder.restored, source, coder.page_size) == 0
+
+
+cdef int64_t restore_page(
+    CoderState *coder, const uint8_t *src, size_t length, uint8_t *dst, bint may_spoil
+) noexcept nogil:
+    """Restore exactly a page to `dst`. Return its bytes, a negative errno or ABORT.
+
+    A page that fails is left as it was, unless `may_spoil`.
+    """
+    cdef uint8_t *room = dst
+    cdef int64_t restored
+    if coder.element_size:
+        room = coder.shuffled
+    elif not may_spoil:
+        room = coder.page
+    restored = _decode(coder, src, length, room)
+    if restored < 0:
+        return restored
+    if coder.element_size:
+        bz_unshuffle(room, dst, coder.page_size, coder.element_size)
+    elif room != dst:
+        memcpy(dst, room, coder.page_size)
+    return restored
+
+
+cdef int64_t _decode(
+    CoderState *coder, const uint8_t *src, size_t length, uint8_t *room
+) noexcept nogil:
+    cdef size_t restored, size = coder.page_size
+    if coder.library == CALLBACK:
+        restored = <size_t>_call(coder, coder.decompress_call, src, length, room, size, EBADMSG)
+        if <int64_t>restored < 0 and <int64_t>restored != -ENOSPC:
+            return <int64_t>restored
+    elif length > 2 * size or not length:
+        return -EBADMSG
+    elif coder.library == ZSTD:
+        # The declared size is not trusted beyond a page, and nothing may follow the frame.
+        if coder.zstd.content_size(src, length) != size:
+            return -EBADMSG
+        if coder.zstd.compressed_size(src, length) != length:
+            return -EBADMSG
+        if coder.ddict is NULL:
+            restored = coder.zstd.decompress_dctx(coder.restoring, room, size, src, length)
+        else:
+            restored = coder.zstd.decompress_with_ddict(
+                coder.restoring, room, size, src, length, coder.ddict
+            )
+    else:
+        restored = <size_t>coder.lz4.decompress(
+            <const char *>src, <char *>room, <int>length, <int>size
+        )
+    return <int64_t>size if restored == size else -EBADMSG
+
+
+cdef uint64_t hash_output(const CoderState *coder, const uint8_t *output, size_t length) noexcept nogil:
+    """Hash compressed bytes, to tell whether they are still those that were verified."""
+    if coder.xxh3 is not NULL:
+        return coder.xxh3.hash64(output, length)
+    return bz_plain_hash(output, length)
+
+
+# Codecs in Python.
+
+cdef int64_t _call(
+    CoderState *coder, PyObject *call, const uint8_t *data, size_t length,
+    uint8_t *dst, size_t capacity, int otherwise,
+) noexcept with gil:
+    """Call a codec in Python, and copy what it returns."""
+    cdef Py_buffer view
+    cdef int64_t produced
+    try:
+        # A copy: the codec may run Python code that changes what it was given.
+        output = (<object>call)(PyBytes_FromStringAndSize(<const char *>data, length))
+        PyObject_GetBuffer(output, &view, PyBUF_SIMPLE)
+        produced = view.len
+        if produced == 0:
+            produced = -otherwise
+        elif <size_t>produced > capacity:
+            produced = -ENOSPC
+        else:
+            memcpy(dst, view.buf, produced)
+        PyBuffer_Release(&view)
+        return produced
+    except MemoryError:
+        return -ENOMEM
+    except Exception:
+        return -otherwise
+    except BaseException as error:
+        Py_INCREF(error)
+        Py_XDECREF(coder.error)
+        coder.error = <PyObject *>error
+        coder.gave_up = True
+        return ABORT
+
+
+cdef void raise_callback_error(CoderState *coder) except *:
+    """Raise what a callback raised that is no page's error, if anything."""
+    if not coder.gave_up:
+        return
+    error = <object>coder.error
+    Py_XDECREF(coder.error)
+    coder.error = NULL
+    coder.gave_up = False
+    raise error
+
+
+cdef class Coder:
+    """A codec made ready: compresses and restores pages of one size, for one user at a time.
+
+    `codec`   a `batchzip.codecs.Codec`.
+    `like`    a coder of the same codec, whose dictionary tables are used.
+
+    Raises whatever the codec raises where it cannot be made ready.
+    """
+
+    def __cinit__(self, object codec, size_t page_size, Coder like=None):
+        plan = codec.plan()
+        cdef CoderState *state = &self.state
+        self.codec = codec
+        state.page_size = page_size
+        state.element_size = plan.element_size
+        state.verify = plan.verify
+        state.xxh3 = find_xxh3()
+        state.library = CALLBACK
+        if plan.native is not None:
+            self._use_library(plan.native, None if like is None else (like.shared or like))
+        self.native = state.library != CALLBACK
+        if not self.native:
+            self.compress_call = plan.codec.compressor(page_size)
+            self.decompress_call = plan.codec.decompressor(page_size)
+            state.compress_call = <PyObject *>self.compress_call
+            state.decompress_call = <PyObject *>self.decompress_call
+        self.output_room = max(2 * page_size, state.bound)
+        state.page = <uint8_t *>malloc(3 * page_size + self.output_room)
+        if state.page is NULL:
+            raise MemoryError("no memory for a codec's buffers")
+        state.shuffled = state.page + page_size
+        state.restored = state.shuffled + page_size
+        state.output = state.restored + page_size
+
+    cdef _use_library(self, native, Coder like):
+        cdef CoderState *state = &self.state
+        cdef int library = _LIBRARIES[native.library]
+        state.effort = native.effort
+        if library == ZSTD:
+            state.zstd = find_zstd()
+            if state.zstd is NULL:
+                return
+            self._use_zstd(native.dictionary, like)
+            state.bound = state.zstd.compress_bound(state.page_size)
+        else:
+            state.lz4 = find_lz4()
+            if state.lz4 is NULL:
+                return
+            state.compressing = calloc(
+                1, state.lz4.fast_state_bytes if library == LZ4 else state.lz4.hc_state_bytes
+            )
+            if state.compressing is NULL:
+                raise MemoryError("no memory for lz4's state")
+            state.bound = state.page_size + state.page_size // 255 + 16  # LZ4_COMPRESSBOUND
+        state.library = library
+
+    cdef _use_zstd(self, bytes dictionary, Coder like):
+        cdef CoderState *state = &self.state
+        cdef const Zstd *zstd = state.zstd
+        state.compressing = zstd.create_cctx()
+        state.restoring = zstd.create_dctx()
+        if state.compressing is NULL or state.restoring is NULL:
+            raise MemoryError("no memory for zstd's contexts")
+        if zstd.is_error(zstd.set_parameter(state.compressing, ZSTD_LEVEL, state.effort)):
+            raise ValueError(f"zstd refuses level {state.effort}")
+        zstd.set_parameter(state.compressing, ZSTD_CONTENT_SIZE, 1)
+        if dictionary is None:
+            return
+        cdef const char *data = PyBytes_AS_STRING(dictionary)
+        cdef void *cdict
+        if like is None:
+            self.cdict = zstd_make_cdict(zstd, data, len(dictionary), state.effort)
+            self.ddict = zstd.create_ddict(data, len(dictionary))
+            if self.cdict is NULL or self.ddict is NULL:
+                raise MemoryError("no memory for zstd's dictionary tables")
+            cdict = self.cdict
+            state.ddict = self.ddict
+        else:
+            self.shared = like
+            cdict = like.cdict
+            state.ddict = like.ddict
+        if zstd.is_error(zstd.ref_cdict(state.compressing, cdict)):
+            raise MemoryError("zstd refuses its dictionary tables")
+
+    def __dealloc__(self):
+        cdef CoderState *state = &self.state
+        Py_XDECREF(state.error)
+        if state.zstd is not NULL:
+            state.zstd.free_cctx(state.compressing)
+            state.zstd.free_dctx(state.restoring)
+            if self.cdict is not NULL:
+                state.zstd.free_cdict(self.cdict)
+            if self.ddict is not NULL:
+                state.zstd.free_ddict(self.ddict)
+        else:
+            free(state.compressing)
+        free(state.page)
+
+    cdef void warm(self):
+        """Have the codec allocate what it allocates at first use, in this thread."""
+        cdef CoderState *state = &self.state
+        cdef size_t capacity = state.bound
+        cdef uint8_t *page = <uint8_t *>calloc(1, state.page_size)
+        cdef uint8_t *output = <uint8_t *>malloc(capacity)
+        cdef int64_t length
+        if page is not NULL and output is not NULL:
+            length = compress_page(state, page, True, output, capacity)
+            if length > 0:
+                restore_page(state, output, length, page, True)
+        free(page)
+        free(output)
+
+    def compress(self, page) -> bytes:
+        """Compress one page. Raise PageError: -EINVAL for another size, -EIO, -ENOMEM."""
+        cdef Py_buffer view
+        cdef CoderState *state = &self.state
+        cdef int64_t length
+        PyObject_GetBuffer(page, &view, PyBUF_SIMPLE)
+        if <size_t>view.len != state.page_size:
+            PyBuffer_Release(&view)
+            raise PageError(0, -EINVAL)
+        with nogil:
+            length = compress_page(
+                state, <const uint8_t *>view.buf, False, state.output, self.output_room
+            )
+        PyBuffer_Release(&view)
+        if length == ABORT:
+            raise_callback_error(state)
+        _count_page(&state.tallies[COMPRESS], state.page_size, length)
+        if length < 0:
+            raise PageError(0, length)
+        return PyBytes_FromStringAndSize(<const char *>state.output, length)
+
+    def decompress(self, src) -> bytes:
+        """Restore one page. Raise PageError: -EBADMSG, -ENOMEM."""
+        cdef Py_buffer view
+        cdef CoderState *state = &self.state
+        cdef int64_t restored = -EBADMSG
+        page = PyBytes_FromStringAndSize(NULL, state.page_size)
+        PyObject_GetBuffer(src, &view, PyBUF_SIMPLE)
+        cdef size_t length = view.len
+        if length <= 2 * state.page_size:  # no page compresses to more
+            with nogil:
+                restored = restore_page(
+                    state, <const uint8_t *>view.buf, length,
+                    <uint8_t *>PyBytes_AS_STRING(page), True,
+                )
+        PyBuffer_Release(&view)
+        if restored == ABORT:
+            raise_callback_error(state)
+        _count_page(&state.tallies[DECOMPRESS], length, restored)
+        if restored < 0:
+            raise PageError(0, restored)
+        return page
+
+
+cdef inline void _count_page(Tally *tally, uint64_t bytes_in, int64_t produced) noexcept:
+    bz_count(&tally.pages, 1)
+    bz_count(&tally.bytes_in, bytes_in)
+    if produced > 0:
+        bz_count(&tally.bytes_out, produced)
+
+
+cdef class Coders:
+    """The coders of one codec: as many as are in use at a time, made when they are needed.
+
+    A coder is taken and given back in one step each, under the GIL. All are kept until the end, and
+    with them what they counted.
+    """
+
+    def __init__(self, codec, size_t page_size):
+        self.codec = codec
+        self.page_size = page_size
+        self.every = []
+        self.unused = []
+        self.error_counts = {}
+
+    @property
+    def native(self) -> bool:
+        """Whether the codec runs without the interpreter."""
+        cdef Coder coder = self.take()
+        self.give(coder)
+        return coder.native
+
+    cdef Coder take(self):
+        if self.unused:
+            return <Coder>self.unused.pop()
+        cdef Coder first = <Coder>self.every[0] if self.every else None
+        cdef Coder coder = Coder(self.codec, self.page_size, first)
+        self.every.append(coder)
+        return coder
+
+    cdef void give(self, Coder coder):
+        self.unused.append(coder)
+
+    def compress_page(self, page) -> bytes:
+        """Compress one page; see Coder.compress."""
+        cdef Coder coder = self.take()
+        try:
+            return coder.compress(page)
+        finally:
+            self.give(coder)
+
+    def decompress_page(self, src) -> bytes:
+        """Restore one page; see Coder.decompress."""
+        cdef Coder coder = self.take()
+        try:
+            return coder.decompress(src)
+        finally:
+            self.give(coder)
+
+    cdef void count_errors(self, int operation, const int *errors, size_t count):
+        """Count the pages of a batch that failed, by their codes."""
+        cdef size_t index
+        for index in range(count):
+            if errors[index]:
+                code = errors[index]
+                self.error_counts[code] = self.error_counts.get(code, 0) + 1
+
+    def errors(self) -> dict[int, int]:
+        """Return the number of pages that failed, by negative errno."""
+        return dict(sorted(self.error_counts.items()))
+
+    def add_batch(self, int operation, *, bint divided=False) -> None:
+        """Count a batch that was done elsewhere."""
+        self.tallies[operation].batches += 1
+        self.tallies[operation].divided += divided
+
+    def totals(self, int operation) -> dict[str, int]:
+        """Return what was done of one operation: the names are those of Tally and BatchTally."""
+        cdef BatchTally *batches = &self.tallies[operation]
+        cdef uint64_t pages = 0, bytes_in = 0, bytes_out = 0, busy_ns = 0
+        cdef Tally *tally
+        cdef Coder coder
+        for coder in self.every:
+            tally = &coder.state.tallies[operation]
+            pages += bz_read_figure(&tally.pages)
+            bytes_in += bz_read_figure(&tally.bytes_in)
+            bytes_out += bz_read_figure(&tally.bytes_out)
+            busy_ns += bz_read_figure(&tally.busy_ns)
+        return {
+            "batches": batches.batches, "divided": batches.divided, "waits": batches.waits,
+            "wait_ns": batches.wait_ns, "fallbacks": batches.fallbacks, "pages": pages,
+            "bytes_in": bytes_in, "bytes_out": bytes_out, "busy_ns": busy_ns,
+        }

@@ -1,0 +1,728 @@
+"""Division: one batch, done by the caller and the lanes together.
+
+    positions of the batch ──▶ mine: the caller's own ──▶ done here, a piece at a time
+                 │                  │ an idle lane gets half            ▲
+                 └────────────▶ posted: a lane's share ── cut from its end, once nothing is mine
+                                    │ done: collected
+                                    └ its lane is gone: what it had not begun is mine; what it had is
+                                      done by lanes only, as it may have ended the lane
+
+A page that was being done when its lane ended, twice, gets -EOWNERDEAD and is never run in the
+owner. The claim word says which page that was (ring.pyx), so no other page is suspected of it for
+long: the suspect goes to another lane by itself.
+
+With `isolate`, every page is done by lanes only.
+
+A job is stepped by `run`, which returns to Python when there is nothing to do but wait, so that
+Ctrl-C works, hung workers are killed and deadlines are kept by code that may take its time. Nothing
+that Python does in between can leave a job half changed: each step is one call. A job that is
+dropped takes back what no lane has begun and waits for the rest, because a lane that is a thread, or
+a worker that writes to the arena, still writes to the caller's memory.
+
+Invariant: each position is in exactly one of: mine, only_lanes, a posted share, done.
+
+Belongs to one thread at a time.
+"""
+
+cimport cython
+from libc.errno cimport ENOMEM, EOWNERDEAD
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from batchzip.core.batch cimport (
+    BatchState, Packer, Pointers, accept_pages, fail_pages, run_pages,
+)
+from batchzip.core.coder cimport (
+    ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Tally, raise_callback_error,
+)
+from batchzip.core.libraries cimport find_xxh3
+from batchzip.core.policy cimport Policy, first_share, lanes_worth, note_pages, piece, spare
+from batchzip.core.ring cimport (
+    NOT_POSTED, SLOTS, Ring, RingState, Share, await_done, cut, fitting, forks, give_up, is_done,
+    let_go, may_take, post,
+)
+
+from batchzip.core.ring import LOOK_NS
+from batchzip.errors import ForkedProcess
+
+cdef extern from "native.h" nogil:
+    """
+    #include <stddef.h>
+    static void bz_sleep_ns(int64_t ns) {
+        struct timespec time = {ns / 1000000000, ns % 1000000000};
+        nanosleep(&time, NULL);
+    }
+    """
+    void bz_sleep_ns(int64_t)
+    uint32_t bz_load32(const uint32_t *)
+    uint32_t bz_add32(uint32_t *, uint32_t)
+    uint64_t bz_load64(const uint64_t *)
+    void bz_count(uint64_t *, uint64_t)
+    uint64_t bz_read_figure(const uint64_t *)
+    int64_t bz_now_ns()
+
+DONE, WAITING, LATE, GAVE_UP = range(4)
+"""What `Job.run` returns: every page has a result; there is nothing to do but wait; the deadline has
+passed; a codec raised what is no page's error."""
+
+cdef enum:
+    IS_DONE, IS_WAITING, IS_LATE, HAS_GIVEN_UP
+
+cdef enum:
+    WAIT_NS = 2_000_000  # for a lane, while pages must not be done here
+    DROP_NS = 1_000_000_000  # for a worker that writes to the arena, when a job is dropped
+    MOST_DEATHS = 2
+    BACKLOG = 2  # shares that a worker has at a time
+
+NEGLECT_S = 30.0
+"""Seconds that a share which was given up may be under way before its lane counts as hung."""
+
+cdef int64_t _look_ns = LOOK_NS
+
+cdef struct Span:
+    uint32_t first
+    uint32_t end
+
+cdef struct Spans:
+    Span *items
+    uint32_t count
+    uint32_t room
+
+cdef struct Posted:
+    RingState *ring
+    uint32_t sequence
+    uint32_t first
+    uint32_t end  # what lies behind was taken back
+    bint in_slot  # outputs are collected from the slot
+    bint only_lanes
+    uint64_t seen  # the claim, when it was last looked at
+    int64_t since_ns  # when it changed last
+
+cdef struct JobState:
+    BatchState *batch
+    CoderState *coder  # NULL: no page is done here
+    const CoderState *hasher
+    Policy *policy
+    RingState **rings  # that the batch is shared with
+    uint32_t ring_count
+    Posted *posted
+    uint32_t posted_count
+    uint32_t posted_room
+    Spans mine
+    Spans only_lanes
+    uint8_t *deaths  # by position; NULL: no lane died
+    Packer packer
+    Share share  # what all shares of the batch have in common
+    bint staged
+    uint32_t most  # pages of a share
+    int64_t deadline
+    bint divided
+    bint distrusts  # a lane reported what cannot be
+    uint64_t waits
+    uint64_t wait_ns
+    uint64_t fallbacks
+
+
+# Spans.
+
+cdef bint _push(JobState *job, Spans *spans, uint32_t first, uint32_t end) noexcept nogil:
+    """Add positions; where there is no memory for that, they get -ENOMEM."""
+    cdef Span *grown
+    if first >= end:
+        return True
+    if spans.count == spans.room:
+        grown = <Span *>realloc(spans.items, (2 * spans.room + 8) * sizeof(Span))
+        if grown is NULL:
+            fail_pages(job.batch, first, end, -ENOMEM)
+            return False
+        spans.items = grown
+        spans.room = 2 * spans.room + 8
+    spans.items[spans.count].first = first
+    spans.items[spans.count].end = end
+    spans.count += 1
+    return True
+
+
+cdef uint32_t _total(const Spans *spans) noexcept nogil:
+    cdef uint32_t at, total = 0
+    for at in range(spans.count):
+        total += spans.items[at].end - spans.items[at].first
+    return total
+
+
+# Lanes.
+
+cdef bint _post(JobState *job, RingState *ring, uint32_t first, uint32_t *end, bint only_lanes) noexcept nogil:
+    """Post positions [first, end), or as many of them as fit; `end` becomes where that ends."""
+    cdef Share share = job.share
+    cdef Posted *posted
+    cdef uint32_t sequence
+    share.first = first
+    share.count = end[0] - first
+    share.count = fitting(ring, &share)
+    if job.posted_count == job.posted_room or not share.count:
+        return False
+    if post(ring, &share, &sequence) == NOT_POSTED:
+        return False
+    end[0] = first + share.count
+    posted = &job.posted[job.posted_count]
+    job.posted_count += 1
+    posted.ring = ring
+    posted.sequence = sequence
+    posted.first = first
+    posted.end = end[0]
+    posted.in_slot = not ring.is_thread and not share.outputs_shared
+    posted.only_lanes = only_lanes
+    posted.seen = 0
+    posted.since_ns = bz_now_ns()
+    job.divided = True
+    return True
+
+
+cdef void _feed(JobState *job) noexcept nogil:
+    """Give work to the lanes that want some."""
+    cdef uint32_t at, mine
+    cdef RingState *ring
+    if not job.mine.count and not job.only_lanes.count:
+        return
+    for at in range(job.ring_count):
+        ring = job.rings[at]
+        if job.only_lanes.count and may_take(ring, 1 if job.deaths is not NULL else BACKLOG):
+            _feed_only_lanes(job, ring)
+        elif job.mine.count and may_take(ring, 1 if ring.is_thread else BACKLOG):
+            mine = _total(&job.mine)
+            _feed_spare(job, ring, spare(job.policy, job.batch.operation, mine, job.most))
+
+
+cdef void _feed_spare(JobState *job, RingState *ring, uint32_t pages) noexcept nogil:
+    """Give a lane some of the caller's pages, from the end of a span."""
+    cdef Span *span = &job.mine.items[0]
+    cdef uint32_t first, end = span.end, wanted_end = span.end
+    pages = min(pages, span.end - span.first)
+    if not pages:
+        return
+    first = end - pages
+    if not _post(job, ring, first, &end, False):
+        return
+    span.end = first
+    if end < wanted_end:  # not all of them fit
+        _push(job, &job.mine, end, wanted_end)
+        span = &job.mine.items[0]
+    if span.first == span.end:
+        job.mine.count -= 1
+        job.mine.items[0] = job.mine.items[job.mine.count]
+
+
+cdef void _feed_only_lanes(JobState *job, RingState *ring) noexcept nogil:
+    """Give a lane pages that are not done here."""
+    cdef Span *span = &job.only_lanes.items[job.only_lanes.count - 1]
+    cdef uint32_t end = min(span.end, span.first + job.most)
+    if not _post(job, ring, span.first, &end, True):
+        return
+    span.first = end
+    if span.first == span.end:
+        job.only_lanes.count -= 1
+
+
+cdef void _collect(JobState *job) noexcept nogil:
+    """Take the shares that are done, and what lanes that are gone have left."""
+    cdef uint32_t at = 0
+    cdef Posted *posted
+    while at < job.posted_count:
+        posted = &job.posted[at]
+        if is_done(posted.ring, posted.sequence):
+            _accept(job, posted)
+        elif bz_load32(&posted.ring.gone):
+            # What it finished before it ended stands in `done`, which may have changed just now.
+            if is_done(posted.ring, posted.sequence):
+                _accept(job, posted)
+            else:
+                _recover(job, posted)
+        else:
+            at += 1
+            continue
+        let_go(posted.ring, posted.sequence)
+        job.posted_count -= 1
+        job.posted[at] = job.posted[job.posted_count]
+
+
+cdef void _accept(JobState *job, Posted *posted) noexcept nogil:
+    """Take the results of a share that is done."""
+    cdef RingState *ring = posted.ring
+    cdef uint32_t slot = posted.sequence % SLOTS, count = posted.end - posted.first
+    cdef size_t pitch = job.batch.page_size if job.batch.operation == DECOMPRESS else 0
+    if ring.is_thread or not count:
+        return
+    if accept_pages(
+        job.batch, &job.packer, posted.first, count,
+        ring.slots[slot].outputs if posted.in_slot else NULL, ring.output_room, pitch,
+        ring.slots[slot].dlens, ring.slots[slot].errors,
+        ring.slots[slot].hashes if job.share.hashed else NULL, job.hasher,
+    ):
+        return
+    # A lane that reports what cannot be is replaced, and its pages are done again.
+    ring.dead = 1
+    job.distrusts = True
+    if job.coder is NULL:
+        _suspect(job, posted.first, posted.end)
+    else:
+        job.fallbacks += count
+        _push(job, &job.mine, posted.first, posted.end)
+
+
+cdef void _recover(JobState *job, Posted *posted) noexcept nogil:
+    """Divide the pages of a lane that is gone into those it had begun and those it had not."""
+    cdef uint32_t slot = posted.sequence % SLOTS, count = posted.end - posted.first
+    cdef uint64_t claim = bz_load64(&posted.ring.slots[slot].head.claim)
+    cdef uint32_t begun = <uint32_t>claim
+    if begun > count:
+        _suspect(job, posted.first, posted.end)  # the word was spoilt
+        return
+    if job.coder is NULL or posted.only_lanes:
+        _push(job, &job.only_lanes, posted.first + begun, posted.end)
+    else:
+        job.fallbacks += count - begun
+        _push(job, &job.mine, posted.first + begun, posted.end)
+    if begun:
+        _push(job, &job.only_lanes, posted.first, posted.first + begun - 1)
+        _suspect(job, posted.first + begun - 1, posted.first + begun)
+
+
+cdef void _suspect(JobState *job, uint32_t first, uint32_t end) noexcept nogil:
+    """Note that each of these pages may have ended a lane; each is tried by itself, twice at most."""
+    cdef uint32_t position
+    if job.deaths is NULL:
+        job.deaths = <uint8_t *>calloc(job.batch.count, 1)
+        if job.deaths is NULL:
+            fail_pages(job.batch, first, end, -ENOMEM)
+            return
+    for position in range(first, end):
+        job.deaths[position] += 1
+        if job.deaths[position] >= MOST_DEATHS:
+            fail_pages(job.batch, position, position + 1, -EOWNERDEAD)
+        else:
+            _push(job, &job.only_lanes, position, position + 1)
+
+
+# The caller.
+
+cdef bint _take_own(JobState *job, uint32_t *first, uint32_t *end) noexcept nogil:
+    """Take the caller's next pages. Return False where nothing is left to do but wait."""
+    cdef Span *span
+    if job.mine.count:
+        span = &job.mine.items[job.mine.count - 1]
+        first[0] = span.first
+        end[0] = span.first + piece(job.policy, job.batch.operation, span.end - span.first)
+        span.first = end[0]
+        if span.first == span.end:
+            job.mine.count -= 1
+        return True
+    return _take_back(job, first, end)
+
+
+cdef bint _take_back(JobState *job, uint32_t *first, uint32_t *end) noexcept nogil:
+    """Take back pages from the share that has most left."""
+    cdef uint32_t at, left, most = 0, best = 0, taken
+    cdef uint64_t claim
+    cdef Posted *posted
+    while True:
+        most = 0
+        for at in range(job.posted_count):
+            posted = &job.posted[at]
+            if posted.only_lanes:
+                continue
+            claim = bz_load64(&posted.ring.slots[posted.sequence % SLOTS].head.claim)
+            left = <uint32_t>(claim >> 32) - <uint32_t>claim
+            # A word that another process spoilt takes nothing back.
+            if <uint32_t>(claim >> 32) != posted.end - posted.first or <uint32_t>claim > (claim >> 32):
+                continue
+            if left > most:
+                most = left
+                best = at
+        if not most:
+            return False
+        posted = &job.posted[best]
+        taken = cut(
+            &posted.ring.slots[posted.sequence % SLOTS].head.claim,
+            piece(job.policy, job.batch.operation, max(<uint32_t>1, most // 2)),
+        )
+        if not taken or taken > posted.end - posted.first:
+            continue
+        posted.end -= taken
+        first[0] = posted.end
+        end[0] = posted.end + taken
+        if posted.first == posted.end:  # the lane never began it, and finds nothing when it comes
+            give_up(posted.ring, posted.sequence)
+            job.posted_count -= 1
+            job.posted[best] = job.posted[job.posted_count]
+        return True
+
+
+cdef int _run(JobState *job, int64_t until) noexcept nogil:
+    """Do what there is to do, and wait until a time."""
+    cdef uint32_t first = 0, end = 0
+    cdef int64_t now = 0, limit
+    while True:
+        if job.deadline >= 0:
+            now = bz_now_ns()
+            if now >= job.deadline:
+                return IS_LATE
+        if job.posted_count:
+            _collect(job)
+        if job.distrusts:
+            return IS_WAITING
+        if job.ring_count:
+            _feed(job)
+        if job.coder is not NULL and _take_own(job, &first, &end):
+            if run_pages(job.batch, job.coder, &job.packer, first, end) == ABORT:
+                return HAS_GIVEN_UP
+            continue
+        if not job.posted_count and not job.only_lanes.count:
+            return IS_DONE
+        now = bz_now_ns()
+        if now >= until:
+            return IS_WAITING
+        limit = until if job.deadline < 0 else min(until, job.deadline)
+        if job.posted_count:
+            await_done(job.posted[0].ring, job.posted[0].sequence, _look_ns, limit)
+        else:
+            bz_sleep_ns(min(<int64_t>WAIT_NS, limit - now))
+        job.waits += 1
+        job.wait_ns += bz_now_ns() - now
+
+
+cdef void _withdraw(JobState *job) noexcept nogil:
+    """Take back every page that no lane has begun, and drop it."""
+    cdef uint32_t at = 0, taken
+    cdef Posted *posted
+    job.mine.count = 0
+    job.only_lanes.count = 0
+    while at < job.posted_count:
+        posted = &job.posted[at]
+        taken = cut(
+            &posted.ring.slots[posted.sequence % SLOTS].head.claim, posted.end - posted.first
+        )
+        posted.end -= min(taken, posted.end - posted.first)
+        # What is in a worker's slot harms nobody. What a lane writes to the caller's memory is
+        # waited for.
+        if posted.first < posted.end and not posted.in_slot:
+            at += 1
+            continue
+        give_up(posted.ring, posted.sequence)
+        job.posted_count -= 1
+        job.posted[at] = job.posted[job.posted_count]
+
+
+cdef void _await_rest(JobState *job, int64_t until) noexcept nogil:
+    """Wait until no lane writes to the caller's memory any more, or until a time."""
+    while job.posted_count:
+        _collect(job)
+        if not job.posted_count or bz_now_ns() >= until:
+            break
+        await_done(job.posted[0].ring, job.posted[0].sequence, 0, until)
+    job.mine.count = 0
+    job.only_lanes.count = 0
+
+
+cdef class Job
+
+
+cdef class Divider:
+    """What the batches of one engine have in common. Thread-safe.
+
+    `coders`    of the engine's codec.
+    `isolate`   no page is done by a caller.
+    `verify`    workers hash what they verified, and the hash is compared with what arrived.
+    """
+
+    cdef Coders coders
+    cdef Policy policy
+    cdef CoderState hasher
+    cdef bint isolate
+    cdef bint verify
+    cdef uint32_t made_in
+
+    def __init__(self, Coders coders, *, bint isolate=False, bint verify=False):
+        self.coders = coders
+        self.isolate = isolate
+        self.verify = verify
+        self.hasher.xxh3 = find_xxh3()
+        self.made_in = forks()
+
+    def start(
+        self, Pointers batch, tuple rings, *, deadline_ns=None, int64_t inputs=-1, int64_t outputs=-1
+    ) -> Job:
+        """Begin a batch with the lanes of these rings. No page is done before `Job.run`.
+
+        `inputs` and `outputs` are where the batch's pages lie in the engine's arena, or −1.
+        """
+        if self.made_in != forks():
+            raise ForkedProcess("this engine belongs to the process that forked this one")
+        cdef Job job = Job.__new__(Job)
+        job.begin(self, batch, rings, -1 if deadline_ns is None else deadline_ns, inputs, outputs)
+        return job
+
+
+@cython.no_gc_clear
+cdef class Job:
+    """One batch under way; made by `Divider.start`."""
+
+    cdef JobState state
+    cdef Divider divider
+    cdef Pointers batch
+    cdef Coder coder
+    cdef list rings
+    cdef bint ended
+    cdef object error  # what a codec raised that is no page's error
+    cdef uint64_t pages_before
+    cdef uint64_t busy_before
+    cdef readonly uint32_t failed  # pages that failed, once it is done
+
+    cdef begin(
+        self, Divider divider, Pointers batch, tuple rings, int64_t deadline,
+        int64_t inputs, int64_t outputs,
+    ):
+        cdef JobState *state = &self.state
+        cdef Tally *tally
+        self.divider = divider
+        self.batch = batch
+        self.rings = []
+        state.batch = &batch.state
+        state.policy = &divider.policy
+        state.hasher = &divider.hasher
+        state.deadline = deadline
+        state.share.batch = state.batch
+        state.share.inputs_shared = inputs >= 0 and batch.state.operation == COMPRESS
+        state.share.outputs_shared = outputs >= 0
+        state.share.inputs = inputs if inputs >= 0 else 0
+        state.share.outputs = outputs if outputs >= 0 else 0
+        state.share.hashed = divider.verify and batch.state.operation == COMPRESS
+        state.packer.position = 0
+        batch.begin()
+        if not divider.isolate:
+            self.coder = divider.coders.take()
+            state.coder = &self.coder.state
+            tally = &self.coder.state.tallies[batch.state.operation]
+            self.pages_before = tally.pages
+            self.busy_before = tally.busy_ns
+        self._divide(rings)
+        bz_add32(&state.policy.callers, 1)
+
+    cdef _divide(self, tuple rings):
+        cdef JobState *state = &self.state
+        cdef uint32_t count = state.batch.count, lanes = len(rings), awake = 0, asleep = 0, at
+        cdef uint32_t end, first
+        cdef Ring ring
+        if lanes and not self.divider.isolate:
+            for ring in rings:
+                if ring.is_neglected(NEGLECT_S):
+                    self.rings.append(ring)
+                    state.distrusts = True
+                elif may_take(&ring.state, SLOTS):
+                    if bz_load32(&ring.state.control.asleep):
+                        asleep += 1
+                    else:
+                        awake += 1
+            if bz_load32(&state.policy.callers) > lanes:
+                lanes = 0  # whoever calls has a core busy already
+            else:
+                lanes = lanes_worth(
+                    state.policy, state.batch.operation, count, awake, asleep, bz_now_ns()
+                )
+        if not lanes:
+            if self.divider.isolate:
+                _push(state, &state.only_lanes, 0, count)
+            else:
+                _push(state, &state.mine, 0, count)
+            return
+        self.batch.sort()
+        self.use(rings, lanes if not self.divider.isolate else len(rings))
+        state.staged = not state.share.outputs_shared or not (
+            state.share.inputs_shared or state.batch.operation == DECOMPRESS
+        )
+        ring = self.rings[0]
+        state.staged = state.staged and not ring.state.is_thread
+        state.most = first_share(count, lanes, count, state.staged)
+        if self.divider.isolate:
+            state.most = max(1, count // lanes)
+            _push(state, &state.only_lanes, 0, count)
+            return
+        first = 0
+        for at in range(state.ring_count):
+            end = min(first + state.most, count)
+            if end > first and _post(state, state.rings[at], first, &end, False):
+                first = end
+        _push(state, &state.mine, first, count)
+
+    cdef use(self, tuple rings, uint32_t lanes):
+        """Use these rings from now on, those of lanes that are awake first."""
+        cdef JobState *state = &self.state
+        cdef Ring ring
+        cdef bint sleepers
+        cdef RingState **found = <RingState **>realloc(state.rings, len(rings) * sizeof(void *) + 1)
+        cdef Posted *posted = <Posted *>realloc(
+            state.posted, (state.posted_count + len(rings) * SLOTS + 1) * sizeof(Posted)
+        )
+        if found is not NULL:
+            state.rings = found
+        if posted is not NULL:
+            state.posted = posted
+        if found is NULL or posted is NULL:
+            raise MemoryError("no memory to divide a batch")
+        state.posted_room = state.posted_count + len(rings) * SLOTS
+        # Those that shares were posted to keep their memory.
+        self.rings.extend(ring for ring in rings if ring not in self.rings)
+        state.ring_count = 0
+        for sleepers in range(2):
+            for ring in rings:
+                if state.ring_count < lanes and (bz_load32(&ring.state.control.asleep) != 0) == sleepers:
+                    state.rings[state.ring_count] = &ring.state
+                    state.ring_count += 1
+
+    def run(self, double wait_s=0.05) -> int:
+        """Do what there is to do, then wait up to `wait_s` seconds. Return DONE, WAITING, …"""
+        cdef int64_t until
+        cdef int status
+        if self.ended:
+            return IS_DONE
+        with nogil:
+            until = bz_now_ns() + <int64_t>(wait_s * 1e9)
+            status = _run(&self.state, until)
+        if status == IS_DONE:
+            self.end()
+        return status
+
+    @property
+    def only_lanes(self) -> int:
+        """Pages that wait for a lane, as they must not be done here."""
+        return _total(&self.state.only_lanes)
+
+    def set_rings(self, tuple rings) -> None:
+        """Use these rings from now on; others were replaced."""
+        if self.state.ring_count == len(rings) and all(ring in self.rings for ring in rings):
+            return
+        self.use(rings, len(rings))
+
+    def untrusted(self, double patience_s) -> list[Ring]:
+        """Return the rings whose lanes are to be killed.
+
+        Those that reported what cannot be, and those that had pages of this batch, or shares that were
+        given up, for so long without finishing one.
+        """
+        cdef int64_t now = bz_now_ns(), patience = <int64_t>(patience_s * 1e9)
+        cdef uint32_t at
+        cdef Posted *posted
+        cdef Ring ring
+        cdef uint64_t claim
+        self.state.distrusts = False
+        found = [
+            ring for ring in self.rings
+            if ring.state.dead and not ring.state.gone or ring.is_neglected(patience_s)
+        ]
+        for at in range(self.state.posted_count):
+            posted = &self.state.posted[at]
+            claim = bz_load64(&posted.ring.slots[posted.sequence % SLOTS].head.claim)
+            claim = <uint32_t>claim + (<uint64_t>bz_load32(&posted.ring.control.done) << 32) + 1
+            if claim != posted.seen:
+                posted.seen = claim
+                posted.since_ns = now
+            elif now - posted.since_ns >= patience:
+                found.extend(
+                    ring for ring in self.rings if &ring.state == posted.ring and ring not in found
+                )
+        return found
+
+    def holders(self) -> list[Ring]:
+        """Return the rings of the lanes that have pages of this batch."""
+        cdef Ring ring
+        cdef uint32_t at
+        found = []
+        for ring in self.rings:
+            for at in range(self.state.posted_count):
+                if self.state.posted[at].ring == &ring.state:
+                    found.append(ring)
+                    break
+        return found
+
+    def fail_only_lanes(self, int code) -> None:
+        """Give the pages that wait for a lane the negative errno `code`."""
+        cdef uint32_t at
+        for at in range(self.state.only_lanes.count):
+            fail_pages(
+                self.state.batch, self.state.only_lanes.items[at].first,
+                self.state.only_lanes.items[at].end, code,
+            )
+        self.state.only_lanes.count = 0
+
+    def withdraw(self, double wait_s, code=None) -> bool:
+        """Take back what no lane has begun, and wait for what still writes to the caller's memory.
+
+        Pages without a result get the negative errno `code`. Return whether the job has ended; False
+        after `wait_s` seconds otherwise.
+        """
+        cdef JobState *state = &self.state
+        cdef int64_t until
+        if self.ended:
+            return True
+        with nogil:
+            _withdraw(state)
+            until = bz_now_ns() + <int64_t>(wait_s * 1e9)
+            _await_rest(state, until)
+        if state.posted_count:
+            return False
+        if code is not None:
+            self.batch.fail_undone(code)
+        self.end()
+        return True
+
+    def raise_error(self) -> None:
+        """Raise what a codec raised that is no page's error, once the job has ended."""
+        if self.error is not None:
+            raise self.error
+
+    cdef void end(self):
+        """Count the batch and give the coder back."""
+        cdef JobState *state = &self.state
+        cdef int operation = state.batch.operation
+        cdef Coders coders = self.divider.coders
+        cdef Tally *tally
+        if self.ended:
+            return
+        self.ended = True
+        bz_add32(&state.policy.callers, <uint32_t>-1)
+        if self.coder is not None:
+            tally = &self.coder.state.tallies[operation]
+            note_pages(
+                state.policy, operation, tally.pages - self.pages_before,
+                tally.busy_ns - self.busy_before, bz_now_ns(),
+            )
+            try:
+                raise_callback_error(state.coder)
+            except BaseException as error:
+                self.error = error
+            state.coder = NULL
+            coders.give(self.coder)
+        coders.tallies[operation].batches += 1
+        coders.tallies[operation].divided += state.divided
+        coders.tallies[operation].waits += state.waits
+        coders.tallies[operation].wait_ns += state.wait_ns
+        coders.tallies[operation].fallbacks += state.fallbacks
+        self.failed = self.batch.count_failed()
+        if self.failed:
+            coders.count_errors(operation, state.batch.errors, state.batch.count)
+
+    def __dealloc__(self):
+        cdef JobState *state = &self.state
+        if self.divider is not None and not self.ended and self.divider.made_in == forks():
+            with nogil:
+                _withdraw(state)
+                while state.posted_count and state.posted[0].ring.is_thread:
+                    _await_rest(state, bz_now_ns() + DROP_NS)
+                _await_rest(state, bz_now_ns() + DROP_NS)
+            self.end()
+        free(state.rings)
+        free(state.posted)
+        free(state.mine.items)
+        free(state.only_lanes.items)
+        free(state.deaths)

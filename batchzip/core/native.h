@@ -1,0 +1,162 @@
+/* What the core needs of the machine: atomics, futex, clock, threads and CPUs.
+ *
+ * Every access to a word that another thread or process may change goes through the functions here.
+ * In a build with -DBZ_EXPLORE each of them first asks a scheduler for its turn, so that a test can
+ * run the compiled code under every interleaving (tests/model/explore.py). Other builds pay nothing.
+ */
+#ifndef BATCHZIP_NATIVE_H
+#define BATCHZIP_NATIVE_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifdef BZ_EXPLORE
+void bz_explore_point(void);
+int bz_explore_wait(uint32_t *word, uint32_t seen, int has_timeout);
+void bz_explore_wake(uint32_t *word);
+int bz_explore_is_scheduled(void);
+#define BZ_POINT() bz_explore_point()
+#else
+#define BZ_POINT() ((void)0)
+#endif
+
+#define bz_unlikely(condition) __builtin_expect(!!(condition), 0)
+
+/* Atomics. Loads acquire and stores release; read-modify-writes and the fence are sequentially
+ * consistent. The relaxed ones are for figures that nobody decides by. */
+
+static inline uint32_t bz_load32(const uint32_t *word) {
+    BZ_POINT();
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+static inline void bz_store32(uint32_t *word, uint32_t value) {
+    BZ_POINT();
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
+
+static inline uint32_t bz_add32(uint32_t *word, uint32_t value) {
+    BZ_POINT();
+    return __atomic_add_fetch(word, value, __ATOMIC_SEQ_CST);
+}
+
+static inline uint32_t bz_exchange32(uint32_t *word, uint32_t value) {
+    BZ_POINT();
+    return __atomic_exchange_n(word, value, __ATOMIC_SEQ_CST);
+}
+
+static inline uint64_t bz_load64(const uint64_t *word) {
+    BZ_POINT();
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+static inline void bz_store64(uint64_t *word, uint64_t value) {
+    BZ_POINT();
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
+
+/* Store `wanted` if the word still is *seen; otherwise put what it is into *seen. */
+static inline int bz_cas64(uint64_t *word, uint64_t *seen, uint64_t wanted) {
+    BZ_POINT();
+    return __atomic_compare_exchange_n(word, seen, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE);
+}
+
+/* Order the caller's earlier stores before its later loads, as going to sleep needs on both sides. */
+static inline void bz_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+static inline uint64_t bz_read_figure(const uint64_t *word) {
+    return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+
+/* Add to a figure that has one writer. */
+static inline void bz_count(uint64_t *word, uint64_t more) {
+    __atomic_store_n(word, __atomic_load_n(word, __ATOMIC_RELAXED) + more, __ATOMIC_RELAXED);
+}
+
+static inline void bz_set_figure(uint64_t *word, uint64_t value) {
+    __atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
+
+/* Clock and waiting. */
+
+static inline int64_t bz_now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static inline void bz_pause(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* Sleep while *word is `seen`, for at most `timeout_ns` (negative: without a limit). Returns early on
+ * a signal. Works between processes. */
+static inline void bz_futex_wait(uint32_t *word, uint32_t seen, int64_t timeout_ns) {
+#ifdef BZ_EXPLORE
+    if (bz_explore_is_scheduled()) {
+        bz_explore_wait(word, seen, timeout_ns >= 0);
+        return;
+    }
+#endif
+    struct timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+    syscall(SYS_futex, word, FUTEX_WAIT, seen, timeout_ns < 0 ? NULL : &timeout, NULL, 0);
+}
+
+static inline void bz_futex_wake(uint32_t *word) {
+#ifdef BZ_EXPLORE
+    if (bz_explore_is_scheduled()) {
+        bz_explore_wake(word);
+        return;
+    }
+#endif
+    syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+/* Threads. All signals are blocked in them: handlers belong to the interpreter's threads. */
+
+static inline int bz_start_thread(pthread_t *thread, void *(*run)(void *), void *argument) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(thread, NULL, run, argument);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return failed;
+}
+
+/* Move the calling thread off `cpu` if it runs there, the `number`-th to a CPU of its own, and let
+ * the kernel move it again at once. An idle CPU of a virtual machine counts as preempted, so the
+ * kernel wakes a sleeper on the CPU of whoever woke it; there both would take turns. */
+static inline void bz_step_aside(int cpu, int number) {
+    cpu_set_t allowed, one;
+    if (sched_getcpu() != cpu || sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    int others = CPU_COUNT(&allowed) - CPU_ISSET(cpu, &allowed);
+    if (others < 1) return;
+    int skip = number % others;
+    for (int at = 0; at < CPU_SETSIZE; at++) {
+        if (!CPU_ISSET(at, &allowed) || at == cpu || skip-- > 0) continue;
+        CPU_ZERO(&one);
+        CPU_SET(at, &one);
+        if (!sched_setaffinity(0, sizeof one, &one)) sched_setaffinity(0, sizeof allowed, &allowed);
+        return;
+    }
+}
+
+#endif

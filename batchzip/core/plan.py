@@ -1,0 +1,41 @@
+"""Plan: what the core needs to know of a codec.
+
+    Verified(Shuffled(Zstd(level=1), 4))  ──plan()──▶  Plan(codec=Zstd(level=1), native=Native("zstd", 1),
+                                                            element_size=4, verify=True)
+
+Shuffling and verifying are steps of the core's own loop, around a C function (`native`) or around
+whatever the innermost codec's `compressor()` and `decompressor()` return. A plan with a native codec
+holds plain values only, so that a worker process needs no codec class to use it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from batchzip.codecs.codec import Codec
+
+
+class Native(NamedTuple):
+    """A codec that is a C function: which one, and with what parameters."""
+
+    library: str
+    """"lz4", "lz4hc" or "zstd"."""
+    effort: int
+    """lz4's acceleration, or the level of the others."""
+    dictionary: bytes | None = None
+
+
+class Plan(NamedTuple):
+    """A codec, taken apart."""
+
+    codec: Codec | None
+    """The innermost codec; None in a worker that uses a C function."""
+    native: Native | None
+    element_size: int = 0
+    """Bytes of an element of pages that are shuffled; 0: they are not."""
+    verify: bool = False
+
+    def plan(self) -> Plan:
+        """Return this plan: the core takes plans in place of codecs."""
+        return self

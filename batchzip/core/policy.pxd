@@ -1,0 +1,19 @@
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef struct Policy:  # hints; several of the owner's threads may lose each other's updates
+    uint64_t page_ns[2]  # what a page takes in one lane, by operation; 0: not known yet
+    int64_t lost_ns  # what a stream of batches lost by being done alone
+    int64_t last_ns  # when the last batch ended
+    uint32_t callers  # batches under way now
+
+cdef uint32_t lanes_worth(
+    Policy *policy, int operation, uint32_t count, uint32_t awake, uint32_t asleep, int64_t now
+) noexcept nogil
+cdef uint32_t first_share(
+    uint32_t count, uint32_t lanes, uint32_t most, bint staged
+) noexcept nogil
+cdef uint32_t piece(const Policy *policy, int operation, uint32_t left) noexcept nogil
+cdef uint32_t spare(const Policy *policy, int operation, uint32_t mine, uint32_t most) noexcept nogil
+cdef void note_pages(
+    Policy *policy, int operation, uint64_t pages, uint64_t busy_ns, int64_t now
+) noexcept nogil

@@ -1,0 +1,135 @@
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from batchzip.core.batch cimport BatchState
+from batchzip.core.coder cimport Coder, CoderState
+
+cdef enum:
+    SLOTS = 4
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <stdint.h>
+    typedef struct {
+        _Alignas(64) uint32_t ready;
+        _Alignas(64) uint32_t posted;
+        _Alignas(64) uint32_t done;
+        _Alignas(64) uint32_t asleep;
+        _Alignas(64) uint32_t bell;
+        _Alignas(64) uint32_t waiters;
+        _Alignas(64) uint32_t stop;
+        _Alignas(64) uint32_t owner_cpu;
+        _Alignas(64) uint64_t figures[16];
+    } bz_control;
+
+    typedef struct {
+        uint32_t sequence, operation, count, capacity;
+        uint32_t first, input_bytes, flags, unused;
+        uint64_t batch, inputs, input_pitch, outputs, output_pitch;
+        uint64_t check;
+    } bz_descriptor;
+
+    typedef struct {
+        _Alignas(64) uint64_t claim;
+        _Alignas(64) bz_descriptor descriptor;
+    } bz_slot_head;
+    """
+    ctypedef struct Descriptor "bz_descriptor":
+        uint32_t sequence
+        uint32_t operation
+        uint32_t count
+        uint32_t capacity
+        uint32_t first
+        uint32_t input_bytes
+        uint32_t flags
+        uint64_t batch
+        uint64_t inputs
+        uint64_t input_pitch
+        uint64_t outputs
+        uint64_t output_pitch
+        uint64_t check
+
+    ctypedef struct Control "bz_control":
+        uint32_t ready
+        uint32_t posted
+        uint32_t done
+        uint32_t asleep
+        uint32_t bell
+        uint32_t waiters
+        uint32_t stop
+        uint32_t owner_cpu
+        uint64_t figures[16]
+
+    ctypedef struct SlotHead "bz_slot_head":
+        uint64_t claim
+        Descriptor descriptor
+
+cdef struct Slot:  # where the parts of one slot are
+    SlotHead *head
+    uint32_t *lengths
+    uint32_t *rows
+    uint32_t *dlens
+    int32_t *errors
+    uint64_t *hashes
+    uint8_t *inputs
+    uint8_t *outputs
+
+cdef struct RingState:  # the owner's side of one ring
+    Control *control
+    Slot slots[SLOTS]
+    size_t page_size
+    uint32_t share_pages
+    size_t input_room
+    size_t output_room
+    bint is_thread
+    uint32_t number
+    uint32_t lock  # 1 while one of the owner's threads posts
+    uint32_t posted  # the owner's own copy
+    uint32_t held[SLOTS]  # 1 while a job will still look at the slot
+    uint32_t dead  # no share is posted any more
+    uint32_t gone  # the lane has ended: it writes nothing any more
+    int64_t abandoned_ns  # when a share was given up that may still be under way; 0: none
+    uint32_t abandoned
+
+cdef struct Share:  # what is posted: positions of a batch, and where its memory is
+    BatchState *batch
+    uint32_t first
+    uint32_t count
+    bint inputs_shared  # workers read inputs where they are: `inputs` bytes into the arena
+    bint outputs_shared
+    bint hashed  # the worker hashes each output
+    uint64_t inputs
+    uint64_t outputs
+
+cdef enum PostOutcome:
+    NOT_POSTED = 0
+    POSTED = 1
+    POSTED_AND_WOKE = 2
+
+cdef uint32_t fitting(const RingState *ring, const Share *share) noexcept nogil
+cdef int post(RingState *ring, const Share *share, uint32_t *sequence) noexcept nogil
+cdef void give_up(RingState *ring, uint32_t sequence) noexcept nogil
+cdef void let_go(RingState *ring, uint32_t sequence) noexcept nogil
+cdef uint32_t take(uint64_t *claim) noexcept nogil
+cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil
+cdef bint is_done(const RingState *ring, uint32_t sequence) noexcept nogil
+cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil
+cdef void await_done(
+    RingState *ring, uint32_t sequence, int64_t look_ns, int64_t until_ns
+) noexcept nogil
+cdef uint32_t forks() noexcept nogil
+
+
+cdef class Ring:
+    cdef RingState state
+    cdef object memory
+    cdef void *own_memory
+    cdef readonly int number
+
+
+cdef class ThreadLanes:
+    cdef readonly tuple rings
+    cdef list coders
+    cdef void *lanes
+    cdef uint32_t count
+    cdef uint32_t made_in

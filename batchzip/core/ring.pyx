@@ -1,0 +1,906 @@
+# cython: profile=False
+"""Ring: how a share of a batch reaches a lane, and how a lane does it.
+
+A lane is one consumer: a thread of the core in the owner's process, or a worker process. Each has a
+ring of its own with one producer, the owner. Both kinds of lane run the same loop over the same
+layout; they differ in where a share's memory is.
+
+    owner: post ─▶ slot: descriptor, claim ─▶ POSTED ─▶ lane: take a page, do it, take the next …
+                              ▲                                    │ nothing left
+           cut: takes back ───┘                                    ▼
+           pages from the end                                   DONE ─▶ owner: collects
+
+The claim word of a slot says which pages of the share nobody has begun: [next, end). A lane takes
+them from the front, one at a time, and the owner takes them back from the end, both by one
+compare-and-swap. So nobody waits for pages that are not begun, a page is done once, and a process
+that dies at any instruction leaves a word that says which page it was at.
+
+    thread lane   the descriptor holds the address of the owner's BatchState. Nothing is copied.
+    worker        the descriptor holds offsets into the engine's arena; what does not lie there is
+                  staged in the slot. Lengths, errors and outputs without a place are left in the slot.
+
+Memory of a ring, in the order of addresses. Each field has one writer but the claim.
+
+    control, one cache line a word                             written by
+        ready      1 once the lane takes descriptors           lane
+        posted     shares ever posted                          owner
+        done       shares ever finished; a futex               lane
+        asleep     1 while the lane needs the bell             lane
+        bell       a futex: changes when the lane is woken     owner
+        waiters    the owner's threads that sleep on `done`    owner
+        stop       1 when the lane shall end                   owner
+        owner_cpu  1 + the CPU that a waking owner posts from  owner, before `posted`
+        figures    what the lane did                           lane
+    slot 0 … SLOTS − 1; share n lies in slot n % SLOTS
+        claim      next u32, end u32                           owner at post; then both, by CAS
+        descriptor sequence, operation, … and a check          owner, before `posted` covers it
+        lengths    u32 a page: bytes of each staged input      owner, likewise
+        rows       u32 a page: where its output goes           owner, likewise
+        dlens, errors, hashes   results of each page           worker, before `done` covers it
+        inputs     staged pages or sources                     owner, before `posted` covers it
+        outputs    packed, or a page each                      worker, before `done` covers it
+
+Invariants
+* done ≤ posted ≤ done + SLOTS; a slot is written again only after `done` covered it and its job let go.
+* 0 ≤ next ≤ end ≤ count. A page before `next` is the lane's, one at or behind `end` the owner's.
+* What the other side wrote is copied once, the copy is checked, and only the copy is used.
+
+Going to sleep is "announce it, look once more, sleep" against "post, look whether they sleep". Each
+side stores and then loads what the other one stored, so each has a full fence in between.
+
+Rejected: one queue for all lanes (whoever dies in it holds it, or has half done something); a lock per
+slot (a dead process keeps it); shares that are taken back whole (the last one is then waited for).
+
+Locks: `lock`, between the owner's threads, held while one share is staged. It is taken only if it is
+free, so nobody waits for it.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EBADMSG, EINVAL
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from batchzip.core.batch cimport BatchState, Done, Packer, count_done, run_page
+from batchzip.core.coder cimport (
+    ABORT, COMPRESS, DECOMPRESS, Coder, CoderState, raise_callback_error,
+)
+
+from batchzip.errors import BadArgument, ForkedProcess
+
+cdef extern from "native.h" nogil:
+    """
+    static uint64_t bz_check(const bz_descriptor *descriptor) {
+        const uint64_t *words = (const uint64_t *)descriptor;
+        uint64_t sum = 0x9e3779b97f4a7c15u;
+        for (size_t at = 0; at < offsetof(bz_descriptor, check) / 8; at++) {
+            sum = (sum ^ words[at]) * 0xff51afd7ed558ccdu;
+            sum ^= sum >> 32;
+        }
+        return sum;
+    }
+
+    /* Counts the forks that led to this process: threads and workers are not a child's. */
+    static uint32_t bz_forks;
+    static void bz_count_fork(void) { bz_forks++; }
+    static void bz_watch_forks(void) { pthread_atfork(NULL, NULL, bz_count_fork); }
+    """
+    ctypedef struct pthread_t:
+        pass
+    uint64_t bz_check(const Descriptor *)
+    uint32_t bz_forks
+    void bz_watch_forks()
+    uint32_t bz_load32(const uint32_t *)
+    void bz_store32(uint32_t *, uint32_t)
+    uint32_t bz_add32(uint32_t *, uint32_t)
+    uint32_t bz_exchange32(uint32_t *, uint32_t)
+    uint64_t bz_load64(const uint64_t *)
+    void bz_store64(uint64_t *, uint64_t)
+    bint bz_cas64(uint64_t *, uint64_t *, uint64_t)
+    void bz_fence()
+    void bz_count(uint64_t *, uint64_t)
+    void bz_set_figure(uint64_t *, uint64_t)
+    uint64_t bz_read_figure(const uint64_t *)
+    int64_t bz_now_ns()
+    void bz_pause()
+    void bz_futex_wait(uint32_t *, uint32_t, int64_t)
+    void bz_futex_wake(uint32_t *)
+    int bz_start_thread(pthread_t *, void *(*)(void *) noexcept nogil, void *)
+    int pthread_join(pthread_t, void **)
+    void bz_step_aside(int, int)
+    int sched_getcpu()
+    int sched_yield()
+    bint bz_unlikely(bint)
+    void *mmap(void *, size_t, int, int, int, long)
+    int munmap(void *, size_t)
+    int64_t bz_file_size(int)
+    int kill(int, int)
+    int getpid()
+    enum: PROT_READ, PROT_WRITE, MAP_SHARED
+    enum: SIGKILL, SIGSTOP
+    int INT32_MAX
+
+cdef extern from *:
+    """
+    static int64_t bz_file_size(int fd) {
+        struct stat status;
+        return fstat(fd, &status) ? -1 : (int64_t)status.st_size;
+    }
+    """
+
+bz_watch_forks()
+
+cdef enum:
+    CONTROL_BYTES = 4096
+    SLOT_HEAD_BYTES = 256
+    STAGED_BYTES = 128 << 10  # of pages in a share that is staged
+    SHARE_BYTES = 1 << 20  # of pages in any share
+    MOST_SHARE_PAGES = 256
+    NOBODYS = 0xFFFFFFFF  # no page is left to take
+
+cdef enum:  # flags of a descriptor
+    INPUTS_SHARED = 1  # inputs lie in the arena
+    OUTPUTS_SHARED = 2  # outputs go to the arena
+    HASHES = 4  # each output is hashed
+
+cdef enum:  # figures of a lane; the names are in FIGURES
+    SHARES, SLEEPS, BUSY_NS, BEGUN_NS, PAGES, BYTES_IN = 6, BYTES_OUT = 8
+
+FIGURES = (
+    "shares", "sleeps", "busy_ns", "begun_ns",
+    "compressed_pages", "restored_pages",
+    "compressed_bytes_in", "restored_bytes_in",
+    "compressed_bytes_out", "restored_bytes_out",
+)
+
+LOOK_NS = 100_000
+"""Nanoseconds that either side looks before it sleeps: about what waking up costs in a virtual machine.
+Longer looking takes CPU time from other programs."""
+
+cdef int64_t _look_ns = LOOK_NS
+
+STEPS = ("ready", "posted", "began", "opened", "took", "coded", "noted", "done", "rung", "asleep", "awake")
+"""The steps of a lane's loop at which a failpoint can be set, in the order of a share's way."""
+
+ACTIONS = ("kill", "stop", "raise", "pause")
+"""What a failpoint does: SIGKILL, SIGSTOP, end the loop, or pause for 20 ms."""
+
+cdef enum:
+    AT_READY = 1, AT_POSTED, AT_BEGAN, AT_OPENED, AT_TOOK, AT_CODED, AT_NOTED, AT_DONE, AT_RUNG
+    AT_ASLEEP, AT_AWAKE
+
+cdef enum:
+    DO_KILL, DO_STOP, DO_RAISE, DO_PAUSE
+
+ENDED, BAD_DESCRIPTOR, FAILED = 0, 65, 70
+"""How a lane's loop ends: it was told to; a descriptor failed its check (EX_DATAERR); a failpoint or a
+codec ended it (EX_SOFTWARE)."""
+
+cdef struct Lane:  # the lane's side of one ring; private to it
+    Control *control
+    Slot slots[SLOTS]
+    CoderState *coder
+    size_t page_size
+    uint32_t share_pages
+    size_t input_room
+    size_t output_room
+    bint is_thread
+    int number
+    int arena_fd
+    uint8_t *arena
+    size_t arena_bytes
+    const uint8_t **sources  # of the share's pages
+    uint32_t *lengths
+    uint64_t *offsets
+    int failpoint  # AT_…, or 0
+    uint32_t passes
+    int action
+    int outcome
+    pthread_t thread
+
+
+# Layout.
+
+cdef uint32_t _share_pages(size_t page_size) noexcept:
+    return max(1, min(MOST_SHARE_PAGES, SHARE_BYTES // page_size))
+
+
+cdef size_t _input_room(size_t page_size) noexcept:
+    return max(2 * page_size, STAGED_BYTES)  # a source may have two pages
+
+
+cdef size_t _output_room(size_t page_size) noexcept:
+    return 2 * max(page_size, STAGED_BYTES)
+
+
+cdef size_t _data_offset(size_t page_size) noexcept:
+    cdef size_t pages = _share_pages(page_size)
+    return (SLOT_HEAD_BYTES + pages * (4 * sizeof(uint32_t) + sizeof(uint64_t)) + 4095) // 4096 * 4096
+
+
+def ring_bytes(size_t page_size, *, bint staged=True) -> int:
+    """Return the bytes of a ring for pages of a size; without room for staging if not `staged`."""
+    cdef size_t slot = SLOT_HEAD_BYTES
+    if staged:
+        slot = _data_offset(page_size) + _input_room(page_size) + _output_room(page_size)
+    return CONTROL_BYTES + SLOTS * slot
+
+
+def share_pages(size_t page_size) -> int:
+    """Return the most pages of a share that is staged."""
+    return _share_pages(page_size)
+
+
+cdef void _find_slots(uint8_t *memory, Slot *slots, size_t page_size, bint staged) noexcept:
+    cdef size_t pages = _share_pages(page_size)
+    cdef size_t slot_bytes = (ring_bytes(page_size, staged=staged) - CONTROL_BYTES) // SLOTS
+    cdef uint8_t *at
+    cdef int number
+    for number in range(SLOTS):
+        at = memory + CONTROL_BYTES + number * slot_bytes
+        memset(&slots[number], 0, sizeof(Slot))
+        slots[number].head = <SlotHead *>at
+        if not staged:
+            continue
+        slots[number].hashes = <uint64_t *>(at + SLOT_HEAD_BYTES)
+        slots[number].lengths = <uint32_t *>(slots[number].hashes + pages)
+        slots[number].rows = slots[number].lengths + pages
+        slots[number].dlens = slots[number].rows + pages
+        slots[number].errors = <int32_t *>(slots[number].dlens + pages)
+        slots[number].inputs = at + _data_offset(page_size)
+        slots[number].outputs = slots[number].inputs + _input_room(page_size)
+
+
+# The claim.
+
+cdef uint32_t take(uint64_t *claim) noexcept nogil:
+    """Take the next page of a share; NOBODYS if none is left. The lane's side."""
+    cdef uint64_t seen = bz_load64(claim)
+    while <uint32_t>seen < <uint32_t>(seen >> 32):
+        if bz_cas64(claim, &seen, seen + 1):
+            return <uint32_t>seen
+    return NOBODYS
+
+
+cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil:
+    """Take back up to `most` pages from the end of a share. Return how many. The owner's side."""
+    cdef uint64_t seen = bz_load64(claim)
+    cdef uint32_t left
+    while <uint32_t>seen < <uint32_t>(seen >> 32):
+        left = min(most, <uint32_t>(seen >> 32) - <uint32_t>seen)
+        if bz_cas64(claim, &seen, seen - (<uint64_t>left << 32)):
+            return left
+    return 0
+
+
+# The owner's side.
+
+cdef uint32_t forks() noexcept nogil:
+    """Return how many forks led to this process."""
+    return bz_forks
+
+
+cdef bint is_done(const RingState *ring, uint32_t sequence) noexcept nogil:
+    """Return whether a share is finished."""
+    return <int32_t>(bz_load32(&ring.control.done) - sequence - 1) >= 0
+
+
+cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil:
+    """Return whether a lane has fewer than `backlog` shares, and room for one."""
+    cdef uint32_t under_way = ring.posted - bz_load32(&ring.control.done)
+    if ring.dead or bz_load32(&ring.held[ring.posted % SLOTS]):
+        return False
+    return under_way < min(backlog, <uint32_t>SLOTS)
+
+
+cdef uint32_t fitting(const RingState *ring, const Share *share) noexcept nogil:
+    """Return how many pages of a share fit a slot, from its first on."""
+    cdef BatchState *batch = share.batch
+    cdef uint32_t count, index
+    cdef size_t used = 0
+    if ring.is_thread:
+        return share.count
+    count = min(share.count, ring.share_pages)
+    if not share.outputs_shared:
+        used = batch.page_size
+        if batch.operation == COMPRESS:
+            used = min(batch.capacity, 2 * batch.page_size)
+        count = min(count, <uint32_t>(ring.output_room // used))
+    if batch.operation == COMPRESS:
+        if not share.inputs_shared:
+            count = min(count, <uint32_t>(ring.input_room // batch.page_size))
+        return count
+    used = 0
+    for number in range(count):
+        index = share.first + number if batch.order is NULL else batch.order[share.first + number]
+        used += _staged_length(batch, index)
+        if used > ring.input_room:
+            return number
+    return count
+
+
+cdef inline size_t _staged_length(const BatchState *batch, uint32_t index) noexcept nogil:
+    """Return the bytes that are staged of an input; 0 where it is of a length that cannot be."""
+    cdef size_t length = batch.page_size
+    if batch.input_lengths is not NULL:
+        length = batch.input_lengths[index]
+    if batch.operation == COMPRESS:
+        return length if length == batch.page_size else 0
+    return length if length <= 2 * batch.page_size else 0
+
+
+cdef int post(RingState *ring, const Share *share, uint32_t *sequence) noexcept nogil:
+    """Give a lane a share that fits, if it can take one. `sequence` becomes the share's number."""
+    cdef uint32_t number, under_way, outcome = NOT_POSTED
+    if bz_exchange32(&ring.lock, 1):
+        return NOT_POSTED  # another thread posts here; the caller has work of its own
+    number = ring.posted
+    under_way = number - bz_load32(&ring.control.done)
+    if not ring.dead and under_way < SLOTS and not bz_load32(&ring.held[number % SLOTS]):
+        _write_slot(ring, &ring.slots[number % SLOTS], share, number)
+        ring.held[number % SLOTS] = 1
+        sequence[0] = number
+        outcome = _announce(ring, number + 1)
+    bz_store32(&ring.lock, 0)
+    return outcome
+
+
+cdef int _announce(RingState *ring, uint32_t posted) noexcept nogil:
+    """Say that shares below `posted` can be taken; wake the lane if it sleeps."""
+    cdef bint sleeps = bz_load32(&ring.control.asleep)
+    bz_store32(&ring.control.owner_cpu, <uint32_t>sched_getcpu() + 1 if sleeps else 0)
+    ring.posted = posted
+    bz_store32(&ring.control.posted, posted)
+    bz_fence()
+    if not bz_load32(&ring.control.asleep):
+        return POSTED
+    bz_add32(&ring.control.bell, 1)
+    bz_futex_wake(&ring.control.bell)
+    return POSTED_AND_WOKE
+
+
+cdef void _write_slot(
+    RingState *ring, Slot *slot, const Share *share, uint32_t sequence
+) noexcept nogil:
+    cdef BatchState *batch = share.batch
+    cdef Descriptor *descriptor = &slot.head.descriptor
+    memset(descriptor, 0, sizeof(Descriptor))
+    descriptor.sequence = sequence
+    descriptor.operation = batch.operation
+    descriptor.count = share.count
+    descriptor.first = share.first
+    descriptor.capacity = <uint32_t>min(batch.capacity, 2 * batch.page_size)
+    if ring.is_thread:
+        descriptor.batch = <uint64_t><size_t>batch
+    else:
+        if share.hashed:
+            descriptor.flags = HASHES
+        if share.inputs_shared:
+            descriptor.flags |= INPUTS_SHARED
+            descriptor.inputs = share.inputs + share.first * batch.input_pitch
+            descriptor.input_pitch = batch.input_pitch
+        else:
+            descriptor.input_bytes = <uint32_t>_stage(slot, share)
+        if share.outputs_shared:
+            descriptor.flags |= OUTPUTS_SHARED
+            descriptor.outputs = share.outputs
+            descriptor.output_pitch = batch.output_pitch
+        _write_rows(slot, share)
+    descriptor.check = bz_check(descriptor)
+    bz_store64(&slot.head.claim, <uint64_t>share.count << 32)
+
+
+cdef size_t _stage(Slot *slot, const Share *share) noexcept nogil:
+    """Copy a share's inputs into its slot, one behind the other. Return their bytes."""
+    cdef BatchState *batch = share.batch
+    cdef uint32_t number, index
+    cdef size_t at = 0, length
+    cdef const uint8_t *source
+    for number in range(share.count):
+        index = share.first + number if batch.order is NULL else batch.order[share.first + number]
+        length = _staged_length(batch, index)
+        slot.lengths[number] = <uint32_t>length
+        if batch.input_table is NULL:
+            source = batch.inputs + index * batch.input_pitch
+        else:
+            source = batch.input_table[index]
+        memcpy(slot.inputs + at, source, length)
+        at += length
+    return at
+
+
+cdef void _write_rows(Slot *slot, const Share *share) noexcept nogil:
+    cdef uint32_t number
+    for number in range(share.count):
+        slot.rows[number] = share.first + number
+        if share.batch.order is not NULL:
+            slot.rows[number] = share.batch.order[share.first + number]
+
+
+cdef void await_done(
+    RingState *ring, uint32_t sequence, int64_t look_ns, int64_t until_ns
+) noexcept nogil:
+    """Wait until a share is finished: look for a while, then sleep until a time or a signal."""
+    cdef int64_t now, look_until = bz_now_ns() + look_ns
+    cdef uint32_t seen, turns = 0
+    cdef int spin
+    while look_ns:
+        for spin in range(32):
+            if is_done(ring, sequence):
+                return
+            bz_pause()
+        if bz_now_ns() >= look_until:
+            break
+        turns += 1
+        if turns & 7 == 0:
+            sched_yield()
+    bz_add32(&ring.control.waiters, 1)
+    bz_fence()
+    seen = bz_load32(&ring.control.done)
+    now = bz_now_ns()
+    if <int32_t>(seen - sequence - 1) < 0 and not ring.gone and now < until_ns:
+        bz_futex_wait(&ring.control.done, seen, until_ns - now)
+    bz_add32(&ring.control.waiters, <uint32_t>-1)
+
+
+cdef void let_go(RingState *ring, uint32_t sequence) noexcept nogil:
+    """Say that nobody looks at a share's slot any more: it is free once the share is finished."""
+    bz_store32(&ring.held[sequence % SLOTS], 0)
+
+
+cdef void give_up(RingState *ring, uint32_t sequence) noexcept nogil:
+    """Let go of a share that may still be under way; note the oldest of those."""
+    if not is_done(ring, sequence) and (
+        not ring.abandoned_ns or is_done(ring, ring.abandoned)
+    ):
+        ring.abandoned = sequence
+        ring.abandoned_ns = bz_now_ns()
+    let_go(ring, sequence)
+
+
+cdef class Ring:
+    """One lane's ring, seen from its owner. Thread-safe.
+
+    `memory`  a writable buffer of `ring_bytes(page_size)` zero bytes that a worker shares; without
+              one, the lane is a thread.
+    """
+
+    def __cinit__(self, size_t page_size, int number, memory=None):
+        cdef uint8_t *start
+        cdef Py_buffer view
+        cdef RingState *state = &self.state
+        self.number = number
+        state.number = number
+        state.is_thread = memory is None
+        state.page_size = page_size
+        state.share_pages = _share_pages(page_size)
+        state.input_room = _input_room(page_size)
+        state.output_room = _output_room(page_size)
+        if memory is None:
+            self.own_memory = calloc(1, ring_bytes(page_size, staged=False) + 64)
+            if self.own_memory is NULL:
+                raise MemoryError("no memory for a ring")
+            start = <uint8_t *>((<size_t>self.own_memory + 63) // 64 * 64)
+        else:
+            PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+            start = <uint8_t *>view.buf
+            PyBuffer_Release(&view)
+            if view.len < ring_bytes(page_size):
+                raise BadArgument(f"a ring needs {ring_bytes(page_size)} bytes, not {view.len}")
+            self.memory = memory
+        state.control = <Control *>start
+        _find_slots(start, state.slots, page_size, not state.is_thread)
+
+    def __dealloc__(self):
+        free(self.own_memory)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the lane takes descriptors."""
+        return bz_load32(&self.state.control.ready) == 1
+
+    @property
+    def posted(self) -> int:
+        """Shares ever posted."""
+        return self.state.posted
+
+    @property
+    def done(self) -> int:
+        """Shares ever finished, as the lane says."""
+        return bz_load32(&self.state.control.done)
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the lane would have to be woken."""
+        return bz_load32(&self.state.control.asleep) != 0
+
+    @property
+    def dead(self) -> bool:
+        """Whether the lane ended, or is to be trusted no more."""
+        return self.state.dead != 0
+
+    def mark_gone(self) -> None:
+        """Say that the lane has ended: post no more, and wake whoever waits for it."""
+        bz_store32(&self.state.dead, 1)
+        bz_store32(&self.state.gone, 1)
+        bz_futex_wake(&self.state.control.done)
+
+    def stop(self) -> None:
+        """Tell the lane to end once it has done what is posted."""
+        bz_store32(&self.state.control.stop, 1)
+        bz_fence()
+        bz_add32(&self.state.control.bell, 1)
+        bz_futex_wake(&self.state.control.bell)
+
+    def is_neglected(self, double patience_s) -> bool:
+        """Whether a share that was given up so long ago is still under way."""
+        if not self.state.abandoned_ns or is_done(&self.state, self.state.abandoned):
+            return False
+        return bz_now_ns() - self.state.abandoned_ns >= <int64_t>(patience_s * 1e9)
+
+    def figures(self) -> dict[str, int]:
+        """Return what the lane did, by the names in FIGURES."""
+        cdef int at
+        return {
+            name: bz_read_figure(&self.state.control.figures[at])
+            for at, name in enumerate(FIGURES)
+        }
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where the ring is not as its header says."""
+        cdef Control *control = self.state.control
+        cdef uint64_t claim
+        cdef uint32_t done = bz_load32(&control.done), number, count
+        assert bz_load32(&control.posted) == self.state.posted
+        assert self.state.posted - done <= SLOTS, (done, self.state.posted)
+        for number in range(done, self.state.posted):
+            claim = bz_load64(&self.state.slots[number % SLOTS].head.claim)
+            count = self.state.slots[number % SLOTS].head.descriptor.count
+            assert <uint32_t>claim <= <uint32_t>(claim >> 32) <= count, (number, claim, count)
+
+
+# The lane's side.
+
+cdef int _hit(Lane *lane, int step) noexcept nogil:
+    """Come to a step that a failpoint is set at. Return whether the loop ends."""
+    lane.passes -= 1
+    if lane.passes:
+        return False
+    lane.failpoint = 0
+    if lane.action == DO_RAISE:
+        lane.outcome = FAILED
+        return True
+    if lane.action == DO_PAUSE:
+        bz_futex_wait(&lane.passes, 0, 20_000_000)
+        return False
+    kill(getpid(), SIGKILL if lane.action == DO_KILL else SIGSTOP)
+    return False
+
+
+cdef inline bint _fails(Lane *lane, int step) noexcept nogil:
+    return bz_unlikely(lane.failpoint == step) and _hit(lane, step)
+
+
+cdef void _loop(Lane *lane) noexcept nogil:
+    """Take shares in the order they were posted until the lane is told to stop."""
+    cdef Control *control = lane.control
+    cdef uint32_t done = 0, cpu
+    cdef int64_t begun
+    lane.outcome = ENDED
+    bz_store32(&control.ready, 1)
+    if _fails(lane, AT_READY):
+        return
+    while True:
+        if bz_load32(&control.posted) == done and not _await_post(lane, done):
+            return
+        cpu = bz_load32(&control.owner_cpu)
+        if cpu:
+            bz_step_aside(cpu - 1, lane.number)
+        if _fails(lane, AT_POSTED):
+            return
+        begun = bz_now_ns()
+        bz_set_figure(&control.figures[BEGUN_NS], begun)
+        if _fails(lane, AT_BEGAN):
+            return
+        if not _do_share(lane, done):
+            return
+        done += 1
+        bz_set_figure(&control.figures[SHARES], done)
+        bz_count(&control.figures[BUSY_NS], bz_now_ns() - begun)
+        if _fails(lane, AT_NOTED):
+            return
+        bz_store32(&control.done, done)
+        if _fails(lane, AT_DONE):
+            return
+        bz_fence()
+        if bz_load32(&control.waiters):
+            bz_futex_wake(&control.done)
+            if _fails(lane, AT_RUNG):
+                return
+
+
+cdef bint _await_post(Lane *lane, uint32_t done) noexcept nogil:
+    """Wait for a share: look for a while, then sleep. Return False where the lane shall end."""
+    cdef Control *control = lane.control
+    cdef int64_t look_until = bz_now_ns() + _look_ns
+    cdef uint32_t bell, turns = 0
+    cdef int spin
+    while _look_ns:
+        for spin in range(32):
+            if bz_load32(&control.posted) != done:
+                return True
+            bz_pause()
+        if bz_now_ns() >= look_until:
+            break
+        turns += 1
+        if turns & 7 == 0:
+            sched_yield()
+    bz_count(&control.figures[SLEEPS], 1)
+    while True:
+        bell = bz_load32(&control.bell)
+        bz_store32(&control.asleep, 1)
+        bz_fence()
+        if _fails(lane, AT_ASLEEP):
+            return False
+        if bz_load32(&control.posted) == done and not bz_load32(&control.stop):
+            bz_futex_wait(&control.bell, bell, -1)
+        bz_store32(&control.asleep, 0)
+        if _fails(lane, AT_AWAKE):
+            return False
+        if bz_load32(&control.posted) != done:
+            return True
+        if bz_load32(&control.stop):
+            return False
+
+
+cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
+    """Do what is left of a share. Return False where the loop ends."""
+    cdef Slot *slot = &lane.slots[sequence % SLOTS]
+    cdef Descriptor descriptor = slot.head.descriptor  # copied once; only the copy is used
+    cdef BatchState own
+    cdef BatchState *batch
+    cdef uint32_t first = 0, number
+    cdef Packer packer
+    cdef Done done
+    cdef int64_t started
+    packer.position = 0
+    packer.offset = 0
+    if descriptor.check != bz_check(&descriptor) or descriptor.sequence != sequence:
+        lane.outcome = BAD_DESCRIPTOR
+        return False
+    if lane.is_thread:
+        batch = <BatchState *><size_t>descriptor.batch
+        first = descriptor.first
+    else:
+        batch = &own
+        if not _open_share(lane, slot, &descriptor, batch):
+            lane.outcome = BAD_DESCRIPTOR
+            return False
+    if _fails(lane, AT_OPENED):
+        return False
+    started = bz_now_ns()
+    memset(&done, 0, sizeof(done))
+    while True:
+        number = take(&slot.head.claim)
+        # The owner's memory may be gone by now unless a page was taken.
+        if number >= descriptor.count:
+            break
+        if _fails(lane, AT_TOOK):
+            return False
+        if run_page(batch, lane.coder, &packer, first + number, &done) == ABORT:
+            lane.outcome = FAILED
+            return False
+        done.pages += 1
+        if _fails(lane, AT_CODED):
+            return False
+    count_done(lane.coder, descriptor.operation, &done, started)
+    bz_count(&lane.control.figures[PAGES + descriptor.operation], done.pages)
+    bz_count(&lane.control.figures[BYTES_IN + descriptor.operation], done.bytes_in)
+    bz_count(&lane.control.figures[BYTES_OUT + descriptor.operation], done.bytes_out)
+    return True
+
+
+cdef bint _open_share(
+    Lane *lane, Slot *slot, const Descriptor *descriptor, BatchState *batch
+) noexcept nogil:
+    """Make a batch of a worker's share. Return False where the descriptor cannot be right."""
+    cdef size_t page_size = lane.page_size, at = 0, length
+    cdef uint32_t number, most = 0
+    cdef uint8_t *base
+    if descriptor.operation > DECOMPRESS or not 1 <= descriptor.count <= lane.share_pages:
+        return False
+    if descriptor.capacity > 2 * page_size or descriptor.input_bytes > lane.input_room:
+        return False
+    memset(batch, 0, sizeof(BatchState))
+    batch.operation = descriptor.operation
+    batch.count = descriptor.count
+    batch.page_size = page_size
+    batch.capacity = descriptor.capacity
+    batch.dlens = slot.dlens
+    batch.errors = slot.errors
+    if descriptor.flags & HASHES:
+        batch.hashes = slot.hashes
+    if descriptor.flags & INPUTS_SHARED:
+        if descriptor.operation != COMPRESS:
+            return False
+        base = _arena(
+            lane, descriptor.inputs, descriptor.count - 1, descriptor.input_pitch, page_size
+        )
+        if base is NULL:
+            return False
+        batch.inputs = base
+        batch.input_pitch = descriptor.input_pitch
+    else:
+        batch.is_private = True
+        batch.input_table = lane.sources
+        batch.input_lengths = lane.lengths
+        for number in range(descriptor.count):
+            length = (<const volatile uint32_t *>slot.lengths)[number]
+            if length > 2 * page_size or at + length > descriptor.input_bytes:
+                return False
+            lane.sources[number] = slot.inputs + at
+            lane.lengths[number] = <uint32_t>length
+            at += length
+    if not descriptor.flags & OUTPUTS_SHARED:
+        length = descriptor.capacity if descriptor.operation == COMPRESS else page_size
+        if length * descriptor.count > lane.output_room:
+            return False
+        batch.outputs = slot.outputs
+        batch.output_pitch = page_size
+        batch.packed = descriptor.operation == COMPRESS
+        batch.offsets = lane.offsets
+        batch.may_spoil = True
+        return True
+    for number in range(descriptor.count):
+        most = max(most, (<const volatile uint32_t *>slot.rows)[number])
+    length = descriptor.capacity if descriptor.operation == COMPRESS else page_size
+    base = _arena(lane, descriptor.outputs, most, descriptor.output_pitch, length)
+    if base is NULL:
+        return False
+    # Outputs go to rows of the owner's batch, results to rows of the slot: one table tells both.
+    batch.row_table = slot.rows
+    batch.row_limit = most
+    batch.outputs = base
+    batch.output_pitch = descriptor.output_pitch
+    return True
+
+
+cdef uint8_t *_arena(
+    Lane *lane, uint64_t offset, uint64_t rows, uint64_t pitch, uint64_t last
+) noexcept nogil:
+    """Return the address of a place in the arena that is mapped up to the end of its last row."""
+    cdef int64_t size
+    cdef void *mapping
+    cdef uint64_t limit = <uint64_t>1 << 46
+    if offset > limit or pitch > limit or rows > limit or (pitch and rows > limit // pitch):
+        return NULL
+    if offset + rows * pitch + last > lane.arena_bytes:
+        size = bz_file_size(lane.arena_fd)
+        if size < 0 or offset + rows * pitch + last > <uint64_t>size:
+            return NULL
+        mapping = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, lane.arena_fd, 0)
+        if mapping == <void *>-1:
+            return NULL
+        if lane.arena is not NULL:
+            munmap(lane.arena, lane.arena_bytes)
+        lane.arena = <uint8_t *>mapping
+        lane.arena_bytes = size
+    return lane.arena + offset
+
+
+cdef void *_thread_main(void *lane) noexcept nogil:
+    _loop(<Lane *>lane)
+    return NULL
+
+
+cdef class ThreadLanes:
+    """Lanes that are threads of this process and never take the GIL.
+
+    `plan`   of a native codec. Raise OSError where a thread cannot be started: none is left then.
+    """
+
+    def __cinit__(self, codec, size_t page_size, uint32_t count):
+        cdef Lane *lane
+        cdef Coder coder, first = None
+        cdef Ring ring
+        cdef int failed
+        self.made_in = forks()
+        self.coders = []
+        self.rings = ()
+        self.lanes = calloc(count, sizeof(Lane))
+        if self.lanes is NULL:
+            raise MemoryError("no memory for lanes")
+        for number in range(count):
+            ring = Ring(page_size, number)
+            coder = Coder(codec, page_size, first)
+            if not coder.native:
+                raise BadArgument("lanes that are threads need a native codec")
+            coder.warm()
+            first = first or coder
+            lane = &(<Lane *>self.lanes)[number]
+            lane.control = ring.state.control
+            memcpy(lane.slots, ring.state.slots, sizeof(lane.slots))
+            lane.coder = &coder.state
+            lane.is_thread = True
+            lane.number = number
+            self.coders.append(coder)
+            failed = bz_start_thread(&lane.thread, _thread_main, lane)
+            if failed:
+                self.close()
+                raise OSError(failed, "a thread of the core cannot be started")
+            self.rings += (ring,)
+            self.count = number + 1
+
+    def close(self) -> None:
+        """End the threads once they have done what is posted. In a forked child, do nothing."""
+        cdef Lane *lanes = <Lane *>self.lanes
+        cdef uint32_t number, count = self.count
+        self.count = 0
+        if self.made_in != forks():
+            return
+        for ring in self.rings:
+            ring.stop()
+        with nogil:
+            for number in range(count):
+                pthread_join(lanes[number].thread, NULL)
+        for ring in self.rings:
+            ring.mark_gone()
+
+    def set_failpoint(self, int number, str step, uint32_t passes, str action) -> None:
+        """Have a lane pause the `passes`-th time it comes to a step; for tests, before it has work.
+
+        Raise BadArgument for other actions: they would end the process, or leave its pages undone.
+        """
+        cdef Lane *lane = &(<Lane *>self.lanes)[number]
+        if action != "pause":
+            raise BadArgument(f"a thread's failpoint can only pause, not {action}")
+        lane.passes = passes
+        lane.action = ACTIONS.index(action)
+        lane.failpoint = STEPS.index(step) + 1
+
+    def __dealloc__(self):
+        if self.count:
+            self.close()
+        if self.made_in == forks():
+            free(self.lanes)
+
+
+def serve(memory, codec, size_t page_size, int number, int arena_fd, failpoint=None) -> int:
+    """Run a worker process's loop over a ring. Return how it ended.
+
+    `memory`     the ring's memory, shared with the owner.
+    `codec`      a codec or a plan.
+    `arena_fd`   the engine's arena.
+    `failpoint`  (step, passes, action), for tests.
+    """
+    cdef Lane lane
+    cdef Coder coder = Coder(codec, page_size)
+    cdef Ring ring = Ring(page_size, number, memory)
+    memset(&lane, 0, sizeof(lane))
+    lane.control = ring.state.control
+    memcpy(lane.slots, ring.state.slots, sizeof(lane.slots))
+    lane.coder = &coder.state
+    lane.page_size = page_size
+    lane.share_pages = ring.state.share_pages
+    lane.input_room = ring.state.input_room
+    lane.output_room = ring.state.output_room
+    lane.number = number
+    lane.arena_fd = arena_fd
+    lane.sources = <const uint8_t **>calloc(lane.share_pages, sizeof(uint8_t *))
+    lane.lengths = <uint32_t *>calloc(lane.share_pages, sizeof(uint32_t))
+    lane.offsets = <uint64_t *>calloc(lane.share_pages, sizeof(uint64_t))
+    if lane.sources is NULL or lane.lengths is NULL or lane.offsets is NULL:
+        raise MemoryError("no memory for a worker's lane")
+    if failpoint is not None:
+        step, lane.passes, action = failpoint
+        lane.failpoint = STEPS.index(step) + 1
+        lane.action = ACTIONS.index(action)
+    with nogil:
+        _loop(&lane)
+    if lane.arena is not NULL:
+        munmap(lane.arena, lane.arena_bytes)
+    free(lane.sources)
+    free(lane.lengths)
+    free(lane.offsets)
+    raise_callback_error(&coder.state)
+    return lane.outcome
