@@ -179,8 +179,10 @@ class Core:
             *FLAGS,
             *PROFILES[self.profile].flags.split(),
             *shlex.split(os.environ.get("CFLAGS", "")),
-            f"-I{include_folder()}",
+            f"-I{(include := include_folder())}",
             f"-I{PACKAGE}",
+            # Debian's Python.h includes <x86_64-linux-gnu/python3…/pyconfig.h>, which zig does not find.
+            *("-idirafter", str(Path(include).parent)),
         ]
         self.compiler = find_compiler() or zig()
         self.environment = os.environ | {
@@ -293,11 +295,11 @@ class CoreBuildHook(BuildHookInterface[BuilderConfig]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile the core: into the checkout if it is editable, else into the wheel."""
         core = Core(Path(self.root))
-        build_data["pure_python"] = False
-        build_data["infer_tag"] = True
         if version == "editable":
             core.install(core.package)
             return
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
         for module in core.build():
             build_data["force_include"][str(module)] = str(PACKAGE / module.name)
 
