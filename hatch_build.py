@@ -67,7 +67,7 @@ class Profile(NamedTuple):
 
 
 PROFILES = {
-    "release": Profile("-O3 -DNDEBUG"),
+    "release": Profile("-O3 -g0 -DNDEBUG"),  # -g0: zig adds debug information otherwise
     "coverage": Profile(
         "-O1 -DCYTHON_TRACE=1 -DCYTHON_TRACE_NOGIL=1", {"linetrace": "True"}
     ),  # CPython 3.11 only
