@@ -47,6 +47,7 @@ DIRECTIVES = {
     "wraparound": "False",
     "initializedcheck": "False",
     "cdivision": "True",
+    "autotestdict": "False",  # no __test__ in modules
 }
 FLAGS = [
     "-std=gnu11",
@@ -173,13 +174,14 @@ class Core:
         self.package = root / PACKAGE
         self.suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
         self.work = root / "build/core" / self.profile / self.suffix.split(".")[1]
+        include = include_folder()
         directives = DIRECTIVES | PROFILES[self.profile].directives
         self.directives = [f"-X{name}={value}" for name, value in directives.items()]
         self.flags = [
             *FLAGS,
             *PROFILES[self.profile].flags.split(),
             *shlex.split(os.environ.get("CFLAGS", "")),
-            f"-I{(include := include_folder())}",
+            f"-I{include}",
             f"-I{PACKAGE}",
             # Debian's Python.h includes <x86_64-linux-gnu/python3…/pyconfig.h>, which zig does not find.
             *("-idirafter", str(Path(include).parent)),
@@ -253,10 +255,18 @@ class Core:
             unfinished = folder / f".{module.name}"
             shutil.copyfile(module, unfinished)
             unfinished.replace(folder / module.name)
+            if (
+                self.profile == "coverage"
+            ):  # the plug-in of coverage.py wants the C beside the source
+                c_file = self.work / f"{module.name.partition('.')[0]}.c"
+                shutil.copyfile(c_file, folder / c_file.name)
         names = {module.name.partition(".")[0] for module in built}
-        for module in folder.glob("*.so"):
-            if module.name.partition(".")[0] not in names:
-                module.unlink()
+        for left in folder.glob("*.so"):
+            if left.name.partition(".")[0] not in names:
+                left.unlink()
+        if self.profile != "coverage":
+            for left in folder.glob("*.c"):
+                left.unlink()
 
 
 def named_in(source: Path) -> set[Path]:

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import batchzip
+from batchzip.core import build, staleness
 
 assert batchzip.algorithms() == ["lz4", "lz4hc", "zstd"], batchzip.algorithms()
 assert batchzip.backends() == ["dask", "sequential", "workers"], batchzip.backends()
 assert (Path(batchzip.__file__).parent / "py.typed").exists()
+assert build.PROFILE == "release", build.PROFILE
+assert not staleness.is_stale()
 page = bytes(range(256)) * 16
 for algorithm in batchzip.algorithms():
     for backend in ("sequential", "workers"):
