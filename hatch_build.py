@@ -48,6 +48,7 @@ DIRECTIVES = {
     "initializedcheck": "False",
     "cdivision": "True",
     "autotestdict": "False",  # no __test__ in modules
+    "auto_pickle": "False",  # what has an address in it is not for another process
 }
 FLAGS = [
     "-std=gnu11",

@@ -47,10 +47,13 @@ def test_each_source_counts_in_the_digest(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_stubs_say_what_the_modules_have() -> None:
-    command = [sys.executable, "-m", "mypy.stubtest", "batchzip.core"]
-    options = ["--mypy-config-file", "pyproject.toml"]
-    done = subprocess.run(command + options, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_the_stubs_say_what_the_modules_have(tmp_path: Path) -> None:
+    allowed = tmp_path / "allowed"
+    allowed.write_text(r"batchzip\.core\.\w+\.__pyx_capi__")  # C functions that .pxd files export
+    command = [sys.executable, "-m", "mypy.stubtest", "batchzip.core", "--ignore-disjoint-bases"]
+    command += ["--allowlist", str(allowed), "--ignore-unused-allowlist"]
+    command += ["--mypy-config-file", "pyproject.toml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
