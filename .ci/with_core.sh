@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Run Python with a core of another profile, beside the install and without touching it:
+#     .ci/with_core.sh asan -m pytest tests/test_core_build.py
+#     .ci/with_core.sh coverage -m pytest tests      (line coverage of the .pyx files, CPython 3.11)
+# The tree is build/trees/PROFILE: a copy of the packages with their core, and links to the rest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ $# -ge 2 ] || { sed -n '2,5s/^# \?//p' "$0"; exit 2; }
+profile=$1
+shift
+root=$PWD
+python=$root/.venv/bin/python
+tree=$root/build/trees/$profile
+rm -rf "$tree" # what has gone from the sources must go there too
+mkdir -p "$tree"
+for rest in tests examples hatch_build.py pyproject.toml README.md; do ln -sfn "$root/$rest" "$tree/$rest"; done
+BATCHZIP_CORE_PROFILE=$profile "$python" hatch_build.py --into "$tree"
+
+cd "$tree"
+export PYTHONPATH=$tree
+cc=${CC:-cc}
+case $profile in
+    asan)
+        # Python itself is not instrumented: its own leaks are none of ours. libstdc++ comes along
+        # because the sanitizer looks for its throw at the start, and modules load it later.
+        preload="$($cc -print-file-name=libasan.so) $($cc -print-file-name=libstdc++.so)"
+        export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
+        # PYTHONMALLOC: otherwise overruns within Python's own arenas go unseen.
+        LD_PRELOAD=$preload PYTHONMALLOC=malloc exec "$python" "$@" ;;
+    tsan)
+        export TSAN_OPTIONS=halt_on_error=1
+        LD_PRELOAD=$($cc -print-file-name=libtsan.so) exec "$python" "$@" ;;
+    coverage)
+        "$python" -m coverage run "$@"
+        exec "$python" -m coverage report ;;
+    *)
+        exec "$python" "$@" ;;
+esac

@@ -1,0 +1,336 @@
+"""Compile the core, `batchzip/core/*.pyx`: as a build hook of hatchling, and as a command.
+
+    python hatch_build.py                   rebuild the core of an editable install
+    python hatch_build.py --into FOLDER     the package, with a core of its own, for PYTHONPATH=FOLDER
+
+BATCHZIP_CORE_PROFILE chooses a profile of PROFILES. The compiler is $CC, else cc, gcc or clang; where none
+of them makes a shared object, the hook asks for the wheel of zig, which is one. CFLAGS are honoured.
+
+Everything between source and module stays in build/core/<profile>/<Python>/. A module is compiled again when
+its digest changes: its source, what that names (`.pxd`, `.h`), the flags, the compiler, Cython or Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from hatchling.builders.config import BuilderConfig
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PACKAGE = Path("batchzip/core")
+ZIG_MACHINES = ("x86_64", "aarch64")
+# glibc's oldest version that manylinux2014 has: zig links against any.
+ZIG_GLIBC = "2.17"
+
+DIRECTIVES = {
+    "language_level": "3",
+    "boundscheck": "False",
+    "wraparound": "False",
+    "initializedcheck": "False",
+    "cdivision": "True",
+    "autotestdict": "False",  # no __test__ in modules
+    "auto_pickle": "False",  # what has an address in it is not for another process
+}
+FLAGS = [
+    "-std=gnu11",
+    "-fPIC",
+    "-pthread",
+    "-fno-strict-aliasing",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-unused-function",  # Cython's own helpers
+]
+
+
+class Profile(NamedTuple):
+    """What a build is for: flags for compiling and linking, and directives for Cython."""
+
+    flags: str
+    directives: dict[str, str] = {}  # noqa: RUF012 - never changed
+
+
+PROFILES = {
+    "release": Profile("-O3 -g0 -DNDEBUG"),  # -g0: zig adds debug information otherwise
+    "coverage": Profile(
+        "-O1 -DCYTHON_TRACE=1 -DCYTHON_TRACE_NOGIL=1", {"linetrace": "True"}
+    ),  # CPython 3.11 only
+    "asan": Profile("-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"),
+    "tsan": Profile("-O1 -g -fsanitize=thread"),
+    "explore": Profile(
+        "-O1 -g -DBZ_EXPLORE"
+    ),  # every step of the ring may be an interleaving's end
+}
+
+
+class Compiler(NamedTuple):
+    """A C compiler: how it is called, and what it says it is."""
+
+    command: tuple[str, ...]
+    version: str
+
+
+def find_compiler() -> Compiler | None:
+    """Return $CC, else the first of cc, gcc and clang that works; None if there is none.
+
+    Raise SystemExit if $CC is set and does not work: whoever set it wants to know.
+    """
+    if chosen := shlex.split(os.environ.get("CC", "")):
+        if not works(chosen):
+            stop(
+                f"CC={shlex.join(chosen)} makes no shared object of a C file that includes <stdio.h>"
+            )
+        return Compiler(tuple(chosen), version_of(chosen))
+    for name in ("cc", "gcc", "clang"):
+        if works([name]):
+            return Compiler((name,), version_of([name]))
+    return None
+
+
+def works(command: Sequence[str]) -> bool:
+    """Return whether a compiler has all it needs: some are installed without libc's headers."""
+    if shutil.which(command[0]) is None:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "works.c")
+        source.write_text('#include <stdio.h>\nint works(void) { return puts(""); }\n')
+        arguments = [
+            *command,
+            "-shared",
+            "-fPIC",
+            "-pthread",
+            "-o",
+            f"{folder}/works.so",
+            str(source),
+        ]
+        return subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+
+
+def version_of(command: Sequence[str]) -> str:
+    """Return a compiler's name with the first line of its `--version`."""
+    said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    return f"{shlex.join(command)}: {said.stdout.partition(chr(10))[0].strip()}"
+
+
+def zig() -> Compiler:
+    """Return the compiler in the wheel of zig, or raise SystemExit."""
+    reason = "no C compiler was found (cc, gcc, clang)"
+    if platform.machine() not in ZIG_MACHINES:
+        stop(f"{reason}, and ziglang has none for {platform.machine()}: apt install gcc libc6-dev")
+    if importlib.util.find_spec("ziglang") is None:
+        stop(f"{reason}: apt install gcc libc6-dev, or pip install ziglang")
+    # Without -mcpu=baseline zig compiles for the CPU of the machine it runs on.
+    command = [sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline"]
+    if platform.libc_ver()[0] == "glibc":
+        command += ["-target", f"{platform.machine()}-linux-gnu.{ZIG_GLIBC}"]
+    return Compiler(tuple(command), f"zig cc {metadata.version('ziglang')}")
+
+
+def include_folder() -> str:
+    """Return the folder of Python.h, or raise SystemExit."""
+    folders = [sysconfig.get_path("include"), str(sysconfig.get_config_var("INCLUDEPY"))]
+    for folder in folders:
+        if Path(folder, "Python.h").exists():
+            return folder
+    return stop(
+        f"Python's headers are missing (no Python.h in {folders[0]}): apt install python3-dev"
+    )
+
+
+def stop(message: str) -> NoReturn:
+    """End the build with one line, without the traceback that an exception would print."""
+    raise SystemExit(f"batchzip: {message}")
+
+
+class Core:
+    """The core of one checkout, as one profile and one compiler make it."""
+
+    def __init__(self, root: Path) -> None:
+        self.profile = os.environ.get("BATCHZIP_CORE_PROFILE") or "release"
+        if self.profile not in PROFILES:
+            stop(f"BATCHZIP_CORE_PROFILE={self.profile}: choose one of {', '.join(PROFILES)}")
+        try:
+            self.cython = metadata.version("cython")
+        except metadata.PackageNotFoundError:
+            stop("Cython is missing: pip install 'cython>=3.1'")
+        self.root = root
+        self.package = root / PACKAGE
+        self.suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
+        self.work = root / "build/core" / self.profile / self.suffix.split(".")[1]
+        include = include_folder()
+        directives = DIRECTIVES | PROFILES[self.profile].directives
+        self.directives = [f"-X{name}={value}" for name, value in directives.items()]
+        self.flags = [
+            *FLAGS,
+            *PROFILES[self.profile].flags.split(),
+            *shlex.split(os.environ.get("CFLAGS", "")),
+            f"-I{include}",
+            f"-I{PACKAGE}",
+            # Debian's Python.h includes <x86_64-linux-gnu/python3…/pyconfig.h>, which zig does not find.
+            *("-idirafter", str(Path(include).parent)),
+        ]
+        self.compiler = find_compiler() or zig()
+        self.environment = os.environ | {
+            "ZIG_GLOBAL_CACHE_DIR": str(root / "build/core/zig"),
+            "ZIG_LOCAL_CACHE_DIR": str(root / "build/core/zig"),
+        }
+
+    def build(self) -> list[Path]:
+        """Return the modules, in the work folder, after compiling those that changed."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        with (self.work / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once, as in parallel test runs
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                return list(pool.map(self.module, sorted(self.package.glob("*.pyx"))))
+
+    def module(self, source: Path) -> Path:
+        """Return one module's file, compiled if its digest is not what it was."""
+        c_file = self.work / f"{source.stem}.c"
+        shared = self.work / f"{source.stem}{self.suffix}"
+        flags = [*self.flags, *(self.macros() if source.stem == "build" else [])]
+        digest = hashlib.sha256(
+            repr((self.compiler, self.cython, sys.version, self.directives, flags)).encode()
+        )
+        for path in sorted({source, *named_in(source)}):
+            digest.update(path.read_bytes())
+        stamp = self.work / f"{source.stem}.digest"
+        if shared.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest():
+            return shared
+        stamp.unlink(missing_ok=True)
+        relative = str(source.relative_to(self.root))
+        self.run(sys.executable, "-m", "cython", *self.directives, "-o", str(c_file), relative)
+        self.run(*self.compiler.command, "-shared", *flags, "-o", str(shared), str(c_file))
+        stamp.write_text(digest.hexdigest())
+        return shared
+
+    def macros(self) -> list[str]:
+        """Return what `batchzip.core.build` tells of this build."""
+        values = {
+            "SOURCE_DIGEST": staleness(self.root).source_digest(self.package),
+            "COMPILER": self.compiler.version,
+            "PROFILE": self.profile,
+            "CYTHON": self.cython,
+        }
+        return [f'-DBATCHZIP_{name}="{value}"' for name, value in values.items()]
+
+    def run(self, *command: str) -> None:
+        """Run one step in the checkout; show what it says, and stop the build if it fails."""
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if said := done.stdout + done.stderr:
+            print(f"$ {shlex.join(command)}\n{said}", file=sys.stderr, flush=True)
+        if done.returncode:
+            stop(
+                f"compiling the core failed ({Path(command[-1]).name}); the compiler's lines are above"
+            )
+
+    def install(self, folder: Path) -> None:
+        """Put the modules into `folder`, and take away those whose source has gone."""
+        built = self.build()
+        for module in built:
+            # A new inode: the old module may be mapped into a running process.
+            unfinished = folder / f".{module.name}"
+            shutil.copyfile(module, unfinished)
+            unfinished.replace(folder / module.name)
+            if (
+                self.profile == "coverage"
+            ):  # the plug-in of coverage.py wants the C beside the source
+                c_file = self.work / f"{module.name.partition('.')[0]}.c"
+                shutil.copyfile(c_file, folder / c_file.name)
+        names = {module.name.partition(".")[0] for module in built}
+        for left in folder.glob("*.so"):
+            if left.name.partition(".")[0] not in names:
+                left.unlink()
+        if self.profile != "coverage":
+            for left in folder.glob("*.c"):
+                left.unlink()
+
+
+def named_in(source: Path) -> set[Path]:
+    """Return the `.pxd` and `.h` files that a source, or one of them, names, and its own `.pxd`."""
+    found: set[Path] = set()
+    to_read = [source]
+    while to_read:
+        path = to_read.pop()
+        words = {path.stem, *re.findall(r"\w+", path.read_text())}
+        near = [*path.parent.glob("*.pxd"), *path.parent.glob("*.h")]
+        new = {file for file in near if file.stem in words} - found
+        found |= new
+        to_read += new
+    return found
+
+
+def staleness(root: Path) -> Any:
+    """Return the module that defines the digest of the sources: by its path, as nothing is installed."""
+    spec = importlib.util.spec_from_file_location("staleness", root / PACKAGE / "staleness.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class CoreBuildHook(BuildHookInterface[BuilderConfig]):
+    """What hatchling calls when it makes a wheel, or the editable one that `pip install -e` asks for."""
+
+    def dependencies(self) -> list[str]:
+        """Return the compiler to install, if the machine has none."""
+        include_folder()  # before a compiler of 100 MB is fetched in vain
+        has_compiler = find_compiler() is not None or platform.machine() not in ZIG_MACHINES
+        return [] if has_compiler else ["ziglang"]
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile the core: into the checkout if it is editable, else into the wheel."""
+        core = Core(Path(self.root))
+        if version == "editable":
+            core.install(core.package)
+            return
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+        for module in core.build():
+            build_data["force_include"][str(module)] = str(PACKAGE / module.name)
+
+
+def main() -> None:
+    """Rebuild the core in the checkout, or beside a copy of the package."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--into", type=Path, metavar="FOLDER", help="a folder to copy the package to"
+    )
+    into: Path | None = parser.parse_args().into
+    core = Core(Path(__file__).resolve().parent)
+    if into is None:
+        core.install(core.package)
+        return
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    for source in sorted([core.root / "batchzip", *(core.root / "backends").glob("*/")]):
+        shutil.copytree(source, into / source.name, ignore=ignore, dirs_exist_ok=True)
+    core.install(into / PACKAGE)
+
+
+if __name__ == "__main__":
+    main()
