@@ -13,7 +13,7 @@ ctypedef int (*lz4_decompress_fn)(
 ) noexcept nogil
 
 cdef struct Lz4:
-    lz4_compress_fn compress_fast  # LZ4_compress_fast_extState; effort: acceleration
+    lz4_compress_fn compress_fast  # LZ4_compress_fast_continue on a new stream; effort: acceleration
     lz4_compress_fn compress_hc  # LZ4_compress_HC_extStateHC; effort: level
     lz4_decompress_fn decompress  # LZ4_decompress_safe
     size_t fast_state_bytes  # LZ4_sizeofState()

@@ -13,6 +13,9 @@ Before a library counts, it must be whole on disk, export every function, be of 
 we know, and pass a trial: sample data must come back, and what has too little room must fail
 without writing beyond it. Otherwise the codec works in Python, and `libraries()` says why.
 
+python-lz4 compresses with LZ4_compress_fast_continue on a new stream. LZ4_compress_fast_extState takes other
+tables for pages below 64 KiB and gives other bytes; so `compress_fast` does as python-lz4 does.
+
 All functions are of the stable API but two. ZSTD_createCDict, which is stable, takes other parameters
 than python-zstandard does (it expects sources of 513 bytes) and gives other bytes; so `zstd_make_cdict`
 takes ZSTD_getCParams and ZSTD_createCDict_advanced, whose signatures have not changed since zstd 1.3.
@@ -185,7 +188,8 @@ def _check_whole(path):
         if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
             return  # dlopen says what it thinks of it
         file.seek(int.from_bytes(header[32:40], "little"))
-        size, count = (int.from_bytes(header[at : at + 2], "little") for at in (54, 56))
+        size = int.from_bytes(header[54:56], "little")
+        count = int.from_bytes(header[56:58], "little")
         table = file.read(size * count)
         need = len(header)
         for at in range(0, len(table), size):
@@ -202,8 +206,7 @@ cdef void *_symbol(size_t handle, const char *name) except NULL:
     return address
 
 
-ctypedef unsigned int (*_version_fn)() noexcept nogil
-ctypedef size_t (*_size_fn)() noexcept nogil
+ctypedef unsigned int (*_number_fn)() noexcept nogil
 
 
 cdef tuple _version(str name, size_t handle):
@@ -211,7 +214,7 @@ cdef tuple _version(str name, size_t handle):
     cdef Dl_info info
     symbol = _VERSIONS[name][0].encode()
     cdef void *address = _symbol(handle, symbol)
-    cdef unsigned int number = (<_version_fn> address)()
+    cdef unsigned int number = (<_number_fn> address)()
     place = None
     if dladdr(address, &info) and info.dli_fname is not NULL:
         place = (<bytes> info.dli_fname).decode("utf-8", "surrogateescape")
@@ -251,12 +254,33 @@ cdef object _try(str name, size_t handle, str version, str place):
     return _libraries[name]
 
 
+ctypedef void *(*_init_stream_fn)(void *state, size_t size) noexcept nogil
+
+cdef _init_stream_fn _init_stream
+cdef lz4_compress_fn _compress_continue
+cdef size_t _stream_bytes
+
+
+cdef int _compress_fresh(
+    void *state, const char *src, char *dst, int src_size, int dst_capacity, int effort
+) noexcept nogil:
+    """Compress as the only block of a new stream."""
+    # Preparing used tables with LZ4_resetStream_fast gives other bytes and is slower.
+    if _init_stream(state, _stream_bytes) is NULL:
+        return 0
+    return _compress_continue(state, src, dst, src_size, dst_capacity, effort)
+
+
 cdef int _collect_lz4(size_t handle, Lz4 *lz4) except -1:
-    lz4.compress_fast = <lz4_compress_fn> _symbol(handle, "LZ4_compress_fast_extState")
+    global _init_stream, _compress_continue, _stream_bytes
+    _init_stream = <_init_stream_fn> _symbol(handle, "LZ4_initStream")
+    _compress_continue = <lz4_compress_fn> _symbol(handle, "LZ4_compress_fast_continue")
+    _stream_bytes = (<_number_fn> _symbol(handle, "LZ4_sizeofState"))()
+    lz4.compress_fast = _compress_fresh
+    lz4.fast_state_bytes = _stream_bytes
     lz4.compress_hc = <lz4_compress_fn> _symbol(handle, "LZ4_compress_HC_extStateHC")
     lz4.decompress = <lz4_decompress_fn> _symbol(handle, "LZ4_decompress_safe")
-    lz4.fast_state_bytes = (<_version_fn> _symbol(handle, "LZ4_sizeofState"))()
-    lz4.hc_state_bytes = (<_version_fn> _symbol(handle, "LZ4_sizeofStateHC"))()
+    lz4.hc_state_bytes = (<_number_fn> _symbol(handle, "LZ4_sizeofStateHC"))()
     return 0
 
 
