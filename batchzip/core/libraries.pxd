@@ -1,0 +1,114 @@
+"""C functions of lz4, zstd and xxh3, called by address. All may be called without the GIL."""
+
+from libc.stdint cimport uint64_t
+
+# Return the bytes produced; 0 (compress) or a negative number (decompress) means failure.
+# `state` is memory of the size that the struct gives, aligned as malloc does; nothing is kept in it
+# from one call to the next.
+ctypedef int (*lz4_compress_fn)(
+    void *state, const char *src, char *dst, int src_size, int dst_capacity, int effort
+) noexcept nogil
+ctypedef int (*lz4_decompress_fn)(
+    const char *src, char *dst, int src_size, int dst_capacity
+) noexcept nogil
+
+cdef struct Lz4:
+    lz4_compress_fn compress_fast  # LZ4_compress_fast_continue on a new stream; effort: acceleration
+    lz4_compress_fn compress_hc  # LZ4_compress_HC_extStateHC; effort: level
+    lz4_decompress_fn decompress  # LZ4_decompress_safe
+    size_t fast_state_bytes  # LZ4_sizeofState()
+    size_t hc_state_bytes  # LZ4_sizeofStateHC()
+
+# What returns a size_t returns bytes or an error, which `is_error` tells. What returns a pointer returns
+# NULL on failure. What frees takes NULL, too.
+ctypedef void *(*zstd_create_context_fn)() noexcept nogil
+ctypedef size_t (*zstd_free_fn)(void *context) noexcept nogil
+ctypedef size_t (*zstd_set_parameter_fn)(void *cctx, int parameter, int value) noexcept nogil
+ctypedef size_t (*zstd_compress2_fn)(
+    void *cctx, void *dst, size_t dst_capacity, const void *src, size_t src_size
+) noexcept nogil
+ctypedef size_t (*zstd_ref_cdict_fn)(void *cctx, const void *cdict) noexcept nogil
+ctypedef size_t (*zstd_decompress_dctx_fn)(
+    void *dctx, void *dst, size_t dst_capacity, const void *src, size_t src_size
+) noexcept nogil
+ctypedef size_t (*zstd_decompress_with_ddict_fn)(
+    void *dctx,
+    void *dst,
+    size_t dst_capacity,
+    const void *src,
+    size_t src_size,
+    const void *ddict,
+) noexcept nogil
+ctypedef void *(*zstd_create_ddict_fn)(const void *dictionary, size_t size) noexcept nogil
+ctypedef unsigned int (*zstd_is_error_fn)(size_t code) noexcept nogil
+ctypedef unsigned long long (*zstd_content_size_fn)(const void *src, size_t src_size) noexcept nogil
+ctypedef size_t (*zstd_compressed_size_fn)(const void *src, size_t src_size) noexcept nogil
+ctypedef size_t (*zstd_compress_bound_fn)(size_t src_size) noexcept nogil
+
+cdef struct ZstdCParams:  # ZSTD_compressionParameters
+    unsigned int window_log
+    unsigned int chain_log
+    unsigned int hash_log
+    unsigned int search_log
+    unsigned int min_match
+    unsigned int target_length
+    int strategy
+
+cdef struct ZstdMemory:  # ZSTD_customMem; all NULL: malloc and free
+    void *alloc
+    void *free
+    void *opaque
+
+ctypedef ZstdCParams (*zstd_get_cparams_fn)(
+    int level, unsigned long long src_size, size_t dict_size
+) noexcept nogil
+ctypedef void *(*zstd_create_cdict_fn)(
+    const void *dictionary,
+    size_t size,
+    int load_method,
+    int content_type,
+    ZstdCParams cparams,
+    ZstdMemory memory,
+) noexcept nogil
+
+cdef struct Zstd:
+    zstd_create_context_fn create_cctx  # ZSTD_createCCtx
+    zstd_free_fn free_cctx  # ZSTD_freeCCtx
+    zstd_set_parameter_fn set_parameter  # ZSTD_CCtx_setParameter
+    zstd_compress2_fn compress2  # ZSTD_compress2
+    zstd_ref_cdict_fn ref_cdict  # ZSTD_CCtx_refCDict
+    zstd_create_context_fn create_dctx  # ZSTD_createDCtx
+    zstd_free_fn free_dctx  # ZSTD_freeDCtx
+    zstd_decompress_dctx_fn decompress_dctx  # ZSTD_decompressDCtx
+    zstd_decompress_with_ddict_fn decompress_with_ddict  # ZSTD_decompress_usingDDict
+    zstd_free_fn free_cdict  # ZSTD_freeCDict
+    zstd_create_ddict_fn create_ddict  # ZSTD_createDDict, which copies the dictionary
+    zstd_free_fn free_ddict  # ZSTD_freeDDict
+    zstd_is_error_fn is_error  # ZSTD_isError
+    zstd_content_size_fn content_size  # ZSTD_getFrameContentSize
+    zstd_compressed_size_fn compressed_size  # ZSTD_findFrameCompressedSize
+    zstd_compress_bound_fn compress_bound  # ZSTD_compressBound
+    zstd_get_cparams_fn get_cparams  # ZSTD_getCParams; for zstd_make_cdict
+    zstd_create_cdict_fn create_cdict  # ZSTD_createCDict_advanced; for zstd_make_cdict
+
+cdef enum:
+    ZSTD_LEVEL = 100  # ZSTD_c_compressionLevel
+    ZSTD_CONTENT_SIZE = 200  # ZSTD_c_contentSizeFlag
+
+ctypedef uint64_t (*xxh3_hash64_fn)(const void *data, size_t size) noexcept nogil
+
+cdef struct Xxh3:
+    xxh3_hash64_fn hash64  # XXH3_64bits_dispatch where exported, else XXH3_64bits
+
+# NULL where the library cannot be used; `libraries()` says why. The GIL must be held. Looks once per
+# process; what it returned stays valid for ever. The only exception is one that a signal handler raised
+# meanwhile (KeyboardInterrupt): then nothing has been settled, and the next call looks again.
+cdef const Lz4 *find_lz4() except? NULL
+cdef const Zstd *find_zstd() except? NULL
+cdef const Xxh3 *find_xxh3() except? NULL
+
+# Make a ZSTD_CDict that holds a copy of the dictionary, or return NULL. Threads may share it.
+# Level 0 means 3, as everywhere in zstd.
+cdef void *zstd_make_cdict(
+    const Zstd *zstd, const void *dictionary, size_t size, int level
+) noexcept nogil

@@ -1,0 +1,500 @@
+# cython: language_level=3, binding=True
+"""C functions of lz4, zstd and xxh3, found in the extension modules of the packages that bring them.
+
+The wheels `lz4`, `zstandard` and `xxhash` contain the C libraries and export their functions; Debian's
+packages link the system's libraries instead, and the same look-up finds those. Calling them by
+address needs no GIL and no Python object. The extension module is opened (dlopen) and never imported,
+so that a process that only compresses loads neither the package nor cffi.
+
+Rejected: linking the C libraries ourselves (a second copy, in another version than the one that
+Python sees), and loading the system's (not installed everywhere).
+
+Before a library counts, it must be whole on disk, export every function, be of a version whose interface
+we know, and pass a trial: sample data must come back, and what has too little room must fail
+without writing beyond it. Otherwise the codec works in Python, and `libraries()` says why.
+
+python-lz4 compresses with LZ4_compress_fast_continue on a new stream. LZ4_compress_fast_extState takes other
+tables for pages below 64 KiB and gives other bytes; so `compress_fast` does as python-lz4 does.
+
+All functions are of the stable API but two. ZSTD_createCDict, which is stable, takes other parameters
+than python-zstandard does (it expects sources of 513 bytes) and gives other bytes; so `zstd_make_cdict`
+takes ZSTD_getCParams and ZSTD_createCDict_advanced, whose signatures have not changed since zstd 1.3.
+"""
+
+from collections import namedtuple
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+
+cdef extern from "<dlfcn.h>" nogil:
+    ctypedef struct Dl_info:
+        const char *dli_fname
+
+    int RTLD_NOW
+    int RTLD_LOCAL
+    void *dlopen(const char *path, int mode)
+    void *dlsym(void *handle, const char *name)
+    char *dlerror()
+    int dladdr(const void *address, Dl_info *info)
+
+
+class Library(namedtuple("Library", ("name", "version", "path", "problem"), module=__name__)):
+    """A C library: "lz4", "zstd" or "xxh3", and what was found of it here.
+
+    `version` and `path` (of the shared object that has the functions) are None where nothing was
+    found. `problem` says why the library is not used; None means that it is.
+    """
+
+    __slots__ = ()
+
+
+class _UnusableError(Exception):
+    """A shared object without the functions that we need, or whose functions fail."""
+
+
+# Package, and its modules that may have the functions, in the order to try them.
+_PLACES = {
+    "lz4": ("lz4", ("block/_block",)),
+    "zstd": ("zstandard", ("_cffi", "backend_c")),
+    "xxh3": ("xxhash", ("_xxhash",)),
+}
+
+# What tells the version, the first that will do, and the first that may have changed the functions. Before
+# 0.8, XXH3 gave other values.
+_VERSIONS = {
+    "lz4": ("LZ4_versionNumber", (1, 9), (2,)),
+    "zstd": ("ZSTD_versionNumber", (1, 5), (2,)),
+    "xxh3": ("XXH_versionNumber", (0, 8), (1,)),
+}
+
+cdef dict _libraries = {}
+cdef Lz4 _lz4
+cdef Zstd _zstd
+cdef Xxh3 _xxh3
+
+
+cdef const Lz4 *find_lz4() except? NULL:
+    return &_lz4 if _settle("lz4").problem is None else NULL
+
+
+cdef const Zstd *find_zstd() except? NULL:
+    return &_zstd if _settle("zstd").problem is None else NULL
+
+
+cdef const Xxh3 *find_xxh3() except? NULL:
+    return &_xxh3 if _settle("xxh3").problem is None else NULL
+
+
+cdef void *zstd_make_cdict(
+    const Zstd *zstd, const void *dictionary, size_t size, int level
+) noexcept nogil:
+    cdef ZstdMemory memory
+    memset(&memory, 0, sizeof(memory))
+    # Level 0 gives 3's parameters. By copy, and of the type that its first bytes tell: 0 and 0.
+    return zstd.create_cdict(dictionary, size, 0, 0, zstd.get_cparams(level, 0, size), memory)
+
+
+def libraries():
+    """Return what was found of each C library; looks for those that nobody asked for yet."""
+    return tuple([_settle(name) for name in _PLACES])
+
+
+def xxh3_64(data):
+    """Return XXH3 (64 bits, seed 0) of a contiguous buffer."""
+    cdef const Xxh3 *xxh3 = find_xxh3()
+    cdef Py_buffer view
+    cdef uint64_t value
+    if xxh3 is NULL:
+        import xxhash
+
+        return xxhash.xxh3_64_intdigest(data)
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    value = xxh3.hash64(view.buf, view.len)
+    PyBuffer_Release(&view)
+    return value
+
+
+# The look-up
+
+
+cdef object _settle(str name):
+    """Return the Library of that name, looked for once."""
+    known = _libraries.get(name)
+    return _look_for(name) if known is None else known
+
+
+cdef object _look_for(str name):
+    """Find a library, try it and settle the outcome."""
+    package, modules = _PLACES[name]
+    failed = None  # of several, the one that got furthest, and of those the first
+    try:
+        paths = _paths(package, modules)
+        problem = f"{package} has no {' or '.join(modules)} for this Python"
+    except ModuleNotFoundError:
+        paths, problem = (), f"{package} is not installed"
+    except Exception as error:  # a finder of somebody else's may raise anything
+        paths, problem = (), f"looking for {package} failed: {error!r}"
+    for path in paths:
+        version, place = None, path
+        try:
+            handle = _open(path)
+            version, place = _version(name, handle)
+            return _try(name, handle, version, place)
+        except _UnusableError as error:
+            problem = str(error)
+        except Exception as error:  # unreadable, not a path, no memory
+            problem = repr(error)
+        if failed is None or failed.version is None is not version:
+            failed = Library(name, version, place, problem)
+    return _libraries.setdefault(name, failed or Library(name, None, None, problem))
+
+
+def _paths(package, modules):
+    """List the files that Python would import these modules of a package from."""
+    import os
+    from importlib.machinery import EXTENSION_SUFFIXES
+    from importlib.util import find_spec
+
+    spec = find_spec(package)  # of a top-level name: it runs none of the package's code
+    if spec is None:
+        raise ModuleNotFoundError(package)
+    candidates = [
+        os.path.join(folder, module + suffix)
+        for module in modules
+        for folder in spec.submodule_search_locations or ()
+        for suffix in EXTENSION_SUFFIXES
+    ]
+    return [path for path in candidates if os.path.isfile(path)]
+
+
+cdef object _open(str path):
+    """Open a shared object; it stays open for good."""
+    cdef void *handle
+    _check_whole(path)
+    encoded = path.encode("utf-8", "surrogateescape")
+    handle = dlopen(encoded, RTLD_NOW | RTLD_LOCAL)
+    if handle is NULL:
+        raise _UnusableError((<bytes> dlerror()).decode("utf-8", "replace"))
+    return <size_t> handle
+
+
+def _check_whole(path):
+    """Raise if a 64-bit ELF file ends before its last segment: mapped, it would end us with SIGBUS."""
+    with open(path, "rb") as file:
+        header = file.read(64)
+        if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+            return  # dlopen says what it thinks of it
+        file.seek(int.from_bytes(header[32:40], "little"))
+        size = int.from_bytes(header[54:56], "little")
+        count = int.from_bytes(header[56:58], "little")
+        table = file.read(size * count)
+        need = len(header)
+        for at in range(0, len(table), size):
+            offset = int.from_bytes(table[at + 8 : at + 16], "little")
+            need = max(need, offset + int.from_bytes(table[at + 32 : at + 40], "little"))
+        if len(table) < size * count or file.seek(0, 2) < need:
+            raise _UnusableError(f"{path} is cut short")
+
+
+cdef void *_symbol(size_t handle, const char *name) except NULL:
+    cdef void *address = dlsym(<void *> handle, name)
+    if address is NULL:
+        raise _UnusableError(f"it exports no {(<bytes> name).decode()}")
+    return address
+
+
+ctypedef unsigned int (*_number_fn)() noexcept nogil
+
+
+cdef tuple _version(str name, size_t handle):
+    """Return the version and the file of the library behind a handle."""
+    cdef Dl_info info
+    symbol = _VERSIONS[name][0].encode()
+    cdef void *address = _symbol(handle, symbol)
+    cdef unsigned int number = (<_number_fn> address)()
+    place = None
+    if dladdr(address, &info) and info.dli_fname is not NULL:
+        place = (<bytes> info.dli_fname).decode("utf-8", "surrogateescape")
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}", place
+
+
+cdef object _try(str name, size_t handle, str version, str place):
+    """Collect a library's functions, try them, and settle that they are used, or raise."""
+    cdef Lz4 lz4
+    cdef Zstd zstd
+    cdef Xxh3 xxh3
+    cdef const char *problem
+    _, first, end = _VERSIONS[name]
+    if not first <= tuple([int(part) for part in version.split(".")]) < end:
+        raise _UnusableError(f"version {version} is none that we know")
+    if name == "lz4":
+        _collect_lz4(handle, &lz4)
+        problem = _try_lz4(&lz4)
+    elif name == "zstd":
+        _collect_zstd(handle, &zstd)
+        problem = _try_zstd(&zstd)
+    else:
+        _collect_xxh3(handle, &xxh3)
+        problem = _try_xxh3(&xxh3)
+    if problem is not NULL:
+        raise _UnusableError((<bytes> problem).decode())
+    library = Library(name, version, place, None)
+    # Another thread may have settled it since. From here on, nothing lets another thread run.
+    if name not in _libraries:
+        if name == "lz4":
+            memcpy(&_lz4, &lz4, sizeof(lz4))
+        elif name == "zstd":
+            memcpy(&_zstd, &zstd, sizeof(zstd))
+        else:
+            memcpy(&_xxh3, &xxh3, sizeof(xxh3))
+        _libraries[name] = library
+    return _libraries[name]
+
+
+ctypedef void *(*_init_stream_fn)(void *state, size_t size) noexcept nogil
+
+cdef _init_stream_fn _init_stream
+cdef lz4_compress_fn _compress_continue
+cdef size_t _stream_bytes
+
+
+cdef int _compress_fresh(
+    void *state, const char *src, char *dst, int src_size, int dst_capacity, int effort
+) noexcept nogil:
+    """Compress as the only block of a new stream."""
+    # Preparing used tables with LZ4_resetStream_fast gives other bytes and is slower.
+    if _init_stream(state, _stream_bytes) is NULL:
+        return 0
+    return _compress_continue(state, src, dst, src_size, dst_capacity, effort)
+
+
+cdef int _collect_lz4(size_t handle, Lz4 *lz4) except -1:
+    global _init_stream, _compress_continue, _stream_bytes
+    _init_stream = <_init_stream_fn> _symbol(handle, "LZ4_initStream")
+    _compress_continue = <lz4_compress_fn> _symbol(handle, "LZ4_compress_fast_continue")
+    _stream_bytes = (<_number_fn> _symbol(handle, "LZ4_sizeofState"))()
+    lz4.compress_fast = _compress_fresh
+    lz4.fast_state_bytes = _stream_bytes
+    lz4.compress_hc = <lz4_compress_fn> _symbol(handle, "LZ4_compress_HC_extStateHC")
+    lz4.decompress = <lz4_decompress_fn> _symbol(handle, "LZ4_decompress_safe")
+    lz4.hc_state_bytes = (<_number_fn> _symbol(handle, "LZ4_sizeofStateHC"))()
+    return 0
+
+
+cdef int _collect_zstd(size_t handle, Zstd *zstd) except -1:
+    zstd.create_cctx = <zstd_create_context_fn> _symbol(handle, "ZSTD_createCCtx")
+    zstd.free_cctx = <zstd_free_fn> _symbol(handle, "ZSTD_freeCCtx")
+    zstd.set_parameter = <zstd_set_parameter_fn> _symbol(handle, "ZSTD_CCtx_setParameter")
+    zstd.compress2 = <zstd_compress2_fn> _symbol(handle, "ZSTD_compress2")
+    zstd.ref_cdict = <zstd_ref_cdict_fn> _symbol(handle, "ZSTD_CCtx_refCDict")
+    zstd.create_dctx = <zstd_create_context_fn> _symbol(handle, "ZSTD_createDCtx")
+    zstd.free_dctx = <zstd_free_fn> _symbol(handle, "ZSTD_freeDCtx")
+    zstd.decompress_dctx = <zstd_decompress_dctx_fn> _symbol(handle, "ZSTD_decompressDCtx")
+    zstd.decompress_with_ddict = <zstd_decompress_with_ddict_fn> _symbol(
+        handle, "ZSTD_decompress_usingDDict"
+    )
+    zstd.free_cdict = <zstd_free_fn> _symbol(handle, "ZSTD_freeCDict")
+    zstd.create_ddict = <zstd_create_ddict_fn> _symbol(handle, "ZSTD_createDDict")
+    zstd.free_ddict = <zstd_free_fn> _symbol(handle, "ZSTD_freeDDict")
+    zstd.is_error = <zstd_is_error_fn> _symbol(handle, "ZSTD_isError")
+    zstd.content_size = <zstd_content_size_fn> _symbol(handle, "ZSTD_getFrameContentSize")
+    zstd.compressed_size = <zstd_compressed_size_fn> _symbol(
+        handle, "ZSTD_findFrameCompressedSize"
+    )
+    zstd.compress_bound = <zstd_compress_bound_fn> _symbol(handle, "ZSTD_compressBound")
+    zstd.get_cparams = <zstd_get_cparams_fn> _symbol(handle, "ZSTD_getCParams")
+    zstd.create_cdict = <zstd_create_cdict_fn> _symbol(handle, "ZSTD_createCDict_advanced")
+    return 0
+
+
+cdef int _collect_xxh3(size_t handle, Xxh3 *xxh3) except -1:
+    cdef void *dispatching = dlsym(<void *> handle, "XXH3_64bits_dispatch")
+    if dispatching is NULL:
+        dispatching = _symbol(handle, "XXH3_64bits")
+    xxh3.hash64 = <xxh3_hash64_fn> dispatching
+    return 0
+
+
+# The trials: each returns what is wrong, or NULL
+
+
+cdef enum:
+    SAMPLE = 2048
+    ROOM = 2048
+    GUARD = 64
+    GUARD_BYTE = 0xA5
+    MAX_STATE = 1048576  # bytes; lz4's states take 16 and 256 KiB
+
+cdef const char *WRONG = "what it compressed did not come back"
+cdef const char *NO_FAILURE = "too little room did not make it fail"
+cdef const char *OVERRUN = "it wrote beyond its room"
+cdef const char *NO_MEMORY = "no memory to try it"
+
+
+cdef struct Trial:
+    char page[SAMPLE]
+    char packed[ROOM + GUARD]
+    char restored[SAMPLE + GUARD]
+
+
+cdef void _prepare(Trial *trial) noexcept nogil:
+    """Fill a page, half noise and half not, and the outputs with what nothing may change."""
+    cdef unsigned int i, noise = 1
+    for i in range(SAMPLE):
+        noise = noise * 1103515245 + 12345
+        trial.page[i] = <char> (noise >> 16 if i & 512 else i % 61)
+    memset(trial.packed, GUARD_BYTE, sizeof(trial.packed))
+    memset(trial.restored, GUARD_BYTE, sizeof(trial.restored))
+
+
+cdef bint _untouched(const char *output, size_t capacity) noexcept nogil:
+    """Tell whether the bytes behind an output's room are as they were."""
+    cdef size_t i
+    for i in range(capacity, capacity + GUARD):
+        if <unsigned char> output[i] != GUARD_BYTE:
+            return False
+    return True
+
+
+cdef const char *_try_lz4(const Lz4 *lz4) noexcept nogil:
+    cdef const char *problem
+    cdef void *state
+    if not 0 < lz4.fast_state_bytes <= MAX_STATE or not 0 < lz4.hc_state_bytes <= MAX_STATE:
+        return "its state has no sensible size"
+    state = malloc(max(lz4.fast_state_bytes, lz4.hc_state_bytes))
+    if state is NULL:
+        return NO_MEMORY
+    problem = _try_lz4_finder(lz4, lz4.compress_fast, state, 1)
+    if problem is NULL:
+        problem = _try_lz4_finder(lz4, lz4.compress_hc, state, 9)
+    free(state)
+    return problem
+
+
+cdef const char *_try_lz4_finder(
+    const Lz4 *lz4, lz4_compress_fn compress, void *state, int effort
+) noexcept nogil:
+    cdef Trial trial
+    cdef int length
+    _prepare(&trial)
+    length = compress(state, trial.page, trial.packed, SAMPLE, ROOM, effort)
+    if not _untouched(trial.packed, ROOM):
+        return OVERRUN
+    if not 0 < length < SAMPLE or (
+        lz4.decompress(trial.packed, trial.restored, length, SAMPLE) != SAMPLE
+    ):
+        return WRONG
+    if not _untouched(trial.restored, SAMPLE):
+        return OVERRUN
+    if memcmp(trial.restored, trial.page, SAMPLE):
+        return WRONG
+    memset(trial.restored, GUARD_BYTE, sizeof(trial.restored))
+    if lz4.decompress(trial.packed, trial.restored, length, SAMPLE // 2) >= 0:
+        return NO_FAILURE
+    if not _untouched(trial.restored, SAMPLE // 2):
+        return OVERRUN
+    memset(trial.packed, GUARD_BYTE, sizeof(trial.packed))
+    if compress(state, trial.page, trial.packed, SAMPLE, SAMPLE // 4, effort):
+        return NO_FAILURE
+    if not _untouched(trial.packed, SAMPLE // 4):
+        return OVERRUN
+    return NULL
+
+
+cdef const char *_try_zstd(const Zstd *zstd) noexcept nogil:
+    cdef const char *problem = NO_MEMORY
+    cdef Trial trial
+    _prepare(&trial)
+    cdef void *cctx = zstd.create_cctx()
+    cdef void *dctx = zstd.create_dctx()
+    cdef void *cdict = zstd_make_cdict(zstd, trial.page, SAMPLE // 4, 1)
+    cdef void *ddict = zstd.create_ddict(trial.page, SAMPLE // 4)
+    if cctx is not NULL and dctx is not NULL and cdict is not NULL and ddict is not NULL:
+        if (
+            zstd.is_error(zstd.set_parameter(cctx, ZSTD_LEVEL, 1))
+            or zstd.is_error(zstd.set_parameter(cctx, ZSTD_CONTENT_SIZE, 1))
+        ):
+            problem = "it refuses its parameters"
+        else:
+            problem = _try_zstd_frames(zstd, &trial, cctx, dctx, NULL)
+            if problem is NULL:
+                if zstd.is_error(zstd.ref_cdict(cctx, cdict)):
+                    problem = "it refuses its dictionary"
+                else:
+                    _prepare(&trial)
+                    problem = _try_zstd_frames(zstd, &trial, cctx, dctx, ddict)
+    zstd.free_ddict(ddict)
+    zstd.free_cdict(cdict)
+    zstd.free_dctx(dctx)
+    zstd.free_cctx(cctx)
+    return problem
+
+
+cdef size_t _restore(
+    const Zstd *zstd, void *dctx, Trial *trial, size_t capacity, size_t length, const void *ddict
+) noexcept nogil:
+    if ddict is NULL:
+        return zstd.decompress_dctx(dctx, trial.restored, capacity, trial.packed, length)
+    return zstd.decompress_with_ddict(
+        dctx, trial.restored, capacity, trial.packed, length, ddict
+    )
+
+
+cdef const char *_try_zstd_frames(
+    const Zstd *zstd, Trial *trial, void *cctx, void *dctx, const void *ddict
+) noexcept nogil:
+    cdef size_t length
+    if not SAMPLE < zstd.compress_bound(SAMPLE) < 2 * SAMPLE:
+        return "its bound is not sensible"
+    # First what fails: libzstd refuses a dictionary from then until the next page is done.
+    if not zstd.is_error(zstd.compress2(cctx, trial.packed, SAMPLE // 4, trial.page, SAMPLE)):
+        return NO_FAILURE
+    if not _untouched(trial.packed, SAMPLE // 4):
+        return OVERRUN
+    memset(trial.packed, GUARD_BYTE, sizeof(trial.packed))
+    length = zstd.compress2(cctx, trial.packed, ROOM, trial.page, SAMPLE)
+    if not _untouched(trial.packed, ROOM):
+        return OVERRUN
+    if (
+        zstd.is_error(length)
+        or length >= SAMPLE
+        or zstd.content_size(trial.packed, length) != SAMPLE
+        or zstd.compressed_size(trial.packed, length + GUARD) != length
+        or _restore(zstd, dctx, trial, SAMPLE, length, ddict) != SAMPLE
+    ):
+        return WRONG
+    if not _untouched(trial.restored, SAMPLE):
+        return OVERRUN
+    if memcmp(trial.restored, trial.page, SAMPLE):
+        return WRONG
+    memset(trial.restored, GUARD_BYTE, sizeof(trial.restored))
+    if not zstd.is_error(_restore(zstd, dctx, trial, SAMPLE // 2, length, ddict)):
+        return NO_FAILURE
+    if not _untouched(trial.restored, SAMPLE // 2):
+        return OVERRUN
+    return NULL
+
+
+cdef const char *_try_xxh3(const Xxh3 *xxh3) noexcept nogil:
+    """Hash beginnings of the page, one for each way that XXH3 goes by length."""
+    cdef size_t *lengths = [0, 3, 8, 16, 100, 200, 1000, SAMPLE]
+    cdef uint64_t *expected = [
+        0x2D06800538D394C2,
+        0x5F4299FC161C9CBB,
+        0x3A1C2D7C85AF88F8,
+        0x8355E3A6F61770DB,
+        0xC6CEDDFADD64BCF5,
+        0x75A6FD46F6F4953F,
+        0x3646E8558AD4005D,
+        0x1FA73114F2C0C45D,
+    ]
+    cdef Trial trial
+    cdef int i
+    _prepare(&trial)
+    for i in range(8):
+        if xxh3.hash64(trial.page, lengths[i]) != expected[i]:
+            return "it gives other values than XXH3"
+    return NULL
