@@ -3,9 +3,9 @@
 Kernel counterpart: the driver behind a crypto_acomp transform (software, deflate-iaa). A backend is
 given one codec when its engine opens it, and then batches. It must
 
-* fill `dlens`, `errors` and outputs of every page of a batch (`Batch.run_share`, or `Batch.inputs`
-  and `Batch.accept_packed` where the work is done elsewhere), whatever happens to any other page, and
-  raise only where nothing can be said about the pages;
+* fill `dlens`, `errors` and outputs of every page of a batch (`run_inline`, or `Batch.inputs` and
+  `Batch.accept` where the work is done elsewhere), whatever happens to any other page, and raise only
+  where nothing can be said about the pages;
 * be callable from several threads at once;
 * leave nothing behind after `close()`: process, thread, descriptor, memory.
 
@@ -16,31 +16,29 @@ entry point in the group `batchzip.backends`; batchzip itself imports none by na
 from __future__ import annotations
 
 import errno
-import threading
-import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.codecs.context import COMPRESS, DECOMPRESS, Context
+from batchzip.core.coder import Coders, is_available
+from batchzip.cpus import usable_cpus
 from batchzip.errors import BackendUnavailable, BadArgument, UnknownBackend
 from batchzip.plugins import plugin_entry_points
-from batchzip.statistics import Statistics, Tallies, Tally
+from batchzip.statistics import OperationStatistics, Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from batchzip.batch import Batch
-    from batchzip.buffers import Bytes
+    from batchzip.buffers import Buffer, Bytes
     from batchzip.codecs import Codec
     from batchzip.request import Request
     from batchzip.statistics import WorkerStatistics
 
 _GROUP = "batchzip.backends"
 
-_LOOK_BYTES = 256 << 10
-"""Bytes of pages done between two looks at a deadline."""
+_OPERATIONS = 0, 1
 
 
 class Backend(ABC):
@@ -53,33 +51,31 @@ class Backend(ABC):
     """The backend's name in the registry."""
 
     batch_size: int = 1
-    """Pages it takes in one go, as crypto_acomp_batch_size(); 1: it goes page by page."""
+    """Pages that it takes in one go, as crypto_acomp_batch_size(); 1: it goes page by page."""
 
     asynchronous: bool = False
-    """Whether `submit` returns before the batch is done; else asyncio has it called in a thread."""
+    """Whether `submit` returns before the batch is done; otherwise asyncio calls it in a thread."""
 
     page_size: int
     codec: Codec | None = None
+    coders: Coders
+    """What compresses in the owner's process, and counts what it did."""
 
     def open(self, codec: Codec, page_size: int) -> None:
-        """Bind to one codec and page size. A subclass extends this to get its resources."""
+        """Bind to one codec and page size. A subclass extends this to get its resources.
+
+        Raise whatever the codec raises where it cannot be made ready here.
+        """
         if self.codec is not None:
             raise BadArgument("this backend already serves an engine: make one for each engine")
         self.codec = codec
         self.page_size = page_size
-        self._contexts = threading.local()
-        self._tallies = Tallies()
-        self.context()  # a codec that cannot be made here fails here
+        self.coders = Coders(codec, page_size)
+        self.check_codec()
 
-    def context(self) -> Context:
-        """Codec context of the calling thread: contexts are never shared between threads."""
-        try:
-            return self._contexts.context  # type: ignore[no-any-return] # thread-locals are Any
-        except AttributeError:
-            assert self.codec is not None  # noqa: S101 - open() came first
-            context = self._contexts.context = Context(self.codec, self.page_size)
-            self._tallies.enrol(context)
-            return context
+    def check_codec(self) -> None:
+        """Make the codec ready once, so that one that cannot be made ready fails early."""
+        _ = self.coders.native
 
     def array(self, rows: int, width: int) -> Bytes:
         """Make a (rows, width) array of zeros where this backend likes batches to lie.
@@ -92,42 +88,40 @@ class Backend(ABC):
             raise OSError(errno.ENOMEM, str(error)) from None
 
     def run_inline(self, batch: Batch, deadline: float | None = None) -> None:
-        """Do a batch in the calling thread, page by page: the direct path.
+        """Do a batch in the calling thread, page by page, and count it.
 
         What is not done at `deadline`, on the monotonic clock, gets -ETIMEDOUT.
         """
-        if deadline is None:
-            batch.run_share(self.context(), range(len(batch)))
-            return
-        piece = max(1, _LOOK_BYTES // self.page_size)
-        for start in range(0, len(batch), piece):
-            if time.monotonic() >= deadline:
-                batch.fail(range(start, len(batch)), -errno.ETIMEDOUT)
-                return
-            end = min(start + piece, len(batch))
-            batch.run_share(self.context(), range(start, end))
+        batch.has_errors = batch.pointers.run(self.coders, deadline_ns(deadline)) > 0
 
     @abstractmethod
     def run(self, batch: Batch) -> None:
-        """Do a batch of more than one page and return when it is done."""
+        """Do a batch of more than one page, count it, and return when it is done."""
 
     def execute(self, batch: Batch) -> None:
         """Do a batch: the unified path of zswap's batched compression.
 
         Page by page in the calling thread where the backend takes one page in one go, or the batch
-        is one page; else as a batch.
+        is one page; otherwise as a batch.
         """
         if self.batch_size == 1 or len(batch) == 1:
             self.run_inline(batch)
         else:
             self.run(batch)
-        self.count(batch)
 
-    def count(self, batch: Batch) -> None:
-        """Count a batch that is done; `statistics` has it then."""
-        self.context().tallies[batch.operation].batches += 1
+    def count_elsewhere(self, batch: Batch, *, divided: bool) -> None:
+        """Count a batch that was not done by `run_inline`; its pages are counted where they were done."""
+        self.coders.add_batch(batch.operation, divided=divided)
         if batch.has_errors:
-            self._tallies.count_errors(batch.errors[batch.errors != 0].tolist())
+            self.coders.add_errors(batch.errors[batch.errors != 0].tolist())
+
+    def compress_page(self, page: Buffer) -> bytes:
+        """Compress one page in the calling thread. Raise PageError."""
+        return self.coders.compress_page(page)
+
+    def decompress_page(self, src: Buffer) -> bytes:
+        """Restore one page in the calling thread. Raise PageError."""
+        return self.coders.decompress_page(src)
 
     def submit(
         self,
@@ -147,7 +141,6 @@ class Backend(ABC):
         request.take_up()
         try:
             self.run_inline(request.batch, request.deadline)
-            self.count(request.batch)
         except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
             request.finish(error)
         else:
@@ -155,23 +148,21 @@ class Backend(ABC):
 
     def statistics(self) -> Statistics:
         """Add up what was done."""
-        return self._statistics([Tally(), Tally()])
+        return self.add_statistics(({}, {}))
 
-    def _statistics(
+    def add_statistics(
         self,
-        elsewhere: Sequence[Tally],
+        elsewhere: tuple[Mapping[str, int], Mapping[str, int]],
         *,
         restarts: int = 0,
         workers: tuple[WorkerStatistics, ...] = (),
     ) -> Statistics:
-        """Add what was done `elsewhere`, a tally for each operation, to what was done here."""
-        return Statistics(
-            compress=self._tallies.total(COMPRESS, elsewhere[COMPRESS]),
-            decompress=self._tallies.total(DECOMPRESS, elsewhere[DECOMPRESS]),
-            errors=self._tallies.errors,
-            restarts=restarts,
-            workers=workers,
+        """Add what was done `elsewhere`, "pages", "bytes_in" and "bytes_out" by operation."""
+        compress, decompress = (
+            _add_up(self.coders.totals(operation), elsewhere[operation])
+            for operation in _OPERATIONS
         )
+        return Statistics(compress, decompress, self.coders.errors(), restarts, workers)
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
@@ -192,13 +183,11 @@ def backends() -> list[str]:
 
 
 def make_backend(name: str, *, workers: int | None = None) -> Backend:
-    """Make the backend `name`; "auto" is `workers` where there is more than one CPU to use.
+    """Make the backend `name`.
 
-    Raises UnknownBackend naming those there are; BackendUnavailable, with the reason, if it cannot
-    work here (which "auto" answers with `sequential`).
+    Raise UnknownBackend naming those there are; BackendUnavailable, with the reason, if it cannot
+    work here.
     """
-    if name == "auto":
-        return _automatic(workers)
     points = plugin_entry_points(_GROUP)
     if name not in points:
         raise UnknownBackend(name, [*points, "auto"])
@@ -207,12 +196,47 @@ def make_backend(name: str, *, workers: int | None = None) -> Backend:
     return backend
 
 
-def _automatic(workers: int | None) -> Backend:
-    from loky import cpu_count  # noqa: PLC0415 - takes 50 ms, and only this needs it
+def choose_backend(codec: Codec, *, workers: int | None = None) -> Backend:
+    """Make the backend that suits a codec: "auto".
 
-    if workers is None and cpu_count() == 1:
+    With more than one CPU to use: `threads` if the codec is native, `workers` if it is Python, as
+    processes are what runs Python on several cores. Otherwise, and where that is unavailable,
+    `sequential`.
+    """
+    if workers is None and usable_cpus() == 1:
         return make_backend("sequential")
     try:
-        return make_backend("workers", workers=workers)
+        return make_backend("threads" if is_native(codec) else "workers", workers=workers)
     except (BackendUnavailable, UnknownBackend):
         return make_backend("sequential")
+
+
+def is_native(codec: Codec) -> bool:
+    """Return whether a codec runs without the interpreter here."""
+    plan = codec.plan()
+    return plan.native is not None and is_available(plan.native)
+
+
+def deadline_ns(deadline: float | None) -> int | None:
+    """Return a deadline on the monotonic clock in nanoseconds; None where it never comes."""
+    if deadline is None or deadline >= _NEVER_S:
+        return None
+    return max(0, int(deadline * 1e9))
+
+
+_NEVER_S = 4e9
+"""Seconds that no monotonic clock reaches: 126 years."""
+
+
+def _add_up(here: Mapping[str, int], elsewhere: Mapping[str, int]) -> OperationStatistics:
+    return OperationStatistics(
+        batches=here["batches"],
+        divided=here["divided"],
+        pages=here["pages"] + elsewhere.get("pages", 0),
+        inline_pages=here["pages"],
+        bytes_in=here["bytes_in"] + elsewhere.get("bytes_in", 0),
+        bytes_out=here["bytes_out"] + elsewhere.get("bytes_out", 0),
+        waits=here["waits"],
+        wait_s=here["wait_ns"] * 1e-9,
+        fallbacks=here["fallbacks"],
+    )

@@ -1,48 +1,13 @@
 """Statistics: what an engine did, counted where it is done and added up when somebody asks.
 
-Each thread that uses an engine has a tally for each operation, and so has each worker, in memory that
-it alone writes. So counting takes no lock and no atomic, a few additions a batch; reading adds up what
-all of them show at that moment.
+Each coder of an engine has a tally for each operation, which only its user of the moment writes, and so
+has each lane. Counting takes no lock, a few additions a batch; reading adds up what all of them show
+at that moment.
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from batchzip.codecs.context import Context
-
-
-class Tally:
-    """What one thread or one worker did of one operation. One writer; any reader."""
-
-    __slots__ = (
-        "batches",
-        "bytes_in",
-        "bytes_out",
-        "divided",
-        "fallbacks",
-        "pages",
-        "wait_s",
-        "waits",
-    )
-
-    def __init__(self) -> None:
-        self.batches = self.divided = 0
-        self.pages = self.bytes_in = self.bytes_out = 0
-        self.waits = self.fallbacks = 0
-        self.wait_s = 0.0
-
-    def add(self, other: Tally) -> None:
-        """Add another one's figures to this one's."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,64 +65,3 @@ class Statistics:
     """Workers that died and were replaced."""
     workers: tuple[WorkerStatistics, ...] = ()
     """The workers that run now."""
-
-
-class Tallies:
-    """The tallies of every thread that uses one backend, and what those did that are gone.
-
-    A context dies at whatever point the collector says, also under the lock here and while `total`
-    adds up, so that path takes no lock and changes nothing: it appends to a deque.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._living: dict[int, tuple[Tally, Tally]] = {}
-        self._ended: deque[int] = deque()
-        """Ids of contexts that died since the bookkeeping was last done."""
-        self._gone = (Tally(), Tally())
-        self._errors: Counter[int] = Counter()
-
-    def enrol(self, context: Context) -> None:
-        """Count what is done with this context, as long as it lives and after."""
-        with self._lock:
-            self._bury()  # among them, maybe, one that had the same id
-            self._living[id(context)] = context.tallies
-        weakref.finalize(context, self._ended.append, id(context)).atexit = False
-
-    def _bury(self) -> None:
-        """Do the bookkeeping of contexts that died; called under the lock."""
-        while self._ended:
-            for total, tally in zip(
-                self._gone, self._living.pop(self._ended.popleft()), strict=True
-            ):
-                total.add(tally)
-
-    def count_errors(self, codes: Iterable[int]) -> None:
-        """Count pages that failed."""
-        with self._lock:
-            self._errors.update(codes)
-
-    @property
-    def errors(self) -> dict[int, int]:
-        """Pages that failed, by negative errno."""
-        with self._lock:
-            return dict(sorted(self._errors.items()))
-
-    def total(self, operation: int, elsewhere: Tally) -> OperationStatistics:
-        """Add up one operation: what threads did here, and what workers did `elsewhere`."""
-        total = Tally()
-        with self._lock:
-            self._bury()
-            for tallies in (self._gone, *self._living.values()):
-                total.add(tallies[operation])
-        return OperationStatistics(
-            batches=total.batches,
-            divided=total.divided,
-            pages=total.pages + elsewhere.pages,
-            inline_pages=total.pages,
-            bytes_in=total.bytes_in + elsewhere.bytes_in,
-            bytes_out=total.bytes_out + elsewhere.bytes_out,
-            waits=total.waits,
-            wait_s=total.wait_s,
-            fallbacks=total.fallbacks,
-        )

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import errno
+import operator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip import buffers
-from batchzip.batch.descriptor import NOWHERE, Batch
-from batchzip.batch.outputs import Packed, Rows
-from batchzip.codecs.context import COMPRESS
+from batchzip.batch.descriptor import Batch
 from batchzip.errors import BadBatch, PageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchzip.arena import Arena
-    from batchzip.batch.descriptor import Placement, Results
     from batchzip.buffers import Buffer, Flat
-    from batchzip.codecs.context import Context
+
+_CACHE_LINE = 64
+"""Bytes between rows that are made here. Rows a power of two apart would all start in the same set of
+the cache."""
 
 
 class CompressBatch(Batch):
@@ -27,8 +27,8 @@ class CompressBatch(Batch):
 
     `pages`     (n, page_size) uint8 array, a sequence of n buffers of one page each, or, with
                 `page_size=`, one flat buffer. Read only while a request runs.
-    `dsts`      (n, capacity) uint8, contiguous and writable. Where none is given outputs are packed,
-                and `dsts` is made of them when it is asked for; from then on it is filled.
+    `dsts`      (n, capacity) uint8, contiguous and writable. Without it outputs are packed, and `dsts`
+                is made of them when it is asked for; from then on it is filled.
     `capacity`  bytes of room per page, default 2 × page_size, as in zswap.
 
     A descriptor can be used again: `refill(pages)` keeps its destinations.
@@ -38,9 +38,9 @@ class CompressBatch(Batch):
     size, -EIO the codec failed, -ENOMEM. What `dsts` holds beyond a page's length is undefined.
     """
 
-    __slots__ = ("_dsts_are_ours", "_flat", "_full", "_matrix", "_outputs")
+    __slots__ = ("_flat", "_full", "_offsets", "_pages", "_rows", "_views")
 
-    operation = COMPRESS
+    operation = 0
 
     def __init__(
         self,
@@ -50,157 +50,128 @@ class CompressBatch(Batch):
         capacity: int | None = None,
         page_size: int | None = None,
     ) -> None:
-        self._matrix: buffers.Bytes | None = None
-        self._flat = memoryview(b"")
-        self._inputs = []
+        self._pages: buffers.Bytes | list[Flat]
         if buffers.is_sequence(pages):
-            self._inputs = inputs = buffers.as_inputs(pages, "pages")
-            page_size = len(inputs[0]) if page_size is None else page_size
-            super().__init__(len(inputs), page_size)
-            for index, page in enumerate(inputs):
-                if len(page) != page_size:
-                    self._unfit[index] = -errno.EINVAL
-                    inputs[index] = bytes(page_size)
+            self._pages = inputs = buffers.as_inputs(pages, "pages")
+            super().__init__(len(inputs), len(inputs[0]) if page_size is None else page_size)
+            self.pointers.set_input_list(inputs, np.empty(len(inputs), np.uint32))
         else:
-            self._matrix = buffers.as_matrix(pages, "pages", rows=None, width=page_size)
-            self._flat = buffers.flat(self._matrix)
-            super().__init__(*self._matrix.shape)
+            self._pages = matrix = buffers.as_matrix(pages, "pages", rows=None, width=page_size)
+            super().__init__(*matrix.shape)
+            self.pointers.set_inputs(matrix, self.page_size)
+        self._full = self.dlens, self.errors
+        self._views: list[memoryview] | None = None
         self._set_destinations(dsts, capacity)
 
     def _set_destinations(self, dsts: Buffer | None, capacity: int | None) -> None:
         count = len(self)
-        if capacity is not None and (type(capacity) is not int or capacity < 1):
-            raise BadBatch(f"capacity must be an integer of at least one byte, not {capacity!r}")
-        self._outputs: Rows | Packed
-        if dsts is None:
-            self.capacity = 2 * self.page_size if capacity is None else capacity
-            packed = Packed(count, self.capacity)
-            # A page of another size has an output where it is packed that must not be seen.
-            self._outputs = packed.as_rows(count, [0] * count) if self._unfit else packed
-        else:
+        if capacity is not None:
+            if type(capacity) is bool or not hasattr(capacity, "__index__") or capacity < 1:
+                raise BadBatch(
+                    f"capacity must be an integer of at least one byte, not {capacity!r}"
+                )
+            capacity = operator.index(capacity)
+        self._rows: buffers.Bytes | None = None
+        """Destinations (n, pitch) of which each output has the beginning of a row; None: packed."""
+        if dsts is not None:
             rows = buffers.as_matrix(dsts, "dsts", rows=count, width=capacity, writable=True)
-            self.capacity = rows.shape[1]
-            self._outputs = Rows(rows, self.capacity)
-        self._dsts_are_ours = dsts is None
-        self._refuse_overlap()
-        self._full = (self.dlens, self.errors)
+            self._use_rows(rows, rows.shape[1])
+            self._refuse_overlap()
+            return
+        self.capacity = 2 * self.page_size if capacity is None else capacity
+        self._offsets = np.zeros(count, np.uint64)
+        packed = np.empty(count * self.capacity, np.uint8)
+        self._flat = buffers.flat(packed)
+        self.pointers.set_packed_outputs(packed, self._offsets, self.capacity)
+
+    def _use_rows(self, rows: buffers.Bytes, capacity: int) -> None:
+        self._rows, self.capacity = rows, capacity
+        self._offsets = np.arange(0, rows.size, rows.shape[1], np.uint64)
+        self._flat = buffers.flat(rows)
+        self.pointers.set_outputs(rows, rows.shape[1], capacity)
 
     def _refuse_overlap(self) -> None:
-        if not self._dsts_are_ours:
-            sources = self._inputs if self._matrix is None else [self._flat]
-            buffers.refuse_overlap([self._outputs.flat], sources, "dsts", "pages")
+        if self._rows is not None:
+            pages = self._pages
+            sources = pages if isinstance(pages, list) else [buffers.flat(pages)]
+            buffers.refuse_overlap([self._flat], sources, "dsts", "pages")
 
     @property
     def dsts(self) -> buffers.Bytes:
         """Compressed pages, (n, capacity) uint8: page i's are the first `dlens[i]` bytes of row i."""
-        outputs = self._outputs
-        if isinstance(outputs, Packed):
-            self._outputs = outputs = outputs.as_rows(len(self._full[0]), self.dlens.tolist())
-        return outputs.array[: len(self), : self.capacity]
+        if self._rows is None:
+            outputs = self.outputs()
+            self._views = None
+            room = np.empty((len(self._full[0]), self.capacity + _CACHE_LINE), np.uint8)
+            self._use_rows(room, self.capacity)
+            for row, output in zip(room, outputs, strict=False):
+                row[: len(output)] = output
+            return room[: len(self), : self.capacity]
+        return self._rows[: len(self), : self.capacity]
 
     def reset(self) -> None:
         """Forget the results of an earlier run."""
+        self._views = None
         super().reset()
-        self._outputs.reset()
 
     def refill(self, pages: buffers.Bytes) -> None:
         """Take other pages, an (n, page_size) array with n up to what the descriptor was made for.
 
         Destinations, lengths and errors are those it has, cut to n: views of earlier results
-        change with the next run. Saves making and first touching them for each batch.
+        change with the next run. This saves making and first touching them for each batch.
         """
         matrix = buffers.as_matrix(pages, "pages", rows=None, width=self.page_size)
-        dlens, errors = self._full
         count = len(matrix)
-        if count > len(dlens):
-            raise BadBatch(f"this descriptor was made for {len(dlens)} pages, not {count}")
-        self._matrix, self._flat = matrix, buffers.flat(matrix)
-        self._refuse_overlap()
-        self._unfit = {}
-        self._count = count
-        self.dlens, self.errors = dlens[:count], errors[:count]
+        dlens, errors = self._full
+        if count != self._count:
+            if count > len(dlens):
+                raise BadBatch(f"this descriptor was made for {len(dlens)} pages, not {count}")
+            self._count = count
+            self.dlens, self.errors = dlens[:count], errors[:count]
+        if self._rows is not None:
+            buffers.refuse_overlap([self._flat], [buffers.flat(matrix)], "dsts", "pages")
+        self._pages = matrix
+        self._views = None
+        self.pointers.set_results(dlens, errors, count)
+        self.pointers.set_inputs(matrix, self.page_size)
 
     def forget_pages(self) -> None:
         """Let go of the pages: until the next `refill` the descriptor keeps nothing of them."""
-        self._matrix, self._flat, self._inputs = None, memoryview(b""), []
+        self._pages = []
+        self.pointers.drop_inputs()
 
-    def locate(self, arena: Arena) -> Placement:
-        """Find pages and destinations in `arena`."""
-        pages = -1 if self._matrix is None else arena.locate(self._matrix)
-        outputs = self._outputs
-        dsts = -1 if isinstance(outputs, Packed) else arena.locate(outputs.array)
-        if pages < 0 and dsts < 0:
-            return NOWHERE
+    def locate(self, arena: Arena) -> tuple[int, int]:
+        """Return where in `arena` pages and destinations begin; −1 if they lie elsewhere."""
+        pages, rows = self._pages, self._rows
         return (
-            *((0, 0) if pages < 0 else (pages, self.page_size)),
-            *((0, 0) if isinstance(outputs, Packed) or dsts < 0 else (dsts, outputs.pitch)),
+            -1 if isinstance(pages, list) else arena.locate(pages),
+            -1 if rows is None else arena.locate(rows),
         )
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
-        """Pages of `share`: views of the caller's memory."""
-        if self._matrix is None or not isinstance(share, range):
-            return super().inputs(share)
-        size = self.page_size
-        flat = self._flat
-        return [
-            flat[at : at + size]
-            for at in range(share.start * size, share.stop * size, share.step * size)
-        ]
-
-    def matrix(self, share: range) -> buffers.Bytes | None:
-        """Pages of `share` as one strided array, where the caller gave them as one."""
-        if self._matrix is None:
-            return None
-        return self._matrix[share.start : share.stop : share.step]
-
-    def run_share(self, context: Context, share: Sequence[int]) -> None:
-        """Compress a share: copies of its pages, which nobody changes meanwhile."""
-        assert isinstance(share, range)  # noqa: S101 - slices of order()
-        matrix = self._matrix
-        if matrix is None:
-            pages = [_constant(page) for page in self.inputs(share)]
-            errors = self._outputs.compress(context, pages, self._dlens, share)
-            if errors or self._unfit:
-                self._accept_errors(share, errors)
-            return
-        snapshot = context.snapshot
-        if snapshot.array is None:
-            snapshot.array = np.frombuffer(snapshot.memory, np.uint8).reshape(-1, self.page_size)
-        room: buffers.Bytes = snapshot.array  # type: ignore[assignment]
-        for start in range(0, len(share), len(room)):
-            part = share[start : start + len(room)]
-            room[: len(part)] = matrix[part.start : part.stop : part.step]
-            errors = self._outputs.compress(context, snapshot.pages[: len(part)], self._dlens, part)
-            if errors:
-                self._accept_errors(part, errors)
-
-    def accept_packed(
-        self, share: Sequence[int], memory: memoryview, results: Results, failed: int, total: int
-    ) -> None:
-        """Copy a share's outputs from `memory`."""
-        assert isinstance(share, range)  # noqa: S101 - slices of order()
-        self._outputs.take(share, memory, results.tolist(), total)
-        self.accept_placed(share, results, failed)
-
-    def accept_placed(self, share: Sequence[int], results: Results, failed: int) -> None:
-        """Take the lengths of a share whose outputs are in their destinations."""
-        assert isinstance(share, range)  # noqa: S101 - slices of order()
-        self.dlens[share.start : share.stop : share.step] = results
-        if failed or self._unfit:
-            self._accept_failed(share, results)
+        """Return views of the pages of `share`."""
+        pages = self._pages
+        if isinstance(pages, list):
+            return [pages[index] for index in share]
+        flat, size = buffers.flat(pages), self.page_size
+        return [flat[index * size : (index + 1) * size] for index in share]
 
     def outputs(self) -> list[memoryview]:
         """View the compressed bytes of every page; empty where it failed."""
-        return self._outputs.views(self.dlens.tolist())
+        if self._views is None:
+            flat = self._flat
+            self._views = [
+                flat[start : start + length]
+                for start, length in zip(
+                    self._offsets[: len(self)].tolist(), self.dlens.tolist(), strict=True
+                )
+            ]
+        return self._views
 
     def output(self, index: int) -> memoryview:
         """View the compressed bytes of one page; raise PageError if it failed."""
         code = int(self.errors[index])
         if code:
             raise PageError(index, code)
-        return self.outputs()[index]
-
-
-def _constant(page: Flat) -> Flat:
-    """Give the page itself if nobody can change it, else a copy."""
-    return page if isinstance(page, bytes) or isinstance(page.obj, bytes) else bytes(page)
+        start = int(self._offsets[: len(self)][index])
+        return self._flat[start : start + int(self.dlens[index])]

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from batchzip import buffers
-from batchzip.batch.descriptor import NOWHERE, Batch
-from batchzip.codecs.context import DECOMPRESS
+from batchzip.batch.descriptor import Batch
 from batchzip.errors import BadBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
     from batchzip.arena import Arena
-    from batchzip.batch.descriptor import Placement, Results
     from batchzip.buffers import Buffer, Flat
-    from batchzip.codecs.context import Context
 
     Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
-
-_NONE: buffers.Bytes = np.empty((0, 0), np.uint8)
-
-_FEW = 32
-"""Pages up to which a loop is faster than NumPy."""
 
 _PAGE_SIZE = 4096
 """Bytes of a page where nothing says otherwise, as on most machines."""
@@ -41,13 +32,14 @@ class DecompressBatch(Batch):
              writable, contiguous, overlapping nothing; made where none is given.
 
     Afterwards `dlens` is page_size for each page restored, else 0, and `errors` as in
-    CompressBatch; -EBADMSG the source cannot be decoded to exactly a page. A page that failed
-    is left as it was. `pages` is an (n, page_size) array, or the sequence that was given.
+    CompressBatch; -EBADMSG the source cannot be decoded to exactly a page. A page that failed is
+    left as it was, unless the pages were made here. `pages` is an (n, page_size) array, or the
+    sequence that was given.
     """
 
-    __slots__ = ("_flat", "_matrix", "_rows", "pages", "slens")
+    __slots__ = ("_matrix", "_sources", "pages", "slens")
 
-    operation = DECOMPRESS
+    operation = 1
 
     def __init__(
         self,
@@ -56,131 +48,98 @@ class DecompressBatch(Batch):
         *,
         page_size: int | None = None,
     ) -> None:
-        self._inputs = sources = _sources(srcs)
-        count = len(sources)
+        self._sources: list[Flat] | buffers.Bytes
+        if isinstance(srcs, tuple) and len(srcs) == 2 and getattr(srcs[0], "ndim", 0) == 2:
+            self._sources, self.slens = _matrix_sources(*srcs)
+        elif buffers.is_sequence(srcs):
+            self._sources = buffers.as_inputs(srcs, "srcs")
+            self.slens = np.empty(len(self._sources), np.uint32)
+        else:
+            raise BadBatch(
+                f"srcs must be a list of buffers or (dsts, slens), not {type(srcs).__name__}"
+            )
+        count = len(self._sources)
         self.pages: buffers.Bytes
-        self._rows: list[memoryview] = []
-        """Destinations where they were given one by one; else they are `_flat`."""
-        self._flat = memoryview(b"")
-        self._matrix = _NONE
+        self._matrix: buffers.Bytes | None = None
+        """The pages, unless they were given one by one."""
+        if buffers.is_sequence(pages):
+            self.pages = pages  # type: ignore[assignment] # who passes a list knows what it is
+            rows, page_size = _rows(pages, count, page_size)
+            buffers.refuse_overlap(rows, self._source_buffers(), "pages", "srcs")
+            super().__init__(count, page_size)
+            self.pointers.set_output_list(rows)
+        else:
+            self._set_matrix(pages, count, page_size)
+        self.capacity = self.page_size
+        if isinstance(self._sources, list):
+            self.pointers.set_input_list(self._sources, self.slens)
+        else:
+            self.pointers.set_inputs(self._sources, self._sources.shape[1], self.slens)
+
+    def _set_matrix(self, pages: Buffer | None, count: int, page_size: int | None) -> None:
         if pages is None:
             page_size = buffers.check_page_size(_PAGE_SIZE if page_size is None else page_size)
-            self.pages = self._matrix = np.empty((count, page_size), np.uint8)
-            self._flat = buffers.flat(self.pages)
-        elif buffers.is_sequence(pages):
-            self.pages = pages  # type: ignore[assignment] # who passes a list knows what it is
-            self._rows, page_size = _rows(pages, count, page_size)
-            buffers.refuse_overlap(self._rows, sources, "pages", "srcs")
+            matrix = np.empty((count, page_size), np.uint8)
         else:
             if page_size is None and getattr(pages, "ndim", 1) == 1:
                 page_size = _PAGE_SIZE
-            self.pages = self._matrix = matrix = buffers.as_matrix(
-                pages, "pages", rows=count, width=page_size, writable=True
-            )
-            page_size = matrix.shape[1]
-            self._flat = buffers.flat(matrix)
-            buffers.refuse_overlap([self._flat], sources, "pages", "srcs")
-        super().__init__(count, page_size)
-        self.capacity = self.page_size
-        self.slens = np.fromiter(map(len, sources), np.uint32, count)
-        # No page compresses to more than this; what is longer need not reach a codec.
-        for index in np.flatnonzero(self.slens > 2 * page_size):
-            self._unfit[int(index)] = -errno.EBADMSG
-            sources[index] = b""
+            matrix = buffers.as_matrix(pages, "pages", rows=count, width=page_size, writable=True)
+            buffers.refuse_overlap([buffers.flat(matrix)], self._source_buffers(), "pages", "srcs")
+        self.pages = self._matrix = matrix
+        super().__init__(*matrix.shape)
+        self.pointers.set_outputs(
+            matrix, self.page_size, self.page_size, may_spoil=pages is None
+        )
+
+    def _source_buffers(self) -> list[Flat]:
+        sources = self._sources
+        return sources if isinstance(sources, list) else [buffers.flat(sources)]
 
     def order(self) -> Sequence[int]:
-        """Give the largest sources first: they take longest, and nobody waits for one at the end."""
-        count = len(self)
-        if count <= _FEW:
-            return sorted(range(count), key=self.slens.tolist().__getitem__, reverse=True)
+        """Return the indices of the largest sources first, as these take longest."""
         order: list[int] = np.argsort(self.slens, kind="stable")[::-1].tolist()
         return order
 
-    def locate(self, arena: Arena) -> Placement:
-        """Find the pages in `arena`; sources are short and always handed over as a copy."""
-        pages = -1 if self._rows else arena.locate(self._matrix)
-        return NOWHERE if pages < 0 else (0, 0, pages, self.page_size)
+    def locate(self, arena: Arena) -> tuple[int, int]:
+        """Return −1, as sources are always handed over as a copy, and where in `arena` pages begin."""
+        return -1, -1 if self._matrix is None else arena.locate(self._matrix)
 
-    def run_share(self, context: Context, share: Sequence[int]) -> None:
-        """Decompress a share straight into its pages."""
-        if self._rows:
-            errors: dict[int, int] = {}
-            for index in share:
-                one = context.decompress_into([self._inputs[index]], self._rows[index], 0, [index])
-                errors.update(one)
+    def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
+        """Return the sources of `share`; an empty one in place of one that is longer than two pages."""
+        limit = 2 * self.page_size
+        lengths = [int(self.slens[index]) for index in share]
+        if isinstance(self._sources, list):
+            given: list[Flat] = [self._sources[index] for index in share]
         else:
-            errors = context.decompress_into(self.inputs(share), self._flat, self.page_size, share)
-        self._accept(share, errors)
-
-    def _accept(self, share: Sequence[int], errors: Mapping[int, int]) -> None:
-        if isinstance(share, range):
-            self.dlens[share.start : share.stop : share.step] = self.page_size
-        elif len(share) > _FEW:
-            self.dlens[share] = self.page_size
-        else:
-            dlens, size = self._dlens, self.page_size
-            for index in share:
-                dlens[index] = size
-        if errors or self._unfit:
-            self._accept_errors(share, errors)
-
-    def accept_packed(
-        self, share: Sequence[int], memory: memoryview, results: Results, failed: int, total: int
-    ) -> None:
-        """Copy a share's pages from `memory` to where they go; failed ones stay as they were."""
-        del total  # pages are all of one size
-        size, positions = self.page_size, range(len(share))
-        if failed:
-            positions = [i for i in positions if results[i] >= 0]  # type: ignore[assignment]
-        if self._rows:
-            for i in positions:
-                self._rows[share[i]][:] = memory[i * size : (i + 1) * size]
-        elif len(share) <= _FEW:
-            flat = self._flat
-            for i in positions:
-                at = share[i] * size
-                flat[at : at + size] = memory[i * size : (i + 1) * size]
-        else:
-            pages = np.frombuffer(memory, np.uint8, len(share) * size).reshape(-1, size)
-            if failed:
-                self._matrix[[share[i] for i in positions]] = pages[positions]
-            elif isinstance(share, range):
-                self._matrix[share.start : share.stop : share.step] = pages
-            else:
-                self._matrix[share] = pages
-        self.accept_placed(share, results, failed)
-
-    def accept_placed(self, share: Sequence[int], results: Results, failed: int) -> None:
-        """Take a share whose pages are where they go."""
-        errors = {}
-        if failed:
-            errors = {share[int(i)]: int(results[i]) for i in np.flatnonzero(results < 0)}
-        self._accept(share, errors)
+            given = [buffers.flat(self._sources[index]) for index in share]
+        return [
+            source[:length] if length <= limit else b""
+            for source, length in zip(given, lengths, strict=True)
+        ]
 
 
-def _sources(srcs: Sequence[Buffer] | tuple[Buffer, Lengths]) -> list[Flat]:
-    """Make flat buffers of a batch's compressed sources."""
-    if isinstance(srcs, tuple) and len(srcs) == 2 and getattr(srcs[0], "ndim", 0) == 2:
-        dsts = np.asarray(srcs[0])
-        try:
-            slens = np.asarray(srcs[1])
-        except ValueError:
-            raise BadBatch(
-                "(dsts, slens): slens must be n integers, not of several shapes"
-            ) from None
-        if dsts.dtype != np.uint8 or slens.dtype.kind not in "iu" or slens.shape != dsts.shape[:1]:
-            raise BadBatch(
-                f"(dsts, slens) must be (n, capacity) uint8 and n integers, not {dsts.shape} {dsts.dtype} and {slens.shape} {slens.dtype}"
-            )
-        if len(slens) and (slens.min() < 0 or slens.max() > dsts.shape[1]):
-            raise BadBatch(f"slens must lie in 0…{dsts.shape[1]}, the capacity of dsts")
-        rows = [row[:length] for row, length in zip(dsts, slens.tolist(), strict=True)]
-        return buffers.as_inputs(rows, "srcs")
-    if not buffers.is_sequence(srcs):
+def _matrix_sources(
+    dsts: Buffer, lengths: Lengths
+) -> tuple[buffers.Bytes | list[Flat], npt.NDArray[np.uint32]]:
+    """Check sources that lie in the rows of an array, and their lengths."""
+    sources = np.asarray(dsts)
+    try:
+        slens = np.asarray(lengths)
+    except ValueError:
+        raise BadBatch("(dsts, slens): slens must be n integers, not of several shapes") from None
+    if sources.dtype != np.uint8 or slens.dtype.kind not in "iu" or slens.shape != sources.shape[:1]:
         raise BadBatch(
-            f"srcs must be a list of buffers or (dsts, slens), not {type(srcs).__name__}"
+            f"(dsts, slens) must be (n, capacity) uint8 and n integers, not {sources.shape} {sources.dtype} and {slens.shape} {slens.dtype}"
         )
-    return buffers.as_inputs(srcs, "srcs")
+    if not len(slens):
+        raise BadBatch("srcs holds nothing: at least one page is needed")
+    if slens.min() < 0 or slens.max() > sources.shape[1]:
+        raise BadBatch(f"slens must lie in 0…{sources.shape[1]}, the capacity of dsts")
+    slens = slens.astype(np.uint32)
+    if sources.flags.c_contiguous:
+        return sources, slens
+    rows = [row[:length] for row, length in zip(sources, slens.tolist(), strict=True)]
+    return buffers.as_inputs(rows, "srcs"), slens
 
 
 def _rows(

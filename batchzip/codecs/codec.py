@@ -3,8 +3,8 @@
 A codec is a frozen dataclass: its fields are the algorithm's parameters, checked when it is made,
 and it pickles, so that workers get the very codec the owner has. Codecs are equal, and hash alike,
 by value: what one compressed, its equals restore. A codec does no work itself:
-`compressor()` and `decompressor()` make a callable for one thread of one process, and the hot path
-calls that and nothing in between (design §5.1: what can be lost is dispatch).
+`compressor()` and `decompressor()` make a callable for one thread of one process. A codec that is a C
+function says so with `native()`, and the core calls that function in place of the callables.
 
 Adding an algorithm is one subclass and one entry point in the group `batchzip.codecs`.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from batchzip.core.plan import Native, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +45,20 @@ class Codec(ABC):
     def deterministic(self) -> bool:
         """Whether equal pages always come out as equal bytes; what comes back is equal anyway."""
         return True
+
+    def native(self) -> Native | None:
+        """Return which C function does what the callables do, byte for byte; None if there is none."""
+        return None
+
+    def plan(self) -> Plan:
+        """Take the codec apart, for the core."""
+        kind = type(self)
+        home = next(base for base in kind.__mro__ if "native" in vars(base))
+        # A subclass that brings callables of its own is not what the inherited function does.
+        is_native = all(
+            getattr(kind, name) is getattr(home, name) for name in ("compressor", "decompressor")
+        )
+        return Plan(self, self.native() if is_native else None)
 
     @abstractmethod
     def compressor(self, page_size: int) -> Transcode:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import lz4.block
 
 from batchzip.codecs.codec import Codec
+from batchzip.core.plan import Native
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ class Lz4(Codec):
             )
         if self.acceleration != 1:
             raise BadArgument("lz4 takes acceleration or high_compression, not both")
+
+    def native(self) -> Native:
+        """Return lz4's C function for these parameters."""
+        if self.high_compression is not None:
+            return Native("lz4hc", self.high_compression)
+        return Native("lz4", self.acceleration)
 
     def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002 - lz4 sizes itself by input
         """Make a compressor; lz4's state lives on the C stack of the call."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from batchzip.codecs.codec import Codec
 from batchzip.codecs.lz4 import MAX_HC_LEVEL, Lz4
+from batchzip.core.plan import Native
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ class Lz4hc(Codec):
             raise BadArgument(
                 f"lz4hc level must be an integer in 1…{MAX_HC_LEVEL}, not {self.level!r}"
             )
+
+    def native(self) -> Native:
+        """Return lz4's C function for this level."""
+        return Native("lz4hc", self.level)
 
     def compressor(self, page_size: int) -> Transcode:
         """Make a compressor; lz4's state lives in the call."""

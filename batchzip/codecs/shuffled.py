@@ -22,6 +22,7 @@ import numpy as np
 
 from batchzip.buffers import flat
 from batchzip.codecs.codec import Codec
+from batchzip.core.plan import Plan
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ class Shuffled(Codec):
     def deterministic(self) -> bool:
         """As the wrapped codec."""
         return self.codec.deterministic
+
+    def plan(self) -> Plan:
+        """Plan the wrapped codec, with pages that are shuffled."""
+        plan = self.codec.plan()
+        if plan.element_size or plan.verify:  # shuffling is the outermost step but for verifying
+            return Plan(self, None)
+        return plan._replace(element_size=self.element_size)
 
     def compressor(self, page_size: int) -> Transcode:
         """Make a compressor of shuffled pages; of a buffer of another size it raises."""

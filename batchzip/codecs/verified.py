@@ -18,6 +18,7 @@ from batchzip.codecs.codec import Codec
 if TYPE_CHECKING:
     from batchzip.buffers import Flat
     from batchzip.codecs.codec import Transcode
+    from batchzip.core.plan import Plan
 
 
 class _DiffersError(Exception):
@@ -41,6 +42,10 @@ class Verified(Codec):
     def deterministic(self) -> bool:
         """As the wrapped codec."""
         return self.codec.deterministic
+
+    def plan(self) -> Plan:
+        """Plan the wrapped codec, verified."""
+        return self.codec.plan()._replace(verify=True)
 
     def compressor(self, page_size: int) -> Transcode:
         """Make a compressor that raises where a page would not come back."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 import zstandard
 
 from batchzip.codecs.codec import Codec
+from batchzip.core.plan import Native
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ class Zstd(Codec):
             return f"Zstd(level={self.level})"
         number = zstandard.ZstdCompressionDict(self.dictionary).dict_id()
         return f"Zstd(level={self.level}, dictionary=<{len(self.dictionary)} bytes, id {number}>)"
+
+    def native(self) -> Native:
+        """Return zstd's C function for these parameters."""
+        return Native("zstd", self.level or DEFAULT_LEVEL, self.dictionary)
 
     def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002 - zstd sizes itself by level
         """Make one thread's compressor; the frame declares its content's size."""

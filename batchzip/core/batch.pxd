@@ -58,6 +58,8 @@ cdef class Pointers:
     cdef Py_ssize_t input_count, output_count
     cdef uint32_t *order
     cdef bint wants_order
+    cdef void _release_inputs(self) noexcept
+    cdef void _release_outputs(self) noexcept
     cdef void begin(self) noexcept
     cdef void sort(self) except *
     cdef uint32_t count_failed(self) noexcept

@@ -1,5 +1,5 @@
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 from batchzip.core.libraries cimport Lz4, Xxh3, Zstd
 
@@ -66,6 +66,8 @@ cdef class Coder:
     cdef void *cdict
     cdef void *ddict
     cdef size_t output_room
+    cdef _use_library(self, native, Coder like)
+    cdef _use_zstd(self, bytes dictionary, Coder like)
     cdef void warm(self)
 
 
@@ -78,4 +80,4 @@ cdef class Coders:
     cdef BatchTally tallies[2]
     cdef Coder take(self)
     cdef void give(self, Coder coder)
-    cdef void count_errors(self, int operation, const int *errors, size_t count)
+    cdef void count_errors(self, int operation, const int32_t *errors, size_t count)

@@ -24,7 +24,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.errno cimport EBADMSG, EINVAL, EIO, ENOMEM, ENOSPC
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
@@ -256,6 +256,13 @@ cdef void raise_callback_error(CoderState *coder) except *:
     raise error
 
 
+def is_available(native) -> bool:
+    """Return whether the C function that a codec asks for was found here."""
+    if _LIBRARIES[native.library] == ZSTD:
+        return find_zstd() is not NULL
+    return find_lz4() is not NULL
+
+
 cdef class Coder:
     """A codec made ready: compresses and restores pages of one size, for one user at a time.
 
@@ -397,12 +404,10 @@ cdef class Coder:
         page = PyBytes_FromStringAndSize(NULL, state.page_size)
         PyObject_GetBuffer(src, &view, PyBUF_SIMPLE)
         cdef size_t length = view.len
+        cdef uint8_t *room = <uint8_t *>PyBytes_AS_STRING(page)
         if length <= 2 * state.page_size:  # no page compresses to more
             with nogil:
-                restored = restore_page(
-                    state, <const uint8_t *>view.buf, length,
-                    <uint8_t *>PyBytes_AS_STRING(page), True,
-                )
+                restored = restore_page(state, <const uint8_t *>view.buf, length, room, True)
         PyBuffer_Release(&view)
         if restored == ABORT:
             raise_callback_error(state)
@@ -467,13 +472,18 @@ cdef class Coders:
         finally:
             self.give(coder)
 
-    cdef void count_errors(self, int operation, const int *errors, size_t count):
+    cdef void count_errors(self, int operation, const int32_t *errors, size_t count):
         """Count the pages of a batch that failed, by their codes."""
         cdef size_t index
         for index in range(count):
             if errors[index]:
                 code = errors[index]
                 self.error_counts[code] = self.error_counts.get(code, 0) + 1
+
+    def add_errors(self, list codes) -> None:
+        """Count pages that failed elsewhere."""
+        for code in codes:
+            self.error_counts[code] = self.error_counts.get(code, 0) + 1
 
     def errors(self) -> dict[int, int]:
         """Return the number of pages that failed, by negative errno."""

@@ -25,7 +25,7 @@ Belongs to one thread at a time.
 """
 
 cimport cython
-from libc.errno cimport ENOMEM, EOWNERDEAD
+from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
@@ -54,6 +54,7 @@ cdef extern from "native.h" nogil:
         nanosleep(&time, NULL);
     }
     """
+    int EOWNERDEAD
     void bz_sleep_ns(int64_t)
     uint32_t bz_load32(const uint32_t *)
     uint32_t bz_add32(uint32_t *, uint32_t)
@@ -62,12 +63,11 @@ cdef extern from "native.h" nogil:
     uint64_t bz_read_figure(const uint64_t *)
     int64_t bz_now_ns()
 
-DONE, WAITING, LATE, GAVE_UP = range(4)
-"""What `Job.run` returns: every page has a result; there is nothing to do but wait; the deadline has
-passed; a codec raised what is no page's error."""
-
-cdef enum:
-    IS_DONE, IS_WAITING, IS_LATE, HAS_GIVEN_UP
+cpdef enum:  # what Job.run returns
+    DONE  # every page has a result
+    WAITING  # there is nothing to do but wait
+    LATE  # the deadline has passed
+    GAVE_UP  # a codec raised what is no page's error
 
 cdef enum:
     WAIT_NS = 2_000_000  # for a lane, while pages must not be done here
@@ -359,30 +359,29 @@ cdef bint _take_back(JobState *job, uint32_t *first, uint32_t *end) noexcept nog
         return True
 
 
-cdef int _run(JobState *job, int64_t until) noexcept nogil:
-    """Do what there is to do, and wait until a time."""
+cdef int _run(JobState *job, int64_t until, bint may_wait) noexcept nogil:
+    """Do what there is to do until a time; then, or when there is only waiting left, wait."""
     cdef uint32_t first = 0, end = 0
-    cdef int64_t now = 0, limit
+    cdef int64_t now, limit
     while True:
-        if job.deadline >= 0:
-            now = bz_now_ns()
-            if now >= job.deadline:
-                return IS_LATE
+        now = bz_now_ns()
+        if job.deadline >= 0 and now >= job.deadline:
+            return LATE
         if job.posted_count:
             _collect(job)
         if job.distrusts:
-            return IS_WAITING
+            return WAITING
         if job.ring_count:
             _feed(job)
-        if job.coder is not NULL and _take_own(job, &first, &end):
+        if job.coder is not NULL and now < until and _take_own(job, &first, &end):
             if run_pages(job.batch, job.coder, &job.packer, first, end) == ABORT:
-                return HAS_GIVEN_UP
+                return GAVE_UP
             continue
         if not job.posted_count and not job.only_lanes.count:
-            return IS_DONE
+            return WAITING if job.mine.count else DONE
         now = bz_now_ns()
-        if now >= until:
-            return IS_WAITING
+        if now >= until or not may_wait:
+            return WAITING
         limit = until if job.deadline < 0 else min(until, job.deadline)
         if job.posted_count:
             await_done(job.posted[0].ring, job.posted[0].sequence, _look_ns, limit)
@@ -580,16 +579,19 @@ cdef class Job:
                     state.rings[state.ring_count] = &ring.state
                     state.ring_count += 1
 
-    def run(self, double wait_s=0.05) -> int:
-        """Do what there is to do, then wait up to `wait_s` seconds. Return DONE, WAITING, …"""
+    def run(self, double seconds=0.05, *, bint may_wait=True) -> int:
+        """Go on for at most so many seconds. Return DONE, WAITING, LATE or GAVE_UP.
+
+        Where there is nothing to do but wait for lanes, wait if that is allowed.
+        """
         cdef int64_t until
         cdef int status
         if self.ended:
-            return IS_DONE
+            return DONE
         with nogil:
-            until = bz_now_ns() + <int64_t>(wait_s * 1e9)
-            status = _run(&self.state, until)
-        if status == IS_DONE:
+            until = bz_now_ns() + <int64_t>(seconds * 1e9)
+            status = _run(&self.state, until, may_wait)
+        if status == DONE:
             self.end()
         return status
 
@@ -597,6 +599,11 @@ cdef class Job:
     def only_lanes(self) -> int:
         """Pages that wait for a lane, as they must not be done here."""
         return _total(&self.state.only_lanes)
+
+    @property
+    def mine(self) -> int:
+        """Pages that the caller has still to do."""
+        return _total(&self.state.mine)
 
     def set_rings(self, tuple rings) -> None:
         """Use these rings from now on; others were replaced."""
@@ -628,22 +635,22 @@ cdef class Job:
                 posted.seen = claim
                 posted.since_ns = now
             elif now - posted.since_ns >= patience:
-                found.extend(
-                    ring for ring in self.rings if &ring.state == posted.ring and ring not in found
-                )
-        return found
+                found.append(self.ring_of(posted))
+        return list(dict.fromkeys(found))
 
     def holders(self) -> list[Ring]:
         """Return the rings of the lanes that have pages of this batch."""
-        cdef Ring ring
         cdef uint32_t at
         found = []
+        for at in range(self.state.posted_count):
+            found.append(self.ring_of(&self.state.posted[at]))
+        return list(dict.fromkeys(found))
+
+    cdef Ring ring_of(self, const Posted *posted):
+        cdef Ring ring
         for ring in self.rings:
-            for at in range(self.state.posted_count):
-                if self.state.posted[at].ring == &ring.state:
-                    found.append(ring)
-                    break
-        return found
+            if &ring.state == posted.ring:
+                return ring
 
     def fail_only_lanes(self, int code) -> None:
         """Give the pages that wait for a lane the negative errno `code`."""

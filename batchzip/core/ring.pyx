@@ -172,9 +172,10 @@ cdef enum:
 cdef enum:
     DO_KILL, DO_STOP, DO_RAISE, DO_PAUSE
 
-ENDED, BAD_DESCRIPTOR, FAILED = 0, 65, 70
-"""How a lane's loop ends: it was told to; a descriptor failed its check (EX_DATAERR); a failpoint or a
-codec ended it (EX_SOFTWARE)."""
+cpdef enum:  # how a lane's loop ends
+    ENDED = 0  # it was told to
+    BAD_DESCRIPTOR = 65  # a descriptor failed its check (EX_DATAERR)
+    FAILED = 70  # a failpoint or a codec ended it (EX_SOFTWARE)
 
 cdef struct Lane:  # the lane's side of one ring; private to it
     Control *control
@@ -296,7 +297,7 @@ cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil:
 cdef uint32_t fitting(const RingState *ring, const Share *share) noexcept nogil:
     """Return how many pages of a share fit a slot, from its first on."""
     cdef BatchState *batch = share.batch
-    cdef uint32_t count, index
+    cdef uint32_t count, index, number
     cdef size_t used = 0
     if ring.is_thread:
         return share.count

@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 from batchzip.errors import ClosedError, EngineBusy
-from batchzip_workers import under_way
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch
     from batchzip.request import Request
+
+clock = time.monotonic
+"""What deadlines are measured on."""
 
 
 class RequestQueue:
@@ -78,7 +81,7 @@ class RequestQueue:
         patience_s = threading.TIMEOUT_MAX / 2 if timeout_s is None else timeout_s
         patience_s = min(patience_s, threading.TIMEOUT_MAX / 2)
         if request.deadline is not None:
-            patience_s = min(patience_s, max(request.deadline - under_way.clock(), 0.0))
+            patience_s = min(patience_s, max(request.deadline - clock(), 0.0))
         try:
             self._waiting.append(request)
             has_room = self._changed.wait_for(
@@ -90,34 +93,24 @@ class RequestQueue:
                 self._waiting.remove(request)
             self._changed.notify_all()
         # One whose deadline has passed needs no room: it is let in to be failed at the next look.
-        if not has_room and not request.is_late(under_way.clock()):
+        if not has_room and not request.is_late(clock()):
             raise EngineBusy(
                 f"after {timeout_s} s, {self._pages} pages of other requests are still under way"
             )
 
-    def take(self, most_pages: int, *, wait: bool = True) -> list[Request[Batch]]:
-        """Take the next requests of one kind and `most_pages`, at least one if there is any.
-
-        None: there is none and none was waited for, or it was closed.
-        """
+    def take(self, *, wait: bool = True) -> Request[Batch] | None:
+        """Take the next request; None if there is none and none was waited for, or it is closed."""
         with self._lock:
             if wait:
                 self._changed.wait_for(lambda: self._lines or self._closed)
-            taken: list[Request[Batch]] = []
-            pages = 0
-            while self._lines:
-                thread, line = next(iter(self._lines.items()))
-                request = line[0]
-                pages += request.pages
-                if taken and (
-                    pages > most_pages or request.batch.operation != taken[0].batch.operation
-                ):
-                    break
-                taken.append(line.popleft())
-                del self._lines[thread]
-                if line:
-                    self._lines[thread] = line  # to the end: the others come first now
-            return taken
+            if not self._lines:
+                return None
+            thread, line = next(iter(self._lines.items()))
+            request = line.popleft()
+            del self._lines[thread]
+            if line:
+                self._lines[thread] = line  # to the end: the others come first now
+            return request
 
     def leave(self, pages: int) -> None:
         """Make room: a request of so many pages is done."""
@@ -127,7 +120,7 @@ class RequestQueue:
 
     def take_expired(self) -> list[Request[Batch]]:
         """Take the requests whose deadline has passed."""
-        now = under_way.clock()
+        now = clock()
         with self._lock:
             expired = [
                 request for line in self._lines.values() for request in line if request.is_late(now)

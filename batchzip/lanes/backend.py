@@ -1,0 +1,195 @@
+"""LanesBackend: the part of a backend that is the same for threads and for worker processes.
+
+    execute(batch) ─▶ Watch ─▶ core: Division ─▶ Ring of each lane ─▶ lengths, errors, outputs
+    submit(request) ─▶ RequestQueue ─▶ Dispatcher: a thread that does the same, with several at once
+
+A subclass makes the lanes, says which rings there are now, and ends lanes that hang.
+
+Threads: any number may run batches at once; each is the caller of its own batch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.util
+import threading
+import weakref
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from batchzip.backend import Backend
+from batchzip.batch.compress import CompressBatch
+from batchzip.batch.decompress import DecompressBatch
+from batchzip.core.division import Divider
+from batchzip.core.ring import share_pages
+from batchzip.cpus import default_lanes
+from batchzip.errors import ClosedError, PageError
+from batchzip.lanes.dispatcher import Dispatcher
+from batchzip.lanes.queue import RequestQueue
+from batchzip.lanes.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchzip.batch import Batch
+    from batchzip.buffers import Buffer
+    from batchzip.codecs import Codec
+    from batchzip.core.ring import Ring
+    from batchzip.request import Request
+
+_QUEUE_BATCHES = 16
+"""Times the pages that lanes and caller take in one go that may be submitted and not done."""
+
+_EXIT_S = 2.0
+"""Seconds that a request under way may take at the interpreter's exit; queued ones are cancelled."""
+
+_AFTER, _BEFORE = 10, 20
+"""Order at the end of a child of multiprocessing: the higher comes first."""
+
+
+class LanesBackend(Backend):
+    """Does batches in the calling thread and in lanes; default: usable CPUs − 1, 1 to 15.
+
+    `isolate`  no page is done in the calling thread.
+    """
+
+    asynchronous = True
+
+    def __init__(self, *, workers: int | None = None, isolate: bool = False) -> None:
+        self.workers = default_lanes() if workers is None else workers
+        self.isolate = isolate
+        self._dispatcher: Dispatcher | None = None
+        self._dispatcher_lock = threading.Lock()
+        self._closed = False
+
+    def open(self, codec: Codec, page_size: int) -> None:
+        """Bind to a codec; the subclass makes the lanes."""
+        super().open(codec, page_size)
+        self.batch_size = (self.workers + 1) * share_pages(page_size)
+        self.divider = Divider(self.coders, isolate=self.isolate, verify=codec.plan().verify)
+        self._queue = RequestQueue(_QUEUE_BATCHES * self.batch_size)
+
+    def check_codec(self) -> None:
+        """Make the codec ready once, unless it is never used here."""
+        if not self.isolate:
+            super().check_codec()
+
+    # What a subclass says of its lanes.
+
+    @property
+    @abstractmethod
+    def rings(self) -> tuple[Ring, ...]:
+        """The rings of the lanes that run now."""
+
+    def locate(self, batch: Batch) -> tuple[int, int]:  # noqa: ARG002 - for lanes with an arena
+        """Return where in the arena a batch's inputs and outputs begin; −1 if they lie elsewhere."""
+        return -1, -1
+
+    def kill(self, ring: Ring) -> None:
+        """End the lane of a ring, which hangs. Threads cannot be ended: they are waited for."""
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether lanes that end are replaced, as far as is known."""
+        return False
+
+    @property
+    def ends(self) -> bool:
+        """Whether no lane will be started any more."""
+        return self._closed
+
+    def replace_soon(self) -> None:
+        """Start the lanes that are missing soon: a batch needs one."""
+
+    # Batches.
+
+    def execute(self, batch: Batch) -> None:
+        """Do a batch, together with the lanes where that is faster."""
+        Watch(self, batch).run()
+
+    def run(self, batch: Batch) -> None:
+        """Do a batch, together with the lanes where that is faster."""
+        Watch(self, batch).run()
+
+    def compress_page(self, page: Buffer) -> bytes:
+        """Compress one page, in the calling thread unless the codec is isolated. Raise PageError."""
+        if not self.isolate:
+            return self.coders.compress_page(page)
+        batch = CompressBatch([page], page_size=self.page_size)
+        self.execute(batch)
+        return bytes(batch.output(0))
+
+    def decompress_page(self, src: Buffer) -> bytes:
+        """Restore one page, in the calling thread unless the codec is isolated. Raise PageError."""
+        if not self.isolate:
+            return self.coders.decompress_page(src)
+        batch = DecompressBatch([src], page_size=self.page_size)
+        self.execute(batch)
+        if batch.has_errors:
+            raise PageError(0, int(batch.errors[0]))
+        return batch.pages.tobytes()
+
+    # Requests.
+
+    def submit(
+        self, request: Request[Batch], *, timeout_s: float | None = None, block: bool = True
+    ) -> None:
+        """Queue a request; they are done by one thread and the lanes, and overlap."""
+        with self._dispatcher_lock:
+            if self._closed:
+                raise ClosedError("this engine is closed")
+            if self._dispatcher is None:
+                self._dispatcher = self._start_dispatcher()
+            dispatcher = self._dispatcher
+        if dispatcher is None:
+            self._do_now(request)
+        elif dispatcher.is_here():
+            # A callback: it would wait for room that its own thread has to make, or that another
+            # engine's has to, whose callbacks may be waiting for this one.
+            self._queue.put_anyway(request)
+        else:
+            self._put(request, timeout_s=timeout_s, block=block)
+
+    def _put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
+        try:
+            self._queue.put(request, timeout_s=timeout_s, block=block)
+        except KeyboardInterrupt:
+            # It may be queued all the same, and whoever submitted it never gets to know the request.
+            if not request.cancel():
+                request.wait()
+            raise
+
+    def _do_now(self, request: Request[Batch]) -> None:
+        """Do a request in the calling thread, as no other can be started."""
+        request.take_up()
+        try:
+            if self.isolate:
+                self.execute(request.batch)
+            else:
+                self.run_inline(request.batch, request.deadline)
+        except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
+            request.finish(error)
+        else:
+            request.finish()
+
+    def _start_dispatcher(self) -> Dispatcher | None:
+        try:
+            dispatcher = Dispatcher(self, self._queue)
+        except RuntimeError:  # no thread can be started just now: the submitter does the work
+            return None
+        self._end_dispatcher = weakref.finalize(self, dispatcher.abandon, _EXIT_S)
+        self.at_child_exit(self._end_dispatcher, _BEFORE)
+        return dispatcher
+
+    def at_child_exit(self, end: Callable[[], object], priority: int = _AFTER) -> None:
+        """See that `end` is called where a child of multiprocessing ends: without atexit."""
+        if multiprocessing.parent_process() is not None:
+            multiprocessing.util.Finalize(self, end, exitpriority=priority)
+
+    def close_requests(self) -> None:
+        """Finish every request; the subclass ends the lanes after that."""
+        with self._dispatcher_lock:
+            self._closed = True
+        if self._dispatcher is not None:
+            self._dispatcher.close()
+            self._end_dispatcher.detach()

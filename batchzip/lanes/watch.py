@@ -1,0 +1,110 @@
+"""Watch: looks after one batch while lanes have pages of it.
+
+The core divides the batch and does the caller's share (core/division.pyx). It comes back when there is
+nothing to do but wait; what then has to be decided is decided here:
+
+    a lane that finishes nothing for HANG_S, or reports what cannot be   is killed, and replaced
+    pages that ended a lane                                              wait for another, REPLACE_S at most
+    the deadline has passed                                              what is not done gets -ETIMEDOUT
+    an interrupt, or a codec that gave up                                what is not begun is taken back
+
+Lanes that hang at the same time are noticed at the same time: each has its own clock, and all run.
+
+Belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import TYPE_CHECKING
+
+from batchzip.core.division import DONE, GAVE_UP, LATE, NEGLECT_S
+
+if TYPE_CHECKING:
+    from batchzip.batch import Batch
+    from batchzip.lanes.backend import LanesBackend
+
+HANG_S = NEGLECT_S
+"""Seconds without a finished page after which a lane that has some is killed."""
+
+REPLACE_S = 5.0
+"""Seconds that pages which must not be done here wait for a lane where none can be started."""
+
+GRACE_S = 0.1
+"""Seconds that a page which must end now may still take before its lane is killed."""
+
+LOOK_S = 0.05
+"""Seconds between two looks at what else there is."""
+
+
+class Watch:
+    """Does a batch with the lanes of a backend."""
+
+    __slots__ = ("_backend", "_batch", "_give_up_at", "_job")
+
+    def __init__(self, backend: LanesBackend, batch: Batch, deadline_ns: int | None = None) -> None:
+        self._backend = backend
+        self._batch = batch
+        self._give_up_at: float | None = None
+        inputs, outputs = backend.locate(batch)
+        batch.has_errors = False
+        self._job = backend.divider.start(
+            batch.pointers, backend.rings, deadline_ns=deadline_ns, inputs=inputs, outputs=outputs
+        )
+
+    def run(self) -> None:
+        """Do the batch, and return when every page has a result.
+
+        Raise what a codec raised that is no page's error, once no lane writes to the batch any more.
+        """
+        while not self.step(LOOK_S):
+            pass
+
+    def step(self, seconds: float, *, may_wait: bool = True) -> bool:
+        """Go on for at most so many seconds. Return whether every page has a result."""
+        job = self._job
+        try:
+            status = job.run(seconds, may_wait=may_wait)
+            if status != DONE:
+                if status == LATE:
+                    self._withdraw(-errno.ETIMEDOUT)
+                elif status == GAVE_UP:
+                    self._withdraw(None)
+                    job.raise_error()
+                else:
+                    self._look_after()
+                    return False
+        except BaseException:
+            self._withdraw(None)
+            raise
+        self._batch.has_errors = job.failed > 0
+        return True
+
+    @property
+    def has_own_work(self) -> bool:
+        """Whether there are pages that the caller can do."""
+        return self._job.mine > 0
+
+    def _look_after(self) -> None:
+        backend, job = self._backend, self._job
+        for ring in job.untrusted(HANG_S):
+            backend.kill(ring)
+        if not job.only_lanes:
+            return
+        job.set_rings(backend.rings)
+        now = time.monotonic()
+        if backend.may_replace or self._give_up_at is None:
+            self._give_up_at = now + REPLACE_S
+        if backend.ends:
+            job.fail_only_lanes(-errno.EOWNERDEAD)
+        elif now >= self._give_up_at:
+            job.fail_only_lanes(-errno.EOWNERDEAD)  # no lane will come
+        elif not backend.rings:
+            backend.replace_soon()
+
+    def _withdraw(self, code: int | None) -> None:
+        """Take back what no lane has begun; on return no lane writes to the batch's memory."""
+        while not self._job.withdraw(GRACE_S, code):
+            for ring in self._job.holders():
+                self._backend.kill(ring)
