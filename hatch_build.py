@@ -127,7 +127,7 @@ def works(command: Sequence[str]) -> bool:
 def version_of(command: Sequence[str]) -> str:
     """Return a compiler's name with the first line of its `--version`."""
     said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-    return f"{shlex.join(command)}: {said.stdout.partition(chr(10))[0].strip()}"
+    return f"{Path(command[0]).name}: {said.stdout.partition(chr(10))[0].strip()}"
 
 
 def zig() -> Compiler:
