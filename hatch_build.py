@@ -127,7 +127,7 @@ def works(command: Sequence[str]) -> bool:
 def version_of(command: Sequence[str]) -> str:
     """Return a compiler's name with the first line of its `--version`."""
     said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-    return f"{shlex.join(command)}: {said.stdout.partition(chr(10))[0].strip()}"
+    return f"{Path(command[0]).name}: {said.stdout.partition(chr(10))[0].strip()}"
 
 
 def zig() -> Compiler:
@@ -198,11 +198,20 @@ class Core:
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once, as in parallel test runs
+            sources = sorted(self.package.glob("*.pyx"))
             with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-                return list(pool.map(self.module, sorted(self.package.glob("*.pyx"))))
+                modules = list(pool.map(self.module, sources))
+        failed = [
+            source.name for source, module in zip(sources, modules, strict=True) if not module
+        ]
+        if failed:
+            stop(
+                f"the core does not compile ({', '.join(failed)}): what the compiler says is above"
+            )
+        return [module for module in modules if module]
 
-    def module(self, source: Path) -> Path:
-        """Return one module's file, compiled if its digest is not what it was."""
+    def module(self, source: Path) -> Path | None:
+        """Return one module's file, compiled if its digest is not what it was; None if that failed."""
         c_file = self.work / f"{source.stem}.c"
         shared = self.work / f"{source.stem}{self.suffix}"
         flags = [*self.flags, *(self.macros() if source.stem == "build" else [])]
@@ -216,8 +225,10 @@ class Core:
             return shared
         stamp.unlink(missing_ok=True)
         relative = str(source.relative_to(self.root))
-        self.run(sys.executable, "-m", "cython", *self.directives, "-o", str(c_file), relative)
-        self.run(*self.compiler.command, "-shared", *flags, "-o", str(shared), str(c_file))
+        to_c = [sys.executable, "-m", "cython", *self.directives, "-o", str(c_file), relative]
+        to_module = [*self.compiler.command, "-shared", *flags, "-o", str(shared), str(c_file)]
+        if not (self.run(to_c) and self.run(to_module)):
+            return None
         stamp.write_text(digest.hexdigest())
         return shared
 
@@ -231,8 +242,8 @@ class Core:
         }
         return [f'-DBATCHZIP_{name}="{value}"' for name, value in values.items()]
 
-    def run(self, *command: str) -> None:
-        """Run one step in the checkout; show what it says, and stop the build if it fails."""
+    def run(self, command: list[str]) -> bool:
+        """Run one step in the checkout, show what it says, and return whether it went well."""
         done = subprocess.run(
             command,
             cwd=self.root,
@@ -243,10 +254,7 @@ class Core:
         )
         if said := done.stdout + done.stderr:
             print(f"$ {shlex.join(command)}\n{said}", file=sys.stderr, flush=True)
-        if done.returncode:
-            stop(
-                f"compiling the core failed ({Path(command[-1]).name}); the compiler's lines are above"
-            )
+        return done.returncode == 0
 
     def install(self, folder: Path) -> None:
         """Put the modules into `folder`, and take away those whose source has gone."""
