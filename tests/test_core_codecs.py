@@ -69,7 +69,7 @@ KINDS = ("zeros", "noise", "few values", "json", "source", "mixed")
 
 
 def pages(page_size: int, seed: int = 0) -> Iterator[bytes]:
-    """Pages of every kind, more of the small ones; of the largest, those that codecs work hardest on."""
+    """Pages of every kind, more of the small ones; of the largest, what codecs work hardest on."""
     rng = random.Random(seed)
     for _ in range(max(1, min(4, 16384 // page_size))):
         for kind in KINDS if page_size <= 128 << 10 else ("source", "mixed"):
@@ -111,7 +111,7 @@ def test_outputs_of_the_largest_pages_are_those_of_the_python_codec(codec: Codec
 @pytest.mark.parametrize("size", [1 << 10, 64 << 10, 512 << 10])
 @pytest.mark.parametrize("level", DICTIONARY_LEVELS)
 def test_outputs_with_a_dictionary_are_those_of_the_python_codec(level: int, size: int) -> None:
-    # From 128 KiB on, libzstd may leave a dictionary's tables aside: it depends on how they were made.
+    # From 128 KiB on, whether libzstd uses a dictionary's tables depends on how they were made.
     for page_size in (512, 4096, 65536, 131072, 524288)[: 5 if level < 13 else 4]:
         check_equal(Zstd(level, dictionary(size)), page_size)
 

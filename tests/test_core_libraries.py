@@ -37,7 +37,7 @@ needs_compiler = pytest.mark.skipif(not COMPILER, reason="makes libraries to be 
 
 
 def look(*, hidden: str = "", planted: Path | None = None, then: str = "") -> dict[str, Library]:
-    """Look for the libraries in a process that cannot import some package, or finds another first."""
+    """Look in a process that cannot import some package, or finds another one first."""
     script = f"""
 import json, sys
 if {hidden!r}:
@@ -308,7 +308,7 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
     "restores nothing with a dictionary": (
         "zstd",
         (
-            "size_t ZSTD_decompress_usingDDict(void *c, char *d, size_t room, char *s, size_t n, void *x)"
+            "size_t ZSTD_decompress_usingDDict(void *c, char *d, size_t room, char *s)"
             "{ return room; }"
         ),
         "did not come back",
