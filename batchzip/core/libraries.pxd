@@ -13,14 +13,16 @@ ctypedef int (*lz4_decompress_fn)(
 ) noexcept nogil
 
 cdef struct Lz4:
-    lz4_compress_fn compress_fast  # LZ4_compress_fast_continue on a new stream; effort: acceleration
+    lz4_compress_fn compress_fast  # LZ4_compress_fast_continue, afresh; effort: acceleration
     lz4_compress_fn compress_hc  # LZ4_compress_HC_extStateHC; effort: level
     lz4_decompress_fn decompress  # LZ4_decompress_safe
     size_t fast_state_bytes  # LZ4_sizeofState()
     size_t hc_state_bytes  # LZ4_sizeofStateHC()
 
-# What returns a size_t returns bytes or an error, which `is_error` tells. What returns a pointer returns
-# NULL on failure. What frees takes NULL, too.
+# What returns a size_t returns bytes or an error, which `is_error` tells. What returns a pointer
+# returns NULL on failure. What frees takes NULL, too. A context is given its parameters and its
+# dictionary before the first page: after a page that failed, libzstd refuses both until one is
+# done.
 ctypedef void *(*zstd_create_context_fn)() noexcept nogil
 ctypedef size_t (*zstd_free_fn)(void *context) noexcept nogil
 ctypedef size_t (*zstd_set_parameter_fn)(void *cctx, int parameter, int value) noexcept nogil
@@ -100,9 +102,10 @@ ctypedef uint64_t (*xxh3_hash64_fn)(const void *data, size_t size) noexcept nogi
 cdef struct Xxh3:
     xxh3_hash64_fn hash64  # XXH3_64bits_dispatch where exported, else XXH3_64bits
 
-# NULL where the library cannot be used; `libraries()` says why. The GIL must be held. Looks once per
-# process; what it returned stays valid for ever. The only exception is one that a signal handler raised
-# meanwhile (KeyboardInterrupt): then nothing has been settled, and the next call looks again.
+# NULL where the library cannot be used; `libraries()` says why. The GIL must be held. They look
+# once per process; what they return stays valid for ever. The only exception is one that a signal
+# handler raised meanwhile (KeyboardInterrupt): then nothing is settled, and the next call looks
+# again.
 cdef const Lz4 *find_lz4() except? NULL
 cdef const Zstd *find_zstd() except? NULL
 cdef const Xxh3 *find_xxh3() except? NULL

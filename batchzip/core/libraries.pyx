@@ -1,24 +1,26 @@
 # cython: language_level=3, binding=True
-"""C functions of lz4, zstd and xxh3, found in the extension modules of the packages that bring them.
+"""C functions of lz4, zstd and xxh3, found in extension modules of the packages that bring them.
 
-The wheels `lz4`, `zstandard` and `xxhash` contain the C libraries and export their functions; Debian's
-packages link the system's libraries instead, and the same look-up finds those. Calling them by
-address needs no GIL and no Python object. The extension module is opened (dlopen) and never imported,
-so that a process that only compresses loads neither the package nor cffi.
+The wheels `lz4`, `zstandard` and `xxhash` contain the C libraries and export their functions;
+Debian's packages link the system's libraries instead, and the same look-up finds those. Calling
+them by address needs no GIL and no Python object. The extension module is opened (dlopen) and never
+imported, so that a process that only compresses loads neither the package nor cffi.
 
 Rejected: linking the C libraries ourselves (a second copy, in another version than the one that
 Python sees), and loading the system's (not installed everywhere).
 
-Before a library counts, it must be whole on disk, export every function, be of a version whose interface
-we know, and pass a trial: sample data must come back, and what has too little room must fail
-without writing beyond it. Otherwise the codec works in Python, and `libraries()` says why.
+Before a library counts, it must be whole on disk, export every function, be of a version whose
+interface we know, and pass a trial: sample data must come back, and what has too little room must
+fail without writing beyond it. Otherwise the codec works in Python, and `libraries()` says why.
 
-python-lz4 compresses with LZ4_compress_fast_continue on a new stream. LZ4_compress_fast_extState takes other
-tables for pages below 64 KiB and gives other bytes; so `compress_fast` does as python-lz4 does.
+Outputs are those of python-lz4 and python-zstandard, byte for byte; that decides on the functions:
 
-All functions are of the stable API but two. ZSTD_createCDict, which is stable, takes other parameters
-than python-zstandard does (it expects sources of 513 bytes) and gives other bytes; so `zstd_make_cdict`
-takes ZSTD_getCParams and ZSTD_createCDict_advanced, whose signatures have not changed since zstd 1.3.
+* python-lz4 compresses with LZ4_compress_fast_continue on a new stream. LZ4_compress_fast_extState
+  has other tables for pages below 64 KiB. High compression has one way only.
+* python-zstandard prepares dictionaries with ZSTD_createCDict_advanced and ZSTD_getCParams, and so
+  does `zstd_make_cdict`. They are not of the stable API, but have had these signatures since zstd
+  1.3, and are tried like the others. The stable ZSTD_createCDict makes its tables for small sources
+  and remembers its level, so that large pages come out otherwise.
 """
 
 from collections import namedtuple
@@ -62,8 +64,8 @@ _PLACES = {
     "xxh3": ("xxhash", ("_xxhash",)),
 }
 
-# What tells the version, the first that will do, and the first that may have changed the functions. Before
-# 0.8, XXH3 gave other values.
+# What tells the version, the first that will do, and the first that may have changed the functions.
+# Before 0.8, XXH3 gave other values.
 _VERSIONS = {
     "lz4": ("LZ4_versionNumber", (1, 9), (2,)),
     "zstd": ("ZSTD_versionNumber", (1, 5), (2,)),
@@ -182,7 +184,7 @@ cdef object _open(str path):
 
 
 def _check_whole(path):
-    """Raise if a 64-bit ELF file ends before its last segment: mapped, it would end us with SIGBUS."""
+    """Raise if a 64-bit ELF file ends before its segments do: opening it would be SIGBUS."""
     with open(path, "rb") as file:
         header = file.read(64)
         if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
