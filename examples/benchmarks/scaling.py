@@ -15,7 +15,8 @@ To get it, two things are taken off the caller's time in a round. First the wait
 counts; where the caller was preempted, its CPU time is less than what is left then, and is used
 instead. Second the pages it did itself: each at the CPU time of a page on `sequential`, times what
 a page of the limit costs in terms of one of `bare`. The result is a small difference of large
-numbers. The more lanes, the fewer pages the owner does itself, and the better the result.
+numbers, with what a batch costs as a whole in it: it means most where most pages are handed over,
+that is with many lanes. There may be more lanes than CPUs.
 
 The simulation (simulation.py) takes the cost of a page and the serial part measured with the most
 lanes. In parentheses is what was measured with as many lanes.
