@@ -51,7 +51,7 @@ class Load:
         self.pages = pages
         flat = memoryview(pages).cast("B")  # type: ignore[arg-type] # arrays are buffers
         self.views = [flat[at : at + PAGE] for at in range(0, len(flat), PAGE)]
-        compress = self.codec.compressor(PAGE)
+        compress, _ = bare_calls(algorithm)
         self.outputs = [compress(view) for view in self.views]
         self.ratio = pages.nbytes / sum(map(len, self.outputs))
 
