@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,16 @@ import numpy as np
 import pytest
 from command import assert_one_clear_line, cli
 
+from batchzip import Engine, backends
 from batchzip.bench.ahead import ahead
 from batchzip.bench.algorithm import Algorithm, parse_algorithms
 from batchzip.bench.compare import compare
+from batchzip.bench.compressors import Load
 from batchzip.bench.figure import Result, load
+from batchzip.bench.lanes import cpu_seconds, hand_over, idle
+from batchzip.bench.limit import Limit
 from batchzip.bench.pages import KINDS, PAGE, Source, for_codecs
-from batchzip.bench.rounds import figure, in_turns
+from batchzip.bench.rounds import Spread, figure, in_turns, speed, spread
 from batchzip.errors import BadArgument, UnknownAlgorithm
 
 SHORT = ["--pages", "64", "--rounds", "3", "--batches", "1,8", "--algorithms", "lz4,zstd:1"]
@@ -75,6 +81,7 @@ def test_everybody_is_measured_at_every_batch(measured: tuple[dict[str, Any], Pa
         "loky submit",
         "blosc2 page",
         "blosc2 1 MiB",
+        *({"threads"} & {*backends()}),
     }
     assert of == {
         (algorithm, operation, batch): everybody
@@ -274,3 +281,48 @@ def test_every_kind_of_pages_is_what_it_says(kind: str) -> None:
         assert len(for_codecs(pages)) <= 100
     if kind in {"random", "zeros"}:
         assert np.array_equal(Source(kind).take(100), again)
+
+
+def test_a_speed_is_a_ratio_of_each_round_on_its_own() -> None:
+    found = speed([1.0, 20.0, 300.0], [2.0, 20.0, 100.0])
+    assert (found.low, found.median, found.high) == (0.75, 1.0, 2.0)
+    assert spread([3.0]) == Spread(3.0, 3.0, 3.0)
+
+
+def test_the_limit_is_of_all_its_processes_at_once(file: Path) -> None:
+    pages = for_codecs(Source(file=str(file)).take(64))
+    with Limit(Load(Algorithm("lz4"), pages, lanes=2)) as limit:
+        assert limit.seconds("compress", len(pages)) > 0
+        assert limit.seconds("decompress", len(pages)) > 0
+        assert len(limit.cpu_s) == 2
+
+
+def test_a_hand_over_is_timed_awake_and_asleep(file: Path) -> None:
+    pages = for_codecs(Source(file=str(file)).take(64))
+    with (
+        Engine("lz4", backend="sequential") as sequential,
+        Engine("lz4", backend="workers", workers=1) as workers,
+    ):
+        assert workers.wait_ready()
+        found = hand_over({"sequential": sequential, "workers": workers}, pages, 1)
+        assert set(idle([sequential, workers], 0.01)) == {"owner", "workers"}
+    for one in found.values():
+        assert {state: len(values) for state, values in one.seconds.items()} == {
+            "awake": 1,
+            "asleep": 1,
+        }
+        assert one.pages["awake"] > one.pages["asleep"] > 0
+    assert found["sequential"].share("awake") == 0
+
+
+def test_cpu_seconds_are_those_of_all_threads() -> None:
+    before, begun = cpu_seconds(os.getpid()), time.process_time()
+
+    def work() -> None:
+        while time.process_time() - begun < 0.2:
+            sum(range(1000))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert cpu_seconds(os.getpid()) - before > 0.1

@@ -1,4 +1,4 @@
-"""ahead: where somebody else is quicker, or smaller, than the better of batchzip's two backends."""
+"""ahead: where somebody else is quicker, or smaller, than the best of batchzip's backends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchzip.bench.compare import LEAST_ROUNDS
 if TYPE_CHECKING:
     from batchzip.bench.figure import Figure, Result
 
-OWN = ("sequential", "workers")
+OWN = ("sequential", "threads", "workers")
 
 
 def ahead(result: Result) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from batchzip.bench.compressors import Load
 from batchzip.bench.peers import contenders
-from batchzip.bench.rounds import figure, seconds
+from batchzip.bench.rounds import figure, seconds, timed
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def compress(
             for operation in ("compress", "decompress"):
                 for size in batches:
                     work = {
-                        one.name: (
+                        one.name: timed(
                             one.compressing(size)
                             if operation == "compress"
                             else one.restoring(size)

@@ -12,11 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import lz4.block
 import numpy as np
-from loky import cpu_count
+import zstandard
 
 import batchzip
+from batchzip.bench.figure import default_lanes
 from batchzip.bench.pages import PAGE
+from batchzip.codecs.zstd import DEFAULT_LEVEL
+from batchzip.errors import BackendUnavailable
 from batchzip.lifetime import Closing
 
 if TYPE_CHECKING:
@@ -30,17 +34,24 @@ if TYPE_CHECKING:
 
 _READY_TIMEOUT_S = 60.0
 
+_OUTPUT_BYTES = PAGE + 64
+"""Room for an output in the arena: what does not compress is the caller's to keep as it is."""
+
 
 class Load:
-    """The pages of a measurement with their outputs, in the forms that contenders want."""
+    """The pages of a measurement with their outputs, in the forms that contenders want.
 
-    def __init__(self, algorithm: Algorithm, pages: Pages) -> None:
+    `lanes` is how many threads or processes a contender may use, the caller included.
+    """
+
+    def __init__(self, algorithm: Algorithm, pages: Pages, lanes: int | None = None) -> None:
         self.algorithm = algorithm
+        self.lanes = default_lanes() if lanes is None else lanes
         self.codec = algorithm.codec()
         self.pages = pages
         flat = memoryview(pages).cast("B")  # type: ignore[arg-type] # arrays are buffers
         self.views = [flat[at : at + PAGE] for at in range(0, len(flat), PAGE)]
-        compress = self.codec.compressor(PAGE)
+        compress, _ = bare_calls(algorithm)
         self.outputs = [compress(view) for view in self.views]
         self.ratio = pages.nbytes / sum(map(len, self.outputs))
 
@@ -73,6 +84,23 @@ def each(call: Callable[[Any], object], arguments: Sequence[Any]) -> None:
         call(argument)
 
 
+def bare_calls(algorithm: Algorithm) -> tuple[Transcode, Transcode]:
+    """Make the calls of a page's compression and restoring, with nothing of batchzip around them.
+
+    Codecs other than lz4 and zstd are batchzip's own, which call a library page by page, too.
+    """
+    if algorithm.name == "lz4":
+        return (
+            partial(lz4.block.compress, store_size=False),
+            partial(lz4.block.decompress, uncompressed_size=PAGE),
+        )
+    if algorithm.name == "zstd":
+        compressor = zstandard.ZstdCompressor(level=algorithm.level or DEFAULT_LEVEL)
+        return compressor.compress, zstandard.ZstdDecompressor().decompress
+    codec = algorithm.codec()
+    return codec.compressor(PAGE), codec.decompressor(PAGE)
+
+
 class Bare(Compressor):
     """A loop of codec calls on one core; batches are nothing to it."""
 
@@ -81,14 +109,15 @@ class Bare(Compressor):
     def __init__(self, load: Load) -> None:
         self.ratio = load.ratio
         self._load = load
+        self._compress, self._decompress = bare_calls(load.algorithm)
 
     def compressing(self, size: int) -> Work:  # noqa: ARG002 - see above
         """Loop over all pages."""
-        return partial(each, self._load.codec.compressor(PAGE), self._load.views)
+        return partial(each, self._compress, self._load.views)
 
     def restoring(self, size: int) -> Work:  # noqa: ARG002 - see above
         """Loop over all outputs."""
-        return partial(each, self._load.codec.decompressor(PAGE), self._load.outputs)
+        return partial(each, self._decompress, self._load.outputs)
 
 
 class OfEngine(Compressor):
@@ -99,55 +128,122 @@ class OfEngine(Compressor):
         self.ratio = load.ratio
         self._load = load
         algorithm = load.algorithm
-        self._engine = batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters)
-        self._engine.wait_ready(_READY_TIMEOUT_S)
+        self.engine = batchzip.Engine(
+            algorithm.name,
+            backend=backend,
+            workers=max(1, load.lanes - 1),
+            **algorithm.parameters,
+        )
+        if not self.engine.wait_ready(_READY_TIMEOUT_S):
+            self.engine.close()
+            raise BackendUnavailable(f"{backend}: its workers did not start")
 
     def compressing(self, size: int) -> Work:
         """Compress with one descriptor that is refilled."""
-        pages, compress = self._load.pages, self._engine.compress
-        batch = batchzip.CompressBatch(pages[:size])
+        return self._refilled(self._load.pages, size, None)
+
+    def _refilled(self, pages: Pages, size: int, dsts: Pages | None) -> Work:
+        batch = batchzip.CompressBatch(pages[:size], dsts=dsts)
+        compress, starts = self.engine.compress, self._load.starts(size)
 
         def work() -> None:
-            for at in self._load.starts(size):
+            for at in starts:
                 batch.refill(pages[at : at + size])
                 compress(batch)
 
         return work
 
     def restoring(self, size: int) -> Work:
-        """Restore, always to the same pages."""
+        """Restore with descriptors made before, always to the same pages."""
         room = np.zeros((size, PAGE), np.uint8)
         outputs = self._load.outputs
         batches = [
-            batchzip.DecompressBatch(outputs[at : at + size], room)
+            batchzip.DecompressBatch(outputs[at : at + size], room[: len(outputs) - at])
             for at in self._load.starts(size)
         ]
-        return partial(each, self._engine.decompress, batches)
+        return partial(each, self.engine.decompress, batches)
 
     def close(self) -> None:
         """Close the engine."""
-        self._engine.close()
+        self.engine.close()
+
+
+class InArena(OfEngine):
+    """The same with pages, sources and destinations in the engine's arena."""
+
+    def __init__(self, load: Load, backend: str = "workers") -> None:
+        super().__init__(load, backend)
+        self.name = "arena"
+        self._pages = self.engine.arena(len(load.pages))
+        self._pages[:] = load.pages
+        self._outputs = self.engine.arena(len(load.pages), _OUTPUT_BYTES)
+        for row, output in zip(self._outputs, load.outputs, strict=True):
+            row[: len(output)] = np.frombuffer(output, np.uint8)
+
+    def compressing(self, size: int) -> Work:
+        """Compress with one descriptor that is refilled, to the same destinations."""
+        return self._refilled(self._pages, size, self.engine.arena(size, _OUTPUT_BYTES))
+
+    def restoring(self, size: int) -> Work:
+        """Restore with descriptors made before, always to the same pages."""
+        room = self.engine.arena(size)
+        lengths = list(map(len, self._load.outputs))
+        batches = [
+            batchzip.DecompressBatch(
+                (self._outputs[at : at + size], lengths[at : at + size]), room[: len(lengths) - at]
+            )
+            for at in self._load.starts(size)
+        ]
+        return partial(each, self.engine.decompress, batches)
+
+
+class Anew(OfEngine):
+    """An engine with a descriptor, and new memory for what comes out, made for each batch."""
+
+    def __init__(self, load: Load, backend: str) -> None:
+        super().__init__(load, backend)
+        self.name = f"{backend} anew"
+
+    def compressing(self, size: int) -> Work:
+        """Make a descriptor for each batch and compress it."""
+        pages, compress = self._load.pages, self.engine.compress
+
+        def work() -> None:
+            for at in self._load.starts(size):
+                compress(batchzip.CompressBatch(pages[at : at + size]))
+
+        return work
+
+    def restoring(self, size: int) -> Work:
+        """Make a descriptor for each batch, which makes its pages, and restore it."""
+        outputs, decompress = self._load.outputs, self.engine.decompress
+
+        def work() -> None:
+            for at in self._load.starts(size):
+                decompress(batchzip.DecompressBatch(outputs[at : at + size]))
+
+        return work
 
 
 class Threads(Compressor):
-    """A ThreadPoolExecutor with a thread for each CPU; each takes an equal part of a batch."""
+    """A ThreadPoolExecutor with a thread for each lane; each takes an equal part of a batch."""
 
     name = "thread pool"
 
     def __init__(self, load: Load) -> None:
         self.ratio = load.ratio
         self._load = load
-        self._count = cpu_count()
+        self._count = load.lanes
         self._executor = ThreadPoolExecutor(self._count)
 
     def compressing(self, size: int) -> Work:
         """Compress a batch with all threads, then the next."""
-        calls = [self._load.codec.compressor(PAGE) for _ in range(self._count)]
+        calls = [bare_calls(self._load.algorithm)[0] for _ in range(self._count)]
         return self._shared_out(calls, self._load.views, size)
 
     def restoring(self, size: int) -> Work:
         """Restore a batch with all threads, then the next."""
-        calls = [self._load.codec.decompressor(PAGE) for _ in range(self._count)]
+        calls = [bare_calls(self._load.algorithm)[1] for _ in range(self._count)]
         return self._shared_out(calls, self._load.outputs, size)
 
     def _shared_out(self, calls: list[Transcode], items: Sequence[Any], size: int) -> Work:

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from loky import cpu_count
-
 import batchzip
 from batchzip.errors import BadArgument
 
@@ -28,7 +26,7 @@ Key: TypeAlias = tuple[tuple[tuple[str, str | int], ...], str, str]
 _FORMAT = 1
 """Of the document; another one is not read."""
 
-_LIBRARIES = ("numpy", "zstandard", "lz4", "loky", "blosc2")
+_LIBRARIES = ("numpy", "zstandard", "lz4", "xxhash", "loky", "blosc2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +146,24 @@ def describe_machine() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "processor": _processor(),
-        "cpus": cpu_count(),
+        "cpus": usable_cpus(),
         "machine_cpus": os.cpu_count(),
         "versions": versions,
     }
+
+
+def usable_cpus() -> int:
+    """Count the CPUs this process may use."""
+    try:
+        from loky import cpu_count  # noqa: PLC0415 - benchmarks run without it, too
+    except ImportError:
+        return len(os.sched_getaffinity(0))
+    return int(cpu_count())
+
+
+def default_lanes() -> int:
+    """Count the lanes of an engine as it comes: the caller, and its default of `workers`."""
+    return max(2, min(usable_cpus(), 16))
 
 
 def _processor() -> str:

@@ -2,7 +2,7 @@
 
 loky         one submit a batch; all batches of a round are submitted before the first is waited for,
              which is kinder to it than a caller who needs each batch before the next
-zstandard    multi_compress_to_buffer and multi_decompress_to_buffer, a thread for each CPU
+zstandard    multi_compress_to_buffer and multi_decompress_to_buffer, a thread for each lane
 blosc2       an SChunk, no filter: one page a chunk, or chunks of up to 1 MiB in blocks of one page
 zram         O_DIRECT writes and reads of a batch at a time, from one or two threads; it stores, too
 """
@@ -14,17 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-import loky
 import numpy as np
 import zstandard
 
+import batchzip
+from batchzip.bench.ahead import OWN
 from batchzip.bench.compressors import Bare, Compressor, OfEngine, Threads
 from batchzip.bench.pages import PAGE
 from batchzip.bench.zram import Zram, aligned
-from batchzip.errors import BackendUnavailable
+from batchzip.errors import BackendUnavailable, BatchzipError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from batchzip.bench.algorithm import Algorithm
     from batchzip.bench.compressors import Load, Work
@@ -47,7 +48,11 @@ class Loky(Compressor):
     def __init__(self, load: Load) -> None:
         self.ratio = load.ratio
         self._load = load
-        self._executor = loky.ProcessPoolExecutor(loky.cpu_count())
+        try:
+            import loky  # noqa: PLC0415 - benchmarks run without it, too
+        except ImportError:
+            raise BackendUnavailable("loky is not installed") from None
+        self._executor = loky.ProcessPoolExecutor(load.lanes)
 
     def compressing(self, size: int) -> Work:
         """Submit all batches, then wait for each."""
@@ -93,10 +98,10 @@ class MultiZstd(Compressor):
     def __init__(self, load: Load) -> None:
         self.ratio = load.ratio
         self._load = load
-        self._threads = loky.cpu_count()
+        self._threads = load.lanes
 
     def compressing(self, size: int) -> Work:
-        """Compress each batch with a thread for each CPU."""
+        """Compress each batch with a thread for each lane."""
         compressor = zstandard.ZstdCompressor(level=self._load.algorithm.level or 3)
         views: list[Any] = list(self._load.views)
 
@@ -107,7 +112,7 @@ class MultiZstd(Compressor):
         return work
 
     def restoring(self, size: int) -> Work:
-        """Restore each batch with a thread for each CPU."""
+        """Restore each batch with a thread for each lane."""
         decompressor = zstandard.ZstdDecompressor()
         outputs: list[Any] = list(self._load.outputs)
 
@@ -157,7 +162,7 @@ class Blosc2(Compressor):
 
     def _filled(self, size: int) -> Any:
         per_chunk = min(size, self._most, len(self._load.pages))
-        chunk = blosc2_chunk(self._load.algorithm, per_chunk, loky.cpu_count())
+        chunk = blosc2_chunk(self._load.algorithm, per_chunk, self._load.lanes)
         pages = self._load.pages
         for at in range(0, len(pages), per_chunk):
             chunk.append_data(pages[at : at + per_chunk])
@@ -221,21 +226,26 @@ class OfZram(Compressor):
 
 def contenders(load: Load, result: Result, *, zram: bool) -> Iterator[Compressor]:
     """Make everybody who can be had for this algorithm; who cannot is noted in the result."""
-    yield Bare(load)
-    yield OfEngine(load, "sequential")
-    yield OfEngine(load, "workers")
-    yield Threads(load)
-    yield Loky(load)
-    if load.algorithm.name == "zstd":
-        yield MultiZstd(load)
     makers: list[Callable[[], Compressor]] = [
+        partial(Bare, load),
+        *(partial(OfEngine, load, backend) for backend in OWN if backend in batchzip.backends()),
+        partial(Threads, load),
+        partial(Loky, load),
+        *([partial(MultiZstd, load)] if load.algorithm.name == "zstd" else []),
         partial(Blosc2, load, 1),
         partial(Blosc2, load, CHUNK_PAGES),
     ]
     if zram:
         makers += [partial(OfZram, load, 1), partial(OfZram, load, 2)]
+    yield from available(makers, result.note)
+
+
+def available(
+    makers: Iterable[Callable[[], Compressor]], note: Callable[[str], object]
+) -> Iterator[Compressor]:
+    """Make everybody who can be had; who cannot is noted, with the reason."""
     for make in makers:
         try:
             yield make()
-        except BackendUnavailable as error:
-            result.note(f"{error}")
+        except (BatchzipError, ImportError) as error:
+            note(f"{error}")

@@ -28,6 +28,7 @@ _DPI = 110
 
 _STYLES: dict[str, dict[str, Any]] = {
     "workers": {"color": "black", "marker": "o", "linewidth": 2.6},
+    "threads": {"color": "black", "marker": "d", "linewidth": 2.6, "linestyle": (0, (8, 1))},
     "sequential": {"color": "black", "marker": "s", "linewidth": 1.8, "linestyle": "--"},
     "bare": {"color": "0.25", "marker": "", "linewidth": 1.2, "linestyle": ":"},
     "thread pool": {"color": "#b2182b", "marker": "^", "linestyle": "-."},
@@ -179,7 +180,7 @@ def plot_swap(result: Result, path: Path) -> None:
 def _bars(axes: Axes, names: list[str], figures: Sequence[Figure], title: str, text: str) -> None:
     values = [figure.median for figure in figures]
     errors = [[f.median - f.low for f in figures], [f.high - f.median for f in figures]]
-    own = ("workers", "sequential")
+    own = ("threads", "workers", "sequential")
     colors = ["0.2" if name.startswith(own) else "0.72" for name in names]
     axes.barh(names, values, color=colors, xerr=errors, ecolor="0.45", height=0.66)
     for place, figure in enumerate(figures):

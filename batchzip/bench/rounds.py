@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchzip.bench.figure import Figure
@@ -26,15 +27,48 @@ def in_turns(names: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
             yield turn, name
 
 
-def seconds(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Give the seconds of each contender's call in each round."""
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """Make a callable that does the work and returns the seconds it took."""
+
+    def call() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return call
+
+
+def seconds(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Give the seconds that each contender's call returns in each round."""
     spent: dict[str, list[float]] = {name: [] for name in contenders}
     for turn, name in in_turns(contenders, rounds):
-        started = time.perf_counter()
-        contenders[name]()
+        value = contenders[name]()
         if turn:
-            spent[name].append(time.perf_counter() - started)
+            spent[name].append(value)
     return spent
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of some rounds between their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Give median and quartiles of at least one value."""
+    middle = statistics.median(values)
+    if len(values) == 1:
+        return Spread(middle, middle, middle)
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(middle, min(low, middle), max(high, middle))
+
+
+def speed(base: Sequence[float], values: Sequence[float]) -> Spread:
+    """How many times as fast as `base` something is, each round on its own."""
+    return spread([other / value for other, value in zip(base, values, strict=True)])
 
 
 def figure(
@@ -45,17 +79,7 @@ def figure(
     ratio: float | None = None,
 ) -> Figure:
     """Make the figure of one contender from its values in the rounds, at least one."""
-    middle = statistics.median(values)
-    low = high = middle
-    if len(values) > 1:
-        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    found = spread(values)
     return Figure(
-        labels,
-        contender,
-        quantity,
-        middle,
-        min(low, middle),
-        max(high, middle),
-        len(values),
-        ratio,
+        labels, contender, quantity, found.median, found.low, found.high, len(values), ratio
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from batchzip.bench.compare import Change
     from batchzip.bench.figure import Figure, Result
+    from batchzip.bench.rounds import Spread
 
 _WIDTH = 140
 """Columns, where the output is no terminal or a narrow one: figures must not be cut."""
@@ -54,7 +55,7 @@ def grid(
     return table
 
 
-def spread_percent(figure: Figure) -> float:
+def spread_percent(figure: Figure | Spread) -> float:
     """Half of what lies between the quartiles, in percent of the median."""
     return (figure.high - figure.low) / 2 / figure.median * 100 if figure.median else 0.0
 

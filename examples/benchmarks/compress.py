@@ -1,20 +1,34 @@
-"""µs per page of compress and decompress: the bare codec loop, sequential, workers.
+"""µs per page of batchzip beside bare codec calls, its limit and its peers.
 
-    python examples/benchmarks/compress.py [--rounds 15] [--pages 8192] [--batches 8,64,256]
-                                           [--algorithms lz4,zstd] [--json FILE]
+    python examples/benchmarks/compress.py [--rounds 15] [--pages 8192]
+                                           [--batches 1,8,64,256,1024] [--algorithms lz4,zstd:1]
+                                           [--lanes N] [--json FILE]
                                            [--pid N | --file PATH | --workload KIND]
 
-On pages of a real process (Python objects, parsed source, JSON text, NumPy arrays) or of one's own, shuffled,
-without the same-filled ones. Every contender does all pages once a round, in an order drawn anew each round;
-a figure is the median of the rounds.
+The pages are those of a real process (Python objects, parsed source, JSON text, NumPy arrays) or
+one's own, shuffled, without the same-filled ones. In a round every contender takes all pages, a
+batch at a time; the order of contenders is drawn anew each round. So no batch is in a cache
+because somebody has just had it.
 
-`bare` is a loop of codec calls that throws the outputs away, on one core; the limit is two cores × bare.
-`two bare` are two processes with such a loop at once, half of the pages each: what two cores of this
-machine really give, which is less than twice one where they share a physical core. `sequential` and
-`workers` are the engine with one of these backends, two lanes in the latter: the caller and a worker.
-`arena` is the latter with pages and outputs in the engine's arena, so that nothing is copied. An
-engine's figure is that of `compress(batch)` with one descriptor that is refilled, as a store does and
-as zswap's per-CPU buffers are used, and of `decompress(batch)` with descriptors made before.
+bare             a loop of calls of lz4.block or zstandard, on one core
+limit            such a loop in as many processes as there are lanes, all at once
+sequential, threads, workers
+                 the engine with that backend; a lane is the caller or one of its workers. One
+                 descriptor is refilled with batch after batch, or restored to the same place
+arena            workers, with pages, sources and destinations in the engine's arena
+threads anew     threads, or workers where there are none, with a new descriptor for each batch;
+                 decompress makes its pages (`pages=None`)
+thread pool, zstandard multi, blosc2
+                 see batchzip/bench/peers.py; with as many threads as there are lanes
+
+`÷ bare` and `÷ limit` say how many times as fast as that, `÷ best` in terms of batchzip's fastest.
+A ratio is the median over the rounds of the ratio in each; ± is half of what lies between the
+quartiles. A goal is `met` by the median, or it is within the `spread` of the quartiles. Goals of
+engines are those of compress on two lanes. Peers are to be no faster than batchzip's best from
+batches of two pages on.
+
+At the end: what a batch of two pages takes more where lanes are awake, and where they sleep (see
+batchzip/bench/lanes.py), and the CPU time of engines without work.
 """
 
 from __future__ import annotations
@@ -23,213 +37,234 @@ import argparse
 import contextlib
 import json
 import os
-import platform
-import random
 import statistics
-import time
+import sys
+from collections import Counter
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from loky.backend import get_context
+from goals import Cell, Outcome
 from rich.table import Table
 
 import batchzip
-from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
-from batchzip.bench.table import console
-from batchzip.codecs import make_codec
+from batchzip.bench.algorithm import DEFAULT, parse_algorithms
+from batchzip.bench.compressors import Anew, Bare, InArena, Load, OfEngine, Threads
+from batchzip.bench.figure import default_lanes, describe_machine
+from batchzip.bench.lanes import HandOver, hand_over, idle
+from batchzip.bench.limit import Limit
+from batchzip.bench.pages import add_source, source_of, work_pages
+from batchzip.bench.peers import CHUNK_PAGES, Blosc2, MultiZstd, available
+from batchzip.bench.rounds import seconds, spread, timed
+from batchzip.bench.table import console, spread_percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from multiprocessing.connection import Connection
+    from collections.abc import Callable, Iterator
 
-    from batchzip.buffers import Bytes
-    from batchzip.codecs import Codec
+    from batchzip.bench.compressors import Compressor
+    from batchzip.bench.pages import Pages
 
-OUTPUT_BYTES = PAGE + 64
-"""Room for an output in the arena: what does not compress is the caller's to keep as it is."""
-
-ALGORITHMS: dict[str, dict[str, Any]] = {"lz4": {}, "zstd": {"level": 1}}
-
-GOALS = {
-    ("lz4", "compress", 8): 0.70,
-    ("lz4", "compress", 64): 0.87,
-    ("lz4", "compress", 256): 0.93,
-    ("lz4", "decompress", 256): 0.85,
-    ("zstd", "compress", 8): 0.85,
-    ("zstd", "compress", 64): 0.93,
-    ("zstd", "compress", 256): 0.95,
-    ("zstd", "decompress", 256): 0.85,
-}
-"""Least share of the limit that workers are to reach, on two cores."""
-
-CONTENDERS = ("bare", "two bare", "sequential", "workers", "arena")
+OPERATIONS = ("compress", "decompress")
 
 
-class Twin:
-    """A process that runs a bare loop over its half of the inputs whenever it is told to."""
-
-    def __init__(self, codec: Codec, inputs: dict[str, list[bytes]]) -> None:
-        context = get_context("loky")
-        self._here, there = context.Pipe()
-        self._process = context.Process(target=_twin, args=(there, codec, inputs), daemon=True)
-        self._process.start()
-        there.close()
-
-    def beside(self, operation: str, work: Callable[[], object]) -> None:
-        """Do `work` here while the twin does its half there; returns when both are done."""
-        self._here.send(operation)
-        work()
-        self._here.recv()
-
-    def close(self) -> None:
-        """End the process."""
-        self._here.send(None)
-        self._process.join()
-        self._here.close()
-
-
-def _twin(pipe: Connection, codec: Codec, inputs: dict[str, list[bytes]]) -> None:
-    calls = {"compress": codec.compressor(PAGE), "decompress": codec.decompressor(PAGE)}
-    while (operation := pipe.recv()) is not None:
-        each(calls[operation], inputs[operation])
-        pipe.send(True)
-
-
-def each(call: Callable[[Any], object], sources: list[Any]) -> None:
-    """Call with each source, and nothing else: the bare loop."""
-    for source in sources:
-        call(source)
-
-
-def measure(
-    contenders: dict[str, Callable[[], object]], pages: int, rounds: int
-) -> dict[str, list[float]]:
-    """Seconds per page of each contender in each round, interleaved."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
-        for name in random.sample(list(contenders), len(contenders)):
-            started = time.perf_counter()
-            contenders[name]()
-            if turn:  # the first round only warms up
-                seconds[name].append((time.perf_counter() - started) / pages)
-    return seconds
-
-
-def refilled(engine: batchzip.Engine, pages: Bytes, size: int, dsts: Bytes | None) -> None:
-    """Compress all pages in batches of `size`, with one descriptor."""
-    batch = batchzip.CompressBatch(pages[:size], dsts=dsts)
-    for at in range(0, len(pages), size):
-        batch.refill(pages[at : at + size])
-        engine.compress(batch)
-
-
-def restored(
-    engine: batchzip.Engine, outputs: list[bytes], size: int, room: Bytes
-) -> Callable[[], object]:
-    """Make a decompression of all outputs in batches of `size`, always to the same pages."""
-    batches = [
-        batchzip.DecompressBatch(outputs[at : at + size], room)
-        for at in range(0, len(outputs), size)
+def contenders(load: Load, note: Callable[[str], object]) -> Iterator[Compressor]:
+    """Make everybody who can be had for this algorithm, but the limit."""
+    backends = [name for name in ("threads", "workers") if name in batchzip.backends()]
+    makers: list[Callable[[], Compressor]] = [
+        partial(Bare, load),
+        partial(OfEngine, load, "sequential"),
+        *(partial(OfEngine, load, name) for name in backends),
+        partial(InArena, load),
+        *(partial(Anew, load, name) for name in backends[:1]),
+        partial(Threads, load),
+        *([partial(MultiZstd, load)] if load.algorithm.name == "zstd" else []),
+        partial(Blosc2, load, CHUNK_PAGES),
+        partial(Blosc2, load, 1),
     ]
-    return partial(each, engine.decompress, batches)
+    return available(makers, note)
 
 
 class Bench:
-    """One algorithm's contenders, ready to be measured at any batch size."""
+    """One algorithm's contenders, ready to be measured."""
 
-    def __init__(self, algorithm: str, pages: Bytes) -> None:
-        parameters = ALGORITHMS[algorithm]
-        self.pages = pages
-        self._stack = contextlib.ExitStack()
-        codec = make_codec(algorithm, **parameters)
-        self._calls = {"compress": codec.compressor(PAGE), "decompress": codec.decompressor(PAGE)}
-        flat = memoryview(pages.tobytes())
-        views = [flat[at : at + PAGE] for at in range(0, len(flat), PAGE)]
-        self._outputs = [self._calls["compress"](view) for view in views]
-        self._inputs: dict[str, list[Any]] = {"compress": views, "decompress": self._outputs}
-        half = len(pages) // 2
-        there = {name: [bytes(one) for one in some[half:]] for name, some in self._inputs.items()}
-        self._twin = self._stack.enter_context(contextlib.closing(Twin(codec, there)))
-        self._engines = {
-            name: self._stack.enter_context(
-                batchzip.Engine(algorithm, backend=name, workers=1, **parameters)
+    def __init__(self, load: Load, note: Callable[[str], object]) -> None:
+        self.load = load
+        with contextlib.ExitStack() as stack:
+            self.limit = stack.enter_context(Limit(load))
+            self.everybody = [stack.enter_context(one) for one in contenders(load, note)]
+            self._stack = stack.pop_all()
+
+    @property
+    def own(self) -> list[OfEngine]:
+        """Those that are batchzip."""
+        return [one for one in self.everybody if isinstance(one, OfEngine)]
+
+    def cell(self, operation: str, size: int, rounds: int) -> Cell:
+        """Measure everybody at one batch size."""
+        count = len(self.load.pages)
+        work = {
+            one.name: timed(
+                one.compressing(size) if operation == "compress" else one.restoring(size)
             )
-            for name in ("sequential", "workers")
+            for one in self.everybody
         }
-        self._engines["workers"].wait_ready()
-        self._shared = self._engines["workers"].arena(len(pages))
-        self._shared[:] = pages
+        limit = partial(self.limit.seconds, operation, count)
+        work = {"bare": work.pop("bare"), "limit": limit, **work}
+        us = {
+            name: [value / count * 1e6 for value in values]
+            for name, values in seconds(work, rounds).items()
+        }
+        own = [one.name for one in self.own]
+        return Cell(self.load.algorithm.label, operation, size, own, us)
 
-    def contenders(self, operation: str, size: int) -> dict[str, Callable[[], object]]:
-        """Make what is measured, in the order of CONTENDERS."""
-        call, inputs = self._calls[operation], self._inputs[operation]
-        mine = partial(each, call, inputs[: len(inputs) // 2])
-        sequential, workers = self._engines["sequential"], self._engines["workers"]
-        bare: list[Callable[[], object]] = [
-            partial(each, call, inputs),
-            partial(self._twin.beside, operation, mine),
-        ]
-        if operation == "compress":
-            dsts = workers.arena(size, OUTPUT_BYTES)
-            engines: list[Callable[[], object]] = [
-                partial(refilled, sequential, self.pages, size, None),
-                partial(refilled, workers, self.pages, size, None),
-                partial(refilled, workers, self._shared, size, dsts),
-            ]
-        else:
-            room = np.zeros((size, PAGE), np.uint8)
-            engines = [
-                restored(sequential, self._outputs, size, room),
-                restored(workers, self._outputs, size, room),
-                restored(workers, self._outputs, size, workers.arena(size)),
-            ]
-        return dict(zip(CONTENDERS, bare + engines, strict=True))
+    def engines(self) -> dict[str, batchzip.Engine]:
+        """Give one engine of each backend."""
+        return {one.name: one.engine for one in self.own if type(one) is OfEngine}
 
     def close(self) -> None:
-        """End the engines and the twin."""
+        """End everybody."""
         self._stack.close()
 
 
-def run(pages: Bytes, algorithms: list[str], sizes: list[int], rounds: int) -> list[dict[str, Any]]:
-    """Measure everything; a row for each algorithm, operation and batch size."""
-    rows: list[dict[str, Any]] = []
-    for algorithm in algorithms:
-        with contextlib.closing(Bench(algorithm, pages)) as bench:
-            for operation in ("compress", "decompress"):
-                for size in sizes:
-                    seconds = measure(bench.contenders(operation, size), len(pages), rounds)
-                    us = {name: statistics.median(s) * 1e6 for name, s in seconds.items()}
-                    rows.append(
-                        {
-                            "algorithm": algorithm,
-                            "operation": operation,
-                            "batch": size,
-                            "us": us,
-                            "goal": GOALS.get((algorithm, operation, size)),
-                        }
-                    )
-    return rows
+class Report:
+    """What was measured, printed as it comes and written as JSON at the end."""
+
+    def __init__(self, options: argparse.Namespace, pages: Pages) -> None:
+        self.settings: dict[str, Any] = {
+            "source": source_of(options).name,
+            "pages": len(pages),
+            "rounds": options.rounds,
+            "lanes": options.lanes,
+            "load": round(os.getloadavg()[0], 2),
+            "arguments": sys.argv[1:],
+        }
+        self.machine = describe_machine()
+        self.cells: list[Cell] = []
+        self.hand_over: dict[str, dict[str, HandOver]] = {}
+        self.idle: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Add a remark, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def save(self, path: Path) -> None:
+        """Write everything, each round of it."""
+        document = {
+            "machine": self.machine,
+            "settings": self.settings,
+            "notes": self.notes,
+            "cells": [asdict(cell) for cell in self.cells],
+            "hand_over": {
+                algorithm: {name: asdict(one) for name, one in by_name.items()}
+                for algorithm, by_name in self.hand_over.items()
+            },
+            "idle": self.idle,
+        }
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print the rows as a table."""
-    table = Table(title="µs per page of 4 KiB, medians; the limit is two cores × bare")
-    for heading in ("", "batch", "bare", "two bare", "÷ limit", "sequential", "÷ bare"):
+def cells_table(cells: list[Cell]) -> Table:
+    """Make the table of one algorithm and operation, a section for each batch size."""
+    table = Table(
+        title=f"{cells[0].algorithm}, {cells[0].operation}: µs per page of 4 KiB",
+        title_justify="left",
+    )
+    for heading in ("batch", "", "µs", "±%", "÷ bare", "÷ limit", "÷ best"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for heading in ("workers", "÷ limit", "arena", "÷ limit", "goal"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        us, cells = row["us"], []
-        for name in CONTENDERS:
-            lanes = 1 if name in {"bare", "sequential"} else 2
-            cells.append(f"{us[name]:.2f}")
-            cells.append(f"{us['bare'] / us[name] / lanes:.2f}")
-        del cells[1]
-        goal = f"{row['goal']:.2f}" if row["goal"] else ""
-        table.add_row(f"{row['algorithm']} {row['operation']}", str(row["batch"]), *cells, goal)
-    console().print(table)
+    for heading in ("goal", "", ""):
+        table.add_column(heading, no_wrap=True)
+    for cell in cells:
+        for number, (name, us) in enumerate(cell.us.items()):
+            found, verdict = spread(us), cell.verdict(name)
+            ratios = [f"{cell.speed(name, base).median:.2f}" for base in ("bare", "limit")]
+            judged = ("", "", "")
+            if verdict is not None:
+                ratio = f"{verdict.ratio.median:.3f} ±{spread_percent(verdict.ratio):.0f}%"
+                judged = (verdict.goal, ratio, verdict.outcome)
+            table.add_row(
+                "" if number else str(cell.batch),
+                f"{name} *" if name == cell.best else name,
+                f"{found.median:.2f}",
+                f"{spread_percent(found):.0f}",
+                *ratios,
+                f"{cell.speed(name, cell.best).median:.2f}",
+                *judged,
+            )
+        table.add_section()
+    return table
+
+
+def summary(cells: list[Cell]) -> Iterator[str]:
+    """Say who is ahead of batchzip's best, and which goals are missed."""
+    verdicts = [
+        (cell, name, verdict)
+        for cell in cells
+        for name in cell.us
+        if (verdict := cell.verdict(name)) is not None
+    ]
+    counts = Counter(verdict.outcome for *_, verdict in verdicts)
+    yield (
+        f"{len(verdicts)} goals: {counts[Outcome.MET]} met, "
+        f"{counts[Outcome.SPREAD]} within the spread, {counts[Outcome.MISSED]} missed"
+    )
+    for cell, name, verdict in verdicts:
+        if verdict.outcome is Outcome.MISSED:
+            what = f"{cell.algorithm} {cell.operation} {cell.batch}"
+            if name in cell.peers:
+                yield f"ahead: {what}: {name} {verdict.ratio.median:.2f} × {cell.best}"
+            else:
+                yield f"missed: {what}: {name} {verdict.goal}: {verdict.ratio.median:.3f}"
+
+
+def hand_over_table(found: dict[str, dict[str, HandOver]]) -> Table:
+    """Make the table of batches of two pages."""
+    table = Table(
+        title="a batch of two pages: µs until the caller has it, and more than sequential",
+        title_justify="left",
+    )
+    for heading in ("", "", "awake", "more", "by lanes", "asleep", "more", "by lanes"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for algorithm, by_name in found.items():
+        for name, one in by_name.items():
+            cells = []
+            for state, values in one.seconds.items():
+                base = statistics.median(by_name["sequential"].seconds[state])
+                value = statistics.median(values)
+                more = f"{(value - base) * 1e6:+.2f}" if name != "sequential" else ""
+                cells += [f"{value * 1e6:.2f}", more, f"{one.share(state):.0%}"]
+            table.add_row(algorithm, name, *cells)
+    return table
+
+
+def measure(options: argparse.Namespace, pages: Pages, report: Report) -> None:
+    """Measure everything, and print each table when it is done."""
+    out = console()
+    sizes = [int(size) for size in options.batches.split(",")]
+    if max(sizes) > len(pages):
+        report.note(f"batches of more than {len(pages)} pages: there are no more pages")
+    for algorithm in parse_algorithms(options.algorithms):
+        load = Load(algorithm, pages, options.lanes)
+        with contextlib.closing(Bench(load, report.note)) as bench:
+            for operation in OPERATIONS:
+                cells = [
+                    bench.cell(operation, size, options.rounds)
+                    for size in sizes
+                    if size <= len(pages)
+                ]
+                out.print(cells_table(cells))
+                report.cells += cells
+            report.hand_over[algorithm.label] = hand_over(bench.engines(), pages, options.rounds)
+            if not report.idle:
+                duration_s = 1.0 if options.rounds == 1 else 5.0
+                report.idle = {
+                    "engines": len(bench.own),
+                    "seconds": duration_s,
+                    **idle([one.engine for one in bench.own], duration_s),
+                }
+    out.print(hand_over_table(report.hand_over))
 
 
 def main() -> None:
@@ -238,19 +273,35 @@ def main() -> None:
     add_source(parser)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--pages", type=int, default=8192)
-    parser.add_argument("--batches", default="8,64,256", help="pages of a batch, with commas")
-    parser.add_argument("--algorithms", default=",".join(ALGORITHMS), help="with commas")
+    parser.add_argument(
+        "--batches", default="1,8,64,256,1024", help="pages of a batch, with commas"
+    )
+    parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
+    parser.add_argument(
+        "--lanes", type=int, default=default_lanes(), help="the caller included (%(default)s)"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    sizes = [int(size) for size in options.batches.split(",")]
+    if options.lanes < 2:
+        parser.error("--lanes: the caller and at least one more")
     pages = work_pages(source_of(options), options.pages)
-    pages = pages[: len(pages) - len(pages) % max(sizes)]
-    print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
-    print(f"{len(pages)} pages, {options.rounds} rounds", flush=True)
-    rows = run(pages, options.algorithms.split(","), sizes, options.rounds)
-    show(rows)
+    report = Report(options, pages)
+    machine = report.machine
+    print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs")
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    print(", ".join(f"{name} {value}" for name, value in report.settings.items()), flush=True)
+    measure(options, pages, report)
+    spent = report.idle
+    print(
+        f"{spent['engines']:.0f} idle engines, {spent['seconds']:.0f} s: "
+        f"{spent['owner'] * 1e3:.2f} ms of CPU in the owner, {spent['workers'] * 1e3:.2f} in workers"
+    )
+    for line in summary(report.cells):
+        print(line)
+    for text in report.notes:
+        print(f"missing: {text}")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=2))
+        report.save(options.json)
 
 
 if __name__ == "__main__":

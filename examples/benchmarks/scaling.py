@@ -1,17 +1,25 @@
-"""How far workers scale: 1 … CPUs lanes, their efficiency, and the owner's serial part per page.
+"""How far lanes scale, and the owner's serial part of a page, which bounds their number.
 
-    python examples/benchmarks/scaling.py [--rounds 9] [--pages 8192] [--batch 1024] [--json FILE]
-                                          [--plot PNG] [--pid N | --file PATH | --workload KIND]
+    python examples/benchmarks/scaling.py [--lanes 1,2,4,8,15] [--rounds 9] [--pages 8192]
+                                          [--batch 1024] [--algorithms lz4,zstd:1]
+                                          [--pid N | --file PATH | --workload KIND]
+                                          [--json FILE] [--plot PNG]
 
-A lane is a process that compresses: the owner is one, each worker is one more. Efficiency is
-bare ÷ (lanes × µs per page), where `bare` is a loop of codec calls on one core; it is one where a
-lane more brings all that a core can give. `bare at once` is such a loop in as many processes as there
-are lanes: what the machine's cores give when all are busy, with no owner and nothing to hand over.
+A lane compresses or restores: the caller is one, each of the engine's workers is one more. `bare`
+is a loop of codec calls on one core. The limit is as many such loops as there are lanes, each in a
+process of its own. Both are measured in the same rounds. Descriptors are reused, as in compress.py.
 
-The serial part is what the owner does for a page that it hands over, and what no further worker can
-take from it: staging, the descriptor, looking, collecting. It is timed where it happens, in `post` and
-`collect`, with shares as large as a ring takes. While a worker compresses one page, the owner can
-hand over (µs a page of a worker) ÷ (serial µs): that many workers it keeps busy, if it does nothing else.
+The serial part is what the owner does for a page that it hands over and no further lane can take
+off it: staging (workers only, of pages in the caller's own memory), deciding, posting, collecting.
+To get it, two things are taken off the caller's time in a round. First the waits, which the engine
+counts; where the caller was preempted, its CPU time is less than what is left then, and is used
+instead. Second the pages it did itself: each at the CPU time of a page on `sequential`, times what
+a page of the limit costs in terms of one of `bare`. The result is a small difference of large
+numbers, with what a batch costs as a whole in it: it means most where most pages are handed over,
+that is with many lanes. There may be more lanes than CPUs.
+
+The simulation (simulation.py) takes the cost of a page and the serial part measured with the most
+lanes. In parentheses is what was measured with as many lanes.
 """
 
 from __future__ import annotations
@@ -19,246 +27,295 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
 import statistics
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from loky import cpu_count
-from loky.backend import get_context
 from rich.table import Table
+from simulation import simulate
 
 import batchzip
 from batchzip.bench import plot
-from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
+from batchzip.bench.algorithm import DEFAULT, parse_algorithms
+from batchzip.bench.compressors import Bare, InArena, Load, OfEngine
+from batchzip.bench.figure import describe_machine, usable_cpus
+from batchzip.bench.limit import Limit
+from batchzip.bench.pages import add_source, source_of, work_pages
+from batchzip.bench.peers import available
+from batchzip.bench.rounds import seconds, speed, spread, timed
 from batchzip.bench.table import console
-from batchzip_workers.backend import WorkersBackend
-
-sys.path.insert(0, str(Path(__file__).parent))
-from compress import ALGORITHMS, each, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from multiprocessing.connection import Connection
+    from collections.abc import Callable, Iterator
 
-    from batchzip.buffers import Bytes
-    from batchzip.codecs import Codec
-    from batchzip_workers.posted import Posted
-    from batchzip_workers.ring import Ring
+    from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.compressors import Compressor, Work
+    from batchzip.bench.pages import Pages
+    from batchzip.bench.rounds import Spread
 
-OUTPUT_BYTES = PAGE + 64
-"""Room for an output in the arena: what does not compress is the caller's to keep as it is."""
+OPERATIONS = ("compress", "decompress")
+
+ENGINES = ("threads", "workers", "arena")
+"""Those with lanes."""
+
+SIMULATED_LANES = 16
+
+
+@dataclass
+class Owner:
+    """What an engine's caller did in each round."""
+
+    busy_s: list[float] = field(default_factory=list)
+    """Seconds, without waits and at most those of its CPU time."""
+    inline: list[int] = field(default_factory=list)
+    """Pages it did itself."""
+    handed: list[int] = field(default_factory=list)
 
 
 @dataclass
 class Step:
-    """What was measured with one number of lanes."""
+    """What was measured with one number of lanes; times of a page in µs, in each round."""
 
     algorithm: str
+    operation: str
     lanes: int
-    bare_us: float
-    at_once_us: float
-    private_us: float
-    arena_us: float
+    us: dict[str, list[float]]
+    cpu_us: dict[str, list[float]]
+    """The same in CPU time: of `bare`, `sequential` and, while all are busy, one of `limit`."""
+    owners: dict[str, Owner]
+
+    def speed(self, name: str, base: str) -> Spread:
+        """How many times as fast as `base` that one is."""
+        return speed(self.us[base], self.us[name])
+
+    def page_us(self) -> float:
+        """Give what a lane takes for a page while all are busy."""
+        cpu_us = {name: statistics.median(values) for name, values in self.cpu_us.items()}
+        return cpu_us["sequential"] * cpu_us["limit"] / cpu_us["bare"]
+
+    def serial(self, name: str) -> Spread | None:
+        """Give what the owner does for a page that it hands over; None if it handed over none."""
+        owner, page_us = self.owners[name], self.page_us()
+        found = [
+            (busy_s * 1e6 - inline * page_us) / handed
+            for busy_s, inline, handed in zip(owner.busy_s, owner.inline, owner.handed, strict=True)
+            if handed
+        ]
+        return spread(found) if found else None
+
+    def handed_share(self, name: str) -> float:
+        """Give the share of the pages that the owner handed over."""
+        owner = self.owners[name]
+        return sum(owner.handed) / (sum(owner.handed) + sum(owner.inline))
+
+
+def contenders(load: Load, note: Callable[[str], object]) -> Iterator[Compressor]:
+    """Make bare calls and the engines that have as many lanes as `load`."""
+    makers: list[Callable[[], Compressor]] = [
+        partial(Bare, load),
+        partial(OfEngine, load, "sequential"),
+    ]
+    if load.lanes > 1:
+        backends = [name for name in ("threads", "workers") if name in batchzip.backends()]
+        makers += [partial(OfEngine, load, name) for name in backends]
+        makers.append(partial(InArena, load))
+    return available(makers, note)
+
+
+def on_cpu(work: Work, pages: int, cpu_s: list[float]) -> Callable[[], float]:
+    """Make a callable that does the work, notes its CPU seconds per page, returns its seconds."""
+    call = timed(work)
+
+    def observed_call() -> float:
+        before = time.thread_time()
+        spent = call()
+        cpu_s.append((time.thread_time() - before) / pages)
+        return spent
+
+    return observed_call
+
+
+def observed(one: OfEngine, operation: str, work: Work, owner: Owner) -> Callable[[], float]:
+    """Make a callable that does the work, notes what the owner did and returns the seconds."""
+
+    def call() -> float:
+        before = getattr(one.engine.statistics, operation)
+        started, cpu_s = time.perf_counter(), time.thread_time()
+        work()
+        spent, cpu_s = time.perf_counter() - started, time.thread_time() - cpu_s
+        after = getattr(one.engine.statistics, operation)
+        inline = after.inline_pages - before.inline_pages
+        owner.busy_s.append(min(cpu_s, spent - (after.wait_s - before.wait_s)))
+        owner.inline.append(inline)
+        owner.handed.append(after.pages - before.pages - inline)
+        return spent
+
+    return call
+
+
+def step(
+    algorithm: Algorithm,
+    pages: Pages,
+    lanes: int,
+    options: argparse.Namespace,
+    note: Callable[[str], object],
+) -> Iterator[Step]:
+    """Measure one number of lanes, compress and then decompress."""
+    load, size = Load(algorithm, pages, lanes), min(options.batch, len(pages))
+    with contextlib.ExitStack() as stack:
+        limit = stack.enter_context(Limit(load))
+        everybody = [stack.enter_context(one) for one in contenders(load, note)]
+        for operation in OPERATIONS:
+            limit.cpu_s.clear()
+            calls: dict[str, Callable[[], float]] = {
+                "limit": partial(limit.seconds, operation, len(pages))
+            }
+            cpu_s: dict[str, list[float]] = {"limit": limit.cpu_s}
+            owners: dict[str, Owner] = {}
+            for one in everybody:
+                work = one.compressing(size) if operation == "compress" else one.restoring(size)
+                if isinstance(one, OfEngine) and one.name in ENGINES:
+                    owners[one.name] = Owner()
+                    calls[one.name] = observed(one, operation, work, owners[one.name])
+                else:
+                    cpu_s[one.name] = []
+                    calls[one.name] = on_cpu(work, len(pages), cpu_s[one.name])
+            found = seconds(calls, options.rounds)
+            for owner in owners.values():
+                for values in (owner.busy_s, owner.inline, owner.handed):
+                    del values[0]  # of the round that only warms up
+            us = {name: [s / len(pages) * 1e6 for s in values] for name, values in found.items()}
+            cpu_us = {name: [s * 1e6 for s in values[1:]] for name, values in cpu_s.items()}
+            yield Step(algorithm.label, operation, lanes, us, cpu_us, owners)
+
+
+def steps_table(steps: list[Step]) -> Table:
+    """Make the table of throughput over lanes."""
+    table = Table(
+        title="times as fast as bare, and ÷ limit; medians of rounds", title_justify="left"
+    )
+    names = [name for name in ENGINES if any(name in one.us for one in steps)]
+    for heading in ("", "", "lanes", "bare µs", "limit", "sequential"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name in names:
+        table.add_column(name, justify="right")
+        table.add_column("÷ limit", justify="right")
+    for one in steps:
+        cells = [one.algorithm, one.operation, str(one.lanes)]
+        cells.append(f"{statistics.median(one.us['bare']):.2f}")
+        cells += [f"{one.speed(name, 'bare').median:.2f}" for name in ("limit", "sequential")]
+        for name in names:
+            bases = ("bare", "limit") if name in one.us else ()
+            cells += [f"{one.speed(name, base).median:.2f}" for base in bases] or ["", ""]
+        table.add_row(*cells)
+    return table
+
+
+def serial_table(steps: list[Step]) -> Table:
+    """Make the table of the owner's serial parts."""
+    table = Table(
+        title="the owner's serial part: µs per page handed over (quartiles), and their share",
+        title_justify="left",
+    )
+    names = [name for name in ENGINES if any(name in one.owners for one in steps)]
+    for heading in ("", "", "lanes", "a lane's page"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name in names:
+        table.add_column(f"{name}{', staged' if name == 'workers' else ''}", justify="right")
+        table.add_column("handed", justify="right")
+    for one in steps:
+        if one.owners:
+            cells = [f"{one.page_us():.2f}"]
+            for name in names:
+                found = one.serial(name) if name in one.owners else None
+                if found is None:
+                    cells += ["", ""]
+                    continue
+                cells.append(f"{found.median:.2f} ({found.low:.2f} … {found.high:.2f})")
+                cells.append(f"{one.handed_share(name):.0%}")
+            table.add_row(one.algorithm, one.operation, str(one.lanes), *cells)
+    return table
 
 
 @dataclass
-class Serial:
-    """The owner's part of a page that is handed over, in µs, and what it means."""
+class Simulated:
+    """What the simulation says of one engine: times as fast as one bare loop, by lanes."""
 
     algorithm: str
-    private_us: float
-    """Pages and outputs in the caller's own memory: staged and collected."""
-    staged_us: float
-    """Pages in the caller's own memory, outputs in the arena: staged."""
-    arena_us: float
-    worker_us: float
-    """What a worker takes for a page."""
+    operation: str
+    engine: str
+    serial_us: float
+    page_us: float
+    measured: dict[int, float]
+    simulated: dict[int, float]
 
 
-class Crowd:
-    """Processes with a bare loop each over a part of the pages, all at once."""
-
-    def __init__(self, codec: Codec, pages: Bytes, lanes: int) -> None:
-        context = get_context("loky")
-        self._pipes: list[Connection] = []
-        self._processes = []
-        for lane in range(1, lanes):
-            here, there = context.Pipe()
-            part = [page.tobytes() for page in pages[lane::lanes]]
-            process = context.Process(target=_loop, args=(there, codec, part), daemon=True)
-            process.start()
-            there.close()
-            self._pipes.append(here)
-            self._processes.append(process)
-        self._mine = [page.tobytes() for page in pages[::lanes]]
-        self._compress = codec.compressor(PAGE)
-
-    def run(self) -> None:
-        """Let everybody do his part; returns when all are done."""
-        for pipe in self._pipes:
-            pipe.send(True)
-        each(self._compress, self._mine)
-        for pipe in self._pipes:
-            pipe.recv()
-
-    def close(self) -> None:
-        """End the processes."""
-        for pipe in self._pipes:
-            pipe.send(False)
-        for process in self._processes:
-            process.join()
-        for pipe in self._pipes:
-            pipe.close()
+def simulations(steps: list[Step], batch: int) -> Iterator[Simulated]:
+    """Simulate the measured numbers of lanes, and SIMULATED_LANES."""
+    for algorithm, operation in dict.fromkeys((one.algorithm, one.operation) for one in steps):
+        mine = [one for one in steps if (one.algorithm, one.operation) == (algorithm, operation)]
+        most = max(mine, key=lambda one: one.lanes)
+        bare_us = statistics.median(most.cpu_us["bare"])
+        page_us = most.page_us()
+        for name in most.owners:
+            serial = most.serial(name)
+            if serial is None:
+                continue
+            measured = {one.lanes: one.speed(name, "bare").median for one in mine if name in one.us}
+            simulated = {
+                lanes: bare_us / simulate(lanes, batch, page_us, serial.median)
+                for lanes in sorted({*measured, SIMULATED_LANES})
+            }
+            yield Simulated(algorithm, operation, name, serial.median, page_us, measured, simulated)
 
 
-def _loop(pipe: Connection, codec: Codec, pages: list[bytes]) -> None:
-    compress = codec.compressor(PAGE)
-    while pipe.recv():
-        each(compress, pages)
-        pipe.send(True)
+def simulated_table(found: list[Simulated]) -> Table:
+    """Make the table of what was simulated beside what was measured."""
+    table = Table(
+        title="SIMULATION, not measured: times as fast as bare (measured, where it was)",
+        title_justify="left",
+    )
+    lanes = sorted({number for one in found for number in one.simulated})
+    for heading in ("", "", "", "serial µs", "page µs"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for number in lanes:
+        table.add_column(f"{number} lanes", justify="right")
+    for one in found:
+        cells = []
+        for number in lanes:
+            text = f"{one.simulated[number]:.2f}" if number in one.simulated else ""
+            beside = f" ({one.measured[number]:.2f})" if number in one.measured else ""
+            cells.append(text + beside)
+        figures = (f"{one.serial_us:.2f}", f"{one.page_us:.2f}")
+        table.add_row(one.algorithm, one.operation, one.engine, *figures, *cells)
+    return table
 
 
-def whole(engine: batchzip.Engine, pages: Bytes, size: int, dsts: Bytes | None) -> None:
-    """Compress all pages in batches of `size`, with one descriptor, as a store does."""
-    batch = batchzip.CompressBatch(pages[:size], dsts=dsts)
-    for at in range(0, len(pages), size):
-        batch.refill(pages[at : at + size])
-        engine.compress(batch)
-
-
-def steps(
-    algorithm: str, parameters: dict[str, Any], pages: Bytes, size: int, rounds: int, cpus: int
-) -> list[Step]:
-    """Measure each number of lanes beside the bare loop."""
-    found = []
-    for lanes in range(1, cpus + 1):
-        backend, workers = ("workers", lanes - 1) if lanes > 1 else ("sequential", None)
-        with batchzip.Engine(algorithm, backend=backend, workers=workers, **parameters) as engine:
-            engine.wait_ready(60)
-            flat = memoryview(pages).cast("B")  # type: ignore[arg-type] # arrays are buffers
-            views = [flat[at : at + PAGE] for at in range(0, len(flat), PAGE)]
-            shared = engine.arena(len(pages))
-            shared[:] = pages
-            with contextlib.closing(Crowd(engine.codec, pages, lanes)) as crowd:
-                contenders: dict[str, Callable[[], object]] = {
-                    "bare": partial(each, engine.codec.compressor(PAGE), views),
-                    "at once": crowd.run,
-                    "private": partial(whole, engine, pages, size, None),
-                    "arena": partial(whole, engine, shared, size, engine.arena(size, OUTPUT_BYTES)),
-                }
-                seconds = measure(contenders, len(pages), rounds)
-        us = {name: statistics.median(s) * 1e6 for name, s in seconds.items()}
-        found.append(Step(algorithm, lanes, us["bare"], us["at once"], us["private"], us["arena"]))
-    return found
-
-
-def serial(algorithm: str, parameters: dict[str, Any], pages: Bytes, rounds: int) -> Serial:
-    """Time the owner's part of handing pages to one worker, and the worker's."""
-    with batchzip.Engine(algorithm, backend="workers", workers=1, **parameters) as engine:
-        engine.wait_ready(60)
-        backend = engine.backend
-        assert isinstance(backend, WorkersBackend)
-        shared = engine.arena(len(pages))
-        shared[:] = pages
-        outputs = engine.arena(len(pages), OUTPUT_BYTES)
-        cases = {
-            "private": batchzip.CompressBatch(pages),
-            "staged": batchzip.CompressBatch(pages, dsts=outputs),
-            "arena": batchzip.CompressBatch(shared, dsts=outputs),
-        }
-        us: dict[str, list[float]] = {name: [] for name in cases}
-        for turn in range(rounds + 1):
-            for name, batch in cases.items():
-                spent = hand_over(backend, batch)
-                if turn:
-                    us[name].append(spent / len(pages) * 1e6)
-        (worker,) = engine.statistics.workers
-        return Serial(
-            algorithm,
-            statistics.median(us["private"]),
-            statistics.median(us["staged"]),
-            statistics.median(us["arena"]),
-            worker.busy_s / worker.pages * 1e6,
-        )
-
-
-def hand_over(backend: WorkersBackend, batch: batchzip.CompressBatch) -> float:
-    """Have a worker do all of a batch; the owner's seconds for it, without those it waits."""
-    (ring,) = backend.rings
-    batch.reset()
-    placement, share_pages = backend.locate(batch), backend.share_pages
-    spent = 0.0
-    behind: list[Posted] = []
-    for start in range(0, len(batch), share_pages):
-        while len(behind) > 1:
-            spent += collect(ring, behind)
-        share = range(start, min(start + share_pages, len(batch)))
-        started = time.perf_counter()
-        ring.post(batch, share, placement, behind)
-        spent += time.perf_counter() - started
-    while behind:
-        spent += collect(ring, behind)
-    return spent
-
-
-def collect(ring: Ring, behind: list[Posted]) -> float:
-    """Wait for the oldest share and collect it; the seconds of the collecting."""
-    oldest = behind.pop(0)
-    ring.wait(oldest, 60)
-    started = time.perf_counter()
-    ring.collect(oldest)
-    return time.perf_counter() - started
-
-
-def show(found: list[Step], parts: list[Serial]) -> None:
-    """Print both tables."""
-    table = Table(title="µs per page of 4 KiB, medians; efficiency against lanes × bare")
-    for heading in ("", "lanes", "bare", "bare at once", "", "private", "", "arena", ""):
-        table.add_column(heading, justify="right")
-    for step in found:
-        cells = [f"{step.bare_us:.2f}"]
-        for us in (step.at_once_us, step.private_us, step.arena_us):
-            cells += [f"{us:.2f}", f"{step.bare_us / us / step.lanes:.2f}"]
-        table.add_row(step.algorithm, str(step.lanes), *cells)
-    other = Table(title="the owner's serial part, µs per page that is handed over")
-    for heading in ("", "private", "staged", "arena", "a worker's page", "workers kept busy"):
-        other.add_column(heading, justify="right")
-    for part in parts:
-        busy = [part.worker_us / us for us in (part.private_us, part.staged_us, part.arena_us)]
-        other.add_row(
-            part.algorithm,
-            *(f"{us:.2f}" for us in (part.private_us, part.staged_us, part.arena_us)),
-            f"{part.worker_us:.2f}",
-            " / ".join(f"{count:.0f}" for count in busy),
-        )
-    console().print(table)
-    console().print(other)
-
-
-def draw(found: list[Step], path: Path) -> None:
-    """Draw how many times as fast as one bare loop each number of lanes is."""
-    algorithms = list(dict.fromkeys(step.algorithm for step in found))
+def draw(steps: list[Step], path: Path) -> None:
+    """Draw how many times as fast as one bare loop each number of lanes compresses."""
+    algorithms = list(dict.fromkeys(one.algorithm for one in steps))
     picture = plot.new_picture(6.5 * len(algorithms), 4.4)
     row = picture.subplots(1, len(algorithms), squeeze=False)[0]
     for axes, algorithm in zip(row, algorithms, strict=True):
-        steps_of = [step for step in found if step.algorithm == algorithm]
-        lanes = [step.lanes for step in steps_of]
-        axes.plot(lanes, lanes, color="0.6", linestyle=":", label="limit")
+        mine = [one for one in steps if one.algorithm == algorithm and one.operation == "compress"]
         for name, marker, line, shade in (
-            ("at_once", "s", "--", "0.45"),
-            ("private", "o", "-", "black"),
-            ("arena", "D", "-.", "0.2"),
+            ("limit", "s", ":", "0.45"),
+            ("threads", "d", "-", "black"),
+            ("workers", "o", "--", "black"),
+            ("arena", "x", "-.", "0.2"),
         ):
-            speed = [step.bare_us / getattr(step, f"{name}_us") for step in steps_of]
-            label = name.replace("at_once", "bare at once")
-            axes.plot(lanes, speed, marker=marker, linestyle=line, color=shade, label=label)
-        axes.set_xticks(lanes)
+            # One lane is the caller alone, whatever the backend.
+            points = [
+                (one.lanes, one.speed(name if name in one.us else "sequential", "bare").median)
+                for one in mine
+            ]
+            if any(name in one.us for one in mine):
+                lanes, speeds = zip(*points, strict=True)
+                axes.plot(lanes, speeds, marker=marker, linestyle=line, color=shade, label=name)
+        axes.set_xticks([one.lanes for one in mine])
         axes.set_ylim(0)
         axes.set_xlabel("lanes: the caller and its workers")
         axes.set_title(f"{algorithm}: times as fast as one bare loop", loc="left")
@@ -273,30 +330,63 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_source(parser)
+    parser.add_argument("--lanes", help="with commas; all up to the CPUs unless given")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--pages", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    pages = work_pages(source_of(options), options.pages)
-    pages = pages[: len(pages) - len(pages) % options.batch]
-    cpus = cpu_count()
-    print(
-        f"{platform.platform()}, Python {platform.python_version()}, {cpus} of {os.cpu_count()} CPUs"
-    )
-    print(f"{len(pages)} pages, batches of {options.batch}, {options.rounds} rounds", flush=True)
-    found: list[Step] = []
-    parts: list[Serial] = []
-    for algorithm, parameters in ALGORITHMS.items():
-        found += steps(algorithm, parameters, pages, options.batch, options.rounds, cpus)
-        parts.append(serial(algorithm, parameters, pages, options.rounds))
-    show(found, parts)
-    if options.json:
-        rows = {"steps": [asdict(s) for s in found], "serial": [asdict(p) for p in parts]}
-        options.json.write_text(json.dumps(rows, indent=2))
+    notes: list[str] = []
     if options.plot:
-        draw(found, options.plot)
+        try:
+            plot.require_matplotlib()
+        except batchzip.BackendUnavailable as error:
+            notes.append(f"{error}")
+            options.plot = None
+    lanes = list(range(1, usable_cpus() + 1))
+    if options.lanes:
+        lanes = sorted({int(number) for number in options.lanes.split(",")})
+    pages = work_pages(source_of(options), options.pages)
+    machine = describe_machine()
+    settings = {
+        "source": source_of(options).name,
+        "pages": len(pages),
+        "batch": options.batch,
+        "rounds": options.rounds,
+        "lanes": lanes,
+    }
+    print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs")
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    print(", ".join(f"{name} {value}" for name, value in settings.items()), flush=True)
+    steps = [
+        one
+        for algorithm in parse_algorithms(options.algorithms)
+        for number in lanes
+        for one in step(algorithm, pages, number, options, notes.append)
+    ]
+    steps.sort(key=lambda one: (one.algorithm, one.operation, one.lanes))
+    found = list(simulations(steps, options.batch))
+    console().print(steps_table(steps))
+    console().print(serial_table(steps))
+    if found:
+        console().print(simulated_table(found))
+    else:
+        notes.append("the simulation: nothing was handed over, or there was one lane only")
+    for text in dict.fromkeys(notes):
+        print(f"missing: {text}")
+    if options.json:
+        document = {
+            "machine": machine,
+            "settings": settings,
+            "notes": notes,
+            "steps": [asdict(one) for one in steps],
+            "simulations": [asdict(one) for one in found],
+        }
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if options.plot:
+        draw(steps, options.plot)
 
 
 if __name__ == "__main__":

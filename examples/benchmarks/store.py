@@ -1,7 +1,8 @@
 """The store: µs a page on top of the engine's work, and bytes of tables a page.
 
     python examples/benchmarks/store.py [--rounds 15] [--pages 8192] [--batches 1,8,64,256]
-                                        [--algorithms lz4,zstd] [--pid N | --file PATH | --workload KIND] [--json FILE]
+                                        [--algorithms lz4,zstd:1] [--json FILE]
+                                        [--pid N | --file PATH | --workload KIND]
 
 On pages of a real process, shuffled, without the same-filled ones, in this process (`sequential`): so that
 what the store adds can be told from what workers save. Every figure is the median, over the rounds, of a
@@ -31,19 +32,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from compress import ALGORITHMS
 from rich.table import Table
 from xxhash import xxh3_64_intdigest
 
 import batchzip
+from batchzip.bench.algorithm import DEFAULT, parse_algorithms
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
 from batchzip.bench.table import console
-from batchzip.codecs import make_codec
 from batchzip.store import SwapStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batchzip.bench.algorithm import Algorithm
     from batchzip.buffers import Bytes
 
 GOALS = {"store": 0.8, "load": 1.0, "tables": 32}
@@ -73,11 +74,11 @@ def over(bare: Callable[[], object], whole: Callable[[], object], turn: int) -> 
 class Bench:
     """An engine, and what it made of the pages."""
 
-    def __init__(self, algorithm: str, pages: Bytes) -> None:
-        self.algorithm = algorithm
+    def __init__(self, algorithm: Algorithm, pages: Bytes) -> None:
+        self.algorithm = algorithm.label
         self.pages = pages
-        self.engine = batchzip.Engine(algorithm, backend="sequential", **ALGORITHMS[algorithm])
-        codec = make_codec(algorithm, **ALGORITHMS[algorithm])
+        self.engine = batchzip.Engine(algorithm.codec(), backend="sequential")
+        codec = algorithm.codec()
         compress = codec.compressor(PAGE)
         self.decompress = codec.decompressor(PAGE)
         self.outputs = [bytes(compress(page.tobytes())) for page in pages]
@@ -251,7 +252,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=8192, help="at most so many")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batches", default="1,8,64,256", help="pages of a batch, with commas")
-    parser.add_argument("--algorithms", default=",".join(ALGORITHMS), help="with commas")
+    parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     sizes = [int(size) for size in options.batches.split(",")]
@@ -261,12 +262,12 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f}, {len(pages)} pages, {options.rounds} rounds", flush=True)
     rows: list[dict[str, Any]] = []
     tables: dict[str, tuple[int, float]] = {}
-    for algorithm in options.algorithms.split(","):
+    for algorithm in parse_algorithms(options.algorithms):
         bench = Bench(algorithm, pages)
         with bench.engine:
             for size in sizes:
                 rows += bench.store(size, options.rounds)
-            tables[algorithm] = bench.tables()
+            tables[algorithm.label] = bench.tables()
             rows += bench.load(options.rounds)
             for size in sizes:
                 rows += bench.load_many(size, options.rounds)

@@ -1,0 +1,108 @@
+"""Limit: a bare loop of codec calls in as many processes as there are lanes.
+
+It says what the cores give when all are busy, which on a shared machine is never cores × one core.
+Each process goes through all pages, from another place on. The pages lie in memory that all
+share, as those of a batch do. A round starts when all processes have said that they are there;
+each takes its own time, and pages per second are added up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchzip.bench.compressors import bare_calls, each
+from batchzip.bench.pages import PAGE
+from batchzip.bench.rounds import timed
+from batchzip.lifetime import Closing
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.compressors import Load
+
+
+class Limit(Closing):
+    """Processes with a bare loop each, as many as `load` has lanes."""
+
+    name = "limit"
+
+    def __init__(self, load: Load) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would have threads' locks
+        self.cpu_s: list[float] = []
+        """CPU seconds of a page in each call of `seconds`: the mean of the processes."""
+        self._pipes: list[Connection] = []
+        self._processes = []
+        memory = os.memfd_create("pages")
+        try:
+            os.truncate(memory, load.pages.nbytes)
+            with mmap.mmap(memory, load.pages.nbytes) as room:
+                room[:] = load.pages.tobytes()
+            path = f"/proc/{os.getpid()}/fd/{memory}"
+            for lane in range(load.lanes):
+                here, there = context.Pipe()
+                self._pipes.append(here)
+                first = len(load.pages) * lane // load.lanes
+                arguments = (there, load.algorithm, path, first)
+                process = context.Process(target=_lane, args=arguments, daemon=True)
+                process.start()
+                there.close()
+                self._processes.append(process)
+            self._receive()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(memory)
+
+    def seconds(self, operation: str, pages: int) -> float:
+        """Let each process go through all pages; the seconds in which together they do `pages`."""
+        self._send(operation)
+        self._receive()
+        self._send("start")
+        told: list[tuple[float, float]] = self._receive()
+        self.cpu_s.append(sum(cpu_s for _, cpu_s in told) / len(told))
+        return pages / sum(per_second for per_second, _ in told)
+
+    def _send(self, word: str) -> None:
+        for pipe in self._pipes:
+            pipe.send(word)
+
+    def _receive(self) -> list[Any]:
+        return [pipe.recv() for pipe in self._pipes]
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join()
+        self._pipes, self._processes = [], []
+
+
+def _lane(pipe: Connection, algorithm: Algorithm, path: str, first: int) -> None:
+    with Path(path).open("rb") as file:
+        view = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+    pages = [view[at : at + PAGE] for at in range(0, len(view), PAGE)]
+    pages = pages[first:] + pages[:first]
+    compress, decompress = bare_calls(algorithm)
+    loops = {
+        "compress": timed(partial(each, compress, pages)),
+        "decompress": timed(partial(each, decompress, list(map(compress, pages)))),
+    }
+    with contextlib.suppress(EOFError, OSError):  # the parent closed its end, or is gone
+        pipe.send(True)
+        while True:
+            loop = loops[pipe.recv()]
+            pipe.send(True)
+            pipe.recv()
+            cpu_s = time.thread_time()
+            spent_s = loop()
+            pipe.send((len(pages) / spent_s, (time.thread_time() - cpu_s) / len(pages)))

@@ -1,0 +1,109 @@
+"""Goals of compress.py: how fast batchzip is to be beside what was measured in the same rounds."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from batchzip.bench.rounds import speed
+
+if TYPE_CHECKING:
+    from batchzip.bench.rounds import Spread
+
+_SEQUENTIAL = {1: 0.85, 8: 0.97, 64: 1.02, 256: 1.02}
+_THREADS_LZ4 = {8: 0.90, 64: 0.97, 256: 0.98}
+_THREADS_ZSTD = {8: 0.95, 64: 0.98, 256: 0.99}
+
+GOALS: dict[tuple[str, str], tuple[str, dict[int, float]]] = {
+    ("lz4", "sequential"): ("bare", _SEQUENTIAL),
+    ("zstd 1", "sequential"): ("bare", _SEQUENTIAL),
+    ("lz4", "threads"): ("limit", _THREADS_LZ4),
+    ("zstd 1", "threads"): ("limit", _THREADS_ZSTD),
+    ("lz4", "workers"): ("limit", {8: 0.78, 64: 0.90, 256: 0.92}),
+    ("zstd 1", "workers"): ("limit", {8: 0.92, 64: 0.97, 256: 0.98}),
+    ("lz4", "arena"): ("limit", _THREADS_LZ4),
+    ("zstd 1", "arena"): ("limit", _THREADS_ZSTD),
+}
+"""By algorithm and contender: against what, and the least ratio by batch. Of compress."""
+
+RESTORING = (64, 256, 1024)
+"""Batches that threads are to restore no slower than the best of RIVALS."""
+RIVALS = ("blosc2 1 MiB", "zstandard multi", "thread pool")
+
+PEERS_FROM = 2
+"""Pages of the smallest batch at which peers are to be no quicker."""
+
+
+class Outcome(StrEnum):
+    """How a goal came out."""
+
+    MET = "met"
+    SPREAD = "spread"
+    """Missed by the median, and reached within the quartiles."""
+    MISSED = "MISSED"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One goal of one contender, and how it came out."""
+
+    goal: str
+    ratio: Spread
+    outcome: Outcome
+
+
+@dataclass
+class Cell:
+    """All contenders of one algorithm, operation and batch size."""
+
+    algorithm: str
+    operation: str
+    batch: int
+    own: list[str]
+    """Who is batchzip."""
+    us: dict[str, list[float]]
+    """µs per page in each round."""
+
+    @property
+    def best(self) -> str:
+        """Name the quickest of batchzip's own."""
+        return min(self.own, key=lambda name: statistics.median(self.us[name]))
+
+    @property
+    def peers(self) -> list[str]:
+        """Name everybody who is neither batchzip nor what it is measured by."""
+        return [name for name in self.us if name not in {"bare", "limit", *self.own}]
+
+    def speed(self, name: str, base: str) -> Spread:
+        """How many times as fast as `base` that one is."""
+        return speed(self.us[base], self.us[name])
+
+    def verdict(self, name: str) -> Verdict | None:
+        """Judge a contender by its goal, if there is one for it."""
+        if name in self.peers:
+            if self.batch < PEERS_FROM:
+                return None
+            found = self.speed(name, self.best)
+            return Verdict("÷ best ≤ 1", found, _outcome(1 - found.median, 1 - found.low))
+        if self.operation == "compress":
+            base, least_by_batch = GOALS.get((self.algorithm, name), ("", {}))
+            if self.batch not in least_by_batch:
+                return None
+        else:
+            rivals = [rival for rival in RIVALS if rival in self.us]
+            if name != "threads" or self.batch not in RESTORING or not rivals:
+                return None
+            base = min(rivals, key=lambda rival: statistics.median(self.us[rival]))
+            least_by_batch = {self.batch: 1.0}
+        least, found = least_by_batch[self.batch], self.speed(name, base)
+        outcome = _outcome(found.median - least, found.high - least)
+        return Verdict(f"÷ {base} ≥ {least:g}", found, outcome)
+
+
+def _outcome(beyond: float, at_best: float) -> Outcome:
+    """Judge by how far beyond a goal the median is, and the better quartile."""
+    if beyond >= 0:
+        return Outcome.MET
+    return Outcome.SPREAD if at_best >= 0 else Outcome.MISSED
