@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip.codecs.context import COMPRESS, DECOMPRESS, Context
+from batchzip.cpus import usable_cpus
 from batchzip.errors import BackendUnavailable, BadArgument, UnknownBackend
 from batchzip.plugins import plugin_entry_points
 from batchzip.statistics import Statistics, Tallies, Tally
@@ -208,9 +209,7 @@ def make_backend(name: str, *, workers: int | None = None) -> Backend:
 
 
 def _automatic(workers: int | None) -> Backend:
-    from loky import cpu_count  # noqa: PLC0415 - takes 50 ms, and only this needs it
-
-    if workers is None and cpu_count() == 1:
+    if workers is None and usable_cpus() == 1:
         return make_backend("sequential")
     try:
         return make_backend("workers", workers=workers)

@@ -13,10 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from loky import cpu_count
 
 import batchzip
 from batchzip.bench.pages import PAGE
+from batchzip.cpus import usable_cpus
 from batchzip.lifetime import Closing
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Threads(Compressor):
     def __init__(self, load: Load) -> None:
         self.ratio = load.ratio
         self._load = load
-        self._count = cpu_count()
+        self._count = usable_cpus()
         self._executor = ThreadPoolExecutor(self._count)
 
     def compressing(self, size: int) -> Work:

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from loky import cpu_count
-
 import batchzip
+from batchzip.cpus import usable_cpus
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "processor": _processor(),
-        "cpus": cpu_count(),
+        "cpus": usable_cpus(),
         "machine_cpus": os.cpu_count(),
         "versions": versions,
     }

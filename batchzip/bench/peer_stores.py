@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import loky
 import numpy as np
 
 from batchzip.bench.pages import PAGE
 from batchzip.bench.peers import CHUNK_PAGES, blosc2_chunk
 from batchzip.bench.stores import Dict, OfBatchzip, Store
 from batchzip.bench.zram import Zram, aligned
+from batchzip.cpus import usable_cpus
 from batchzip.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Blosc2Blocks(Store):
 
     def open(self) -> None:
         """Begin with an empty SChunk."""
-        self._chunk: Any = blosc2_chunk(self._algorithm, CHUNK_PAGES, loky.cpu_count())
+        self._chunk: Any = blosc2_chunk(self._algorithm, CHUNK_PAGES, usable_cpus())
         self._filled = 0
 
     def store(self, index: int, pages: Pages) -> None:  # noqa: ARG002 - indices ascend

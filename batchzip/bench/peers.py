@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-import loky
 import numpy as np
 import zstandard
 
 from batchzip.bench.compressors import Bare, Compressor, OfEngine, Threads
 from batchzip.bench.pages import PAGE
 from batchzip.bench.zram import Zram, aligned
+from batchzip.cpus import usable_cpus
 from batchzip.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -47,7 +47,11 @@ class Loky(Compressor):
     def __init__(self, load: Load) -> None:
         self.ratio = load.ratio
         self._load = load
-        self._executor = loky.ProcessPoolExecutor(loky.cpu_count())
+        if importlib.util.find_spec("loky") is None:
+            raise BackendUnavailable("loky is not installed: pip install 'batchzip[bench]'")
+        from loky import ProcessPoolExecutor  # noqa: PLC0415 - an extra
+
+        self._executor = ProcessPoolExecutor(usable_cpus())
 
     def compressing(self, size: int) -> Work:
         """Submit all batches, then wait for each."""
@@ -93,7 +97,7 @@ class MultiZstd(Compressor):
     def __init__(self, load: Load) -> None:
         self.ratio = load.ratio
         self._load = load
-        self._threads = loky.cpu_count()
+        self._threads = usable_cpus()
 
     def compressing(self, size: int) -> Work:
         """Compress each batch with a thread for each CPU."""
@@ -157,7 +161,7 @@ class Blosc2(Compressor):
 
     def _filled(self, size: int) -> Any:
         per_chunk = min(size, self._most, len(self._load.pages))
-        chunk = blosc2_chunk(self._load.algorithm, per_chunk, loky.cpu_count())
+        chunk = blosc2_chunk(self._load.algorithm, per_chunk, usable_cpus())
         pages = self._load.pages
         for at in range(0, len(pages), per_chunk):
             chunk.append_data(pages[at : at + per_chunk])
@@ -225,10 +229,10 @@ def contenders(load: Load, result: Result, *, zram: bool) -> Iterator[Compressor
     yield OfEngine(load, "sequential")
     yield OfEngine(load, "workers")
     yield Threads(load)
-    yield Loky(load)
     if load.algorithm.name == "zstd":
         yield MultiZstd(load)
     makers: list[Callable[[], Compressor]] = [
+        partial(Loky, load),
         partial(Blosc2, load, 1),
         partial(Blosc2, load, CHUNK_PAGES),
     ]

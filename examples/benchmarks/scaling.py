@@ -29,7 +29,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loky import cpu_count
 from loky.backend import get_context
 from rich.table import Table
 
@@ -37,6 +36,7 @@ import batchzip
 from batchzip.bench import plot
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
 from batchzip.bench.table import console
+from batchzip.cpus import usable_cpus
 from batchzip_workers.backend import WorkersBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -281,7 +281,7 @@ def main() -> None:
     options = parser.parse_args()
     pages = work_pages(source_of(options), options.pages)
     pages = pages[: len(pages) - len(pages) % options.batch]
-    cpus = cpu_count()
+    cpus = usable_cpus()
     print(
         f"{platform.platform()}, Python {platform.python_version()}, {cpus} of {os.cpu_count()} CPUs"
     )
