@@ -14,10 +14,12 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.util
 import platform
+import sys
 import threading
 import time
 import warnings
 import weakref
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -25,12 +27,17 @@ from batchzip.arena import Arena
 from batchzip.backend import Backend
 from batchzip.batch.descriptor import NOWHERE
 from batchzip.codecs.context import COMPRESS, DECOMPRESS
+from batchzip.cpus import default_lanes
 from batchzip.errors import BackendUnavailable, ClosedError, WorkerWarning
 from batchzip_workers.balance import SIZES, Balance
 from batchzip_workers.division import Division
+from batchzip_workers.failpoints import next_armed
 from batchzip_workers.lane import Lane
+from batchzip_workers.launch import Task
 from batchzip_workers.layout import Layout
+from batchzip_workers.pickled import pickled
 from batchzip_workers.queue import RequestQueue
+from batchzip_workers.ring import Ring
 from batchzip_workers.supervisor import Supervisor
 from batchzip_workers.worker import MAX_SPIN_S
 
@@ -42,7 +49,6 @@ if TYPE_CHECKING:
     from batchzip.codecs import Codec
     from batchzip.request import Request
     from batchzip.statistics import Statistics
-    from batchzip_workers.ring import Ring
 
 _CLOSE_S = 0.8 * MAX_SPIN_S
 """Seconds between batches that let a worker, once awake, stay so from one to the next."""
@@ -58,8 +64,16 @@ _AFTER, _BEFORE = 10, 20
 """Order at the end of a child of multiprocessing: the higher comes first."""
 
 
+def _make_task(codec: Codec, page_size: int, arena_fd: int, number: int, ring: Ring) -> Task:
+    """Say what the worker at a place is to do; raises whatever the codec's pickling raises."""
+    data, modules = pickled(codec)
+    fds = arena_fd, *ring.descriptors
+    arguments = number, data, page_size, next_armed(), *fds
+    return Task("batchzip_workers.worker", arguments, fds, modules)
+
+
 class WorkersBackend(Backend):
-    """Compresses in `workers` processes besides the caller; default: usable CPUs − 1, at least 1."""
+    """Compresses in `workers` processes besides the caller; default: see `default_lanes`."""
 
     name = "workers"
     asynchronous = True
@@ -69,11 +83,11 @@ class WorkersBackend(Backend):
             raise BackendUnavailable(
                 f"the workers backend relies on the store order of x86-64, and this is {platform.machine()}: use backend='sequential'"
             )
-        if workers is None:
-            from loky import cpu_count  # noqa: PLC0415 - 60 ms, and only the default needs it
-
-            workers = max(1, cpu_count() - 1)
-        self.workers = workers
+        if getattr(sys, "frozen", False) or not sys.executable:
+            raise BackendUnavailable(
+                "the workers backend starts Python, and a frozen or embedded application has none to start: use backend='threads'"
+            )
+        self.workers = default_lanes() if workers is None else workers
         self._lane: Lane | None = None
         self._lane_lock = threading.Lock()
         self._closed = False
@@ -93,7 +107,11 @@ class WorkersBackend(Backend):
         """What is known, by operation, whether batches lie in the arena, and whether they are bundled."""
         self._arena = Arena()
         self._queue = RequestQueue(_QUEUE_BATCHES * self.batch_size)
-        self._supervisor = Supervisor(codec, layout, self.workers, self._arena)
+        self._supervisor = Supervisor(
+            self.workers,
+            partial(Ring, layout),
+            partial(_make_task, codec, page_size, self._arena.fd),
+        )
         self._supervisor.start()
         self._stop = weakref.finalize(self, self._supervisor.stop)
         self._at_child_exit(self._stop, _AFTER)
@@ -109,10 +127,11 @@ class WorkersBackend(Backend):
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Wait until every worker is ready; False when time is up or one cannot be started."""
+        self._supervisor.start()
         deadline = time.monotonic() + timeout_s
         while not self._supervisor.settled and time.monotonic() < deadline:
             time.sleep(0.001)
-        self._warn_once()
+        self._note_failure()
         return all(ring.ready for ring in self._supervisor.rings) and (
             len(self._supervisor.rings) == self.workers
         )
@@ -145,7 +164,7 @@ class WorkersBackend(Backend):
             now = time.perf_counter()
             balance.note_alone(pages, now - started, now)
         if supervisor.failure is not None:
-            self._warn_once()
+            self._note_failure()
 
     def locate(self, batch: Batch) -> Placement:
         """Find what of a batch lies in the arena."""
@@ -195,6 +214,8 @@ class WorkersBackend(Backend):
         self, request: Request[Batch], *, timeout_s: float | None = None, block: bool = True
     ) -> None:
         """Queue a request; they are done by one thread, and the workers, and overlap."""
+        if self._supervisor.failure is not None:
+            self._note_failure()
         with self._lane_lock:
             if self._closed:
                 raise ClosedError("this engine is closed")
@@ -244,7 +265,9 @@ class WorkersBackend(Backend):
             workers=supervisor.statistics(),
         )
 
-    def _warn_once(self) -> None:
+    def _note_failure(self) -> None:
+        """Warn the first time; and where there was no thread to start workers, try again."""
+        self._supervisor.start()
         reason = self._supervisor.failure
         if reason is not None and not self._warned:
             self._warned = True

@@ -81,7 +81,7 @@ class Division:
         batch: Batch,
         placement: Placement,
         context: Context,
-        supervisor: Supervisor,
+        supervisor: Supervisor[Ring],
         share_pages: int,
         *,
         spread: bool = True,

@@ -39,7 +39,7 @@ STEPS = (
 
 ACTIONS = ("kill", "stop", "raise")
 
-waiting: deque[Failpoint] = deque()
+waiting: deque[str] = deque()
 """Armed failpoints that no worker has yet; the supervisor gives one to each worker it starts."""
 
 
@@ -77,13 +77,15 @@ class Failpoint:
 @contextmanager
 def armed(*texts: str) -> Iterator[None]:
     """Give the next workers started in this process a failpoint each, in turn, while this lasts."""
-    waiting.extend(Failpoint.parse(text) for text in texts)
+    for text in texts:
+        Failpoint.parse(text)
+    waiting.extend(texts)
     try:
         yield
     finally:
         waiting.clear()
 
 
-def next_armed() -> Failpoint | None:
-    """Take the next one that is armed, if any."""
-    return waiting.popleft() if waiting else None
+def next_armed() -> str:
+    """Take the next one that is armed; "" if there is none."""
+    return waiting.popleft() if waiting else ""

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from batchzip.descriptors import above_standard
 from batchzip.segment import Segment
-from batchzip_workers.launch import PassedFd
 from batchzip_workers.layout import (
     ASLEEP,
     BYTES_OUT,
@@ -84,8 +84,10 @@ class Ring:
         self._stage = Stage(view, layout)
         self._slots = self._stage.slots
         self._results = [np.frombuffer(slot.results, np.int32) for slot in self._slots]
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._slot_bells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(SLOTS)]
+        with above_standard():
+            self._bell, *self._slot_bells = (
+                os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(1 + SLOTS)
+            )
         self._fence = make_fence()
         self._lock = threading.Lock()
         self._posted = 0
@@ -100,21 +102,17 @@ class Ring:
 
     def set_sentinel(self, fd: int) -> None:
         """Watch a descriptor that becomes readable when the worker dies; it is duplicated."""
-        self._sentinel = os.dup(fd)
+        with above_standard():
+            self._sentinel = os.dup(fd)
 
-    def worker_arguments(self) -> tuple[object, ...]:
-        """Give the worker's `main` its end; descriptors are passed on only while it is started."""
-        return (
-            self.layout,
-            PassedFd(self._segment.fd),
-            PassedFd(self._bell),
-            [PassedFd(bell) for bell in self._slot_bells],
-        )
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What the worker inherits."""
+        return self._segment.fd, self._bell, *self._slot_bells
 
-    def stop_passing(self) -> None:
-        """Keep the descriptors from processes that others start: inheriting is for ours only."""
-        for fd in (self._segment.fd, self._bell, *self._slot_bells):
-            os.set_inheritable(fd, False)
+    def mark_dead(self) -> None:
+        """Note that the worker is dead: what it finished before stands in DONE."""
+        self.dead = True
 
     @property
     def ready(self) -> bool:

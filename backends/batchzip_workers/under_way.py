@@ -75,7 +75,7 @@ class UnderWay:
         batch: Batch,
         placement: Placement,
         context: Context,
-        supervisor: Supervisor,
+        supervisor: Supervisor[Ring],
         deadline: float | None,
         meanwhile: Callable[[], None] | None,
     ) -> None:

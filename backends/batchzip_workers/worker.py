@@ -4,23 +4,17 @@
          ▲  nothing there: look for SPIN_S, then ASLEEP = 1, look again, sleep on the bell     │
          └─────────────────────────────────────────────────────────────────────────────────────┘
 
-A worker dies with its owner: PR_SET_PDEATHSIG delivers SIGKILL when the thread that started it ends,
-which is the supervisor's and lives as long as the backend; getppid is looked at afterwards, for an
-owner that died before. SIGINT is the owner's matter and ignored.
-
-It imports no NumPy: a worker is back after a death in the time that Python takes to start.
+It imports no NumPy: see startup.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
+import pickle
 import select
-import signal
 import sys
 import time
-import traceback
 from typing import TYPE_CHECKING
 
 from batchzip.codecs.context import Context
@@ -45,12 +39,10 @@ from batchzip_workers.layout import (
 )
 from batchzip_workers.placement import step_aside
 from batchzip_workers.runner import Runner
+from batchzip_workers.startup import FAILED_EXIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from batchzip.codecs import Codec
-    from batchzip_workers.failpoints import Failpoint
 
 MAX_SPIN_S = 1e-3
 """Most seconds a worker looks for work before it sleeps. A wake-up costs both sides 50 µs and more,
@@ -59,37 +51,36 @@ so looking pays where the next batch comes within the time a store takes to put 
 MIN_SPIN_S = 50e-6
 """Seconds it looks after waits that were longer than that: what looking in vain may cost then."""
 
-FAILED_EXIT = 70
-"""Exit status (EX_SOFTWARE) after an exception in the loop, which is no page's."""
-
-_PR_SET_PDEATHSIG = 1
-
 
 def main(
-    owner_pid: int,
     number: int,
-    codec: Codec,
+    codec: bytes,
+    page_size: int,
+    failpoint: str,
     arena_fd: int,
-    failpoint: Failpoint | None,
-    layout: Layout,
     segment_fd: int,
     bell_fd: int,
-    slot_bell_fds: Sequence[int],
+    *slot_bell_fds: int,
 ) -> None:
-    """Run a worker process; returns when the owner says STOP."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != owner_pid:
-        return
+    """Take shares until the owner says STOP; `codec` is pickled."""
     segment = Segment.attach(segment_fd)
     segment.populate()
-    context = Context(codec, layout.page_size)
+    layout = Layout.of(page_size)
+    context = Context(pickle.loads(codec), page_size)
     worker = Worker(number, segment, context, layout, arena_fd, bell_fd, slot_bell_fds)
     try:
-        worker.loop(None if failpoint is None else failpoint.hit)
+        worker.loop(_failpoint(failpoint))
     except Exception as error:  # noqa: BLE001 - nobody would catch it; whoever comes next is fine
         _tell_end(error)
         sys.exit(FAILED_EXIT)
+
+
+def _failpoint(text: str) -> Callable[[str], None] | None:
+    if not text:
+        return None
+    from batchzip_workers.failpoints import Failpoint  # noqa: PLC0415 - of tests only
+
+    return Failpoint.parse(text).hit
 
 
 def _tell_end(error: Exception) -> None:
@@ -97,8 +88,11 @@ def _tell_end(error: Exception) -> None:
 
     A traceback each, of processes that the user never started, would bury his own messages.
     """
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    line = f"batchzip: worker {os.getpid()} ended at {last.filename}:{last.lineno}: {type(error).__name__}: {error}"
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    where = "" if last is None else f" at {last.tb_frame.f_code.co_filename}:{last.tb_lineno}"
+    line = f"batchzip: worker {os.getpid()} ended{where}: {type(error).__name__}: {error}"
     with contextlib.suppress(OSError):  # stderr may be closed
         os.write(2, " ".join(line.split()).encode(errors="replace") + b"\n")  # whole, among others
 
