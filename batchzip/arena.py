@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.segment import PAGE
 
@@ -52,7 +53,8 @@ class Arena:
     """Shared memory in which arrays can be had. Thread-safe; bound to the process that made it."""
 
     def __init__(self) -> None:
-        self.fd = os.memfd_create("batchzip-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with above_standard():
+            self.fd = os.memfd_create("batchzip-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(self.fd, 0o600)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self._owner_pid = os.getpid()
@@ -79,7 +81,8 @@ class Arena:
             try:
                 if offset == self._end:
                     os.ftruncate(self.fd, max(os.fstat(self.fd).st_size, offset + length))
-                mapping = mmap.mmap(self.fd, length, offset=offset)
+                with above_standard():  # a mapping keeps a descriptor of its own
+                    mapping = mmap.mmap(self.fd, length, offset=offset)
                 os.posix_fallocate(self.fd, offset, length)
             except BaseException:
                 if offset != self._end:

@@ -16,6 +16,7 @@ entry point in the group `batchzip.backends`; batchzip itself imports none by na
 from __future__ import annotations
 
 import errno
+import inspect
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ _OPERATIONS = 0, 1
 class Backend(ABC):
     """Does an engine's work. Made by name or by hand, then opened once, by one engine.
 
-    Made by name, it is called without arguments, or with `workers=` where the engine was given it.
+    Made by name, it is called without arguments, or with `workers=` and `isolate=` where the engine was
+    given them.
     """
 
     name: str
@@ -182,7 +184,7 @@ def backends() -> list[str]:
     return sorted(plugin_entry_points(_GROUP))
 
 
-def make_backend(name: str, *, workers: int | None = None) -> Backend:
+def make_backend(name: str, *, workers: int | None = None, isolate: bool = False) -> Backend:
     """Make the backend `name`.
 
     Raise UnknownBackend naming those there are; BackendUnavailable, with the reason, if it cannot
@@ -192,7 +194,12 @@ def make_backend(name: str, *, workers: int | None = None) -> Backend:
     if name not in points:
         raise UnknownBackend(name, [*points, "auto"])
     backend_class = points[name].load()
-    backend: Backend = backend_class() if workers is None else backend_class(workers=workers)
+    options: dict[str, object] = {} if workers is None else {"workers": workers}
+    if isolate:
+        if "isolate" not in inspect.signature(backend_class).parameters:
+            raise BadArgument(f"{name} runs the codec in this process: isolate=True needs 'workers'")
+        options["isolate"] = True
+    backend: Backend = backend_class(**options)
     return backend
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from batchzip.asynchronous import Threads, Turns
-from batchzip.backend import Backend, make_backend
+from batchzip.backend import Backend, choose_backend, make_backend
 from batchzip.batch import Batch, CompressBatch, DecompressBatch
 from batchzip.buffers import as_view, check_page_size
 from batchzip.codecs import Codec, make_codec
@@ -37,10 +37,12 @@ class Engine(Owned):
     `algorithm`   a name from `batchzip.algorithms()`, or a codec made by hand.
     `backend`     "auto", a name from `batchzip.backends()`, or a backend made by hand, which the
                   engine then owns and closes.
-    `workers`     worker processes besides the caller; default: usable CPUs − 1, at least 1.
+    `workers`     lanes besides the caller: threads or processes; default: usable CPUs − 1, 1 to 15.
                   The sequential backend has none, whatever is said here.
     `verify`      restore each page that was compressed, where it was compressed, and compare, before
                   it counts as done (IAA's verify_compress); a page that differs gets -EIO.
+    `isolate`     this process never runs the codec: workers do all pages, and what they cannot do
+                  fails with -EOWNERDEAD. For codecs that may crash; needs `workers`.
     `shuffle`     2, 4 or 8: pages are arrays of elements of so many bytes, whose first bytes are put
                   together before they are compressed, then the second ones, and so on. Numbers get
                   smaller by that, with lz4 the most; text does not.
@@ -64,6 +66,7 @@ class Engine(Owned):
         workers: int | None = None,
         page_size: int = 4096,
         verify: bool = False,
+        isolate: bool = False,
         shuffle: int | None = None,
         **parameters: object,
     ) -> None:
@@ -82,12 +85,16 @@ class Engine(Owned):
         if verify:
             self.codec = Verified(self.codec)
         if isinstance(backend, Backend):
-            if workers is not None:
-                raise BadArgument("a backend made by hand brings its own workers")
+            if workers is not None or isolate:
+                raise BadArgument("a backend made by hand brings its own workers and isolation")
             self.backend = backend
+        elif backend == "auto" and not isolate:
+            self.backend = choose_backend(self.codec, workers=workers)
         else:
-            self.backend = make_backend(backend, workers=workers)
+            name = "workers" if backend == "auto" else backend
+            self.backend = make_backend(name, workers=workers, isolate=isolate)
         self.backend.open(self.codec, self.page_size)
+        self._execute = self.backend.execute
         self._threads = Threads()
         self._turns = Turns()
         super().__init__()
@@ -119,14 +126,14 @@ class Engine(Owned):
         if not isinstance(batch, CompressBatch):
             raise BadBatch(f"compress takes a CompressBatch, not {type(batch).__name__}")
         self._admit(batch)
-        self.backend.execute(batch)
+        self._execute(batch)
 
     def decompress(self, batch: DecompressBatch) -> None:
         """Decompress a batch; its `dlens`, `errors` and pages are there on return."""
         if not isinstance(batch, DecompressBatch):
             raise BadBatch(f"decompress takes a DecompressBatch, not {type(batch).__name__}")
         self._admit(batch)
-        self.backend.execute(batch)
+        self._execute(batch)
 
     def _admit(self, batch: Batch) -> None:
         if self._unusable:
@@ -135,7 +142,6 @@ class Engine(Owned):
             raise BadBatch(
                 f"the batch has pages of {batch.page_size} bytes, this engine of {self.page_size}"
             )
-        batch.reset()
 
     def submit(
         self,
@@ -163,6 +169,7 @@ class Engine(Owned):
                 raise BadArgument(f"{name} must be seconds, 0 or more, not {seconds!r}")
         self._admit(batch)
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
+        batch.reset()
         request = Request(batch, deadline)
         self.backend.submit(request, timeout_s=timeout_s, block=block)  # type: ignore[arg-type] # backends take any batch
         return request
@@ -231,8 +238,7 @@ class Engine(Owned):
     def statistics(self) -> Statistics:
         """What this engine did so far, in all and by worker; added up when it is asked for.
 
-        Batches only: `compress_page` and `decompress_page` are not counted, nor what a store does with
-        them: single pages, and loads of up to 64 KiB. Still there after `close()`.
+        Single pages are counted, too, as pages of no batch. Still there after `close()`.
         """
         if self._unusable is not None and self._unusable[0] is not ClosedError:
             self._refuse()
@@ -245,28 +251,17 @@ class Engine(Owned):
         """
         if self._unusable:
             self._refuse()
-        view = page if isinstance(page, bytes) else bytes(as_view(page, "page"))  # see Snapshot
-        if len(view) != self.page_size:
-            raise PageError(0, -errno.EINVAL)
-        try:
-            return self.backend.context().compress(view)
-        except Exception:  # noqa: BLE001 - whatever a codec raises means the same here
-            raise PageError(0, -errno.EIO) from None
+        return self.backend.compress_page(
+            page if isinstance(page, bytes) else as_view(page, "page")
+        )
 
     def decompress_page(self, src: Buffer) -> bytes:
         """Decompress one page in the calling thread. Raises PageError: -EBADMSG, -ENOMEM."""
         if self._unusable:
             self._refuse()
-        view = src if isinstance(src, bytes) else as_view(src, "src")
-        try:
-            page = self.backend.context().decompress(view)
-        except MemoryError:
-            raise PageError(0, -errno.ENOMEM) from None
-        except Exception:  # noqa: BLE001 - as above
-            raise PageError(0, -errno.EBADMSG) from None
-        if len(page) != self.page_size:
-            raise PageError(0, -errno.EBADMSG)
-        return page
+        return self.backend.decompress_page(
+            src if isinstance(src, bytes) else as_view(src, "src")
+        )
 
     def _close(self) -> None:
         self._threads.close()

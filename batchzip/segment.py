@@ -26,6 +26,7 @@ import fcntl
 import mmap
 import os
 
+from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.lifetime import Closing
 
@@ -51,7 +52,8 @@ class Segment(Closing):
     def __init__(self, size: int, *, name: str = "batchzip", reserve: bool = False) -> None:
         if size <= 0:
             raise BadArgument(f"a segment needs at least one byte, not {size}")
-        self._fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with above_standard():
+            self._fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.fchmod(self._fd, 0o600)
             os.ftruncate(self._fd, size)
@@ -83,7 +85,8 @@ class Segment(Closing):
         return self._mmap
 
     def _map(self, size: int) -> None:
-        self._mmap = mmap.mmap(self._fd, size, access=self._access)
+        with above_standard():  # a mapping keeps a descriptor of its own
+            self._mmap = mmap.mmap(self._fd, size, access=self._access)
         self.view = memoryview(self._mmap)
         self.size = size
 

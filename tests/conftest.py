@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from loky.backend import resource_tracker as loky_tracker
 
 from batchzip import Engine, SwapStore
 from batchzip.testing import LeakCheck, start_resource_trackers
@@ -29,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def resource_trackers() -> None:
     start_resource_trackers()
+    loky_tracker.ensure_running()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,7 +7,6 @@ import gc
 import threading
 import weakref
 
-import loky
 import numpy as np
 import pytest
 
@@ -21,6 +20,8 @@ from batchzip import (
     PageError,
     UnknownAlgorithm,
     UnknownBackend,
+    backend,
+    cpus,
 )
 from batchzip.codecs.lz4 import Lz4
 from batchzip.codecs.zstd import Zstd
@@ -145,7 +146,7 @@ def test_workers_is_the_number_of_processes() -> None:
 
 
 def test_auto_is_sequential_where_there_is_one_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loky, "cpu_count", lambda: 1)
+    monkeypatch.setattr(backend, "usable_cpus", lambda: 1)
     with Engine("lz4") as engine:
         assert engine.backend.name == "sequential"
         assert engine.worker_pids == ()
@@ -156,12 +157,13 @@ def test_auto_is_sequential_where_there_is_one_cpu(monkeypatch: pytest.MonkeyPat
 def test_auto_is_workers_where_there_are_more_or_workers_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loky, "cpu_count", lambda: 2)
+    monkeypatch.setattr(backend, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(cpus, "usable_cpus", lambda: 2)
     with Engine("lz4") as engine:
         assert engine.backend.name == "workers"
         assert engine.wait_ready(60)
         assert len(engine.worker_pids) == 1
-    monkeypatch.setattr(loky, "cpu_count", lambda: 1)
+    monkeypatch.setattr(backend, "usable_cpus", lambda: 1)
     with Engine("lz4", workers=1) as engine:
         assert engine.backend.name == "workers"
 

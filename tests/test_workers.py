@@ -19,6 +19,7 @@ from faulty_codec import HUNGRY, KILL, KILL_ONCE, RAISE, STOP_ONCE, FaultyCodec
 
 import batchzip
 from batchzip import CompressBatch, DecompressBatch, Engine
+from batchzip_workers import backend as backend_module
 from batchzip_workers import place as place_module
 from batchzip_workers import supervisor as supervisor_module
 from batchzip_workers import under_way
@@ -313,27 +314,11 @@ def test_where_workers_cannot_start_it_says_so_once_and_works(
     def no_memory(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(supervisor_module, "Ring", no_memory)
+    monkeypatch.setattr(backend_module, "Ring", no_memory)
     with Engine("lz4", backend="workers", workers=2) as engine:
         with pytest.warns(batchzip.WorkerWarning, match="No space left"):
             assert not engine.wait_ready()
         check_round_trip(engine, some_pages(100))
-
-
-def test_where_no_thread_can_start_it_says_so_once_and_works(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def no_thread(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", no_thread)
-        with Engine("lz4", backend="workers", workers=2) as engine:
-            with pytest.warns(batchzip.WorkerWarning, match="can't start new thread"):
-                assert not engine.wait_ready()
-            check_round_trip(engine, some_pages(100))
-            request = engine.submit(CompressBatch(some_pages(100)))
-            assert not request.wait().errors.any()
 
 
 OWNER = """

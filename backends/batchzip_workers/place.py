@@ -6,14 +6,16 @@ Written by the supervisor's thread only; others read it, and look at each field 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING
 
 from batchzip.statistics import WorkerStatistics
-from batchzip_workers.layout import BUSY_NS, BYTES_IN, BYTES_OUT, PAGES, SHARES, SLEEPS
 
 if TYPE_CHECKING:
-    from batchzip.statistics import Tally
-    from batchzip_workers.ring import Ring
+    from collections.abc import Mapping
+
+    from batchzip_workers.launch import Process
+    from batchzip_workers.ring import WorkerRing
 
 START_ATTEMPTS = 3
 """Starts of one worker in a row that end before it is ready, until nobody waits for it any more."""
@@ -24,15 +26,38 @@ may be short for a moment or for long, and a worker that cannot start shall cost
 percent of a CPU."""
 
 
+class Attempts:
+    """How often in a row something could not be started, and when to try again."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self.retry_at = 0.0
+
+    def note_failure(self) -> None:
+        """Count an attempt that failed, and put off the next one."""
+        delay = min(FIRST_RETRY_S * 2**self.failed, LAST_RETRY_S)
+        self.failed += 1
+        self.retry_at = time.monotonic() + delay
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to try."""
+        return self.retry_at <= time.monotonic()
+
+    @property
+    def failing(self) -> bool:
+        """Whether it failed so often that nobody should wait for it."""
+        return self.failed >= START_ATTEMPTS
+
+
 class Place:
     """The place of the `number`-th worker."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.process: Any = None
-        self.ring: Ring | None = None
-        self.failed_starts = 0
-        self.retry_at = 0.0
+        self.process: Process | None = None
+        self.ring: WorkerRing | None = None
+        self.starts = Attempts()
         self.ready_by: float | None = None
         """When it is killed unless it is ready; None once it was seen to be."""
 
@@ -40,18 +65,12 @@ class Place:
     def failing(self) -> bool:
         """Whether it could not be started so often that nobody should wait for it."""
         ring = self.ring
-        return self.failed_starts >= START_ATTEMPTS and (ring is None or not ring.was_ready)
+        return self.starts.failing and (ring is None or not ring.was_ready)
 
     def note_ready(self) -> None:
         """See whether it is ready, and need not be watched for that any more."""
         if self.ring is not None and self.ring.was_ready:
             self.ready_by = None
-
-    def note_failed_start(self) -> None:
-        """Count an attempt that failed, and put off the next one."""
-        delay = min(FIRST_RETRY_S * 2**self.failed_starts, LAST_RETRY_S)
-        self.failed_starts += 1
-        self.retry_at = time.monotonic() + delay
 
     def statistics(self) -> WorkerStatistics | None:
         """Tell what the worker that runs now did, if there is one."""
@@ -59,23 +78,17 @@ class Place:
         if process is None or ring is None:
             return None
         figures = ring.figures()
-
-        def both(first: int) -> int:
-            return sum(figures[first - SHARES : first - SHARES + 2])
-
+        restored = worked(figures, 1)
         return WorkerStatistics(
             pid=process.pid,
-            shares=figures[0],
-            sleeps=figures[SLEEPS - SHARES],
-            busy_s=figures[BUSY_NS - SHARES] * 1e-9,
-            pages=both(PAGES),
-            bytes_in=both(BYTES_IN),
-            bytes_out=both(BYTES_OUT),
+            shares=figures["shares"],
+            sleeps=figures["sleeps"],
+            busy_s=figures["busy_ns"] * 1e-9,
+            **{name: count + restored[name] for name, count in worked(figures, 0).items()},
         )
 
 
-def add_figures(tally: Tally, figures: list[int], operation: int) -> None:
-    """Add what a worker did of one operation, by its ring's figures."""
-    tally.pages += figures[PAGES - SHARES + operation]
-    tally.bytes_in += figures[BYTES_IN - SHARES + operation]
-    tally.bytes_out += figures[BYTES_OUT - SHARES + operation]
+def worked(figures: Mapping[str, int], operation: int) -> Counter[str]:
+    """Return the pages and bytes of one operation, of a worker's figures."""
+    kind = ("compressed", "restored")[operation]
+    return Counter({name: figures[f"{kind}_{name}"] for name in ("pages", "bytes_in", "bytes_out")})

@@ -1,7 +1,6 @@
 """Supervisor: starts the workers, notices deaths, starts them again, stops them.
 
-loky starts the processes (no fork of threads, no `__main__` guard) and gives a sentinel for each;
-its executor is not used, as one SIGKILL would fail everything pending there (design §5.7).
+Of a worker's work it knows no more than a `Task`.
 
 One thread does it all, for two reasons: a worker's PR_SET_PDEATHSIG fires when the *thread* that
 started it ends, so that thread must live as long as the workers; and starting takes milliseconds
@@ -13,68 +12,90 @@ in memory that nobody looks at any more, and its successor starts with a new rin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import threading
 import time
-from multiprocessing import connection
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING
 
-from batchzip.statistics import Tally
-from batchzip_workers import worker
-from batchzip_workers.failpoints import next_armed
-from batchzip_workers.launch import PassedFd, PassedValue, launch
-from batchzip_workers.place import FIRST_RETRY_S, START_ATTEMPTS, Place, add_figures
-from batchzip_workers.ring import Ring
+from batchzip.descriptors import above_standard
+from batchzip_workers.launch import launch
+from batchzip_workers.place import FIRST_RETRY_S, Attempts, Place, worked
 
 if TYPE_CHECKING:
-    from batchzip.arena import Arena
-    from batchzip.codecs import Codec
+    from collections.abc import Callable
+
+    from batchzip.core.ring import Ring
     from batchzip.statistics import WorkerStatistics
-    from batchzip_workers.layout import Layout
+    from batchzip_workers.launch import Task
+    from batchzip_workers.ring import WorkerRing
 
 START_S = 30.0
 """Seconds a worker has to become ready before it is killed: one that hangs while it starts never would,
-and whoever may run a page in workers only would wait for it in vain. Starting takes 0.2 s."""
+and whoever may run a page in workers only would wait for it in vain. Starting takes 0.02 s."""
 
 _STOP_S = 2.0
-"""Seconds a worker has to finish what is posted to it when the backend closes."""
+"""Seconds the workers have to finish what is posted to them when the backend closes."""
 
 
 class Supervisor:
-    """Keeps `count` workers running from `start()` to `stop()`."""
+    """Keeps `count` workers running from `start()` to `stop()`.
 
-    def __init__(self, codec: Codec, layout: Layout, count: int, arena: Arena) -> None:
-        self._codec = codec
-        self._arena = arena
-        self._layout = layout
+    `make_ring(number)` makes a ring for one worker, and `make_task(number, ring)` says what the worker at that
+    place is to do with it. Both are called in the supervisor's thread and may raise anything: the
+    worker is tried again later.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        make_ring: Callable[[int], WorkerRing],
+        make_task: Callable[[int, WorkerRing], Task],
+    ) -> None:
+        self._make_ring = make_ring
+        self._make_task = make_task
         self._owner_pid = os.getpid()
-        self._workers = [Place(number) for number in range(count)]
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._workers: list[Place] = [Place(number) for number in range(count)]
         self._stopping = False
-        self._thread = threading.Thread(
-            target=self._supervise, name="batchzip-supervisor", daemon=True
-        )
+        self._thread: threading.Thread | None = None
+        self._thread_starts = Attempts()
+        # Reentrant, all three: a signal handler or a finalizer may come here again.
+        self._starting = threading.RLock()
+        self._figures_lock = threading.RLock()
+        self._wake_lock = threading.RLock()
+        """Held to use the descriptor below or to close it."""
+        with above_standard():
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.rings: tuple[Ring, ...] = ()
         self.restarts = 0
-        self._figures_lock = threading.Lock()
-        self._reaping = threading.Lock()
-        """Held to reap a process or to kill one: a pid must not become another's in between; the
-        figures' lock is taken inside it."""
-        self._gone = (Tally(), Tally())
+        self._gone: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         """What workers did that are gone, by operation."""
         self.failure: str | None = None
         """Why a worker could not be started several times in a row, if that ever happened."""
 
     def start(self) -> None:
-        """Begin; returns at once, workers become ready later, or `failure` says why none will."""
-        try:
-            self._thread.start()
-        except RuntimeError as error:  # a process limit counts threads, too
-            self.failure = str(error)
-            for place in self._workers:
-                place.failed_starts = START_ATTEMPTS
+        """Begin, unless that is done; returns at once, and workers become ready later.
+
+        Where no thread can be started, `failure` says so. Call it again then, now and then.
+        """
+        if self._stopping or not self._thread_starts.due:
+            return
+        with self._starting:
+            if self._thread is not None:
+                return
+            # Not before: a signal handler that comes here meanwhile must not start a second one.
+            self._thread = threading.Thread(
+                target=self._supervise, name="batchzip-supervisor", daemon=True
+            )
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # a process limit counts threads, too
+                self._thread = None
+                self._thread_starts.note_failure()
+                self.failure = str(error)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -86,60 +107,79 @@ class Supervisor:
     @property
     def settled(self) -> bool:
         """Whether every worker is ready, or could not be started several times in a row."""
-        return all(
+        return self._thread is None or all(
             place.failing or ((ring := place.ring) is not None and ring.ready)
             for place in self._workers
         )
 
     @property
     def stopping(self) -> bool:
-        """Whether no worker will be started any more."""
-        return self._stopping or not self._thread.is_alive()
+        """Whether no worker will be started any more, or not before start() is called again."""
+        thread = self._thread
+        return self._stopping or thread is None or not thread.is_alive()
 
     @property
     def failing(self) -> bool:
         """Whether no worker could be started, several times in a row."""
-        return all(w.failing for w in self._workers)
+        return self._thread is None or all(w.failing for w in self._workers)
 
     def retry_soon(self) -> None:
         """Start what is missing without waiting longer than the first time: somebody needs a worker."""
         soon = time.monotonic() + FIRST_RETRY_S
-        late = [w for w in self._workers if w.process is None and w.retry_at > soon]
+        late = [w for w in self._workers if w.process is None and w.starts.retry_at > soon]
         for place in late:
-            place.retry_at = soon
-        if late and not self._stopping:
-            os.eventfd_write(self._wake, 1)
+            place.starts.retry_at = soon
+        if late:
+            self._wake_up()
 
     def kill(self, ring: Ring) -> None:
-        """Kill the worker of `ring`, which hangs; it is replaced as any that dies."""
-        with self._reaping:
-            for place in self._workers:
-                if place.ring is ring:
-                    _kill(place.process)
+        """Kill the worker of `ring`, which hangs; it is replaced as any that dies.
+
+        From any thread, as often as one likes: never is another process hit.
+        """
+        for place in self._workers:
+            # The process first: it is not yet a successor's while the ring is still this one.
+            process = place.process
+            if place.ring is not None and place.ring.core is ring and process is not None:
+                process.kill()
 
     def stop(self) -> None:
         """Stop every worker and the thread; called in a forked child it does nothing."""
         if os.getpid() != self._owner_pid or self._stopping:
             return
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join()
-        os.close(self._wake)
+        self._wake_up()
+        thread = self._thread
+        if thread is threading.current_thread():
+            return  # called by a finalizer: it goes on, and ends
+        if thread is not None:
+            thread.join()
+        self._close_wake()
+
+    def _wake_up(self) -> None:
+        with self._wake_lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    def _close_wake(self) -> None:
+        with self._wake_lock:
+            if self._wake >= 0:
+                fd, self._wake = self._wake, -1
+                os.close(fd)
 
     def _supervise(self) -> None:
         # Workers inherit this mask: a Ctrl-C while one is starting must not reach it either.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        for place in self._workers:
-            if not self._is_stopping():
-                self._start(place)
-        while not self._is_stopping():
-            for place in self._await_change():
-                if place.process is not None:
-                    self._bury(place)
-                if not self._is_stopping() and place.retry_at <= time.monotonic():
-                    self._start(place)
-        self._stop_workers()
+        try:
+            while not self._is_stopping():
+                for place in self._await_change():
+                    if place.process is not None:
+                        self._bury(place)
+                    if not self._is_stopping() and place.starts.due:
+                        self._start(place)
+        finally:
+            self._stop_workers()
+            self._close_wake()
 
     def _is_stopping(self) -> bool:
         return self._stopping  # set by another thread
@@ -153,7 +193,7 @@ class Supervisor:
             if place.process is not None:
                 poll.register(place.process.sentinel, select.POLLIN)
                 place.note_ready()
-        times = [w.retry_at for w in missing]
+        times = [w.starts.retry_at for w in missing]
         times += [w.ready_by for w in self._workers if w.ready_by is not None]
         timeout_s = max(min(times) - time.monotonic(), 0) if times else None
         ready = {fd for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000)}
@@ -161,76 +201,67 @@ class Supervisor:
             os.eventfd_read(self._wake)
         self._kill_late_starters()
         dead = [w for w in self._workers if w.process and w.process.sentinel in ready]
-        return dead + [w for w in missing if w.retry_at <= time.monotonic()]
+        return dead + [w for w in missing if w.starts.due]
 
     def _kill_late_starters(self) -> None:
         for place in self._workers:
             place.note_ready()
             if place.ready_by is not None and time.monotonic() >= place.ready_by:
                 place.ready_by = None  # its end is noticed as any other's
-                _kill(place.process)
+                if place.process is not None:
+                    place.process.kill()
 
     def _start(self, place: Place) -> None:
-        ring = None
         try:
-            ring = Ring(self._layout)
-            with PassedValue(self._codec) as codec:
-                process = launch(
-                    worker.main,
-                    (
-                        self._owner_pid,
-                        place.number,
-                        codec,
-                        PassedFd(self._arena.fd),
-                        next_armed(),
-                        *ring.worker_arguments(),
-                    ),
-                )
-        except Exception as error:  # noqa: BLE001 - memory, process limit, a daemonic parent
+            with contextlib.ExitStack() as undo:
+                ring = self._make_ring(place.number)
+                undo.callback(ring.close)
+                process = launch(self._make_task(place.number, ring))
+                undo.callback(process.reap)
+                undo.callback(process.kill)
+                undo.pop_all()
+        except BaseException as error:  # noqa: BLE001 - no memory, no process; a codec's own pickling
             self._note_failed_start(place, f"{type(error).__name__}: {error}")
-            if ring is not None:
-                ring.close()
             return
-        ring.stop_passing()
-        os.set_inheritable(self._arena.fd, False)
-        ring.set_sentinel(process.sentinel)
-        place.process, place.ring = process, ring
+        place.process = process
+        place.ring = ring
         place.ready_by = time.monotonic() + START_S
         self._publish()
 
     def _bury(self, place: Place) -> None:
         """Take a dead worker's ring out of use and reap the process."""
-        assert place.ring is not None  # noqa: S101 - a process has a ring
         ring = place.ring
-        status = self._reap(place)
+        assert ring is not None  # noqa: S101 - a process has a ring
+        end = self._reap(place)
+        ring.mark_gone()
         self._publish()
         ring.close()
         self.restarts += 1
         if ring.was_ready:
-            place.failed_starts = 0
+            place.starts = Attempts()
         else:
-            self._note_failed_start(place, f"it ended with status {status} before it was ready")
+            self._note_failed_start(place, f"{end} before it was ready")
 
-    def _reap(self, place: Place) -> int:
-        """Reap a worker that is dead or about to be, and keep what it did; its exit status."""
+    def _reap(self, place: Place) -> str:
+        """Reap a worker that is dead or about to be, and keep what it did; how it ended."""
         process, ring = place.process, place.ring
+        assert process is not None  # noqa: S101 - whoever calls has seen it
         assert ring is not None  # noqa: S101 - a process has a ring
-        with self._reaping:
-            process.join()
-            with self._figures_lock:  # in one step, so that no figure ever falls
-                for operation, tally in enumerate(self._gone):
-                    add_figures(tally, ring.figures(), operation)
-                place.process = place.ring = place.ready_by = None
-        return process.exitcode  # type: ignore[no-any-return] # processes are Any
+        end = process.reap()
+        with self._figures_lock:  # in one step, so that no figure ever falls
+            for operation, total in enumerate(self._gone):
+                total.update(worked(ring.figures(), operation))
+            place.ring = None
+            place.process = place.ready_by = None
+        return end
 
-    def worked(self, operation: int) -> Tally:
+    def worked(self, operation: int) -> Counter[str]:
         """Add up what all workers, those that are gone too, did of one operation."""
-        total = Tally()
         with self._figures_lock:
-            total.add(self._gone[operation])
+            total = Counter(self._gone[operation])
             for place in self._workers:
                 if place.ring is not None:
-                    add_figures(total, place.ring.figures(), operation)
+                    total.update(worked(place.ring.figures(), operation))
         return total
 
     def statistics(self) -> tuple[WorkerStatistics, ...]:
@@ -239,27 +270,23 @@ class Supervisor:
         return tuple(one for one in found if one is not None)
 
     def _note_failed_start(self, place: Place, reason: str) -> None:
-        place.note_failed_start()
+        place.starts.note_failure()
         if place.failing:
             self.failure = reason
 
     def _publish(self) -> None:
-        self.rings = tuple(w.ring for w in self._workers if w.ring is not None)
+        self.rings = tuple(w.ring.core for w in self._workers if w.ring is not None)
 
     def _stop_workers(self) -> None:
         self.rings = ()
-        running = [(w, w.ring) for w in self._workers if w.ring is not None]
-        for _, ring in running:
+        running = [(w, w.ring, w.process) for w in self._workers if w.ring is not None]
+        for _, ring, _ in running:
             ring.stop_worker()
         deadline = time.monotonic() + _STOP_S
-        for place, ring in running:
-            sentinel = [place.process.sentinel]
-            if not connection.wait(sentinel, max(deadline - time.monotonic(), 0)):
-                _kill(place.process)
+        for place, ring, process in running:
+            assert process is not None  # noqa: S101 - a ring has a process
+            if not process.wait(max(deadline - time.monotonic(), 0)):
+                process.kill()
             self._reap(place)
+            ring.mark_gone()
             ring.close()
-
-
-def _kill(process: Any) -> None:
-    """Send SIGKILL to a process that was not reaped; loky's have no kill() of their own."""
-    os.kill(process.pid, signal.SIGKILL)

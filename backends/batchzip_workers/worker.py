@@ -1,198 +1,39 @@
-"""The worker's end of a ring: a process that takes descriptors until it is told to stop.
+"""What a worker's process runs: the core's loop over one ring, until its owner says stop.
 
-    look at POSTED ─▶ STARTED ─▶ Runner: descriptor, codec, results ─▶ DONE ─▶ the slot's bell
-         ▲  nothing there: look for SPIN_S, then ASLEEP = 1, look again, sleep on the bell     │
-         └─────────────────────────────────────────────────────────────────────────────────────┘
-
-A worker dies with its owner: PR_SET_PDEATHSIG delivers SIGKILL when the thread that started it ends,
-which is the supervisor's and lives as long as the backend; getppid is looked at afterwards, for an
-owner that died before. SIGINT is the owner's matter and ignored.
-
-It imports no NumPy: a worker is back after a death in the time that Python takes to start.
+A codec that is a C function comes as a plan, in plain values; any other codec is pickled. It imports
+no NumPy: see startup.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import select
-import signal
+import pickle
 import sys
-import time
-import traceback
-from typing import TYPE_CHECKING
 
-from batchzip.codecs.context import Context
+from batchzip.core.ring import ENDED, serve
 from batchzip.segment import Segment
-from batchzip_workers.layout import (
-    ASLEEP,
-    BUSY_NS,
-    CONTROL_BYTES,
-    DONE,
-    OWNER_CPU,
-    POSTED,
-    READY,
-    SHARES,
-    SLEEPS,
-    SLOTS,
-    STARTED,
-    STARTED_NS,
-    STOP,
-    WAITING,
-    Layout,
-    make_fence,
-)
-from batchzip_workers.placement import step_aside
-from batchzip_workers.runner import Runner
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from batchzip.codecs import Codec
-    from batchzip_workers.failpoints import Failpoint
-
-MAX_SPIN_S = 1e-3
-"""Most seconds a worker looks for work before it sleeps. A wake-up costs both sides 50 µs and more,
-so looking pays where the next batch comes within the time a store takes to put one away."""
-
-MIN_SPIN_S = 50e-6
-"""Seconds it looks after waits that were longer than that: what looking in vain may cost then."""
-
-FAILED_EXIT = 70
-"""Exit status (EX_SOFTWARE) after an exception in the loop, which is no page's."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(
-    owner_pid: int,
     number: int,
-    codec: Codec,
+    codec: bytes | tuple[tuple[str, int, bytes | None], int, bool],
+    page_size: int,
+    failpoint: tuple[str, int, str] | None,
     arena_fd: int,
-    failpoint: Failpoint | None,
-    layout: Layout,
     segment_fd: int,
-    bell_fd: int,
-    slot_bell_fds: Sequence[int],
 ) -> None:
-    """Run a worker process; returns when the owner says STOP."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != owner_pid:
-        return
+    """Take shares until the owner says stop. The process exits with how the loop ended."""
     segment = Segment.attach(segment_fd)
-    segment.populate()
-    context = Context(codec, layout.page_size)
-    worker = Worker(number, segment, context, layout, arena_fd, bell_fd, slot_bell_fds)
-    try:
-        worker.loop(None if failpoint is None else failpoint.hit)
-    except Exception as error:  # noqa: BLE001 - nobody would catch it; whoever comes next is fine
-        _tell_end(error)
-        sys.exit(FAILED_EXIT)
+    outcome = serve(segment.view, _codec(codec), page_size, number, arena_fd, failpoint)
+    if outcome != ENDED:
+        sys.stderr.flush() if sys.stderr is not None else None
+        os._exit(outcome)
 
 
-def _tell_end(error: Exception) -> None:
-    """Say in one line of stderr why this worker ends: it is replaced, and its share run again.
+def _codec(given: bytes | tuple[tuple[str, int, bytes | None], int, bool]) -> object:
+    if isinstance(given, bytes):
+        return pickle.loads(given)
+    from batchzip.core.plan import Native, Plan  # noqa: PLC0415 - pickled codecs bring it
 
-    A traceback each, of processes that the user never started, would bury his own messages.
-    """
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    line = f"batchzip: worker {os.getpid()} ended at {last.filename}:{last.lineno}: {type(error).__name__}: {error}"
-    with contextlib.suppress(OSError):  # stderr may be closed
-        os.write(2, " ".join(line.split()).encode(errors="replace") + b"\n")  # whole, among others
-
-
-class Worker:
-    """Takes descriptors from one ring and leaves results in it."""
-
-    def __init__(
-        self,
-        number: int,
-        segment: Segment,
-        context: Context,
-        layout: Layout,
-        arena_fd: int,
-        bell_fd: int,
-        slot_bells: Sequence[int],
-    ) -> None:
-        self._number = number
-        self._segment = segment
-        self._runner = Runner(segment.view, context, layout, arena_fd)
-        self._bell_fd = bell_fd
-        self._slot_bells = slot_bells
-        self._control = segment.view[:CONTROL_BYTES].cast("Q")
-        self._fence = make_fence()
-        self._spin_s = MAX_SPIN_S
-
-    def loop(self, hit: Callable[[str], None] | None = None) -> None:  # noqa: C901 - one loop, step by step
-        """Take shares in the order they were posted until STOP; `hit` is a test's failpoint."""
-        control, clock = self._control, time.monotonic_ns
-        self._hit = hit
-        done = 0
-        control[READY] = 1
-        if hit:
-            hit("ready")
-        while True:
-            if control[POSTED] == done and not self._await_post(done):
-                return
-            if control[OWNER_CPU]:
-                step_aside(control[OWNER_CPU] - 1, self._number)
-            if hit:
-                hit("posted")
-            started = control[STARTED_NS] = clock()
-            control[STARTED] = done + 1
-            if hit:
-                hit("started")
-            self._runner.run(done, hit)
-            slot = done % SLOTS
-            done += 1
-            control[SHARES] = done
-            control[BUSY_NS] += clock() - started
-            if hit:
-                hit("counted")
-            control[DONE] = done
-            if hit:
-                hit("done")
-            self._fence()
-            if control[WAITING[slot]]:
-                os.eventfd_write(self._slot_bells[slot], 1)
-                if hit:
-                    hit("rung")
-
-    def _await_post(self, done: int) -> bool:
-        """Wait for a post: look for a while, then sleep. False: STOP came instead."""
-        control = self._control
-        clock = time.perf_counter
-        start = clock()
-        while clock() - start < self._spin_s:
-            for _ in range(20):
-                if control[POSTED] != done:
-                    return True
-            os.sched_yield()
-        posted = self._sleep(done)
-        # Work that came soon would have been found by looking longer; nothing else tells.
-        self._spin_s = MAX_SPIN_S if clock() - start < MAX_SPIN_S else MIN_SPIN_S
-        return posted
-
-    def _sleep(self, done: int) -> bool:
-        """Sleep until something is posted, or STOP came: False."""
-        control = self._control
-        poll = select.poll()
-        poll.register(self._bell_fd, select.POLLIN)
-        control[SLEEPS] += 1
-        while True:
-            control[ASLEEP] = 1
-            if self._hit:
-                self._hit("asleep")
-            self._fence()
-            if control[POSTED] == done and not control[STOP]:
-                poll.poll()
-                os.eventfd_read(self._bell_fd)
-            control[ASLEEP] = 0
-            if self._hit:
-                self._hit("awake")
-            if control[POSTED] != done:
-                return True
-            if control[STOP]:
-                return False
+    native, element_size, verify = given
+    return Plan(None, Native(*native), element_size, verify)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import batchzip
+import batchzip.cpus
+from batchzip.cpus import usable_cpus
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -152,18 +154,9 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def usable_cpus() -> int:
-    """Count the CPUs this process may use."""
-    try:
-        from loky import cpu_count  # noqa: PLC0415 - benchmarks run without it, too
-    except ImportError:
-        return len(os.sched_getaffinity(0))
-    return int(cpu_count())
-
-
 def default_lanes() -> int:
-    """Count the lanes of an engine as it comes: the caller, and its default of `workers`."""
-    return max(2, min(usable_cpus(), 16))
+    """Return the lanes of an engine as it comes: the caller, and its default of `workers`."""
+    return 1 + batchzip.cpus.default_lanes()
 
 
 def _processor() -> str:

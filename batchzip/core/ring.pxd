@@ -122,7 +122,7 @@ cdef uint32_t forks() noexcept nogil
 
 cdef class Ring:
     cdef RingState state
-    cdef object memory
+    cdef Py_buffer memory
     cdef void *own_memory
     cdef readonly int number
 

@@ -468,7 +468,6 @@ cdef class Ring:
 
     def __cinit__(self, size_t page_size, int number, memory=None):
         cdef uint8_t *start
-        cdef Py_buffer view
         cdef RingState *state = &self.state
         self.number = number
         state.number = number
@@ -483,17 +482,19 @@ cdef class Ring:
                 raise MemoryError("no memory for a ring")
             start = <uint8_t *>((<size_t>self.own_memory + 63) // 64 * 64)
         else:
-            PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
-            start = <uint8_t *>view.buf
-            PyBuffer_Release(&view)
-            if view.len < ring_bytes(page_size):
-                raise BadArgument(f"a ring needs {ring_bytes(page_size)} bytes, not {view.len}")
-            self.memory = memory
+            # Held as long as the ring, so that nobody can unmap what a batch still uses.
+            PyObject_GetBuffer(memory, &self.memory, PyBUF_SIMPLE | PyBUF_WRITABLE)
+            start = <uint8_t *>self.memory.buf
+            if self.memory.len < ring_bytes(page_size):
+                raise BadArgument(
+                    f"a ring needs {ring_bytes(page_size)} bytes, not {self.memory.len}"
+                )
         state.control = <Control *>start
         _find_slots(start, state.slots, page_size, not state.is_thread)
 
     def __dealloc__(self):
         free(self.own_memory)
+        PyBuffer_Release(&self.memory)  # does nothing where there is none
 
     @property
     def ready(self) -> bool:

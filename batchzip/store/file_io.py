@@ -32,6 +32,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
+from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument
 from batchzip.lifetime import Closing
 
@@ -249,12 +250,14 @@ def _check_kind(mode: int, name: str) -> None:
 
 def _open_unnamed(folder: str) -> DescriptorIO:
     try:
-        fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        with above_standard():
+            fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         # EISDIR: a kernel or file system that takes O_TMPFILE for O_DIRECTORY alone.
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT}:
             raise
-        fd, path = tempfile.mkstemp(prefix="batchzip-", dir=folder)
+        with above_standard():
+            fd, path = tempfile.mkstemp(prefix="batchzip-", dir=folder)
         try:
             Path(path).unlink()
         except BaseException:
@@ -267,7 +270,8 @@ def _open_path(path: str) -> DescriptorIO:
     for _ in range(_TRIES):
         created = False
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with above_standard():
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             created = True
         except FileExistsError:
             try:
@@ -296,7 +300,8 @@ def _open_existing(path: str) -> int:
     _check_kind(mode, repr(path))  # before it is opened: a pipe or a tape would notice
     # O_EXCL without O_CREAT: EBUSY for a device that is mounted.
     exclusive = os.O_EXCL if stat.S_ISBLK(mode) else 0
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC | exclusive)
+    with above_standard():
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | exclusive)
 
 
 def _lock(fd: int, path: str) -> None:

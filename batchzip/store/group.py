@@ -27,6 +27,7 @@ import numpy as np
 from batchzip.checks import check_limit
 from batchzip.codecs.dictionary import DEFAULT_SIZE, SAMPLE_TIMES, train_dictionary
 from batchzip.codecs.zstd import DEFAULT_LEVEL
+from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import as_indices, as_integer, as_out, as_pages, as_range, as_room
@@ -298,7 +299,8 @@ class Group(Owned):
             table = self._table
             segment = table.share()
             table.note_codecs(self._home.codecs.given)
-            return os.open(f"/proc/self/fd/{segment.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            with above_standard():
+                return os.open(f"/proc/self/fd/{segment.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def _stored(self, index: int) -> bytes | None:
         """Read the stored bytes of a page in the backing file; None where there is none."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from batchzip.asynchronous import Threads
+from batchzip.descriptors import above_standard
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument
 from batchzip.store.codec_table import CodecTable
@@ -208,4 +209,5 @@ class Home:
 
 def _open_to_read(fd: int) -> int:
     """Open what a descriptor refers to once more, so that who is given it cannot write."""
-    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    with above_standard():
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)

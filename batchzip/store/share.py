@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchzip.descriptors import above_standard, moved_above_standard
 from batchzip.errors import BadArgument, BatchzipError
 from batchzip.store.answers import answer
 
@@ -92,11 +93,13 @@ def receive(connection: socket.socket, most: int | None = None) -> tuple[bytes, 
     """Receive a message and descriptors, which are the caller's. Raises EOFError at its end."""
     head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, MOST_DESCRIPTORS)
     try:
+        for at, fd in enumerate(descriptors):
+            descriptors[at] = moved_above_standard(fd)
         head += _exactly(connection, _LENGTH.size - len(head))
         length = _LENGTH.unpack(head)[0]
         if most is not None and length > most:
             raise EOFError(f"a message of {length} bytes")  # noqa: TRY301 - closes the descriptors
-        return _exactly(connection, length), list(descriptors)
+        return _exactly(connection, length), descriptors
     except BaseException:
         for fd in descriptors:
             os.close(fd)
@@ -138,7 +141,7 @@ class ShareServer:
     def _accept(self) -> None:
         while True:
             try:
-                connection, _ = self._listener.accept()
+                connection = _accepted(self._listener)
             except OSError:  # shut down, or out of descriptors
                 if self._ended:
                     return
@@ -221,19 +224,30 @@ def _listen() -> tuple[socket.socket, int]:
     """Make a listening socket without a name, and a descriptor by whose path it is reached."""
     with tempfile.TemporaryDirectory(prefix="batchzip-") as folder:
         # By the folder's descriptor, as a socket's path has 107 bytes at most.
-        folder_fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with above_standard():
+            folder_fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             path = f"/proc/self/fd/{folder_fd}/socket"
             listener.bind(path)
             Path(path).chmod(0o600)
             listener.listen()
-            return listener, os.open(path, os.O_PATH | os.O_CLOEXEC)
+            with above_standard():
+                return listener, os.open(path, os.O_PATH | os.O_CLOEXEC)
         except BaseException:
             listener.close()
             raise
         finally:
             os.close(folder_fd)
+
+
+def _accepted(listener: socket.socket) -> socket.socket:
+    """Wait for a connection. Raises OSError: shut down, or out of descriptors."""
+    connection, _ = listener.accept()
+    if connection.fileno() > 2:
+        return connection
+    with connection, above_standard():
+        return connection.dup()
 
 
 def as_address(where: object) -> str:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from batchzip.descriptors import above_standard
 from batchzip.errors import (
     BadArgument,
     ClosedError,
@@ -86,7 +87,8 @@ class _Owner:
                 f"an address is like /proc/<pid>/fd/<n>, as store.share().address: {address!r} is not"
             )
         self._lock = threading.Lock()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with above_standard():
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(_ANSWER_S)
         try:
             self._socket.connect(address)
@@ -105,7 +107,8 @@ class _Owner:
         self._poll.register(self._socket, select.POLLIN)
         # A child that the owner forked may hold the connection open: the process is what tells.
         try:
-            self._process = os.pidfd_open(pid)
+            with above_standard():
+                self._process = os.pidfd_open(pid)
         except BaseException:
             self._socket.close()
             raise

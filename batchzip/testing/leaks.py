@@ -86,13 +86,13 @@ class LeakCheck:
 
 
 def start_resource_trackers() -> None:
-    """Start the helper processes of multiprocessing and loky now, so that no check sees them come."""
+    """Start the helper process of multiprocessing now, so that no check sees it come.
+
+    No backend of batchzip's needs it, but programs around it may.
+    """
     from multiprocessing import resource_tracker  # noqa: PLC0415 - only who asks for it pays
 
-    from loky.backend import resource_tracker as loky_tracker  # noqa: PLC0415
-
     resource_tracker.ensure_running()
-    loky_tracker.ensure_running()
 
 
 def is_alive(pid: int) -> bool:

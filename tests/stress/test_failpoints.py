@@ -44,9 +44,9 @@ def only_hung_workers_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notice soon that a worker hangs, and on a slow machine never take one for it that works."""
     kill = Supervisor.kill
 
-    def kill_if_stopped(self: Supervisor, ring: Ring) -> None:
+    def kill_if_stopped(self: Supervisor[Ring], ring: Ring) -> None:
         for place in self._workers:
-            if place.ring is ring and state(place.process.pid) == "T":
+            if place.ring is ring and place.process and state(place.process.pid) == "T":
                 kill(self, ring)
 
     monkeypatch.setattr(Supervisor, "kill", kill_if_stopped)

@@ -34,9 +34,9 @@ os.setgroups([]); os.setgid(65534); os.setuid(65534)
 resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 """,
     "no process": """
-import _posixsubprocess
-def fail(*_): raise BlockingIOError(11, "Resource temporarily unavailable")
-_posixsubprocess.fork_exec = fail
+import subprocess
+def fail(*_, **__): raise BlockingIOError(11, "Resource temporarily unavailable")
+subprocess.Popen = fail
 """,
     "no memory for a ring": """
 import re, resource
@@ -53,19 +53,14 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
 
 
 _STARVE = """
-from loky.backend import fork_exec
-start = fork_exec.fork_exec
-def start_starved(command, fds, env=None):
-    return start(["/bin/sh", "-c", 'ulimit -v 16000; exec "$@"', "sh", *command], fds, env)
-fork_exec.fork_exec = start_starved
+from batchzip_workers import launch
+interpreter = launch._interpreter
+launch._interpreter = lambda: ["/bin/sh", "-c", 'ulimit -v 16000; exec "$@"', "sh", *interpreter()]
 """
 
 _DIE = """
-from loky.backend import fork_exec
-start = fork_exec.fork_exec
-def start_dying(command, fds, env=None):
-    return start(["/bin/sh", "-c", "kill -9 $$"], fds, env)
-fork_exec.fork_exec = start_dying
+from batchzip_workers import launch
+launch._interpreter = lambda: ["/bin/sh", "-c", "kill -9 $$"]
 """
 
 _TRAIN = """

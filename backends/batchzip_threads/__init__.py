@@ -1,0 +1,117 @@
+"""The threads backend: lanes that are threads of the core and never take the GIL.
+
+Nothing is copied on the way to a lane, and nothing is started but threads. It takes codecs that are C
+functions (`batchzip algorithms` says which). A codec in Python would have its threads take turns, so
+it is refused: the workers backend is for those.
+
+Rejected: Python threads that call the codec without the GIL. Handing the GIL over costs more than a
+page of 4 KiB takes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+import weakref
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from batchzip.backend import is_native
+from batchzip.core.ring import ThreadLanes
+from batchzip.errors import BackendUnavailable, BadArgument, WorkerWarning
+from batchzip.lanes import LanesBackend
+
+if TYPE_CHECKING:
+    from batchzip.codecs import Codec
+    from batchzip.core.ring import Ring
+    from batchzip.statistics import Statistics
+
+__all__ = ["ThreadsBackend"]
+
+_RETRY_S = 1.0
+"""Seconds until threads that could not be started are tried again."""
+
+
+class ThreadsBackend(LanesBackend):
+    """Compresses in `workers` threads besides the caller; default: usable CPUs − 1, 1 to 15.
+
+    Opening it raises BackendUnavailable for a codec in Python.
+    """
+
+    name = "threads"
+
+    def __init__(self, *, workers: int | None = None, isolate: bool = False) -> None:
+        if isolate:
+            raise BadArgument("threads share the owner's memory: isolate=True needs 'workers'")
+        super().__init__(workers=workers)
+        self._lanes: ThreadLanes | None = None
+        self._starting = threading.Lock()
+        self._retry_at = 0.0
+        self._warned = False
+
+    def open(self, codec: Codec, page_size: int) -> None:
+        """Start the threads. Raise BackendUnavailable for a codec in Python."""
+        if not is_native(codec):
+            raise BackendUnavailable(
+                f"{codec.algorithm} runs in Python here, where threads take turns: use backend='workers'"
+            )
+        super().open(codec, page_size)
+        self._start()
+
+    def _start(self) -> None:
+        """Start the threads unless it is too early; where that fails, warn once."""
+        if time.monotonic() < self._retry_at or not self._starting.acquire(blocking=False):
+            return
+        try:
+            if self._lanes is None and not self._closed:
+                lanes = ThreadLanes(self.codec, self.page_size, self.workers)
+                self._stop = weakref.finalize(self, lanes.close)
+                self.at_child_exit(self._stop)
+                self._lanes = lanes
+        except OSError as error:
+            self._retry_at = time.monotonic() + _RETRY_S
+            self._warn_once(error)
+        finally:
+            self._starting.release()
+
+    def _warn_once(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"batchzip: threads could not be started ({error}); meanwhile their work is done by the caller",
+                WorkerWarning,
+                stacklevel=6,
+            )
+
+    @property
+    def rings(self) -> tuple[Ring, ...]:
+        """The rings of the threads."""
+        if self._lanes is None:
+            self._start()
+        lanes = self._lanes
+        return () if lanes is None else lanes.rings
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until every thread takes work; False when time is up or they cannot be started."""
+        deadline = time.monotonic() + timeout_s
+        while not all(ring.ready for ring in self.rings) and time.monotonic() < deadline:
+            time.sleep(0.0001)
+        return len(self.rings) == self.workers and all(ring.ready for ring in self.rings)
+
+    def statistics(self) -> Statistics:
+        """Add up what was done by callers and by the threads."""
+        totals: tuple[Counter[str], Counter[str]] = Counter(), Counter()
+        lanes = self._lanes
+        for ring in () if lanes is None else lanes.rings:
+            figures = ring.figures()
+            for total, kind in zip(totals, ("compressed", "restored"), strict=True):
+                for name in ("pages", "bytes_in", "bytes_out"):
+                    total[name] += figures[f"{kind}_{name}"]
+        return self.add_statistics(totals)
+
+    def close(self) -> None:
+        """Finish every request, then end the threads."""
+        self.close_requests()
+        if self._lanes is not None:
+            self._stop()

@@ -1,0 +1,56 @@
+"""Startup: what a worker's process does before its work.
+
+A worker dies with its owner: PR_SET_PDEATHSIG delivers SIGKILL when the thread that started it ends,
+which is the supervisor's and lives as long as the backend; getppid is looked at afterwards, for an
+owner that died before. SIGINT is the owner's matter and ignored.
+
+Little is imported here: a worker is back after a death in the time that Python takes to start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FAILED_EXIT = 70
+"""Exit status (EX_SOFTWARE) after an exception that is no page's."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run(
+    memory: int, owner_pid: int, module: str, arguments: Sequence[object], fds: Sequence[int]
+) -> None:
+    """Run `module.main(*arguments)`; an exception is told to the owner, behind its task in `memory`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != owner_pid:
+        return
+    try:
+        for fd in (memory, *fds):  # not for what a codec starts
+            os.set_inheritable(fd, False)
+        _open_standard()
+        main = import_module(module).main
+        main(*arguments)
+    except Exception as error:  # noqa: BLE001 - nobody here would catch it
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        os.lseek(memory, 0, os.SEEK_END)
+        os.write(memory, reason.encode(errors="replace"))
+        sys.exit(FAILED_EXIT)
+
+
+def _open_standard() -> None:
+    """Lead stdin to /dev/null, and what the owner has closed: nothing of ours is opened there."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    while null <= 2:
+        null = os.open(os.devnull, os.O_RDWR)
+    os.close(null)

@@ -1,0 +1,95 @@
+"""Descriptors of ours are never 0, 1 or 2.
+
+A program that closed its standard streams, as daemons do, gets these numbers for whatever is opened next.
+What somebody then writes to stdout or stderr would land there: in a page, in a table, in a socket.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STANDARD = range(3)
+
+
+class _Plugs:
+    """What leads from closed standard descriptors to /dev/null while somebody needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a signal handler may come here again
+        self._users = 0
+        self._fds: list[int] = []
+
+    def take(self) -> bool:
+        """Open what is closed, for a user more; False where nothing is, and nobody needs to know."""
+        with self._lock:
+            if not self._users and all(map(_is_open, _STANDARD)):
+                return False
+            while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) in _STANDARD:
+                self._fds.append(fd)
+            os.close(fd)
+            self._users += 1
+            return True
+
+    def leave(self) -> None:
+        """Close them with the last user."""
+        with self._lock:
+            self._users -= 1
+            while self._fds and not self._users:
+                os.close(self._fds.pop())
+
+
+_plugs = _Plugs()
+
+
+@contextmanager
+def above_standard() -> Iterator[None]:
+    """See that descriptors made meanwhile are above 2.
+
+    Those of 0, 1 and 2 that are closed lead to /dev/null meanwhile, and are closed again afterwards.
+    `mmap` keeps a duplicate that it makes itself, at the lowest free number: nobody can move that one.
+
+    Raises OSError(EMFILE) where they cannot be opened.
+    """
+    plugs = _plugs
+    taken = plugs.take()
+    try:
+        yield
+    finally:
+        if taken:
+            plugs.leave()
+
+
+def moved_above_standard(fd: int) -> int:
+    """Move a descriptor that a call has made for which one waits; its number from now on.
+
+    Raises OSError(EMFILE); the descriptor is as it was then.
+    """
+    if fd not in _STANDARD:
+        return fd
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(_STANDARD))
+    os.close(fd)
+    return moved
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.get_inheritable(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _forget() -> None:
+    """Begin anew in a forked child: another thread may have held the lock; plugs stay as they are."""
+    global _plugs  # noqa: PLW0603 - whoever is inside in this thread has the old ones
+    _plugs = _Plugs()
+
+
+os.register_at_fork(after_in_child=_forget)
