@@ -14,8 +14,9 @@ from batchzip import CompressBatch, Engine
 from batchzip.testing import BackendContract
 from batchzip.testing.plain import make_layered_codec
 from batchzip_sequential import SequentialBackend
+from batchzip_threads import ThreadsBackend
 from batchzip_workers.backend import WorkersBackend
-from batchzip_workers.balance import Balance
+from dividing import divide_always
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 FEW: list[str | Callable[[], Codec]] = ["lz4", "zstd", "deflate", make_layered_codec]
 """Of two libraries, one that does not always make the same bytes, and all layers. The reference has all."""
+
+NATIVE: list[str | Callable[[], Codec]] = ["lz4", "zstd", "lz4hc", make_layered_codec]
 
 
 class TestSequential(BackendContract):
@@ -41,25 +44,55 @@ class TestOneWorker(BackendContract):
         return WorkersBackend(workers=1)
 
 
-class TestThreeWorkersThatAlwaysGetTheirShare(BackendContract):
+class GetTheirShare(BackendContract):
+    """Lanes that always get their share, whatever it costs."""
+
+    @classmethod
+    def make_engine(cls, algorithm: str | Codec = "lz4", page_size: int = 4096) -> Engine:
+        with pytest.MonkeyPatch.context() as patch:
+            divide_always(patch)
+            return super().make_engine(algorithm, page_size)
+
+
+class TestThreeWorkersThatAlwaysGetTheirShare(GetTheirShare):
     codecs = FEW
 
     @classmethod
     def make_backend(cls) -> Backend:
         return WorkersBackend(workers=3)
 
-    @pytest.fixture(autouse=True)
-    def hand_over_whatever_it_costs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
+
+class TestIsolatedWorkers(BackendContract):
+    codecs = FEW
+
+    @classmethod
+    def make_backend(cls) -> Backend:
+        return WorkersBackend(workers=2, isolate=True)
+
+
+class TestOneThread(BackendContract):
+    codecs = NATIVE
+
+    @classmethod
+    def make_backend(cls) -> Backend:
+        return ThreadsBackend(workers=1)
+
+
+class TestThreeThreadsThatAlwaysGetTheirShare(GetTheirShare):
+    codecs = NATIVE
+
+    @classmethod
+    def make_backend(cls) -> Backend:
+        return ThreadsBackend(workers=3)
 
 
 @pytest.mark.parametrize("_time", range(3))
 def test_a_page_that_killed_its_worker_is_never_run_in_the_owner(
     _time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
+    divide_always(monkeypatch)
     pages = np.zeros((16, 4096), np.uint8)
-    pages[1, :4] = np.frombuffer(KILL, np.uint8)  # odd pages are the worker's
+    pages[1, :4] = np.frombuffer(KILL, np.uint8)  # the first half of the pages is the worker's
     with Engine(FaultyCodec(os.getpid()), backend="workers", workers=1) as engine:
         assert engine.wait_ready(60)
         batch = CompressBatch(pages)

@@ -20,7 +20,7 @@ from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.testing.leaks import is_alive
 from batchzip.testing.plain import PAGE, SLACK_S, check_compressed, check_round_trip
 from batchzip_workers import backend as backend_module
-from batchzip_workers import under_way
+from batchzip.lanes import watch
 from batchzip_workers.backend import WorkersBackend
 from batchzip_workers.balance import Balance
 
@@ -146,7 +146,7 @@ def test_a_deadline_passes_in_the_queue_while_a_worker_hangs(
     assert (late.wait(SLACK_S).errors == -errno.ETIMEDOUT).all()
     assert not hanging.done()
     assert not waiting.done()
-    monkeypatch.setattr(under_way, "HANG_S", 0.1)
+    monkeypatch.setattr(watch, "HANG_S", 0.1)
     assert not hanging.wait(SLACK_S).errors.any()
     assert not waiting.wait(SLACK_S).errors.any()
     check_usable(stopping)
@@ -166,7 +166,7 @@ def test_a_deadline_passes_while_the_lane_waits_for_another_request_that_hangs(
     check_compressed(stopping, free.wait(SLACK_S), pages)
     assert check_timed_out(stopping, behind.wait(SLACK_S), pages) == 0
     assert not hanging.done()
-    monkeypatch.setattr(under_way, "HANG_S", 0.1)
+    monkeypatch.setattr(watch, "HANG_S", 0.1)
     assert not hanging.wait(SLACK_S).errors.any()
     check_usable(stopping)
 
@@ -185,7 +185,7 @@ def test_a_request_behind_one_that_hangs_is_done_as_soon_as_its_own_shares_are(
         hold.release()
         await_true(lambda: sum(request.done() for request in others) >= 11)
         assert not hanging.done()  # at most one of the others has a share behind it
-        monkeypatch.setattr(under_way, "HANG_S", 0.1)
+        monkeypatch.setattr(watch, "HANG_S", 0.1)
         for request in others:
             check_compressed(engine, request.wait(SLACK_S), pages)
         assert not hanging.wait(SLACK_S).errors.any()
@@ -195,7 +195,7 @@ def test_a_request_behind_one_that_hangs_is_done_as_soon_as_its_own_shares_are(
 def test_nothing_is_written_to_an_arena_after_the_deadline(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(under_way, "GRACE_S", 0.02)
+    monkeypatch.setattr(watch, "GRACE_S", 0.02)
     pages = some_pages(64)
     with Engine(SlowCodec(0.005), backend="workers", workers=1) as engine:
         assert engine.wait_ready(SLACK_S)

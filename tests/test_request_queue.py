@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from batchzip import ClosedError, CompressBatch, DecompressBatch, EngineBusy, Request
 from batchzip.testing.plain import SLACK_S
-from batchzip_workers import under_way
-from batchzip_workers.queue import RequestQueue
+from batchzip.lanes import watch
+from batchzip.lanes.queue import RequestQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip_workers import backend as backend_module
 from batchzip_workers import place as place_module
 from batchzip_workers import supervisor as supervisor_module
-from batchzip_workers import under_way
+from batchzip.lanes import watch
 from batchzip_workers.backend import WorkersBackend
 from batchzip_workers.balance import Balance
 from batchzip_workers.layout import POSTED, READY
@@ -208,7 +208,7 @@ def test_pages_that_met_a_kill_wait_for_workers_that_die_as_they_start(
 def test_a_worker_that_hangs_is_killed_and_its_share_run_again(
     faulty: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(under_way, "HANG_S", 0.3)
+    monkeypatch.setattr(watch, "HANG_S", 0.3)
     (first,) = faulty.worker_pids
     check_round_trip(faulty, marked(some_pages(8), STOP_ONCE, 3))
     await_true(lambda: not is_alive(first), "the stopped worker's end")

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from batchzip.backend import Backend
-from batchzip.codecs.context import COMPRESS, DECOMPRESS
 from batchzip.errors import BadArgument, ClosedError, MissingExtra
+from batchzip.lanes.queue import RequestQueue
 from batchzip.request import Request
-from batchzip.statistics import Tally
-from batchzip_workers.queue import RequestQueue
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -80,7 +79,7 @@ class DaskBackend(Backend):
         except ModuleNotFoundError as error:
             raise MissingExtra("the dask backend", str(error.name), "dask") from None
         self.workerless_s = workerless_s
-        self.worked = Tally(), Tally()
+        self.worked: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         """What the cluster did, by operation; the lane's thread writes it."""
         self._cluster = Cluster(cluster, connect_timeout_s=connect_timeout_s)
         self._lane: Lane | None = None
@@ -125,7 +124,6 @@ class DaskBackend(Backend):
         """Do a batch; one page in the calling thread."""
         if len(batch) == 1:
             self.run_inline(batch)
-            self.count(batch)
         else:
             self.run(batch)
 
@@ -156,14 +154,9 @@ class DaskBackend(Backend):
         lane.wake()
         return lane
 
-    def count_divided(self, batch: Batch) -> None:
-        """Count a batch that the cluster did."""
-        self.context().tallies[batch.operation].divided += 1
-        self.count(batch)
-
     def statistics(self) -> Statistics:
         """Add up what was done here and by the cluster."""
-        return self._statistics([self.worked[COMPRESS], self.worked[DECOMPRESS]])
+        return self.add_statistics(self.worked)
 
     def close(self) -> None:
         """Finish every request, then let go of the cluster, whose workers go on."""

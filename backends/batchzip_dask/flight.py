@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.codecs.context import COMPRESS
+from batchzip.batch import CompressBatch
+from batchzip.errors import BackendUnavailable
 from batchzip_dask.share import Share
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Sequence
 
     from batchzip.batch import Batch
     from batchzip.request import Request
-    from batchzip.statistics import Tally
     from batchzip_dask.share import Outcome
 
 MOST_BYTES = 4 << 20
@@ -78,21 +79,25 @@ class Flight:
             lengths=np.fromiter(map(len, inputs), np.uint32, len(inputs)),
         )
 
-    def accept(self, indices: Sequence[int], outcome: Outcome, tally: Tally) -> None:
-        """Take what became of a share, and count it."""
+    def accept(
+        self, indices: Sequence[int], outcome: Outcome, worked: tuple[Counter[str], Counter[str]]
+    ) -> None:
+        """Take what became of a share, and count it.
+
+        Raise BackendUnavailable where that cannot be right: a worker runs another version, maybe.
+        """
         batch = self.request.batch
-        results = outcome.results
-        failed = int(np.count_nonzero(results < 0))
         data = memoryview(outcome.data).cast("B")  # type: ignore[arg-type] # an array is a buffer
-        batch.accept_packed(indices, data, results, failed, len(data))
-        done = int(results[results > 0].sum())
-        tally.pages += len(indices)
-        tally.bytes_in += (
-            len(indices) * batch.page_size
-            if batch.operation == COMPRESS
-            else sum(map(len, batch.inputs(indices)))
+        if len(outcome.results) != len(indices) or not batch.accept(indices, data, outcome.results):
+            raise BackendUnavailable("a worker returned lengths that cannot be right")
+        compresses = batch.operation == CompressBatch.operation
+        worked[batch.operation].update(
+            pages=len(indices),
+            bytes_in=len(indices) * batch.page_size
+            if compresses
+            else sum(map(len, batch.inputs(indices))),
+            bytes_out=int(outcome.results[outcome.results > 0].sum()),
         )
-        tally.bytes_out += done
 
     def give_up(self, code: int) -> None:
         """Drop what is out; every page that is not done gets the negative errno `code`."""

@@ -37,10 +37,10 @@ from batchzip_dask.flight import Flight
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from batchzip.lanes import RequestQueue
     from batchzip_dask.backend import DaskBackend
     from batchzip_dask.cluster import Cluster
     from batchzip_dask.share import Outcome
-    from batchzip_workers.queue import RequestQueue
 
     Arrival: TypeAlias = tuple[Flight, int, Outcome | BaseException]
 
@@ -133,16 +133,17 @@ class Lane:
 
     def _take_up(self) -> bool:
         """Take up the next request; whether there was one."""
-        requests = self._requests.take(1, wait=False)
-        for request in requests:
-            if not request.take_up():
-                self._requests.leave(request.pages)  # it was cancelled
-                continue
-            if not self._flights:
-                self._look_at, self._workerless_since = 0.0, math.inf
-            self._flights.append(Flight(request, self._codec, self._threads))
-            self._expire()
-        return bool(requests)
+        request = self._requests.take(wait=False)
+        if request is None:
+            return False
+        if not request.take_up():
+            self._requests.leave(request.pages)  # it was cancelled
+            return True
+        if not self._flights:
+            self._look_at, self._workerless_since = 0.0, math.inf
+        self._flights.append(Flight(request, self._codec, self._threads))
+        self._expire()
+        return True
 
     def _hand_out(self, flight: Flight, indices: Sequence[int]) -> None:
         self._number = number = self._number + 1
@@ -176,9 +177,7 @@ class Lane:
                     f"a worker of the cluster at {self._cluster.address} cannot do a share: {outcome!r}"
                 ) from outcome
             else:
-                flight.accept(
-                    indices, outcome, self._backend.worked[flight.request.batch.operation]
-                )
+                flight.accept(indices, outcome, self._backend.worked)
         except BaseException as error:  # noqa: BLE001 - raised where the request is waited for
             self._end(flight, error)
         else:
@@ -203,7 +202,7 @@ class Lane:
         if error is not None:
             self._give_up(flight, -errno.EOWNERDEAD)
         request = flight.request
-        self._backend.count_divided(request.batch)
+        self._backend.count_elsewhere(request.batch, divided=True)
         # First, so that a callback finds room for the next.
         self._requests.leave(request.pages)
         request.finish(error)

@@ -6,7 +6,7 @@
       lengths  uint32: bytes of each
 
 `data`, `lengths` and `results` are arrays: pickle 5 hands them over as buffers beside the message, so a
-share is a few frames whatever its number of pages. What is about `accept_packed` holds for `data`.
+share is a few frames whatever its number of pages. What is said of `Batch.accept` holds for `data`.
 
 A worker's thread keeps the codec contexts that it used last, as making one takes longer than most
 shares.
@@ -14,27 +14,25 @@ shares.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from distributed.protocol import pickle
 
 from batchzip import buffers
-from batchzip.codecs.context import COMPRESS, Context
+from batchzip.batch import CompressBatch, DecompressBatch
+from batchzip.core.coder import Coders
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from batchzip.batch.descriptor import Results
+    from batchzip.batch import Batch
     from batchzip.buffers import Bytes
 
-_CONTEXTS = 8
-"""Codec contexts a thread keeps: several engines use one cluster, and each holds some 100 KiB."""
-
-_local = threading.local()
+_CODECS = 8
+"""Codecs that a process keeps ready: several engines use one cluster, and each holds some 100 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,46 +52,32 @@ class Share:
 class Outcome:
     """What became of a share."""
 
-    results: Results
+    results: npt.NDArray[np.int32]
     data: Bytes
 
 
 def run_share(share: Share) -> Outcome:
     """Do a share; a page that fails has its negative errno and hides no other."""
-    context = _context(share.codec, share.page_size)
     flat = buffers.flat(share.data)
     inputs, at = [], 0
     for length in share.lengths.tolist():
         inputs.append(flat[at : at + length])
         at += length
-    results = np.zeros(len(inputs), np.int32)
-    everything = range(len(inputs))
-    if share.operation == COMPRESS:
+    coders = _coders(share.codec, share.page_size)
+    batch: Batch
+    if share.operation == CompressBatch.operation:
         capacity = min(share.capacity, 2 * share.page_size)
-        data = np.empty(len(inputs) * capacity, np.uint8)
-        lengths = buffers.flat(results.view(np.uint8)).cast("I")
-        errors = context.compress_into(inputs, buffers.flat(data), 0, lengths, everything, capacity)
-        data = data[: int(results.sum())].copy()  # what is sent is no view of the whole room
+        batch = packed = CompressBatch(inputs, page_size=share.page_size, capacity=capacity)
+        packed.pointers.run(coders)
+        data = np.frombuffer(b"".join(packed.outputs()), np.uint8)
     else:
-        data = np.zeros(len(inputs) * share.page_size, np.uint8)
-        errors = context.decompress_into(inputs, buffers.flat(data), share.page_size, everything)
-        results.fill(share.page_size)
-    for index, code in errors.items():
-        results[index] = code
+        batch = restored = DecompressBatch(inputs, page_size=share.page_size)
+        restored.pointers.run(coders)
+        data = restored.pages.reshape(-1)
+    results = np.where(batch.errors != 0, batch.errors, batch.dlens.astype(np.int32))
     return Outcome(results, data)
 
 
-def _context(codec: bytes, page_size: int) -> Context:
-    contexts: OrderedDict[tuple[bytes, int], Context]
-    try:
-        contexts = _local.contexts
-    except AttributeError:
-        contexts = _local.contexts = OrderedDict()
-    key = codec, page_size
-    context = contexts.pop(key, None)
-    if context is None:
-        context = Context(pickle.loads(codec), page_size)
-        if len(contexts) == _CONTEXTS:
-            contexts.popitem(last=False)
-    contexts[key] = context
-    return context
+@lru_cache(_CODECS)
+def _coders(codec: bytes, page_size: int) -> Coders:
+    return Coders(pickle.loads(codec), page_size)

@@ -5,25 +5,25 @@ Here all share one pool, and each entry has the number of its codec: how it is r
 entry, never by a current setting. Equal codecs have one number. Number 0 is no codec: the stored bytes
 are the page.
 
-Decompressors belong to a thread each (sharing a zstandard one crashes), and are made when first used.
+Pages of an engine's codec are restored, and counted, by that engine while it is open. Its codec is made
+ready here when a page is to be restored after that.
 
 Locks: `number_of` is called under the store's lock; `decompress` takes none.
 """
 
 from __future__ import annotations
 
-import errno
-import threading
 from typing import TYPE_CHECKING
 
-from batchzip.errors import BadArgument, PageError
+from batchzip.core.coder import Coders
+from batchzip.errors import BadArgument, ClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from batchzip.buffers import Flat
     from batchzip.codecs import Codec
-    from batchzip.codecs.codec import Transcode
+    from batchzip.engine import Engine
 
 NO_CODEC = 0
 """The number of entries whose stored bytes are the page itself."""
@@ -41,7 +41,8 @@ class CodecTable:
         """How many numbers were given out."""
         self.reused = 0
         """How many of them had been another codec's."""
-        self._threads = threading.local()
+        self._engines: dict[int, Engine] = {}
+        self._made: dict[int, Coders] = {}
 
     def __getitem__(self, number: int) -> Codec:
         return self._codecs[number]
@@ -76,32 +77,20 @@ class CodecTable:
         """The codecs by number."""
         return dict(self._codecs)
 
-    def decompressor(self, number: int) -> Transcode:
-        """Make or find the calling thread's decompressor for that number."""
-        codec = self._codecs[number]
-        try:
-            made: dict[int, tuple[Codec, Transcode]] = self._threads.made
-        except AttributeError:
-            made = self._threads.made = {}
-        found = made.get(number)
-        if found is None or found[0] is not codec:
-            found = made[number] = codec, codec.decompressor(self.page_size)
-        return found[1]
+    def adopt(self, number: int, engine: Engine) -> None:
+        """Have pages of that number restored by an engine while it is open."""
+        self._engines[number] = engine
 
     def decompress(self, number: int, stored: Flat) -> bytes:
-        """Restore one page. Raises PageError: -EBADMSG, -ENOMEM."""
-        try:
+        """Restore one page. Raise PageError: -EBADMSG, -ENOMEM."""
+        codec = self._codecs[number]
+        engine = self._engines.get(number)
+        if engine is not None and engine.codec == codec:
             try:
-                codec, decompress = self._threads.made[number]
-                if codec is not self._codecs[number]:
-                    decompress = self.decompressor(number)
-            except (AttributeError, KeyError):
-                decompress = self.decompressor(number)
-            page: bytes = decompress(stored)
-        except MemoryError:
-            raise PageError(0, -errno.ENOMEM) from None
-        except Exception:  # noqa: BLE001 - whatever a codec raises means the same here
-            raise PageError(0, -errno.EBADMSG) from None
-        if len(page) != self.page_size:
-            raise PageError(0, -errno.EBADMSG)
-        return page
+                return engine.decompress_page(stored)
+            except ClosedError:
+                self._engines.pop(number, None)
+        made = self._made.get(number)
+        if made is None or made.codec is not codec:
+            made = self._made[number] = Coders(codec, self.page_size)
+        return made.decompress_page(stored)

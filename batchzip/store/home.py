@@ -19,6 +19,8 @@ import numpy as np
 
 from batchzip.asynchronous import Threads
 from batchzip.descriptors import above_standard
+from batchzip.backend import is_native
+from batchzip.codecs import make_codec
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument
 from batchzip.store.codec_table import CodecTable
@@ -84,6 +86,7 @@ class Home:
             )
         with self.lock:
             number = self.codecs.number_of(engine.codec, self._numbers())
+            self.codecs.adopt(number, engine)
             for ledger in self.objects.ledgers:
                 ledger.table.note_codecs(self.codecs.given)
             writer = FolioWriter(
@@ -108,7 +111,7 @@ class Home:
             if engine is None or engine.closed:
                 engine = self._engines[key] = Engine(
                     algorithm,
-                    backend=self.writer.engine.backend.name,
+                    backend=_backend_for(algorithm, parameters, self.writer.engine),
                     page_size=self.page_size,
                     **parameters,  # type: ignore[arg-type] # the engine checks them
                 )
@@ -211,3 +214,11 @@ def _open_to_read(fd: int) -> int:
     """Open what a descriptor refers to once more, so that who is given it cannot write."""
     with above_standard():
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _backend_for(algorithm: str, parameters: dict[str, object], engine: Engine) -> str:
+    """Return the backend of an engine that compresses again: that of the first if it can."""
+    name = engine.backend.name
+    if name == "threads" and not is_native(make_codec(algorithm, **parameters)):
+        return "auto"
+    return name

@@ -18,7 +18,7 @@ from stress.load import (
 
 from batchzip import Engine
 from batchzip_workers import ring as ring_module
-from batchzip_workers import under_way
+from batchzip.lanes import watch
 from batchzip_workers.failpoints import ACTIONS, STEPS, armed, waiting
 from batchzip_workers.supervisor import Supervisor
 
@@ -50,7 +50,7 @@ def only_hung_workers_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
                 kill(self, ring)
 
     monkeypatch.setattr(Supervisor, "kill", kill_if_stopped)
-    monkeypatch.setattr(under_way, "HANG_S", 0.05)
+    monkeypatch.setattr(watch, "HANG_S", 0.05)
     # An owner that waits sleeps at once, so that its bell is rung.
     monkeypatch.setattr(ring_module, "SPIN_S", 0.0)
 

@@ -13,7 +13,7 @@ from stress.load import KINDS, Load, await_true, is_alive, state
 
 from batchzip import CompressBatch, Engine
 from batchzip_workers import supervisor as supervisor_module
-from batchzip_workers import under_way
+from batchzip.lanes import watch
 from batchzip_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def test_asking_for_workers_never_fails_while_they_die() -> None:
 def test_a_worker_that_hangs_on_an_interrupted_share_is_killed_by_a_later_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(under_way, "HANG_S", 0.2)
+    monkeypatch.setattr(watch, "HANG_S", 0.2)
     with Engine("lz4", backend="workers", workers=1) as engine:
         assert engine.wait_ready()
         load = Load(engine.codec, 64)

@@ -20,7 +20,7 @@ from stress.load import (
 )
 
 from batchzip import CompressBatch, Engine
-from batchzip_workers import under_way
+from batchzip.lanes import watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ PAGES = 24
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     # Nothing here hangs, so no worker that is slow to answer shall be killed for it.
-    monkeypatch.setattr(under_way, "GRACE_S", HANG_LIMIT_S)
+    monkeypatch.setattr(watch, "GRACE_S", HANG_LIMIT_S)
     with Engine("lz4", backend="workers", workers=2) as engine:
         assert engine.wait_ready()
         yield engine

@@ -16,7 +16,7 @@ from stress.load import KINDS, Load, assert_all_slots_are_free
 
 from batchzip import Engine
 from batchzip_workers import supervisor as supervisor_module
-from batchzip_workers import under_way
+from batchzip.lanes import watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +105,7 @@ def test_no_result_is_wrong_while_workers_are_killed_and_stopped(
     pytestconfig: pytest.Config,
     report: Callable[[str], None],
 ) -> None:
-    monkeypatch.setattr(under_way, "HANG_S", 0.3)
+    monkeypatch.setattr(watch, "HANG_S", 0.3)
     monkeypatch.setattr(supervisor_module, "START_S", 3.0)
     seconds = 0.0 if batches < 1000 else pytestconfig.getoption("--stress-s")
     with ExitStack() as stack:

@@ -78,7 +78,6 @@ class ThreadBackend(Backend):
                 continue  # it was cancelled
             try:
                 self.run_inline(request.batch, request.deadline)
-                self.count(request.batch)
             except Exception as error:  # noqa: BLE001 - raised where the request is waited for
                 request.finish(error)
             else:
