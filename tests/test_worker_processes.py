@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lz4
 import pytest
 
 import batchzip
@@ -181,6 +182,24 @@ def test_workers_work_without_site() -> None:
 
 def test_pythonsafepath_and_python_options_in_the_environment_are_honoured(tmp_path: Path) -> None:
     done = run(["-c", PRINT_PATH], env={**os.environ, "PYTHONSAFEPATH": "1"}, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_workers_find_batchzip_where_only_the_current_directory_has_it(tmp_path: Path) -> None:
+    """As in a checkout that is not installed: then it is looked at last."""
+    for package in ("batchzip", "batchzip_workers"):
+        (tmp_path / package).symlink_to(Path(sys.modules[package].__path__[0]))
+    packages = Path(lz4.__path__[0]).parent
+    source = (
+        f"import sys; sys.path.append({str(packages)!r})\n"
+        "from batchzip import Engine\n"
+        "from batchzip.codecs.lz4 import Lz4\n"
+        "from batchzip_workers.backend import WorkersBackend\n"
+        "with open('types.py', 'w') as file: file.write('raise ImportError(\"planted\")')\n"
+        "with Engine(Lz4(), backend=WorkersBackend(workers=1)) as engine:\n"
+        "    assert engine.wait_ready(), engine.backend._supervisor.failure\n"
+    )
+    done = run(["-S", "-c", source], cwd=tmp_path)  # without site, no editable install is found
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -389,6 +408,20 @@ def test_a_start_without_room_for_the_process_leaves_nothing(
 def test_arguments_that_cannot_be_passed_leave_nothing() -> None:
     with pytest.raises(ValueError, match="unmarshallable"):
         launch(Task("batchzip_workers.worker", (object(),)))
+
+
+def test_workers_work_where_somebody_else_reaps_every_child() -> None:
+    source = BEGIN + (
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "with Engine('lz4', backend='workers', workers=1) as engine:\n"
+        "    assert engine.wait_ready()\n"
+        "    os.kill(engine.worker_pids[0], signal.SIGKILL)\n"
+        "    while not engine.statistics.restarts: time.sleep(0.001)\n"
+        "    assert engine.wait_ready()\n"
+        "    check(engine)\n"
+    )
+    done = run(["-c", source])
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_process_is_killed_from_any_thread_and_never_another() -> None:

@@ -9,6 +9,8 @@ runner.py      what a worker does with one: check it, run the codec, leave the r
 placement.py   keeps a worker off its owner's CPU
 balance.py     decides from measurements whether a share is worth handing over
 launch.py      starts one worker's process
+startup.py     what that process does before its work
+pickled.py     a codec as bytes for a worker
 place.py       one worker's place: who has it, how often starting one failed, what it did
 supervisor.py  starts the workers, notices deaths, starts them again, stops them
 queue.py       requests that wait, in a fair order and bounded
