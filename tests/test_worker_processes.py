@@ -474,6 +474,19 @@ def _is_running(pid: int) -> bool:
 # What a worker costs
 
 
+def test_a_worker_imports_little_before_its_work(tmp_path: Path) -> None:
+    (tmp_path / "shows_modules.py").write_text(
+        "import os, sys\ndef main(fd): os.write(fd, ' '.join(sys.modules).encode())\n"
+    )
+    path = f"import sys; sys.path[:] = {[*sys.path, str(tmp_path)]!r}\n"
+    source = SHOW_FLAGS.format(folder=str(tmp_path)).replace("shows_flags", "shows_modules")
+    done = run(["-S", "-c", path + source])
+    assert (done.returncode, done.stderr) == (0, "")
+    found = set(done.stdout.splitlines()[0].split())
+    assert "batchzip_workers.startup" in found
+    assert not found & {"typing", "enum", "re", "pickle", "dataclasses", "numpy", "multiprocessing"}
+
+
 @pytest.mark.slow
 def test_a_worker_has_at_most_ten_mebibytes() -> None:
     with Engine("lz4", backend="workers", workers=1) as engine:
