@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lz4
 import pytest
+from faulty_codec import FaultyCodec
 
 import batchzip
 from batchzip import CompressBatch, Engine
-from batchzip.codecs.lz4 import Lz4
 from batchzip_workers import launch as launch_module
 from batchzip_workers import place as place_module
 from batchzip_workers.launch import Task, launch
@@ -184,6 +185,24 @@ def test_pythonsafepath_and_python_options_in_the_environment_are_honoured(tmp_p
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_workers_find_batchzip_where_only_the_current_directory_has_it(tmp_path: Path) -> None:
+    """As in a checkout that is not installed: then it is looked at last."""
+    for package in ("batchzip", "batchzip_workers"):
+        (tmp_path / package).symlink_to(Path(sys.modules[package].__path__[0]))
+    packages = Path(lz4.__path__[0]).parent
+    source = (
+        f"import sys; sys.path.append({str(packages)!r})\n"
+        "from batchzip import Engine\n"
+        "from batchzip.codecs.lz4 import Lz4\n"
+        "from batchzip_workers.backend import WorkersBackend\n"
+        "with open('types.py', 'w') as file: file.write('raise ImportError(\"planted\")')\n"
+        "with Engine(Lz4(), backend=WorkersBackend(workers=1)) as engine:\n"
+        "    assert engine.wait_ready(), engine.backend._supervisor.failure\n"
+    )
+    done = run(["-S", "-c", source], cwd=tmp_path)  # without site, no editable install is found
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # Codecs of the user's own
 
 
@@ -192,24 +211,25 @@ from dataclasses import dataclass
 from typing import ClassVar
 import lz4.block
 from batchzip.codecs import Codec
-{more}
 @dataclass(frozen=True, slots=True)
 class Own(Codec):
     name: ClassVar[str] = "own"
     owner: int
     def compressor(self, page_size):
         def compress(page):
-            assert os.getpid() != self.owner or not ONLY_WORKERS
+            assert os.getpid() != self.owner
             return lz4.block.compress(page, store_size=False)
         return compress
     def decompressor(self, page_size):
+        # In the function within, too: cloudpickle does not see what is named there.
         return lambda src: lz4.block.decompress(src, uncompressed_size=page_size)
 """
 
 USE_OWN = """
 print("run")
+from batchzip_workers.backend import WorkersBackend
 codec = Own(os.getpid())
-with Engine(codec, backend="workers", workers=1) as engine:
+with Engine(codec, backend=WorkersBackend(workers=1, isolate=True)) as engine:
     assert engine.wait_ready(), engine.backend._supervisor.failure
     check(engine)
 """
@@ -217,15 +237,15 @@ with Engine(codec, backend="workers", workers=1) as engine:
 
 def test_a_codec_of_main_works_and_main_is_run_once(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(BEGIN + OWN_CODEC.format(more="ONLY_WORKERS = False") + USE_OWN)
+    script.write_text(BEGIN + OWN_CODEC + USE_OWN)
     for arguments in ([script], ["-c", script.read_text()]):
         done = run(arguments)
         assert (done.returncode, done.stdout, done.stderr) == (0, "run\n", "")
 
 
 def test_a_codec_that_a_function_defines_works() -> None:
-    body = OWN_CODEC.format(more="ONLY_WORKERS = False").replace("\n", "\n    ")
-    source = BEGIN + "def define():\n    global ONLY_WORKERS; ONLY_WORKERS = False" + body
+    body = OWN_CODEC.replace("\n", "\n    ")
+    source = BEGIN + "def define():" + body
     done = run(["-c", source + "\n    return Own\nOwn = define()\n" + USE_OWN])
     assert (done.returncode, done.stdout, done.stderr) == (0, "run\n", "")
 
@@ -233,7 +253,7 @@ def test_a_codec_that_a_function_defines_works() -> None:
 @pytest.mark.parametrize("how", ["script", "-c", "-m", "stdin"])
 def test_a_codec_of_a_module_beside_the_program_works(how: str, tmp_path: Path) -> None:
     """Also where Python found it in the current directory: then that is looked at last."""
-    (tmp_path / "own.py").write_text("import os\n" + OWN_CODEC.format(more="ONLY_WORKERS = False"))
+    (tmp_path / "own.py").write_text("import os\n" + OWN_CODEC)
     source = BEGIN + "from own import Own\n" + USE_OWN
     (tmp_path / "program.py").write_text(source)
     arguments = {
@@ -297,17 +317,17 @@ def test_workers_start_where_stdout_is_none(monkeypatch: pytest.MonkeyPatch) -> 
         assert engine.wait_ready()
 
 
-class Awkward(Lz4):
+class Awkward(FaultyCodec):
     """Raises what it is told to, so many times, when it is pickled."""
 
     raises: type[BaseException] = Exception
     times = 0
 
-    def __reduce__(self) -> tuple[type[Lz4], tuple[()]]:
+    def __reduce__(self) -> tuple[type[FaultyCodec], tuple[int]]:
         if type(self).times > 0:
             type(self).times -= 1
             raise self.raises("as it was told")
-        return Lz4, ()
+        return FaultyCodec, (self.owner,)
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, MemoryError])
@@ -316,7 +336,7 @@ def test_a_codec_whose_pickling_fails_is_warned_of_once_and_tried_again(
 ) -> None:
     monkeypatch.setattr(Awkward, "raises", error)
     monkeypatch.setattr(Awkward, "times", 4)
-    with Engine(Awkward(), backend="workers", workers=1) as engine:
+    with Engine(Awkward(os.getpid()), backend="workers", workers=1) as engine:
         with pytest.warns(batchzip.WorkerWarning, match=f"{error.__name__}: as it was told"):
             assert not engine.wait_ready()
         for _ in range(10):  # a second warning would be an error
@@ -325,7 +345,7 @@ def test_a_codec_whose_pickling_fails_is_warned_of_once_and_tried_again(
         work(engine)
 
 
-class Unreadable(Lz4):
+class Unreadable(FaultyCodec):
     """Can be pickled, but not read."""
 
     def __reduce__(self) -> Any:
@@ -333,7 +353,7 @@ class Unreadable(Lz4):
 
 
 def test_a_worker_that_cannot_read_its_codec_says_why(capfd: pytest.CaptureFixture[str]) -> None:
-    with Engine(Unreadable(), backend="workers", workers=1) as engine:
+    with Engine(Unreadable(os.getpid()), backend="workers", workers=1) as engine:
         with pytest.warns(batchzip.WorkerWarning, match="ValueError: invalid literal.*no number"):
             assert not engine.wait_ready()
         work(engine)
@@ -391,6 +411,20 @@ def test_arguments_that_cannot_be_passed_leave_nothing() -> None:
         launch(Task("batchzip_workers.worker", (object(),)))
 
 
+def test_workers_work_where_somebody_else_reaps_every_child() -> None:
+    source = BEGIN + (
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "with Engine('lz4', backend='workers', workers=1) as engine:\n"
+        "    assert engine.wait_ready()\n"
+        "    os.kill(engine.worker_pids[0], signal.SIGKILL)\n"
+        "    while not engine.statistics.restarts: time.sleep(0.001)\n"
+        "    assert engine.wait_ready()\n"
+        "    check(engine)\n"
+    )
+    done = run(["-c", source])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_process_is_killed_from_any_thread_and_never_another() -> None:
     process = launch(Task("time", ()))  # has no main: it ends at once, and says so
     assert process.wait(20)
@@ -439,6 +473,19 @@ def _is_running(pid: int) -> bool:
 
 
 # What a worker costs
+
+
+def test_a_worker_imports_little_before_its_work(tmp_path: Path) -> None:
+    (tmp_path / "shows_modules.py").write_text(
+        "import os, sys\ndef main(fd): os.write(fd, ' '.join(sys.modules).encode())\n"
+    )
+    path = f"import sys; sys.path[:] = {[*sys.path, str(tmp_path)]!r}\n"
+    source = SHOW_FLAGS.format(folder=str(tmp_path)).replace("shows_flags", "shows_modules")
+    done = run(["-S", "-c", path + source])
+    assert (done.returncode, done.stderr) == (0, "")
+    found = set(done.stdout.splitlines()[0].split())
+    assert "batchzip_workers.startup" in found
+    assert not found & {"typing", "enum", "re", "pickle", "dataclasses", "numpy", "multiprocessing"}
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ class Task:
     descriptors: Sequence[int] = ()
     """What it inherits, under the same numbers."""
     needs: Collection[str] = ()
-    """Modules that it imports besides those of batchzip."""
+    """Further modules that it imports; see `import_path`."""
 
 
 class Process:
@@ -110,7 +110,7 @@ def launch(task: Task) -> Process:
         os.fchmod(memory, 0o600)
         written = marshal.dumps(
             (
-                import_path(task.needs),
+                import_path({"batchzip", "batchzip_workers", task.module, *task.needs}),
                 os.getpid(),
                 task.module,
                 task.arguments,
@@ -145,14 +145,18 @@ def _interpreter() -> list[str]:
 
 
 def import_path(needs: Collection[str] = ()) -> list[str]:
-    """Return this process's sys.path without what leads to the current directory by itself."""
-    path = [str(entry) for entry in sys.path if entry]
+    """Return this process's sys.path for a worker that needs these modules.
+
+    The current directory is not in it if Python itself put it there, or comes last if one of the
+    modules was found in it.
+    """
+    path = [str(entry) for entry in sys.path if entry and isinstance(entry, str)]
     here = _implied_folder()
     if here is None:
         return path
     if "" not in sys.path:
         path.remove(here)  # the first: it may be there once more, because somebody wants it to
-    if any(here in _folders_of(module) for module in needs):
+    if here not in path and any(here in _folders_of(module) for module in needs):
         path.append(here)
     return path
 

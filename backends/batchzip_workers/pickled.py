@@ -2,17 +2,27 @@
 
 What an importable module defines is pickled by name. What `__main__` or a function defines is pickled by
 value: `__main__` is never run again.
+
+A function that is pickled by value brings the modules it names, but not the submodules of packages that
+a function within it names (`lz4.block`, where `lz4` is known): these are noted, and imported with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-from types import FunctionType
-from typing import Any, NamedTuple
+import pickle
+import sys
+from importlib import import_module
+from types import CodeType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Pickled(NamedTuple):
-    """A value's bytes, for `pickle.loads`, and the modules whose names they speak of."""
+    """A value's bytes, for `unpickled`, and the modules whose names they speak of."""
 
     data: bytes
     modules: frozenset[str]
@@ -23,13 +33,54 @@ def pickled(value: object) -> Pickled:
     import cloudpickle  # noqa: PLC0415 - 20 ms, off the caller's path
 
     modules: set[str] = set()
+    submodules: set[str] = set()
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc] # untyped
         def reducer_override(self, obj: object) -> Any:
             if isinstance(obj, (type, FunctionType)):
                 modules.add(obj.__module__)
+            if isinstance(obj, FunctionType):
+                submodules.update(_submodules(obj))
             return super().reducer_override(obj)
 
     file = io.BytesIO()
     Pickler(file).dump(value)
-    return Pickled(file.getvalue(), frozenset(modules))
+    return Pickled(
+        pickle.dumps(sorted(submodules)) + file.getvalue(), frozenset(modules | submodules)
+    )
+
+
+def unpickled(data: bytes) -> Any:
+    """Make the value again that `pickled` was given."""
+    file = io.BytesIO(data)
+    for name in pickle.load(file):
+        with contextlib.suppress(ImportError):  # made by its package, which makes it here as well
+            import_module(name)
+    return pickle.load(file)
+
+
+def _submodules(function: FunctionType) -> Iterator[str]:
+    """Yield the loaded submodules that a function names, of packages that it names."""
+    names = set(_names(function.__code__))
+    for package in _known(function, names):
+        if isinstance(package, ModuleType) and hasattr(package, "__path__"):
+            begin = f"{package.__name__}."
+            for module in list(sys.modules):
+                if module.startswith(begin) and set(module[len(begin) :].split(".")) <= names:
+                    yield module
+
+
+def _known(function: FunctionType, names: set[str]) -> Iterator[object]:
+    """Yield what a function's names stand for, global or of the functions around it."""
+    for name in names & function.__globals__.keys():
+        yield function.__globals__[name]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # not bound yet
+            yield cell.cell_contents
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)

@@ -4,18 +4,19 @@ A worker dies with its owner: PR_SET_PDEATHSIG delivers SIGKILL when the thread 
 which is the supervisor's and lives as long as the backend; getppid is looked at afterwards, for an
 owner that died before. SIGINT is the owner's matter and ignored.
 
-Little is imported here: a worker is back after a death in the time that Python takes to start.
+Little is imported here: a worker is back after a death in the time that Python takes to start, and does
+not keep 1.6 MiB of `typing` and 0.8 MiB of `enum`, which `signal` is made with.
 """
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]
 import ctypes
 import os
-import signal
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

@@ -6,12 +6,11 @@ no NumPy: see startup.py.
 
 from __future__ import annotations
 
+import mmap
 import os
-import pickle
 import sys
 
 from batchzip.core.ring import ENDED, serve
-from batchzip.segment import Segment
 
 
 def main(
@@ -23,8 +22,8 @@ def main(
     segment_fd: int,
 ) -> None:
     """Take shares until the owner says stop. The process exits with how the loop ended."""
-    segment = Segment.attach(segment_fd)
-    outcome = serve(segment.view, _codec(codec), page_size, number, arena_fd, failpoint)
+    memory = memoryview(mmap.mmap(segment_fd, 0))
+    outcome = serve(memory, _codec(codec), page_size, number, arena_fd, failpoint)
     if outcome != ENDED:
         sys.stderr.flush() if sys.stderr is not None else None
         os._exit(outcome)
@@ -32,7 +31,9 @@ def main(
 
 def _codec(given: bytes | tuple[tuple[str, int, bytes | None], int, bool]) -> object:
     if isinstance(given, bytes):
-        return pickle.loads(given)
+        from batchzip_workers.pickled import unpickled  # noqa: PLC0415 - C functions need none of it
+
+        return unpickled(given)
     from batchzip.core.plan import Native, Plan  # noqa: PLC0415 - pickled codecs bring it
 
     native, element_size, verify = given
