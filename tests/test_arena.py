@@ -25,7 +25,7 @@ from batchzip.testing.plain import (
     make_pages,
 )
 from batchzip_workers.backend import WorkersBackend
-from batchzip_workers.balance import Balance
+from dividing import divide_always, divide_never
 from batchzip_workers.stage import Stage
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give workers their share whatever it costs, so that they are what is tested."""
-    monkeypatch.setattr(Balance, "is_settled", lambda *_: False)
-    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
+    divide_always(monkeypatch)
 
 
 def make_engine(page_size: int = PAGE, workers: int = 1) -> Engine:

@@ -11,7 +11,7 @@ import pytest
 
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.testing.plain import PAGE, SLACK_S
-from batchzip_workers.balance import Balance
+from dividing import divide_always, divide_never
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +25,7 @@ GUARD = 0xA5
 
 @pytest.fixture(autouse=True)
 def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Balance, "is_settled", lambda *_: False)
-    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
+    divide_always(monkeypatch)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from batchzip.testing.plain import PAGE, SLACK_S, check_compressed, check_round_
 from batchzip_workers import backend as backend_module
 from batchzip.lanes import watch
 from batchzip_workers.backend import WorkersBackend
-from batchzip_workers.balance import Balance
+from dividing import divide_always, divide_never
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,8 +36,7 @@ SOON_S = 0.3
 
 @pytest.fixture(autouse=True)
 def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Balance, "is_settled", lambda *_: False)
-    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
+    divide_always(monkeypatch)
 
 
 @pytest.fixture
@@ -220,7 +219,7 @@ def test_nothing_is_written_to_an_arena_after_the_deadline(
 def test_a_deadline_passes_during_the_work_of_the_caller_alone(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: False)
+    divide_never(monkeypatch)
     pages = some_pages(300)
     with Engine(SlowCodec(0.002), backend=backend) as engine:
         batch = engine.submit(CompressBatch(pages), deadline_s=0.15).wait(SLACK_S)

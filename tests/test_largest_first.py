@@ -10,7 +10,7 @@ import pytest
 
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.testing.plain import PAGE, SLACK_S, check_restored
-from batchzip_workers.balance import Balance
+from dividing import divide_always, divide_never
 from batchzip_workers.ring import Ring
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ COUNT = 300
 
 @pytest.fixture(autouse=True)
 def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Balance, "is_settled", lambda *_: False)
-    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
+    divide_always(monkeypatch)
 
 
 @pytest.fixture(scope="module")

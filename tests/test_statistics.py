@@ -19,7 +19,7 @@ from held_lane import Hold
 
 from batchzip import CompressBatch, DecompressBatch, Engine, ForkedProcess
 from batchzip.testing.plain import PAGE, SLACK_S, check_round_trip, in_threads, make_pages
-from batchzip_workers.balance import Balance
+from dividing import divide_always, divide_never
 from batchzip_workers.failpoints import armed
 from batchzip_workers.ring import Ring
 
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Balance, "is_settled", lambda *_: False)
-    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
+    divide_always(monkeypatch)
 
 
 @pytest.fixture(params=["sequential", "one worker", "two workers"])

@@ -33,7 +33,7 @@ from batchzip.testing.plain import (
 )
 from batchzip_workers import backend as backend_module
 from batchzip_workers.backend import WorkersBackend
-from batchzip_workers.balance import Balance
+from dividing import divide_always, divide_never
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +48,6 @@ ROOM = 128
 @pytest.fixture(params=[True, False], ids=["divided", "alone"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are divided whatever it costs, or never."""
-    monkeypatch.setattr(Balance, "is_settled", lambda *_: False)
     monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: request.param)
 
 

@@ -12,7 +12,7 @@ from spoiling_codec import MARKS, SpoilingCodec
 from batchzip import CompressBatch, DecompressBatch, Engine, PageError, SwapStore
 from batchzip.codecs.verified import Verified
 from batchzip.testing.plain import PAGE, SLACK_S, check_restored, make_pages
-from batchzip_workers.balance import Balance
+from dividing import divide_always, divide_never
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +27,7 @@ BACKENDS: list[dict[str, Any]] = [
 
 @pytest.fixture(autouse=True)
 def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Balance, "is_settled", lambda *_: False)
-    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
+    divide_always(monkeypatch)
 
 
 @pytest.fixture(scope="module", params=BACKENDS, ids=["sequential", "workers"])

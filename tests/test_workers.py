@@ -24,7 +24,7 @@ from batchzip_workers import place as place_module
 from batchzip_workers import supervisor as supervisor_module
 from batchzip.lanes import watch
 from batchzip_workers.backend import WorkersBackend
-from batchzip_workers.balance import Balance
+from dividing import divide_always, divide_never
 from batchzip_workers.layout import POSTED, READY
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def faulty(tmp_path: Path) -> Iterator[Engine]:
 @pytest.fixture
 def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give workers their share whatever it costs, so that faults happen where they are meant to."""
-    monkeypatch.setattr(Balance, "is_settled", lambda *_: False)
-    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
+    divide_always(monkeypatch)
 
 
 def run_script(source: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

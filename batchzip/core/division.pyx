@@ -536,24 +536,24 @@ cdef class Job:
                 lanes = lanes_worth(
                     state.policy, state.batch.operation, count, awake, asleep, bz_now_ns()
                 )
+        if self.divider.isolate:
+            # Lanes may still be starting: `set_rings` brings them.
+            self.batch.sort()
+            self.use(rings, lanes)
+            state.most = max(1, count // max(<uint32_t>1, lanes))
+            _push(state, &state.only_lanes, 0, count)
+            return
         if not lanes:
-            if self.divider.isolate:
-                _push(state, &state.only_lanes, 0, count)
-            else:
-                _push(state, &state.mine, 0, count)
+            _push(state, &state.mine, 0, count)
             return
         self.batch.sort()
-        self.use(rings, lanes if not self.divider.isolate else len(rings))
+        self.use(rings, lanes)
         state.staged = not state.share.outputs_shared or not (
             state.share.inputs_shared or state.batch.operation == DECOMPRESS
         )
         ring = self.rings[0]
         state.staged = state.staged and not ring.state.is_thread
         state.most = first_share(count, lanes, count, state.staged)
-        if self.divider.isolate:
-            state.most = max(1, count // lanes)
-            _push(state, &state.only_lanes, 0, count)
-            return
         first = 0
         for at in range(state.ring_count):
             end = min(first + state.most, count)
