@@ -224,10 +224,10 @@ def is_native(codec: Codec) -> bool:
     return plan.native is not None and is_available(plan.native)
 
 
-def deadline_ns(deadline: float | None) -> int | None:
-    """Return a deadline on the monotonic clock in nanoseconds; None where it never comes."""
+def deadline_ns(deadline: float | None) -> int:
+    """Return a deadline on the monotonic clock in nanoseconds, as the core takes it; −1: never."""
     if deadline is None or deadline >= _NEVER_S:
-        return None
+        return -1
     return max(0, int(deadline * 1e9))
 
 

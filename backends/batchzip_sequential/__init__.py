@@ -25,6 +25,10 @@ class SequentialBackend(Backend):
     def __init__(self, *, workers: int | None = None) -> None:
         del workers  # the caller is all there is
 
+    def execute(self, batch: Batch) -> None:
+        """Do a batch page by page."""
+        batch.has_errors = batch.pointers.run(self.coders) > 0
+
     def run(self, batch: Batch) -> None:
         """Do a batch page by page."""
-        self.run_inline(batch)
+        self.execute(batch)

@@ -120,20 +120,19 @@ class CompressBatch(Batch):
         Destinations, lengths and errors are those it has, cut to n: views of earlier results
         change with the next run. This saves making and first touching them for each batch.
         """
-        matrix = buffers.as_matrix(pages, "pages", rows=None, width=self.page_size)
-        count = len(matrix)
-        dlens, errors = self._full
+        most = len(self._full[0])
+        count = self.pointers.refill(pages, most)
+        if count < 0:
+            pages = buffers.as_matrix(pages, "pages", rows=None, width=self.page_size)
+            if len(pages) > most:
+                raise BadBatch(f"this descriptor was made for {most} pages, not {len(pages)}")
+            count = self.pointers.refill(pages, most)
         if count != self._count:
-            if count > len(dlens):
-                raise BadBatch(f"this descriptor was made for {len(dlens)} pages, not {count}")
             self._count = count
-            self.dlens, self.errors = dlens[:count], errors[:count]
-        if self._rows is not None:
-            buffers.refuse_overlap([self._flat], [buffers.flat(matrix)], "dsts", "pages")
-        self._pages = matrix
+            self.dlens, self.errors = self._full[0][:count], self._full[1][:count]
+        self._pages = pages
         self._views = None
-        self.pointers.set_results(dlens, errors, count)
-        self.pointers.set_inputs(matrix, self.page_size)
+        self._refuse_overlap()
 
     def forget_pages(self) -> None:
         """Let go of the pages: until the next `refill` the descriptor keeps nothing of them."""

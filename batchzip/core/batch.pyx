@@ -259,6 +259,8 @@ cdef class Pointers:
 
     cdef void _release_inputs(self) noexcept:
         cdef Py_ssize_t at
+        if self.input_views is NULL:
+            return
         for at in range(self.input_count):
             PyBuffer_Release(&self.input_views[at])
         self.input_count = 0
@@ -327,6 +329,32 @@ cdef class Pointers:
         self.state.input_lengths = sizes
         self.state.is_private = is_private
         return -1
+
+    def refill(self, array, uint32_t most) -> int:
+        """Take other pages, as many as an array (n, page_size) of single bytes has, up to `most`.
+
+        Return how many, or −1 where the array is not like that; then nothing has changed.
+        """
+        cdef Py_buffer view
+        try:
+            PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+        except (TypeError, ValueError, BufferError):
+            return -1
+        cdef Py_ssize_t count = -1
+        if view.ndim == 2 and view.itemsize == 1 and <size_t>view.shape[1] == self.state.page_size:
+            count = view.shape[0]
+        if not 0 < count <= <Py_ssize_t>most:
+            PyBuffer_Release(&view)
+            return -1
+        self._release_inputs()
+        self.input_owner = array
+        self.state.inputs = <const uint8_t *>view.buf
+        self.state.input_pitch = self.state.page_size
+        self.state.input_lengths = NULL
+        self.state.is_private = False
+        self.state.count = <uint32_t>count
+        PyBuffer_Release(&view)
+        return count
 
     def drop_inputs(self) -> None:
         """Let go of the inputs."""
@@ -418,12 +446,12 @@ cdef class Pointers:
             failed += self.state.errors[index] != 0
         return failed
 
-    def run(self, Coders coders, deadline_ns=None) -> int:
+    def run(self, Coders coders not None, int64_t deadline=-1) -> int:
         """Do the batch in the calling thread. Return how many pages failed.
 
-        What is not done at `deadline_ns`, on the monotonic clock, gets -ETIMEDOUT.
+        What is not done at `deadline`, in nanoseconds of the monotonic clock, gets -ETIMEDOUT;
+        −1: there is none.
         """
-        cdef int64_t deadline = -1 if deadline_ns is None else deadline_ns
         cdef Coder coder = coders.take()
         cdef uint32_t failed
         try:

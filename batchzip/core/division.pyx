@@ -454,16 +454,18 @@ cdef class Divider:
         self.made_in = forks()
 
     def start(
-        self, Pointers batch, tuple rings, *, deadline_ns=None, int64_t inputs=-1, int64_t outputs=-1
+        self, Pointers batch not None, tuple rings not None, int64_t deadline=-1,
+        int64_t inputs=-1, int64_t outputs=-1,
     ) -> Job:
-        """Begin a batch with the lanes of these rings. No page is done before `Job.run`.
+        """Begin a batch with the lanes of these rings. The caller does no page before `Job.run`.
 
+        `deadline` is in nanoseconds of the monotonic clock; −1: there is none.
         `inputs` and `outputs` are where the batch's pages lie in the engine's arena, or −1.
         """
         if self.made_in != forks():
             raise ForkedProcess("this engine belongs to the process that forked this one")
         cdef Job job = Job.__new__(Job)
-        job.begin(self, batch, rings, -1 if deadline_ns is None else deadline_ns, inputs, outputs)
+        job.begin(self, batch, rings, deadline, inputs, outputs)
         return job
 
 

@@ -17,16 +17,16 @@ import weakref
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from batchzip.backend import Backend
+from batchzip.backend import Backend, deadline_ns
 from batchzip.batch.compress import CompressBatch
 from batchzip.batch.decompress import DecompressBatch
-from batchzip.core.division import Divider
+from batchzip.core.division import DONE, Divider
 from batchzip.core.ring import share_pages
 from batchzip.cpus import default_lanes
 from batchzip.errors import ClosedError, PageError
 from batchzip.lanes.dispatcher import Dispatcher
 from batchzip.lanes.queue import RequestQueue
-from batchzip.lanes.watch import Watch
+from batchzip.lanes.watch import LOOK_S, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,11 +105,26 @@ class LanesBackend(Backend):
 
     def execute(self, batch: Batch) -> None:
         """Do a batch, together with the lanes where that is faster."""
-        Watch(self, batch).run()
+        if len(batch) == 1 and not self.isolate:
+            batch.has_errors = batch.pointers.run(self.coders) > 0
+            return
+        job = self.divider.start(batch.pointers, self.rings, -1, *self.locate(batch))
+        if job.run(LOOK_S) == DONE:  # which is all that there is to most batches
+            batch.has_errors = job.failed > 0
+        else:
+            Watch(self, batch, job).run()
 
     def run(self, batch: Batch) -> None:
         """Do a batch, together with the lanes where that is faster."""
-        Watch(self, batch).run()
+        self.execute(batch)
+
+    def begin(self, batch: Batch, deadline: float | None) -> Watch:
+        """Begin a batch that is looked after while others are done."""
+        batch.has_errors = False
+        job = self.divider.start(
+            batch.pointers, self.rings, deadline_ns(deadline), *self.locate(batch)
+        )
+        return Watch(self, batch, job)
 
     def compress_page(self, page: Buffer) -> bytes:
         """Compress one page, in the calling thread unless the codec is isolated. Raise PageError."""

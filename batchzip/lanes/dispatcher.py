@@ -17,13 +17,13 @@ import errno
 import threading
 from typing import TYPE_CHECKING
 
-from batchzip.backend import deadline_ns
-from batchzip.lanes.watch import LOOK_S, Watch
+from batchzip.lanes.watch import LOOK_S
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch
     from batchzip.lanes.backend import LanesBackend
     from batchzip.lanes.queue import RequestQueue
+    from batchzip.lanes.watch import Watch
     from batchzip.request import Request
 
 _WAIT_S = 0.005
@@ -76,7 +76,7 @@ class Dispatcher:
             self._queue.leave(request.pages)
             return
         try:
-            watch = Watch(self._backend, request.batch, deadline_ns(request.deadline))
+            watch = self._backend.begin(request.batch, request.deadline)
         except BaseException as error:  # noqa: BLE001 - it is raised where the request is waited for
             self._finish(request, error)
             return

@@ -23,6 +23,7 @@ from batchzip.core.division import DONE, GAVE_UP, LATE, NEGLECT_S
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch
+    from batchzip.core.division import Job
     from batchzip.lanes.backend import LanesBackend
 
 HANG_S = NEGLECT_S
@@ -39,19 +40,15 @@ LOOK_S = 0.05
 
 
 class Watch:
-    """Does a batch with the lanes of a backend."""
+    """Looks after a batch that a backend has begun."""
 
     __slots__ = ("_backend", "_batch", "_give_up_at", "_job")
 
-    def __init__(self, backend: LanesBackend, batch: Batch, deadline_ns: int | None = None) -> None:
+    def __init__(self, backend: LanesBackend, batch: Batch, job: Job) -> None:
         self._backend = backend
         self._batch = batch
+        self._job = job
         self._give_up_at: float | None = None
-        inputs, outputs = backend.locate(batch)
-        batch.has_errors = False
-        self._job = backend.divider.start(
-            batch.pointers, backend.rings, deadline_ns=deadline_ns, inputs=inputs, outputs=outputs
-        )
 
     def run(self) -> None:
         """Do the batch, and return when every page has a result.
