@@ -24,7 +24,6 @@ A living array holds a descriptor, which comes with its mapping: a process may h
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -33,11 +32,12 @@ import threading
 import weakref
 from collections import defaultdict, deque
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip.descriptors import above_standard
+from batchzip.core.batch import Blocks
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.segment import PAGE
 
@@ -60,8 +60,8 @@ class Arena:
         self._owner_pid = os.getpid()
         self._lock = threading.Lock()
         self._end = 0
-        self._blocks: dict[int, tuple[int, int]] = {}
-        """Offset and address of each living block, by the id of its array."""
+        self.blocks = Blocks()
+        """Where the living arrays are."""
         self._dead: deque[tuple[int, int]] = deque()
         """Offset and length of blocks that died since the bookkeeping was last done."""
         self._ranges: defaultdict[int, list[int]] = defaultdict(list)
@@ -90,13 +90,13 @@ class Arena:
                 raise
             self._end = max(self._end, offset + length)
             block = np.frombuffer(mapping, np.uint8, rows * width)
-            self._blocks[id(block)] = offset, _address(block)
-        finalizer = weakref.finalize(block, self._release, mapping, id(block), offset, length)
+            self.blocks.add(block, offset)
+        finalizer = weakref.finalize(block, self._release, mapping, offset, length)
         finalizer.atexit = False  # the memory goes with the process
         return block.reshape(rows, width)
 
-    def _release(self, mapping: mmap.mmap, block_id: int, offset: int, length: int) -> None:
-        del self._blocks[block_id]  # now: the next array made may have the same id
+    def _release(self, mapping: mmap.mmap, offset: int, length: int) -> None:
+        self.blocks.remove(offset)  # before its addresses are anybody else's
         if os.getpid() == self._owner_pid:
             mapping.madvise(mmap.MADV_REMOVE)
             self._dead.append((offset, length))
@@ -107,24 +107,9 @@ class Arena:
             offset, length = self._dead.popleft()
             self._ranges[length].append(offset)
 
-    @property
-    def in_use(self) -> bool:
-        """Whether any array lives."""
-        return bool(self._blocks)
-
     def locate(self, array: Bytes) -> int:
-        """Offset in the arena of an array's first byte; -1 if it does not lie in one of the blocks."""
-        blocks = self._blocks
-        if not blocks:
-            return -1
-        block = array
-        while isinstance(base := block.base, np.ndarray):
-            block = base
-        found = blocks.get(id(block))
-        if found is None:
-            return -1
-        offset, address = found
-        return offset + _address(array) - address
+        """Return where an array begins in the arena; −1 if it does not lie in one of the blocks."""
+        return self.blocks.locate(array)
 
     def held_bytes(self) -> int:
         """Bytes of memory behind the arena now, as the kernel counts them."""
@@ -169,10 +154,3 @@ def _available_bytes() -> int:
     with contextlib.suppress(OSError, ValueError):  # no such control group, or one without a limit
         return min(kibibytes << 10, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
     return kibibytes << 10
-
-
-def _address(array: Bytes) -> int:
-    try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type] # see Buffer; a third of what the other takes
-    except TypeError:  # read-only
-        return cast("int", array.__array_interface__["data"][0])

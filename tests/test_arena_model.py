@@ -130,7 +130,7 @@ class ArenaAgainstModel(RuleBasedStateMachine):
     def memory_is_that_of_the_arrays_that_live(self) -> None:
         held = os.fstat(self.file).st_blocks * 512
         assert held == sum(block.held for block in self.blocks)
-        assert self.arena.in_use == bool(self.blocks)
+        assert len(self.arena.blocks) == len(self.blocks)
 
 
 TestArenaAgainstAModel = pytest.mark.slow(ArenaAgainstModel.TestCase)

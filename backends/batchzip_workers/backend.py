@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from batchzip.batch import Batch
     from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
+    from batchzip.core.batch import Blocks
     from batchzip.core.ring import Ring
     from batchzip.request import Request
     from batchzip.statistics import Statistics
@@ -67,11 +68,11 @@ class WorkersBackend(LanesBackend):
             )
         super().__init__(workers=workers, isolate=isolate)
         self._warned = False
+        self._stop: weakref.finalize[..., object] | None = None
 
     def open(self, codec: Codec, page_size: int) -> None:
         """Start the workers; they take part as they become ready."""
         super().open(codec, page_size)
-        self._arena = Arena()
         self._supervisor = Supervisor(
             self.workers,
             partial(WorkerRing, page_size),
@@ -80,6 +81,11 @@ class WorkersBackend(LanesBackend):
         self._supervisor.start()
         self._stop = weakref.finalize(self, self._supervisor.stop)
         self.at_child_exit(self._stop)
+
+    def make_blocks(self) -> Blocks:
+        """Make the arena; its arrays are what the workers share."""
+        self._arena = Arena()
+        return self._arena.blocks
 
     def array(self, rows: int, width: int) -> Bytes:
         """Make an array in memory that the workers share."""
@@ -91,10 +97,6 @@ class WorkersBackend(LanesBackend):
         if self._supervisor.failure is not None:
             self._note_failure()
         return self._supervisor.rings
-
-    def locate(self, batch: Batch) -> tuple[int, int]:
-        """Return where in the arena a batch's inputs and outputs begin; −1 if they lie elsewhere."""
-        return batch.locate(self._arena) if self._arena.in_use else (-1, -1)
 
     def kill(self, ring: Ring) -> None:
         """Kill a worker that hangs; it is replaced as any that dies."""
@@ -161,6 +163,6 @@ class WorkersBackend(LanesBackend):
     def close(self) -> None:
         """Finish every request, then stop the workers."""
         self.close_requests()
-        if self.codec is not None:
+        if self._stop is not None:
             self._stop()
             self._arena.close()

@@ -14,7 +14,6 @@ from batchzip.errors import BadBatch, PageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.arena import Arena
     from batchzip.buffers import Buffer, Flat
 
 _CACHE_LINE = 64
@@ -126,26 +125,19 @@ class CompressBatch(Batch):
             pages = buffers.as_matrix(pages, "pages", rows=None, width=self.page_size)
             if len(pages) > most:
                 raise BadBatch(f"this descriptor was made for {most} pages, not {len(pages)}")
+            if self._rows is not None:
+                buffers.refuse_overlap([self._flat], [buffers.flat(pages)], "dsts", "pages")
             count = self.pointers.refill(pages, most)
         if count != self._count:
             self._count = count
             self.dlens, self.errors = self._full[0][:count], self._full[1][:count]
         self._pages = pages
         self._views = None
-        self._refuse_overlap()
 
     def forget_pages(self) -> None:
         """Let go of the pages: until the next `refill` the descriptor keeps nothing of them."""
         self._pages = []
         self.pointers.drop_inputs()
-
-    def locate(self, arena: Arena) -> tuple[int, int]:
-        """Return where in `arena` pages and destinations begin; −1 if they lie elsewhere."""
-        pages, rows = self._pages, self._rows
-        return (
-            -1 if isinstance(pages, list) else arena.locate(pages),
-            -1 if rows is None else arena.locate(rows),
-        )
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
         """Return views of the pages of `share`."""

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.arena import Arena
     from batchzip.buffers import Buffer, Flat
 
     Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -99,10 +98,6 @@ class DecompressBatch(Batch):
         """Return the indices of the largest sources first, as these take longest."""
         order: list[int] = np.argsort(self.slens, kind="stable")[::-1].tolist()
         return order
-
-    def locate(self, arena: Arena) -> tuple[int, int]:
-        """Return −1, as sources are always handed over as a copy, and where in `arena` pages begin."""
-        return -1, -1 if self._matrix is None else arena.locate(self._matrix)
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
         """Return the sources of `share`; an empty one in place of one that is longer than two pages."""

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.arena import Arena
     from batchzip.buffers import Flat
 
 
@@ -59,10 +58,6 @@ class Batch:
     def order(self) -> Sequence[int]:
         """Return the indices in the order in which they are best handed out."""
         return range(self._count)
-
-    def locate(self, arena: Arena) -> tuple[int, int]:
-        """Return where in `arena` the inputs and the outputs begin; −1 if they lie elsewhere."""
-        raise NotImplementedError
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
         """Return the inputs of the pages of `share`, in its order."""

@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
-from batchzip.core.coder cimport CoderState
+from batchzip.core.coder cimport Coders, CoderState
 
 cdef struct BatchState:  # plain memory: what lanes need of a batch
     int operation
@@ -58,8 +58,24 @@ cdef class Pointers:
     cdef Py_ssize_t input_count, output_count
     cdef uint32_t *order
     cdef bint wants_order
+    cdef readonly uint32_t failed  # pages that failed, once it is done
     cdef void _release_inputs(self) noexcept
     cdef void _release_outputs(self) noexcept
     cdef void begin(self) noexcept
     cdef void sort(self) except *
     cdef uint32_t count_failed(self) noexcept
+    cpdef uint32_t run(self, Coders coders, int64_t deadline=*) except? 0xFFFFFFFF
+
+cdef struct Block:  # memory that workers share
+    const uint8_t *start
+    const uint8_t *end
+    uint64_t offset  # in the arena
+
+
+cdef class Blocks:
+    cdef Block *items
+    cdef uint32_t count
+    cdef uint32_t room
+    cdef int64_t find(self, const uint8_t *start, uint64_t length) noexcept
+    cdef int64_t inputs_of(self, Pointers batch) noexcept
+    cdef int64_t outputs_of(self, Pointers batch) noexcept

@@ -21,7 +21,7 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_CheckExact
 from libc.errno cimport EBADMSG, EINVAL, ETIMEDOUT
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from batchzip.core.coder cimport (
@@ -333,9 +333,12 @@ cdef class Pointers:
     def refill(self, array, uint32_t most) -> int:
         """Take other pages, as many as an array (n, page_size) of single bytes has, up to `most`.
 
-        Return how many, or −1 where the array is not like that; then nothing has changed.
+        Return how many, or −1 where the array is not like that or overlaps the outputs; then nothing
+        has changed.
         """
         cdef Py_buffer view
+        cdef const uint8_t *outputs = self.state.outputs
+        cdef size_t room = most * self.state.output_pitch
         try:
             PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
         except (TypeError, ValueError, BufferError):
@@ -343,6 +346,10 @@ cdef class Pointers:
         cdef Py_ssize_t count = -1
         if view.ndim == 2 and view.itemsize == 1 and <size_t>view.shape[1] == self.state.page_size:
             count = view.shape[0]
+            if outputs < <const uint8_t *>view.buf + view.len and (
+                <const uint8_t *>view.buf < outputs + room
+            ):
+                count = -1
         if not 0 < count <= <Py_ssize_t>most:
             PyBuffer_Release(&view)
             return -1
@@ -446,7 +453,7 @@ cdef class Pointers:
             failed += self.state.errors[index] != 0
         return failed
 
-    def run(self, Coders coders not None, int64_t deadline=-1) -> int:
+    cpdef uint32_t run(self, Coders coders, int64_t deadline=-1) except? 0xFFFFFFFF:
         """Do the batch in the calling thread. Return how many pages failed.
 
         What is not done at `deadline`, in nanoseconds of the monotonic clock, gets -ETIMEDOUT;
@@ -462,7 +469,7 @@ cdef class Pointers:
             coders.tallies[self.state.operation].batches += 1
         finally:
             coders.give(coder)
-        failed = self.count_failed()
+        self.failed = failed = self.count_failed()
         if failed:
             coders.count_errors(self.state.operation, self.state.errors, self.state.count)
         return failed
@@ -517,6 +524,77 @@ cdef class Pointers:
         for index in range(self.state.count):
             if not self.state.dlens[index] and not self.state.errors[index]:
                 self.state.errors[index] = code
+
+
+cdef class Blocks:
+    """Which memory of this process lies in the arena that an engine's workers share, and where.
+
+    Changed and searched under the GIL, each in one step.
+    """
+
+    def __dealloc__(self):
+        free(self.items)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def add(self, array, uint64_t offset) -> None:
+        """Note that an array lies `offset` bytes into the arena."""
+        cdef Py_buffer view
+        cdef Block *grown
+        if self.count == self.room:
+            grown = <Block *>realloc(self.items, (2 * self.room + 8) * sizeof(Block))
+            if grown is NULL:
+                raise MemoryError("no memory to note an array of the arena")
+            self.items = grown
+            self.room = 2 * self.room + 8
+        PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+        self.items[self.count].start = <const uint8_t *>view.buf
+        self.items[self.count].end = <const uint8_t *>view.buf + view.len
+        self.items[self.count].offset = offset
+        PyBuffer_Release(&view)
+        self.count += 1
+
+    def remove(self, uint64_t offset) -> None:
+        """Forget the array at an offset: its memory is about to go."""
+        cdef uint32_t at
+        for at in range(self.count):
+            if self.items[at].offset == offset:
+                self.count -= 1
+                self.items[at] = self.items[self.count]
+                return
+
+    def locate(self, array) -> int:
+        """Return where an array begins in the arena; −1 if it does not lie there."""
+        cdef Py_buffer view
+        cdef int64_t found
+        PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+        found = self.find(<const uint8_t *>view.buf, view.len)
+        PyBuffer_Release(&view)
+        return found
+
+    cdef int64_t find(self, const uint8_t *start, uint64_t length) noexcept:
+        cdef uint32_t at
+        for at in range(self.count):
+            if self.items[at].start <= start and start + length <= self.items[at].end:
+                return self.items[at].offset + (start - self.items[at].start)
+        return -1
+
+    cdef int64_t inputs_of(self, Pointers batch) noexcept:
+        """Return where a batch's pages begin in the arena; −1: sources and other pages are copied."""
+        cdef BatchState *state = &batch.state
+        if not self.count or state.operation != COMPRESS or state.input_table is not NULL:
+            return -1
+        return self.find(state.inputs, state.count * state.input_pitch)
+
+    cdef int64_t outputs_of(self, Pointers batch) noexcept:
+        """Return where a batch's outputs go in the arena, or −1."""
+        cdef BatchState *state = &batch.state
+        if not self.count or state.packed or state.output_table is not NULL:
+            return -1
+        return self.find(
+            state.outputs, (state.count - 1) * state.output_pitch + state.capacity
+        )
 
 
 cdef inline uint32_t _bucket(uint32_t length, size_t limit) noexcept nogil:

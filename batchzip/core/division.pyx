@@ -31,7 +31,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from batchzip.core.batch cimport (
-    BatchState, Packer, Pointers, accept_pages, fail_pages, run_pages,
+    BatchState, Blocks, Packer, Pointers, accept_pages, fail_pages, run_pages,
 )
 from batchzip.core.coder cimport (
     ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Tally, raise_callback_error,
@@ -70,10 +70,14 @@ cpdef enum:  # what Job.run returns
     GAVE_UP  # a codec raised what is no page's error
 
 cdef enum:
+    MOMENT_NS = 20_000_000
     WAIT_NS = 2_000_000  # for a lane, while pages must not be done here
     DROP_NS = 1_000_000_000  # for a worker that writes to the arena, when a job is dropped
     MOST_DEATHS = 2
     BACKLOG = 2  # shares that a worker has at a time
+
+cdef double MOMENT_S = 0.05
+"""Seconds after which a batch that is not done is looked after; it is interrupted as late as that."""
 
 NEGLECT_S = 30.0
 """Seconds that a share which was given up may be under way before its lane counts as hung."""
@@ -432,6 +436,7 @@ cdef class Divider:
     """What the batches of one engine have in common. Thread-safe.
 
     `coders`    of the engine's codec.
+    `blocks`    what of this process's memory workers share.
     `isolate`   no page is done by a caller.
     `generous`  may be set by tests: every batch is divided between all lanes, and callers take nothing
                 back.
@@ -439,6 +444,7 @@ cdef class Divider:
     """
 
     cdef Coders coders
+    cdef Blocks blocks
     cdef Policy policy
     cdef CoderState hasher
     cdef bint isolate
@@ -446,27 +452,77 @@ cdef class Divider:
     cdef public bint generous
     cdef uint32_t made_in
 
-    def __init__(self, Coders coders, *, bint isolate=False, bint verify=False):
+    def __init__(
+        self, Coders coders not None, Blocks blocks=None, *, bint isolate=False, bint verify=False
+    ):
         self.coders = coders
+        self.blocks = blocks
         self.isolate = isolate
         self.verify = verify
         self.hasher.xxh3 = find_xxh3()
         self.made_in = forks()
 
-    def start(
-        self, Pointers batch not None, tuple rings not None, int64_t deadline=-1,
-        int64_t inputs=-1, int64_t outputs=-1,
-    ) -> Job:
-        """Begin a batch with the lanes of these rings. The caller does no page before `Job.run`.
+    def execute(self, Pointers batch not None, tuple rings not None) -> Job | None:
+        """Do a batch, with the lanes of these rings where that pays.
+
+        Return None when it is done, and the job where that takes longer than a moment.
+        """
+        cdef Job job
+        cdef int64_t now
+        self.refuse_in_child()
+        if not self.isolate and not self.generous:
+            now = bz_now_ns()
+            if self.lanes_for(batch, rings, now) == 0 and self.is_short(batch):
+                self.run_alone(batch, now)
+                return None
+        job = Job.__new__(Job)
+        job.begin(self, batch, rings, -1)
+        return None if job.run(MOMENT_S) == DONE else job
+
+    def start(self, Pointers batch not None, tuple rings not None, int64_t deadline=-1) -> Job:
+        """Begin a batch as `execute` does. The caller does no page before `Job.run`.
 
         `deadline` is in nanoseconds of the monotonic clock; −1: there is none.
-        `inputs` and `outputs` are where the batch's pages lie in the engine's arena, or −1.
         """
+        self.refuse_in_child()
+        cdef Job job = Job.__new__(Job)
+        job.begin(self, batch, rings, deadline)
+        return job
+
+    cdef refuse_in_child(self):
         if self.made_in != forks():
             raise ForkedProcess("this engine belongs to the process that forked this one")
-        cdef Job job = Job.__new__(Job)
-        job.begin(self, batch, rings, deadline, inputs, outputs)
-        return job
+
+    cdef bint is_short(self, Pointers batch) noexcept:
+        """Return whether a batch takes so little time that nothing has to be looked at meanwhile."""
+        cdef uint64_t page_ns = self.policy.page_ns[batch.state.operation]
+        return page_ns and page_ns * batch.state.count < MOMENT_NS
+
+    cdef uint32_t lanes_for(self, Pointers batch, tuple rings, int64_t now) noexcept:
+        """Return how many lanes a batch is shared with."""
+        cdef uint32_t awake = 0, asleep = 0
+        cdef Ring ring
+        if batch.state.count < 2 or self.policy.callers >= len(rings) + 1:
+            return 0  # whoever calls has a core busy already
+        for ring in rings:
+            if may_take(&ring.state, SLOTS):
+                if bz_load32(&ring.state.control.asleep):
+                    asleep += 1
+                else:
+                    awake += 1
+        return lanes_worth(
+            &self.policy, batch.state.operation, batch.state.count, awake, asleep, now
+        )
+
+    cdef run_alone(self, Pointers batch, int64_t now):
+        """Do a batch in the calling thread."""
+        bz_add32(&self.policy.callers, 1)
+        try:
+            batch.run(self.coders)
+        finally:
+            bz_add32(&self.policy.callers, <uint32_t>-1)
+        cdef int64_t end = bz_now_ns()
+        note_pages(&self.policy, batch.state.operation, batch.state.count, end - now, end)
 
 
 @cython.no_gc_clear
@@ -482,14 +538,11 @@ cdef class Job:
     cdef object error  # what a codec raised that is no page's error
     cdef uint64_t pages_before
     cdef uint64_t busy_before
-    cdef readonly uint32_t failed  # pages that failed, once it is done
 
-    cdef begin(
-        self, Divider divider, Pointers batch, tuple rings, int64_t deadline,
-        int64_t inputs, int64_t outputs,
-    ):
+    cdef begin(self, Divider divider, Pointers batch, tuple rings, int64_t deadline):
         cdef JobState *state = &self.state
         cdef Tally *tally
+        cdef int64_t place
         self.divider = divider
         self.batch = batch
         self.rings = []
@@ -498,10 +551,13 @@ cdef class Job:
         state.hasher = &divider.hasher
         state.deadline = deadline
         state.share.batch = state.batch
-        state.share.inputs_shared = inputs >= 0 and batch.state.operation == COMPRESS
-        state.share.outputs_shared = outputs >= 0
-        state.share.inputs = inputs if inputs >= 0 else 0
-        state.share.outputs = outputs if outputs >= 0 else 0
+        if divider.blocks is not None:
+            place = divider.blocks.inputs_of(batch)
+            state.share.inputs_shared = place >= 0
+            state.share.inputs = max(<int64_t>0, place)
+            place = divider.blocks.outputs_of(batch)
+            state.share.outputs_shared = place >= 0
+            state.share.outputs = max(<int64_t>0, place)
         state.share.hashed = divider.verify and batch.state.operation == COMPRESS
         state.packer.position = 0
         batch.begin()
@@ -516,28 +572,17 @@ cdef class Job:
 
     cdef _divide(self, tuple rings):
         cdef JobState *state = &self.state
-        cdef uint32_t count = state.batch.count, lanes = len(rings), awake = 0, asleep = 0, at
-        cdef uint32_t end, first
+        cdef uint32_t count = state.batch.count, lanes = len(rings), at, end, first
         cdef Ring ring
-        if lanes and not self.divider.isolate:
-            for ring in rings:
-                if ring.is_neglected(NEGLECT_S):
-                    self.rings.append(ring)
-                    state.distrusts = True
-                elif may_take(&ring.state, SLOTS):
-                    if bz_load32(&ring.state.control.asleep):
-                        asleep += 1
-                    else:
-                        awake += 1
-            if self.divider.generous:
-                state.generous = True
-                lanes = min(lanes, count - 1)
-            elif bz_load32(&state.policy.callers) > lanes:
-                lanes = 0  # whoever calls has a core busy already
-            else:
-                lanes = lanes_worth(
-                    state.policy, state.batch.operation, count, awake, asleep, bz_now_ns()
-                )
+        for ring in rings:
+            if ring.is_neglected(NEGLECT_S):
+                self.rings.append(ring)
+                state.distrusts = True
+        if self.divider.generous:
+            state.generous = True
+            lanes = min(lanes, count - 1)
+        elif not self.divider.isolate:
+            lanes = self.divider.lanes_for(self.batch, rings, bz_now_ns())
         if self.divider.isolate:
             # Lanes may still be starting: `set_rings` brings them.
             self.batch.sort()
@@ -724,8 +769,8 @@ cdef class Job:
         coders.tallies[operation].waits += state.waits
         coders.tallies[operation].wait_ns += state.wait_ns
         coders.tallies[operation].fallbacks += state.fallbacks
-        self.failed = self.batch.count_failed()
-        if self.failed:
+        self.batch.failed = self.batch.count_failed()
+        if self.batch.failed:
             coders.count_errors(operation, state.batch.errors, state.batch.count)
 
     def __dealloc__(self):

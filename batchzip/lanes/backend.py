@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 from batchzip.backend import Backend, deadline_ns
 from batchzip.batch.compress import CompressBatch
 from batchzip.batch.decompress import DecompressBatch
-from batchzip.core.division import DONE, Divider
+from batchzip.core.division import Divider
 from batchzip.core.ring import share_pages
 from batchzip.cpus import default_lanes
 from batchzip.errors import ClosedError, PageError
 from batchzip.lanes.dispatcher import Dispatcher
 from batchzip.lanes.queue import RequestQueue
-from batchzip.lanes.watch import LOOK_S, Watch
+from batchzip.lanes.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from batchzip.batch import Batch
     from batchzip.buffers import Buffer
     from batchzip.codecs import Codec
+    from batchzip.core.batch import Blocks
     from batchzip.core.ring import Ring
     from batchzip.request import Request
 
@@ -66,8 +67,14 @@ class LanesBackend(Backend):
         """Bind to a codec; the subclass makes the lanes."""
         super().open(codec, page_size)
         self.batch_size = (self.workers + 1) * share_pages(page_size)
-        self.divider = Divider(self.coders, isolate=self.isolate, verify=codec.plan().verify)
+        self.divider = Divider(
+            self.coders, self.make_blocks(), isolate=self.isolate, verify=codec.plan().verify
+        )
         self._queue = RequestQueue(_QUEUE_BATCHES * self.batch_size)
+
+    def make_blocks(self) -> Blocks | None:
+        """Make what tells which memory the lanes share; None if they share none, or all of it."""
+        return None
 
     def check_codec(self) -> None:
         """Make the codec ready once, unless it is never used here."""
@@ -80,10 +87,6 @@ class LanesBackend(Backend):
     @abstractmethod
     def rings(self) -> tuple[Ring, ...]:
         """The rings of the lanes that run now."""
-
-    def locate(self, batch: Batch) -> tuple[int, int]:  # noqa: ARG002 - for lanes with an arena
-        """Return where in the arena a batch's inputs and outputs begin; −1 if they lie elsewhere."""
-        return -1, -1
 
     def kill(self, ring: Ring) -> None:
         """End the lane of a ring, which hangs. Threads cannot be ended: they are waited for."""
@@ -105,12 +108,10 @@ class LanesBackend(Backend):
 
     def execute(self, batch: Batch) -> None:
         """Do a batch, together with the lanes where that is faster."""
-        if len(batch) == 1 and not self.isolate:
-            batch.has_errors = batch.pointers.run(self.coders) > 0
-            return
-        job = self.divider.start(batch.pointers, self.rings, -1, *self.locate(batch))
-        if job.run(LOOK_S) == DONE:  # which is all that there is to most batches
-            batch.has_errors = job.failed > 0
+        pointers = batch.pointers
+        job = self.divider.execute(pointers, self.rings)
+        if job is None:
+            batch.has_errors = pointers.failed > 0
         else:
             Watch(self, batch, job).run()
 
@@ -121,9 +122,7 @@ class LanesBackend(Backend):
     def begin(self, batch: Batch, deadline: float | None) -> Watch:
         """Begin a batch that is looked after while others are done."""
         batch.has_errors = False
-        job = self.divider.start(
-            batch.pointers, self.rings, deadline_ns(deadline), *self.locate(batch)
-        )
+        job = self.divider.start(batch.pointers, self.rings, deadline_ns(deadline))
         return Watch(self, batch, job)
 
     def compress_page(self, page: Buffer) -> bytes:

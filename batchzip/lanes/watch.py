@@ -75,7 +75,7 @@ class Watch:
         except BaseException:
             self._withdraw(None)
             raise
-        self._batch.has_errors = job.failed > 0
+        self._batch.has_errors = self._batch.pointers.failed > 0
         return True
 
     @property
