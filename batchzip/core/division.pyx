@@ -37,7 +37,9 @@ from batchzip.core.coder cimport (
     ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Tally, raise_callback_error,
 )
 from batchzip.core.libraries cimport find_xxh3
-from batchzip.core.policy cimport Policy, first_share, lanes_worth, note_pages, piece, spare
+from batchzip.core.policy cimport (
+    Policy, first_share, lanes_worth, note_divided, note_pages, piece, spare,
+)
 from batchzip.core.ring cimport (
     NOT_POSTED, SLOTS, Ring, RingState, Share, await_done, cut, fitting, forks, give_up, is_done,
     let_go, may_take, post,
@@ -467,16 +469,14 @@ cdef class Divider:
 
         Return None when it is done, and the job where that takes longer than a moment.
         """
-        cdef Job job
-        cdef int64_t now
         self.refuse_in_child()
-        if not self.isolate and not self.generous:
-            now = bz_now_ns()
-            if self.lanes_for(batch, rings, now) == 0 and self.is_short(batch):
-                self.run_alone(batch, now)
-                return None
-        job = Job.__new__(Job)
-        job.begin(self, batch, rings, -1)
+        cdef int64_t now = bz_now_ns()
+        cdef uint32_t lanes = self.lanes_for(batch, rings, now)
+        if not lanes and not self.isolate and self.is_short(batch):
+            self.run_alone(batch, now)
+            return None
+        cdef Job job = Job.__new__(Job)
+        job.begin(self, batch, rings, lanes, -1)
         return None if job.run(MOMENT_S) == DONE else job
 
     def start(self, Pointers batch not None, tuple rings not None, int64_t deadline=-1) -> Job:
@@ -486,7 +486,7 @@ cdef class Divider:
         """
         self.refuse_in_child()
         cdef Job job = Job.__new__(Job)
-        job.begin(self, batch, rings, deadline)
+        job.begin(self, batch, rings, self.lanes_for(batch, rings, bz_now_ns()), deadline)
         return job
 
     cdef refuse_in_child(self):
@@ -502,6 +502,10 @@ cdef class Divider:
         """Return how many lanes a batch is shared with."""
         cdef uint32_t awake = 0, asleep = 0
         cdef Ring ring
+        if self.isolate:
+            return len(rings)
+        if self.generous:
+            return min(<uint32_t>len(rings), batch.state.count - 1)
         if batch.state.count < 2 or self.policy.callers >= len(rings) + 1:
             return 0  # whoever calls has a core busy already
         for ring in rings:
@@ -536,10 +540,13 @@ cdef class Job:
     cdef list rings
     cdef bint ended
     cdef object error  # what a codec raised that is no page's error
+    cdef int64_t begun_ns
     cdef uint64_t pages_before
     cdef uint64_t busy_before
 
-    cdef begin(self, Divider divider, Pointers batch, tuple rings, int64_t deadline):
+    cdef begin(
+        self, Divider divider, Pointers batch, tuple rings, uint32_t lanes, int64_t deadline
+    ):
         cdef JobState *state = &self.state
         cdef Tally *tally
         cdef int64_t place
@@ -560,6 +567,7 @@ cdef class Job:
             state.share.outputs = max(<int64_t>0, place)
         state.share.hashed = divider.verify and batch.state.operation == COMPRESS
         state.packer.position = 0
+        self.begun_ns = bz_now_ns()
         batch.begin()
         if not divider.isolate:
             self.coder = divider.coders.take()
@@ -567,22 +575,18 @@ cdef class Job:
             tally = &self.coder.state.tallies[batch.state.operation]
             self.pages_before = tally.pages
             self.busy_before = tally.busy_ns
-        self._divide(rings)
+        self._divide(rings, lanes)
         bz_add32(&state.policy.callers, 1)
 
-    cdef _divide(self, tuple rings):
+    cdef _divide(self, tuple rings, uint32_t lanes):
         cdef JobState *state = &self.state
-        cdef uint32_t count = state.batch.count, lanes = len(rings), at, end, first
+        cdef uint32_t count = state.batch.count, at, end, first
         cdef Ring ring
         for ring in rings:
             if ring.is_neglected(NEGLECT_S):
                 self.rings.append(ring)
                 state.distrusts = True
-        if self.divider.generous:
-            state.generous = True
-            lanes = min(lanes, count - 1)
-        elif not self.divider.isolate:
-            lanes = self.divider.lanes_for(self.batch, rings, bz_now_ns())
+        state.generous = self.divider.generous
         if self.divider.isolate:
             # Lanes may still be starting: `set_rings` brings them.
             self.batch.sort()
@@ -748,16 +752,20 @@ cdef class Job:
         cdef int operation = state.batch.operation
         cdef Coders coders = self.divider.coders
         cdef Tally *tally
+        cdef int64_t now
         if self.ended:
             return
         self.ended = True
         bz_add32(&state.policy.callers, <uint32_t>-1)
         if self.coder is not None:
             tally = &self.coder.state.tallies[operation]
+            now = bz_now_ns()
             note_pages(
                 state.policy, operation, tally.pages - self.pages_before,
-                tally.busy_ns - self.busy_before, bz_now_ns(),
+                tally.busy_ns - self.busy_before, now,
             )
+            if state.divided and not state.generous:
+                note_divided(state.policy, operation, state.batch.count, now - self.begun_ns)
             try:
                 raise_callback_error(state.coder)
             except BaseException as error:

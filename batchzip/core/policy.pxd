@@ -5,6 +5,8 @@ cdef struct Policy:  # hints; several of the owner's threads may lose each other
     int64_t lost_ns  # what a stream of batches lost by being done alone
     int64_t last_ns  # when the last batch ended
     uint32_t callers  # batches under way now
+    uint32_t losses  # how much more often divided batches lost time lately than won some
+    uint32_t skipped  # batches still to be done alone for that
 
 cdef uint32_t lanes_worth(
     Policy *policy, int operation, uint32_t count, uint32_t awake, uint32_t asleep, int64_t now
@@ -14,6 +16,7 @@ cdef uint32_t first_share(
 ) noexcept nogil
 cdef uint32_t piece(const Policy *policy, int operation, uint32_t left) noexcept nogil
 cdef uint32_t spare(const Policy *policy, int operation, uint32_t mine, uint32_t most) noexcept nogil
+cdef void note_divided(Policy *policy, int operation, uint32_t count, int64_t took_ns) noexcept nogil
 cdef void note_pages(
     Policy *policy, int operation, uint64_t pages, uint64_t busy_ns, int64_t now
 ) noexcept nogil

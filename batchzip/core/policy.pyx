@@ -15,9 +15,12 @@ awake from one to the next. What the batches of a stream lose by being done alon
 when it has reached the price of a wake-up, the lanes are woken. That costs at most twice what knowing
 the future would (renting until the rent has paid for buying).
 
+Busy machines. A lane that loses its CPU in the middle of a page keeps the whole batch waiting. A divided
+batch that took longer than its pages would have taken alone is a loss; after losses, some batches are
+done alone, twice as many with each loss, and wins make up for losses.
+
 What a page takes is measured where the caller does its own share. Rejected: timing both ways of doing
-a batch, again and again. It needed a figure for each size of batch, and was wrong when the machine was
-busy just then.
+a batch, again and again. It needed figures for each size of batch, and trials that cost time.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -29,6 +32,7 @@ cdef enum:
     STREAM_NS = 300_000  # batches that follow within this time are a stream
     PIECE_NS = 12_000  # of the caller's work between two looks at the lanes
     MOST_PIECE = 64
+    MOST_LOSSES = 20  # in halves: 2^10 batches are done alone at most
 
 
 cdef uint32_t lanes_worth(
@@ -39,6 +43,9 @@ cdef uint32_t lanes_worth(
     cdef int64_t work_ns = page_ns * count, gain_ns
     cdef uint32_t lanes, most
     if count < 2:
+        return 0
+    if policy.skipped:
+        policy.skipped -= 1
         return 0
     # Each lane needs a page, and enough work to be worth its hand-over.
     most = <uint32_t>min(<int64_t>(count - 1), work_ns // (2 * HAND_OVER_NS))
@@ -77,6 +84,15 @@ cdef uint32_t spare(const Policy *policy, int operation, uint32_t mine, uint32_t
     if mine < 2 or mine * page_ns < 4 * HAND_OVER_NS:
         return 0
     return min(mine // 2, most)
+
+
+cdef void note_divided(Policy *policy, int operation, uint32_t count, int64_t took_ns) noexcept nogil:
+    """Note what a batch took that was divided, and draw conclusions for the next ones."""
+    if took_ns <= <int64_t>(policy.page_ns[operation] * count):
+        policy.losses -= policy.losses > 0
+    else:
+        policy.losses = min(policy.losses + 2, <uint32_t>MOST_LOSSES)
+        policy.skipped = (1 << policy.losses // 2) - 1
 
 
 cdef void note_pages(
