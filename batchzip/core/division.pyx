@@ -41,7 +41,7 @@ from batchzip.core.policy cimport (
     Policy, first_share, lanes_worth, note_divided, note_pages, piece, spare,
 )
 from batchzip.core.ring cimport (
-    NOT_POSTED, SLOTS, Ring, RingState, Share, await_done, cut, fitting, forks, give_up, is_done,
+    NOT_POSTED, POSTED_AND_WOKE, SLOTS, Ring, RingState, Share, await_done, cut, fitting, forks, give_up, is_done,
     let_go, may_take, post,
 )
 
@@ -125,6 +125,7 @@ cdef struct JobState:
     uint32_t most  # pages of a share
     int64_t deadline
     bint divided
+    bint woke  # a lane had to be woken
     bint distrusts  # a lane reported what cannot be
     uint64_t waits
     uint64_t wait_ns
@@ -165,13 +166,16 @@ cdef bint _post(JobState *job, RingState *ring, uint32_t first, uint32_t *end, b
     cdef Share share = job.share
     cdef Posted *posted
     cdef uint32_t sequence
+    cdef int outcome
     share.first = first
     share.count = end[0] - first
     share.count = fitting(ring, &share)
     if job.posted_count == job.posted_room or not share.count:
         return False
-    if post(ring, &share, &sequence) == NOT_POSTED:
+    outcome = post(ring, &share, &sequence)
+    if outcome == NOT_POSTED:
         return False
+    job.woke |= outcome == POSTED_AND_WOKE
     end[0] = first + share.count
     posted = &job.posted[job.posted_count]
     job.posted_count += 1
@@ -764,7 +768,8 @@ cdef class Job:
                 state.policy, operation, tally.pages - self.pages_before,
                 tally.busy_ns - self.busy_before, now,
             )
-            if state.divided and not state.generous:
+            # What waking costs is reckoned with; it says nothing about lanes that are awake.
+            if state.divided and not state.woke and not state.generous:
                 note_divided(state.policy, operation, state.batch.count, now - self.begun_ns)
             try:
                 raise_callback_error(state.coder)

@@ -56,10 +56,11 @@ cdef uint32_t lanes_worth(
         gain_ns = work_ns // (lanes + 1) - work_ns // (lanes + 2)
         policy.lost_ns += gain_ns
         if policy.lost_ns >= WAKE_NS:
-            # Each further lane has to save what waking it costs the caller.
             policy.lost_ns = 0
             most = min(most, lanes + asleep)
-            while lanes < most and (lanes == 0 or work_ns // (lanes * (lanes + 1)) > WAKE_NS // 4):
+            lanes += 1
+            # Each further one has to save this batch what waking it costs.
+            while lanes < most and work_ns // (lanes * (lanes + 1)) > WAKE_NS // 4:
                 lanes += 1
     return lanes
 
