@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import pickle
 import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from forked import in_forked_child
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from interrupt_lines import interrupted_at
@@ -559,13 +559,9 @@ def test_a_mapping_whose_store_is_closed_says_so(engine: Engine) -> None:
 
 def test_a_forked_child_is_refused(mapping: CompressedMapping) -> None:
     mapping["key"] = b"value"
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
+
+    def use() -> None:
+        with pytest.raises(ForkedProcess):
             mapping["key"]
-        except ForkedProcess:
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    in_forked_child(use)

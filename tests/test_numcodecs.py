@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import struct
 import subprocess
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 import zarr
 import zarr.registry
+from forked import in_forked_child
 from hypothesis import given
 from hypothesis import strategies as st
 from store_pages import noise, text
@@ -170,14 +170,11 @@ def test_one_codec_serves_many_threads() -> None:
 
 def test_it_works_in_a_forked_child() -> None:
     codec = Batchzip()
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            code = int(codec.decode(codec.encode(text(1))) != text(1))
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def use() -> None:
+        assert codec.decode(codec.encode(text(1))) == text(1)
+
+    in_forked_child(use)
 
 
 @pytest.mark.usefixtures("_zarr_threads_end")

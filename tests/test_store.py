@@ -5,7 +5,6 @@ import errno
 import itertools
 import os
 import random
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from forked import in_forked_child
 from interrupt_lines import interrupted_at
 from store_pages import SIZE, ZEROS, grown, noise, text, word
 
@@ -587,35 +587,16 @@ def test_what_is_stored_outlives_its_engine_and_nothing_new_is_taken_without_one
         store.check_invariants()
 
 
-def outcomes_in_a_child(uses: dict[str, Callable[[SwapStore], object]], store: SwapStore) -> str:
-    """Fork, do every use in the child, and return the names of what was raised."""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, from 3.12 on
-        child = os.fork()
-    if not child:
-        names = set()
-        try:
-            for use in uses.values():
-                try:
-                    use(store)
-                    names.add("nothing")
-                except BaseException as error:  # noqa: BLE001 - named to the parent
-                    names.add(type(error).__name__)
-            store.close()
-            os.write(writing, " ".join(sorted(names)).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        text = answer.read()
-    assert os.waitpid(child, 0) == (child, 0)
-    return text
-
-
 def test_a_forked_child_is_refused_and_the_parent_unaffected(store: SwapStore) -> None:
     store.store(0, [text(0), noise(1), ZEROS])
-    assert outcomes_in_a_child(USES, store) == ForkedProcess.__name__
+
+    def use_in_every_way() -> None:
+        for use in USES.values():
+            with pytest.raises(ForkedProcess):
+                use(store)
+        store.close()
+
+    in_forked_child(use_in_every_way)
     store.check_invariants()
     assert store.load_many(range(3)).tobytes() == text(0) + noise(1) + ZEROS
     store.store(0, text(5))
