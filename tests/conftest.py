@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def resource_trackers() -> None:
     start_resource_trackers()
     loky_tracker.ensure_running()
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is there for the whole run out of each garbage collection of the tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

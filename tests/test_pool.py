@@ -39,18 +39,6 @@ from batchzip.segment import PAGE, Segment
 PAGE_SIZES = [512, 4096, 65536, 2 << 20]
 
 
-def descriptors() -> int:
-    gc.collect()
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert descriptors() == before
-
-
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
     # So little address space that the pool has to grow in these tests.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import loky
 import numpy as np
@@ -297,14 +298,16 @@ def test_a_process_of_another_user_that_was_let_in_is_sent_away(store: SwapStore
         ("", BadArgument),
         ("/tmp/somewhere", BadArgument),
         ("/proc/1/fd/x", BadArgument),
-        (f"/proc/{os.getpid()}/fd/99999", FileNotFoundError),
-        (f"/proc/{os.getpid()}/fd/0", OSError),
+        ("/proc/self/fd/0", BadArgument),
+        ("/proc/{pid}/fd/99999", FileNotFoundError),
+        ("/proc/{pid}/fd/0", OSError),
         ("/proc/4194304/fd/3", FileNotFoundError),
     ],
 )
-def test_what_is_no_address_is_refused(address: str, error: type[Exception]) -> None:
+def test_what_is_no_address_is_refused(address: object, error: type[Exception]) -> None:
+    where: Any = address.format(pid=os.getpid()) if isinstance(address, str) else address
     with pytest.raises(error):
-        attach(address)
+        attach(where)
 
 
 def _hang_up(listener: socket.socket) -> None:

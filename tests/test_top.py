@@ -92,7 +92,8 @@ class Screen:
         self.master, self.slave = pty.openpty()
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 100, 0, 0))
         self.before = termios.tcgetattr(self.slave)
-        environment = {name: os.environ[name] for name in os.environ if name != "NO_COLOR"}
+        others = {"NO_COLOR", "COLUMNS", "LINES"}  # the terminal says how large it is
+        environment = {name: os.environ[name] for name in os.environ if name not in others}
         self.process = subprocess.Popen(
             [*COMMAND, "top", "--interval", "0.1", *map(str, arguments)],
             stdin=self.slave,
