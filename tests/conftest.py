@@ -10,6 +10,7 @@ import pytest
 from loky.backend import resource_tracker as loky_tracker
 
 from batchzip import Engine, SwapStore
+from batchzip.cpus import usable_cpus
 from batchzip.testing import LeakCheck, start_resource_trackers
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="how long the soak of `-m stress` lasts, and 1,000 batches at least",
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run the whole suite in several processes; some of its files, or stress, in pytest's own.
+
+    Each process runs whole files, and has them all in mind: more than a few gain nothing.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return min(usable_cpus(), 4) if whole and config.option.markexpr == "not stress" else 0
 
 
 @pytest.fixture(scope="session", autouse=True)

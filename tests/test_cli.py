@@ -448,7 +448,7 @@ def test_ctrl_c_leaves_one_line_and_no_process(
 ) -> None:
     path = tmp_path / "sparse.bin"
     with path.open("wb") as file:
-        file.truncate(1 << 30 if stage == b"loading" else 1 << 40)
+        file.truncate(1 << 28 if stage == b"loading" else 1 << 40)
     shown = terminal("swap", "--file", path)
     shown.read_until(stage)
     started = children(shown.process.pid)

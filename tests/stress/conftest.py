@@ -14,7 +14,7 @@ from batchzip_workers.balance import Balance
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_REPORT = pytest.StashKey[list[str]]()
+_SURVIVED = "survived"
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +33,13 @@ def never_hangs() -> Iterator[None]:
 
 
 @pytest.fixture
-def report(pytestconfig: pytest.Config) -> Callable[[str], None]:
-    """Take a line to show at the end of the run."""
-    return pytestconfig.stash.setdefault(_REPORT, []).append
+def report(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Take a line to show at the end of the run, whichever process the test runs in."""
+    return lambda line: record_property(_SURVIVED, line)
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    for line in config.stash.get(_REPORT, []):
-        terminalreporter.write_line(line)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for one in terminalreporter.getreports("passed"):
+        for name, line in one.user_properties:
+            if name == _SURVIVED and one.when == "call":
+                terminalreporter.write_line(str(line))
