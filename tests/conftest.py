@@ -14,8 +14,9 @@ from batchzip.cpus import usable_cpus
 from batchzip.testing import LeakCheck, start_resource_trackers
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
+_SURVIVED = "survived"
 _FAILED = pytest.StashKey[bool]()
 
 
@@ -68,6 +69,19 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         if request.node.stash.get(_FAILED, False):
             stack.pop_all()  # its traceback holds on to all that the test had
+
+
+@pytest.fixture
+def report(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Take a line to show at the end of the run, whichever process the test runs in."""
+    return lambda line: record_property(_SURVIVED, line)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for one in terminalreporter.getreports("passed"):
+        for name, line in one.user_properties:
+            if name == _SURVIVED and one.when == "call":
+                terminalreporter.write_line(str(line))
 
 
 @pytest.fixture

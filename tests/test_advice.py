@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from command import absolute_path, assert_one_clear_line, cli
+from command import assert_one_clear_line, assert_refused, cli
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_pages import arrays, json_pages
@@ -406,11 +406,16 @@ def test_without_matplotlib_the_command_to_install_it_is_given(file: Path) -> No
     ],
 )
 def test_bad_input_is_one_clear_line(
-    tmp_path: Path, arguments: list[str], words: list[str]
+    arguments: list[str],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "empty.bin").touch()
     (tmp_path / "small.bin").write_bytes(b"x" * 5000)
-    assert_one_clear_line(cli("advise", *arguments, cwd=tmp_path, env=absolute_path()), *words)
+    monkeypatch.chdir(tmp_path)
+    assert_refused(capfd, ["advise", *arguments], *words)
 
 
 def test_a_process_that_may_not_be_read_is_one_clear_line(

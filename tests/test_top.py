@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from command import COMMAND, absolute_path, assert_one_clear_line, cli
+from command import COMMAND, assert_one_clear_line, assert_refused, cli
 
 import batchzip
 from batchzip import ClosedError, Engine, SwapStore
@@ -27,7 +27,6 @@ from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 OWNER = """
 import sys
@@ -256,9 +255,9 @@ def test_the_stores_of_a_process_are_found() -> None:
     ],
 )
 def test_bad_input_is_one_clear_line(
-    tmp_path: Path, arguments: list[str], words: list[str]
+    arguments: list[str], words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert_one_clear_line(cli("top", *arguments, cwd=tmp_path, env=absolute_path()), *words)
+    assert_refused(capfd, ["top", *arguments], *words)
 
 
 # Figures

@@ -225,7 +225,7 @@ def test_a_worker_has_its_data_there() -> None:
             n_workers=1,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # None would be a port of everybody's
             protocol="tcp",
             host="127.0.0.1",
             data=(WorkerData, {"memory_limit": 8 * MIB}),

@@ -1,4 +1,4 @@
-"""Stress tests hand every share over, and tell at the end of the run what was survived."""
+"""Stress tests hand every share over, and end by themselves."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from stress.load import HANG_LIMIT_S
 from batchzip_workers.balance import Balance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-_SURVIVED = "survived"
+    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +28,3 @@ def never_hangs() -> Iterator[None]:
     faulthandler.dump_traceback_later(5 * HANG_LIMIT_S, exit=True, file=sys.__stderr__ or 2)
     yield
     faulthandler.cancel_dump_traceback_later()
-
-
-@pytest.fixture
-def report(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Take a line to show at the end of the run, whichever process the test runs in."""
-    return lambda line: record_property(_SURVIVED, line)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for one in terminalreporter.getreports("passed"):
-        for name, line in one.user_properties:
-            if name == _SURVIVED and one.when == "call":
-                terminalreporter.write_line(str(line))
