@@ -439,3 +439,19 @@ def test_a_process_that_may_not_be_read_is_one_clear_line(
     assert out == ""
     assert err.startswith(f"batchzip: process {pid} may not be read: run as the user ")
     assert err.count("\n") == 1
+
+
+def test_the_smallest_sample_is_one_block(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["advise", "--file", str(file), "--sample", "64K", "--algorithm", "lz4", "--json"])
+        == 0
+    )
+    assert json.loads(capfd.readouterr().out)["source"]["read_bytes"] == BLOCK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(1023 << 10, "1,023.0 KiB"), (1 << 20, "1.0 MiB"), (1 << 30, "1.0 GiB"), (1 << 40, "1.0 TiB")],
+)
+def test_an_amount_of_bytes_is_told_in_the_unit_that_fits(size: int, words: str) -> None:
+    assert amount(size) == words

@@ -330,3 +330,15 @@ def test_cpu_seconds_are_those_of_all_threads() -> None:
     thread.start()
     thread.join()
     assert cpu_seconds(os.getpid()) - before > 0.1
+
+
+@pytest.mark.parametrize("quartiles", [{"low": 6.0}, {"high": 4.0}])
+def test_a_median_beyond_its_quartiles_is_no_result(
+    quartiles: dict[str, float], tmp_path: Path
+) -> None:
+    document = a_result(bare=5).as_document()
+    document["figures"][0] |= {"low": 5.0, "high": 5.0, **quartiles}
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(BadArgument, match="is no result of a benchmark"):
+        load(path)

@@ -95,6 +95,7 @@ def test_a_file_goes_through_and_comes_back(result: dict[str, Any]) -> None:
         assert of["pool_overhead"] == pytest.approx(of["pool_held_bytes"] / of["compressed_bytes"])
         assert of["pool_overhead"] >= 1
         assert of["store_us_per_page"] == pytest.approx(of["store_s"] / 600 * 1e6)
+        assert of["store_mb_per_s"] == pytest.approx(600 * 4096 / 1e6 / of["store_s"])
         assert of["load_mb_per_s"] == pytest.approx(600 * 4096 / 1e6 / of["load_s"])
         assert 0 < of["load_p50_us"] <= of["load_p99_us"]
         assert of["cpu_s"] == pytest.approx(of["own_cpu_s"] + of["worker_cpu_s"])
@@ -390,6 +391,15 @@ def test_a_damaged_page_is_named_and_hides_no_other(
     assert "600 pages compared byte for byte: 2 DIFFER" in out
     assert "page 42 (file offset 172032)" in err
     assert "damaged" in err
+
+
+def test_a_page_of_zeros_that_cannot_be_loaded_is_no_page_of_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "zeros.bin"
+    path.write_bytes(bytes(100 * 4096))
+    assert swap_in_process(monkeypatch, _Corrupt, "--file", path)() == 1
+    assert "100 pages compared byte for byte: 2 DIFFER" in capfd.readouterr().out
 
 
 def test_a_file_that_changes_meanwhile_is_no_mismatch(

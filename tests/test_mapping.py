@@ -519,6 +519,11 @@ def test_an_interrupt_at_any_line_leaves_the_old_value_or_the_new_one(
     assert not torn, "\n".join(torn)
 
 
+@pytest.mark.parametrize(("size", "parts"), [(4095, 2), (4096, 3)])
+def test_a_buffer_of_a_page_stays_out_of_the_pickle(size: int, parts: int) -> None:
+    assert len(PicklePacker(4096).pack(np.zeros(size, np.uint8))) == parts
+
+
 def test_close_gives_the_pages_back_and_use_after_it_is_refused(store: SwapStore) -> None:
     mapping = CompressedMapping(store)
     mapping["key"] = text(1, 50_000)

@@ -310,6 +310,15 @@ def test_what_is_no_address_is_refused(address: object, error: type[Exception]) 
         attach(where)
 
 
+def test_a_socket_at_the_address_of_another_process_is_no_store(store: SwapStore) -> None:
+    number = Path(store.share().address).name
+    command = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[int(number)]) as other:
+        with pytest.raises(BadArgument, match="not a store of this user"):
+            attach(f"/proc/{other.pid}/fd/{number}")
+        other.communicate()
+
+
 def _hang_up(listener: socket.socket) -> None:
     listener.accept()[0].close()
 

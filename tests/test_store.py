@@ -35,6 +35,7 @@ from batchzip import (
 )
 from batchzip.batch import Batch
 from batchzip.segment import Segment
+from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.page_table import PageTable
 
 MAX_INDEX = (1 << 63) - 1
@@ -530,6 +531,20 @@ def test_a_limit_that_cannot_be_is_refused(engine: Engine, limit: Any) -> None:
         with pytest.raises(BadArgument, match="max_pool_bytes"):
             store.max_pool_bytes = limit
         assert store.max_pool_bytes == 4096
+
+
+@pytest.mark.parametrize("percent", [0, 100])
+def test_an_accept_threshold_may_be_any_share(engine: Engine, percent: int) -> None:
+    with SwapStore(engine, accept_threshold_percent=percent) as store:
+        assert store.accept_threshold_percent == percent
+
+
+def test_a_pool_that_was_full_is_open_again_exactly_at_the_threshold() -> None:
+    limit = Hysteresis()
+    assert limit.check(100, 100, 90) == (True, True)
+    assert limit.check(91, 100, 90) == (False, True)
+    assert limit.check(90, 100, 90) == (False, False)
+    assert limit.check(99, 100, 90) == (False, False)
 
 
 @pytest.mark.parametrize("percent", [-1, 101, 1.5, "90", None])

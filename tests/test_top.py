@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from command import COMMAND, assert_one_clear_line, assert_refused, cli
+from rich.console import Console
 
 import batchzip
 from batchzip import ClosedError, Engine, SwapStore
@@ -300,3 +301,15 @@ def test_a_worker_s_load_is_the_share_of_the_time_it_was_busy() -> None:
         assert pages == now.status["statistics"].workers[0].pages
         assert load is not None
         assert 0 <= load <= 1
+
+
+def test_the_pool_s_share_of_its_limit_is_told() -> None:
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+        store.store(0, make_pages(100))
+        store.max_pool_bytes = 4 * store.counters.pool_total_size
+        with batchzip.attach(store.share()) as view:
+            now = take_snapshot(view)
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(screen(now, None, height=None))
+    assert "(25%)" in shown.get()
