@@ -71,7 +71,7 @@ def test_the_coldest_values_are_compressed_and_come_back_equal(data: WorkerData)
 
 
 def test_a_value_that_replaces_a_compressed_one_counts_alone(data: WorkerData) -> None:
-    slow = data.slow.data
+    slow = data._slow
     for size in (300_000, 200_000):
         slow["key"] = np.zeros(size, np.uint8)
         assert 0 <= data.spilled_total.memory - size < 1000, "the array with its head"
