@@ -52,7 +52,7 @@ def run(limit: int, chunk_mib: int, data: Any) -> tuple[float, int, list[int]]:
             n_workers=1,
             threads_per_worker=1,
             memory_limit=limit,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=logging.ERROR,
             data=data,
         ) as cluster,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pty
 import re
@@ -10,10 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from batchzip.cli.main import main
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import pytest
 
 COMMAND = [sys.executable, "-m", "batchzip.cli.main"]
 
@@ -38,6 +43,18 @@ def assert_one_clear_line(result: subprocess.CompletedProcess[str], *words: str)
     assert re.fullmatch(r"batchzip: [^\n]+\n", result.stderr), result.stderr
     for word in words:
         assert word in result.stderr
+
+
+def assert_refused(
+    capfd: pytest.CaptureFixture[str], arguments: Sequence[object], *words: str
+) -> None:
+    """Run the command in this process, which takes a tenth of the time of one of its own."""
+    try:
+        code = main([*map(str, arguments)])
+    except SystemExit as end:  # of argparse
+        code = cast("int", end.code)
+    out, err = capfd.readouterr()
+    assert_one_clear_line(subprocess.CompletedProcess([], code, out, err), *words)
 
 
 def absolute_path() -> dict[str, str]:
@@ -90,6 +107,14 @@ class Terminal:
 def children(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def resident_bytes(pid: int) -> int:
+    """Return how much memory the process has, 0 when it has gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 def has_gone(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,13 @@ import pytest
 from loky.backend import resource_tracker as loky_tracker
 
 from batchzip import Engine, SwapStore
+from batchzip.cpus import usable_cpus
 from batchzip.testing import LeakCheck, start_resource_trackers
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
+_SURVIVED = "survived"
 _FAILED = pytest.StashKey[bool]()
 
 
@@ -27,10 +30,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run the whole suite in several processes; some of its files, or stress, in pytest's own.
+
+    Each process runs whole files, and has them all in mind: more than a few gain nothing.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return min(usable_cpus(), 4) if whole and config.option.markexpr == "not stress" else 0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def resource_trackers() -> None:
     start_resource_trackers()
     loky_tracker.ensure_running()
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is there for the whole run out of each garbage collection of the tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -50,6 +69,19 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         if request.node.stash.get(_FAILED, False):
             stack.pop_all()  # its traceback holds on to all that the test had
+
+
+@pytest.fixture
+def report(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Take a line to show at the end of the run, whichever process the test runs in."""
+    return lambda line: record_property(_SURVIVED, line)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for one in terminalreporter.getreports("passed"):
+        for name, line in one.user_properties:
+            if name == _SURVIVED and one.when == "call":
+                terminalreporter.write_line(str(line))
 
 
 @pytest.fixture

@@ -11,8 +11,12 @@ from typing import Any
 def interrupted_at(
     step: int, work: Callable[[], object], watched: Callable[[Path], bool]
 ) -> str | None:
-    """Raise KeyboardInterrupt before the given line of the watched files runs; say which it was."""
+    """Raise KeyboardInterrupt before the given line of the watched files runs; say which it was.
+
+    None: there are not as many lines. An interrupt that `work` does not let through has failed.
+    """
     left = step
+    came_through = False
     place = None
 
     def on_line(frame: FrameType, event: str, _arg: object) -> Any:
@@ -34,7 +38,8 @@ def interrupted_at(
     try:
         work()
     except KeyboardInterrupt:
-        pass
+        came_through = True
     finally:
         sys.settrace(before)
+    assert came_through is (place is not None), f"an interrupt was swallowed: {place}"
     return place

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from command import absolute_path, assert_one_clear_line, cli
+from command import assert_one_clear_line, assert_refused, cli
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_pages import arrays, json_pages
@@ -406,11 +406,16 @@ def test_without_matplotlib_the_command_to_install_it_is_given(file: Path) -> No
     ],
 )
 def test_bad_input_is_one_clear_line(
-    tmp_path: Path, arguments: list[str], words: list[str]
+    arguments: list[str],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "empty.bin").touch()
     (tmp_path / "small.bin").write_bytes(b"x" * 5000)
-    assert_one_clear_line(cli("advise", *arguments, cwd=tmp_path, env=absolute_path()), *words)
+    monkeypatch.chdir(tmp_path)
+    assert_refused(capfd, ["advise", *arguments], *words)
 
 
 def test_a_process_that_may_not_be_read_is_one_clear_line(
@@ -434,3 +439,19 @@ def test_a_process_that_may_not_be_read_is_one_clear_line(
     assert out == ""
     assert err.startswith(f"batchzip: process {pid} may not be read: run as the user ")
     assert err.count("\n") == 1
+
+
+def test_the_smallest_sample_is_one_block(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["advise", "--file", str(file), "--sample", "64K", "--algorithm", "lz4", "--json"])
+        == 0
+    )
+    assert json.loads(capfd.readouterr().out)["source"]["read_bytes"] == BLOCK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(1023 << 10, "1,023.0 KiB"), (1 << 20, "1.0 MiB"), (1 << 30, "1.0 GiB"), (1 << 40, "1.0 TiB")],
+)
+def test_an_amount_of_bytes_is_told_in_the_unit_that_fits(size: int, words: str) -> None:
+    assert amount(size) == words

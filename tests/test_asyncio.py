@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from faulty_file import FaultyFile
 from slow_codec import SlowCodec
 from store_pages import noise, text
 
@@ -23,6 +24,7 @@ from batchzip import (
     StoreRejected,
     SwapStore,
 )
+from batchzip.asynchronous import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,10 +84,10 @@ def test_two_thousand_batches_at_once_need_no_thread_each(engine: Engine) -> Non
     assert max(threads) - before <= 6
 
 
-def test_the_loop_is_free_meanwhile(engine: Engine) -> None:
-    async def ticks() -> int:
-        batch = CompressBatch(np.frombuffer(noise(1, 4000 * PAGE), np.uint8).reshape(-1, PAGE))
-        work = asyncio.create_task(engine.compress_async(batch))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_loop_is_free_meanwhile(backend: str) -> None:
+    async def ticks(engine: Engine) -> int:
+        work = asyncio.create_task(engine.compress_async(CompressBatch(pages_of(1, 40))))
         for turn in itertools.count():
             if work.done():
                 await work
@@ -93,7 +95,19 @@ def test_the_loop_is_free_meanwhile(engine: Engine) -> None:
             await asyncio.sleep(0)
         raise AssertionError
 
-    assert asyncio.run(ticks()) > 2
+    with Engine(SlowCodec(0.002), backend=backend) as engine:
+        assert asyncio.run(ticks(engine)) > 100
+
+
+def test_four_calls_block_at_once() -> None:
+    threads = Threads()
+    meeting = threading.Barrier(4)
+
+    async def meet() -> None:
+        await asyncio.gather(*(threads.call(lambda: meeting.wait(10)) for _ in range(4)))
+
+    asyncio.run(meet())
+    threads.close()
 
 
 def test_loops_in_several_threads_use_one_engine(engine: Engine) -> None:
@@ -189,6 +203,32 @@ def test_a_page_in_the_file_is_loaded_by_a_thread(store: SwapStore) -> None:
         return await asyncio.gather(*map(store.aload, range(20)))
 
     assert asyncio.run(load()) == pages_of(0, 20)
+
+
+def test_the_loop_is_free_while_the_file_is_read() -> None:
+    class Slow(FaultyFile):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked, self.answer = threading.Event(), threading.Event()
+            self.was_told = False
+
+        def pread(self, length: int, offset: int) -> bytes:
+            self.asked.set()
+            self.was_told = self.answer.wait(5)
+            return super().pread(length, offset)
+
+    async def load(store: SwapStore, file: Slow) -> bytes:
+        page = asyncio.create_task(store.aload(0))
+        assert await asyncio.to_thread(file.asked.wait, 5)
+        file.answer.set()
+        return await page
+
+    file = Slow()
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine, backing=file) as store:
+        store.store(0, text(0))
+        assert store.writeback(1) == 1
+        assert asyncio.run(load(store, file)) == text(0)
+    assert file.was_told, "the loop answered while it waited"
 
 
 def test_groups_have_the_same_calls(store: SwapStore) -> None:

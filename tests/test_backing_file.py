@@ -22,6 +22,7 @@ from faulty_file import FaultyFile
 
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.store.backing_file import BackingFile
+from batchzip.store.file_io import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -346,3 +347,60 @@ def test_threads_write_read_and_free_at_once(target: Any) -> None:
         for positions, expected in kept:
             assert file.read(positions) == expected
         file.check_invariants(np.concatenate([positions for positions, _ in kept]))
+
+
+# What is asked of the system
+
+
+def test_sync_waits_until_the_file_is_on_its_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    storage = open_storage(tmp_path / "cold")
+    storage.sync()
+    assert synced == [storage.descriptor]
+    storage.close()
+
+
+def test_a_descriptor_that_a_child_still_has_locks_nobody_out(tmp_path: Path) -> None:
+    path = tmp_path / "cold"
+    path.touch()  # a file of the user's, which stays after close
+    storage = open_storage(path)
+    assert storage.descriptor is not None
+    held = os.dup(storage.descriptor)  # as a forked child does: the lock is the same
+    storage.close()
+    open_storage(path).close()
+    os.close(held)
+
+
+def test_what_a_file_object_still_holds_is_written_before_any_page(tmp_path: Path) -> None:
+    with (tmp_path / "own").open("w+b") as own:
+        own.write(b"held in a buffer")
+        storage = open_storage(own)
+        storage.pwrite(memoryview(b"a page"), 0)
+        own.flush()
+        assert storage.pread(100, 0) == b"a pagen a buffer"
+        storage.close()
+
+
+def test_a_stream_is_flushed_and_its_error_comes_through() -> None:
+    class Full(io.BytesIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+    stream = Full()
+    with pytest.raises(OSError, match="full"):
+        open_storage(stream).sync()
+    stream.flush = lambda: None  # type: ignore[method-assign] # for its end
+
+
+def test_a_header_that_is_not_written_whole_is_a_full_disk_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "pwrite", lambda _fd, data, _offset: len(data) - 1)
+    with pytest.raises(OSError, match="No space left") as failure:
+        open_storage(tmp_path / "cold")
+    assert failure.value.errno == errno.ENOSPC
+    assert failure.value.filename == str(tmp_path / "cold")
+    assert list(tmp_path.iterdir()) == []

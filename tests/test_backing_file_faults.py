@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import linecache
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from faulty_file import CODES, FaultyFile
+from interrupt_lines import interrupted_at
 
 from batchzip.store.backing_file import BackingFile
 
@@ -245,36 +245,21 @@ def test_an_interrupt_in_a_call_is_put_right_by_recount(call: str, before: bool)
 
 
 def test_an_interrupt_at_any_line_is_put_right_by_recount() -> None:
-    """A trace function raises at the nth line that runs in the modules concerned, for every n."""
 
-    def lines_until(nth: int) -> bool:
-        left = nth
+    def of_the_store(file: Path) -> bool:
+        return file.parent.parts[-2:] == ("batchzip", "store")
 
-        def trace(frame: Any, event: str, _: Any) -> Any:
-            nonlocal left
-            if "/batchzip/store/" not in frame.f_code.co_filename:
-                return None
-            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-            # On leaving a `with` its line comes again, where no signal can arrive.
-            if event == "line" and not line.startswith("with "):
-                left -= 1
-                if left == 0:
-                    raise KeyboardInterrupt
-            return trace
-
+    def interrupted_before_line(nth: int) -> bool:
         storage = FaultyFile()
         file = BackingFile(storage, page_size=PAGE)
         kept = file.write(BATCH)
         gone = file.write(OTHER)
-        former = sys.gettrace()
-        sys.settrace(trace)
-        try:
+
+        def work() -> None:
             file.write(OTHER)
             file.free(gone)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(former)
+
+        place = interrupted_at(nth, work, of_the_store)
         file.recount(kept)
         file.check_invariants(kept)
         again = file.write(OTHER)
@@ -282,10 +267,10 @@ def test_an_interrupt_at_any_line_is_put_right_by_recount() -> None:
         assert file.read(kept) == BATCH
         file.check_invariants(np.concatenate([kept, again]))
         file.close()
-        return left > 0
+        return place is not None
 
     nth = 1
-    while not lines_until(nth):
+    while interrupted_before_line(nth):
         nth += 1
     assert nth > 50
 

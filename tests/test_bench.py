@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import assert_one_clear_line, cli
+from command import assert_one_clear_line, assert_refused, cli
 
 from batchzip import Engine, backends
 from batchzip.bench.ahead import ahead
@@ -173,15 +173,19 @@ def test_compare_with_one_result_measures_anew_and_shows_it(saved: Path, file: P
         (["--pid", "1", "--file", "x"], ["--pid", "--file"]),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments: list[str], words: list[str]) -> None:
-    assert_one_clear_line(bench(*arguments), *words)
+def test_bad_input_is_one_clear_line(
+    arguments: list[str], words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert_refused(capfd, ["bench", *arguments], *words)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format": 99}', '{"format": 1}'])
-def test_what_is_no_result_is_refused(text: str, saved: Path, tmp_path: Path) -> None:
+def test_what_is_no_result_is_refused(
+    text: str, saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     wrong = tmp_path / "wrong.json"
     wrong.write_text(text)
-    assert_one_clear_line(bench("--compare", saved, wrong), "wrong.json")
+    assert_refused(capfd, ["bench", "--compare", saved, wrong], "wrong.json")
 
 
 def test_a_picture_that_cannot_be_written(file: Path, saved: Path) -> None:
@@ -326,3 +330,15 @@ def test_cpu_seconds_are_those_of_all_threads() -> None:
     thread.start()
     thread.join()
     assert cpu_seconds(os.getpid()) - before > 0.1
+
+
+@pytest.mark.parametrize("quartiles", [{"low": 6.0}, {"high": 4.0}])
+def test_a_median_beyond_its_quartiles_is_no_result(
+    quartiles: dict[str, float], tmp_path: Path
+) -> None:
+    document = a_result(bare=5).as_document()
+    document["figures"][0] |= {"low": 5.0, "high": 5.0, **quartiles}
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(BadArgument, match="is no result of a benchmark"):
+        load(path)

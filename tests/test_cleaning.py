@@ -144,8 +144,8 @@ def test_a_file_at_its_limit_is_cleaned_before_a_folio_is_rejected(
         store.check_invariants()
 
 
-@pytest.mark.slow
-def test_pages_change_while_they_are_moved(engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [1000, pytest.param(6000, marks=pytest.mark.stress)])
+def test_pages_change_while_they_are_moved(engine: Engine, tmp_path: Path, changes: int) -> None:
     """What is stored anew or invalidated meanwhile is what is there afterwards."""
     with SwapStore(engine, backing=tmp_path, max_pool_bytes=64 * SIZE, max_batch=16) as store:
         newest: dict[int, bytes] = {}
@@ -160,7 +160,7 @@ def test_pages_change_while_they_are_moved(engine: Engine, tmp_path: Path) -> No
             cleaner.start()
         rng = random.Random(1)
         try:
-            for turn in range(3000):
+            for turn in range(changes):
                 index = rng.randrange(1500)
                 if rng.random() < 0.6:
                     newest[index] = rng.choice([noise, text])(turn)

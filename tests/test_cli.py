@@ -18,11 +18,12 @@ import pytest
 from command import (
     COMMAND,
     Terminal,
-    absolute_path,
     assert_one_clear_line,
+    assert_refused,
     children,
     cli,
     has_gone,
+    resident_bytes,
 )
 
 import batchzip
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one run with some pages says, for the tests that look at it."""
+    path = tmp_path_factory.mktemp("swap") / "pages.bin"
+    path.write_bytes(some_pages().tobytes())
+    return document("--file", path)
 
 
 def document(*arguments: object) -> dict[str, Any]:
@@ -60,12 +69,13 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_goes_through_and_comes_back(file: Path) -> None:
-    result = document("--file", file)
+def test_a_file_goes_through_and_comes_back(result: dict[str, Any]) -> None:
+    path = result["source"]["path"]
+    assert Path(path).name == "pages.bin"
     assert result["source"] == {
         "kind": "file",
-        "name": str(file),
-        "path": str(file),
+        "name": path,
+        "path": path,
         "file_bytes": 600 * 4096,
         "pages": 600,
         "page_bytes": 4096,
@@ -85,6 +95,7 @@ def test_a_file_goes_through_and_comes_back(file: Path) -> None:
         assert of["pool_overhead"] == pytest.approx(of["pool_held_bytes"] / of["compressed_bytes"])
         assert of["pool_overhead"] >= 1
         assert of["store_us_per_page"] == pytest.approx(of["store_s"] / 600 * 1e6)
+        assert of["store_mb_per_s"] == pytest.approx(600 * 4096 / 1e6 / of["store_s"])
         assert of["load_mb_per_s"] == pytest.approx(600 * 4096 / 1e6 / of["load_s"])
         assert 0 < of["load_p50_us"] <= of["load_p99_us"]
         assert of["cpu_s"] == pytest.approx(of["own_cpu_s"] + of["worker_cpu_s"])
@@ -99,6 +110,7 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert "\x1b" not in result.stdout
     assert all(len(line) <= 80 for line in result.stdout.splitlines() if str(file) not in line)
+    assert "size classes" not in result.stdout
     for words in (
         "600 pages of 4,096 bytes (2.3 MiB)",
         "same-filled",
@@ -115,8 +127,10 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
         assert words in result.stdout
 
 
-def test_the_class_table_is_there_as_data_and_for_people(file: Path) -> None:
-    for of in document("--file", file)["backends"].values():
+def test_the_class_table_is_there_as_data_and_for_people(
+    result: dict[str, Any], file: Path
+) -> None:
+    for of in result["backends"].values():
         lines = of["classes"]
         assert [line["size"] for line in lines] == sorted(line["size"] for line in lines)
         # Each page that is not same-filled is an object; nothing was freed.
@@ -133,7 +147,6 @@ def test_the_class_table_is_there_as_data_and_for_people(file: Path) -> None:
         assert heading == ["object", "bytes", "spans", "objects", "used", "pages", "freeable"]
         assert (rows[-2][0], rows[-2][3]) == ("4,096", "200")  # the incompressible pages
         assert (rows[-1][0], rows[-1][3]) == ("all", "400")
-    assert "size classes" not in cli("swap", "--file", file).stdout
 
 
 def test_without_a_source_a_workload_is_taken() -> None:
@@ -245,12 +258,16 @@ def test_a_limit_that_keeps_nothing_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_clear_line(
-    tmp_path: Path, arguments: list[str], words: list[str]
+    arguments: list[str],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "empty.bin").touch()
     (tmp_path / "one.bin").write_bytes(bytes(4096))
-    started = [*arguments, "--workload-mib", "1"]
-    assert_one_clear_line(cli("swap", *started, cwd=tmp_path, env=absolute_path()), *words)
+    monkeypatch.chdir(tmp_path)
+    assert_refused(capfd, ["swap", *arguments, "--workload-mib", "1"], *words)
 
 
 def test_no_command_is_one_clear_line() -> None:
@@ -376,6 +393,15 @@ def test_a_damaged_page_is_named_and_hides_no_other(
     assert "damaged" in err
 
 
+def test_a_page_of_zeros_that_cannot_be_loaded_is_no_page_of_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "zeros.bin"
+    path.write_bytes(bytes(100 * 4096))
+    assert swap_in_process(monkeypatch, _Corrupt, "--file", path)() == 1
+    assert "100 pages compared byte for byte: 2 DIFFER" in capfd.readouterr().out
+
+
 def test_a_file_that_changes_meanwhile_is_no_mismatch(
     file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -448,7 +474,7 @@ def test_ctrl_c_leaves_one_line_and_no_process(
 ) -> None:
     path = tmp_path / "sparse.bin"
     with path.open("wb") as file:
-        file.truncate(1 << 30 if stage == b"loading" else 1 << 40)
+        file.truncate(1 << 28 if stage == b"loading" else 1 << 40)
     shown = terminal("swap", "--file", path)
     shown.read_until(stage)
     started = children(shown.process.pid)
@@ -474,10 +500,10 @@ def test_ctrl_c_while_the_workload_is_built_leaves_no_process() -> None:
         process_group=0,
     ) as process:
         deadline = time.monotonic() + 30
-        while not (started := children(process.pid)):
+        while not any(resident_bytes(child) > 64 << 20 for child in children(process.pid)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(0.2)
+        started = children(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, b"", b"batchzip: interrupted\n")

@@ -271,3 +271,71 @@ def test_without_shtab_the_command_to_install_it_is_given() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert_one_clear_line(result, "shtab", "pip install 'batchzip[completion]'")
+
+
+# Defaults
+
+
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        (
+            "swap",
+            {
+                "pid": None,
+                "file": None,
+                "algorithm": "zstd",
+                "level": None,
+                "shuffle": None,
+                "batch": 256,
+                "folio": 256,
+                "workers": None,
+                "limit": None,
+                "page_size": 4096,
+                "seed": 0,
+                "workload_mib": 64,
+                "classes": False,
+                "json": False,
+            },
+        ),
+        (
+            "advise",
+            {
+                "pid": None,
+                "file": None,
+                "sample": 8 << 20,
+                "algorithms": None,
+                "max_load_us": 25.0,
+                "all": False,
+                "json": False,
+                "plot": None,
+                "seed": 0,
+            },
+        ),
+        (
+            "bench",
+            {
+                "pid": None,
+                "file": None,
+                "workload": "captured",
+                "algorithms": "lz4,zstd:1",
+                "batches": [8, 64, 256],
+                "pages": 2048,
+                "rounds": 5,
+                "zram": False,
+                "json": False,
+                "plot": None,
+                "compare": None,
+            },
+        ),
+        ("top", {"address": None, "interval": 1.0, "once": False}),
+    ],
+)
+def test_a_command_without_options_has_its_defaults(
+    command: str, defaults: dict[str, object]
+) -> None:
+    arguments = ["top", "/proc/1/fd/1"] if command == "top" else [command]
+    found = vars(make_parser().parse_args(arguments))
+    assert {name: found[name] for name in found if name not in ("command", "address")} == {
+        name: value for name, value in defaults.items() if name != "address"
+    }

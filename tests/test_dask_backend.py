@@ -178,6 +178,19 @@ def test_an_interrupt_ends_a_batch_and_the_engine_goes_on(cluster: str) -> None:
         check_round_trip(engine, pages[:4])
 
 
+def test_bytes_of_pages_that_failed_are_not_counted(cluster: str) -> None:
+    pages = make_pages(100)
+    with Engine("lz4", backend=DaskBackend(cluster)) as engine:
+        batch = CompressBatch(pages)
+        engine.compress(batch)
+        sources = [bytes(output) for output in batch.outputs()]
+        sources[7] = b"bad"
+        engine.decompress(DecompressBatch(sources))
+        done = engine.statistics.decompress
+    assert (done.pages, done.inline_pages) == (100, 0)
+    assert (done.bytes_in, done.bytes_out) == (sum(map(len, sources)), 99 * 4096)
+
+
 def marked(pages: np.ndarray, mark: bytes, index: int) -> np.ndarray:
     pages[index, :4] = np.frombuffer(mark, np.uint8)
     return pages

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import pickle
 import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from forked import in_forked_child
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from interrupt_lines import interrupted_at
@@ -519,6 +519,11 @@ def test_an_interrupt_at_any_line_leaves_the_old_value_or_the_new_one(
     assert not torn, "\n".join(torn)
 
 
+@pytest.mark.parametrize(("size", "parts"), [(4095, 2), (4096, 3)])
+def test_a_buffer_of_a_page_stays_out_of_the_pickle(size: int, parts: int) -> None:
+    assert len(PicklePacker(4096).pack(np.zeros(size, np.uint8))) == parts
+
+
 def test_close_gives_the_pages_back_and_use_after_it_is_refused(store: SwapStore) -> None:
     mapping = CompressedMapping(store)
     mapping["key"] = text(1, 50_000)
@@ -559,13 +564,9 @@ def test_a_mapping_whose_store_is_closed_says_so(engine: Engine) -> None:
 
 def test_a_forked_child_is_refused(mapping: CompressedMapping) -> None:
     mapping["key"] = b"value"
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
+
+    def use() -> None:
+        with pytest.raises(ForkedProcess):
             mapping["key"]
-        except ForkedProcess:
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    in_forked_child(use)

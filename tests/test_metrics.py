@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import urllib.request
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from forked import in_forked_child
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -172,11 +172,11 @@ def test_a_closed_store_has_no_figures_and_breaks_no_scrape(store: SwapStore) ->
 def test_a_forked_child_has_no_figures(store: SwapStore) -> None:
     store.store(0, make_pages(3))
     one = collector(store)
-    child = os.fork()
-    if not child:
-        empty = not any(family.samples for family in one.collect())
-        os._exit(7 if empty else 8)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+    def look() -> None:
+        assert not any(family.samples for family in one.collect())
+
+    in_forked_child(look)
     assert any(family.samples for family in one.collect())
 
 

@@ -76,7 +76,7 @@ with batchzip.Engine("zlib", backend="thread", level=1) as engine, batchzip.Swap
 @pytest.mark.slow
 @pytest.mark.parametrize("tests", ["custom_codec/test_codec.py", "custom_backend/test_backend.py"])
 def test_each_passes_the_contract_by_its_own_tests(installed: Path, tests: str) -> None:
-    options = ["-q", "-p", "no:cacheprovider", "-W", "error"]
+    options = ["-q", "-p", "no:cacheprovider", "-W", "error", "-n", "0"]
     found = run(["-m", "pytest", *options, EXAMPLES / tests], installed)
     passed = re.search(r"(\d+) passed", found)
     assert passed, found

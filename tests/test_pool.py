@@ -7,16 +7,15 @@ import itertools
 import os
 import random
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from forked import in_forked_child
 from hypothesis import settings
 from hypothesis.stateful import (
     Bundle,
@@ -27,6 +26,7 @@ from hypothesis.stateful import (
     multiple,
     rule,
 )
+from interrupt_lines import interrupted_at
 
 from batchzip.errors import BadArgument, BadHandle, ClosedError, ForkedProcess, PoolFull
 from batchzip.pool import Pool, span
@@ -37,18 +37,6 @@ from batchzip.pool.size_classes import SPAN_PAGES, SizeClasses
 from batchzip.segment import PAGE, Segment
 
 PAGE_SIZES = [512, 4096, 65536, 2 << 20]
-
-
-def descriptors() -> int:
-    gc.collect()
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert descriptors() == before
 
 
 @pytest.fixture
@@ -741,25 +729,8 @@ def test_a_slot_out_of_generations_is_retired(pool: Pool) -> None:
 # Interrupts
 
 
-class Interrupter:
-    """A trace function: KeyboardInterrupt at the nth line of the pool's code that is run."""
-
-    def __init__(self, nth: int) -> None:
-        self.left = nth
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> Self | None:
-        if frame.f_code.co_filename.rpartition("/")[2] not in {
-            "arena.py",
-            "span.py",
-            "handles.py",
-            "compaction.py",
-        }:
-            return self if "pool" in frame.f_code.co_filename else None
-        if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-        return self
+def of_the_pool(file: Path) -> bool:
+    return file.name in ("arena.py", "span.py", "handles.py", "compaction.py")
 
 
 @pytest.mark.parametrize("kind", ["put", "free", "put one", "free one"])
@@ -777,17 +748,14 @@ def test_an_interrupt_at_any_line_leaves_all_or_nothing(kind: Any) -> None:
             mine = put(pool, batch)
             count = len(pool)
             done: list[int] = []
-            sys.settrace(Interrupter(nth))
-            try:
+
+            def work(mine: list[int] = mine, done: list[int] = done) -> None:
                 if kind.startswith("put"):
-                    done = put(pool, batch)
+                    done += put(pool, batch)
                 else:
                     pool.free_many(mine)
-                finished = True
-            except KeyboardInterrupt:
-                pass
-            finally:
-                sys.settrace(None)
+
+            finished = interrupted_at(nth, work, of_the_pool) is None
             pool.check_invariants()
             state(pool)
             if kind.startswith("put"):
@@ -809,14 +777,7 @@ def test_a_compaction_that_is_interrupted_at_any_line_loses_nothing() -> None:
             data = {one: content(1500 + one % 3 * 600, one) for one in range(80)}
             handles = put(pool, list(data.values()))
             pool.free_many(handles[::2])
-            sys.settrace(Interrupter(nth))
-            try:
-                pool.compact()
-                finished = True
-            except KeyboardInterrupt:
-                pass
-            finally:
-                sys.settrace(None)
+            finished = interrupted_at(nth, pool.compact, of_the_pool) is None
             pool.check_invariants()
             assert pool.copy_many(handles[1::2]) == list(data.values())[1::2]
             while pool.compact():
@@ -852,48 +813,45 @@ def test_closed_is_closed_and_closing_twice_is_nothing() -> None:
     assert bytes(view) == b"data"
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_is_refused_and_changes_nothing() -> None:
     with Pool() as pool:
         handle = put(pool, [b"owner"])[0]
         pool._lock.acquire()  # as if another thread held it
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                refused = 0
-                for use in (
-                    lambda: pool.malloc(1),
-                    lambda: pool.read(handle),
-                    lambda: pool.free(handle),
-                    lambda: pool.held_bytes,
-                ):
-                    try:
-                        use()
-                    except ForkedProcess:
-                        refused += 1
-                pool.close()
-                pool.close()
-                code = 0 if refused == 4 else 2
-            finally:
-                os._exit(code)
-        pool._lock.release()
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        def use_in_every_way() -> None:
+            for use in (
+                lambda: pool.malloc(1),
+                lambda: pool.read(handle),
+                lambda: pool.free(handle),
+                lambda: pool.held_bytes,
+            ):
+                with pytest.raises(ForkedProcess):
+                    use()
+            pool.close()
+            pool.close()
+
+        try:
+            in_forked_child(use_in_every_way)
+        finally:
+            pool._lock.release()
         assert bytes(pool.read(handle)) == b"owner"
         pool.check_invariants()
 
 
 def test_an_interrupt_by_signal_is_survived(pool: Pool) -> None:
     batch = [content(size, 6) for size in compressed_sizes(2000)]
+
+    def work() -> None:
+        while True:
+            pool.free_many(put(pool, batch))
+
     gc.disable()  # an interrupt within a callback of the collector's could not be caught
     for delay in range(1, 12):
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, delay / 3000)
         try:
-            for _ in range(50):
-                pool.free_many(put(pool, batch))
-        except KeyboardInterrupt:
-            pass
+            with pytest.raises(KeyboardInterrupt):
+                work()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)

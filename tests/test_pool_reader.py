@@ -128,8 +128,8 @@ def test_a_read_only_segment_cannot_be_written() -> None:
         assert bytes(other.view[:2]) == b"ab"
 
 
-@pytest.mark.slow
-def test_a_process_beside_a_churning_and_compacting_owner_gets_no_wrong_bytes() -> None:
+@pytest.mark.parametrize("turns", [50, pytest.param(300, marks=pytest.mark.stress)])
+def test_a_process_beside_a_churning_and_compacting_owner_gets_no_wrong_bytes(turns: int) -> None:
     rng = random.Random(7)
     with Pool() as pool:
         held = pool.put_many([described(rng) for _ in range(2000)]).tolist()
@@ -146,7 +146,7 @@ def test_a_process_beside_a_churning_and_compacting_owner_gets_no_wrong_bytes() 
             assert child.stdout is not None
             assert child.stdout.readline() == b"ready\n"
             os.set_blocking(child.stdin.fileno(), True)
-            for turn in range(150):
+            for turn in range(turns):
                 child.stdin.write(np.array(rng.sample(held, 256), np.uint64).tobytes())
                 child.stdin.flush()
                 for _ in range(4):

@@ -33,6 +33,7 @@ from batchzip import (
 )
 from batchzip.dask import ShardedStore
 from batchzip.dask.record import STRIPE, Record, cut
+from batchzip.dask.shard import Shard
 from batchzip.testing import LeakCheck
 from batchzip.testing.plain import SLACK_S, in_threads, make_pages
 
@@ -345,3 +346,22 @@ def test_errors_come_from_other_processes_as_they_were(error: Exception) -> None
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert (str(copy), copy.args, vars(copy)) == (str(error), error.args, vars(error))
+
+
+def test_the_names_of_nine_lost_ranges_are_eight_and_one_more() -> None:
+    ranges = [range(10 * number, 10 * number + 2) for number in range(9)]
+    assert str(PagesLost("tcp://x", "why", ranges)).endswith("70…71 and 1 more ranges")
+    assert str(PagesLost("tcp://x", "why", ranges[:8])).endswith("70…71")
+
+
+def test_a_shard_that_keeps_not_every_run_keeps_none() -> None:
+    shard = Shard()
+    shard.open({"algorithm": "lz4", "backend": "sequential"}, {"keep_incompressible": False})
+    pages = make_pages(4)
+    pages[:] = pages[0]
+    pages[3] = np.random.default_rng(0).integers(0, 256, PAGE, np.uint8)
+    with pytest.raises(StoreRejected):
+        shard.put([(0, 2), (10, 2)], pages)
+    assert [shard.has(index) for index in (0, 1, 10, 11)] == [False] * 4
+    assert shard.status()[0] == 0
+    shard.close()

@@ -5,7 +5,6 @@ import errno
 import itertools
 import os
 import random
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from forked import in_forked_child
 from interrupt_lines import interrupted_at
 from store_pages import SIZE, ZEROS, grown, noise, text, word
 
@@ -35,6 +35,7 @@ from batchzip import (
 )
 from batchzip.batch import Batch
 from batchzip.segment import Segment
+from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.page_table import PageTable
 
 MAX_INDEX = (1 << 63) - 1
@@ -532,6 +533,20 @@ def test_a_limit_that_cannot_be_is_refused(engine: Engine, limit: Any) -> None:
         assert store.max_pool_bytes == 4096
 
 
+@pytest.mark.parametrize("percent", [0, 100])
+def test_an_accept_threshold_may_be_any_share(engine: Engine, percent: int) -> None:
+    with SwapStore(engine, accept_threshold_percent=percent) as store:
+        assert store.accept_threshold_percent == percent
+
+
+def test_a_pool_that_was_full_is_open_again_exactly_at_the_threshold() -> None:
+    limit = Hysteresis()
+    assert limit.check(100, 100, 90) == (True, True)
+    assert limit.check(91, 100, 90) == (False, True)
+    assert limit.check(90, 100, 90) == (False, False)
+    assert limit.check(99, 100, 90) == (False, False)
+
+
 @pytest.mark.parametrize("percent", [-1, 101, 1.5, "90", None])
 def test_an_accept_threshold_that_cannot_be_is_refused(engine: Engine, percent: Any) -> None:
     with pytest.raises(BadArgument, match="accept_threshold_percent"):
@@ -587,35 +602,16 @@ def test_what_is_stored_outlives_its_engine_and_nothing_new_is_taken_without_one
         store.check_invariants()
 
 
-def outcomes_in_a_child(uses: dict[str, Callable[[SwapStore], object]], store: SwapStore) -> str:
-    """Fork, do every use in the child, and return the names of what was raised."""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, from 3.12 on
-        child = os.fork()
-    if not child:
-        names = set()
-        try:
-            for use in uses.values():
-                try:
-                    use(store)
-                    names.add("nothing")
-                except BaseException as error:  # noqa: BLE001 - named to the parent
-                    names.add(type(error).__name__)
-            store.close()
-            os.write(writing, " ".join(sorted(names)).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        text = answer.read()
-    assert os.waitpid(child, 0) == (child, 0)
-    return text
-
-
 def test_a_forked_child_is_refused_and_the_parent_unaffected(store: SwapStore) -> None:
     store.store(0, [text(0), noise(1), ZEROS])
-    assert outcomes_in_a_child(USES, store) == ForkedProcess.__name__
+
+    def use_in_every_way() -> None:
+        for use in USES.values():
+            with pytest.raises(ForkedProcess):
+                use(store)
+        store.close()
+
+    in_forked_child(use_in_every_way)
     store.check_invariants()
     assert store.load_many(range(3)).tobytes() == text(0) + noise(1) + ZEROS
     store.store(0, text(5))

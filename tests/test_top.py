@@ -16,7 +16,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from command import COMMAND, absolute_path, assert_one_clear_line, cli
+from command import COMMAND, assert_one_clear_line, assert_refused, cli
+from rich.console import Console
 
 import batchzip
 from batchzip import ClosedError, Engine, SwapStore
@@ -27,7 +28,6 @@ from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 OWNER = """
 import sys
@@ -92,7 +92,8 @@ class Screen:
         self.master, self.slave = pty.openpty()
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 100, 0, 0))
         self.before = termios.tcgetattr(self.slave)
-        environment = {name: os.environ[name] for name in os.environ if name != "NO_COLOR"}
+        others = {"NO_COLOR", "COLUMNS", "LINES"}  # the terminal says how large it is
+        environment = {name: os.environ[name] for name in os.environ if name not in others}
         self.process = subprocess.Popen(
             [*COMMAND, "top", "--interval", "0.1", *map(str, arguments)],
             stdin=self.slave,
@@ -255,9 +256,9 @@ def test_the_stores_of_a_process_are_found() -> None:
     ],
 )
 def test_bad_input_is_one_clear_line(
-    tmp_path: Path, arguments: list[str], words: list[str]
+    arguments: list[str], words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert_one_clear_line(cli("top", *arguments, cwd=tmp_path, env=absolute_path()), *words)
+    assert_refused(capfd, ["top", *arguments], *words)
 
 
 # Figures
@@ -300,3 +301,15 @@ def test_a_worker_s_load_is_the_share_of_the_time_it_was_busy() -> None:
         assert pages == now.status["statistics"].workers[0].pages
         assert load is not None
         assert 0 <= load <= 1
+
+
+def test_the_pool_s_share_of_its_limit_is_told() -> None:
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+        store.store(0, make_pages(100))
+        store.max_pool_bytes = 4 * store.counters.pool_total_size
+        with batchzip.attach(store.share()) as view:
+            now = take_snapshot(view)
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(screen(now, None, height=None))
+    assert "(25%)" in shown.get()

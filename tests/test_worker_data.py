@@ -70,6 +70,15 @@ def test_the_coldest_values_are_compressed_and_come_back_equal(data: WorkerData)
         data["chunk", 1]
 
 
+def test_a_value_that_replaces_a_compressed_one_counts_alone(data: WorkerData) -> None:
+    slow = data._slow
+    for size in (300_000, 200_000):
+        slow["key"] = np.zeros(size, np.uint8)
+        assert 0 <= data.spilled_total.memory - size < 1000, "the array with its head"
+    del slow["key"]
+    assert data.spilled_total.memory == 0
+
+
 def test_what_does_not_fit_compressed_goes_to_disk_and_comes_back(data: WorkerData) -> None:
     for number in range(20):
         data[str(number)] = some_noise(number)
@@ -225,7 +234,7 @@ def test_a_worker_has_its_data_there() -> None:
             n_workers=1,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # None would be a port of everybody's
             protocol="tcp",
             host="127.0.0.1",
             data=(WorkerData, {"memory_limit": 8 * MIB}),

@@ -214,6 +214,8 @@ class ShareServer:
 
     def disown(self) -> None:
         """Drop what a forked child has of it, so that readers see when the owner is gone."""
+        if self._ended:  # and its descriptors' numbers are others' by now
+            return
         self._ended = True
         os.close(self._path_fd)
         for connection in [self._listener, *self._connections]:

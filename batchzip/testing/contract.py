@@ -101,10 +101,15 @@ class BackendContract(RequestContract, EngineContract):
     # Round trips
 
     @pytest.mark.parametrize("count", [1, 2, 3, 8, 64, 257, 1000])
+    def test_batches_of_every_size_come_back_byte_for_byte(
+        self, engine: Engine, count: int
+    ) -> None:
+        check_round_trip(engine, make_pages(count, seed=count))
+
+    @pytest.mark.parametrize("count", [1, 8, 257])
     @pytest.mark.parametrize(
         "form",
         [
-            pytest.param(lambda pages: pages, id="array"),
             pytest.param(lambda pages: [bytes(page) for page in pages], id="bytes"),
             pytest.param(lambda pages: [memoryview(page) for page in pages], id="memoryviews"),
             pytest.param(lambda pages: pages.tobytes(), id="flat"),
@@ -149,7 +154,7 @@ class BackendContract(RequestContract, EngineContract):
         check_restored(back, pages)
 
     @pytest.mark.parametrize(
-        ("page_size", "counts"), [(512, (8, 1000)), (65536, (5, 16, 33)), (2 << 20, (2, 3, 4))]
+        ("page_size", "counts"), [(512, (8, 1000)), (65536, (5, 33)), (2 << 20, (3,))]
     )
     def test_pages_of_every_size_come_back(
         self, each_algorithm: str, page_size: int, counts: tuple[int, ...]
@@ -157,11 +162,11 @@ class BackendContract(RequestContract, EngineContract):
         with self.make_engine(each_algorithm, page_size) as engine:
             workers = engine.worker_pids
             for count in counts:
-                pages = make_pages(count, page_size=page_size)
-                check_round_trip(engine, pages)
-                batch = CompressBatch([bytes(page) for page in pages])
-                engine.compress(batch)
-                check_compressed(engine, batch, pages)
+                check_round_trip(engine, make_pages(count, page_size=page_size))
+            pages = make_pages(3, page_size=page_size)
+            batch = CompressBatch([bytes(page) for page in pages])
+            engine.compress(batch)
+            check_compressed(engine, batch, pages)
             assert engine.worker_pids == workers, "good input ends no worker"
 
     # Errors of single pages

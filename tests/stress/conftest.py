@@ -1,4 +1,4 @@
-"""Stress tests hand every share over, and tell at the end of the run what was survived."""
+"""Stress tests hand every share over, and end by themselves."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from stress.load import HANG_LIMIT_S
 from batchzip_workers.balance import Balance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-_REPORT = pytest.StashKey[list[str]]()
+    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +28,3 @@ def never_hangs() -> Iterator[None]:
     faulthandler.dump_traceback_later(5 * HANG_LIMIT_S, exit=True, file=sys.__stderr__ or 2)
     yield
     faulthandler.cancel_dump_traceback_later()
-
-
-@pytest.fixture
-def report(pytestconfig: pytest.Config) -> Callable[[str], None]:
-    """Take a line to show at the end of the run."""
-    return pytestconfig.stash.setdefault(_REPORT, []).append
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    for line in config.stash.get(_REPORT, []):
-        terminalreporter.write_line(line)
