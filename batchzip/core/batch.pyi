@@ -51,6 +51,13 @@ class Pointers:
         were are kept then.
         """
 
+    def refill(self, array: Buffer, most: int) -> int:
+        """Take other pages: an array (n, page_size) of single bytes, of at most `most` pages.
+
+        Return n, or −1 where the array is not like that; then nothing has changed. Results stay in
+        the arrays that they were in.
+        """
+
     def drop_inputs(self) -> None:
         """Let go of the inputs. The batch has no pages then, until `set_results` and new inputs."""
 
@@ -73,12 +80,14 @@ class Pointers:
     def set_output_list(self, buffers: list[memoryview]) -> None:
         """Put outputs into these writable buffers, a page each."""
 
-    def run(self, coders: Coders, deadline_ns: int | None = None) -> int:
+    def run(self, coders: Coders, deadline: int = -1) -> int:
         """Do the batch in the calling thread, and count it. Return how many pages failed.
 
-        What is not done at `deadline_ns`, on the monotonic clock, gets -ETIMEDOUT; the clock is
-        looked at after each 64 KiB of pages. Runs without the GIL but for codecs in Python. Raise
-        what such a codec raises that is no page's error; pages behind that one have no result then.
+        What is not done at `deadline`, in nanoseconds of the monotonic clock, gets -ETIMEDOUT; the
+        clock is looked at after each 64 KiB of pages. −1: there is none.
+
+        Runs without the GIL but for codecs in Python. Raise what such a codec raises that is no
+        page's error; pages behind that one have no result then.
         """
 
     def accept(

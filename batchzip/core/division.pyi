@@ -49,15 +49,15 @@ class Divider:
         self,
         batch: Pointers,
         rings: tuple[Ring, ...],
-        *,
-        deadline_ns: int | None = None,
+        deadline: int = -1,
         inputs: int = -1,
         outputs: int = -1,
     ) -> Job:
-        """Begin a batch with the lanes of these rings. No page is done here before `Job.run`.
+        """Begin a batch with the lanes of these rings. The caller does no page before `Job.run`.
 
-        `deadline_ns` is on the monotonic clock. `inputs` and `outputs` are where the batch's pages
-        lie, in bytes from the beginning of the engine's arena, or −1 where they lie elsewhere.
+        `deadline` is in nanoseconds of the monotonic clock; −1: there is none. `inputs` and
+        `outputs` are where the batch's pages lie, in bytes from the beginning of the engine's
+        arena, or −1 where they lie elsewhere.
 
         Raise ForkedProcess in a forked child.
         """
