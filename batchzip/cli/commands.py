@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-import batchzip
 from batchzip.cli.arguments import (
     OneOrTwo,
     Parser,
@@ -18,6 +17,7 @@ from batchzip.cli.arguments import (
     seconds,
     size,
 )
+from batchzip.cli.version import ShowVersion
 
 if TYPE_CHECKING:
     from typing import Any
@@ -58,7 +58,8 @@ copy, too, of a file only a few MiB.
 """
 _ALGORITHMS = """\
 List the registered algorithms with their parameters and their defaults, and how to install
-what those that cannot be used here need.
+what those that cannot be used here need. Say which of them are C functions that run without the
+interpreter here, so that threads can use several CPUs, and which C libraries were found.
 """
 
 _ALGORITHMS_EXAMPLES = """\
@@ -143,8 +144,12 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = f"batchzip {batchzip.__version__}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument(
+        "--version",
+        action=ShowVersion,
+        nargs=0,
+        help="print the version, the C libraries that were found and how the core was built",
+    )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     _add_advise(commands)
     _add_swap(commands)
