@@ -75,9 +75,10 @@ def test_a_file_goes_through_and_comes_back(file: Path) -> None:
     }
     assert result["all_equal"] is True
     assert result["first_difference"] is None
-    assert list(result["backends"]) == ["workers", "sequential"]
+    assert list(result["backends"]) == ["sequential", "threads", "workers"]
+    assert result["left_out"] == {}
     for name, of in result["backends"].items():
-        assert of["workers"] == (result["settings"]["workers"] if name == "workers" else 0)
+        assert of["workers"] == (0 if name == "sequential" else result["settings"]["workers"])
         assert of["stored_pages"] == of["compared_pages"] == of["single_loads"] == 600
         assert of["same_filled_pages"] == 200
         assert of["incompressible_pages"] == 200
@@ -90,10 +91,22 @@ def test_a_file_goes_through_and_comes_back(file: Path) -> None:
         assert of["load_mb_per_s"] == pytest.approx(600 * 4096 / 1e6 / of["load_s"])
         assert 0 < of["load_p50_us"] <= of["load_p99_us"]
         assert of["cpu_s"] == pytest.approx(of["own_cpu_s"] + of["worker_cpu_s"])
-    workers, sequential = result["backends"].values()
-    assert workers["compressed_bytes"] == sequential["compressed_bytes"]
-    for key, ratio in result["ratios"].items():
-        assert ratio == pytest.approx(workers[key] / sequential[key])
+    sequential, threads, workers = result["backends"].values()
+    assert threads["worker_cpu_s"] == 0
+    for of in threads, workers:
+        assert of["compressed_bytes"] == sequential["compressed_bytes"]
+        assert set(of["ratios"]) == {
+            "store_mb_per_s",
+            "store_us_per_page",
+            "load_mb_per_s",
+            "load_us_per_page",
+            "load_p50_us",
+            "load_p99_us",
+            "cpu_s",
+        }
+        for key, ratio in of["ratios"].items():
+            assert ratio == pytest.approx(of[key] / sequential[key])
+    assert result["ratios"] == workers["ratios"]
 
 
 def test_people_get_a_table_and_no_bars(file: Path) -> None:
@@ -111,10 +124,22 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
         "load, µs per page",
         "single load p99, µs",
         "CPU time",
-        "workers ÷ sequential",
         "600 pages compared byte for byte: all equal",
     ):
         assert words in result.stdout
+    heading, lanes = result.stdout.splitlines()[3:5]
+    assert heading.split() == ["threads", "÷", "workers", "÷"]
+    assert re.fullmatch(r" +sequential( +\d+ \+ caller +seq\.){2}", lanes)
+
+
+def test_threads_are_left_out_for_a_codec_in_python_and_said_so(file: Path) -> None:
+    result = document("--file", file, "--algorithm", "brotli")
+    assert list(result["backends"]) == ["sequential", "workers"]
+    reason = result["left_out"].pop("threads")
+    assert result["left_out"] == {}
+    assert reason.startswith("brotli runs in Python here")
+    shown = cli("swap", "--file", file, "--algorithm", "brotli").stdout
+    assert f"threads are left out: {reason}" in shown.splitlines()
 
 
 def test_the_class_table_is_there_as_data_and_for_people(file: Path) -> None:
@@ -129,7 +154,7 @@ def test_the_class_table_is_there_as_data_and_for_people(file: Path) -> None:
             assert line["used"] <= line["objects"]
             assert 0 <= line["freeable"] < line["spans"]
     shown = cli("swap", "--file", file, "--classes").stdout
-    for name in ("workers", "sequential"):
+    for name in ("sequential", "threads", "workers"):
         table = shown.split(f"size classes of the pool, {name}\n")[1].split("\n\n")[0]
         heading, *rows = (line.split() for line in table.splitlines() if line.strip())
         assert heading == ["object", "bytes", "spans", "objects", "used", "pages", "freeable"]
@@ -179,7 +204,7 @@ def test_options_reach_the_engine(file: Path) -> None:
     ]
     result = document("--file", file, *options, "--workers", 2, "--page-size", 1024)
     assert result["source"]["pages"] == 2400
-    assert result["backends"]["workers"]["workers"] == 2
+    assert [of["workers"] for of in result["backends"].values()] == [0, 2, 2]
     assert result["settings"] == {
         "algorithm": "zstd",
         "level": 5,
@@ -421,7 +446,7 @@ def test_a_damaged_page_is_named_and_hides_no_other(
 ) -> None:
     assert swap_in_process(monkeypatch, _Corrupt, "--file", file)() == 1
     out, err = capfd.readouterr()
-    assert "600 pages compared byte for byte: 2 DIFFER" in out
+    assert "600 pages compared byte for byte: 3 DIFFER" in out
     assert "page 42 (file offset 172032)" in err
     assert "damaged" in err
 
