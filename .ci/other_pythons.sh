@@ -6,7 +6,7 @@ root=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-for version in 3.12 3.13; do
+for version in 3.12 3.13 3.14; do
     for python in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
         # A shim of pyenv is there for every version and runs only those that are chosen.
         "$python" -c pass 2>/dev/null || continue

@@ -197,7 +197,9 @@ def make_backend(name: str, *, workers: int | None = None, isolate: bool = False
     options: dict[str, object] = {} if workers is None else {"workers": workers}
     if isolate:
         if "isolate" not in inspect.signature(backend_class).parameters:
-            raise BadArgument(f"{name} runs the codec in this process: isolate=True needs 'workers'")
+            raise BadArgument(
+                f"{name} runs the codec in this process: isolate=True needs 'workers'"
+            )
         options["isolate"] = True
     backend: Backend = backend_class(**options)
     return backend

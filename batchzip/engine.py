@@ -22,7 +22,7 @@ from batchzip.buffers import as_view, check_page_size
 from batchzip.codecs import Codec, make_codec
 from batchzip.codecs.shuffled import Shuffled
 from batchzip.codecs.verified import Verified
-from batchzip.errors import BadArgument, BadBatch, ClosedError, PageError
+from batchzip.errors import BadArgument, BadBatch, ClosedError
 from batchzip.lifetime import Owned
 from batchzip.request import AnyBatch, Request
 
@@ -259,9 +259,7 @@ class Engine(Owned):
         """Decompress one page in the calling thread. Raises PageError: -EBADMSG, -ENOMEM."""
         if self._unusable:
             self._refuse()
-        return self.backend.decompress_page(
-            src if isinstance(src, bytes) else as_view(src, "src")
-        )
+        return self.backend.decompress_page(src if isinstance(src, bytes) else as_view(src, "src"))
 
     def _close(self) -> None:
         self._threads.close()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from dividing import divide_always
 from faulty_codec import KILL, FaultyCodec
 
 from batchzip import CompressBatch, Engine
@@ -16,7 +17,6 @@ from batchzip.testing.plain import make_layered_codec
 from batchzip_sequential import SequentialBackend
 from batchzip_threads import ThreadsBackend
 from batchzip_workers.backend import WorkersBackend
-from dividing import divide_always
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,6 +31,8 @@ from batchzip.cli import swap
 from batchzip.cli.file_pages import FilePages
 from batchzip.cli.main import main
 from batchzip.cli.process_memory import ProcessMemory
+from batchzip.core import build
+from batchzip.core.libraries import libraries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,9 +85,10 @@ def test_a_file_goes_through_and_comes_back(result: dict[str, Any]) -> None:
     }
     assert result["all_equal"] is True
     assert result["first_difference"] is None
-    assert list(result["backends"]) == ["workers", "sequential"]
+    assert list(result["backends"]) == ["sequential", "threads", "workers"]
+    assert result["left_out"] == {}
     for name, of in result["backends"].items():
-        assert of["workers"] == (result["settings"]["workers"] if name == "workers" else 0)
+        assert of["workers"] == (0 if name == "sequential" else result["settings"]["workers"])
         assert of["stored_pages"] == of["compared_pages"] == of["single_loads"] == 600
         assert of["same_filled_pages"] == 200
         assert of["incompressible_pages"] == 200
@@ -99,10 +102,22 @@ def test_a_file_goes_through_and_comes_back(result: dict[str, Any]) -> None:
         assert of["load_mb_per_s"] == pytest.approx(600 * 4096 / 1e6 / of["load_s"])
         assert 0 < of["load_p50_us"] <= of["load_p99_us"]
         assert of["cpu_s"] == pytest.approx(of["own_cpu_s"] + of["worker_cpu_s"])
-    workers, sequential = result["backends"].values()
-    assert workers["compressed_bytes"] == sequential["compressed_bytes"]
-    for key, ratio in result["ratios"].items():
-        assert ratio == pytest.approx(workers[key] / sequential[key])
+    sequential, threads, workers = result["backends"].values()
+    assert threads["worker_cpu_s"] == 0
+    for of in threads, workers:
+        assert of["compressed_bytes"] == sequential["compressed_bytes"]
+        assert set(of["ratios"]) == {
+            "store_mb_per_s",
+            "store_us_per_page",
+            "load_mb_per_s",
+            "load_us_per_page",
+            "load_p50_us",
+            "load_p99_us",
+            "cpu_s",
+        }
+        for key, ratio in of["ratios"].items():
+            assert ratio == pytest.approx(of[key] / sequential[key])
+    assert result["ratios"] == workers["ratios"]
 
 
 def test_people_get_a_table_and_no_bars(file: Path) -> None:
@@ -121,10 +136,22 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
         "load, µs per page",
         "single load p99, µs",
         "CPU time",
-        "workers ÷ sequential",
         "600 pages compared byte for byte: all equal",
     ):
         assert words in result.stdout
+    heading, lanes = result.stdout.splitlines()[3:5]
+    assert heading.split() == ["threads", "÷", "workers", "÷"]
+    assert re.fullmatch(r" +sequential( +\d+ \+ caller +seq\.){2}", lanes)
+
+
+def test_threads_are_left_out_for_a_codec_in_python_and_said_so(file: Path) -> None:
+    result = document("--file", file, "--algorithm", "brotli")
+    assert list(result["backends"]) == ["sequential", "workers"]
+    reason = result["left_out"].pop("threads")
+    assert result["left_out"] == {}
+    assert reason.startswith("brotli runs in Python here")
+    shown = cli("swap", "--file", file, "--algorithm", "brotli").stdout
+    assert f"threads are left out: {reason}" in shown.splitlines()
 
 
 def test_the_class_table_is_there_as_data_and_for_people(
@@ -141,7 +168,7 @@ def test_the_class_table_is_there_as_data_and_for_people(
             assert line["used"] <= line["objects"]
             assert 0 <= line["freeable"] < line["spans"]
     shown = cli("swap", "--file", file, "--classes").stdout
-    for name in ("workers", "sequential"):
+    for name in ("sequential", "threads", "workers"):
         table = shown.split(f"size classes of the pool, {name}\n")[1].split("\n\n")[0]
         heading, *rows = (line.split() for line in table.splitlines() if line.strip())
         assert heading == ["object", "bytes", "spans", "objects", "used", "pages", "freeable"]
@@ -190,7 +217,7 @@ def test_options_reach_the_engine(file: Path) -> None:
     ]
     result = document("--file", file, *options, "--workers", 2, "--page-size", 1024)
     assert result["source"]["pages"] == 2400
-    assert result["backends"]["workers"]["workers"] == 2
+    assert [of["workers"] for of in result["backends"].values()] == [0, 2, 2]
     assert result["settings"] == {
         "algorithm": "zstd",
         "level": 5,
@@ -320,8 +347,56 @@ def test_an_unreadable_file_is_one_clear_line(
     assert capfd.readouterr() == ("", f"batchzip: {file}: Permission denied\n")
 
 
-def test_version_and_help() -> None:
-    assert cli("--version").stdout == f"batchzip {batchzip.__version__}\n"
+def test_the_version_names_the_libraries_and_how_the_core_was_built() -> None:
+    result = cli("--version")
+    assert (result.returncode, result.stderr) == (0, "")
+    version, *others = result.stdout.splitlines()
+    assert version == f"batchzip {batchzip.__version__}"
+    found = ", ".join(f"{library.name} {library.version}" for library in libraries())
+    assert others == [
+        f"C libraries: {found}",
+        f"core: {build.PROFILE}, Cython {build.CYTHON}, {build.COMPILER}",
+    ]
+
+
+def test_algorithms_say_what_is_native_and_where_its_library_is() -> None:
+    found = {line["algorithm"]: line for line in json.loads(cli("algorithms", "--json").stdout)}
+    there = {library.name: library._asdict() for library in libraries()}
+    for name, library in (("lz4", "lz4"), ("lz4hc", "lz4"), ("zstd", "zstd")):
+        assert (found[name]["native"], found[name]["library"]) == (True, there[library])
+    for name in ("brotli", "deflate", "snappy"):
+        assert (found[name]["native"], found[name]["library"]) == (False, None)
+    shown = cli("algorithms").stdout.splitlines()
+    assert {"lz4 C", "zstd C", "brotli Python"} <= {" ".join(line.split()[:2]) for line in shown}
+    for each in libraries():
+        assert [each.name, each.version, each.path] in [line.split() for line in shown]
+
+
+WITHOUT_LZ4 = """
+from batchzip.core import libraries
+libraries._PLACES["lz4"] = ("lz4", ("nowhere",))
+from batchzip.cli.main import main
+main({arguments})
+"""
+
+
+def test_a_library_that_is_not_used_is_named_with_the_reason() -> None:
+    def said(*arguments: str) -> str:
+        code = WITHOUT_LZ4.format(arguments=list(arguments))
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    reason = "not used: lz4 has no nowhere for this Python"
+    assert f"lz4   -       {reason}" in said("algorithms").splitlines()
+    assert f"lz4 is {reason}" in said("--version").splitlines()
+    found = {line["algorithm"]: line for line in json.loads(said("algorithms", "--json"))}
+    assert found["lz4"]["native"] is False
+    assert found["lz4"]["usable"] is True
+    assert found["lz4"]["library"]["problem"] == "lz4 has no nowhere for this Python"
+    assert found["zstd"]["native"] is True
+
+
+def test_help() -> None:
     for arguments, example in (
         ([], "batchzip algorithms  "),
         (["swap"], "batchzip swap --pid 4711 --algorithm lz4"),
@@ -388,7 +463,7 @@ def test_a_damaged_page_is_named_and_hides_no_other(
 ) -> None:
     assert swap_in_process(monkeypatch, _Corrupt, "--file", file)() == 1
     out, err = capfd.readouterr()
-    assert "600 pages compared byte for byte: 2 DIFFER" in out
+    assert "600 pages compared byte for byte: 3 DIFFER" in out
     assert "page 42 (file offset 172032)" in err
     assert "damaged" in err
 

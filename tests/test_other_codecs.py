@@ -181,9 +181,9 @@ def test_the_extra_of_every_command_exists() -> None:
 def test_the_command_lists_what_is_there_and_how_to_install_the_rest() -> None:
     command = "from batchzip.cli.main import main; main(['algorithms'{}])"
     lines = [" ".join(line.split()) for line in without_extras(command.format(""))]
-    assert lines[0] == "algorithm parameters about"
+    assert lines[0] == "algorithm runs in parameters about"
     assert "deflate pip install 'batchzip[deflate]'" in lines
-    assert "lz4hc level=9 LZ4 high compression at `level` 1" in lines
+    assert "lz4hc C level=9 LZ4 high compression at `level` 1 …" in lines
     found = {
         line["algorithm"]: line
         for line in json.loads("\n".join(without_extras(command.format(", '--json'"))))

@@ -57,6 +57,7 @@ class ThreadsBackend(LanesBackend):
                 f"{codec.algorithm} runs in Python here, where threads take turns: use backend='workers'"
             )
         super().open(codec, page_size)
+        self._plan = codec.plan()
         self._start()
 
     def _start(self) -> None:
@@ -65,7 +66,7 @@ class ThreadsBackend(LanesBackend):
             return
         try:
             if self._lanes is None and not self._closed:
-                lanes = ThreadLanes(self.codec, self.page_size, self.workers)
+                lanes = ThreadLanes(self._plan, self.page_size, self.workers)
                 self._stop = weakref.finalize(self, lanes.close)
                 self.at_child_exit(self._stop)
                 self._lanes = lanes

@@ -12,6 +12,11 @@ import sys
 
 from batchzip.core.ring import ENDED, serve
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from batchzip.codecs import Codec
+    from batchzip.core.plan import Plan
+
 
 def main(
     number: int,
@@ -29,11 +34,12 @@ def main(
         os._exit(outcome)
 
 
-def _codec(given: bytes | tuple[tuple[str, int, bytes | None], int, bool]) -> object:
+def _codec(given: bytes | tuple[tuple[str, int, bytes | None], int, bool]) -> Codec | Plan:
     if isinstance(given, bytes):
         from batchzip_workers.pickled import unpickled  # noqa: PLC0415 - C functions need none of it
 
-        return unpickled(given)
+        codec: Codec = unpickled(given)
+        return codec
     from batchzip.core.plan import Native, Plan  # noqa: PLC0415 - pickled codecs bring it
 
     native, element_size, verify = given

@@ -85,7 +85,7 @@ class CompressBatch(Batch):
 
     def _use_rows(self, rows: buffers.Bytes, capacity: int) -> None:
         self._rows, self.capacity = rows, capacity
-        self._offsets = np.arange(0, rows.size, rows.shape[1], np.uint64)
+        self._offsets = np.arange(0, rows.size, rows.shape[1], dtype=np.uint64)
         self._flat = buffers.flat(rows)
         self.pointers.set_outputs(rows, rows.shape[1], capacity)
 

@@ -68,7 +68,7 @@ class DecompressBatch(Batch):
             super().__init__(count, page_size)
             self.pointers.set_output_list(rows)
         else:
-            self._set_matrix(pages, count, page_size)
+            self._set_matrix(pages, count, page_size)  # type: ignore[arg-type] # no sequence
         self.capacity = self.page_size
         if isinstance(self._sources, list):
             self.pointers.set_input_list(self._sources, self.slens)
@@ -86,9 +86,7 @@ class DecompressBatch(Batch):
             buffers.refuse_overlap([buffers.flat(matrix)], self._source_buffers(), "pages", "srcs")
         self.pages = self._matrix = matrix
         super().__init__(*matrix.shape)
-        self.pointers.set_outputs(
-            matrix, self.page_size, self.page_size, may_spoil=pages is None
-        )
+        self.pointers.set_outputs(matrix, self.page_size, self.page_size, may_spoil=pages is None)
 
     def _source_buffers(self) -> list[Flat]:
         sources = self._sources
@@ -122,7 +120,11 @@ def _matrix_sources(
         slens = np.asarray(lengths)
     except ValueError:
         raise BadBatch("(dsts, slens): slens must be n integers, not of several shapes") from None
-    if sources.dtype != np.uint8 or slens.dtype.kind not in "iu" or slens.shape != sources.shape[:1]:
+    if (
+        sources.dtype != np.uint8
+        or slens.dtype.kind not in "iu"
+        or slens.shape != sources.shape[:1]
+    ):
         raise BadBatch(
             f"(dsts, slens) must be (n, capacity) uint8 and n integers, not {sources.shape} {sources.dtype} and {slens.shape} {slens.dtype}"
         )

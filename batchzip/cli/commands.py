@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-import batchzip
 from batchzip.cli.arguments import (
     OneOrTwo,
     Parser,
@@ -18,6 +17,7 @@ from batchzip.cli.arguments import (
     seconds,
     size,
 )
+from batchzip.cli.version import ShowVersion
 
 if TYPE_CHECKING:
     from typing import Any
@@ -39,7 +39,7 @@ examples:
 
 _SWAP_EXAMPLES = """\
 examples:
-  batchzip swap                                  a workload of its own, both backends
+  batchzip swap                                  a workload of its own, every backend
   batchzip swap --pid 4711 --algorithm lz4       the memory of a running process
   batchzip swap --file dump.bin --level 3        a file, however large
   batchzip swap --limit 16M                      see what a small pool rejects
@@ -49,16 +49,18 @@ examples:
 
 _SWAP = """\
 Store all pages of a process or a file in a compressed store, load them back in random
-order, compare every byte, and say how long it took: with worker processes and, beside
-it, with the sequential backend. Without --pid and --file the pages are those of a small
-workload started for it.
+order, compare every byte, and say how long it took: with the sequential backend and, beside
+it, with threads and with worker processes. Threads are left out for an algorithm that runs in
+Python (batchzip algorithms says which). Without --pid and --file the pages are those of a
+small workload started for it.
 
-Memory needed: two compressed copies, one for each backend; of a process one uncompressed
-copy, too, of a file only a few MiB.
+Memory needed: a compressed copy for each backend; of a process one uncompressed copy, too,
+of a file only a few MiB.
 """
 _ALGORITHMS = """\
 List the registered algorithms with their parameters and their defaults, and how to install
-what those that cannot be used here need.
+what those that cannot be used here need. Say which of them are C functions that run without the
+interpreter here, so that threads can use several CPUs, and which C libraries were found.
 """
 
 _ALGORITHMS_EXAMPLES = """\
@@ -143,8 +145,12 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = f"batchzip {batchzip.__version__}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument(
+        "--version",
+        action=ShowVersion,
+        nargs=0,
+        help="print the version, the C libraries that were found and how the core was built",
+    )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     _add_advise(commands)
     _add_swap(commands)
@@ -234,7 +240,7 @@ def _add_swap(commands: Any) -> None:
         "--workers",
         type=positive,
         metavar="N",
-        help="worker processes (one less than CPUs, at least 1)",
+        help="threads, and worker processes, besides the caller (one less than CPUs, at least 1)",
     )
     add("--limit", type=size, metavar="SIZE", help="most bytes a pool may hold, as in 64M (none)")
     add("--page-size", type=page_size, default=4096, metavar="N", help="bytes (%(default)s)")

@@ -16,7 +16,7 @@ import batchzip
 from batchzip.cli.class_table import class_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rich.console import Console
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 class Figures:
     """The figures of one backend.
 
+    `workers` are its lanes besides the caller: threads or worker processes.
     `compression_ratio` is bytes of the pages kept ÷ `compressed_bytes`, same-filled pages
     counting as zero bytes; `pool_overhead` is `pool_held_bytes` ÷ `compressed_bytes`. Throughput
     is uncompressed bytes; that of load is of load_many(). `classes` is the pool's class table.
@@ -70,7 +71,7 @@ _COMPARED = (
     "load_p99_us",
     "cpu_s",
 )
-"""Figures for which a ratio of the two backends is given."""
+"""Figures for which a ratio to the sequential backend is given."""
 
 
 def figures(side: Side) -> Figures:
@@ -83,7 +84,7 @@ def figures(side: Side) -> Figures:
         np.percentile(side.single_load_ns, [50, 99]) / 1e3 if side.single_load_ns else (None, None)
     )
     return Figures(
-        workers=len(side.engine.worker_pids),
+        workers=side.lanes,
         stored_pages=stored,
         same_filled_pages=counters.same_filled_pages,
         incompressible_pages=counters.stored_incompressible_pages,
@@ -111,11 +112,18 @@ def figures(side: Side) -> Figures:
     )
 
 
-def as_document(trip: RoundTrip, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the whole result as plain dicts, ready for JSON; stores are still open."""
+def as_document(
+    trip: RoundTrip, settings: dict[str, Any], left_out: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the whole result as plain dicts, ready for JSON; stores are still open.
+
+    `left_out`  backends that cannot take part, and why. `ratios` are those of the workers.
+    """
     source = trip.source
     backends = {side.name: asdict(figures(side)) for side in trip.sides}
-    first, second = list(backends.values())[:2]
+    sequential = backends["sequential"]
+    for of in backends.values():
+        of["ratios"] = {key: _ratio(of[key], sequential[key]) for key in _COMPARED}
     return {
         "batchzip_version": batchzip.__version__,
         "source": {
@@ -130,7 +138,8 @@ def as_document(trip: RoundTrip, settings: dict[str, Any]) -> dict[str, Any]:
         "all_equal": trip.difference is None,
         "first_difference": None if trip.difference is None else asdict(trip.difference),
         "backends": backends,
-        "ratios": {key: _ratio(first[key], second[key]) for key in _COMPARED},
+        "left_out": dict(left_out),
+        "ratios": backends.get("workers", {}).get("ratios", {}),
     }
 
 
@@ -171,13 +180,17 @@ def print_report(document: dict[str, Any], console: Console, *, classes: bool = 
     table.add_column()
     for name, of in backends.items():
         count = of["workers"]
-        label = f"{name} ({count} + caller)" if count else name
-        table.add_column(label, justify="right")
-    table.add_column(" ÷ ".join(backends), justify="right")
+        table.add_column(f"{name}\n{count} + caller" if count else name, justify="right")
+        if count:
+            table.add_column("÷\nseq.", justify="right")
     for label, key, text in _ROWS:
-        ratio = document["ratios"].get(key)
-        cells = ["-" if of[key] is None else text(of[key]) for of in backends.values()]
-        table.add_row(label, *cells, "" if ratio is None else f"{ratio:.2f}")
+        cells = []
+        for of in backends.values():
+            cells.append("-" if of[key] is None else text(of[key]))
+            if of["workers"]:
+                ratio = of["ratios"].get(key)
+                cells.append("" if ratio is None else f"{ratio:.2f}")
+        table.add_row(label, *cells)
     console.print(table)
     if classes:
         for name, of in backends.items():
@@ -203,6 +216,7 @@ def _heading(document: dict[str, Any]) -> str:
 def _remarks(document: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     source, backends = document["source"], document["backends"]
     lines = [""]
+    lines += [f"{name} are left out: {reason}" for name, reason in document["left_out"].items()]
     if source["padded_bytes"]:
         lines.append(f"the last page was filled up with {source['padded_bytes']:,} zero bytes")
     if source.get("vanished_bytes"):

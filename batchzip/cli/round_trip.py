@@ -141,7 +141,8 @@ class RoundTrip:
         for side in self.sides:
             side.worker_cpu_s = self._cpu[side.name].spent_s(side.engine.worker_pids)
         self._turn += 1
-        return self.sides if self._turn % 2 else self.sides[::-1]
+        first = self._turn % len(self.sides)
+        return [*self.sides[first:], *self.sides[:first]]
 
     def _compare(
         self,

@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 class Side:
     """One engine with its store, and what became of the pages given to it.
 
-    Durations are seconds. `own_cpu_s` is this process during store() and load(), `worker_cpu_s`
-    the worker processes from start to end, their waiting included.
+    `lanes` are threads or worker processes besides the caller. Durations are seconds. `own_cpu_s` is
+    this process with its threads during store() and load(), `worker_cpu_s` the worker processes from
+    start to end, their waiting included.
     """
 
     name: str
     engine: Engine
     store: SwapStore
+    lanes: int
     kept: list[NDArray[np.bool_]] = field(default_factory=list)
     rejected_folios: Counter[str] = field(default_factory=Counter)
     offered_pages: int = 0

@@ -1,10 +1,10 @@
-"""`batchzip swap`: real pages through a whole store and back, with both backends.
+"""`batchzip swap`: real pages through a whole store and back, with each backend that suits the codec.
 
     source ──▶ store, in folios ──▶ load, in random order ──▶ compare every byte ──▶ report
 
-The source is read once for both backends. Memory needed: two compressed copies (one for each
-backend) and a few MiB; on top of that, for a process but not for a file, one uncompressed copy to
-compare with, because a process does not hold still.
+The source is read once for all backends. Memory needed: a compressed copy for each backend and a few
+MiB; on top of that, for a process but not for a file, one uncompressed copy to compare with, because
+a process does not hold still.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from batchzip.cli.report import as_document, print_report
 from batchzip.cli.round_trip import ROUND_BYTES, RoundTrip
 from batchzip.cli.side import Side
 from batchzip.cli.workload import Workload
-from batchzip.errors import BadArgument
+from batchzip.cpus import default_lanes
+from batchzip.errors import BackendUnavailable, BadArgument
 
 if TYPE_CHECKING:
     from batchzip.cli.round_trip import PageSource
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
 _LARGEST_TURN_BYTES = 256 << 20
 """Most bytes of a folio or a batch: a few of them are held uncompressed."""
 
+_WITH_LANES = "threads", "workers"
+"""The backends beside `sequential`, in the order of the report."""
+
 _READY_TIMEOUT_S = 30.0
-"""Starting a worker imports NumPy: 0.2 s, ten times that from a cold disk."""
+"""Starting a worker process takes a tenth of a second, and much longer from a cold disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +73,23 @@ def run(options: Options) -> int:
         # First what is cheap to refuse, so that a wrong name does not cost a workload.
         sequential = stack.enter_context(_engine(options, "sequential", None))
         source = _open_source(options, stack)
-        workers = stack.enter_context(_engine(options, "workers", options.workers))
-        if not workers.wait_ready(timeout_s=_READY_TIMEOUT_S):
-            sys.stderr.write("batchzip: warning: workers are slow to start; figures suffer\n")
-        sides = [
-            Side(name, engine, stack.enter_context(_store(engine, options)))
-            for name, engine in (("workers", workers), ("sequential", sequential))
-        ]
+        engines = {"sequential": sequential}
+        left_out = {}
+        for name in _WITH_LANES:
+            try:
+                engines[name] = stack.enter_context(_engine(options, name, options.workers))
+            except BackendUnavailable as error:
+                left_out[name] = str(error)
+        sides = []
+        for name, engine in engines.items():
+            if not engine.wait_ready(timeout_s=_READY_TIMEOUT_S):
+                sys.stderr.write(f"batchzip: warning: {name} are slow to start; figures suffer\n")
+            lanes = 0 if name == "sequential" else options.workers or default_lanes()
+            store = stack.enter_context(_store(engine, options))
+            sides.append(Side(name, engine, store, lanes))
         trip = RoundTrip(source, sides, folio=options.folio, batch=options.batch, seed=options.seed)
         _round_trip(trip, options)
-        document = as_document(trip, _settings(options, workers))
+        document = as_document(trip, _settings(options), left_out)
     console = make_console()
     if options.json:
         print_json(document)
@@ -129,7 +140,7 @@ def _round_trip(trip: RoundTrip, options: Options) -> None:
         trip.load_all(bar("loading and comparing", trip.pages))
 
 
-def _settings(options: Options, workers: Engine) -> dict[str, object]:
+def _settings(options: Options) -> dict[str, object]:
     chosen = asdict(options)
     return {
         "algorithm": chosen["algorithm"],
@@ -137,7 +148,7 @@ def _settings(options: Options, workers: Engine) -> dict[str, object]:
         "shuffle": chosen["shuffle"],
         "batch_pages": chosen["batch"],
         "folio_pages": chosen["folio"],
-        "workers": len(workers.worker_pids),
+        "workers": options.workers or default_lanes(),
         "limit_bytes": chosen["limit"],
         "seed": chosen["seed"],
     }

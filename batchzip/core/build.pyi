@@ -3,7 +3,7 @@
 from typing import Final
 
 SOURCE_DIGEST: Final[str]
-"""SHA-256 of the core's sources: what `staleness.source_digest()` returns while they are the same."""
+"""SHA-256 of the core's sources: `staleness.source_digest()` while they are the same."""
 COMPILER: Final[str]
 """The C compiler and its version."""
 PROFILE: Final[str]

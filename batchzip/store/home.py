@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from batchzip.asynchronous import Threads
-from batchzip.descriptors import above_standard
 from batchzip.backend import is_native
 from batchzip.codecs import make_codec
+from batchzip.descriptors import above_standard
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument
 from batchzip.store.codec_table import CodecTable

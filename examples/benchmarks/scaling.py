@@ -41,12 +41,13 @@ import batchzip
 from batchzip.bench import plot
 from batchzip.bench.algorithm import DEFAULT, parse_algorithms
 from batchzip.bench.compressors import Bare, InArena, Load, OfEngine
-from batchzip.bench.figure import describe_machine, usable_cpus
+from batchzip.bench.figure import describe_machine
 from batchzip.bench.limit import Limit
 from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.peers import available
 from batchzip.bench.rounds import seconds, speed, spread, timed
 from batchzip.bench.table import console
+from batchzip.cpus import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
