@@ -58,10 +58,13 @@ cdef class Pointers:
     cdef Py_ssize_t input_count, output_count
     cdef uint32_t *order
     cdef bint wants_order
+    cdef bint under_way  # lanes or a caller may use what it points to
+    cdef int refuse_under_way(self) except -1
     cdef readonly uint32_t failed  # pages that failed, once it is done
     cdef void _release_inputs(self) noexcept
     cdef void _release_outputs(self) noexcept
-    cdef void begin(self) noexcept
+    cdef int begin(self) except -1
+    cdef void finish(self) noexcept
     cdef void sort(self) except *
     cdef uint32_t count_failed(self) noexcept
     cpdef uint32_t run(self, Coders coders, int64_t deadline=*) except? 0xFFFFFFFF

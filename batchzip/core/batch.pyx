@@ -19,6 +19,7 @@ from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_CheckExact
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADMSG, EINVAL, ETIMEDOUT
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -29,6 +30,8 @@ from batchzip.core.coder cimport (
     raise_callback_error, restore_page,
 )
 
+from batchzip.errors import BadBatch
+
 cdef extern from "native.h" nogil:
     void bz_count(uint64_t *, uint64_t)
     int64_t bz_now_ns()
@@ -36,6 +39,7 @@ cdef extern from "native.h" nogil:
 cdef enum:
     LOOK_BYTES = 64 << 10  # of pages done between two looks at a deadline
     BUCKETS = 256  # of source lengths, to sort by
+    MOMENT_NS = 50_000_000  # between two looks at signals
 
 
 cdef int64_t run_page(
@@ -250,6 +254,7 @@ cdef class Pointers:
 
     def set_results(self, dlens not None, errors not None, uint32_t count) -> None:
         """Note lengths and errors in these arrays."""
+        self.refuse_under_way()
         self.dlens, self.errors = dlens, errors
         self.state.count = count
         self.state.dlens = <uint32_t *>_address(dlens, True)
@@ -272,6 +277,7 @@ cdef class Pointers:
     def set_inputs(self, array, size_t pitch, lengths=None) -> None:
         """Take inputs that lie `pitch` bytes apart in an array; `lengths` is uint32, or a page each."""
         cdef const void *address = _address(array, False)
+        self.refuse_under_way()
         self._release_inputs()
         self.input_owner = array
         self.state.inputs = <const uint8_t *>address
@@ -288,6 +294,7 @@ cdef class Pointers:
         Return the index of the first that is no contiguous buffer of less than 4 GiB, or -1. The
         inputs that there were are kept then.
         """
+        self.refuse_under_way()
         cdef Py_ssize_t count = len(buffers), at = 0
         cdef Py_buffer *views = <Py_buffer *>calloc(count, sizeof(Py_buffer))
         cdef const uint8_t **table = <const uint8_t **>calloc(count, sizeof(uint8_t *))
@@ -339,6 +346,7 @@ cdef class Pointers:
         cdef Py_buffer view
         cdef const uint8_t *outputs = self.state.outputs
         cdef size_t room = most * self.state.output_pitch
+        self.refuse_under_way()
         try:
             PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
         except (TypeError, ValueError, BufferError):
@@ -365,6 +373,7 @@ cdef class Pointers:
 
     def drop_inputs(self) -> None:
         """Let go of the inputs."""
+        self.refuse_under_way()
         self._release_inputs()
         self.input_owner = None
         self.state.inputs = NULL
@@ -384,6 +393,7 @@ cdef class Pointers:
 
     def set_outputs(self, array, size_t pitch, size_t capacity, *, bint may_spoil=False) -> None:
         """Put outputs `pitch` bytes apart, each with `capacity` bytes of room."""
+        self.refuse_under_way()
         self._release_outputs()
         self.output_owner = array
         self.state.outputs = <uint8_t *>_address(array, True)
@@ -402,6 +412,7 @@ cdef class Pointers:
     def set_output_list(self, list buffers) -> None:
         """Put outputs, a page each, into these buffers, which were checked."""
         cdef Py_ssize_t count = len(buffers), at
+        self.refuse_under_way()
         self._release_outputs()
         self.output_views = <Py_buffer *>calloc(count, sizeof(Py_buffer))
         self.state.output_table = <uint8_t **>calloc(count, sizeof(uint8_t *))
@@ -418,11 +429,22 @@ cdef class Pointers:
 
     # Running.
 
-    cdef void begin(self) noexcept:
-        """Forget the results of an earlier run."""
-        memset(self.state.dlens, 0, self.state.count * sizeof(uint32_t))
-        memset(self.state.errors, 0, self.state.count * sizeof(int32_t))
-        self.state.order = NULL
+    cdef int refuse_under_way(self) except -1:
+        """Raise BadBatch while pages are being done: lanes use what would change."""
+        if self.under_way:
+            raise BadBatch("this batch is under way: wait for its request first")
+        return 0
+
+    cdef int begin(self) except -1:
+        """Forget the results of an earlier run; nothing can be set until `finish`."""
+        self.reset()
+        self.under_way = True
+        return 0
+
+    cdef void finish(self) noexcept:
+        """Count the pages that failed; everything can be set again."""
+        self.failed = self.count_failed()
+        self.under_way = False
 
     cdef void sort(self) except *:
         """Put the largest sources first: a counting sort by length, exact to 1/256 of two pages."""
@@ -457,22 +479,29 @@ cdef class Pointers:
         """Do the batch in the calling thread. Return how many pages failed.
 
         What is not done at `deadline`, in nanoseconds of the monotonic clock, gets -ETIMEDOUT;
-        −1: there is none.
+        −1: there is none. Signal handlers run now and then; what they raise ends it.
         """
-        cdef Coder coder = coders.take()
-        cdef uint32_t failed
+        cdef Coder coder
+        cdef Packer packer
+        cdef uint32_t done = 0
+        self.begin()
+        coder = coders.take()
+        packer.position = 0
+        packer.offset = 0
         try:
-            self.begin()
-            with nogil:
-                _run_alone(&self.state, &coder.state, deadline)
+            while done < self.state.count:
+                with nogil:
+                    done = _run_alone(&self.state, &coder.state, &packer, done, deadline)
+                if done < self.state.count:
+                    PyErr_CheckSignals()
             raise_callback_error(&coder.state)
             coders.tallies[self.state.operation].batches += 1
         finally:
             coders.give(coder)
-        self.failed = failed = self.count_failed()
-        if failed:
+            self.finish()
+        if self.failed:
             coders.count_errors(self.state.operation, self.state.errors, self.state.count)
-        return failed
+        return self.failed
 
     def accept(self, indices, memory, results) -> bool:
         """Take pages that were done elsewhere; False where something in them cannot be so.
@@ -516,7 +545,10 @@ cdef class Pointers:
 
     def reset(self) -> None:
         """Forget the results of an earlier run."""
-        self.begin()
+        self.refuse_under_way()
+        memset(self.state.dlens, 0, self.state.count * sizeof(uint32_t))
+        memset(self.state.errors, 0, self.state.count * sizeof(int32_t))
+        self.state.order = NULL
 
     def fail_undone(self, int code) -> None:
         """Give every page without a result the negative errno `code`."""
@@ -601,22 +633,24 @@ cdef inline uint32_t _bucket(uint32_t length, size_t limit) noexcept nogil:
     return BUCKETS - 1 - <uint32_t>(min(<size_t>length, limit - 1) * BUCKETS // limit)
 
 
-cdef void _run_alone(BatchState *batch, CoderState *coder, int64_t deadline) noexcept nogil:
-    cdef uint32_t at = 0, end
-    cdef uint32_t piece = batch.count
-    cdef Packer packer
-    packer.position = 0
-    packer.offset = 0
-    if deadline >= 0:
-        piece = max(1, <uint32_t>(LOOK_BYTES // batch.page_size))
-    while at < batch.count:
-        if deadline >= 0 and bz_now_ns() >= deadline:
-            fail_pages(batch, at, batch.count, -ETIMEDOUT)
-            return
-        end = min(at + piece, batch.count)
-        if run_pages(batch, coder, &packer, at, end) == ABORT:
-            return
-        at = end
+cdef uint32_t _run_alone(
+    BatchState *batch, CoderState *coder, Packer *packer, uint32_t done, int64_t deadline
+) noexcept nogil:
+    """Do pages from position `done` on, for a moment. Return the position of the next one."""
+    cdef uint32_t end
+    cdef uint32_t piece = max(1, <uint32_t>(LOOK_BYTES // batch.page_size))
+    cdef int64_t now = bz_now_ns()
+    cdef int64_t until = now + MOMENT_NS
+    while done < batch.count and now < until:
+        if deadline >= 0 and now >= deadline:
+            fail_pages(batch, done, batch.count, -ETIMEDOUT)
+            return batch.count
+        end = min(done + piece, batch.count)
+        if run_pages(batch, coder, packer, done, end) == ABORT:
+            return batch.count
+        done = end
+        now = bz_now_ns()
+    return done
 
 
 cdef void *_address(buffer, bint writable) except? NULL:

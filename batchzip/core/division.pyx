@@ -42,7 +42,7 @@ from batchzip.core.policy cimport (
 )
 from batchzip.core.ring cimport (
     NOT_POSTED, POSTED_AND_WOKE, SLOTS, Ring, RingState, Share, await_done, cut, fitting, forks, give_up, is_done,
-    let_go, may_take, post,
+    is_finished, let_go, may_take, post,
 )
 
 from batchzip.core.ring import LOOK_NS
@@ -265,7 +265,7 @@ cdef void _accept(JobState *job, Posted *posted) noexcept nogil:
     cdef size_t pitch = job.batch.page_size if job.batch.operation == DECOMPRESS else 0
     if ring.is_thread or not count:
         return
-    if accept_pages(
+    if is_finished(ring, posted.sequence, count) and accept_pages(
         job.batch, &job.packer, posted.first, count,
         ring.slots[slot].outputs if posted.in_slot else NULL, ring.output_room, pitch,
         ring.slots[slot].dlens, ring.slots[slot].errors,
@@ -554,9 +554,11 @@ cdef class Job:
         cdef JobState *state = &self.state
         cdef Tally *tally
         cdef int64_t place
+        batch.begin()
         self.divider = divider
         self.batch = batch
         self.rings = []
+        bz_add32(&divider.policy.callers, 1)
         state.batch = &batch.state
         state.policy = &divider.policy
         state.hasher = &divider.hasher
@@ -572,7 +574,6 @@ cdef class Job:
         state.share.hashed = divider.verify and batch.state.operation == COMPRESS
         state.packer.position = 0
         self.begun_ns = bz_now_ns()
-        batch.begin()
         if not divider.isolate:
             self.coder = divider.coders.take()
             state.coder = &self.coder.state
@@ -580,7 +581,6 @@ cdef class Job:
             self.pages_before = tally.pages
             self.busy_before = tally.busy_ns
         self._divide(rings, lanes)
-        bz_add32(&state.policy.callers, 1)
 
     cdef _divide(self, tuple rings, uint32_t lanes):
         cdef JobState *state = &self.state
@@ -753,14 +753,14 @@ cdef class Job:
     cdef void end(self):
         """Count the batch and give the coder back."""
         cdef JobState *state = &self.state
-        cdef int operation = state.batch.operation
+        cdef int operation = self.batch.state.operation
         cdef Coders coders = self.divider.coders
         cdef Tally *tally
         cdef int64_t now
         if self.ended:
             return
         self.ended = True
-        bz_add32(&state.policy.callers, <uint32_t>-1)
+        bz_add32(&self.divider.policy.callers, <uint32_t>-1)
         if self.coder is not None:
             tally = &self.coder.state.tallies[operation]
             now = bz_now_ns()
@@ -782,9 +782,11 @@ cdef class Job:
         coders.tallies[operation].waits += state.waits
         coders.tallies[operation].wait_ns += state.wait_ns
         coders.tallies[operation].fallbacks += state.fallbacks
-        self.batch.failed = self.batch.count_failed()
+        self.batch.finish()
         if self.batch.failed:
-            coders.count_errors(operation, state.batch.errors, state.batch.count)
+            coders.count_errors(
+                operation, self.batch.state.errors, self.batch.state.count
+            )
 
     def __dealloc__(self):
         cdef JobState *state = &self.state

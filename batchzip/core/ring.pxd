@@ -32,6 +32,7 @@ cdef extern from *:
     typedef struct {
         _Alignas(64) uint64_t claim;
         _Alignas(64) bz_descriptor descriptor;
+        _Alignas(64) uint32_t finished;
     } bz_slot_head;
     """
     ctypedef struct Descriptor "bz_descriptor":
@@ -63,6 +64,7 @@ cdef extern from *:
     ctypedef struct SlotHead "bz_slot_head":
         uint64_t claim
         Descriptor descriptor
+        uint32_t finished
 
 cdef struct Slot:  # where the parts of one slot are
     SlotHead *head
@@ -112,6 +114,7 @@ cdef void give_up(RingState *ring, uint32_t sequence) noexcept nogil
 cdef void let_go(RingState *ring, uint32_t sequence) noexcept nogil
 cdef uint32_t take(uint64_t *claim) noexcept nogil
 cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil
+cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil
 cdef bint is_done(const RingState *ring, uint32_t sequence) noexcept nogil
 cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil
 cdef void await_done(

@@ -34,6 +34,7 @@ Memory of a ring, in the order of addresses. Each field has one writer but the c
     slot 0 … SLOTS − 1; share n lies in slot n % SLOTS
         claim      next u32, end u32                           owner at post; then both, by CAS
         descriptor sequence, operation, … and a check          owner, before `posted` covers it
+        finished   sequence + 1 once all of it is done         lane, before `done` covers it
         lengths    u32 a page: bytes of each staged input      owner, likewise
         rows       u32 a page: where its output goes           owner, likewise
         dlens, errors, hashes   results of each page           worker, before `done` covers it
@@ -55,6 +56,7 @@ Locks: `lock`, between the owner's threads, held while one share is staged. It i
 free, so nobody waits for it.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EBADMSG, EINVAL
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -132,7 +134,7 @@ bz_watch_forks()
 
 cdef enum:
     CONTROL_BYTES = 4096
-    SLOT_HEAD_BYTES = 256
+    SLOT_HEAD_BYTES = 320  # claim, descriptor, finished: a line, three lines, a line
     STAGED_BYTES = 128 << 10  # of pages in a share that is staged
     SHARE_BYTES = 1 << 20  # of pages in any share
     MOST_SHARE_PAGES = 256
@@ -284,6 +286,18 @@ cdef uint32_t forks() noexcept nogil:
 cdef bint is_done(const RingState *ring, uint32_t sequence) noexcept nogil:
     """Return whether a share is finished."""
     return <int32_t>(bz_load32(&ring.control.done) - sequence - 1) >= 0
+
+
+cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil:
+    """Return whether a share of `count` pages, said to be done, looks it: every page was taken."""
+    cdef SlotHead *head = ring.slots[sequence % SLOTS].head
+    cdef uint64_t claim = bz_load64(&head.claim)
+    return (
+        head.finished == sequence + 1
+        and <uint32_t>claim == count
+        and <uint32_t>(claim >> 32) == count
+        and ring.posted - bz_load32(&ring.control.done) <= SLOTS
+    )
 
 
 cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil:
@@ -695,6 +709,7 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
         done.pages += 1
         if _fails(lane, AT_CODED):
             return False
+    slot.head.finished = sequence + 1
     count_done(lane.coder, descriptor.operation, &done, started)
     bz_count(&lane.control.figures[PAGES + descriptor.operation], done.pages)
     bz_count(&lane.control.figures[BYTES_IN + descriptor.operation], done.bytes_in)
@@ -795,6 +810,7 @@ cdef void *_thread_main(void *lane) noexcept nogil:
     return NULL
 
 
+@cython.no_gc_clear
 cdef class ThreadLanes:
     """Lanes that are threads of this process and never take the GIL.
 
