@@ -47,13 +47,6 @@ from batchzip.core.ring import LOOK_NS
 from batchzip.errors import ForkedProcess
 
 cdef extern from "native.h" nogil:
-    """
-    #include <stddef.h>
-    static void bz_sleep_ns(int64_t ns) {
-        struct timespec time = {ns / 1000000000, ns % 1000000000};
-        nanosleep(&time, NULL);
-    }
-    """
     int EOWNERDEAD
     void bz_sleep_ns(int64_t)
     uint32_t bz_load32(const uint32_t *)

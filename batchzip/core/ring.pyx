@@ -106,7 +106,8 @@ cdef extern from "native.h" nogil:
     void bz_futex_wait(uint32_t *, uint32_t, int64_t)
     void bz_futex_wake(uint32_t *)
     int bz_start_thread(pthread_t *, void *(*)(void *) noexcept nogil, void *)
-    int pthread_join(pthread_t, void **)
+    void bz_join_thread(pthread_t)
+    int64_t BZ_LOOK_NS
     void bz_step_aside(int, int)
     int sched_getcpu()
     int sched_yield()
@@ -153,7 +154,7 @@ FIGURES = (
     "compressed_bytes_out", "restored_bytes_out",
 )
 
-LOOK_NS = 100_000
+LOOK_NS = BZ_LOOK_NS
 """Nanoseconds that either side looks before it sleeps: about what waking up costs in a virtual machine.
 Longer looking takes CPU time from other programs."""
 
@@ -844,7 +845,7 @@ cdef class ThreadLanes:
             ring.stop()
         with nogil:
             for number in range(count):
-                pthread_join(lanes[number].thread, NULL)
+                bz_join_thread(lanes[number].thread)
         for ring in self.rings:
             ring.mark_gone()
 
