@@ -418,6 +418,14 @@ cdef void _await_rest(JobState *job, int64_t until) noexcept nogil:
     job.only_lanes.count = 0
 
 
+cdef void _leave_rest(JobState *job) noexcept nogil:
+    """Give up what is still under way: a lane that never finishes it will count as hung."""
+    cdef uint32_t at
+    for at in range(job.posted_count):
+        give_up(job.posted[at].ring, job.posted[at].sequence)
+    job.posted_count = 0
+
+
 cdef class Job
 
 
@@ -727,6 +735,7 @@ cdef class Job:
                 while state.posted_count and state.posted[0].ring.is_thread:
                     _await_rest(state, bz_now_ns() + DROP_NS)
                 _await_rest(state, bz_now_ns() + DROP_NS)
+                _leave_rest(state)
             self.end()
         free(state.rings)
         free(state.posted)

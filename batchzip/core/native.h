@@ -105,6 +105,9 @@ static inline void bz_fence(void) {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
+/* A step that others can come between, though it touches no shared word: a page that takes time. */
+static inline void bz_point(void) { BZ_POINT(); }
+
 static inline uint64_t bz_read_figure(const uint64_t *word) {
     return __atomic_load_n(word, __ATOMIC_RELAXED);
 }

@@ -98,6 +98,7 @@ cdef extern from "native.h" nogil:
     void bz_store64(uint64_t *, uint64_t)
     bint bz_cas64(uint64_t *, uint64_t *, uint64_t)
     void bz_fence()
+    void bz_point()
     void bz_count(uint64_t *, uint64_t)
     void bz_set_figure(uint64_t *, uint64_t)
     uint64_t bz_read_figure(const uint64_t *)
@@ -690,6 +691,7 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
             break
         if _fails(lane, AT_TOOK):
             return False
+        bz_point()
         if run_page(batch, lane.coder, &packer, first + number, &done) == ABORT:
             lane.outcome = FAILED
             return False
@@ -760,6 +762,8 @@ cdef bint _open_share(
     base = _arena(lane, descriptor.outputs, most, descriptor.output_pitch, length)
     if base is NULL:
         return False
+    if descriptor.flags & INPUTS_SHARED:
+        batch.inputs = lane.arena + descriptor.inputs  # the mapping may have moved
     # Outputs go to rows of the owner's batch, results to rows of the slot: one table tells both.
     batch.row_table = slot.rows
     batch.row_limit = most
