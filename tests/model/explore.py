@@ -207,7 +207,7 @@ def reuse_worker_slots() -> None:
     engine, worker = Engine(generous=True), Worker()
     batches = [compressing(2, first) for first in range(5)]
     jobs = [engine.divider.start(batch.pointers, (worker.ring,)) for batch in batches]
-    for first in (0, 2, 1, 3, 4):
+    for first in (4, 0, 2, 1, 3):  # the last may lie where the first was
         finish(jobs[first])
         assert_compressed(batches[first], first)
     worker.stop()
@@ -246,49 +246,46 @@ def stop_idle() -> None:
     lanes.close()
 
 
-def _withdraw(end: Callable[[Job], None]) -> None:
-    engine, lanes, batch = Engine(), ThreadLanes(CODEC, PAGE_SIZE, 1), compressing(4)
-    job = engine.divider.start(batch.pointers, lanes.rings)
-    job.run(0.0, may_wait=False)
-    end(job)
-    for index in range(len(batch)):
-        assert batch.errors[index] or batch.dlens[index] or end is _drop, index
-        if batch.dlens[index]:
-            assert bytes(batch.output(index)) == OUTPUTS[index]
-    memory = [batch.dlens.view(np.uint8), batch.errors.view(np.uint8), batch._flat]
-    for part in memory:
-        part[:] = bytes([CANARY]) * len(part)
-    batch.pointers.drop_inputs()  # a lane that reads a page of it crashes
-    lanes.close()
-    for part in memory:
-        assert bytes(part) == bytes([CANARY]) * len(part), "a lane wrote to a batch that was withdrawn"
+class Canary:
+    """Fills all memory that a batch writes to, and drops the pages that it reads."""
 
+    def __init__(self, batch: CompressBatch) -> None:
+        outputs = np.frombuffer(batch._flat, np.uint8)
+        self._memory = [batch.dlens.view(np.uint8), batch.errors.view(np.uint8), outputs]
+        for part in self._memory:
+            part.fill(CANARY)
+        batch.pointers.drop_inputs()  # a lane that reads a page of it crashes
 
-def _cancel(job: Job) -> None:
-    assert job.withdraw(1.0, -errno.ECANCELED)
-
-
-def _drop(job: Job) -> None:
-    job.__dealloc__  # noqa: B018
+    def check(self) -> None:
+        """Raise AssertionError if a lane has written to the batch."""
+        for part in self._memory:
+            assert (part == CANARY).all(), "a lane wrote to a batch that is over"
 
 
 def withdraw() -> None:
     """What no lane has begun is taken back; after that no lane touches the batch's memory."""
-    _withdraw(_cancel)
+    engine, lanes, batch = Engine(), ThreadLanes(CODEC, PAGE_SIZE, 1), compressing(4)
+    job = engine.divider.start(batch.pointers, lanes.rings)
+    job.run(0.0, may_wait=False)
+    assert job.withdraw(1.0, -errno.ECANCELED)
+    for index in range(len(batch)):
+        if batch.errors[index]:
+            assert batch.errors[index] == -errno.ECANCELED
+        else:
+            assert bytes(batch.output(index)) == OUTPUTS[index]
+    canary = Canary(batch)
+    lanes.close()
+    canary.check()
 
 
 def drop() -> None:
     """A job that is dropped leaves no lane that touches the batch's memory."""
-    engine, lanes, batch = Engine(), ThreadLanes(CODEC, PAGE_SIZE, 1), compressing(3)
+    engine, lanes, batch = Engine(), ThreadLanes(CODEC, PAGE_SIZE, 1), compressing(4)
     job = engine.divider.start(batch.pointers, lanes.rings)
     del job
-    memory = [batch.dlens.view(np.uint8), batch.errors.view(np.uint8), batch._flat]
-    for part in memory:
-        part[:] = bytes([CANARY]) * len(part)
-    batch.pointers.drop_inputs()
+    canary = Canary(batch)
     lanes.close()
-    for part in memory:
-        assert bytes(part) == bytes([CANARY]) * len(part), "a lane wrote to a batch that was dropped"
+    canary.check()
 
 
 def withdraw_from_worker() -> None:
@@ -299,6 +296,18 @@ def withdraw_from_worker() -> None:
     assert job.withdraw(1.0, -errno.ECANCELED)
     assert (batch.errors == -errno.ECANCELED).all()
     batch.pointers.drop_inputs()
+    following = compressing(2, 4)
+    finish(engine.divider.start(following.pointers, (worker.ring,)))
+    assert_compressed(following, 4)
+    worker.stop()
+
+
+def withdraw_all_from_worker() -> None:
+    """Slots whose jobs let go of them, while their shares are under way, are not used again."""
+    engine, worker = Engine(generous=True), Worker()
+    for first in range(4):
+        job = engine.divider.start(compressing(2, first).pointers, (worker.ring,))
+        assert job.withdraw(1.0, -errno.ECANCELED)
     following = compressing(2, 4)
     finish(engine.divider.start(following.pointers, (worker.ring,)))
     assert_compressed(following, 4)
@@ -327,7 +336,7 @@ def _killed_lane(*, isolate: bool) -> None:
     supervisor = Party(supervise)
     others = None
     job = engine.divider.start(batch.pointers, rings)
-    while job.run(1.0) != DONE:
+    while job.run(0.01) != DONE:
         if job.only_lanes and rings[0].dead:
             others = others or ThreadLanes(CODEC, PAGE_SIZE, 1)
             job.set_rings(others.rings)
@@ -354,7 +363,7 @@ def _failing_worker(step: str, passes: int) -> Callable[[], None]:
         engine, worker, batch = Engine(), Worker((step, passes, "raise")), compressing(4)
         other = None
         job = engine.divider.start(batch.pointers, (worker.ring,))
-        while job.run(1.0) != DONE:
+        while job.run(0.01) != DONE:
             if job.only_lanes and worker.ring.dead:
                 other = other or Worker()
                 job.set_rings((other.ring,))
@@ -368,7 +377,7 @@ def _failing_worker(step: str, passes: int) -> Callable[[], None]:
 
 
 NO_DELAYS = Bounds(preemptions=2, delays=0)
-KILL = Bounds(preemptions=1, delays=0, kills=1)
+KILL = Bounds(preemptions=2, delays=0, kills=1)
 
 SCENARIOS: dict[str, tuple[Callable[[], None], Bounds]] = {
     "divide": (divide, Bounds()),
@@ -382,11 +391,12 @@ SCENARIOS: dict[str, tuple[Callable[[], None], Bounds]] = {
     "withdraw": (withdraw, Bounds()),
     "drop": (drop, Bounds()),
     "withdraw-from-worker": (withdraw_from_worker, Bounds()),
+    "withdraw-all-from-worker": (withdraw_all_from_worker, Bounds(preemptions=1)),
     "restore": (restore, Bounds()),
     "killed-lane": (killed_lane, KILL),
     "killed-lane-isolated": (killed_lane_isolated, KILL),
     **{
-        f"worker-ends-at-{step}-{passes}": (_failing_worker(step, passes), Bounds(1, 0))
+        f"worker-ends-at-{step}-{passes}": (_failing_worker(step, passes), NO_DELAYS)
         for step in STEPS
         for passes in ((1, 2) if step in ("took", "coded") else (1,))
     },
