@@ -49,13 +49,6 @@ from batchzip.core.ring import LOOK_NS
 from batchzip.errors import ForkedProcess
 
 cdef extern from "native.h" nogil:
-    """
-    #include <stddef.h>
-    static void bz_sleep_ns(int64_t ns) {
-        struct timespec time = {ns / 1000000000, ns % 1000000000};
-        nanosleep(&time, NULL);
-    }
-    """
     int EOWNERDEAD
     void bz_sleep_ns(int64_t)
     uint32_t bz_load32(const uint32_t *)
@@ -435,6 +428,14 @@ cdef void _await_rest(JobState *job, int64_t until) noexcept nogil:
     job.only_lanes.count = 0
 
 
+cdef void _leave_rest(JobState *job) noexcept nogil:
+    """Give up what is still under way: a lane that never finishes it will count as hung."""
+    cdef uint32_t at
+    for at in range(job.posted_count):
+        give_up(job.posted[at].ring, job.posted[at].sequence)
+    job.posted_count = 0
+
+
 cdef class Job
 
 
@@ -796,6 +797,7 @@ cdef class Job:
                 while state.posted_count and state.posted[0].ring.is_thread:
                     _await_rest(state, bz_now_ns() + DROP_NS)
                 _await_rest(state, bz_now_ns() + DROP_NS)
+                _leave_rest(state)
             self.end()
         free(state.rings)
         free(state.posted)

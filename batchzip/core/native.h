@@ -2,7 +2,7 @@
  *
  * Every access to a word that another thread or process may change goes through the functions here.
  * In a build with -DBZ_EXPLORE each of them first asks a scheduler for its turn, so that a test can
- * run the compiled code under every interleaving (tests/model/explore.py). Other builds pay nothing.
+ * run the compiled code under every interleaving (tests/model/scheduler.c). Other builds pay nothing.
  */
 #ifndef BATCHZIP_NATIVE_H
 #define BATCHZIP_NATIVE_H
@@ -25,13 +25,34 @@
 #include <unistd.h>
 
 #ifdef BZ_EXPLORE
-void bz_explore_point(void);
-int bz_explore_wait(uint32_t *word, uint32_t seen, int has_timeout);
-void bz_explore_wake(uint32_t *word);
-int bz_explore_is_scheduled(void);
-#define BZ_POINT() bz_explore_point()
+/* The scheduler is a library that is loaded before the core; without it the hooks are NULL. */
+#define BZ_HOOK extern __attribute__((weak, visibility("default")))
+BZ_HOOK int bz_explore_is_scheduled(void); /* whether the calling thread takes turns */
+BZ_HOOK void bz_explore_point(void);       /* let another thread go first */
+BZ_HOOK int bz_explore_store(void *word, uint64_t value, size_t bytes); /* 1: it is done later */
+BZ_HOOK int bz_explore_load(const void *word, uint64_t *value); /* 1: of a store that is to come */
+BZ_HOOK void bz_explore_fence(void);                            /* do the stores that are to come */
+BZ_HOOK int64_t bz_explore_now(void);
+BZ_HOOK void bz_explore_wait(const uint32_t *word, uint32_t seen, int64_t timeout_ns);
+BZ_HOOK void bz_explore_wake(const uint32_t *word);
+BZ_HOOK int bz_explore_start(pthread_t *thread, void *(*run)(void *), void *argument);
+BZ_HOOK void bz_explore_join(pthread_t thread);
+#define BZ_IN_TURN (bz_explore_is_scheduled && bz_explore_is_scheduled())
+#define BZ_POINT() (BZ_IN_TURN ? bz_explore_point() : (void)0)
+#define BZ_FENCE() (BZ_IN_TURN ? bz_explore_fence() : (void)0)
+#define BZ_STORE(word, value) \
+    if (BZ_IN_TURN && bz_explore_store(word, value, sizeof *(word))) return
+#define BZ_LOAD(word)                                                          \
+    uint64_t bz_own;                                                           \
+    if (BZ_IN_TURN && bz_explore_load(word, &bz_own)) return bz_own
+#define BZ_LOOK_NS 0 /* a loop that looks would have endlessly many interleavings */
 #else
+#define BZ_IN_TURN 0
 #define BZ_POINT() ((void)0)
+#define BZ_FENCE() ((void)0)
+#define BZ_STORE(word, value) ((void)0)
+#define BZ_LOAD(word) ((void)0)
+#define BZ_LOOK_NS 100000
 #endif
 
 #define bz_unlikely(condition) __builtin_expect(!!(condition), 0)
@@ -40,43 +61,52 @@ int bz_explore_is_scheduled(void);
  * consistent. The relaxed ones are for figures that nobody decides by. */
 
 static inline uint32_t bz_load32(const uint32_t *word) {
-    BZ_POINT();
+    BZ_LOAD(word);
     return __atomic_load_n(word, __ATOMIC_ACQUIRE);
 }
 
 static inline void bz_store32(uint32_t *word, uint32_t value) {
-    BZ_POINT();
+    BZ_STORE(word, value);
     __atomic_store_n(word, value, __ATOMIC_RELEASE);
 }
 
 static inline uint32_t bz_add32(uint32_t *word, uint32_t value) {
     BZ_POINT();
+    BZ_FENCE();
     return __atomic_add_fetch(word, value, __ATOMIC_SEQ_CST);
 }
 
 static inline uint32_t bz_exchange32(uint32_t *word, uint32_t value) {
     BZ_POINT();
+    BZ_FENCE();
     return __atomic_exchange_n(word, value, __ATOMIC_SEQ_CST);
 }
 
 static inline uint64_t bz_load64(const uint64_t *word) {
-    BZ_POINT();
+    BZ_LOAD(word);
     return __atomic_load_n(word, __ATOMIC_ACQUIRE);
 }
 
 static inline void bz_store64(uint64_t *word, uint64_t value) {
-    BZ_POINT();
+    BZ_STORE(word, value);
     __atomic_store_n(word, value, __ATOMIC_RELEASE);
 }
 
 /* Store `wanted` if the word still is *seen; otherwise put what it is into *seen. */
 static inline int bz_cas64(uint64_t *word, uint64_t *seen, uint64_t wanted) {
     BZ_POINT();
+    BZ_FENCE();
     return __atomic_compare_exchange_n(word, seen, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE);
 }
 
 /* Order the caller's earlier stores before its later loads, as going to sleep needs on both sides. */
-static inline void bz_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline void bz_fence(void) {
+    BZ_FENCE();
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+/* A step that others can come between, though it touches no shared word: a page that takes time. */
+static inline void bz_point(void) { BZ_POINT(); }
 
 static inline uint64_t bz_read_figure(const uint64_t *word) {
     return __atomic_load_n(word, __ATOMIC_RELAXED);
@@ -94,6 +124,9 @@ static inline void bz_set_figure(uint64_t *word, uint64_t value) {
 /* Clock and waiting. */
 
 static inline int64_t bz_now_ns(void) {
+#ifdef BZ_EXPLORE
+    if (BZ_IN_TURN) return bz_explore_now();
+#endif
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
@@ -111,8 +144,8 @@ static inline void bz_pause(void) {
  * a signal. Works between processes. */
 static inline void bz_futex_wait(uint32_t *word, uint32_t seen, int64_t timeout_ns) {
 #ifdef BZ_EXPLORE
-    if (bz_explore_is_scheduled()) {
-        bz_explore_wait(word, seen, timeout_ns >= 0);
+    if (BZ_IN_TURN) {
+        bz_explore_wait(word, seen, timeout_ns);
         return;
     }
 #endif
@@ -122,7 +155,7 @@ static inline void bz_futex_wait(uint32_t *word, uint32_t seen, int64_t timeout_
 
 static inline void bz_futex_wake(uint32_t *word) {
 #ifdef BZ_EXPLORE
-    if (bz_explore_is_scheduled()) {
+    if (BZ_IN_TURN) {
         bz_explore_wake(word);
         return;
     }
@@ -130,9 +163,23 @@ static inline void bz_futex_wake(uint32_t *word) {
     syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
 }
 
+static inline void bz_sleep_ns(int64_t ns) {
+#ifdef BZ_EXPLORE
+    if (BZ_IN_TURN) {
+        bz_explore_wait(NULL, 0, ns);
+        return;
+    }
+#endif
+    struct timespec time = {ns / 1000000000, ns % 1000000000};
+    nanosleep(&time, NULL);
+}
+
 /* Threads. All signals are blocked in them: handlers belong to the interpreter's threads. */
 
 static inline int bz_start_thread(pthread_t *thread, void *(*run)(void *), void *argument) {
+#ifdef BZ_EXPLORE
+    if (BZ_IN_TURN) return bz_explore_start(thread, run, argument);
+#endif
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -141,12 +188,22 @@ static inline int bz_start_thread(pthread_t *thread, void *(*run)(void *), void 
     return failed;
 }
 
+static inline void bz_join_thread(pthread_t thread) {
+#ifdef BZ_EXPLORE
+    if (BZ_IN_TURN) {
+        bz_explore_join(thread);
+        return;
+    }
+#endif
+    pthread_join(thread, NULL);
+}
+
 /* Move the calling thread off `cpu` if it runs there, the `number`-th to a CPU of its own, and let
  * the kernel move it again at once. An idle CPU of a virtual machine counts as preempted, so the
  * kernel wakes a sleeper on the CPU of whoever woke it; there both would take turns. */
 static inline void bz_step_aside(int cpu, int number) {
     cpu_set_t allowed, one;
-    if (sched_getcpu() != cpu || sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    if (BZ_IN_TURN || sched_getcpu() != cpu || sched_getaffinity(0, sizeof allowed, &allowed)) return;
     int others = CPU_COUNT(&allowed) - CPU_ISSET(cpu, &allowed);
     if (others < 1) return;
     int skip = number % others;

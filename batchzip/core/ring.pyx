@@ -100,6 +100,7 @@ cdef extern from "native.h" nogil:
     void bz_store64(uint64_t *, uint64_t)
     bint bz_cas64(uint64_t *, uint64_t *, uint64_t)
     void bz_fence()
+    void bz_point()
     void bz_count(uint64_t *, uint64_t)
     void bz_set_figure(uint64_t *, uint64_t)
     uint64_t bz_read_figure(const uint64_t *)
@@ -108,7 +109,8 @@ cdef extern from "native.h" nogil:
     void bz_futex_wait(uint32_t *, uint32_t, int64_t)
     void bz_futex_wake(uint32_t *)
     int bz_start_thread(pthread_t *, void *(*)(void *) noexcept nogil, void *)
-    int pthread_join(pthread_t, void **)
+    void bz_join_thread(pthread_t)
+    int64_t BZ_LOOK_NS
     void bz_step_aside(int, int)
     int sched_getcpu()
     int sched_yield()
@@ -155,7 +157,7 @@ FIGURES = (
     "compressed_bytes_out", "restored_bytes_out",
 )
 
-LOOK_NS = 100_000
+LOOK_NS = BZ_LOOK_NS
 """Nanoseconds that either side looks before it sleeps: about what waking up costs in a virtual machine.
 Longer looking takes CPU time from other programs."""
 
@@ -703,6 +705,7 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
             break
         if _fails(lane, AT_TOOK):
             return False
+        bz_point()
         if run_page(batch, lane.coder, &packer, first + number, &done) == ABORT:
             lane.outcome = FAILED
             return False
@@ -774,6 +777,8 @@ cdef bint _open_share(
     base = _arena(lane, descriptor.outputs, most, descriptor.output_pitch, length)
     if base is NULL:
         return False
+    if descriptor.flags & INPUTS_SHARED:
+        batch.inputs = lane.arena + descriptor.inputs  # the mapping may have moved
     # Outputs go to rows of the owner's batch, results to rows of the slot: one table tells both.
     batch.row_table = slot.rows
     batch.row_limit = most
@@ -860,7 +865,7 @@ cdef class ThreadLanes:
             ring.stop()
         with nogil:
             for number in range(count):
-                pthread_join(lanes[number].thread, NULL)
+                bz_join_thread(lanes[number].thread)
         for ring in self.rings:
             ring.mark_gone()
 
