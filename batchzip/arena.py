@@ -36,8 +36,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.descriptors import above_standard
 from batchzip.core.batch import Blocks
+from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.segment import PAGE
 

@@ -2,7 +2,7 @@
 
 Kernel counterpart: a crypto_acomp transform. The engine refuses what cannot be done, and the backend
 does the rest (`Backend.execute` is the unified path of zswap's batched compression). No lock is taken
-here: contexts belong to threads, and a backend locks once per share at most (the patch's own
+here: a coder has one user at a time, and a backend locks once per share at most (the patch's own
 regression was a lock per page).
 """
 

@@ -15,27 +15,27 @@ class OperationStatistics:
     """What was done of one operation, compress or decompress, since the engine was made.
 
     Pages and bytes are those that went through a codec, to whatever end. Pages that were given up
-    (-ETIMEDOUT, -ECANCELED, -EOWNERDEAD) did not, unless it was just then; a page of a wrong size
-    did as the zeros, or nothing, that stood in for it. The pages of a share whose worker died are
-    counted where they were run again; twice, if it died between counting them and saying so.
+    (-ETIMEDOUT, -ECANCELED, -EOWNERDEAD) did not, unless it was just then. The pages of a share whose
+    worker died are counted where they were run again; twice, if it died between counting them and
+    saying so. A lane is a thread or a worker process.
     """
 
     batches: int
     """Batches done or given up, not those that were cancelled; a batch of one page is one, too."""
     divided: int
-    """Those of them that workers had shares of; the others were done inline, by the caller alone."""
+    """Those of them that lanes had shares of; the others were done inline, by the caller alone."""
     pages: int
     """Pages done, failed ones included."""
     inline_pages: int
-    """Those of them that were done in this process."""
+    """Those of them that were done by callers; the others were done by lanes."""
     bytes_in: int
     bytes_out: int
     waits: int
-    """Times a caller had nothing left to do and waited for a worker."""
+    """Times a caller had nothing left to do and waited for a lane."""
     wait_s: float
     """Seconds of these waits."""
     fallbacks: int
-    """Pages done in this process because the worker that had them died."""
+    """Pages done by a caller because the worker that had them died."""
 
 
 @dataclass(frozen=True, slots=True)

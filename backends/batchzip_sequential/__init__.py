@@ -2,7 +2,7 @@
 
 The reference that every other backend is measured against and must agree with. It takes one page
 in one go, so the engine's direct path is all there is to it; several threads may use it at once, as
-each has codec contexts of its own.
+each call takes a coder of its own.
 """
 
 from __future__ import annotations

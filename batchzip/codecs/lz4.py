@@ -1,7 +1,7 @@
 """lz4 blocks, through lz4.block.
 
 A compressed page is one raw lz4 block without the size that python-lz4 would put in front: the
-page's size is known, and a size that comes with the data is not to be trusted (design §5.10).
+page's size is known, and a size that comes with the data is not to be trusted.
 """
 
 from __future__ import annotations

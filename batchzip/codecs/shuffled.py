@@ -5,12 +5,10 @@ they compress better: byte 0 of every element, then byte 1 of every element, and
 
     element_size 4:  a0 a1 a2 a3  b0 b1 b2 b3  c0 …  ──▶  a0 b0 c0 …  a1 b1 c1 …  a2 …  a3 …
 
-Each way is one transposition by NumPy through memory of the context, 2 µs for 4 KiB and 3 back. Rejected:
-slices of bytes (1.5 to 3 times as long), widening and shifting (3 to 6 times), an array of
-indices (1.5 times).
+The core does it, in the step before a page goes to the codec. The callables here do the same with
+NumPy, for a codec that wraps this one and is none of ours.
 
-A codec that wraps another, as Verified is; Verified goes around this one. A worker imports NumPy
-for it, and no other worker does.
+A codec that wraps another, as Verified is; Verified goes around this one.
 """
 
 from __future__ import annotations

@@ -31,6 +31,10 @@ class Pointers:
     """
 
     def __new__(cls, operation: int, page_size: int) -> Self: ...
+    @property
+    def failed(self) -> int:
+        """Pages that failed in the last run."""
+
     def set_results(
         self, dlens: npt.NDArray[np.uint32], errors: npt.NDArray[np.int32], count: int
     ) -> None:
@@ -54,8 +58,8 @@ class Pointers:
     def refill(self, array: Buffer, most: int) -> int:
         """Take other pages: an array (n, page_size) of single bytes, of at most `most` pages.
 
-        Return n, or −1 where the array is not like that; then nothing has changed. Results stay in
-        the arrays that they were in.
+        Return n, or −1 where the array is not like that or overlaps the outputs; then nothing has
+        changed. Results stay in the arrays that they were in.
         """
 
     def drop_inputs(self) -> None:
@@ -109,3 +113,21 @@ class Pointers:
 
     def fail_undone(self, code: int) -> None:
         """Give every page without a result the negative errno `code`."""
+
+@final
+class Blocks:
+    """Which memory of this process lies in the arena that an engine's workers share, and where.
+
+    It keeps no array: `remove` one before its memory goes. Changed and searched under the GIL, each
+    in one step.
+    """
+
+    def __len__(self) -> int: ...
+    def add(self, array: Bytes, offset: int) -> None:
+        """Note that a contiguous array lies `offset` bytes into the arena."""
+
+    def remove(self, offset: int) -> None:
+        """Forget the array at an offset: its memory is about to go."""
+
+    def locate(self, array: Bytes) -> int:
+        """Return where an array begins in the arena, in bytes; −1 if it does not lie there."""

@@ -1,9 +1,9 @@
 """One batch, done by the caller and the lanes together.
 
-    divider = Divider(coders)                         # one for an engine
-    job = divider.start(batch.pointers, rings)        # one for each batch
-    while job.run(0.05) != DONE:
-        …                                             # look after lanes, deadlines, signals
+    divider = Divider(coders)                           # one for an engine
+    job = divider.execute(batch.pointers, rings)        # a batch; None: it is done already
+    while job is not None and job.run(0.05) != DONE:
+        …                                               # look after lanes, deadlines, signals
 
 `batchzip.lanes.watch` is that loop. Each method is one step: an interrupt comes before or after it,
 never in the middle. A job belongs to one thread at a time; a divider may be used by any number.
@@ -14,7 +14,7 @@ batch's memory: for threads until they are done, for workers a second.
 
 from typing import Final, final
 
-from batchzip.core.batch import Pointers
+from batchzip.core.batch import Blocks, Pointers
 from batchzip.core.coder import Coders
 from batchzip.core.ring import LOOK_NS as LOOK_NS
 from batchzip.core.ring import Ring
@@ -37,38 +37,40 @@ class Divider:
 
     `coders`   of the engine's codec; the caller's pages are done with one of them, and counted
                there.
+    `blocks`   which memory workers share, so that pages and outputs there are not staged.
     `isolate`  no page is done by a caller.
     `verify`   workers hash what they verified, and the hash is compared with what arrived.
     """
 
-    def __init__(self, coders: Coders, *, isolate: bool = False, verify: bool = False) -> None: ...
+    def __init__(
+        self,
+        coders: Coders,
+        blocks: Blocks | None = None,
+        *,
+        isolate: bool = False,
+        verify: bool = False,
+    ) -> None: ...
     generous: bool
     """May be set by tests: every batch is divided between all lanes, callers take nothing back."""
 
-    def start(
-        self,
-        batch: Pointers,
-        rings: tuple[Ring, ...],
-        deadline: int = -1,
-        inputs: int = -1,
-        outputs: int = -1,
-    ) -> Job:
-        """Begin a batch with the lanes of these rings. The caller does no page before `Job.run`.
+    def execute(self, batch: Pointers, rings: tuple[Ring, ...]) -> Job | None:
+        """Do a batch, with the lanes of these rings where that pays, and count it.
 
-        `deadline` is in nanoseconds of the monotonic clock; −1: there is none. `inputs` and
-        `outputs` are where the batch's pages lie, in bytes from the beginning of the engine's
-        arena, or −1 where they lie elsewhere.
+        Return None when it is done, and the job where that takes longer than 50 ms. Runs without
+        the GIL but for codecs in Python, and raises what such a codec raises that is no page's
+        error, or leaves that to the job. Raise ForkedProcess in a forked child.
+        """
 
-        Raise ForkedProcess in a forked child.
+    def start(self, batch: Pointers, rings: tuple[Ring, ...], deadline: int = -1) -> Job:
+        """Begin a batch as `execute` does. The caller does no page before `Job.run`.
+
+        `deadline` is in nanoseconds of the monotonic clock; −1: there is none. Raise ForkedProcess
+        in a forked child.
         """
 
 @final
 class Job:
-    """One batch under way; made by `Divider.start`. Belongs to one thread at a time."""
-
-    @property
-    def failed(self) -> int:
-        """Pages that failed, once the job has ended."""
+    """One batch under way; made by a divider. Belongs to one thread at a time."""
 
     @property
     def only_lanes(self) -> int:

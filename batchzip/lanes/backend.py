@@ -1,6 +1,7 @@
 """LanesBackend: the part of a backend that is the same for threads and for worker processes.
 
-    execute(batch) ─▶ Watch ─▶ core: Division ─▶ Ring of each lane ─▶ lengths, errors, outputs
+    execute(batch) ─▶ core: Divider ─▶ Ring of each lane ─▶ lengths, errors, outputs
+                        └─ what takes longer than a moment ─▶ Watch
     submit(request) ─▶ RequestQueue ─▶ Dispatcher: a thread that does the same, with several at once
 
 A subclass makes the lanes, says which rings there are now, and ends lanes that hang.

@@ -4,7 +4,7 @@ Kernel counterpart: zswap_decompress. It works on copies of the stored bytes and
 that what was checked is what is decompressed, and nobody waits for a codec.
 
 The checksum comes first. Codecs do not notice damage: of 20,000 single-bit flips, lz4 decoded 80.6 %
-and zstd 70.7 % to wrong data of the right length (design §5.9).
+and zstd 70.7 % to wrong data of the right length.
 
 A batch goes to the engine as far as its codec made it; pages of other codecs, which an earlier engine
 left, are restored one by one here. Their engine may be closed by now.
