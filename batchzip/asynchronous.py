@@ -4,9 +4,9 @@
                         EngineBusy: one task at a time waits its turn, the others behind it
     astore …       ─▶ Threads.call ─▶ a Future of the store's threads ─▶ until_done ─▶ result
 
-No thread per call. An engine with workers needs none at all: its requests are done by one thread that it has
+No thread per call. An engine with lanes needs none at all: its requests are done by one thread that it has
 anyway. The store's own calls do block: a folio is compressed in part by its caller, a cold page is read from
-a file. They run in the store's threads, four at most, as do the batches of a backend without workers. Calls
+a file. They run in the store's threads, four at most, as do the batches of a backend without lanes. Calls
 that wait for one are an object each.
 
 Cancelled is what has not begun; nothing of it happens. What has begun is waited for, milliseconds, before

@@ -15,7 +15,8 @@ class OperationStatistics:
     """What was done of one operation, compress or decompress, since the engine was made.
 
     Pages and bytes are those that went through a codec, to whatever end. Pages that were given up
-    (-ETIMEDOUT, -ECANCELED, -EOWNERDEAD) did not, unless it was just then. The pages of a share whose
+    (-ETIMEDOUT, -ECANCELED, -EOWNERDEAD) did not, unless it was just then; a page
+    of a wrong size counts, without bytes. The pages of a share whose
     worker died are counted where they were run again; twice, if it died between counting them and
     saying so. A lane is a thread or a worker process.
     """
