@@ -10,6 +10,7 @@ import numpy as np
 
 from batchzip import CompressBatch, Engine
 from batchzip.codecs.lz4 import Lz4
+from batchzip.core.batch import Blocks
 from batchzip.core.coder import Coders
 from batchzip.core.division import DONE, Divider
 from batchzip.core.ring import Ring, ring_bytes
@@ -43,14 +44,16 @@ def test_a_lane_that_finishes_after_its_job_was_dropped_goes_on_taking_shares() 
     memory = mmap.mmap(-1, ring_bytes(PAGE))
     ring = Ring(PAGE, 0, memory)
     coders = Coders(Lz4(), PAGE)
-    divider = Divider(coders)
+    shared = Blocks()
+    divider = Divider(coders, shared)
     divider.generous = True
 
     def batch() -> CompressBatch:
         return CompressBatch(np.zeros((2, PAGE), np.uint8), dsts=np.zeros((2, 2 * PAGE), np.uint8))
 
     first = batch()
-    job = divider.start(first.pointers, (ring,), outputs=0)  # to the arena, so it is waited for
+    shared.add(first.dsts, 0)  # as if they lay in the arena: what is written there is waited for
+    job = divider.start(first.pointers, (ring,))
     struct.pack_into("<I", memory, SLOT_0, 1)  # the lane takes a page
     del job
     struct.pack_into("<I", memory, CONTROL + DONE_WORD, 1)  # and finishes late

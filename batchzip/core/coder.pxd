@@ -68,7 +68,6 @@ cdef class Coder:
     cdef size_t output_room
     cdef _use_library(self, native, Coder like)
     cdef _use_zstd(self, bytes dictionary, Coder like)
-    cdef void warm(self)
 
 
 cdef class Coders:

@@ -361,20 +361,6 @@ cdef class Coder:
             free(state.compressing)
         free(state.page)
 
-    cdef void warm(self):
-        """Have the codec allocate what it allocates at first use, in this thread."""
-        cdef CoderState *state = &self.state
-        cdef size_t capacity = state.bound
-        cdef uint8_t *page = <uint8_t *>calloc(1, state.page_size)
-        cdef uint8_t *output = <uint8_t *>malloc(capacity)
-        cdef int64_t length
-        if page is not NULL and output is not NULL:
-            length = compress_page(state, page, True, output, capacity)
-            if length > 0:
-                restore_page(state, output, length, page, True)
-        free(page)
-        free(output)
-
     def compress(self, page) -> bytes:
         """Compress one page. Raise PageError: -EINVAL for another size, -EIO, -ENOMEM."""
         cdef Py_buffer view

@@ -838,7 +838,6 @@ cdef class ThreadLanes:
             coder = Coder(codec, page_size, first)
             if not coder.native:
                 raise BadArgument("lanes that are threads need a native codec")
-            coder.warm()
             first = first or coder
             lane = &(<Lane *>self.lanes)[number]
             lane.control = ring.state.control
