@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from dividing import divide_always
 from faulty_codec import KILL, FaultyCodec
+from slow_codec import SlowCodec
 
-from batchzip import CompressBatch, Engine
+from batchzip import ClosedError, CompressBatch, Engine
 from batchzip.testing import BackendContract
-from batchzip.testing.plain import make_layered_codec
+from batchzip.testing.plain import SLACK_S, make_layered_codec, make_pages
 from batchzip_sequential import SequentialBackend
 from batchzip_threads import ThreadsBackend
 from batchzip_workers.backend import WorkersBackend
@@ -84,6 +87,37 @@ class TestThreeThreadsThatAlwaysGetTheirShare(GetTheirShare):
     @classmethod
     def make_backend(cls) -> Backend:
         return ThreadsBackend(workers=3)
+
+
+def test_a_batch_that_isolated_workers_have_not_begun_is_refused_when_their_engine_is_closed() -> (
+    None
+):
+    engine = Engine(SlowCodec(0.01), backend=WorkersBackend(workers=1, isolate=True))
+    assert engine.wait_ready(60)
+    assert isinstance(engine.backend, WorkersBackend)
+    (ring,) = engine.backend.rings
+
+    def compress() -> None:
+        with pytest.raises(ClosedError):
+            engine.compress(CompressBatch(make_pages(500)))
+
+    def close() -> None:
+        deadline = time.monotonic() + SLACK_S
+        while not ring.posted and time.monotonic() < deadline:
+            time.sleep(0.001)
+        engine.close()
+
+    with ThreadPoolExecutor() as threads:
+        for done in [threads.submit(compress), threads.submit(close)]:
+            done.result(SLACK_S)
+
+
+def test_a_request_of_isolated_workers_is_finished_when_their_engine_is_closed() -> None:
+    engine = Engine(SlowCodec(0.002), backend=WorkersBackend(workers=1, isolate=True))
+    assert engine.wait_ready(60)
+    request = engine.submit(CompressBatch(make_pages(500)))
+    engine.close()
+    assert not request.wait(SLACK_S).errors.any()
 
 
 @pytest.mark.parametrize("_time", range(3))

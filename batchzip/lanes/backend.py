@@ -98,6 +98,11 @@ class LanesBackend(Backend):
         return False
 
     @property
+    def closed(self) -> bool:
+        """Whether the engine is closed, or finishes its requests for that."""
+        return self._closed
+
+    @property
     def ends(self) -> bool:
         """Whether no lane will be started any more."""
         return self._closed

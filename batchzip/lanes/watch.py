@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING
 
 from batchzip.core.division import DONE, GAVE_UP, LATE, NEGLECT_S
+from batchzip.errors import ClosedError
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch
@@ -94,6 +95,8 @@ class Watch:
         if backend.may_replace or self._give_up_at is None:
             self._give_up_at = now + REPLACE_S
         if backend.ends:
+            if backend.closed and backend.isolate:
+                raise ClosedError("this engine was closed before its workers had begun every page")
             job.fail_only_lanes(-errno.EOWNERDEAD)
         elif now >= self._give_up_at:
             job.fail_only_lanes(-errno.EOWNERDEAD)  # no lane will come
