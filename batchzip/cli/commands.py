@@ -149,6 +149,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--version",
         action=ShowVersion,
         nargs=0,
+        dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
         help="print the version, the C libraries that were found and how the core was built",
     )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)

@@ -38,7 +38,7 @@ class ThreadBackend(Backend):
     name = "thread"
 
     def __init__(self, *, workers: int | None = None) -> None:
-        """Make it; `workers` are processes, of which it has none."""
+        """Make it; `workers` are lanes besides the caller, of which it has none."""
         del workers
 
     def open(self, codec: Codec, page_size: int) -> None:
