@@ -52,7 +52,7 @@ class Engine(Owned):
 
     `codec` is the codec with all that is around it; equal codecs restore each other's outputs.
 
-    Thread-safe; bound to the process that made it. Closing it, or losing it, stops its workers.
+    Thread-safe; bound to the process that made it. Closing it, or losing it, ends its lanes.
     """
 
     _open = False
@@ -114,9 +114,9 @@ class Engine(Owned):
         return self.backend.worker_pids
 
     def wait_ready(self, timeout_s: float = 10.0) -> bool:
-        """Wait until all workers have started; whether they have within `timeout_s` seconds.
+        """Wait until all lanes have started; whether they have within `timeout_s` seconds.
 
-        Never needed for right results: until a worker is ready the caller does its share.
+        Never needed for right results: until a lane is ready the caller does its share.
         """
         self._refuse()
         return self.backend.wait_ready(timeout_s)
@@ -158,7 +158,8 @@ class Engine(Owned):
         Where too many requests are under way, it waits for room, fairly between threads: as long as
         it takes, or `timeout_s` seconds, or with `block=False` not at all; then it raises EngineBusy.
         `deadline_s` seconds from now, pages that are not done get -ETIMEDOUT and the request is done,
-        even if a worker hangs; pages that are done keep their results.
+        even if a worker hangs; pages that are done keep their results. A thread cannot be killed: the
+        page that it is at is waited for.
         """
         if not isinstance(batch, Batch):
             raise BadBatch(
@@ -214,17 +215,17 @@ class Engine(Owned):
         return request.wait()
 
     def arena(self, rows: int, width: int | None = None) -> Bytes:
-        """Make a (rows, width) uint8 array of zeros in memory that the engine's workers share.
+        """Make a (rows, width) uint8 array of zeros in memory that the engine's lanes share.
 
         `width` is page_size where none is given. Pages that lie in it, as `pages` of either kind of
-        batch, are not copied on their way to a worker or back, and neither are outputs whose `dsts`
+        batch, are not staged on their way to a worker or back, and neither are outputs whose `dsts`
         do: `CompressBatch(engine.arena(n), dsts=engine.arena(n, capacity))`. Any rows that follow
         one another will do. Otherwise it is an array as any other; its memory is the system's again
         when the last view of it is gone, also after `close()`. A forked child shares it: what is
         written there is seen here.
 
         Raises OSError (ENOSPC, ENOMEM; EMFILE, as each array that lives has a descriptor of the
-        process) if there is no memory. A backend without workers gives plain
+        process) if there is no memory. A backend without worker processes gives plain
         memory.
         """
         self._refuse()
@@ -236,7 +237,7 @@ class Engine(Owned):
 
     @property
     def statistics(self) -> Statistics:
-        """What this engine did so far, in all and by worker; added up when it is asked for.
+        """What this engine did so far, in all and by worker process; added up when it is asked for.
 
         Single pages are counted, too, as pages of no batch. Still there after `close()`.
         """
@@ -245,9 +246,10 @@ class Engine(Owned):
         return self.backend.statistics()
 
     def compress_page(self, page: Buffer) -> bytes:
-        """Compress one page in the calling thread: no descriptor, no copy of the output.
+        """Compress one page in the calling thread, or in a worker where the engine has `isolate=True`.
 
-        Raises PageError: -EINVAL for a buffer of another size, -EIO where the codec failed.
+        Raises PageError: -EINVAL for a buffer of another size, -EIO where the codec failed,
+        -EOWNERDEAD where no worker could do it.
         """
         if self._unusable:
             self._refuse()
@@ -256,7 +258,7 @@ class Engine(Owned):
         )
 
     def decompress_page(self, src: Buffer) -> bytes:
-        """Decompress one page in the calling thread. Raises PageError: -EBADMSG, -ENOMEM."""
+        """Decompress one page, where `compress_page` would. Raises PageError: -EBADMSG, -ENOMEM."""
         if self._unusable:
             self._refuse()
         return self.backend.decompress_page(src if isinstance(src, bytes) else as_view(src, "src"))

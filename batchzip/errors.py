@@ -191,4 +191,4 @@ class UnreadableProcess(BatchzipError, OSError):
 
 
 class WorkerWarning(RuntimeWarning):
-    """Workers could not be started or keep dying; the work is done in process instead."""
+    """Lanes could not be started or keep dying; the caller does the work instead."""

@@ -54,10 +54,10 @@ _PAGES = {
 }
 _OPERATIONS = {
     "batches": ("engine_batches", "Batches that the engine did"),
-    "pages": ("engine_pages", "Pages that the engine did in batches, failed ones included"),
+    "pages": ("engine_pages", "Pages that the engine did, single and failed ones included"),
     "bytes_in": ("engine_input_bytes", "Bytes that went into the codec"),
     "bytes_out": ("engine_output_bytes", "Bytes that came out of the codec"),
-    "wait_s": ("engine_wait_seconds", "Time that callers waited for workers"),
+    "wait_s": ("engine_wait_seconds", "Time that callers waited for lanes"),
 }
 _CLASSES = {
     "spans": ("pool_class_spans", "Spans in use"),
