@@ -418,7 +418,7 @@ cdef class Pointers:
             failed += self.state.errors[index] != 0
         return failed
 
-    def run(self, Coders coders, deadline_ns=None) -> int:
+    def run(self, Coders coders not None, deadline_ns=None) -> int:
         """Do the batch in the calling thread. Return how many pages failed.
 
         What is not done at `deadline_ns`, on the monotonic clock, gets -ETIMEDOUT.

@@ -447,7 +447,7 @@ cdef class Divider:
     cdef public bint generous
     cdef uint32_t made_in
 
-    def __init__(self, Coders coders, *, bint isolate=False, bint verify=False):
+    def __init__(self, Coders coders not None, *, bint isolate=False, bint verify=False):
         self.coders = coders
         self.isolate = isolate
         self.verify = verify
@@ -455,7 +455,7 @@ cdef class Divider:
         self.made_in = forks()
 
     def start(
-        self, Pointers batch, tuple rings, *, deadline_ns=None, int64_t inputs=-1, int64_t outputs=-1
+        self, Pointers batch not None, tuple rings not None, *, deadline_ns=None, int64_t inputs=-1, int64_t outputs=-1
     ) -> Job:
         """Begin a batch with the lanes of these rings. No page is done before `Job.run`.
 
@@ -510,8 +510,8 @@ cdef class Job:
             tally = &self.coder.state.tallies[batch.state.operation]
             self.pages_before = tally.pages
             self.busy_before = tally.busy_ns
+        bz_add32(&state.policy.callers, 1)  # `end` counts it off again, whatever comes now
         self._divide(rings)
-        bz_add32(&state.policy.callers, 1)
 
     cdef _divide(self, tuple rings):
         cdef JobState *state = &self.state
@@ -531,7 +531,7 @@ cdef class Job:
             if self.divider.generous:
                 state.generous = True
                 lanes = min(lanes, count - 1)
-            elif bz_load32(&state.policy.callers) > lanes:
+            elif bz_load32(&state.policy.callers) > lanes + 1:
                 lanes = 0  # whoever calls has a core busy already
             else:
                 lanes = lanes_worth(
