@@ -484,6 +484,8 @@ cdef class Pointers:
         cdef Coder coder
         cdef Packer packer
         cdef uint32_t done = 0
+        if coders is None:
+            raise TypeError("coders must be Coders, not None")
         self.begin()
         coder = coders.take()
         packer.position = 0

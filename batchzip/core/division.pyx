@@ -457,6 +457,7 @@ cdef class Divider:
     cdef bint isolate
     cdef bint verify
     cdef public bint generous
+    cdef bint neglected  # a lane has had a share that was given up for too long
     cdef uint32_t made_in
 
     def __init__(
@@ -477,7 +478,7 @@ cdef class Divider:
         self.refuse_in_child()
         cdef int64_t now = bz_now_ns()
         cdef uint32_t lanes = self.lanes_for(batch, rings, now)
-        if not lanes and not self.isolate and self.is_short(batch):
+        if not lanes and not self.isolate and not self.neglected and self.is_short(batch):
             self.run_alone(batch, now)
             return None
         cdef Job job = Job.__new__(Job)
@@ -507,13 +508,17 @@ cdef class Divider:
         """Return how many lanes a batch is shared with."""
         cdef uint32_t awake = 0, asleep = 0
         cdef Ring ring
+        self.neglected = False
         if self.isolate:
             return len(rings)
+        if batch.state.count < 2:
+            return 0
         if self.generous:
             return min(<uint32_t>len(rings), batch.state.count - 1)
-        if batch.state.count < 2 or self.policy.callers >= len(rings) + 1:
+        if self.policy.callers >= len(rings) + 1:
             return 0  # whoever calls has a core busy already
         for ring in rings:
+            self.neglected |= ring.state.abandoned_ns and ring.is_neglected(NEGLECT_S)
             if may_take(&ring.state, SLOTS):
                 if bz_load32(&ring.state.control.asleep):
                     asleep += 1
