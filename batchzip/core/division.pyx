@@ -120,6 +120,7 @@ cdef struct JobState:
     bint divided
     bint woke  # a lane had to be woken
     bint distrusts  # a lane reported what cannot be
+    bint gave_up  # a codec raised what is no page's error
     uint64_t waits
     uint64_t wait_ns
     uint64_t fallbacks
@@ -368,6 +369,8 @@ cdef int _run(JobState *job, int64_t until, bint may_wait) noexcept nogil:
     cdef uint32_t first = 0, end = 0
     cdef int64_t now, limit
     while True:
+        if job.gave_up:
+            return GAVE_UP
         now = bz_now_ns()
         if job.deadline >= 0 and now >= job.deadline:
             return LATE
@@ -378,8 +381,7 @@ cdef int _run(JobState *job, int64_t until, bint may_wait) noexcept nogil:
         if job.ring_count:
             _feed(job)
         if job.coder is not NULL and now < until and _take_own(job, &first, &end):
-            if run_pages(job.batch, job.coder, &job.packer, first, end) == ABORT:
-                return GAVE_UP
+            job.gave_up = run_pages(job.batch, job.coder, &job.packer, first, end) == ABORT
             continue
         if not job.posted_count and not job.only_lanes.count:
             return WAITING if job.mine.count else DONE
@@ -439,6 +441,16 @@ cdef void _leave_rest(JobState *job) noexcept nogil:
 cdef class Job
 
 
+cdef bint _any_neglected(tuple rings):
+    """Return whether a lane is to be looked after: it has finished nothing for long."""
+    cdef Ring ring
+    for ring in rings:
+        if ring.state.abandoned_ns and not is_done(&ring.state, ring.state.abandoned):
+            if ring.is_neglected(NEGLECT_S):
+                return True
+    return False
+
+
 cdef class Divider:
     """What the batches of one engine have in common. Thread-safe.
 
@@ -477,7 +489,7 @@ cdef class Divider:
         self.refuse_in_child()
         cdef int64_t now = bz_now_ns()
         cdef uint32_t lanes = self.lanes_for(batch, rings, now)
-        if not lanes and not self.isolate and self.is_short(batch):
+        if not lanes and not self.isolate and self.is_short(batch) and not _any_neglected(rings):
             self.run_alone(batch, now)
             return None
         cdef Job job = Job.__new__(Job)
@@ -692,6 +704,9 @@ cdef class Job:
         ]
         for at in range(self.state.posted_count):
             posted = &self.state.posted[at]
+            if not bz_load32(&posted.ring.control.ready):
+                posted.since_ns = now  # one that starts is looked after by whoever starts it
+                continue
             claim = bz_load64(&posted.ring.slots[posted.sequence % SLOTS].head.claim)
             claim = <uint32_t>claim + (<uint64_t>bz_load32(&posted.ring.control.done) << 32) + 1
             if claim != posted.seen:

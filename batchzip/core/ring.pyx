@@ -552,7 +552,7 @@ cdef class Ring:
 
     def is_neglected(self, double patience_s) -> bool:
         """Whether a share that was given up so long ago is still under way."""
-        if not self.state.abandoned_ns or is_done(&self.state, self.state.abandoned):
+        if not self.ready or not self.state.abandoned_ns or is_done(&self.state, self.state.abandoned):
             return False
         return bz_now_ns() - self.state.abandoned_ns >= <int64_t>(patience_s * 1e9)
 
