@@ -40,7 +40,8 @@ class Engine(Owned):
     `workers`     lanes besides the caller: threads or processes; default: usable CPUs − 1, 1 to 15.
                   The sequential backend has none, whatever is said here.
     `verify`      restore each page that was compressed, where it was compressed, and compare, before
-                  it counts as done (IAA's verify_compress); a page that differs gets -EIO.
+                  it counts as done (IAA's verify_compress); a page that differs gets -EIO. The bytes
+                  that arrive are those that were verified; in `arena`, workers can still change them.
     `isolate`     this process never runs the codec: workers do all pages, and what they cannot do
                   fails with -EOWNERDEAD. For codecs that may crash; needs `workers`.
     `shuffle`     2, 4 or 8: pages are arrays of elements of so many bytes, whose first bytes are put

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 class OperationStatistics:
     """What was done of one operation, compress or decompress, since the engine was made.
 
-    Pages and bytes are those that went through a codec, to whatever end. Pages that were given up
-    (-ETIMEDOUT, -ECANCELED, -EOWNERDEAD) did not, unless it was just then; a page
-    of a wrong size counts, without bytes. The pages of a share whose
-    worker died are counted where they were run again; twice, if it died between counting them and
-    saying so. A lane is a thread or a worker process.
+    Pages and bytes are those that were looked at, to whatever end. Pages that were given up
+    (-ETIMEDOUT, -ECANCELED, -EOWNERDEAD) were not, unless it was just then; a page of a wrong size
+    counts as a page of no bytes. The pages of a share whose worker died are counted where they were
+    done again; twice, if it died between counting them and saying so. Single pages count as pages of
+    no batch. A lane is a thread or a worker process.
     """
 
     batches: int
@@ -28,7 +28,7 @@ class OperationStatistics:
     pages: int
     """Pages done, failed ones included."""
     inline_pages: int
-    """Those of them that were done by callers; the others were done by lanes."""
+    """Those of them that callers did, and not lanes."""
     bytes_in: int
     bytes_out: int
     waits: int
@@ -36,7 +36,7 @@ class OperationStatistics:
     wait_s: float
     """Seconds of these waits."""
     fallbacks: int
-    """Pages done by a caller because the worker that had them died."""
+    """Pages that a caller did because the worker that had them died or lied."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from batchzip import CompressBatch, Engine
+from batchzip.lanes.dispatcher import Dispatcher
 from batchzip.testing.plain import SLACK_S, make_pages
-from batchzip_workers.lane import Lane
 
 if TYPE_CHECKING:
     import pytest
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 
 class Hold:
-    """Stops every lane where it would begin with what it took, while `closed`."""
+    """Stops every dispatcher where it would begin with the request that it took."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._open = threading.Event()
         self._reached = threading.Event()
-        do = Lane._do
+        begin = Dispatcher._begin
 
-        def held(lane: Lane, requests: list[Request[Batch]]) -> None:
+        def held(dispatcher: Dispatcher, request: Request[Batch]) -> None:
             self._reached.set()
             assert self._open.wait(SLACK_S)
-            do(lane, requests)
+            begin(dispatcher, request)
 
-        monkeypatch.setattr(Lane, "_do", held)
+        monkeypatch.setattr(Dispatcher, "_begin", held)
 
     def stop(self, engine: Engine) -> Request[CompressBatch]:
-        """Have the lane stand still with a request of one page; what comes now is queued."""
+        """Have the dispatcher stand still with a request of one page; what comes now is queued."""
         request = engine.submit(CompressBatch(make_pages(1)))
         assert self._reached.wait(SLACK_S)
         return request
 
     def release(self) -> None:
-        """Let it go on, for good: what is queued by now is taken in one bundle."""
+        """Let it go on, for good."""
         self._open.set()

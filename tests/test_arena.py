@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from dividing import divide_always
 
 from batchzip import BadArgument, ClosedError, CompressBatch, DecompressBatch, Engine, buffers
 from batchzip import arena as arena_module
@@ -25,8 +26,6 @@ from batchzip.testing.plain import (
     make_pages,
 )
 from batchzip_workers.backend import WorkersBackend
-from dividing import divide_always, divide_never
-from batchzip_workers.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,26 +113,49 @@ def test_an_array_is_of_zeros_and_of_the_size_that_was_asked_for(shared: Engine)
     assert shared.arena(np.int64(3), np.uint8(200)).shape == (3, 200)  # type: ignore[arg-type]
 
 
-def test_workers_use_pages_and_destinations_where_they_are(
-    shared: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def in_rings(engine: Engine, data: bytes) -> bool:
+    """Whether these bytes lie in the memory of a ring."""
+    assert isinstance(engine.backend, WorkersBackend)
+    rings = [place.ring for place in engine.backend._supervisor._workers]
+    return any(ring is not None and data in bytes(ring._segment.memory) for ring in rings)
+
+
+def test_workers_use_pages_and_destinations_where_they_are(engine: Engine) -> None:
+    """Of what lies in the arena nothing is copied to a worker's ring or from there."""
     pages = make_pages(500)
-    before = worker_pages(shared)
-
-    def copied(*_: object) -> None:
-        raise AssertionError("this was to be used in place")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Stage, "_stage_pages", copied)
-        patch.setattr(CompressBatch, "accept_packed", copied)
-        patch.setattr(DecompressBatch, "accept_packed", copied)
-        batch = CompressBatch(filled(shared, pages), dsts=shared.arena(500, 2 * PAGE))
-        shared.compress(batch)
-        back = DecompressBatch(batch.outputs(), pages=shared.arena(500))
-        shared.decompress(back)
-    check_compressed(shared, batch, pages)
+    pages[2::5] %= 6  # nothing that is stored as it is
+    batch = CompressBatch(filled(engine, pages), dsts=engine.arena(500, 2 * PAGE))
+    engine.compress(batch)
+    check_compressed(engine, batch, pages)
+    done = worker_pages(engine)
+    assert done
+    outputs = [bytes(output) for output in batch.outputs()]
+    assert not any(in_rings(engine, data) for data in (pages[0].tobytes(), outputs[0]))
+    back = DecompressBatch(outputs, pages=engine.arena(500))
+    engine.decompress(back)
     check_restored(back, pages)
-    assert worker_pages(shared) > before
+    assert worker_pages(engine) > done
+    assert not any(in_rings(engine, page.tobytes()) for page in pages[:10])
+    private = CompressBatch(pages)
+    engine.compress(private)
+    copied = any(in_rings(engine, page.tobytes()) for page in pages)
+    assert copied, "this is how a copy is found"
+
+
+def test_an_arena_that_grows_between_batches_is_mapped_anew_by_workers(engine: Engine) -> None:
+    """Also where a worker's mapping has the pages of a batch and not yet their destinations."""
+    (pid,) = engine.worker_pids
+    kept = []
+    for rows in (1, 10, 100, 300):
+        pages = make_pages(rows, seed=rows)
+        inside = filled(engine, pages)
+        engine.compress(CompressBatch(inside))
+        batch = CompressBatch(inside, dsts=engine.arena(rows, 5000))
+        engine.compress(batch)
+        check_compressed(engine, batch, pages)
+        kept.append(batch)
+    assert engine.worker_pids == (pid,)
+    assert engine.statistics.restarts == 0
 
 
 def test_any_rows_that_follow_one_another_will_do_and_others_are_not_touched(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from batchzip import BadArgument, BadBatch, CompressBatch, DecompressBatch, Engine, PageError
+from batchzip import BadArgument, BadBatch, Codec, CompressBatch, DecompressBatch, Engine, PageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -245,6 +245,86 @@ def test_a_refill_takes_up_to_what_the_descriptor_was_made_for() -> None:
     assert len(batch) == 3
 
 
+@pytest.mark.parametrize("how", ["again", "refilled", "refilled with fewer"])
+@pytest.mark.parametrize("dsts", [False, True])
+def test_outputs_are_those_of_the_last_run(engine: Engine, how: str, dsts: bool) -> None:
+    memory = pages(6)
+    batch = CompressBatch(memory, dsts=np.empty((6, 2 * PAGE), np.uint8) if dsts else None)
+    engine.compress(batch)
+    first = [bytes(output) for output in batch.outputs()]
+    other = np.random.default_rng(5).integers(0, 99, (6, PAGE), np.uint8)
+    if how == "again":
+        memory[:] = other
+    else:
+        batch.refill(other[: 6 if how == "refilled" else 2])
+    engine.compress(batch)
+    expected = [engine.compress_page(page) for page in other[: len(batch)]]
+    assert [bytes(output) for output in batch.outputs()] == expected
+    assert expected[0] != first[0]
+    engine.submit(batch).wait(60)
+    assert [bytes(output) for output in batch.outputs()] == expected
+
+
+def test_a_page_of_another_size_is_forgotten_with_the_pages_it_was_among(engine: Engine) -> None:
+    batch = CompressBatch([bytes(PAGE), b"odd", bytes(PAGE)])
+    engine.compress(batch)
+    assert batch.errors.tolist() == [0, -errno.EINVAL, 0]
+    batch.refill(pages(3))
+    engine.compress(batch)
+    assert batch.errors.tolist() == [0, 0, 0]
+    assert batch.outputs() == [engine.compress_page(page) for page in pages(3)]
+
+
+def test_a_source_of_two_pages_is_tried_and_a_longer_one_is_not() -> None:
+    class Padded(Codec):
+        """A page and a byte, padded to what it is told."""
+
+        name = "padded"
+
+        def compressor(self, page_size: int) -> Any:  # noqa: ARG002
+            return lambda page: bytes(page)
+
+        def decompressor(self, page_size: int) -> Any:
+            return lambda src: bytes(src)[:page_size]
+
+    with Engine(Padded(), backend="sequential") as engine:
+        back = DecompressBatch([bytes(2 * PAGE), bytes(2 * PAGE + 1), bytes(PAGE)])
+        engine.decompress(back)
+        assert back.errors.tolist() == [0, -errno.EBADMSG, 0]
+        assert engine.decompress_page(bytes(2 * PAGE)) == bytes(PAGE)
+        with pytest.raises(PageError):
+            engine.decompress_page(bytes(2 * PAGE + 1))
+
+
+def test_a_codec_that_gives_up_ends_the_batch_and_not_the_engine() -> None:
+    class Leaves(Codec):
+        name = "leaves"
+
+        def compressor(self, page_size: int) -> Any:  # noqa: ARG002
+            def compress(page: Any) -> bytes:
+                if page[0] == 7:
+                    raise KeyboardInterrupt
+                return bytes(page)
+
+            return compress
+
+        def decompressor(self, page_size: int) -> Any:  # noqa: ARG002
+            return bytes
+
+    for backend in ("sequential", "workers"):
+        with Engine(Leaves(), backend=backend) as leaving:
+            bad = np.zeros((300, PAGE), np.uint8)
+            bad[[100, 200], 0] = 7
+            with pytest.raises(KeyboardInterrupt):
+                leaving.compress(CompressBatch(bad))
+            with pytest.raises(KeyboardInterrupt):
+                leaving.compress_page(bad[100])
+            good = CompressBatch(pages(300))
+            leaving.compress(good)
+            assert not good.errors.any()
+            assert good.output(299) == pages(300)[299].tobytes()
+
+
 def test_an_output_is_by_index_from_either_end(engine: Engine) -> None:
     batch = CompressBatch(pages(3))
     engine.compress(batch)
@@ -379,7 +459,7 @@ def test_restored_pages_over_their_sources_are_refused() -> None:
     sources: list[list[Any]] = [[b"x", memory[1, :10]], [memory[3, -1:], b"x"]]
     for srcs in sources:
         refused(partial(DecompressBatch, srcs, pages=wanted), "pages overlaps srcs[")
-    refused(lambda: DecompressBatch((memory, [1] * 4), pages=memory), "pages overlaps srcs[")
+    refused(lambda: DecompressBatch((memory, [1] * 4), pages=memory), "pages overlaps srcs")
     rows = [memory[0], memory[1]]
     refused(lambda: DecompressBatch([b"x", memory[1, 5:6]], pages=rows), "overlaps srcs[1]")
     DecompressBatch([memory[2], memory[3]], pages=rows)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from dividing import divide_always
 
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.testing.plain import PAGE, SLACK_S
-from dividing import divide_always, divide_never
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +55,8 @@ def changing(pages: Bytes) -> Iterator[None]:
     ("backend", "place"),
     [
         ("sequential", "private"),
+        ("threads", "private"),
+        ("threads", "list"),
         ("workers", "private"),
         ("workers", "list"),
         ("workers", "arena"),
@@ -68,7 +70,7 @@ def changing(pages: Bytes) -> Iterator[None]:
 def test_every_output_decodes_to_a_page_and_nothing_beside_it_is_touched(
     algorithm: str, parameters: dict[str, Any], backend: str, place: str, verify: bool
 ) -> None:
-    how: dict[str, Any] = {"workers": 1} if backend == "workers" else {}
+    how: dict[str, Any] = {} if backend == "sequential" else {"workers": 1}
     with Engine(algorithm, backend=backend, verify=verify, **how, **parameters) as engine:
         assert engine.wait_ready(SLACK_S)
         workers = engine.worker_pids

@@ -308,22 +308,17 @@ def test_damaged_pages_are_a_page_or_undecodable_and_never_a_crash(engine: Engin
 # Threads
 
 
-def test_threads_use_contexts_of_their_own(engine: Engine) -> None:
-    contexts: list[object] = []
+def test_threads_that_use_one_codec_at_once_keep_apart(engine: Engine) -> None:
     failures: list[str] = []
     together = threading.Barrier(4)
 
     def work(seed: int) -> None:
-        context = engine.backend.context()
-        contexts.append(context)
         rng = np.random.default_rng(seed)
         together.wait(60)
         for _ in range(300):
             page = rng.integers(0, 6, 4096, np.uint8).tobytes()
             if engine.decompress_page(engine.compress_page(page)) != page:
                 failures.append("another page came back")
-            if engine.backend.context() is not context:
-                failures.append("another context")
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
@@ -331,4 +326,3 @@ def test_threads_use_contexts_of_their_own(engine: Engine) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    assert len({id(context) for context in contexts}) == 4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -12,6 +14,7 @@ import pytest
 
 import batchzip
 from batchzip import (
+    BackendUnavailable,
     BadArgument,
     BadBatch,
     CompressBatch,
@@ -23,12 +26,14 @@ from batchzip import (
     backend,
     cpus,
 )
+from batchzip.backend import is_native
+from batchzip.codecs import make_codec
 from batchzip.codecs.lz4 import Lz4
 from batchzip.codecs.zstd import Zstd
 from batchzip_sequential import SequentialBackend
 
 PAGE = bytes(range(256)) * 16
-BACKENDS = ("sequential", "workers")
+BACKENDS = ("sequential", "threads", "workers")
 """Those that need nothing besides this machine."""
 
 
@@ -50,6 +55,10 @@ def test_backends_and_algorithms_are_listed_by_name() -> None:
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 def test_every_name_makes_an_engine_that_works(backend: str) -> None:
     for algorithm in batchzip.algorithms():
+        if backend == "threads" and not is_native(make_codec(algorithm)):
+            with pytest.raises(BackendUnavailable, match=f"{algorithm} .* use backend='workers'"):
+                Engine(algorithm, backend=backend)
+            continue
         with Engine(algorithm, backend=backend) as engine:
             assert backend in (engine.backend.name, "auto")
             assert engine.batch_size >= 1
@@ -154,18 +163,34 @@ def test_auto_is_sequential_where_there_is_one_cpu(monkeypatch: pytest.MonkeyPat
         check_it_works(engine)
 
 
-def test_auto_is_workers_where_there_are_more_or_workers_are_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("algorithm", "name"), [("lz4", "threads"), ("deflate", "workers")])
+def test_auto_suits_the_codec_where_there_are_more_or_workers_are_asked_for(
+    algorithm: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Threads run C functions, and processes what is Python."""
     monkeypatch.setattr(backend, "usable_cpus", lambda: 2)
     monkeypatch.setattr(cpus, "usable_cpus", lambda: 2)
-    with Engine("lz4") as engine:
-        assert engine.backend.name == "workers"
+    with Engine(algorithm) as engine:
+        assert engine.backend.name == name
         assert engine.wait_ready(60)
-        assert len(engine.worker_pids) == 1
+        assert len(engine.worker_pids) == (name == "workers")
+        check_it_works(engine)
     monkeypatch.setattr(backend, "usable_cpus", lambda: 1)
-    with Engine("lz4", workers=1) as engine:
-        assert engine.backend.name == "workers"
+    with Engine(algorithm, workers=1) as engine:
+        assert engine.backend.name == name
+
+
+@pytest.mark.parametrize("algorithm", ["lz4", "deflate"])
+def test_auto_is_sequential_in_a_process_that_may_use_one_cpu(algorithm: str) -> None:
+    source = (
+        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "import batchzip\n"
+        f"with batchzip.Engine({algorithm!r}) as engine: print(engine.backend.name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("sequential\n", "")
 
 
 @pytest.mark.parametrize("algorithm", batchzip.algorithms())

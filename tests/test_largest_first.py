@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import errno
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from dividing import divide_always
+from recording_codec import RecordingCodec
 
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.testing.plain import PAGE, SLACK_S, check_restored
-from dividing import divide_always, divide_never
-from batchzip_workers.ring import Ring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from batchzip.buffers import Bytes
 
@@ -107,27 +109,20 @@ def test_errors_are_those_of_their_own_pages(engine: Engine, pages: str) -> None
     np.testing.assert_array_equal(memory, expected)
 
 
-def test_workers_are_given_the_largest_first(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lanes_are_given_the_largest_first(tmp_path: Path) -> None:
+    codec = RecordingCodec(str(tmp_path / "log"))
     expected = pages_of_many_sizes(seed=4)
-    batch = compressed(engine, expected)
-    back = DecompressBatch(batch.outputs())
-    shares: list[Sequence[int]] = []
-    post: Callable[..., bool] = Ring.post
-
-    def note(ring: Ring, *arguments: Any) -> bool:
-        posted = post(ring, *arguments)
-        if posted:
-            shares.append(arguments[1])
-        return posted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Ring, "post", note)
+    with Engine(codec, backend="workers", workers=1) as engine:
+        assert engine.wait_ready(SLACK_S)
+        back = DecompressBatch(compressed(engine, expected).outputs())
         engine.decompress(back)
-    check_restored(back, expected)
-    lengths = back.slens.tolist()
-    assert lengths[shares[0][0]] >= sorted(lengths)[-3]  # as many lanes as that begin at the top
-    for share in shares:
-        sizes = [lengths[index] for index in share]
-        assert sizes == sorted(sizes, reverse=True)
+        check_restored(back, expected)
+        (worker,) = engine.worker_pids
+    lengths = [
+        length for pid, what, length in codec.calls() if (pid, what) == (worker, "restore")
+    ]
+    assert len(lengths) > 10
+    assert lengths[0] >= sorted(back.slens.tolist())[-3]
+    # As far as 1/256 of the longest that a source can be.
+    finest = 2 * PAGE // 256
+    assert all(later < earlier + finest for earlier, later in pairwise(lengths))

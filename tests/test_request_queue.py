@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from batchzip import ClosedError, CompressBatch, DecompressBatch, EngineBusy, Request
 from batchzip.testing.plain import SLACK_S
-from batchzip.lanes import watch
+from batchzip.lanes import queue as queue_module
 from batchzip.lanes.queue import RequestQueue
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def test_closing_refuses_who_waits_and_who_comes_and_leaves_what_is_there() -> N
         queue.put(make_request(1), timeout_s=None, block=True)
     with pytest.raises(ClosedError):
         queue.put_anyway(make_request(1))
-    assert len(queue.take(1)) == 1
-    assert queue.take(1) == []
+    assert queue.take() is not None
+    assert queue.take() is None
 
 
 def test_what_is_larger_than_the_room_waits_until_it_is_alone() -> None:
@@ -132,13 +132,17 @@ def test_what_is_larger_than_the_room_waits_until_it_is_alone() -> None:
 
 def test_take_waits_for_a_request() -> None:
     queue = RequestQueue(ROOM)
-    taken: list[list[Request[Batch]]] = []
-    thread = threading.Thread(target=lambda: taken.append(queue.take(100)))
+    taken: list[Request[Batch] | None] = []
+    thread = threading.Thread(target=lambda: taken.append(queue.take()))
     thread.start()
     request = make_request(2)
     queue.put(request, timeout_s=None, block=True)
     thread.join(SLACK_S)
-    assert taken == [[request]]
+    assert taken == [request]
+
+
+def test_take_does_not_wait_where_it_is_told_so() -> None:
+    assert RequestQueue(ROOM).take(wait=False) is None
 
 
 class QueueAgainstModel(RuleBasedStateMachine):
@@ -151,10 +155,10 @@ class QueueAgainstModel(RuleBasedStateMachine):
         self.turns: list[tuple[int, deque[Request[Batch]]]] = []
         self.taken: list[Request[Batch]] = []
         self.now = 0.0
-        self.clock, under_way.clock = under_way.clock, lambda: self.now
+        self.clock, queue_module.clock = queue_module.clock, lambda: self.now
 
     def teardown(self) -> None:
-        under_way.clock = self.clock
+        queue_module.clock = self.clock
         for thread in self.threads:
             thread.shutdown()
 
@@ -194,21 +198,14 @@ class QueueAgainstModel(RuleBasedStateMachine):
         self.turns.append((thread, deque([request])))
 
     @precondition(lambda self: self.turns)
-    @rule(most=st.integers(1, 2 * ROOM))
-    def take(self, most: int) -> None:
-        expected: list[Request[Batch]] = []
-        while self.turns:
-            thread, line = self.turns[0]
-            fits = sum(request.pages for request in expected) + line[0].pages <= most
-            alike = not expected or type(line[0].batch) is type(expected[0].batch)
-            if expected and not (fits and alike):
-                break
-            expected.append(line.popleft())
-            del self.turns[0]
-            if line:
-                self.turns.append((thread, line))
-        assert self.queue.take(most) == expected
-        self.taken += expected
+    @rule(wait=st.booleans())
+    def take(self, wait: bool) -> None:
+        thread, line = self.turns.pop(0)
+        expected = line.popleft()
+        if line:
+            self.turns.append((thread, line))
+        assert self.queue.take(wait=wait) is expected
+        self.taken.append(expected)
 
     @precondition(lambda self: self.taken)
     @rule(number=st.integers(0, 100))

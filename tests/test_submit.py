@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from dividing import divide_always, divide_never
 from held_lane import Hold
 
 from batchzip import (
@@ -31,9 +32,9 @@ from batchzip.testing.plain import (
     in_threads,
     make_pages,
 )
-from batchzip_workers import backend as backend_module
+from batchzip.lanes import RequestQueue
+from batchzip.lanes import backend as lanes_backend
 from batchzip_workers.backend import WorkersBackend
-from dividing import divide_always, divide_never
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,13 +43,13 @@ if TYPE_CHECKING:
     from batchzip.buffers import Bytes
 
 ROOM = 128
-"""Pages an engine of one worker has room for, with a queue of one batch."""
+"""Pages that a small engine has room for."""
 
 
 @pytest.fixture(params=[True, False], ids=["divided", "alone"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are divided whatever it costs, or never."""
-    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: request.param)
+    (divide_always if request.param else divide_never)(monkeypatch)
 
 
 @pytest.fixture
@@ -67,15 +68,18 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
 @pytest.fixture
 def small(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """An engine with room for 128 pages, one of which is there and stays until `hold.release()`."""
-    monkeypatch.setattr(backend_module, "_QUEUE_BATCHES", 1)
+    make_queues_small(monkeypatch)
     with Engine("lz4", backend="workers", workers=1) as engine:
-        assert engine.batch_size == ROOM
         first = hold.stop(engine)
         yield engine
         hold.release()
         if not engine.closed:
             first.wait(SLACK_S)
             await_true(lambda: pages_in(engine) == 0)
+
+
+def make_queues_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes_backend, "RequestQueue", lambda _: RequestQueue(ROOM))
 
 
 def pages_in(engine: Engine) -> int:
@@ -165,7 +169,7 @@ def test_a_batch_larger_than_all_the_room_is_taken_when_it_is_alone(
 def test_who_floods_the_engine_delays_another_by_one_request_not_by_all(
     engine: Engine, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hold.stop(engine)
+    first = hold.stop(engine)
     flood = [engine.submit(CompressBatch(make_pages(20))) for _ in range(60)]
     others: list[Request[CompressBatch]] = []
     in_a_thread(lambda: others.append(engine.submit(CompressBatch(make_pages(20))))).join(SLACK_S)
@@ -181,7 +185,7 @@ def test_who_floods_the_engine_delays_another_by_one_request_not_by_all(
         hold.release()
         for request in (*flood, *others):
             request.wait(SLACK_S)
-    assert order == [flood[0], *others, *flood[1:]]
+    assert order == [first, flood[0], *others, *flood[1:]]
 
 
 def test_threads_that_wait_for_room_take_turns(small: Engine, hold: Hold) -> None:
@@ -230,7 +234,7 @@ def test_a_callback_may_submit_however_full_it_is(small: Engine, hold: Hold) -> 
 def test_callbacks_of_two_engines_may_submit_to_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(backend_module, "_QUEUE_BATCHES", 1)
+    make_queues_small(monkeypatch)
     finished = threading.Semaphore(0)
     with (
         Engine("lz4", backend="workers", workers=1) as one,

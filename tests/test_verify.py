@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from dividing import divide_always
 from spoiling_codec import MARKS, SpoilingCodec
 
 from batchzip import CompressBatch, DecompressBatch, Engine, PageError, SwapStore
 from batchzip.codecs.verified import Verified
 from batchzip.testing.plain import PAGE, SLACK_S, check_restored, make_pages
-from dividing import divide_always, divide_never
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

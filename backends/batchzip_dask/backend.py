@@ -109,6 +109,7 @@ class DaskBackend(Backend):
 
     def run(self, batch: Batch) -> None:
         """Do a batch on the cluster."""
+        batch.reset()
         request = Request(batch)
         lane = self._put(request, timeout_s=None, block=True)
         try:

@@ -37,7 +37,7 @@ class CompressBatch(Batch):
     size, -EIO the codec failed, -ENOMEM. What `dsts` holds beyond a page's length is undefined.
     """
 
-    __slots__ = ("_flat", "_full", "_offsets", "_pages", "_rows", "_views")
+    __slots__ = ("_flat", "_full", "_offsets", "_pages", "_rows", "_run", "_views")
 
     operation = 0
 
@@ -60,6 +60,8 @@ class CompressBatch(Batch):
             self.pointers.set_inputs(matrix, self.page_size)
         self._full = self.dlens, self.errors
         self._views: list[memoryview] | None = None
+        self._run = 0
+        """The run that the views are of."""
         self._set_destinations(dsts, capacity)
 
     def _set_destinations(self, dsts: Buffer | None, capacity: int | None) -> None:
@@ -108,11 +110,6 @@ class CompressBatch(Batch):
             return room[: len(self), : self.capacity]
         return self._rows[: len(self), : self.capacity]
 
-    def reset(self) -> None:
-        """Forget the results of an earlier run."""
-        self._views = None
-        super().reset()
-
     def refill(self, pages: buffers.Bytes) -> None:
         """Take other pages, an (n, page_size) array with n up to what the descriptor was made for.
 
@@ -149,8 +146,9 @@ class CompressBatch(Batch):
 
     def outputs(self) -> list[memoryview]:
         """View the compressed bytes of every page; empty where it failed."""
-        if self._views is None:
+        if self._views is None or self._run != self.pointers.runs:
             flat = self._flat
+            self._run = self.pointers.runs
             self._views = [
                 flat[start : start + length]
                 for start, length in zip(

@@ -94,7 +94,7 @@ class DecompressBatch(Batch):
 
     def order(self) -> Sequence[int]:
         """Return the indices of the largest sources first, as these take longest."""
-        order: list[int] = np.argsort(self.slens, kind="stable")[::-1].tolist()
+        order: list[int] = np.argsort(-self.slens.astype(np.int64), kind="stable").tolist()
         return order
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:

@@ -61,6 +61,7 @@ cdef class Pointers:
     cdef bint under_way  # lanes or a caller may use what it points to
     cdef int refuse_under_way(self) except -1
     cdef readonly uint32_t failed  # pages that failed, once it is done
+    cdef readonly uint32_t runs  # how often results were forgotten
     cdef void _release_inputs(self) noexcept
     cdef void _release_outputs(self) noexcept
     cdef int begin(self) except -1

@@ -548,6 +548,7 @@ cdef class Pointers:
     def reset(self) -> None:
         """Forget the results of an earlier run."""
         self.refuse_under_way()
+        self.runs += 1
         memset(self.state.dlens, 0, self.state.count * sizeof(uint32_t))
         memset(self.state.errors, 0, self.state.count * sizeof(int32_t))
         self.state.order = NULL

@@ -457,6 +457,9 @@ cdef class Coders:
         cdef Coder coder = self.take()
         try:
             return coder.compress(page)
+        except PageError as error:
+            self.add_errors([error.errno])
+            raise
         finally:
             self.give(coder)
 
@@ -465,6 +468,9 @@ cdef class Coders:
         cdef Coder coder = self.take()
         try:
             return coder.decompress(src)
+        except PageError as error:
+            self.add_errors([error.errno])
+            raise
         finally:
             self.give(coder)
 

@@ -120,6 +120,7 @@ cdef struct JobState:
     bint divided
     bint woke  # a lane had to be woken
     bint distrusts  # a lane reported what cannot be
+    bint gave_up  # a codec raised what is no page's error
     uint64_t waits
     uint64_t wait_ns
     uint64_t fallbacks
@@ -368,6 +369,8 @@ cdef int _run(JobState *job, int64_t until, bint may_wait) noexcept nogil:
     cdef uint32_t first = 0, end = 0
     cdef int64_t now, limit
     while True:
+        if job.gave_up:
+            return GAVE_UP
         now = bz_now_ns()
         if job.deadline >= 0 and now >= job.deadline:
             return LATE
@@ -378,8 +381,7 @@ cdef int _run(JobState *job, int64_t until, bint may_wait) noexcept nogil:
         if job.ring_count:
             _feed(job)
         if job.coder is not NULL and now < until and _take_own(job, &first, &end):
-            if run_pages(job.batch, job.coder, &job.packer, first, end) == ABORT:
-                return GAVE_UP
+            job.gave_up = run_pages(job.batch, job.coder, &job.packer, first, end) == ABORT
             continue
         if not job.posted_count and not job.only_lanes.count:
             return WAITING if job.mine.count else DONE
@@ -643,7 +645,9 @@ cdef class Job:
         state.ring_count = 0
         for sleepers in range(2):
             for ring in rings:
-                if state.ring_count < lanes and (bz_load32(&ring.state.control.asleep) != 0) == sleepers:
+                if state.ring_count == lanes or ring.state.dead or not ring.ready:
+                    continue
+                if (bz_load32(&ring.state.control.asleep) != 0) == sleepers:
                     state.rings[state.ring_count] = &ring.state
                     state.ring_count += 1
 
@@ -697,6 +701,9 @@ cdef class Job:
         ]
         for at in range(self.state.posted_count):
             posted = &self.state.posted[at]
+            if not bz_load32(&posted.ring.control.ready):
+                posted.since_ns = now  # one that starts is looked after by whoever starts it
+                continue
             claim = bz_load64(&posted.ring.slots[posted.sequence % SLOTS].head.claim)
             claim = <uint32_t>claim + (<uint64_t>bz_load32(&posted.ring.control.done) << 32) + 1
             if claim != posted.seen:

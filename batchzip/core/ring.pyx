@@ -308,6 +308,8 @@ cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil:
     cdef uint32_t under_way = ring.posted - bz_load32(&ring.control.done)
     if ring.dead or bz_load32(&ring.held[ring.posted % SLOTS]):
         return False
+    if not bz_load32(&ring.control.ready):
+        return False  # what is posted to a lane that starts is mostly taken back
     return under_way < min(backlog, <uint32_t>SLOTS)
 
 
@@ -554,7 +556,7 @@ cdef class Ring:
 
     def is_neglected(self, double patience_s) -> bool:
         """Whether a share that was given up so long ago is still under way."""
-        if not self.state.abandoned_ns or is_done(&self.state, self.state.abandoned):
+        if not self.ready or not self.state.abandoned_ns or is_done(&self.state, self.state.abandoned):
             return False
         return bz_now_ns() - self.state.abandoned_ns >= <int64_t>(patience_s * 1e9)
 

@@ -189,14 +189,25 @@ class FolioWriter:
         """Take a descriptor, and room for pages that are gathered."""
         with contextlib.suppress(IndexError):
             return self._descriptors.pop()
-        # Both in the arena, so that workers have them where they are. An output longer than a page
-        # is of no use: the page is kept raw.
+        # Both in the arena, so that workers have them where they are; not where outputs are verified,
+        # as no worker may change them afterwards. An output longer than a page is of no use: the page
+        # is kept raw.
+        size = self.engine.page_size
+        verifies = self.engine.codec.plan().verify
+        make = _private_array if verifies else self.engine.arena
         try:
-            room = self.engine.arena(self._max_batch)
-            dsts = self.engine.arena(self._max_batch, self.engine.page_size + _CACHE_LINE)
+            room = make(self._max_batch, size)
+            dsts = make(self._max_batch, size + _CACHE_LINE)
         except OSError as error:
             raise StoreRejected("reject_alloc_fail", f"no memory to compress to: {error}") from None
         return CompressBatch(room, dsts=dsts), room
+
+
+def _private_array(rows: int, width: int) -> Bytes:
+    try:
+        return np.empty((rows, width), np.uint8)
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, str(error)) from None
 
 
 def checksum(stored: Flat, codec: int) -> int:

@@ -1,0 +1,97 @@
+"""FakeLane: a worker's side of a ring, written from the layout that core/ring.pyx documents.
+
+It does shares honestly, in this process and at once; a test spoils what it says before it says so.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from batchzip.core.ring import Ring, ring_bytes, share_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchzip.codecs import Codec
+
+READY, POSTED, DONE = 0, 64, 128
+_CONTROL_BYTES, _SLOTS, _HEAD_BYTES, _STAGED_BYTES = 4096, 4, 256, 128 << 10
+
+
+@dataclass
+class Results:
+    """What a lane says of the pages of a share, and the outputs, one behind the other."""
+
+    dlens: list[int]
+    errors: list[int]
+    hashes: list[int]
+    outputs: bytes
+
+
+class FakeLane:
+    """The lane of `ring`. `do_share` does the next share that is posted."""
+
+    def __init__(self, codec: Codec, page_size: int) -> None:
+        self.memory = memoryview(bytearray(ring_bytes(page_size)))
+        self.ring = Ring(page_size, 0, self.memory)
+        self._page_size = page_size
+        self._compress = codec.compressor(page_size)
+        self._restore = codec.decompressor(page_size)
+        self._done = 0
+        self._write(READY, 1)
+
+    def _write(self, at: int, word: int) -> None:
+        struct.pack_into("<I", self.memory, at, word)
+
+    def _words(self, at: int, count: int) -> tuple[int, ...]:
+        return struct.unpack_from(f"<{count}I", self.memory, at)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a share is posted that is not done."""
+        return self._words(POSTED, 1) != (self._done,)
+
+    def do_share(
+        self, spoil: Callable[[Results], object] = lambda _: None, *, done: int | None = None
+    ) -> int:
+        """Do a share and say so; `spoil` may change the results, `done` is said in place of its number.
+
+        Return the number of its pages.
+        """
+        assert self.has_work
+        pages = share_pages(self._page_size)
+        slot_bytes = (ring_bytes(self._page_size) - _CONTROL_BYTES) // _SLOTS
+        slot = _CONTROL_BYTES + self._done % _SLOTS * slot_bytes
+        begun, end = self._words(slot, 2)
+        assert begun == 0
+        self._write(slot, end)  # the claim: every page is begun
+        _, operation, _, _ = self._words(slot + 64, 4)
+        hashes = slot + _HEAD_BYTES
+        lengths = hashes + 8 * pages
+        dlens, errors = lengths + 8 * pages, lengths + 12 * pages
+        data = slot + (_HEAD_BYTES + 24 * pages + 4095) // 4096 * 4096
+        outputs = data + max(2 * self._page_size, _STAGED_BYTES)
+
+        made, at = [], data
+        for length in self._words(lengths, end):
+            source = bytes(self.memory[at : at + length])
+            at += length
+            made.append((self._restore if operation else self._compress)(source))
+        results = Results(
+            [len(output) for output in made],
+            [0] * end,
+            [xxhash.xxh3_64_intdigest(output) for output in made],
+            b"".join(made),
+        )
+        spoil(results)
+        struct.pack_into(f"<{end}I", self.memory, dlens, *results.dlens)
+        struct.pack_into(f"<{end}i", self.memory, errors, *results.errors)
+        struct.pack_into(f"<{end}Q", self.memory, hashes, *results.hashes)
+        self.memory[outputs : outputs + len(results.outputs)] = results.outputs
+        self._done += 1
+        self._write(DONE, self._done if done is None else done)
+        return end
