@@ -29,7 +29,6 @@ from stress.load import (
 
 from batchzip import CompressBatch, DecompressBatch, Engine, PageNotStored, SwapStore
 from batchzip.lanes import LanesBackend, watch
-from batchzip.lanes import backend as lanes_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,25 +93,34 @@ def test_an_interrupt_at_any_point_leaves_nothing_under_way(
     interrupt_everywhere(engine, kind, report)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.submitted], ids=str)
+@pytest.mark.parametrize(
+    ("backend", "placed"),
+    [
+        pytest.param("threads", False),
+        pytest.param("workers", False, marks=pytest.mark.stress),
+        pytest.param("workers", True, marks=pytest.mark.stress),
+    ],
+)
 def test_an_interrupt_at_any_point_of_a_batch_that_takes_long_leaves_nothing_under_way(
-    engine: Engine, kind: Kind, report: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    backend: str, placed: bool, report: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The core comes back to Python again and again, as it does from a batch of seconds."""
-    monkeypatch.setattr(lanes_backend, "LOOK_S", 0.0)
-    monkeypatch.setattr(watch, "LOOK_S", 20e-6)
-    interrupt_everywhere(engine, kind, report)
+    """The core comes back to Python from time to time."""
+    monkeypatch.setattr(watch, "GRACE_S", HANG_LIMIT_S)
+    monkeypatch.setattr(watch, "LOOK_S", 0.01)
+    with Engine("zstd", level=19, backend=backend, workers=2) as engine:
+        assert engine.wait_ready()
+        kind = Kind(compress=True, placed=placed, submitted=False)
+        interrupt_everywhere(engine, kind, report, pages=240, at_least=12)
 
 
-MOST_POINTS = 300
-
-
-def interrupt_everywhere(engine: Engine, kind: Kind, report: Callable[[str], None]) -> None:
-    load = Load(engine.codec, PAGES)
+def interrupt_everywhere(
+    engine: Engine, kind: Kind, report: Callable[[str], None], pages: int = PAGES, at_least: int = 3
+) -> None:
+    load = Load(engine.codec, pages)
     calls = Calls(engine)
     pids, point, missed, came = engine.worker_pids, 1, 0, 0
-    while missed < 3 and point < MOST_POINTS:  # how often a wait looks is never the same
-        batch = load.make_batch(engine, kind, 0, PAGES)
+    while missed < 3:  # how often a wait looks is never the same
+        batch = load.make_batch(engine, kind, 0, pages)
         interrupted: BaseException | None = None
         interrupt = InterruptAt(point)
         try:
@@ -130,7 +138,7 @@ def interrupt_everywhere(engine: Engine, kind: Kind, report: Callable[[str], Non
                 load.check(batch, 0)
             check_nobody_writes_any_more(engine, batch)
         load.run_again(engine, kind, batch, 0)
-    assert came >= 3
+    assert came >= at_least
     assert engine.worker_pids == pids, "no worker was killed"
     report(f"interrupts: {engine.backend.name}, {kind}: at each of {came} points, 0 wrong")
 
