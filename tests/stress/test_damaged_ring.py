@@ -119,9 +119,11 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 ENGINES: dict[str, Callable[[], Engine]] = {
     "lz4": lambda: Engine("lz4", backend="workers", workers=1),
     "zstd": lambda: Engine("zstd", level=1, backend="workers", workers=2),
-    "verify": lambda: Engine("lz4", backend="workers", workers=2, verify=True),
+    "lz4, verify": lambda: Engine("lz4", backend="workers", workers=2, verify=True),
+    "zstd, verify": lambda: Engine("zstd", level=1, backend="workers", workers=1, verify=True),
     "isolate": lambda: Engine("lz4", backend="workers", workers=2, isolate=True),
     "python": lambda: Engine("deflate", backend="workers", workers=1),
+    "python, verify": lambda: Engine("deflate", backend="workers", workers=2, verify=True),
 }
 
 
@@ -150,8 +152,8 @@ def run_beside(engine: Engine, vandal: Vandal, seconds: float, batches: int) -> 
     ("seconds", "generous"),
     [
         pytest.param(0.7, False, id="short"),
-        pytest.param(8.0, True, marks=pytest.mark.stress, id="stress, shares kept"),
-        pytest.param(8.0, False, marks=pytest.mark.stress, id="stress, pages taken back"),
+        pytest.param(5.0, True, marks=pytest.mark.stress, id="stress, shares kept"),
+        pytest.param(5.0, False, marks=pytest.mark.stress, id="stress, pages taken back"),
     ],
 )
 def test_spoilt_words_change_no_result(
