@@ -69,7 +69,7 @@ class Place:
 
     def note_ready(self) -> None:
         """See whether it is ready, and need not be watched for that any more."""
-        if self.ring is not None and self.ring.was_ready:
+        if self.ring is not None and self.ring.ready:
             self.ready_by = None
 
     def statistics(self) -> WorkerStatistics | None:

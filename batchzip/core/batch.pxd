@@ -46,6 +46,7 @@ cdef bint accept_pages(
     BatchState *batch, Packer *packer, uint32_t first, uint32_t count,
     const uint8_t *memory, size_t room, size_t pitch,
     const uint32_t *dlens, const int32_t *errors, const uint64_t *hashes, const CoderState *coder,
+    uint64_t *sum,
 ) noexcept nogil
 
 

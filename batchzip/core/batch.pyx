@@ -35,6 +35,7 @@ from batchzip.errors import BadBatch
 cdef extern from "native.h" nogil:
     void bz_count(uint64_t *, uint64_t)
     int64_t bz_now_ns()
+    uint64_t bz_fold(uint64_t, uint64_t)
 
 cdef enum:
     LOOK_BYTES = 64 << 10  # of pages done between two looks at a deadline
@@ -184,12 +185,13 @@ cdef bint accept_pages(
     BatchState *batch, Packer *packer, uint32_t first, uint32_t count,
     const uint8_t *memory, size_t room, size_t pitch,
     const uint32_t *dlens, const int32_t *errors, const uint64_t *hashes, const CoderState *coder,
+    uint64_t *sum,
 ) noexcept nogil:
     """Take the pages at positions [first, first + count), which another process did.
 
     Outputs lie in `memory` of `room` bytes, one behind the other, or `pitch` bytes apart; NULL: they
-    are where they go. Everything is read once and checked before it is used. Return False where
-    something cannot be so: the pages are to be done again.
+    are where they go. Everything is read once and checked before it is used. `sum` becomes a checksum
+    of what was read. Return False where something cannot be so: the pages are to be done again.
     """
     cdef uint32_t number, index
     cdef uint64_t offset
@@ -200,6 +202,7 @@ cdef bint accept_pages(
         index = first + number if batch.order is NULL else batch.order[first + number]
         length = (<const volatile uint32_t *>dlens)[number]
         code = (<const volatile int32_t *>errors)[number]
+        sum[0] = bz_fold(sum[0], <uint64_t>length << 32 | <uint32_t>code)
         if code:
             if code > 0 or code < -4095 or length:
                 return False
@@ -520,6 +523,7 @@ cdef class Pointers:
         cdef BatchState state = self.state
         cdef Packer packer
         cdef size_t at = 0, pitch = state.page_size if state.operation == DECOMPRESS else 0
+        cdef uint64_t sum = 0
         cdef bint good = True
         PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE)
         for number in range(count):
@@ -537,7 +541,7 @@ cdef class Pointers:
                 dlen = state.page_size
             if not accept_pages(
                 &state, &packer, order[number], 1, <const uint8_t *>view.buf + at,
-                view.len - at if <size_t>view.len > at else 0, pitch, &dlen, &error, NULL, NULL,
+                view.len - at if <size_t>view.len > at else 0, pitch, &dlen, &error, NULL, NULL, &sum,
             ):
                 good = False
                 break

@@ -41,8 +41,8 @@ from batchzip.core.policy cimport (
     Policy, first_share, lanes_worth, note_divided, note_pages, piece, spare,
 )
 from batchzip.core.ring cimport (
-    NOT_POSTED, POSTED_AND_WOKE, SLOTS, Ring, RingState, Share, await_done, cut, fitting, forks, give_up, is_done,
-    is_finished, let_go, may_take, post,
+    NOT_POSTED, POSTED_AND_WOKE, SLOTS, Ring, RingState, Share, await_done, cut, first_sum, fitting,
+    forks, give_up, is_done, is_finished, is_honest, let_go, may_take, post,
 )
 
 from batchzip.core.ring import LOOK_NS
@@ -257,16 +257,20 @@ cdef void _accept(JobState *job, Posted *posted) noexcept nogil:
     cdef RingState *ring = posted.ring
     cdef uint32_t slot = posted.sequence % SLOTS, count = posted.end - posted.first
     cdef size_t pitch = job.batch.page_size if job.batch.operation == DECOMPRESS else 0
+    cdef uint64_t sum = first_sum(posted.sequence, count)
     if ring.is_thread or not count:
         return
     if is_finished(ring, posted.sequence, count) and accept_pages(
         job.batch, &job.packer, posted.first, count,
         ring.slots[slot].outputs if posted.in_slot else NULL, ring.output_room, pitch,
         ring.slots[slot].dlens, ring.slots[slot].errors,
-        ring.slots[slot].hashes if job.share.hashed else NULL, job.hasher,
-    ):
+        ring.slots[slot].hashes if job.share.hashed else NULL, job.hasher, &sum,
+    ) and sum == bz_load64(&ring.slots[slot].head.results):
         return
-    # A lane that reports what cannot be is replaced, and its pages are done again.
+    # A lane that reports what cannot be is replaced, and its pages are done again. Whatever comes
+    # behind them must not be packed close to what they seemed to be.
+    job.packer.position = 0
+    fail_pages(job.batch, posted.first, posted.end, 0)
     ring.dead = 1
     job.distrusts = True
     if job.coder is NULL:
@@ -281,7 +285,7 @@ cdef void _recover(JobState *job, Posted *posted) noexcept nogil:
     cdef uint32_t slot = posted.sequence % SLOTS, count = posted.end - posted.first
     cdef uint64_t claim = bz_load64(&posted.ring.slots[slot].head.claim)
     cdef uint32_t begun = <uint32_t>claim
-    if begun > count:
+    if begun > count or claim >> 32 != count:
         _suspect(job, posted.first, posted.end)  # the word was spoilt
         return
     if job.coder is NULL or posted.only_lanes:
@@ -368,6 +372,8 @@ cdef int _run(JobState *job, int64_t until, bint may_wait) noexcept nogil:
     """Do what there is to do until a time; then, or when there is only waiting left, wait."""
     cdef uint32_t first = 0, end = 0
     cdef int64_t now, limit
+    if job.coder is not NULL and job.coder.gave_up:
+        return GAVE_UP
     while True:
         if job.gave_up:
             return GAVE_UP
@@ -595,7 +601,9 @@ cdef class Job:
         cdef uint32_t count = state.batch.count, at, end, first
         cdef Ring ring
         for ring in rings:
-            if ring.is_neglected(NEGLECT_S):
+            if not is_honest(&ring.state):
+                ring.state.dead = 1
+            if ring.state.dead and not ring.state.gone or ring.is_neglected(NEGLECT_S):
                 self.rings.append(ring)
                 state.distrusts = True
         state.generous = self.divider.generous
@@ -695,6 +703,9 @@ cdef class Job:
         cdef Ring ring
         cdef uint64_t claim
         self.state.distrusts = False
+        for ring in self.rings:
+            if not is_honest(&ring.state):
+                ring.state.dead = 1
         found = [
             ring for ring in self.rings
             if ring.state.dead and not ring.state.gone or ring.is_neglected(patience_s)

@@ -121,6 +121,12 @@ static inline void bz_set_figure(uint64_t *word, uint64_t value) {
     __atomic_store_n(word, value, __ATOMIC_RELAXED);
 }
 
+/* Add a word to a checksum of words that the other side of a ring reads. */
+static inline uint64_t bz_fold(uint64_t sum, uint64_t word) {
+    sum = (sum ^ word) * 0xff51afd7ed558ccdu;
+    return sum ^ sum >> 32;
+}
+
 /* Clock and waiting. */
 
 static inline int64_t bz_now_ns(void) {

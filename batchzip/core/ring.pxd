@@ -24,7 +24,7 @@ cdef extern from *:
 
     typedef struct {
         uint32_t sequence, operation, count, capacity;
-        uint32_t first, input_bytes, flags, unused;
+        uint32_t first, input_bytes, flags, tables;
         uint64_t batch, inputs, input_pitch, outputs, output_pitch;
         uint64_t check;
     } bz_descriptor;
@@ -33,6 +33,7 @@ cdef extern from *:
         _Alignas(64) uint64_t claim;
         _Alignas(64) bz_descriptor descriptor;
         _Alignas(64) uint32_t finished;
+        uint64_t results;
     } bz_slot_head;
     """
     ctypedef struct Descriptor "bz_descriptor":
@@ -43,6 +44,7 @@ cdef extern from *:
         uint32_t first
         uint32_t input_bytes
         uint32_t flags
+        uint32_t tables
         uint64_t batch
         uint64_t inputs
         uint64_t input_pitch
@@ -65,6 +67,7 @@ cdef extern from *:
         uint64_t claim
         Descriptor descriptor
         uint32_t finished
+        uint64_t results
 
 cdef struct Slot:  # where the parts of one slot are
     SlotHead *head
@@ -87,6 +90,7 @@ cdef struct RingState:  # the owner's side of one ring
     uint32_t number
     uint32_t lock  # 1 while one of the owner's threads posts
     uint32_t posted  # the owner's own copy
+    uint32_t seen_done  # the last `done` that could be
     uint32_t held[SLOTS]  # 1 while a job will still look at the slot
     uint32_t dead  # no share is posted any more
     uint32_t gone  # the lane has ended: it writes nothing any more
@@ -112,9 +116,11 @@ cdef uint32_t fitting(const RingState *ring, const Share *share) noexcept nogil
 cdef int post(RingState *ring, const Share *share, uint32_t *sequence) noexcept nogil
 cdef void give_up(RingState *ring, uint32_t sequence) noexcept nogil
 cdef void let_go(RingState *ring, uint32_t sequence) noexcept nogil
+cdef uint64_t first_sum(uint32_t sequence, uint32_t count) noexcept nogil
 cdef uint32_t take(uint64_t *claim) noexcept nogil
 cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil
 cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil
+cdef bint is_honest(RingState *ring) noexcept nogil
 cdef bint is_done(const RingState *ring, uint32_t sequence) noexcept nogil
 cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil
 cdef void await_done(

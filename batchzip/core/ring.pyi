@@ -82,6 +82,10 @@ class Ring:
         Only once it writes nothing any more: its process is reaped, or its thread joined.
         """
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether every share is finished, and no batch looks at a slot."""
+
     def stop(self) -> None:
         """Tell the lane to end once it has done what is posted. Return at once."""
 

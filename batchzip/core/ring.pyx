@@ -35,7 +35,8 @@ Memory of a ring, in the order of addresses. Each field has one writer but the c
         claim      next u32, end u32                           owner at post; then both, by CAS
         descriptor sequence, operation, … and a check          owner, before `posted` covers it
         finished   sequence + 1 once all of it is done         lane, before `done` covers it
-        lengths    u32 a page: bytes of each staged input      owner, likewise
+        results    a checksum of the results below             worker, likewise
+        lengths    u32 a page: bytes of each staged input      owner, before `posted` covers it
         rows       u32 a page: where its output goes           owner, likewise
         dlens, errors, hashes   results of each page           worker, before `done` covers it
         inputs     staged pages or sources                     owner, before `posted` covers it
@@ -44,7 +45,11 @@ Memory of a ring, in the order of addresses. Each field has one writer but the c
 Invariants
 * done ≤ posted ≤ done + SLOTS; a slot is written again only after `done` covered it and its job let go.
 * 0 ≤ next ≤ end ≤ count. A page before `next` is the lane's, one at or behind `end` the owner's.
-* What the other side wrote is copied once, the copy is checked, and only the copy is used.
+* What the other side wrote is copied once, the copy is checked, and only the copy is used. The
+  descriptor's check covers lengths and rows. A worker keeps results to itself until the share is done,
+  so that `results` speaks of what it did and not of what the memory came to hold. Inputs and outputs
+  have no checksum: hashes are for that, with `verify`.
+* `done` never falls, and pages are taken in order; where that is not so, a word was spoilt.
 
 Going to sleep is "announce it, look once more, sleep" against "post, look whether they sleep". Each
 side stores and then loads what the other one stored, so each has a full fence in between.
@@ -75,10 +80,8 @@ cdef extern from "native.h" nogil:
     static uint64_t bz_check(const bz_descriptor *descriptor) {
         const uint64_t *words = (const uint64_t *)descriptor;
         uint64_t sum = 0x9e3779b97f4a7c15u;
-        for (size_t at = 0; at < offsetof(bz_descriptor, check) / 8; at++) {
-            sum = (sum ^ words[at]) * 0xff51afd7ed558ccdu;
-            sum ^= sum >> 32;
-        }
+        for (size_t at = 0; at < offsetof(bz_descriptor, check) / 8; at++)
+            sum = bz_fold(sum, words[at]);
         return sum;
     }
 
@@ -90,6 +93,7 @@ cdef extern from "native.h" nogil:
     ctypedef struct pthread_t:
         pass
     uint64_t bz_check(const Descriptor *)
+    uint64_t bz_fold(uint64_t, uint64_t)
     uint32_t bz_forks
     void bz_watch_forks()
     uint32_t bz_load32(const uint32_t *)
@@ -196,6 +200,10 @@ cdef struct Lane:  # the lane's side of one ring; private to it
     size_t arena_bytes
     const uint8_t **sources  # of the share's pages
     uint32_t *lengths
+    uint32_t *rows
+    uint32_t *dlens
+    int32_t *errors
+    uint64_t *hashes
     uint64_t *offsets
     int failpoint  # AT_…, or 0
     uint32_t passes
@@ -284,6 +292,21 @@ cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil:
 cdef uint32_t forks() noexcept nogil:
     """Return how many forks led to this process."""
     return bz_forks
+
+
+cdef bint is_honest(RingState *ring) noexcept nogil:
+    """Return whether `done` can be so: it never falls, and never passes what was posted."""
+    cdef uint32_t seen = bz_load32(&ring.seen_done)
+    cdef uint32_t done = bz_load32(&ring.control.done)
+    if done - seen > bz_load32(&ring.posted) - seen:
+        return False
+    bz_store32(&ring.seen_done, done)
+    return True
+
+
+cdef uint64_t first_sum(uint32_t sequence, uint32_t count) noexcept nogil:
+    """Return what the checksum of a share's results begins with."""
+    return bz_fold(sequence, count)
 
 
 cdef bint is_done(const RingState *ring, uint32_t sequence) noexcept nogil:
@@ -405,9 +428,25 @@ cdef void _write_slot(
             descriptor.flags |= OUTPUTS_SHARED
             descriptor.outputs = share.outputs
             descriptor.output_pitch = batch.output_pitch
-        _write_rows(slot, share)
+            _write_rows(slot, share)
+        descriptor.tables = _sum_of_tables(descriptor, slot.lengths, slot.rows)
     descriptor.check = bz_check(descriptor)
     bz_store64(&slot.head.claim, <uint64_t>share.count << 32)
+
+
+cdef uint32_t _sum_of_tables(
+    const Descriptor *descriptor, const uint32_t *lengths, const uint32_t *rows
+) noexcept nogil:
+    """Return a checksum of the lengths and rows that a share has."""
+    cdef uint64_t sum = 0
+    cdef uint32_t number
+    if not descriptor.flags & INPUTS_SHARED:
+        for number in range(descriptor.count):
+            sum = bz_fold(sum, lengths[number])
+    if descriptor.flags & OUTPUTS_SHARED:
+        for number in range(descriptor.count):
+            sum = bz_fold(sum, rows[number])
+    return <uint32_t>sum
 
 
 cdef size_t _stage(Slot *slot, const Share *share) noexcept nogil:
@@ -540,6 +579,14 @@ cdef class Ring:
     def dead(self) -> bool:
         """Whether the lane ended, or is to be trusted no more."""
         return self.state.dead != 0
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether every share is finished, and no batch looks at a slot."""
+        cdef uint32_t slot, held = 0
+        for slot in range(SLOTS):
+            held += bz_load32(&self.state.held[slot])
+        return not held and bz_load32(&self.state.control.done) == self.state.posted
 
     def mark_gone(self) -> None:
         """Say that the lane has ended: post no more, and wake whoever waits for it."""
@@ -707,6 +754,9 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
         # The owner's memory may be gone by now unless a page was taken.
         if number >= descriptor.count:
             break
+        if number != done.pages:  # somebody wrote over the claim
+            lane.outcome = BAD_DESCRIPTOR
+            return False
         if _fails(lane, AT_TOOK):
             return False
         bz_point()
@@ -716,12 +766,29 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
         done.pages += 1
         if _fails(lane, AT_CODED):
             return False
+    if not lane.is_thread:
+        _publish_results(lane, slot, &descriptor, <uint32_t>done.pages)
     slot.head.finished = sequence + 1
     count_done(lane.coder, descriptor.operation, &done, started)
     bz_count(&lane.control.figures[PAGES + descriptor.operation], done.pages)
     bz_count(&lane.control.figures[BYTES_IN + descriptor.operation], done.bytes_in)
     bz_count(&lane.control.figures[BYTES_OUT + descriptor.operation], done.bytes_out)
     return True
+
+
+cdef void _publish_results(
+    const Lane *lane, Slot *slot, const Descriptor *descriptor, uint32_t count
+) noexcept nogil:
+    """Put the results of the pages that were done where the owner collects them."""
+    cdef uint64_t sum = first_sum(descriptor.sequence, count)
+    cdef uint32_t number
+    for number in range(count):
+        sum = bz_fold(sum, <uint64_t>lane.dlens[number] << 32 | <uint32_t>lane.errors[number])
+        slot.dlens[number] = lane.dlens[number]
+        slot.errors[number] = lane.errors[number]
+    if descriptor.flags & HASHES:
+        memcpy(slot.hashes, lane.hashes, count * sizeof(uint64_t))
+    slot.head.results = sum
 
 
 cdef bint _open_share(
@@ -740,10 +807,14 @@ cdef bint _open_share(
     batch.count = descriptor.count
     batch.page_size = page_size
     batch.capacity = descriptor.capacity
-    batch.dlens = slot.dlens
-    batch.errors = slot.errors
+    memcpy(lane.lengths, slot.lengths, descriptor.count * sizeof(uint32_t))
+    memcpy(lane.rows, slot.rows, descriptor.count * sizeof(uint32_t))
+    if descriptor.tables != _sum_of_tables(descriptor, lane.lengths, lane.rows):
+        return False
+    batch.dlens = lane.dlens
+    batch.errors = lane.errors
     if descriptor.flags & HASHES:
-        batch.hashes = slot.hashes
+        batch.hashes = lane.hashes
     if descriptor.flags & INPUTS_SHARED:
         if descriptor.operation != COMPRESS:
             return False
@@ -759,11 +830,10 @@ cdef bint _open_share(
         batch.input_table = lane.sources
         batch.input_lengths = lane.lengths
         for number in range(descriptor.count):
-            length = (<const volatile uint32_t *>slot.lengths)[number]
+            length = lane.lengths[number]
             if length > 2 * page_size or at + length > descriptor.input_bytes:
                 return False
             lane.sources[number] = slot.inputs + at
-            lane.lengths[number] = <uint32_t>length
             at += length
     if not descriptor.flags & OUTPUTS_SHARED:
         length = descriptor.capacity if descriptor.operation == COMPRESS else page_size
@@ -776,15 +846,15 @@ cdef bint _open_share(
         batch.may_spoil = True
         return True
     for number in range(descriptor.count):
-        most = max(most, (<const volatile uint32_t *>slot.rows)[number])
+        most = max(most, lane.rows[number])
     length = descriptor.capacity if descriptor.operation == COMPRESS else page_size
     base = _arena(lane, descriptor.outputs, most, descriptor.output_pitch, length)
     if base is NULL:
         return False
     if descriptor.flags & INPUTS_SHARED:
         batch.inputs = lane.arena + descriptor.inputs  # the mapping may have moved
-    # Outputs go to rows of the owner's batch, results to rows of the slot: one table tells both.
-    batch.row_table = slot.rows
+    # Outputs go to rows of the owner's batch, results to rows of the lane: one table tells both.
+    batch.row_table = lane.rows
     batch.row_limit = most
     batch.outputs = base
     batch.output_pitch = descriptor.output_pitch
@@ -900,6 +970,7 @@ def serve(memory, codec, size_t page_size, int number, int arena_fd, failpoint=N
     `failpoint`  (step, passes, action), for tests.
     """
     cdef Lane lane
+    cdef void *tables
     cdef Coder coder = Coder(codec, page_size)
     cdef Ring ring = Ring(page_size, number, memory)
     memset(&lane, 0, sizeof(lane))
@@ -912,11 +983,16 @@ def serve(memory, codec, size_t page_size, int number, int arena_fd, failpoint=N
     lane.output_room = ring.state.output_room
     lane.number = number
     lane.arena_fd = arena_fd
-    lane.sources = <const uint8_t **>calloc(lane.share_pages, sizeof(uint8_t *))
-    lane.lengths = <uint32_t *>calloc(lane.share_pages, sizeof(uint32_t))
-    lane.offsets = <uint64_t *>calloc(lane.share_pages, sizeof(uint64_t))
-    if lane.sources is NULL or lane.lengths is NULL or lane.offsets is NULL:
+    tables = calloc(lane.share_pages, 3 * sizeof(uint64_t) + 4 * sizeof(uint32_t))
+    if tables is NULL:
         raise MemoryError("no memory for a worker's lane")
+    lane.sources = <const uint8_t **>tables
+    lane.offsets = <uint64_t *>(lane.sources + lane.share_pages)
+    lane.hashes = lane.offsets + lane.share_pages
+    lane.lengths = <uint32_t *>(lane.hashes + lane.share_pages)
+    lane.rows = lane.lengths + lane.share_pages
+    lane.dlens = lane.rows + lane.share_pages
+    lane.errors = <int32_t *>(lane.dlens + lane.share_pages)
     if failpoint is not None:
         step, lane.passes, action = failpoint
         lane.failpoint = STEPS.index(step) + 1
@@ -925,8 +1001,6 @@ def serve(memory, codec, size_t page_size, int number, int arena_fd, failpoint=N
         _loop(&lane)
     if lane.arena is not NULL:
         munmap(lane.arena, lane.arena_bytes)
-    free(lane.sources)
-    free(lane.lengths)
-    free(lane.offsets)
+    free(tables)
     raise_callback_error(&coder.state)
     return lane.outcome

@@ -27,7 +27,7 @@ from batchzip.cpus import default_lanes
 from batchzip.errors import ClosedError, PageError
 from batchzip.lanes.dispatcher import Dispatcher
 from batchzip.lanes.queue import RequestQueue
-from batchzip.lanes.watch import Watch
+from batchzip.lanes.watch import Watch, withdraw
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,8 +118,13 @@ class LanesBackend(Backend):
         job = self.divider.execute(pointers, self.rings)
         if job is None:
             batch.has_errors = pointers.failed > 0
-        else:
+            return
+        try:
             Watch(self, batch, job).run()
+        except BaseException:
+            # An interrupt may come before the Watch guards it, and its traceback keeps the job.
+            withdraw(self, job, None)
+            raise
 
     def run(self, batch: Batch) -> None:
         """Do a batch, together with the lanes where that is faster."""
@@ -177,6 +182,7 @@ class LanesBackend(Backend):
             # It may be queued all the same, and whoever submitted it never gets to know the request.
             if not request.cancel():
                 request.wait()
+            self._queue.notify()
             raise
 
     def _do_now(self, request: Request[Batch]) -> None:

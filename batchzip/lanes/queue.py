@@ -98,6 +98,11 @@ class RequestQueue:
                 f"after {timeout_s} s, {self._pages} pages of other requests are still under way"
             )
 
+    def notify(self) -> None:
+        """Have everybody look again: an interrupt may have kept the news of a request from them."""
+        with self._lock:
+            self._changed.notify_all()
+
     def take(self, *, wait: bool = True) -> Request[Batch] | None:
         """Take the next request; None if there is none and none was waited for, or it is closed."""
         with self._lock:

@@ -66,15 +66,15 @@ class Watch:
             status = job.run(seconds, may_wait=may_wait)
             if status != DONE:
                 if status == LATE:
-                    self._withdraw(-errno.ETIMEDOUT)
+                    withdraw(self._backend, job, -errno.ETIMEDOUT)
                 elif status == GAVE_UP:
-                    self._withdraw(None)
+                    withdraw(self._backend, job, None)
                     job.raise_error()
                 else:
                     self._look_after()
                     return False
         except BaseException:
-            self._withdraw(None)
+            withdraw(self._backend, job, None)
             raise
         self._batch.has_errors = self._batch.pointers.failed > 0
         return True
@@ -103,8 +103,12 @@ class Watch:
         elif not backend.rings:
             backend.replace_soon()
 
-    def _withdraw(self, code: int | None) -> None:
-        """Take back what no lane has begun; on return no lane writes to the batch's memory."""
-        while not self._job.withdraw(GRACE_S, code):
-            for ring in self._job.holders():
-                self._backend.kill(ring)
+
+def withdraw(backend: LanesBackend, job: Job, code: int | None) -> None:
+    """Take back what no lane has begun; on return no lane writes to the batch's memory.
+
+    Pages without a result get the negative errno `code`. Do nothing if the job has ended.
+    """
+    while not job.withdraw(GRACE_S, code):
+        for ring in job.holders():
+            backend.kill(ring)

@@ -7,9 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from dividing import divide_always
 from stress.load import HANG_LIMIT_S
-
-from batchzip_workers.balance import Balance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,9 +16,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give workers their share whatever it costs, so that faults happen where they are meant to."""
-    monkeypatch.setattr(Balance, "is_settled", lambda *_: False)
-    monkeypatch.setattr(Balance, "is_worth", lambda *_, **__: True)
+    """Give lanes their share whatever it costs, so that faults happen where they are meant to."""
+    divide_always(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -10,19 +10,30 @@ from __future__ import annotations
 import dis
 import sys
 import threading
+from concurrent.futures import _base as futures
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import batchzip
+import batchzip_sequential
+import batchzip_threads
 import batchzip_workers
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
-_BACKEND = str(Path(batchzip_workers.__file__).parent)
-_WATCHED = (_BACKEND, str(Path(batchzip.__file__).parent / "batch"))
+_PACKAGE = Path(batchzip.__file__).parent
+_WATCHED = (
+    *(
+        str(Path(one.__file__).parent)
+        for one in (batchzip_sequential, batchzip_threads, batchzip_workers)
+    ),
+    *(str(_PACKAGE / name) for name in ("lanes", "batch", "backend.py", "engine.py", "request.py")),
+)
+_ON_BEHALF = (threading.__file__, futures.__file__)
+"""What counts where it is called by the code that is watched."""
 
-_LOOKS_AFTER = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}
+_LOOKS_AFTER = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
 
 
 class InterruptAt:
@@ -57,6 +68,7 @@ class InterruptAt:
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
             self._last[frame] = -1
+            self._pass(frame)  # the beginning of a function
         elif event == "opcode":
             before, self._last[frame] = self._last[frame], frame.f_lasti
             if before >= 0 and _opcode(frame, before) in _LOOKS_AFTER:
@@ -74,8 +86,9 @@ class InterruptAt:
 
 def _is_watched(frame: FrameType) -> bool:
     path = frame.f_code.co_filename
-    if path == threading.__file__:  # on behalf of the backend
-        return frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(_BACKEND)
+    if path in _ON_BEHALF:
+        caller = frame.f_back
+        return caller is not None and caller.f_code.co_filename.startswith(_WATCHED)
     return path.startswith(_WATCHED)
 
 

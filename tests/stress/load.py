@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip import CompressBatch, DecompressBatch, Engine
-from batchzip_workers.backend import WorkersBackend
+from batchzip.lanes import LanesBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     import numpy.typing as npt
 
     from batchzip.batch import Batch
     from batchzip.codecs import Codec
-    from batchzip_workers.ring import Ring
+    from batchzip.core.ring import Ring
 
 PAGE = 4096
 
@@ -83,11 +83,14 @@ class Load:
         batch: Batch,
         start: int,
         deadline_s: float | None = None,
+        *,
+        may_kill: bool = False,
     ) -> int:
-        """Do a batch that was made for it; likewise."""
+        """Do a batch that was made for it; likewise. Pages may be found deadly if they `may_kill`."""
         blank(batch)
         do(engine, batch, submitted=kind.submitted, deadline_s=deadline_s)
-        return self.check(batch, start, may_expire=deadline_s is not None)
+        allowed = {-errno.EOWNERDEAD} if may_kill else set()
+        return self.check(batch, start, allowed | ({-errno.ETIMEDOUT} if deadline_s else set()))
 
     def make_batch(self, engine: Engine, kind: Kind, start: int, count: int) -> Batch:
         array = engine.arena if kind.placed else _plain
@@ -98,9 +101,10 @@ class Load:
         pages[:] = self.pages[start:stop]
         return CompressBatch(pages, dsts=array(count, 2 * PAGE))
 
-    def check(self, batch: Batch, start: int, *, may_expire: bool = False) -> int:
-        allowed = {0, -errno.ETIMEDOUT} if may_expire else {0}
-        assert set(batch.errors.tolist()) <= allowed
+    def check(self, batch: Batch, start: int, allowed: Collection[int] = ()) -> int:
+        """Compare the results; how many pages have one of the errors that are `allowed`."""
+        assert set(batch.errors.tolist()) <= {0, *allowed}
+        assert not batch.dlens[batch.errors != 0].any()
         done = np.flatnonzero(batch.errors == 0).tolist()
         if isinstance(batch, CompressBatch):
             got = [bytes(batch.output(index)) for index in done]
@@ -140,12 +144,12 @@ def _plain(rows: int, width: int) -> npt.NDArray[np.uint8]:
 
 
 def rings(engine: Engine) -> tuple[Ring, ...]:
-    assert isinstance(engine.backend, WorkersBackend)
-    return engine.backend._supervisor.rings
+    assert isinstance(engine.backend, LanesBackend)
+    return engine.backend.rings
 
 
 def assert_all_slots_are_free(engine: Engine) -> None:
-    """No share is held by anybody; those given up are free once their worker is done with them."""
+    """No slot is held by anybody; those given up are free once their lane is done with them."""
     deadline = time.monotonic() + HANG_LIMIT_S
     for ring in rings(engine):
         while not (ring.dead or ring.is_unused):

@@ -1,101 +1,289 @@
-"""Whatever is written over a ring's descriptors and control words, results stay right."""
+"""Whatever is written over the words of a worker's ring, at whatever moment, results stay right.
+
+A share's words are all that owner and worker read of each other. Its bytes, the staged pages and the
+outputs, have no checksum unless the engine verifies; they are not damaged here.
+"""
 
 from __future__ import annotations
 
+import mmap
 import os
-from typing import TYPE_CHECKING
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pytest
 from stress.load import (
+    HANG_LIMIT_S,
     KINDS,
+    PAGE,
+    Kind,
     Load,
-    assert_all_slots_are_free,
+    await_true,
+    is_alive,
     rings,
+    state,
 )
+from stress.ring_map import CONTROL, NAMES, SLOTS, RingMap
 
 from batchzip import Engine
-from batchzip_workers import layout, under_way
-from batchzip_workers.layout import LINE, SLOTS
-from batchzip_workers.stage import Stage
+from batchzip.lanes import watch
+from batchzip_workers.backend import WorkersBackend
+from batchzip_workers.failpoints import armed
+from batchzip_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-PAGES = 48
+    from batchzip.core.ring import Ring
+    from batchzip.statistics import Statistics
+
+PAGES = 96
 
 
-class Damage:
-    """Writes random bytes over each descriptor behind the owner, before the worker can see it."""
+def open_map(engine: Engine) -> RingMap:
+    """Map the ring of the first worker there is from outside, by its descriptor."""
+    assert isinstance(engine.backend, WorkersBackend)
+    while True:
+        for place in engine.backend._supervisor._workers:
+            ring = place.ring
+            if ring is not None:
+                try:
+                    fd = os.open(f"/proc/{os.getpid()}/fd/{ring._segment.fd}", os.O_RDWR)
+                except (OSError, ValueError):  # it was closed meanwhile
+                    continue
+                try:
+                    return RingMap.of(mmap.mmap(fd, 0), engine.page_size)
+                finally:
+                    os.close(fd)
+        time.sleep(0.001)
 
-    def __init__(self, seed: int) -> None:
+
+class Vandal:
+    """Writes over words of an engine's rings from a thread of its own, at random moments."""
+
+    def __init__(self, engine: Engine, names: tuple[str, ...], seed: int, mean_s: float) -> None:
+        self._engine = engine
+        self._names = names
         self._rng = np.random.default_rng(seed)
-        self.count = 0
+        self._mean_s = mean_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.failure: BaseException | None = None
+        self.damage: Counter[str] = Counter()
 
-    def do(self, stage: Stage, sequence: int) -> None:
-        descriptor = stage.slots[sequence % SLOTS].descriptor
-        size = int(self._rng.integers(1, LINE))
-        start = int(self._rng.integers(layout._SEALED.size))
-        end = min(start + size, LINE)
-        before = bytes(descriptor[: layout._SEALED.size])
-        descriptor[start:end] = self._rng.bytes(end - start)
-        self.count += before != bytes(descriptor[: layout._SEALED.size])
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._over.wait(self._rng.exponential(self._mean_s)):
+                self.spoil(open_map(self._engine))
+        except BaseException as failure:  # noqa: BLE001 - raised in the main thread
+            self.failure = failure
+
+    def spoil(self, ring: RingMap) -> None:
+        """Change one word: a little, or to anything."""
+        rng = self._rng
+        name = self._names[rng.integers(len(self._names))]
+        words = ring.words(name, int(rng.integers(SLOTS)))
+        # Most shares are small, so the first words are those that somebody reads.
+        at = int(rng.integers(min(len(words), 24 if rng.random() < 0.8 else len(words))))
+        before = int(words[at])
+        choice = rng.integers(4)
+        after = (
+            before ^ 1 << int(rng.integers(32)),
+            before + int(rng.integers(-5, 6)),
+            int(rng.integers(1 << 32)),
+            int(rng.choice([0, 1, 0xFFFFFFFF, PAGE])),
+        )[choice]
+        words[at] = after & 0xFFFFFFFF
+        self.damage[name] += after & 0xFFFFFFFF != before
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have workers that hang killed soon."""
+    monkeypatch.setattr(watch, "HANG_S", 0.3)
+
+
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "lz4": lambda: Engine("lz4", backend="workers", workers=1),
+    "zstd": lambda: Engine("zstd", level=1, backend="workers", workers=2),
+    "lz4, verify": lambda: Engine("lz4", backend="workers", workers=2, verify=True),
+    "zstd, verify": lambda: Engine("zstd", level=1, backend="workers", workers=1, verify=True),
+    "isolate": lambda: Engine("lz4", backend="workers", workers=2, isolate=True),
+    "python": lambda: Engine("deflate", backend="workers", workers=1),
+    "python, verify": lambda: Engine("deflate", backend="workers", workers=2, verify=True),
+}
+
+
+def run_beside(engine: Engine, vandal: Vandal, seconds: float, batches: int) -> tuple[int, int]:
+    """Do batches while a vandal is at work. Return how many, and pages that were taken for deadly."""
+    load = Load(engine.codec, PAGES)
+    rng = np.random.default_rng(batches)
+    until = time.monotonic() + seconds
+    turn = deadly = 0
+    while turn < batches or time.monotonic() < until:
+        kind = KINDS[turn % len(KINDS)]
+        count = int(rng.integers(2, PAGES + 1))
+        start = int(rng.integers(PAGES - count + 1))
+        batch = load.make_batch(engine, kind, start, count)
+        deadly += load.run_again(engine, kind, batch, start, may_kill=True)
+        turn += 1
+        if vandal.failure is not None:
+            raise vandal.failure
+    return turn, deadly
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.filterwarnings("ignore::batchzip.WorkerWarning")  # some are spoilt while they start
+@pytest.mark.parametrize("which", ENGINES)
 @pytest.mark.parametrize(
-    "times", [pytest.param(5), pytest.param(60, marks=pytest.mark.stress, id="stress")]
+    ("seconds", "generous"),
+    [
+        pytest.param(0.7, False, id="short"),
+        pytest.param(5.0, True, marks=pytest.mark.stress, id="stress, shares kept"),
+        pytest.param(5.0, False, marks=pytest.mark.stress, id="stress, pages taken back"),
+    ],
 )
-def test_a_damaged_descriptor_ends_its_worker_and_its_share_is_run_again(
-    times: int, monkeypatch: pytest.MonkeyPatch, report: Callable[[str], None]
+def test_spoilt_words_change_no_result(
+    which: str, seconds: float, generous: bool, report: Callable[[str], None]
 ) -> None:
-    damage = Damage(times)
-    fill = Stage.fill
-    due = False
-
-    def fill_and_damage(self: Stage, sequence: int, *arguments: object) -> None:
-        nonlocal due
-        fill(self, sequence, *arguments)  # type: ignore[arg-type]
-        if due:
-            due = False
-            damage.do(self, sequence)
-
-    monkeypatch.setattr(Stage, "fill", fill_and_damage)
-    with Engine("lz4", backend="workers", workers=1) as engine:
-        load = Load(engine.codec, PAGES)
-        turn = 0
-        while damage.count < times:
-            assert engine.wait_ready()
-            due = True
-            load.run(engine, KINDS[turn % len(KINDS)], 0, PAGES)
-            turn += 1
-        assert_all_slots_are_free(engine)
-        restarts = engine.statistics.restarts
-        assert restarts >= times - 1  # the last may not be buried yet
-    report(f"damaged descriptors: {damage.count}, {restarts} workers ended by them, 0 wrong")
-
-
-@pytest.mark.parametrize(
-    "times", [pytest.param(5), pytest.param(60, marks=pytest.mark.stress, id="stress")]
-)
-def test_any_number_of_posted_shares_changes_no_result(
-    times: int, monkeypatch: pytest.MonkeyPatch, report: Callable[[str], None]
-) -> None:
-    """POSTED says there is more, or less, than there is; the worker meets slots of long ago."""
-    monkeypatch.setattr(under_way, "HANG_S", 0.3)
-    rng = np.random.default_rng(times)
-    with Engine("lz4", backend="workers", workers=1) as engine:
-        load = Load(engine.codec, PAGES)
-        for turn in range(times):
-            assert engine.wait_ready()
-            (ring,) = rings(engine)
-            for _ in range(turn % 6):  # so that slots hold shares that were valid once
-                load.run(engine, KINDS[turn % len(KINDS)], 0, PAGES)
-            far = int(rng.choice([1, 2, SLOTS, 1 << 40, (1 << 64) - 1]))
-            ring._control[layout.POSTED] = (ring._control[layout.POSTED] + far) % (1 << 64)
-            os.eventfd_write(ring._bell, 1)
-            load.run(engine, KINDS[turn % len(KINDS)], 0, PAGES)
+    with ENGINES[which]() as engine:
+        assert isinstance(engine.backend, WorkersBackend)
+        engine.backend.divider.generous = generous
         assert engine.wait_ready()
-        load.run(engine, KINDS[0], 0, PAGES)
-        assert_all_slots_are_free(engine)
+        # An isolated engine has nobody but workers, and it takes 0.1 s to start one.
+        mean_s = 0.02 if engine.backend.isolate else 0.0005
+        with Vandal(engine, NAMES, int(10 * seconds), mean_s) as vandal:
+            turns, deadly = run_beside(engine, vandal, seconds, 20)
+        if vandal.failure is not None:
+            raise vandal.failure
+        assert len(vandal.damage) > len(NAMES) // 2
         restarts = engine.statistics.restarts
-    report(f"damaged control words: {times}, {restarts} workers ended by them, 0 wrong")
+        assert restarts
+        load = Load(engine.codec, PAGES)
+        deadline = time.monotonic() + HANG_LIMIT_S
+        while engine.statistics.restarts < restarts or not engine.wait_ready(0.1):
+            assert time.monotonic() < deadline, "spoilt workers are replaced"
+            load.run_again(
+                engine, KINDS[0], load.make_batch(engine, KINDS[0], 0, PAGES), 0, may_kill=True
+            )
+    report(
+        f"spoilt words, {which}, {'shares kept' if generous else 'pages taken back'}: "
+        f"{vandal.damage.total()} in {turns} batches, {restarts} workers ended by them, "
+        f"{deadly} pages failed as deadly, 0 wrong"
+    )
+
+
+CHANGES: dict[str, Callable[[int], int]] = {
+    "one less": lambda word: word - 1,
+    "one more": lambda word: word + 1,
+    "a bit": lambda word: word ^ 1 << 7,
+    "zero": lambda _: 0,
+    "all ones": lambda _: 0xFFFFFFFF,
+}
+
+PLACES = [
+    ("posted:1:stop", ("claim", "descriptor", "lengths", "rows")),  # the worker has not looked yet
+    ("took:3:stop", ("claim", "descriptor", "lengths", "rows")),
+    (
+        "noted:1:stop",
+        ("claim", "finished", "results", "dlens", "errors", "hashes"),
+    ),  # all but `done` is written
+]
+
+
+def _moments() -> Iterator[Any]:
+    for failpoint, names in PLACES:
+        for name in (*CONTROL, *names):
+            for change in CHANGES:
+                in_short = change == "one less" and (name in names or failpoint == "took:3:stop")
+                yield pytest.param(
+                    failpoint, name, change, marks=() if in_short else pytest.mark.stress
+                )
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize(("failpoint", "name", "change"), list(_moments()))
+def test_a_word_spoilt_while_its_reader_stands_still_changes_no_result(
+    failpoint: str, name: str, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker stops itself with a share in hand, the word is changed, and it goes on."""
+    kill = Supervisor.kill
+    resumed = threading.Event()
+
+    def kill_later(self: Supervisor, ring: Ring) -> None:
+        if resumed.is_set():
+            kill(self, ring)
+
+    monkeypatch.setattr(Supervisor, "kill", kill_later)
+    placed = name == "rows"
+    kind = Kind(compress=placed or change != "zero", placed=placed, submitted=False)
+    with armed(failpoint), Engine("lz4", backend="workers", workers=1, verify=True) as engine:
+        assert engine.wait_ready()
+        load = Load(engine.codec, PAGES)
+        (pid,) = engine.worker_pids
+        batch = load.make_batch(engine, kind, 0, 40)
+        ring = open_map(engine)
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(load.run_again, engine, kind, batch, 0, may_kill=True)
+            await_true(lambda: state(pid) == "T", "the worker's stop")
+            words = ring.words(name, 0)
+            at = min(1, len(words) - 1)
+            words[at] = CHANGES[change](int(words[at])) & 0xFFFFFFFF
+            os.kill(pid, signal.SIGCONT)
+            resumed.set()
+            done.result(HANG_LIMIT_S)
+        # Whatever became of that worker, one takes part again.
+        before = engine.statistics
+        deadline = time.monotonic() + HANG_LIMIT_S
+        while not _took_part(engine, before):
+            load.run_again(engine, kind, batch, 0, may_kill=True)
+            assert time.monotonic() < deadline, "a worker takes part again"
+        assert is_alive(engine.worker_pids[0])
+
+
+def _took_part(engine: Engine, before: Statistics) -> bool:
+    """Whether a worker did pages since then."""
+    return any(
+        now.pages - now.inline_pages > then.pages - then.inline_pages
+        for now, then in (
+            (engine.statistics.compress, before.compress),
+            (engine.statistics.decompress, before.decompress),
+        )
+    )
+
+
+def test_the_map_of_a_ring_is_right() -> None:
+    """Words that a share leaves are where the map says."""
+    with Engine("lz4", backend="workers", workers=1, verify=True) as engine:
+        assert engine.wait_ready()
+        load = Load(engine.codec, PAGES)
+        ring = open_map(engine)
+        load.run(engine, KINDS[2], 0, 40)
+        (core,) = rings(engine)
+        assert ring.control["ready"].tolist() == [1]
+        assert ring.control["posted"].tolist() == [core.posted]
+        assert ring.control["done"].tolist() == [core.done]
+        slot = ring.slots[0]
+        count = int(slot["descriptor"][2])
+        assert slot["claim"].tolist() == [count, count]
+        assert slot["lengths"][:count].tolist() == [PAGE] * count
+        assert slot["dlens"][:count].tolist() == [len(output) for output in load.outputs[:count]]
+        assert not slot["errors"][:count].any()
+        assert slot["hashes"][: 2 * count].all()
+        assert slot["results"].any()
+        load.run(engine, KINDS[0], 0, 40)
+        slot = ring.slots[(core.posted - 1) % SLOTS]
+        assert slot["rows"][:2].tolist() == [int(slot["descriptor"][4]) + at for at in range(2)]

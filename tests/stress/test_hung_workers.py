@@ -12,13 +12,13 @@ import pytest
 from stress.load import KINDS, Load, await_true, is_alive, state
 
 from batchzip import CompressBatch, Engine
-from batchzip_workers import supervisor as supervisor_module
 from batchzip.lanes import watch
+from batchzip.lanes.watch import Watch
+from batchzip_workers import supervisor as supervisor_module
 from batchzip_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from batchzip_workers.place import Place
-    from batchzip_workers.ring import Ring
 
 
 def stop(pid: int) -> None:
@@ -40,7 +40,7 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(monkeypatch: pytest.Mon
     stopped: list[int] = []
     start = Supervisor._start
 
-    def start_one_that_hangs(self: Supervisor[Ring], place: Place[Ring]) -> None:
+    def start_one_that_hangs(self: Supervisor, place: Place) -> None:
         start(self, place)
         if not stopped and place.process is not None:
             stop(place.process.pid)
@@ -93,8 +93,8 @@ def test_a_worker_that_hangs_on_an_interrupted_share_is_killed_by_a_later_batch(
         (pid,) = engine.worker_pids
         stop(pid)
         with monkeypatch.context() as patch:
-            patch.setattr(CompressBatch, "run_share", _interrupt)
-            for _ in range(2):  # as many as a worker is given ahead: it gets no more
+            patch.setattr(Watch, "_look_after", _interrupt)
+            for _ in range(2):
                 with pytest.raises(KeyboardInterrupt):
                     engine.compress(CompressBatch(load.pages[:8]))
         deadline = time.monotonic() + 10
@@ -108,3 +108,18 @@ def test_a_worker_that_hangs_on_an_interrupted_share_is_killed_by_a_later_batch(
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_workers_that_work_are_not_taken_for_ones_that_never_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody ever asks here whether they are ready."""
+    monkeypatch.setattr(supervisor_module, "START_S", 1.0)
+    with Engine("lz4", backend="workers", workers=1) as engine:
+        load = Load(engine.codec, 64)
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            load.run(engine, KINDS[0], 0, 64)
+            time.sleep(0.01)
+        assert engine.statistics.restarts == 0
+        assert engine.statistics.workers[0].shares

@@ -1,40 +1,55 @@
-"""KeyboardInterrupt anywhere in compress, decompress, submit and wait: the engine stays as it was."""
+"""KeyboardInterrupt anywhere in compress, decompress, submit, wait and store: all stays as it was.
+
+The memory of a batch is the caller's again once an interrupt has ended its call, also while the
+exception and its traceback are still kept: that is what is looked at here.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from stress.interrupted_codec import INTERRUPTS, InterruptedCodec
 from stress.interrupts import InterruptAt
 from stress.load import (
     HANG_LIMIT_S,
     KINDS,
+    PAGE,
     Kind,
     Load,
     assert_all_slots_are_free,
+    await_true,
     blank,
     do,
 )
 
-from batchzip import CompressBatch, Engine
-from batchzip.lanes import watch
+from batchzip import CompressBatch, DecompressBatch, Engine, PageNotStored, SwapStore
+from batchzip.lanes import LanesBackend, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from batchzip.batch import Batch
+    from batchzip.request import Request
 
 PAGES = 24
 
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "workers": lambda: Engine("lz4", backend="workers", workers=2),
+    "threads": lambda: Engine("lz4", backend="threads", workers=2),
+    "sequential": lambda: Engine("lz4", backend="sequential"),
+}
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     # Nothing here hangs, so no worker that is slow to answer shall be killed for it.
     monkeypatch.setattr(watch, "GRACE_S", HANG_LIMIT_S)
-    with Engine("lz4", backend="workers", workers=2) as engine:
+    with ENGINES[request.param]() as engine:
         assert engine.wait_ready()
         yield engine
 
@@ -47,28 +62,85 @@ def check_nobody_writes_any_more(engine: Engine, batch: Batch) -> None:
     """What the caller writes to a batch's memory after an interrupt stays there."""
     blank(batch)
     blanked = outputs(batch).copy()
-    assert_all_slots_are_free(engine)
+    if isinstance(engine.backend, LanesBackend):
+        # A request that nobody knows of would be done by then.
+        queue = engine.backend._queue
+        await_true(lambda: queue._pages == 0, "the end of all requests")
+        assert_all_slots_are_free(engine)
     np.testing.assert_array_equal(outputs(batch), blanked)
+
+
+class Calls:
+    """What a program does with an engine, and what it has in hand when it is interrupted."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.request: Request[Batch] | None = None
+
+    def do(self, batch: Batch, *, submitted: bool) -> None:
+        if not submitted:
+            do(self._engine, batch)
+            return
+        self.request = None
+        self.request = self._engine.submit(batch)
+        self.request.wait(HANG_LIMIT_S)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_an_interrupt_at_any_point_leaves_nothing_under_way(
     engine: Engine, kind: Kind, report: Callable[[str], None]
 ) -> None:
-    load = Load(engine.codec, PAGES)
-    pids, point, missed = engine.worker_pids, 1, 0
+    interrupt_everywhere(engine, kind, report)
+
+
+@pytest.mark.parametrize(
+    ("backend", "placed"),
+    [
+        pytest.param("threads", False, marks=pytest.mark.stress),
+        pytest.param("workers", False, marks=pytest.mark.stress),
+        pytest.param("workers", True, marks=pytest.mark.stress),
+    ],
+)
+def test_an_interrupt_at_any_point_of_a_batch_that_takes_long_leaves_nothing_under_way(
+    backend: str, placed: bool, report: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The core comes back to Python from time to time."""
+    monkeypatch.setattr(watch, "GRACE_S", HANG_LIMIT_S)
+    monkeypatch.setattr(watch, "LOOK_S", 0.03)
+    with Engine("zstd", level=19, backend=backend, workers=2) as engine:
+        assert engine.wait_ready()
+        kind = Kind(compress=True, placed=placed, submitted=False)
+        interrupt_everywhere(engine, kind, report, pages=800, at_least=12)
+
+
+def interrupt_everywhere(
+    engine: Engine, kind: Kind, report: Callable[[str], None], pages: int = PAGES, at_least: int = 3
+) -> None:
+    load = Load(engine.codec, pages)
+    calls = Calls(engine)
+    pids, point, missed, came = engine.worker_pids, 1, 0, 0
     while missed < 3:  # how often a wait looks is never the same
-        batch = load.make_batch(engine, kind, 0, PAGES)
-        with contextlib.suppress(KeyboardInterrupt), InterruptAt(point) as interrupt:
-            do(engine, batch, submitted=kind.submitted)
+        batch = load.make_batch(engine, kind, 0, pages)
+        interrupted: BaseException | None = None
+        interrupt = InterruptAt(point)
+        try:
+            with interrupt:
+                calls.do(batch, submitted=kind.submitted)
+        except KeyboardInterrupt as error:
+            interrupted = error
+            came += 1
         missed = 0 if interrupt.happened else missed + 1
         point += 1
-        if interrupt.happened:
+        assert interrupt.happened == (interrupted is not None), interrupt.where
+        if interrupted is not None:
+            if calls.request is not None:
+                calls.request.wait(HANG_LIMIT_S)
+                load.check(batch, 0)
             check_nobody_writes_any_more(engine, batch)
         load.run_again(engine, kind, batch, 0)
-    assert_all_slots_are_free(engine)
+    assert came >= at_least
     assert engine.worker_pids == pids, "no worker was killed"
-    report(f"interrupts: {kind}: at each of {point - missed} points, 0 wrong")
+    report(f"interrupts: {engine.backend.name}, {kind}: at each of {came} points, 0 wrong")
 
 
 @pytest.fixture
@@ -80,24 +152,120 @@ def alarms() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
+def was_raised_here(error: BaseException) -> bool:
+    """Whether a signal came between two calls of the engine: in the code of this module."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and at.tb_frame.f_code.co_filename == __file__
+
+
 @pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize("generous", [True, False], ids=["given", "taken back"])
 @pytest.mark.parametrize(
-    "times", [pytest.param(50), pytest.param(1000, marks=pytest.mark.stress, id="stress")]
+    "times", [pytest.param(50), pytest.param(400, marks=pytest.mark.stress, id="stress")]
 )
 def test_signals_at_random_moments_leave_nothing_under_way(
-    engine: Engine, times: int, report: Callable[[str], None]
+    engine: Engine, times: int, generous: bool, report: Callable[[str], None]
 ) -> None:
+    if isinstance(engine.backend, LanesBackend):
+        engine.backend.divider.generous = generous
     load = Load(engine.codec, 300)
+    calls = Calls(engine)
     rng = np.random.default_rng(times)
-    kinds = [kind for kind in KINDS if not kind.submitted]
-    batches = [(kind, load.make_batch(engine, kind, 0, 300)) for kind in kinds]
+    batches = [(kind, load.make_batch(engine, kind, 0, 300)) for kind in KINDS]
+    between = 0
     for turn in range(times):
         kind, batch = batches[turn % len(batches)]
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             signal.setitimer(signal.ITIMER_REAL, rng.uniform(20e-6, 3e-3))
             while True:
-                do(engine, batch)
-        check_nobody_writes_any_more(engine, batch)
+                calls.do(batch, submitted=kind.submitted)
+        except KeyboardInterrupt as error:
+            if kind.submitted and calls.request is not None:
+                calls.request.wait(HANG_LIMIT_S)
+                load.check(batch, 0)
+            elif kind.submitted and was_raised_here(error):
+                # It came when `submit` had returned and nobody had the request yet.
+                between += 1
+                time.sleep(0.05)
+                continue
+            check_nobody_writes_any_more(engine, batch)
         load.run_again(engine, kind, batch, 0)
+    assert between < times / 4
     assert engine.statistics.restarts == 0
-    report(f"interrupts: {times} signals at random moments, 0 wrong")
+    report(f"interrupts: {engine.backend.name}: {times} signals at random moments, 0 wrong")
+
+
+@pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize(
+    "times", [pytest.param(50), pytest.param(400, marks=pytest.mark.stress, id="stress")]
+)
+def test_signals_at_random_moments_leave_a_store_whole(
+    engine: Engine, times: int, report: Callable[[str], None]
+) -> None:
+    folios, length = 16, 8
+    load = Load(engine.codec, length)
+    rng = np.random.default_rng(times)
+    version = 0
+    stored = dict.fromkeys(range(folios), 0)
+    """The version that each folio has; 0: none."""
+    with SwapStore(engine) as store:
+        for _ in range(times):
+            folio = new = 0
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(20e-6, 2e-3))
+                while True:
+                    folio, new = int(rng.integers(folios)), version + 1
+                    pages = load.pages.copy()
+                    pages[:, :4] = np.frombuffer(new.to_bytes(4, "big"), np.uint8)
+                    version = new
+                    store.store(folio * length, pages)
+                    stored[folio] = new
+                    store.load_many(range(folio * length, (folio + 1) * length))
+            except KeyboardInterrupt:
+                pass
+            store.check_invariants()
+            found = find_version(store, load, folio, length)
+            assert found in (stored[folio], new, 0)
+            stored[folio] = found
+            for other in range(folios):
+                assert find_version(store, load, other, length) == stored[other]
+    report(
+        f"interrupts: store on {engine.backend.name}: {times} signals at random moments, 0 wrong"
+    )
+
+
+def find_version(store: SwapStore, load: Load, folio: int, length: int) -> int:
+    """Return which version of a folio there is, of all its pages; 0: none of any."""
+    indices = range(folio * length, (folio + 1) * length)
+    if not any(index in store for index in indices):
+        return 0
+    try:
+        pages = store.load_many(indices)
+    except PageNotStored as error:
+        raise AssertionError(f"half of folio {folio} is stored") from error
+    versions = {bytes(page[:4]) for page in pages}
+    assert len(versions) == 1
+    np.testing.assert_array_equal(pages[:, 4:], load.pages[:, 4:])
+    return int.from_bytes(versions.pop(), "big")
+
+
+@pytest.mark.parametrize("submitted", [False, True])
+@pytest.mark.parametrize("backend", ["workers", "sequential"])
+def test_an_interrupt_within_a_codec_in_python_ends_the_batch(
+    backend: str, submitted: bool
+) -> None:
+    with Engine(InterruptedCodec(os.getpid()), backend=backend) as engine:
+        assert engine.wait_ready()
+        load = Load(engine.codec, PAGES)
+        pages = load.pages.copy()
+        pages[:, : len(INTERRUPTS)] = np.frombuffer(INTERRUPTS, np.uint8)
+        batch = CompressBatch(pages, dsts=np.empty((PAGES, 2 * PAGE), np.uint8))
+        with pytest.raises(KeyboardInterrupt):
+            do(engine, batch, submitted=submitted)
+        check_nobody_writes_any_more(engine, batch)
+        load.run(engine, KINDS[-1], 0, PAGES)
+        back = DecompressBatch(load.outputs)
+        engine.decompress(back)
+        assert not back.has_errors

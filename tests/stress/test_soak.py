@@ -1,28 +1,49 @@
-"""A soak: mixed batches from several threads while workers are killed and stopped at random."""
+"""A soak: mixed batches from several threads while workers are killed and stopped, and engines come and go."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import signal
 import threading
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from stress.load import KINDS, Load, assert_all_slots_are_free
+from stress.load import HANG_LIMIT_S, KINDS, PAGE, Load, assert_all_slots_are_free, blank
 
-from batchzip import Engine
+from batchzip import CompressBatch, Engine
+from batchzip.lanes import LanesBackend, watch
 from batchzip_workers import supervisor as supervisor_module
-from batchzip.lanes import watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 THREADS = 4
 MOST_PAGES = 1024
+
+
+MOST_GROWTH = {"descriptors": 40, "threads": 6, "KiB": 48 << 10}
+"""How much more of each there may be in the second half of a soak than there was in the first.
+
+Workers that are starting, rings of dead ones that a batch still looks at, and engines that come and
+go make these go up and down; what is lost with each of hundreds of kills and engines is far more.
+"""
+
+
+def held() -> dict[str, int]:
+    """Count what this process holds: descriptors, threads, and memory of its own and shared."""
+    status = Path("/proc/self/status").read_text()
+    return {
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "threads": int(re.search(r"Threads:\s+(\d+)", status)[1]),  # type: ignore[index]
+        "KiB": int(re.search(r"VmRSS:\s+(\d+)", status)[1]),  # type: ignore[index]
+    }
 
 
 class Soak:
@@ -36,18 +57,23 @@ class Soak:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self.batches = self.kills = self.stops = self.expired_pages = 0
+        self.cancelled = self.engines = 0
+        self.samples: list[dict[str, int]] = []
         self.failures: list[BaseException] = []
 
     def run(self) -> None:
         chaos = threading.Thread(target=self._do_harm, name="chaos")
+        comings = threading.Thread(target=self._come_and_go, name="comings and goings")
         workers = [threading.Thread(target=self._work, args=(seed,)) for seed in range(THREADS)]
         chaos.start()
+        comings.start()
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
         self._over.set()
         chaos.join()
+        comings.join()
 
     def _take_one(self) -> bool:
         with self._lock:
@@ -67,6 +93,9 @@ class Soak:
         kind = KINDS[rng.integers(len(KINDS))]
         count = int(2 ** rng.uniform(1, 10))
         start = int(rng.integers(2 * MOST_PAGES - count))
+        if kind.submitted and rng.random() < 0.2:
+            self._cancel_one(which, start, count)
+            return
         deadline_s = None
         if kind.submitted and rng.random() < 0.5:
             deadline_s = 10 ** rng.uniform(-4, 0)
@@ -74,6 +103,52 @@ class Soak:
         with self._lock:
             self.batches += 1
             self.expired_pages += expired
+
+    def _cancel_one(self, which: int, start: int, count: int) -> None:
+        """Submit two batches and cancel the second, which may be under way by then."""
+        engine, load = self._engines[which], self._loads[which]
+        batches = [load.make_batch(engine, kind, start, count) for kind in (KINDS[2], KINDS[6])]
+        for batch in batches:
+            blank(batch)
+        first, second = [engine.submit(batch) for batch in batches]
+        cancelled = second.cancel()
+        if cancelled:
+            assert set(batches[1].errors.tolist()) == {-errno.ECANCELED}
+        else:
+            second.wait(HANG_LIMIT_S)
+            load.check(batches[1], start)
+        first.wait(HANG_LIMIT_S)
+        load.check(batches[0], start)
+        with self._lock:
+            self.batches += 2
+            self.cancelled += cancelled
+
+    def _come_and_go(self) -> None:
+        """Open engines, use them at once, and close them; look at what there is in between."""
+        try:
+            pages = self._loads[0].pages[:64]
+            while not self._over.is_set():
+                backend = ("workers", "threads")[self.engines % 2]
+                with Engine("lz4", backend=backend, workers=1) as engine:
+                    requests = [engine.submit(CompressBatch(pages)) for _ in range(3)]
+                    batch = CompressBatch(engine.arena(64, PAGE))
+                    engine.compress(batch)
+                    assert not batch.has_errors
+                assert all(request.done() for request in requests)
+                self.engines += 1
+                self.samples.append(held())
+                self._over.wait(0.05)
+        except BaseException as error:  # noqa: BLE001 - raised in the main thread
+            self.failures.append(error)
+
+    def growth(self) -> dict[str, int]:
+        """Tell how much more there was at most in the second half than in the first."""
+        half = len(self.samples) // 2
+        return {
+            name: max(sample[name] for sample in self.samples[half:])
+            - max(sample[name] for sample in self.samples[:half])
+            for name in MOST_GROWTH
+        }
 
     def _victims(self, engine: Engine, rng: np.random.Generator) -> list[int]:
         """Workers to harm: seldom ones that are starting, as the next try is put off each time."""
@@ -115,8 +190,13 @@ def test_no_result_is_wrong_while_workers_are_killed_and_stopped(
                 Engine("lz4", backend="workers", workers=2),
                 Engine("zstd", level=1, backend="workers", workers=1),
                 Engine("lz4", backend="workers", workers=1, verify=True),
+                Engine("lz4", backend="threads", workers=2),
+                Engine("zstd", level=1, backend="threads", workers=1),
             )
         ]
+        for engine in engines[::2]:  # their callers take pages back
+            assert isinstance(engine.backend, LanesBackend)
+            engine.backend.divider.generous = False
         soak = Soak(engines, batches, seconds)
         soak.run()
         for failure in soak.failures:
@@ -124,7 +204,12 @@ def test_no_result_is_wrong_while_workers_are_killed_and_stopped(
         restarts = sum(engine.statistics.restarts for engine in engines)
         for engine in engines:
             assert_all_slots_are_free(engine)
+        growth = soak.growth()
+        if batches >= 1000:
+            for name, most in MOST_GROWTH.items():
+                assert growth[name] <= most, growth
     report(
         f"soak: {soak.batches} batches, {soak.kills} kills, {soak.stops} stops, {restarts} workers replaced, "
-        f"{soak.expired_pages} pages past their deadline, 0 wrong"
+        f"{soak.expired_pages} pages past their deadline, {soak.cancelled} requests cancelled, "
+        f"{soak.engines} engines opened and closed, growth {growth}, 0 wrong"
     )
