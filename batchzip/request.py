@@ -43,7 +43,7 @@ class Request(Generic[AnyBatch]):
         self.pages = len(batch)
         """Pages of the batch; a cancelled one may be refilled while its request is still queued."""
         self._future: Future[None] = Future()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may cancel, too
         self._taken = False
         self._pid = os.getpid()
 

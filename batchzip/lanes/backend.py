@@ -61,7 +61,8 @@ class LanesBackend(Backend):
         self.workers = default_lanes() if workers is None else workers
         self.isolate = isolate
         self._dispatcher: Dispatcher | None = None
-        self._dispatcher_lock = threading.Lock()
+        self._dispatcher_lock = threading.RLock()  # a signal handler may submit, too
+        self._starts_dispatcher = False
         self._closed = False
 
     def open(self, codec: Codec, page_size: int) -> None:
@@ -163,10 +164,14 @@ class LanesBackend(Backend):
         with self._dispatcher_lock:
             if self._closed:
                 raise ClosedError("this engine is closed")
-            if self._dispatcher is None:
-                self._dispatcher = self._start_dispatcher()
+            if self._dispatcher is None and not self._starts_dispatcher:
+                self._starts_dispatcher = True
+                try:
+                    self._dispatcher = self._start_dispatcher()
+                finally:
+                    self._starts_dispatcher = False
             dispatcher = self._dispatcher
-        if dispatcher is None:
+        if dispatcher is None:  # none can be started, or this is a signal handler and it is being
             self._do_now(request)
         elif dispatcher.is_here():
             # A callback: it would wait for room that its own thread has to make, or that another

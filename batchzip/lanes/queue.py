@@ -9,12 +9,12 @@ Rejected: `queue.Queue`, one line for all, bounded by requests whatever their si
 
 Locks: one, innermost; nothing is called under it but a request's own bookkeeping. It is taken by itself
 and not by the condition's `with`: that is a Python function, in which an interrupt may come when the
-lock is taken and nobody yet there to release it.
+lock is taken and nobody yet there to release it. It is reentrant: a signal handler or a finalizer may
+come here again at any call, so what is changed is changed between two calls.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -38,9 +38,9 @@ class RequestQueue:
         self._pages = 0
         self._lines: dict[int, deque[Request[Batch]]] = {}
         """A line for each thread that has requests here; the first is served next."""
-        self._waiting: deque[Request[Batch]] = deque()
-        """What waits for room, in the order they came."""
-        self._lock = threading.Lock()
+        self._waiting: dict[Request[Batch], int] = {}
+        """What waits for room, in the order they came, and in which thread."""
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._closed = False
 
@@ -50,7 +50,9 @@ class RequestQueue:
             if self._waiting or not self._fits(request.pages):
                 if not block:
                     raise EngineBusy(f"{self._pages} pages of other requests are under way")
-                self._wait_for_room(request, timeout_s)
+                # A signal handler of a thread that waits here would wait for that very thread.
+                if threading.get_ident() not in self._waiting.values():
+                    self._wait_for_room(request, timeout_s)
             if self._closed:
                 raise ClosedError("this engine is closed")
             self._join(request)
@@ -64,14 +66,13 @@ class RequestQueue:
 
     def _join(self, request: Request[Batch]) -> None:
         thread = threading.get_ident()
-        line = self._lines.get(thread)
         new_line = deque([request])
         # An interrupt may come behind any call: the pages are counted just when the request is in.
         self._pages += request.pages
-        if line is None:
-            self._lines[thread] = new_line
+        if thread in self._lines:
+            self._lines[thread].append(request)
         else:
-            line.append(request)
+            self._lines[thread] = new_line
         self._changed.notify_all()
 
     def _fits(self, pages: int) -> bool:
@@ -83,14 +84,16 @@ class RequestQueue:
         if request.deadline is not None:
             patience_s = min(patience_s, max(request.deadline - clock(), 0.0))
         try:
-            self._waiting.append(request)
+            self._waiting[request] = threading.get_ident()
             has_room = self._changed.wait_for(
-                lambda: self._closed or (self._waiting[0] is request and self._fits(request.pages)),
+                lambda: (
+                    self._closed
+                    or (next(iter(self._waiting)) is request and self._fits(request.pages))
+                ),
                 patience_s,
             )
         finally:
-            with contextlib.suppress(ValueError):  # interrupted before it was in
-                self._waiting.remove(request)
+            self._waiting.pop(request, None)
             self._changed.notify_all()
         # One whose deadline has passed needs no room: it is let in to be failed at the next look.
         if not has_room and not request.is_late(clock()):
