@@ -45,6 +45,7 @@ class Dispatcher:
         self._queue = queue
         self._under_way: list[tuple[Request[Batch], Watch]] = []
         """What lanes have pages of, the oldest first."""
+        self._gives_up = False
         self._thread = _DispatcherThread(target=self._run, name="batchzip-requests", daemon=True)
         self._thread.start()
 
@@ -95,7 +96,9 @@ class Dispatcher:
         """Go on with one of the requests under way, and finish it if it is done."""
         request, watch = self._under_way[at]
         try:
-            if not watch.step(seconds, may_wait=may_wait):
+            if self._gives_up:
+                watch.give_up(-errno.ECANCELED)
+            elif not watch.step(seconds, may_wait=may_wait):
                 return
             error = None
         except BaseException as failure:  # noqa: BLE001 - it is raised where the request is waited for
@@ -136,4 +139,6 @@ class Dispatcher:
         self._queue.close()
         for request in self._queue.take_all():
             request.cancel()
+        self._thread.join(timeout_s)
+        self._gives_up = True  # of what takes longer, pages that are begun are waited for
         self._thread.join(timeout_s)

@@ -79,6 +79,11 @@ class Watch:
         self._batch.has_errors = self._batch.pointers.failed > 0
         return True
 
+    def give_up(self, code: int) -> None:
+        """Give every page without a result the negative errno `code`; no lane writes to the batch then."""
+        withdraw(self._backend, self._job, code)
+        self._batch.has_errors = True
+
     @property
     def has_own_work(self) -> bool:
         """Whether there are pages that the caller can do."""
