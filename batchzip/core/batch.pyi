@@ -55,6 +55,10 @@ class Pointers:
         were are kept then.
         """
 
+    @property
+    def runs(self) -> int:
+        """How often results were forgotten, modulo 2³²: what was read before is of another run."""
+
     def refill(self, array: Buffer, most: int) -> int:
         """Take other pages: an array (n, page_size) of single bytes, of at most `most` pages.
 
