@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from batchzip.codecs import Codec
 
 READY, POSTED, DONE = 0, 64, 128
-_CONTROL_BYTES, _SLOTS, _HEAD_BYTES, _STAGED_BYTES = 4096, 4, 256, 128 << 10
+_CONTROL_BYTES, _SLOTS, _HEAD_BYTES, _STAGED_BYTES = 4096, 4, 320, 128 << 10
+_DESCRIPTOR, _FINISHED, _CHECKSUM = 64, 192, 200
+"""Where these begin in a slot; its claim comes first."""
+
+
+def _fold(total: int, word: int) -> int:
+    """Add 64 bits to a checksum, as `bz_fold` in native.h."""
+    total = (total ^ word) * 0xFF51AFD7ED558CCD % 2**64
+    return total ^ total >> 32
 
 
 @dataclass
@@ -69,7 +77,7 @@ class FakeLane:
         begun, end = self._words(slot, 2)
         assert begun == 0
         self._write(slot, end)  # the claim: every page is begun
-        _, operation, _, _ = self._words(slot + 64, 4)
+        _, operation, _, _ = self._words(slot + _DESCRIPTOR, 4)
         hashes = slot + _HEAD_BYTES
         lengths = hashes + 8 * pages
         dlens, errors = lengths + 8 * pages, lengths + 12 * pages
@@ -92,6 +100,11 @@ class FakeLane:
         struct.pack_into(f"<{end}i", self.memory, errors, *results.errors)
         struct.pack_into(f"<{end}Q", self.memory, hashes, *results.hashes)
         self.memory[outputs : outputs + len(results.outputs)] = results.outputs
+        total = _fold(self._done, end)
+        for dlen, error in zip(results.dlens, results.errors, strict=True):
+            total = _fold(total, dlen << 32 | error % 2**32)
+        struct.pack_into("<Q", self.memory, slot + _CHECKSUM, total)
         self._done += 1
+        self._write(slot + _FINISHED, self._done)
         self._write(DONE, self._done if done is None else done)
         return end

@@ -282,7 +282,7 @@ def test_a_source_of_two_pages_is_tried_and_a_longer_one_is_not() -> None:
         name = "padded"
 
         def compressor(self, page_size: int) -> Any:  # noqa: ARG002
-            return lambda page: bytes(page)
+            return bytes
 
         def decompressor(self, page_size: int) -> Any:
             return lambda src: bytes(src)[:page_size]

@@ -143,6 +143,26 @@ def test_a_share_is_a_few_buffers_whatever_its_number_of_pages(count: int) -> No
         assert beside[0] + len(repr(header)) < 2000, "nothing of the pages is in the pickle"
 
 
+def test_only_pages_that_were_done_count_as_bytes_out(cluster: str) -> None:
+    pages = make_pages(50)
+    with Engine("lz4", backend=DaskBackend(cluster)) as engine:
+        batch = CompressBatch([*(bytes(page) for page in pages), b"odd"], page_size=4096)
+        engine.compress(batch)
+        done = engine.statistics
+        assert (done.compress.pages, done.errors) == (51, {-errno.EINVAL: 1})
+        assert done.compress.bytes_out == int(batch.dlens.sum())
+        srcs = [bytes(output) for output in batch.outputs()[:50]]
+        srcs[7] = b"bad"
+        back = DecompressBatch(srcs)
+        engine.decompress(back)
+        done = engine.statistics
+        assert (done.decompress.pages, done.decompress.bytes_out) == (50, 49 * 4096)
+        assert done.decompress.bytes_in == sum(map(len, srcs))
+        # What an earlier run has left is no result of the next.
+        engine.compress(batch)
+        assert np.flatnonzero(batch.errors).tolist() == [50]
+
+
 def dask_codec() -> bytes:
     from distributed.protocol import pickle  # noqa: PLC0415 - as the backend does
 

@@ -19,12 +19,12 @@ from held_lane import Hold
 from slow_codec import SlowCodec
 
 from batchzip import CompressBatch, DecompressBatch, Engine
-from batchzip.testing.leaks import is_alive
-from batchzip.testing.plain import PAGE, SLACK_S, check_compressed, check_round_trip
 from batchzip.core import division
 from batchzip.lanes import RequestQueue, watch
 from batchzip.lanes import backend as lanes_backend
 from batchzip.lanes.backend import LanesBackend
+from batchzip.testing.leaks import is_alive
+from batchzip.testing.plain import PAGE, SLACK_S, check_compressed, check_round_trip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -118,9 +118,7 @@ def test_lanes_are_given_the_largest_first(tmp_path: Path) -> None:
         engine.decompress(back)
         check_restored(back, expected)
         (worker,) = engine.worker_pids
-    lengths = [
-        length for pid, what, length in codec.calls() if (pid, what) == (worker, "restore")
-    ]
+    lengths = [length for pid, what, length in codec.calls() if (pid, what) == (worker, "restore")]
     assert len(lengths) > 10
     assert lengths[0] >= sorted(back.slens.tolist())[-3]
     # As far as 1/256 of the longest that a source can be.

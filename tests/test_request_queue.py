@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from batchzip import ClosedError, CompressBatch, DecompressBatch, EngineBusy, Request
-from batchzip.testing.plain import SLACK_S
 from batchzip.lanes import queue as queue_module
 from batchzip.lanes.queue import RequestQueue
+from batchzip.testing.plain import SLACK_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,6 +25,8 @@ from batchzip import (
     Request,
     RequestCancelled,
 )
+from batchzip.lanes import RequestQueue
+from batchzip.lanes import backend as lanes_backend
 from batchzip.testing.plain import (
     SLACK_S,
     check_compressed,
@@ -32,8 +34,6 @@ from batchzip.testing.plain import (
     in_threads,
     make_pages,
 )
-from batchzip.lanes import RequestQueue
-from batchzip.lanes import backend as lanes_backend
 from batchzip_workers.backend import WorkersBackend
 
 if TYPE_CHECKING:
