@@ -24,7 +24,7 @@ case $profile in
         # Python itself is not instrumented: its own leaks are none of ours. libstdc++ comes along
         # because the sanitizer looks for its throw at the start, and modules load it later.
         preload="$($cc -print-file-name=libasan.so) $($cc -print-file-name=libstdc++.so)"
-        export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
+        export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
         # PYTHONMALLOC: otherwise overruns within Python's own arenas go unseen.
         LD_PRELOAD=$preload PYTHONMALLOC=malloc exec "$python" "$@" ;;
     tsan)

@@ -53,6 +53,7 @@ cdef int64_t restore_page(
     CoderState *coder, const uint8_t *src, size_t length, uint8_t *dst, bint may_spoil
 ) noexcept nogil
 cdef uint64_t hash_output(const CoderState *coder, const uint8_t *output, size_t length) noexcept nogil
+cdef size_t check_page_size(size_t page_size) except 0
 cdef void raise_callback_error(CoderState *coder) except *
 
 

@@ -30,7 +30,7 @@ from libc.string cimport memcmp, memcpy
 
 from batchzip.core.libraries cimport find_lz4, find_xxh3, find_zstd, zstd_make_cdict
 
-from batchzip.errors import PageError
+from batchzip.errors import BadArgument, PageError
 
 cdef extern from "native.h" nogil:
     """
@@ -82,6 +82,9 @@ cdef enum:
     CALLBACK, LZ4, LZ4HC, ZSTD
 
 cdef dict _LIBRARIES = {"lz4": LZ4, "lz4hc": LZ4HC, "zstd": ZSTD}
+
+cdef enum:
+    MOST_PAGE_BYTES = 2 << 20  # as batchzip.buffers has it
 
 cdef enum:
     ZSTD_LEVEL = 100  # ZSTD_c_compressionLevel
@@ -256,6 +259,13 @@ cdef void raise_callback_error(CoderState *coder) except *:
     raise error
 
 
+cdef size_t check_page_size(size_t page_size) except 0:
+    """Return a page size that buffers can be made for. Raise BadArgument for others."""
+    if not 1 <= page_size <= MOST_PAGE_BYTES:
+        raise BadArgument(f"a page has 1 to {MOST_PAGE_BYTES} bytes, not {page_size}")
+    return page_size
+
+
 def is_available(native) -> bool:
     """Return whether the C function that a codec asks for was found here."""
     if _LIBRARIES[native.library] == ZSTD:
@@ -276,7 +286,7 @@ cdef class Coder:
         plan = codec.plan()
         cdef CoderState *state = &self.state
         self.codec = codec
-        state.page_size = page_size
+        state.page_size = check_page_size(page_size)
         state.element_size = plan.element_size
         state.verify = plan.verify
         state.xxh3 = find_xxh3()

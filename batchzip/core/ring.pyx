@@ -65,7 +65,7 @@ from libc.string cimport memcpy, memset
 
 from batchzip.core.batch cimport BatchState, Done, Packer, count_done, run_page
 from batchzip.core.coder cimport (
-    ABORT, COMPRESS, DECOMPRESS, Coder, CoderState, raise_callback_error,
+    ABORT, COMPRESS, DECOMPRESS, Coder, CoderState, check_page_size, raise_callback_error,
 )
 
 from batchzip.errors import BadArgument, ForkedProcess
@@ -226,6 +226,7 @@ cdef size_t _data_offset(size_t page_size) noexcept:
 def ring_bytes(size_t page_size, *, bint staged=True) -> int:
     """Return the bytes of a ring for pages of a size; without room for staging if not `staged`."""
     cdef size_t slot = SLOT_HEAD_BYTES
+    check_page_size(page_size)
     if staged:
         slot = _data_offset(page_size) + _input_room(page_size) + _output_room(page_size)
     return CONTROL_BYTES + SLOTS * slot
@@ -233,7 +234,7 @@ def ring_bytes(size_t page_size, *, bint staged=True) -> int:
 
 def share_pages(size_t page_size) -> int:
     """Return the most pages of a share that is staged."""
-    return _share_pages(page_size)
+    return _share_pages(check_page_size(page_size))
 
 
 cdef void _find_slots(uint8_t *memory, Slot *slots, size_t page_size, bint staged) noexcept:
@@ -485,6 +486,7 @@ cdef class Ring:
     def __cinit__(self, size_t page_size, int number, memory=None):
         cdef uint8_t *start
         cdef RingState *state = &self.state
+        check_page_size(page_size)
         self.number = number
         state.number = number
         state.is_thread = memory is None

@@ -23,6 +23,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -414,9 +415,10 @@ def run_once(scenario: Callable[[], None], prefix: list[int], bounds: Bounds) ->
     SCHEDULER.begin((ctypes.c_int * len(prefix))(*prefix), len(prefix), *bounds)
     try:
         scenario()
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - it is told
+        traceback.print_exc()
         SCHEDULER.tell_choices(b"a promise is broken")
-        raise
+        os._exit(1)  # other threads wait for turns that never come
     made, could = (ctypes.POINTER(ctypes.c_int)() for _ in range(2))
     depth = SCHEDULER.end(ctypes.byref(made), ctypes.byref(could))
     return made[:depth], could[:depth]
