@@ -52,6 +52,7 @@ cdef extern from "native.h" nogil:
     int EOWNERDEAD
     void bz_sleep_ns(int64_t)
     uint32_t bz_load32(const uint32_t *)
+    void bz_store32(uint32_t *, uint32_t)
     uint32_t bz_add32(uint32_t *, uint32_t)
     uint64_t bz_load64(const uint64_t *)
     void bz_count(uint64_t *, uint64_t)
@@ -266,7 +267,7 @@ cdef void _accept(JobState *job, Posted *posted) noexcept nogil:
     ):
         return
     # A lane that reports what cannot be is replaced, and its pages are done again.
-    ring.dead = 1
+    bz_store32(&ring.dead, 1)
     job.distrusts = True
     if job.coder is NULL:
         _suspect(job, posted.first, posted.end)
@@ -688,7 +689,7 @@ cdef class Job:
         self.state.distrusts = False
         found = [
             ring for ring in self.rings
-            if ring.state.dead and not ring.state.gone or ring.is_neglected(patience_s)
+            if ring.dead and not bz_load32(&ring.state.gone) or ring.is_neglected(patience_s)
         ]
         for at in range(self.state.posted_count):
             posted = &self.state.posted[at]

@@ -93,6 +93,7 @@ cdef extern from "native.h" nogil:
     uint32_t bz_forks
     void bz_watch_forks()
     uint32_t bz_load32(const uint32_t *)
+    uint32_t bz_peek32(const uint32_t *)
     void bz_store32(uint32_t *, uint32_t)
     uint32_t bz_add32(uint32_t *, uint32_t)
     uint32_t bz_exchange32(uint32_t *, uint32_t)
@@ -197,7 +198,7 @@ cdef struct Lane:  # the lane's side of one ring; private to it
     const uint8_t **sources  # of the share's pages
     uint32_t *lengths
     uint64_t *offsets
-    int failpoint  # AT_…, or 0
+    uint32_t failpoint  # AT_…, or 0
     uint32_t passes
     int action
     int outcome
@@ -305,8 +306,9 @@ cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) 
 
 cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil:
     """Return whether a lane has fewer than `backlog` shares, and room for one."""
-    cdef uint32_t under_way = ring.posted - bz_load32(&ring.control.done)
-    if ring.dead or bz_load32(&ring.held[ring.posted % SLOTS]):
+    cdef uint32_t posted = bz_load32(&ring.posted)
+    cdef uint32_t under_way = posted - bz_load32(&ring.control.done)
+    if bz_load32(&ring.dead) or bz_load32(&ring.held[posted % SLOTS]):
         return False
     return under_way < min(backlog, <uint32_t>SLOTS)
 
@@ -354,9 +356,9 @@ cdef int post(RingState *ring, const Share *share, uint32_t *sequence) noexcept 
         return NOT_POSTED  # another thread posts here; the caller has work of its own
     number = ring.posted
     under_way = number - bz_load32(&ring.control.done)
-    if not ring.dead and under_way < SLOTS and not bz_load32(&ring.held[number % SLOTS]):
+    if not bz_load32(&ring.dead) and under_way < SLOTS and not bz_load32(&ring.held[number % SLOTS]):
         _write_slot(ring, &ring.slots[number % SLOTS], share, number)
-        ring.held[number % SLOTS] = 1
+        bz_store32(&ring.held[number % SLOTS], 1)
         sequence[0] = number
         outcome = _announce(ring, number + 1)
     bz_store32(&ring.lock, 0)
@@ -367,7 +369,7 @@ cdef int _announce(RingState *ring, uint32_t posted) noexcept nogil:
     """Say that shares below `posted` can be taken; wake the lane if it sleeps."""
     cdef bint sleeps = bz_load32(&ring.control.asleep)
     bz_store32(&ring.control.owner_cpu, <uint32_t>sched_getcpu() + 1 if sleeps else 0)
-    ring.posted = posted
+    bz_store32(&ring.posted, posted)
     bz_store32(&ring.control.posted, posted)
     bz_fence()
     if not bz_load32(&ring.control.asleep):
@@ -456,7 +458,7 @@ cdef void await_done(
     bz_fence()
     seen = bz_load32(&ring.control.done)
     now = bz_now_ns()
-    if <int32_t>(seen - sequence - 1) < 0 and not ring.gone and now < until_ns:
+    if <int32_t>(seen - sequence - 1) < 0 and not bz_load32(&ring.gone) and now < until_ns:
         bz_futex_wait(&ring.control.done, seen, until_ns - now)
     bz_add32(&ring.control.waiters, <uint32_t>-1)
 
@@ -466,13 +468,15 @@ cdef void let_go(RingState *ring, uint32_t sequence) noexcept nogil:
     bz_store32(&ring.held[sequence % SLOTS], 0)
 
 
+cdef inline uint32_t _now_ms() noexcept nogil:
+    return <uint32_t>(bz_now_ns() // 1_000_000)
+
+
 cdef void give_up(RingState *ring, uint32_t sequence) noexcept nogil:
     """Let go of a share that may still be under way; note the oldest of those."""
-    if not is_done(ring, sequence) and (
-        not ring.abandoned_ns or is_done(ring, ring.abandoned)
-    ):
-        ring.abandoned = sequence
-        ring.abandoned_ns = bz_now_ns()
+    cdef uint64_t noted = bz_load64(&ring.abandoned)
+    if not is_done(ring, sequence) and (not noted or is_done(ring, <uint32_t>(noted >> 32))):
+        bz_store64(&ring.abandoned, (<uint64_t>sequence << 32) | _now_ms() | 1)
     let_go(ring, sequence)
 
 
@@ -522,7 +526,7 @@ cdef class Ring:
     @property
     def posted(self) -> int:
         """Shares ever posted."""
-        return self.state.posted
+        return bz_load32(&self.state.posted)
 
     @property
     def done(self) -> int:
@@ -537,7 +541,7 @@ cdef class Ring:
     @property
     def dead(self) -> bool:
         """Whether the lane ended, or is to be trusted no more."""
-        return self.state.dead != 0
+        return bz_load32(&self.state.dead) != 0
 
     def mark_gone(self) -> None:
         """Say that the lane has ended: post no more, and wake whoever waits for it."""
@@ -554,9 +558,10 @@ cdef class Ring:
 
     def is_neglected(self, double patience_s) -> bool:
         """Whether a share that was given up so long ago is still under way."""
-        if not self.state.abandoned_ns or is_done(&self.state, self.state.abandoned):
+        cdef uint64_t noted = bz_load64(&self.state.abandoned)
+        if not noted or is_done(&self.state, <uint32_t>(noted >> 32)):
             return False
-        return bz_now_ns() - self.state.abandoned_ns >= <int64_t>(patience_s * 1e9)
+        return <int32_t>(_now_ms() - <uint32_t>noted) >= patience_s * 1e3
 
     def figures(self) -> dict[str, int]:
         """Return what the lane did, by the names in FIGURES."""
@@ -598,7 +603,7 @@ cdef int _hit(Lane *lane, int step) noexcept nogil:
 
 
 cdef inline bint _fails(Lane *lane, int step) noexcept nogil:
-    return bz_unlikely(lane.failpoint == step) and _hit(lane, step)
+    return bz_unlikely(bz_peek32(&lane.failpoint) == <uint32_t>step) and _hit(lane, step)
 
 
 cdef void _loop(Lane *lane) noexcept nogil:
@@ -880,7 +885,7 @@ cdef class ThreadLanes:
             raise BadArgument(f"a thread's failpoint can only pause, not {action}")
         lane.passes = passes
         lane.action = ACTIONS.index(action)
-        lane.failpoint = STEPS.index(step) + 1
+        bz_store32(&lane.failpoint, STEPS.index(step) + 1)
 
     def __dealloc__(self):
         if self.count:

@@ -194,14 +194,45 @@ def elsewhere(rng: Random, target: Any) -> None:
     target.pointers.reset()
 
 
+def failpoint(rng: Random) -> tuple[str, int, str]:
+    return STEPS[rng.integers(1, len(STEPS))], int(rng.integers(1, 5)), "pause"
+
+
+class WorkerLanes:
+    """Loops of workers, in threads of this process, where sanitizers see both sides."""
+
+    def __init__(self, rng: Random, codec: Codec, size: int, count: int) -> None:
+        memories = [mmap.mmap(-1, ring_bytes(size)) for _ in range(count)]
+        self.rings = tuple(Ring(size, number, memory) for number, memory in enumerate(memories))
+        self._threads = []
+        for number, memory in enumerate(memories):
+            pause = failpoint(rng) if rng.integers(3) == 0 else None
+            arguments = (memory, codec, size, number, -1, pause)
+            self._threads.append(threading.Thread(target=serve, args=arguments))
+            self._threads[-1].start()
+
+    def close(self) -> None:
+        """End them, and wait until they have ended."""
+        for ring in self.rings:
+            ring.stop()
+        for thread in self._threads:
+            thread.join()
+        for ring in self.rings:
+            ring.mark_gone()
+
+
 def divided(rng: Random) -> None:
-    """Batches that several callers share with lanes that are threads, and end in every way."""
+    """Batches that several callers share with lanes of either kind, and end in every way."""
     size, codec = page_size_of(rng), native_codec(rng)
-    lanes = ThreadLanes(codec, size, int(rng.integers(1, 4)))
-    for number in range(len(lanes.rings)):
-        if rng.integers(3) == 0:
-            step = STEPS[rng.integers(1, len(STEPS))]
-            lanes.set_failpoint(number, step, int(rng.integers(1, 5)), "pause")
+    count = int(rng.integers(1, 4))
+    lanes: ThreadLanes | WorkerLanes
+    if rng.integers(2):
+        lanes = WorkerLanes(rng, codec, size, count)
+    else:
+        lanes = ThreadLanes(codec, size, count)
+        for number in range(count):
+            if rng.integers(3) == 0:
+                lanes.set_failpoint(number, *failpoint(rng))
     divider = Divider(Coders(codec, size), verify=bool(rng.integers(2)))
     divider.generous = bool(rng.integers(2))
     failed: list[BaseException] = []
