@@ -11,6 +11,7 @@ import numpy as np
 from batchzip import CompressBatch, Engine
 from batchzip.codecs.lz4 import Lz4
 from batchzip.core.batch import Blocks
+from batchzip.core.batch import Blocks
 from batchzip.core.coder import Coders
 from batchzip.core.division import DONE, Divider
 from batchzip.core.ring import Ring, ring_bytes

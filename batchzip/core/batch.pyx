@@ -475,7 +475,7 @@ cdef class Pointers:
             failed += self.state.errors[index] != 0
         return failed
 
-    cpdef uint32_t run(self, Coders coders not None, int64_t deadline=-1) except? 0xFFFFFFFF:
+    cpdef uint32_t run(self, Coders coders, int64_t deadline=-1) except? 0xFFFFFFFF:
         """Do the batch in the calling thread. Return how many pages failed.
 
         What is not done at `deadline`, in nanoseconds of the monotonic clock, gets -ETIMEDOUT;

@@ -378,7 +378,7 @@ def _failing_worker(step: str, passes: int) -> Callable[[], None]:
 
 
 NO_DELAYS = Bounds(preemptions=2, delays=0)
-KILL = Bounds(preemptions=2, delays=0, kills=1)
+KILL = Bounds(preemptions=1, delays=0, kills=1)
 
 SCENARIOS: dict[str, tuple[Callable[[], None], Bounds]] = {
     "divide": (divide, Bounds()),

@@ -158,7 +158,7 @@ def batch(rng: Random) -> None:
         pages[rng.integers(count)] = odd(rng, size)
     capacity = int(rng.integers(1, 3 * size))
     dsts = np.empty((count, capacity), np.uint8) if rng.integers(2) else None
-    deadline = None if rng.integers(2) else time.monotonic_ns() + int(rng.integers(200_000))
+    deadline = -1 if rng.integers(2) else time.monotonic_ns() + int(rng.integers(200_000))
     try:
         compressed = CompressBatch(pages, dsts=dsts, capacity=capacity, page_size=size)
         compressed.pointers.run(coders, deadline)
@@ -269,8 +269,8 @@ def one_job(rng: Random, divider: Divider, rings: tuple[Ring, ...], codec: Codec
     if rng.integers(2):
         outputs = Coders(codec, size)
         target = DecompressBatch([outputs.compress_page(page) for page in pages], page_size=size)
-    deadline = time.monotonic_ns() + int(rng.integers(500_000)) if rng.integers(3) == 0 else None
-    job = divider.start(target.pointers, rings, deadline_ns=deadline)
+    deadline = time.monotonic_ns() + int(rng.integers(500_000)) if rng.integers(3) == 0 else -1
+    job = divider.start(target.pointers, rings, deadline)
     for _ in range(rng.integers(4)):
         status = job.run(float(rng.random() * 1e-4), may_wait=bool(rng.integers(2)))
         assert status in {DONE, WAITING, LATE, GAVE_UP}
@@ -431,7 +431,6 @@ def misused(_: Random) -> None:
         lambda: Divider(Coders(Lz4(), 512)).start(
             CompressBatch([bytes(512)]).pointers, (None,)  # type: ignore[arg-type]
         ),
-        lambda: CompressBatch([bytes(512)]).pointers.run(None),  # type: ignore[arg-type]
     ):
         try:
             make()
