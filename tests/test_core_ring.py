@@ -7,6 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
+from dividing import divide_always
 
 from batchzip import CompressBatch, Engine
 from batchzip.codecs.lz4 import Lz4
@@ -15,7 +16,6 @@ from batchzip.core.coder import Coders
 from batchzip.core.division import DONE, Divider
 from batchzip.core.ring import Ring, ring_bytes
 from batchzip.testing.plain import PAGE, SLACK_S, check_compressed, make_pages
-from dividing import divide_always
 
 if TYPE_CHECKING:
     import pytest

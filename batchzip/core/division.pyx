@@ -52,6 +52,7 @@ cdef extern from "native.h" nogil:
     int EOWNERDEAD
     void bz_sleep_ns(int64_t)
     uint32_t bz_load32(const uint32_t *)
+    void bz_store32(uint32_t *, uint32_t)
     uint32_t bz_add32(uint32_t *, uint32_t)
     uint64_t bz_load64(const uint64_t *)
     void bz_count(uint64_t *, uint64_t)
@@ -271,7 +272,7 @@ cdef void _accept(JobState *job, Posted *posted) noexcept nogil:
     # behind them must not be packed close to what they seemed to be.
     job.packer.position = 0
     fail_pages(job.batch, posted.first, posted.end, 0)
-    ring.dead = 1
+    bz_store32(&ring.dead, 1)
     job.distrusts = True
     if job.coder is NULL:
         _suspect(job, posted.first, posted.end)
@@ -526,7 +527,7 @@ cdef class Divider:
         if self.policy.callers >= len(rings) + 1:
             return 0  # whoever calls has a core busy already
         for ring in rings:
-            self.neglected |= ring.state.abandoned_ns and ring.is_neglected(NEGLECT_S)
+            self.neglected |= bz_load64(&ring.state.abandoned) and ring.is_neglected(NEGLECT_S)
             if may_take(&ring.state, SLOTS):
                 if bz_load32(&ring.state.control.asleep):
                     asleep += 1
@@ -602,8 +603,8 @@ cdef class Job:
         cdef Ring ring
         for ring in rings:
             if not is_honest(&ring.state):
-                ring.state.dead = 1
-            if ring.state.dead and not ring.state.gone or ring.is_neglected(NEGLECT_S):
+                bz_store32(&ring.state.dead, 1)
+            if ring.dead and not bz_load32(&ring.state.gone) or ring.is_neglected(NEGLECT_S):
                 self.rings.append(ring)
                 state.distrusts = True
         state.generous = self.divider.generous
@@ -653,7 +654,7 @@ cdef class Job:
         state.ring_count = 0
         for sleepers in range(2):
             for ring in rings:
-                if state.ring_count == lanes or ring.state.dead or not ring.ready:
+                if state.ring_count == lanes or ring.dead or not ring.ready:
                     continue
                 if (bz_load32(&ring.state.control.asleep) != 0) == sleepers:
                     state.rings[state.ring_count] = &ring.state
@@ -705,10 +706,10 @@ cdef class Job:
         self.state.distrusts = False
         for ring in self.rings:
             if not is_honest(&ring.state):
-                ring.state.dead = 1
+                bz_store32(&ring.state.dead, 1)
         found = [
             ring for ring in self.rings
-            if ring.state.dead and not ring.state.gone or ring.is_neglected(patience_s)
+            if ring.dead and not bz_load32(&ring.state.gone) or ring.is_neglected(patience_s)
         ]
         for at in range(self.state.posted_count):
             posted = &self.state.posted[at]

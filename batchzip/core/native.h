@@ -108,6 +108,11 @@ static inline void bz_fence(void) {
 /* A step that others can come between, though it touches no shared word: a page that takes time. */
 static inline void bz_point(void) { BZ_POINT(); }
 
+/* Read a word that only tests change: no step that others need come between. */
+static inline uint32_t bz_peek32(const uint32_t *word) {
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
 static inline uint64_t bz_read_figure(const uint64_t *word) {
     return __atomic_load_n(word, __ATOMIC_RELAXED);
 }

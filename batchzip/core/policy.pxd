@@ -2,8 +2,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef struct Policy:  # hints; several of the owner's threads may lose each other's updates
     uint64_t page_ns[2]  # what a page takes in one lane, by operation; 0: not known yet
-    int64_t lost_ns  # what a stream of batches lost by being done alone
-    int64_t last_ns  # when the last batch ended
+    uint64_t lost_ns  # what a stream of batches lost by being done alone
+    uint64_t last_ns  # when the last batch ended
     uint32_t callers  # batches under way now
     uint32_t losses  # how much more often divided batches lost time lately than won some
     uint32_t skipped  # batches still to be done alone for that

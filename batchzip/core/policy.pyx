@@ -25,6 +25,10 @@ a batch, again and again. It needed figures for each size of batch, and trials t
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+cdef extern from "native.h" nogil:
+    uint64_t bz_read_figure(const uint64_t *)
+    void bz_set_figure(uint64_t *, uint64_t)
+
 cdef enum:
     UNKNOWN_PAGE_NS = 2_000
     HAND_OVER_NS = 1_000  # to a lane that looks: the caller's part and the way there
@@ -39,8 +43,9 @@ cdef uint32_t lanes_worth(
     Policy *policy, int operation, uint32_t count, uint32_t awake, uint32_t asleep, int64_t now
 ) noexcept nogil:
     """Return how many lanes, of those awake and asleep, a batch of `count` pages is shared with."""
-    cdef int64_t page_ns = policy.page_ns[operation] or UNKNOWN_PAGE_NS
-    cdef int64_t work_ns = page_ns * count, gain_ns
+    cdef int64_t page_ns = bz_read_figure(&policy.page_ns[operation]) or UNKNOWN_PAGE_NS
+    cdef int64_t work_ns = page_ns * count
+    cdef uint64_t lost_ns
     cdef uint32_t lanes, most
     if count < 2:
         return 0
@@ -51,12 +56,12 @@ cdef uint32_t lanes_worth(
     most = <uint32_t>min(<int64_t>(count - 1), work_ns // (2 * HAND_OVER_NS))
     lanes = min(awake, most)
     if asleep and lanes < most:
-        if now - policy.last_ns > STREAM_NS:
-            policy.lost_ns = 0
-        gain_ns = work_ns // (lanes + 1) - work_ns // (lanes + 2)
-        policy.lost_ns += gain_ns
-        if policy.lost_ns >= WAKE_NS:
-            policy.lost_ns = 0
+        lost_ns = bz_read_figure(&policy.lost_ns)
+        if now - <int64_t>bz_read_figure(&policy.last_ns) > STREAM_NS:
+            lost_ns = 0
+        lost_ns += work_ns // (lanes + 1) - work_ns // (lanes + 2)
+        bz_set_figure(&policy.lost_ns, lost_ns if lost_ns < WAKE_NS else 0)
+        if lost_ns >= WAKE_NS:
             most = min(most, lanes + asleep)
             lanes += 1
             # Each further one has to save this batch what waking it costs.
@@ -75,13 +80,13 @@ cdef uint32_t first_share(uint32_t count, uint32_t lanes, uint32_t most, bint st
 
 cdef uint32_t piece(const Policy *policy, int operation, uint32_t left) noexcept nogil:
     """Return the pages that the caller does before it looks at the lanes again."""
-    cdef uint64_t page_ns = policy.page_ns[operation] or UNKNOWN_PAGE_NS
+    cdef uint64_t page_ns = bz_read_figure(&policy.page_ns[operation]) or UNKNOWN_PAGE_NS
     return min(left, max(1, min(MOST_PIECE, PIECE_NS // page_ns)))
 
 
 cdef uint32_t spare(const Policy *policy, int operation, uint32_t mine, uint32_t most) noexcept nogil:
     """Return the pages that the caller, who has `mine` left, gives to an idle lane."""
-    cdef uint64_t page_ns = policy.page_ns[operation] or UNKNOWN_PAGE_NS
+    cdef uint64_t page_ns = bz_read_figure(&policy.page_ns[operation]) or UNKNOWN_PAGE_NS
     if mine < 2 or mine * page_ns < 4 * HAND_OVER_NS:
         return 0
     return min(mine // 2, most)
@@ -100,12 +105,12 @@ cdef void note_pages(
     Policy *policy, int operation, uint64_t pages, uint64_t busy_ns, int64_t now
 ) noexcept nogil:
     """Note what the caller's own pages took; about the last eight batches count."""
-    cdef uint64_t known = policy.page_ns[operation], seen
-    policy.last_ns = now
+    cdef uint64_t known = bz_read_figure(&policy.page_ns[operation]), seen
+    bz_set_figure(&policy.last_ns, now)
     if not pages:
         return
     seen = busy_ns // pages
     if known:
         # A caller that lost its CPU for a while says nothing about pages.
         seen = (7 * known + min(seen, 3 * known)) // 8
-    policy.page_ns[operation] = max(<uint64_t>1, seen)
+    bz_set_figure(&policy.page_ns[operation], max(<uint64_t>1, seen))

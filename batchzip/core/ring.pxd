@@ -94,8 +94,9 @@ cdef struct RingState:  # the owner's side of one ring
     uint32_t held[SLOTS]  # 1 while a job will still look at the slot
     uint32_t dead  # no share is posted any more
     uint32_t gone  # the lane has ended: it writes nothing any more
-    int64_t abandoned_ns  # when a share was given up that may still be under way; 0: none
-    uint32_t abandoned
+    # The share that was given up first and may still be under way, above the millisecond of when that
+    # was; 0: none. One word, so that nobody sees the one with the other's time.
+    uint64_t abandoned
 
 cdef struct Share:  # what is posted: positions of a batch, and where its memory is
     BatchState *batch

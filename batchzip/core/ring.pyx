@@ -97,6 +97,7 @@ cdef extern from "native.h" nogil:
     uint32_t bz_forks
     void bz_watch_forks()
     uint32_t bz_load32(const uint32_t *)
+    uint32_t bz_peek32(const uint32_t *)
     void bz_store32(uint32_t *, uint32_t)
     uint32_t bz_add32(uint32_t *, uint32_t)
     uint32_t bz_exchange32(uint32_t *, uint32_t)
@@ -205,7 +206,7 @@ cdef struct Lane:  # the lane's side of one ring; private to it
     int32_t *errors
     uint64_t *hashes
     uint64_t *offsets
-    int failpoint  # AT_…, or 0
+    uint32_t failpoint  # AT_…, or 0
     uint32_t passes
     int action
     int outcome
@@ -328,8 +329,9 @@ cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) 
 
 cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil:
     """Return whether a lane has fewer than `backlog` shares, and room for one."""
-    cdef uint32_t under_way = ring.posted - bz_load32(&ring.control.done)
-    if ring.dead or bz_load32(&ring.held[ring.posted % SLOTS]):
+    cdef uint32_t posted = bz_load32(&ring.posted)
+    cdef uint32_t under_way = posted - bz_load32(&ring.control.done)
+    if bz_load32(&ring.dead) or bz_load32(&ring.held[posted % SLOTS]):
         return False
     if not bz_load32(&ring.control.ready):
         return False  # what is posted to a lane that starts is mostly taken back
@@ -379,9 +381,9 @@ cdef int post(RingState *ring, const Share *share, uint32_t *sequence) noexcept 
         return NOT_POSTED  # another thread posts here; the caller has work of its own
     number = ring.posted
     under_way = number - bz_load32(&ring.control.done)
-    if not ring.dead and under_way < SLOTS and not bz_load32(&ring.held[number % SLOTS]):
+    if not bz_load32(&ring.dead) and under_way < SLOTS and not bz_load32(&ring.held[number % SLOTS]):
         _write_slot(ring, &ring.slots[number % SLOTS], share, number)
-        ring.held[number % SLOTS] = 1
+        bz_store32(&ring.held[number % SLOTS], 1)
         sequence[0] = number
         outcome = _announce(ring, number + 1)
     bz_store32(&ring.lock, 0)
@@ -392,7 +394,7 @@ cdef int _announce(RingState *ring, uint32_t posted) noexcept nogil:
     """Say that shares below `posted` can be taken; wake the lane if it sleeps."""
     cdef bint sleeps = bz_load32(&ring.control.asleep)
     bz_store32(&ring.control.owner_cpu, <uint32_t>sched_getcpu() + 1 if sleeps else 0)
-    ring.posted = posted
+    bz_store32(&ring.posted, posted)
     bz_store32(&ring.control.posted, posted)
     bz_fence()
     if not bz_load32(&ring.control.asleep):
@@ -497,7 +499,7 @@ cdef void await_done(
     bz_fence()
     seen = bz_load32(&ring.control.done)
     now = bz_now_ns()
-    if <int32_t>(seen - sequence - 1) < 0 and not ring.gone and now < until_ns:
+    if <int32_t>(seen - sequence - 1) < 0 and not bz_load32(&ring.gone) and now < until_ns:
         bz_futex_wait(&ring.control.done, seen, until_ns - now)
     bz_add32(&ring.control.waiters, <uint32_t>-1)
 
@@ -507,13 +509,15 @@ cdef void let_go(RingState *ring, uint32_t sequence) noexcept nogil:
     bz_store32(&ring.held[sequence % SLOTS], 0)
 
 
+cdef inline uint32_t _now_ms() noexcept nogil:
+    return <uint32_t>(bz_now_ns() // 1_000_000)
+
+
 cdef void give_up(RingState *ring, uint32_t sequence) noexcept nogil:
     """Let go of a share that may still be under way; note the oldest of those."""
-    if not is_done(ring, sequence) and (
-        not ring.abandoned_ns or is_done(ring, ring.abandoned)
-    ):
-        ring.abandoned = sequence
-        ring.abandoned_ns = bz_now_ns()
+    cdef uint64_t noted = bz_load64(&ring.abandoned)
+    if not is_done(ring, sequence) and (not noted or is_done(ring, <uint32_t>(noted >> 32))):
+        bz_store64(&ring.abandoned, (<uint64_t>sequence << 32) | _now_ms() | 1)
     let_go(ring, sequence)
 
 
@@ -563,7 +567,7 @@ cdef class Ring:
     @property
     def posted(self) -> int:
         """Shares ever posted."""
-        return self.state.posted
+        return bz_load32(&self.state.posted)
 
     @property
     def done(self) -> int:
@@ -578,7 +582,7 @@ cdef class Ring:
     @property
     def dead(self) -> bool:
         """Whether the lane ended, or is to be trusted no more."""
-        return self.state.dead != 0
+        return bz_load32(&self.state.dead) != 0
 
     @property
     def is_unused(self) -> bool:
@@ -603,9 +607,10 @@ cdef class Ring:
 
     def is_neglected(self, double patience_s) -> bool:
         """Whether a share that was given up so long ago is still under way."""
-        if not self.ready or not self.state.abandoned_ns or is_done(&self.state, self.state.abandoned):
+        cdef uint64_t noted = bz_load64(&self.state.abandoned)
+        if not self.ready or not noted or is_done(&self.state, <uint32_t>(noted >> 32)):
             return False
-        return bz_now_ns() - self.state.abandoned_ns >= <int64_t>(patience_s * 1e9)
+        return <int32_t>(_now_ms() - <uint32_t>noted) >= patience_s * 1e3
 
     def figures(self) -> dict[str, int]:
         """Return what the lane did, by the names in FIGURES."""
@@ -647,7 +652,7 @@ cdef int _hit(Lane *lane, int step) noexcept nogil:
 
 
 cdef inline bint _fails(Lane *lane, int step) noexcept nogil:
-    return bz_unlikely(lane.failpoint == step) and _hit(lane, step)
+    return bz_unlikely(bz_peek32(&lane.failpoint) == <uint32_t>step) and _hit(lane, step)
 
 
 cdef void _loop(Lane *lane) noexcept nogil:
@@ -952,7 +957,7 @@ cdef class ThreadLanes:
             raise BadArgument(f"a thread's failpoint can only pause, not {action}")
         lane.passes = passes
         lane.action = ACTIONS.index(action)
-        lane.failpoint = STEPS.index(step) + 1
+        bz_store32(&lane.failpoint, STEPS.index(step) + 1)
 
     def __dealloc__(self):
         if self.count:

@@ -20,12 +20,12 @@ import struct
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from batchzip import CompressBatch, DecompressBatch
-from batchzip.codecs.codec import Codec
 from batchzip.codecs.lz4 import Lz4
 from batchzip.codecs.lz4hc import Lz4hc
 from batchzip.codecs.shuffled import Shuffled
@@ -39,6 +39,8 @@ from batchzip.errors import BadArgument, BadBatch, PageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from batchzip.codecs.codec import Codec
 
 Random = np.random.Generator
 REFUSALS = (TypeError, ValueError, BufferError, BadArgument, BadBatch, PageError, MemoryError)
@@ -129,10 +131,8 @@ def coder(rng: Random) -> None:
             damaged[rng.integers(len(damaged))] ^= 1 << int(rng.integers(8))
             cut = bytes(damaged[: rng.integers(len(damaged) + 1)])
             for source in (damaged, cut, rng.bytes(int(rng.integers(3 * size)))):
-                try:
+                with suppress(PageError):
                     assert len(decompress(source)) == size
-                except PageError:
-                    pass
         except (*REFUSALS, KeyboardInterrupt):
             if not isinstance(codec, Chaos):
                 raise
@@ -158,7 +158,7 @@ def batch(rng: Random) -> None:
         pages[rng.integers(count)] = odd(rng, size)
     capacity = int(rng.integers(1, 3 * size))
     dsts = np.empty((count, capacity), np.uint8) if rng.integers(2) else None
-    deadline = None if rng.integers(2) else time.monotonic_ns() + int(rng.integers(200_000))
+    deadline = -1 if rng.integers(2) else time.monotonic_ns() + int(rng.integers(200_000))
     try:
         compressed = CompressBatch(pages, dsts=dsts, capacity=capacity, page_size=size)
         compressed.pointers.run(coders, deadline)
@@ -194,14 +194,45 @@ def elsewhere(rng: Random, target: Any) -> None:
     target.pointers.reset()
 
 
+def failpoint(rng: Random) -> tuple[str, int, Literal["pause"]]:
+    return STEPS[rng.integers(1, len(STEPS))], int(rng.integers(1, 5)), "pause"
+
+
+class WorkerLanes:
+    """Loops of workers, in threads of this process, where sanitizers see both sides."""
+
+    def __init__(self, rng: Random, codec: Codec, size: int, count: int) -> None:
+        memories = [mmap.mmap(-1, ring_bytes(size)) for _ in range(count)]
+        self.rings = tuple(Ring(size, number, memory) for number, memory in enumerate(memories))
+        self._threads = []
+        for number, memory in enumerate(memories):
+            pause = failpoint(rng) if rng.integers(3) == 0 else None
+            arguments = (memory, codec, size, number, -1, pause)
+            self._threads.append(threading.Thread(target=serve, args=arguments))
+            self._threads[-1].start()
+
+    def close(self) -> None:
+        """End them, and wait until they have ended."""
+        for ring in self.rings:
+            ring.stop()
+        for thread in self._threads:
+            thread.join()
+        for ring in self.rings:
+            ring.mark_gone()
+
+
 def divided(rng: Random) -> None:
-    """Batches that several callers share with lanes that are threads, and end in every way."""
+    """Batches that several callers share with lanes of either kind, and end in every way."""
     size, codec = page_size_of(rng), native_codec(rng)
-    lanes = ThreadLanes(codec, size, int(rng.integers(1, 4)))
-    for number in range(len(lanes.rings)):
-        if rng.integers(3) == 0:
-            step = STEPS[rng.integers(1, len(STEPS))]
-            lanes.set_failpoint(number, step, int(rng.integers(1, 5)), "pause")
+    count = int(rng.integers(1, 4))
+    lanes: ThreadLanes | WorkerLanes
+    if rng.integers(2):
+        lanes = WorkerLanes(rng, codec, size, count)
+    else:
+        lanes = ThreadLanes(codec, size, count)
+        for number in range(count):
+            if rng.integers(3) == 0:
+                lanes.set_failpoint(number, *failpoint(rng))
     divider = Divider(Coders(codec, size), verify=bool(rng.integers(2)))
     divider.generous = bool(rng.integers(2))
     failed: list[BaseException] = []
@@ -231,19 +262,21 @@ def divided(rng: Random) -> None:
         raise failed[0]
 
 
-def one_job(rng: Random, divider: Divider, rings: tuple[Ring, ...], codec: Codec, size: int) -> None:
+def one_job(
+    rng: Random, divider: Divider, rings: tuple[Ring, ...], codec: Codec, size: int
+) -> None:
     count = int(rng.integers(1, 100))
     pages = pages_of(rng, count, size)
     target: Any = CompressBatch(pages)
     if rng.integers(2):
         outputs = Coders(codec, size)
         target = DecompressBatch([outputs.compress_page(page) for page in pages], page_size=size)
-    deadline = time.monotonic_ns() + int(rng.integers(500_000)) if rng.integers(3) == 0 else None
-    job = divider.start(target.pointers, rings, deadline_ns=deadline)
+    deadline = time.monotonic_ns() + int(rng.integers(500_000)) if rng.integers(3) == 0 else -1
+    job = divider.start(target.pointers, rings, deadline)
     for _ in range(rng.integers(4)):
         status = job.run(float(rng.random() * 1e-4), may_wait=bool(rng.integers(2)))
         assert status in {DONE, WAITING, LATE, GAVE_UP}
-    job.holders(), job.untrusted(10.0), job.mine, job.only_lanes  # noqa: B018
+    job.holders(), job.untrusted(10.0), job.mine, job.only_lanes
     end = rng.integers(4)
     if end == 0:
         del job
@@ -259,7 +292,7 @@ def one_job(rng: Random, divider: Divider, rings: tuple[Ring, ...], codec: Codec
             assert not target.errors.any()
     for index in np.flatnonzero(target.errors == 0):
         if isinstance(target, CompressBatch):
-            output = bytes(target.output(index))
+            output = bytes(target.output(int(index)))
             assert Coders(codec, size).decompress_page(output) == pages[index].tobytes()
         else:
             assert (target.pages[index] == pages[index]).all()
@@ -288,15 +321,15 @@ def forged(rng: Random) -> None:
         if not await_share(ring, sequence, worker):
             break
         count = int(rng.integers(1, min(9, share_pages(size) + 1)))
-        figures = [sequence, rng.integers(2), count, rng.integers(2 * size + 1), 0,
+        figures: list[Any] = [sequence, rng.integers(2), count, rng.integers(2 * size + 1), 0,
                    count * size, rng.integers(8), 0]  # fmt: skip
-        places = [0, *(rng.integers(ARENA_BYTES) for _ in range(4))]
+        places: list[Any] = [0, *(rng.integers(ARENA_BYTES) for _ in range(4))]
         places[2::2] = [size, 2 * size]
         if rng.integers(3) == 0:
             figures[rng.integers(1, 8)] = rng.integers(1 << 32)
         if rng.integers(3) == 0:
             places[rng.integers(5)] = rng.integers(1 << 63)
-        descriptor = struct.pack("<8I5Q", *map(int, figures), *map(int, places))
+        descriptor = struct.pack("<8I5Q", *(int(n) for n in figures), *(int(n) for n in places))
         at = CONTROL_BYTES + sequence % SLOTS * slot_bytes
         pages = share_pages(size)
         tables = at + SLOT_HEAD + 8 * pages
@@ -363,14 +396,12 @@ def damaged(rng: Random) -> None:
             if job.run(0.002) == DONE:
                 break
             job.untrusted(0.01)
-            ring.figures(), ring.ready, ring.done, ring.asleep  # noqa: B018
+            ring.figures(), ring.ready, ring.done, ring.asleep
             ring.is_neglected(0.001)
         else:
             job.withdraw(0.01, -errno.EIO)
-        try:
+        with suppress(AssertionError):
             ring.check_invariants()
-        except AssertionError:
-            pass
     over = True
     damager.join()
     ring.stop()
@@ -387,20 +418,20 @@ def misused(_: Random) -> None:
         lambda: Ring(0, 0),
         lambda: Ring(4096, 0, bytearray(100)),
         lambda: Ring(4096, 0, bytes(1 << 23)),
-        lambda: Ring(4096, 0, "memory"),
+        lambda: Ring(4096, 0, "memory"),  # type: ignore[arg-type]
         lambda: ring_bytes(0),
         lambda: share_pages(0),
         lambda: ring_bytes(1 << 62),
         lambda: ThreadLanes(Lz4(), 0, 1),
-        lambda: ThreadLanes(Chaos(1), 4096, 1),
+        lambda: ThreadLanes(Chaos(1), 4096, 1),  # type: ignore[arg-type]
         lambda: serve(bytearray(100), Lz4(), 4096, 0, -1),
         lambda: serve(bytearray(ring_bytes(4096)), Lz4(), 4096, 0, -1, ("nowhere", 1, "raise")),
         lambda: Divider(None),  # type: ignore[arg-type]
         lambda: Divider(Coders(Lz4(), 512)).start(None, ()),  # type: ignore[arg-type]
         lambda: Divider(Coders(Lz4(), 512)).start(
-            CompressBatch([bytes(512)]).pointers, (None,)  # type: ignore[arg-type]
+            CompressBatch([bytes(512)]).pointers,
+            (None,),  # type: ignore[arg-type]
         ),
-        lambda: CompressBatch([bytes(512)]).pointers.run(None),  # type: ignore[arg-type]
     ):
         try:
             make()
