@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -57,7 +58,9 @@ def open_map(engine: Engine) -> RingMap:
                 except (OSError, ValueError):  # it was closed meanwhile
                     continue
                 try:
-                    return RingMap.of(mmap.mmap(fd, 0), engine.page_size)
+                    # The number may be another file's by now.
+                    if "batchzip-ring" in str(Path(f"/proc/self/fd/{fd}").readlink()):
+                        return RingMap.of(mmap.mmap(fd, 0), engine.page_size)
                 finally:
                     os.close(fd)
         time.sleep(0.001)
