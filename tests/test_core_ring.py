@@ -43,6 +43,7 @@ def test_a_worker_reads_where_pages_lie_after_the_arena_has_grown(
 def test_a_lane_that_finishes_after_its_job_was_dropped_goes_on_taking_shares() -> None:
     memory = mmap.mmap(-1, ring_bytes(PAGE))
     ring = Ring(PAGE, 0, memory)
+    struct.pack_into("<I", memory, CONTROL, 1)  # the lane is ready
     coders = Coders(Lz4(), PAGE)
     shared = Blocks()
     divider = Divider(coders, shared)
