@@ -74,6 +74,11 @@ class Request(Generic[AnyBatch]):
             raise RequestTimeout(
                 f"the batch of {len(self.batch)} pages is not done after {timeout_s} s"
             ) from None
+        except RuntimeError as failure:
+            # An interrupt while the future's condition has let go of its lock: it complains of that.
+            if isinstance(failure.__context__, KeyboardInterrupt):
+                raise failure.__context__ from None
+            raise
         if error is not None:
             raise error
         return self.batch

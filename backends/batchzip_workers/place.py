@@ -65,7 +65,7 @@ class Place:
     def failing(self) -> bool:
         """Whether it could not be started so often that nobody should wait for it."""
         ring = self.ring
-        return self.starts.failing and (ring is None or not ring.was_ready)
+        return self.starts.failing and (ring is None or not ring.ready)
 
     def note_ready(self) -> None:
         """See whether it is ready, and need not be watched for that any more."""

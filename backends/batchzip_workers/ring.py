@@ -25,7 +25,6 @@ class WorkerRing:
         self._segment = Segment(ring_bytes(page_size), name="batchzip-ring", reserve=True)
         self.core = Ring(page_size, number, self._segment.memory)
         """What batches are divided with. It keeps the memory as long as a batch needs it."""
-        self.was_ready = False
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -34,9 +33,8 @@ class WorkerRing:
 
     @property
     def ready(self) -> bool:
-        """Whether the worker takes descriptors."""
-        self.was_ready |= self.core.ready
-        return self.was_ready
+        """Whether the worker takes descriptors, or did."""
+        return self.core.ready
 
     def stop_worker(self) -> None:
         """Tell the worker to exit once it has done what is posted."""
@@ -44,7 +42,6 @@ class WorkerRing:
 
     def mark_gone(self) -> None:
         """Note that the worker is dead: nobody waits for it any more."""
-        self.was_ready |= self.core.ready
         self.core.mark_gone()
 
     def figures(self) -> Mapping[str, int]:

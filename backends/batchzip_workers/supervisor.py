@@ -237,7 +237,7 @@ class Supervisor:
         self._publish()
         ring.close()
         self.restarts += 1
-        if ring.was_ready:
+        if ring.ready:
             place.starts = Attempts()
         else:
             self._note_failed_start(place, f"{end} before it was ready")

@@ -88,6 +88,7 @@ cdef struct RingState:  # the owner's side of one ring
     size_t output_room
     bint is_thread
     uint32_t number
+    bint was_ready
     uint32_t lock  # 1 while one of the owner's threads posts
     uint32_t posted  # the owner's own copy
     uint32_t seen_done  # the last `done` that could be

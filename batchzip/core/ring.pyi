@@ -58,7 +58,7 @@ class Ring:
 
     @property
     def ready(self) -> bool:
-        """Whether the lane takes descriptors."""
+        """Whether the lane takes descriptors. Once it was so it stays so, whatever the word becomes."""
 
     @property
     def posted(self) -> int:

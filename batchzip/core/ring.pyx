@@ -561,8 +561,10 @@ cdef class Ring:
 
     @property
     def ready(self) -> bool:
-        """Whether the lane takes descriptors."""
-        return bz_load32(&self.state.control.ready) == 1
+        """Whether the lane takes descriptors. Once it was so it stays so, whatever the word becomes."""
+        if bz_load32(&self.state.control.ready) == 1:
+            self.state.was_ready = True
+        return self.state.was_ready
 
     @property
     def posted(self) -> int:

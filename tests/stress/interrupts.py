@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PACKAGE = Path(batchzip.__file__).parent
 _WATCHED = (
     *(
-        str(Path(one.__file__).parent)
+        str(Path(str(one.__file__)).parent)
         for one in (batchzip_sequential, batchzip_threads, batchzip_workers)
     ),
     *(str(_PACKAGE / name) for name in ("lanes", "batch", "backend.py", "engine.py", "request.py")),

@@ -255,6 +255,7 @@ def test_a_word_spoilt_while_its_reader_stands_still_changes_no_result(
             load.run_again(engine, kind, batch, 0, may_kill=True)
             assert time.monotonic() < deadline, "a worker takes part again"
         assert is_alive(engine.worker_pids[0])
+        assert engine.wait_ready()
 
 
 def _took_part(engine: Engine, before: Statistics) -> bool:

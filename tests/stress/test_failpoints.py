@@ -128,7 +128,8 @@ def pause_at(specs: list[str]) -> int:
         assert not waiting
         assert_all_slots_are_free(engine)
         assert engine.statistics.restarts == 0
-        if not specs[0].startswith("ready"):
+        # A lane comes to `rung` only where its owner sleeps, so perhaps not so often.
+        if not specs[0].startswith(("ready", "rung")):
             assert run.longest_s >= PAUSE_S / 2, "a batch waits for the lane that pauses"
     return run.turns
 

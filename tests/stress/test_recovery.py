@@ -17,7 +17,7 @@ from batchzip import Engine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchzip_workers.ring import Ring
+    from batchzip.core.ring import Ring
 
 
 def has_another(engine: Engine, ring: Ring) -> bool:

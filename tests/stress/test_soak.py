@@ -89,7 +89,7 @@ class Soak:
             self.failures.append(error)
 
     def _do_one(self, rng: np.random.Generator) -> None:
-        which = rng.integers(len(self._engines))
+        which = int(rng.integers(len(self._engines)))
         kind = KINDS[rng.integers(len(KINDS))]
         count = int(2 ** rng.uniform(1, 10))
         start = int(rng.integers(2 * MOST_PAGES - count))
