@@ -198,14 +198,6 @@ MUTANTS = [
         "",
         "worker-ends-at-coded-2 worker-ends-at-took-2",
     ),
-    Mutant(
-        "a share taken back whole stays with its job",
-        "division.pyx",
-        "        if posted.first == posted.end:  # the lane never began it, and finds nothing when it comes\n"
-        "            give_up",
-        "        if False:\n            give_up",
-        "divide",
-    ),
 ]
 
 
