@@ -119,6 +119,18 @@ class Engine:
         return self.coders.totals(0)["pages"]
 
 
+def await_ready(*rings: Ring) -> None:
+    """Let lanes come to where they take shares: they are awake then, whatever is chosen later."""
+    while not all(ring.ready for ring in rings) and SCHEDULER.lend_turn():
+        pass  # unless they are killed before
+
+
+def thread_lanes(count: int) -> ThreadLanes:
+    lanes = ThreadLanes(CODEC, PAGE_SIZE, count)
+    await_ready(*lanes.rings)
+    return lanes
+
+
 def compressing(count: int, first: int = 0) -> CompressBatch:
     return CompressBatch(PAGES[first : first + count].copy())
 
@@ -148,6 +160,7 @@ class Worker:
         self.ring = Ring(PAGE_SIZE, 0, self._memory)
         self._failpoint = failpoint
         self.party = Party(self._serve)
+        await_ready(self.ring)
 
     def _serve(self) -> None:
         serve(self._memory, CODEC, PAGE_SIZE, 0, -1, self._failpoint)
@@ -165,7 +178,7 @@ class Worker:
 
 def divide() -> None:
     """Caller and lane take pages from both ends of a share: each page is done once."""
-    engine, lanes, batch = Engine(), ThreadLanes(CODEC, PAGE_SIZE, 1), compressing(4)
+    engine, lanes, batch = Engine(), thread_lanes(1), compressing(4)
     finish(engine.divider.start(batch.pointers, lanes.rings))
     lanes.close()
     assert_compressed(batch)
@@ -174,7 +187,7 @@ def divide() -> None:
 
 def divide_among_two() -> None:
     """The same with two lanes."""
-    engine, lanes, batch = Engine(), ThreadLanes(CODEC, PAGE_SIZE, 2), compressing(3)
+    engine, lanes, batch = Engine(), thread_lanes(2), compressing(3)
     finish(engine.divider.start(batch.pointers, lanes.rings))
     lanes.close()
     assert_compressed(batch)
@@ -183,7 +196,7 @@ def divide_among_two() -> None:
 
 def wake() -> None:
     """A lane that goes to sleep sees what is posted, and the caller sees that it is done."""
-    engine, lanes = Engine(generous=True), ThreadLanes(CODEC, PAGE_SIZE, 1)
+    engine, lanes = Engine(generous=True), thread_lanes(1)
     for first in (0, 2):
         batch = compressing(2, first)
         finish(engine.divider.start(batch.pointers, lanes.rings))
@@ -193,7 +206,7 @@ def wake() -> None:
 
 def reuse_slots() -> None:
     """More shares than slots: none is written over before its job has let go of it."""
-    engine, lanes = Engine(generous=True), ThreadLanes(CODEC, PAGE_SIZE, 1)
+    engine, lanes = Engine(generous=True), thread_lanes(1)
     batches = [compressing(2, first) for first in range(6)]
     jobs = [engine.divider.start(batch.pointers, lanes.rings) for batch in batches]
     for first in (0, 2, 1, 3, 4, 5):
@@ -217,7 +230,7 @@ def reuse_worker_slots() -> None:
 
 def two_callers() -> None:
     """Two callers post to one ring: no share is lost, none is done twice."""
-    engine, lanes = Engine(generous=True), ThreadLanes(CODEC, PAGE_SIZE, 1)
+    engine, lanes = Engine(generous=True), thread_lanes(1)
 
     def call(first: int) -> None:
         batch = compressing(2, first)
@@ -233,7 +246,7 @@ def two_callers() -> None:
 
 def stop() -> None:
     """A lane that is told to stop, asleep or not, first does what is posted."""
-    engine, lanes, batch = Engine(generous=True), ThreadLanes(CODEC, PAGE_SIZE, 1), compressing(2)
+    engine, lanes, batch = Engine(generous=True), thread_lanes(1), compressing(2)
     job = engine.divider.start(batch.pointers, lanes.rings)
     lanes.close()
     finish(job)
@@ -265,7 +278,7 @@ class Canary:
 
 def withdraw() -> None:
     """What no lane has begun is taken back; after that no lane touches the batch's memory."""
-    engine, lanes, batch = Engine(), ThreadLanes(CODEC, PAGE_SIZE, 1), compressing(4)
+    engine, lanes, batch = Engine(), thread_lanes(1), compressing(4)
     job = engine.divider.start(batch.pointers, lanes.rings)
     job.run(0.0, may_wait=False)
     assert job.withdraw(1.0, -errno.ECANCELED)
@@ -281,7 +294,7 @@ def withdraw() -> None:
 
 def drop() -> None:
     """A job that is dropped leaves no lane that touches the batch's memory."""
-    engine, lanes, batch = Engine(), ThreadLanes(CODEC, PAGE_SIZE, 1), compressing(4)
+    engine, lanes, batch = Engine(), thread_lanes(1), compressing(4)
     job = engine.divider.start(batch.pointers, lanes.rings)
     del job
     canary = Canary(batch)
@@ -326,7 +339,7 @@ def restore() -> None:
 
 
 def _killed_lane(*, isolate: bool) -> None:
-    engine, lanes = Engine(isolate=isolate), ThreadLanes(CODEC, PAGE_SIZE, 1)
+    engine, lanes = Engine(isolate=isolate), thread_lanes(1)
     batch = compressing(3)
     rings = lanes.rings
 
@@ -338,8 +351,9 @@ def _killed_lane(*, isolate: bool) -> None:
     others = None
     job = engine.divider.start(batch.pointers, rings)
     while job.run(0.01) != DONE:
+        job.untrusted(60.0)  # as whoever watches a job does
         if job.only_lanes and rings[0].dead:
-            others = others or ThreadLanes(CODEC, PAGE_SIZE, 1)
+            others = others or thread_lanes(1)
             job.set_rings(others.rings)
     assert_compressed(batch)
     SCHEDULER.release()
@@ -365,6 +379,7 @@ def _failing_worker(step: str, passes: int) -> Callable[[], None]:
         other = None
         job = engine.divider.start(batch.pointers, (worker.ring,))
         while job.run(0.01) != DONE:
+            job.untrusted(60.0)  # as whoever watches a job does
             if job.only_lanes and worker.ring.dead:
                 other = other or Worker()
                 job.set_rings((other.ring,))
@@ -393,9 +408,9 @@ SCENARIOS: dict[str, tuple[Callable[[], None], Bounds]] = {
     "stop-idle": (stop_idle, Bounds()),
     "withdraw": (withdraw, Bounds()),
     "drop": (drop, Bounds()),
-    "withdraw-from-worker": (withdraw_from_worker, Bounds()),
+    "withdraw-from-worker": (withdraw_from_worker, NO_DELAYS),
     "withdraw-all-from-worker": (withdraw_all_from_worker, Bounds(preemptions=1)),
-    "restore": (restore, Bounds()),
+    "restore": (restore, NO_DELAYS),
     "killed-lane": (killed_lane, KILL),
     "killed-lane-isolated": (killed_lane_isolated, KILL),
     **{

@@ -198,22 +198,6 @@ MUTANTS = [
         "",
         "worker-ends-at-coded-2 worker-ends-at-took-2",
     ),
-    Mutant(
-        "a lane's end is looked at before what it has done",
-        "division.pyx",
-        "            if is_done(posted.ring, posted.sequence):\n                _accept(job, posted)\n"
-        "            else:\n                _recover(job, posted)\n",
-        "            if True:\n                _recover(job, posted)\n",
-        "killed-lane",
-    ),
-    Mutant(
-        "a share taken back whole stays with its job",
-        "division.pyx",
-        "        if posted.first == posted.end:  # the lane never began it, and finds nothing when it comes\n"
-        "            give_up",
-        "        if False:\n            give_up",
-        "divide",
-    ),
 ]
 
 

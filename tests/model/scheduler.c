@@ -61,6 +61,7 @@ static int count;
 static int active;
 static int released; /* nobody is killed any more */
 static int killed = NOBODY;
+static int lender = NOBODY; /* who let another thread make one step */
 static int64_t clock_ns;
 static __thread int self = NOBODY;
 
@@ -138,6 +139,11 @@ static void catch_up(void) {
 static int choose_next(void) {
     int able[MOST_THREADS], n = 0, was_able = can_go_on(&threads[self]);
     if (++steps > MOST_STEPS) fail("livelock");
+    if (lender != NOBODY) {
+        int next = lender;
+        lender = NOBODY;
+        return next;
+    }
     if (was_able) able[n++] = self;
     for (int i = 1; i <= count; i++) {
         int other = (self + i) % count;
@@ -289,7 +295,7 @@ API void begin(const int *prefix, int length, int preemption_bound, int delay_bo
     most_delays = delay_bound;
     most_kills = kill_bound;
     preemptions = delays = kills = timeouts = steps = depth = count = released = 0;
-    killed = NOBODY;
+    killed = lender = NOBODY;
     clock_ns = 1000000000;
     self = add();
     threads[self].is_python = 1;
@@ -330,6 +336,20 @@ API int await_kill(void) {
     switch_turn();
     threads[self].state = READY;
     return killed;
+}
+
+/* Let another thread make one step, without a choice. Return 0 if none can go on. */
+API int lend_turn(void) {
+    int mine = self;
+    for (int i = 1; i < count; i++) {
+        int other = (mine + i) % count;
+        if (!can_go_on(&threads[other])) continue;
+        lender = mine;
+        give_turn(other);
+        await_turn();
+        return 1;
+    }
+    return 0;
 }
 
 API void release(void) { released = 1; }
