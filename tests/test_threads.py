@@ -95,9 +95,15 @@ def threads_now() -> int:
 
 @contextmanager
 def alarms(handler: Callable[[], object], first_s: float, again_s: float = 0) -> Iterator[None]:
-    """Have a signal handler called in the main thread, once or again and again."""
-    before = signal.signal(signal.SIGALRM, lambda *_: handler())
-    signal.setitimer(signal.ITIMER_REAL, first_s, again_s)
+    """Have a signal handler called in the main thread, once or again and again, never in itself."""
+
+    def handle(*_: object) -> None:
+        handler()
+        if again_s:
+            signal.setitimer(signal.ITIMER_REAL, again_s)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, first_s)
     try:
         yield
     finally:

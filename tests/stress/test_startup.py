@@ -39,11 +39,8 @@ def fail(*_, **__): raise BlockingIOError(11, "Resource temporarily unavailable"
 subprocess.Popen = fail
 """,
     "no memory for a ring": """
-import re, resource
-pages = pages[:20]
-size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
-resource.setrlimit(resource.RLIMIT_AS, (size + (2 << 20), resource.RLIM_INFINITY))
-threading.stack_size(128 << 10)
+def fail(*_): raise OSError(28, "No space left on device")
+os.posix_fallocate = fail
 """,
     "no descriptor": """
 import resource
