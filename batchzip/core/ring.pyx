@@ -319,11 +319,13 @@ cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) 
     """Return whether a share of `count` pages, said to be done, looks it: every page was taken."""
     cdef SlotHead *head = ring.slots[sequence % SLOTS].head
     cdef uint64_t claim = bz_load64(&head.claim)
+    # Looked at in this order: others post meanwhile, and the lane goes on.
+    cdef uint32_t done = bz_load32(&ring.control.done)
     return (
         head.finished == sequence + 1
         and <uint32_t>claim == count
         and <uint32_t>(claim >> 32) == count
-        and ring.posted - bz_load32(&ring.control.done) <= SLOTS
+        and <int32_t>(bz_load32(&ring.posted) - done) >= 0
     )
 
 
@@ -592,7 +594,7 @@ cdef class Ring:
         cdef uint32_t slot, held = 0
         for slot in range(SLOTS):
             held += bz_load32(&self.state.held[slot])
-        return not held and bz_load32(&self.state.control.done) == self.state.posted
+        return not held and bz_load32(&self.state.control.done) == bz_load32(&self.state.posted)
 
     def mark_gone(self) -> None:
         """Say that the lane has ended: post no more, and wake whoever waits for it."""

@@ -244,6 +244,23 @@ def two_callers() -> None:
     assert engine.done_here() + done_in(*lanes.rings) == 4
 
 
+def two_callers_of_worker() -> None:
+    """The same with a worker, whose reports are believed."""
+    engine, worker = Engine(generous=True), Worker()
+
+    def call(first: int) -> None:
+        batch = compressing(2, first)
+        finish(engine.divider.start(batch.pointers, (worker.ring,)))
+        assert_compressed(batch, first)
+
+    other = Party(lambda: call(4))
+    call(0)
+    other.join()
+    assert not worker.ring.dead
+    worker.stop()
+    assert engine.done_here() + done_in(worker.ring) == 4
+
+
 def stop() -> None:
     """A lane that is told to stop, asleep or not, first does what is posted."""
     engine, lanes, batch = Engine(generous=True), thread_lanes(1), compressing(2)
@@ -404,6 +421,7 @@ SCENARIOS: dict[str, tuple[Callable[[], None], Bounds]] = {
     "reuse-slots": (reuse_slots, Bounds(preemptions=1)),
     "reuse-worker-slots": (reuse_worker_slots, Bounds(preemptions=1)),
     "two-callers": (two_callers, Bounds(preemptions=1)),
+    "two-callers-of-worker": (two_callers_of_worker, NO_DELAYS),
     "stop": (stop, Bounds()),
     "stop-idle": (stop_idle, Bounds()),
     "withdraw": (withdraw, Bounds()),

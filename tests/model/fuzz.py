@@ -428,10 +428,6 @@ def misused(_: Random) -> None:
         lambda: serve(bytearray(ring_bytes(4096)), Lz4(), 4096, 0, -1, ("nowhere", 1, "raise")),
         lambda: Divider(None),  # type: ignore[arg-type]
         lambda: Divider(Coders(Lz4(), 512)).start(None, ()),  # type: ignore[arg-type]
-        lambda: Divider(Coders(Lz4(), 512)).start(
-            CompressBatch([bytes(512)]).pointers,
-            (None,),  # type: ignore[arg-type]
-        ),
     ):
         try:
             make()
