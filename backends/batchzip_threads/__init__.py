@@ -18,7 +18,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from batchzip.backend import is_native
-from batchzip.core.ring import ThreadLanes
+from batchzip.core.lane import ThreadLanes
 from batchzip.errors import BackendUnavailable, BadArgument, WorkerWarning
 from batchzip.lanes import LanesBackend
 

@@ -3,7 +3,7 @@
     with armed("began:3:kill", "done:1:stop"):     # for the next workers that are started, in turn
         …
 
-A step is where a lane is when it fails: just behind what the name says (`batchzip.core.ring.STEPS`).
+A step is where a lane is when it fails: just behind what the name says (`batchzip.core.lane.STEPS`).
 Actions are `kill` (SIGKILL), `stop` (SIGSTOP: it hangs), `raise` (the loop ends, and with it the process)
 and `pause` (20 ms). The loop pays one predictable branch a step.
 """
@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from batchzip.core.ring import ACTIONS, STEPS
+from batchzip.core.lane import ACTIONS, STEPS
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import mmap
 import os
 import sys
 
-from batchzip.core.ring import ENDED, serve
+from batchzip.core.lane import ENDED, serve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -74,6 +74,7 @@ class DecompressBatch(Batch):
             self.pointers.set_input_list(self._sources, self.slens)
         else:
             self.pointers.set_inputs(self._sources, self._sources.shape[1], self.slens)
+        self.slens.flags.writeable = False  # the core relies on it
 
     def _set_matrix(self, pages: Buffer | None, count: int, page_size: int | None) -> None:
         if pages is None:

@@ -1,15 +1,24 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from batchzip.core.batch cimport BatchState
-from batchzip.core.coder cimport Coder, CoderState
 
 cdef enum:
     SLOTS = 4
+    NOBODYS = 0xFFFFFFFF  # no page is left to take
+
+cdef enum:  # flags of a descriptor
+    INPUTS_SHARED = 1  # inputs lie in the arena
+    OUTPUTS_SHARED = 2  # outputs go to the arena
+    HASHES = 4  # each output is hashed
+
+cdef enum:  # figures of a lane; the names are in FIGURES
+    SHARES, SLEEPS, BUSY_NS, BEGUN_NS, PAGES, BYTES_IN = 6, BYTES_OUT = 8
 
 cdef extern from *:
     """
     #include <stddef.h>
     #include <stdint.h>
+    #include "native.h"
     typedef struct {
         _Alignas(64) uint32_t ready;
         _Alignas(64) uint32_t posted;
@@ -35,6 +44,14 @@ cdef extern from *:
         _Alignas(64) uint32_t finished;
         uint64_t results;
     } bz_slot_head;
+
+    static uint64_t bz_check(const bz_descriptor *descriptor) {
+        const uint64_t *words = (const uint64_t *)descriptor;
+        uint64_t sum = 0x9e3779b97f4a7c15u;
+        for (size_t at = 0; at < offsetof(bz_descriptor, check) / 8; at++)
+            sum = bz_fold(sum, words[at]);
+        return sum;
+    }
     """
     ctypedef struct Descriptor "bz_descriptor":
         uint32_t sequence
@@ -51,6 +68,8 @@ cdef extern from *:
         uint64_t outputs
         uint64_t output_pitch
         uint64_t check
+
+    uint64_t bz_check(const Descriptor *) noexcept nogil
 
     ctypedef struct Control "bz_control":
         uint32_t ready
@@ -118,6 +137,9 @@ cdef uint32_t fitting(const RingState *ring, const Share *share) noexcept nogil
 cdef int post(RingState *ring, const Share *share, uint32_t *sequence) noexcept nogil
 cdef void give_up(RingState *ring, uint32_t sequence) noexcept nogil
 cdef void let_go(RingState *ring, uint32_t sequence) noexcept nogil
+cdef uint32_t sum_of_tables(
+    const Descriptor *descriptor, const uint32_t *lengths, const uint32_t *rows
+) noexcept nogil
 cdef uint64_t first_sum(uint32_t sequence, uint32_t count) noexcept nogil
 cdef uint32_t take(uint64_t *claim) noexcept nogil
 cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil
@@ -136,11 +158,3 @@ cdef class Ring:
     cdef Py_buffer memory
     cdef void *own_memory
     cdef readonly int number
-
-
-cdef class ThreadLanes:
-    cdef readonly tuple rings
-    cdef list coders
-    cdef void *lanes
-    cdef uint32_t count
-    cdef uint32_t made_in

@@ -54,13 +54,8 @@ from batchzip.codecs.lz4 import Lz4  # noqa: E402
 from batchzip.core import build  # noqa: E402
 from batchzip.core.coder import Coders  # noqa: E402
 from batchzip.core.division import DONE, Divider, Job  # noqa: E402
-from batchzip.core.ring import (  # noqa: E402
-    STEPS,
-    Ring,
-    ThreadLanes,
-    ring_bytes,
-    serve,
-)
+from batchzip.core.lane import STEPS, ThreadLanes, serve  # noqa: E402
+from batchzip.core.ring import Ring, ring_bytes  # noqa: E402
 
 PAGE_SIZE = 512
 CODEC = Lz4()

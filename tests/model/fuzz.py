@@ -33,8 +33,9 @@ from batchzip.codecs.verified import Verified
 from batchzip.codecs.zstd import Zstd
 from batchzip.core.coder import Coder, Coders
 from batchzip.core.division import DONE, GAVE_UP, LATE, WAITING, Divider
+from batchzip.core.lane import STEPS, ThreadLanes, serve
 from batchzip.core.plan import Plan
-from batchzip.core.ring import STEPS, Ring, ThreadLanes, ring_bytes, serve, share_pages
+from batchzip.core.ring import Ring, ring_bytes, share_pages
 from batchzip.errors import BadArgument, BadBatch, PageError
 
 if TYPE_CHECKING:

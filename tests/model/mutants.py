@@ -33,28 +33,28 @@ class Mutant(NamedTuple):
 MUTANTS = [
     Mutant(
         "a lane sleeps without a second look",
-        "ring.pyx",
+        "lane.pyx",
         "if bz_load32(&control.posted) == done and not bz_load32(&control.stop):",
         "if True:",
         "wake",
     ),
     Mutant(
         "a lane takes no second look at stop",
-        "ring.pyx",
+        "lane.pyx",
         "if bz_load32(&control.posted) == done and not bz_load32(&control.stop):",
         "if bz_load32(&control.posted) == done:",
         "stop-idle",
     ),
     Mutant(
         "a lane reads the bell after its second look",
-        "ring.pyx",
+        "lane.pyx",
         "            bz_futex_wait(&control.bell, bell, -1)",
         "            bz_futex_wait(&control.bell, bz_load32(&control.bell), -1)",
         "wake stop-idle",
     ),
     Mutant(
         "a lane announces its sleep after its second look",
-        "ring.pyx",
+        "lane.pyx",
         "        bz_store32(&control.asleep, 1)\n",
         "        if bz_load32(&control.posted) != done or bz_load32(&control.stop):\n"
         "            continue\n"
@@ -64,7 +64,7 @@ MUTANTS = [
     ),
     Mutant(
         "no fence between a lane's announcement and its second look",
-        "ring.pyx",
+        "lane.pyx",
         "        bz_store32(&control.asleep, 1)\n        bz_fence()\n",
         "        bz_store32(&control.asleep, 1)\n",
         "wake",
@@ -80,7 +80,7 @@ MUTANTS = [
     ),
     Mutant(
         "no fence between done and looking whether anybody waits",
-        "ring.pyx",
+        "lane.pyx",
         "        bz_fence()\n        if bz_load32(&control.waiters):",
         "        if bz_load32(&control.waiters):",
         "wake",
@@ -94,7 +94,7 @@ MUTANTS = [
     ),
     Mutant(
         "a lane looks for waiters before it says done",
-        "ring.pyx",
+        "lane.pyx",
         "        bz_store32(&control.done, done)\n",
         "        cpu = bz_load32(&control.waiters)\n        bz_store32(&control.done, done)\n"
         "        if not cpu:\n            continue\n",
@@ -152,7 +152,7 @@ MUTANTS = [
     ),
     Mutant(
         "a share counts as done before its last page",
-        "ring.pyx",
+        "lane.pyx",
         "        if not _do_share(lane, done):\n            return\n        done += 1\n",
         "        bz_store32(&control.done, done + 1)\n"
         "        if not _do_share(lane, done):\n            return\n        done += 1\n",
@@ -160,7 +160,7 @@ MUTANTS = [
     ),
     Mutant(
         "a lane touches a batch of which it took no page",
-        "ring.pyx",
+        "lane.pyx",
         "        if number >= descriptor.count:\n            break\n",
         "        if number >= descriptor.count:\n            if lane.is_thread:\n"
         "                batch.dlens[first] = batch.dlens[first] + 0\n"

@@ -19,7 +19,7 @@ from stress.load import (
 )
 
 from batchzip import Engine
-from batchzip.core.ring import ACTIONS, STEPS
+from batchzip.core.lane import ACTIONS, STEPS
 from batchzip.lanes import watch
 from batchzip_threads import ThreadsBackend
 from batchzip_workers.failpoints import armed, waiting
