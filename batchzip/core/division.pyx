@@ -202,22 +202,14 @@ cdef void _feed(JobState *job) noexcept nogil:
 
 
 cdef void _feed_spare(JobState *job, RingState *ring, uint32_t pages) noexcept nogil:
-    """Give a lane some of the caller's pages, from the end of a span."""
-    cdef Span *span = &job.mine.items[0]
-    cdef uint32_t first, end = span.end, wanted_end = span.end
-    pages = min(pages, span.end - span.first)
-    if not pages:
+    """Give a lane the caller's next pages; the caller goes on behind them, so the largest go first."""
+    cdef Span *span = &job.mine.items[job.mine.count - 1]
+    cdef uint32_t end = span.first + min(pages, span.end - span.first)
+    if end == span.first or not _post(job, ring, span.first, &end, False):
         return
-    first = end - pages
-    if not _post(job, ring, first, &end, False):
-        return
-    span.end = first
-    if end < wanted_end:  # not all of them fit
-        _push(job, &job.mine, end, wanted_end)
-        span = &job.mine.items[0]
+    span.first = end
     if span.first == span.end:
         job.mine.count -= 1
-        job.mine.items[0] = job.mine.items[job.mine.count]
 
 
 cdef void _feed_only_lanes(JobState *job, RingState *ring) noexcept nogil:
