@@ -42,7 +42,8 @@ from batchzip.core.policy cimport (
 )
 from batchzip.core.ring cimport (
     NOT_POSTED, POSTED_AND_WOKE, SLOTS, Ring, RingState, Share, await_done, cut, first_sum, fitting,
-    forks, give_up, is_done, is_finished, is_honest, let_go, may_take, post,
+    forks, give_up, is_done, is_finished,
+    is_honest, is_hung, let_go, may_take, post,
 )
 
 from batchzip.core.ring import LOOK_NS
@@ -437,6 +438,13 @@ cdef void _leave_rest(JobState *job) noexcept nogil:
     job.posted_count = 0
 
 
+cdef bint _is_to_be_killed(const RingState *ring, double patience_s) noexcept nogil:
+    """Return whether a lane reported what cannot be, or hangs with a share that was given up."""
+    if bz_load32(&ring.dead):
+        return not bz_load32(&ring.gone)
+    return is_hung(ring, patience_s)
+
+
 cdef class Job
 
 
@@ -508,6 +516,7 @@ cdef class Divider:
     cdef uint32_t lanes_for(self, Pointers batch, tuple rings, int64_t now) noexcept:
         """Return how many lanes a batch is shared with."""
         cdef uint32_t awake = 0, asleep = 0
+        cdef double patience_s = NEGLECT_S
         cdef Ring ring
         self.neglected = False
         if self.isolate:
@@ -519,7 +528,7 @@ cdef class Divider:
         if self.policy.callers >= len(rings) + 1:
             return 0  # whoever calls has a core busy already
         for ring in rings:
-            self.neglected |= bz_load64(&ring.state.abandoned) and ring.is_neglected(NEGLECT_S)
+            self.neglected |= is_hung(&ring.state, patience_s)
             if may_take(&ring.state, SLOTS):
                 if bz_load32(&ring.state.control.asleep):
                     asleep += 1
@@ -592,11 +601,12 @@ cdef class Job:
     cdef _divide(self, tuple rings, uint32_t lanes):
         cdef JobState *state = &self.state
         cdef uint32_t count = state.batch.count, at, end, first
+        cdef double patience_s = NEGLECT_S
         cdef Ring ring
         for ring in rings:
             if not is_honest(&ring.state):
                 bz_store32(&ring.state.dead, 1)
-            if ring.dead and not bz_load32(&ring.state.gone) or ring.is_neglected(NEGLECT_S):
+            if _is_to_be_killed(&ring.state, patience_s):
                 self.rings.append(ring)
                 state.distrusts = True
         state.generous = self.divider.generous
@@ -642,11 +652,16 @@ cdef class Job:
             raise MemoryError("no memory to divide a batch")
         state.posted_room = state.posted_count + len(rings) * SLOTS
         # Those that shares were posted to keep their memory.
-        self.rings.extend(ring for ring in rings if ring not in self.rings)
+        if self.rings:
+            self.rings.extend(ring for ring in rings if ring not in self.rings)
+        else:
+            self.rings = list(rings)
         state.ring_count = 0
         for sleepers in range(2):
             for ring in rings:
-                if state.ring_count == lanes or ring.dead or not ring.ready:
+                if state.ring_count == lanes or bz_load32(&ring.state.dead) or not bz_load32(
+                    &ring.state.control.ready
+                ):
                     continue
                 if (bz_load32(&ring.state.control.asleep) != 0) == sleepers:
                     state.rings[state.ring_count] = &ring.state
@@ -700,8 +715,7 @@ cdef class Job:
             if not is_honest(&ring.state):
                 bz_store32(&ring.state.dead, 1)
         found = [
-            ring for ring in self.rings
-            if ring.dead and not bz_load32(&ring.state.gone) or ring.is_neglected(patience_s)
+            ring for ring in self.rings if _is_to_be_killed(&(<Ring>ring).state, patience_s)
         ]
         for at in range(self.state.posted_count):
             posted = &self.state.posted[at]

@@ -380,7 +380,9 @@ cdef void *_thread_main(void *lane) noexcept nogil:
 cdef class ThreadLanes:
     """Lanes that are threads of this process and never take the GIL.
 
-    `plan`   of a native codec. Raise OSError where a thread cannot be started: none is left then.
+    `codec`  a codec that is a C function, or its plan.
+
+    Raise OSError where a thread cannot be started: none is left then.
     """
 
     def __cinit__(self, codec, size_t page_size, uint32_t count):

@@ -144,6 +144,7 @@ cdef uint64_t first_sum(uint32_t sequence, uint32_t count) noexcept nogil
 cdef uint32_t take(uint64_t *claim) noexcept nogil
 cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil
 cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil
+cdef bint is_hung(const RingState *ring, double patience_s) noexcept nogil
 cdef bint is_honest(RingState *ring) noexcept nogil
 cdef bint is_done(const RingState *ring, uint32_t sequence) noexcept nogil
 cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil

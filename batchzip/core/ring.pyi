@@ -21,7 +21,7 @@ def ring_bytes(page_size: int, *, staged: bool = True) -> int:
     """Return the bytes of a ring for pages of a size; without room for staging if not `staged`."""
 
 def share_pages(page_size: int) -> int:
-    """Return the most pages of a share that is staged."""
+    """Return the most pages of a share for a worker."""
 
 @final
 class Ring:

@@ -149,7 +149,7 @@ def ring_bytes(size_t page_size, *, bint staged=True) -> int:
 
 
 def share_pages(size_t page_size) -> int:
-    """Return the most pages of a share that is staged."""
+    """Return the most pages of a share for a worker."""
     return _share_pages(check_page_size(page_size))
 
 
@@ -430,6 +430,14 @@ cdef void give_up(RingState *ring, uint32_t sequence) noexcept nogil:
     let_go(ring, sequence)
 
 
+cdef bint is_hung(const RingState *ring, double patience_s) noexcept nogil:
+    """Return whether a share that was given up so long ago is still under way."""
+    cdef uint64_t noted = bz_load64(&ring.abandoned)
+    if not noted or not bz_load32(&ring.control.ready) or is_done(ring, <uint32_t>(noted >> 32)):
+        return False
+    return <int32_t>(_now_ms() - <uint32_t>noted) >= patience_s * 1e3
+
+
 cdef class Ring:
     """One lane's ring, seen from its owner. Thread-safe.
 
@@ -518,10 +526,7 @@ cdef class Ring:
 
     def is_neglected(self, double patience_s) -> bool:
         """Whether a share that was given up so long ago is still under way."""
-        cdef uint64_t noted = bz_load64(&self.state.abandoned)
-        if not self.ready or not noted or is_done(&self.state, <uint32_t>(noted >> 32)):
-            return False
-        return <int32_t>(_now_ms() - <uint32_t>noted) >= patience_s * 1e3
+        return is_hung(&self.state, patience_s)
 
     def figures(self) -> dict[str, int]:
         """Return what the lane did, by the names in FIGURES."""
