@@ -110,7 +110,7 @@ def test_an_interrupt_at_any_point_of_a_batch_that_takes_long_leaves_nothing_und
     with Engine("zstd", level=19, backend=backend, workers=2) as engine:
         assert engine.wait_ready()
         kind = Kind(compress=True, placed=placed, submitted=False)
-        interrupt_everywhere(engine, kind, report, pages=800, at_least=12)
+        interrupt_everywhere(engine, kind, report, pages=1600, at_least=9)
 
 
 def interrupt_everywhere(
