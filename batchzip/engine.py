@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import operator
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -120,7 +121,7 @@ class Engine(Owned):
         Never needed for right results: until a lane is ready the caller does its share.
         """
         self._refuse()
-        return self.backend.wait_ready(timeout_s)
+        return self.backend.wait_ready(min(timeout_s, threading.TIMEOUT_MAX))
 
     def compress(self, batch: CompressBatch) -> None:
         """Compress a batch; its `dlens`, `errors` and outputs are there on return."""

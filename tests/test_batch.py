@@ -463,3 +463,20 @@ def test_restored_pages_over_their_sources_are_refused() -> None:
     rows = [memory[0], memory[1]]
     refused(lambda: DecompressBatch([b"x", memory[1, 5:6]], pages=rows), "overlaps srcs[1]")
     DecompressBatch([memory[2], memory[3]], pages=rows)
+
+
+@pytest.mark.parametrize("size", [0, -1, 4095, np.zeros(2), "4096", 10**400], ids=repr)
+def test_a_page_size_that_cannot_be_is_refused_by_name(size: Any) -> None:
+    for make in (
+        lambda: CompressBatch(bytes(8192), page_size=size),
+        lambda: DecompressBatch([b"x"], page_size=size),
+    ):
+        with pytest.raises((BadArgument, TypeError), match=r"page_size|index"):
+            make()
+
+
+@pytest.mark.parametrize("index", [2, -3, 2**63, 10**400])
+def test_a_page_that_the_batch_does_not_have_is_an_index_error(index: int) -> None:
+    batch = CompressBatch(bytes(8192), page_size=4096)
+    with pytest.raises(IndexError, match="the batch has 2 pages"):
+        batch.output(index)

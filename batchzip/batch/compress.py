@@ -49,6 +49,8 @@ class CompressBatch(Batch):
         capacity: int | None = None,
         page_size: int | None = None,
     ) -> None:
+        if page_size is not None:
+            page_size = buffers.check_page_size(page_size)
         self._pages: buffers.Bytes | list[Flat]
         if buffers.is_sequence(pages):
             self._pages = inputs = buffers.as_inputs(pages, "pages")
@@ -159,6 +161,8 @@ class CompressBatch(Batch):
 
     def output(self, index: int) -> memoryview:
         """View the compressed bytes of one page; raise PageError if it failed."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"the batch has {len(self)} pages, and no page {index}")
         code = int(self.errors[index])
         if code:
             raise PageError(index, code)

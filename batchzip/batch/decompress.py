@@ -47,6 +47,8 @@ class DecompressBatch(Batch):
         *,
         page_size: int | None = None,
     ) -> None:
+        if page_size is not None:
+            page_size = buffers.check_page_size(page_size)
         self._sources: list[Flat] | buffers.Bytes
         if isinstance(srcs, tuple) and len(srcs) == 2 and getattr(srcs[0], "ndim", 0) == 2:
             self._sources, self.slens = _matrix_sources(*srcs)
