@@ -43,7 +43,7 @@ from batchzip.core.policy cimport (
 from batchzip.core.ring cimport (
     NOT_POSTED, POSTED_AND_WOKE, SLOTS, Ring, RingState, Share, await_done, cut, first_sum, fitting,
     forks, give_up, is_done, is_finished,
-    is_honest, is_hung, let_go, may_take, post,
+    is_honest, is_hung, is_ready, let_go, may_take, post,
 )
 
 from batchzip.core.ring import LOOK_NS
@@ -438,7 +438,7 @@ cdef void _leave_rest(JobState *job) noexcept nogil:
     job.posted_count = 0
 
 
-cdef bint _is_to_be_killed(const RingState *ring, double patience_s) noexcept nogil:
+cdef bint _is_to_be_killed(RingState *ring, double patience_s) noexcept nogil:
     """Return whether a lane reported what cannot be, or hangs with a share that was given up."""
     if bz_load32(&ring.dead):
         return not bz_load32(&ring.gone)
@@ -659,9 +659,9 @@ cdef class Job:
         state.ring_count = 0
         for sleepers in range(2):
             for ring in rings:
-                if state.ring_count == lanes or bz_load32(&ring.state.dead) or not bz_load32(
-                    &ring.state.control.ready
-                ):
+                if state.ring_count == lanes or not is_ready(&ring.state):
+                    continue
+                if bz_load32(&ring.state.dead):
                     continue
                 if (bz_load32(&ring.state.control.asleep) != 0) == sleepers:
                     state.rings[state.ring_count] = &ring.state
@@ -719,7 +719,7 @@ cdef class Job:
         ]
         for at in range(self.state.posted_count):
             posted = &self.state.posted[at]
-            if not bz_load32(&posted.ring.control.ready):
+            if not is_ready(posted.ring):
                 posted.since_ns = now  # one that starts is looked after by whoever starts it
                 continue
             claim = bz_load64(&posted.ring.slots[posted.sequence % SLOTS].head.claim)

@@ -107,9 +107,9 @@ cdef struct RingState:  # the owner's side of one ring
     size_t output_room
     bint is_thread
     uint32_t number
-    bint was_ready
     uint32_t lock  # 1 while one of the owner's threads posts
     uint32_t posted  # the owner's own copy
+    uint32_t seen_ready  # 1 once the lane was ready: it stays so, whatever its word becomes
     uint32_t seen_done  # the last `done` that could be
     uint32_t held[SLOTS]  # 1 while a job will still look at the slot
     uint32_t dead  # no share is posted any more
@@ -144,10 +144,11 @@ cdef uint64_t first_sum(uint32_t sequence, uint32_t count) noexcept nogil
 cdef uint32_t take(uint64_t *claim) noexcept nogil
 cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil
 cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil
-cdef bint is_hung(const RingState *ring, double patience_s) noexcept nogil
+cdef bint is_ready(RingState *ring) noexcept nogil
+cdef bint is_hung(RingState *ring, double patience_s) noexcept nogil
 cdef bint is_honest(RingState *ring) noexcept nogil
 cdef bint is_done(const RingState *ring, uint32_t sequence) noexcept nogil
-cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil
+cdef bint may_take(RingState *ring, uint32_t backlog) noexcept nogil
 cdef void await_done(
     RingState *ring, uint32_t sequence, int64_t look_ns, int64_t until_ns
 ) noexcept nogil

@@ -236,13 +236,20 @@ cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) 
     )
 
 
-cdef bint may_take(const RingState *ring, uint32_t backlog) noexcept nogil:
+cdef bint is_ready(RingState *ring) noexcept nogil:
+    """Return whether the lane takes descriptors, or ever did."""
+    if not bz_load32(&ring.seen_ready) and bz_load32(&ring.control.ready) == 1:
+        bz_store32(&ring.seen_ready, 1)
+    return bz_load32(&ring.seen_ready)
+
+
+cdef bint may_take(RingState *ring, uint32_t backlog) noexcept nogil:
     """Return whether a lane has fewer than `backlog` shares, and room for one."""
     cdef uint32_t posted = bz_load32(&ring.posted)
     cdef uint32_t under_way = posted - bz_load32(&ring.control.done)
     if bz_load32(&ring.dead) or bz_load32(&ring.held[posted % SLOTS]):
         return False
-    if not bz_load32(&ring.control.ready):
+    if not is_ready(ring):
         return False  # what is posted to a lane that starts is mostly taken back
     return under_way < min(backlog, <uint32_t>SLOTS)
 
@@ -430,10 +437,10 @@ cdef void give_up(RingState *ring, uint32_t sequence) noexcept nogil:
     let_go(ring, sequence)
 
 
-cdef bint is_hung(const RingState *ring, double patience_s) noexcept nogil:
+cdef bint is_hung(RingState *ring, double patience_s) noexcept nogil:
     """Return whether a share that was given up so long ago is still under way."""
     cdef uint64_t noted = bz_load64(&ring.abandoned)
-    if not noted or not bz_load32(&ring.control.ready) or is_done(ring, <uint32_t>(noted >> 32)):
+    if not noted or not is_ready(ring) or is_done(ring, <uint32_t>(noted >> 32)):
         return False
     return <int32_t>(_now_ms() - <uint32_t>noted) >= patience_s * 1e3
 
@@ -479,9 +486,7 @@ cdef class Ring:
     @property
     def ready(self) -> bool:
         """Whether the lane takes descriptors. Once it was so it stays so, whatever the word becomes."""
-        if bz_load32(&self.state.control.ready) == 1:
-            self.state.was_ready = True
-        return self.state.was_ready
+        return is_ready(&self.state)
 
     @property
     def posted(self) -> int:
