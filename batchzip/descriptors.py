@@ -87,7 +87,7 @@ def _is_open(fd: int) -> bool:
 
 
 def _forget() -> None:
-    """Begin anew in a forked child: another thread may have held the lock; plugs stay as they are."""
+    """Take a new lock in a forked child, as another thread may have held it. Plugs stay open."""
     global _plugs  # noqa: PLW0603 - whoever is inside in this thread has the old ones
     _plugs = _Plugs()
 

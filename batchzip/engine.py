@@ -116,7 +116,7 @@ class Engine(Owned):
         return self.backend.worker_pids
 
     def wait_ready(self, timeout_s: float = 10.0) -> bool:
-        """Wait until all lanes have started; whether they have within `timeout_s` seconds.
+        """Wait up to `timeout_s` seconds until all lanes have started. Return whether they have.
 
         Never needed for right results: until a lane is ready the caller does its share.
         """

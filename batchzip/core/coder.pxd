@@ -8,7 +8,7 @@ cdef enum:
     DECOMPRESS = 1
 
 cdef enum:
-    ABORT = -0x40000000  # a callback raised what is no page's error: the loop ends
+    ABORT = -0x40000000  # a callback raised an exception that ends the batch
 
 cdef struct Tally:  # what one coder did of one operation; written by its user, read by anybody
     uint64_t pages

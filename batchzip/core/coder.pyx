@@ -249,7 +249,7 @@ cdef int64_t _call(
 
 
 cdef void raise_callback_error(CoderState *coder) except *:
-    """Raise what a callback raised that is no page's error, if anything."""
+    """Raise the exception of a callback that ends the batch, if there was one."""
     if not coder.gave_up:
         return
     error = <object>coder.error

@@ -26,7 +26,7 @@ WAITING: Final[int]
 LATE: Final[int]
 """`Job.run`: the deadline has passed. `Job.withdraw` ends the job."""
 GAVE_UP: Final[int]
-"""`Job.run`: a codec raised what is no page's error. `Job.withdraw` ends the job."""
+"""`Job.run`: a codec raised an exception that ends the batch. `Job.withdraw` ends the job."""
 
 NEGLECT_S: Final[float]
 """Seconds that a share which was given up may be under way before its lane counts as hung."""
@@ -112,4 +112,4 @@ class Job:
         """
 
     def raise_error(self) -> None:
-        """Raise what a codec raised that is no page's error, once the job has ended."""
+        """Raise the exception of a codec that ended the batch, once the job has ended."""

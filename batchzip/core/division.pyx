@@ -27,8 +27,7 @@ Belongs to one thread at a time.
 cimport cython
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport calloc, free, realloc
 
 from batchzip.core.batch cimport (
     BatchState, Blocks, Packer, Pointers, accept_pages, fail_pages, run_pages,
@@ -57,14 +56,13 @@ cdef extern from "native.h" nogil:
     uint32_t bz_add32(uint32_t *, uint32_t)
     uint64_t bz_load64(const uint64_t *)
     void bz_count(uint64_t *, uint64_t)
-    uint64_t bz_read_figure(const uint64_t *)
     int64_t bz_now_ns()
 
 cpdef enum:  # what Job.run returns
     DONE  # every page has a result
     WAITING  # there is nothing to do but wait
     LATE  # the deadline has passed
-    GAVE_UP  # a codec raised what is no page's error
+    GAVE_UP  # a codec raised an exception that ends the batch
 
 cdef enum:
     MOMENT_NS = 20_000_000
@@ -115,14 +113,13 @@ cdef struct JobState:
     uint8_t *deaths  # by position; NULL: no lane died
     Packer packer
     Share share  # what all shares of the batch have in common
-    bint staged
     bint generous
     uint32_t most  # pages of a share
     int64_t deadline
     bint divided
     bint woke  # a lane had to be woken
     bint distrusts  # a lane reported what cannot be
-    bint gave_up  # a codec raised what is no page's error
+    bint gave_up  # a codec raised an exception that ends the batch
     uint64_t waits
     uint64_t wait_ns
     uint64_t fallbacks
@@ -131,7 +128,7 @@ cdef struct JobState:
 # Spans.
 
 cdef bint _push(JobState *job, Spans *spans, uint32_t first, uint32_t end) noexcept nogil:
-    """Add positions; where there is no memory for that, they get -ENOMEM."""
+    """Add positions. If there is no memory to note them, they get -ENOMEM."""
     cdef Span *grown
     if first >= end:
         return True
@@ -559,7 +556,7 @@ cdef class Job:
     cdef Coder coder
     cdef list rings
     cdef bint ended
-    cdef object error  # what a codec raised that is no page's error
+    cdef object error  # the exception of a codec that ended the batch
     cdef int64_t begun_ns
     cdef uint64_t pages_before
     cdef uint64_t busy_before
@@ -602,6 +599,7 @@ cdef class Job:
         cdef JobState *state = &self.state
         cdef uint32_t count = state.batch.count, at, end, first
         cdef double patience_s = NEGLECT_S
+        cdef bint staged
         cdef Ring ring
         for ring in rings:
             if not is_honest(&ring.state):
@@ -622,12 +620,12 @@ cdef class Job:
             return
         self.batch.sort()
         self.use(rings, lanes)
-        state.staged = not state.share.outputs_shared or not (
+        staged = not state.share.outputs_shared or not (
             state.share.inputs_shared or state.batch.operation == DECOMPRESS
         )
         ring = self.rings[0]
-        state.staged = state.staged and not ring.state.is_thread
-        state.most = first_share(count, lanes, count, state.staged)
+        staged = staged and not ring.state.is_thread
+        state.most = first_share(count, lanes, count, staged)
         first = 0
         for at in range(state.ring_count):
             end = min(first + state.most, count)
@@ -777,7 +775,7 @@ cdef class Job:
         return True
 
     def raise_error(self) -> None:
-        """Raise what a codec raised that is no page's error, once the job has ended."""
+        """Raise the exception of a codec that ended the batch, once the job has ended."""
         if self.error is not None:
             raise self.error
 

@@ -68,5 +68,5 @@ def serve(
     `arena_fd`   the memfd of the engine's arena, which is mapped when a share first needs it.
     `failpoint`  (step, passes, action): what happens the `passes`-th time the loop comes to a step.
 
-    Raise whatever the codec raises that is no page's error.
+    Raise the exception of a codec that ends the loop.
     """

@@ -48,7 +48,7 @@ Invariants
   descriptor's check covers lengths and rows. A worker keeps results to itself until the share is done,
   so that `results` speaks of what it did and not of what the memory came to hold. Inputs and outputs
   have no checksum: hashes are for that, with `verify`.
-* `done` never falls, and pages are taken in order; where that is not so, a word was spoilt.
+* `done` never falls, and pages are taken in order. Otherwise a word was spoilt.
 
 Going to sleep is "announce it, look once more, sleep" against "post, look whether they sleep". Each
 side stores and then loads what the other one stored, so each has a full fence in between.

@@ -54,7 +54,7 @@ class Watch:
     def run(self) -> None:
         """Do the batch, and return when every page has a result.
 
-        Raise what a codec raised that is no page's error, once no lane writes to the batch any more.
+        Raise the exception of a codec that ended the batch, once no lane writes to the batch any more.
         """
         while not self.step(LOOK_S):
             pass
