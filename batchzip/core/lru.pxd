@@ -1,0 +1,33 @@
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+
+from batchzip.core.table cimport TableState
+
+cdef struct Moment:  # when an epoch began
+    uint64_t epoch
+    int64_t at_ns
+
+cdef struct Candidate:
+    uint64_t number  # of the entry
+    uint16_t stamp  # its epoch when it was chosen
+
+cdef struct LruState:
+    uint64_t epoch
+    uint64_t used  # pages used in this epoch
+    uint64_t quota  # pages used after which the next one begins
+    int64_t until_ns  # when the next one begins at the latest
+    Moment *moments
+    uint32_t moment_count
+    uint32_t moment_room
+    Candidate *candidates
+    uint64_t candidate_next
+    uint64_t candidate_count
+
+cdef void lru_open(LruState *lru) noexcept nogil
+cdef void lru_close(LruState *lru) noexcept nogil
+cdef uint16_t lru_use(LruState *lru, TableState *table, uint64_t count, uint64_t pages) noexcept nogil
+cdef int64_t lru_coldest(
+    LruState *lru, const TableState *table, uint64_t count, uint64_t *indices
+) noexcept nogil
+cdef uint32_t lru_idle_age(const LruState *lru, int64_t idle_ns) noexcept nogil
+cdef inline uint16_t lru_age(const LruState *lru, uint16_t epoch) noexcept nogil:
+    return <uint16_t>(<uint16_t>lru.epoch - epoch)

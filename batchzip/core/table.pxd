@@ -1,0 +1,93 @@
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from batchzip.core.memory cimport SharedMemory
+
+cdef extern from "native.h" nogil:
+    """
+    /* One entry, written and read as a whole: a reader in another process never meets a half. */
+    typedef uint64_t bz_pair __attribute__((vector_size(16)));
+    static inline void bz_store_entry(void *to, const void *from) {
+        bz_pair whole;
+        memcpy(&whole, from, 16);
+        *(volatile bz_pair *)to = whole;
+    }
+    """
+    void bz_store_entry(void *, const void *)
+
+cdef enum:
+    BLOCK_BITS = 9
+    BLOCK = 1 << BLOCK_BITS  # indices of a block: 2 MiB of 4 KiB pages
+
+cdef enum:  # words of the header of a shared table
+    CHANGES
+    BLOCKS
+    CODECS
+    CLOSED
+    HEADER_WORDS = 8
+
+cpdef enum Kind:
+    ABSENT
+    COMPRESSED
+    RAW
+    SAME_FILLED
+    BACKED
+
+cdef enum:
+    KINDS = 5
+
+cdef struct Entry:
+    uint64_t value  # a handle, a position in the backing file, or the word of a same-filled page
+    uint32_t checksum
+    uint8_t kind
+    uint8_t codec  # number of the codec that made the bytes; 0: they are the page
+    uint16_t epoch  # when the page was used last
+
+cdef struct Slot:  # of the hash table from blocks to rows
+    uint64_t key  # block + 1; 0: unused
+    uint32_t row
+
+cdef struct TableState:
+    Entry *entries
+    int64_t *block_of  # by row: the block whose entries stand there, or −1
+    uint16_t *live  # by row: entries that are not ABSENT
+    uint32_t *unused  # stack of rows without a block
+    uint32_t unused_count
+    uint32_t room  # rows that have memory
+    Slot *slots
+    uint32_t used_slots
+    int shift  # 64 − log2 of the number of slots
+    uint64_t *header
+    uint64_t own_header[HEADER_WORDS]
+    SharedMemory memory  # where entries and block_of are once the table is shared
+
+
+cdef inline int64_t table_row(const TableState *table, uint64_t block) noexcept nogil:
+    """Return the row of a block, or −1."""
+    cdef uint64_t at, mask
+    if table.slots is NULL:
+        return -1
+    mask = (<uint64_t>1 << (64 - table.shift)) - 1
+    at = block * 0x9E3779B97F4A7C15u >> table.shift
+    while table.slots[at].key:
+        if table.slots[at].key == block + 1:
+            return table.slots[at].row
+        at = (at + 1) & mask
+    return -1
+
+
+cdef inline Entry *table_find(const TableState *table, uint64_t index) noexcept nogil:
+    """Return the entry of an index, which may be ABSENT; NULL if no block has it."""
+    cdef int64_t row = table_row(table, index >> BLOCK_BITS)
+    return NULL if row < 0 else &table.entries[<uint64_t>row << BLOCK_BITS | index & (BLOCK - 1)]
+
+
+cdef void table_open(TableState *table) noexcept nogil
+cdef void table_close(TableState *table) noexcept nogil
+cdef int table_prepare(TableState *table, uint64_t first, uint64_t count) noexcept nogil
+cdef Entry *table_place(TableState *table, uint64_t index) noexcept nogil
+cdef void table_put(TableState *table, Entry *place, const Entry *entry) noexcept nogil
+cdef void table_clear(TableState *table, Entry *place) noexcept nogil
+cdef uint64_t table_index(const TableState *table, uint64_t number) noexcept nogil
+cdef uint64_t table_bytes(const TableState *table) noexcept nogil
+cdef int table_share(TableState *table) noexcept nogil
+cdef object table_fault(const TableState *table)
