@@ -65,6 +65,10 @@ cdef class Pointers:
     cdef readonly uint32_t runs  # how often results were forgotten
     cdef void _release_inputs(self) noexcept
     cdef void _release_outputs(self) noexcept
+    cdef int make_tables(self, uint32_t count, lengths, bint for_outputs) except -1
+    cdef void set_row(
+        self, uint32_t position, const uint8_t *data, uint32_t length, uint8_t *output
+    ) noexcept
     cdef int begin(self) except -1
     cdef void finish(self) noexcept
     cdef void sort(self) except *

@@ -340,6 +340,49 @@ cdef class Pointers:
         self.state.is_private = is_private
         return -1
 
+    cdef int make_tables(self, uint32_t count, lengths, bint for_outputs) except -1:
+        """Make room for the addresses of `count` inputs, and of outputs; `set_row` fills it.
+
+        `lengths` is a uint32 array of the inputs' lengths; None: each is a page. Who sets the addresses
+        sees to it that what they lead to stays.
+        """
+        self.refuse_under_way()
+        cdef const uint8_t **table = <const uint8_t **>bz_calloc(count + 1, sizeof(uint8_t *))
+        cdef uint8_t **outputs = <uint8_t **>bz_calloc(count + 1, sizeof(uint8_t *))
+        if table is NULL or outputs is NULL:
+            free(table)
+            free(outputs)
+            raise MemoryError("no memory for the addresses of a batch")
+        self._release_inputs()
+        self.input_owner = None
+        self.slens = lengths
+        self.state.input_table = table
+        self.state.inputs = NULL
+        self.state.input_pitch = 0
+        self.state.input_lengths = NULL if lengths is None else <uint32_t *>_address(lengths, True)
+        self.state.is_private = False
+        self.state.count = count
+        if not for_outputs:
+            free(outputs)
+            return 0
+        self._release_outputs()
+        self.state.output_table = outputs
+        self.output_owner = None
+        self.state.outputs = NULL
+        self.state.capacity = self.state.page_size
+        self.state.may_spoil = True
+        return 0
+
+    cdef void set_row(
+        self, uint32_t position, const uint8_t *data, uint32_t length, uint8_t *output
+    ) noexcept:
+        """Set the addresses of one input and, unless it is NULL, of its output."""
+        self.state.input_table[position] = data
+        if self.state.input_lengths is not NULL:
+            (<uint32_t *>self.state.input_lengths)[position] = length
+        if output is not NULL:
+            self.state.output_table[position] = output
+
     def refill(self, array, uint32_t most) -> int:
         """Take other pages, as many as an array (n, page_size) of single bytes has, up to `most`.
 

@@ -26,14 +26,12 @@ Locks: the caller's, the pool's mutex, around every call.
 """
 
 from libc.stdlib cimport free
-from libc.string cimport memmove, memset
+from libc.string cimport memmove
 
+from batchzip.core.memory cimport bz_calloc, bz_realloc
 from batchzip.core.table cimport BLOCK_BITS, COMPRESSED, RAW, Entry, table_index
 
 cdef extern from "native.h" nogil:
-    void *bz_malloc(size_t)
-    void *bz_calloc(size_t, size_t)
-    void *bz_realloc(void *, size_t)
     int64_t bz_coarse_ns()
 
 cdef enum:
@@ -44,13 +42,25 @@ cdef enum:
     LEAST = 1024  # candidates of a choice at the least
     AGES = 1 << 16
 
+cdef int64_t _shift_ns = 0
+
 cdef int64_t SECOND_NS = 1_000_000_000  # of an epoch at the most: the grain of what is idle
 cdef int64_t MOMENT_NS = 62_500_000  # between two epochs whose beginnings are noted
 
 
+def shift_clock(double seconds) -> None:
+    """Make it so many seconds later for all groups: for tests."""
+    global _shift_ns
+    _shift_ns += <int64_t>(seconds * 1e9)
+
+
+cdef inline int64_t _now() noexcept nogil:
+    return bz_coarse_ns() + _shift_ns
+
+
 cdef void lru_open(LruState *lru) noexcept nogil:
     """Begin with epoch 0, in zeroed memory."""
-    lru.until_ns = bz_coarse_ns() + SECOND_NS
+    lru.until_ns = _now() + SECOND_NS
     _note_moment(lru, lru.until_ns - SECOND_NS)
 
 
@@ -65,7 +75,7 @@ cdef void lru_close(LruState *lru) noexcept nogil:
 
 cdef uint16_t lru_use(LruState *lru, TableState *table, uint64_t count, uint64_t pages) noexcept nogil:
     """Note that `count` of `pages` pages are used. Return what their entries get as epoch."""
-    cdef int64_t now = bz_coarse_ns()
+    cdef int64_t now = _now()
     lru.used += count
     if lru.used > lru.quota or now >= lru.until_ns:
         lru.epoch += 1
@@ -197,7 +207,7 @@ cdef uint32_t lru_idle_age(const LruState *lru, int64_t idle_ns) noexcept nogil:
     cdef uint64_t after
     if idle_ns <= 0:
         return 0
-    latest = bz_coarse_ns() - idle_ns - SECOND_NS - MOMENT_NS
+    latest = _now() - idle_ns - SECOND_NS - MOMENT_NS
     while low < high:  # the first moment that is later
         middle = (low + high) // 2
         if lru.moments[middle].at_ns <= latest:

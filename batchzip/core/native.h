@@ -143,6 +143,13 @@ static inline int64_t bz_now_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* The same clock as of the last tick, some milliseconds ago: a quarter of the price. */
+static inline int64_t bz_coarse_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 static inline void bz_pause(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();

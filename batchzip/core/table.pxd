@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from batchzip.core.memory cimport SharedMemory
+from batchzip.core.memory cimport Memory
 
 cdef extern from "native.h" nogil:
     """
@@ -58,7 +58,7 @@ cdef struct TableState:
     int shift  # 64 − log2 of the number of slots
     uint64_t *header
     uint64_t own_header[HEADER_WORDS]
-    SharedMemory memory  # where entries and block_of are once the table is shared
+    Memory memory  # where entries and block_of are once the table is shared
 
 
 cdef inline int64_t table_row(const TableState *table, uint64_t block) noexcept nogil:
@@ -89,5 +89,6 @@ cdef void table_put(TableState *table, Entry *place, const Entry *entry) noexcep
 cdef void table_clear(TableState *table, Entry *place) noexcept nogil
 cdef uint64_t table_index(const TableState *table, uint64_t number) noexcept nogil
 cdef uint64_t table_bytes(const TableState *table) noexcept nogil
-cdef int table_share(TableState *table) noexcept nogil
+cdef int table_share(TableState *table, Memory *memory) noexcept nogil
+cdef int table_new_memory(Memory *memory) except -1
 cdef object table_fault(const TableState *table)

@@ -38,13 +38,8 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from batchzip.core.memory cimport (
-    memory_close, memory_create, memory_grow, memory_open_to_read, memory_reserve,
+    Memory, bz_calloc, bz_realloc, memory_close, memory_create, memory_grow, memory_reserve,
 )
-
-cdef extern from "native.h" nogil:
-    void *bz_malloc(size_t)
-    void *bz_calloc(size_t, size_t)
-    void *bz_realloc(void *, size_t)
 
 cdef enum:
     MOST_SHARED = 1 << 20  # rows of a shared table: 2 TiB of 4 KiB pages
@@ -52,6 +47,7 @@ cdef enum:
     DIRECTORY = PAGE
     ENTRIES = PAGE + 8 * MOST_SHARED
     FIRST_SLOTS_BITS = 3
+    FIRST_SHARED_BYTES = 1 << 30  # of address space, for entries
 
 cdef size_t BLOCK_BYTES = BLOCK * sizeof(Entry)
 
@@ -252,33 +248,29 @@ cdef int _reserve_shared(TableState *table, uint64_t room) noexcept nogil:
     )
 
 
-cdef int table_share(TableState *table) noexcept nogil:
-    """Move to shared memory, if that was not done before. Return 0, or −1: no memory."""
-    cdef SharedMemory memory
-    cdef uint64_t rows = max(<uint64_t>1, <uint64_t>table.room)
-    if table.memory.fd >= 0:
-        return 0
-    if rows > MOST_SHARED:
+cdef int table_new_memory(Memory *memory) except -1:
+    """Make memory for `table_share`. Raise OSError."""
+    return memory_create(memory, "batchzip-table", ENTRIES + FIRST_SHARED_BYTES, ENTRIES + PAGE)
+
+
+cdef int table_share(TableState *table, Memory *memory) noexcept nogil:
+    """Move to shared memory, which is the table's then. Return 0, or −1: no memory."""
+    cdef TableState moved = table[0]
+    cdef uint64_t rows = table.room
+    moved.memory = memory[0]
+    moved.room = 0
+    if memory_reserve(memory, 0, PAGE) < 0 or _reserve_shared(&moved, max(<uint64_t>1, rows)) < 0:
         return -1
-    if memory_create(&memory, "batchzip-table", ENTRIES + 2 * rows * BLOCK_BYTES) < 0:
-        return -1
-    if (
-        memory_reserve(&memory, 0, PAGE) < 0
-        or memory_reserve(&memory, DIRECTORY, 8 * rows) < 0
-        or memory_reserve(&memory, ENTRIES, rows * BLOCK_BYTES) < 0
-    ):
-        memory_close(&memory)
-        return -1
-    if table.room:
-        memcpy(memory.base + DIRECTORY, table.block_of, table.room * sizeof(int64_t))
-        memcpy(memory.base + ENTRIES, table.entries, table.room * BLOCK_BYTES)
-    memcpy(memory.base, table.header, sizeof(table.own_header))
+    if rows:
+        memcpy(moved.block_of, table.block_of, rows * sizeof(int64_t))
+        memcpy(moved.entries, table.entries, rows * BLOCK_BYTES)
+    memcpy(moved.header, table.header, sizeof(table.own_header))
     free(table.block_of)
     free(table.entries)
-    table.memory = memory
-    table.header = <uint64_t *>memory.base
-    table.block_of = <int64_t *>(memory.base + DIRECTORY)
-    table.entries = <Entry *>(memory.base + ENTRIES)
+    table.memory = moved.memory
+    table.header = moved.header
+    table.block_of = moved.block_of
+    table.entries = moved.entries
     return 0
 
 

@@ -1,0 +1,438 @@
+"""Folio: the pages of one call of `store`, on their way to entries that nobody sees yet.
+
+Kernel counterpart: zswap_store_pages with the batched zswap_compress.
+
+    pages ─▶ same-filled? ─▶ entry with the word
+                └─▶ compress(coders): here, page by page; or lend(batch) ─▶ lanes ─▶ absorb(batch)
+                        └─▶ does not shrink: the page itself
+    ─▶ checksum ─▶ publish(ledger): one step under the mutex (ledger.pyx)
+
+What is stored is checksummed from the same bytes that are copied to the pool: an output, or a private copy
+of a page that is kept raw. A page that its owner changes meanwhile is stored as some version of it, never
+as an entry that cannot be read.
+
+Same-filled pages: one word repeated. Zeroed memory is often a quarter of a process. Only the word is kept. The
+first and the last word are compared before the rest: nearly all other pages fail that.
+
+Outputs of `compress` follow one another in the folio's own buffer. A folio is used again, as the kernel's
+per-CPU buffers are, so what it touches stays in the cache.
+
+A folio belongs to one thread at a time.
+"""
+
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EBADF, ENOSPC
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+from batchzip.core.batch cimport Pointers
+from batchzip.core.coder cimport (
+    ABORT, COMPRESS, Coder, Coders, CoderState, Tally, compress_page, raise_callback_error,
+)
+from batchzip.core.gather cimport checksum_of
+from batchzip.core.ledger cimport Ledger, ledger_publish
+from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
+from batchzip.core.table cimport COMPRESSED, RAW, SAME_FILLED, Entry
+from batchzip.core.zones cimport Reservation
+
+cdef extern from "native.h" nogil:
+    void bz_count(uint64_t *, uint64_t)
+    int64_t bz_now_ns()
+
+cdef enum:
+    MOMENT_NS = 50_000_000  # between two looks at signals
+    PENDING = 255  # kind of an entry whose page is still to be compressed
+
+cdef uint64_t MIX = 0x9E3779B97F4A7C15  # 2⁶⁴ divided by the golden ratio: see check_word
+
+
+cdef inline uint32_t check_word(uint64_t word) noexcept nogil:
+    """Return a checksum of one word: one half of an entry does not pass for another's."""
+    return <uint32_t>(word * MIX >> 32)
+
+
+cdef inline bint is_same_filled(const uint8_t *page, size_t size) noexcept nogil:
+    cdef const uint64_t *words = <const uint64_t *>page
+    cdef uint64_t word = words[0]
+    cdef size_t at, count = size // 8
+    if words[count - 1] != word:
+        return False
+    for at in range(1, count):
+        if words[at] != word:
+            return False
+    return True
+
+
+cdef inline const uint8_t *_page(const FolioState *folio, uint32_t number) noexcept nogil:
+    if folio.table is NULL:
+        return folio.pages + number * folio.page_size
+    return folio.table[number]
+
+
+cdef inline void _note_word(Entry *entry, uint64_t word) noexcept nogil:
+    entry.value = word
+    entry.kind = SAME_FILLED
+    entry.checksum = check_word(word)
+
+
+cdef void _note_object(
+    FolioState *folio, uint32_t page, const uint8_t *data, uint32_t length, uint8_t codec
+) noexcept nogil:
+    """Note what is stored of a page; codec 0: the page itself."""
+    cdef Entry *entry = &folio.new.entries[page]
+    cdef uint32_t number = folio.new.object_count
+    entry.kind = COMPRESSED if codec else RAW
+    entry.codec = codec
+    entry.checksum = checksum_of(data, length, codec)
+    folio.new.data[number] = data
+    folio.new.lengths[number] = length
+    folio.pages_of[number] = page
+    folio.new.object_count = number + 1
+
+
+cdef void _note_raw(FolioState *folio, uint32_t page, const uint8_t *source) noexcept nogil:
+    """Keep a page as it is, in a private copy."""
+    cdef uint8_t *room = folio.outputs + folio.output_used
+    memcpy(room, source, folio.page_size)
+    folio.output_used += folio.page_size
+    _note_object(folio, page, room, <uint32_t>folio.page_size, 0)
+
+
+cdef void _note_error(FolioState *folio, uint32_t page, int32_t code) noexcept nogil:
+    folio.errors[page] = code
+    folio.failed += 1
+
+
+cdef int64_t _compress(
+    FolioState *folio, uint32_t done, CoderState *coder, uint8_t number, bint keep_poor,
+    bint keep_failed,
+) noexcept nogil:
+    """Do pages from `done` on, for a moment. Return the next one, or ABORT."""
+    cdef size_t size = folio.page_size
+    cdef Tally *tally = &coder.tallies[COMPRESS]
+    cdef int64_t length, now = bz_now_ns(), started = now
+    cdef uint64_t pages = 0, bytes_out = 0
+    cdef uint8_t *room
+    while done < folio.new.count:
+        # A version that nobody changes: what is tested is what is stored.
+        memcpy(coder.page, _page(folio, done), size)
+        if is_same_filled(coder.page, size):
+            _note_word(&folio.new.entries[done], (<const uint64_t *>coder.page)[0])
+        else:
+            room = folio.outputs + folio.output_used
+            length = compress_page(
+                coder, coder.page, True, room, folio.output_room - folio.output_used
+            )
+            if length == ABORT:
+                return ABORT
+            pages += 1
+            if 0 < length < <int64_t>size:
+                bytes_out += length
+                folio.output_used += length
+                _note_object(folio, done, room, <uint32_t>length, number)
+            elif keep_failed or (keep_poor and (length > 0 or length == -ENOSPC)):
+                _note_raw(folio, done, coder.page)
+            else:
+                _note_error(folio, done, -ENOSPC if length > 0 else <int32_t>length)
+        done += 1
+        if pages % 16 == 15:
+            now = bz_now_ns()
+            if now - started > MOMENT_NS:
+                break
+    bz_count(&tally.pages, pages)
+    bz_count(&tally.bytes_in, pages * size)
+    bz_count(&tally.bytes_out, bytes_out)
+    bz_count(&tally.busy_ns, bz_now_ns() - started)
+    return done
+
+
+cdef void _sort_out(FolioState *folio) noexcept nogil:
+    """Find the same-filled pages; the others are pending."""
+    cdef uint32_t number
+    cdef const uint8_t *page
+    cdef uint64_t word
+    for number in range(folio.new.count):
+        page = _page(folio, number)
+        word = (<const uint64_t *>page)[0]
+        # The word is one reading; what a page becomes while it is looked at is not its business.
+        if is_same_filled(page, folio.page_size):
+            _note_word(&folio.new.entries[number], word)
+        else:
+            folio.new.entries[number].kind = PENDING
+
+
+cdef class Folio:
+    """Room for a folio of pages of one size; used again and again."""
+
+    def __init__(self, size_t page_size):
+        self.state.page_size = page_size
+
+    def __dealloc__(self):
+        self.drop_pages()
+        free(self.state.new.entries)
+        free(self.state.new.data)
+        free(self.state.new.lengths)
+        free(self.state.new.values)
+        free(self.state.pages_of)
+        free(self.state.errors)
+        free(self.state.outputs)
+
+    def __len__(self) -> int:
+        return self.state.new.count
+
+    cdef void drop_pages(self) noexcept:
+        cdef Py_ssize_t at
+        for at in range(self.view_count):
+            PyBuffer_Release(&self.views[at])
+        free(self.views)
+        free(<void *>self.state.table)
+        self.views = NULL
+        self.view_count = 0
+        self.state.table = NULL
+        self.state.pages = NULL
+        self.state.new.count = 0
+        self.state.new.object_count = 0
+        self.owner = None
+        self.lent = []
+
+    def clear(self) -> None:
+        """Let go of the pages, and of what was made of them."""
+        self.drop_pages()
+
+    cdef int make_room(self, size_t count) except -1:
+        """Have arrays for so many pages, with nothing in them."""
+        cdef FolioState *state = &self.state
+        cdef void *grown
+        if count > state.room:
+            grown = bz_realloc(state.new.entries, count * sizeof(Entry))
+            if grown is not NULL:
+                state.new.entries = <Entry *>grown
+                grown = bz_realloc(state.new.data, count * sizeof(uint8_t *))
+            if grown is not NULL:
+                state.new.data = <const uint8_t **>grown
+                grown = bz_realloc(state.new.lengths, count * sizeof(uint32_t))
+            if grown is not NULL:
+                state.new.lengths = <uint32_t *>grown
+                grown = bz_realloc(state.new.values, count * sizeof(uint64_t))
+            if grown is not NULL:
+                state.new.values = <uint64_t *>grown
+                grown = bz_realloc(state.pages_of, count * sizeof(uint32_t))
+            if grown is not NULL:
+                state.pages_of = <uint32_t *>grown
+                grown = bz_realloc(state.errors, count * sizeof(int32_t))
+            if grown is NULL:
+                raise MemoryError("no memory for a folio")
+            state.errors = <int32_t *>grown
+            state.room = <uint32_t>count
+        memset(state.new.entries, 0, count * sizeof(Entry))
+        memset(state.errors, 0, count * sizeof(int32_t))
+        state.failed = 0
+        state.output_used = 0
+        state.new.count = <uint32_t>count
+        state.new.object_count = 0
+        return 0
+
+    cdef int make_outputs(self, size_t size) except -1:
+        cdef void *grown
+        if size > self.state.output_room:
+            free(self.state.outputs)
+            self.state.output_room = 0
+            grown = bz_malloc(size)
+            self.state.outputs = <uint8_t *>grown
+            if grown is NULL:
+                raise MemoryError("no memory for the outputs of a folio")
+            self.state.output_room = size
+        return 0
+
+    def take_matrix(self, pages) -> None:
+        """Take the pages of a C-contiguous array (n, page_size) of bytes, which was checked."""
+        cdef Py_buffer view
+        self.drop_pages()
+        PyObject_GetBuffer(pages, &view, PyBUF_C_CONTIGUOUS)
+        self.owner = pages
+        self.state.pages = <const uint8_t *>view.buf
+        PyBuffer_Release(&view)
+        self.make_room(view.len // self.state.page_size)
+
+    def take_list(self, list pages) -> int:
+        """Take a page from each buffer. Return −1, or the number of the first that is not a page's bytes."""
+        cdef Py_ssize_t count = len(pages), at
+        self.drop_pages()
+        self.make_room(count)
+        self.views = <Py_buffer *>bz_calloc(count, sizeof(Py_buffer))
+        self.state.table = <const uint8_t **>bz_calloc(count, sizeof(uint8_t *))
+        if self.views is NULL or self.state.table is NULL:
+            raise MemoryError("no memory for the addresses of a folio")
+        for at in range(count):
+            try:
+                PyObject_GetBuffer(pages[at], &self.views[at], PyBUF_SIMPLE)
+            except (TypeError, ValueError, BufferError):
+                return at
+            self.view_count = at + 1
+            if <size_t>self.views[at].len != self.state.page_size:
+                return at
+            self.state.table[at] = <const uint8_t *>self.views[at].buf
+        return -1
+
+    # Compressing.
+
+    def compress(
+        self, Coders coders not None, uint8_t number, *, bint keep_poor, bint keep_failed
+    ) -> int:
+        """Compress the pages in this thread. Return how many cannot be kept: see `errors`.
+
+        `number` is the codec's. `keep_poor` keeps pages that do not shrink as they are, `keep_failed` all
+        that a codec does not do. Signal handlers run now and then; what they raise ends it.
+        """
+        cdef FolioState *state = &self.state
+        cdef Coder coder
+        cdef int64_t done = 0
+        self.make_outputs((state.new.count + 1) * state.page_size + state.page_size // 128 + 1024)
+        coder = coders.take()
+        try:
+            while done < state.new.count:
+                with nogil:
+                    done = _compress(
+                        state, <uint32_t>done, &coder.state, number, keep_poor, keep_failed
+                    )
+                if done == ABORT:
+                    raise_callback_error(&coder.state)
+                if done < state.new.count:
+                    PyErr_CheckSignals()
+        finally:
+            coders.give(coder)
+        if state.failed:
+            coders.add_errors([code for code in self.errors() if code])
+        coders.add_batch(COMPRESS)
+        return state.failed
+
+    def sort_out(self) -> int:
+        """Find the same-filled pages. Return how many others there are, which `lend` gives to batches."""
+        cdef uint32_t number, pending = 0
+        with nogil:
+            _sort_out(&self.state)
+            for number in range(self.state.new.count):
+                pending += self.state.new.entries[number].kind == PENDING
+        self.make_outputs(0)
+        return pending
+
+    def lend(self, uint32_t first, uint32_t most, Pointers pointers not None) -> list[int]:
+        """Have a batch's pointers lead to up to `most` pending pages from `first` on. Return which pages."""
+        cdef uint32_t number, position
+        pages = []
+        for number in range(first, self.state.new.count):
+            if len(pages) == most:
+                break
+            if self.state.new.entries[number].kind == PENDING:
+                pages.append(number)
+        pointers.make_tables(len(pages), None, False)
+        for position, number in enumerate(pages):
+            pointers.set_row(position, _page(&self.state, number), 0, NULL)
+        return pages
+
+    def page(self, uint32_t number) -> bytes:
+        """Return one page."""
+        return PyBytes_FromStringAndSize(
+            <const char *>_page(&self.state, number), self.state.page_size
+        )
+
+    def absorb(
+        self, list pages, batch, Pointers pointers not None, uint8_t number, *, bint keep_poor,
+        bint keep_failed,
+    ) -> int:
+        """Take the outputs of pages that were lent; `batch` keeps them until `clear`.
+
+        Return how many pages cannot be kept so far.
+        """
+        cdef FolioState *state = &self.state
+        cdef uint32_t position, raw = 0, count = len(pages)
+        cdef uint32_t *which = <uint32_t *>bz_calloc(count + 1, sizeof(uint32_t))
+        if which is NULL:
+            raise MemoryError("no memory for a folio")
+        try:
+            for position in range(count):
+                which[position] = pages[position]
+                raw += (
+                    pointers.state.errors[position] != 0
+                    or pointers.state.dlens[position] >= state.page_size
+                )
+            if raw:
+                self.make_raw_room(raw)
+            self.lent.append(batch)
+            with nogil:
+                for position in range(count):
+                    _absorb(state, pointers, which[position], position, number, keep_poor, keep_failed)
+        finally:
+            free(which)
+        return state.failed
+
+    cdef int make_raw_room(self, uint32_t raw) except -1:
+        """Have room for private copies of so many more pages, where those there are stay."""
+        cdef FolioState *state = &self.state
+        cdef bytes room
+        if state.output_used + raw * state.page_size <= state.output_room:
+            return 0
+        if state.output_used == 0:
+            return self.make_outputs(raw * state.page_size)
+        # Objects noted already point into the buffer: it is kept, and another one is used from here on.
+        self.lent.append(PyBytes_FromStringAndSize(<const char *>state.outputs, 0))
+        raise MemoryError("no memory for private copies of pages")
+
+    def errors(self) -> list[int]:
+        """Return the negative errno of each page that cannot be kept; 0 for the others."""
+        cdef uint32_t number
+        return [self.state.errors[number] for number in range(self.state.new.count)]
+
+    # Publishing.
+
+    def objects(self) -> list[bytes]:
+        """Return what is to be stored in the pool or in the backing file."""
+        cdef uint32_t number
+        return [
+            PyBytes_FromStringAndSize(
+                <const char *>self.state.new.data[number], self.state.new.lengths[number]
+            )
+            for number in range(self.state.new.object_count)
+        ]
+
+    def publish(self, Ledger ledger not None, uint64_t first, Reservation where=None) -> int:
+        """Enter the folio at `first` and on, in the pool, or `where` its objects lie in the backing file.
+
+        What the indices held goes. Return 0; or −ENOMEM or −ENOSPC (the pool's limit), and then the
+        indices hold nothing.
+        """
+        cdef uint32_t number
+        cdef int code
+        ledger.refuse()
+        if where is not None:
+            for number in range(self.state.new.object_count):
+                self.state.new.values[number] = where.positions[number]
+        with nogil:
+            code = ledger_publish(&ledger.state, first, &self.state.new, where is not None)
+        if code == -EBADF:
+            ledger.refuse()
+        if code == 0 and where is not None:
+            where.commit()
+        return code
+
+
+cdef void _absorb(
+    FolioState *folio, Pointers pointers, uint32_t page, uint32_t position, uint8_t number,
+    bint keep_poor, bint keep_failed,
+) noexcept nogil:
+    cdef int32_t code = pointers.state.errors[position]
+    cdef uint32_t length = pointers.state.dlens[position]
+    if code == 0 and length < folio.page_size:
+        _note_object(
+            folio, page, pointers.state.outputs + position * pointers.state.output_pitch, length,
+            number,
+        )
+    elif keep_failed or (keep_poor and (code == 0 or code == -ENOSPC)):
+        _note_raw(folio, page, _page(folio, page))
+    else:
+        _note_error(folio, page, code if code else -ENOSPC)

@@ -1,0 +1,29 @@
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from batchzip.core.coder cimport CoderState
+from batchzip.core.ledger cimport Ledger, LedgerState
+from batchzip.core.table cimport Entry
+
+cdef enum Outcome:  # of a row, beside negative errnos
+    RESTORED
+    PENDING
+
+cdef struct Row:
+    uint64_t index
+    Entry entry
+    const uint8_t *data  # what is stored; NULL: it is in the backing file, or nothing is stored
+    uint32_t length
+    int32_t outcome
+
+cdef uint32_t checksum_of(const uint8_t *data, size_t length, uint8_t codec) noexcept nogil
+
+
+cdef class Gathered:
+    cdef readonly Ledger ledger
+    cdef Row *rows
+    cdef readonly uint32_t count
+    cdef uint8_t *copies
+    cdef list given  # what `supply` was given
+    cdef uint64_t reused
+    cdef int make_rows(self, size_t count) except -1
+    cdef int64_t _exchange(self, uint32_t row, bytes output, uint8_t number)

@@ -1,0 +1,61 @@
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from batchzip.core.lru cimport LruState
+from batchzip.core.pool cimport Allocator, PoolState
+from batchzip.core.table cimport KINDS, Entry, TableState
+from batchzip.core.zones cimport Zones, ZonesState
+
+cdef enum:
+    MOST_CODECS = 256
+
+cdef struct ObjectsState:  # what the ledgers of a store share
+    PoolState *pool
+    ZonesState *zones  # NULL: there is no backing file
+    uint64_t entries_of[MOST_CODECS]  # entries by the number of their codec
+    uint64_t reused  # numbers that were given to another codec
+
+cdef struct LedgerState:
+    ObjectsState *objects
+    TableState table
+    LruState lru
+    uint64_t gauges[KINDS]  # entries by kind
+    uint64_t pages
+    uint64_t pool_bytes  # of this group's objects
+    uint64_t page_stores
+    uint64_t page_loads
+    bint closed
+
+cdef struct Prepared:  # a folio that is about to be published
+    uint32_t count
+    Entry *entries  # without the values of objects
+    uint32_t object_count
+    const uint8_t **data  # by object: what is stored
+    uint32_t *lengths
+    uint64_t *values  # room for handles, or positions in the backing file
+
+cdef int ledger_publish(
+    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file
+) noexcept nogil
+cdef void ledger_forget(LedgerState *ledger, const Entry *entry) noexcept nogil
+cdef void ledger_count(LedgerState *ledger, const Entry *entry, uint32_t length) noexcept nogil
+cdef void ledger_remove(LedgerState *ledger, Entry *entry) noexcept nogil
+
+
+cdef class Objects:
+    cdef ObjectsState state
+    cdef readonly Allocator allocator
+    cdef readonly Zones zones
+    cdef readonly size_t page_size
+    cdef list codecs  # by number
+    cdef list coders
+    cdef uint32_t holds[MOST_CODECS]
+    cdef readonly uint64_t given
+    cdef readonly int current
+
+
+cdef class Ledger:
+    cdef LedgerState state
+    cdef readonly Objects objects
+    cdef object name
+    cdef uint64_t events[7]
+    cdef int refuse(self) except -1

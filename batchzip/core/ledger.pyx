@@ -1,0 +1,541 @@
+"""Ledger: which entries of a group are published, and that every object belongs to exactly one of them.
+
+An object is what an entry refers to: in the pool, or in the backing file. Its entry and its memory come and
+go in the same step, under the pool's mutex and without the interpreter, so nothing can come between them.
+
+    publish(index, folio)      old entries and their objects out ─▶ room ─▶ objects copied ─▶ entries in
+    erase(index, count)        entries and their objects out
+    gather(indices)            copies of entries and of what they refer to (gather.pyx)
+    to_file, to_pool           new objects in the place of those that are still the ones gathered
+
+A folio is prepared without a lock (folio.pyx). If there is no room for it, its indices hold nothing: what
+they held is stale, because the caller has newer data than the store.
+
+Gathered entries are how pages move while others use the store: writeback and recompression work on copies
+without the lock, and what was stored anew meanwhile stays (CVE-2023-53178 was a writeback that did not look
+again).
+
+Rejected: publishing first and freeing afterwards. What an interrupt left in between had to be found and
+repaired, and a store that replaces pages would need room for both.
+
+Invariants
+* gauges[kind] is the number of entries of that kind, pool_bytes the sum of their lengths in the pool.
+* entries_of[number] is the number of entries of that codec in all ledgers of the store.
+* Every live object stands in one entry, or belongs to a reservation of the backing file.
+
+    field                          writer
+    tables, gauges, traffic        whoever holds the pool's mutex
+    events, codecs, holds          whoever holds the GIL, within one call
+
+Lock order: the pool's mutex, then that of the zones. The GIL is never taken while one of them is held.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport EBADF, ENOMEM
+from libc.stdlib cimport free
+from libc.string cimport memcpy
+
+from batchzip.core.lru cimport lru_age, lru_close, lru_coldest, lru_idle_age, lru_open, lru_use
+from batchzip.core.memory cimport Memory, bz_malloc, memory_close
+from batchzip.core.pool cimport (
+    pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_unlock,
+)
+from batchzip.core.table cimport (
+    ABSENT, BACKED, BLOCK, BLOCK_BITS, CODECS, COMPRESSED, RAW, SAME_FILLED, table_bytes, table_clear,
+    table_close, table_fault, table_find, table_index, table_new_memory, table_open, table_place,
+    table_prepare, table_put, table_row, table_share,
+)
+from batchzip.core.zones cimport position_length, position_offset, zones_free
+
+from batchzip.errors import BadArgument, ClosedError
+
+EVENTS = (
+    "pool_limit_hit",
+    "reject_alloc_fail",
+    "reject_compress_poor",
+    "reject_compress_fail",
+    "reject_reclaim_fail",
+    "decompress_fail",
+    "written_back_pages",
+)
+"""Names of the counters that only grow."""
+
+
+# Steps; the pool's mutex is held by the caller, but for `ledger_publish`.
+
+cdef inline bint _in_pool(const Entry *entry) noexcept nogil:
+    return entry.kind == COMPRESSED or entry.kind == RAW
+
+
+cdef void ledger_forget(LedgerState *ledger, const Entry *entry) noexcept nogil:
+    """Free what an entry refers to, and take it off the gauges."""
+    ledger.gauges[entry.kind] -= 1
+    ledger.objects.entries_of[entry.codec] -= 1
+    if _in_pool(entry):
+        ledger.pool_bytes -= pool_free(ledger.objects.pool, entry.value)
+    elif entry.kind == BACKED:
+        zones_free(ledger.objects.zones, &entry.value, 1)
+
+
+cdef void ledger_count(LedgerState *ledger, const Entry *entry, uint32_t length) noexcept nogil:
+    ledger.gauges[entry.kind] += 1
+    ledger.objects.entries_of[entry.codec] += 1
+    if _in_pool(entry):
+        ledger.pool_bytes += length
+
+
+cdef void ledger_remove(LedgerState *ledger, Entry *entry) noexcept nogil:
+    """Take an entry out that is not ABSENT, and free what it refers to."""
+    ledger_forget(ledger, entry)
+    ledger.pages -= 1
+    table_clear(&ledger.table, entry)
+
+
+cdef uint64_t _erase(LedgerState *ledger, uint64_t first, uint64_t count) noexcept nogil:
+    """Take out what these indices hold. Return the number of pages that were there."""
+    cdef TableState *table = &ledger.table
+    cdef uint64_t last = first + count - 1, block, row, before = ledger.pages
+    if ledger.pages == 0:
+        return 0
+    if (last >> BLOCK_BITS) - (first >> BLOCK_BITS) < table.room:
+        for block in range(first >> BLOCK_BITS, (last >> BLOCK_BITS) + 1):
+            _erase_in_row(ledger, table_row(table, block), first, last)
+    else:
+        for row in range(table.room):
+            if table.live[row]:
+                _erase_in_row(ledger, row, first, last)
+    return before - ledger.pages
+
+
+cdef void _erase_in_row(LedgerState *ledger, int64_t row, uint64_t first, uint64_t last) noexcept nogil:
+    cdef uint64_t start, index
+    cdef Entry *entry
+    if row < 0:
+        return
+    start = <uint64_t>ledger.table.block_of[row] << BLOCK_BITS
+    for index in range(max(first, start), min(last, start + BLOCK - 1) + 1):
+        entry = &ledger.table.entries[(<uint64_t>row << BLOCK_BITS) + (index - start)]
+        if entry.kind != ABSENT:
+            ledger_remove(ledger, entry)
+
+
+cdef int ledger_publish(
+    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file
+) noexcept nogil:
+    """Enter a folio, whole, in the place of whatever its indices hold.
+
+    Return 0; or −ENOMEM, −ENOSPC (the pool's limit) or −EBADF (closed), and then they hold nothing.
+    """
+    cdef ObjectsState *objects = ledger.objects
+    cdef uint32_t row, number = 0, length
+    cdef uint16_t stamp
+    cdef Entry entry
+    cdef uint8_t *room
+    cdef int code = 0
+    pool_lock(objects.pool)
+    if ledger.closed:
+        pool_unlock(objects.pool)
+        return -EBADF
+    _erase(ledger, first, folio.count)
+    if table_prepare(&ledger.table, first, folio.count) < 0:
+        code = -ENOMEM
+    elif not in_file:
+        code = pool_allocate(objects.pool, folio.object_count, folio.lengths, folio.values)
+    if code == 0:
+        ledger.pages += folio.count
+        ledger.page_stores += folio.count
+        stamp = lru_use(&ledger.lru, &ledger.table, folio.count, ledger.pages)
+        for row in range(folio.count):
+            entry = folio.entries[row]
+            length = 0
+            if entry.kind != SAME_FILLED:
+                entry.value = folio.values[number]
+                if in_file:
+                    entry.kind = BACKED
+                else:
+                    room = pool_bytes(objects.pool, entry.value, &length)
+                    memcpy(room, folio.data[number], length)
+                number += 1
+            entry.epoch = stamp
+            ledger_count(ledger, &entry, length)
+            table_put(&ledger.table, table_place(&ledger.table, first + row), &entry)
+    pool_settle(objects.pool)
+    pool_unlock(objects.pool)
+    return code
+
+
+cdef class Objects:
+    """Where the objects of a store's groups are, and which codecs made them.
+
+    Each entry has the number of its codec: how it is read is told by the entry, never by a current
+    setting. Number 0 is no codec: the stored bytes are the page. Kernel counterpart: a zswap pool for each
+    compressor, where old entries stay in theirs until it drains.
+    """
+
+    def __init__(self, Allocator allocator not None, Zones zones, size_t page_size):
+        self.allocator = allocator
+        self.zones = zones
+        self.page_size = page_size
+        self.state.pool = &allocator.state
+        self.state.zones = NULL if zones is None else &zones.state
+        self.codecs = [None]
+        self.coders = [None]
+
+    # Codecs by number.
+
+    def codec(self, int number):
+        """Return the codec that has a number."""
+        return self.codecs[number]
+
+    @property
+    def reused(self) -> int:
+        """How many numbers were given to another codec."""
+        return self.state.reused
+
+    def numbered(self) -> list:
+        """Return the codecs by number; None at 0."""
+        return list(self.codecs)
+
+    def hold(self, int number, codec) -> bool:
+        """Keep a number from being given to another codec until `let_go`. False: it has been already."""
+        if self.codecs[number] is not codec:
+            return False
+        self.holds[number] += 1
+        return True
+
+    def let_go(self, int number) -> None:
+        """End one `hold`."""
+        self.holds[number] -= 1
+
+    def add_codec(self, codec) -> int:
+        """Give a codec a number that nobody has, and hold it. Raise BadArgument if there is none left."""
+        cdef int number
+        if len(self.codecs) < MOST_CODECS:
+            self.codecs.append(codec)
+            self.coders.append(None)
+            number = len(self.codecs) - 1
+            self.holds[number] += 1
+        else:
+            number = self._unused_number()
+            self.codecs[number] = codec
+            self.coders[number] = None
+        self.given += 1
+        return number
+
+    cdef int _unused_number(self) except -1:
+        cdef int number, found = 0
+        with nogil:
+            pool_lock(self.state.pool)
+            for number in range(1, MOST_CODECS):
+                if not self.holds[number] and not self.state.entries_of[number]:
+                    found = number
+                    self.holds[number] += 1  # the caller's: nobody else finds it from now on
+                    self.state.reused += 1
+                    break
+            pool_unlock(self.state.pool)
+        if not found:
+            raise BadArgument(
+                f"a store holds pages of at most {MOST_CODECS - 1} codecs at a time"
+            )
+        return found
+
+    def set_coders(self, int number, coders, *, bint current=False) -> None:
+        """Say what restores pages of a number here; None: they are not restored in this process.
+
+        `current` says that most pages have this number from now on.
+        """
+        self.coders[number] = coders
+        if current:
+            self.current = number
+
+    def coders_of(self, int number):
+        """Return what `set_coders` was given."""
+        return self.coders[number]
+
+
+cdef class Ledger:
+    """The entries of one group. Threads may share it; a call is one step to the others.
+
+    Raises ClosedError after `close`, and ForkedProcess in a forked child.
+    """
+
+    def __cinit__(self, Objects objects not None, name):
+        self.objects = objects
+        self.name = name
+        self.state.objects = &objects.state
+        table_open(&self.state.table)
+        lru_open(&self.state.lru)
+
+    def __dealloc__(self):
+        if self.objects is None:
+            return
+        # Only what its group did not close; the pool may be closed, or another process's.
+        table_close(&self.state.table)
+        lru_close(&self.state.lru)
+
+    cdef int refuse(self) except -1:
+        if self.state.closed:
+            raise ClosedError(f"this {self.name} is closed")
+        return self.objects.allocator.refuse()
+
+    # Changes.
+
+    def erase(self, uint64_t first, uint64_t count) -> int:
+        """Take out whatever these indices hold and free it. Return the number of pages that were there."""
+        cdef uint64_t gone
+        self.refuse()
+        with nogil:
+            pool_lock(self.state.objects.pool)
+            gone = _erase(&self.state, first, count)
+            pool_settle(self.state.objects.pool)
+            pool_unlock(self.state.objects.pool)
+        return gone
+
+    def close(self) -> int:
+        """Free every page, and the tables. Return the number of pages that were there."""
+        cdef uint64_t gone, row, number
+        cdef Entry *entry
+        if self.state.closed:
+            return 0
+        self.objects.allocator.refuse()
+        with nogil:
+            pool_lock(self.state.objects.pool)
+            gone = self.state.pages
+            for row in range(self.state.table.room):
+                if not self.state.table.live[row]:
+                    continue
+                for number in range(row << BLOCK_BITS, (row + 1) << BLOCK_BITS):
+                    entry = &self.state.table.entries[number]
+                    if entry.kind != ABSENT:
+                        ledger_forget(&self.state, entry)
+            self.state.closed = True
+            self.state.pages = 0
+            table_close(&self.state.table)
+            lru_close(&self.state.lru)
+            pool_settle(self.state.objects.pool)
+            pool_unlock(self.state.objects.pool)
+        return gone
+
+    def count_event(self, str name, uint64_t more=1) -> None:
+        """Add to one of EVENTS."""
+        self.events[EVENTS.index(name)] += more
+
+    # Looking.
+
+    def __len__(self) -> int:
+        return self.state.pages
+
+    def kind(self, uint64_t index) -> int:
+        """Return the kind of an index: Kind.ABSENT if nothing is stored there."""
+        cdef Entry *entry
+        cdef int kind = ABSENT
+        self.refuse()
+        with nogil:
+            pool_lock(self.state.objects.pool)
+            entry = table_find(&self.state.table, index)
+            if entry is not NULL:
+                kind = entry.kind
+            pool_unlock(self.state.objects.pool)
+        return kind
+
+    def figures(self) -> dict[str, int]:
+        """Return EVENTS, entries by kind, pages, traffic and bytes, all of one moment."""
+        cdef LedgerState *state = &self.state
+        cdef uint64_t gauges[KINDS]
+        cdef uint64_t pages, pool_bytes, stores, loads, tables
+        with nogil:
+            pool_lock(state.objects.pool)
+            memcpy(gauges, state.gauges, sizeof(gauges))
+            pages, pool_bytes = state.pages, state.pool_bytes
+            stores, loads = state.page_stores, state.page_loads
+            tables = table_bytes(&state.table)
+            pool_unlock(state.objects.pool)
+        found = {name: self.events[number] for number, name in enumerate(EVENTS)}
+        found.update(
+            pages=pages, pool_bytes=pool_bytes, page_stores=stores, page_loads=loads,
+            table_bytes=tables, compressed=gauges[COMPRESSED], raw=gauges[RAW],
+            same_filled=gauges[SAME_FILLED], backed=gauges[BACKED],
+        )
+        return found
+
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes of this group's objects in the pool."""
+        return self.state.pool_bytes
+
+    def backed_bytes(self) -> int:
+        """Return the bytes of this group's objects in the backing file; looks at every entry."""
+        cdef uint64_t number, total = 0
+        cdef const Entry *entry
+        self.refuse()
+        with nogil:
+            pool_lock(self.state.objects.pool)
+            for number in range(<uint64_t>self.state.table.room << BLOCK_BITS):
+                entry = &self.state.table.entries[number]
+                if entry.kind == BACKED:
+                    total += position_length(entry.value)
+            pool_unlock(self.state.objects.pool)
+        return total
+
+    # Choosing; each returns indices as the bytes of uint64s.
+
+    def coldest(self, uint64_t count) -> bytes:
+        """Return up to `count` pages in the pool, that of the longest unused one first.
+
+        Each is given out once, until a new choice has to be made.
+        """
+        cdef int64_t found
+        cdef bytes indices = PyBytes_FromStringAndSize(NULL, min(count, self.state.pages) * 8)
+        cdef uint64_t room = len(indices) // 8
+        cdef uint64_t *start = <uint64_t *>PyBytes_AS_STRING(indices)
+        self.refuse()
+        if not room:
+            return b""
+        with nogil:
+            pool_lock(self.state.objects.pool)
+            found = lru_coldest(&self.state.lru, &self.state.table, room, start)
+            pool_unlock(self.state.objects.pool)
+        if found < 0:
+            raise MemoryError("no memory to choose the coldest pages")
+        return indices[: found * 8]
+
+    def choose(
+        self, kinds, *, double idle_s=0, int not_codec=-1, uint32_t min_length=0, bytes zones=None
+    ) -> bytes:
+        """Return the pages of these kinds, in the order of rows.
+
+        Only those unused for `idle_s` seconds, of another codec than the number `not_codec`, of
+        `min_length` bytes in the pool; or, of the backing file, those in a zone whose byte of `zones`
+        is not 0.
+        """
+        cdef uint32_t wanted = 0, least_age
+        cdef uint64_t found = 0, room
+        cdef uint64_t *indices
+        for kind in kinds:
+            wanted |= 1 << <int>kind
+        self.refuse()
+        cdef const uint8_t *marks = NULL
+        cdef uint64_t mark_count = 0
+        if zones is not None:
+            marks, mark_count = <const uint8_t *>PyBytes_AS_STRING(zones), len(zones)
+        with nogil:
+            pool_lock(self.state.objects.pool)
+            room = self.state.pages
+            indices = <uint64_t *>bz_malloc(room * 8 + 8)
+            if indices is not NULL:
+                least_age = lru_idle_age(&self.state.lru, <int64_t>(idle_s * 1e9))
+                found = _choose(
+                    &self.state, wanted, least_age, not_codec, min_length, marks, mark_count, indices
+                )
+            pool_unlock(self.state.objects.pool)
+        if indices is NULL:
+            raise MemoryError("no memory to choose pages")
+        try:
+            return PyBytes_FromStringAndSize(<const char *>indices, found * 8)
+        finally:
+            free(indices)
+
+    # Sharing with other processes.
+
+    def share(self) -> int:
+        """Move the table to shared memory. Return its descriptor, which stays the ledger's."""
+        cdef Memory memory
+        cdef int code
+        self.refuse()
+        if self.state.table.memory.fd >= 0:
+            return self.state.table.memory.fd
+        table_new_memory(&memory)
+        with nogil:
+            pool_lock(self.state.objects.pool)
+            code = -1
+            if self.state.table.memory.fd < 0 and not self.state.closed:
+                code = table_share(&self.state.table, &memory)
+            pool_unlock(self.state.objects.pool)
+        if code < 0:
+            memory_close(&memory)
+            self.refuse()
+            if self.state.table.memory.fd < 0:
+                raise MemoryError("no memory for a table that others can read")
+        self.note_codecs()
+        return self.state.table.memory.fd
+
+    def note_codecs(self) -> None:
+        """Tell readers how many numbers of codecs were given out."""
+        cdef uint64_t given = self.objects.given
+        with nogil:
+            pool_lock(self.state.objects.pool)
+            self.state.table.header[CODECS] = given
+            pool_unlock(self.state.objects.pool)
+
+    # Checking.
+
+    def fault(self):
+        """Return what is wrong with the ledger, or None. No other thread may be changing anything."""
+        cdef LedgerState *state = &self.state
+        cdef uint64_t gauges[KINDS]
+        cdef uint64_t number, pages = 0, stored = 0
+        cdef uint32_t length
+        cdef const Entry *entry
+        found = table_fault(&state.table)
+        if found is not None:
+            return found
+        for number in range(KINDS):
+            gauges[number] = 0
+        for number in range(<uint64_t>state.table.room << BLOCK_BITS):
+            entry = &state.table.entries[number]
+            if entry.kind == ABSENT:
+                continue
+            if entry.kind >= KINDS:
+                return f"an entry is of kind {entry.kind}"
+            gauges[entry.kind] += 1
+            pages += 1
+            if _in_pool(entry):
+                if pool_bytes(state.objects.pool, entry.value, &length) is NULL:
+                    return f"the object of index {table_index(&state.table, number)} is not live"
+                stored += length
+        if pages != state.pages or stored != state.pool_bytes:
+            return f"{pages} pages of {stored} bytes, counted are {state.pages} of {state.pool_bytes}"
+        for number in range(1, KINDS):
+            if gauges[number] != state.gauges[number]:
+                return f"{gauges[number]} entries of kind {number}, counted {state.gauges[number]}"
+        return None
+
+    def values(self, int kind) -> bytes:
+        """Return handles, positions or words of all entries of a kind, as the bytes of uint64s."""
+        cdef uint64_t number, count = 0
+        cdef bytes found = PyBytes_FromStringAndSize(NULL, self.state.gauges[kind] * 8)
+        cdef uint64_t *start = <uint64_t *>PyBytes_AS_STRING(found)
+        cdef uint64_t room = len(found) // 8
+        with nogil:
+            pool_lock(self.state.objects.pool)
+            for number in range(<uint64_t>self.state.table.room << BLOCK_BITS):
+                if self.state.table.entries[number].kind == kind and count < room:
+                    start[count] = self.state.table.entries[number].value
+                    count += 1
+            pool_unlock(self.state.objects.pool)
+        return found[: count * 8]
+
+
+cdef uint64_t _choose(
+    LedgerState *ledger, uint32_t wanted, uint32_t least_age, int not_codec, uint32_t min_length,
+    const uint8_t *marks, uint64_t mark_count, uint64_t *indices,
+) noexcept nogil:
+    cdef uint64_t number, found = 0, zone
+    cdef uint32_t length
+    cdef const Entry *entry
+    for number in range(<uint64_t>ledger.table.room << BLOCK_BITS):
+        entry = &ledger.table.entries[number]
+        if entry.kind == ABSENT or not wanted >> entry.kind & 1:
+            continue
+        if entry.codec == not_codec or lru_age(&ledger.lru, entry.epoch) < least_age:
+            continue
+        if min_length and _in_pool(entry):
+            if pool_bytes(ledger.objects.pool, entry.value, &length) is NULL or length < min_length:
+                continue
+        if marks is not NULL and entry.kind == BACKED:
+            zone = (position_offset(entry.value) - ledger.objects.zones.base) // ledger.objects.zones.zone_size
+            if zone >= mark_count or not marks[zone]:
+                continue
+        indices[found] = table_index(&ledger.table, number)
+        found += 1
+    return found
