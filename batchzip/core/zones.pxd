@@ -1,0 +1,73 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+cdef enum:
+    LENGTH_BITS = 21  # of a position hold length - 1: the largest page is 2 MiB
+
+cdef struct Zone:
+    uint32_t filled  # end of the last object; 0 where nothing lives
+    uint32_t live  # bytes of the objects that are reserved and not freed
+    uint32_t objects
+    uint32_t next  # the next one that is to be discarded
+    uint8_t state
+    uint8_t poisoned  # is not written to any more
+
+cdef struct ZonesState:
+    pthread_mutex_t mutex
+    uint64_t base  # where zone 0 begins
+    uint64_t zone_size
+    uint64_t limit  # bytes that may be held; UINT64_MAX: any number
+    uint64_t held
+    uint64_t live
+    uint64_t objects
+    Zone *table
+    uint32_t room  # zones that the table has
+    uint32_t open  # the zone that is filled by appending, or NO_ZONE
+    uint32_t hint  # no zone below it is free
+    uint32_t end  # none from here on is taken
+    uint32_t emptied  # the first that is to be discarded, or NO_ZONE
+    uint32_t fence  # none from here on may be taken: the file is being cut there; NO_ZONE
+    uint32_t forks  # those before this was made
+
+cdef struct Piece:  # objects [first, last) of a batch, which lie side by side in one zone
+    uint32_t first
+    uint32_t last
+    uint32_t zone
+    uint32_t length
+    uint64_t offset
+
+cdef inline uint64_t position_offset(uint64_t position) noexcept nogil:
+    """Return the first byte of an object."""
+    return position >> LENGTH_BITS
+
+cdef inline uint32_t position_length(uint64_t position) noexcept nogil:
+    """Return the bytes of an object."""
+    return <uint32_t>(position & ((1 << LENGTH_BITS) - 1)) + 1
+
+cdef void zones_free(ZonesState *zones, const uint64_t *positions, uint32_t count) noexcept nogil
+
+
+cdef class Zones:
+    cdef ZonesState state
+    cdef uint64_t failures  # syncs that did not say that all is well
+    cdef int refuse(self) except -1
+
+
+cdef class Reservation:
+    cdef uint64_t *positions
+    cdef uint32_t count
+    cdef Zones zones
+    cdef Piece *pieces
+    cdef uint32_t piece_count
+    cdef uint64_t failures  # of syncs, before anything was written
+    cdef bint settled  # committed or undone
+    cdef void commit(self) noexcept
+
+
+cdef class Emptied:
+    cdef Zones zones
+    cdef uint32_t first  # linked as they were in the zones' list
+    cdef uint32_t count
