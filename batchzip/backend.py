@@ -59,6 +59,8 @@ class Backend(ABC):
     """Whether `submit` returns before the batch is done; otherwise asyncio calls it in a thread."""
 
     page_size: int
+    isolate: bool = False
+    """Whether no page is done in this process."""
     codec: Codec | None = None
     coders: Coders
     """What compresses in the owner's process, and counts what it did."""
@@ -95,6 +97,10 @@ class Backend(ABC):
         What is not done at `deadline`, on the monotonic clock, gets -ETIMEDOUT.
         """
         batch.has_errors = batch.pointers.run(self.coders, deadline_ns(deadline)) > 0
+
+    def works_alone(self, count: int) -> bool:
+        """Return whether the calling thread does a batch of so many pages itself."""
+        return not self.isolate and (self.batch_size == 1 or count == 1)
 
     @abstractmethod
     def run(self, batch: Batch) -> None:

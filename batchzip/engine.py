@@ -137,6 +137,17 @@ class Engine(Owned):
         self._admit(batch)
         self._execute(batch)
 
+    def run(self, batch: Batch) -> None:
+        """Do a batch of either kind: what `compress` and `decompress` do for kinds of batches of one's own."""
+        self._admit(batch)
+        self._execute(batch)
+
+    def works_alone(self, count: int) -> bool:
+        """Return whether the calling thread does a batch of so many pages itself, whatever lanes do."""
+        if self._unusable:
+            self._refuse()
+        return self.backend.works_alone(count)
+
     def _admit(self, batch: Batch) -> None:
         if self._unusable:
             self._refuse()

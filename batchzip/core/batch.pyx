@@ -267,8 +267,6 @@ cdef class Pointers:
 
     cdef void _release_inputs(self) noexcept:
         cdef Py_ssize_t at
-        if self.input_views is NULL:
-            return
         for at in range(self.input_count):
             PyBuffer_Release(&self.input_views[at])
         self.input_count = 0
@@ -347,8 +345,8 @@ cdef class Pointers:
         sees to it that what they lead to stays.
         """
         self.refuse_under_way()
-        cdef const uint8_t **table = <const uint8_t **>bz_calloc(count + 1, sizeof(uint8_t *))
-        cdef uint8_t **outputs = <uint8_t **>bz_calloc(count + 1, sizeof(uint8_t *))
+        cdef const uint8_t **table = <const uint8_t **>calloc(count + 1, sizeof(uint8_t *))
+        cdef uint8_t **outputs = <uint8_t **>calloc(count + 1, sizeof(uint8_t *))
         if table is NULL or outputs is NULL:
             free(table)
             free(outputs)

@@ -8,7 +8,6 @@ cdef struct FolioState:
     const uint8_t *pages  # at a fixed distance of a page, or NULL: see table
     const uint8_t **table
     uint32_t room  # pages that the arrays have room for
-    uint32_t *pages_of  # by object: the page it was made of
     int32_t *errors  # by page
     uint32_t failed
     uint8_t *outputs
@@ -21,7 +20,8 @@ cdef class Folio:
     cdef object owner
     cdef Py_buffer *views
     cdef Py_ssize_t view_count
-    cdef list lent  # what outputs lie in, beside this
+    cdef list batches  # whose memory outputs lie in
+    cdef list copies  # of pages that are kept as they are
     cdef int make_room(self, size_t count) except -1
     cdef int make_outputs(self, size_t size) except -1
     cdef void drop_pages(self) noexcept

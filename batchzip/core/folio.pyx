@@ -23,14 +23,14 @@ A folio belongs to one thread at a time.
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer,
 )
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADF, ENOSPC
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from batchzip.core.batch cimport Pointers
+from batchzip.core.batch cimport BatchState, Pointers
 from batchzip.core.coder cimport (
     ABORT, COMPRESS, Coder, Coders, CoderState, Tally, compress_page, raise_callback_error,
 )
@@ -91,15 +91,14 @@ cdef void _note_object(
     entry.checksum = checksum_of(data, length, codec)
     folio.new.data[number] = data
     folio.new.lengths[number] = length
-    folio.pages_of[number] = page
     folio.new.object_count = number + 1
 
 
-cdef void _note_raw(FolioState *folio, uint32_t page, const uint8_t *source) noexcept nogil:
+cdef void _note_raw(
+    FolioState *folio, uint32_t page, const uint8_t *source, uint8_t *room
+) noexcept nogil:
     """Keep a page as it is, in a private copy."""
-    cdef uint8_t *room = folio.outputs + folio.output_used
     memcpy(room, source, folio.page_size)
-    folio.output_used += folio.page_size
     _note_object(folio, page, room, <uint32_t>folio.page_size, 0)
 
 
@@ -136,11 +135,12 @@ cdef int64_t _compress(
                 folio.output_used += length
                 _note_object(folio, done, room, <uint32_t>length, number)
             elif keep_failed or (keep_poor and (length > 0 or length == -ENOSPC)):
-                _note_raw(folio, done, coder.page)
+                _note_raw(folio, done, coder.page, room)
+                folio.output_used += size
             else:
                 _note_error(folio, done, -ENOSPC if length > 0 else <int32_t>length)
         done += 1
-        if pages % 16 == 15:
+        if done % 8 == 0:
             now = bz_now_ns()
             if now - started > MOMENT_NS:
                 break
@@ -178,7 +178,6 @@ cdef class Folio:
         free(self.state.new.data)
         free(self.state.new.lengths)
         free(self.state.new.values)
-        free(self.state.pages_of)
         free(self.state.errors)
         free(self.state.outputs)
 
@@ -198,11 +197,14 @@ cdef class Folio:
         self.state.new.count = 0
         self.state.new.object_count = 0
         self.owner = None
-        self.lent = []
+        self.batches = []
+        self.copies = []
 
-    def clear(self) -> None:
-        """Let go of the pages, and of what was made of them."""
+    def clear(self) -> list:
+        """Let go of the pages, and of what was made of them. Return the batches that were lent to."""
+        cdef list batches = self.batches
         self.drop_pages()
+        return batches
 
     cdef int make_room(self, size_t count) except -1:
         """Have arrays for so many pages, with nothing in them."""
@@ -221,9 +223,6 @@ cdef class Folio:
                 grown = bz_realloc(state.new.values, count * sizeof(uint64_t))
             if grown is not NULL:
                 state.new.values = <uint64_t *>grown
-                grown = bz_realloc(state.pages_of, count * sizeof(uint32_t))
-            if grown is not NULL:
-                state.pages_of = <uint32_t *>grown
                 grown = bz_realloc(state.errors, count * sizeof(int32_t))
             if grown is NULL:
                 raise MemoryError("no memory for a folio")
@@ -318,7 +317,6 @@ cdef class Folio:
             _sort_out(&self.state)
             for number in range(self.state.new.count):
                 pending += self.state.new.entries[number].kind == PENDING
-        self.make_outputs(0)
         return pending
 
     def lend(self, uint32_t first, uint32_t most, Pointers pointers not None) -> list[int]:
@@ -351,37 +349,32 @@ cdef class Folio:
         """
         cdef FolioState *state = &self.state
         cdef uint32_t position, raw = 0, count = len(pages)
-        cdef uint32_t *which = <uint32_t *>bz_calloc(count + 1, sizeof(uint32_t))
+        cdef uint32_t *which
+        cdef bytes copies = b""
+        cdef uint8_t *room
+        for position in range(count):
+            raw += (
+                pointers.state.errors[position] != 0
+                or pointers.state.dlens[position] >= state.page_size
+            )
+        if raw:
+            copies = PyBytes_FromStringAndSize(NULL, raw * state.page_size)
+        room = <uint8_t *>PyBytes_AS_STRING(copies)
+        which = <uint32_t *>bz_calloc(count + 1, sizeof(uint32_t))
         if which is NULL:
             raise MemoryError("no memory for a folio")
-        try:
+        for position in range(count):
+            which[position] = pages[position]
+        self.batches.append(batch)
+        self.copies.append(copies)
+        with nogil:
             for position in range(count):
-                which[position] = pages[position]
-                raw += (
-                    pointers.state.errors[position] != 0
-                    or pointers.state.dlens[position] >= state.page_size
+                room = _absorb(
+                    state, &pointers.state, which[position], position, number, keep_poor,
+                    keep_failed, room,
                 )
-            if raw:
-                self.make_raw_room(raw)
-            self.lent.append(batch)
-            with nogil:
-                for position in range(count):
-                    _absorb(state, pointers, which[position], position, number, keep_poor, keep_failed)
-        finally:
-            free(which)
+        free(which)
         return state.failed
-
-    cdef int make_raw_room(self, uint32_t raw) except -1:
-        """Have room for private copies of so many more pages, where those there are stay."""
-        cdef FolioState *state = &self.state
-        cdef bytes room
-        if state.output_used + raw * state.page_size <= state.output_room:
-            return 0
-        if state.output_used == 0:
-            return self.make_outputs(raw * state.page_size)
-        # Objects noted already point into the buffer: it is kept, and another one is used from here on.
-        self.lent.append(PyBytes_FromStringAndSize(<const char *>state.outputs, 0))
-        raise MemoryError("no memory for private copies of pages")
 
     def errors(self) -> list[int]:
         """Return the negative errno of each page that cannot be kept; 0 for the others."""
@@ -421,18 +414,18 @@ cdef class Folio:
         return code
 
 
-cdef void _absorb(
-    FolioState *folio, Pointers pointers, uint32_t page, uint32_t position, uint8_t number,
-    bint keep_poor, bint keep_failed,
+cdef uint8_t *_absorb(
+    FolioState *folio, const BatchState *batch, uint32_t page, uint32_t position, uint8_t number,
+    bint keep_poor, bint keep_failed, uint8_t *room,
 ) noexcept nogil:
-    cdef int32_t code = pointers.state.errors[position]
-    cdef uint32_t length = pointers.state.dlens[position]
+    """Note what became of a page that was lent. Return where the next private copy goes."""
+    cdef int32_t code = batch.errors[position]
+    cdef uint32_t length = batch.dlens[position]
     if code == 0 and length < folio.page_size:
-        _note_object(
-            folio, page, pointers.state.outputs + position * pointers.state.output_pitch, length,
-            number,
-        )
+        _note_object(folio, page, batch.outputs + position * batch.output_pitch, length, number)
     elif keep_failed or (keep_poor and (code == 0 or code == -ENOSPC)):
-        _note_raw(folio, page, _page(folio, page))
+        _note_raw(folio, page, _page(folio, page), room)
+        return room + folio.page_size
     else:
         _note_error(folio, page, code if code else -ENOSPC)
+    return room

@@ -13,6 +13,7 @@ cdef struct Row:
     Entry entry
     const uint8_t *data  # what is stored; NULL: it is in the backing file, or nothing is stored
     uint32_t length
+    int32_t failure  # of reading it
     int32_t outcome
 
 cdef uint32_t checksum_of(const uint8_t *data, size_t length, uint8_t codec) noexcept nogil

@@ -58,7 +58,6 @@ cdef extern from "native.h" nogil:
     int64_t bz_now_ns()
 
 cdef enum:
-    CHECKSUM_MASK = 0xFFFFFFFF
     MOMENT_NS = 50_000_000  # between two looks at signals
 
 cdef enum Found:  # what `_load` returns, beside negative errnos
@@ -73,7 +72,7 @@ _hasher.xxh3 = find_xxh3()
 
 
 cdef uint32_t checksum_of(const uint8_t *data, size_t length, uint8_t codec) noexcept nogil:
-    return <uint32_t>((hash_output(&_hasher, data, length) ^ codec) & CHECKSUM_MASK)
+    return <uint32_t>(hash_output(&_hasher, data, length) ^ codec)
 
 
 def checksum(data, uint8_t codec) -> int:
@@ -376,6 +375,10 @@ cdef class Gathered:
         self.rows[row].data = <const uint8_t *>PyBytes_AS_STRING(data)
         self.rows[row].length = len(data)
 
+    def fail(self, uint32_t row, int code) -> None:
+        """Note that what a row refers to cannot be read: a negative errno."""
+        self.rows[row].failure = code
+
     # Pages.
 
     def damaged(self) -> list[int]:
@@ -474,9 +477,11 @@ cdef class Gathered:
             PyBuffer_Release(&view)
         return rows
 
-    def note(self, uint32_t row, int code) -> None:
-        """Note what became of a row that was lent: 0 or a negative errno."""
-        self.rows[row].outcome = code
+    def note(self, list rows, Pointers pointers not None) -> None:
+        """Note what became of the rows that were lent."""
+        cdef uint32_t position
+        for position in range(len(rows)):
+            self.rows[<uint32_t>rows[position]].outcome = pointers.state.errors[position]
 
     def first_failed(self) -> tuple[int, int] | None:
         """Return the first row that could not be restored, and its negative errno."""
@@ -596,7 +601,9 @@ cdef void _verify(Row *row) noexcept nogil:
     row.outcome = RESTORED
     if row.entry.kind == ABSENT or row.entry.kind == SAME_FILLED:
         return
-    if row.data is NULL:
+    if row.failure:
+        row.outcome = row.failure
+    elif row.data is NULL:
         row.outcome = -EIO if row.entry.kind == BACKED else -EBADMSG
     elif checksum_of(row.data, row.length, row.entry.codec) != row.entry.checksum:
         row.outcome = -EBADMSG

@@ -51,6 +51,7 @@ cdef class Objects:
     cdef uint32_t holds[MOST_CODECS]
     cdef readonly uint64_t given
     cdef readonly int current
+    cdef int _unused_number(self) except -1
 
 
 cdef class Ledger:

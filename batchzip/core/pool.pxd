@@ -75,7 +75,7 @@ cdef struct PoolState:
     uint64_t hand  # page where the search for idle ones goes on
     uint64_t sliding  # grain where compaction goes on
     uint64_t fresh  # grains that the batch under way will want beyond `top`
-    uint64_t free_map[(FREE_LISTS + 63) // 64]  # which lists have a range
+    uint64_t free_map[3]  # which lists have a range
     uint32_t free_lists[FREE_LISTS]
     SizeClass classes[CLASSES]
 

@@ -49,7 +49,7 @@ cdef enum:
     FIRST_SLOTS_BITS = 3
     FIRST_SHARED_BYTES = 1 << 30  # of address space, for entries
 
-cdef size_t BLOCK_BYTES = BLOCK * sizeof(Entry)
+cdef uint64_t BLOCK_BYTES = BLOCK * sizeof(Entry)
 
 
 cdef void table_open(TableState *table) noexcept nogil:
@@ -85,7 +85,8 @@ cdef int table_prepare(TableState *table, uint64_t first, uint64_t count) noexce
     """See that `table_place` finds room for every one of these indices. Return 0, or −1: no memory."""
     cdef uint64_t block, missing = 0
     for block in range(first >> BLOCK_BITS, ((first + count - 1) >> BLOCK_BITS) + 1):
-        missing += table_row(table, block) < 0
+        if table_row(table, block) < 0:
+            missing += 1
     if missing > table.unused_count and _add_rows(table, missing - table.unused_count) < 0:
         return -1
     return _add_slots(table, table.used_slots + missing)
@@ -95,7 +96,7 @@ cdef int _add_rows(TableState *table, uint64_t least) noexcept nogil:
     """Give memory to more rows: an eighth more, as a table that doubled would often be half empty."""
     cdef uint64_t room = table.room + max(least, <uint64_t>table.room // 8), row
     cdef void *grown
-    if room > 0xFFFFFFFF:
+    if room >> 32:
         return -1
     grown = bz_realloc(table.live, room * sizeof(uint16_t))
     if grown is NULL:

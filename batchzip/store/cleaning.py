@@ -10,37 +10,37 @@ of log-structured file systems.
 There is no map from place to entry: the tables are read through once a round, which costs 16 bytes a page
 where a map would cost 8 of memory for each page at all times.
 
-One cleans at a time; who comes second leaves it to the first, or waits for it where it needs the room. A page that is damaged stays where it is.
+One cleans at a time; who comes second leaves it to the first, or waits for it where it needs the room. A
+page that is damaged stays where it is.
 
-Lock order: `cleaning`, then the store's, to choose and to exchange.
+Lock: `cleaning`, during a whole call.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.store.page_table import BACKED
+from batchzip.core.gather import gather
+from batchzip.core.table import Kind
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.store.backing_file import BackingFile
     from batchzip.store.home import Home
-    from batchzip.store.ledger import Ledger
 
 _ROUND_ZONES = 64
 """Zones cleaned for one look at the tables: 64 MiB, of which less than half is written anew."""
 
 
 def clean(home: Home, *, wait: bool = False) -> int:
-    """Clean all zones that are sparse now; bytes of the file given back. Raises OSError.
+    """Clean all zones that are sparse now. Return the bytes of the file given back. Raise OSError.
 
-    If another thread does so, 0 is returned; with `wait`, once it is done and what it left is clean.
+    If another thread does so, return 0; with `wait`, go on once it is done.
     """
-    backing = home.objects.backing
+    backing = home.backing
     if backing is None or not home.cleaning.acquire(blocking=wait):
         return 0
     try:
@@ -57,29 +57,20 @@ def clean(home: Home, *, wait: bool = False) -> int:
 
 
 def _clean_zones(home: Home, backing: BackingFile, zones: npt.NDArray[np.int64]) -> None:
-    for ledger in list(home.objects.ledgers):
-        with home.lock:
-            entries = ledger.table.entries
-            rows = np.flatnonzero(entries["kind"] == BACKED)
-            there = np.isin(backing.zone_of(entries["value"][rows]), zones)
-            indices = ledger.table.indices(rows[there])
+    marks = np.zeros(int(zones.max()) + 1, np.uint8)
+    marks[zones] = 1
+    for ledger in list(home.ledgers.values()):
+        found = ledger.choose((Kind.BACKED,), zones=marks.tobytes())
+        indices = np.frombuffer(found, np.int64)
         for start in range(0, len(indices), home.max_batch):
-            part = indices[start : start + home.max_batch]
-            move = partial(_move, home, backing, ledger, part)
-            home.change(ledger, 0, 0, move, harmless=(OSError,))
-
-
-def _move(home: Home, backing: BackingFile, ledger: Ledger, indices: npt.NDArray[np.int64]) -> None:
-    with home.lock:
-        entries = ledger.table.get_many(indices)
-    backed = entries["kind"] == BACKED
-    indices, entries = indices[backed], entries[backed]
-    stored = backing.read(entries["value"])
-    intact = home.intact(entries, stored)
-    indices, entries = indices[intact], entries[intact]
-    moved = entries.copy()
-    moved["value"] = backing.write(
-        [data for data, good in zip(stored, intact, strict=True) if good]
-    )
-    with home.lock:
-        ledger.exchange(indices, entries, moved, 0)
+            gathered = gather(ledger, indices[start : start + home.max_batch])
+            rows = gathered.rows_of(Kind.BACKED)
+            positions = np.array([gathered.value(row) for row in rows], np.uint64)
+            for row, data in zip(rows, backing.read(positions), strict=True):
+                gathered.supply(row, data)
+            damaged = set(gathered.damaged())
+            rows = [row for row in rows if row not in damaged]
+            if rows:
+                where = backing.write([gathered.stored(row) for row in rows])
+                gathered.to_file(rows, where)
+    backing.settle()

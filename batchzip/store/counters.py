@@ -8,35 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-EVENTS = (
-    "pool_limit_hit",
-    "reject_alloc_fail",
-    "reject_compress_poor",
-    "reject_compress_fail",
-    "reject_reclaim_fail",
-    "decompress_fail",
-    "written_back_pages",
-)
-"""Names of the counters that only grow."""
-
-
-@dataclass(slots=True)
-class Traffic:
-    """Pages that went in and out of a group since it was made; written under the store's lock.
-
-    Kernel counterpart: zswpout and zswpin in /proc/vmstat. Apart from the counters, which say what is
-    held and what went wrong.
-    """
-
-    page_stores: int = 0
-    """Pages stored, in memory or in the backing file."""
-    page_loads: int = 0
-    """Pages that loads found an entry of; readers in other processes are not seen."""
-
-
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """A snapshot of a store's counters; consistent, as it is taken under the store's lock."""
+    """A snapshot of a store's counters; consistent, as each group's are taken in one step."""
 
     pool_limit_hit: int
     """Stores whose limit check found the pool, or their group, at its maximum."""

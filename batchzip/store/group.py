@@ -1,6 +1,6 @@
 """Group: pages by index, with a limit, an order of use and counters of their own. zswap's memory cgroup.
 
-    store(index, pages) ─▶ Storer ─▶ engine ─▶ pool | file ─▶ entries in the ledger, whole
+    store(index, pages) ─▶ Storer ─▶ Writer ─▶ Folio ─▶ published in the Ledger, whole
     load(index)         ─▶ Loader ─▶ entry ─▶ copy of its bytes ─▶ checksum ─▶ decompress
     writeback, shrink   ─▶ the coldest entries to the file      recompress ─▶ Recompressor
 
@@ -9,10 +9,8 @@ Rejected: handing out views of the pool (they would change under the caller when
 
 How an entry is read is decided from the entry (its kind, its codec), never from a current setting.
 
-Invariants: those of the ledger, which keeps the entries whole even when a call is cut short anywhere.
-
-Lock order: the store's lock, then the pool's or the file's. One hold of each a batch, none a page.
-None is held while the engine works or the file is read or written.
+Invariants: those of the ledger (core/ledger.pyx), which has the entries. Every change of it is one call of the
+core, so no lock is held here and nothing has to be put right after an interrupt.
 """
 
 from __future__ import annotations
@@ -27,25 +25,19 @@ import numpy as np
 from batchzip.checks import check_limit
 from batchzip.codecs.dictionary import DEFAULT_SIZE, SAMPLE_TIMES, train_dictionary
 from batchzip.codecs.zstd import DEFAULT_LEVEL
+from batchzip.core.gather import gather
+from batchzip.core.ledger import EVENTS, Ledger
+from batchzip.core.table import Kind
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument
 from batchzip.lifetime import Owned
-from batchzip.store.arguments import as_indices, as_integer, as_out, as_pages, as_range, as_room
-from batchzip.store.counters import EVENTS, Counters, Traffic
-from batchzip.store.ledger import Ledger, positions
+from batchzip.store.arguments import MAX_INDEX, as_indices, as_integer, as_out, as_pages, as_range, as_room
+from batchzip.store.counters import Counters
 from batchzip.store.loader import Loader
-from batchzip.store.page_table import (
-    ABSENT,
-    BACKED,
-    COMPRESSED,
-    RAW,
-    SAME_FILLED,
-)
 from batchzip.store.recompress import Recompression, Recompressor
 from batchzip.store.sample import sample
 from batchzip.store.storer import Storer
 from batchzip.store.writeback import write_back
-from batchzip.store.zones import lengths_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -76,23 +68,18 @@ class Group(Owned):
         self.name = name
         self.page_size = home.page_size
         self._home = home
-        self._lock = home.lock
-        self._under_way = home.objects.under_way
-        self._ledger = Ledger(home.objects)
-        self._table = self._ledger.table
-        self._lru = self._ledger.lru
-        self._events = dict.fromkeys(EVENTS, 0)
-        self._traffic = Traffic()
-        self._storer = Storer(home, self._ledger, self._events, self._traffic, name)
-        self._loader = Loader(home, self._ledger, self._events, self._traffic)
+        self._ledger = Ledger(home.objects, type(self).__name__)
+        self._storer = Storer(home, self._ledger, name)
+        self._loader = Loader(home, self._ledger)
         self.max_bytes = max_bytes
         super().__init__()
+        home.ledgers[id(self._ledger)] = self._ledger
 
     def __repr__(self) -> str:
         name = f"{type(self).__name__} {self.name!r}" if self.name else type(self).__name__
         if self.closed:
             return f"<{name}, closed>"
-        return f"<{name} of {self._ledger.pages} pages, {self._home.writer.engine.codec.algorithm}>"
+        return f"<{name} of {len(self._ledger)} pages, {self._home.writer.engine.codec.algorithm}>"
 
     @property
     def max_bytes(self) -> int | None:
@@ -116,12 +103,9 @@ class Group(Owned):
         self._storer.store(first, matrix)
 
     def _enter(self) -> None:
-        """Refuse a group that cannot be used; put right what was cut short in this thread."""
+        """Refuse a group that cannot be used."""
         if self._unusable:
             self._refuse()
-        if self._under_way:
-            with self._lock:
-                self._home.objects.settle()
 
     @overload
     def load(self, index: int, out: None = None, *, exclusive: bool = False) -> bytes: ...
@@ -136,15 +120,13 @@ class Group(Owned):
         take it at once one gets it. Raises PageNotStored; CorruptPage where the stored bytes are
         damaged, or PageError where the backing file cannot be read: the entry stays then.
         """
-        if self._unusable or self._under_way:
-            self._enter()
+        if self._unusable:
+            self._refuse()
         where = index if type(index) is int else as_integer(index, "an index")
-        view = None if out is None else as_out(out, self._home.page_size)
-        page = self._loader.load(where, exclusive=exclusive)
-        if view is None:
-            return page
-        view[:] = page
-        return out  # type: ignore[return-value] # view is None where out is
+        if out is None:
+            return self._loader.load(where, None, exclusive=exclusive)
+        self._loader.load(where, as_out(out, self._home.page_size), exclusive=exclusive)
+        return out
 
     def load_many(
         self,
@@ -155,9 +137,9 @@ class Group(Owned):
     ) -> buffers.Bytes:
         """Give pages, in the order of `indices`, as an (n, page_size) uint8 array.
 
-        They are decompressed as one batch, up to 64 KiB of pages one by one. `out` is an array, or a
-        flat buffer, to fill. All of them are of one moment. With `exclusive` they are taken out of the store, all or none. Raises as
-        `load`, for the first index concerned; `out` is undefined then.
+        They are of one moment, and decompressed as a batch. `out` is an array, or a flat buffer, to
+        fill. With `exclusive` they are taken out of the store, all or none. Raises as `load`, for the
+        first index concerned; `out` is undefined then.
         """
         self._enter()
         size = self._home.page_size
@@ -186,9 +168,7 @@ class Group(Owned):
         if self._home.page_size <= _QUICK_BYTES:
             await asyncio.sleep(0)  # so that a task that does nothing else lets others work
             where = as_integer(index, "an index")
-            with self._lock:
-                kind = self._table.get(where)[2]
-            if kind != BACKED:
+            if not 0 <= where <= MAX_INDEX or self._ledger.kind(where) != Kind.BACKED:
                 return self.load(where)
         return await self._home.threads.call(partial(self.load, index))
 
@@ -206,11 +186,10 @@ class Group(Owned):
         """Forget `count` pages from `index` on, stored or not; how many there were."""
         self._enter()
         first, number = as_range(index, count)
-        return self._home.change(self._ledger, first, number, partial(self._erase, first, number))
-
-    def _erase(self, first: int, count: int) -> int:
-        with self._lock:
-            return self._ledger.erase(first, count)
+        gone = self._ledger.erase(first, number)
+        if self._home.backing is not None:
+            self._home.backing.settle()
+        return gone
 
     def writeback(self, pages: int | Iterable[int] | npt.NDArray[np.int64]) -> int:
         """Move pages from the pool to the backing file; how many were.
@@ -220,7 +199,7 @@ class Group(Owned):
         fails: what was not moved is where it was, and readable.
         """
         self._enter()
-        if self._home.objects.backing is None:
+        if self._home.backing is None:
             raise BadArgument("this store has no backing file: give it one with backing=")
         if isinstance(pages, (int, np.integer)):
             wanted = int(pages)
@@ -230,19 +209,18 @@ class Group(Owned):
         given = np.unique(as_indices(pages))
         step = self._home.max_batch
         return sum(
-            write_back(self._home, self._ledger, self._events, given[at : at + step])
+            write_back(self._home, self._ledger, given[at : at + step])
             for at in range(0, len(given), step)
         )
 
     def _write_back_coldest(self, wanted: int) -> int:
         done = tries = 0
-        while done < wanted and tries <= self._ledger.pages:
-            with self._lock:
-                coldest = self._lru.coldest(min(wanted - done, self._home.max_batch))
+        while done < wanted and tries <= len(self._ledger):
+            coldest = self._coldest(min(wanted - done, self._home.max_batch))
             if not len(coldest):
                 break
             tries += len(coldest)  # pages that cannot be moved would come again and again
-            done += write_back(self._home, self._ledger, self._events, coldest)
+            done += write_back(self._home, self._ledger, coldest)
         return done
 
     def _pool_bytes(self) -> int:
@@ -251,24 +229,24 @@ class Group(Owned):
     def _shrink_to(self, target: int) -> int:
         """Write back the coldest pages until so many bytes are left in the pool; how many were."""
         done = 0
-        tries = self._ledger.pages
+        tries = len(self._ledger)
         while tries > 0:
-            with self._lock:
-                over, pooled = self._ledger.pool_bytes - target, self._pooled_pages()
-                if over <= 0:
-                    break
-                # As many as should do by the mean length, and one more.
-                share = min(self._home.max_batch, 1 + over * pooled // max(1, over + target))
-                coldest = self._lru.coldest(share)
+            figures = self._ledger.figures()
+            over = figures["pool_bytes"] - target
+            if over <= 0:
+                break
+            # As many as should do by the mean length, and one more.
+            pooled = figures["compressed"] + figures["raw"]
+            share = min(self._home.max_batch, 1 + over * pooled // max(1, over + target))
+            coldest = self._coldest(share)
             if not len(coldest):
                 break
             tries -= len(coldest)
-            done += write_back(self._home, self._ledger, self._events, coldest)
+            done += write_back(self._home, self._ledger, coldest)
         return done
 
-    def _pooled_pages(self) -> int:
-        gauges = self._ledger.gauges
-        return int(gauges[COMPRESSED] + gauges[RAW])
+    def _coldest(self, count: int) -> npt.NDArray[np.int64]:
+        return np.frombuffer(self._ledger.coldest(count), np.int64)
 
     def recompress(
         self,
@@ -290,25 +268,22 @@ class Group(Owned):
         if type(min_length) is not int or min_length < 0:
             raise BadArgument(f"min_length is a number of bytes, 0 or more, not {min_length!r}")
         writer = self._home.second_writer(algorithm, parameters)
-        recompressor = Recompressor(self._home, self._ledger, self._events, writer)
+        recompressor = Recompressor(self._home, self._ledger, writer)
         return recompressor.run(recompressor.choose(idle_for_s, min_length))
 
     def _share_table(self) -> int:
-        """Move the table to shared memory; a descriptor of it, to read only, which is the caller's."""
-        with self._lock:
-            table = self._table
-            segment = table.share()
-            table.note_codecs(self._home.codecs.given)
-            with above_standard():
-                return os.open(f"/proc/self/fd/{segment.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        """Move the table to shared memory. Return a descriptor of it, to read only, which is the caller's."""
+        fd = self._ledger.share()
+        with above_standard():
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def _stored(self, index: int) -> bytes | None:
-        """Read the stored bytes of a page in the backing file; None where there is none."""
-        with self._lock:
-            entry = self._table.get_many(np.array([index], np.int64))
-        if entry["kind"][0] != BACKED:
+        """Read the stored bytes of a page in the backing file; None if there is none."""
+        gathered = gather(self._ledger, np.array([index], np.int64))
+        if gathered.kind(0) != Kind.BACKED:
             return None
-        return self._home.fetch(entry, [])[0]
+        self._home.read(gathered)
+        return gathered.stored(0)
 
     def train_dictionary(
         self, *, size: int = DEFAULT_SIZE, level: int = DEFAULT_LEVEL, shuffle: int | None = None
@@ -333,13 +308,12 @@ class Group(Owned):
 
     def __contains__(self, index: int) -> bool:
         self._enter()
-        with self._lock:
-            return self._table.get(as_integer(index, "an index"))[2] != ABSENT
+        where = as_integer(index, "an index")
+        return 0 <= where <= MAX_INDEX and self._ledger.kind(where) != Kind.ABSENT
 
     def __len__(self) -> int:
         self._enter()
-        with self._lock:
-            return self._ledger.pages
+        return len(self._ledger)
 
     def __bool__(self) -> bool:
         """Say yes: an empty store is a store."""
@@ -349,31 +323,33 @@ class Group(Owned):
     def counters(self) -> Counters:
         """The counters, as they are now."""
         self._enter()
-        with self._lock:
-            return Counters(
-                **self._figures(), pool_total_size=self._ledger.pool_bytes, backing_file_size=0
-            )
+        return Counters(
+            **self._figures(), pool_total_size=self._ledger.pool_bytes, backing_file_size=0
+        )
 
     def _figures(self) -> dict[str, int]:
-        """Counters of this group that add up over groups; called under the lock."""
-        gauges = self._ledger.gauges
+        """Return the counters of this group that add up over groups."""
+        figures = self._ledger.figures()
         return {
-            **self._events,
-            "stored_pages": self._ledger.pages - int(gauges[BACKED]),
-            "stored_incompressible_pages": int(gauges[RAW]),
-            "same_filled_pages": int(gauges[SAME_FILLED]),
-            "backed_pages": int(gauges[BACKED]),
+            **{name: figures[name] for name in EVENTS},
+            "stored_pages": figures["pages"] - figures["backed"],
+            "stored_incompressible_pages": figures["raw"],
+            "same_filled_pages": figures["same_filled"],
+            "backed_pages": figures["backed"],
         }
 
     @property
     def stored_bytes(self) -> int:
         """Bytes that the pages take, compressed: in the pool, counted, and in the backing file, added up."""
         self._enter()
-        with self._lock:
-            backed = lengths_of(positions(self._table.entries)).sum()
-            return self._ledger.pool_bytes + int(backed)
+        return self._ledger.pool_bytes + self._ledger.backed_bytes()
 
     @property
     def table_bytes(self) -> int:
         """Bytes of this group's own tables."""
-        return self._table.nbytes
+        return self._ledger.figures()["table_bytes"]
+
+    def _close(self) -> None:
+        self._ledger.close()
+        self._home.ledgers.pop(id(self._ledger), None)
+        self._home.forget(self)

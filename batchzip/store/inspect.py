@@ -1,9 +1,7 @@
 """Inspection: every stored byte read and its checksum verified, while the store goes on.
 
-A batch of entries is copied under the lock, with its bytes in the pool; bytes in the file are read
-outside. What is damaged is looked at again under the lock, as it may have been stored anew meanwhile.
-
-Locks: the store's, twice a batch.
+Entries are gathered a batch at a time, with their bytes in the pool; bytes in the file are read without
+a lock. What is damaged is looked at again, as it may have been stored anew meanwhile.
 """
 
 from __future__ import annotations
@@ -13,15 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.store.page_table import ABSENT, COMPRESSED, RAW, SAME_FILLED
+from batchzip.core.gather import gather
+from batchzip.core.table import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy.typing as npt
 
+    from batchzip.core.ledger import Ledger
     from batchzip.store.home import Home
-    from batchzip.store.ledger import Ledger
+
+_BATCH = 512
+"""Pages that are looked at in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,46 +55,26 @@ class _Inspection:
 
     def look(self, name: str, ledger: Ledger, indices: npt.NDArray[np.int64]) -> None:
         """Verify the pages of a group that are stored at these indices."""
-        home = self.home
-        with home.lock:
-            entries = ledger.table.get_many(indices)
-            present = entries["kind"] != ABSENT
-            indices, entries = indices[present], entries[present]
-            kinds = entries["kind"]
-            pooled = home.pooled(entries[(kinds == COMPRESSED) | (kinds == RAW)])
-        self.pages += len(entries)
-        held = kinds != SAME_FILLED
-        indices, entries = indices[held], entries[held]
-        if not len(entries):
-            return
-        try:
-            stored = home.fetch(entries, pooled)
-        except OSError:
-            if len(entries) > 1:
-                # One that cannot be read must not hide the others.
-                for index in indices:
-                    self.look(name, ledger, np.array([index]))
-                self.pages -= len(entries)
-                return
-            self.unreadable.append((name, int(indices[0])))
-            return
-        self.bytes += sum(map(len, stored))
-        bad = ~home.intact(entries, stored)
-        if bad.any():
-            with home.lock:
-                now = ledger.table.get_many(indices[bad])
-            same = now["value"] == entries["value"][bad]
-            self.damaged += [(name, index) for index in indices[bad][same].tolist()]
+        gathered = gather(ledger, indices)
+        self.home.read(gathered)
+        bad = set(gathered.damaged())
+        for row in gathered.rows_of(Kind.COMPRESSED, Kind.RAW, Kind.SAME_FILLED, Kind.BACKED):
+            self.pages += 1
+            self.bytes += gathered.length(row)
+            if row in bad and not gathered.has_changed(row):
+                unreadable = gathered.kind(row) == Kind.BACKED and not gathered.length(row)
+                found = self.unreadable if unreadable else self.damaged
+                found.append((name, gathered.index(row)))
 
 
 def inspect(home: Home, ledgers: Mapping[str, Ledger]) -> StoreReport:
     """Verify the pages of these groups, by name."""
     inspection = _Inspection(home)
     for name, ledger in ledgers.items():
-        with home.lock:
-            blocks = [first for first, _ in ledger.table.blocks()]
-        for first in blocks:
-            inspection.look(name, ledger, np.arange(first, first + 512))
+        found = ledger.choose((Kind.COMPRESSED, Kind.RAW, Kind.SAME_FILLED, Kind.BACKED))
+        indices = np.frombuffer(found, np.int64)
+        for start in range(0, len(indices), _BATCH):
+            inspection.look(name, ledger, indices[start : start + _BATCH])
     return StoreReport(
         inspection.pages,
         inspection.bytes,

@@ -8,29 +8,25 @@ Kernel counterpart: zram's recompress, with its states idle and huge and its thr
 An output that does not shrink the size class is dropped: it would save nothing, and cost more to
 load. Pages that the algorithm made already are not tried again. Ages do not change: recompression
 is no use of a page.
-
-Locks: the store's, to copy and to exchange a batch; not while the engine works.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip.batch import CompressBatch
-from batchzip.errors import PageError, PoolFull
-from batchzip.store.folio import checksum
-from batchzip.store.page_table import COMPRESSED, ENTRY, RAW
+from batchzip.core.gather import gather
+from batchzip.core.table import Kind
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from batchzip.store.folio import FolioWriter
+    from batchzip.core.ledger import Ledger
     from batchzip.store.home import Home
-    from batchzip.store.ledger import Ledger
+    from batchzip.store.writer import Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,86 +44,49 @@ class Recompression:
 class Recompressor:
     """Recompresses the pages of a group with one engine."""
 
-    def __init__(
-        self, home: Home, ledger: Ledger, events: dict[str, int], writer: FolioWriter
-    ) -> None:
+    def __init__(self, home: Home, ledger: Ledger, writer: Writer) -> None:
         self._home = home
         self._ledger = ledger
-        self._events = events
         self._writer = writer
 
     def choose(self, idle_for_s: float, min_length: int) -> npt.NDArray[np.int64]:
-        """Give the indices of pages in the pool, idle for so long, of so many bytes at least."""
-        ledger, pool = self._ledger, self._home.objects.pool
-        found = [np.zeros(0, np.int64)]
-        with self._home.lock:
-            for first, entries in ledger.table.blocks():
-                kinds = entries["kind"]
-                rows = np.flatnonzero(
-                    ((kinds == COMPRESSED) | (kinds == RAW))
-                    & (entries["codec"] != self._writer.number)
-                    & ledger.lru.idle(entries, idle_for_s)
-                )
-                if min_length > 1 and len(rows):
-                    rows = rows[pool.lengths(entries["value"][rows]) >= min_length]
-                found.append(first + rows)
-        return np.concatenate(found)
+        """Return the indices of pages in the pool, idle for so long, of so many bytes at least."""
+        found = self._ledger.choose(
+            (Kind.COMPRESSED, Kind.RAW),
+            idle_s=idle_for_s,
+            not_codec=self._writer.number,
+            min_length=min_length,
+        )
+        return np.frombuffer(found, np.int64)
 
     def run(self, indices: npt.NDArray[np.int64]) -> Recompression:
         """Recompress these, batch by batch. An interrupt leaves each page in one form or the other."""
         tried = kept = saved = 0
         for start in range(0, len(indices), self._home.max_batch):
-            batch = indices[start : start + self._home.max_batch]
-            done = self._home.change(self._ledger, 0, 0, partial(self._run_batch, batch))
+            done = self._run_batch(indices[start : start + self._home.max_batch])
             tried, kept, saved = tried + done[0], kept + done[1], saved + done[2]
         return Recompression(tried, kept, saved)
 
     def _run_batch(self, indices: npt.NDArray[np.int64]) -> tuple[int, int, int]:
-        home, ledger, pool = self._home, self._ledger, self._home.objects.pool
-        with home.lock:
-            entries = ledger.table.get_many(indices)
-            held = (entries["kind"] == COMPRESSED) | (entries["kind"] == RAW)
-            indices, entries = indices[held], entries[held]
-            stored = home.pooled(entries)
-        pages = np.empty((len(stored), home.page_size), np.uint8)
-        told = zip(stored, entries["checksum"].tolist(), entries["codec"].tolist(), strict=True)
-        good = [row for row, one in enumerate(told) if self._restore(pages[row], *one)]
-        if not good:
-            return len(stored), 0, 0
+        home, pool = self._home, self._home.pool
+        gathered = gather(self._ledger, indices)
+        held = gathered.rows_of(Kind.COMPRESSED, Kind.RAW)
+        pages = np.empty((len(gathered), home.page_size), np.uint8)
+        home.restore(gathered, pages)
+        good = [row for row in held if not gathered.outcome(row)]
+        if len(good) < len(held):
+            self._ledger.count_event("decompress_fail", len(held) - len(good))
+        if not good or not gathered.is_current:
+            return len(held), 0, 0
         batch = CompressBatch(pages[good], capacity=home.page_size)
         self._writer.engine.compress(batch)
         rows: list[int] = []
         outputs: list[bytes] = []
         for row, output in zip(good, batch.outputs(), strict=True):  # empty where it failed
             if 0 < len(output) < home.page_size:
-                before = pool.class_size(len(stored[row]))
+                before = pool.class_size(gathered.length(row))
                 if pool.class_size(len(output)) < before:
                     rows.append(row)
                     outputs.append(bytes(output))
-        if not rows:
-            return len(stored), 0, 0
-        better = np.zeros(len(rows), ENTRY)
-        better["kind"] = COMPRESSED
-        better["codec"] = self._writer.number
-        better["checksum"] = [checksum(output, self._writer.number) for output in outputs]
-        try:
-            better["value"] = pool.put_many(outputs)
-        except PoolFull:
-            return len(stored), 0, 0  # nothing is lost: the page stays as it is
-        with home.lock:
-            same = ledger.exchange(indices[rows], entries[rows], better, sum(map(len, outputs)))
-        saved = sum(
-            len(stored[row]) - len(output)
-            for row, output, put in zip(rows, outputs, same.tolist(), strict=True)
-            if put
-        )
-        return len(stored), int(np.count_nonzero(same)), saved
-
-    def _restore(self, page: npt.NDArray[np.uint8], data: bytes, check: int, number: int) -> bool:
-        try:
-            page[:] = np.frombuffer(self._home.restorer.one(0, data, check, number), np.uint8)
-        except PageError:
-            with self._home.lock:
-                self._events["decompress_fail"] += 1
-            return False
-        return True
+        kept, saved = gathered.to_pool(rows, outputs, self._writer.number)
+        return len(held), kept, saved

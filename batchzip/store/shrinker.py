@@ -10,14 +10,16 @@ so that the pool is compacted as soon as an eighth of it is holes.
 The thread starts with the first wake-up and holds the store weakly: a store that nobody has any more
 ends it. A file that fails ends the round, not the thread; the next wake-up tries again.
 
-Lock order: `pause`, then the store's: it is held during a round, so that whoever holds it sees no change of
-the shrinker's under way.
+Lock: `pause` is held during a round, so that whoever holds it sees no change of the shrinker's under way.
+Wake-ups travel through a SimpleQueue: unlike an Event, a signal handler may use it in the middle of a
+wake-up of its own thread.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,9 +31,9 @@ class Shrinker:
 
     def __init__(self, store: SwapStore) -> None:
         self._store = weakref.ref(store, self._forget)
-        self._event = threading.Event()
-        self._start = threading.Lock()
-        self.pause = threading.Lock()
+        self._calls: SimpleQueue[None] = SimpleQueue()
+        self._start = threading.RLock()
+        self.pause = threading.RLock()
         self._thread: threading.Thread | None = None
         self._ended = False
 
@@ -44,12 +46,13 @@ class Shrinker:
                         target=self._run, name="batchzip-shrinker", daemon=True
                     )
                     self._thread.start()
-        self._event.set()
+        self._calls.put(None)
 
     def _run(self) -> None:
         while True:
-            self._event.wait()
-            self._event.clear()
+            self._calls.get()
+            while not self._calls.empty():
+                self._calls.get()
             if self._ended:
                 return
             with self.pause:
@@ -60,12 +63,12 @@ class Shrinker:
 
     def _forget(self, _: object) -> None:
         self._ended = True
-        self._event.set()
+        self._calls.put(None)
 
     def close(self) -> None:
         """End the thread; a batch that is being written is finished before."""
         with self._start:
             self._ended = True
-            self._event.set()
+            self._calls.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()

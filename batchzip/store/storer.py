@@ -1,156 +1,176 @@
 """Storer: from a folio to its entries, published whole or not at all.
 
-    limit check ─▶ FolioWriter: engine ─▶ pool ─▶ entries ─▶ under the lock: in, old ones out
-                       └─ refused ─▶ the backing file, whole ─▶ ┘
+    limits ─▶ Writer: a folio, ready ─▶ publish: one step, old ones out and new ones in
+                 └─ refused ─▶ the backing file, whole ─▶ ┘
 
-A folio is all or nothing. Until it is published nobody sees any of it; if any page of it cannot be
-kept, what was already kept is freed and whatever the indices held before is dropped, because it
-is stale: the caller has newer data than the store.
+A folio is all or nothing. Until it is published nobody sees any of it. If any page of it cannot be kept,
+whatever the indices held before is dropped, because it is stale: the caller has newer data than the
+store. An exception, whoever raises it, ends in the same state.
 
-Rejected: compressing under the lock (a folio takes milliseconds, a publication microseconds).
-
-Locks: the store's, to look at the limits, to count and to publish.
+Locks: none here. What the limits are compared with may change meanwhile; the pool's own limit is checked
+again where room is allocated.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from batchzip.errors import StoreRejected
+from batchzip.errors import ClosedError, ForkedProcess, StoreRejected
 from batchzip.store.cleaning import clean
 from batchzip.store.hysteresis import Hysteresis
+from batchzip.store.writer import failures
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Bytes
-    from batchzip.store.counters import Traffic
+    from batchzip.buffers import Bytes, Flat
+    from batchzip.core.folio import Folio
+    from batchzip.core.ledger import Ledger
+    from batchzip.core.zones import Reservation
     from batchzip.store.home import Home
-    from batchzip.store.ledger import Ledger
+    from batchzip.store.writer import Writer
 
 
-class _LimitError(StoreRejected):
-    """Refused by the limit check, which also did the counting."""
+class Refusal(NamedTuple):
+    """Why a folio is not kept: what StoreRejected takes."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__("pool_limit_hit", message)
+    reason: str
+    text: str
+    errors: list[int] | None = None
 
 
 class Storer:
     """Stores the folios of one group. Thread-safe."""
 
-    def __init__(
-        self, home: Home, ledger: Ledger, events: dict[str, int], traffic: Traffic, name: str
-    ) -> None:
+    def __init__(self, home: Home, ledger: Ledger, name: str) -> None:
         self.max_bytes: int | None = None
-        """Bytes of compressed pages that the group may have in the pool, None for the store's limit alone."""
+        """Bytes of compressed pages that the group may have in the pool; None: the store's limit alone."""
         self._home = home
         self._ledger = ledger
-        self._events = events
-        self._traffic = traffic
-        self._lock = home.lock
         self._name = name
         self._full = Hysteresis()
 
-    def store(self, first: int, pages: Bytes) -> None:
-        """Store pages (n, page_size) at `first` and on. Raises as `Group.store`."""
-        count = len(pages)
-        ledger = self._ledger
-        outer = ledger.begin(first, count)
+    def store(self, first: int, pages: Bytes | list[Flat]) -> None:
+        """Store n pages at `first` and on. Raise as `Group.store`."""
         try:
-            entries, kept = self._keep(pages)
-            with self._lock:
-                ledger.publish(first, entries, kept)
-                self._traffic.page_stores += count
-        except StoreRejected:
-            with self._lock:
-                ledger.erase(first, count)
-            ledger.end(outer)
-            raise
+            refusal = self._store(first, pages)
         except BaseException as error:
-            with self._lock:
-                ledger.recover(first, count)
-                self._events["reject_alloc_fail"] += isinstance(error, MemoryError)
-            ledger.end(outer)
+            self._drop(first, len(pages))
             if isinstance(error, MemoryError):
+                self._ledger.count_event("reject_alloc_fail")
                 raise StoreRejected("reject_alloc_fail", "there is no memory for it") from error
             raise
-        ledger.end(outer)
+        if self._home.backing is not None:
+            self._home.backing.settle()
+        if refusal is not None:
+            self._drop(first, len(pages))
+            raise StoreRejected(*refusal)
 
-    def _keep(self, pages: Bytes) -> tuple[np.ndarray, int]:
-        """Put pages in the pool, or else in the file. Raises StoreRejected, which is counted."""
+    def _drop(self, first: int, count: int) -> None:
+        with contextlib.suppress(ClosedError, ForkedProcess):
+            self._ledger.erase(first, count)
+
+    def _store(self, first: int, pages: Bytes | list[Flat]) -> Refusal | None:
+        """Store a folio in the pool, or else in the file. Return why it is in neither, which is counted."""
         writer = self._home.writer
-        try:
-            self._check_limits()
-            return writer.write(pages)
-        except StoreRejected as rejection:
-            self._count(rejection)
-            if rejection.reason == "pool_limit_hit":
-                self._home.wake()
-            if self._home.objects.backing is None:
-                raise
-            # Called from here, so that neither frame keeps an exception, which would keep the frame and
-            # with it the store.
-            return self._keep_in_file(pages)
+        folio = None
+        refusal = self._look_at_limits()
+        if refusal is None:
+            folio, failed = writer.prepare(pages)
+            if failed:
+                refusal = self._count_failed(folio)
+                folio = None
+            else:
+                refusal = self._publish(first, folio, writer)
+        if refusal is None:
+            return None
+        if refusal.reason == "pool_limit_hit":
+            self._home.wake()
+        if self._home.backing is None:
+            return refusal
+        if folio is None:
+            folio, _ = writer.prepare(pages, to_file=True)
+        return self._publish_in_file(first, folio, writer)
 
-    def _keep_in_file(self, pages: Bytes) -> tuple[np.ndarray, int]:
-        home = self._home
-        try:
-            try:
-                return home.writer.write(pages, to_file=True)
-            except StoreRejected:
-                held = _held_in_file(home)
-                with contextlib.suppress(OSError):
-                    clean(home, wait=True)
-                if _held_in_file(home) >= held:
-                    raise
-                return home.writer.write(pages, to_file=True)
-        except StoreRejected as failure:
-            self._count(failure)
-            raise
+    def _publish(self, first: int, folio: Folio, writer: Writer) -> Refusal | None:
+        code = folio.publish(self._ledger, first)
+        if code == 0:
+            writer.give_back(folio)
+            return None
+        if code == -errno.ENOSPC:
+            limit = self._home.pool.max_bytes
+            self._home.full.full = True
+            refusal = Refusal("pool_limit_hit", f"the folio does not fit the pool's {limit} bytes")
+        else:
+            refusal = Refusal("reject_alloc_fail", "the system has no memory for the folio")
+        self._ledger.count_event(refusal.reason)
+        return refusal
 
-    def _check_limits(self) -> None:
+    def _publish_in_file(self, first: int, folio: Folio, writer: Writer) -> Refusal | None:
+        backing = self._home.backing
+        assert backing is not None  # noqa: S101 - the caller's check
+        objects = folio.objects()
+        try:
+            where = backing.write(objects)
+        except OSError as error:
+            text = f"the backing file: {error}"
+            where = self._write_after_cleaning(objects)
+        if where is None:
+            self._ledger.count_event("reject_reclaim_fail")
+            return Refusal("reject_reclaim_fail", text)
+        if folio.publish(self._ledger, first, where):
+            self._ledger.count_event("reject_alloc_fail")
+            return Refusal("reject_alloc_fail", "the system has no memory for the table")
+        writer.give_back(folio)
+        return None
+
+    def _write_after_cleaning(self, objects: list[bytes]) -> Reservation | None:
+        """Try again if cleaning makes room in the file."""
+        backing = self._home.backing
+        assert backing is not None  # noqa: S101 - as above
+        held = backing.held_bytes
+        try:
+            clean(self._home, wait=True)
+            if backing.held_bytes >= held:
+                return None
+            return backing.write(objects)
+        except OSError:
+            return None
+
+    def _look_at_limits(self) -> Refusal | None:
         """Refuse a store while the pool, or this group, counts as full."""
         home = self._home
-        pool, percent = home.objects.pool, home.accept_threshold_percent
-        limit = pool.max_bytes
-        if limit is not None and pool.held_bytes >= limit:
+        limit, own_limit = home.pool.max_bytes, self.max_bytes
+        if limit is None and own_limit is None:
+            return None
+        percent = home.accept_threshold_percent
+        if limit is not None and home.pool.held_bytes >= limit:
             home.compact()
-        with self._lock:
-            held, own = pool.held_bytes, self._ledger.pool_bytes
-            at_limit, pool_is_full = home.full.check(held, limit, percent)
-            over, is_full = self._full.check(own, self.max_bytes, percent)
-            self._events["pool_limit_hit"] += at_limit or over
-            if pool_is_full:
-                raise _LimitError(f"the pool holds {held} bytes and its limit is {limit}")
-            if is_full:
-                raise _LimitError(
-                    f"group {self._name!r} has {own} bytes and its limit is {self.max_bytes}"
-                )
+        held, own = home.pool.held_bytes, self._ledger.pool_bytes
+        at_limit, pool_is_full = home.full.check(held, limit, percent)
+        over, is_full = self._full.check(own, own_limit, percent)
+        if at_limit or over:
+            self._ledger.count_event("pool_limit_hit")
+        if pool_is_full:
+            return Refusal("pool_limit_hit", f"the pool holds {held} bytes and its limit is {limit}")
+        if is_full:
+            text = f"group {self._name!r} has {own} bytes and its limit is {own_limit}"
+            return Refusal("pool_limit_hit", text)
+        return None
 
-    def _count(self, rejection: StoreRejected) -> None:
-        """Count a rejection by its cause, compression per failing page."""
-        if isinstance(rejection, _LimitError):
-            return  # counted where the maximum was seen
-        with self._lock:
-            if rejection.errors is None:
-                self._events[rejection.reason] += 1
-                self._home.full.full |= rejection.reason == "pool_limit_hit"
-                return
-            errors = np.asarray(rejection.errors)
-            poor = int(np.count_nonzero(errors == -errno.ENOSPC))
-            self._events["reject_compress_poor"] += poor
-            self._events["reject_compress_fail"] += int(np.count_nonzero(errors)) - poor
+    def _count_failed(self, folio: Folio) -> Refusal:
+        """Count pages that could not be compressed, by cause."""
+        errors, poor, other = failures(folio)
+        self._ledger.count_event("reject_compress_poor", poor)
+        self._ledger.count_event("reject_compress_fail", other)
+        first = next(number for number, code in enumerate(errors) if code)
+        return Refusal(
+            "reject_compress_fail" if other else "reject_compress_poor",
+            f"{poor + other} of {len(errors)} pages cannot be compressed, page {first} of the folio first",
+            errors,
+        )
 
     def is_full(self) -> bool:
-        """Whether the group counts as full."""
+        """Return whether the group counts as full."""
         percent = self._home.accept_threshold_percent
-        with self._lock:
-            return self._full.check(self._ledger.pool_bytes, self.max_bytes, percent)[1]
-
-
-def _held_in_file(home: Home) -> int:
-    backing = home.objects.backing
-    return 0 if backing is None else backing.held_bytes
+        return self._full.check(self._ledger.pool_bytes, self.max_bytes, percent)[1]

@@ -5,14 +5,13 @@
       ├─ Home         lock, pool, backing file, codecs, the engine: shared by all groups
       └─ Shrinker     writes back when a limit was met
 
-Lock order: the store's lock, then the pool's or the backing file's (see `home.py`).
+Locks: none of Python's around data: every change is one call of the core (core/ledger.pyx).
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from batchzip.checks import check_kind, check_limit
@@ -21,6 +20,7 @@ from batchzip.errors import BadArgument
 from batchzip.pool import Pool
 from batchzip.store.backing_file import BackingFile
 from batchzip.store.cleaning import clean
+from batchzip.core.ledger import EVENTS
 from batchzip.store.counters import Counters
 from batchzip.store.group import Group
 from batchzip.store.home import Home
@@ -87,8 +87,15 @@ class SwapStore(Group):
         if file is not None and shrinker_enabled:
             home.wake = self._shrinker.wake
         self._groups: dict[str, Group] = {}
+        groups = self._groups  # not the store, which nobody must keep by this
+
+        def forget(group: Group) -> None:
+            if groups.get(group.name) is group:
+                groups.pop(group.name, None)
+
+        home.forget = forget
         self._server: ShareServer | None = None
-        self._share_lock = threading.Lock()
+        self._share_lock = threading.RLock()
         super().__init__("", home)
 
     @property
@@ -104,7 +111,7 @@ class SwapStore(Group):
     def engine(self, engine: Engine) -> None:
         self._enter()
         check_kind(engine, "engine", Engine)
-        self._home.writer = self._home.writer_of(engine)
+        self._home.writer = self._home.writer_of(engine, current=True)
 
     def group(self, name: str, *, max_bytes: int | None = None) -> Group:
         """Give the group of that name; it is made the first time.
@@ -117,20 +124,38 @@ class SwapStore(Group):
             raise BadArgument(
                 f"the name of a group is a text of at least one character, not {name!r}"
             )
-        with self._lock:
-            group = self._groups.get(name)
-            if group is None:
-                group = self._groups[name] = Group(name, self._home, max_bytes)
+        group = self._groups.get(name)
+        if group is None:
+            made = Group(name, self._home, max_bytes)
+            group = self._groups.setdefault(name, made)
+            if group is not made:  # another thread was faster
+                made.close()
         if max_bytes is not None:
             group.max_bytes = max_bytes
         return group
+
+    def drop_group(self, name: str) -> int:
+        """Close a group: its pages and their memory go. Return the number of pages that it had.
+
+        Raise BadArgument if there is no group of that name. Views of it that others hold raise
+        ClosedError from then on; `group` makes a new one.
+        """
+        self._enter()
+        group = self._groups.get(name)
+        if group is None:
+            raise BadArgument(f"this store has no group {name!r}")
+        pages = len(group)
+        group.close()
+        return pages
 
     @property
     def groups(self) -> dict[str, Group]:
         """The groups that were made, by name."""
         self._enter()
-        with self._lock:
-            return dict(self._groups)
+        return dict(self._groups)
+
+    def _all_groups(self) -> list[Group]:
+        return [self, *self.groups.values()]
 
     def shrink(self) -> int:
         """Write back cold pages until every limit is kept down to its threshold; how many were.
@@ -139,13 +164,11 @@ class SwapStore(Group):
         Raises BadArgument without a backing file, OSError where it fails.
         """
         self._enter()
-        if self._home.objects.backing is None:
+        if self._home.backing is None:
             raise BadArgument("this store has no backing file: give it one with backing=")
         percent = self._home.accept_threshold_percent
-        with self._lock:
-            groups = list(self._groups.values())
         done = 0
-        for group in [self, *groups]:
+        for group in self._all_groups():
             limit = group.max_bytes
             if limit is not None and group._storer.is_full():  # noqa: SLF001 - a store is made of groups
                 done += group._shrink_to(limit * percent // 100)  # noqa: SLF001
@@ -154,24 +177,21 @@ class SwapStore(Group):
         return done
 
     def _shrink_pool(self, percent: int) -> int:
-        pool = self._home.objects.pool
+        pool = self._home.pool
         done = 0
         while (limit := pool.max_bytes) is not None:
             self._home.compact()
-            with self._lock:
-                if not self._home.full.check(pool.held_bytes, limit, percent)[1]:
-                    break
+            if not self._home.full.check(pool.held_bytes, limit, percent)[1]:
+                break
             over = pool.held_bytes - limit * percent // 100
             if over <= 0:
                 break
-            with self._lock:
-                largest = max([self, *self._groups.values()], key=Group._pool_bytes)  # noqa: SLF001
-                target = max(0, largest._pool_bytes() - over)  # noqa: SLF001
-            moved = largest._shrink_to(target)  # noqa: SLF001
+            largest = max(self._all_groups(), key=Group._pool_bytes)  # noqa: SLF001
+            moved = largest._shrink_to(max(0, largest._pool_bytes() - over))  # noqa: SLF001
             done += moved
             if not moved:
                 break
-            # Each class loses some: only together do their holes make spans to give back.
+            # What is freed are objects here and there: only together do their holes make memory to give back.
             while pool.held_bytes > limit * percent // 100 and pool.compact():
                 pass
         return done
@@ -196,7 +216,7 @@ class SwapStore(Group):
         Raises OSError where the file fails: nothing is lost then.
         """
         self._enter()
-        pool = self._home.objects.pool
+        pool = self._home.pool
         total = 0
         while freed := pool.compact():
             total += freed
@@ -225,16 +245,14 @@ class SwapStore(Group):
         max_bytes, page_stores and page_loads (since it was made) of each; statistics: the engine's.
         """
         self._enter()
-        engine, pool = self.engine, self._home.objects.pool
-        with self._lock:
-            groups = {
-                group.name: {
-                    "pages": group._ledger.pages,  # noqa: SLF001 - a store is made of groups
-                    "pool_bytes": group._ledger.pool_bytes,  # noqa: SLF001
-                    "max_bytes": group.max_bytes,
-                    **asdict(group._traffic),  # noqa: SLF001
-                }
-                for group in [self, *self._groups.values()]
+        engine, pool = self.engine, self._home.pool
+        groups = {}
+        for group in self._all_groups():
+            figures = group._ledger.figures()  # noqa: SLF001 - a store is made of groups
+            shown = ("pages", "pool_bytes", "page_stores", "page_loads")
+            groups[group.name] = {
+                **{name: figures[name] for name in shown},
+                "max_bytes": group.max_bytes,
             }
         return {
             "pid": os.getpid(),
@@ -258,47 +276,46 @@ class SwapStore(Group):
         Other threads may go on. Pages are not decompressed: what has its checksum was made by the codec.
         """
         self._enter()
-        with self._lock:
-            groups = {"": self, **self._groups}
-        return inspect(self._home, {name: group._ledger for name, group in groups.items()})  # noqa: SLF001
+        return inspect(
+            self._home,
+            {group.name: group._ledger for group in self._all_groups()},  # noqa: SLF001
+        )
 
     @property
     def counters(self) -> Counters:
         """The counters of all groups together, as they are now."""
         self._enter()
-        objects = self._home.objects
-        with self._lock:
-            figures = self._figures()
-            for group in self._groups.values():
-                for name, value in group._figures().items():  # noqa: SLF001
-                    figures[name] += value
-            return Counters(
-                **figures,
-                pool_total_size=objects.pool.held_bytes,
-                backing_file_size=0 if objects.backing is None else objects.backing.held_bytes,
-            )
+        backing = self._home.backing
+        figures = dict.fromkeys(EVENTS, 0)
+        for group in self._all_groups():
+            for name, value in group._figures().items():  # noqa: SLF001
+                figures[name] = figures.get(name, 0) + value
+        return Counters(
+            **figures,
+            pool_total_size=self._home.pool.held_bytes,
+            backing_file_size=0 if backing is None else backing.held_bytes,
+        )
 
     def counters_by_group(self) -> dict[str, Counters]:
-        """Give the counters of each group at one moment; pages of the store itself are group ""."""
+        """Return the counters of each group; pages of the store itself are group ""."""
         self._enter()
-        with self._lock:
-            return {
-                name: Counters(
-                    **group._figures(),  # noqa: SLF001 - a store is made of groups
-                    pool_total_size=group._pool_bytes(),  # noqa: SLF001
-                    backing_file_size=0,
-                )
-                for name, group in {"": self, **self._groups}.items()
-            }
+        return {
+            group.name: Counters(
+                **group._figures(),  # noqa: SLF001 - a store is made of groups
+                pool_total_size=group._pool_bytes(),  # noqa: SLF001
+                backing_file_size=0,
+            )
+            for group in self._all_groups()
+        }
 
     @property
     def max_pool_bytes(self) -> int | None:
         """Bytes of memory the pool may hold, or None. Lowered below what it holds, it only refuses."""
-        return self._home.objects.pool.max_bytes
+        return self._home.pool.max_bytes
 
     @max_pool_bytes.setter
     def max_pool_bytes(self, value: int | None) -> None:
-        self._home.objects.pool.max_bytes = check_limit(value, "max_pool_bytes")
+        self._home.pool.max_bytes = check_limit(value, "max_pool_bytes")
 
     @property
     def accept_threshold_percent(self) -> int:
@@ -313,19 +330,17 @@ class SwapStore(Group):
     @property
     def compressed_bytes(self) -> int:
         """Sum of the lengths of everything in the pool, raw pages included."""
-        return self._home.objects.pool.stored_bytes
+        return self._home.pool.stored_bytes
 
     @property
     def table_bytes(self) -> int:
         """Bytes of the tables of all groups, and of the pool."""
-        objects = self._home.objects
-        with self._lock:
-            own = sum(ledger.table.nbytes for ledger in objects.ledgers)
-            return own + objects.pool.table_bytes
+        own = sum(group.table_bytes for group in self._all_groups())
+        return own + self._home.pool.table_bytes
 
     def classes(self) -> list[ClassUse]:
         """List the pool's size classes and what they hold."""
-        return self._home.objects.pool.classes()
+        return self._home.pool.classes()
 
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold.
@@ -333,19 +348,17 @@ class SwapStore(Group):
         No other thread may be changing anything; the shrinker is waited for.
         """
         self._enter()
-        with self._shrinker.pause, self._lock:
-            self._home.objects.sweep()
-            self._home.objects.check_invariants()
+        with self._shrinker.pause:
+            self._home.check_invariants()
 
     def _close(self) -> None:
         if self._server is not None:
             self._server.close()
         self._home.threads.close()
         self._shrinker.close()
-        for group in self._groups.values():
+        for group in list(self._groups.values()):
             group.close()
-        with self._lock:
-            self._home.close()
+        self._home.close()
 
 
 def _check_percent(value: int) -> None:

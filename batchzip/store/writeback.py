@@ -3,77 +3,52 @@
 Kernel counterpart: zswap_writeback_entry. There a page is decompressed and written; here its compressed
 bytes are, with the checksum and the codec's number they have (zram's compressed writeback).
 
-    under the lock   entries and copies of their bytes
-    outside          checksums ─▶ one write, synced
-    under the lock   entries that are still the same ─▶ in the file; what they had in the pool is freed
+    gather     entries and copies of their bytes, of one moment
+    write      those that are intact, in one piece, synced
+    to_file    entries that are still the same ─▶ in the file; what they had in the pool is freed
 
-Memory is freed only after the write succeeded. A page that was stored anew, loaded exclusively or invalidated
-meanwhile keeps what it has, and its copy in the file is freed.
-
-Locks: the store's, twice a batch, as above.
+Memory is freed only after the write succeeded. A page that was stored anew, loaded exclusively or
+invalidated meanwhile keeps what it has, and its room in the file is given up.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.store.page_table import BACKED, COMPRESSED, RAW
+from batchzip.core.gather import gather
+from batchzip.core.table import Kind
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from batchzip.store.backing_file import BackingFile
+    from batchzip.core.ledger import Ledger
     from batchzip.store.home import Home
-    from batchzip.store.ledger import Ledger
 
 
-def write_back(
-    home: Home, ledger: Ledger, events: dict[str, int], indices: npt.NDArray[np.int64]
-) -> int:
-    """Move pages, no index twice, to the backing file; how many were. Others are passed over.
+def write_back(home: Home, ledger: Ledger, indices: npt.NDArray[np.int64]) -> int:
+    """Move pages, no index twice, to the backing file. Return how many were; others are passed over.
 
-    Raises OSError where the file fails; every page is where it was then.
+    Raise OSError if the file fails; every page is where it was then.
     """
-    backing = home.objects.backing
+    backing = home.backing
     assert backing is not None  # noqa: S101 - the callers' check
-    move = partial(_move, home, backing, ledger, events, indices)
-    return home.change(ledger, 0, 0, move, harmless=(OSError,))
-
-
-def _move(
-    home: Home,
-    backing: BackingFile,
-    ledger: Ledger,
-    events: dict[str, int],
-    indices: npt.NDArray[np.int64],
-) -> int:
-    with home.lock:
-        entries = ledger.table.get_many(indices)
-        held = (entries["kind"] == COMPRESSED) | (entries["kind"] == RAW)
-        indices, entries = indices[held], entries[held]
-        stored = home.pooled(entries)
-    intact = home.intact(entries, stored)
-    if not intact.all():
-        with home.lock:
-            damaged = int(np.count_nonzero(~intact))
-            events["decompress_fail"] += damaged
-            events["reject_reclaim_fail"] += damaged
-        stored = [data for data, good in zip(stored, intact, strict=True) if good]
-        indices, entries = indices[intact], entries[intact]
-    if not stored:
+    gathered = gather(ledger, np.ascontiguousarray(indices))
+    damaged = set(gathered.damaged())
+    held = gathered.rows_of(Kind.COMPRESSED, Kind.RAW)
+    rows = [row for row in held if row not in damaged]
+    if len(rows) < len(held):
+        ledger.count_event("decompress_fail", len(held) - len(rows))
+        ledger.count_event("reject_reclaim_fail", len(held) - len(rows))
+    if not rows:
         return 0
-    moved = entries.copy()
-    moved["kind"] = BACKED
     try:
-        moved["value"] = backing.write(stored)
+        where = backing.write([gathered.stored(row) for row in rows])
     except OSError:
-        with home.lock:
-            events["reject_reclaim_fail"] += len(stored)
+        ledger.count_event("reject_reclaim_fail", len(rows))
         raise
-    with home.lock:
-        count = int(np.count_nonzero(ledger.exchange(indices, entries, moved, 0)))
-        events["written_back_pages"] += count
-    return count
+    moved = gathered.to_file(rows, where)
+    ledger.count_event("written_back_pages", moved)
+    backing.settle()
+    return moved
