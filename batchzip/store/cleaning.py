@@ -80,6 +80,6 @@ def _move(home: Home, backing: BackingFile, ledger: Ledger, indices: npt.NDArray
     moved = entries.copy()
     moved["value"] = backing.write(
         [data for data, good in zip(stored, intact, strict=True) if good]
-    )
+    ).keep()
     with home.lock:
         ledger.exchange(indices, entries, moved, 0)

@@ -168,7 +168,7 @@ class FolioWriter:
         if self._objects.backing is None:
             raise StoreRejected("reject_reclaim_fail", "the store has no backing file")
         try:
-            return self._objects.backing.write(outputs)
+            return self._objects.backing.write(outputs).keep()
         except OSError as error:
             raise StoreRejected("reject_reclaim_fail", f"the backing file: {error}") from error
 

@@ -41,11 +41,11 @@ from batchzip.store.page_table import (
     RAW,
     SAME_FILLED,
 )
+from batchzip.store.positions import lengths_of
 from batchzip.store.recompress import Recompression, Recompressor
 from batchzip.store.sample import sample
 from batchzip.store.storer import Storer
 from batchzip.store.writeback import write_back
-from batchzip.store.zones import lengths_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -82,7 +82,8 @@ class Objects:
     def free(self, entries: np.ndarray) -> int:
         """Free what these entries refer to; how many bytes of the pool that were."""
         if self.backing is not None:
-            self.backing.free(positions(entries))
+            self.backing.zones.free(positions(entries))
+            self.backing.settle()
         return self.pool.free_many(handles(entries))
 
     def settle(self) -> None:
@@ -103,8 +104,6 @@ class Objects:
             return
         owned = np.concatenate([handles(part) for part in self._parts()])
         self.pool.free_many(np.setdiff1d(self.pool.handles(), owned))
-        if self.backing is not None:
-            self.backing.recount(np.concatenate([positions(part) for part in self._parts()]))
         self.orphans = False
 
     def _parts(self) -> list[np.ndarray]:
@@ -226,7 +225,8 @@ class Ledger:
         self.gauges[kind] -= 1
         if kind == BACKED:
             assert self._objects.backing is not None  # noqa: S101 - there are such entries
-            self._objects.backing.free(np.array([value], np.uint64))
+            self._objects.backing.zones.free(np.array([value], np.uint64))
+            self._objects.backing.settle()
         elif kind != SAME_FILLED:
             self.pool_bytes -= self._objects.pool.free(value)
 

@@ -68,7 +68,7 @@ def _move(
     moved = entries.copy()
     moved["kind"] = BACKED
     try:
-        moved["value"] = backing.write(stored)
+        moved["value"] = backing.write(stored).keep()
     except OSError:
         with home.lock:
             events["reject_reclaim_fail"] += len(stored)
