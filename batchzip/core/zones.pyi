@@ -83,7 +83,7 @@ class Zones:
     def reserve(self, lengths: npt.NDArray[np.uint32], lock: _Lock) -> Reservation:
         """Find room for a batch of objects of these lengths, each of 1 byte to a page.
 
-        Raise OSError, with nothing reserved: ENOSPC beyond a limit; EBUSY if this very thread cuts
+        Raise OSError, with nothing reserved: ENOSPC beyond a limit; EAGAIN if this very thread cuts
         the file's end off. Other threads wait for that, by the storage's `lock`.
         """
 

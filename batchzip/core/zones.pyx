@@ -37,7 +37,7 @@ Locks: `mutex`, within nogil code only and never during I/O. It is innermost: th
 
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
-from libc.errno cimport EBUSY, EFBIG, EIO, ENOMEM, ENOSPC
+from libc.errno cimport EAGAIN, EFBIG, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
@@ -93,7 +93,7 @@ cdef int _take(ZonesState *zones) noexcept nogil:
     if _start_of(zones, <uint64_t>zones.hint + 1) > MAX_OFFSET:
         return -EFBIG
     if zones.hint >= zones.fence:
-        return -EBUSY
+        return -EAGAIN
     if zones.hint == zones.room:
         grown = <Zone *>realloc(zones.table, 2 * <size_t>zones.room * sizeof(Zone))
         if grown is NULL:
@@ -385,7 +385,7 @@ cdef class Zones:
     def reserve(self, lengths, lock) -> Reservation:
         """Find room for a batch, of as many objects as `lengths`, a uint32 array, has elements.
 
-        Raise OSError, with nothing reserved: ENOSPC beyond a limit; EBUSY if this thread is the one
+        Raise OSError, with nothing reserved: ENOSPC beyond a limit; EAGAIN if this thread is the one
         that cuts the file's end. Others wait for it, by the storage's `lock`.
         """
         cdef Reservation reservation = Reservation.__new__(Reservation)
@@ -403,7 +403,7 @@ cdef class Zones:
         reservation.zones = self
         reservation.failures = self.failures
         code = self._reserve(wanted, count, reservation)
-        if code == -EBUSY:
+        if code == -EAGAIN:
             with lock:
                 code = self._reserve(wanted, count, reservation)
         if code == -ENOMEM:
@@ -413,7 +413,7 @@ cdef class Zones:
         if code == -EFBIG:
             raise OSError(ENOSPC, f"a backing file has at most {MAX_OFFSET} bytes")
         if code:
-            raise OSError(EBUSY, "the backing file's end is being cut off, by this very thread")
+            raise OSError(EAGAIN, "the backing file's end is being cut off, by this very thread")
         return reservation
 
     cdef int _reserve(

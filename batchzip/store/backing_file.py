@@ -87,6 +87,7 @@ class BackingFile(Closing):
         lengths = np.fromiter(map(len, buffers), np.int64, len(buffers))
         if len(lengths) and (lengths.min() < 1 or lengths.max() > self._page_size):
             raise BadArgument(f"what is written must have 1 to {self._page_size} bytes")
+        self.settle()  # a Reservation may have been dropped, or a call cut short
         with self._calls.enter() as storage:
             reservation = self.zones.reserve(lengths.astype(np.uint32), storage.lock)
             try:

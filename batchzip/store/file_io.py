@@ -121,12 +121,16 @@ class DescriptorIO(Storage):
         if self._file.closed:
             return
         try:
-            if self._owned:
-                self._leave_path()
+            self._leave_path()
+        except BaseException:
+            self._leave_path()  # an interrupt must not leave the path behind
+            raise
         finally:
             self._file.close()
 
     def _leave_path(self) -> None:
+        if not self._owned:
+            return
         fd = self._fd
         if self._unlink is not None and _leads_to(self._unlink, fd):
             Path(self._unlink).unlink()
