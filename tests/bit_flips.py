@@ -7,7 +7,7 @@ from faulty_file import FaultyFile
 from store_pages import SIZE, noise, text
 
 from batchzip import CorruptPage, Engine, SwapStore, train_dictionary
-from batchzip.store.zones import LENGTH_BITS
+from batchzip.store.positions import LENGTH_BITS
 
 PAGES = 64
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from backing import free, write
 from faulty_file import FaultyFile
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -39,7 +41,7 @@ class BackingFileAgainstDict(RuleBasedStateMachine):
         chance = random.Random(seed)
         batch = [chance.randbytes(1) * chance.randint(1, PAGE) for _ in range(count)]
         try:
-            positions = self.file.write(batch)
+            positions = write(self.file, batch)
         except OSError:
             return
         for position, content in zip(positions.tolist(), batch, strict=True):
@@ -60,7 +62,7 @@ class BackingFileAgainstDict(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 1 << 30), share=st.sampled_from([0.1, 0.9, 1]))
     def free(self, seed: int, share: float) -> None:
         gone = self.some(seed, share)
-        self.file.free(np.array(gone, np.uint64))
+        free(self.file, np.array(gone, np.uint64))
         for position in gone:
             del self.model[position]
 
@@ -69,18 +71,17 @@ class BackingFileAgainstDict(RuleBasedStateMachine):
         live = self.live()
         moved = live[np.isin(self.file.zone_of(live), self.file.sparse_zones())].tolist()
         try:
-            new = self.file.write(self.file.read(np.array(moved, np.uint64)))
+            new = write(self.file, self.file.read(np.array(moved, np.uint64)))
         except OSError:
             return
-        self.file.free(np.array(moved, np.uint64))
+        free(self.file, np.array(moved, np.uint64))
         for before, after in zip(moved, new.tolist(), strict=True):
             self.model[after] = self.model.pop(before)
 
-    @rule(seed=st.integers(0, 1 << 30))
-    def recount_without_some(self, seed: int) -> None:
-        for position in self.some(seed, 0.1):
-            del self.model[position]
-        self.file.recount(self.live())
+    @rule(count=st.integers(1, 150))
+    def write_and_drop(self, count: int) -> None:
+        with contextlib.suppress(OSError):
+            self.file.write([b"x" * PAGE] * count)
 
     @rule(
         call=st.sampled_from(CALLS),

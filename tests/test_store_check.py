@@ -10,7 +10,7 @@ from faulty_file import FaultyFile
 from store_pages import ZEROS, noise, text, word
 
 from batchzip import ClosedError, CorruptPage, Engine, PageError, StoreReport, SwapStore
-from batchzip.store.zones import LENGTH_BITS
+from batchzip.store.positions import LENGTH_BITS
 
 
 @pytest.fixture

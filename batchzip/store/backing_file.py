@@ -1,11 +1,12 @@
 """BackingFile: where a store puts compressed pages that nobody has asked for lately.
 
-    write(buffers) ─▶ lock: room in the zones ─▶ pwrite, one for each zone touched ─▶ fdatasync ─▶ positions
+    write(buffers) ─▶ room in the zones ─▶ pwrite, one for each zone touched ─▶ fdatasync ─▶ Reservation
+    Reservation.commit ─▶ zones_free: both in the core, in the steps in which entries come and go
+    settle() ─▶ zones that nothing lives in: hole punched ─▶ they are free again, the file's end is cut off
     read(positions) ─▶ sorted, announced ─▶ one pread for neighbours ─▶ bytes, as asked for
-    free(positions) ─▶ lock: counts ─▶ empty zones: hole punched ─▶ lock: they are free again
 
-A log in zones (zones.py) on a descriptor or an object (file_io.py). Kernel counterpart: the swap device, with
-the clusters of zram's writeback. Rejected: O_DIRECT (compressed pages are not aligned, and what was
+A log in zones (core/zones.pyx) on a descriptor or an object (file_io.py). Kernel counterpart: the swap device,
+with the clusters of zram's writeback. Rejected: O_DIRECT (compressed pages are not aligned, and what was
 just written is what is read back first); mmap (an I/O error would be a SIGBUS).
 
 fdatasync is not for what a crash of the machine leaves: contents do not survive their owner. It is
@@ -16,38 +17,40 @@ failure fails every batch that was being written at the time. It is never asked 
 bytes: the second answer would be "all well". Their zones are not written to any more; what else
 lives there was synced before, and stays readable.
 
-Invariants
-* A position is returned only after its bytes were written and synced.
-* No lock is held during I/O, but for cutting off the file's end, behind which nobody may begin to write
-  meanwhile, and syncs among themselves.
-* After a call that an interrupt cut short, too much may count as in use, never too little; `recount` finds it.
+A sync within a sync, by a signal handler or a finalizer of the same thread, is made at once: what its caller
+wrote was written while the outer one could not be told anything. What it is told of fails the outer one, too.
 
-Lock order: the sync lock, then the lock. Neither is held when anything of the caller's runs, save its
-own storage object's truncate() and sync().
+Invariants
+* A Reservation is returned only after its bytes were written and synced.
+* Whatever cuts a call short, nothing is lost and nothing counted twice: what is reserved, and which zones are
+  being discarded, belongs to objects that give it back when they are dropped.
+
+Locks: the storage's (file_io.py), within the core's `sync` and `cut`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import sys
-import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip.buffers import check_page_size
 from batchzip.checks import check_limit
+from batchzip.core.calls import Calls
+from batchzip.core.zones import Zones
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.lifetime import Closing
 from batchzip.store.file_io import Storage, open_storage
-from batchzip.store.zones import Zones, lengths_of, offsets_of
+from batchzip.store.positions import lengths_of, offsets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from batchzip.buffers import Flat
-    from batchzip.store.zones import Numbers, Positions, Reservation
+    from batchzip.core.zones import Reservation
+    from batchzip.store.positions import Numbers, Positions
 
 _GAP = 8192
 """Bytes between two objects that are read rather than skipped: copying them from the page cache takes
@@ -55,7 +58,7 @@ about as long as another pread, and a disk's block is no smaller than half of it
 
 
 class BackingFile(Closing):
-    """Compressed pages in a file, by position. Thread-safe.
+    """Compressed pages in a file, by position. Thread-safe, also in signal handlers and finalizers.
 
     `target` is a path (the file is made, 0600, and removed by `close`; one that a killed owner left is taken
     over), a directory (for a file without a name), or a file object, which stays the user's and whose
@@ -69,67 +72,34 @@ class BackingFile(Closing):
     def __init__(self, target: object, *, page_size: int, max_bytes: int | None = None) -> None:
         self._page_size = check_page_size(page_size)
         limit = check_limit(max_bytes, "max_bytes")
-        self._lock = threading.Lock()
-        self._sync_lock = threading.Lock()
-        self._sync_failures = 0
-        self._callers: set[int] = set()
-        self._closed = False
-        self._storage: Storage = open_storage(target)
-        self._zones = Zones(page_size, self._storage.base, limit)
+        storage = open_storage(target)
+        self.descriptor = storage.descriptor
+        """Descriptor of the file, which stays its owner's; None where it is an object."""
+        self.zones = Zones(page_size, storage.base, limit)
+        self._calls: Calls[Storage] = Calls(storage, "BackingFile")
 
-    def write(self, buffers: Sequence[Flat]) -> Positions:
-        """Append n buffers of 1 … page_size bytes; their n positions, once they are safely written.
+    def write(self, buffers: Sequence[Flat]) -> Reservation:
+        """Append n buffers of 1 … page_size bytes; where they are, once they are safely written.
 
-        Raises OSError, ENOSPC beyond `max_bytes`, and has kept none of them then. They are read
-        during the call only.
+        They are gone again if the Reservation is dropped before it is committed. Raises OSError, ENOSPC
+        beyond `max_bytes`, and has kept none of them then. They are read during the call only.
         """
         lengths = np.fromiter(map(len, buffers), np.int64, len(buffers))
-        if not len(lengths):
-            return np.zeros(0, np.uint64)
-        if lengths.min() < 1 or lengths.max() > self._page_size:
+        if len(lengths) and (lengths.min() < 1 or lengths.max() > self._page_size):
             raise BadArgument(f"what is written must have 1 to {self._page_size} bytes")
-        with self._call():
-            failures = self._sync_failures
-            with self._lock:
-                reservation = self._zones.reserve(lengths)
+        self.settle()  # a Reservation may have been dropped, or a call cut short
+        with self._calls.enter() as storage:
+            reservation = self.zones.reserve(lengths.astype(np.uint32), storage.lock)
             try:
-                for piece in reservation.pieces:
-                    self._write_all(b"".join(buffers[piece.first : piece.last]), piece.offset)
-                self._sync(failures, reservation)
+                for first, last, offset in reservation.runs():
+                    _write_all(storage, b"".join(buffers[first:last]), offset)
+                if len(reservation):
+                    self.zones.sync(storage, reservation)
             except BaseException:
-                with self._lock:
-                    emptied = self._zones.undo(reservation)
-                self._give_back(emptied)
+                reservation.undo()  # now, though the traceback still has it
+                self.settle()
                 raise
-        return reservation.positions
-
-    def _write_all(self, data: bytes, offset: int) -> None:
-        view, done = memoryview(data), 0
-        while done < len(data):
-            written = self._storage.pwrite(view[done:], offset + done)
-            if not 0 < written <= len(data) - done:
-                raise OSError(
-                    errno.EIO, f"the backing file took {written} of {len(data) - done} bytes"
-                )
-            done += written
-
-    def _sync(self, failures: int, reservation: Reservation) -> None:
-        """Sync what was written since there had been so many failures."""
-        with self._sync_lock:
-            self._sync_alone(failures, reservation)
-
-    def _sync_alone(self, failures: int, reservation: Reservation) -> None:
-        if self._sync_failures != failures:
-            with self._lock:
-                self._zones.poison(reservation)
-            raise OSError(errno.EIO, "the backing file failed to sync while this was being written")
-        try:
-            self._storage.sync()
-        except OSError:
-            self._sync_failures += 1
-            with self._lock:
-                self._zones.poison(reservation)
-            raise
+        return reservation
 
     def read(self, positions: Positions) -> list[bytes]:
         """Read n objects, in the order asked for.
@@ -142,21 +112,20 @@ class BackingFile(Closing):
         order = np.argsort(positions, kind="stable")
         offsets, lengths = offsets_of(positions[order]), lengths_of(positions[order])
         ends = np.maximum.accumulate(offsets + lengths)
-        zones = self._zones.zone_of(positions[order])
+        zones = self.zone_of(positions[order])
         # A run ends with its zone, so that what is read at once has a bound.
         breaks = (offsets[1:] - ends[:-1] > _GAP) | (zones[1:] != zones[:-1])
         firsts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
         starts = offsets[firsts].tolist()
-        sizes = np.maximum.reduceat(ends, firsts) - offsets[firsts]
+        sizes = (np.maximum.reduceat(ends, firsts) - offsets[firsts]).tolist()
+        lasts = [*firsts[1:].tolist(), len(order)]
         found: list[bytes] = []
-        with self._call():
+        with self._calls.enter() as storage:
             if len(starts) > 1:
-                for start, size in zip(starts, sizes.tolist(), strict=True):
-                    self._storage.announce(start, size)
-            lasts = [*firsts[1:].tolist(), len(order)]
-            runs = zip(firsts.tolist(), lasts, starts, sizes.tolist(), strict=True)
-            for first, last, start, size in runs:
-                data = self._read_all(start, size)
+                for start, size in zip(starts, sizes, strict=True):
+                    storage.announce(start, size)
+            for first, last, start, size in zip(firsts.tolist(), lasts, starts, sizes, strict=True):
+                data = _read_all(storage, start, size)
                 begins = offsets[first:last] - start
                 stops = (begins + lengths[first:last]).tolist()
                 found += [data[a:b] for a, b in zip(begins.tolist(), stops, strict=True)]
@@ -164,116 +133,85 @@ class BackingFile(Closing):
         back[order] = np.arange(len(order))
         return [found[at] for at in back.tolist()]
 
-    def _read_all(self, offset: int, length: int) -> bytes:
-        data = self._storage.pread(length, offset)
-        while len(data) < length:
-            more = self._storage.pread(length - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
+    def settle(self) -> None:
+        """Give back to the system what was freed; called after objects were. Nothing to do costs next to nothing.
 
-    def free(self, positions: Positions) -> None:
-        """Give up n objects, each of them once. What cannot be given back to the system is just reused."""
-        with self._call():
-            with self._lock:
-                emptied = self._zones.free(positions)
-            self._give_back(emptied)
-
-    def recount(self, live: Positions) -> None:
-        """Put the bookkeeping right after a call was cut short.
-
-        `live` are all positions that `write` has returned and `free` not been given, each once. Nobody else may
-        write, free or recount meanwhile, nor hold positions that are not among them.
+        What another call is giving back is left to it, and what cannot be given back is just reused. May be
+        called in finalizers, and after `close`. A storage object's errors come through, save OSErrors; the
+        next call goes on then.
         """
-        with self._call():
-            with self._lock:
-                emptied = self._zones.recount(live)
-            self._give_back(emptied)
-
-    def _give_back(self, zones: Numbers) -> None:
-        """Discard zones that nothing lives in, and have them used again."""
-        if not len(zones):
+        if not self.zones.unsettled:
             return
-        size = self._zones.zone_size
-        for run in np.split(zones, np.flatnonzero(np.diff(zones) > 1) + 1):
-            with contextlib.suppress(OSError):  # the room is reused all the same
-                self._storage.discard(self._zones.start_of(int(run[0])), len(run) * size)
-        with self._lock:
-            cut = self._zones.put_back(zones)
-            if cut is not None:
+        try:
+            call = self._calls.enter()
+        except ClosedError:
+            return
+        with call as storage:
+            emptied = self.zones.emptied()
+            for offset, length in emptied.runs():
                 with contextlib.suppress(OSError):
-                    self._storage.truncate(cut)
+                    storage.discard(offset, length)
+            emptied.put_back()
+            self.zones.cut(storage)
 
     @property
     def live_bytes(self) -> int:
         """Bytes of the objects that are kept, or being written."""
-        with self._lock:
-            return self._zones.live
+        return self.zones.figures[1]
 
     @property
     def objects(self) -> int:
         """Number of the objects that are kept, or being written."""
-        with self._lock:
-            return self._zones.objects
+        return self.zones.figures[2]
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the file in use: `live_bytes`, and what was freed in zones where others still live."""
-        return self._zones.held
+        return self.zones.figures[0]
 
     @property
     def max_bytes(self) -> int | None:
         """Most bytes the file may hold; None for no limit. May be set, and then counts for new writes."""
-        return self._zones.max_bytes
+        return self.zones.max_bytes
 
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None:
-        self._zones.max_bytes = check_limit(value, "max_bytes")
-
-    @property
-    def descriptor(self) -> int | None:
-        """Descriptor of the file, which stays its owner's; None where it is an object."""
-        return self._storage.descriptor
+        self.zones.max_bytes = check_limit(value, "max_bytes")
 
     def sparse_zones(self) -> Numbers:
         """Zones less than half of which lives, the emptiest first: worth writing their objects anew."""
-        with self._lock:
-            return self._zones.sparse()
+        return np.array(self.zones.sparse(), np.int64)
 
     def zone_of(self, positions: Positions) -> Numbers:
         """Tell in which zone each of n objects lies, by number."""
-        return self._zones.zone_of(positions)
+        return (offsets_of(positions) - self.zones.base) // self.zones.zone_size
 
     def check_invariants(self, live: Positions) -> None:
-        """Raise AssertionError where an invariant does not hold; `live` as for `recount`, with nothing under way."""
-        with self._lock:
-            self._zones.check(live)
+        """Raise AssertionError where an invariant does not hold.
 
-    @contextlib.contextmanager
-    def _call(self) -> Iterator[None]:
-        """Keep the file open: a descriptor closed under a write could be another file's by then."""
-        with self._lock:
-            closed = self._closed
-            if closed:
-                raise ClosedError("this BackingFile is closed")
-            self._callers.add(threading.get_ident())
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._callers.discard(threading.get_ident())
-                last = self._closed and not self._callers
-            if last:
-                self._storage.close()
+        `live` are all positions that were committed and not freed, each once; nothing may be under way.
+        """
+        self.zones.check(np.sort(live))
 
     def close(self) -> None:
         """Let go of the file, and remove it if it was made here; calls under way end first."""
-        with self._lock:
-            # A call of this thread, or of one that has ended, was cut short: nobody is in it.
-            alive = sys._current_frames().keys()  # noqa: SLF001 - as the ledger does
-            self._callers &= alive - {threading.get_ident()}
-            last = not self._callers
-            self._closed = True
-        if last:
-            self._storage.close()
+        self._calls.close()
+
+
+def _write_all(storage: Storage, data: bytes, offset: int) -> None:
+    view, done = memoryview(data), 0
+    while done < len(data):
+        written = storage.pwrite(view[done:], offset + done)
+        if not 0 < written <= len(data) - done:
+            raise OSError(errno.EIO, f"the backing file took {written} of {len(data) - done} bytes")
+        done += written
+
+
+def _read_all(storage: Storage, offset: int, length: int) -> bytes:
+    data = storage.pread(length, offset)
+    while len(data) < length:
+        more = storage.pread(length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data

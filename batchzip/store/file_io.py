@@ -5,13 +5,15 @@
     directory                                DescriptorIO of a file without a name
     object with pread and pwrite             ObjectIO: storage of the user's own; tests inject faults here
     object with fileno(), read and write     DescriptorIO of its descriptor, which stays the user's
-    any other seekable binary object         StreamIO: seek and read, or write, under a lock
+    any other seekable binary object         StreamIO: seek and read, or write, under its lock
 
 A path's file begins with a header of 4 KiB. By it a file that a killed owner left behind is known, and
 taken over; any other file that holds something is refused. A lock (flock) says that its owner lives; it ends
 with the process. Rejected: a pid in the header (pids are used again, and differ between containers).
 
-Locks: StreamIO has one of its own, the innermost.
+Locks: each has one, which zones.pyx holds around sync() and truncate(), and StreamIO around all it does. There
+is no second one, so that two threads whose signal handlers or finalizers come back here cannot wait for
+each other; and whoever holds it may take it again. Under a descriptor's no Python code runs.
 """
 
 # ruff: noqa: D102 - Storage says what each method does
@@ -54,6 +56,9 @@ class Storage(Closing):
     base = 0
     descriptor: int | None = None
 
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
     @abstractmethod
     def pread(self, length: int, offset: int) -> bytes:
         """Up to `length` bytes from `offset`; none at the end of the file."""
@@ -75,7 +80,7 @@ class Storage(Closing):
         """Cut off what lies from byte `size` on."""
 
     def close(self) -> None:
-        """Let go of it; further calls do nothing."""
+        """Let go of it; further calls do nothing, or go on where an interrupt cut one short."""
 
 
 class DescriptorIO(Storage):
@@ -85,13 +90,18 @@ class DescriptorIO(Storage):
     """
 
     def __init__(self, fd: int, *, owned: bool, base: int = 0, unlink: str | None = None) -> None:
+        super().__init__()
         self._fd = fd
+        # Its close() cannot be cut short between closing and noting that.
+        self._file = io.FileIO(fd, "r+", closefd=owned)
         self._owned = owned
         self._unlink = unlink
         self.base = base
         self.descriptor = fd
         self._punches = True
-        self._sized = stat.S_ISREG(os.fstat(fd).st_mode)
+        # C functions: see Locks above.
+        self.sync = functools.partial(os.fdatasync, fd)  # type: ignore[method-assign]
+        self.truncate = functools.partial(os.ftruncate, fd)  # type: ignore[method-assign]
 
     def pread(self, length: int, offset: int) -> bytes:
         return os.pread(self._fd, length, offset)
@@ -103,39 +113,37 @@ class DescriptorIO(Storage):
         with contextlib.suppress(OSError):  # advice only
             os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
 
-    def sync(self) -> None:
-        os.fdatasync(self._fd)
-
     def discard(self, offset: int, length: int) -> None:
         if self._punches and _fallocate()(self._fd, _KEEP_SIZE_PUNCH_HOLE, offset, length):
             self._punches = ctypes.get_errno() not in {errno.EOPNOTSUPP, errno.ENOSYS}
 
-    def truncate(self, size: int) -> None:
-        if self._sized:
-            os.ftruncate(self._fd, size)
-
     def close(self) -> None:
-        if self._fd < 0:
-            return
-        fd, self._fd = self._fd, -1  # first: an interrupt must not have it closed twice
-        if not self._owned:
+        if self._file.closed:
             return
         try:
-            if self._unlink is not None and _leads_to(self._unlink, fd):
-                Path(self._unlink).unlink()
-            elif self.base and self._sized:
-                os.ftruncate(fd, 0)  # it was there, and empty, before
-            if self.base:
-                # A forked child shares the lock, which would outlive this close.
-                fcntl.flock(fd, fcntl.LOCK_UN)
+            self._leave_path()
+        except BaseException:
+            self._leave_path()  # an interrupt must not leave the path behind
+            raise
         finally:
-            os.close(fd)
+            self._file.close()
+
+    def _leave_path(self) -> None:
+        if not self._owned:
+            return
+        fd = self._fd
+        if self._unlink is not None and _leads_to(self._unlink, fd):
+            Path(self._unlink).unlink()
+        elif self.base and stat.S_ISREG(os.fstat(fd).st_mode):
+            os.ftruncate(fd, 0)  # it was there, and empty, before
+        if self.base:
+            # A forked child shares the lock, which would outlive this close.
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
     def __del__(self) -> None:
         # Without removing the path: this may be a forked child, and the file its parent's.
-        if getattr(self, "_owned", False) and self._fd >= 0:
-            fd, self._fd = self._fd, -1  # a close() that comes later must not close another's
-            os.close(fd)
+        if hasattr(self, "_file"):
+            self._file.close()
 
 
 class ObjectIO(Storage):
@@ -145,6 +153,7 @@ class ObjectIO(Storage):
     """
 
     def __init__(self, target: Any) -> None:
+        super().__init__()
         self._target = target
 
     def pread(self, length: int, offset: int) -> bytes:
@@ -172,29 +181,44 @@ class StreamIO(Storage):
     """A seekable binary object such as BytesIO. Its position is not kept."""
 
     def __init__(self, target: Any) -> None:
+        super().__init__()
         self._target = target
-        self._lock = threading.Lock()
+        self._position: int | None = None
 
     def pread(self, length: int, offset: int) -> bytes:
-        with self._lock:
-            self._target.seek(offset)
-            return self._target.read(length) or b""
+        with self.lock:
+            outer, self._position = self._position, offset
+            try:
+                self._target.seek(offset)
+                return self._target.read(length) or b""
+            finally:
+                self._go_back(outer)
 
     def pwrite(self, data: memoryview, offset: int) -> int:
-        with self._lock:
-            self._target.seek(offset)
-            return self._target.write(data) or 0
+        with self.lock:
+            outer, self._position = self._position, offset
+            try:
+                self._target.seek(offset)
+                return self._target.write(data) or 0
+            finally:
+                self._go_back(outer)
+
+    def _go_back(self, outer: int | None) -> None:
+        """Leave the stream where a call needs it that this one came into the middle of."""
+        self._position = outer
+        if outer is not None:
+            self._target.seek(outer)
 
     def sync(self) -> None:
         flush = getattr(self._target, "flush", None)
         if flush is not None:
-            with self._lock:
+            with self.lock:
                 flush()
 
     def truncate(self, size: int) -> None:
         truncate = getattr(self._target, "truncate", None)
         if truncate is not None:
-            with self._lock:
+            with self.lock:
                 truncate(size)
 
 

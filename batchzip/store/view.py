@@ -48,10 +48,10 @@ from batchzip.store.arguments import MAX_INDEX, as_indices, as_integer, as_out, 
 from batchzip.store.codec_table import CodecTable
 from batchzip.store.folio import CHECKSUM_MASK
 from batchzip.store.page_table import ABSENT, BACKED, SAME_FILLED
+from batchzip.store.positions import LENGTH_BITS
 from batchzip.store.same_filled import check_word, fill
 from batchzip.store.share import Share, as_address, peer, receive, send
 from batchzip.store.shared_table import TableReader
-from batchzip.store.zones import LENGTH_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

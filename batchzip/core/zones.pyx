@@ -1,0 +1,669 @@
+"""Zones: which bytes of a backing file are in use, and where the next go. No I/O but by its caller's calls.
+
+    zone 0            zone 1            zone 2            zone 3
+    [obj obj obj obj ][obj  ·   ·  obj ][                ][obj obj ─▶      ]
+     full              sparse            free              open: filled by appending
+
+Rejected: an allocator of exact sizes (random writes, and free lists that a fault can damage); one log
+around the file (it must clean in order, live or not). A zone is given back as a whole, when nothing in it
+lives any more; the lowest free one is taken first, so that the file's end can be cut off.
+
+    position (uint64) = offset << 21 | (length - 1)      offset 43 bits: 8 TiB; length up to 2 MiB
+
+              reserve              last object freed            emptied()                put_back
+    FREE ───────────────▶ IN_USE ───────────────────▶ EMPTIED ─────────────▶ DISCARDING ───────────▶ FREE, or
+                                                         ▲                       │                   SPOILT
+                                                         └───────────────────────┘                   if poisoned
+                                                          Emptied is dropped
+
+Nothing has an owner that an interrupt can make forget it. A Reservation owns what was reserved until it is
+committed; an Emptied owns zones while their bytes are discarded. Each gives back in its destructor what it
+still has, so it is enough that Python drops a reference, for whatever reason. `zones_free` is called
+in the step in which the entries go that had the positions.
+
+Cutting. While the file's end is cut off, a fence keeps the zones there from being taken. Who needs one
+waits for the storage's lock, which is held meanwhile. If that is the very thread that cuts, in a signal
+handler or a finalizer, it is refused; that cannot happen where `truncate` is a C function, as for descriptors.
+
+Invariants
+* live, objects: sums over the positions reserved in the zone and not freed since. A batch that is being written
+  counts, so its zone can be neither given back nor used again.
+* IN_USE ⇔ objects > 0. Only such a zone is open, and only if it is not poisoned.
+* No object straddles two zones; filled ≤ zone size is the end of the last one, and 0 where not IN_USE.
+* held = Σ filled. No zone at or above `end` is anything but free; no free one lies below `hint`.
+
+Locks: `mutex`, within nogil code only and never during I/O. It is innermost: the pool's may be held before.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EAGAIN, EFBIG, EIO, ENOMEM, ENOSPC
+from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from batchzip.core.ring cimport forks
+
+import numpy as np
+
+from batchzip.errors import ForkedProcess
+
+cdef extern from "pthread.h" nogil:
+    int pthread_mutex_init(pthread_mutex_t *, const void *)
+    int pthread_mutex_destroy(pthread_mutex_t *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+
+cdef enum:
+    NO_ZONE = 0xFFFFFFFF
+    FIRST_ROOM = 64  # zones
+    MIN_ZONE_BYTES = 1 << 20  # a few of the batches of 256 pages that are written at once, and small
+    # beside any file worth having
+    ZONE_PAGES = 64  # at least: what is lost at a zone's end, less than a page, is under 1/64 of it
+
+cdef enum:
+    FREE = 0
+    IN_USE = 1
+    EMPTIED = 2  # to be discarded
+    DISCARDING = 3  # an Emptied has it
+    SPOILT = 4  # was poisoned: is never used again
+
+cdef uint64_t MAX_OFFSET = <uint64_t>1 << (64 - LENGTH_BITS)
+
+
+cdef inline void _lock(ZonesState *zones) noexcept nogil:
+    pthread_mutex_lock(&zones.mutex)
+
+
+cdef inline void _unlock(ZonesState *zones) noexcept nogil:
+    pthread_mutex_unlock(&zones.mutex)
+
+
+cdef inline uint64_t _start_of(const ZonesState *zones, uint64_t number) noexcept nogil:
+    return zones.base + (number << zones.zone_bits)
+
+
+# Reserving. The mutex is held.
+
+cdef int _take(ZonesState *zones) noexcept nogil:
+    """Open the lowest free zone. Return 0, or a negative errno where none can be had."""
+    cdef Zone *grown
+    while zones.hint < zones.room and zones.table[zones.hint].state != FREE:
+        zones.hint += 1
+    if _start_of(zones, <uint64_t>zones.hint + 1) > MAX_OFFSET:
+        return -EFBIG
+    if zones.hint >= zones.fence:
+        return -EAGAIN
+    if zones.hint == zones.room:
+        grown = <Zone *>realloc(zones.table, 2 * <size_t>zones.room * sizeof(Zone))
+        if grown is NULL:
+            return -ENOMEM
+        memset(grown + zones.room, 0, zones.room * sizeof(Zone))
+        zones.table = grown
+        zones.room *= 2
+    zones.open = zones.hint
+    zones.table[zones.open].state = IN_USE
+    zones.hint += 1
+    zones.end = max(zones.end, zones.hint)
+    return 0
+
+
+cdef int _reserve(ZonesState *zones, const uint32_t *lengths, Reservation reservation) noexcept nogil:
+    """Find room for objects of these lengths, all or none. Return 0 or a negative errno."""
+    cdef uint32_t count = reservation.count, first = 0, last, length
+    cdef uint32_t zone_size = <uint32_t>1 << zones.zone_bits
+    cdef uint64_t total = 0, offset
+    cdef Zone *zone
+    cdef Piece *piece
+    cdef int code = 0
+    for last in range(count):
+        total += lengths[last]
+    if zones.held + total > zones.limit:
+        return -ENOSPC
+    while first < count:
+        # What is open after the first round was filled by it.
+        if first or zones.open == NO_ZONE or (
+            zones.table[zones.open].filled + lengths[0] > zone_size
+        ):
+            code = _take(zones)
+            if code:
+                reservation.count = first
+                _give_up(zones, reservation)
+                return code
+        zone = &zones.table[zones.open]
+        offset = _start_of(zones, zones.open) + zone.filled
+        last, length = first, 0
+        while last < count and zone.filled + length + lengths[last] <= zone_size:
+            reservation.positions[last] = (offset + length) << LENGTH_BITS | (lengths[last] - 1)
+            length += lengths[last]
+            last += 1
+        piece = &reservation.pieces[reservation.piece_count]
+        piece.first, piece.last, piece.zone = first, last, zones.open
+        piece.offset, piece.length = offset, length
+        reservation.piece_count += 1
+        zone.filled += length
+        zone.live += length
+        zone.objects += last - first
+        zones.held += length
+        zones.live += length
+        zones.objects += last - first
+        first = last
+    return 0
+
+
+cdef void _give_up(ZonesState *zones, Reservation reservation) noexcept nogil:
+    """Free a batch; its room is used again where nothing was put behind it."""
+    cdef uint32_t at, reopened = NO_ZONE
+    cdef Piece *piece
+    cdef Zone *zone
+    for at in range(reservation.piece_count):
+        piece = &reservation.pieces[reservation.piece_count - 1 - at]
+        zone = &zones.table[piece.zone]
+        if _start_of(zones, piece.zone) + zone.filled == piece.offset + piece.length:
+            zone.filled -= piece.length
+            zones.held -= piece.length
+            reopened = NO_ZONE if zone.poisoned else piece.zone
+    for at in range(reservation.count):
+        _free(zones, reservation.positions[at])
+    if zones.open == NO_ZONE and reopened != NO_ZONE and zones.table[reopened].state == IN_USE:
+        zones.open = reopened
+
+
+cdef void _poison(ZonesState *zones, const Piece *pieces, uint32_t count) noexcept nogil:
+    """Never write to the zones of a batch again."""
+    cdef uint32_t at
+    for at in range(count):
+        zones.table[pieces[at].zone].poisoned = True
+        if zones.open == pieces[at].zone:
+            zones.open = NO_ZONE
+
+
+# Freeing.
+
+cdef void _free(ZonesState *zones, uint64_t position) noexcept nogil:
+    """Give up an object; the mutex is held. What can be no object's position is passed over."""
+    cdef uint64_t offset = position_offset(position)
+    cdef uint64_t number = (offset - zones.base) >> zones.zone_bits
+    cdef uint64_t length = position_length(position)
+    cdef Zone *zone
+    if offset < zones.base or number >= zones.room or not zones.table[number].objects:
+        return
+    zone = &zones.table[number]
+    zone.live -= <uint32_t>length
+    zone.objects -= 1
+    zones.live -= length
+    zones.objects -= 1
+    if not zone.objects:
+        if zones.open == number:
+            zones.open = NO_ZONE
+        zones.held -= zone.filled
+        zone.filled = 0
+        zone.state = EMPTIED
+        zone.next = zones.emptied
+        zones.emptied = <uint32_t>number
+
+
+cdef void zones_free(ZonesState *zones, const uint64_t *positions, uint32_t count) noexcept nogil:
+    """Give up objects, each of them once. Takes the mutex; cannot fail."""
+    cdef uint32_t at
+    if not count:
+        return
+    _lock(zones)
+    for at in range(count):
+        _free(zones, positions[at])
+    _unlock(zones)
+
+
+@cython.no_gc  # it can be in no cycle, and what it refers to must be there in __dealloc__
+cdef class Reservation:
+    """Where the objects of one batch go."""
+
+    def __dealloc__(self):
+        self.undo()
+        free(self.positions)
+        free(self.pieces)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def to_array(self):
+        """Return the position of each object, in a new array."""
+        found = np.empty(self.count, np.uint64)
+        if self.count:
+            memcpy(_address(found), self.positions, self.count * sizeof(uint64_t))
+        return found
+
+    def runs(self) -> list:
+        """Return (first, last, offset): objects [first, last) lie side by side from byte `offset` on."""
+        cdef uint32_t at
+        return [
+            (self.pieces[at].first, self.pieces[at].last, self.pieces[at].offset)
+            for at in range(self.piece_count)
+        ]
+
+    cdef void commit(self) noexcept nogil:
+        """Leave the positions to the entries that have them from now on."""
+        self.settled = True
+
+    def keep(self):
+        """Commit. Return the positions, which are the caller's to free from now on."""
+        found = self.to_array()
+        self.commit()
+        return found
+
+    cpdef void undo(self) noexcept:
+        """Give up everything, unless it was committed."""
+        cdef ZonesState *zones
+        if self.settled or self.zones is None or self.zones.state.forks != forks():
+            return
+        self.settled = True
+        zones = &self.zones.state
+        with nogil:
+            _lock(zones)
+            _give_up(zones, self)
+            _unlock(zones)
+
+
+@cython.no_gc
+cdef class Emptied:
+    """Zones that nothing lives in, while their bytes are discarded."""
+
+    def __dealloc__(self):
+        self._end(EMPTIED)
+
+    def runs(self) -> list:
+        """Return (offset, length) of what is to be discarded, neighbours as one, by offset."""
+        cdef ZonesState *zones = &self.zones.state
+        cdef uint32_t at, number
+        self.zones.refuse()
+        found = np.empty(self.count, np.uint32)
+        cdef uint32_t *numbers = <uint32_t *>_address(found)
+        with nogil:
+            _lock(zones)
+            number = self.first
+            for at in range(self.count):
+                numbers[at] = number
+                number = zones.table[number].next
+            _unlock(zones)
+        found.sort()
+        breaks = np.flatnonzero(np.diff(found) != 1) + 1
+        size = 1 << zones.zone_bits
+        return [
+            (_start_of(zones, run[0]), len(run) * size) for run in np.split(found, breaks) if len(run)
+        ]
+
+    def put_back(self) -> None:
+        """Have the zones used again."""
+        self.zones.refuse()
+        self._end(FREE)
+
+    cdef void _end(self, int state) noexcept:
+        cdef ZonesState *zones
+        cdef uint32_t at, number = self.first, count = self.count
+        cdef Zone *zone
+        if not count or self.zones.state.forks != forks():
+            return
+        self.count = 0
+        zones = &self.zones.state
+        with nogil:
+            _lock(zones)
+            for at in range(count):
+                zone = &zones.table[number]
+                if state == EMPTIED:
+                    zone.state = EMPTIED
+                    number, zone.next, zones.emptied = zone.next, zones.emptied, number
+                else:
+                    zone.state = SPOILT if zone.poisoned else FREE
+                    if not zone.poisoned:
+                        zones.hint = min(zones.hint, number)
+                    number = zone.next
+            _unlock(zones)
+
+
+cdef class Zones:
+    """Bookkeeping of a file whose zones begin at byte `base`. Thread-safe."""
+
+    def __cinit__(self, size_t page_size, uint64_t base, max_bytes=None):
+        cdef ZonesState *zones = &self.state
+        pthread_mutex_init(&zones.mutex, NULL)
+        zones.forks = forks()
+        zones.base = base
+        while (<uint64_t>1 << zones.zone_bits) < max(<size_t>MIN_ZONE_BYTES, ZONE_PAGES * page_size):
+            zones.zone_bits += 1
+        zones.open = zones.emptied = zones.fence = NO_ZONE
+        self.max_bytes = max_bytes
+        zones.table = <Zone *>calloc(FIRST_ROOM, sizeof(Zone))
+        if zones.table is NULL:
+            raise MemoryError("no memory for the zones of a backing file")
+        zones.room = FIRST_ROOM
+
+    def __dealloc__(self):
+        free(self.state.table)
+        pthread_mutex_destroy(&self.state.mutex)
+
+    cdef int refuse(self) except -1:
+        """Raise ForkedProcess in a child: a thread that it does not have may hold the mutex."""
+        if self.state.forks != forks():
+            raise ForkedProcess("a backing file belongs to the process that opened it")
+        return 0
+
+    @property
+    def zone_size(self) -> int:
+        """Bytes of a zone."""
+        return 1 << self.state.zone_bits
+
+    @property
+    def base(self) -> int:
+        """Where zone 0 begins in the file."""
+        return self.state.base
+
+    @property
+    def figures(self) -> tuple:
+        """Bytes held, bytes that live, and objects."""
+        cdef uint64_t held, live, objects
+        self.refuse()
+        with nogil:
+            _lock(&self.state)
+            held, live, objects = self.state.held, self.state.live, self.state.objects
+            _unlock(&self.state)
+        return held, live, objects
+
+    @property
+    def max_bytes(self) -> int | None:
+        """Most bytes that may be held; None for no limit."""
+        return None if self.state.limit == UINT64_MAX else self.state.limit
+
+    @max_bytes.setter
+    def max_bytes(self, value):
+        cdef uint64_t limit = UINT64_MAX if value is None else min(value, UINT64_MAX - 1)
+        self.refuse()
+        with nogil:
+            _lock(&self.state)
+            self.state.limit = limit
+            _unlock(&self.state)
+
+    def reserve(self, lengths, lock) -> Reservation:
+        """Find room for a batch, of as many objects as `lengths`, a uint32 array, has elements.
+
+        Raise OSError, with nothing reserved: ENOSPC beyond a limit; EAGAIN if this thread is the one
+        that cuts the file's end. Others wait for it, by the storage's `lock`.
+        """
+        cdef Reservation reservation = Reservation.__new__(Reservation)
+        cdef ZonesState *zones = &self.state
+        cdef const uint32_t *wanted = <const uint32_t *>_address(lengths)
+        cdef uint32_t count = len(lengths)
+        cdef int code
+        self.refuse()
+        reservation.positions = <uint64_t *>malloc(max(count, <uint32_t>1) * sizeof(uint64_t))
+        # Each zone takes an object at least, and all but the first and the last are filled but for
+        # less than one of the longest.
+        reservation.pieces = <Piece *>malloc(_most_pieces(zones, wanted, count) * sizeof(Piece))
+        if reservation.positions is NULL or reservation.pieces is NULL:
+            raise MemoryError("no memory to write to the backing file")
+        reservation.zones = self
+        reservation.failures = self.failures
+        code = self._reserve(wanted, count, reservation)
+        if code == -EAGAIN:
+            with lock:
+                code = self._reserve(wanted, count, reservation)
+        if code == -ENOMEM:
+            raise MemoryError("no memory for the zones of a backing file")
+        if code == -ENOSPC:
+            raise OSError(ENOSPC, f"the backing file is at its limit of {self.max_bytes} bytes")
+        if code == -EFBIG:
+            raise OSError(ENOSPC, f"a backing file has at most {MAX_OFFSET} bytes")
+        if code:
+            raise OSError(EAGAIN, "the backing file's end is being cut off, by this very thread")
+        return reservation
+
+    cdef int _reserve(
+        self, const uint32_t *lengths, uint32_t count, Reservation reservation
+    ) noexcept:
+        cdef int code
+        with nogil:
+            _lock(&self.state)
+            reservation.count = count
+            reservation.piece_count = 0
+            code = _reserve(&self.state, lengths, reservation)
+            if code:
+                reservation.count = reservation.piece_count = 0
+            _unlock(&self.state)
+        return code
+
+    def free(self, positions) -> None:
+        """Give up objects, each of them once; `positions` is a uint64 array."""
+        positions = np.ascontiguousarray(positions, np.uint64)
+        cdef const uint64_t *gone = <const uint64_t *>_address(positions)
+        cdef uint32_t count = len(positions)
+        self.refuse()
+        with nogil:
+            zones_free(&self.state, gone, count)
+
+    def sync(self, storage, Reservation reservation not None) -> None:
+        """Have what was written to a reservation synced. Raise OSError where that failed.
+
+        Holds the storage's lock. Between what `storage.sync()` says and its being noted no Python code
+        runs, so a failure is never forgotten. An interrupt counts as one: it may have taken the
+        kernel's answer along.
+        """
+        cdef ZonesState *zones = &self.state
+        self.refuse()
+        with storage.lock:
+            if self.failures == reservation.failures:
+                try:
+                    storage.sync()
+                except BaseException as error:
+                    self.failures += 1
+                    if isinstance(error, OSError):
+                        self._poison(reservation)
+                    raise
+            # Looked at again: a handler that ran meanwhile may have written, and been told.
+            if self.failures != reservation.failures:
+                self._poison(reservation)
+                raise OSError(EIO, "the backing file failed to sync while this was being written")
+
+    cdef void _poison(self, Reservation reservation) noexcept:
+        cdef ZonesState *zones = &self.state
+        with nogil:
+            _lock(zones)
+            _poison(zones, reservation.pieces, reservation.piece_count)
+            _unlock(zones)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether there are zones to be discarded, or the file's end could be cut off."""
+        cdef bint found
+        cdef ZonesState *zones = &self.state
+        self.refuse()
+        with nogil:
+            _lock(zones)
+            found = zones.emptied != NO_ZONE or (
+                zones.end and zones.table[zones.end - 1].state == FREE
+            )
+            _unlock(zones)
+        return found
+
+    def emptied(self) -> Emptied:
+        """Return the zones that nothing lives in any more and that nobody discards yet."""
+        cdef Emptied claim = Emptied.__new__(Emptied)
+        cdef ZonesState *zones = &self.state
+        cdef uint32_t number
+        self.refuse()
+        claim.zones = self
+        with nogil:
+            _lock(zones)
+            claim.first = number = zones.emptied
+            while number != NO_ZONE:
+                claim.count += 1
+                zones.table[number].state = DISCARDING
+                number = zones.table[number].next
+            zones.emptied = NO_ZONE
+            _unlock(zones)
+        return claim
+
+    def cut(self, storage) -> None:
+        """Cut the file's end off where it is free, unless another thread has the storage's lock.
+
+        An OSError is no harm: the room is used again all the same.
+        """
+        cdef ZonesState *zones = &self.state
+        cdef uint32_t end
+        self.refuse()
+        if not storage.lock.acquire(blocking=False):
+            return
+        try:
+            if zones.fence != NO_ZONE:
+                return  # this thread is at it
+            with nogil:
+                _lock(zones)
+                end = zones.end
+                while end and zones.table[end - 1].state == FREE:
+                    end -= 1
+                if end < zones.end:
+                    zones.fence = end
+                _unlock(zones)
+            if zones.fence == NO_ZONE:
+                return
+            try:
+                storage.truncate(_start_of(zones, end))
+                self._lower_fence(end)
+            except OSError:
+                self._lower_fence(end)
+            except BaseException:
+                self._lower_fence(zones.end)
+                raise
+        finally:
+            storage.lock.release()
+
+    cdef void _lower_fence(self, uint32_t end) noexcept:
+        cdef ZonesState *zones = &self.state
+        with nogil:
+            _lock(zones)
+            zones.fence = NO_ZONE
+            zones.end = end
+            _unlock(zones)
+
+    # Looking at all of it.
+
+    cdef uint32_t _copy(self, Zone **table, ZonesState *state) except? 0:
+        """Copy the table and the rest as they are at one moment. Return its zones."""
+        cdef ZonesState *zones = &self.state
+        cdef Zone *copy = NULL
+        self.refuse()
+        with nogil:
+            _lock(zones)
+            state[0] = zones[0]
+            copy = <Zone *>malloc(zones.room * sizeof(Zone))
+            if copy is not NULL:
+                memcpy(copy, zones.table, zones.room * sizeof(Zone))
+            _unlock(zones)
+        if copy is NULL:
+            raise MemoryError("no memory to look at the zones of a backing file")
+        table[0] = copy
+        return state.room
+
+    def sparse(self) -> list:
+        """Return the full zones less than half of which lives, the emptiest first."""
+        cdef ZonesState state
+        cdef Zone *table
+        cdef uint32_t at, room = self._copy(&table, &state)
+        cdef list found = []
+        try:
+            for at in range(room):
+                if at != state.open and table[at].live and 2 * table[at].live < table[at].filled:
+                    found.append((table[at].live / <double>table[at].filled, at))
+        finally:
+            free(table)
+        return [number for _, number in sorted(found)]
+
+    def check(self, live) -> None:
+        """Raise AssertionError where an invariant does not hold.
+
+        `live` is a uint64 array of all positions that were committed and not freed, sorted; nothing may be under way.
+        """
+        cdef ZonesState state
+        cdef Zone *table
+        cdef Zone *zone
+        cdef const uint64_t *positions = <const uint64_t *>_address(live)
+        cdef uint32_t at, count = len(live), number, room = self._copy(&table, &state)
+        cdef uint64_t offset, length, before = 0, held = 0, bytes = 0, objects = 0
+        cdef Zone *seen = <Zone *>calloc(room, sizeof(Zone))
+        cdef set wrong = set()
+        try:
+            if seen is NULL:
+                raise MemoryError("no memory to check the zones of a backing file")
+            for at in range(count):
+                offset, length = position_offset(positions[at]), position_length(positions[at])
+                if offset < before:
+                    wrong.add("objects that share no byte")
+                before = offset + length
+                number = <uint32_t>((offset - state.base) >> state.zone_bits)
+                if offset < state.base or number >= room or (
+                    before > _start_of(&state, <uint64_t>number + 1)
+                ):
+                    wrong.add("objects within their zone")
+                    continue
+                seen[number].live += <uint32_t>length
+                seen[number].objects += 1
+                seen[number].filled = <uint32_t>(before - _start_of(&state, number))
+            for at in range(room):
+                zone = &table[at]
+                held += zone.filled
+                bytes += zone.live
+                objects += zone.objects
+                if zone.live != seen[at].live:
+                    wrong.add("bytes")
+                if zone.objects != seen[at].objects:
+                    wrong.add("objects")
+                if zone.filled < seen[at].filled or zone.filled > <uint32_t>1 << state.zone_bits:
+                    wrong.add("ends")
+                if (zone.state == IN_USE) != (zone.objects > 0) or (
+                    zone.state in (FREE, SPOILT) and (zone.state == SPOILT) != zone.poisoned
+                ):
+                    wrong.add("states")
+                if zone.filled and zone.state != IN_USE:
+                    wrong.add("room of zones that are not in use")
+                if at >= state.end and zone.state != FREE:
+                    wrong.add("end")
+                if at < state.hint and zone.state == FREE:
+                    wrong.add("hint")
+            if state.open != NO_ZONE and (
+                table[state.open].state != IN_USE or table[state.open].poisoned
+            ):
+                wrong.add("open")
+            if (state.held, state.live, state.objects) != (held, bytes, objects):
+                wrong.add("sums")
+            number = state.emptied
+            while number != NO_ZONE:
+                seen[number].state = EMPTIED
+                number = table[number].next
+            for at in range(room):
+                if (table[at].state == EMPTIED) != (seen[at].state == EMPTIED):
+                    wrong.add("zones to be discarded")
+                if table[at].state == DISCARDING:
+                    wrong.add("zones that somebody discards")
+            if state.fence != NO_ZONE:
+                wrong.add("fence")
+        finally:
+            free(table)
+            free(seen)
+        if wrong:
+            raise AssertionError(f"the zones of the backing file are wrong in: {', '.join(sorted(wrong))}")
+
+
+cdef size_t _most_pieces(const ZonesState *zones, const uint32_t *lengths, uint32_t count) noexcept:
+    cdef uint64_t total = 0, longest = 1
+    cdef uint32_t at
+    for at in range(count):
+        total += lengths[at]
+        longest = max(longest, <uint64_t>lengths[at])
+    return min(<uint64_t>count, 1 + total // ((<uint64_t>1 << zones.zone_bits) - longest)) + 1
+
+
+cdef void *_address(array) except? NULL:
+    """Return the address of a contiguous array, whose owner keeps it."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+    cdef void *address = view.buf
+    PyBuffer_Release(&view)
+    return address
