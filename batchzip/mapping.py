@@ -210,7 +210,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         with self._lock:
             self._values.clear()
             self._closed = True
-        self._space.reclaim()
+        self._group.close()
 
     @property
     def closed(self) -> bool:

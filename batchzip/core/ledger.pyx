@@ -534,7 +534,7 @@ cdef uint64_t _choose(
             if pool_bytes(ledger.objects.pool, entry.value, &length) is NULL or length < min_length:
                 continue
         if marks is not NULL and entry.kind == BACKED:
-            zone = (position_offset(entry.value) - ledger.objects.zones.base) // ledger.objects.zones.zone_size
+            zone = (position_offset(entry.value) - ledger.objects.zones.base) >> ledger.objects.zones.zone_bits
             if zone >= mark_count or not marks[zone]:
                 continue
         indices[found] = table_index(&ledger.table, number)

@@ -40,15 +40,17 @@ def as_range(index: SupportsIndex, count: SupportsIndex) -> tuple[int, int]:
     return first, number
 
 
-def as_pages(pages: Buffer | Sequence[Buffer], size: int) -> buffers.Bytes:
-    """Make an (n, size) array of any form of pages."""
+def as_pages(pages: Buffer | Sequence[Buffer], size: int) -> buffers.Bytes | list[buffers.Flat]:
+    """Make an (n, size) array, or a list of n buffers of `size` bytes, of any form of pages."""
+    if type(pages) is bytes and len(pages) == size:
+        return [pages]
     if not buffers.is_sequence(pages):
         return buffers.as_matrix(pages, "pages", rows=None, width=size)
     inputs = buffers.as_inputs(pages, "pages")
     for number, page in enumerate(inputs):
         if len(page) != size:
             raise BadBatch(f"pages[{number}] has {len(page)} bytes, not {size}")
-    return np.frombuffer(b"".join(inputs), np.uint8).reshape(-1, size)
+    return inputs
 
 
 def as_out(out: Buffer, size: int) -> memoryview:

@@ -76,7 +76,10 @@ class Writer:
     def give_back(self, folio: Folio) -> None:
         """Take back a folio that was published, or is given up."""
         small = len(folio) <= self._max_batch
-        self._descriptors += folio.clear()[:_MOST_KEPT]
+        for batch in folio.clear():
+            batch.forget()
+            if len(self._descriptors) < _MOST_KEPT:
+                self._descriptors.append(batch)
         if small and len(self._folios) < _MOST_KEPT:
             self._folios.append(folio)
 
