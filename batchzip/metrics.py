@@ -60,10 +60,11 @@ _OPERATIONS = {
     "wait_s": ("engine_wait_seconds", "Time that callers waited for lanes"),
 }
 _CLASSES = {
-    "spans": ("pool_class_spans", "Spans in use"),
-    "objects": ("pool_class_objects", "Objects that there is memory for"),
-    "used": ("pool_class_used_objects", "Objects allocated"),
-    "freeable": ("pool_class_freeable_spans", "Spans that moving objects together would free"),
+    "zspages": ("pool_class_zspages", "Zspages in use"),
+    "room": ("pool_class_room_objects", "Objects that there is room for"),
+    "objects": ("pool_class_objects", "Objects allocated"),
+    "bytes": ("pool_class_bytes", "Bytes of the zspages"),
+    "freeable": ("pool_class_freeable_bytes", "Bytes that moving objects together would free"),
 }
 
 

@@ -24,7 +24,7 @@ from batchzip.cli.main import main
 from batchzip.cli.process_memory import ProcessMemory
 from batchzip.cli.sampling import sample_file, sample_process
 from batchzip.codecs import make_codec
-from batchzip.pool.size_classes import SizeClasses
+from batchzip.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,6 @@ def test_ratio_and_memory_are_those_of_the_codec_and_the_pools_classes() -> None
     for size in (4096, 16384, 65536):
         option = found["lz4", size]
         compress = make_codec("lz4").compressor(size)
-        classes = SizeClasses(size)
         lengths, filled, raw = [], 0, 0
         pages = [page.tobytes() for page in blocks.reshape(-1, size)]
         for page in pages:
@@ -69,7 +68,8 @@ def test_ratio_and_memory_are_those_of_the_codec_and_the_pools_classes() -> None
             length = len(compress(page))
             raw += length >= size
             lengths.append(min(length, size))
-        memory = sum(classes.classes[classes.index(length)].size for length in lengths)
+        with Pool(page_size=size) as pool:
+            memory = sum(map(pool.class_size, lengths))
         saved = 1 - (memory + TABLE_BYTES * len(pages)) / blocks.nbytes
         assert option.same_filled_share == filled / len(pages)
         assert option.incompressible_share == raw / len(pages)

@@ -134,10 +134,11 @@ def test_the_class_table_is_there_where_it_is_wanted(store: SwapStore) -> None:
         found, _ = scrape(address)
     for line in store.classes():
         labels = (("object_bytes", str(line.size)),)
-        assert found["batchzip_pool_class_used_objects", labels] == line.used
+        assert found["batchzip_pool_class_zspages", labels] == line.zspages
+        assert found["batchzip_pool_class_room_objects", labels] == line.room
         assert found["batchzip_pool_class_objects", labels] == line.objects
-        assert found["batchzip_pool_class_spans", labels] == line.spans
-        assert found["batchzip_pool_class_freeable_spans", labels] == line.freeable
+        assert found["batchzip_pool_class_bytes", labels] == line.bytes
+        assert found["batchzip_pool_class_freeable_bytes", labels] == line.freeable
     names = {family.name for family in collector(store).collect()}
     assert not any("class" in name for name in names)
 

@@ -185,8 +185,8 @@ def test_damage_is_told_and_the_others_stay_readable(store: SwapStore, view: Sto
     store.store(0, PAGES)
     pool = store._home.objects.pool
     handle = int(store._table.entries["value"][0])
-    start, stop = pool._arena.extent(handle)
-    pool._arena.spans.segment.view[stop - 1] ^= 1
+    start, stop = pool.allocator.extent(handle)
+    flip(pool.descriptors[0], stop - 1, 1)
     with pytest.raises(CorruptPage) as damage:
         view.load(0)
     assert damage.value.index == 0

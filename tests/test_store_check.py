@@ -29,8 +29,8 @@ def store(file: FaultyFile) -> Iterator[SwapStore]:
 
 def damage_in_pool(group: Any, index: int) -> None:
     pool = group._home.objects.pool
-    start, stop = pool._arena.extent(group._table.get(index)[0])
-    pool._arena.spans.segment.view[(start + stop) // 2] ^= 4
+    start, stop = pool.allocator.extent(group._table.get(index)[0])
+    flip(pool.descriptors[0], (start + stop) // 2, 4)
 
 
 def damage_in_file(file: FaultyFile, group: Any, index: int) -> None:

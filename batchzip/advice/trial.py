@@ -74,8 +74,8 @@ class Trial:
             loaded = clock()
             counters = store.counters
             self.compressed_bytes += store.compressed_bytes
-            # What the pool holds has a part-filled span a class, which is nothing in a large pool.
-            self.pool_bytes += sum(line.size * line.used for line in store.classes())
+            # What zspages have not filled yet is nothing in a large pool.
+            self.pool_bytes += sum(line.bytes - line.freeable for line in store.classes())
         count = len(folios) * each
         self.pages += count
         self.same_filled += counters.same_filled_pages

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     ("object bytes", "size"),
-    ("spans", "spans"),
+    ("zspages", "zspages"),
+    ("room", "room"),
     ("objects", "objects"),
-    ("used", "used"),
-    ("pages", "pages"),
+    ("bytes", "bytes"),
     ("freeable", "freeable"),
 )
-"""Heading and field of `Pool.classes()`: spans, pages (of the machine) and the objects that there is
-memory for, those in use, and spans that moving objects together would free."""
+"""Heading and field of `Pool.classes()`: zspages, the objects that they have room for and those that they
+have, their bytes, and those of them that moving objects together would free."""
 
 
 def class_table(lines: Iterable[Mapping[str, Any]]) -> Table:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from batchzip.cli.round_trip import RoundTrip
     from batchzip.cli.side import Side
-    from batchzip.pool.audit import ClassUse
+    from batchzip.pool.class_use import ClassUse
 
 
 @dataclass(frozen=True, slots=True)

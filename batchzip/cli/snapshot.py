@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchzip.pool.audit import ClassUse
+    from batchzip.pool.class_use import ClassUse
     from batchzip.store.counters import Counters
     from batchzip.store.view import StoreView
 

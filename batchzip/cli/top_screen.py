@@ -54,7 +54,7 @@ def screen(now: Snapshot, before: Snapshot | None, *, height: int | None) -> Ren
         parts += [Text(), _groups(now, before)]
         lines += len(now.status["groups"]) + 2
     room = None if height is None else max(_LEAST_CLASSES, height - lines - 3)
-    largest = sorted(now.classes, key=lambda line: -line.pages)[:room]
+    largest = sorted(now.classes, key=lambda line: -line.bytes)[:room]
     shown = sorted(largest, key=lambda line: line.size)
     parts += [Text()]
     if len(shown) < len(now.classes):

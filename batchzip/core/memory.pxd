@@ -6,7 +6,7 @@ cdef void *bz_calloc(size_t count, size_t size) noexcept nogil
 cdef void *bz_realloc(void *memory, size_t size) noexcept nogil
 cdef bint bz_may_reserve() noexcept nogil  # asked before the system is: a request as well
 
-cdef struct Memory:  # a memfd with one mapping; all zero but `fd` = -1: there is none
+cdef struct Memory:  # a memfd with one mapping; `base` NULL: there is none
     int fd
     uint8_t *base  # moves when the memory grows
     uint64_t size  # bytes of address space, all of them mapped

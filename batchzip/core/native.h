@@ -105,6 +105,9 @@ static inline void bz_fence(void) {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
+/* Order the caller's earlier stores before its later ones, as whoever reads without a lock sees them. */
+static inline void bz_order_stores(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
+
 /* A step that others can come between, though it touches no shared word: a page that takes time. */
 static inline void bz_point(void) { BZ_POINT(); }
 

@@ -6,6 +6,7 @@ cdef enum:
     CLASSES = 258  # by grains: 1 to 257
     GROUPS = 4  # of zspages with holes, by fullness
     FREE_LISTS = 160  # of free ranges, by length
+    FREE_WORDS = 3  # of bits for them
     FIRST_SLOT = 8
     GENERATION_SHIFT = 48
 
@@ -74,8 +75,9 @@ cdef struct PoolState:
     uint64_t idle  # pages that have memory and that no zspage touches
     uint64_t hand  # page where the search for idle ones goes on
     uint64_t sliding  # grain where compaction goes on
+    uint64_t slid  # grains that slid over the free range there
     uint64_t fresh  # grains that the batch under way will want beyond `top`
-    uint64_t free_map[3]  # which lists have a range
+    uint64_t free_map[FREE_WORDS]  # which lists have a range
     uint32_t free_lists[FREE_LISTS]
     SizeClass classes[CLASSES]
 
@@ -99,3 +101,5 @@ cdef class Allocator:
     cdef PoolState state
     cdef uint32_t made_in
     cdef int refuse(self) except -1  # raise ClosedError or ForkedProcess
+    cdef int raise_refusal(self, int error) except -1  # what an error of `pool_allocate` means
+    cdef int raise_bad(self, Py_ssize_t index, const uint64_t *handles) except -1

@@ -1,158 +1,216 @@
-"""What a pool can say of itself: what each class holds, and whether all is as it must be.
+"""Audit: whether the tables of a pool are whole, each told from the others.
 
-Apart from the code that changes things, so that the two cannot err together: nothing here writes,
-and every invariant is checked against what the words, the bumps and the reverse map tell.
-
-    usage()       a line for each class that holds memory
-    freeable()    bytes that compaction would give back, from the sums kept by class
-    check()       AssertionError at the first invariant of SpanTable that does not hold
-
-Locks: the pool's is held by the caller.
+Apart from the code that changes them, so that the two cannot err together. It knows only the header of
+batchzip/core/pool.pyx, and looks at copies: `Allocator.tables()`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from batchzip.pool.size_classes import SPAN_SHIFT
-from batchzip.pool.span import PLACE, UNUSED
-from batchzip.segment import PAGE
-
 if TYPE_CHECKING:
-    from batchzip.pool.handles import Integers
-    from batchzip.pool.span import SpanTable
+    from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class ClassUse:
-    """A line of `Pool.classes()`: what one size class holds."""
-
-    size: int
-    """Bytes an object of the class may have at the most."""
-    spans: int
-    """Spans in use."""
-    objects: int
-    """Objects for which there is memory."""
-    used: int
-    """Objects allocated."""
-    pages: int
-    """Pages of the machine that are held."""
-    freeable: int
-    """Spans that would be free if the objects were moved together."""
-
-
-def usage(table: SpanTable) -> list[ClassUse]:
-    """Count what each class in use holds."""
-    spans = np.flatnonzero(table.kind != UNUSED)
-    kinds = table.kind[spans]
-    memory = _pages(table, kinds, table.bump[spans])
-    pages = np.bincount(kinds, memory, len(table.live)).astype(int)
-    lines = []
-    for kind in np.flatnonzero(table.spans).tolist():
-        size, _, capacity = table.classes.classes[kind]
-        used, count = int(table.live[kind]), int(table.spans[kind])
-        line = (size, count, int(table.reached[kind]), used, int(pages[kind]))
-        lines.append(ClassUse(*line, count - -(-used // capacity)))
-    return lines
-
-
-def freeable(table: SpanTable) -> Integers:
-    """Bytes of each class that compaction would give back, if its objects were moved together."""
-    pages: Integers = _packed(table, table.reached) - _packed(table, table.live)
-    return pages * PAGE
-
-
-def _packed(table: SpanTable, objects: Integers) -> Integers:
-    """Pages of so many objects by class, all spans but one of them full."""
-    whole, rest = np.divmod(objects, table.capacity)
-    pages: Integers = whole * _pages(table, slice(None), table.capacity)
-    pages += _pages(table, slice(None), rest)
-    return pages
-
-
-def _pages(table: SpanTable, kinds: np.ndarray | slice, bumps: np.ndarray) -> Integers:
-    pages: Integers = -(-bumps.astype(np.int64) * table.sizes[kinds] // PAGE)
-    return pages
-
-
-def check(table: SpanTable, at: Integers, slots: Integers) -> None:
-    """Raise AssertionError where an invariant does not hold with these live objects."""
-    _expect(bool((at >> SPAN_SHIFT < table.next).all()), "objects lie in spans that do not exist")
-    used = np.bincount(at >> SPAN_SHIFT, minlength=len(table.kind))
-    _expect(np.array_equal(used, table.used), "the objects counted by span are wrong")
-    spans = np.flatnonzero(table.kind != UNUSED)
-    idle = table.kind == UNUSED
-    _expect(not (table.used[idle].any() or table.bump[idle].any()), "an unused span has objects")
-    _expect(
-        sorted(table.unused) == np.flatnonzero(idle[: table.next]).tolist()
-        and bool(idle[table.next :].all()),
-        "the list of unused spans is wrong",
-    )
-    kinds = table.kind[spans]
-    capacities, bumps = table.capacity[kinds], table.bump[spans].astype(np.int64)
-    _expect(bool((bumps <= capacities).all()), "a span has more objects than its capacity")
-    empty = spans[table.used[spans] == 0]
-    _expect(set(empty.tolist()) <= table.spares.keys(), "an empty span is not a spare")
-    _check_cells(table, at, slots, spans)
-    count = len(table.live)
-    for kept, found in (
-        (table.spans, np.bincount(kinds, minlength=count)),
-        (table.reached, np.bincount(kinds, bumps, count)),
-        (table.live, np.bincount(kinds, table.used[spans], count)),
-    ):
-        _expect(np.array_equal(kept, found), f"sums by class: {kept} kept, {found} found")
-    short = spans[bumps < capacities]
-    growing = sorted((kind, span) for kind, some in enumerate(table.growing) for span in some)
-    _expect(
-        growing == sorted(zip(table.kind[short].tolist(), short.tolist(), strict=True)),
-        "the spans that can grow are not those listed",
-    )
-    held = int(_pages(table, kinds, bumps).sum()) * PAGE
-    memory = table.segment.held_bytes()
-    if not held == table.held == memory:
-        raise AssertionError(f"spans hold {held} bytes, counted {table.held}, segment {memory}")
-
-
-def _check_cells(table: SpanTable, at: Integers, slots: Integers, spans: Integers) -> None:
-    """Check the reverse map and the stocks."""
-    span, kind, cell = table.locate(at)
-    grains = table.grains[kind]
-    place = at & PLACE
-    sound = (place % grains == 0) & (place // grains < table.bump[span])
-    _expect(bool(sound.all()), "an object is not at a place that its span has reached")
-    owner = np.zeros_like(table.owner)
-    owner[cell] = slots
-    _expect(len(np.unique(cell)) == len(cell), "two objects are at one place")
-    _expect(np.array_equal(owner, table.owner), "the reverse map is not what the words tell")
-    extents = [
-        (int(extent), capacity)
-        for extent, capacity in zip(
-            table.extent[spans], table.capacity[table.kind[spans]].tolist(), strict=True
-        )
+FIRST_SLOT = 8
+GENERATION_SHIFT = 48
+ONE = 1 << GENERATION_SHIFT
+SLOT = ONE - 1
+RETIRED = 0xFFFE << GENERATION_SHIFT
+BACKED = 1 << 31
+UNLISTED = 7
+RANGE = np.dtype(
+    [
+        ("place", "u8"),
+        ("live", "u8"),
+        ("before", "u4"),
+        ("after", "u4"),
+        ("below", "u4"),
+        ("above", "u4"),
     ]
-    extents += [(one, capacity) for capacity, some in table.vacant.items() for one in some]
-    ends = [extent + capacity for extent, capacity in sorted(extents)]
-    _expect(
-        [0, *ends] == [*(extent for extent, _ in sorted(extents)), table.cells],
-        "extents overlap, or cells are lost",
-    )
-    _expect(table.ready.tolist() == list(map(len, table.stocks)), "stocks are not as long as noted")
-    for number, stock in enumerate(table.stocks):
-        holes = np.array(stock, np.int64)
-        _expect(len(set(stock)) == len(stock), "a stock has a hole twice")
-        if not stock:
-            continue
-        span, kind, cell = table.locate(holes)
-        step = int(table.grains[number])
-        sound = (kind == number) & (table.owner[cell] == 0)
-        sound &= (holes & PLACE) % step == 0
-        sound &= (holes & PLACE) // step < table.bump[span]
-        _expect(bool(sound.all()), f"the stock of class {number} has what is no hole of its")
+)
 
 
-def _expect(right: bool, what: str) -> None:
-    if not right:
-        raise AssertionError(what)
+class Span:
+    """One range: `length` grains from `first`, of objects of `grains` each; capacity 0: it is free."""
+
+    def __init__(self, number: int, record: Any) -> None:
+        place = int(record["place"])
+        self.number = number
+        self.first = place & (1 << 45) - 1
+        self.group = place >> 45 & 7
+        self.capacity = place >> 48 & 127
+        self.grains = place >> 55
+        self.live = int(record["live"])
+        self.length = self.grains * self.capacity or self.live
+        self.end = self.first + self.length
+        self.before, self.after, self.below, self.above = (
+            int(record[name]) for name in ("before", "after", "below", "above")
+        )
+
+    def __repr__(self) -> str:
+        return f"range {self.number} [{self.first}, {self.end}) of {self.capacity}×{self.grains}"
+
+
+def check(tables: dict[str, Any]) -> None:
+    """Raise AssertionError at the first invariant that does not hold."""
+    ranges = np.frombuffer(tables["ranges"], RANGE)
+    spans = _tile(tables, ranges)
+    _check_records(tables, ranges, spans)
+    _check_free(tables, ranges, [span for span in spans if not span.capacity])
+    zspages = [span for span in spans if span.capacity]
+    _check_classes(tables, ranges, zspages)
+    _check_pages(tables, zspages)
+    _check_words(tables, zspages)
+
+
+def _fail(what: object) -> NoReturn:
+    raise AssertionError(what)
+
+
+def _expect(found: object, wanted: object, what: str) -> None:
+    if found != wanted:
+        _fail(f"{what}: {found}, and it should be {wanted}")
+
+
+def _tile(tables: dict[str, Any], ranges: Any) -> list[Span]:
+    """List the ranges in the order of addresses."""
+    spans: list[Span] = []
+    at = tables["last"]
+    while at:
+        spans.append(Span(at, ranges[at]))
+        if len(spans) > len(ranges):
+            _fail("the ranges go round in a circle")
+        at = spans[-1].below
+    spans.reverse()
+    _expect(spans[-1].end if spans else 0, tables["top"], "the last range ends")
+    _expect(spans[0].first if spans else 0, 0, "the first range begins")
+    if spans:
+        _expect(bool(spans[-1].capacity), True, "the last range is a zspage")
+        _expect(spans[-1].above, 0, "above the last")
+    for span, other in itertools.pairwise(spans):
+        _expect(other.first, span.end, f"behind {span}")
+        _expect(span.above, other.number, f"above {span}")
+        if not span.capacity and not other.capacity:
+            _fail(f"{span} and {other} are free neighbours")
+    return spans
+
+
+def _chain(ranges: Any, at: int) -> list[int]:
+    found: list[int] = []
+    while at:
+        found.append(at)
+        if len(found) > len(ranges):
+            _fail("a list goes round in a circle")
+        at = int(ranges[at]["after"])
+    return found
+
+
+def _check_records(tables: dict[str, Any], ranges: Any, spans: list[Span]) -> None:
+    spare = _chain(ranges, tables["spare_range"])
+    used = [span.number for span in spans]
+    _expect(sorted(spare + used), list(range(1, len(ranges))), "records used and not used")
+
+
+def _check_list(ranges: Any, head: int, what: str) -> list[int]:
+    found = _chain(ranges, head)
+    for before, at in itertools.pairwise([0, *found]):
+        _expect(int(ranges[at]["before"]), before, f"before range {at} in {what}")
+    return found
+
+
+def _list_of(length: int) -> int:
+    if length < 16:  # noqa: PLR2004 - sixteen lists to a power of two
+        return length
+    log = length.bit_length() - 1
+    return min((log - 3) * 16 + (length >> log - 4 & 15), 159)
+
+
+def _check_free(tables: dict[str, Any], ranges: Any, free: list[Span]) -> None:
+    _expect(sum(span.length for span in free), tables["free_grains"], "grains that are free")
+    wanted: dict[int, list[int]] = {}
+    for span in free:
+        wanted.setdefault(_list_of(span.length), []).append(span.number)
+    for number, head in enumerate(tables["free_lists"]):
+        found = _check_list(ranges, head, f"free list {number}")
+        _expect(sorted(found), sorted(wanted.get(number, [])), f"free list {number}")
+        bit = tables["free_map"][number // 64] >> number % 64 & 1
+        _expect(bool(bit), bool(found), f"bit of free list {number}")
+
+
+def _check_classes(tables: dict[str, Any], ranges: Any, zspages: list[Span]) -> None:
+    by_class: dict[int, list[Span]] = {}
+    for span in zspages:
+        by_class.setdefault(span.grains, []).append(span)
+        if not span.live or span.live >> span.capacity:
+            _fail(f"{span} has no object, or one beyond its capacity")
+    for grains, (live, room, count, heads) in enumerate(tables["classes"]):
+        members = by_class.pop(grains, [])
+        _expect(live, sum(span.live.bit_count() for span in members), f"objects of class {grains}")
+        _expect(room, sum(span.capacity for span in members), f"room of class {grains}")
+        _expect(count, len(members), f"zspages of class {grains}")
+        groups: list[list[int]] = [[] for _ in heads]
+        for span in members:
+            group = 4 * span.live.bit_count() // span.capacity
+            if group < len(heads):
+                groups[group].append(span.number)
+            _expect(span.group, group if group < len(heads) else UNLISTED, f"group of {span}")
+        for head, group_members in zip(heads, groups, strict=True):
+            found = _check_list(ranges, head, f"class {grains}")
+            _expect(sorted(found), sorted(group_members), f"a group of class {grains}")
+    _expect(by_class, {}, "zspages without a class")
+
+
+def _check_pages(tables: dict[str, Any], zspages: list[Span]) -> None:
+    pages = np.frombuffer(tables["pages"], np.uint32)
+    grain, page = 1 << tables["grain_shift"], 1 << tables["page_shift"]
+    wanted = np.zeros(len(pages), np.uint32)
+    for span in reversed(zspages):  # so that the first one stays
+        wanted[span.first * grain // page : -(-span.end * grain // page)] = span.number
+    if not np.array_equal(wanted, pages & ~np.uint32(BACKED)):
+        wrong = np.flatnonzero(wanted != pages & ~np.uint32(BACKED))[0]
+        _fail(f"page {wrong} is touched first by {wanted[wrong]}, and has {pages[wrong]:#x}")
+    backed = (pages & BACKED) != 0
+    if (wanted[~backed] != 0).any():
+        _fail("a page that is in use has no memory")
+    _expect(tables["idle"], np.count_nonzero(wanted[backed] == 0), "idle pages")
+    _expect(tables["held"], np.count_nonzero(backed) * page, "bytes held")
+    _expect(tables["held_by_kernel"], tables["held"], "bytes held, as the kernel says")
+
+
+def _check_words(tables: dict[str, Any], zspages: list[Span]) -> None:
+    words = np.frombuffer(tables["words"], np.uint64)
+    _expect(len(words), tables["slots"], "words")
+    _expect(int(words[1]), tables["slots"], "slots, as the words say")
+    _expect(tables["words_by_kernel"], tables["slots"] * 8, "bytes of the words")
+    _expect(int(words[0]) & 1, 0, "the epoch is odd, but nothing moves")
+    next_slot = tables["next_slot"]
+    if words[2:FIRST_SLOT].any() or words[next_slot:].any():
+        _fail("slots that were never used are not zero")
+    used = words[:next_slot].copy()
+    used[:FIRST_SLOT] = 0
+    live = used[(used & ONE) != 0]
+    bits = tables["length_bits"]
+    places = (live & np.uint64(SLOT)) >> np.uint64(bits)
+    lengths = (live & np.uint64((1 << bits) - 1)).astype(np.int64) + 1
+    _expect(len(live), tables["objects"], "live words")
+    _expect(int(lengths.sum()), tables["stored"], "bytes stored")
+    wanted = {
+        span.first + number * span.grains: span.grains << tables["grain_shift"]
+        for span in zspages
+        for number in range(span.capacity)
+        if span.live >> number & 1
+    }
+    _expect(sorted(places.tolist()), sorted(wanted), "places of objects")
+    for place, length in zip(places.tolist(), lengths.tolist(), strict=True):
+        if not 0 <= wanted[place] - (length + 4) < 1 << tables["grain_shift"]:
+            _fail(f"an object of {length} bytes is in a class of {wanted[place]}")
+    free = np.flatnonzero(((used & ONE) == 0) & (used < RETIRED))
+    chain = []
+    at = tables["free_slot"]
+    while at and len(chain) <= len(free):
+        chain.append(at)
+        at = int(words[at]) & SLOT
+    _expect(sorted(chain), free[free >= FIRST_SLOT].tolist(), "the chain of free slots")

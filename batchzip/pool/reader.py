@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING
 
 from batchzip.errors import BadHandle, ClosedError
 from batchzip.lifetime import Closing
-from batchzip.pool.handles import FIRST, GENERATION_SHIFT, ONE, SLOT
-from batchzip.pool.size_classes import SizeClasses
+from batchzip.pool.audit import FIRST_SLOT, GENERATION_SHIFT, ONE, SLOT
 from batchzip.segment import Segment
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class PoolReader(Closing):
     """
 
     def __init__(self, data_fd: int, words_fd: int, page_size: int = 4096) -> None:
-        self._shift = SizeClasses(page_size).shift
+        self._shift = max(page_size.bit_length() - 9, 4)
         self._bits = page_size.bit_length() - 1
         self._segment = Segment.attach(words_fd, writable=False)
         self._words = self._segment.view.cast("Q")
@@ -62,7 +61,7 @@ class PoolReader(Closing):
             raise ClosedError("this reader is closed")
         slot = number & SLOT
         words = self._words
-        while FIRST <= slot < words[1]:
+        while FIRST_SLOT <= slot < words[1]:
             if slot >= len(words):
                 words = self._grown()
             epoch, word = words[0], words[slot]
@@ -70,8 +69,8 @@ class PoolReader(Closing):
                 return None
             place = word & SLOT
             length = (place & (1 << self._bits) - 1) + 1
-            data = os.pread(self._fd, length, place >> self._bits << self._shift)
-            if words[slot] == word and words[0] == epoch:
+            data = os.pread(self._fd, length, (place >> self._bits << self._shift) + 4)
+            if words[slot] == word and words[0] == epoch and not epoch & 1:
                 return data
         return None
 

@@ -29,7 +29,7 @@ from batchzip.store.share import Share, ShareServer
 from batchzip.store.shrinker import Shrinker
 
 if TYPE_CHECKING:
-    from batchzip.pool.audit import ClassUse
+    from batchzip.pool.class_use import ClassUse
 
 
 class SwapStore(Group):

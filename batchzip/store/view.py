@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.buffers import Buffer, Bytes
-    from batchzip.pool.audit import ClassUse
+    from batchzip.pool.class_use import ClassUse
     from batchzip.store.counters import Counters
 
 _PATIENCE_S = 0.25

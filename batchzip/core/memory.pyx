@@ -1,0 +1,200 @@
+"""Memory: what the core asks the system for: heap memory, and memory that other processes can see.
+
+    bz_malloc, bz_calloc, bz_realloc   as in C
+    Memory                             a memfd with one mapping, as batchzip/segment.py has it for Python
+
+A Memory begins as address space and no memory. memory_reserve() gives memory to a part of it, so that
+what is written there can neither fault nor find that the system has no more; memory_release() punches a
+hole. The file never shrinks (F_SEAL_SHRINK), opens for the same user only (mode 0600), has no name in the
+file system, and its descriptor is above 2.
+
+Every request can be made to fail by a test, the n-th from now: so all that handles the failure is run.
+The hook costs an atomic addition a request.
+"""
+
+import errno
+import fcntl
+import os
+
+from libc.errno cimport EINTR, ENOMEM, errno as c_errno
+from libc.stdlib cimport calloc, malloc, realloc
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from batchzip.descriptors import above_standard
+
+cdef extern from *:
+    """
+    #include "native.h"
+    #include <fcntl.h>
+    #include <linux/falloc.h>
+
+    static uint64_t bz_requests, bz_first_failing, bz_failing;
+
+    static int bz_grants(void) {
+        uint64_t number = __atomic_add_fetch(&bz_requests, 1, __ATOMIC_RELAXED);
+        uint64_t first = __atomic_load_n(&bz_first_failing, __ATOMIC_RELAXED);
+        return !bz_unlikely(number - first < __atomic_load_n(&bz_failing, __ATOMIC_RELAXED));
+    }
+    static void bz_fail(uint64_t number, uint64_t count) {
+        uint64_t first = __atomic_load_n(&bz_requests, __ATOMIC_RELAXED) + number;
+        __atomic_store_n(&bz_failing, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&bz_first_failing, first, __ATOMIC_RELAXED);
+        __atomic_store_n(&bz_failing, number ? count : 0, __ATOMIC_RELAXED);
+    }
+    #ifndef MADV_POPULATE_WRITE
+    #define MADV_POPULATE_WRITE 23 /* Linux 5.14; older kernels refuse it, which only costs time */
+    #endif
+    #define BZ_PUNCH (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+    """
+    bint bz_grants() nogil
+    void bz_fail(uint64_t, uint64_t) nogil
+    uint64_t bz_requests
+    uint64_t bz_read_figure(const uint64_t *) nogil
+    enum: PROT_READ
+    enum: PROT_WRITE
+    enum: MAP_SHARED
+    enum: MREMAP_MAYMOVE
+    enum: MADV_POPULATE_WRITE
+    enum: BZ_PUNCH
+    enum: _SC_PAGESIZE
+    ctypedef struct Stat "struct stat":
+        uint64_t st_blocks
+    void *MAP_FAILED
+    void *mmap(void *, size_t, int, int, int, long) nogil
+    void *mremap(void *, size_t, size_t, int) nogil
+    int munmap(void *, size_t) nogil
+    int madvise(void *, size_t, int) nogil
+    int fallocate(int, int, long, long) nogil
+    int ftruncate(int, long) nogil
+    int fstat(int, Stat *) nogil
+    int close(int) nogil
+    long sysconf(int) nogil
+
+cdef enum:
+    PIECE = 4 << 20  # bytes that the system is asked for at a time
+    LEAST_PIECE = 64 << 10
+
+
+cdef void *bz_malloc(size_t size) noexcept nogil:
+    return malloc(size) if bz_grants() else NULL
+
+
+cdef void *bz_calloc(size_t count, size_t size) noexcept nogil:
+    return calloc(count, size) if bz_grants() else NULL
+
+
+cdef void *bz_realloc(void *memory, size_t size) noexcept nogil:
+    return realloc(memory, size) if bz_grants() else NULL
+
+
+cdef bint bz_may_reserve() noexcept nogil:
+    return bz_grants()
+
+
+def allocations() -> int:
+    """Return how many requests for memory there have been."""
+    return bz_read_figure(&bz_requests)
+
+
+def fail_allocation(uint64_t number, uint64_t count=1) -> None:
+    """Have the `number`-th request from now fail, and the `count` − 1 after it. 0: no more."""
+    bz_fail(number, count)
+
+
+cdef uint64_t machine_page() noexcept nogil:
+    """Return the bytes of one page of the machine."""
+    return sysconf(_SC_PAGESIZE)
+
+
+cdef int memory_create(Memory *memory, str name, uint64_t most, uint64_t least) except -1:
+    """Make memory of `most` bytes of address space, or half as much, and so on, down to `least`.
+
+    `name` shows in /proc/PID/maps. Raise OSError; nothing is left then.
+    """
+    cdef void *base = MAP_FAILED
+    cdef uint64_t size = 2 * most
+    cdef int fd = -1, error
+    with above_standard():
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.fchmod(fd, 0o600)
+        while base == MAP_FAILED:
+            size //= 2
+            error = errno.ENOMEM
+            if bz_may_reserve():
+                if ftruncate(fd, size) == 0:
+                    base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+                error = c_errno
+            if base == MAP_FAILED and size // 2 < least:
+                raise OSError(error, f"{os.strerror(error)}: {size} bytes of shared memory")
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except BaseException:
+        if base != MAP_FAILED:
+            munmap(base, size)
+        close(fd)
+        raise
+    memory.fd = fd
+    memory.base = <uint8_t *>base
+    memory.size = size
+    return 0
+
+
+cdef int memory_grow(Memory *memory, uint64_t size) noexcept nogil:
+    """Enlarge to `size` bytes of address space. Return 0 or a negative errno; `base` may be another."""
+    cdef void *base
+    if not bz_may_reserve():
+        return -ENOMEM
+    if ftruncate(memory.fd, size):
+        return -c_errno
+    base = mremap(memory.base, memory.size, size, MREMAP_MAYMOVE)
+    if base == MAP_FAILED:
+        return -c_errno
+    memory.base = <uint8_t *>base
+    memory.size = size
+    return 0
+
+
+cdef int memory_reserve(Memory *memory, uint64_t offset, uint64_t length) noexcept nogil:
+    """Give memory to whole pages that have none. Return 0 or a negative errno; none has any then."""
+    cdef uint64_t piece = PIECE, done = 0, part
+    cdef int failed
+    if not bz_may_reserve():
+        return -ENOMEM
+    while done < length:
+        part = min(piece, length - done)
+        if fallocate(memory.fd, 0, offset + done, part) == 0:
+            done += part
+            continue
+        failed = c_errno
+        if failed != EINTR:
+            memory_release(memory, offset, done)
+            return -failed
+        # The kernel begins again at each signal: a piece has to be done between two of them.
+        piece = max(piece // 2, <uint64_t>LEAST_PIECE)
+    if length > machine_page():  # a fault costs no more for one page
+        madvise(memory.base + offset, length, MADV_POPULATE_WRITE)
+    return 0
+
+
+cdef int memory_release(Memory *memory, uint64_t offset, uint64_t length) noexcept nogil:
+    """Give the memory of whole pages back; they read as zero. Return 0 or a negative errno."""
+    if length and fallocate(memory.fd, BZ_PUNCH, offset, length):
+        return -c_errno
+    return 0
+
+
+cdef uint64_t memory_held(const Memory *memory) noexcept nogil:
+    """Return the bytes of memory behind it, as the kernel counts them."""
+    cdef Stat stat
+    return 0 if fstat(memory.fd, &stat) else stat.st_blocks * 512
+
+
+cdef void memory_close(Memory *memory) noexcept nogil:
+    """Drop mapping and descriptor, if there are any: the memory goes with the last of them."""
+    if memory.base is NULL:
+        return
+    munmap(memory.base, memory.size)
+    close(memory.fd)
+    memory.fd = -1
+    memory.base = NULL
+    memory.size = 0
