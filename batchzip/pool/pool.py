@@ -9,7 +9,7 @@ is the unit of the engine, and so it is here: one lock a call.
            └─ compaction            └─ SpanTable     class ──▶ hole;  memory of the segment
 
 All bookkeeping is outside the segment of the objects: whatever happens to their bytes, the pool stays
-whole. The words of the handles are in a second segment, so that a PoolReader in another process finds
+whole. The words of the handles are in a second segment, so that a reader in another process finds
 the objects; of what it may do, nothing reaches the pool.
 
     READY ──call──▶ TORN ──done──▶ READY        close() ──▶ CLOSED        fork, child ──▶ FORKED
@@ -24,7 +24,7 @@ read() takes none: a handle's word is read at once, and growing leaves old views
 
 Readers in other processes: bytes are copied to a place before the word that names it is written, and the
 place of an object is not given to another before its word has changed. So whoever finds a
-word the same after copying what it names has copied the object (see PoolReader).
+word the same after copying what it names has copied the object (core/view.pyx).
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ class Pool(Closing):
 
     @property
     def descriptors(self) -> tuple[int, int]:
-        """Descriptors of the objects and of the words, for a PoolReader; they stay the pool's."""
+        """Descriptors of the objects and of the words, for readers; they stay the pool's."""
         if self._state > TORN:
             self._enter()
         return self._arena.spans.segment.fd, self._arena.handles.segment.fd

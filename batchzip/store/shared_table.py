@@ -11,15 +11,7 @@
 A table moves here when it is first shared (PageTable.share), and grows here from then on. Directory and
 entries have address space for all blocks there can be and memory for those there are.
 
-A reader takes no lock, and nothing of it reaches the owner. What it may meet, and what tells:
-
-* a block that is taken back, or another's, while its entry is read: `changes` grew, as it does before
-  anything else. The reader looks again.
-* an entry half old and half new, as two words make it: what it names does not have its checksum, which
-  covers the codec's number, too. Entries of same-filled pages have a checksum of their word for
-  this. The caller looks again.
-* an object that is gone, as its page was stored anew: its handle is never given out twice
-  (PoolReader). The caller looks again, and finds the new entry.
+A reader takes no lock, and nothing of it reaches the owner: core/view.pyx says what it may meet.
 
 Rejected: a sequence lock. A reader would wait for an owner that was stopped in the middle of a change,
 and for each change of any page. Here it waits for nobody.
@@ -31,12 +23,6 @@ Locks: none. The owner writes under the store's.
 
 from __future__ import annotations
 
-import contextlib
-
-import numpy as np
-
-from batchzip.errors import ClosedError
-from batchzip.lifetime import Closing
 from batchzip.segment import PAGE, Segment
 
 CHANGES, BLOCKS, CODECS, CLOSED = range(4)
@@ -87,75 +73,3 @@ def new_segment(blocks: int) -> Segment:
         segment.close()
         raise
     return segment
-
-
-class TableReader(Closing):
-    """Entries of a table in another process. Takes ownership of the descriptor. Thread-safe."""
-
-    def __init__(self, fd: int) -> None:
-        self._segment = Segment.attach(fd, writable=False)
-        self._block_at: dict[int, int] = {}
-        self._map()
-
-    def _map(self) -> None:
-        view = self._segment.view
-        self._header = view[: 8 * HEADER_WORDS].cast("Q")
-        # Others of this process may still look at the old mapping: it goes with its last view.
-        self._directory = np.frombuffer(view[DIRECTORY:ENTRIES], np.int64)
-        self._words = view[ENTRIES:].cast("Q")
-
-    @property
-    def codecs(self) -> int:
-        """How many numbers of codecs were given out; grows before any entry has the number."""
-        self._check()
-        return self._header[CODECS]
-
-    def _check(self) -> None:
-        try:
-            closed = self._header[CLOSED]
-        except ValueError:  # its memoryview is released
-            raise ClosedError("this view is closed") from None
-        if closed:
-            raise ClosedError("the store is closed")
-
-    def get(self, index: int) -> tuple[int, int]:
-        """Both words of an entry: its value, and checksum, kind, codec and epoch. (0, 0) for none.
-
-        The entry was the index's during the call, if it was not written at that very moment.
-        """
-        self._check()
-        header, block, place = self._header, index >> BLOCK_BITS, index & (BLOCK - 1)
-        while True:
-            changes = header[CHANGES]
-            at = self._block_at.get(block)
-            if at is None or self._directory[at] != block:
-                at = self._find(block)
-            if at is None:
-                found = 0, 0
-            else:
-                words = self._words
-                row = (at << BLOCK_BITS | place) * 2
-                if row >= len(words):
-                    self._segment.remap()
-                    self._map()
-                    words = self._words
-                found = words[row], words[row + 1]
-            if header[CHANGES] == changes:
-                return found
-
-    def _find(self, block: int) -> int | None:
-        """Look through the directory, 8 bytes for 512 pages."""
-        places = np.flatnonzero(self._directory[: self._header[BLOCKS]] == block)
-        if not len(places):
-            self._block_at.pop(block, None)
-            return None
-        at = self._block_at[block] = int(places[0])
-        return at
-
-    def close(self) -> None:
-        """Drop mapping and descriptor."""
-        with contextlib.suppress(AttributeError):
-            self._header.release()
-            self._words.release()
-            del self._directory, self._words
-        self._segment.close()
