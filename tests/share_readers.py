@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchzip import PageNotStored, Share, StoreView, attach
-from batchzip.store.shared_table import TableReader
+from batchzip.store.shared_table import ENTRIES
 
 SIZE = 4096
 _GONE = 5
@@ -68,7 +68,7 @@ def look(view: StoreView, versions: Versions, index: int) -> str:
         return (
             f"page {index} is torn, or of {found}: {data[:32].hex()}, first word {len(same)} times, "
             f"{len(data)} bytes; entry {value:#x} {rest:#x}, versions {least} to {most}, "
-            f"codecs {view._shared.codecs.codecs}, right now: {view.load(index) == data}"
+            f"codecs {view._shared.owner.codecs()}, right now: {view.load(index) == data}"
         )
     if not least <= version <= most:
         return f"page {index} has version {version}, not {least} to {most}"
@@ -104,10 +104,11 @@ def read_for(
 def look_at_word(owner: int, fd: int, row: int, out: Connection) -> None:
     """Look at the second word of a table's row until something comes; send all that was seen there."""
     seen: set[int] = set()
-    with TableReader(os.open(f"/proc/{owner}/fd/{fd}", os.O_RDONLY)) as table:
-        out.send("ready")
-        while not out.poll():
-            seen.update(table._words[2 * row + 1] for _ in range(1000))
+    with Path(f"/proc/{owner}/fd/{fd}").open("rb") as file:
+        table = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("Q")
+    out.send("ready")
+    while not out.poll():
+        seen.update(table[ENTRIES // 8 + 2 * row + 1] for _ in range(1000))
     out.send(seen)
     out.close()
 

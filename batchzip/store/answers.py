@@ -8,10 +8,10 @@ Locks: the store's, within the calls.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from batchzip.errors import BadArgument
-from batchzip.store.arguments import as_integer
+from batchzip.store.arguments import MAX_INDEX, as_integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     Descriptors = list[int]
 
 
-def answer(store: SwapStore, request: object, descriptors: Descriptors) -> object:
+def answer(store: SwapStore, request: Request, descriptors: Descriptors) -> object:
     """Answer a request; descriptors that go with the answer are appended, and are the caller's."""
-    known = isinstance(request, dict) and isinstance(request.get("what"), str)
-    function = _ANSWERS.get(cast("Request", request)["what"]) if known else None
+    what = request.get("what")
+    function = _ANSWERS.get(what) if isinstance(what, str) else None
     if function is None:
         raise BadArgument(f"a reader asked for {request!r}")
-    return function(store, cast("Request", request), descriptors)
+    return function(store, request, descriptors)
 
 
 def _group(store: SwapStore, request: Request) -> Group:
@@ -40,9 +40,11 @@ def _group(store: SwapStore, request: Request) -> Group:
     return group
 
 
-def _attach(store: SwapStore, _: Request, descriptors: Descriptors) -> object:
+def _attach(store: SwapStore, request: Request, descriptors: Descriptors) -> object:
+    codecs = _codecs(store, request, descriptors)
     descriptors += store._home.descriptors()  # noqa: SLF001 - a part of the store, as below
-    return {"page_size": store.page_size}
+    descriptors.append(store._share_table())  # noqa: SLF001
+    return {"page_size": store.page_size, "codecs": codecs}
 
 
 def _table(store: SwapStore, request: Request, descriptors: Descriptors) -> object:
@@ -51,14 +53,15 @@ def _table(store: SwapStore, request: Request, descriptors: Descriptors) -> obje
 
 
 def _codecs(store: SwapStore, _: Request, __: Descriptors) -> object:
-    with store._lock:  # noqa: SLF001
-        codecs = store._home.codecs  # noqa: SLF001
-        return codecs.given, codecs.codecs
+    objects = store._home.objects  # noqa: SLF001
+    given = objects.given  # before they are listed: a reader that has too few asks again
+    return given, {number: codec for number, codec in enumerate(objects.numbered()) if number}
 
 
 def _stored(store: SwapStore, request: Request, _: Descriptors) -> object:
     index = as_integer(request.get("index", -1), "an index")
-    return _group(store, request)._stored(index)  # noqa: SLF001
+    group = _group(store, request)
+    return group._stored(index) if 0 <= index <= MAX_INDEX else None  # noqa: SLF001
 
 
 _ANSWERS: dict[str, Callable[[SwapStore, Request, Descriptors], object]] = {

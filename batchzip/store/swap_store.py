@@ -11,7 +11,6 @@ Locks: none of Python's around data: every change is one call of the core (core/
 from __future__ import annotations
 
 import os
-import threading
 from typing import TYPE_CHECKING, Any
 
 from batchzip.checks import check_kind, check_limit
@@ -25,7 +24,8 @@ from batchzip.store.counters import Counters
 from batchzip.store.group import Group
 from batchzip.store.home import Home
 from batchzip.store.inspect import StoreReport, inspect
-from batchzip.store.share import Share, ShareServer
+from batchzip.store.share import Share
+from batchzip.store.share_server import ShareServer
 from batchzip.store.shrinker import Shrinker
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class SwapStore(Group):
                 groups.pop(group.name, None)
 
         home.forget = forget
-        self._server: ShareServer | None = None
-        self._share_lock = threading.RLock()
+        self._servers: dict[int, ShareServer] = {}
+        """By number; the last one answers, unless an error of the system ended it."""
         super().__init__("", home)
 
     @property
@@ -232,10 +232,18 @@ class SwapStore(Group):
         cost the owner nothing while they load, and can change nothing.
         """
         self._enter()
-        with self._share_lock:
-            if self._server is None:
-                self._server = ShareServer(self)
-            return Share(self._server.address)
+        last = len(self._servers) - 1
+        server = self._servers.get(last)
+        if server is None or server.ended:
+            # Without a lock, as a signal handler may share, too: who comes first stays.
+            made = ShareServer(self)
+            server = self._servers.setdefault(last + 1, made)
+            if server is not made:
+                made.close()
+        if self._unusable:
+            server.close()
+            self._refuse()
+        return Share(server.address)
 
     def status(self) -> dict[str, Any]:
         """Say how the store stands now, in plain values: what `batchzip top` shows.
@@ -352,8 +360,8 @@ class SwapStore(Group):
             self._home.check_invariants()
 
     def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        for server in list(self._servers.values()):
+            server.close()
         self._home.threads.close()
         self._shrinker.close()
         for group in list(self._groups.values()):

@@ -1,57 +1,43 @@
 """StoreView: the pages of another process's store, read from its shared memory.
 
-    load(index)   TableReader ─▶ entry ─▶ PoolReader or the backing file ─▶ bytes
-                  ─▶ checksum ─▶ codec ─▶ page
-                  anything that does not fit together ─▶ once more, from the entry on
+    load, load_many     SharedTable (core/view.pyx): one call, which asks nobody
+    everything else     Owner: a question over the owner's socket, in a connection of its own
 
-What is read is put together from places that the owner may be changing. Each page given is nevertheless one
-that was stored at its index at some moment of the call: the entry was read whole, and the bytes are those
-it names, since handles and checksums tell them from all others. There is no moment common to several pages:
-load_many may meet a folio that is being stored half old and half new.
+A view is of one owner. It is no use of a page in the owner's LRU, and counts nothing. It costs the owner
+nothing, not even a descriptor, while it does not ask. Loads ask only where an entry has a codec that
+they do not know, and where the backing file is an object that only its owner can read.
 
-An entry that stays the same while its bytes do not fit is damaged. As the owner might have been stopped
-between two words, that is believed only after `_PATIENCE_S`.
+There is no moment common to several pages: load_many may meet a folio that is being stored half old and
+half new.
 
-A view is of one owner. It is no use of a page in the owner's LRU, and counts nothing.
+Rejected: one connection for all questions. It would have to be locked, and a signal handler or finalizer that
+asks while its thread does would wait for itself; and a thousand readers would keep a thousand of the
+owner's descriptors.
 
-Locks: one around the connection, which loads need only when a codec appears that they do not know, or
-where the backing file is an object that only its owner can read.
+Locks: none.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import re
 import select
 import socket
-import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
 
+from batchzip.core.view import SharedPool, SharedTable
 from batchzip.descriptors import above_standard
-from batchzip.errors import (
-    BadArgument,
-    ClosedError,
-    CorruptPage,
-    PageError,
-    PageNotStored,
-    RequestTimeout,
-)
+from batchzip.errors import BadArgument, ClosedError, RequestTimeout
 from batchzip.lifetime import Owned
-from batchzip.pool.reader import PoolReader
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_integer, as_out, as_room
-from batchzip.store.codec_table import CodecTable
-from batchzip.store.folio import CHECKSUM_MASK
-from batchzip.store.page_table import ABSENT, BACKED, SAME_FILLED
-from batchzip.store.positions import LENGTH_BITS
-from batchzip.store.same_filled import check_word, fill
 from batchzip.store.share import Share, as_address, peer, receive, send
-from batchzip.store.shared_table import TableReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,88 +45,135 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.buffers import Buffer, Bytes
+    from batchzip.codecs import Codec
     from batchzip.pool.class_use import ClassUse
     from batchzip.store.counters import Counters
-
-_PATIENCE_S = 0.25
-"""Seconds after which an entry whose bytes do not fit counts as damaged: a thread that lost its processor
-between two instructions has had it again by then."""
-
-_PAUSE_S = 0.001
-"""Seconds between two looks at it."""
 
 _ANSWER_S = 30.0
 """Seconds in which an owner answers. It takes 0.1 ms, but its threads take turns with those that
 work, and on a machine that has ten times more to do than processors a turn comes late."""
 
-_EPOCH_SHIFT = 48
-"""What lies above in the second word of an entry says when it was used: nothing of what it is."""
+_FULL_S = 0.005
+"""Seconds between two attempts to connect where too many others are waiting for the owner."""
 
 
 class _Owner:
-    """The connection to the owner."""
+    """The process that has the store, and the way to ask it. Closed when it goes."""
+
+    _process = -1
 
     def __init__(self, address: str) -> None:
-        named = re.fullmatch(r"/proc/(\d+)/fd/\d+", address)
+        named = re.fullmatch(r"/proc/([1-9]\d*)/fd/\d+", address)
         if named is None:
             raise BadArgument(
                 f"an address is like /proc/<pid>/fd/<n>, as store.share().address: {address!r} is not"
             )
-        self._lock = threading.Lock()
-        with above_standard():
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(_ANSWER_S)
-        try:
-            self._socket.connect(address)
-        except OSError as error:
-            self._socket.close()
-            raise type(error)(
-                error.errno,
-                f"no store can be reached there: {os.strerror(error.errno or 0)}",
-                address,
-            ) from None
-        pid, user = peer(self._socket)
-        if (pid, user) != (int(named[1]), os.geteuid()):
-            self._socket.close()
-            raise BadArgument(f"what answers at {address} is not a store of this user")
-        self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
-        # A child that the owner forked may hold the connection open: the process is what tells.
+        self._address = address
+        self._pid = int(named[1])
+        self._store = ""
+        # What was at that address may have gone, and its number be another's: this tells.
         try:
             with above_standard():
-                self._process = os.pidfd_open(pid)
-        except BaseException:
-            self._socket.close()
-            raise
-        self._poll.register(self._process, select.POLLIN)
+                self._process = os.pidfd_open(self._pid)
+        except (ProcessLookupError, OverflowError):
+            raise _unreachable(FileNotFoundError(errno.ENOENT, ""), address) from None
 
-    def ask(self, what: str, **more: object) -> tuple[Any, list[int]]:
-        """Ask, and raise what the owner raised."""
+    def attach(self) -> tuple[dict[str, Any], list[int]]:
+        """Ask for what a view needs; the descriptors are the caller's."""
         try:
-            with self._lock:
-                send(self._socket, json.dumps({"what": what, **more}).encode())
-                ready = [fd for fd, _ in self._poll.poll(_ANSWER_S * 1000)]
-                if ready == [self._process]:
-                    raise EOFError  # noqa: TRY301 - as where the other side ends it
-                if not ready:
-                    raise TimeoutError  # noqa: TRY301 - as where sending takes too long
-                data, descriptors = receive(self._socket)
-        except TimeoutError:
-            # Its answer may still come, and would be taken for another's.
-            self._socket.shutdown(socket.SHUT_RDWR)
-            raise RequestTimeout(f"the store's owner did not answer in {_ANSWER_S} s") from None
-        except (OSError, EOFError, ValueError):
-            raise ClosedError("the store is closed, or its owner gone") from None
-        answer = pickle.loads(data)
-        if isinstance(answer, Exception):
-            raise answer
+            (self._store, answer), descriptors = self._ask("attach")
+        except RequestTimeout:
+            raise
+        except OSError as error:
+            raise _unreachable(error, self._address) from None
         return answer, descriptors
 
+    def ask(self, what: str, **more: object) -> tuple[Any, list[int]]:
+        """Ask, and raise what the owner raised, or ClosedError where nobody answers any more."""
+        try:
+            return self._ask(what, store=self._store, **more)
+        except (FileNotFoundError, ConnectionError):
+            raise _gone() from None
+
+    def codecs(self) -> tuple[int, dict[int, Codec]]:
+        """Ask how many numbers of codecs were given out, and for the codecs."""
+        answer: tuple[int, dict[int, Codec]] = self.ask("codecs")[0]
+        return answer
+
+    def stored(self, group: str, index: int) -> bytes | None:
+        """Ask for the stored bytes of a page in the backing file."""
+        found: bytes | None = self.ask("stored", group=group, index=index)[0]
+        return found
+
+    def _ask(self, what: str, **more: object) -> tuple[Any, list[int]]:
+        until = time.monotonic() + _ANSWER_S
+        with above_standard():
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with connection:
+            connection.settimeout(_ANSWER_S)
+            try:
+                self._connect(connection, until)
+                data, descriptors = self._converse(connection, {"what": what, **more}, until)
+            except TimeoutError:
+                raise RequestTimeout(f"the store's owner did not answer in {_ANSWER_S} s") from None
+        try:
+            answer = pickle.loads(data)
+            if isinstance(answer, Exception):
+                raise answer  # noqa: TRY301 - closes the descriptors
+        except BaseException:
+            for fd in descriptors:
+                os.close(fd)
+            raise
+        return answer, descriptors
+
+    def _connect(self, connection: socket.socket, until: float) -> None:
+        while True:
+            try:
+                connection.connect(self._address)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise TimeoutError from None
+                time.sleep(_FULL_S)
+            else:
+                break
+        if peer(connection) != (self._pid, os.geteuid()):
+            raise BadArgument(f"what answers at {self._address} is not a store of this user")
+
+    def _converse(
+        self, connection: socket.socket, request: dict[str, object], until: float
+    ) -> tuple[bytes, list[int]]:
+        # A child that the owner forked may hold the connection open: the process is what tells.
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        poll.register(self._process, select.POLLIN)
+        try:
+            send(connection, json.dumps(request).encode())
+            ready = [fd for fd, _ in poll.poll(max(0.0, until - time.monotonic()) * 1000)]
+            if not ready:
+                raise TimeoutError
+            if ready == [self._process]:
+                raise _gone()
+            return receive(connection)
+        except (ConnectionError, EOFError):
+            raise _gone() from None
+
     def close(self) -> None:
-        if self._process >= 0:
-            fd, self._process = self._process, -1
+        """Ask nothing any more."""
+        fd, self._process = self._process, -1
+        if fd >= 0:
             os.close(fd)
-        self._socket.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _gone() -> ClosedError:
+    return ClosedError("the store is closed, or its owner gone")
+
+
+def _unreachable(error: OSError, address: str) -> OSError:
+    number = error.errno or 0
+    return type(error)(number, f"no store can be reached there: {os.strerror(number)}", address)
 
 
 class _Shared:
@@ -148,47 +181,41 @@ class _Shared:
 
     def __init__(self, address: str) -> None:
         self.owner = _Owner(address)
-        try:
-            answer, descriptors = self.owner.ask("attach")
-        except BaseException:
-            self.owner.close()
-            raise
+        answer, descriptors = self.owner.attach()
+        *of_pool, self.table_fd = descriptors
+        file_fd = of_pool[2] if len(of_pool) > 2 else -1
         self.page_size: int = answer["page_size"]
-        self.pool = PoolReader(descriptors[0], descriptors[1], self.page_size)
-        self.file = descriptors[2] if len(descriptors) > 2 else -1
-        self.codecs = CodecTable(self.page_size)
-        self.known = -1
-        """How many numbers of codecs there were when `codecs` was asked for."""
         try:
-            self.learn()
+            self.pool = SharedPool(
+                of_pool[0],
+                of_pool[1],
+                file_fd,
+                self.page_size,
+                *answer["codecs"],
+                self.owner.codecs,
+            )
         except BaseException:
-            self.close()
+            os.close(self.table_fd)
             raise
-
-    def learn(self) -> None:
-        """Ask for the codecs."""
-        (known, codecs), _ = self.owner.ask("codecs")
-        table = CodecTable(self.page_size)
-        table.restore(codecs)
-        self.codecs, self.known = table, known
 
     def close(self) -> None:
         self.owner.close()
         self.pool.close()
-        if self.file >= 0:
-            fd, self.file = self.file, -1
-            os.close(fd)
 
 
 class GroupView(Owned):
-    """The pages of one group of a store in another process, to read."""
+    """The pages of one group of a store in another process, to read.
 
-    def __init__(self, name: str, shared: _Shared) -> None:
+    What is lost, and not closed, gives up what it has, too.
+    """
+
+    def __init__(self, name: str, shared: _Shared, table_fd: int | None = None) -> None:
         self.name = name
-        self._shared = shared
-        _, descriptors = shared.owner.ask("table", group=name)
-        self._table = TableReader(descriptors[0])
         self.page_size = shared.page_size
+        self._shared = shared
+        if table_fd is None:
+            table_fd = shared.owner.ask("table", group=name)[1][0]
+        self._table = SharedTable(table_fd, shared.pool, partial(shared.owner.stored, name))
         super().__init__()
 
     @overload
@@ -206,12 +233,11 @@ class GroupView(Owned):
         """
         if self._unusable:
             self._refuse()
-        view = None if out is None else as_out(out, self.page_size)
-        page = self._load(as_integer(index, "an index"))
-        if view is None:
-            return page
-        view[:] = page
-        return out  # type: ignore[return-value] # view is None where out is
+        where = index if type(index) is int else as_integer(index, "an index")
+        if out is None:
+            return self._table.load(where)
+        self._table.load_into(where, as_out(out, self.page_size))
+        return out
 
     def load_many(
         self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
@@ -222,10 +248,9 @@ class GroupView(Owned):
         """
         if self._unusable:
             self._refuse()
-        where = as_indices(indices).tolist()
+        where = as_indices(indices)
         pages = as_room(out, len(where), self.page_size)
-        for row, index in enumerate(where):
-            pages[row] = np.frombuffer(self._load(index), np.uint8)
+        self._table.load_many(np.ascontiguousarray(where), pages)
         return pages
 
     def __contains__(self, index: int) -> bool:
@@ -233,57 +258,6 @@ class GroupView(Owned):
             self._refuse()
         where = as_integer(index, "an index")
         return 0 <= where <= MAX_INDEX and self._table.get(where)[1] != 0
-
-    def _load(self, index: int) -> bytes:
-        if not 0 <= index <= MAX_INDEX:
-            raise PageNotStored(index)
-        shared, table = self._shared, self._table
-        before: tuple[int, int] | None = None
-        until = 0.0
-        while True:
-            if table.codecs != shared.known:
-                shared.learn()
-            codecs, known = shared.codecs, shared.known
-            value, rest = table.get(index)
-            kind = rest >> 32 & 0xFF
-            if kind == ABSENT:
-                raise PageNotStored(index)
-            # What the numbers of codecs mean has not changed between.
-            page = self._restore(index, value, rest, codecs) if table.codecs == known else None
-            if page is not None:
-                return page
-            now = value, rest & (1 << _EPOCH_SHIFT) - 1
-            if now != before:
-                before, until = now, time.monotonic() + _PATIENCE_S
-            elif time.monotonic() > until:
-                raise CorruptPage(index)
-            else:
-                time.sleep(_PAUSE_S)
-
-    def _restore(self, index: int, value: int, rest: int, codecs: CodecTable) -> bytes | None:
-        """Make the page of an entry; None where what it names is not there, or is another's."""
-        check, kind, number = rest & CHECKSUM_MASK, rest >> 32 & 0xFF, rest >> 40 & 0xFF
-        if kind == SAME_FILLED:
-            return fill(value, self.page_size) if check_word(value) == check else None
-        stored = self._from_file(index, value) if kind == BACKED else self._shared.pool.copy(value)
-        if stored is None or (xxh3_64_intdigest(stored) ^ number) & CHECKSUM_MASK != check:
-            return None
-        try:
-            return codecs.decompress(number, stored) if number else stored
-        except PageError:
-            return None
-
-    def _from_file(self, index: int, position: int) -> bytes | None:
-        shared = self._shared
-        if shared.file < 0:
-            found, _ = shared.owner.ask("stored", group=self.name, index=index)
-            stored: bytes | None = found
-            return stored
-        length = (position & (1 << LENGTH_BITS) - 1) + 1
-        try:
-            return os.pread(shared.file, length, position >> LENGTH_BITS)
-        except OSError as error:
-            raise PageError(index, -(error.errno or 0)) from None
 
     @property
     def counters(self) -> Counters:
@@ -306,30 +280,27 @@ class GroupView(Owned):
 class StoreView(GroupView):
     """A store in another process, to read: `batchzip.attach(address)` opens one.
 
-    Costs the owner nothing while pages are loaded. Thread-safe; bound to the process that opened it.
-    Close it once no other thread loads: it keeps the owner's memory alive until then.
+    Costs the owner nothing while pages are loaded. Thread-safe; bound to the process that opened it. It keeps
+    the owner's memory alive until it is closed or lost; loads that are under way then end first.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
-        shared = _Shared(address)
         self._groups: dict[str, GroupView] = {}
-        self._groups_lock = threading.Lock()
-        try:
-            super().__init__("", shared)
-        except BaseException:
-            shared.close()
-            raise
+        shared = _Shared(address)
+        super().__init__("", shared, shared.table_fd)
 
     def group(self, name: str) -> GroupView:
         """Open a group that the store has. Raises BadArgument where it has none of that name."""
         if self._unusable:
             self._refuse()
-        with self._groups_lock:
-            found = self._groups.get(name)
-            if found is None:
-                found = self._groups[name] = GroupView(name, self._shared)
-            return found
+        found = self._groups.get(name)
+        if found is None:
+            made = GroupView(name, self._shared)
+            found = self._groups.setdefault(name, made)
+            if found is not made:  # another thread, or a signal handler, came first
+                made.close()
+        return found
 
     def status(self) -> dict[str, Any]:
         """Say how the store stands now: see SwapStore.status. Raises as `counters`."""
@@ -342,7 +313,7 @@ class StoreView(GroupView):
         return classes
 
     def _close(self) -> None:
-        for group in self._groups.values():
+        for group in list(self._groups.values()):
             group.close()
         super()._close()
         self._shared.close()

@@ -1,0 +1,883 @@
+"""View: pages of another process's store, read from its shared memory in one call.
+
+    index ─▶ block's place ─▶ entry ─▶ word ─▶ pread of the object ─▶ word and epoch as before?
+                                └────────────▶ pread of the file ─▶ checksum ─▶ codec ─▶ page
+
+The owner changes all of this meanwhile, and no reader can hold it up. What tells that a page is one that
+was stored at its index at some moment of the call:
+
+* The entry is read as one load of 16 bytes. A block that was taken back or given to others meanwhile
+  shows in `changes`, which grows before anything else does: the entry is looked up again.
+* A handle is never given out twice. A word that is the same after the copy, in the same epoch (which
+  grows before objects move), named the bytes that were copied.
+* The checksum covers the bytes and the number of their codec. It tells half an entry, half a copy, and
+  what the machine's memory made of them.
+* A number of a codec has one meaning until 255 were given out. After that, a load looks whether numbers
+  were given out since it learned what they mean.
+
+An entry that stays the same while its bytes do not fit is damaged. As the owner might have been stopped
+between two stores, that is believed only after PATIENCE_NS.
+
+Nothing of the owner's is trusted: each word is copied once, and bounded before it is used. Its files cannot
+shrink, which is checked, so that no mapping of them can fault.
+
+Rejected: a mapping of the objects. Where the owner has given a page back meanwhile, a read through a mapping
+gives it memory again, which nobody counts and nobody returns, while pread() sees zeros. A lock or a
+counter of readers: a reader that dies would keep it.
+
+    table     0       changes   how often a block was given or taken, before it is
+    (one a    8       blocks    places that have memory
+    group)    16      codecs    how many numbers of codecs were given out, before an entry has one
+              24      closed    1 once the store is closed
+              4096    directory, i64: the block in each place, −1 none
+              + 8 MiB entries, 512 of 16 bytes for each block:
+                      value u64, checksum u32, kind u8, codec u8, epoch u16
+    words     0       epoch
+              8       slots that have memory
+              8 × slot: odd generation << 48 | address in grains << b | length − 1      b = log2(page size)
+                                                                            all of it written by the owner
+Invariants
+* A mapping is never changed, only followed by a larger one; the old ones stay until the end, as other threads
+  may be reading them.
+* Places: chains of `heads` and `next` have each place below `known` whose `block_of` is not NONE, once.
+* What is closed while a call is under way is released by the last one.
+
+Locks: the one of Places, for a look-up, within calls only.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EBADMSG, EINTR, ENOMEM, errno
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from batchzip.core.coder cimport (
+    ABORT, Coder, Coders, CoderState, check_page_size, raise_callback_error, restore_page,
+)
+from batchzip.core.libraries cimport Xxh3, find_xxh3
+
+from xxhash import xxh3_64_intdigest
+
+from batchzip.errors import BadArgument, ClosedError, CorruptPage, PageError, PageNotStored
+
+cdef extern from "native.h" nogil:
+    """
+    #include <fcntl.h>
+    #ifdef __x86_64__
+    #include <emmintrin.h>
+    #endif
+    /* Read an entry whole. Processors with AVX do so in one step; for others, checksums tell. */
+    static inline void bz_load_entry(const uint8_t *at, uint64_t *entry) {
+    #ifdef __x86_64__
+        __m128i both;
+        __asm__ __volatile__("movdqa %1, %0" : "=x"(both) : "m"(*(const __m128i *)at) : "memory");
+        memcpy(entry, &both, 16);
+    #else
+        entry[0] = bz_load64((const uint64_t *)at);
+        entry[1] = bz_load64((const uint64_t *)(at + 8));
+    #endif
+    }
+    static void *bz_map_to_read(int fd, uint64_t size) {
+        void *base = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+        return base == MAP_FAILED ? NULL : base;
+    }
+    static int64_t bz_size_of_file(int fd) {
+        struct stat file;
+        return fstat(fd, &file) ? -1 : (int64_t)file.st_size;
+    }
+    static int bz_cannot_shrink(int fd) {
+        int seals = fcntl(fd, F_GET_SEALS);
+        return seals >= 0 && seals & F_SEAL_SHRINK;
+    }
+    static void bz_fill(uint8_t *page, uint64_t word, size_t size) {
+        for (size_t at = 0; at < size; at += 8) memcpy(page + at, &word, 8);
+    }
+    """
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+    int pthread_mutex_destroy(pthread_mutex_t *)
+    int munmap(void *, size_t)
+    int64_t pread(int, void *, size_t, int64_t)
+    int close(int)
+    void bz_load_entry(const uint8_t *, uint64_t *)
+    uint64_t bz_load64(const uint64_t *)
+    void bz_store64(uint64_t *, uint64_t)
+    int64_t bz_now_ns()
+    void bz_sleep_ns(int64_t)
+    void *bz_map_to_read(int, uint64_t)
+    int64_t bz_size_of_file(int)
+    bint bz_cannot_shrink(int)
+    void bz_fill(uint8_t *, uint64_t, size_t)
+
+cdef enum:
+    # Of an object in the pool, before its data.
+    OBJECT_HEADER_BYTES = 4
+
+cdef enum:
+    ABSENT, COMPRESSED, RAW, SAME_FILLED, BACKED  # kinds of entries
+
+cdef enum:  # words of a table's header
+    CHANGES, BLOCKS, CODECS, CLOSED
+
+cdef enum:
+    BLOCK_BITS = 9
+    BLOCK = 1 << BLOCK_BITS
+    ENTRY_BYTES = 16
+    NONE = -1
+    MOST_BLOCKS = 1 << 20
+    DIRECTORY = 4096
+    ENTRIES = DIRECTORY + 8 * MOST_BLOCKS
+    FIRST_SLOT = 8
+    GENERATION_SHIFT = 48
+    LENGTH_BITS = 21  # of a position in the backing file
+    MOST_NUMBERS = 255  # of codecs at a time
+
+cdef uint64_t LOWER = (<uint64_t>1 << GENERATION_SHIFT) - 1
+cdef uint64_t LEAST_ROOM = 64 << 10  # bytes of a mapping: 8 pages of table, or words of 8,000 pages
+
+cdef int64_t PATIENCE_NS = 250_000_000  # a thread that lost its CPU between two stores has had it by then
+cdef int64_t PAUSE_NS = 1_000_000  # between two looks at an entry that does not fit
+cdef int64_t MOMENT_NS = 50_000_000  # between two looks at signals
+
+cdef enum:
+    LOOK_BYTES = 64 << 10  # of pages loaded between two looks at the clock
+    SPINS = 64  # looks at what moves at that moment, before other threads have a turn
+
+# What an attempt comes to; a page's negative errno and ABORT besides.
+cdef enum:
+    DONE = 1
+    MISSING  # nothing is stored there
+    UNFIT  # the bytes are not what the entry says
+    MOVING  # the owner changed it each time
+    OVER  # the store is closed
+    LONGER_TABLE  # the entry lies beyond the mapping
+    LONGER_WORDS
+    NO_CODER  # none is ready for that number
+    NEW_CODECS  # numbers may mean something else by now
+    ASK  # only the owner can read the file
+    AGAIN  # what was missing is there now
+    STORED = 0x1000  # and above: this, and the length of what was copied
+
+
+cdef struct Mapping:
+    uint8_t *base
+    uint64_t room  # bytes mapped; those beyond the end of the file would fault
+    uint64_t size  # bytes of the file when they were last asked for; never fewer later
+    Mapping *older
+
+cdef struct Shared:  # a file of the owner's
+    int fd
+    Mapping *mapping
+
+cdef struct Places:  # where blocks stand: a copy of the directory, in chains by hash
+    pthread_mutex_t lock
+    uint64_t changes  # what the header said before the directory was compared last
+    uint32_t known  # places that were compared
+    uint32_t room
+    uint32_t mask
+    int64_t *block_of
+    int32_t *next  # place, NONE at the end
+    int32_t *heads  # place by hash; one allocation with the two above
+
+cdef struct TableState:
+    Shared file
+    Places places
+
+cdef struct PoolState:
+    int data_fd
+    int file_fd  # −1: there is none, or only the owner can read it
+    Shared words
+    size_t page_size
+    int length_bits
+    size_t grain
+    const Xxh3 *xxh3
+
+cdef struct Entry:
+    uint64_t value
+    uint64_t rest
+
+cdef struct Desk:  # what one load at a time works with
+    uint8_t *stored  # a private copy of what is stored
+    CoderState **coders  # by number
+    uint64_t known  # numbers of codecs that were given out when these were learned
+    uint64_t codecs  # and by now
+    Entry entry
+    uint64_t end  # of what has to be mapped
+    uint8_t *page  # the one under way
+    bint may_spoil  # the page may hold anything if this fails
+
+
+# Files of the owner's.
+
+cdef bint _map(Shared *file, uint64_t least) except -1:
+    """Map a file's first `least` bytes, and half as much again for it to grow.
+
+    Return False where the file is not that long.
+    """
+    cdef int64_t size = bz_size_of_file(file.fd)
+    cdef uint64_t room = max(LEAST_ROOM, least + least // 2) // 4096 * 4096
+    if size < 0 or <uint64_t>size < least:
+        return False
+    if not bz_cannot_shrink(file.fd):
+        raise BadArgument("what was given to read is no memory of a store: it could shrink")
+    cdef Mapping *mapping = <Mapping *>malloc(sizeof(Mapping))
+    if mapping is NULL:
+        raise MemoryError("no memory to map the store's")
+    mapping.base = <uint8_t *>bz_map_to_read(file.fd, room)
+    if mapping.base is NULL:
+        room = least
+        mapping.base = <uint8_t *>bz_map_to_read(file.fd, room)
+    if mapping.base is NULL:
+        free(mapping)
+        raise MemoryError(f"no address space to map {least} bytes of the store's memory")
+    mapping.room = room
+    mapping.size = size
+    mapping.older = file.mapping
+    bz_store64(<uint64_t *>&file.mapping, <uint64_t>mapping)
+    return True
+
+
+cdef int _map_first(Shared *file, uint64_t least) except -1:
+    if not _map(file, least):
+        raise BadArgument("what was given to read is no memory of a store: it is too short")
+    return 0
+
+
+cdef bint _reaches(Shared *file, Mapping *mapping, uint64_t end) noexcept nogil:
+    """Return whether the bytes before `end` can be read."""
+    cdef int64_t size
+    if end > mapping.room:
+        return False
+    if end <= bz_load64(&mapping.size):
+        return True
+    size = bz_size_of_file(file.fd)
+    if size < 0 or <uint64_t>size < end:
+        return False
+    bz_store64(&mapping.size, size)
+    return True
+
+
+cdef void _release(Shared *file) noexcept:
+    cdef Mapping *mapping = file.mapping
+    cdef Mapping *older
+    file.mapping = NULL
+    while mapping is not NULL:
+        older = mapping.older
+        munmap(mapping.base, mapping.room)
+        free(mapping)
+        mapping = older
+    _close(&file.fd)
+
+
+cdef void _close(int *fd) noexcept:
+    cdef int number = fd[0]
+    fd[0] = -1
+    if number >= 0:
+        close(number)
+
+
+cdef inline Mapping *_current(Shared *file) noexcept nogil:
+    return <Mapping *>bz_load64(<const uint64_t *>&file.mapping)
+
+
+# From a block to its place.
+
+cdef inline uint32_t _hash(const Places *places, int64_t block) noexcept nogil:
+    return <uint32_t>((<uint64_t>block * 0x9E3779B97F4A7C15U) >> 40) & places.mask
+
+
+cdef int64_t _find_place(Places *places, const Mapping *mapping, int64_t block) noexcept nogil:
+    """Return a block's place, NONE or −ENOMEM, as the directory has it now."""
+    cdef const uint64_t *header = <const uint64_t *>mapping.base
+    cdef const uint64_t *directory = <const uint64_t *>(mapping.base + DIRECTORY)
+    cdef int64_t found
+    pthread_mutex_lock(&places.lock)
+    found = _look(places, block)
+    if found == NONE or <int64_t>bz_load64(directory + found) != block:
+        if found != NONE or places.changes != bz_load64(header + CHANGES):
+            if not _compare(places, header, directory):
+                pthread_mutex_unlock(&places.lock)
+                return -ENOMEM
+            found = _look(places, block)
+    pthread_mutex_unlock(&places.lock)
+    return found
+
+
+cdef int64_t _look(const Places *places, int64_t block) noexcept nogil:
+    cdef int32_t place = NONE
+    if places.room:
+        place = places.heads[_hash(places, block)]
+    while place != NONE and places.block_of[place] != block:
+        place = places.next[place]
+    return place
+
+
+cdef bint _compare(Places *places, const uint64_t *header, const uint64_t *directory) noexcept nogil:
+    """Take over what changed in the directory. Return False where there is no memory for it."""
+    cdef uint64_t changes = bz_load64(header + CHANGES)
+    cdef uint32_t blocks = <uint32_t>min(bz_load64(header + BLOCKS), <uint64_t>MOST_BLOCKS)
+    cdef uint32_t place
+    cdef int64_t now
+    if blocks > places.room and not _make_room(places, blocks):
+        return False
+    for place in range(max(blocks, places.known)):
+        now = <int64_t>bz_load64(directory + place) if place < blocks else NONE
+        if place >= places.known:
+            places.block_of[place] = NONE
+        elif now == places.block_of[place]:
+            continue
+        _unlink(places, place)
+        _link(places, place, now if now >= 0 else NONE)
+    places.known = blocks
+    places.changes = changes
+    return True
+
+
+cdef void _unlink(Places *places, int32_t place) noexcept nogil:
+    cdef int32_t *at
+    if places.block_of[place] == NONE:
+        return
+    at = &places.heads[_hash(places, places.block_of[place])]
+    while at[0] != place:
+        at = &places.next[at[0]]
+    at[0] = places.next[place]
+    places.block_of[place] = NONE
+
+
+cdef void _link(Places *places, int32_t place, int64_t block) noexcept nogil:
+    cdef int32_t *head
+    places.block_of[place] = block
+    if block != NONE:
+        head = &places.heads[_hash(places, block)]
+        places.next[place] = head[0]
+        head[0] = place
+
+
+cdef bint _make_room(Places *places, uint32_t least) noexcept nogil:
+    """Have room for a power of two of places; they are compared from the start then."""
+    cdef uint32_t room = 64
+    while room < least:
+        room *= 2
+    cdef int64_t *memory = <int64_t *>malloc(<size_t>room * 16)
+    if memory is NULL:
+        return False
+    free(places.block_of)
+    places.block_of = memory
+    places.next = <int32_t *>(memory + room)
+    places.heads = places.next + room
+    places.room = room
+    places.mask = room - 1
+    places.known = 0
+    memset(places.heads, 0xFF, <size_t>room * sizeof(int32_t))
+    return True
+
+
+# One page.
+
+cdef int _look_up(TableState *table, int64_t index, Desk *desk) noexcept nogil:
+    """Find the entry of an index. Return DONE, MISSING, OVER, MOVING, LONGER_TABLE or −ENOMEM."""
+    cdef Mapping *mapping
+    cdef const uint64_t *header
+    cdef uint64_t changes, end
+    cdef int64_t place
+    cdef int look
+    if index < 0:
+        return MISSING
+    for look in range(SPINS):
+        mapping = _current(&table.file)
+        header = <const uint64_t *>mapping.base
+        if bz_load64(header + CLOSED):
+            return OVER
+        changes = bz_load64(header + CHANGES)
+        place = _find_place(&table.places, mapping, index >> BLOCK_BITS)
+        if place >= 0:
+            end = ENTRIES + ((<uint64_t>place << BLOCK_BITS | index & (BLOCK - 1)) + 1) * ENTRY_BYTES
+            if not _reaches(&table.file, mapping, end):
+                desk.end = end
+                return LONGER_TABLE
+            bz_load_entry(mapping.base + end - ENTRY_BYTES, &desk.entry.value)
+        elif place == NONE:
+            desk.entry.value = desk.entry.rest = 0
+        else:
+            return <int>place
+        desk.codecs = bz_load64(header + CODECS)
+        if bz_load64(header + CHANGES) == changes:
+            return DONE if _kind(&desk.entry) != ABSENT else MISSING
+    return MOVING
+
+
+cdef inline int _kind(const Entry *entry) noexcept nogil:
+    return entry.rest >> 32 & 0xFF
+
+
+cdef inline int _number(const Entry *entry) noexcept nogil:
+    return entry.rest >> 40 & 0xFF
+
+
+cdef int64_t _attempt(PoolState *pool, TableState *table, int64_t index, Desk *desk) noexcept nogil:
+    """Load a page once. Return what it comes to, from DONE on; a negative errno, or ABORT."""
+    cdef int kind, found = _look_up(table, index, desk)
+    cdef int64_t length
+    if found != DONE:
+        return found
+    kind = _kind(&desk.entry)
+    if kind == SAME_FILLED:
+        # The checksum of a word: this entry's halves belong together.
+        if desk.entry.value * 0x9E3779B97F4A7C15U >> 32 != <uint32_t>desk.entry.rest:
+            return UNFIT
+        bz_fill(desk.page, desk.entry.value, pool.page_size)
+        return DONE
+    if desk.codecs > MOST_NUMBERS and desk.codecs != desk.known and _number(&desk.entry):
+        return NEW_CODECS
+    if kind == BACKED:
+        if pool.file_fd < 0:
+            return ASK
+        length = _read_file(pool, desk)
+    elif kind == COMPRESSED or kind == RAW:
+        length = _read_object(pool, desk)
+    else:
+        return UNFIT
+    if length < STORED:
+        return length
+    return _restore(pool, desk, length - STORED)
+
+
+cdef int64_t _read_file(PoolState *pool, Desk *desk) noexcept nogil:
+    """Copy what an entry names in the file. Return STORED + length, UNFIT or a negative errno."""
+    cdef size_t length = (desk.entry.value & ((1 << LENGTH_BITS) - 1)) + 1
+    cdef int64_t got
+    if length > 2 * pool.page_size:
+        return UNFIT
+    got = pread(pool.file_fd, desk.stored, length, desk.entry.value >> LENGTH_BITS)
+    if got < 0:
+        return -errno
+    return STORED + got if <size_t>got == length else UNFIT
+
+
+cdef int64_t _read_object(PoolState *pool, Desk *desk) noexcept nogil:
+    """Copy the object of a handle. Return STORED + length, UNFIT, MOVING or LONGER_WORDS."""
+    cdef uint64_t handle = desk.entry.value
+    cdef uint64_t slot = handle & LOWER, end = (slot + 1) * 8
+    cdef uint64_t epoch, word, place
+    cdef size_t length
+    cdef Mapping *mapping = _current(&pool.words)
+    cdef const uint64_t *words = <const uint64_t *>mapping.base
+    cdef int look
+    if slot < FIRST_SLOT or slot >= bz_load64(words + 1):
+        return UNFIT
+    if not _reaches(&pool.words, mapping, end):
+        desk.end = end
+        return LONGER_WORDS
+    for look in range(SPINS):
+        epoch = bz_load64(words)
+        word = bz_load64(words + slot)
+        if (word ^ handle) >> GENERATION_SHIFT or not word >> GENERATION_SHIFT & 1:
+            return UNFIT
+        place = word & LOWER
+        length = (place & (pool.page_size - 1)) + 1
+        place = (place >> pool.length_bits) * pool.grain + OBJECT_HEADER_BYTES
+        if pread(pool.data_fd, desk.stored, length, place) != <int64_t>length:
+            return UNFIT
+        if bz_load64(words + slot) == word and bz_load64(words) == epoch:
+            return STORED + length
+    return MOVING
+
+
+cdef int64_t _restore(PoolState *pool, Desk *desk, size_t length) noexcept nogil:
+    """Make a page of stored bytes that are the entry's. Return DONE or what else it comes to."""
+    cdef int number = _number(&desk.entry)
+    cdef CoderState *coder
+    cdef int64_t restored
+    cdef uint64_t hashed
+    if pool.xxh3 is not NULL:
+        hashed = pool.xxh3.hash64(desk.stored, length)
+    elif not _hash_in_python(desk.stored, length, &hashed):
+        return -ENOMEM
+    if <uint32_t>(hashed ^ <uint64_t>number) != <uint32_t>desk.entry.rest:
+        return UNFIT
+    if not number:
+        if length != pool.page_size:
+            return UNFIT
+        memcpy(desk.page, desk.stored, length)
+        return DONE
+    coder = desk.coders[number]
+    if coder is NULL:
+        return NO_CODER
+    restored = restore_page(coder, desk.stored, length, desk.page, desk.may_spoil)
+    if restored == -EBADMSG:
+        return UNFIT
+    return DONE if restored > 0 else restored
+
+
+cdef bint _hash_in_python(const uint8_t *data, size_t length, uint64_t *hashed) noexcept with gil:
+    """Hash bytes where xxhash's own functions were not found. Return whether there was memory for it."""
+    try:
+        hashed[0] = xxh3_64_intdigest(PyBytes_FromStringAndSize(<const char *>data, length))
+    except MemoryError:
+        return False
+    return True
+
+
+cdef size_t _load_pages(
+    PoolState *pool, TableState *table, const int64_t *indices, size_t done, size_t count,
+    Desk *desk, int64_t *outcome,
+) noexcept nogil:
+    """Load pages from number `done` on, for a moment. Return how many are done; DONE: all went well."""
+    cdef size_t piece = max(1, <size_t>(LOOK_BYTES // pool.page_size))
+    cdef size_t end
+    cdef int64_t until = bz_now_ns() + MOMENT_NS
+    outcome[0] = DONE
+    while done < count:
+        end = min(done + piece, count)
+        while done < end:
+            outcome[0] = _attempt(pool, table, indices[done], desk)
+            if outcome[0] != DONE:
+                return done
+            desk.page += pool.page_size
+            done += 1
+        if bz_now_ns() > until:
+            break
+    return done
+
+
+# What Python sees.
+
+@cython.final
+cdef class _Desk:
+    """Buffers and coders for one load at a time."""
+
+    cdef Desk state
+    cdef CoderState *by_number[MOST_NUMBERS + 1]
+    cdef list numbers  # the coders of each number, as the pool had them
+    cdef list lent  # what was taken from whom
+
+    def __cinit__(self, size_t room):
+        self.lent = []
+        self.state.coders = self.by_number
+        self.state.stored = <uint8_t *>malloc(room)
+        if self.state.stored is NULL:
+            raise MemoryError("no memory for a page's stored bytes")
+
+    def __dealloc__(self):
+        free(self.state.stored)
+
+    cdef int renew(self, list numbers, uint64_t known) except -1:
+        """Give back the coders, as numbers may have other meanings now."""
+        cdef Coders coders
+        cdef Coder coder
+        memset(self.by_number, 0, sizeof(self.by_number))
+        self.numbers = numbers
+        self.state.known = known
+        while self.lent:
+            coders, coder = self.lent.pop()
+            coders.give(coder)
+        return 0
+
+    cdef bint prepare(self, int number) except -1:
+        """Make a coder of a number ready. Return False where no codec has that number."""
+        cdef Coders coders = self.numbers[number]
+        if coders is None:
+            return False
+        cdef Coder coder = coders.take()
+        self.lent.append((coders, coder))
+        self.by_number[number] = &coder.state
+        return True
+
+
+@cython.final
+cdef class SharedPool:
+    """The pool of another process's store, its backing file and its codecs."""
+
+    cdef PoolState state
+    cdef object ask  # for the codecs
+    cdef list numbers  # Coders by number; None: no codec has it
+    cdef uint64_t known
+    cdef list desks
+    cdef uint32_t users
+    cdef readonly bint closed
+
+    def __cinit__(self, int data_fd, int words_fd, int file_fd, size_t page_size, *_):
+        cdef PoolState *state = &self.state
+        state.data_fd = data_fd
+        state.words.fd = words_fd
+        state.file_fd = file_fd
+        if page_size < 512 or page_size & (page_size - 1):
+            raise BadArgument(f"no store has pages of {page_size} bytes")
+        check_page_size(page_size)
+        state.page_size = page_size
+        while <size_t>1 << state.length_bits < page_size:
+            state.length_bits += 1
+        state.grain = max(<size_t>16, page_size // 256)
+        state.xxh3 = find_xxh3()
+        _map_first(&state.words, FIRST_SLOT * 8)
+        self.desks = []
+        self.numbers = [None] * (MOST_NUMBERS + 1)
+
+    def __init__(self, data_fd, words_fd, file_fd, page_size, known, codecs, ask):
+        self.ask = ask
+        self.note_codecs(known, codecs)
+
+    def __dealloc__(self):
+        self.release()
+
+    cdef void release(self) noexcept:
+        _release(&self.state.words)
+        _close(&self.state.data_fd)
+        _close(&self.state.file_fd)
+
+    cdef int note_codecs(self, uint64_t known, dict codecs) except -1:
+        """Note what numbers mean. A codec that has its number still keeps its coders."""
+        cdef list numbers = [None] * (MOST_NUMBERS + 1)
+        cdef int number
+        for number, codec in codecs.items():
+            if not 1 <= number <= MOST_NUMBERS:
+                raise BadArgument(f"no codec has the number {number}")
+            before = self.numbers[number]
+            same = before is not None and type(before.codec) is type(codec) and before.codec == codec
+            numbers[number] = before if same else Coders(codec, self.state.page_size)
+        self.numbers = numbers
+        self.known = known
+        return 0
+
+    cdef _Desk take_desk(self):
+        cdef _Desk desk = <_Desk>self.desks.pop() if self.desks else _Desk(2 * self.state.page_size)
+        if desk.numbers is not self.numbers:
+            desk.renew(self.numbers, self.known)
+        return desk
+
+    def close(self) -> None:
+        """Give up descriptors and mappings, once no call uses them."""
+        self.closed = True
+        if not self.users:
+            self.desks = []
+            self.release()
+
+
+cdef struct Patience:  # with an entry that does not fit
+    int64_t index
+    Entry entry
+    int64_t until  # 0: none was met
+
+
+@cython.final
+cdef class SharedTable:
+    """The table of one group of another process's store; the objects it names are in a pool."""
+
+    cdef TableState state
+    cdef SharedPool pool
+    cdef object ask  # for stored bytes
+    cdef uint32_t users
+    cdef readonly bint closed
+
+    def __cinit__(self, int fd, SharedPool pool not None, ask):
+        self.state.file.fd = fd
+        pthread_mutex_init(&self.state.places.lock, NULL)
+        self.pool = pool
+        self.ask = ask
+        _map_first(&self.state.file, ENTRIES)
+
+    def __dealloc__(self):
+        _release(&self.state.file)
+        free(self.state.places.block_of)
+        pthread_mutex_destroy(&self.state.places.lock)
+
+    def close(self) -> None:
+        """Give up the descriptor and the mapping, once no call uses them."""
+        self.closed = True
+        if not self.users:
+            _release(&self.state.file)
+
+    cdef int enter(self) except -1:
+        if self.closed or self.pool.closed:
+            raise ClosedError("this view is closed")
+        self.users += 1
+        self.pool.users += 1
+        return 0
+
+    cdef void leave(self) noexcept:
+        self.users -= 1
+        self.pool.users -= 1
+        if self.closed:
+            self.close()
+        if self.pool.closed:
+            self.pool.close()
+
+    def load(self, index) -> bytes:
+        """Return the bytes of one page."""
+        cdef int64_t where = _as_index(index)
+        page = PyBytes_FromStringAndSize(NULL, self.pool.state.page_size)
+        self.load_pages(&where, 1, <uint8_t *>PyBytes_AS_STRING(page), True)
+        return page
+
+    def load_into(self, index, page) -> None:
+        """Fill a writable buffer of one page."""
+        cdef int64_t where = _as_index(index)
+        cdef Py_buffer view
+        PyObject_GetBuffer(page, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        try:
+            if <size_t>view.len != self.pool.state.page_size:
+                raise BadArgument(f"a page has {self.pool.state.page_size} bytes, not {view.len}")
+            self.load_pages(&where, 1, <uint8_t *>view.buf, False)
+        finally:
+            PyBuffer_Release(&view)
+
+    def load_many(self, indices, pages) -> None:
+        """Fill a writable buffer with the pages of n indices (int64)."""
+        cdef Py_buffer where, room
+        PyObject_GetBuffer(indices, &where, PyBUF_C_CONTIGUOUS)
+        try:
+            PyObject_GetBuffer(pages, &room, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+            try:
+                if room.len != where.len // 8 * <Py_ssize_t>self.pool.state.page_size:
+                    raise BadArgument(f"{room.len} bytes are not {where.len // 8} pages")
+                self.load_pages(
+                    <const int64_t *>where.buf, where.len // 8, <uint8_t *>room.buf, True
+                )
+            finally:
+                PyBuffer_Release(&room)
+        finally:
+            PyBuffer_Release(&where)
+
+    def get(self, index) -> tuple[int, int]:
+        """Return the two words of an entry: (0, 0) where nothing is stored."""
+        cdef int64_t where = _as_index(index), outcome
+        cdef Desk desk
+        cdef Patience patience
+        memset(&desk, 0, sizeof(desk))
+        memset(&patience, 0, sizeof(patience))
+        self.enter()
+        try:
+            while True:
+                with nogil:
+                    outcome = _look_up(&self.state, where, &desk)
+                if outcome == DONE:
+                    return desk.entry.value, desk.entry.rest
+                if outcome == MISSING:
+                    return 0, 0
+                self.settle(outcome, where, &desk, &patience)
+                PyErr_CheckSignals()
+        finally:
+            self.leave()
+
+    cdef int load_pages(
+        self, const int64_t *indices, size_t count, uint8_t *pages, bint may_spoil
+    ) except -1:
+        cdef SharedPool pool = self.pool
+        cdef size_t done = 0
+        cdef int64_t outcome
+        cdef Patience patience
+        cdef _Desk desk
+        memset(&patience, 0, sizeof(patience))
+        self.enter()
+        try:
+            desk = pool.take_desk()
+            desk.state.page = pages
+            desk.state.may_spoil = may_spoil
+            try:
+                while True:
+                    with nogil:
+                        done = _load_pages(
+                            &pool.state, &self.state, indices, done, count, &desk.state, &outcome
+                        )
+                    if outcome != DONE:
+                        outcome = self.help_on(outcome, indices[done], desk)
+                        if outcome == DONE:
+                            desk.state.page += pool.state.page_size
+                            done += 1
+                        elif outcome != AGAIN:
+                            self.settle(outcome, indices[done], &desk.state, &patience)
+                    if done == count:
+                        return 0
+                    PyErr_CheckSignals()
+            finally:
+                pool.desks.append(desk)
+        finally:
+            self.leave()
+
+    cdef int64_t help_on(self, int64_t outcome, int64_t index, _Desk desk) except 0:
+        """Do what takes Python. Return DONE, AGAIN or what the page comes to."""
+        cdef SharedPool pool = self.pool
+        cdef int number = _number(&desk.state.entry)
+        if outcome == NO_CODER and desk.prepare(number):
+            return AGAIN
+        if outcome == NO_CODER or outcome == NEW_CODECS:
+            if desk.state.codecs != pool.known:
+                known, codecs = pool.ask()
+                pool.note_codecs(known, codecs)
+            elif desk.numbers is pool.numbers:
+                return UNFIT
+            desk.renew(pool.numbers, pool.known)
+            # Were the header's word or the entry's number damaged, asking again would not end.
+            if outcome == NO_CODER:
+                return UNFIT if pool.numbers[number] is None else AGAIN
+            return AGAIN if desk.state.codecs == pool.known else UNFIT
+        if outcome == ASK:
+            if number and desk.by_number[number] is NULL:
+                return self.help_on(NO_CODER, index, desk)
+            return self.restore(self.ask(index), desk)
+        if outcome == ABORT:
+            raise_callback_error(desk.by_number[number])
+        return outcome
+
+    cdef int64_t restore(self, bytes stored, _Desk desk) except 0:
+        """Make a page of what the owner read in its file; None: there was nothing."""
+        cdef size_t length
+        cdef int64_t outcome
+        if stored is None:
+            return UNFIT
+        length = PyBytes_GET_SIZE(stored)
+        if not 0 < length <= 2 * self.pool.state.page_size:
+            return UNFIT
+        memcpy(desk.state.stored, PyBytes_AS_STRING(stored), length)
+        with nogil:
+            outcome = _restore(&self.pool.state, &desk.state, length)
+        if outcome == ABORT:
+            raise_callback_error(desk.by_number[_number(&desk.state.entry)])
+        return outcome
+
+    cdef int settle(
+        self, int64_t outcome, int64_t index, Desk *desk, Patience *patience
+    ) except -1:
+        """Raise what there is to say of a page, or wait until it is worth another try."""
+        cdef Entry *entry = &desk.entry
+        cdef int64_t now
+        if outcome == MISSING:
+            raise PageNotStored(index)
+        if outcome == OVER:
+            raise ClosedError("the store is closed")
+        if outcome == LONGER_TABLE or outcome == LONGER_WORDS:
+            if _map(&self.state.file if outcome == LONGER_TABLE else &self.pool.state.words, desk.end):
+                return 0
+            if outcome == LONGER_TABLE:
+                entry.value = desk.end
+                entry.rest = 0
+        elif outcome < 0 and outcome != -EINTR:
+            raise PageError(index, outcome)
+        elif outcome != UNFIT:
+            return 0
+        entry.rest &= LOWER  # without when it was used
+        now = bz_now_ns()
+        if not (
+            patience.until and patience.index == index
+            and patience.entry.value == entry.value and patience.entry.rest == entry.rest
+        ):
+            patience.index = index
+            patience.entry = entry[0]
+            patience.until = now + PATIENCE_NS
+        elif now > patience.until:
+            raise CorruptPage(index)
+        with nogil:
+            bz_sleep_ns(PAUSE_NS)
+        return 0
+
+
+cdef int64_t _as_index(index) except -1:
+    if not 0 <= index <= <uint64_t>0x7FFFFFFFFFFFFFFF:
+        raise PageNotStored(index)
+    return index

@@ -1,0 +1,347 @@
+"""ShareServer: one thread that answers all readers of a store.
+
+    listener ─▶ connections, each: request ─▶ answers.py ─▶ reply, with descriptors ─▶ request …
+
+A connection has room for one request or one reply; until the reply is sent nothing more is read. So a
+reader that is slow, or means harm, holds up nobody and cannot make the owner grow. It is dropped after
+_IDLE_S without a byte, and after _CROWDED_S where there are as many as there may be; others wait in
+the listener's queue meanwhile. What finds no descriptors is tried again after a pause.
+
+Rejected: a thread for each connection. A thousand readers would need a thousand threads, and none can be
+started where the process is at its limit.
+
+It holds the store weakly, so that one that nobody has any more still goes. Other threads end it by `_ended`
+and the bell; its own thread alone closes what is open. A forked child closes its copies: a number is taken
+out of its place before it is closed, so that none is met which is another's by now.
+
+Locks: none of its own; answers take the store's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pickle
+import resource
+import selectors
+import socket
+import threading
+import time
+import weakref
+from selectors import EVENT_READ, EVENT_WRITE
+from typing import TYPE_CHECKING
+
+from batchzip.descriptors import above_standard
+from batchzip.errors import BadArgument, BatchzipError, ClosedError
+from batchzip.store.answers import answer
+from batchzip.store.share import LENGTH, MOST_REQUEST, listen, peer
+
+if TYPE_CHECKING:
+    from batchzip.store.swap_store import SwapStore
+
+_MOST_READERS = 1024
+"""Connections at a time, if the process may have four times as many descriptors."""
+
+_IDLE_S = 30.0
+"""Seconds that a connection lives without a byte: no reader waits longer for its answer."""
+
+_CROWDED_S = 5.0
+"""The same where others wait to get in."""
+
+_PAUSE_S = 0.1
+"""Seconds after which what found no descriptors tries again."""
+
+_END_S = 1.0
+"""Seconds that `close` waits for an answer under way: a backing file may be slow."""
+
+_SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS}
+
+_servers: weakref.WeakSet[ShareServer] = weakref.WeakSet()
+
+
+class _Reader:
+    """One connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self.request = bytearray()
+        self.reply = memoryview(b"")
+        self.descriptors: list[int] = []
+        """What goes with the first byte of the reply."""
+        self.active = time.monotonic()
+
+    def receive(self) -> bool:
+        """Read what has come; whether the request is whole. Raises EOFError, OSError."""
+        part = self.connection.recv(self._wanted() - len(self.request))
+        if not part:
+            raise EOFError
+        self.request += part
+        return self.is_whole
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the request is whole."""
+        return len(self.request) > LENGTH.size and len(self.request) == self._wanted()
+
+    def _wanted(self) -> int:
+        if len(self.request) < LENGTH.size:
+            return LENGTH.size
+        length: int = LENGTH.unpack_from(self.request)[0]
+        if not 0 < length <= MOST_REQUEST:
+            raise EOFError
+        return LENGTH.size + length
+
+    def send(self) -> bool:
+        """Send what there is room for; whether that was all. Raises OSError."""
+        while self.reply:
+            try:
+                sent = socket.send_fds(
+                    self.connection, [self.reply], self.descriptors, socket.MSG_NOSIGNAL
+                )
+            except BlockingIOError:
+                return False
+            self.drop_descriptors()
+            self.reply = self.reply[sent:]
+        return True
+
+    def drop_descriptors(self) -> None:
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+    def close(self) -> None:
+        self.connection.close()
+        self.drop_descriptors()
+
+
+class ShareServer:
+    """Answers the readers of one store, in a thread of its own, until `close`.
+
+    Raises OSError, or BatchzipError where no thread can be started; nothing is left behind then.
+    """
+
+    def __init__(self, store: SwapStore) -> None:
+        self._token = os.urandom(8).hex()
+        """Tells its readers from those of a store that had the same address before."""
+        self._ended = False
+        self._readers: dict[_Reader, None] = {}
+        """In the order of their last byte."""
+        self._starved: list[_Reader] = []
+        """Those whose reply finds no descriptors, or no memory."""
+        self._paused_until = 0.0
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = min(_MOST_READERS, most // 4) if most > 0 else _MOST_READERS
+        self._bells: list[int] = []
+        self._path_fds: list[int] = []
+        """One of each: taken out before it is closed."""
+        self._listener, path_fd = listen()
+        self._path_fds.append(path_fd)
+        self.address = f"/proc/{os.getpid()}/fd/{path_fd}"
+        self._store = weakref.ref(store)
+        self._thread = threading.Thread(target=self._run, name="batchzip-share", daemon=True)
+        try:
+            with above_standard():
+                self._bells.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            self._thread.start()
+        except BaseException as error:
+            self._release()
+            _close_all(self._bells)
+            if isinstance(error, RuntimeError):  # of threading
+                raise BatchzipError(f"no thread can be started for readers: {error}") from error
+            raise
+        self._store = weakref.ref(store, self._forget)
+        _servers.add(self)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it answers nobody any more."""
+        return self._ended
+
+    def _run(self) -> None:
+        try:
+            with selectors.PollSelector() as selector:  # epoll's would be a forked child's, too
+                selector.register(self._bells[0], EVENT_READ)
+                selector.register(self._listener, EVENT_READ)
+                while not self._ended:
+                    try:
+                        self._step(selector)
+                    except MemoryError:
+                        time.sleep(_PAUSE_S)
+        finally:
+            self._ended = True
+            self._release()
+
+    def _step(self, selector: selectors.BaseSelector) -> None:
+        """Wait until there is something to do, and do it."""
+        for key, _ in selector.select(self._wait_s()):
+            if isinstance(key.data, _Reader):
+                self._serve(selector, key.data)
+            elif key.fileobj is self._listener:
+                self._accept(selector)
+        now = time.monotonic()
+        while self._readers and next(iter(self._readers)).active + self._most_idle_s() <= now:
+            self._drop(selector, next(iter(self._readers)))
+        if now < self._paused_until:
+            return
+        starved, self._starved = self._starved, []
+        for reader in starved:
+            selector.register(reader.connection, EVENT_READ, reader)
+            self._serve(selector, reader)
+        if len(self._readers) < self._most and self._listener not in selector.get_map():
+            selector.register(self._listener, EVENT_READ)
+
+    def _most_idle_s(self) -> float:
+        return _IDLE_S if len(self._readers) < self._most else _CROWDED_S
+
+    def _wait_s(self) -> float | None:
+        """Seconds until something is to be done though nothing comes."""
+        now = time.monotonic()
+        times = [self._paused_until] if now < self._paused_until else []
+        times += [reader.active + self._most_idle_s() for reader in [*self._readers][:1]]
+        return max(0.0, min(times) - now) if times else None
+
+    def _accept(self, selector: selectors.BaseSelector) -> None:
+        """Let in who waits; where no more can be let in, stop listening until that changes."""
+        while len(self._readers) < self._most:
+            try:
+                connection = _accepted(self._listener)
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno in _SCARCE:
+                    self._pause()
+                else:
+                    self._ended = True
+                break
+            if peer(connection)[1] != os.geteuid():
+                connection.close()
+                continue
+            reader = _Reader(connection)
+            self._readers[reader] = None
+            selector.register(connection, EVENT_READ, reader)
+        selector.unregister(self._listener)
+
+    def _pause(self) -> None:
+        self._paused_until = time.monotonic() + _PAUSE_S
+
+    def _serve(self, selector: selectors.BaseSelector, reader: _Reader) -> None:
+        """Do what a connection is ready for, and drop it if it is gone, or speaks another language."""
+        try:
+            if reader.reply or reader.is_whole or reader.receive():
+                if not reader.reply:
+                    self._make_reply(reader)
+                events = EVENT_READ if reader.send() else EVENT_WRITE
+                selector.modify(reader.connection, events, reader)
+        except (OSError, EOFError) as error:
+            if isinstance(error, OSError) and error.errno in _SCARCE:
+                selector.unregister(reader.connection)
+                self._starved.append(reader)
+                self._pause()
+            else:
+                self._drop(selector, reader)
+            return
+        reader.active = time.monotonic()
+        self._readers[reader] = self._readers.pop(reader)
+
+    def _make_reply(self, reader: _Reader) -> None:
+        """Answer a request, with an error if need be. Raises OSError where something is scarce."""
+        try:
+            request = json.loads(reader.request[LENGTH.size :])
+            data = pickle.dumps(self._answer(request, reader.descriptors), protocol=5)
+        except Exception as error:
+            reader.drop_descriptors()
+            if isinstance(error, OSError) and error.errno in _SCARCE:
+                raise
+            data = _pickle_error(error)
+        reader.request.clear()
+        reader.reply = memoryview(LENGTH.pack(len(data)) + data)
+
+    def _answer(self, request: object, descriptors: list[int]) -> object:
+        store = self._store()
+        if store is None:
+            raise ClosedError("the store is closed")
+        if not isinstance(request, dict):
+            raise BadArgument(f"a reader asked for {request!r}")
+        if request.get("what") == "attach":
+            return self._token, answer(store, request, descriptors)
+        if request.get("store") != self._token:
+            raise ClosedError("the store is closed, and another one is in its place")
+        return answer(store, request, descriptors)
+
+    def _drop(self, selector: selectors.BaseSelector, reader: _Reader) -> None:
+        del self._readers[reader]
+        if reader in self._starved:
+            self._starved.remove(reader)
+        else:
+            selector.unregister(reader.connection)
+        reader.close()
+
+    def _release(self) -> None:
+        """Close what is open, but for the bell, which others may be about to ring."""
+        _close_all(self._path_fds)
+        self._listener.close()
+        for reader in list(self._readers):
+            reader.close()
+
+    def _forget(self, _: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            _close_all(self._path_fds)
+            os.eventfd_write(self._bells[0], 1)
+
+    def close(self) -> None:
+        """End all connections; readers have what they mapped until they close it."""
+        self._end()
+        if self._thread is not threading.current_thread():
+            self._thread.join(_END_S)
+        if not self._thread.is_alive():
+            _close_all(self._bells)
+
+    def __del__(self) -> None:
+        _close_all(self._bells)
+
+    def disown(self) -> None:
+        """Close what a forked child has of it, so that readers see when the owner is gone."""
+        self._ended = True
+        self._release()
+        _close_all(self._bells)
+
+
+def _close_all(descriptors: list[int]) -> None:
+    with contextlib.suppress(IndexError):  # another thread may have closed the last one
+        while True:
+            os.close(descriptors.pop())
+
+
+def _accepted(listener: socket.socket) -> socket.socket:
+    """Take a connection that waits. Raises OSError."""
+    connection, _ = listener.accept()
+    if connection.fileno() > 2:
+        return connection
+    with connection, above_standard():
+        return connection.dup()
+
+
+def _pickle_error(error: Exception) -> bytes:
+    """Make a reply of an error; of what is no error of ours or the system's, one that says so."""
+    if not isinstance(error, (BatchzipError, OSError, MemoryError)):
+        error = BadArgument(f"a reader's request failed: {type(error).__name__}: {error}")
+    try:
+        return pickle.dumps(error, protocol=5)
+    except Exception:  # noqa: BLE001 - a file object raises what it likes
+        return pickle.dumps(BatchzipError(f"a reader's request failed: {error!r}"), protocol=5)
+
+
+def _disown() -> None:
+    for server in _servers:
+        server.disown()
+
+
+os.register_at_fork(after_in_child=_disown)
