@@ -347,6 +347,9 @@ class Group(Owned):
     @property
     def table_bytes(self) -> int:
         """Bytes of this group's own tables."""
+        return self._own_table_bytes()
+
+    def _own_table_bytes(self) -> int:
         return self._ledger.figures()["table_bytes"]
 
     def _close(self) -> None:

@@ -343,7 +343,7 @@ class SwapStore(Group):
     @property
     def table_bytes(self) -> int:
         """Bytes of the tables of all groups, and of the pool."""
-        own = sum(group.table_bytes for group in self._all_groups())
+        own = sum(group._own_table_bytes() for group in self._all_groups())  # noqa: SLF001
         return own + self._home.pool.table_bytes
 
     def classes(self) -> list[ClassUse]:
