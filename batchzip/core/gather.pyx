@@ -164,7 +164,7 @@ cdef bint _take(LedgerState *ledger, uint64_t index, const Entry *found) noexcep
     return same
 
 
-def load(Ledger ledger not None, index, out=None, *, bint exclusive=False):
+def load(Ledger ledger not None, index, out=None, bint exclusive=False):
     """Restore one page, to new bytes or to `out`, a writable buffer of a page.
 
     Return them; or the page Gathered where it lies in the backing file, or its codec is not the current

@@ -25,7 +25,7 @@ import numpy as np
 from batchzip.checks import check_limit
 from batchzip.codecs.dictionary import DEFAULT_SIZE, SAMPLE_TIMES, train_dictionary
 from batchzip.codecs.zstd import DEFAULT_LEVEL
-from batchzip.core.gather import gather
+from batchzip.core.gather import Gathered, gather, load
 from batchzip.core.ledger import EVENTS, Ledger
 from batchzip.core.table import Kind
 from batchzip.descriptors import above_standard
@@ -123,10 +123,11 @@ class Group(Owned):
         if self._unusable:
             self._refuse()
         where = index if type(index) is int else as_integer(index, "an index")
-        if out is None:
-            return self._loader.load(where, None, exclusive=exclusive)
-        self._loader.load(where, as_out(out, self._home.page_size), exclusive=exclusive)
-        return out
+        view = None if out is None else as_out(out, self._home.page_size)
+        page = load(self._ledger, where, view, exclusive)
+        if type(page) is Gathered:
+            page = self._loader.finish_one(page, where, view, exclusive=exclusive)
+        return page if out is None else out
 
     def load_many(
         self,

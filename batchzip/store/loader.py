@@ -1,6 +1,6 @@
 """Loader: from an index to its page, and out of the store with it where that is asked for.
 
-    one page, in memory, of the current codec    core's `load`: one call
+    one page, in memory, of the current codec    core's `load`: one call (group.py)
     everything else                              Gathered: copies of one moment
         bytes in the file ─▶ checksums ─▶ pages that need no codec ─▶ the others, by codec:
                                                 in this thread, or by the engine's lanes
@@ -16,13 +16,13 @@ one at once one has it.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip.batch.decompress import DecompressBatch
 from batchzip.batch.descriptor import Batch
-from batchzip.core.gather import Gathered, gather, load
+from batchzip.core.gather import Gathered, gather
 from batchzip.core.table import Kind
 from batchzip.errors import ClosedError, CorruptPage, PageError
 
@@ -44,14 +44,13 @@ class Loader:
         self._home = home
         self._ledger = ledger
 
-    def load(self, index: int, out: memoryview | None, *, exclusive: bool) -> Any:
-        """Restore one page to new bytes or to `out`, and return them. Raise as `Group.load`."""
-        found = load(self._ledger, index, out, exclusive=exclusive)
-        if type(found) is not Gathered:
-            return found
+    def finish_one(
+        self, gathered: Gathered, index: int, out: memoryview | None, *, exclusive: bool
+    ) -> bytes | memoryview:
+        """Restore one page that was gathered, to `out` or to new bytes. Raise as `Group.load`."""
         room = bytearray(self._home.page_size) if out is None else out
         pages = np.frombuffer(room, np.uint8).reshape(1, -1)
-        self._finish(found, np.array([index], np.int64), pages, exclusive=exclusive)
+        self._finish(gathered, np.array([index], np.int64), pages, exclusive=exclusive)
         return bytes(room) if out is None else out
 
     def load_many(self, where: npt.NDArray[np.int64], pages: Bytes, *, exclusive: bool) -> None:
