@@ -4,22 +4,21 @@ swap_store.py   SwapStore: what a store has once: limits, engine, groups, shrink
 group.py        Group: what is called: store, load, invalidate, writeback, recompress
 home.py         what the groups of a store share
 storer.py       a folio, all or nothing: limits, what is refused, what goes to the file
-folio.py        pages ─▶ engine ─▶ pool or file ─▶ entries
-loader.py, restore.py       entries ─▶ stored bytes ─▶ pages
-ledger.py       which entries are published, and whose each object is
-page_table.py   what the store knows of each index, in arrays
-lru.py          which pages were used longest ago
+writer.py       a folio made ready, in the calling thread or by an engine's lanes
+loader.py       entries back to pages: by codec, from the file, by lanes
 writeback.py, shrinker.py   from the pool to the backing file
 cleaning.py     the backing file's sparse zones
-backing_file.py             where in the file, and what of it can be used again
+backing_file.py, file_io.py, positions.py   where in the file, and how it is read and written
 sample.py       pages to learn a dictionary from
 recompress.py   what lies for long, with a stronger algorithm
-codec_table.py  the codecs that entries were made with
-same_filled.py  pages of one repeated word need no compression
-share.py, answers.py        the owner's half of readers in other processes
-shared_table.py, view.py    theirs
+share.py, share_server.py, answers.py   the owner's half of readers in other processes
+view.py         theirs
 inspect.py      every checksum verified
 counters.py     zswap's counters, under zswap's names
+
+What is done per page is in batchzip/core: folio.pyx (pages on their way in), ledger.pyx (entries and what they
+refer to), table.pyx, lru.pyx, gather.pyx (copies of entries, and pages restored from them), pool.pyx,
+zones.pyx, view.pyx.
 """
 
 from __future__ import annotations
