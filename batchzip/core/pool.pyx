@@ -1154,7 +1154,7 @@ cdef class Allocator:
     def put_many(self, list buffers, handles) -> None:
         """Allocate and fill an object for each buffer. Raise as `put`."""
         cdef uint64_t *given = <uint64_t *>_address(handles, True)
-        cdef Views views = Views(buffers)
+        cdef _Views views = _Views(buffers)
         cdef int error
         self.refuse()
         with nogil:
@@ -1205,7 +1205,7 @@ cdef class Allocator:
         """Fill objects. Raise BadHandle, or BadArgument where a length is another; all or nothing."""
         cdef const uint64_t *given = <const uint64_t *>_address(handles, False)
         cdef PoolState *pool = &self.state
-        cdef Views views = Views(buffers)
+        cdef _Views views = _Views(buffers)
         cdef uint32_t count = len(buffers), number, length = 0
         cdef Py_ssize_t bad, wrong = -1
         cdef uint8_t *target
@@ -1474,7 +1474,7 @@ cdef int _get_buffer(data, Py_buffer *view) except -1:
     return 0
 
 
-cdef class Views:
+cdef class _Views:
     """Buffers that are held, and their lengths. Raise BadArgument for what is no buffer of bytes."""
 
     cdef Py_buffer *views
