@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 
 from faulty_file import FaultyFile
+from pool_memory import memory_of
 from store_pages import SIZE, noise, text
 
 from batchzip import CorruptPage, Engine, SwapStore, train_dictionary
@@ -46,13 +47,14 @@ def sweep(kind: str, where: str, flips: int, seed: int) -> tuple[int, int]:
         if where == "file":
             assert store.writeback(PAGES) == PAGES
         pool = store._home.objects.pool
+        pool_memory = memory_of(pool).view
         values = store._table.entries["value"][:PAGES].tolist()
         for turn in range(flips):
             index = rng.randrange(PAGES)
             memory: memoryview | bytearray
             if where == "pool":
-                memory = pool._arena.spans.segment.view
-                start, stop = pool._arena.extent(values[index])
+                memory = pool_memory
+                start, stop = pool.allocator.extent(values[index])
             else:
                 memory = file.content
                 start = values[index] >> LENGTH_BITS

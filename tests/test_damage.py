@@ -5,8 +5,8 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
+from pool_memory import memory_of, object_of
 
 from batchzip import CorruptPage, Engine, SwapStore
 from batchzip.segment import PAGE, Segment
@@ -54,15 +54,13 @@ def store(kind: str, request: pytest.FixtureRequest) -> Iterator[SwapStore]:
 
 
 def segment_of(store: SwapStore) -> Segment:
-    return store._home.objects.pool._arena.spans.segment
+    return memory_of(store._home.objects.pool)
 
 
 def stored_bytes(store: SwapStore, index: int) -> memoryview:
     """View what the pool holds for an index, writable: the shared memory itself."""
     handle = store._ledger.table.get(index)[0]
-    return store._home.objects.pool._arena.views(
-        np.array([handle], np.uint64), segment_of(store).view
-    )[0]
+    return object_of(store._home.objects.pool, handle)
 
 
 def assert_only_this_one_is_damaged(
@@ -183,9 +181,8 @@ def test_a_piece_of_memory_that_was_lost_reads_as_damage_never_as_zeros(
     store.store(0, b"".join(pages.values()))
     segment = segment_of(store)
     whole = {index: bytes(stored_bytes(store, index)) for index in pages}
-    address = np.frombuffer(segment.view, np.uint8).__array_interface__["data"][0]
-    at = np.frombuffer(stored_bytes(store, 7), np.uint8).__array_interface__["data"][0] - address
-    offset = at // PAGE * PAGE
+    pool = store._home.objects.pool
+    offset = pool.allocator.extent(store._ledger.table.get(7)[0])[0] // PAGE * PAGE
     content = bytes(segment.view[offset : offset + PAGE])
 
     segment.release(offset, PAGE)

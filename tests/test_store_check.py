@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from faulty_file import FaultyFile
+from pool_memory import object_of
 from store_pages import ZEROS, noise, text, word
 
 from batchzip import ClosedError, CorruptPage, Engine, PageError, StoreReport, SwapStore
@@ -29,8 +30,8 @@ def store(file: FaultyFile) -> Iterator[SwapStore]:
 
 def damage_in_pool(group: Any, index: int) -> None:
     pool = group._home.objects.pool
-    start, stop = pool.allocator.extent(group._table.get(index)[0])
-    flip(pool.descriptors[0], (start + stop) // 2, 4)
+    stored = object_of(pool, group._table.get(index)[0])
+    stored[len(stored) // 2] ^= 4
 
 
 def damage_in_file(file: FaultyFile, group: Any, index: int) -> None:
