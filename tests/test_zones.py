@@ -43,6 +43,7 @@ def failing(work: Callable[[Zones], object], zones: Zones) -> int:
         finally:
             fail_allocation(0)
         assert zones.figures == figures
+        zones.emptied().put_back()
         zones.check(NOTHING)
     raise AssertionError("there is no end of allocations")
 

@@ -155,7 +155,7 @@ class ZonesAgainstDict(RuleBasedStateMachine):
 
     @rule(error=st.sampled_from([None, OSError, KeyboardInterrupt]))
     def cut(self, error: type[BaseException] | None) -> None:
-        self.storage.error = error and error()
+        self.storage.error = None if error is None else error()
         try:
             self.zones.cut(self.storage)
         except KeyboardInterrupt:
