@@ -5,12 +5,14 @@ import random
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faulty_file import FaultyFile
 from store_pages import SIZE, noise, text
 
 from batchzip import CorruptPage, Engine, StoreRejected, SwapStore
-from batchzip.store.page_table import BACKED
+from batchzip.core.table import Kind
+from batchzip.store.positions import offsets_of
 
 ZONE = 1 << 20
 PAGES = 4 * ZONE // SIZE
@@ -75,9 +77,8 @@ def test_a_damaged_page_stays_and_the_others_move(engine: Engine) -> None:
     with SwapStore(engine, backing=file) as store:
         fill(store)
         left = thin(store, 10)
-        entries = store._table.entries
-        position = int(entries["value"][entries["kind"] == BACKED][0])
-        file.content[position >> 21] ^= 1
+        positions = np.frombuffer(store._ledger.values(Kind.BACKED), np.uint64)
+        file.content[int(offsets_of(positions).min())] ^= 1  # of page 0, which was written first
         store.compact()
         with pytest.raises(CorruptPage):
             store.load(0)
