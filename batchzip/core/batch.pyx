@@ -346,8 +346,8 @@ cdef class Pointers:
         sees to it that what they lead to stays.
         """
         self.refuse_under_way()
-        cdef const uint8_t **table = <const uint8_t **>calloc(count + 1, sizeof(uint8_t *))
-        cdef uint8_t **outputs = <uint8_t **>calloc(count + 1, sizeof(uint8_t *))
+        cdef const uint8_t **table = <const uint8_t **>bz_calloc(count + 1, sizeof(uint8_t *))
+        cdef uint8_t **outputs = <uint8_t **>bz_calloc(count + 1, sizeof(uint8_t *))
         if table is NULL or outputs is NULL:
             free(table)
             free(outputs)
