@@ -299,7 +299,7 @@ cdef class Allocator:
         """Raise ForkedProcess or ClosedError where the pool cannot be used."""
         if self.made_in != forks():
             raise ForkedProcess("this pool belongs to the process that forked this one")
-        if self.state.closed:
+        if self.ended:
             raise ClosedError("this pool is closed")
         return 0
 
@@ -308,6 +308,7 @@ cdef class Allocator:
 
     def close(self) -> None:
         cdef PoolState *pool = &self.state
+        self.ended = True
         if self.made_in != forks():
             # What another thread had under way when this process was forked stays as it is.
             memory_close(&pool.data)
@@ -351,17 +352,19 @@ cdef class Allocator:
 
     cdef int raise_refusal(self, int error) except -1:
         """Raise what an error of `pool_allocate` means."""
+        cdef uint64_t held
         if error == 0:
             return 0
         self.refuse()
+        held = self.figures()["held"]
         if error == -EINVAL:
             raise BadArgument(f"an object has 1 to {self.state.page_size} bytes")
         if error == -ENOSPC:
             raise PoolFull(
-                f"{self.state.held} of at most {self.state.limit} bytes are held, more do not fit",
+                f"{held} of at most {self.limit()} bytes are held, more do not fit",
                 at_limit=True,
             )
-        raise PoolFull(f"{self.state.held} bytes are held, the system has not more")
+        raise PoolFull(f"{held} bytes are held, the system has not more")
 
     def put(self, data) -> int:
         """Allocate and fill an object. Raise BadArgument, PoolFull."""
@@ -433,7 +436,7 @@ cdef class Allocator:
         cdef PoolState *pool = &self.state
         cdef _Views views = _Views(buffers)
         cdef uint32_t count = len(buffers), number, length = 0
-        cdef Py_ssize_t bad, wrong = -1
+        cdef Py_ssize_t bad, wrong = -1, wrong_length = 0
         cdef uint8_t *target
         self.refuse()
         with nogil:
@@ -578,8 +581,12 @@ cdef class Allocator:
 
     def limit(self) -> int | None:
         """Return the bytes that may be held, or None."""
-        cdef uint64_t limit = self.state.limit
+        cdef uint64_t limit
         self.refuse()
+        with nogil:
+            pool_lock(&self.state)
+            limit = self.state.limit
+            pool_unlock(&self.state)
         return None if limit == UINT64_MAX else limit
 
     def classes(self) -> list[tuple[int, int, int, int, int, int]]:
