@@ -5,5 +5,6 @@ cd "$(dirname "$0")/.."
 
 .ci/with_core.sh asan -m pytest -q -n 2 tests/test_core_codecs.py tests/test_core_libraries.py \
     tests/test_core_ring.py tests/test_batch.py tests/test_codecs.py tests/test_shuffled.py tests/test_verify.py \
+    tests/test_shared_view.py \
     -k 'not largest_pages'
 .ci/with_core.sh asan -m pytest -q -n 2 tests/test_backends.py -k 'Thread or Sequential'
