@@ -60,9 +60,7 @@ class SharedTable:
     whatever `ask` raises.
     """
 
-    def __init__(
-        self, fd: int, pool: SharedPool, ask: Callable[[int], bytes | None]
-    ) -> None: ...
+    def __init__(self, fd: int, pool: SharedPool, ask: Callable[[int], bytes | None]) -> None: ...
     @property
     def closed(self) -> bool:
         """Whether close() was called."""

@@ -24,7 +24,7 @@ from batchzip.pool import audit
 from batchzip.pool.class_use import ClassUse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from typing import Any, TypeAlias
 
     import numpy.typing as npt

@@ -130,9 +130,10 @@ class ShareServer:
         """In the order of their last byte."""
         self._starved: list[_Reader] = []
         """Those whose reply finds no descriptors, or no memory."""
-        self._paused_until = 0.0
+        self._retry_at: float | None = None
+        """When to try again what found no descriptors."""
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most = min(_MOST_READERS, most // 4) if most > 0 else _MOST_READERS
+        self._most = max(1, min(_MOST_READERS, most // 4)) if most > 0 else _MOST_READERS
         self._bells: list[int] = []
         self._path_fds: list[int] = []
         """One of each: taken out before it is closed."""
@@ -141,6 +142,7 @@ class ShareServer:
         self.address = f"/proc/{os.getpid()}/fd/{path_fd}"
         self._store = weakref.ref(store)
         self._thread = threading.Thread(target=self._run, name="batchzip-share", daemon=True)
+        _servers.add(self)
         try:
             with above_standard():
                 self._bells.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
@@ -152,7 +154,6 @@ class ShareServer:
                 raise BatchzipError(f"no thread can be started for readers: {error}") from error
             raise
         self._store = weakref.ref(store, self._forget)
-        _servers.add(self)
 
     @property
     def ended(self) -> bool:
@@ -183,8 +184,10 @@ class ShareServer:
         now = time.monotonic()
         while self._readers and next(iter(self._readers)).active + self._most_idle_s() <= now:
             self._drop(selector, next(iter(self._readers)))
-        if now < self._paused_until:
-            return
+        if self._retry_at is not None:
+            if now < self._retry_at:
+                return
+            self._retry_at = None
         starved, self._starved = self._starved, []
         for reader in starved:
             selector.register(reader.connection, EVENT_READ, reader)
@@ -198,7 +201,7 @@ class ShareServer:
     def _wait_s(self) -> float | None:
         """Seconds until something is to be done though nothing comes."""
         now = time.monotonic()
-        times = [self._paused_until] if now < self._paused_until else []
+        times = [] if self._retry_at is None else [self._retry_at]
         times += [reader.active + self._most_idle_s() for reader in [*self._readers][:1]]
         return max(0.0, min(times) - now) if times else None
 
@@ -212,7 +215,7 @@ class ShareServer:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                if error.errno in _SCARCE:
+                if _is_scarce(error):
                     self._pause()
                 else:
                     self._ended = True
@@ -226,7 +229,7 @@ class ShareServer:
         selector.unregister(self._listener)
 
     def _pause(self) -> None:
-        self._paused_until = time.monotonic() + _PAUSE_S
+        self._retry_at = time.monotonic() + _PAUSE_S
 
     def _serve(self, selector: selectors.BaseSelector, reader: _Reader) -> None:
         """Do what a connection is ready for, and drop it if it is gone, or speaks another language."""
@@ -236,8 +239,8 @@ class ShareServer:
                     self._make_reply(reader)
                 events = EVENT_READ if reader.send() else EVENT_WRITE
                 selector.modify(reader.connection, events, reader)
-        except (OSError, EOFError) as error:
-            if isinstance(error, OSError) and error.errno in _SCARCE:
+        except (OSError, EOFError, MemoryError) as error:
+            if _is_scarce(error):
                 selector.unregister(reader.connection)
                 self._starved.append(reader)
                 self._pause()
@@ -254,7 +257,7 @@ class ShareServer:
             data = pickle.dumps(self._answer(request, reader.descriptors), protocol=5)
         except Exception as error:
             reader.drop_descriptors()
-            if isinstance(error, OSError) and error.errno in _SCARCE:
+            if isinstance(error, OSError) and _is_scarce(error):
                 raise
             data = _pickle_error(error)
         reader.request.clear()
@@ -276,7 +279,7 @@ class ShareServer:
         del self._readers[reader]
         if reader in self._starved:
             self._starved.remove(reader)
-        else:
+        with contextlib.suppress(KeyError):  # it was starved, or memory ended when it was let in
             selector.unregister(reader.connection)
         reader.close()
 
@@ -312,6 +315,10 @@ class ShareServer:
         self._ended = True
         self._release()
         _close_all(self._bells)
+
+
+def _is_scarce(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in _SCARCE
 
 
 def _close_all(descriptors: list[int]) -> None:
