@@ -576,6 +576,7 @@ cdef class Gathered:
         cdef LedgerState *ledger = &self.ledger.state
         cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(output)
         cdef uint32_t length = len(output)
+        cdef uint32_t unused = 0
         cdef int64_t saved = -1
         cdef Entry *entry
         cdef Entry new
