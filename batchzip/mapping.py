@@ -22,6 +22,7 @@ compressed, loaded or serialised under it. Lock order: `_lock`, then that of the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import MutableMapping
@@ -230,7 +231,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._space.reclaim()
 
     def _refuse(self) -> None:
-        self._group._refuse()  # noqa: SLF001 - the group says whether it is closed or was forked
+        with contextlib.suppress(ClosedError):  # the group is closed with the mapping
+            self._group._refuse()  # noqa: SLF001 - it says whether this is another process
         raise ClosedError(f"this {type(self).__name__} is closed")
 
     def _assign(self, key: Key, value: _Value) -> bool:
