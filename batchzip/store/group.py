@@ -31,7 +31,15 @@ from batchzip.core.table import Kind
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument
 from batchzip.lifetime import Owned
-from batchzip.store.arguments import MAX_INDEX, as_indices, as_integer, as_out, as_pages, as_range, as_room
+from batchzip.store.arguments import (
+    MAX_INDEX,
+    as_indices,
+    as_integer,
+    as_out,
+    as_pages,
+    as_range,
+    as_room,
+)
 from batchzip.store.counters import Counters
 from batchzip.store.loader import Loader
 from batchzip.store.recompress import Recompression, Recompressor
@@ -188,9 +196,13 @@ class Group(Owned):
         self._enter()
         first, number = as_range(index, count)
         gone = self._ledger.erase(first, number)
+        self._settle()
+        return gone
+
+    def _settle(self) -> None:
+        """Give room in the file back to the system, after pages went."""
         if self._home.backing is not None:
             self._home.backing.settle()
-        return gone
 
     def writeback(self, pages: int | Iterable[int] | npt.NDArray[np.int64]) -> int:
         """Move pages from the pool to the backing file; how many were.
