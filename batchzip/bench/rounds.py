@@ -16,7 +16,7 @@ import numpy as np
 from batchzip.bench.figure import Figure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -53,22 +53,22 @@ def seconds(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str
 
 
 def in_pieces(
-    contenders: dict[str, Callable[[int], object]],
+    contenders: Mapping[str, Callable[[int], object]],
     pieces: int,
     rounds: int,
     begin: Callable[[], object] = lambda: None,
     *,
     apart: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, NDArray[np.float64]]:
     """Give the seconds of each contender's call with each of `pieces` numbers, by round and piece.
 
     Contenders take turns at each piece, in an order drawn anew. With `apart` each is at another piece: none
     finds what the one before it has brought to the cache. `begin` is called before each round, off the
-    clock; a round that is not counted comes first.
+    clock; a round that is not counted comes first. `clock` gives seconds.
     """
     names = list(contenders)
     spent = {name: np.zeros((rounds, pieces)) for name in names}
-    clock = time.perf_counter
     for turn in range(rounds + 1):
         begin()
         for step in range(pieces):

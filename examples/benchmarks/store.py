@@ -3,11 +3,14 @@
     python examples/benchmarks/store.py [--parts store,load,many,clients,rivals] [--rounds 15] [--pages 8192]
                                         [--folios 1,8,64,256] [--batches 8,64,256,1024]
                                         [--algorithms lz4,zstd:1] [--backends sequential,threads]
-                                        [--json FILE] [--pid N | --file PATH | --workload KIND]
+                                        [--cpu] [--json FILE] [--pid N | --file PATH | --workload KIND]
 
 On pages of a real process, shuffled, without the same-filled ones. `bare` is a Python loop of codec calls. All
 that is compared is done in the same rounds, a piece of 256 pages each in turn, and never on the piece that
 somebody else has just brought to the cache. A piece counts with its median over the rounds.
+
+With --cpu the seconds of store, load and many are those that the calling thread had a CPU: of use on a machine
+that does other things, too, and only with the sequential backend, which does all of the work in that thread.
 
 store    `store(index, pages)` of new pages, in a store made for the round, and of pages that replace older ones.
          `on top` is what it takes more than bare calls on the same pages; with threads, more than
@@ -85,8 +88,10 @@ _HELD_COPIES = 4
 class Bench:
     """An algorithm, an engine on one backend, and the pages in the forms that are wanted."""
 
-    def __init__(self, algorithm: Algorithm, backend: str, load: Load) -> None:
-        self.algorithm, self.backend = algorithm, backend
+    def __init__(
+        self, algorithm: Algorithm, backend: str, load: Load, clock: Callable[[], float]
+    ) -> None:
+        self.algorithm, self.backend, self.clock = algorithm, backend, clock
         self.engine = batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters)
         self.engine.wait_ready(60)
         self.load = load
@@ -145,6 +150,7 @@ class Bench:
                 self.pieces,
                 rounds,
                 begin,
+                clock=self.clock,
             )
         new.pop().close()
         base = "bare" if self.backend == "sequential" else "engine"
@@ -196,6 +202,7 @@ class Bench:
                 self.pieces,
                 rounds,
                 begin,
+                clock=self.clock,
             )
         count = self.pieces * PIECE
         us = {name: of_pages(spent, count) for name, spent in found.items()}
@@ -237,6 +244,7 @@ class Bench:
                 pieces,
                 rounds,
                 begin,
+                clock=self.clock,
             )
         us = {name: of_pages(spent, count) for name, spent in found.items()}
         ratios = found["load many"].sum(axis=1) / found["bare"].sum(axis=1)
@@ -488,8 +496,12 @@ def main() -> None:
     parser.add_argument("--batches", default="8,64,256,1024", help="pages loaded together")
     parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
     parser.add_argument("--backends", default=",".join(OWN), help="with commas (%(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="seconds of CPU, of the calling thread")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.cpu and options.backends != "sequential":
+        parser.error("--cpu goes with --backends sequential")
+    clock = time.thread_time if options.cpu else time.perf_counter
     parts = options.parts.split(",")
     if not set(parts) <= set(PARTS):
         parser.error(f"parts are {', '.join(PARTS)}")
@@ -508,7 +520,7 @@ def main() -> None:
     for algorithm in parse_algorithms(options.algorithms):
         load = Load(algorithm, pages)
         for backend in options.backends.split(","):
-            bench = Bench(algorithm, backend, load)
+            bench = Bench(algorithm, backend, load, clock)
             with bench.engine:
                 rows += _measured(bench, parts, folios, batches, options.rounds)
         if "rivals" in parts:
