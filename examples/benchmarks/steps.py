@@ -164,7 +164,8 @@ class Steps:
                 name, firsts["raw"] = "raw", first
             else:
                 rows = np.resize(some, len(self.pages))
-                outputs = [self._outputs[row] for row in rows.tolist()]
+                # Copies, so that the bare call finds no more of them in the cache than the load does.
+                outputs = [bytes(bytearray(self._outputs[row])) for row in rows.tolist()]
                 name = f"{np.median([len(output) for output in outputs]):.0f} bytes"
                 firsts[name], sources[name] = first, outputs
             for at in range(0, len(self.pages), PIECE):
