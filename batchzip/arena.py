@@ -15,8 +15,9 @@ Invariants
 * A range is given out again only when no view of its block is left.
 * What a forked child does with its copies of the arrays frees nothing of the owner's.
 
-Locks: one, innermost, for the bookkeeping. A block dies in whatever thread, at whatever point, the
-collector says, so that path takes no lock: it appends to a deque.
+Locks: none. What has to be one step is one call, or lies between two calls, as blocks die in whatever thread, at
+whatever point, the collector says, and signal handlers may want arrays in the middle of a call of their own
+thread. An interrupt may lose a range; that is address space, which there is enough of.
 
 A living array holds a descriptor, which comes with its mapping: a process may have a thousand or so.
 """
@@ -28,17 +29,17 @@ import errno
 import fcntl
 import mmap
 import os
-import threading
 import weakref
-from collections import defaultdict, deque
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip.core.batch import Blocks
+from batchzip.core.calls import Calls
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument, ClosedError
+from batchzip.errors import BadArgument
 from batchzip.segment import PAGE
 
 if TYPE_CHECKING:
@@ -49,23 +50,43 @@ _LARGE = 64 << 20
 """Bytes from which on it is worth looking first whether there is so much; that takes 0.1 ms."""
 
 
-class Arena:
-    """Shared memory in which arrays can be had. Thread-safe; bound to the process that made it."""
+class _File:
+    """The descriptor of an arena's memory."""
 
     def __init__(self) -> None:
         with above_standard():
             self.fd = os.memfd_create("batchzip-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(self.fd, 0o600)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Arena:
+    """Shared memory in which arrays can be had. Thread-safe; bound to the process that made it."""
+
+    def __init__(self) -> None:
+        self._file = _File()
+        self._calls: Calls[_File] = Calls(self._file, "arena")
         self._owner_pid = os.getpid()
-        self._lock = threading.Lock()
         self._end = 0
         self.blocks = Blocks()
         """Where the living arrays are."""
         self._dead: deque[tuple[int, int]] = deque()
         """Offset and length of blocks that died since the bookkeeping was last done."""
-        self._ranges: defaultdict[int, list[int]] = defaultdict(list)
+        self._ranges: dict[int, list[int]] = {}
         """Offsets without memory, by length."""
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of its memory; −1 once it is closed."""
+        return self._file.fd
 
     def array(self, rows: int, width: int) -> Bytes:
         """Make a (rows, width) array of zeros. Raises OSError if memory, or descriptors, are out."""
@@ -73,26 +94,20 @@ class Arena:
             raise BadArgument(f"an array needs at least one row and one byte, not {rows} × {width}")
         length = -(-rows * width // PAGE) * PAGE
         _refuse_beyond_memory(rows, width, length)
-        with self._lock:
-            self._bury()
-            if self.fd < 0:
-                raise ClosedError("this arena is closed")
-            offset = self._ranges[length].pop() if self._ranges[length] else self._end
+        with self._calls.enter() as file:
+            offset = self._take_range(length)
             try:
-                if offset == self._end:
-                    os.ftruncate(self.fd, max(os.fstat(self.fd).st_size, offset + length))
+                _extend(file.fd, offset + length)
                 with above_standard():  # a mapping keeps a descriptor of its own
-                    mapping = mmap.mmap(self.fd, length, offset=offset)
-                os.posix_fallocate(self.fd, offset, length)
-            except BaseException:
-                if offset != self._end:
-                    self._ranges[length].append(offset)
+                    mapping = mmap.mmap(file.fd, length, offset=offset)
+                os.posix_fallocate(file.fd, offset, length)
+            except OSError:
+                self._give_back(offset, length)
                 raise
-            self._end = max(self._end, offset + length)
-            block = np.frombuffer(mapping, np.uint8, rows * width)
-            self.blocks.add(block, offset)
+        block = np.frombuffer(mapping, np.uint8, rows * width)
         finalizer = weakref.finalize(block, self._release, mapping, offset, length)
         finalizer.atexit = False  # the memory goes with the process
+        self.blocks.add(block, offset)
         return block.reshape(rows, width)
 
     def _release(self, mapping: mmap.mmap, offset: int, length: int) -> None:
@@ -101,11 +116,21 @@ class Arena:
             mapping.madvise(mmap.MADV_REMOVE)
             self._dead.append((offset, length))
 
-    def _bury(self) -> None:
-        """Do the bookkeeping of blocks that died; called under the lock."""
-        while self._dead:
-            offset, length = self._dead.popleft()
-            self._ranges[length].append(offset)
+    def _take_range(self, length: int) -> int:
+        """Take a range that nobody has. Return its offset."""
+        with contextlib.suppress(IndexError):  # there are no more
+            while True:
+                self._give_back(*self._dead.popleft())
+        try:
+            return self._ranges[length].pop()
+        except LookupError:
+            # Nothing comes between these two: an interpreter switches threads, and runs handlers, at calls.
+            offset = self._end
+            self._end = offset + length
+            return offset
+
+    def _give_back(self, offset: int, length: int) -> None:
+        self._ranges.setdefault(length, []).append(offset)
 
     def locate(self, array: Bytes) -> int:
         """Return where an array begins in the arena; −1 if it does not lie in one of the blocks."""
@@ -113,20 +138,19 @@ class Arena:
 
     def held_bytes(self) -> int:
         """Bytes of memory behind the arena now, as the kernel counts them."""
-        if self.fd < 0:
-            raise ClosedError("this arena is closed")
-        return os.fstat(self.fd).st_blocks * 512
+        with self._calls.enter() as file:
+            return os.fstat(file.fd).st_blocks * 512
 
     def close(self) -> None:
         """Give out no more; arrays that live keep their memory until they die."""
-        with self._lock:
-            if self.fd >= 0:
-                os.close(self.fd)
-                self.fd = -1
+        self._calls.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
-            os.close(self.fd)
+
+def _extend(fd: int, size: int) -> None:
+    """Make a file of at least `size` bytes, which others may enlarge meanwhile."""
+    while os.fstat(fd).st_size < size:
+        with contextlib.suppress(PermissionError):  # it is larger by now, and may not shrink
+            os.ftruncate(fd, size)
 
 
 def _refuse_beyond_memory(rows: int, width: int, length: int) -> None:

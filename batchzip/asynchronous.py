@@ -17,8 +17,9 @@ Rejected: asyncio.to_thread (the loop's threads are everybody's: enough cold loa
 waits); giving up the wait at once (the engine would write to memory that its owner reuses); retries by
 every task that finds the engine busy (a thousand wake-ups for each request that ends).
 
-Locks: `_lock` of Threads, held to start or end them only. A loop's turn is an asyncio.Lock, never held by a
-thread.
+Rejected: ThreadPoolExecutor, whose locks a signal handler that closes a store would wait for.
+
+Locks: none. A loop's turn is an asyncio.Lock, never held by a thread.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from batchzip.errors import ClosedError, EngineBusy
+from batchzip.errors import BatchzipError, ClosedError, EngineBusy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,33 +85,86 @@ async def until_done(pending: Pending) -> None:
         raise cancelled
 
 
+_Work: TypeAlias = "tuple[Future[Any], Callable[[], Any]] | None"
+
+
 class Threads:
-    """A few threads for calls that block; started by the first one, ended by `close()`."""
+    """A few threads for calls that block, each started when the others are busy; ended by `close()`."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
+        self._calls: SimpleQueue[_Work] = SimpleQueue()
+        """What is to be called; None ends a thread, which hands it on."""
+        self._seats: SimpleQueue[None] = SimpleQueue()
+        for _ in range(_MOST_THREADS):
+            self._seats.put(None)
+        self._idle: SimpleQueue[None] = SimpleQueue()
+        """One for each thread that waits for a call."""
+        self._threads: list[threading.Thread] = []
         self._closed = False
+        end = self._calls.put
+        weakref.finalize(self, end, None).atexit = False
 
     async def call(self, function: Callable[[], T]) -> T:
         """Have it called in one of the threads, and give its result or raise what it raises."""
-        with self._lock:
-            if self._closed:
-                raise ClosedError("what this call belongs to is closed")
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(_MOST_THREADS, _NAME)
-            future = self._executor.submit(function)
+        future: Future[T] = Future()
+        self._refuse()
+        self._see_to_a_thread()
+        self._calls.put((future, function))
+        if self._closed and future.cancel():
+            self._refuse()
         await until_done(future)
         return future.result()
 
-    def close(self) -> None:
-        """Wait for calls under way and end the threads. Calls still queued find their object closed."""
-        with self._lock:
-            self._closed = True
-            executor, self._executor = self._executor, None
-        if executor is not None:
-            # One of the threads itself may drop the last reference to an engine.
-            executor.shutdown(wait=not threading.current_thread().name.startswith(_NAME))
+    def _refuse(self) -> None:
+        if self._closed:
+            raise ClosedError("what this call belongs to is closed")
+
+    def _see_to_a_thread(self) -> None:
+        try:
+            self._idle.get_nowait()
+        except Empty:
+            if self._seats.empty():
+                return
+            # Those that find no seat end at once: nothing is to be put right if this is cut short.
+            work = self._calls, self._seats, self._idle, self._threads
+            thread = threading.Thread(target=_work, args=work, name=_NAME, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                if not self._threads:
+                    raise BatchzipError(f"no thread can be started for a call: {error}") from error
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the threads, and wait for calls under way. Calls still queued find their object closed."""
+        self._closed = True
+        self._calls.put(None)
+        # One of the threads itself may drop the last reference to an engine.
+        if wait and threading.current_thread() not in self._threads:
+            for thread in list(self._threads):
+                thread.join()
+
+
+def _work(
+    calls: SimpleQueue[_Work],
+    seats: SimpleQueue[None],
+    idle: SimpleQueue[None],
+    threads: list[threading.Thread],
+) -> None:
+    try:
+        seats.get_nowait()
+    except Empty:
+        return
+    threads.append(threading.current_thread())
+    while (work := calls.get()) is not None:
+        future, function = work
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - it is the caller's
+                future.set_exception(error)
+        del work, future, function
+        idle.put(None)
+    calls.put(None)
 
 
 class Turns:

@@ -54,6 +54,7 @@ class Owned(Closing):
     """Base of objects with an idempotent `close()` that are bound to one process."""
 
     _unusable: tuple[type[BatchzipError], str] | None = None
+    _released = False
 
     def __init__(self) -> None:
         _alive.add(self)
@@ -70,13 +71,16 @@ class Owned(Closing):
             raise kind(text)
 
     def close(self) -> None:
-        """Release everything; further calls do nothing."""
+        """Release everything; further calls do nothing, or go on where an interrupt cut one short."""
         if self._unusable is None:
             self._unusable = (ClosedError, f"this {type(self).__name__} is closed")
-            self._close()
+        elif self._released or self._unusable[0] is not ClosedError:
+            return
+        self._close()
+        self._released = True
 
     def _close(self) -> None:
-        """Release what the subclass holds; called once, in the owning process only."""
+        """Release what the subclass holds; called again if it did not return, in the owning process only."""
 
     def __enter__(self) -> Self:
         self._refuse()

@@ -11,20 +11,19 @@ share the last pages.
 
 A value is never written over: a new one takes new indices, and one assignment to the dict makes it the key's.
 Whatever fails or is cut short before, the key keeps what it had. The indices of the old one are free when
-nobody refers to it any more (index_space.py), so a reader gets all of one value.
+nobody refers to it any more (core/indices.pyx), so a reader gets all of one value.
 
 Rejected: replacing in place (a store that fails leaves neither value); handing out views of the pool;
 an index for each key by its hash (collisions need what is here anyway).
 
-Locks: `_lock` makes looking and changing one step where that is needed: pop, setdefault. No page is
-compressed, loaded or serialised under it. Lock order: `_lock`, then that of the index space, then the store's.
+Locks: none. Each change is one step of the dict, so that signal handlers and finalizers may use a mapping in
+the middle of a call of their own thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,8 +31,8 @@ import numpy as np
 
 from batchzip.buffers import flat
 from batchzip.checks import check_kind
+from batchzip.core.indices import IndexSpace, take_out
 from batchzip.errors import BadArgument, ClosedError, CorruptPage, NotStorable, PageError
-from batchzip.index_space import IndexSpace
 from batchzip.lifetime import Closing
 from batchzip.serializers import packer_of
 from batchzip.store.swap_store import SwapStore
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from batchzip.buffers import Flat
-    from batchzip.index_space import Reservation
+    from batchzip.core.indices import Reservation
     from batchzip.serializers import Serializer
     from batchzip.store.group import Group
 
@@ -50,7 +49,6 @@ Key: TypeAlias = str | bytes | tuple[Any, ...]
 
 _NOTHING = object()
 _GONE = object()
-_naming = threading.Lock()
 
 
 class _Value:
@@ -97,17 +95,14 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         check_kind(store, "store", SwapStore)
         self._packer = packer_of(serializer, store.page_size)
         self._page_size = store.page_size
-        with _naming:
-            taken = store.groups
-            if name is None:
-                names = (f"mapping-{number}" for number in itertools.count())
-                name = next(each for each in names if each not in taken)
-            elif name in taken:
-                raise BadArgument(f"the store has a group {name!r} already: take another name")
-            self._group: Group = store.group(name, max_bytes=max_bytes)
+        names = (f"mapping-{number}" for number in itertools.count()) if name is None else [name]
+        groups = (store._new_group(each, max_bytes) for each in names)  # noqa: SLF001 - one step
+        group = next((each for each in groups if each is not None), None)
+        if group is None:
+            raise BadArgument(f"the store has a group {name!r} already: take another name")
+        self._group: Group = group
         self._values: dict[Key, _Value] = {}
-        self._space = IndexSpace(self._group.invalidate)
-        self._lock = threading.RLock()  # a key in a tuple may compare itself with Python code
+        self._space = IndexSpace(group._ledger)  # noqa: SLF001 - it erases what is gone
         self._closed = False
 
     def __repr__(self) -> str:
@@ -131,9 +126,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def __delitem__(self, key: Key) -> None:
         self._enter()
-        with self._lock:
-            del self._values[key]
-        self._space.reclaim()
+        del self._values[key]
+        self._group._settle()  # noqa: SLF001 - pages went without a call of the group
 
     def setdefault(self, key: Key, default: Any = None) -> Any:
         """Give the key's value; where it has none, make it `default`. Of several threads, one does."""
@@ -148,12 +142,10 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._enter()
         while (value := self._values.get(key)) is not None:
             result = self._read(key, value)
-            with self._lock:
-                if self._values.get(key) is value:
-                    del self._values[key]
-                    del value
-                    self._space.reclaim()
-                    return result
+            if take_out(self._values, key, value):
+                del value
+                self._group._settle()  # noqa: SLF001 - as in __delitem__
+                return result
         if default is _NOTHING:
             raise KeyError(key)
         return default
@@ -175,9 +167,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def clear(self) -> None:
         """Forget all values."""
         self._enter()
-        with self._lock:
-            self._values.clear()
-        self._space.reclaim()
+        self._values.clear()
+        self._group._settle()  # noqa: SLF001 - as in __delitem__
 
     @property
     def group(self) -> Group:
@@ -205,12 +196,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def close(self) -> None:
         """Forget all values and give their pages back to the store; further calls do nothing."""
-        if self._group.closed:  # in a forked child the lock may be held by nobody who is there
-            self._closed = True
-            return
-        with self._lock:
-            self._values.clear()
-            self._closed = True
+        self._closed = True
+        self._values.clear()
         self._group.close()
 
     @property
@@ -228,7 +215,6 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def _enter(self) -> None:
         if self._closed or self._group.closed:
             self._refuse()
-        self._space.reclaim()
 
     def _refuse(self) -> None:
         with contextlib.suppress(ClosedError):  # the group is closed with the mapping
@@ -251,14 +237,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         stored = None
         try:
             stored = self._write(self._packer.pack(value))
-            with self._lock:
-                if self._closed:
-                    self._refuse()
-                return assign(key, stored)
+            if self._closed:
+                self._refuse()
+            return assign(key, stored)
         finally:
             del stored
-            if not self._group.closed:
-                self._space.reclaim()
 
     def _write(self, parts: Sequence[Flat]) -> _Value:
         size = self._page_size

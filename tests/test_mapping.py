@@ -28,14 +28,14 @@ from batchzip import (
     StoreRejected,
     SwapStore,
 )
-from batchzip.index_space import IndexSpace
+from batchzip.core.indices import IndexSpace
 from batchzip.serializers import PicklePacker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from batchzip.index_space import Reservation
+    from batchzip.core.indices import Reservation
 
 PAGE = 4096
 
@@ -289,50 +289,47 @@ def test_indices_of_values_that_are_gone_are_used_again(mapping: CompressedMappi
     assert mapping._space.end < 30
 
 
-def test_neighbours_that_are_free_are_joined() -> None:
-    space = IndexSpace(lambda _first, _count: None)
+def test_neighbours_that_are_free_are_joined(store: SwapStore) -> None:
+    space = IndexSpace(store.group("numbered")._ledger)
     held = [space.reserve(1) for _ in range(1000)]
     assert space.end == 1000
     held.clear()
-    space.reclaim()
     held.extend(space.reserve(length) for length in (100, 700, 200))
     assert space.end == 1000
     space.check_invariants()
 
 
-def test_indices_are_not_given_out_while_anybody_holds_them() -> None:
-    freed = []
-    space = IndexSpace(lambda first, count: freed.append((first, count)))
+def test_indices_are_not_given_out_while_anybody_holds_them(store: SwapStore) -> None:
+    group = store.group("numbered")
+    space = IndexSpace(group._ledger)
     first: Reservation | None = space.reserve(3)
     reader = first
+    group.store(0, [noise(at) for at in range(6)])
     first = None
     assert space.reserve(3).first == 3
-    space.reclaim()
-    assert freed == [(3, 3)]
+    assert [at in group for at in range(6)] == [True] * 3 + [False] * 3
     del reader
-    space.reclaim()
-    assert freed == [(3, 3), (0, 3)]
+    assert len(group) == 0
     assert first is None
 
 
 class Indices(RuleBasedStateMachine):
-    """Ranges that are held never meet, and what is free was invalidated."""
+    """Ranges that are held never meet, and what is free has no pages."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.space = IndexSpace(self.invalidated)
+        self.engine = Engine("lz4", backend="sequential", page_size=512)
+        self.store = SwapStore(self.engine)
+        self.group = self.store.group("numbered")
+        self.space = IndexSpace(self.group._ledger)
         self.held: list[Reservation] = []
-        self.dirty: set[int] = set()
-
-    def invalidated(self, first: int, count: int) -> None:
-        self.dirty -= {*range(first, first + count)}
 
     @rule(count=st.integers(1, 9))
     def reserve(self, count: int) -> None:
         reservation = self.space.reserve(count)
-        indices = {*range(reservation.first, reservation.first + count)}
-        assert not indices & self.dirty
-        self.dirty |= indices
+        indices = range(reservation.first, reservation.first + count)
+        assert not any(index in self.group for index in indices)
+        self.group.store(reservation.first, [text(index, 512) for index in indices])
         self.held.append(reservation)
 
     @precondition(lambda self: self.held)
@@ -348,7 +345,11 @@ class Indices(RuleBasedStateMachine):
     @invariant()
     def whole(self) -> None:
         self.space.check_invariants()
-        assert len(self.dirty) == sum(each.count for each in self.held)
+        assert len(self.group) == self.space.taken == sum(each.count for each in self.held)
+
+    def teardown(self) -> None:
+        self.store.close()
+        self.engine.close()
 
 
 TestIndices = Indices.TestCase
@@ -465,7 +466,7 @@ def test_of_threads_that_pop_or_set_a_default_one_gets_it(mapping: CompressedMap
 
 
 def of_the_mapping(file: Path) -> bool:
-    return file.name in ("mapping.py", "index_space.py", "serializers.py")
+    return file.name in ("mapping.py", "serializers.py")
 
 
 OLD, NEW = noise(1, 9000), text(2, 5000)

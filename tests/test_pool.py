@@ -1,33 +1,27 @@
 """Pool: what is put in comes out, what is freed is given back, and a refusal changes nothing."""
 
 import contextlib
-import itertools
 import os
 import random
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hypothesis.strategies as st
 import numpy as np
 import pytest
-from forked import in_forked_child
-from hypothesis import settings
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    consumes,
-    initialize,
-    invariant,
-    multiple,
-    rule,
+from pool_memory import (
+    compact,
+    compressed_sizes,
+    content,
+    contents,
+    figures,
+    memory_of,
+    put,
+    with_holes,
 )
-from pool_memory import memory_of
 
-from batchzip.core.memory import allocations, fail_allocation
-from batchzip.errors import BadArgument, BadHandle, ClosedError, ForkedProcess, PoolFull
+from batchzip.core.memory import allocations
+from batchzip.errors import BadArgument, BadHandle, PoolFull
 from batchzip.pool import Pool
 from batchzip.pool.audit import ONE, RETIRED, SLOT
 from batchzip.segment import PAGE, Segment
@@ -43,54 +37,6 @@ def pool() -> Iterator[Pool]:
     with Pool() as made:
         yield made
         made.check_invariants()
-
-
-@pytest.fixture(autouse=True)
-def no_failing_allocation() -> Iterator[None]:
-    yield
-    fail_allocation(0)
-
-
-def compressed_sizes(count: int, seed: int = 1) -> list[int]:
-    """Lengths as of compressed pages: mean 1500, a tail up to the page."""
-    rng = random.Random(seed)
-    return [min(4096, max(40, int(rng.gammavariate(4, 375)))) for _ in range(count)]
-
-
-def content(size: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def contents(count: int, seed: int = 1) -> list[bytes]:
-    return [content(size, seed + size) for size in compressed_sizes(count, seed)]
-
-
-def put(pool: Pool, data: list[Any]) -> list[int]:
-    handles: list[int] = pool.put_many(data).tolist()
-    return handles
-
-
-def with_holes(pool: Pool) -> dict[int, bytes]:
-    """Fill a pool so that a batch is served from holes, free ranges and new memory alike."""
-    data = contents(300)
-    handles = put(pool, data)
-    pool.free_many(handles[::7])
-    return {handle: data[at] for at, handle in enumerate(handles) if at % 7}
-
-
-def compact(pool: Pool, most: int = 1024) -> int:
-    """Compact until nothing is gained any more; return the bytes given back."""
-    total, left = 0, pool.fragmented_bytes
-    while left:
-        total += pool.compact(most)
-        left, before = pool.fragmented_bytes, left
-        if left >= before:
-            break
-    return total
-
-
-def figures(pool: Pool) -> tuple[int, int]:
-    return pool.objects, pool.stored_bytes
 
 
 # Round trips
@@ -402,7 +348,7 @@ def test_damage_of_the_memory_between_objects_harms_none(pool: Pool, spoilt: int
     assert pool.free_many(live) == sum(map(len, live.values()))
 
 
-# The limit, and memory that is not there
+# The limit
 
 
 @pytest.mark.parametrize("limit", [-1, 1.0, "1", True])
@@ -458,311 +404,3 @@ def test_a_lower_limit_only_refuses_growth(pool: Pool) -> None:
     assert len(pool.malloc_many([4000] * 4)) == 4
     with pytest.raises(PoolFull):
         pool.malloc_many([4000] * 4)
-
-
-ATTEMPTS: dict[str, Callable[[Pool, list[int]], object]] = {
-    "malloc_many": lambda pool, _: pool.malloc_many(compressed_sizes(5000, 4)),
-    "malloc": lambda pool, _: pool.malloc(3000),
-    "put_many": lambda pool, _: pool.put_many(contents(1200, 5)),
-    "read_many": lambda pool, live: pool.read_many(live),
-    "write_many": lambda pool, live: pool.write_many(live, pool.read_many(live)),
-    "free_many": lambda pool, live: pool.free_many(live[:0]),
-    "compact": lambda pool, _: compact(pool, 50),
-}
-
-
-@pytest.mark.parametrize("failing", [1, 1 << 40])
-@pytest.mark.parametrize("attempt", ATTEMPTS)
-def test_memory_that_is_not_there_at_any_time_changes_nothing(attempt: str, failing: int) -> None:
-    for number in itertools.count(1):
-        with Pool() as pool:
-            live = with_holes(pool)
-            before = figures(pool)
-            begun = allocations()
-            fail_allocation(number, failing)
-            try:
-                ATTEMPTS[attempt](pool, list(live))
-                done = True
-            except (PoolFull, MemoryError):
-                done = False
-            reached = allocations() - begun >= number
-            fail_allocation(0)
-            pool.check_invariants()
-            assert done or figures(pool) == before
-            assert pool.read_many(live) == list(live.values())
-            put(pool, contents(10))
-        if not reached:
-            break
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_a_pool_that_cannot_be_made_leaves_nothing(number: int) -> None:
-    fds = list(Path("/proc/self/fd").iterdir())
-    fail_allocation(number, 1 << 40)
-    with pytest.raises((PoolFull, OSError)):
-        Pool()
-    assert list(Path("/proc/self/fd").iterdir()) == fds
-
-
-def test_little_address_space_is_enough() -> None:
-    def work() -> None:
-        import resource  # noqa: PLC0415 - for the child alone
-
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
-        limit = used + (256 << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 20, 64 << 20))
-        with Pool() as pool:
-            live = dict(zip(put(pool, data := contents(20_000)), data, strict=True))
-            pool.check_invariants()
-            assert pool.read_many(live) == data
-            with pytest.raises(PoolFull):
-                pool.malloc_many([4096] * 20_000)
-            assert pool.read_many(live) == data
-
-    in_forked_child(work)
-
-
-# Threads, signals, forks and the end
-
-
-def test_threads_share_a_pool(pool: Pool) -> None:
-    failures: list[BaseException] = []
-    ends = threading.Event()
-
-    def work(seed: int) -> None:
-        rng = random.Random(seed)
-        held: dict[int, bytes] = {}
-        try:
-            for _ in range(100):
-                data = [content(rng.randint(1, 4096), rng.random().__hash__()) for _ in range(8)]
-                held.update(zip(put(pool, data), data, strict=True))
-                gone = rng.sample(sorted(held), len(held) // 2)
-                assert pool.read_many(gone) == [held.pop(handle) for handle in gone]
-                pool.free_many(gone)
-            pool.free_many(list(held))
-        except BaseException as error:  # noqa: BLE001 - told to the test
-            failures.append(error)
-
-    def move() -> None:
-        while not ends.is_set():
-            pool.compact(16)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-    mover = threading.Thread(target=move)
-    for thread in (mover, *threads):
-        thread.start()
-    for thread in threads:
-        thread.join()
-    ends.set()
-    mover.join()
-    assert not failures
-    assert len(pool) == 0
-
-
-def test_an_interrupt_leaves_all_of_a_batch_or_nothing(pool: Pool) -> None:
-    live = with_holes(pool)
-    batch = contents(2000, 6)
-
-    def churn_for_ever() -> None:
-        while True:
-            pool.free_many(pool.put_many(batch))
-
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        for delay in range(1, 15):
-            objects = len(pool)
-            signal.setitimer(signal.ITIMER_REAL, delay / 3000)
-            with pytest.raises(KeyboardInterrupt):
-                churn_for_ever()
-            assert len(pool) - objects in (0, len(batch))
-            pool.check_invariants()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert pool.read_many(live) == list(live.values())
-
-
-def uses(pool: Pool, handle: int) -> list[Callable[[], object]]:
-    return [
-        lambda: pool.malloc(1),
-        lambda: pool.put(b"x"),
-        lambda: put(pool, [b"x"]),
-        lambda: pool.read(handle),
-        lambda: pool.read_many([handle]),
-        lambda: pool.lengths([handle]),
-        lambda: pool.write(handle, b"owner"),
-        lambda: pool.free(handle),
-        lambda: pool.free_many([handle]),
-        lambda: len(pool),
-        lambda: pool.held_bytes,
-        lambda: pool.max_bytes,
-        lambda: setattr(pool, "max_bytes", 5),
-        lambda: pool.descriptors,
-        pool.handles,
-        pool.compact,
-        pool.classes,
-        pool.check_invariants,
-    ]
-
-
-def test_closed_is_closed_and_closing_twice_is_nothing() -> None:
-    pool = Pool()
-    handle = pool.put(b"data")
-    pool.close()
-    pool.close()
-    for use in uses(pool, handle):
-        with pytest.raises(ClosedError):
-            use()
-
-
-def test_a_forked_child_is_refused_and_changes_nothing(pool: Pool) -> None:
-    live = with_holes(pool)
-    ends = threading.Event()
-
-    def churn() -> None:
-        while not ends.is_set():
-            pool.free_many(pool.malloc_many([2000] * 50))
-
-    def use_in_every_way() -> None:
-        for use in uses(pool, next(iter(live))):
-            with pytest.raises(ForkedProcess):
-                use()
-        pool.close()
-        pool.close()
-        with pytest.raises(ForkedProcess):
-            len(pool)
-
-    churner = threading.Thread(target=churn)  # so that the mutex is held at some of the forks
-    churner.start()
-    try:
-        for _ in range(5):
-            in_forked_child(use_in_every_way)
-    finally:
-        ends.set()
-        churner.join()
-    assert pool.read_many(live) == list(live.values())
-
-
-# Against a model
-
-
-class PoolAgainstDict(RuleBasedStateMachine):
-    """A pool and a dict from handle to bytes go through the same steps."""
-
-    handles = Bundle("handles")
-
-    @initialize(page_size=st.sampled_from(PAGE_SIZES))
-    def start(self, page_size: int) -> None:
-        self.pool = Pool(page_size=page_size)
-        self.page_size = page_size
-        self.model: dict[int, bytes] = {}
-        self.dead: set[int] = set()
-
-    batches = st.lists(st.floats(0, 1), max_size=24)
-    seeds = st.integers(0, 1000)
-    failing = st.just((0, 0)) | st.tuples(st.integers(1, 6), st.sampled_from([1, 100]))
-
-    @rule(
-        target=handles,
-        shares=batches,
-        seed=seeds,
-        times=st.integers(1, 8),
-        failing=failing,
-        how=seeds,
-    )
-    def store(
-        self, shares: list[float], seed: int, times: int, failing: tuple[int, int], how: int
-    ) -> Any:
-        data = [content(max(1, int(share * self.page_size)), seed) for share in shares] * times
-        fail_allocation(*failing)
-        try:
-            if how % 2:
-                handles = put(self.pool, data)
-            else:
-                handles = self.pool.malloc_many(map(len, data)).tolist()
-        except (PoolFull, MemoryError):
-            assert any(failing) or self.pool.max_bytes is not None
-            return multiple()
-        finally:
-            fail_allocation(0)
-        if how % 2 == 0:
-            self.pool.write_many(handles, data)
-        assert not set(handles) & (self.model.keys() | self.dead)
-        self.model.update(zip(handles, data, strict=True))
-        return multiple(*handles)
-
-    def forget(self, handles: list[int]) -> None:
-        for one in handles:
-            del self.model[one]
-        self.dead.update(handles)
-
-    @rule(picked=st.lists(handles, max_size=12))
-    def free_many(self, picked: list[int]) -> None:
-        if len(set(picked)) == len(picked) and all(one in self.model for one in picked):
-            self.pool.free_many(picked)
-            self.forget(picked)
-        else:
-            with pytest.raises(BadHandle):
-                self.pool.free_many(picked)
-
-    @rule(handle=consumes(handles))
-    def free(self, handle: int) -> None:
-        if handle in self.model:
-            assert self.pool.free(handle) == len(self.model[handle])
-            self.forget([handle])
-        with pytest.raises(BadHandle):
-            self.pool.free(handle)
-
-    @rule(seed=seeds)
-    def free_most(self, seed: int) -> None:
-        gone = [one for one in self.model if random.Random(one ^ seed).random() < 0.8]
-        self.pool.free_many(gone)
-        self.forget(gone)
-
-    @rule(most=st.sampled_from([1, 5, 1000]), failing=failing)
-    def compact(self, most: int, failing: tuple[int, int]) -> None:
-        held = self.pool.held_bytes
-        fail_allocation(*failing)
-        assert self.pool.compact(most) == held - self.pool.held_bytes
-        fail_allocation(0)
-
-    @rule(handle=handles, seed=seeds)
-    def overwrite(self, handle: int, seed: int) -> None:
-        data = content(len(self.model.get(handle, b"?")), seed)
-        if handle in self.model:
-            self.pool.write(handle, data)
-            self.model[handle] = data
-        else:
-            with pytest.raises(BadHandle):
-                self.pool.write(handle, data)
-
-    @rule(pages=st.none() | st.integers(-8, 8))
-    def limit(self, pages: int | None) -> None:
-        held = self.pool.held_bytes
-        self.pool.max_bytes = None if pages is None else max(0, held + pages * PAGE)
-
-    @rule()
-    def spoil_headers(self) -> None:
-        view = memory_of(self.pool).view
-        for start, _ in map(self.pool.allocator.extent, self.model):
-            view[start - 4] ^= 0x55
-
-    @invariant()
-    def same(self) -> None:
-        if not hasattr(self, "pool"):
-            return
-        self.pool.check_invariants()
-        assert figures(self.pool) == (len(self.model), sum(map(len, self.model.values())))
-        assert self.pool.read_many(self.model) == list(self.model.values())
-        assert sorted(self.pool.handles().tolist()) == sorted(self.model)
-
-    def teardown(self) -> None:
-        if hasattr(self, "pool"):
-            self.pool.close()
-
-
-PoolAgainstDict.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, database=None
-)
-TestPoolAgainstDict = PoolAgainstDict.TestCase

@@ -1,12 +1,13 @@
 """Compaction: objects move together, so that pages of the machine become idle and are given back.
 
-    pack    by class: objects of the emptiest zspages move to holes of the fullest, and a zspage that still
-            has holes is cut to what it holds
+    pack    by class: objects of the emptiest zspages move to holes of the fullest, and a zspage
+            that still has holes is cut to what it holds
     slide   from the bottom up: a zspage moves down over the free range below it
 
-A call does a part, and the next one goes on there. For each object, in this order: its bytes are copied, its
-word names them, and only then is its old place free. The epoch grows before and after those of a zspage
-move. A zspage whose headers do not tell the slots of its objects gets them mended from the words first.
+A call does a part, and the next one goes on there. For each object, in this order: its bytes are
+copied, its word names them, and only then is its old place free. The epoch grows before and after
+those of a zspage move. A zspage whose headers do not tell the slots of its objects gets them mended
+from the words first.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -76,7 +77,7 @@ cdef void _step_epoch(PoolState *pool) noexcept nogil:
 
 
 cdef uint32_t _find_source(const PoolState *pool, uint32_t grains) noexcept nogil:
-    """Return about the emptiest zspage whose objects the others of its class have room for; or 0."""
+    """Return about the emptiest zspage whose objects fit into the others of its class; or 0."""
     cdef const SizeClass *kind = &pool.classes[grains]
     cdef uint64_t holes = kind.room - kind.live
     cdef uint32_t group, at
@@ -256,7 +257,7 @@ cdef void _slide_all(PoolState *pool, int64_t *budget) noexcept nogil:
 
 
 cdef uint64_t _loose(const PoolState *pool) noexcept nogil:
-    """Return the bytes in pages in use that no object has, as far as they are worth moving objects."""
+    """Return the bytes that no object has in pages in use; 0: not worth moving objects for."""
     cdef uint64_t packed = 0, used = pool.held - (pool.idle << pool.page_shift), loose
     cdef uint32_t grains
     for grains in range(1, CLASSES):
@@ -272,7 +273,7 @@ cdef uint64_t fragmented_bytes(const PoolState *pool) noexcept nogil:
 
 
 cdef uint64_t compact_pool(PoolState *pool, int64_t most) noexcept nogil:
-    """Move about `most` objects together; more, while no page is gained. Return the bytes given back."""
+    """Move about `most` objects together, more while no page is gained. Return bytes given back."""
     cdef uint64_t held = pool.held, begun
     cdef uint32_t grains, turn
     cdef int64_t budget

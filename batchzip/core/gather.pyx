@@ -51,7 +51,9 @@ from batchzip.core.table cimport (
 )
 from batchzip.core.zones cimport Reservation, zones_free
 
-from batchzip.errors import CorruptPage, PageError, PageNotStored
+import operator
+
+from batchzip.errors import BadArgument, CorruptPage, PageError, PageNotStored
 
 cdef extern from "native.h" nogil:
     """
@@ -172,6 +174,13 @@ cdef bint _take(LedgerState *ledger, uint64_t index, const Entry *found) noexcep
     return same
 
 
+cdef object _as_integer(index):
+    try:
+        return operator.index(index)
+    except TypeError:
+        raise BadArgument(f"an index is an integer, not {type(index).__name__}") from None
+
+
 def load(Ledger ledger not None, index, out=None, bint exclusive=False):
     """Restore one page, to new bytes or to `out`, a writable buffer of a page.
 
@@ -183,13 +192,16 @@ def load(Ledger ledger not None, index, out=None, bint exclusive=False):
     cdef Coders coders
     cdef Coder coder
     cdef int overflow = 0, number, found = CHANGED
-    cdef int64_t where = PyLong_AsLongLongAndOverflow(index, &overflow)
+    cdef int64_t where
     cdef uint64_t reused
     cdef uint8_t *room
     cdef Py_buffer view
+    ledger.refuse()
+    if type(index) is not int:
+        index = _as_integer(index)
+    where = PyLong_AsLongLongAndOverflow(index, &overflow)
     if overflow or where < 0:
         raise PageNotStored(index)
-    ledger.refuse()
     while found == CHANGED:
         number = objects.current
         reused = objects.state.reused

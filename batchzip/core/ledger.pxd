@@ -60,3 +60,4 @@ cdef class Ledger:
     cdef object name
     cdef uint64_t events[7]
     cdef int refuse(self) except -1
+    cdef uint64_t drop_pages(self, uint64_t first, uint64_t count) noexcept

@@ -41,6 +41,7 @@ from batchzip.core.memory cimport Memory, bz_malloc, memory_close
 from batchzip.core.pool cimport (
     pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_unlock,
 )
+from batchzip.core.ring cimport forks
 from batchzip.core.table cimport (
     ABSENT, BACKED, BLOCK, BLOCK_BITS, CODECS, COMPRESSED, RAW, SAME_FILLED, table_bytes, table_clear,
     table_close, table_fault, table_find, table_index, table_new_memory, table_open, table_place,
@@ -329,6 +330,25 @@ cdef class Ledger:
             pool_lock(self.state.objects.pool)
             gone = _erase(&self.state, first, count)
             pool_settle(self.state.objects.pool)
+            pool_unlock(self.state.objects.pool)
+        return gone
+
+    def drop(self, uint64_t first, uint64_t count) -> int:
+        """Erase; do nothing to what is closed, or another process's. Cannot fail.
+
+        Called by its name in an `except` clause, it is done before another interrupt can come.
+        """
+        return self.drop_pages(first, count)
+
+    cdef uint64_t drop_pages(self, uint64_t first, uint64_t count) noexcept:
+        cdef uint64_t gone = 0
+        if not count or self.objects.allocator.made_in != forks():
+            return 0
+        with nogil:
+            pool_lock(self.state.objects.pool)
+            if not self.state.closed:
+                gone = _erase(&self.state, first, count)
+                pool_settle(self.state.objects.pool)
             pool_unlock(self.state.objects.pool)
         return gone
 

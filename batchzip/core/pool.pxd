@@ -21,6 +21,7 @@ cdef void pool_settle(PoolState *pool) noexcept nogil
 cdef class Allocator:
     cdef PoolState state
     cdef uint32_t made_in
+    cdef bint ended  # closed: read and written with the GIL
     cdef int refuse(self) except -1  # raise ClosedError or ForkedProcess
     cdef int raise_refusal(self, int error) except -1  # what an error of `pool_allocate` means
     cdef int raise_bad(self, Py_ssize_t index, const uint64_t *handles) except -1

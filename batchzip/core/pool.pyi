@@ -20,9 +20,6 @@ class Allocator:
     """
 
     def __new__(cls, page_size: int, limit: int | None, name: str) -> Self: ...
-    def check_open(self) -> None:
-        """Raise ClosedError or ForkedProcess where the pool cannot be used."""
-
     def close(self) -> None:
         """Give all memory back; in a forked child, only what that has of it."""
 
@@ -42,7 +39,7 @@ class Allocator:
         """Allocate and fill an object for each buffer, or none. Raise as `put`."""
 
     def free(self, handles: _Handles) -> int:
-        """Free objects, all different, or none. Return the sum of their lengths. Raise BadHandle."""
+        """Free different objects, or none. Return the sum of their lengths. Raise BadHandle."""
 
     def free_one(self, handle: int) -> int:
         """Free an object. Return its length. Raise BadHandle."""

@@ -1,6 +1,7 @@
 """Pool: the allocator of compressed objects, zsmalloc's design over ranges of any length.
 
-    size class   objects of the same number of grains. A grain is page_size / 256, at least 16 bytes.
+    grain        page_size / 256, at least 16 bytes
+    size class   objects of the same number of grains
     zspage       room for 1 to 64 objects of one class, side by side
     range        a part of the address space: a zspage, or free
     handle       generation << 48 | slot; it stays good while its object moves
@@ -9,16 +10,16 @@
     machine pages   |·······|·······|·······|·······|·······|·······|·······|
                     0                                                 top
 
-A zspage has as many objects as its class deserves, in proportion to the root of how many live, so what
-it has not filled yet is little beside what its class holds, and a class of three objects wastes nothing.
-It lies wherever there is room and need not begin or end at a machine page: what is lost to the rounding is
-a page for the pool, not one for each class. Rejected: zspages of whole machine pages, as zsmalloc
-has them (60 classes of one object each hold 60 pages); objects end to end without classes (after a free,
-only what is no longer fits the gap).
+A zspage has as many objects as its class deserves, in proportion to the root of how many live, so
+what it has not filled yet is little beside what its class holds, and a class of three objects
+wastes nothing. It lies wherever there is room and need not begin or end at a machine page: what is
+lost to the rounding is a page for the pool, not one for each class. Rejected: zspages of whole
+machine pages, as zsmalloc has them (60 classes of one object each hold 60 pages); objects end to
+end without classes (after a free, only what is no longer fits the gap).
 
-Every object begins with four bytes that tell its slot. Only compaction needs them, to find the word of what
-it moves, and they are only a hint: believed if that word is live and names this place. All else is kept
-out of the objects' memory, so whatever happens to that harms no other object.
+Every object begins with four bytes that tell its slot. Only compaction needs them, to find the word
+of what it moves, and they are only a hint: believed if that word is live and names this place. All
+else is kept out of the objects' memory, so whatever happens to that harms no other object.
 
     words, 8 bytes a slot, in a memory of their own that readers in other processes map
     slot  bits
@@ -26,28 +27,32 @@ out of the objects' memory, so whatever happens to that harms no other object.
     1     0…63    slots that have memory, these first ones included
     2…7           not used
     8…    48…63   generation: odd while the object is live
-          b…47    live: grain where the object begins; its bytes are 4 further     b = log2(page_size)
+          b…47    live: grain where the object begins; its bytes are 4 further; b = log2(page_size)
           0…b−1   live: its length in bytes − 1
           0…47    free: the next free slot, or 0
 
-A reader copies what a word names and looks at the word and at the epoch again. Bytes are there before
-the word that names them, and a word changes before what it named is given away; an object that is moved by
-less than its length is torn meanwhile, which its checksum tells. A handle is good if its generation is its slot's
-and odd. A slot that reaches the last generation is never used again.
+A reader copies what a word names and looks at the word and at the epoch again. Bytes are there
+before the word that names them, and a word changes before what it named is given away; an object
+that is moved by less than its length is torn meanwhile, which its checksum tells. A handle is good
+if its generation is its slot's and odd. A slot that reaches the last generation is never used
+again.
 
-A machine page is backed while it has memory, and idle if no zspage touches it then. Some idle ones are kept;
-beyond that, runs of them are given back. Memory comes in runs as well: for what a batch still needs, and a 256th
-of what is held ahead.
+A machine page is backed while it has memory, and idle if no zspage touches it then. Some idle ones
+are kept; beyond that, runs of them are given back. Memory comes in runs as well: for what a batch
+still needs, and a 256th of what is held ahead.
 
 Invariants (`audit.py` checks them)
-* Ranges tile [0, top). No two neighbours are free, and the last is a zspage. A zspage has an object.
+* Ranges tile [0, top). No two neighbours are free, and the last is a zspage. A zspage has an
+  object.
 * pages[p] names the first zspage that touches page p, 0 if none does; then p is backed.
-* held = backed pages, idle = those that pages[p] says nothing of, free_grains = those of free ranges.
-* A zspage with a hole is in the list of its class and fullness; a full one is in none. A free range is in
-  the list of its length.
+* held = backed pages, idle = those that pages[p] says nothing of, free_grains = those of free
+  ranges.
+* A zspage with a hole is in the list of its class and fullness; a full one is in none. A free range
+  is in the list of its length.
 * A live word names an object whose bit is set in its zspage; each set bit has one word.
 
-Locks: one mutex a pool, taken without the GIL and held within one call. Nothing is called back under it.
+Locks: one mutex a pool, taken without the GIL and held within one call. Nothing is called back
+under it.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -207,7 +212,7 @@ cdef void pool_unlock(PoolState *pool) noexcept nogil:
 cdef int pool_allocate(
     PoolState *pool, uint32_t count, const uint32_t *lengths, uint64_t *handles
 ) noexcept nogil:
-    """Allocate an object for each length, or none. Return 0, -EBADF, -EINVAL, -ENOMEM or -ENOSPC."""
+    """Allocate an object for each length, or none. Return 0 or a negative errno."""
     cdef uint32_t number
     cdef int error = 0
     cdef SizeClass *kind
@@ -299,15 +304,13 @@ cdef class Allocator:
         """Raise ForkedProcess or ClosedError where the pool cannot be used."""
         if self.made_in != forks():
             raise ForkedProcess("this pool belongs to the process that forked this one")
-        if self.state.closed:
+        if self.ended:
             raise ClosedError("this pool is closed")
         return 0
 
-    def check_open(self) -> None:
-        self.refuse()
-
     def close(self) -> None:
         cdef PoolState *pool = &self.state
+        self.ended = True
         if self.made_in != forks():
             # What another thread had under way when this process was forked stays as it is.
             memory_close(&pool.data)
@@ -351,17 +354,19 @@ cdef class Allocator:
 
     cdef int raise_refusal(self, int error) except -1:
         """Raise what an error of `pool_allocate` means."""
+        cdef uint64_t held
         if error == 0:
             return 0
         self.refuse()
+        held = self.figures()["held"]
         if error == -EINVAL:
             raise BadArgument(f"an object has 1 to {self.state.page_size} bytes")
         if error == -ENOSPC:
             raise PoolFull(
-                f"{self.state.held} of at most {self.state.limit} bytes are held, more do not fit",
+                f"{held} of at most {self.limit()} bytes are held, more do not fit",
                 at_limit=True,
             )
-        raise PoolFull(f"{self.state.held} bytes are held, the system has not more")
+        raise PoolFull(f"{held} bytes are held, the system has not more")
 
     def put(self, data) -> int:
         """Allocate and fill an object. Raise BadArgument, PoolFull."""
@@ -389,7 +394,7 @@ cdef class Allocator:
         self.raise_refusal(error)
 
     def free(self, handles) -> int:
-        """Free objects, all different, or none. Return the sum of their lengths. Raise BadHandle."""
+        """Free different objects, or none. Return the sum of their lengths. Raise BadHandle."""
         cdef const uint64_t *given = <const uint64_t *>_address(handles, False)
         cdef uint64_t freed = 0
         cdef uint32_t count = len(handles), number
@@ -428,12 +433,12 @@ cdef class Allocator:
         raise BadHandle(f"handle {handles[index]} was never given out, or is freed")
 
     def write(self, handles, list buffers) -> None:
-        """Fill objects. Raise BadHandle, or BadArgument where a length is another; all or nothing."""
+        """Fill objects, or none. Raise BadHandle, or BadArgument where a length is another."""
         cdef const uint64_t *given = <const uint64_t *>_address(handles, False)
         cdef PoolState *pool = &self.state
         cdef _Views views = _Views(buffers)
         cdef uint32_t count = len(buffers), number, length = 0
-        cdef Py_ssize_t bad, wrong = -1
+        cdef Py_ssize_t bad, wrong = -1, wrong_length = 0
         cdef uint8_t *target
         self.refuse()
         with nogil:
@@ -578,8 +583,12 @@ cdef class Allocator:
 
     def limit(self) -> int | None:
         """Return the bytes that may be held, or None."""
-        cdef uint64_t limit = self.state.limit
+        cdef uint64_t limit
         self.refuse()
+        with nogil:
+            pool_lock(&self.state)
+            limit = self.state.limit
+            pool_unlock(&self.state)
         return None if limit == UINT64_MAX else limit
 
     def classes(self) -> list[tuple[int, int, int, int, int, int]]:
@@ -705,7 +714,7 @@ cdef int _get_buffer(data, Py_buffer *view) except -1:
 
 
 cdef class _Views:
-    """Buffers that are held, and their lengths. Raise BadArgument for what is no buffer of bytes."""
+    """Buffers that are held, and their lengths. Raise BadArgument for what is no buffer."""
 
     cdef Py_buffer *views
     cdef uint32_t *lengths

@@ -255,12 +255,13 @@ cdef int table_new_memory(Memory *memory) except -1:
 
 
 cdef int table_share(TableState *table, Memory *memory) noexcept nogil:
-    """Move to shared memory, which is the table's then. Return 0, or −1: no memory."""
+    """Move to shared memory, which is the table's then. Return 0; or −1, no memory: it is the caller's still."""
     cdef TableState moved = table[0]
     cdef uint64_t rows = table.room
     moved.memory = memory[0]
     moved.room = 0
     if memory_reserve(memory, 0, PAGE) < 0 or _reserve_shared(&moved, max(<uint64_t>1, rows)) < 0:
+        memory[0] = moved.memory  # it may have grown, and lie elsewhere
         return -1
     if rows:
         memcpy(moved.block_of, table.block_of, rows * sizeof(int64_t))

@@ -30,8 +30,8 @@ class SharedPool:
     Raise BadArgument where the descriptors are not of a store, MemoryError.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         data_fd: int,
         words_fd: int,
         file_fd: int,
@@ -39,7 +39,7 @@ class SharedPool:
         known: int,
         codecs: dict[int, Codec],
         ask: Callable[[], tuple[int, dict[int, Codec]]],
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def closed(self) -> bool:
         """Whether close() was called."""

@@ -611,7 +611,9 @@ cdef class SharedPool:
     cdef uint32_t users
     cdef readonly bint closed
 
-    def __cinit__(self, int data_fd, int words_fd, int file_fd, size_t page_size, *_):
+    def __cinit__(
+        self, int data_fd, int words_fd, int file_fd, size_t page_size, known, codecs, ask
+    ):
         cdef PoolState *state = &self.state
         state.data_fd = data_fd
         state.words.fd = words_fd
@@ -625,11 +627,9 @@ cdef class SharedPool:
         state.grain = max(<size_t>16, page_size // 256)
         state.xxh3 = find_xxh3()
         _map_first(&state.words, FIRST_SLOT * 8)
+        self.ask = ask
         self.desks = []
         self.numbers = [None] * (MOST_NUMBERS + 1)
-
-    def __init__(self, data_fd, words_fd, file_fd, page_size, known, codecs, ask):
-        self.ask = ask
         self.note_codecs(known, codecs)
 
     def __dealloc__(self):

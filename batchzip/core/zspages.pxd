@@ -109,8 +109,7 @@ cdef extern from *:
     uint64_t MOST_SLOTS "BZ_MOST_SLOTS"
     uint64_t UINT64_MAX
 
-# Machine pages. back_pages() gives memory to the pages that grains [first, end) touch, and to some ahead
-# below grain `most`: 0, -ENOSPC (the limit) or -ENOMEM, and some pages may be idle then.
+# Machine pages.
 cdef int back_pages(PoolState *pool, uint64_t first, uint64_t end, uint64_t most) noexcept nogil
 cdef void punch_idle(PoolState *pool, uint64_t keep) noexcept nogil
 cdef void touch_pages(PoolState *pool, uint32_t at) noexcept nogil

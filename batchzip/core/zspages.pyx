@@ -1,13 +1,14 @@
 """Zspages: the address space of a pool as ranges, its machine pages, and their memory.
 
 What they are, and what holds of them, says pool.pyx. A range is a record of 32 bytes, linked to its
-neighbours in address order and in one list: a zspage with holes in that of its class and fullness, a free
-range in that of its length.
+neighbours in address order and in one list: a zspage with holes in that of its class and fullness,
+a free range in that of its length.
 
-    pages[p]   the first zspage that touches machine page p, from which neighbours lead to the others;
-               and whether the page has memory
+    pages[p]   the first zspage that touches machine page p, from which neighbours lead to the
+               others; and whether the page has memory
 
-Nothing is changed before all that may fail has been done: the record is there, and the pages have memory.
+Nothing is changed before all that may fail has been done: the record is there, and the pages have
+memory.
 """
 
 from libc.errno cimport ENOMEM, ENOSPC
@@ -285,7 +286,7 @@ cdef int _try_back(PoolState *pool, uint64_t first, uint64_t end) noexcept nogil
 
 
 cdef int back_pages(PoolState *pool, uint64_t first, uint64_t end, uint64_t most) noexcept nogil:
-    """Give memory to the pages that touch grains [first, end), and to some ahead, below grain `most`.
+    """Give memory to the pages of grains [first, end), and to some ahead, below grain `most`.
 
     Return 0, -ENOSPC or -ENOMEM: some pages may be idle then.
     """
@@ -340,15 +341,17 @@ cdef void regroup_zspage(PoolState *pool, uint32_t at, uint32_t group) noexcept 
 cdef uint32_t _capacity(const PoolState *pool, uint32_t grains) noexcept nogil:
     """Return how many objects the next zspage of a class is to have room for.
 
-    With c objects a zspage, a class of n objects of s bytes has records of 32 n / c bytes and room of c s / 2
-    bytes that is not filled yet. As c grows with n, the sum is least for c = √(128 n / s).
+    With c objects a zspage, a class of n objects of s bytes has records of 32 n / c bytes and room
+    of c s / 2 bytes that is not filled yet. As c grows with n, the sum is least for c = √(128 n / s).
     """
     cdef float objects = pool.classes[grains].live, size = grains << pool.grain_shift
     cdef uint32_t wanted = <uint32_t>sqrtf(128 * objects / size)
     return max(min(wanted, <uint32_t>MOST_OBJECTS, <uint32_t>MOST_GRAINS // grains), <uint32_t>1)
 
 
-cdef uint32_t _begin(PoolState *pool, uint32_t at, uint32_t grains, uint32_t capacity) noexcept nogil:
+cdef uint32_t _begin(
+    PoolState *pool, uint32_t at, uint32_t grains, uint32_t capacity
+) noexcept nogil:
     """Make a record, whose place and neighbours are set, a zspage without objects."""
     cdef Range *span = &pool.ranges[at]
     cdef SizeClass *kind = &pool.classes[grains]
@@ -421,7 +424,7 @@ cdef uint32_t make_zspage(PoolState *pool, uint32_t grains, int *error) noexcept
 
 
 cdef void make_free(PoolState *pool, uint32_t at, uint64_t length) noexcept nogil:
-    """Make a record, whose place and neighbours are set, a free range; join it with its neighbours."""
+    """Make a record, whose place and neighbours are set, free, and join it with its neighbours."""
     cdef Range *ranges = pool.ranges
     cdef Range *span = &ranges[at]
     cdef uint32_t below = span.below, above = span.above

@@ -1,7 +1,7 @@
 """Audit: whether the tables of a pool are whole, each told from the others.
 
-Apart from the code that changes them, so that the two cannot err together. It knows only the header of
-batchzip/core/pool.pyx, and looks at copies: `Allocator.tables()`.
+Apart from the code that changes them, so that the two cannot err together. It knows only the header
+of batchzip/core/pool.pyx, and looks at copies: `Allocator.tables()`.
 """
 
 from __future__ import annotations

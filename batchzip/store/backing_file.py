@@ -76,6 +76,7 @@ class BackingFile(Closing):
         self.descriptor = storage.descriptor
         """Descriptor of the file, which stays its owner's; None where it is an object."""
         self.zones = Zones(page_size, storage.base, limit)
+        self._lock = storage.lock
         self._calls: Calls[Storage] = Calls(storage, "BackingFile")
 
     def write(self, buffers: Sequence[Flat]) -> Reservation:
@@ -177,6 +178,12 @@ class BackingFile(Closing):
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None:
         self.zones.max_bytes = check_limit(value, "max_bytes")
+
+    @property
+    def is_locked_here(self) -> bool:
+        """Whether this thread is in the middle of a call that others may be waiting for."""
+        held: bool = self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
+        return held
 
     def sparse_zones(self) -> Numbers:
         """Zones less than half of which lives, the emptiest first: worth writing their objects anew."""

@@ -38,10 +38,11 @@ _ROUND_ZONES = 64
 def clean(home: Home, *, wait: bool = False) -> int:
     """Clean all zones that are sparse now. Return the bytes of the file given back. Raise OSError.
 
-    If another thread does so, return 0; with `wait`, go on once it is done.
+    If another thread does so, return 0; with `wait`, go on once it is done, unless it may be waiting
+    for this very thread, which is a handler or a finalizer in the middle of a call of the file.
     """
     backing = home.backing
-    if backing is None or not home.cleaning.acquire(blocking=wait):
+    if backing is None or not home.cleaning.acquire(blocking=wait and not backing.is_locked_here):
         return 0
     try:
         held = backing.held_bytes

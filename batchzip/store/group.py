@@ -31,7 +31,15 @@ from batchzip.core.table import Kind
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument
 from batchzip.lifetime import Owned
-from batchzip.store.arguments import MAX_INDEX, as_indices, as_integer, as_out, as_pages, as_range, as_room
+from batchzip.store.arguments import (
+    MAX_INDEX,
+    as_indices,
+    as_integer,
+    as_out,
+    as_pages,
+    as_range,
+    as_room,
+)
 from batchzip.store.counters import Counters
 from batchzip.store.loader import Loader
 from batchzip.store.recompress import Recompression, Recompressor
@@ -120,13 +128,10 @@ class Group(Owned):
         take it at once one gets it. Raises PageNotStored; CorruptPage where the stored bytes are
         damaged, or PageError where the backing file cannot be read: the entry stays then.
         """
-        if self._unusable:
-            self._refuse()
-        where = index if type(index) is int else as_integer(index, "an index")
-        view = None if out is None else as_out(out, self._home.page_size)
-        page = load(self._ledger, where, view, exclusive)
+        view = None if out is None else as_out(out, self.page_size)
+        page = load(self._ledger, index, view, exclusive)
         if type(page) is Gathered:
-            page = self._loader.finish_one(page, where, view, exclusive=exclusive)
+            page = self._loader.finish_one(page, view, exclusive=exclusive)
         return page if out is None else out
 
     def load_many(
@@ -188,9 +193,13 @@ class Group(Owned):
         self._enter()
         first, number = as_range(index, count)
         gone = self._ledger.erase(first, number)
+        self._settle()
+        return gone
+
+    def _settle(self) -> None:
+        """Give room in the file back to the system, after pages went."""
         if self._home.backing is not None:
             self._home.backing.settle()
-        return gone
 
     def writeback(self, pages: int | Iterable[int] | npt.NDArray[np.int64]) -> int:
         """Move pages from the pool to the backing file; how many were.

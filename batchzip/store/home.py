@@ -174,6 +174,14 @@ class Home:
                 found.append(_open_to_read(self.backing.descriptor))
         return found
 
+    def in_a_call_of_the_file(self) -> bool:
+        """Return whether this thread holds a lock of the file: a handler or finalizer in the middle of a call.
+
+        It must not wait for other threads, which may wait for that lock.
+        """
+        held = self.cleaning._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
+        return held or (self.backing is not None and self.backing.is_locked_here)
+
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold; nobody may be changing anything."""
         self.pool.check_invariants()

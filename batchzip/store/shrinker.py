@@ -11,8 +11,8 @@ The thread starts with the first wake-up and holds the store weakly: a store tha
 ends it. A file that fails ends the round, not the thread; the next wake-up tries again.
 
 Lock: `pause` is held during a round, so that whoever holds it sees no change of the shrinker's under way.
-Wake-ups travel through a SimpleQueue: unlike an Event, a signal handler may use it in the middle of a
-wake-up of its own thread.
+All else is done in single steps, as a signal handler may come here in the middle of a call of its own thread:
+wake-ups travel through a SimpleQueue, and the thread itself takes the only seat there is.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from batchzip.store.swap_store import SwapStore
 
+_LOOK_S = 0.05
+"""Seconds between two looks at whether it is to end, while somebody holds `pause`."""
+
 
 class Shrinker:
     """Runs `store.shrink()` in a thread whenever it is woken."""
@@ -32,43 +35,49 @@ class Shrinker:
     def __init__(self, store: SwapStore) -> None:
         self._store = weakref.ref(store, self._forget)
         self._calls: SimpleQueue[None] = SimpleQueue()
-        self._start = threading.RLock()
         self.pause = threading.RLock()
-        self._thread: threading.Thread | None = None
+        self._seat: dict[str, threading.Thread] = {}
         self._ended = False
 
     def wake(self) -> None:
         """Have it look; at once, and without waiting for it."""
-        if self._thread is None:
-            with self._start:
-                if self._thread is None and not self._ended:
-                    self._thread = threading.Thread(
-                        target=self._run, name="batchzip-shrinker", daemon=True
-                    )
-                    self._thread.start()
+        if not self._seat and not self._ended:
+            threading.Thread(target=self._run, name="batchzip-shrinker", daemon=True).start()
         self._calls.put(None)
 
     def _run(self) -> None:
+        thread = threading.current_thread()
+        if self._seat.setdefault("the only one", thread) is not thread:
+            return
         while True:
             self._calls.get()
             while not self._calls.empty():
                 self._calls.get()
-            if self._ended:
+            if self._ended or not self._begin():
                 return
-            with self.pause:
+            try:
                 store = self._store()
                 if store is not None:
                     store._shrink_quietly()  # noqa: SLF001 - a part of the store
                 del store
+            finally:
+                self.pause.release()
+
+    def _begin(self) -> bool:
+        """Take `pause`. Return False if it is to end, which who holds `pause` may be waiting for."""
+        while not self.pause.acquire(timeout=_LOOK_S):
+            if self._ended:
+                return False
+        return True
 
     def _forget(self, _: object) -> None:
         self._ended = True
         self._calls.put(None)
 
-    def close(self) -> None:
-        """End the thread; a batch that is being written is finished before."""
-        with self._start:
-            self._ended = True
-            self._calls.put(None)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+    def close(self, *, wait: bool) -> None:
+        """End the thread; a batch that is being written is finished before. `wait` for it, if it is another."""
+        self._ended = True
+        self._calls.put(None)
+        for thread in list(self._seat.values()):
+            if wait and thread is not threading.current_thread():
+                thread.join()

@@ -13,11 +13,10 @@ again where room is allocated.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from typing import TYPE_CHECKING, NamedTuple
 
-from batchzip.errors import ClosedError, ForkedProcess, StoreRejected
+from batchzip.errors import StoreRejected
 from batchzip.store.cleaning import clean
 from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.writer import failures
@@ -52,23 +51,19 @@ class Storer:
 
     def store(self, first: int, pages: Bytes | list[Flat]) -> None:
         """Store n pages at `first` and on. Raise as `Group.store`."""
+        count = len(pages)
         try:
             refusal = self._store(first, pages)
+            if refusal is not None:
+                raise StoreRejected(*refusal)  # noqa: TRY301 - it ends as all that fails does
+            if self._home.backing is not None:
+                self._home.backing.settle()
         except BaseException as error:
-            self._drop(first, len(pages))
+            self._ledger.drop(first, count)  # before anything else, as interrupts may come in twos
             if isinstance(error, MemoryError):
                 self._ledger.count_event("reject_alloc_fail")
                 raise StoreRejected("reject_alloc_fail", "there is no memory for it") from error
             raise
-        if self._home.backing is not None:
-            self._home.backing.settle()
-        if refusal is not None:
-            self._drop(first, len(pages))
-            raise StoreRejected(*refusal)
-
-    def _drop(self, first: int, count: int) -> None:
-        with contextlib.suppress(ClosedError, ForkedProcess):
-            self._ledger.erase(first, count)
 
     def _store(self, first: int, pages: Bytes | list[Flat]) -> Refusal | None:
         """Store a folio in the pool, or else in the file. Return why it is in neither, which is counted."""
@@ -152,7 +147,9 @@ class Storer:
         if at_limit or over:
             self._ledger.count_event("pool_limit_hit")
         if pool_is_full:
-            return Refusal("pool_limit_hit", f"the pool holds {held} bytes and its limit is {limit}")
+            return Refusal(
+                "pool_limit_hit", f"the pool holds {held} bytes and its limit is {limit}"
+            )
         if is_full:
             text = f"group {self._name!r} has {own} bytes and its limit is {own_limit}"
             return Refusal("pool_limit_hit", text)

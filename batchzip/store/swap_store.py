@@ -120,19 +120,25 @@ class SwapStore(Group):
         its own order of use and its own counters. `max_bytes` sets the limit, if it is given.
         """
         self._enter()
-        if not isinstance(name, str) or not name:
-            raise BadArgument(
-                f"the name of a group is a text of at least one character, not {name!r}"
-            )
+        _check_name(name)
         group = self._groups.get(name)
-        if group is None:
-            made = Group(name, self._home, max_bytes)
-            group = self._groups.setdefault(name, made)
-            if group is not made:  # another thread was faster
-                made.close()
+        while group is None:  # unless another thread is faster, or drops it again
+            group = self._new_group(name, max_bytes) or self._groups.get(name)
         if max_bytes is not None:
             group.max_bytes = max_bytes
         return group
+
+    def _new_group(self, name: str, max_bytes: int | None) -> Group | None:
+        """Make a group; None if there is one of that name."""
+        self._enter()
+        _check_name(name)
+        if name in self._groups:
+            return None
+        made = Group(name, self._home, max_bytes)
+        if self._groups.setdefault(name, made) is made:
+            return made
+        made.close()
+        return None
 
     def drop_group(self, name: str) -> int:
         """Close a group: its pages and their memory go. Return the number of pages that it had.
@@ -363,11 +369,17 @@ class SwapStore(Group):
     def _close(self) -> None:
         for server in list(self._servers.values()):
             server.close()
-        self._home.threads.close()
-        self._shrinker.close()
+        wait = not self._home.in_a_call_of_the_file()
+        self._home.threads.close(wait=wait)
+        self._shrinker.close(wait=wait)
         for group in list(self._groups.values()):
             group.close()
         self._home.close()
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not name:
+        raise BadArgument(f"the name of a group is a text of at least one character, not {name!r}")
 
 
 def _check_percent(value: int) -> None:

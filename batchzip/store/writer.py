@@ -60,7 +60,10 @@ class Writer:
         What goes `to_file` does not fail: a page that cannot be compressed is kept as it is. Give the
         folio back with `give_back`. Raise MemoryError, or whatever the engine raises.
         """
-        folio = self._folios.pop() if self._folios else Folio(self.engine.page_size)
+        try:
+            folio = self._folios.pop()  # one step
+        except IndexError:
+            folio = Folio(self.engine.page_size)
         if isinstance(pages, list):
             folio.take_list(pages)
         else:
@@ -87,11 +90,19 @@ class Writer:
         first = failed = 0
         left = folio.sort_out()
         while left:
-            batch = self._descriptors.pop() if self._descriptors else self._new_descriptor()
+            try:
+                batch = self._descriptors.pop()
+            except IndexError:
+                batch = self._new_descriptor()
             pages = batch.take(folio, first)
             self.engine.run(batch)
             failed = folio.absorb(
-                pages, batch, batch.pointers, self.number, keep_poor=keep_poor, keep_failed=keep_failed
+                pages,
+                batch,
+                batch.pointers,
+                self.number,
+                keep_poor=keep_poor,
+                keep_failed=keep_failed,
             )
             left -= len(pages)
             first = pages[-1] + 1

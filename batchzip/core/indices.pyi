@@ -1,0 +1,42 @@
+"""IndexSpace: which indices of a group are taken, for one that gives them out itself."""
+
+from typing import Any, Self, final
+
+from batchzip.core.ledger import Ledger
+
+@final
+class Reservation:
+    """A range of indices, `first` and `count`, for as long as this object is held."""
+
+    @property
+    def first(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+
+@final
+class IndexSpace:
+    """Gives out ranges of a ledger's indices from 0 on, and takes them back when nobody holds them.
+
+    Thread-safe; may be used in signal handlers and finalizers. When a range comes back, its pages are erased.
+    """
+
+    def __new__(cls, ledger: Ledger) -> Self: ...
+    @property
+    def end(self) -> int:
+        """The indices given out so far lie below this one."""
+
+    @property
+    def taken(self) -> int:
+        """How many indices are taken."""
+
+    def reserve(self, count: int) -> Reservation:
+        """Give out `count` consecutive indices, at least 1."""
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where an invariant does not hold; nobody may be changing anything."""
+
+def take_out(values: dict[Any, Any], key: object, value: object) -> bool:
+    """Delete a key if this is still its value. Return whether it was.
+
+    One step to threads and to signal handlers, unless the key's own comparison is Python code.
+    """
