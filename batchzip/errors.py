@@ -11,7 +11,7 @@ import os
 
 TYPE_CHECKING = False  # from typing, it would cost each worker 1.6 MiB
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
 
@@ -130,7 +130,7 @@ class StoreRejected(BatchzipError):
     recovers from its limit has the reason pool_limit_hit, which was counted when it was hit.)
     """
 
-    def __init__(self, reason: str, message: str, errors: object = None) -> None:
+    def __init__(self, reason: str, message: str, errors: Sequence[int] | None = None) -> None:
         super().__init__(f"{message} ({reason})")
         self.reason = reason
         self.errors = errors

@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from batchzip import PageNotStored, Share, StoreView, attach
-from batchzip.store.shared_table import ENTRIES
+
+ENTRIES = 4096 + (8 << 20)
+"""Where a shared table's entries begin (core/table.pyx)."""
 
 SIZE = 4096
 _GONE = 5

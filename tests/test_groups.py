@@ -9,7 +9,6 @@ from entries import kind
 from store_pages import SIZE, ZEROS, noise, text, word
 
 from batchzip import BadArgument, ClosedError, Engine, PageNotStored, StoreRejected, SwapStore
-
 from batchzip.core.table import Kind
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from batchzip.store.shared_table import DIRECTORY, ENTRIES
 from store_pages import ZEROS, noise, text, word
 
 from batchzip import (
@@ -26,7 +27,6 @@ from batchzip import (
 from batchzip.codecs import Codec
 from batchzip.core.view import SharedPool, SharedTable
 from batchzip.segment import Segment
-from batchzip.store.shared_table import DIRECTORY, ENTRIES
 
 SIZE = 4096
 

@@ -178,6 +178,8 @@ class ShardedStore(Owned):
         """
         self._enter()
         matrix = as_pages(pages, self.page_size)
+        if isinstance(matrix, list):
+            matrix = np.frombuffer(b"".join(matrix), np.uint8).reshape(-1, self.page_size)
         first, count = as_range(index, len(matrix))
         runs: dict[Place, list[tuple[int, int]]] = {}
         for stripe, at, number in cut(first, count):
