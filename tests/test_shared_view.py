@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from batchzip.store.shared_table import DIRECTORY, ENTRIES
 from store_pages import ZEROS, noise, text, word
 
 from batchzip import (
@@ -29,6 +28,10 @@ from batchzip.core.view import SharedPool, SharedTable
 from batchzip.segment import Segment
 
 SIZE = 4096
+
+# Of a shared table: see core/table.pyx.
+DIRECTORY = 4096
+ENTRIES = DIRECTORY + (8 << 20)
 
 
 def make_pages(count: int) -> list[bytes]:
