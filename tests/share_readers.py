@@ -20,11 +20,9 @@ from threading import Thread
 
 import numpy as np
 import numpy.typing as npt
+from entries import ENTRIES
 
 from batchzip import PageNotStored, Share, StoreView, attach
-
-ENTRIES = 4096 + (8 << 20)
-"""Where a shared table's entries begin (core/table.pyx)."""
 
 SIZE = 4096
 _GONE = 5

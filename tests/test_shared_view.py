@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from batchzip.store.shared_table import DIRECTORY, ENTRIES
+from entries import DIRECTORY, ENTRIES
 from store_pages import ZEROS, noise, text, word
 
 from batchzip import (

@@ -470,7 +470,7 @@ def test_threads_that_do_everything_at_once_see_what_a_dict_would_give(
             if rng.random() < 0.1:
                 store.recompress("zstd", level=5)
         assert [user.failures for user in users] == [[]] * 4
-        store._shrinker.close()
+        store._shrinker.close(wait=True)
         store.check_invariants()
         assert store.check().ok
 
