@@ -261,9 +261,7 @@ def test_a_full_backing_file_leaves_the_old_value(engine: Engine, tmp_path: Path
         mapping.check_invariants()
 
 
-def test_a_damaged_value_is_named_and_others_stay_readable(
-    store: SwapStore, mapping: CompressedMapping
-) -> None:
+def test_a_damaged_value_is_named_and_others_stay_readable(mapping: CompressedMapping) -> None:
     mapping["good"] = text(1, 10_000)
     mapping["bad"] = noise(2, 10_000)
     flip(mapping.group, 4)

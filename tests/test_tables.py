@@ -202,7 +202,7 @@ def test_indices_beyond_are_refused(index: int, count: int) -> None:
 
 def test_numpy_integers_at_the_very_end_are_refused_as_plain_ones_are() -> None:
     with pytest.raises(BadArgument):
-        as_range(np.int64(MAX_INDEX), 2)  # type: ignore[arg-type] # which it takes all the same
+        as_range(np.int64(MAX_INDEX), 2)
 
 
 # Shared with other processes

@@ -105,6 +105,7 @@ class Storer:
         backing = self._home.backing
         assert backing is not None  # noqa: S101 - the caller's check
         objects = folio.objects()
+        where: Reservation | None
         try:
             where = backing.write(objects)
         except OSError as error:

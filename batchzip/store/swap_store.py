@@ -14,12 +14,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from batchzip.checks import check_kind, check_limit
+from batchzip.core.ledger import EVENTS
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument
 from batchzip.pool import Pool
 from batchzip.store.backing_file import BackingFile
 from batchzip.store.cleaning import clean
-from batchzip.core.ledger import EVENTS
 from batchzip.store.counters import Counters
 from batchzip.store.group import Group
 from batchzip.store.home import Home
