@@ -39,9 +39,10 @@ cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EAGAIN, EFBIG, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
+from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
 from batchzip.core.ring cimport forks
 
 import numpy as np
@@ -95,7 +96,7 @@ cdef int _take(ZonesState *zones) noexcept nogil:
     if zones.hint >= zones.fence:
         return -EAGAIN
     if zones.hint == zones.room:
-        grown = <Zone *>realloc(zones.table, 2 * <size_t>zones.room * sizeof(Zone))
+        grown = <Zone *>bz_realloc(zones.table, 2 * <size_t>zones.room * sizeof(Zone))
         if grown is NULL:
             return -ENOMEM
         memset(grown + zones.room, 0, zones.room * sizeof(Zone))
@@ -332,7 +333,7 @@ cdef class Zones:
             zones.zone_bits += 1
         zones.open = zones.emptied = zones.fence = NO_ZONE
         self.max_bytes = max_bytes
-        zones.table = <Zone *>calloc(FIRST_ROOM, sizeof(Zone))
+        zones.table = <Zone *>bz_calloc(FIRST_ROOM, sizeof(Zone))
         if zones.table is NULL:
             raise MemoryError("no memory for the zones of a backing file")
         zones.room = FIRST_ROOM
@@ -394,10 +395,10 @@ cdef class Zones:
         cdef uint32_t count = len(lengths)
         cdef int code
         self.refuse()
-        reservation.positions = <uint64_t *>malloc(max(count, <uint32_t>1) * sizeof(uint64_t))
+        reservation.positions = <uint64_t *>bz_malloc(max(count, <uint32_t>1) * sizeof(uint64_t))
         # Each zone takes an object at least, and all but the first and the last are filled but for
         # less than one of the longest.
-        reservation.pieces = <Piece *>malloc(_most_pieces(zones, wanted, count) * sizeof(Piece))
+        reservation.pieces = <Piece *>bz_malloc(_most_pieces(zones, wanted, count) * sizeof(Piece))
         if reservation.positions is NULL or reservation.pieces is NULL:
             raise MemoryError("no memory to write to the backing file")
         reservation.zones = self
@@ -553,7 +554,7 @@ cdef class Zones:
         with nogil:
             _lock(zones)
             state[0] = zones[0]
-            copy = <Zone *>malloc(zones.room * sizeof(Zone))
+            copy = <Zone *>bz_malloc(zones.room * sizeof(Zone))
             if copy is not NULL:
                 memcpy(copy, zones.table, zones.room * sizeof(Zone))
             _unlock(zones)
@@ -587,7 +588,7 @@ cdef class Zones:
         cdef const uint64_t *positions = <const uint64_t *>_address(live)
         cdef uint32_t at, count = len(live), number, room = self._copy(&table, &state)
         cdef uint64_t offset, length, before = 0, held = 0, bytes = 0, objects = 0
-        cdef Zone *seen = <Zone *>calloc(room, sizeof(Zone))
+        cdef Zone *seen = <Zone *>bz_calloc(room, sizeof(Zone))
         cdef set wrong = set()
         try:
             if seen is NULL:
