@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
-# Unit tests of the core under AddressSanitizer and UBSan. (The stress run fuzzes it, under ThreadSanitizer too.)
+# Unit tests of the core under AddressSanitizer and UBSan, of the pool under ThreadSanitizer too. (The stress run
+# fuzzes the rest under it.)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 .ci/with_core.sh asan -m pytest -q -n 2 tests/test_core_codecs.py tests/test_core_libraries.py \
     tests/test_core_ring.py tests/test_batch.py tests/test_codecs.py tests/test_shuffled.py tests/test_verify.py \
+    tests/test_shared_view.py \
     -k 'not largest_pages'
+.ci/with_core.sh asan -m pytest -q -n 2 tests/test_pool.py tests/test_pool_faults.py tests/test_pool_model.py -k 'not 300000'
+.ci/with_core.sh tsan -m pytest -q -n 2 tests/test_pool_faults.py -k 'threads or interrupt or forked'
 .ci/with_core.sh asan -m pytest -q -n 2 tests/test_backends.py -k 'Thread or Sequential'

@@ -24,17 +24,28 @@ class _Plugs:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a signal handler may come here again
         self._users = 0
+        self._turns = 0
+        """How often there was a first user."""
         self._fds: list[int] = []
 
     def take(self) -> bool:
-        """Open what is closed, for a user more; False where nothing is, and nobody needs to know."""
+        """Open what is closed, for a user more; False where nothing is, and nobody needs to know.
+
+        Takes no lock then: a signal handler may wait for a thread that comes here.
+        """
+        turns = self._turns
+        if all(map(_is_open, _STANDARD)) and not self._users and self._turns == turns:
+            return False
         with self._lock:
-            if not self._users and all(map(_is_open, _STANDARD)):
-                return False
-            while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) in _STANDARD:
-                self._fds.append(fd)
-            os.close(fd)
+            self._turns += not self._users
             self._users += 1
+            try:
+                while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) in _STANDARD:
+                    self._fds.append(fd)
+                os.close(fd)
+            except BaseException:
+                self.leave()
+                raise
             return True
 
     def leave(self) -> None:

@@ -22,6 +22,7 @@ the middle of a call of their own thread.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -216,8 +217,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             self._refuse()
 
     def _refuse(self) -> None:
-        if not self._closed:
-            self._group._refuse()  # noqa: SLF001 - the group says whether it is closed or was forked
+        with contextlib.suppress(ClosedError):  # the group is closed with the mapping
+            self._group._refuse()  # noqa: SLF001 - it says whether this is another process
         raise ClosedError(f"this {type(self).__name__} is closed")
 
     def _assign(self, key: Key, value: _Value) -> bool:

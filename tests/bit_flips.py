@@ -3,11 +3,11 @@
 import random
 from collections.abc import Callable
 
+from entries import in_file, in_pool
 from faulty_file import FaultyFile
 from store_pages import SIZE, noise, text
 
 from batchzip import CorruptPage, Engine, SwapStore, train_dictionary
-from batchzip.store.positions import LENGTH_BITS
 
 PAGES = 64
 
@@ -45,24 +45,20 @@ def sweep(kind: str, where: str, flips: int, seed: int) -> tuple[int, int]:
         store.store(0, pages)
         if where == "file":
             assert store.writeback(PAGES) == PAGES
-        pool = store._home.objects.pool
-        values = store._table.entries["value"][:PAGES].tolist()
+        views = [in_pool(store, index) for index in range(PAGES)] if where == "pool" else []
         for turn in range(flips):
             index = rng.randrange(PAGES)
             memory: memoryview | bytearray
             if where == "pool":
-                memory = pool._arena.spans.segment.view
-                start, stop = pool._arena.extent(values[index])
+                memory, places = views[index], range(len(views[index]))
             else:
-                memory = file.content
-                start = values[index] >> LENGTH_BITS
-                stop = start + (values[index] & (1 << LENGTH_BITS) - 1) + 1
-            at, bit = rng.randrange(start, stop), 1 << rng.randrange(8)
+                memory, places = file.content, in_file(store, index)
+            at, bit = rng.choice(places), 1 << rng.randrange(8)
             memory[at] ^= bit
             try:
                 if store.load(index) != pages[index]:
                     raise AssertionError(
-                        f"{kind}: bit {bit} of byte {at - start} gave a wrong page"
+                        f"{kind}: bit {bit} of byte {at - places[0]} gave a wrong page"
                     )
                 harmless += 1
             except CorruptPage as damage:

@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="how long the soak of `-m stress` lasts, and 1,000 batches at least",
+        help="how long the soak of `-m stress` lasts (1,000 batches at least), and a store is read while it changes",
     )
 
 

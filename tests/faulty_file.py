@@ -20,7 +20,7 @@ class FaultyFile:
         self.faults: dict[str, tuple[int, float]] = {}
         self.calls: Counter[str] = Counter()
         self.ranges: list[tuple[int, int]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def _portion(self, name: str, length: int) -> int:
         self.calls[name] += 1

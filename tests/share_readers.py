@@ -5,14 +5,18 @@ all processes map say of each index which version was there at least before a re
 after it. A version that is a multiple of `_GONE` is an invalidated page.
 """
 
+import itertools
 import mmap
 import os
 import random
+import resource
 import struct
 import time
 import traceback
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import numpy.typing as npt
@@ -134,3 +138,52 @@ def own(out: Connection) -> None:
             time.sleep(60)  # a child that outlives the owner must not keep readers waiting
             os._exit(0)
         time.sleep(60)
+
+
+def attach_many(share: Share, count: int, start: Event, out: Connection) -> None:
+    """Attach in so many threads at once; send how many did, and what went wrong, and wait."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    views: list[StoreView] = []
+    wrong: list[str] = []
+
+    def attach_one(index: int) -> None:
+        try:
+            start.wait()
+            view = share.attach()
+            views.append(view)
+            if view.load(index) != page(index, 1):
+                wrong.append(f"page {index} is another")
+        except BaseException:  # noqa: BLE001 - told to the test
+            wrong.append(traceback.format_exc())
+
+    threads = [Thread(target=attach_one, args=(number % 100,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    out.send((len(views), wrong[:3]))
+    out.recv()
+    for view in views:
+        view.close()
+
+
+def version_of(data: bytes, index: int) -> int:
+    """Tell the version of a page, which has to be whole."""
+    found, version = _HEAD.unpack_from(data)
+    if found != index or data != page(index, version):
+        raise AssertionError(f"page {index} is torn, or of {found}")
+    return int(version)
+
+
+def own_and_change(out: Connection) -> None:
+    """Own a store with pages 0 … 63, and store them again and again until killed."""
+    from batchzip import Engine, SwapStore  # noqa: PLC0415 - the owner's only
+
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+        for version in itertools.count(1):
+            store.store(0, [page(index, version) for index in range(64)])
+            if version == 1:
+                out.send(store.share().address)
+            if version % 8 == 0:
+                store.compact()

@@ -3,6 +3,8 @@
 import dataclasses
 import random
 
+import numpy as np
+
 from batchzip import Counters, SwapStore
 
 SIZE = 4096
@@ -38,3 +40,17 @@ def grown(store: SwapStore, before: Counters) -> dict[str, int]:
         for name, value in dataclasses.asdict(before).items()
         if name not in GAUGES and now[name] != value
     }
+
+
+def assert_nothing_is_stored(store: SwapStore) -> None:
+    """See that neither store nor pool has anything."""
+    store.check_invariants()
+    counters = store.counters
+    assert len(store) == counters.stored_pages == 0
+    assert counters.stored_incompressible_pages == counters.same_filled_pages == 0
+    assert store.compressed_bytes == store._home.pool.objects == 0
+
+
+def strided() -> np.ndarray:
+    """Make two pages whose bytes are not next to each other."""
+    return np.empty((2, SIZE, 2), np.uint8)[:, :, 0]

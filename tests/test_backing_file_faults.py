@@ -253,10 +253,8 @@ def test_an_interrupt_at_any_line_loses_nothing(kind: str, tmp_path: Path) -> No
         return file.parent.parts[-2:] == ("batchzip", "store")
 
     def interrupted_before_line(nth: int) -> bool:
-        target = {"object": FaultyFile, "stream": io.BytesIO, "path": lambda: tmp_path / "swap"}[
-            kind
-        ]
-        file = BackingFile(target(), page_size=PAGE)
+        targets = {"object": FaultyFile(), "stream": io.BytesIO(), "path": tmp_path / "swap"}
+        file = BackingFile(targets[kind], page_size=PAGE)
         kept, gone = write(file, BATCH), write(file, OTHER)
 
         def work() -> None:

@@ -6,11 +6,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from entries import in_file
 from faulty_file import FaultyFile
 from store_pages import SIZE, noise, text
 
 from batchzip import CorruptPage, Engine, StoreRejected, SwapStore
-from batchzip.store.page_table import BACKED
 
 ZONE = 1 << 20
 PAGES = 4 * ZONE // SIZE
@@ -75,9 +75,7 @@ def test_a_damaged_page_stays_and_the_others_move(engine: Engine) -> None:
     with SwapStore(engine, backing=file) as store:
         fill(store)
         left = thin(store, 10)
-        entries = store._table.entries
-        position = int(entries["value"][entries["kind"] == BACKED][0])
-        file.content[position >> 21] ^= 1
+        file.content[in_file(store, 0)[0]] ^= 1
         store.compact()
         with pytest.raises(CorruptPage):
             store.load(0)

@@ -5,11 +5,13 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
+from entries import in_pool
+from pool_memory import memory_of
 
 from batchzip import CorruptPage, Engine, SwapStore
-from batchzip.segment import PAGE, Segment
+from batchzip.core.gather import gather
+from batchzip.segment import PAGE
 from batchzip.testing.plain import make_layered_codec
 
 if TYPE_CHECKING:
@@ -45,24 +47,11 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[64 << 10, 0], ids=["few one by one", "batches"])
-def store(kind: str, request: pytest.FixtureRequest) -> Iterator[SwapStore]:
+@pytest.fixture
+def store(kind: str) -> Iterator[SwapStore]:
     with opened(kind) as made:
-        made._loader.few_bytes = request.param
         yield made
         made.check_invariants()
-
-
-def segment_of(store: SwapStore) -> Segment:
-    return store._home.objects.pool._arena.spans.segment
-
-
-def stored_bytes(store: SwapStore, index: int) -> memoryview:
-    """View what the pool holds for an index, writable: the shared memory itself."""
-    handle = store._ledger.table.get(index)[0]
-    return store._home.objects.pool._arena.views(
-        np.array([handle], np.uint64), segment_of(store).view
-    )[0]
 
 
 def assert_only_this_one_is_damaged(
@@ -79,7 +68,7 @@ def assert_only_this_one_is_damaged(
 def test_every_single_bit_of_an_entry_is_guarded(store: SwapStore, kind: str) -> None:
     pages = {index: page_of(kind, index) for index in range(3)}
     store.store(0, b"".join(pages.values()))
-    stored = stored_bytes(store, 1)
+    stored = in_pool(store, 1)
     assert (len(stored) == SIZE) == (kind == "raw")
     noticed = 0
     for bit in range(8 * len(stored)):
@@ -103,7 +92,7 @@ def test_a_damaged_page_is_named_and_counted_and_the_others_are_readable(
     pages |= {at: bytes(SIZE) for at in range((1 << 33) + 24, (1 << 33) + 27)}
     store.store(1 << 33, b"".join(pages.values()))
     for turn, index in enumerate(list(pages)[:24]):
-        stored = stored_bytes(store, index)
+        stored = in_pool(store, index)
         bit = rng.randrange(8 * len(stored))
         stored[bit // 8] ^= 1 << bit % 8
 
@@ -132,7 +121,7 @@ def test_random_bits_of_many_entries_are_noticed_by_load_and_load_many(
     store.store(0, pages)
     for turn in range(1500):
         index = rng.randrange(64)
-        stored = stored_bytes(store, index)
+        stored = in_pool(store, index)
         bit = rng.randrange(8 * len(stored))
         stored[bit // 8] ^= 1 << bit % 8
         asked = [index ^ 1, index, index ^ 2]
@@ -148,7 +137,7 @@ def test_of_several_damaged_pages_the_first_asked_for_is_named(store: SwapStore,
     pages = {index: page_of(kind, index) for index in range(8)}
     store.store(0, b"".join(pages.values()))
     for index in (2, 5):
-        stored_bytes(store, index)[0] ^= 0x80
+        in_pool(store, index)[0] ^= 0x80
     for asked, named in [([0, 1, 2, 5], 2), ([7, 5, 2], 5), ([5, 5], 5)]:
         with pytest.raises(CorruptPage) as damage:
             store.load_many(asked)
@@ -157,7 +146,7 @@ def test_of_several_damaged_pages_the_first_asked_for_is_named(store: SwapStore,
 
 def test_bytes_that_changed_places_are_noticed(store: SwapStore, kind: str) -> None:
     store.store(0, [page_of(kind, index) for index in range(2)])
-    first, second = stored_bytes(store, 0), stored_bytes(store, 1)
+    first, second = in_pool(store, 0), in_pool(store, 1)
     length = min(len(first), len(second))
     kept = bytes(first)
     first[:length] = second[:length]  # both are sound, only not where they belong
@@ -169,7 +158,7 @@ def test_bytes_that_changed_places_are_noticed(store: SwapStore, kind: str) -> N
 
 def test_a_caller_s_buffer_never_holds_a_damaged_page(store: SwapStore, kind: str) -> None:
     store.store(0, page_of(kind, 1))
-    stored_bytes(store, 0)[3] ^= 1
+    in_pool(store, 0)[3] ^= 1
     out = bytearray(b"\x55" * SIZE)
     with pytest.raises(CorruptPage):
         store.load(0, out=out)
@@ -181,16 +170,15 @@ def test_a_piece_of_memory_that_was_lost_reads_as_damage_never_as_zeros(
 ) -> None:
     pages = {index: page_of(kind, index) for index in range(64)}
     store.store(0, b"".join(pages.values()))
-    segment = segment_of(store)
-    whole = {index: bytes(stored_bytes(store, index)) for index in pages}
-    address = np.frombuffer(segment.view, np.uint8).__array_interface__["data"][0]
-    at = np.frombuffer(stored_bytes(store, 7), np.uint8).__array_interface__["data"][0] - address
-    offset = at // PAGE * PAGE
+    segment = memory_of(store._home.pool)
+    whole = {index: bytes(in_pool(store, index)) for index in pages}
+    handle = gather(store._ledger, 7).value(0)
+    offset = store._home.pool.allocator.extent(handle)[0] // PAGE * PAGE
     content = bytes(segment.view[offset : offset + PAGE])
 
     segment.release(offset, PAGE)
 
-    lost = {index for index in pages if bytes(stored_bytes(store, index)) != whole[index]}
+    lost = {index for index in pages if bytes(in_pool(store, index)) != whole[index]}
     assert 7 in lost
     for index, page in pages.items():
         if index in lost:
@@ -211,7 +199,7 @@ def test_all_of_the_memory_lost_loses_no_same_filled_page_and_returns_no_other(
 ) -> None:
     store.store(0, [page_of(kind, 0), b"same" * (SIZE // 4), page_of(kind, 1), bytes(SIZE)])
     for index in (0, 2):
-        stored = stored_bytes(store, index)
+        stored = in_pool(store, index)
         stored[:] = bytes(len(stored))
     assert store.load(1) == b"same" * (SIZE // 4)
     assert store.load_many([3, 1]).tobytes() == bytes(SIZE) + b"same" * (SIZE // 4)
@@ -223,7 +211,7 @@ def test_all_of_the_memory_lost_loses_no_same_filled_page_and_returns_no_other(
 def test_a_damaged_page_can_be_dropped_or_stored_anew(store: SwapStore, kind: str) -> None:
     store.store(0, [page_of(kind, index) for index in range(3)])
     for index in (0, 1):
-        stored_bytes(store, index)[1] ^= 2
+        in_pool(store, index)[1] ^= 2
     assert 0 in store
     assert store.counters.stored_pages == 3
     store.store(0, page_of(kind, 7))
@@ -237,7 +225,7 @@ def test_pages_of_other_sizes_are_guarded_alike(kind: str, size: int) -> None:
     rng = random.Random(size)
     with opened(kind, size=size) as store:
         store.store(0, [page_of(kind, index, size) for index in range(3)])
-        stored = stored_bytes(store, 1)
+        stored = in_pool(store, 1)
         for bit in rng.sample(range(8 * len(stored)), 50):
             stored[bit // 8] ^= 1 << bit % 8
             with pytest.raises(CorruptPage):
@@ -253,7 +241,7 @@ def test_damage_is_noticed_with_workers_too(kind: str) -> None:
     with opened(kind, backend="workers") as store:
         assert store.engine.wait_ready()
         store.store(0, pages)
-        stored = stored_bytes(store, 33)
+        stored = in_pool(store, 33)
         stored[len(stored) // 2] ^= 4
         with pytest.raises(CorruptPage) as damage:
             store.load_many(range(40))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from entries import codec
 from store_pages import SIZE, ZEROS, noise, text
 
 from batchzip import BadArgument, ClosedError, Engine, PageNotStored, SwapStore, train_dictionary
@@ -41,7 +42,7 @@ def test_pages_of_every_engine_live_side_by_side_and_outlive_it(tmp_path: Path) 
             expected |= {10 * number + place: page for place, page in enumerate(pages)}
             store.engine = first
             engine.close()
-        assert len(set(store._table.entries["codec"].tolist())) == 1 + len(KINDS) + 2
+        assert len({codec(store, index) for index in expected}) == 1 + len(KINDS) + 2
         everything = b"".join(expected.values())
         assert b"".join(store.load(index) for index in expected) == everything
         assert store.load_many(list(expected)).tobytes() == everything
@@ -65,7 +66,7 @@ def test_equal_engines_share_a_number() -> None:
         store.store(0, text(0))
         store.engine = second
         store.store(1, text(1))
-        assert len(set(store._table.entries["codec"][:2].tolist())) == 1
+        assert len({codec(store, 0), codec(store, 1)}) == 1
 
 
 def test_an_engine_of_other_pages_is_refused_and_the_old_one_stays() -> None:
@@ -105,7 +106,7 @@ def test_more_codecs_than_numbers_over_time_and_never_one_for_another() -> None:
                     kept[turn + 1] = text(turn)
                     store.store(turn + 1, text(turn))
         store.engine = first
-        assert store._home.codecs.reused > 0
+        assert store._home.objects.reused > 0
         assert store.load_many(list(kept)).tobytes() == b"".join(kept.values())
 
 

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from entries import kind
 from store_pages import SIZE, ZEROS, noise, text, word
 
 from batchzip import BadArgument, ClosedError, Engine, PageNotStored, StoreRejected, SwapStore
+
+from batchzip.core.table import Kind
 
 
 @pytest.fixture
@@ -129,7 +132,7 @@ def test_each_group_has_its_own_order_of_use(store: SwapStore) -> None:
         one.load(index)
     assert one.writeback(4) == 4
     assert two.writeback(4) == 4
-    backed = [[g._table.get(i)[2] == 4 for i in range(8)] for g in (one, two)]
+    backed = [[kind(g, i) == Kind.BACKED for i in range(8)] for g in (one, two)]
     assert backed == [[False] * 4 + [True] * 4, [True] * 4 + [False] * 4]
 
 

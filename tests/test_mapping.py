@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from entries import flip
 from forked import in_forked_child
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -265,12 +266,7 @@ def test_a_damaged_value_is_named_and_others_stay_readable(
 ) -> None:
     mapping["good"] = text(1, 10_000)
     mapping["bad"] = noise(2, 10_000)
-    pool = store._home.objects.pool
-    entry = mapping.group._table.get_many(np.array([4], np.int64))
-    handle = int(entry["value"][0])
-    damaged = bytearray(pool.copy(handle))
-    damaged[100] ^= 1
-    pool.write(handle, damaged)
+    flip(mapping.group, 4)
     for call in (mapping.__getitem__, mapping.pop):
         with pytest.raises(CorruptPage) as damage:
             call("bad")

@@ -1,31 +1,22 @@
 """recompress: what lies for long, or takes much, with a stronger algorithm, and only where that pays."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from entries import codec, flip, kind, length
 from store_pages import SIZE, ZEROS, noise, text
 
 from batchzip import BadArgument, ClosedError, Engine, Recompression, SwapStore, UnknownAlgorithm
-from batchzip.store.page_table import BACKED, COMPRESSED
+from batchzip.core.lru import shift_clock
+from batchzip.core.table import Kind
 
 
 def mixed(seed: int) -> bytes:
     """Make a page that zstd makes much smaller than lz4 does."""
     return bytes(65 + byte % 16 for byte in noise(seed))
-
-
-class Clock:
-    """Seconds, as told."""
-
-    def __init__(self) -> None:
-        self.now = time.monotonic()
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -38,8 +29,7 @@ def store(tmp_path: Path) -> Iterator[SwapStore]:
 
 
 def codecs(store: SwapStore, count: int) -> list[int]:
-    numbers: list[int] = store._table.entries["codec"][:count].tolist()
-    return numbers
+    return [codec(store, index) for index in range(count)]
 
 
 def test_pages_get_smaller_and_stay_the_same(store: SwapStore) -> None:
@@ -56,13 +46,12 @@ def test_pages_get_smaller_and_stay_the_same(store: SwapStore) -> None:
 
 
 def test_a_page_that_takes_no_smaller_class_keeps_its_form(store: SwapStore) -> None:
-    store.store(0, [text(0), mixed(1), noise(2), ZEROS])
-    length = store._home.objects.pool.lengths(store._table.entries["value"][:1])[0]
+    store.store(0, [noise(0)[:16] * (SIZE // 16), mixed(1), noise(2), ZEROS])
     before = codecs(store, 4)
     done = store.recompress("zstd", level=19)
     now = codecs(store, 4)
-    # Text of one line takes the smallest class with either; noise is raw; zeros are a word.
-    assert length < 100
+    # What is there again and again takes the smallest class with either; noise is raw; zeros are a word.
+    assert length(store, 0) < 100
     assert [old == new for old, new in zip(before, now, strict=True)] == [True, False, True, True]
     assert (done.pages, done.recompressed) == (3, 1)
 
@@ -74,21 +63,16 @@ def test_what_the_algorithm_made_already_is_not_tried_again(store: SwapStore) ->
     assert store.recompress("zstd", level=6).pages == 10
 
 
-def test_only_pages_that_are_idle(store: SwapStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(store._lru, "_clock", clock)
-    monkeypatch.setattr("time.monotonic", clock)
+def test_only_pages_that_are_idle(store: SwapStore) -> None:
     store.store(0, [mixed(number) for number in range(20)])
     for _ in range(40):
-        clock.now += 1.0
+        shift_clock(1)
         store.load(3)
         store.load_many([4, 5])
     assert store.recompress("zstd", idle_for_s=100) == Recompression(0, 0, 0)
     assert store.recompress("zstd", idle_for_s=20).pages == 17
-    busy = [
-        number for number, codec in enumerate(codecs(store, 20)) if codec == codecs(store, 4)[3]
-    ]
-    assert busy == [3, 4, 5]
+    now = codecs(store, 20)
+    assert [number for number in range(20) if now[number] == now[3]] == [3, 4, 5]
 
 
 def test_only_pages_that_take_so_much(store: SwapStore) -> None:
@@ -98,28 +82,30 @@ def test_only_pages_that_take_so_much(store: SwapStore) -> None:
 
 
 def test_recompression_is_no_use_of_a_page(store: SwapStore) -> None:
-    store.store(0, [mixed(number) for number in range(10)])
-    ages = store._table.entries["epoch"][:10].copy()
+    for index in reversed(range(10)):
+        store.store(index, mixed(index))
     store.recompress("zstd")
-    assert (store._table.entries["epoch"][:10] == ages).all()
+    for index in reversed(range(10)):
+        store.writeback(1)
+        assert kind(store, index) == Kind.BACKED
 
 
 def test_pages_in_the_file_are_left(store: SwapStore) -> None:
     store.store(0, [mixed(number) for number in range(10)])
     store.writeback(range(5))
     assert store.recompress("zstd").pages == 5
-    kinds = store._table.entries["kind"][:10].tolist()
-    assert kinds == [BACKED] * 5 + [COMPRESSED] * 5
+    assert {kind(store, index) for index in range(5)} == {Kind.BACKED}
+    assert {kind(store, index) for index in range(5, 10)} == {Kind.COMPRESSED}
     assert store.load_many(range(10)).tobytes() == b"".join(map(mixed, range(10)))
 
 
 def test_a_damaged_page_is_counted_and_left(store: SwapStore) -> None:
     store.store(0, [mixed(number) for number in range(4)])
-    store._table.entries["checksum"][1] ^= 1
+    flip(store, 1)
     done = store.recompress("zstd")
     assert (done.pages, done.recompressed) == (4, 3)
     assert store.counters.decompress_fail == 1
-    store._table.entries["checksum"][1] ^= 1
+    flip(store, 1)
     assert store.load(1) == mixed(1)
 
 

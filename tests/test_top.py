@@ -227,7 +227,7 @@ def test_without_a_terminal_it_is_one_look(owner: Owner) -> None:
         words = [line.split() for line in result.stdout.splitlines()]
         assert ["tiles", "50"] in [line[:2] for line in words]
         with batchzip.attach(owner.addresses[0]) as view:
-            lines = [[f"{line.size:,}", f"{line.spans:,}"] for line in view.classes()]
+            lines = [[f"{line.size:,}", f"{line.zspages:,}"] for line in view.classes()]
         assert [line for line in lines if line not in [found[:2] for found in words]] == []
 
 

@@ -145,5 +145,5 @@ def test_a_store_on_it_keeps_no_page_that_would_not_come_back() -> None:
         pages[2, :4] = np.frombuffer(MARKS[1], np.uint8)
         with pytest.raises(Exception, match="compress") as rejected:
             store.store(0, pages)
-        assert rejected.value.errors.tolist() == [0, 0, -errno.EIO, 0]  # type: ignore[attr-defined]
+        assert list(rejected.value.errors) == [0, 0, -errno.EIO, 0]  # type: ignore[attr-defined]
         assert len(store) == 0

@@ -35,11 +35,8 @@ class WholeStore(RuleBasedStateMachine):
         backing_limit=st.sampled_from([None, 20_000]),
         keeps=st.booleans(),
         batch=st.sampled_from([2, 16]),
-        few=st.sampled_from([0, 16 * SIZE]),
     )
-    def open(
-        self, limit: int | None, backing_limit: int | None, keeps: bool, batch: int, few: int
-    ) -> None:
+    def open(self, limit: int | None, backing_limit: int | None, keeps: bool, batch: int) -> None:
         self.file = FaultyFile()
         self.engines = [
             Engine(name, backend="sequential", page_size=SIZE, **parameters)
@@ -56,8 +53,6 @@ class WholeStore(RuleBasedStateMachine):
         )
         self.groups: dict[str, Group] = {"": self.swap}
         self.groups |= {name: self.swap.group(name) for name in NAMES[1:]}
-        for group in self.groups.values():
-            group._loader.few_bytes = few
         self.model: dict[str, dict[int, bytes]] = {name: {} for name in NAMES}
 
     def teardown(self) -> None:

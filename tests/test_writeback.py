@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from entries import in_file
 from store_pages import SIZE, ZEROS, grown, noise, text, word
 
 from batchzip import (
@@ -73,7 +74,7 @@ def test_writing_back_frees_the_pool(store: SwapStore) -> None:
     store.store(0, [noise(number) for number in range(300)])
     assert store.writeback(300) == 300
     assert store.compressed_bytes == 0
-    assert store._home.objects.pool.objects == 0
+    assert store._home.pool.objects == 0
 
 
 def test_what_is_stored_again_leaves_the_file_and_its_place_is_used_again(store: SwapStore) -> None:
@@ -325,8 +326,7 @@ def test_damage_in_the_file_is_told_by_page(engine: Engine) -> None:
     with SwapStore(engine, backing=gate) as store:
         store.store(0, [text(number) for number in range(8)])
         store.writeback(8)
-        position = int(store._ledger.table.get(3)[0])
-        gate.memory[position >> 21] ^= 1
+        gate.memory[in_file(store, 3)[0]] ^= 1
         with pytest.raises(CorruptPage, match="3"):
             store.load(3)
         with pytest.raises(CorruptPage, match="3"):
@@ -367,7 +367,7 @@ def test_25cd241408a2_a_page_that_cannot_be_restored_is_not_dropped(engine: Engi
     with SwapStore(engine, backing=gate) as store:
         store.store(0, [text(0), text(1)])
         store.writeback(2)
-        gate.memory[int(store._ledger.table.get(0)[0]) >> 21] ^= 1
+        gate.memory[in_file(store, 0)[0]] ^= 1
         with pytest.raises(CorruptPage):
             store.load(0, exclusive=True)
         with pytest.raises(CorruptPage):

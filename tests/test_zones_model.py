@@ -71,6 +71,7 @@ class ZonesAgainstDict(RuleBasedStateMachine):
             assert held + sum(lengths) > self.zones.max_bytes
             assert self.zones.figures[::2] == (held, objects)
             return
+        assert self.zones.max_bytes is None or held + sum(lengths) <= self.zones.max_bytes
         positions = reservation.to_array().tolist()
         assert [at & (1 << 21) - 1 for at in positions] == [length - 1 for length in lengths]
         runs = reservation.runs()
@@ -154,7 +155,7 @@ class ZonesAgainstDict(RuleBasedStateMachine):
 
     @rule(error=st.sampled_from([None, OSError, KeyboardInterrupt]))
     def cut(self, error: type[BaseException] | None) -> None:
-        self.storage.error = error and error()
+        self.storage.error = None if error is None else error()
         try:
             self.zones.cut(self.storage)
         except KeyboardInterrupt:

@@ -1,7 +1,8 @@
-"""Peer stores: blosc2's SChunk and the kernel's zram as stores of pages."""
+"""Peer stores: zict, blosc2's SChunk and the kernel's zram as stores of pages."""
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,40 @@ if TYPE_CHECKING:
     from batchzip.bench.algorithm import Algorithm
     from batchzip.bench.figure import Result
     from batchzip.bench.pages import Pages
+
+
+class Zict(Dict):
+    """zict.Func over a dict: what distributed's workers keep their data in."""
+
+    name = "zict"
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        if importlib.util.find_spec("zict") is None:
+            raise BackendUnavailable("zict is not installed: pip install zict")
+        super().__init__(algorithm)
+        self.open()
+
+    def open(self) -> None:
+        """Begin with an empty mapping."""
+        import zict  # noqa: PLC0415 - not one of the library's dependencies
+
+        super().open()
+        self._mapping: Any = zict.Func(self._compress, self._decompress, self._pages)
+
+    def store(self, index: int, pages: Pages) -> None:
+        """Set a value for each page."""
+        for at, page in enumerate(pages, start=index):
+            self._mapping[at] = page.data
+
+    def load(self, index: int) -> bytes:
+        """Get a value."""
+        found: bytes = self._mapping[index]
+        return found
+
+    def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
+        """Get one after the other."""
+        for row, index in zip(out, indices.tolist(), strict=True):
+            row[:] = np.frombuffer(self._mapping[index], np.uint8)
 
 
 class Blosc2Pages(Store):
@@ -163,11 +198,13 @@ def contenders(
     compressed = sum(len(compress(page.data)) for page in pages)
     yield Dict(algorithm)
     yield OfBatchzip("sequential", algorithm, "sequential")
+    yield OfBatchzip("threads", algorithm, "threads")
     yield OfBatchzip("workers", algorithm, "workers")
     yield OfBatchzip("workers, 1 MiB folios", algorithm, "workers", folio_pages=CHUNK_PAGES)
     half = max(PAGE, compressed // 2)
     yield OfBatchzip("workers, half in file", algorithm, "workers", limit_bytes=half)
     makers: list[Callable[[], Store]] = [
+        partial(Zict, algorithm),
         partial(Blosc2Pages, algorithm),
         partial(Blosc2Blocks, algorithm),
     ]

@@ -11,10 +11,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from batchzip.bench.figure import Figure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from batchzip.bench.figure import Labels
 
@@ -46,6 +50,43 @@ def seconds(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str
         if turn:
             spent[name].append(value)
     return spent
+
+
+def in_pieces(
+    contenders: Mapping[str, Callable[[int], object]],
+    pieces: int,
+    rounds: int,
+    begin: Callable[[], object] = lambda: None,
+    *,
+    apart: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, NDArray[np.float64]]:
+    """Give the seconds of each contender's call with each of `pieces` numbers, by round and piece.
+
+    Contenders take turns at each piece, in an order drawn anew. With `apart` each is at another piece: none
+    finds what the one before it has brought to the cache. `begin` is called before each round, off the
+    clock; a round that is not counted comes first. `clock` gives seconds.
+    """
+    names = list(contenders)
+    spent = {name: np.zeros((rounds, pieces)) for name in names}
+    for turn in range(rounds + 1):
+        begin()
+        for step in range(pieces):
+            for place in random.sample(range(len(names)), len(names)):
+                name = names[place]
+                piece = (step + apart * place * pieces // len(names)) % pieces
+                call = contenders[name]
+                started = clock()
+                call(piece)
+                taken = clock() - started
+                if turn:
+                    spent[name][turn - 1, piece] = taken
+    return spent
+
+
+def of_pages(seconds: NDArray[np.float64], pages: int) -> float:
+    """Give the µs per page of what `in_pieces` found: each piece by its median over the rounds."""
+    return float(np.median(seconds, axis=0).sum()) / pages * 1e6
 
 
 @dataclass(frozen=True, slots=True)

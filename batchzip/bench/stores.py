@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import batchzip
-from batchzip.bench.pages import PAGE
+from batchzip.bench.compressors import bare_calls
 from batchzip.lifetime import Closing
 
 if TYPE_CHECKING:
@@ -124,9 +124,7 @@ class Dict(Store):
     name = "dict"
 
     def __init__(self, algorithm: Algorithm) -> None:
-        codec = algorithm.codec()
-        self._compress = codec.compressor(PAGE)
-        self._decompress = codec.decompressor(PAGE)
+        self._compress, self._decompress = bare_calls(algorithm)
         self._pages: dict[int, bytes] = {}
 
     def open(self) -> None:

@@ -22,13 +22,14 @@ from cpython.bytes cimport PyBytes_CheckExact
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADMSG, EINVAL, ETIMEDOUT
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from batchzip.core.coder cimport (
     ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Tally, compress_page, hash_output,
     raise_callback_error, restore_page,
 )
+from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
 
 from batchzip.errors import BadBatch
 
@@ -297,8 +298,8 @@ cdef class Pointers:
         """
         self.refuse_under_way()
         cdef Py_ssize_t count = len(buffers), at = 0
-        cdef Py_buffer *views = <Py_buffer *>calloc(count, sizeof(Py_buffer))
-        cdef const uint8_t **table = <const uint8_t **>calloc(count, sizeof(uint8_t *))
+        cdef Py_buffer *views = <Py_buffer *>bz_calloc(count, sizeof(Py_buffer))
+        cdef const uint8_t **table = <const uint8_t **>bz_calloc(count, sizeof(uint8_t *))
         cdef uint32_t *sizes = <uint32_t *>_address(lengths, True)
         cdef bint is_private = True, failed = False
         if views is NULL or table is NULL:
@@ -345,8 +346,8 @@ cdef class Pointers:
         sees to it that what they lead to stays.
         """
         self.refuse_under_way()
-        cdef const uint8_t **table = <const uint8_t **>calloc(count + 1, sizeof(uint8_t *))
-        cdef uint8_t **outputs = <uint8_t **>calloc(count + 1, sizeof(uint8_t *))
+        cdef const uint8_t **table = <const uint8_t **>bz_calloc(count + 1, sizeof(uint8_t *))
+        cdef uint8_t **outputs = <uint8_t **>bz_calloc(count + 1, sizeof(uint8_t *))
         if table is NULL or outputs is NULL:
             free(table)
             free(outputs)
@@ -458,8 +459,8 @@ cdef class Pointers:
         cdef Py_ssize_t count = len(buffers), at
         self.refuse_under_way()
         self._release_outputs()
-        self.output_views = <Py_buffer *>calloc(count, sizeof(Py_buffer))
-        self.state.output_table = <uint8_t **>calloc(count, sizeof(uint8_t *))
+        self.output_views = <Py_buffer *>bz_calloc(count, sizeof(Py_buffer))
+        self.state.output_table = <uint8_t **>bz_calloc(count, sizeof(uint8_t *))
         if self.output_views is NULL or self.state.output_table is NULL:
             raise MemoryError("no memory for the addresses of a batch")
         for at in range(count):
@@ -498,7 +499,7 @@ cdef class Pointers:
         if not self.wants_order or count < 3:
             return
         free(self.order)
-        self.order = <uint32_t *>malloc(count * sizeof(uint32_t))
+        self.order = <uint32_t *>bz_malloc(count * sizeof(uint32_t))
         if self.order is NULL:
             raise MemoryError("no memory for the order of a batch")
         memset(counts, 0, sizeof(counts))
@@ -623,7 +624,7 @@ cdef class Blocks:
         cdef Py_buffer view
         cdef Block *grown
         if self.count == self.room:
-            grown = <Block *>realloc(self.items, (2 * self.room + 8) * sizeof(Block))
+            grown = <Block *>bz_realloc(self.items, (2 * self.room + 8) * sizeof(Block))
             if grown is NULL:
                 raise MemoryError("no memory to note an array of the arena")
             self.items = grown

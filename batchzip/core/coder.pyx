@@ -25,10 +25,11 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.errno cimport EBADMSG, EINVAL, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy
 
 from batchzip.core.libraries cimport find_lz4, find_xxh3, find_zstd, zstd_make_cdict
+from batchzip.core.memory cimport bz_calloc, bz_malloc
 
 from batchzip.errors import BadArgument, PageError
 
@@ -300,7 +301,7 @@ cdef class Coder:
             state.compress_call = <PyObject *>self.compress_call
             state.decompress_call = <PyObject *>self.decompress_call
         self.output_room = max(2 * page_size, state.bound)
-        state.page = <uint8_t *>malloc(3 * page_size + self.output_room)
+        state.page = <uint8_t *>bz_malloc(3 * page_size + self.output_room)
         if state.page is NULL:
             raise MemoryError("no memory for a codec's buffers")
         state.shuffled = state.page + page_size
@@ -321,7 +322,7 @@ cdef class Coder:
             state.lz4 = find_lz4()
             if state.lz4 is NULL:
                 return
-            state.compressing = calloc(
+            state.compressing = bz_calloc(
                 1, state.lz4.fast_state_bytes if library == LZ4 else state.lz4.hc_state_bytes
             )
             if state.compressing is NULL:

@@ -27,7 +27,7 @@ Belongs to one thread at a time.
 cimport cython
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport free
 
 from batchzip.core.batch cimport (
     BatchState, Blocks, Packer, Pointers, accept_pages, fail_pages, run_pages,
@@ -36,6 +36,7 @@ from batchzip.core.coder cimport (
     ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Tally, raise_callback_error,
 )
 from batchzip.core.libraries cimport find_xxh3
+from batchzip.core.memory cimport bz_calloc, bz_realloc
 from batchzip.core.policy cimport (
     Policy, first_share, lanes_worth, note_divided, note_pages, piece, spare,
 )
@@ -133,7 +134,7 @@ cdef bint _push(JobState *job, Spans *spans, uint32_t first, uint32_t end) noexc
     if first >= end:
         return True
     if spans.count == spans.room:
-        grown = <Span *>realloc(spans.items, (2 * spans.room + 8) * sizeof(Span))
+        grown = <Span *>bz_realloc(spans.items, (2 * spans.room + 8) * sizeof(Span))
         if grown is NULL:
             fail_pages(job.batch, first, end, -ENOMEM)
             return False
@@ -293,7 +294,7 @@ cdef void _suspect(JobState *job, uint32_t first, uint32_t end) noexcept nogil:
     """Note that each of these pages may have ended a lane; each is tried by itself, twice at most."""
     cdef uint32_t position
     if job.deaths is NULL:
-        job.deaths = <uint8_t *>calloc(job.batch.count, 1)
+        job.deaths = <uint8_t *>bz_calloc(job.batch.count, 1)
         if job.deaths is NULL:
             fail_pages(job.batch, first, end, -ENOMEM)
             return
@@ -638,8 +639,8 @@ cdef class Job:
         cdef JobState *state = &self.state
         cdef Ring ring
         cdef bint sleepers
-        cdef RingState **found = <RingState **>realloc(state.rings, len(rings) * sizeof(void *) + 1)
-        cdef Posted *posted = <Posted *>realloc(
+        cdef RingState **found = <RingState **>bz_realloc(state.rings, len(rings) * sizeof(void *) + 1)
+        cdef Posted *posted = <Posted *>bz_realloc(
             state.posted, (state.posted_count + len(rings) * SLOTS + 1) * sizeof(Posted)
         )
         if found is not NULL:

@@ -16,13 +16,14 @@ Failpoints: a lane can be told to fail at each step of the loop, which costs it 
 
 cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from batchzip.core.batch cimport BatchState, Done, Packer, count_done, run_page
 from batchzip.core.coder cimport (
     ABORT, COMPRESS, DECOMPRESS, Coder, CoderState, check_page_size, raise_callback_error,
 )
+from batchzip.core.memory cimport bz_calloc
 from batchzip.core.ring cimport (
     BEGUN_NS, BUSY_NS, BYTES_IN, BYTES_OUT, HASHES, INPUTS_SHARED, NOBODYS, OUTPUTS_SHARED, PAGES,
     SHARES, SLEEPS, SLOTS, Control, Descriptor, Ring, Slot, bz_check, first_sum, forks, sum_of_tables,
@@ -393,7 +394,7 @@ cdef class ThreadLanes:
         self.made_in = forks()
         self.coders = []
         self.rings = ()
-        self.lanes = calloc(count, sizeof(Lane))
+        self.lanes = bz_calloc(count, sizeof(Lane))
         if self.lanes is NULL:
             raise MemoryError("no memory for lanes")
         for number in range(count):
@@ -472,7 +473,7 @@ def serve(memory, codec, size_t page_size, int number, int arena_fd, failpoint=N
     lane.output_room = ring.state.output_room
     lane.number = number
     lane.arena_fd = arena_fd
-    tables = calloc(lane.share_pages, 3 * sizeof(uint64_t) + 4 * sizeof(uint32_t))
+    tables = bz_calloc(lane.share_pages, 3 * sizeof(uint64_t) + 4 * sizeof(uint32_t))
     if tables is NULL:
         raise MemoryError("no memory for a worker's lane")
     lane.sources = <const uint8_t **>tables

@@ -121,6 +121,33 @@ cdef void _erase_in_row(LedgerState *ledger, int64_t row, uint64_t first, uint64
             ledger_remove(ledger, entry)
 
 
+cdef inline Entry *_next_entry(TableState *table, uint64_t index, Entry *before) noexcept nogil:
+    """Return the entry of an index, that of the index before it being `before`; NULL: no block has it."""
+    if index & (BLOCK - 1):
+        return NULL if before is NULL else before + 1
+    return table_find(table, index)
+
+
+cdef void _free_stale(LedgerState *ledger, uint64_t first, uint32_t count, bint clear) noexcept nogil:
+    """Free what these indices refer to, or clear their entries once that is done.
+
+    In between they name objects that are gone, which readers in other processes take for a change that is
+    under way; nobody else can look.
+    """
+    cdef uint64_t index
+    cdef Entry *entry = table_find(&ledger.table, first)
+    for index in range(first, first + count):
+        if index > first:
+            entry = _next_entry(&ledger.table, index, entry)
+        if entry is NULL or entry.kind == ABSENT:
+            continue
+        if clear:
+            table_clear(&ledger.table, entry)
+        else:
+            ledger_forget(ledger, entry)
+            ledger.pages -= 1
+
+
 cdef int ledger_publish(
     LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file
 ) noexcept nogil:
@@ -132,38 +159,51 @@ cdef int ledger_publish(
     cdef uint32_t row, number = 0, length
     cdef uint16_t stamp
     cdef Entry entry
+    cdef Entry *place = NULL
     cdef uint8_t *room
+    cdef bint replaces
     cdef int code = 0
     pool_lock(objects.pool)
     if ledger.closed:
         pool_unlock(objects.pool)
         return -EBADF
-    _erase(ledger, first, folio.count)
+    replaces = ledger.pages > 0
+    if replaces:
+        _free_stale(ledger, first, folio.count, False)
     if table_prepare(&ledger.table, first, folio.count) < 0:
         code = -ENOMEM
     elif not in_file:
         code = pool_allocate(objects.pool, folio.object_count, folio.lengths, folio.values)
-    if code == 0:
-        ledger.pages += folio.count
-        ledger.page_stores += folio.count
-        stamp = lru_use(&ledger.lru, &ledger.table, folio.count, ledger.pages)
-        for row in range(folio.count):
-            entry = folio.entries[row]
-            length = 0
-            if entry.kind != SAME_FILLED:
-                entry.value = folio.values[number]
-                if in_file:
-                    entry.kind = BACKED
-                else:
-                    room = pool_bytes(objects.pool, entry.value, &length)
-                    memcpy(room, folio.data[number], length)
-                number += 1
-            entry.epoch = stamp
-            ledger_count(ledger, &entry, length)
-            table_put(&ledger.table, table_place(&ledger.table, first + row), &entry)
+    if code:
+        if replaces:
+            _free_stale(ledger, first, folio.count, True)
+        pool_settle(objects.pool)
+        pool_unlock(objects.pool)
+        return code
+    ledger.pages += folio.count
+    ledger.page_stores += folio.count
+    stamp = lru_use(&ledger.lru, &ledger.table, folio.count, ledger.pages)
+    for row in range(folio.count):
+        entry = folio.entries[row]
+        length = 0
+        if entry.kind != SAME_FILLED:
+            entry.value = folio.values[number]
+            if in_file:
+                entry.kind = BACKED
+            else:
+                room = pool_bytes(objects.pool, entry.value, &length)
+                memcpy(room, folio.data[number], length)
+            number += 1
+        entry.epoch = stamp
+        ledger_count(ledger, &entry, length)
+        if row and (first + row) & (BLOCK - 1):
+            place += 1
+        else:
+            place = table_place(&ledger.table, first + row)
+        table_put(&ledger.table, place, &entry)
     pool_settle(objects.pool)
     pool_unlock(objects.pool)
-    return code
+    return 0
 
 
 cdef class Objects:

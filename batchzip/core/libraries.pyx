@@ -27,8 +27,10 @@ from collections import namedtuple
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
+
+from batchzip.core.memory cimport bz_malloc
 
 
 cdef extern from "<dlfcn.h>" nogil:
@@ -366,7 +368,7 @@ cdef const char *_try_lz4(const Lz4 *lz4) noexcept nogil:
     cdef void *state
     if not 0 < lz4.fast_state_bytes <= MAX_STATE or not 0 < lz4.hc_state_bytes <= MAX_STATE:
         return "its state has no sensible size"
-    state = malloc(max(lz4.fast_state_bytes, lz4.hc_state_bytes))
+    state = bz_malloc(max(lz4.fast_state_bytes, lz4.hc_state_bytes))
     if state is NULL:
         return NO_MEMORY
     problem = _try_lz4_finder(lz4, lz4.compress_fast, state, 1)

@@ -1,15 +1,15 @@
 """Memory: what the core asks the system for: heap memory, and memory that other processes can see.
 
     bz_malloc, bz_calloc, bz_realloc   as in C
-    Memory                             a memfd with one mapping, as batchzip/segment.py has it for Python
+    Memory                             a memfd with one mapping, as segment.py has it for Python
 
-A Memory begins as address space and no memory. memory_reserve() gives memory to a part of it, so that
-what is written there can neither fault nor find that the system has no more; memory_release() punches a
-hole. The file never shrinks (F_SEAL_SHRINK), opens for the same user only (mode 0600), has no name in the
-file system, and its descriptor is above 2.
+A Memory begins as address space and no memory. memory_reserve() gives memory to a part of it, so
+that what is written there can neither fault nor find that the system has no more; memory_release()
+punches a hole. The file never shrinks (F_SEAL_SHRINK), opens for the same user only (mode 0600),
+has no name in the file system, and its descriptor is above 2.
 
-Every request can be made to fail by a test, the n-th from now: so all that handles the failure is run.
-The hook costs an atomic addition a request.
+Every request can be made to fail by a test, the n-th from now: so all that handles the failure is
+run. The hook costs an atomic addition a request.
 """
 
 import errno
@@ -140,7 +140,7 @@ cdef int memory_create(Memory *memory, str name, uint64_t most, uint64_t least) 
 
 
 cdef int memory_grow(Memory *memory, uint64_t size) noexcept nogil:
-    """Enlarge to `size` bytes of address space. Return 0 or a negative errno; `base` may be another."""
+    """Enlarge the address space; `base` may be another then. Return 0 or a negative errno."""
     cdef void *base
     if not bz_may_reserve():
         return -ENOMEM
@@ -155,7 +155,7 @@ cdef int memory_grow(Memory *memory, uint64_t size) noexcept nogil:
 
 
 cdef int memory_reserve(Memory *memory, uint64_t offset, uint64_t length) noexcept nogil:
-    """Give memory to whole pages that have none. Return 0 or a negative errno; none has any then."""
+    """Give memory to whole pages that have none, or to none. Return 0 or a negative errno."""
     cdef uint64_t piece = PIECE, done = 0, part
     cdef int failed
     if not bz_may_reserve():

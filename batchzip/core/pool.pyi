@@ -3,15 +3,15 @@
 Arrays have one dimension: handles are uint64, lengths uint32.
 """
 
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from batchzip.pool.pool import Data
 
-Handles: TypeAlias = npt.NDArray[np.uint64]
-Lengths: TypeAlias = npt.NDArray[np.uint32]
+_Handles: TypeAlias = npt.NDArray[np.uint64]
+_Lengths: TypeAlias = npt.NDArray[np.uint32]
 
 class Allocator:
     """A pool. Raises OSError where the system refuses shared memory.
@@ -19,10 +19,7 @@ class Allocator:
     Every use raises ClosedError after close(), and ForkedProcess in a forked child.
     """
 
-    def __init__(self, page_size: int, limit: int | None, name: str) -> None: ...
-    def check_open(self) -> None:
-        """Raise ClosedError or ForkedProcess where the pool cannot be used."""
-
+    def __new__(cls, page_size: int, limit: int | None, name: str) -> Self: ...
     def close(self) -> None:
         """Give all memory back; in a forked child, only what that has of it."""
 
@@ -32,34 +29,34 @@ class Allocator:
     def set_limit(self, limit: int | None) -> None:
         """Set the bytes that may be held, or None."""
 
-    def allocate(self, lengths: Lengths, handles: Handles) -> None:
+    def allocate(self, lengths: _Lengths, handles: _Handles) -> None:
         """Allocate an object for each length, or none; fill `handles`. Raise PoolFull."""
 
     def put(self, data: Data) -> int:
         """Allocate and fill an object. Raise BadArgument, PoolFull."""
 
-    def put_many(self, buffers: list[Data], handles: Handles) -> None:
+    def put_many(self, buffers: list[Data], handles: _Handles) -> None:
         """Allocate and fill an object for each buffer, or none. Raise as `put`."""
 
-    def free(self, handles: Handles) -> int:
-        """Free objects, all different, or none. Return the sum of their lengths. Raise BadHandle."""
+    def free(self, handles: _Handles) -> int:
+        """Free different objects, or none. Return the sum of their lengths. Raise BadHandle."""
 
     def free_one(self, handle: int) -> int:
         """Free an object. Return its length. Raise BadHandle."""
 
-    def write(self, handles: Handles, buffers: list[Data]) -> None:
+    def write(self, handles: _Handles, buffers: list[Data]) -> None:
         """Fill objects, or none. Raise BadHandle, or BadArgument where a length is another."""
 
     def read(self, handle: int) -> bytes:
         """Copy an object. Raise BadHandle."""
 
-    def read_many(self, handles: Handles, lengths: Lengths) -> list[bytes]:
+    def read_many(self, handles: _Handles, lengths: _Lengths) -> list[bytes]:
         """Copy objects, all of one moment; fill `lengths`. Raise BadHandle."""
 
-    def lengths(self, handles: Handles, lengths: Lengths) -> None:
+    def lengths(self, handles: _Handles, lengths: _Lengths) -> None:
         """Fill `lengths` with those of the objects. Raise BadHandle."""
 
-    def list_handles(self, handles: Handles) -> int:
+    def list_handles(self, handles: _Handles) -> int:
         """Return how many objects are live; list their handles if there is room for all."""
 
     def compact(self, most: int) -> int:

@@ -63,11 +63,12 @@ free, so nobody waits for it.
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from batchzip.core.batch cimport BatchState
 from batchzip.core.coder cimport COMPRESS, check_page_size
+from batchzip.core.memory cimport bz_calloc
 
 from batchzip.errors import BadArgument
 
@@ -464,7 +465,7 @@ cdef class Ring:
         state.input_room = _input_room(page_size)
         state.output_room = _output_room(page_size)
         if memory is None:
-            self.own_memory = calloc(1, ring_bytes(page_size, staged=False) + 64)
+            self.own_memory = bz_calloc(1, ring_bytes(page_size, staged=False) + 64)
             if self.own_memory is NULL:
                 raise MemoryError("no memory for a ring")
             start = <uint8_t *>((<size_t>self.own_memory + 63) // 64 * 64)

@@ -9,7 +9,7 @@ have, and the last one gives the memory up. Neither may be used in a forked chil
 """
 
 from collections.abc import Callable
-from typing import final
+from typing import Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,8 @@ class SharedPool:
     Raise BadArgument where the descriptors are not of a store, MemoryError.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         data_fd: int,
         words_fd: int,
         file_fd: int,
@@ -39,7 +39,7 @@ class SharedPool:
         known: int,
         codecs: dict[int, Codec],
         ask: Callable[[], tuple[int, dict[int, Codec]]],
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
@@ -60,9 +60,7 @@ class SharedTable:
     whatever `ask` raises.
     """
 
-    def __init__(
-        self, fd: int, pool: SharedPool, ask: Callable[[int], bytes | None]
-    ) -> None: ...
+    def __new__(cls, fd: int, pool: SharedPool, ask: Callable[[int], bytes | None]) -> Self: ...
     @property
     def closed(self) -> bool:
         """Whether close() was called."""

@@ -130,6 +130,7 @@ cdef enum:
     BLOCK = 1 << BLOCK_BITS
     ENTRY_BYTES = 16
     NONE = -1
+    SPOILT = -2
     MOST_BLOCKS = 1 << 20
     DIRECTORY = 4096
     ENTRIES = DIRECTORY + 8 * MOST_BLOCKS
@@ -177,7 +178,8 @@ cdef struct Shared:  # a file of the owner's
 
 cdef struct Places:  # where blocks stand: a copy of the directory, in chains by hash
     pthread_mutex_t lock
-    uint64_t changes  # what the header said before the directory was compared last
+    bint compared  # with the directory, ever
+    uint64_t changes  # what the header said before they were compared last
     uint32_t known  # places that were compared
     uint32_t room
     uint32_t mask
@@ -293,18 +295,20 @@ cdef inline uint32_t _hash(const Places *places, int64_t block) noexcept nogil:
 
 
 cdef int64_t _find_place(Places *places, const Mapping *mapping, int64_t block) noexcept nogil:
-    """Return a block's place, NONE or −ENOMEM, as the directory has it now."""
+    """Return a block's place, NONE, SPOILT or −ENOMEM, as the directory has it now."""
     cdef const uint64_t *header = <const uint64_t *>mapping.base
     cdef const uint64_t *directory = <const uint64_t *>(mapping.base + DIRECTORY)
     cdef int64_t found
     pthread_mutex_lock(&places.lock)
     found = _look(places, block)
     if found == NONE or <int64_t>bz_load64(directory + found) != block:
-        if found != NONE or places.changes != bz_load64(header + CHANGES):
-            if not _compare(places, header, directory):
-                pthread_mutex_unlock(&places.lock)
-                return -ENOMEM
-            found = _look(places, block)
+        if not places.compared or places.changes != bz_load64(header + CHANGES):
+            if _compare(places, header, directory):
+                found = _look(places, block)
+            else:
+                found = -ENOMEM
+        elif found != NONE:
+            found = SPOILT  # a word that nobody wrote
     pthread_mutex_unlock(&places.lock)
     return found
 
@@ -336,6 +340,7 @@ cdef bint _compare(Places *places, const uint64_t *header, const uint64_t *direc
         _link(places, place, now if now >= 0 else NONE)
     places.known = blocks
     places.changes = changes
+    places.compared = True
     return True
 
 
@@ -381,7 +386,7 @@ cdef bint _make_room(Places *places, uint32_t least) noexcept nogil:
 # One page.
 
 cdef int _look_up(TableState *table, int64_t index, Desk *desk) noexcept nogil:
-    """Find the entry of an index. Return DONE, MISSING, OVER, MOVING, LONGER_TABLE or −ENOMEM."""
+    """Find the entry of an index. Return DONE, or what else it comes to."""
     cdef Mapping *mapping
     cdef const uint64_t *header
     cdef uint64_t changes, end
@@ -404,6 +409,10 @@ cdef int _look_up(TableState *table, int64_t index, Desk *desk) noexcept nogil:
             bz_load_entry(mapping.base + end - ENTRY_BYTES, &desk.entry.value)
         elif place == NONE:
             desk.entry.value = desk.entry.rest = 0
+        elif place == SPOILT:
+            desk.entry.value = index
+            desk.entry.rest = 0
+            return UNFIT
         else:
             return <int>place
         desk.codecs = bz_load64(header + CODECS)
@@ -602,7 +611,9 @@ cdef class SharedPool:
     cdef uint32_t users
     cdef readonly bint closed
 
-    def __cinit__(self, int data_fd, int words_fd, int file_fd, size_t page_size, *_):
+    def __cinit__(
+        self, int data_fd, int words_fd, int file_fd, size_t page_size, known, codecs, ask
+    ):
         cdef PoolState *state = &self.state
         state.data_fd = data_fd
         state.words.fd = words_fd
@@ -616,11 +627,9 @@ cdef class SharedPool:
         state.grain = max(<size_t>16, page_size // 256)
         state.xxh3 = find_xxh3()
         _map_first(&state.words, FIRST_SLOT * 8)
+        self.ask = ask
         self.desks = []
         self.numbers = [None] * (MOST_NUMBERS + 1)
-
-    def __init__(self, data_fd, words_fd, file_fd, page_size, known, codecs, ask):
-        self.ask = ask
         self.note_codecs(known, codecs)
 
     def __dealloc__(self):

@@ -585,6 +585,7 @@ cdef class Zones:
         cdef ZonesState state
         cdef Zone *table
         cdef Zone *zone
+        live = np.ascontiguousarray(live, np.uint64)
         cdef const uint64_t *positions = <const uint64_t *>_address(live)
         cdef uint32_t at, count = len(live), number, room = self._copy(&table, &state)
         cdef uint64_t offset, length, before = 0, held = 0, bytes = 0, objects = 0

@@ -1,7 +1,7 @@
 """Audit: whether the tables of a pool are whole, each told from the others.
 
-Apart from the code that changes them, so that the two cannot err together. It knows only the header of
-batchzip/core/pool.pyx, and looks at copies: `Allocator.tables()`.
+Apart from the code that changes them, so that the two cannot err together. It knows only the header
+of batchzip/core/pool.pyx, and looks at copies: `Allocator.tables()`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _check_list(ranges: Any, head: int, what: str) -> list[int]:
 
 
 def _list_of(length: int) -> int:
-    if length < 16:  # noqa: PLR2004 - sixteen lists to a power of two
+    if length < 16:
         return length
     log = length.bit_length() - 1
     return min((log - 3) * 16 + (length >> log - 4 & 15), 159)
@@ -208,7 +208,7 @@ def _check_words(tables: dict[str, Any], zspages: list[Span]) -> None:
         if not 0 <= wanted[place] - (length + 4) < 1 << tables["grain_shift"]:
             _fail(f"an object of {length} bytes is in a class of {wanted[place]}")
     free = np.flatnonzero(((used & ONE) == 0) & (used < RETIRED))
-    chain = []
+    chain: list[int] = []
     at = tables["free_slot"]
     while at and len(chain) <= len(free):
         chain.append(at)

@@ -1,12 +1,13 @@
-"""Pool: malloc and free of compressed objects in one shared memory; the core's allocator, for Python.
+"""Pool: malloc and free of compressed objects in shared memory: the core's allocator, for Python.
 
 Here are arguments, errors and what is promised; batchzip/core/pool.pyx says how it is done.
 
 Rejected: a bytes object per page: 33 bytes of header and the general allocator's rounding, in
 memory that no other process can see and no limit counts.
 
-A call is one step: what it does, it does under the pool's mutex without the interpreter, so neither an
-interrupt nor another thread finds half of it. No Python code runs meanwhile: buffers are acquired before.
+A call is one step: what it does, it does under the pool's mutex without the interpreter, so neither
+an interrupt nor another thread finds half of it. No Python code runs meanwhile: buffers are
+acquired before.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from batchzip.pool import audit
 from batchzip.pool.class_use import ClassUse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from typing import Any, TypeAlias
 
     import numpy.typing as npt

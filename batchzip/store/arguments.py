@@ -44,6 +44,8 @@ def as_pages(pages: Buffer | Sequence[Buffer], size: int) -> buffers.Bytes | lis
     """Make an (n, size) array, or a list of n buffers of `size` bytes, of any form of pages."""
     if type(pages) is bytes and len(pages) == size:
         return [pages]
+    if type(pages) is np.ndarray and pages.shape in ((size,), (1, size)) and pages.dtype == np.uint8:
+        return [buffers.as_view(pages, "pages")]
     if not buffers.is_sequence(pages):
         return buffers.as_matrix(pages, "pages", rows=None, width=size)
     inputs = buffers.as_inputs(pages, "pages")

@@ -128,13 +128,10 @@ class Group(Owned):
         take it at once one gets it. Raises PageNotStored; CorruptPage where the stored bytes are
         damaged, or PageError where the backing file cannot be read: the entry stays then.
         """
-        if self._unusable:
-            self._refuse()
-        where = index if type(index) is int else as_integer(index, "an index")
-        view = None if out is None else as_out(out, self._home.page_size)
-        page = load(self._ledger, where, view, exclusive)
+        view = None if out is None else as_out(out, self.page_size)
+        page = load(self._ledger, index, view, exclusive)
         if type(page) is Gathered:
-            page = self._loader.finish_one(page, where, view, exclusive=exclusive)
+            page = self._loader.finish_one(page, view, exclusive=exclusive)
         return page if out is None else out
 
     def load_many(

@@ -45,12 +45,13 @@ class Loader:
         self._ledger = ledger
 
     def finish_one(
-        self, gathered: Gathered, index: int, out: memoryview | None, *, exclusive: bool
+        self, gathered: Gathered, out: memoryview | None, *, exclusive: bool
     ) -> bytes | memoryview:
         """Restore one page that was gathered, to `out` or to new bytes. Raise as `Group.load`."""
         room = bytearray(self._home.page_size) if out is None else out
         pages = np.frombuffer(room, np.uint8).reshape(1, -1)
-        self._finish(gathered, np.array([index], np.int64), pages, exclusive=exclusive)
+        where = np.array([gathered.index(0)], np.int64)
+        self._finish(gathered, where, pages, exclusive=exclusive)
         return bytes(room) if out is None else out
 
     def load_many(self, where: npt.NDArray[np.int64], pages: Bytes, *, exclusive: bool) -> None:

@@ -135,22 +135,23 @@ class ShareServer:
         """In the order of their last byte."""
         self._starved: list[_Reader] = []
         """Those whose reply finds no descriptors, or no memory."""
-        self._paused_until = 0.0
+        self._retry_at: float | None = None
+        """When to try again what found no descriptors."""
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most = min(_MOST_READERS, most // 4) if most > 0 else _MOST_READERS
-        self._listener, path_fd = listen()
-        self._path = io.FileIO(path_fd)
-        self.address = f"/proc/{os.getpid()}/fd/{path_fd}"
+        self._most = max(1, min(_MOST_READERS, most // 4)) if most > 0 else _MOST_READERS
         self._seat: dict[str, threading.Thread] = {}
         """The thread that serves; or that which closed it before there was one."""
+        with above_standard():
+            self._bell = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
         try:
-            with above_standard():
-                self._bell = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
+            self._listener, path_fd = listen()
         except BaseException:
-            self._release()
+            self._bell.close()
             raise
-        self._store = weakref.ref(store, self._forget)
+        self._path = io.FileIO(path_fd)
         _servers.add(self)
+        self.address = f"/proc/{os.getpid()}/fd/{path_fd}"
+        self._store = weakref.ref(store, self._forget)
 
     def start(self) -> None:
         """Start the thread unless there is one. Raise BatchzipError where that cannot be."""
@@ -196,8 +197,10 @@ class ShareServer:
         now = time.monotonic()
         while self._readers and next(iter(self._readers)).active + self._most_idle_s() <= now:
             self._drop(selector, next(iter(self._readers)))
-        if now < self._paused_until:
-            return
+        if self._retry_at is not None:
+            if now < self._retry_at:
+                return
+            self._retry_at = None
         starved, self._starved = self._starved, []
         for reader in starved:
             selector.register(reader.connection, EVENT_READ, reader)
@@ -211,7 +214,7 @@ class ShareServer:
     def _wait_s(self) -> float | None:
         """Seconds until something is to be done though nothing comes."""
         now = time.monotonic()
-        times = [self._paused_until] if now < self._paused_until else []
+        times = [] if self._retry_at is None else [self._retry_at]
         times += [reader.active + self._most_idle_s() for reader in [*self._readers][:1]]
         return max(0.0, min(times) - now) if times else None
 
@@ -225,7 +228,7 @@ class ShareServer:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                if error.errno in _SCARCE:
+                if _is_scarce(error):
                     self._pause()
                 else:
                     self._ended = True
@@ -239,7 +242,7 @@ class ShareServer:
         selector.unregister(self._listener)
 
     def _pause(self) -> None:
-        self._paused_until = time.monotonic() + _PAUSE_S
+        self._retry_at = time.monotonic() + _PAUSE_S
 
     def _serve(self, selector: selectors.BaseSelector, reader: _Reader) -> None:
         """Do what a connection is ready for, and drop it if it is gone, or speaks another language."""
@@ -249,8 +252,8 @@ class ShareServer:
                     self._make_reply(reader)
                 events = EVENT_READ if reader.send() else EVENT_WRITE
                 selector.modify(reader.connection, events, reader)
-        except (OSError, EOFError) as error:
-            if isinstance(error, OSError) and error.errno in _SCARCE:
+        except (OSError, EOFError, MemoryError) as error:
+            if _is_scarce(error):
                 selector.unregister(reader.connection)
                 self._starved.append(reader)
                 self._pause()
@@ -267,7 +270,7 @@ class ShareServer:
             data = pickle.dumps(self._answer(request, reader.descriptors), protocol=5)
         except Exception as error:
             reader.drop_descriptors()
-            if isinstance(error, OSError) and error.errno in _SCARCE:
+            if isinstance(error, OSError) and _is_scarce(error):
                 raise
             data = _pickle_error(error)
         reader.request.clear()
@@ -289,7 +292,7 @@ class ShareServer:
         del self._readers[reader]
         if reader in self._starved:
             self._starved.remove(reader)
-        else:
+        with contextlib.suppress(KeyError):  # it was starved, or memory ended when it was let in
             selector.unregister(reader.connection)
         reader.close()
 
@@ -306,7 +309,8 @@ class ShareServer:
     def _end(self) -> None:
         if not self._ended:
             self._path.close()
-            self._bell.write(_RING)
+            with contextlib.suppress(ValueError):  # another thread has closed it by now
+                self._bell.write(_RING)
             self._ended = True
 
     def close(self) -> None:
@@ -322,15 +326,20 @@ class ShareServer:
         self._bell.close()
 
     def __del__(self) -> None:
-        if not self._seat:
+        if hasattr(self, "_path") and not self._seat:
             self._release()
-        self._bell.close()
+        if hasattr(self, "_bell"):
+            self._bell.close()
 
     def disown(self) -> None:
         """Close what a forked child has of it, so that readers see when the owner is gone."""
         self._ended = True
         self._release()
         self._bell.close()
+
+
+def _is_scarce(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in _SCARCE
 
 
 def _accepted(listener: socket.socket) -> socket.socket:

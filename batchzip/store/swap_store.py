@@ -332,6 +332,7 @@ class SwapStore(Group):
 
     @max_pool_bytes.setter
     def max_pool_bytes(self, value: int | None) -> None:
+        self._enter()
         self._home.pool.max_bytes = check_limit(value, "max_pool_bytes")
 
     @property

@@ -145,13 +145,16 @@ class _Owner:
         # A child that the owner forked may hold the connection open: the process is what tells.
         poll = select.poll()
         poll.register(connection, select.POLLIN)
-        poll.register(self._process, select.POLLIN)
+        process = self._process
+        if process < 0:
+            raise ClosedError("this view is closed")
+        poll.register(process, select.POLLIN)
         try:
             send(connection, json.dumps(request).encode())
             ready = [fd for fd, _ in poll.poll(max(0.0, until - time.monotonic()) * 1000)]
             if not ready:
                 raise TimeoutError
-            if ready == [self._process]:
+            if ready == [process]:
                 raise _gone()
             return receive(connection)
         except (ConnectionError, EOFError):
@@ -185,14 +188,10 @@ class _Shared:
         *of_pool, self.table_fd = descriptors
         file_fd = of_pool[2] if len(of_pool) > 2 else -1
         self.page_size: int = answer["page_size"]
+        known, codecs = answer["codecs"]
         try:
             self.pool = SharedPool(
-                of_pool[0],
-                of_pool[1],
-                file_fd,
-                self.page_size,
-                *answer["codecs"],
-                self.owner.codecs,
+                of_pool[0], of_pool[1], file_fd, self.page_size, known, codecs, self.owner.codecs
             )
         except BaseException:
             os.close(self.table_fd)

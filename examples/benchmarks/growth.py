@@ -7,9 +7,10 @@ The store is filled to each size in turn; there, the last pages stored give the 
 pages from the whole give the cost of single loads, of loads in batches of 256, and of storing anew in place.
 The sequential backend: what grows here is the store, not the codec.
 
-`reads alone` is what memory itself costs: an entry, a word and an object's bytes are read at a random place of as
-much shared memory as the store's tables and objects have, one page after the other or 256 at a time,
-and nothing else is done. What a load costs more in a larger store can be compared with it.
+`reads alone` is what memory itself costs: the entry, the handle's word and the object's bytes of random pages are
+read in as much memory as the store's tables and objects have (the entries private, the others shared), one
+page after the other or 256 at a time, and nothing else is done. The second table has what a page takes more than
+in the smallest store: what a load grows by beyond its reads is not cache misses.
 
 `bytes of tables` and `bytes of the pool` are what the store says; `process` is what the process grew by,
 the pool's shared memory included, since the store had its first folio.
@@ -138,16 +139,20 @@ class Growing:
 
 
 class Memory:
-    """As much shared memory as a store of `count` pages has, and nothing in it."""
+    """As much memory as a store of `count` pages has, and nothing in it."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._rng = np.random.default_rng(7)
-        self._segments = [Segment(max(size * count, mmap.PAGESIZE)) for size in (16, 8, OBJECT)]
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._table = mmap.mmap(-1, max(16 * count, mmap.PAGESIZE), flags=private)
+        self._segments = [Segment(max(size * count, mmap.PAGESIZE)) for size in (8, OBJECT)]
         for segment in self._segments:
             segment.reserve(0, segment.size)
-            segment.view[:] = bytes(segment.size)  # a first touch is a fault
-        self._entries, self._words, _ = (segment.view for segment in self._segments)
+        self._entries = memoryview(self._table)
+        self._words = self._segments[0].view
+        for view in (self._entries, *(segment.view for segment in self._segments)):
+            view[:] = bytes(len(view))  # a first touch is a fault
 
     def read(self) -> list[float]:
         """Read for random pages one by one."""
@@ -181,10 +186,12 @@ class Memory:
 
     @property
     def _objects(self) -> mmap.mmap:
-        return self._segments[2].memory
+        return self._segments[1].memory
 
     def close(self) -> None:
         """Give the memory back."""
+        self._entries.release()
+        self._table.close()
         for segment in self._segments:
             segment.close()
 
@@ -234,6 +241,15 @@ def show(result: Result) -> None:
         cells = [f"{by[name].median:.2f}" for name in COSTS]
         cells += [f"{by[name].median:.1f}" for name in SIZES]
         table.add_row(f"{count:,}", *cells)
+    console().print(table)
+    counts = list(dict.fromkeys(one.labels["pages"] for one in result.figures))
+    table = Table(title="µs more than in the smallest store", title_justify="left")
+    for name in ("pages", *COSTS):
+        table.add_column(name, justify="right")
+    first = {one.contender: one.median for one in result.of(pages=counts[0])}
+    for count in counts[1:]:
+        medians = {one.contender: one.median for one in result.of(pages=count)}
+        table.add_row(f"{count:,}", *(f"{medians[name] - first[name]:+.2f}" for name in COSTS))
     console().print(table)
 
 

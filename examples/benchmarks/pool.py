@@ -8,13 +8,15 @@ ones of 32 to 96 bytes, of which ten million fit a small machine.
 
 speed   `fill` is put_many into a pool that grows, with memory fresh from the system; `drain` frees all of
         it in order, and gives it back. `put` and `free` are those of a pool of that many objects, a random batch
-        of which is freed and replaced again and again: its memory is there already.
+        of which is freed and replaced again and again: its memory is there already. `allocate` and `release`
+        are the same by the core alone, from and to arrays, without copying anything.
 floor   what no pool in Python is below, in the same minutes: `copy` is a loop that does nothing but
         copy the same objects to random places known before, in as much memory, all of it mapped; `fresh` is what the system takes
         to give memory for an object's bytes (posix_fallocate and MADV_POPULATE_WRITE, 8 pages a call);
         `return` what it takes to take it back (MADV_REMOVE, 8 pages a call).
 memory  bytes held ÷ stored after a fill; after ten rounds in which a random half is freed and filled
-        again; after compaction; and the process: what smaps says beside what the pool says.
+        again; after compaction; for several counts; and of the largest the process: what smaps says beside
+        what the pool says.
 
 A figure is the median of the batches; `fill` and `drain`, whose batches are not alike, are sums.
 """
@@ -45,10 +47,16 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-GOALS = {"put": 0.6, "free": 0.2, "filled": 1.03, "compacted": 1.05}
-"""µs an object in batches of 256, and bytes held for each byte stored."""
+GOALS = {"allocate": 0.1, "release": 0.05}
+"""µs an object in batches of 256."""
 
-_FILL = 256
+RATIOS = {200: 1.10, 4096: 1.03, 65_536: 1.02}
+"""Objects, and bytes to be held for each byte stored at the most, after a fill."""
+
+COMPACTED = 1.03
+"""Likewise after churn and compaction."""
+
+_FILL = 16
 _PIECE = 8 * PAGE
 _FLOOR_BYTES = 32 << 20
 _SMALL = (32, 96)
@@ -67,6 +75,10 @@ class Objects:
     def batch(self, size: int) -> list[bytes]:
         """Draw a batch."""
         return [self._objects[i] for i in self._random.integers(len(self._objects), size=size)]
+
+    def lengths(self, size: int) -> npt.NDArray[np.uint32]:
+        """Draw the lengths of a batch."""
+        return np.array([len(data) for data in self.batch(size)], np.uint32)
 
     def pick(self, live: int, size: int) -> npt.NDArray[np.int64]:
         """Draw different numbers below `live`."""
@@ -99,6 +111,8 @@ def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[d
         put: dict[int, list[float]] = {size: [] for size in sizes}
         free: dict[int, list[float]] = {size: [] for size in sizes}
         copy: dict[int, list[float]] = {size: [] for size in sizes}
+        allocate: dict[int, list[float]] = {size: [] for size in sizes}
+        release: dict[int, list[float]] = {size: [] for size in sizes}
         target = Segment(pool.held_bytes + PAGE, reserve=True)
         target.populate()
         for _, size in itertools.product(range(rounds * 16), sizes):
@@ -112,6 +126,16 @@ def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[d
             free[size].append((freed - started) / size)
             put[size].append((done - freed) / size)
             copy[size].append(_copy(target, batch, objects.pick(target.size - PAGE, size)) / size)
+            rows, lengths = objects.pick(count, size), objects.lengths(size)
+            stale = handles[rows]
+            started = time.perf_counter()
+            pool.allocator.free(stale)
+            freed = time.perf_counter()
+            pool.allocator.allocate(lengths[: len(stale)], stale)
+            done = time.perf_counter()
+            handles[rows] = stale
+            release[size].append((freed - started) / size)
+            allocate[size].append((done - freed) / size)
         target.close()
         draining = 0.0
         for at in range(0, count, _FILL):
@@ -127,6 +151,8 @@ def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[d
             "put": statistics.median(put[size]) * 1e6,
             "free": statistics.median(free[size]) * 1e6,
             "copy": statistics.median(copy[size]) * 1e6,
+            "allocate": statistics.median(allocate[size]) * 1e6,
+            "release": statistics.median(release[size]) * 1e6,
             "fill": filling / count * 1e6,
             "drain": draining / count * 1e6,
             "tables": tables,
@@ -201,8 +227,12 @@ def memory(objects: Objects, count: int) -> tuple[dict[str, float], list[dict[st
 
 
 def _compact(pool: Pool) -> None:
-    while pool.compact(4096):
-        pass
+    left = pool.fragmented_bytes
+    while left:
+        pool.compact(4096)
+        left, before = pool.fragmented_bytes, left
+        if left >= before:
+            return
 
 
 def process_memory(name: str, pool: Pool | None) -> dict[str, Any]:
@@ -222,9 +252,10 @@ def process_memory(name: str, pool: Pool | None) -> dict[str, Any]:
 def show(rows: list[dict[str, Any]], floor: dict[str, float], means: dict[str, float]) -> None:
     """Print the speeds."""
     table = Table(title="µs an object, medians")
-    for heading in ("", "count", "batch", "put", "copy", "free", "fill", "fresh", "drain"):
+    headings = ("", "count", "batch", "put", "copy", "free", "allocate", "release", "fill", "fresh")
+    for heading in headings:
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for heading in ("return", "tables, B"):
+    for heading in ("drain", "return", "tables, B"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         mean = means[row["objects"]]
@@ -232,6 +263,8 @@ def show(rows: list[dict[str, Any]], floor: dict[str, float], means: dict[str, f
             row["put"],
             row["copy"],
             row["free"],
+            row["allocate"],
+            row["release"],
             row["fill"],
             floor["fresh"] * mean * 1e6,
             row["drain"],
@@ -245,24 +278,29 @@ def show(rows: list[dict[str, Any]], floor: dict[str, float], means: dict[str, f
             f"{row['tables']:.1f}",
         )
     console().print(table)
-    print(f"goals, batches of 256: put {GOALS['put']}, free {GOALS['free']}")
+    print(f"goals, batches of 256: allocate {GOALS['allocate']}, release {GOALS['release']}")
 
 
-def show_memory(ratios: dict[str, float], steps: list[dict[str, Any]]) -> None:
+def show_ratios(ratios: dict[int, dict[str, float]]) -> None:
+    """Print what pools of several sizes hold."""
+    table = Table(title="held ÷ stored")
+    names = list(next(iter(ratios.values())))
+    for heading in ("objects", *names, "goals"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for count, of in ratios.items():
+        cells = (f"{of[name]:.4f}" for name in names)
+        table.add_row(f"{count:,}", *cells, f"{RATIOS[count]:.2f}, {COMPACTED:.2f}")
+    console().print(table)
+
+
+def show_memory(steps: list[dict[str, Any]]) -> None:
     """Print the memory of the process and of the pool."""
     table = Table(title="MiB of the process and of the pool")
-    for heading in ("", "RSS", "shared", "held", "stored", "tables", "held ÷ stored", "goal"):
+    for heading in ("", "RSS", "shared", "held", "stored", "tables"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for step in steps:
         fields = ("rss", "shared", "held", "stored", "tables")
-        ratio = ratios.get(step["step"])
-        goal = GOALS.get(step["step"])
-        table.add_row(
-            step["step"],
-            *(f"{step[field] / 2**20:.1f}" for field in fields),
-            f"{ratio:.4f}" if ratio else "",
-            f"{goal:.2f}" if goal else "",
-        )
+        table.add_row(step["step"], *(f"{step[field] / 2**20:.1f}" for field in fields))
     console().print(table)
 
 
@@ -294,8 +332,11 @@ def main() -> None:
             count *= 10
     floor = system_floor(options.rounds)
     show(rows, floor, {"lz4 pages": real.mean, "small": small.mean})
-    ratios, steps = memory(real, 8 * options.pages)
-    show_memory(ratios, steps)
+    ratios = {}
+    for count in RATIOS:
+        ratios[count], steps = memory(real, count)
+    show_ratios(ratios)
+    show_memory(steps)
     if options.json:
         result = {"speed": rows, "floor": floor, "ratios": ratios, "memory": steps}
         options.json.write_text(json.dumps(result, indent=2))

@@ -1,141 +1,288 @@
-"""Where a store and a load spend their time, function by function.
+"""Where one load and one store spend their time, step by step, in ns.
 
-    python examples/benchmarks/steps.py [--folio 256] [--pages 4096] [--rounds 20] [--least 0.02]
+    python examples/benchmarks/steps.py [--algorithm lz4] [--pages 4096] [--rounds 25] [--folios 1,256] [--cpu]
                                         [--pid N | --file PATH | --workload KIND]
+    perf record -e cpu-clock -D 3000 python examples/benchmarks/steps.py --repeat load    # or store; 10 s of it
 
-Each function of the store, the pool and the engine's way to the codec is wrapped by one that takes the time of
-the call without that of wrapped ones within. Pages are stored again over their old versions, in folios, and loaded
-one by one in random order, with lz4 in this process. What a wrapper takes itself is measured before and taken
-off; what is left of the whole is Python's own work between the calls, and the error of this.
+Steps are measured by calls that do one of them more than others, on the same pages in the same rounds:
 
-Functions below `--least` µs a page are added up.
+call       a function of the core that looks up an index which is not there: arguments of Cython, the GIL let go and
+           taken again, the mutex, less what a Python loop takes
+arguments  `store.load` less the core's load, both of same-filled pages: what is Python
+lookup     gathering same-filled entries, per page: hash table, entry, LRU
+copy       gathering compressed entries less that: the word of the object, and its bytes, which nobody has touched
+           for a while. The bare call meets these misses, too, while it decodes.
+checksum   verifying what was gathered, which is in the cache by then
+decode     the codec on what was verified
+result     same-filled pages as new bytes, less to a buffer of the caller's: memory for a page, and its release
+rest       what the whole takes more: coder from its list, counters, misses that do not overlap
+
+A store's steps are those of a folio: taken, compressed (a private copy, the same-filled test, the codec,
+checksums), published (old objects freed, room, copies, entries). `copy and test` is compressing same-filled pages
+less filling nothing, `codec` the bare call. The rest of `compressed` is checksums and bookkeeping.
+
+The second table has single loads by kind and length of what is stored, beside the bare call.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import inspect
-import sys
 import time
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
 from batchzip import Engine, SwapStore
-from batchzip.bench.pages import add_source, source_of, work_pages
+from batchzip.bench.algorithm import parse_algorithms
+from batchzip.bench.compressors import bare_calls, each
+from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
+from batchzip.bench.rounds import in_pieces, of_pages
 from batchzip.bench.table import console
+from batchzip.core.folio import Folio
+from batchzip.core.gather import gather
+from batchzip.core.gather import load as core_load
+from batchzip.store.arguments import as_pages, as_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PARTS = (
-    "batchzip.store",
-    "batchzip.pool",
-    "batchzip.batch",
-    "batchzip.codecs",
-    "batchzip.engine",
-    "batchzip_sequential",
-)
+    from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.pages import Pages
+    from batchzip.core.gather import Gathered
 
-_CALIBRATION_CALLS = 20_000
+PIECE = 256
+_GROUPS = 5
+"""Of pages whose outputs have about the same length."""
 
-
-class Clock:
-    """Own time by function. Not thread-safe."""
-
-    def __init__(self) -> None:
-        self.own: dict[str, float] = {}
-        self.calls: dict[str, int] = {}
-        self._within = [0.0]
-        self._inner_s = self._outer_s = 0.0
-        self._calibrate()
-
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Make a function that does the same and is timed."""
-        clock, within, own, calls = time.perf_counter, self._within, self.own, self.calls
-
-        @functools.wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            within.append(0.0)
-            begun = clock()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent = clock() - begun
-                below = within.pop()
-                within[-1] += spent + self._outer_s
-                own[name] = own.get(name, 0.0) + spent - below - self._inner_s
-                calls[name] = calls.get(name, 0) + 1
-
-        return timed
-
-    def _calibrate(self) -> None:
-        """Measure what a wrapper adds, to the time it takes and around it."""
-
-        def nothing() -> None: ...
-
-        timed = self.wrap("nothing", nothing)
-        begun = time.perf_counter()
-        for _ in range(_CALIBRATION_CALLS):
-            nothing()
-        bare = time.perf_counter() - begun
-        begun = time.perf_counter()
-        for _ in range(_CALIBRATION_CALLS):
-            timed()
-        whole = time.perf_counter() - begun
-        inner = self.own["nothing"]
-        self._inner_s = (inner - bare) / _CALIBRATION_CALLS
-        self._outer_s = (whole - inner) / _CALIBRATION_CALLS
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin anew."""
-        self.own.clear()
-        self.calls.clear()
-
-    def wrap_everything(self) -> None:
-        """Wrap the functions and methods of all modules that are loaded."""
-        for module_name, module in list(sys.modules.items()):
-            if not module_name.startswith(PARTS):
-                continue
-            for name, found in list(vars(module).items()):
-                if getattr(found, "__module__", None) != module_name:
-                    continue
-                if inspect.isfunction(found):
-                    self._replace(found, name)
-                elif inspect.isclass(found):
-                    for method, function in list(vars(found).items()):
-                        if inspect.isfunction(function) and not method.startswith("__"):
-                            setattr(found, method, self.wrap(f"{name}.{method}", function))
-
-    def _replace(self, function: Callable[..., Any], name: str) -> None:
-        """Put a wrapped function wherever it was imported."""
-        timed = self.wrap(name, function)
-        for module_name, module in list(sys.modules.items()):
-            if module_name.startswith(PARTS) and getattr(module, name, None) is function:
-                setattr(module, name, timed)
+_REPEAT_S = 10.0
+_FAR = 1 << 40
+"""Indices from here on are not stored; those from half of it on are same-filled."""
 
 
-def show(clock: Clock, title: str, whole_s: float, pages: int, least: float) -> None:
-    """Print the functions with their own time, longest first."""
-    table = Table(title=f"{title}: µs a page", title_justify="left")
+class Steps:
+    """A store with pages at 0 and on, and as many same-filled ones far behind."""
+
+    def __init__(
+        self, engine: Engine, algorithm: Algorithm, pages: Pages, clock: Callable[[], float]
+    ) -> None:
+        self.engine, self.pages, self.clock = engine, pages, clock
+        self.pieces = len(pages) // PIECE
+        self.store = SwapStore(engine)
+        self.store.store(0, pages)
+        self.same = np.full((PIECE, PAGE), 7, np.uint8)
+        for at in range(0, len(pages), PIECE):
+            self.store.store(_FAR // 2 + at, self.same)
+        self._views = [page.data for page in pages]
+        self._compress, self._decompress = bare_calls(algorithm)
+        self._outputs = outputs = [self._compress(view) for view in self._views]
+        self.mean = sum(map(len, outputs)) / len(outputs)
+        order = np.random.default_rng(1).permutation(len(pages))
+        self._order = np.split(order, self.pieces)
+        self._indices = [some.tolist() for some in self._order]
+        self._sources = [[outputs[index] for index in some] for some in self._indices]
+        self._ledger = self.store._ledger  # noqa: SLF001 - what is taken apart here
+        self._room = np.zeros((PIECE, PAGE), np.uint8)
+        self._out = memoryview(bytearray(PAGE))
+
+    def measured(self, rounds: int, calls: dict[str, Callable[[int], object]]) -> dict[str, float]:
+        """Time each call with each piece; ns per page."""
+        found = in_pieces(calls, self.pieces, rounds, clock=self.clock)
+        return {name: of_pages(spent, self.pieces * PIECE) * 1e3 for name, spent in found.items()}
+
+    # One load.
+
+    def load(self, rounds: int) -> tuple[dict[str, float], float, float]:
+        """Return the steps of a load, what a load takes, and the bare call on the same bytes."""
+        ledger, out = self._ledger, self._out
+        coders = self.engine.backend.coders
+        number = self.store._home.writer.number  # noqa: SLF001 - as above
+        far = _FAR // 2
+        filled = [[far + index for index in some] for some in self._indices]
+        absent = [[_FAR + index for index in some] for some in self._indices]
+        gathered: list[Gathered] = []
+
+        def core(piece: int) -> None:
+            for index in filled[piece]:
+                core_load(ledger, index, None, exclusive=False)
+
+        def core_to(piece: int) -> None:
+            for index in filled[piece]:
+                core_load(ledger, index, out, exclusive=False)
+
+        def keep(piece: int) -> None:
+            gathered[:] = [gather(ledger, self._order[piece], use=True)]
+
+        steps: dict[str, list[float]] = {"checksum": [], "decode": []}
+
+        def finish(piece: int) -> None:
+            found = gather(ledger, self._order[piece], use=True)
+            begun = self.clock()
+            found.check(self._room)
+            checked = self.clock()
+            found.restore(coders, number, self._room)
+            steps["decode"].append((self.clock() - checked) / PIECE * 1e9)
+            steps["checksum"].append((checked - begun) / PIECE * 1e9)
+
+        far_order = [some + far for some in self._order]
+        ns = self.measured(
+            rounds,
+            {
+                "loop": lambda piece: each(abs, self._indices[piece]),
+                "kind": lambda piece: each(ledger.kind, absent[piece]),
+                "filled": lambda piece: each(self.store.load, filled[piece]),
+                "core": core,
+                "core to": core_to,
+                "look up": lambda piece: gather(ledger, far_order[piece], use=True),
+                "gather": keep,
+                "finish": finish,
+                "load": lambda piece: each(self.store.load, self._indices[piece]),
+                "bare": lambda piece: each(self._decompress, self._sources[piece]),
+            },
+        )
+        found = {
+            "call": ns["kind"] - ns["loop"],
+            "arguments": ns["filled"] - ns["core"],
+            "lookup": ns["look up"],
+            "copy": ns["gather"] - ns["look up"],
+            **{name: float(np.median(values)) for name, values in steps.items()},
+            "result": ns["core"] - ns["core to"],
+        }
+        return found, ns["load"], ns["bare"]
+
+    def by_length(self, rounds: int) -> list[tuple[str, float, float | None]]:
+        """Return what is stored, ns of a load and ns of the bare call, by kind and length."""
+        noise = np.random.default_rng(3).integers(0, 256, (PIECE, PAGE), np.uint8)
+        by_length = np.argsort([len(output) for output in self._outputs])
+        firsts = {"same-filled": _FAR // 2}
+        sources: dict[str, list[bytes]] = {}
+        for number, some in enumerate([*np.array_split(by_length, _GROUPS), None]):
+            first = _FAR // 4 + (number << 30)
+            if some is None:
+                name, firsts["raw"] = "raw", first
+            else:
+                rows = np.resize(some, len(self.pages))
+                # Copies, so that the bare call finds no more of them in the cache than the load does.
+                outputs = [bytes(bytearray(self._outputs[row])) for row in rows.tolist()]
+                name = f"{np.median([len(output) for output in outputs]):.0f} bytes"
+                firsts[name], sources[name] = first, outputs
+            for at in range(0, len(self.pages), PIECE):
+                pages = noise if some is None else self.pages[rows[at : at + PIECE]]
+                self.store.store(first + at, pages)
+        calls: dict[str, Callable[[int], object]] = {}
+        for name, first in firsts.items():
+            where = [[first + index for index in some] for some in self._indices]
+            calls[name] = partial(_each_of, self.store.load, where)
+            if name in sources:
+                own = [[sources[name][index] for index in some] for some in self._indices]
+                calls[f"bare {name}"] = partial(_each_of, self._decompress, own)
+        ns = self.measured(rounds, calls)
+        return [(name, ns[name], ns.get(f"bare {name}")) for name in firsts]
+
+    # A folio.
+
+    def folio(self, size: int, rounds: int) -> tuple[dict[str, float], float, float]:
+        """Return the steps of storing a folio again, ns per page; the whole; the bare call."""
+        folios = [
+            page.reshape(-1) if size == 1 else page
+            for page in np.split(self.pages, len(self.pages) // size)
+        ]
+        matrices = np.split(self.pages, len(self.pages) // size)
+        count = PIECE // size
+        coders = self.engine.backend.coders
+        number = self.store._home.writer.number  # noqa: SLF001 - as above
+        folio, other, same = Folio(PAGE), Folio(PAGE), self.same[:size]
+        steps: dict[str, list[float]] = {name: [] for name in ("taken", "compressed", "published")}
+        kinds = {"keep_poor": True, "keep_failed": False}
+
+        def apart(piece: int) -> None:
+            clock = self.clock
+            spent = [0.0, 0.0, 0.0]
+            for at in range(piece * count, (piece + 1) * count):
+                times = [clock()]
+                folio.take_matrix(matrices[at])
+                times.append(clock())
+                folio.compress(coders, number, **kinds)
+                times.append(clock())
+                folio.publish(self._ledger, at * size)
+                times.append(clock())
+                folio.clear()
+                spent = [
+                    a + end - start for a, (start, end) in zip(spent, pairwise(times), strict=True)
+                ]
+            for values, seconds in zip(steps.values(), spent, strict=True):
+                values.append(seconds / PIECE * 1e9)
+
+        def filled(piece: int) -> None:
+            del piece
+            for _ in range(count):
+                other.take_matrix(same)
+                other.compress(coders, number, **kinds)
+                other.clear()
+
+        def arguments(piece: int) -> None:
+            for at in range(piece * count, (piece + 1) * count):
+                as_pages(folios[at], PAGE)
+                as_range(at, size)
+
+        def whole(piece: int) -> None:
+            for at in range(piece * count, (piece + 1) * count):
+                self.store.store(at * size, folios[at])
+
+        ns = self.measured(
+            rounds,
+            {
+                "apart": apart,
+                "filled": filled,
+                "arguments": arguments,
+                "whole": whole,
+                "bare": lambda piece: each(
+                    self._compress, self._views[piece * PIECE : (piece + 1) * PIECE]
+                ),
+                "clock": lambda _: [self.clock() for _ in range(count)],
+            },
+        )
+        # Between two steps the clock itself is read once.
+        medians = {name: float(np.median(some)) - ns["clock"] for name, some in steps.items()}
+        published = medians.pop("published")
+        found = {
+            "arguments": ns["arguments"],
+            **medians,
+            "  of which copy and test": ns["filled"],
+            "  of which codec": ns["bare"],
+            "published": published,
+        }
+        return found, ns["whole"], ns["bare"]
+
+    def repeat(self, what: str) -> None:
+        """Do one thing again and again, for a profiler."""
+        until = time.perf_counter() + _REPEAT_S
+        while time.perf_counter() < until:
+            if what == "load":
+                for some in self._indices:
+                    each(self.store.load, some)
+            else:
+                for at in range(0, len(self.pages), 16):
+                    self.store.store(at, self.pages[at : at + 16])
+
+
+def _each_of(call: Callable[[Any], object], arguments: list[list[Any]], piece: int) -> None:
+    each(call, arguments[piece])
+
+
+def show(title: str, steps: dict[str, float], whole: float, bare: float) -> None:
+    """Print the steps, and what they leave unexplained."""
+    table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("")
-    table.add_column("own", justify="right")
-    table.add_column("calls a page", justify="right")
-    rest = 0.0
-    for name, own in sorted(clock.own.items(), key=lambda pair: -pair[1]):
-        us = own / pages * 1e6
-        if us < least:
-            rest += us
-        else:
-            table.add_row(name, f"{us:.2f}", f"{clock.calls[name] / pages:.3f}")
-    table.add_row("others", f"{rest:.2f}", "", end_section=True)
-    told = sum(clock.own.values())
-    wrappers = whole_s - told
-    table.add_row("all", f"{told / pages * 1e6:.2f}", "")
-    table.add_row("wrappers, and the loop", f"{wrappers / pages * 1e6:.2f}", "")
+    table.add_column("ns per page", justify="right")
+    for name, ns in steps.items():
+        table.add_row(name, f"{ns:.0f}")
+    told = sum(ns for name, ns in steps.items() if not name.startswith(" "))
+    table.add_row("rest", f"{whole - told:.0f}", end_section=True)
+    table.add_row("whole", f"{whole:.0f}")
+    table.add_row("bare call", f"{bare:.0f}")
     console().print(table)
 
 
@@ -143,40 +290,40 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_source(parser)
-    parser.add_argument("--folio", type=int, default=256, help="pages stored together")
+    parser.add_argument("--algorithm", default="lz4", help="(%(default)s)")
+    parser.add_argument("--folios", default="1,256", help="pages stored together, with commas")
     parser.add_argument("--pages", type=int, default=4096, help="at most so many")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--least", type=float, default=0.02, help="µs a page to be listed")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--cpu", action="store_true", help="time of CPU, of this thread")
+    parser.add_argument("--repeat", choices=("load", "store"), help="only this, for a profiler")
     options = parser.parse_args()
+    (algorithm,) = parse_algorithms(options.algorithm)
+    folios = [int(size) for size in options.folios.split(",")]
+    if not all(PIECE % size == 0 for size in folios):
+        parser.error(f"the sizes of folios divide {PIECE}")
     pages = work_pages(source_of(options), options.pages)
-    pages = pages[: len(pages) - len(pages) % options.folio]
-    clock = Clock()
-    clock.wrap_everything()
-    with (
-        Engine("lz4", backend="sequential") as engine,
-        SwapStore(engine) as store,
-    ):
-        store.store(0, pages)
-
-        def store_again() -> None:
-            for first in range(0, len(pages), options.folio):
-                store.store(first, pages[first : first + options.folio])
-
-        def load() -> None:
-            for index in order:
-                store.load(index)
-
-        order = np.random.default_rng(1).permutation(len(pages)).tolist()
-        for title, work in (
-            (f"stored again in folios of {options.folio}", store_again),
-            ("single loads", load),
-        ):
-            clock.reset()
-            begun = time.perf_counter()
-            for _ in range(options.rounds):
-                work()
-            whole = time.perf_counter() - begun
-            show(clock, title, whole, len(pages) * options.rounds, options.least)
+    pages = pages[: len(pages) - len(pages) % PIECE]
+    if not len(pages):
+        parser.error(f"at least {PIECE} pages are needed")
+    clock = time.thread_time if options.cpu else time.perf_counter
+    with Engine(algorithm.name, backend="sequential", **algorithm.parameters) as engine:
+        steps = Steps(engine, algorithm, pages, clock)
+        with steps.store:
+            if options.repeat:
+                steps.repeat(options.repeat)
+                return
+            name = f"{algorithm.label}, {steps.mean:.0f} bytes stored"
+            show(f"one load, {name}", *steps.load(options.rounds))
+            table = Table(title="one load, by what is stored", title_justify="left")
+            for head in ("", "load, ns", "bare call, ns"):
+                table.add_column(head, justify="right" if head else "left")
+            for kind, ns, bare in steps.by_length(options.rounds):
+                table.add_row(kind, f"{ns:.0f}", "" if bare is None else f"{bare:.0f}")
+            console().print(table)
+            for size in folios:
+                show(
+                    f"stored again in folios of {size}, {name}", *steps.folio(size, options.rounds)
+                )
 
 
 if __name__ == "__main__":

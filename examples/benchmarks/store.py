@@ -1,22 +1,29 @@
-"""The store: µs a page on top of the engine's work, and bytes of tables a page.
+"""The store beside bare codec calls, and beside what one would use instead of it; goals judged.
 
-    python examples/benchmarks/store.py [--rounds 15] [--pages 8192] [--batches 1,8,64,256]
-                                        [--algorithms lz4,zstd:1] [--json FILE]
-                                        [--pid N | --file PATH | --workload KIND]
+    python examples/benchmarks/store.py [--parts store,load,many,clients,rivals] [--rounds 15] [--pages 8192]
+                                        [--folios 1,8,64,256] [--batches 8,64,256,1024]
+                                        [--algorithms lz4,zstd:1] [--backends sequential,threads]
+                                        [--cpu] [--json FILE] [--pid N | --file PATH | --workload KIND]
 
-On pages of a real process, shuffled, without the same-filled ones, in this process (`sequential`): so that
-what the store adds can be told from what workers save. Every figure is the median, over the rounds, of a
-difference taken batch by batch: the bare work and the store's are done one after the other, in an order that
-changes from batch to batch.
+On pages of a real process, shuffled, without the same-filled ones. `bare` is a Python loop of codec calls. All
+that is compared is done in the same rounds, a piece of 256 pages each in turn, and never on the piece that
+somebody else has just brought to the cache. A piece counts with its median over the rounds.
 
-store      `store(index, pages)` − `engine.compress` of the same pages, with one descriptor that is
-           refilled. `new` is the first round, in which the pool grows, `again` are the others: the pages
-           are there already, and their old versions are freed.
-           `floor` is what it cannot be without: checksums of the outputs and a copy of each, in a loop that
-           does nothing else.
-load       `load(index)` of a random page − a call of the codec on the same stored bytes; `exclusive` the
-           same with exclusive=True. `floor` is a copy and a checksum of these bytes.
-load many  `load_many(indices)` − `engine.decompress` of the same bytes, with descriptors made before.
+With --cpu the seconds of store, load and many are those that the calling thread had a CPU: of use on a machine
+that does other things, too, and only with the sequential backend, which does all of the work in that thread.
+
+store    `store(index, pages)` of new pages, in a store made for the round, and of pages that replace older ones.
+         `on top` is what it takes more than bare calls on the same pages; with threads, more than
+         `engine.compress` of the same folio: there, lanes do what bare calls would take.
+load     `load(index)` of random pages ÷ the bare decompress call on the same stored bytes; with out=, and
+         with exclusive=True (of a store that is filled anew for each round).
+many     `load_many(indices, out)` ÷ a loop of bare calls; `engine`: `engine.decompress` with descriptors made before.
+clients  8 threads storing and loading folios of 16 ÷ one thread that does the same work. Beside it, what can be
+         reached: 8 threads of bare calls, which release the GIL for each page; 8 threads with a batch of 16 of
+         their own, one call of the core without the GIL; and as many processes of bare loops as there are CPUs.
+rivals   a dict of compressed bytes, zict.Func over a dict, and blosc2 (batchzip/bench/stores.py, peer_stores.py):
+         stored in folios of 16, loaded one by one, and in batches of 256. `held` is the growth of the
+         process's PSS for each byte of the pages, in a process of its own.
 """
 
 from __future__ import annotations
@@ -27,253 +34,523 @@ import os
 import platform
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
-from xxhash import xxh3_64_intdigest
 
 import batchzip
 from batchzip.bench.algorithm import DEFAULT, parse_algorithms
+from batchzip.bench.compressors import Load, bare_calls, each
+from batchzip.bench.figure import Result
+from batchzip.bench.held import pss_growth
+from batchzip.bench.limit import Limit
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
+from batchzip.bench.peer_stores import contenders
+from batchzip.bench.rounds import in_pieces, of_pages, seconds, spread
+from batchzip.bench.stores import FOLIO_PAGES
 from batchzip.bench.table import console
-from batchzip.store import SwapStore
+from batchzip.cpus import usable_cpus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
 
     from batchzip.bench.algorithm import Algorithm
-    from batchzip.buffers import Bytes
+    from batchzip.bench.pages import Pages
+    from batchzip.bench.stores import Store
 
-GOALS = {"store": 0.8, "load": 1.0, "tables": 32}
-"""µs a page stored, µs a page loaded on its own (lz4), and bytes of tables a page."""
+    Row = dict[str, Any]
 
+PARTS = ("store", "load", "many", "clients", "rivals")
+
+STORE_GOALS = {1: 3.0, 8: 1.0, 64: 0.5, 256: 0.4}
+"""µs per page on top of the work itself, at most, by the pages of a folio."""
+LOAD_GOAL = 1.0
+"""One load ÷ the bare call, at most."""
+CLIENTS = 8
+CLIENTS_GOAL = 1.7
+"""8 threads ÷ one with 2 CPUs, at least."""
+RIVALS = ("dict", "zict", "blosc2 page", "blosc2 1 MiB")
+OWN = ("sequential", "threads")
+
+PIECE = 256
 _OUTPUT_BYTES = PAGE + 64
-_COPIES = 8
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Time one call."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def over(bare: Callable[[], object], whole: Callable[[], object], turn: int) -> tuple[float, float]:
-    """Seconds of the bare work, and how many more the whole takes; who is first is the turn's."""
-    if turn % 2:
-        first = seconds(whole)
-        base = seconds(bare)
-        return base, first - base
-    base = seconds(bare)
-    return base, seconds(whole) - base
+_HELD_COPIES = 4
+"""The pages are stored so many times over where memory is measured: 8,192 pages are little."""
 
 
 class Bench:
-    """An engine, and what it made of the pages."""
+    """An algorithm, an engine on one backend, and the pages in the forms that are wanted."""
 
-    def __init__(self, algorithm: Algorithm, pages: Bytes) -> None:
-        self.algorithm = algorithm.label
-        self.pages = pages
-        self.engine = batchzip.Engine(algorithm.codec(), backend="sequential")
-        codec = algorithm.codec()
-        compress = codec.compressor(PAGE)
-        self.decompress = codec.decompressor(PAGE)
-        self.outputs = [bytes(compress(page.tobytes())) for page in pages]
+    def __init__(
+        self, algorithm: Algorithm, backend: str, load: Load, clock: Callable[[], float]
+    ) -> None:
+        self.algorithm, self.backend, self.clock = algorithm, backend, clock
+        self.engine = batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters)
+        self.engine.wait_ready(60)
+        self.load = load
+        self.pages, self.views, self.outputs = load.pages, load.views, load.outputs
+        self.pieces = len(self.pages) // PIECE
+        self.compress, self.decompress = bare_calls(algorithm)
 
-    def row(self, operation: str, batch: int, **us: float) -> dict[str, Any]:
+    def row(self, what: str, batch: int, us: dict[str, float], **more: Any) -> Row:
         """Make a row of the report."""
-        return {"algorithm": self.algorithm, "operation": operation, "batch": batch, "us": us}
+        labels = {"algorithm": self.algorithm.label, "backend": self.backend}
+        return {**labels, "what": what, "batch": batch, "us": us, **more}
 
-    def store(self, size: int, rounds: int) -> list[dict[str, Any]]:
-        """Store all pages again and again, in folios of `size`."""
-        batch = batchzip.CompressBatch(
-            self.engine.arena(size), dsts=self.engine.arena(size, _OUTPUT_BYTES)
-        )
-        bare: dict[str, list[float]] = {"new": [], "again": []}
-        more: dict[str, list[float]] = {"new": [], "again": []}
-        floor: list[float] = []
-        with SwapStore(self.engine) as store:
-            for turn in range(rounds + 1):
-                name = "again" if turn else "new"
-                for number, at in enumerate(range(0, len(self.pages), size)):
-                    pages = self.pages[at : at + size]
+    def of(self, piece: int) -> range:
+        """Give the numbers of a piece's pages."""
+        return range(piece * PIECE, (piece + 1) * PIECE)
 
-                    def compress(pages: Bytes = pages) -> None:
-                        batch.refill(pages)
-                        self.engine.compress(batch)
+    # Parts.
 
-                    def keep(at: int = at, pages: Bytes = pages) -> None:
-                        store.store(at, pages)
+    def store_rows(self, size: int, rounds: int) -> list[Row]:
+        """Measure stores of folios of `size`, new and again."""
+        engine, pages = self.engine, self.pages
+        size = min(size, PIECE)
+        batch = batchzip.CompressBatch(engine.arena(size), dsts=engine.arena(size, _OUTPUT_BYTES))
+        # What a caller has: for a single page the page itself, otherwise an array of several.
+        folios = [
+            page.reshape(-1) if size == 1 else page for page in np.split(pages, len(pages) // size)
+        ]
+        per_piece = PIECE // size
+        new: list[batchzip.SwapStore] = []
 
-                    base, extra = over(compress, keep, number + turn)
-                    bare[name].append(base / size)
-                    more[name].append(extra / size)
-                    floor.append(_copied(batch.outputs()) / size)
+        def keep(store: batchzip.SwapStore, piece: int) -> None:
+            at, put = piece * PIECE, store.store
+            for folio in folios[piece * per_piece : (piece + 1) * per_piece]:
+                put(at, folio)
+                at += size
+
+        def use_engine(piece: int) -> None:
+            for at in range(piece * PIECE, (piece + 1) * PIECE, size):
+                batch.refill(pages[at : at + size])
+                engine.compress(batch)
+
+        def begin() -> None:
+            while new:
+                new.pop().close()
+            new.append(batchzip.SwapStore(engine))
+
+        with batchzip.SwapStore(engine) as old:
+            old.store(0, pages)
+            found = in_pieces(
+                {
+                    "bare": lambda piece: each(self.compress, self._views(piece)),
+                    "engine": use_engine,
+                    "new": lambda piece: keep(new[0], piece),
+                    "again": partial(keep, old),
+                },
+                self.pieces,
+                rounds,
+                begin,
+                clock=self.clock,
+            )
+        new.pop().close()
+        base = "bare" if self.backend == "sequential" else "engine"
+        count = self.pieces * PIECE
+        us = {name: of_pages(spent, count) for name, spent in found.items()}
         return [
             self.row(
                 f"store {name}",
                 size,
-                bare=statistics.median(bare[name]) * 1e6,
-                more=statistics.median(more[name]) * 1e6,
-                floor=statistics.median(floor) * 1e6,
+                us,
+                value=us[name] - us[base],
+                spread=_quartiles((found[name] - found[base]).sum(axis=1) / count * 1e6),
+                goal=STORE_GOALS.get(size),
             )
-            for name in bare
+            for name in ("new", "again")
         ]
 
-    def tables(self) -> tuple[int, float]:
-        """Store all pages several times; how many these are, and bytes of tables a page."""
-        with SwapStore(self.engine) as store:
-            for turn in range(_COPIES):
-                store.store(turn * len(self.pages), self.pages)
-            count = _COPIES * len(self.pages)
-            return count, store.table_bytes / count
-
-    def load(self, rounds: int) -> list[dict[str, Any]]:
-        """Load random pages one by one, and take them out."""
+    def load_rows(self, rounds: int) -> list[Row]:
+        """Measure single loads."""
+        order: list[list[int]] = []
+        sources: list[list[bytes]] = []
+        room = bytearray(PAGE)
         random = np.random.default_rng(2)
-        bare: list[float] = []
-        more: dict[str, list[float]] = {"load": [], "load, exclusive": []}
-        floor: list[float] = []
-        with SwapStore(self.engine) as store:
-            for _ in range(rounds):
-                store.store(0, self.pages)
-                # Each goes over all pages in an order of its own before the next: none finds what
-                # another has brought to the cache.
-                order = random.permutation(len(self.pages)).tolist()
-                own = [self.outputs[index] for index in order]
-                bare.append(seconds(partial(_each, self.decompress, own)) / len(order))
-                floor.append(seconds(partial(_checked, own)) / len(order))
-                for name, exclusive in (("load", False), ("load, exclusive", True)):
-                    spent = seconds(partial(_load, store, order, exclusive))
-                    more[name].append(spent / len(order) - bare[-1])
+        with batchzip.SwapStore(self.engine) as store, batchzip.SwapStore(self.engine) as taken:
+            load, take = store.load, taken.load
+            store.store(0, self.pages)
+
+            def begin() -> None:
+                numbers = random.permutation(self.pieces * PIECE).tolist()
+                order[:] = [numbers[at : at + PIECE] for at in range(0, len(numbers), PIECE)]
+                sources[:] = [[self.outputs[index] for index in some] for some in order]
+                taken.store(0, self.pages)
+
+            def to_room(piece: int) -> None:
+                for index in order[piece]:
+                    load(index, room)
+
+            def exclusive(piece: int) -> None:
+                for index in order[piece]:
+                    take(index, exclusive=True)
+
+            found = in_pieces(
+                {
+                    "bare": lambda piece: each(self.decompress, sources[piece]),
+                    "load": lambda piece: each(load, order[piece]),
+                    "load, out=": to_room,
+                    "load, exclusive": exclusive,
+                },
+                self.pieces,
+                rounds,
+                begin,
+                clock=self.clock,
+            )
+        count = self.pieces * PIECE
+        us = {name: of_pages(spent, count) for name, spent in found.items()}
         return [
             self.row(
                 name,
                 1,
-                bare=statistics.median(bare) * 1e6,
-                more=statistics.median(extra) * 1e6,
-                floor=statistics.median(floor) * 1e6,
+                us,
+                value=us[name] / us["bare"],
+                spread=_quartiles(found[name].sum(axis=1) / found["bare"].sum(axis=1)),
+                goal=LOAD_GOAL if name == "load" else None,
             )
-            for name, extra in more.items()
+            for name in ("load", "load, out=", "load, exclusive")
         ]
 
-    def load_many(self, size: int, rounds: int) -> list[dict[str, Any]]:
-        """Load random pages in batches of `size`."""
-        random = np.random.default_rng(2)
-        bare, more, floor = [], [], []
-        room, out = np.zeros((size, PAGE), np.uint8), np.zeros((size, PAGE), np.uint8)
-        with SwapStore(self.engine) as store:
+    def many_rows(self, size: int, rounds: int) -> list[Row]:
+        """Measure loads in batches of `size`."""
+        count = len(self.pages) - len(self.pages) % size
+        pieces = count // size
+        order: list[Any] = []
+        sources: list[list[bytes]] = []
+        batches: list[batchzip.DecompressBatch] = []
+        out, room = np.zeros((size, PAGE), np.uint8), np.zeros((size, PAGE), np.uint8)
+        random = np.random.default_rng(3)
+        with batchzip.SwapStore(self.engine) as store:
             store.store(0, self.pages)
-            for turn in range(rounds):
-                order = random.permutation(len(self.pages))
-                for number, at in enumerate(range(0, len(order), size)):
-                    indices = order[at : at + size]
-                    own = [self.outputs[index] for index in indices.tolist()]
-                    batch = batchzip.DecompressBatch(own, room)
 
-                    def load(indices: Any = indices) -> None:
-                        store.load_many(indices, out)
+            def begin() -> None:
+                order[:] = np.split(random.permutation(count), pieces)
+                sources[:] = [[self.outputs[i] for i in some.tolist()] for some in order]
+                batches[:] = [batchzip.DecompressBatch(some, room) for some in sources]
 
-                    def decompress(batch: batchzip.DecompressBatch = batch) -> None:
-                        self.engine.decompress(batch)
+            found = in_pieces(
+                {
+                    "bare": lambda piece: each(self.decompress, sources[piece]),
+                    "engine": lambda piece: self.engine.decompress(batches[piece]),
+                    "load many": lambda piece: store.load_many(order[piece], out),
+                },
+                pieces,
+                rounds,
+                begin,
+                clock=self.clock,
+            )
+        us = {name: of_pages(spent, count) for name, spent in found.items()}
+        ratios = found["load many"].sum(axis=1) / found["bare"].sum(axis=1)
+        value = us["load many"] / us["bare"]
+        return [self.row("load many", size, us, value=value, spread=_quartiles(ratios), goal=None)]
 
-                    base, extra = over(decompress, load, number + turn)
-                    bare.append(base / size)
-                    more.append(extra / size)
-                    floor.append(seconds(partial(_checked, own)) / size)
-        values = {"bare": bare, "more": more, "floor": floor}
-        us = {name: statistics.median(some) * 1e6 for name, some in values.items()}
-        return [self.row("load many", size, **us)]
+    def client_rows(self, rounds: int) -> list[Row]:
+        """Measure 8 threads beside one, with the store and with what it is made of."""
+        ways: dict[str, Callable[[], Callable[[range], None]]] = {
+            "store and load": self._storing,
+            "bare calls": self._bare_calling,
+            "engine's batches": self._batching,
+        }
+        parts = [
+            range(at, at + FOLIO_PAGES)
+            for at in range(0, len(self.pages) - FOLIO_PAGES + 1, FOLIO_PAGES)
+        ]
+        with batchzip.SwapStore(self.engine) as self._shared, ThreadPoolExecutor(CLIENTS) as pool:
+            calls: dict[str, Callable[[], float]] = {}
+            for name, make in ways.items():
+                for threads in (1, CLIENTS):
+                    calls[f"{name}, {threads}"] = partial(_at_once, pool, parts, threads, make)
+            with ExitStack() as stack:
+                if self.backend == "sequential":
+                    # All CPUs ÷ one: each process does all pages, at the same time.
+                    limit = stack.enter_context(Limit(self.load))
+                    calls["processes, 1"] = self._bare_loop
+                    calls[f"processes, {CLIENTS}"] = partial(self._limit_loop, limit)
+                found = seconds(calls, rounds)
+        rows = []
+        for name in [*ways, *(["processes"] if "processes, 1" in found else [])]:
+            one, eight = found[f"{name}, 1"], found[f"{name}, {CLIENTS}"]
+            ratio = spread([a / b for a, b in zip(one, eight, strict=True)])
+            us = {"1 thread": _us(one, len(self.pages)), "8 threads": _us(eight, len(self.pages))}
+            goal = CLIENTS_GOAL if name == "store and load" else None
+            row = self.row(name, FOLIO_PAGES, us, value=ratio.median, goal=goal)
+            rows.append({**row, "spread": (ratio.low, ratio.high)})
+        return rows
+
+    def _views(self, piece: int) -> list[memoryview]:
+        return self.views[piece * PIECE : (piece + 1) * PIECE]
+
+    def _storing(self) -> Callable[[range], None]:
+        store, pages = self._shared, self.pages
+        room = np.zeros((FOLIO_PAGES, PAGE), np.uint8)
+
+        def work(part: range) -> None:
+            store.store(part.start, pages[part.start : part.stop])
+            store.load_many(part, room)
+
+        return work
+
+    def _bare_calling(self) -> Callable[[range], None]:
+        compress, decompress = bare_calls(self.algorithm)  # zstandard's belong to one thread
+
+        def work(part: range) -> None:
+            each(compress, self.views[part.start : part.stop])
+            each(decompress, self.outputs[part.start : part.stop])
+
+        return work
+
+    def _batching(self) -> Callable[[range], None]:
+        engine, pages = self.engine, self.pages
+        room = np.zeros((FOLIO_PAGES, PAGE), np.uint8)
+        batch = batchzip.CompressBatch(pages[:FOLIO_PAGES])
+
+        def work(part: range) -> None:
+            batch.refill(pages[part.start : part.stop])
+            engine.compress(batch)
+            engine.decompress(batchzip.DecompressBatch(self.outputs[part.start : part.stop], room))
+
+        return work
+
+    def _bare_loop(self) -> float:
+        started = time.perf_counter()
+        each(self.compress, self.views)
+        each(self.decompress, self.outputs)
+        return time.perf_counter() - started
+
+    def _limit_loop(self, limit: Limit) -> float:
+        count = len(self.pages)
+        return limit.seconds("compress", count) + limit.seconds("decompress", count)
 
 
-def _each(call: Callable[[bytes], object], sources: list[bytes]) -> None:
-    for source in sources:
-        call(source)
-
-
-def _load(store: SwapStore, order: list[int], exclusive: bool) -> None:
-    load = store.load
-    if exclusive:
-        for index in order:
-            load(index, exclusive=True)
-    else:
-        for index in order:
-            load(index)
-
-
-def _copied(outputs: list[memoryview]) -> float:
-    """Seconds of checksums, and of one copy each to a place known before."""
-    target = memoryview(bytearray(sum(map(len, outputs))))
+def _at_once(
+    pool: ThreadPoolExecutor,
+    parts: list[range],
+    threads: int,
+    make: Callable[[], Callable[[range], None]],
+) -> float:
+    """Return the seconds in which so many threads do all parts, each its own."""
+    works = [make() for _ in range(threads)]
+    shares = [parts[number::threads] for number in range(threads)]
     started = time.perf_counter()
-    at = 0
-    for output in outputs:
-        xxh3_64_intdigest(output)
-        end = at + len(output)
-        target[at:end] = output
-        at = end
+    list(pool.map(each, works, shares))
     return time.perf_counter() - started
 
 
-def _checked(sources: list[bytes]) -> None:
-    for source in sources:
-        xxh3_64_intdigest(bytes(memoryview(source)))
+class Rivals:
+    """Stores that keep the same pages, and what each took; everybody is opened by `begin`."""
 
-
-def show(rows: list[dict[str, Any]], tables: dict[str, tuple[int, float]]) -> None:
-    """Print the rows as a table."""
-    table = Table(title="µs a page of 4 KiB, medians")
-    headings = ("", "batch", "engine or codec alone", "on top of it", "of which floor", "goal")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for row in rows:
-        us, operation = row["us"], row["operation"]
-        goal = GOALS["store"] if operation.startswith("store") else None
-        if row["algorithm"] == "lz4" and operation == "load":
-            goal = GOALS["load"]
-        cells = (us["bare"], us["more"], us["floor"])
-        table.add_row(
-            f"{row['algorithm']} {operation}",
-            str(row["batch"]),
-            *(f"{cell:.2f}" for cell in cells),
-            f"{goal:.1f}" if goal else "",
+    def __init__(self, everybody: dict[str, Store], pages: Pages) -> None:
+        self.everybody, self.pages = everybody, pages
+        self.pieces = len(pages) // PIECE
+        self._wanted = np.split(
+            np.random.default_rng(4).permutation(self.pieces * PIECE), self.pieces
         )
-    console().print(table)
-    for algorithm, (count, size) in tables.items():
-        print(f"{algorithm}: {size:.1f} bytes of tables a page of {count}; goal {GOALS['tables']}")
+        self._singles = [some.tolist() for some in self._wanted]
+        self._out = np.zeros((PIECE, PAGE), np.uint8)
+
+    def rows(self, algorithm: Algorithm, rounds: int) -> list[Row]:
+        """Measure everybody."""
+        us: dict[str, dict[str, float]] = {name: {} for name in self.everybody}
+        # Some only append: all are at the same piece then.
+        self._note(us, "store", self._fill, rounds, begin=self._open, apart=False)
+        for name, one in self.everybody.items():
+            one.load_many(self._wanted[0], self._out)
+            assert np.array_equal(self._out, self.pages[self._wanted[0]]), (
+                f"{name} gave other pages"
+            )
+        self._note(us, "load one", self._load, rounds)
+        self._note(us, "load many", self._load_many, rounds)
+        many = np.concatenate([self.pages] * _HELD_COPIES)
+        for name, values in us.items():
+            values["held"] = pss_growth(algorithm, name, many) / many.nbytes
+        return [
+            {"algorithm": algorithm.label, "what": "rival", "name": name, "us": values}
+            for name, values in us.items()
+        ]
+
+    def _note(
+        self,
+        us: dict[str, dict[str, float]],
+        what: str,
+        work: Callable[[Store, int], None],
+        rounds: int,
+        **options: Any,
+    ) -> None:
+        calls = {name: partial(work, one) for name, one in self.everybody.items()}
+        found = in_pieces(calls, self.pieces, rounds, **options)
+        for name, spent in found.items():
+            us[name][what] = of_pages(spent, self.pieces * PIECE)
+
+    def _open(self) -> None:
+        for one in self.everybody.values():
+            one.open()
+
+    def _fill(self, one: Store, piece: int) -> None:
+        for at in range(piece * PIECE, (piece + 1) * PIECE, FOLIO_PAGES):
+            one.store(at, self.pages[at : at + FOLIO_PAGES])
+
+    def _load(self, one: Store, piece: int) -> None:
+        load = one.load
+        for index in self._singles[piece]:
+            load(index)
+
+    def _load_many(self, one: Store, piece: int) -> None:
+        one.load_many(self._wanted[piece], self._out)
+
+
+def _chosen(algorithm: Algorithm, pages: Pages, result: Result) -> Iterator[Store]:
+    for one in contenders(algorithm, pages, result, zram=False):
+        if one.name in OWN + RIVALS:
+            yield one
+        else:
+            one.close()
+
+
+def _quartiles(values: NDArray[np.float64]) -> tuple[float, float]:
+    found = spread(values.tolist())
+    return found.low, found.high
+
+
+def _us(spent: list[float], pages: int) -> float:
+    return statistics.median(spent) / pages * 1e6
+
+
+# For people.
+
+
+def show(rows: list[Row]) -> None:
+    """Print a table for each part."""
+    kinds = {
+        "store": ("µs per page; on top of the work itself", "on top", "≤"),
+        "load": ("µs per page; one load ÷ the bare call", "÷ bare", "≤"),
+        "many": ("µs per page; load_many ÷ bare calls", "÷ bare", "≤"),
+        "clients": (f"µs per page stored and loaded; {CLIENTS} threads ÷ one", "times", "≥"),
+    }
+    for part, (title, heading, relation) in kinds.items():
+        some = [row for row in rows if row["part"] == part]
+        if not some:
+            continue
+        names = list(dict.fromkeys(name for row in some for name in row["us"]))
+        table = Table(title=title, title_justify="left")
+        for head in ("", "pages", *names, heading, "quartiles", "goal"):
+            table.add_column(head, justify="right" if head else "left", no_wrap=True)
+        for row in some:
+            low, high = row["spread"]
+            goal = (
+                ""
+                if row["goal"] is None
+                else f"{relation} {row['goal']:g} {_judged(row, relation)}"
+            )
+            table.add_row(
+                f"{row['algorithm']}, {row['backend']}: {row['what']}",
+                str(row["batch"]),
+                *(f"{row['us'][name]:.2f}" if name in row["us"] else "" for name in names),
+                f"{row['value']:.2f}",
+                f"{low:.2f} … {high:.2f}",
+                goal,
+            )
+        console().print(table)
+    rivals = [row for row in rows if row["part"] == "rivals"]
+    if rivals:
+        table = Table(title="µs per page; * is the least of a column", title_justify="left")
+        names = list(rivals[0]["us"])
+        for head in ("", *names):
+            table.add_column(head, justify="right" if head else "left", no_wrap=True)
+        for algorithm in dict.fromkeys(row["algorithm"] for row in rivals):
+            some = [row for row in rivals if row["algorithm"] == algorithm]
+            least = {name: min(row["us"][name] for row in some) for name in names}
+            for row in some:
+                cells = [
+                    f"{'*' if row['us'][name] == least[name] else ''}{row['us'][name]:.3f}"
+                    for name in names
+                ]
+                table.add_row(f"{algorithm}: {row['name']}", *cells)
+            table.add_section()
+        console().print(table)
+
+
+def _judged(row: Row, relation: str) -> str:
+    """Judge a row by its goal: by the median, or else by the better quartile."""
+    sign = 1 if relation == "≤" else -1
+    low, high = row["spread"]
+    if sign * row["value"] <= sign * row["goal"]:
+        return "met"
+    return "spread" if sign * (low if sign > 0 else high) <= sign * row["goal"] else "MISSED"
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_source(parser)
+    parser.add_argument("--parts", default=",".join(PARTS), help="with commas (%(default)s)")
     parser.add_argument("--pages", type=int, default=8192, help="at most so many")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batches", default="1,8,64,256", help="pages of a batch, with commas")
+    parser.add_argument("--folios", default="1,8,64,256", help="pages of a folio, with commas")
+    parser.add_argument("--batches", default="8,64,256,1024", help="pages loaded together")
     parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
+    parser.add_argument("--backends", default=",".join(OWN), help="with commas (%(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="seconds of CPU, of the calling thread")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    sizes = [int(size) for size in options.batches.split(",")]
+    if options.cpu and options.backends != "sequential":
+        parser.error("--cpu goes with --backends sequential")
+    clock = time.thread_time if options.cpu else time.perf_counter
+    parts = options.parts.split(",")
+    if not set(parts) <= set(PARTS):
+        parser.error(f"parts are {', '.join(PARTS)}")
+    folios = [int(size) for size in options.folios.split(",")]
+    batches = [int(size) for size in options.batches.split(",")]
     pages = work_pages(source_of(options), options.pages)
-    pages = pages[: len(pages) - len(pages) % max(sizes)]
-    print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
+    pages = pages[: len(pages) - len(pages) % PIECE]
+    if not len(pages):
+        parser.error(f"at least {PIECE} pages are needed")
+    if not all(PIECE % size == 0 for size in folios):
+        parser.error(f"the sizes of folios divide {PIECE}")
+    print(f"{platform.platform()}, Python {platform.python_version()}, {usable_cpus()} CPUs")
     print(f"load {os.getloadavg()[0]:.1f}, {len(pages)} pages, {options.rounds} rounds", flush=True)
-    rows: list[dict[str, Any]] = []
-    tables: dict[str, tuple[int, float]] = {}
+    rows: list[Row] = []
+    result = Result({}, {})
     for algorithm in parse_algorithms(options.algorithms):
-        bench = Bench(algorithm, pages)
-        with bench.engine:
-            for size in sizes:
-                rows += bench.store(size, options.rounds)
-            tables[algorithm.label] = bench.tables()
-            rows += bench.load(options.rounds)
-            for size in sizes:
-                rows += bench.load_many(size, options.rounds)
-    show(rows, tables)
+        load = Load(algorithm, pages)
+        for backend in options.backends.split(","):
+            bench = Bench(algorithm, backend, load, clock)
+            with bench.engine:
+                rows += _measured(bench, parts, folios, batches, options.rounds)
+        if "rivals" in parts:
+            with ExitStack() as stack:
+                everybody = {
+                    one.name: stack.enter_context(one) for one in _chosen(algorithm, pages, result)
+                }
+                found = Rivals(everybody, pages).rows(algorithm, options.rounds)
+            rows += [{**row, "part": "rivals"} for row in found]
+    show(rows)
+    for note in result.notes:
+        print(f"missing: {note}")
     if options.json:
-        options.json.write_text(json.dumps({"rows": rows, "tables": tables}, indent=2))
+        options.json.write_text(json.dumps({"machine": result.machine, "rows": rows}, indent=2))
+
+
+def _measured(
+    bench: Bench, parts: list[str], folios: list[int], batches: list[int], rounds: int
+) -> list[Row]:
+    found: list[Row] = []
+    for size in folios if "store" in parts else []:
+        found += [{**row, "part": "store"} for row in bench.store_rows(size, rounds)]
+    if "load" in parts:
+        found += [{**row, "part": "load"} for row in bench.load_rows(rounds)]
+    for size in batches if "many" in parts else []:
+        if size <= len(bench.pages):
+            found += [{**row, "part": "many"} for row in bench.many_rows(size, rounds)]
+    if "clients" in parts:
+        found += [{**row, "part": "clients"} for row in bench.client_rows(rounds)]
+    return found
 
 
 if __name__ == "__main__":

@@ -30,11 +30,15 @@ _WATCHED = (
     ),
     *(str(_PACKAGE / name) for name in ("lanes", "batch", "backend.py", "engine.py", "request.py")),
 )
-STORE = tuple(
-    str(_PACKAGE / name)
-    for name in ("store", "pool", "batch", "engine.py", "arena.py", "asynchronous.py", "mapping.py")
+STORE = (
+    *(
+        str(_PACKAGE / name)
+        for name in ("pool", "batch", "engine.py", "arena.py", "asynchronous.py", "mapping.py")
+    ),
+    *(str(path) for path in (_PACKAGE / "store").glob("*.py") if not path.stem.startswith("share")),
 )
-"""What a store does."""
+"""What a store does, but for share(): a descriptor that was just opened there is a number that an interrupt can
+lose, as with any in Python."""
 
 _ON_BEHALF = (threading.__file__, futures.__file__)
 """What counts where it is called by the code that is watched."""

@@ -1,4 +1,4 @@
-"""Readers in other processes beside an owner that churns: no wrong page in thirty seconds."""
+"""Readers in other processes beside an owner that churns: no wrong page, however long it takes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +11,12 @@ from batchzip import Engine
 pytestmark = pytest.mark.stress
 
 
-def test_eight_readers_beside_a_churning_owner(
-    tmp_path: Path, report: Callable[[str], None]
+def test_four_readers_beside_a_churning_owner(
+    tmp_path: Path, report: Callable[[str], None], pytestconfig: pytest.Config
 ) -> None:
+    seconds = pytestconfig.getoption("--stress-s")
     with Engine("lz4", backend="sequential") as engine:
-        reads, changes = churn(tmp_path, engine, 30.0, 8)
-    report(f"shared store: {reads} reads by 8 processes in 30 s beside {changes} changes, 0 wrong")
+        reads, changes = churn(tmp_path, engine, seconds, 4)
+    report(
+        f"shared store: {reads} reads by 4 processes in {seconds:g} s beside {changes} changes, 0 wrong"
+    )

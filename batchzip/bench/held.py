@@ -1,0 +1,80 @@
+"""Held: what a contender's pages take of the machine's memory, as the kernel counts it.
+
+A fresh process makes the store, and reads the pages from a file to memory of its own. What its PSS grows by
+while they are stored is the contender's: objects, tables, rounding of allocators and what they do not give
+back. The store has had one folio before, as what the first one takes is not what pages take.
+"""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchzip.bench.algorithm import parse_algorithms
+from batchzip.bench.figure import Result
+from batchzip.bench.pages import PAGE
+from batchzip.bench.peer_stores import contenders
+from batchzip.errors import BatchzipError
+
+if TYPE_CHECKING:
+    from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.pages import Pages
+    from batchzip.bench.stores import Store
+
+
+def pss_growth(algorithm: Algorithm, name: str, pages: Pages) -> int:
+    """Return the bytes by which the contender's process grows with these pages."""
+    written = (
+        f"{algorithm.name}:{algorithm.level}" if algorithm.level is not None else algorithm.name
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pages"
+        path.write_bytes(pages.tobytes())
+        command = [sys.executable, "-m", "batchzip.bench.held", written, name, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
+    if done.returncode:
+        raise BatchzipError(f"{name} could not be measured: {done.stderr.strip()[-500:]}")
+    return int(done.stdout)
+
+
+def process_pss() -> int:
+    """Return the bytes of memory of this process; what it shares counts in parts."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+
+
+def _grown(store: Store, pages: Pages) -> int:
+    folio = store.folio_pages
+    store.open()
+    store.store(0, pages[:folio])
+    store.flush()
+    gc.collect()
+    before = process_pss()
+    for at in range(folio, len(pages), folio):
+        store.store(at, pages[at : at + folio])
+    store.flush()
+    gc.collect()
+    return process_pss() - before
+
+
+def main() -> None:
+    """Measure one contender in this process."""
+    written, name, path = sys.argv[1:]
+    (algorithm,) = parse_algorithms(written)
+    pages = np.frombuffer(Path(path).read_bytes(), np.uint8).reshape(-1, PAGE)
+    for store in contenders(algorithm, pages, Result({}, {}), zram=False):
+        with store:
+            if store.name == name:
+                sys.stdout.write(str(_grown(store, pages)))
+                return
+    raise SystemExit(f"there is no {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What a store keeps of an index: its entry, and the bytes it refers to, as whoever damages them sees them."""
+
+from pool_memory import object_of
+
+from batchzip.core.gather import gather
+from batchzip.store.group import Group
+from batchzip.store.positions import LENGTH_BITS
+
+
+def kind(group: Group, index: int) -> int:
+    """Return the kind of an index."""
+    return group._ledger.kind(index)
+
+
+def codec(group: Group, index: int) -> int:
+    """Return the number of the codec that made what is stored."""
+    return gather(group._ledger, index).codec(0)
+
+
+def length(group: Group, index: int) -> int:
+    """Return the bytes of what is stored, if it is in the pool."""
+    return gather(group._ledger, index).length(0)
+
+
+def in_pool(group: Group, index: int) -> memoryview:
+    """View what the pool holds for an index, writable: the shared memory itself."""
+    return object_of(group._home.pool, gather(group._ledger, index).value(0))
+
+
+def in_file(group: Group, index: int) -> range:
+    """Return the offsets of what the backing file holds for an index."""
+    position = gather(group._ledger, index).value(0)
+    start = position >> LENGTH_BITS
+    return range(start, start + (position & (1 << LENGTH_BITS) - 1) + 1)
+
+
+def flip(group: Group, index: int) -> None:
+    """Damage what the pool holds for an index; the second time it is whole again."""
+    stored = in_pool(group, index)
+    stored[len(stored) // 2] ^= 4

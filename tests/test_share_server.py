@@ -1,0 +1,433 @@
+"""The server of a shared store: a thousand readers, odd clients, and what the system refuses."""
+
+import contextlib
+import errno
+import gc
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import share_readers
+from forked import in_forked_child
+from share_readers import page
+from store_pages import text
+
+from batchzip import (
+    BatchzipError,
+    ClosedError,
+    Engine,
+    RequestTimeout,
+    StoreView,
+    SwapStore,
+    attach,
+)
+from batchzip.store import share_server, view
+from batchzip.store.answers import answer
+
+spawn = multiprocessing.get_context("spawn")
+
+READERS = 1000
+PROCESSES = 4
+
+
+def descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+def connect(store: SwapStore) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(30)
+    connection.connect(store.share().address)
+    return connection
+
+
+def ask(connection: socket.socket, **request: object) -> None:
+    data = json.dumps(request).encode()
+    connection.sendall(len(data).to_bytes(4, "little") + data)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def shared(store: SwapStore) -> SwapStore:
+    store.store(0, [page(index, 1) for index in range(100)])
+    store.share()
+    return store
+
+
+# A thousand readers
+
+
+@pytest.mark.slow
+def test_a_thousand_readers_attach_at_the_same_time_and_cost_the_owner_no_descriptor(
+    shared: SwapStore,
+) -> None:
+    # Each needs four descriptors, and one more while it asks.
+    most = (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 200) // 5
+    each = min(READERS // PROCESSES, most)
+    pipes, processes = [], []
+    start = spawn.Event()
+    for _ in range(PROCESSES):
+        here, there = spawn.Pipe()
+        arguments = (shared.share(), each, start, there)
+        process = spawn.Process(target=share_readers.attach_many, args=arguments)
+        process.start()
+        there.close()
+        pipes.append(here)
+        processes.append(process)
+    start.set()
+    assert [pipe.recv() for pipe in pipes] == [(each, [])] * PROCESSES
+    wait_until(lambda: not shared._servers[0]._readers)
+    assert shared.load(1) == page(1, 1)
+    for pipe in pipes:
+        pipe.send("done")
+    for pipe, process in zip(pipes, processes, strict=True):
+        process.join()
+        process.close()
+        pipe.close()
+
+
+def test_a_view_that_is_lost_closes_its_descriptors(shared: SwapStore) -> None:
+    shared.group("one").store(0, text(1))
+    with shared.share().attach() as first:  # the tables are moved to shared memory
+        first.group("one")
+    wait_until(lambda: not shared._servers[0]._readers)
+    before = descriptors()
+    gc.disable()
+    try:
+        opened = shared.share().attach()
+        assert opened.load(0) == page(0, 1)
+        with contextlib.suppress(KeyError):  # pytest.raises() would keep the view
+            opened.load(4000)
+        assert opened.group("one").load(0) == text(1)
+        group = opened.group("one")
+        del opened
+        assert group.load(0) == text(1)
+        assert descriptors() > before
+        del group
+        wait_until(lambda: not shared._servers[0]._readers)
+        assert descriptors() == before
+    finally:
+        gc.enable()
+
+
+# Odd clients
+
+
+def test_clients_that_stand_still_hold_up_nobody(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a request, replies that nobody takes, more connections than there may be."""
+    monkeypatch.setattr(share_server, "_CROWDED_S", 0.05)
+    shared._servers[0]._most = 8
+    with contextlib.ExitStack() as stack:
+        for number in range(40):
+            client = stack.enter_context(connect(shared))
+            if number % 2:
+                client.sendall(b"\x10\x00\x00\x00{")
+        with shared.share().attach() as reader:
+            assert reader.counters == shared.counters
+    assert len(shared._servers[0]._readers) <= 8
+
+
+def test_a_client_that_takes_no_reply_can_ask_no_more(shared: SwapStore) -> None:
+    """So nothing piles up in the owner but one reply."""
+    with connect(shared) as client:
+        client.setblocking(False)
+        sent = 0
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            try:
+                ask(client, what="attach")
+                sent += 1
+            except BlockingIOError:
+                with shared.share().attach() as reader:  # all that came is served by now
+                    assert reader.load(0) == page(0, 1)
+                with contextlib.suppress(BlockingIOError):
+                    ask(client, what="attach")
+                    continue
+                break
+        else:
+            pytest.fail("it could ask for ever")
+        assert sent < 100_000
+    with shared.share().attach() as reader:
+        assert reader.load(0) == page(0, 1)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"[" * 4000,
+        b"[" * 2000 + b"]" * 2000,
+        b'{"what":' * 450 + b"1" + b"}" * 450,
+        b'{"what": "attach", "index": ' + b"9" * 4000 + b"}",
+        b'{"what": ["attach"]}',
+        b"\xff\xfe\x00",
+        b"",
+    ],
+)
+def test_a_request_that_is_none_ends_in_an_error(shared: SwapStore, request_: bytes) -> None:
+    with connect(shared) as client:
+        client.sendall(len(request_).to_bytes(4, "little") + request_)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(1 << 16):
+            pass
+    with shared.share().attach() as reader:
+        assert reader.counters == shared.counters
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"what": "stored", "index": 1 << 63},
+        {"what": "stored", "index": -(1 << 70)},
+        {"what": "stored", "index": True},
+        {"what": "stored", "index": float("inf")},
+        {"what": "counters", "group": [[]]},
+        {"what": "counters", "group": "\ud800"},
+        {"what": "nothing"},
+    ],
+    ids=str,
+)
+def test_a_reader_that_asks_for_what_is_not_is_told(
+    shared: SwapStore, wrong: dict[str, object]
+) -> None:
+    with shared.share().attach() as reader:
+        owner = reader._shared.owner
+        with contextlib.suppress(BatchzipError):
+            assert owner.ask(**wrong)[0] is None  # type: ignore[arg-type]
+        assert reader.counters == shared.counters
+
+
+def test_readers_of_a_store_that_was_there_before_are_told(engine: Engine) -> None:
+    with SwapStore(engine) as first:
+        reader = first.share().attach()
+    with SwapStore(engine) as second:
+        # As if it had got the same number.
+        reader._shared.owner._address = second.share().address
+        with pytest.raises(ClosedError):
+            reader.counters  # noqa: B018 - raises
+    reader.close()
+
+
+# What the system refuses
+
+
+def test_an_owner_out_of_descriptors_waits_and_recovers(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share_server, "_PAUSE_S", 0.01)
+    refusals = iter([errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED])
+    accepted = share_server._accepted
+    calls = []
+
+    def refuse(listener: socket.socket) -> socket.socket:
+        calls.append(0)
+        for number in refusals:
+            raise OSError(number, os.strerror(number))
+        return accepted(listener)
+
+    monkeypatch.setattr(share_server, "_accepted", refuse)
+    with shared.share().attach() as reader:
+        assert reader.load(0) == page(0, 1)
+    assert len(calls) < 12
+
+
+def test_a_reply_that_finds_no_descriptors_is_sent_later(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share_server, "_PAUSE_S", 0.01)
+    refusals = iter([errno.EMFILE, errno.ETOOMANYREFS])
+
+    def refuse(*arguments: object) -> object:
+        for number in refusals:
+            raise OSError(number, os.strerror(number))
+        return answer(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(share_server, "answer", refuse)
+    with shared.share().attach() as reader:
+        assert reader.load(0) == page(0, 1)
+    assert next(refusals, None) is None
+
+
+def test_a_listener_that_fails_ends_the_server_and_the_next_share_makes_another(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = shared.share().address
+
+    def fail(_: socket.socket) -> socket.socket:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(share_server, "_accepted", fail)
+        with pytest.raises((ClosedError, ConnectionError)):
+            attach(address)
+    with shared.share().attach() as reader:
+        assert reader.load(0) == page(0, 1)
+
+
+def test_no_thread_for_the_server_is_an_error_that_leaves_nothing(
+    store: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.store(0, text(0))
+    before = descriptors()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(BatchzipError, match="no thread"):
+            store.share()
+    assert descriptors() == before
+    with store.share().attach() as reader:
+        assert reader.load(0) == text(0)
+
+
+def test_a_store_does_not_wait_for_an_answer_that_takes_long(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share_server, "_END_S", 0.01)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def answer_late(*_: object) -> object:
+        begun.set()
+        return go_on.wait(60)
+
+    with SwapStore(engine) as store:
+        monkeypatch.setattr(share_server, "answer", answer_late)
+        with connect(store) as client:
+            ask(client, what="attach")
+            begun.wait(60)
+            store.close()
+            go_on.set()
+            thread = store._servers[0]._thread
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_an_owner_that_is_stopped_answers_too_late_and_its_pages_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, there = spawn.Pipe()
+    owner = spawn.Process(target=share_readers.own_and_change, args=(there,))
+    owner.start()
+    there.close()
+    with attach(here.recv()) as reader:
+        for number in range(20):
+            time.sleep(0.003 * (number % 7))  # somewhere in the middle of a change
+            os.kill(owner.pid or 0, signal.SIGSTOP)
+            for index in range(64):
+                share_readers.version_of(reader.load(index), index)
+            os.kill(owner.pid or 0, signal.SIGCONT)
+        os.kill(owner.pid or 0, signal.SIGSTOP)
+        with monkeypatch.context() as patch:
+            patch.setattr(view, "_ANSWER_S", 0.2)
+            with pytest.raises(RequestTimeout):
+                reader.counters  # noqa: B018 - raises
+        os.kill(owner.pid or 0, signal.SIGCONT)
+        assert reader.counters.stored_pages == 64
+        owner.kill()
+        owner.join()
+        owner.close()
+        assert len(reader.load_many(range(64))) == 64
+    here.close()
+
+
+# Forks, signals, threads
+
+
+def test_a_forked_child_has_nothing_of_the_server(shared: SwapStore) -> None:
+    number = int(Path(shared.share().address).name)
+    server = shared._servers[0]
+    listener = server._listener.fileno()
+    with connect(shared) as client:
+        ask(client, what="status")
+        client.recv(4)
+        connections = [reader.connection.fileno() for reader in server._readers]
+        assert connections
+
+        def look() -> None:
+            for fd in (number, listener, *connections):
+                with pytest.raises(OSError, match="Bad file"):
+                    os.fstat(fd)
+
+        in_forked_child(look)
+    with shared.share().attach() as reader:
+        assert reader.load(0) == page(0, 1)
+
+
+@contextlib.contextmanager
+def ringing(call: Callable[[], object]) -> Iterator[list[int]]:
+    """Have something called from a signal handler, a thousand times a second; count how often."""
+    rung: list[int] = []
+    depth = 0
+
+    def handle(*_: object) -> None:
+        nonlocal depth
+        if depth < 2:
+            depth += 1
+            try:
+                call()
+            finally:
+                depth -= 1
+            rung.append(0)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        yield rung
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_handler_may_do_all_that_it_interrupts(shared: SwapStore) -> None:
+    shared.group("one").store(0, text(1))
+    with shared.share().attach() as reader:
+
+        def use_all() -> None:
+            assert reader.load(3) == page(3, 1)
+            assert reader.load_many([5, 6]).tobytes() == page(5, 1) + page(6, 1)
+            assert reader.counters.stored_pages == 101
+            assert reader.group("one").load(0) == text(1)
+            shared.share().attach().close()
+
+        with ringing(use_all) as rung:
+            while len(rung) < 50:
+                use_all()
+
+
+def load_until_closed(reader: StoreView, begun: threading.Barrier) -> type[BaseException] | None:
+    begun.wait()
+    try:
+        while True:
+            assert reader.load_many([1, 2]).tobytes() == page(1, 1) + page(2, 1)
+    except ClosedError as error:
+        return type(error)
+
+
+def test_a_view_can_be_closed_while_others_load(shared: SwapStore) -> None:
+    with ThreadPoolExecutor(4) as executor:
+        for _ in range(20):
+            reader = shared.share().attach()
+            begun = threading.Barrier(5)
+            loads = [executor.submit(load_until_closed, reader, begun) for _ in range(4)]
+            begun.wait()
+            time.sleep(0.002)
+            reader.close()
+            assert [load.result() for load in loads] == [ClosedError] * 4

@@ -1,0 +1,266 @@
+"""Loads from another process's memory: whatever is in it, no wrong page and no crash."""
+
+import mmap
+import os
+import random
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from store_pages import ZEROS, noise, text, word
+
+from batchzip import (
+    BadArgument,
+    ClosedError,
+    CorruptPage,
+    Engine,
+    PageError,
+    PageNotStored,
+    StoreView,
+    SwapStore,
+)
+from batchzip.codecs import Codec
+from batchzip.core.view import SharedPool, SharedTable
+from batchzip.segment import Segment
+from batchzip.store.shared_table import DIRECTORY, ENTRIES
+
+SIZE = 4096
+
+
+def make_pages(count: int) -> list[bytes]:
+    kinds: list[Callable[[int], bytes]] = [text, noise, word, lambda _: ZEROS]
+    return [kinds[number % 4](number) for number in range(count)]
+
+
+def memory_files() -> dict[str, int]:
+    """Descriptors of this process's shared memory, by inode."""
+    found: dict[str, int] = {}
+    for path in Path("/proc/self/fd").iterdir():
+        try:
+            if str(path.readlink()).startswith("/memfd:batchzip"):
+                found[str(path.stat().st_ino)] = int(path.name)
+        except FileNotFoundError:  # the folder's own
+            continue
+    return found
+
+
+class Bits:
+    """The bits of all the memory that a store has, to be flipped."""
+
+    def __init__(self, files: dict[str, int]) -> None:
+        self.maps: list[tuple[mmap.mmap, list[int]]] = []
+        self.names: list[str] = []
+        for fd in files.values():
+            size = os.fstat(fd).st_size
+            own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+            pages: list[int] = []
+            at = 0
+            while at < size:
+                try:
+                    at = os.lseek(own, at, os.SEEK_DATA)
+                except OSError:  # ENXIO: there is nothing more
+                    break
+                end = os.lseek(own, at, os.SEEK_HOLE)
+                pages += range(at, end, mmap.PAGESIZE)
+                at = end
+            if pages:
+                self.maps.append((mmap.mmap(own, size), pages))
+                self.names.append(str(Path(f"/proc/self/fd/{own}").readlink()))
+            os.close(own)
+
+    def named(self, part: str) -> mmap.mmap:
+        return next(
+            where for (where, _), name in zip(self.maps, self.names, strict=True) if part in name
+        )
+
+    def flip(self, where: mmap.mmap, at: int, bit: int) -> None:
+        where[at] ^= 1 << bit
+
+    def choose(self, rng: random.Random) -> tuple[mmap.mmap, int, int]:
+        where, pages = rng.choice(self.maps)
+        # The first bytes of a page are heads, and what is used of it, more often than others.
+        within = rng.randrange(rng.choice([32, 256, mmap.PAGESIZE]))
+        return where, rng.choice(pages) + within, rng.randrange(8)
+
+    def close(self) -> None:
+        for where, _ in self.maps:
+            where.close()
+
+
+@pytest.fixture(params=["lz4", "zstd", "deflate"])
+def spoilt(request: pytest.FixtureRequest) -> Iterator[tuple[StoreView, list[bytes], Bits]]:
+    before = memory_files()
+    with Engine(request.param, backend="sequential") as engine, SwapStore(engine) as store:
+        pages = make_pages(600)
+        store.store(0, pages)
+        store.invalidate(40, 8)
+        for index in range(40, 48):
+            pages[index] = b""
+        with store.share().attach() as view:
+            assert view.load(0) == pages[0]
+            after = memory_files()
+            bits = Bits({inode: fd for inode, fd in after.items() if inode not in before})
+            assert len(bits.maps) >= 3  # table, words, objects
+            yield view, pages, bits
+            bits.close()
+        assert store.check().ok
+        store.check_invariants()
+
+
+def load_and_compare(
+    view: StoreView, pages: list[bytes], seed: int, spoilt: threading.Event
+) -> int:
+    """Load pages, one by one and in batches, until all is spoilt; how many were right."""
+    rng = random.Random(seed)
+    right = 0
+    out = bytearray(SIZE)
+    while not spoilt.is_set():
+        index = rng.randrange(len(pages))
+        try:
+            if rng.random() < 0.2:
+                some = [rng.randrange(len(pages)) for _ in range(4)]
+                found = view.load_many(some)
+                assert found.tobytes() == b"".join(pages[at] for at in some)
+            else:
+                data = view.load(index) if rng.random() < 0.5 else view.load(index, out)
+                assert data == pages[index], f"page {index}"
+            right += 1
+        except (PageNotStored, CorruptPage, PageError, ClosedError):
+            pass
+    return right
+
+
+def spoil(bits: Bits, flips: int, spoilt: threading.Event) -> None:
+    """Flip bits, one at a time, and flip each back."""
+    rng = random.Random(1)
+    try:
+        for _ in range(flips):
+            chosen = bits.choose(rng)
+            bits.flip(*chosen)
+            time.sleep(rng.random() * 0.004)
+            bits.flip(*chosen)
+    finally:
+        spoilt.set()
+
+
+@pytest.mark.slow
+def test_bits_that_flip_while_readers_load_never_give_a_wrong_page(
+    spoilt: tuple[StoreView, list[bytes], Bits],
+) -> None:
+    view, pages, bits = spoilt
+    done = threading.Event()
+    with ThreadPoolExecutor(4) as executor:
+        spoiling = executor.submit(spoil, bits, 500, done)
+        loading = [executor.submit(load_and_compare, view, pages, seed, done) for seed in range(3)]
+        assert all(one.result() > 0 for one in loading)
+        spoiling.result()
+    for index, page in enumerate(pages):  # nothing of it stays
+        if page:
+            assert view.load(index) == page
+
+
+def test_each_bit_of_an_entry_and_of_a_word_counts(
+    spoilt: tuple[StoreView, list[bytes], Bits],
+) -> None:
+    """Of as many pages as there are bits, one has the first flipped, another the second, and so on."""
+    view, pages, bits = spoilt
+    table, words = bits.named("table"), bits.named("words")
+    chosen: list[tuple[mmap.mmap, int, int]] = []
+    compressed = [index for index, page in enumerate(pages) if page and index % 4 == 0]
+    places = struct.unpack_from("<8q", table, DIRECTORY)
+    for bit, index in enumerate(compressed[:112]):  # the last 16 say when it was used
+        at = ENTRIES + 16 * (places.index(index >> 9) << 9 | index & 511)
+        assert struct.unpack_from("<QQ", table, at) == view._table.get(index)
+        chosen.append((table, at + bit // 8, bit % 8))
+    for bit, index in enumerate(compressed[40:104]):
+        slot = view._table.get(index)[0] & (1 << 48) - 1
+        chosen.append((words, 8 * slot + bit // 8, bit % 8))
+    for one in chosen:
+        bits.flip(*one)
+
+    def look(index: int) -> bool:
+        try:
+            assert view.load(index) == pages[index]
+        except (CorruptPage, PageNotStored):
+            return False
+        return True
+
+    with ThreadPoolExecutor(40) as executor:  # each waits a while for its owner to put it right
+        right = sum(executor.map(look, compressed[:112]))
+    # A raw page may be said to be compressed: what tells how to read it is the codec.
+    assert right <= 2
+    assert view.load(1) == pages[1]
+    for one in chosen:
+        bits.flip(*one)
+
+
+# What the memory grows to
+
+
+def grow(store: SwapStore, stored: list[int]) -> None:
+    """Store pages so that table and words have to be mapped anew several times."""
+    for number in range(30):
+        store.store(1 << 40 | number << 12, [text(at) for at in range(512)])
+        stored.append(number)
+    for number in range(1500):
+        store.store(number << 9, word(number))
+
+
+def test_a_reader_follows_a_store_that_grows(engine: Engine) -> None:
+    with SwapStore(engine) as store, store.share().attach() as view:
+        stored: list[int] = []
+        rng = random.Random(3)
+        with ThreadPoolExecutor(1) as executor:
+            growing = executor.submit(grow, store, stored)
+            while not growing.done():
+                if stored:
+                    at = rng.randrange(512)
+                    assert view.load(1 << 40 | rng.choice(stored) << 12 | at) == text(at)
+            growing.result()
+        assert view.load_many([number << 9 for number in range(1500)]).tobytes() == b"".join(
+            map(word, range(1500))
+        )
+        for number in stored:
+            assert view.load(1 << 40 | number << 12 | 77) == text(77)
+        store.invalidate(0, 700 << 9)
+        for number in range(700):
+            assert number << 9 not in view
+        assert 700 << 9 in view
+
+
+# What is no memory of a store
+
+
+def open_again(fd: int) -> int:
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def unsealed(size: int) -> int:
+    fd = os.memfd_create("unsealed", os.MFD_CLOEXEC)
+    os.ftruncate(fd, size)
+    return fd
+
+
+def no_codecs() -> tuple[int, dict[int, Codec]]:
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("size", "what"), [(8, "short"), (1 << 24, "shrink")])
+def test_memory_that_could_fault_is_refused(size: int, what: str) -> None:
+    with pytest.raises(BadArgument, match=what):
+        SharedPool(unsealed(8), unsealed(size), -1, SIZE, 0, {}, no_codecs)
+    with Segment(SIZE, reserve=True) as words:
+        pool = SharedPool(unsealed(8), open_again(words.fd), -1, SIZE, 0, {}, no_codecs)
+        with pytest.raises(BadArgument, match=what):
+            SharedTable(unsealed(size), pool, lambda _: None)
+        pool.close()
+
+
+@pytest.mark.parametrize("page_size", [0, 1, 500, 4095, 4 << 20])
+def test_page_sizes_of_no_store_are_refused(page_size: int) -> None:
+    with Segment(SIZE, reserve=True) as words, pytest.raises(BadArgument):
+        SharedPool(unsealed(8), open_again(words.fd), -1, page_size, 0, {}, no_codecs)
