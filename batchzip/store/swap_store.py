@@ -122,7 +122,9 @@ class SwapStore(Group):
         self._enter()
         _check_name(name)
         group = self._groups.get(name)
-        while group is None:  # unless another thread is faster, or drops it again
+        while group is None or group.closed:  # another thread may be faster, or drop it again
+            if group is not None:
+                group.close()  # what dropped it may have been cut short
             group = self._new_group(name, max_bytes) or self._groups.get(name)
         if max_bytes is not None:
             group.max_bytes = max_bytes
@@ -246,6 +248,7 @@ class SwapStore(Group):
             server = self._servers.setdefault(last + 1, made)
             if server is not made:
                 made.close()
+        server.start()
         if self._unusable:
             server.close()
             self._refuse()
