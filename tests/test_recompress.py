@@ -56,12 +56,12 @@ def test_pages_get_smaller_and_stay_the_same(store: SwapStore) -> None:
 
 
 def test_a_page_that_takes_no_smaller_class_keeps_its_form(store: SwapStore) -> None:
-    store.store(0, [text(0), mixed(1), noise(2), ZEROS])
+    store.store(0, [bytes(range(64)) * (SIZE // 64), mixed(1), noise(2), ZEROS])
     length = store._home.objects.pool.lengths(store._table.entries["value"][:1])[0]
     before = codecs(store, 4)
     done = store.recompress("zstd", level=19)
     now = codecs(store, 4)
-    # Text of one line takes the smallest class with either; noise is raw; zeros are a word.
+    # What repeats takes the same class with either; noise is raw; zeros are a word.
     assert length < 100
     assert [old == new for old, new in zip(before, now, strict=True)] == [True, False, True, True]
     assert (done.pages, done.recompressed) == (3, 1)
