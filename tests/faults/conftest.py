@@ -11,7 +11,12 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-INTERRUPTS = (KeyboardInterrupt, SystemExit, TimeoutError)
+
+class Alarm(Exception):  # noqa: N818 - it says what came
+    """What a signal handler of a program raises."""
+
+
+INTERRUPTS = (KeyboardInterrupt, SystemExit, Alarm)
 """What interrupts raise here."""
 
 HANG_LIMIT_S = 300.0

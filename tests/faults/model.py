@@ -156,6 +156,15 @@ class Model:
         self.pages[name].clear()
         self._dropped = ""
 
+    def clear(self) -> None:
+        """Forget all pages of both groups: zones of the file go, and its end is cut off."""
+        for name, pages in self.pages.items():
+            folio = range(INDICES)
+            gone: Pages = [None] * INDICES
+            self._doubt = name, folio, [gone, self.held(name, folio)]
+            assert self.group(name).invalidate(0, INDICES) == len(pages)
+            self.done(name, folio, gone)
+
     def compact(self) -> None:
         self.store.compact()
 
@@ -177,6 +186,7 @@ class Model:
         ("write_back", 3),
         ("recompress", 1),
         ("drop", 1),
+        ("clear", 1),
         ("compact", 1),
         ("shrink", 1),
     )

@@ -63,12 +63,13 @@ def test_an_allocation_that_fails_in_a_call_leaves_a_store_whole(
         fail_allocation(number, count)
         try:
             work(model)
-        except OUT_OF_MEMORY as error:
-            failed += 1
-            model.resolve(error)
-        finally:
             reached = allocations() - before >= number
             fail_allocation(0)
+        except OUT_OF_MEMORY as error:
+            reached = True
+            fail_allocation(0)
+            failed += 1
+            model.resolve(error)
         store.max_pool_bytes = None
         store.check_invariants()
         model.check()

@@ -66,6 +66,8 @@ def test_whatever_a_call_of_the_file_raises_nothing_is_lost(
         Model.take_many,
         Model.write_back,
         Model.invalidate,
+        Model.clear,
+        Model.store_some,
         Model.drop,
         Model.compact,
         Model.look,
