@@ -75,7 +75,11 @@ class BackingFile(Closing):
         storage = open_storage(target)
         self.descriptor = storage.descriptor
         """Descriptor of the file, which stays its owner's; None where it is an object."""
-        self.zones = Zones(page_size, storage.base, limit)
+        try:
+            self.zones = Zones(page_size, storage.base, limit)
+        except BaseException:
+            storage.close()
+            raise
         self._lock = storage.lock
         self._calls: Calls[Storage] = Calls(storage, "BackingFile")
 
@@ -152,10 +156,13 @@ class BackingFile(Closing):
             return
         with call as storage:
             emptied = self.zones.emptied()
-            for offset, length in emptied.runs():
-                with contextlib.suppress(OSError):
-                    storage.discard(offset, length)
-            emptied.put_back()
+            try:
+                for offset, length in emptied.runs():
+                    with contextlib.suppress(OSError):
+                        storage.discard(offset, length)
+                emptied.put_back()
+            finally:
+                emptied.give_up()  # now, though a traceback may still have it
             self.zones.cut(storage)
 
     @property

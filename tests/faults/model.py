@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from store_pages import noise, text, word
 
-from batchzip import Engine, PageError, PageNotStored, StoreRejected, SwapStore
+from batchzip import PageNotStored, StoreRejected
 from batchzip.store.storer import Storer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from batchzip import Engine, SwapStore
     from batchzip.store.group import Group
 
 SIZE = 512
@@ -55,7 +56,7 @@ class Model:
         self.random = random.Random(f"{name} {seed}")
         self.pages: dict[str, dict[int, bytes]] = {f"{name} one": {}, f"{name} two": {}}
         self.version = self.random.randrange(1 << 30)
-        self.second = "zstd"
+        self.second: str | Engine = "zstd"
         self._doubt: tuple[str, range, list[Pages]] | None = None
         self._dropped = ""
 
@@ -155,6 +156,15 @@ class Model:
         self.pages[name].clear()
         self._dropped = ""
 
+    def clear(self) -> None:
+        """Forget all pages of both groups: zones of the file go, and its end is cut off."""
+        for name, pages in self.pages.items():
+            folio = range(INDICES)
+            gone: Pages = [None] * INDICES
+            self._doubt = name, folio, [gone, self.held(name, folio)]
+            assert self.group(name).invalidate(0, INDICES) == len(pages)
+            self.done(name, folio, gone)
+
     def compact(self) -> None:
         self.store.compact()
 
@@ -176,6 +186,7 @@ class Model:
         ("write_back", 3),
         ("recompress", 1),
         ("drop", 1),
+        ("clear", 1),
         ("compact", 1),
         ("shrink", 1),
     )
@@ -225,5 +236,3 @@ def _load(group: Group, index: int) -> bytes | None:
         assert index not in group
         return None
 
-
-__all__ = ["SIZE", "Engine", "Model", "PageError", "make_page"]

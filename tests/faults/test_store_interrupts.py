@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from faults.conftest import INTERRUPTS
 from faults.model import SIZE, Model, make_page
 from stress.interrupts import STORE, InterruptAt
 
@@ -108,7 +109,7 @@ def test_an_interrupt_at_any_point_of_a_call_leaves_a_store_whole(
     while happened:
         point += 1
         store, model = filled(engine, tmp_path if has_file else None, full=full)
-        model.second = second  # type: ignore[assignment]
+        model.second = second
         interrupt = InterruptAt(point, STORE)
         try:
             with interrupt:
@@ -156,7 +157,6 @@ class Interrupts:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.count = 0
-        self._kinds = (KeyboardInterrupt, TimeoutError, SystemExit)
         self._armed = False
 
     def __enter__(self) -> None:
@@ -169,7 +169,7 @@ class Interrupts:
     def _raise(self, *_: object) -> None:
         if self._armed:
             self.count += 1
-            raise self.random.choice(self._kinds)
+            raise self.random.choice(INTERRUPTS)
 
     def during(self, work: Callable[[], None]) -> BaseException:
         """Do something again and again until it is interrupted. Return what ended it."""
@@ -180,7 +180,7 @@ class Interrupts:
             signal.setitimer(signal.ITIMER_REAL, until_s, again_s)
             while True:
                 work()
-        except self._kinds as error:
+        except INTERRUPTS as error:
             self._armed = False
             found = error
         signal.setitimer(signal.ITIMER_REAL, 0)
