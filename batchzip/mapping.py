@@ -11,45 +11,48 @@ share the last pages.
 
 A value is never written over: a new one takes new indices, and one assignment to the dict makes it the key's.
 Whatever fails or is cut short before, the key keeps what it had. The indices of the old one are free when
-nobody refers to it any more (index_space.py), so a reader gets all of one value.
+nobody refers to it any more (core/index_space.pyx), so a reader gets all of one value.
 
 Rejected: replacing in place (a store that fails leaves neither value); handing out views of the pool;
-an index for each key by its hash (collisions need what is here anyway).
+an index for each key by its hash (collisions need what is here anyway); a lock around looking and changing
+(a key's `__eq__`, a serializer, or a finalizer that comes between two lines, may call the mapping, or wait for
+a thread that does).
 
-Locks: `_lock` makes looking and changing one step where that is needed: pop, setdefault. No page is
-compressed, loaded or serialised under it. Lock order: `_lock`, then that of the index space, then the store's.
+Locks: none. Every change is one call of the dict, and what a call took out is whole. A value is read before it
+is taken out; where another one was taken instead, as somebody was faster, that is given.
 """
 
 from __future__ import annotations
 
 import itertools
-import threading
-from collections.abc import MutableMapping
+import weakref
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from batchzip.buffers import flat
 from batchzip.checks import check_kind
+from batchzip.core.index_space import IndexSpace
 from batchzip.errors import BadArgument, ClosedError, CorruptPage, NotStorable, PageError
-from batchzip.index_space import IndexSpace
 from batchzip.lifetime import Closing
 from batchzip.serializers import packer_of
 from batchzip.store.swap_store import SwapStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import Self
 
     from batchzip.buffers import Flat
-    from batchzip.index_space import Reservation
+    from batchzip.core.index_space import Reservation
     from batchzip.serializers import Serializer
     from batchzip.store.group import Group
 
-Key: TypeAlias = str | bytes | tuple[Any, ...]
+Key: TypeAlias = str | bytes | int | tuple[Any, ...] | None
+
+_KEYS = (str, bytes, int, tuple, type(None), np.integer)
 
 _NOTHING = object()
-_GONE = object()
-_naming = threading.Lock()
 
 
 class _Value:
@@ -73,16 +76,17 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                   frames are not copied on the way. Or an object with `dumps(value) -> buffer` and
                   `loads(bytes) -> value`.
 
-    Keys are str, bytes or tuples. Others, and values that cannot be serialised, raise NotStorable, a
-    TypeError. What is given back is a copy that is the caller's; an array can be written to if the one
-    that was put in could.
+    Keys are str, bytes, int (bool and NumPy's, too), None, or tuples of anything that has a hash; equal ones are
+    one key, as in a dict. Others, and values that cannot be serialised, raise NotStorable, a TypeError. What
+    is given back is a copy that is the caller's; an array can be written to if the one that was put in could.
 
     Where the store rejects a value (StoreRejected), or anything else interrupts, the key keeps the value
     it had, or stays absent: old and new lie in the store together for a moment. A damaged value raises
     CorruptPage, with the key in a note; others stay readable. Iteration is over the keys as they
-    were when it began.
+    were when it began. `copy()` and `|` make a mapping of its own in the same store.
 
-    Thread-safe; bound to the process that made it. `close()` gives the pages back to the store.
+    Thread-safe, also in finalizers and signal handlers, and where keys and serializers call it; bound to the
+    process that made it. Closing or losing it gives the pages back to the store and ends its group.
     """
 
     def __init__(
@@ -96,17 +100,20 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         check_kind(store, "store", SwapStore)
         self._packer = packer_of(serializer, store.page_size)
         self._page_size = store.page_size
-        with _naming:
-            taken = store.groups
-            if name is None:
-                names = (f"mapping-{number}" for number in itertools.count())
-                name = next(each for each in names if each not in taken)
-            elif name in taken:
+        self._store = store
+        self._serializer = serializer
+        if name is None:
+            names = (f"mapping-{number}" for number in itertools.count())
+            groups = (store._new_group(each, max_bytes) for each in names)  # noqa: SLF001
+            self._group = next(group for group in groups if group is not None)
+        else:
+            group = store._new_group(name, max_bytes)  # noqa: SLF001
+            if group is None:
                 raise BadArgument(f"the store has a group {name!r} already: take another name")
-            self._group: Group = store.group(name, max_bytes=max_bytes)
+            self._group = group
+        weakref.finalize(self, self._group.close).atexit = False
         self._values: dict[Key, _Value] = {}
-        self._space = IndexSpace(self._group.invalidate)
-        self._lock = threading.RLock()  # a key in a tuple may compare itself with Python code
+        self._space = IndexSpace()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -117,6 +124,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def __iter__(self) -> Iterator[Key]:
         return iter(list(self._values))
+
+    def __reversed__(self) -> Iterator[Key]:
+        return iter(list(reversed(self._values)))
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
@@ -130,9 +140,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def __delitem__(self, key: Key) -> None:
         self._enter()
-        with self._lock:
-            del self._values[key]
-        self._space.reclaim()
+        del self._values[key]
+        self._reclaim()
 
     def setdefault(self, key: Key, default: Any = None) -> Any:
         """Give the key's value; where it has none, make it `default`. Of several threads, one does."""
@@ -145,14 +154,15 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def pop(self, key: Key, default: Any = _NOTHING) -> Any:
         """Take a value out and give it. It is out once it was read, and of several threads one gets it."""
         self._enter()
-        while (value := self._values.get(key)) is not None:
+        value = self._values.get(key)
+        if value is not None:
             result = self._read(key, value)
-            with self._lock:
-                if self._values.get(key) is value:
-                    del self._values[key]
-                    del value
-                    self._space.reclaim()
-                    return result
+            taken = self._values.pop(key, None)
+            if taken is not None:
+                result = self._result_of(key, taken, value, result)
+                del taken, value
+                self._reclaim()
+                return result
         if default is _NOTHING:
             raise KeyError(key)
         return default
@@ -162,21 +172,72 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._enter()
         while True:
             try:
-                key = next(reversed(self._values))
+                key, value = next(reversed(self._values.items()))
             except StopIteration:
                 raise KeyError("the mapping is empty") from None
             except RuntimeError:  # another thread changed it just then
                 continue
-            result = self.pop(key, _GONE)
-            if result is not _GONE:
-                return key, result
+            break
+        result = self._read(key, value)
+        key, taken = self._values.popitem()  # KeyError: another thread was faster
+        result = self._result_of(key, taken, value, result)
+        del taken, value
+        self._reclaim()
+        return key, result
+
+    def _result_of(self, key: Key, taken: _Value, value: _Value, result: Any) -> Any:
+        """Return what was taken out: `result`, if it is the value which that was read from."""
+        if taken is not value:
+            try:
+                result = self._read(key, taken)
+            except BaseException:
+                self._values.setdefault(key, taken)
+                raise
+        return result
 
     def clear(self) -> None:
         """Forget all values."""
         self._enter()
-        with self._lock:
-            self._values.clear()
-        self._space.reclaim()
+        self._values.clear()
+        self._reclaim()
+
+    def copy(self) -> CompressedMapping:
+        """Make a mapping with the same values and serializer, in a group of the same limit of this store."""
+        self._enter()
+        other = CompressedMapping(
+            self._store, max_bytes=self._group.max_bytes, serializer=self._serializer
+        )
+        try:
+            for key, value in list(self._values.items()):
+                other._values[key] = other._write(self._load(key, value))
+        except BaseException:
+            other.close()
+            raise
+        return other
+
+    def __or__(self, other: object) -> CompressedMapping:
+        return self._joined(self, other)
+
+    def __ror__(self, other: object) -> CompressedMapping:
+        return self._joined(other, self)
+
+    def __ior__(self, other: Any) -> Self:
+        self.update(other)
+        return self
+
+    def _joined(self, first: object, second: object) -> CompressedMapping:
+        if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
+            return NotImplemented
+        made = CompressedMapping(
+            self._store, max_bytes=self._group.max_bytes, serializer=self._serializer
+        )
+        try:
+            made.update(first)
+            made.update(second)
+        except BaseException:
+            made.close()
+            raise
+        return made
 
     @property
     def group(self) -> Group:
@@ -204,12 +265,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def close(self) -> None:
         """Forget all values and give their pages back to the store; further calls do nothing."""
-        if self._group.closed:  # in a forked child the lock may be held by nobody who is there
-            self._closed = True
-            return
-        with self._lock:
-            self._values.clear()
-            self._closed = True
+        self._closed = True
+        self._values.clear()
         self._group.close()
 
     @property
@@ -219,18 +276,32 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold; no other thread may change anything."""
-        self._space.check_invariants()
-        pages = sum(value.reservation.count for value in self._values.values() if value.reservation)
-        if pages != len(self._group):
-            raise AssertionError(f"values have {pages} pages, the group has {len(self._group)}")
+        self._enter()
+        held = [value.reservation for value in self._values.values() if value.reservation]
+        indices = {index for each in held for index in range(each.first, each.first + each.count)}
+        pages = sum(each.count for each in held)
+        if not pages == len(indices) == self._space.taken() == len(self._group):
+            raise AssertionError(
+                f"values have {pages} pages at {len(indices)} indices, of {self._space.taken()} that "
+                f"are taken, and the group has {len(self._group)}"
+            )
+        if indices and max(indices) >= self._space.end:
+            raise AssertionError(f"index {max(indices)} lies beyond the end, {self._space.end}")
 
     def _enter(self) -> None:
         if self._closed or self._group.closed:
             self._refuse()
-        self._space.reclaim()
+        self._reclaim()
+
+    def _reclaim(self) -> None:
+        """Forget the pages of values that nobody holds any more; cheap where there are none."""
+        while (gone := self._space.gone()) is not None:
+            self._group.invalidate(gone.first, gone.count)
+            gone.free()
 
     def _refuse(self) -> None:
-        self._group._refuse()  # noqa: SLF001 - the group says whether it is closed or was forked
+        if not self._closed:
+            self._group._refuse()  # noqa: SLF001 - the group says whether its store is closed or was forked
         raise ClosedError(f"this {type(self).__name__} is closed")
 
     def _assign(self, key: Key, value: _Value) -> bool:
@@ -243,20 +314,23 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def _put(self, key: Key, value: object, assign: Callable[[Key, _Value], bool]) -> bool:
         """Store a value and have it assigned; whether it was. What it replaces is free then."""
         self._enter()
-        if not isinstance(key, (str, bytes, tuple)):
-            raise NotStorable(f"a key is str, bytes or a tuple, not {type(key).__name__}")
+        if not isinstance(key, _KEYS):
+            raise NotStorable(
+                f"a key is str, bytes, int, None or a tuple, not {type(key).__name__}"
+            )
         hash(key)  # a tuple may hold what has none: say so before anything is stored
         stored = None
         try:
             stored = self._write(self._packer.pack(value))
-            with self._lock:
-                if self._closed:
-                    self._refuse()
-                return assign(key, stored)
+            assigned = assign(key, stored)
+            if self._closed:  # by another thread, or the serializer
+                self._values.clear()
+                self._refuse()
+            return assigned
         finally:
             del stored
             if not self._group.closed:
-                self._space.reclaim()
+                self._reclaim()
 
     def _write(self, parts: Sequence[Flat]) -> _Value:
         size = self._page_size
@@ -281,14 +355,16 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             del reservation
 
     def _read(self, key: Key, value: _Value) -> Any:
+        return self._packer.unpack(self._load(key, value))
+
+    def _load(self, key: Key, value: _Value) -> list[memoryview]:
         try:
-            parts = self._load(value)
+            return self._parts(value)
         except (CorruptPage, PageError) as error:
             error.add_note(f"it is a page of the value of key {key!r}")
             raise
-        return self._packer.unpack(parts)
 
-    def _load(self, value: _Value) -> list[memoryview]:
+    def _parts(self, value: _Value) -> list[memoryview]:
         if value.reservation is None:
             return [memoryview(bytearray(0)) for _ in value.lengths]
         size, at = self._page_size, value.reservation.first

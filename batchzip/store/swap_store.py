@@ -120,19 +120,27 @@ class SwapStore(Group):
         its own order of use and its own counters. `max_bytes` sets the limit, if it is given.
         """
         self._enter()
+        group = self._groups.get(name)
+        while group is None:
+            group = self._new_group(name, max_bytes) or self._groups.get(name)
+        if max_bytes is not None:
+            group.max_bytes = max_bytes
+        return group
+
+    def _new_group(self, name: str, max_bytes: int | None) -> Group | None:
+        """Make a group; None where there is one of that name."""
+        self._enter()
         if not isinstance(name, str) or not name:
             raise BadArgument(
                 f"the name of a group is a text of at least one character, not {name!r}"
             )
-        group = self._groups.get(name)
-        if group is None:
-            made = Group(name, self._home, max_bytes)
-            group = self._groups.setdefault(name, made)
-            if group is not made:  # another thread was faster
-                made.close()
-        if max_bytes is not None:
-            group.max_bytes = max_bytes
-        return group
+        if name in self._groups:
+            return None
+        made = Group(name, self._home, max_bytes)
+        if self._groups.setdefault(name, made) is not made:  # another thread was faster
+            made.close()
+            return None
+        return made
 
     def drop_group(self, name: str) -> int:
         """Close a group: its pages and their memory go. Return the number of pages that it had.
