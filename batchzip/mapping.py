@@ -179,11 +179,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 continue
             break
         result = self._read(key, value)
-        key, taken = self._values.popitem()  # KeyError: another thread was faster
-        result = self._result_of(key, taken, value, result)
+        last, taken = self._values.popitem()  # KeyError: another thread was faster
+        result = self._result_of(last, taken, value, result)
         del taken, value
         self._reclaim()
-        return key, result
+        return last, result
 
     def _result_of(self, key: Key, taken: _Value, value: _Value, result: Any) -> Any:
         """Return what was taken out: `result`, if it is the value which that was read from."""
@@ -215,17 +215,19 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             raise
         return other
 
-    def __or__(self, other: object) -> CompressedMapping:
-        return self._joined(self, other)
+    def __or__(self, other: Mapping[Key, Any]) -> CompressedMapping:
+        made: CompressedMapping = self._joined(self, other)
+        return made
 
-    def __ror__(self, other: object) -> CompressedMapping:
-        return self._joined(other, self)
+    def __ror__(self, other: Mapping[Key, Any]) -> CompressedMapping:
+        made: CompressedMapping = self._joined(other, self)
+        return made
 
-    def __ior__(self, other: Any) -> Self:
+    def __ior__(self, other: Any) -> Self:  # type: ignore[misc] # takes more than | does, as a dict's
         self.update(other)
         return self
 
-    def _joined(self, first: object, second: object) -> CompressedMapping:
+    def _joined(self, first: object, second: object) -> Any:
         if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
             return NotImplemented
         made = CompressedMapping(

@@ -3,15 +3,15 @@
 Arrays have one dimension: handles are uint64, lengths uint32.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from batchzip.pool.pool import Data
 
-Handles = npt.NDArray[np.uint64]
-Lengths = npt.NDArray[np.uint32]
+Handles: TypeAlias = npt.NDArray[np.uint64]
+Lengths: TypeAlias = npt.NDArray[np.uint32]
 
 class Allocator:
     """A pool. Raises OSError where the system refuses shared memory.

@@ -122,7 +122,7 @@ def _check_list(ranges: Any, head: int, what: str) -> list[int]:
 
 
 def _list_of(length: int) -> int:
-    if length < 16:  # noqa: PLR2004 - sixteen lists to a power of two
+    if length < 16:
         return length
     log = length.bit_length() - 1
     return min((log - 3) * 16 + (length >> log - 4 & 15), 159)
