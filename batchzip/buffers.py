@@ -63,7 +63,9 @@ def as_view(buffer: Buffer, what: str, *, writable: bool = False) -> memoryview:
     if view.format.endswith("O"):
         raise BadBatch(f"{what} has references to Python objects in it, not bytes")
     if is_masked(buffer):
-        raise BadBatch(f"{what} is a masked array, whose mask would be lost: pass its .data, or .filled()")
+        raise BadBatch(
+            f"{what} is a masked array, whose mask would be lost: pass its .data, or .filled()"
+        )
     if not view.c_contiguous:
         raise BadBatch(f"{what} is not contiguous: pass a contiguous copy of it")
     if writable and view.readonly:
@@ -90,7 +92,9 @@ def as_matrix(
     shape = given.shape or ()
     if len(shape) == 2:
         if given.itemsize != 1:
-            raise BadBatch(f"{what} must be uint8, not {_dtype_of(given)}: view it with .view(np.uint8)")
+            raise BadBatch(
+                f"{what} must be uint8, not {_dtype_of(given)}: view it with .view(np.uint8)"
+            )
         if rows not in (None, shape[0]) or width not in (None, shape[1]):
             raise BadBatch(
                 f"{what} must have shape ({rows or 'n'}, {width or 'bytes'}), not {shape}"

@@ -65,7 +65,7 @@ def as_limit(value: object, what: str) -> int | None:
 
 
 def as_index(value: object, what: str = "an index") -> int:
-    """Return an integer of any kind as an int; raise BadArgument. (As for a list, True is 1.)"""
+    """Return an integer of any kind as an int; raise BadArgument. As for a list, True is 1."""
     number = _index(value)
     if number is None:
         raise BadArgument(f"{what} is an integer, not {kind_of(value)}")

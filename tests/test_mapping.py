@@ -12,7 +12,7 @@ import pytest
 from entries import flip
 from forked import in_forked_child
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from interrupt_lines import interrupted_at
 from store_pages import noise, text
 
@@ -71,7 +71,20 @@ def test_any_contiguous_buffer_is_a_value(mapping: CompressedMapping) -> None:
 
 
 def test_keys_are_told_apart_as_by_a_dict(mapping: CompressedMapping) -> None:
-    keys: list[Any] = ["a", b"a", ("a",), ("a", 1), (), 0, -1, 10**400, None, (None, True), "1", b"1"]
+    keys: list[Any] = [
+        "a",
+        b"a",
+        ("a",),
+        ("a", 1),
+        (),
+        0,
+        -1,
+        10**400,
+        None,
+        (None, True),
+        "1",
+        b"1",
+    ]
     # Equal to one of those before, or to each other: one key, the first.
     keys += [False, 1, True, np.int64(1), np.uint8(0), (None, 1), np.str_("a"), (1.0,), (True,)]
     model: dict[Any, bytes] = {}

@@ -205,13 +205,21 @@ def test_a_serializer_may_call_the_mapping(store: SwapStore, outer: str, inner: 
     with CompressedMapping(store, serializer=serializer) as mapping:
         for number in (1, 2):
             mapping["key"], mapping["other"] = text(number, 9000), b"other"
-            serializer.call = lambda number=number: CALLS[inner](mapping, ("key", "other")[number - 1])  # type: ignore[misc]
+            serializer.call = lambda number=number: CALLS[inner](
+                mapping, ("key", "other")[number - 1]
+            )  # type: ignore[misc]
             try:
                 in_time(lambda: CALLS[outer](mapping, "key"))
             except KeyError:
                 assert inner in ("pop", "popitem", "del", "clear")
             mapping.check_invariants()
-            assert mapping.get("key") in (None, b"value", b"other", text(number, 9000), noise(2, 9000))
+            assert mapping.get("key") in (
+                None,
+                b"value",
+                b"other",
+                text(number, 9000),
+                noise(2, 9000),
+            )
 
 
 def test_a_value_that_is_replaced_while_it_is_taken_out_is_not_lost(store: SwapStore) -> None:
@@ -279,7 +287,7 @@ def test_it_can_be_used_before_every_line_of_every_call(
             return on_line
 
         def on_call(frame: FrameType, _event: str, _arg: object) -> Any:
-            return on_line if Path(frame.f_code.co_filename).name == "mapping.py" else None  # noqa: B023
+            return on_line if Path(frame.f_code.co_filename).name == "mapping.py" else None
 
         before = sys.gettrace()
         sys.settrace(on_call)

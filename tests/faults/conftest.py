@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class Alarm(Exception):  # noqa: N818 - it says what came
+class Alarm(Exception):
     """What a signal handler of a program raises."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from faults.faulty_object import FaultyObject
 from faults.model import SIZE, Model
-from faults.test_interrupts import CALLS, filled
+from faults.test_store_interrupts import CALLS, filled
 
 from batchzip import BatchzipError, Engine, PageError, SwapStore
 from batchzip.core.memory import allocations, fail_allocation
@@ -78,7 +78,9 @@ def test_an_allocation_that_fails_in_a_call_leaves_a_store_whole(
         store.close()
         if not reached:
             break
-    report(f"memory: {engine.backend.name}, {call}: each of {number - 1} allocations, {failed} errors")
+    report(
+        f"memory: {engine.backend.name}, {call}: each of {number - 1} allocations, {failed} errors"
+    )
 
 
 def test_making_a_store_leaves_nothing_where_memory_is_out(engine: Engine, tmp_path: Path) -> None:
