@@ -80,7 +80,7 @@ class BackingFile(Closing):
         except BaseException:
             storage.close()
             raise
-        self._lock = storage.lock
+        self._lock, self._has_locks = storage.lock, storage.has_locks
         self._calls: Calls[Storage] = Calls(storage, "BackingFile")
 
     def write(self, buffers: Sequence[Flat]) -> Reservation:
@@ -193,7 +193,7 @@ class BackingFile(Closing):
     def is_locked_here(self) -> bool:
         """Whether this thread is in the middle of a call that others may be waiting for."""
         held: bool = self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
-        return held
+        return held or (self._has_locks and self._calls.used_here)
 
     def sparse_zones(self) -> Numbers:
         """Zones less than half of which lives, the emptiest first: worth writing their objects anew."""
