@@ -165,21 +165,27 @@ def test_interrupts_at_random_lose_nothing(file: BackingFile, seconds: float) ->
     main, *others = owners = [Owner(file, seed) for seed in range(3)]
     until = time.monotonic() + seconds
     interrupts = 0
+    armed = False
 
     def interrupt() -> None:
-        raise Interrupt
+        nonlocal armed
+        if armed:
+            armed = False
+            raise Interrupt
 
     def work() -> None:
-        nonlocal interrupts
-        while time.monotonic() < until:
-            try:
-                with every_millisecond(interrupt):
+        nonlocal armed, interrupts
+        with every_millisecond(interrupt):
+            while time.monotonic() < until:
+                try:
+                    armed = True
                     while time.monotonic() < until:
                         main.step()
-            except Interrupt:
-                interrupts += 1
-            except OSError:
-                pass
+                except Interrupt:
+                    interrupts += 1
+                except OSError:
+                    armed = False
+                armed = False
 
     for owner in others:
         owner.step = tolerant(owner.step)  # type: ignore[method-assign]

@@ -11,6 +11,10 @@ _Thing = TypeVar("_Thing", bound=_Closes)
 class Call(Generic[_Thing]):
     """One call under way, until its `with` block is left or the last reference to it goes."""
 
+    @property
+    def nested(self) -> bool:
+        """Whether it came into the middle of another one, as signal handlers and finalizers do."""
+
     def __enter__(self) -> _Thing: ...
     def __exit__(self, *_: object) -> None: ...
 

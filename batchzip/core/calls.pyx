@@ -8,6 +8,7 @@ began leaves nothing behind. Counting is done under the GIL, in steps that no Py
 """
 
 cimport cython
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint32_t
 
 from batchzip.core.ring cimport forks
@@ -15,11 +16,20 @@ from batchzip.core.ring cimport forks
 from batchzip.errors import ClosedError, ForkedProcess
 
 
+cdef struct Node:  # of the list of calls under way
+    Node *before
+    Node *after
+    long thread
+
+
 @cython.final
+@cython.no_gc_clear  # a call that is part of garbage has to end, too
 cdef class Call:
     """One call under way."""
 
     cdef Calls calls
+    cdef Node node
+    cdef readonly bint nested
 
     def __enter__(self):
         return self.calls.thing
@@ -32,9 +42,10 @@ cdef class Call:
 
     cdef int _end(self) except -1:
         cdef Calls calls = self.calls
-        self.calls = None
         if calls is not None:
-            calls.under_way -= 1
+            self.calls = None
+            self.node.before.after = self.node.after
+            self.node.after.before = self.node.before
             calls._close_if_unused()
         return 0
 
@@ -45,7 +56,7 @@ cdef class Calls:
 
     cdef object thing
     cdef str name
-    cdef uint32_t under_way
+    cdef Node under_way  # a ring, of which this is the anchor
     cdef uint32_t made_in
     cdef bint closed
     cdef bint closing
@@ -54,17 +65,24 @@ cdef class Calls:
         self.thing = thing
         self.name = name
         self.made_in = forks()
+        self.under_way.before = self.under_way.after = &self.under_way
 
     def enter(self) -> Call:
         """Count a call. Raise ClosedError after `close`, and ForkedProcess in a child."""
-        cdef Call call
+        cdef Call call = Call.__new__(Call)
+        cdef Node *node
         if self.made_in != forks():
             raise ForkedProcess(f"this {self.name} belongs to the process that made it")
         if self.closed:
             raise ClosedError(f"this {self.name} is closed")
-        call = Call.__new__(Call)
+        call.node.thread = PyThread_get_thread_ident()
+        node = self.under_way.after
+        while node is not &self.under_way:
+            call.nested = call.nested or node.thread == call.node.thread
+            node = node.after
+        call.node.before, call.node.after = &self.under_way, self.under_way.after
+        call.node.after.before = self.under_way.after = &call.node
         call.calls = self
-        self.under_way += 1
         return call
 
     def close(self) -> None:
@@ -79,7 +97,9 @@ cdef class Calls:
         self._close_if_unused()
 
     cdef int _close_if_unused(self) except -1:
-        if self.closed and not self.under_way and not self.closing and self.made_in == forks():
+        if not self.closed or self.closing or self.under_way.after is not &self.under_way:
+            return 0
+        if self.made_in == forks():
             self.closing = True
             try:
                 self.thing.close()

@@ -25,6 +25,11 @@ cdef enum:  # words of the header of a shared table
     CLOSED
     HEADER_WORDS = 8
 
+cdef enum:  # of a shared table: see table.pyx
+    MOST_SHARED = 1 << 20  # rows: 2 TiB of 4 KiB pages
+    DIRECTORY = 4096
+    ENTRIES = DIRECTORY + 8 * MOST_SHARED
+
 cpdef enum Kind:
     ABSENT
     COMPRESSED

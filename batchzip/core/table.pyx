@@ -42,10 +42,7 @@ from batchzip.core.memory cimport (
 )
 
 cdef enum:
-    MOST_SHARED = 1 << 20  # rows of a shared table: 2 TiB of 4 KiB pages
     PAGE = 4096
-    DIRECTORY = PAGE
-    ENTRIES = PAGE + 8 * MOST_SHARED
     FIRST_SLOTS_BITS = 3
     FIRST_SHARED_BYTES = 1 << 30  # of address space, for entries
 

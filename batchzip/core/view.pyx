@@ -58,6 +58,12 @@ from batchzip.core.coder cimport (
     ABORT, Coder, Coders, CoderState, check_page_size, raise_callback_error, restore_page,
 )
 from batchzip.core.libraries cimport Xxh3, find_xxh3
+from batchzip.core.table cimport (
+    ABSENT, BACKED, BLOCK, BLOCK_BITS, BLOCKS, CHANGES, CLOSED, CODECS, COMPRESSED, DIRECTORY, ENTRIES,
+    MOST_SHARED, RAW, SAME_FILLED,
+)
+from batchzip.core.zones cimport LENGTH_BITS
+from batchzip.core.zspages cimport FIRST_SLOT, GENERATION_SHIFT, HEADER
 
 from xxhash import xxh3_64_intdigest
 
@@ -116,27 +122,9 @@ cdef extern from "native.h" nogil:
     void bz_fill(uint8_t *, uint64_t, size_t)
 
 cdef enum:
-    # Of an object in the pool, before its data.
-    OBJECT_HEADER_BYTES = 4
-
-cdef enum:
-    ABSENT, COMPRESSED, RAW, SAME_FILLED, BACKED  # kinds of entries
-
-cdef enum:  # words of a table's header
-    CHANGES, BLOCKS, CODECS, CLOSED
-
-cdef enum:
-    BLOCK_BITS = 9
-    BLOCK = 1 << BLOCK_BITS
     ENTRY_BYTES = 16
     NONE = -1
-    SPOILT = -2
-    MOST_BLOCKS = 1 << 20
-    DIRECTORY = 4096
-    ENTRIES = DIRECTORY + 8 * MOST_BLOCKS
-    FIRST_SLOT = 8
-    GENERATION_SHIFT = 48
-    LENGTH_BITS = 21  # of a position in the backing file
+    SPOILT = -2  # a place that the directory cannot have
     MOST_NUMBERS = 255  # of codecs at a time
 
 cdef uint64_t LOWER = (<uint64_t>1 << GENERATION_SHIFT) - 1
@@ -325,7 +313,7 @@ cdef int64_t _look(const Places *places, int64_t block) noexcept nogil:
 cdef bint _compare(Places *places, const uint64_t *header, const uint64_t *directory) noexcept nogil:
     """Take over what changed in the directory. Return False where there is no memory for it."""
     cdef uint64_t changes = bz_load64(header + CHANGES)
-    cdef uint32_t blocks = <uint32_t>min(bz_load64(header + BLOCKS), <uint64_t>MOST_BLOCKS)
+    cdef uint32_t blocks = <uint32_t>min(bz_load64(header + BLOCKS), <uint64_t>MOST_SHARED)
     cdef uint32_t place
     cdef int64_t now
     if blocks > places.room and not _make_room(places, blocks):
@@ -490,7 +478,7 @@ cdef int64_t _read_object(PoolState *pool, Desk *desk) noexcept nogil:
             return UNFIT
         place = word & LOWER
         length = (place & (pool.page_size - 1)) + 1
-        place = (place >> pool.length_bits) * pool.grain + OBJECT_HEADER_BYTES
+        place = (place >> pool.length_bits) * pool.grain + HEADER
         if pread(pool.data_fd, desk.stored, length, place) != <int64_t>length:
             return UNFIT
         if bz_load64(words + slot) == word and bz_load64(words) == epoch:

@@ -80,21 +80,25 @@ class Zones:
 
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None: ...
-    def reserve(self, lengths: npt.NDArray[np.uint32], lock: _Lock) -> Reservation:
+    def reserve(
+        self, lengths: npt.NDArray[np.uint32], lock: _Lock, *, wait: bool = True
+    ) -> Reservation:
         """Find room for a batch of objects of these lengths, each of 1 byte to a page.
 
-        Raise OSError, with nothing reserved: ENOSPC beyond a limit; EAGAIN if this very thread cuts
-        the file's end off. Other threads wait for that, by the storage's `lock`.
+        Raise OSError, with nothing reserved: ENOSPC beyond a limit; EAGAIN if there is only room
+        where the file's end is being cut off, by this very thread or, without `wait`, by another one,
+        which has the storage's `lock` meanwhile.
         """
 
     def free(self, positions: npt.NDArray[np.uint64]) -> None:
         """Give up objects, each of them once."""
 
-    def sync(self, storage: _Storage, reservation: Reservation) -> None:
+    def sync(self, storage: _Storage, reservation: Reservation, *, wait: bool = True) -> None:
         """Have what was written to a reservation synced, and raise what `storage.sync()` raises.
 
         Raise OSError if any sync has failed since the reservation was made: the system tells each
-        failure once, and it may have been told another about these bytes.
+        failure once, and it may have been told another about these bytes. Without `wait` raise
+        OSError (EAGAIN) if another thread has the storage's lock.
         """
 
     @property

@@ -25,6 +25,9 @@ Cutting. While the file's end is cut off, a fence keeps the zones there from bei
 waits for the storage's lock, which is held meanwhile. If that is the very thread that cuts, in a signal
 handler or a finalizer, it is refused; that cannot happen where `truncate` is a C function, as for descriptors.
 
+Waiting. A handler or finalizer that came into the middle of a call of a user's object may hold up a lock
+of that object's. It must not wait for a thread that is in another call of it: `wait` is False then.
+
 Invariants
 * live, objects: sums over the positions reserved in the zone and not freed since. A batch that is being written
   counts, so its zone can be neither given back nor used again.
@@ -383,12 +386,8 @@ cdef class Zones:
             self.state.limit = limit
             _unlock(&self.state)
 
-    def reserve(self, lengths, lock) -> Reservation:
-        """Find room for a batch, of as many objects as `lengths`, a uint32 array, has elements.
-
-        Raise OSError, with nothing reserved: ENOSPC beyond a limit; EAGAIN if this thread is the one
-        that cuts the file's end. Others wait for it, by the storage's `lock`.
-        """
+    def reserve(self, lengths, lock, *, bint wait=True) -> Reservation:
+        """Find room for a batch, of as many objects as `lengths`, a uint32 array, has elements."""
         cdef Reservation reservation = Reservation.__new__(Reservation)
         cdef ZonesState *zones = &self.state
         cdef const uint32_t *wanted = <const uint32_t *>_address(lengths)
@@ -404,9 +403,11 @@ cdef class Zones:
         reservation.zones = self
         reservation.failures = self.failures
         code = self._reserve(wanted, count, reservation)
-        if code == -EAGAIN:
-            with lock:
+        if code == -EAGAIN and lock.acquire(wait):
+            try:
                 code = self._reserve(wanted, count, reservation)
+            finally:
+                lock.release()
         if code == -ENOMEM:
             raise MemoryError("no memory for the zones of a backing file")
         if code == -ENOSPC:
@@ -414,7 +415,7 @@ cdef class Zones:
         if code == -EFBIG:
             raise OSError(ENOSPC, f"a backing file has at most {MAX_OFFSET} bytes")
         if code:
-            raise OSError(EAGAIN, "the backing file's end is being cut off, by this very thread")
+            raise OSError(EAGAIN, "the backing file's end is being cut off, and this cannot wait for it")
         return reservation
 
     cdef int _reserve(
@@ -440,16 +441,17 @@ cdef class Zones:
         with nogil:
             zones_free(&self.state, gone, count)
 
-    def sync(self, storage, Reservation reservation not None) -> None:
+    def sync(self, storage, Reservation reservation not None, *, bint wait=True) -> None:
         """Have what was written to a reservation synced. Raise OSError where that failed.
 
         Holds the storage's lock. Between what `storage.sync()` says and its being noted no Python code
         runs, so a failure is never forgotten. An interrupt counts as one: it may have taken the
         kernel's answer along.
         """
-        cdef ZonesState *zones = &self.state
         self.refuse()
-        with storage.lock:
+        if not storage.lock.acquire(wait):
+            raise OSError(EAGAIN, "the backing file is being synced, and this cannot wait for it")
+        try:
             if self.failures == reservation.failures:
                 try:
                     storage.sync()
@@ -462,6 +464,8 @@ cdef class Zones:
             if self.failures != reservation.failures:
                 self._poison(reservation)
                 raise OSError(EIO, "the backing file failed to sync while this was being written")
+        finally:
+            storage.lock.release()
 
     cdef void _poison(self, Reservation reservation) noexcept:
         cdef ZonesState *zones = &self.state

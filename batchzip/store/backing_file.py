@@ -82,20 +82,23 @@ class BackingFile(Closing):
     def write(self, buffers: Sequence[Flat]) -> Reservation:
         """Append n buffers of 1 … page_size bytes; where they are, once they are safely written.
 
-        They are gone again if the Reservation is dropped before it is committed. Raises OSError, ENOSPC
-        beyond `max_bytes`, and has kept none of them then. They are read during the call only.
+        They are gone again if the Reservation is dropped before it is committed. Raises OSError, and has
+        kept none of them then: ENOSPC beyond `max_bytes`; EAGAIN in the middle of a call of a storage
+        object, where waiting for another thread could be for ever. They are read during the call only.
         """
         lengths = np.fromiter(map(len, buffers), np.int64, len(buffers))
         if len(lengths) and (lengths.min() < 1 or lengths.max() > self._page_size):
             raise BadArgument(f"what is written must have 1 to {self._page_size} bytes")
         self.settle()  # a Reservation may have been dropped, or a call cut short
-        with self._calls.enter() as storage:
-            reservation = self.zones.reserve(lengths.astype(np.uint32), storage.lock)
+        with (call := self._calls.enter()) as storage:
+            wait = not (call.nested and storage.has_locks)
+            sizes = lengths.astype(np.uint32)
+            reservation = self.zones.reserve(sizes, storage.lock, wait=wait)
             try:
                 for first, last, offset in reservation.runs():
                     _write_all(storage, b"".join(buffers[first:last]), offset)
                 if len(reservation):
-                    self.zones.sync(storage, reservation)
+                    self.zones.sync(storage, reservation, wait=wait)
             except BaseException:
                 reservation.undo()  # now, though the traceback still has it
                 self.settle()

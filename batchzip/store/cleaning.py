@@ -3,7 +3,7 @@
     sparse zones, the emptiest first ─▶ entries of all groups that lie there ─▶ read, checked, written
     elsewhere ─▶ exchanged where they are still the same ─▶ zones empty ─▶ given back, the end cut off
 
-Pages leave a file here and there, and a zone goes back only as a whole (zones.py). Left alone, a file of
+Pages leave a file here and there, and a zone goes back only as a whole (core/zones.pyx). Left alone, a file of
 which a tenth lives may be as long as it ever was. Kernel counterpart: none in zswap; the segment cleaning
 of log-structured file systems.
 

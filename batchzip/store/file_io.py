@@ -13,7 +13,8 @@ with the process. Rejected: a pid in the header (pids are used again, and differ
 
 Locks: each has one, which zones.pyx holds around sync() and truncate(), and StreamIO around all it does. There
 is no second one, so that two threads whose signal handlers or finalizers come back here cannot wait for
-each other; and whoever holds it may take it again. Under a descriptor's no Python code runs.
+each other; and whoever holds it may take it again. Under a descriptor's no Python code runs. An object of the
+user's may have locks of its own: who came into the middle of a call of it waits for no other thread.
 """
 
 # ruff: noqa: D102 - Storage says what each method does
@@ -55,6 +56,8 @@ class Storage(Closing):
 
     base = 0
     descriptor: int | None = None
+    has_locks = False
+    """Whether its calls may hold locks that are not known here."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -151,6 +154,8 @@ class ObjectIO(Storage):
 
     Its sync(), discard(offset, length) and truncate(size) are called if it has them.
     """
+
+    has_locks = True
 
     def __init__(self, target: Any) -> None:
         super().__init__()
