@@ -388,6 +388,11 @@ cdef class Ledger:
 
     # Looking.
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.state.closed
+
     def __len__(self) -> int:
         return self.state.pages
 

@@ -24,10 +24,12 @@ import numpy as np
 
 from batchzip.core.gather import gather
 from batchzip.core.table import Kind
+from batchzip.store.home import unless_dropped
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from batchzip.core.ledger import Ledger
     from batchzip.store.backing_file import BackingFile
     from batchzip.store.home import Home
 
@@ -61,17 +63,22 @@ def _clean_zones(home: Home, backing: BackingFile, zones: npt.NDArray[np.int64])
     marks = np.zeros(int(zones.max()) + 1, np.uint8)
     marks[zones] = 1
     for ledger in list(home.ledgers.values()):
-        found = ledger.choose((Kind.BACKED,), zones=marks.tobytes())
-        indices = np.frombuffer(found, np.int64)
-        for start in range(0, len(indices), home.max_batch):
-            gathered = gather(ledger, indices[start : start + home.max_batch])
-            rows = gathered.rows_of(Kind.BACKED)
-            positions = np.array([gathered.value(row) for row in rows], np.uint64)
-            for row, data in zip(rows, backing.read(positions), strict=True):
-                gathered.supply(row, data)
-            damaged = set(gathered.damaged())
-            rows = [row for row in rows if row not in damaged]
-            if rows:
-                where = backing.write([gathered.stored(row) for row in rows])
-                gathered.to_file(rows, where)
+        with unless_dropped(ledger):
+            _write_anew(home, ledger, backing, marks.tobytes())
     backing.settle()
+
+
+def _write_anew(home: Home, ledger: Ledger, backing: BackingFile, zones: bytes) -> None:
+    """Write what a group has in these zones to others."""
+    indices = np.frombuffer(ledger.choose((Kind.BACKED,), zones=zones), np.int64)
+    for start in range(0, len(indices), home.max_batch):
+        gathered = gather(ledger, indices[start : start + home.max_batch])
+        rows = gathered.rows_of(Kind.BACKED)
+        positions = np.array([gathered.value(row) for row in rows], np.uint64)
+        for row, data in zip(rows, backing.read(positions), strict=True):
+            gathered.supply(row, data)
+        damaged = set(gathered.damaged())
+        rows = [row for row in rows if row not in damaged]
+        if rows:
+            where = backing.write([gathered.stored(row) for row in rows])
+            gathered.to_file(rows, where)

@@ -27,13 +27,13 @@ from batchzip.core.ledger import Ledger, Objects
 from batchzip.core.table import Kind
 from batchzip.descriptors import above_standard
 from batchzip.engine import Engine
-from batchzip.errors import BadArgument
+from batchzip.errors import BadArgument, ClosedError
 from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.loader import Restorer
 from batchzip.store.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from batchzip.codecs import Codec
     from batchzip.pool import Pool
@@ -42,6 +42,16 @@ if TYPE_CHECKING:
 
 _WORTH = 8
 """The pool is compacted when more than one in so many of its bytes could be given back."""
+
+
+@contextlib.contextmanager
+def unless_dropped(ledger: Ledger) -> Iterator[None]:
+    """Leave a group alone that is dropped while something is done to all groups of a store."""
+    try:
+        yield
+    except ClosedError:
+        if not ledger.closed:
+            raise
 
 
 class Home:

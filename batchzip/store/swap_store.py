@@ -22,7 +22,7 @@ from batchzip.store.backing_file import BackingFile
 from batchzip.store.cleaning import clean
 from batchzip.store.counters import Counters
 from batchzip.store.group import Group
-from batchzip.store.home import Home
+from batchzip.store.home import Home, unless_dropped
 from batchzip.store.inspect import StoreReport, inspect
 from batchzip.store.share import Share
 from batchzip.store.share_server import ShareServer
@@ -181,7 +181,8 @@ class SwapStore(Group):
         for group in self._all_groups():
             limit = group.max_bytes
             if limit is not None and group._storer.is_full():  # noqa: SLF001 - a store is made of groups
-                done += group._shrink_to(limit * percent // 100)  # noqa: SLF001
+                with unless_dropped(group._ledger):  # noqa: SLF001
+                    done += group._shrink_to(limit * percent // 100)  # noqa: SLF001
         done += self._shrink_pool(percent)
         clean(self._home)
         return done
@@ -197,9 +198,11 @@ class SwapStore(Group):
             if over <= 0:
                 break
             largest = max(self._all_groups(), key=Group._pool_bytes)  # noqa: SLF001
-            moved = largest._shrink_to(max(0, largest._pool_bytes() - over))  # noqa: SLF001
+            moved = 0
+            with unless_dropped(largest._ledger):  # noqa: SLF001
+                moved = largest._shrink_to(max(0, largest._pool_bytes() - over))  # noqa: SLF001
             done += moved
-            if not moved:
+            if not moved and not largest.closed:
                 break
             # What is freed are objects here and there: only together do their holes make memory to give back.
             while pool.held_bytes > limit * percent // 100 and pool.compact():
