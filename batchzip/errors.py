@@ -90,7 +90,11 @@ class PageError(BatchzipError):
     """
 
     def __init__(self, index: int, errno: int, what: str = "page") -> None:
-        super().__init__(f"{what} {index}: {os.strerror(-errno)} ({errno})")
+        try:
+            reason = os.strerror(-errno)
+        except OverflowError:  # no system has such a number
+            reason = "Unknown error"
+        super().__init__(f"{what} {index}: {reason} ({errno})")
         self.index = index
         self.errno = errno
 

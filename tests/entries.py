@@ -1,10 +1,19 @@
 """What a store keeps of an index: its entry, and the bytes it refers to, as whoever damages them sees them."""
 
+import mmap
+
+import numpy as np
+import numpy.typing as npt
 from pool_memory import object_of
 
 from batchzip.core.gather import gather
 from batchzip.store.group import Group
 from batchzip.store.positions import LENGTH_BITS
+
+DIRECTORY = 4096
+"""Where the blocks of the rows of a shared table begin (core/table.pyx)."""
+ENTRIES = DIRECTORY + (8 << 20)
+"""Where its entries begin, of two words each."""
 
 
 def kind(group: Group, index: int) -> int:
@@ -38,3 +47,9 @@ def flip(group: Group, index: int) -> None:
     """Damage what the pool holds for an index; the second time it is whole again."""
     stored = in_pool(group, index)
     stored[len(stored) // 2] ^= 4
+
+
+def shared(group: Group) -> npt.NDArray[np.uint64]:
+    """View the entries of a table that others read, as rows of two words, writable."""
+    memory = mmap.mmap(group._ledger.share(), 0)
+    return np.frombuffer(memory, np.uint64, offset=ENTRIES).reshape(-1, 2)

@@ -211,7 +211,7 @@ def test_bad_arguments_are_refused_before_anything_is_measured() -> None:
     with pytest.raises(BadArgument, match="at least one"):
         advise(text(1), algorithms=[])
     for limit in (0, -1.0, float("nan")):
-        with pytest.raises(BadArgument, match="max_load_us must be above 0"):
+        with pytest.raises(BadArgument, match="max_load_us must be a number above 0"):
             advise(text(1), max_load_us=limit)
 
 

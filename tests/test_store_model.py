@@ -189,7 +189,7 @@ class StoreAgainstADict(RuleBasedStateMachine):
         assert not must_refuse
         assert rejection.reason == "reject_compress_poor"
         assert not self.keeps
-        errors = list(rejection.errors or ())
+        errors = rejection.errors or ()
         failed = {number for number, code in enumerate(errors) if code}
         assert failed
         assert len(errors) == len(pages)

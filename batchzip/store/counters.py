@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+
 @dataclass(frozen=True, slots=True)
 class Counters:
     """A snapshot of a store's counters; consistent, as each group's are taken in one step."""

@@ -88,7 +88,8 @@ class Storer:
         return self._publish_in_file(first, folio, writer)
 
     def _publish(self, first: int, folio: Folio, writer: Writer) -> Refusal | None:
-        code = folio.publish(self._ledger, first)
+        spare = self._home.backing is not None
+        code = folio.publish(self._ledger, first, may_go_elsewhere=spare)
         if code == 0:
             writer.give_back(folio)
             return None
@@ -105,6 +106,7 @@ class Storer:
         backing = self._home.backing
         assert backing is not None  # noqa: S101 - the caller's check
         objects = folio.objects()
+        where: Reservation | None
         try:
             where = backing.write(objects)
         except OSError as error:
