@@ -74,7 +74,7 @@ class Request(Generic[AnyBatch]):
             raise RequestCancelled("this request was cancelled before it was taken up") from None
         except TimeoutError:
             raise RequestTimeout(
-                f"the batch of {len(self.batch)} pages is not done after {timeout_s} s"
+                f"the batch of {len(self.batch)} pages is not done after {timeout_s:g} s"
             ) from None
         except RuntimeError as failure:
             # An interrupt while the future's condition has let go of its lock: it complains of that.

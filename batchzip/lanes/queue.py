@@ -98,7 +98,7 @@ class RequestQueue:
         # One whose deadline has passed needs no room: it is let in to be failed at the next look.
         if not has_room and not request.is_late(clock()):
             raise EngineBusy(
-                f"after {timeout_s} s, {self._pages} pages of other requests are still under way"
+                f"after {patience_s:g} s, {self._pages} pages of other requests are still under way"
             )
 
     def notify(self) -> None:
