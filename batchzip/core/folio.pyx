@@ -393,11 +393,13 @@ cdef class Folio:
             for number in range(self.state.new.object_count)
         ]
 
-    def publish(self, Ledger ledger not None, uint64_t first, Reservation where=None) -> int:
+    def publish(
+        self, Ledger ledger not None, uint64_t first, Reservation where=None, *, bint keep=False
+    ) -> int:
         """Enter the folio at `first` and on, in the pool, or `where` its objects lie in the backing file.
 
         What the indices held goes. Return 0; or −ENOMEM or −ENOSPC (the pool's limit), and then the
-        indices hold nothing.
+        indices hold nothing; with `keep`, they hold what they held.
         """
         cdef uint32_t number
         cdef int code
@@ -406,7 +408,7 @@ cdef class Folio:
             for number in range(self.state.new.object_count):
                 self.state.new.values[number] = where.positions[number]
         with nogil:
-            code = ledger_publish(&ledger.state, first, &self.state.new, where is not None)
+            code = ledger_publish(&ledger.state, first, &self.state.new, where is not None, keep)
         if code == -EBADF:
             ledger.refuse()
         if code == 0 and where is not None:

@@ -149,11 +149,12 @@ cdef void _free_stale(LedgerState *ledger, uint64_t first, uint32_t count, bint 
 
 
 cdef int ledger_publish(
-    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file
+    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint keep
 ) noexcept nogil:
     """Enter a folio, whole, in the place of whatever its indices hold.
 
-    Return 0; or −ENOMEM, −ENOSPC (the pool's limit) or −EBADF (closed), and then they hold nothing.
+    Return 0; or −ENOMEM, −ENOSPC (the pool's limit) or −EBADF (closed). Then they hold nothing, or with
+    `keep` what they held, for which the pool must have room beside the folio.
     """
     cdef ObjectsState *objects = ledger.objects
     cdef uint32_t row, number = 0, length
@@ -168,18 +169,20 @@ cdef int ledger_publish(
         pool_unlock(objects.pool)
         return -EBADF
     replaces = ledger.pages > 0
-    if replaces:
+    if replaces and not keep:
         _free_stale(ledger, first, folio.count, False)
     if table_prepare(&ledger.table, first, folio.count) < 0:
         code = -ENOMEM
     elif not in_file:
         code = pool_allocate(objects.pool, folio.object_count, folio.lengths, folio.values)
     if code:
-        if replaces:
+        if replaces and not keep:
             _free_stale(ledger, first, folio.count, True)
         pool_settle(objects.pool)
         pool_unlock(objects.pool)
         return code
+    if replaces and keep:
+        _free_stale(ledger, first, folio.count, False)
     ledger.pages += folio.count
     ledger.page_stores += folio.count
     stamp = lru_use(&ledger.lru, &ledger.table, folio.count, ledger.pages)
