@@ -30,8 +30,6 @@ from batchzip.segment import Segment
 
 SIZE = 4096
 
-# Of a shared table: see core/table.pyx.
-
 
 def make_pages(count: int) -> list[bytes]:
     kinds: list[Callable[[int], bytes]] = [text, noise, word, lambda _: ZEROS]
