@@ -215,6 +215,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             raise
         return other
 
+    def __eq__(self, other: object) -> bool:
+        return other is self or super().__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment] # as a dict's
+
     def __or__(self, other: Mapping[Key, Any]) -> CompressedMapping:
         made: CompressedMapping = self._joined(self, other)
         return made
