@@ -27,15 +27,14 @@ from batchzip.batch import CompressBatch, DecompressBatch
 from batchzip.buffers import flat
 from batchzip.checks import kind_of
 from batchzip.engine import Engine
-from batchzip.errors import BadArgument, BadBatch, CorruptPage
+from batchzip.errors import BadArgument, BadBatch, CorruptPage, MissingExtra
 
 try:
     from numcodecs.abc import Codec
     from numcodecs.compat import ensure_contiguous_ndarray, ndarray_copy
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
-        "batchzip.numcodecs needs numcodecs: pip install 'batchzip[zarr]'", name="numcodecs"
-    ) from missing
+    said = str(MissingExtra("batchzip.numcodecs", "numcodecs", "zarr"))
+    raise ModuleNotFoundError(said, name="numcodecs") from missing
 
 if TYPE_CHECKING:
     from batchzip.buffers import Buffer, Bytes
@@ -71,7 +70,7 @@ class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
         **parameters: Any,
     ) -> None:
         config = {"algorithm": algorithm, "page_size": page_size, "shuffle": shuffle, **parameters}
-        self._config = {name: _plain(name, value) for name, value in config.items()}
+        self._config: dict[str, Any] = {name: _plain(name, value) for name, value in config.items()}
         self._engine = self._made()
 
     def get_config(self) -> dict[str, Any]:

@@ -15,15 +15,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from batchzip.errors import BadArgument
+from batchzip.errors import BadArgument, MissingExtra
 from batchzip.numcodecs import Batchzip
 
 try:
     from zarr.abc.codec import BytesBytesCodec
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
-        "batchzip.zarr needs zarr 3: pip install 'batchzip[zarr]'", name="zarr"
-    ) from missing
+    said = str(MissingExtra("batchzip.zarr", "zarr", "zarr"))
+    raise ModuleNotFoundError(said, name="zarr") from missing
 
 if TYPE_CHECKING:
     from typing import Self

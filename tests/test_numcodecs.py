@@ -12,7 +12,7 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numcodecs
 import numcodecs.registry
@@ -81,7 +81,7 @@ def test_without_numcodecs_it_says_what_to_install() -> None:
     source = "import sys; sys.modules['numcodecs'] = None; import batchzip.numcodecs"
     out = subprocess.run([sys.executable, "-c", source], capture_output=True, check=False)
     assert out.returncode == 1
-    assert b"pip install 'batchzip[zarr]'" in out.stderr.splitlines()[-1]
+    assert b"pip install 'numcodecs>=0.13'" in out.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=str)
@@ -321,10 +321,19 @@ def test_the_defaults_are_what_the_metadata_of_arrays_has() -> None:
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint32, np.uint16, int])
 def test_numbers_of_numpy_stand_in_the_metadata_as_plain_ones(kind: Callable[[Any], Any]) -> None:
-    config = {"algorithm": np.str_("zstd"), "page_size": kind(4096), "shuffle": kind(4), "level": kind(2)}
+    config = {
+        "algorithm": np.str_("zstd"),
+        "page_size": kind(4096),
+        "shuffle": kind(4),
+        "level": kind(2),
+    }
     codec = Batchzip(**config)
     assert json.loads(json.dumps(codec.get_config())) == {
-        "id": "batchzip", "algorithm": "zstd", "page_size": 4096, "shuffle": 4, "level": 2,
+        "id": "batchzip",
+        "algorithm": "zstd",
+        "page_size": 4096,
+        "shuffle": 4,
+        "level": 2,
     }
     assert codec == Batchzip("zstd", page_size=4096, shuffle=4, level=2)
     named = BatchzipCodec(**config)
@@ -340,7 +349,7 @@ def test_numbers_of_numpy_stand_in_the_metadata_as_plain_ones(kind: Callable[[An
         {"page_size": True},
         {"level": np.float32(1)},
         {"level": 10**400},
-        {"shuffle": np.bool_(True)},  # noqa: FBT003
+        {"shuffle": np.bool_(True)},
         {"algorithm": Zstd(1)},
         {"algorithm": None},
     ],
@@ -375,21 +384,23 @@ def test_zarr_may_call_the_codec_without_an_event_loop(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_zarr_threads_end")
 def test_a_mapping_serves_as_a_zarr_store(store: SwapStore) -> None:
     with CompressedMapping(store, serializer="pickle") as mapping:
-        kept = zarr.storage.MemoryStore(mapping)
+        kept = zarr.storage.MemoryStore(cast("Any", mapping))
         group = zarr.create_group(kept)
         data = (np.arange(60_000, dtype="f4") % 50).reshape(300, 200)
-        array = group.create_array("a", shape=data.shape, chunks=(64, 64), dtype="f4", compressors=None)
+        array = group.create_array(
+            "a", shape=data.shape, chunks=(64, 64), dtype="f4", compressors=None
+        )
         array[:] = data
         array[7, 5:9] = -1
         data[7, 5:9] = -1
         array.resize((310, 200))
         group.create_array("b/c", shape=(5,), dtype="i8")[:] = range(5)
-        again = zarr.open_group(kept, mode="r")
-        assert np.array_equal(again["a"][:300], data)  # type: ignore[index]
-        assert not again["a"][300:].any()  # type: ignore[index, union-attr]
+        again: Any = zarr.open_group(kept, mode="r")
+        assert np.array_equal(again["a"][:300], data)
+        assert not again["a"][300:].any()
         assert sorted(name for name, _ in again.members(max_depth=None)) == ["a", "b", "b/c"]
         assert mapping.cbytes < data.nbytes
-        assert kept == zarr.storage.MemoryStore(mapping)
+        assert kept == zarr.storage.MemoryStore(cast("Any", mapping))
         del group["b"]
-        assert not [key for key in mapping if key.startswith("b/")]
+        assert not [key for key in mapping if str(key).startswith("b/")]
         mapping.check_invariants()
