@@ -19,6 +19,7 @@ from batchzip.errors import BadArgument, BadBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import SupportsIndex
 
     from typing_extensions import Buffer as BufferProtocol
 
@@ -35,7 +36,7 @@ MIN_PAGE_SIZE = 512
 MAX_PAGE_SIZE = 2 << 20
 
 
-def check_page_size(page_size: int) -> int:
+def check_page_size(page_size: SupportsIndex) -> int:
     """Return `page_size` if it is a power of two in 512 B … 2 MiB, else raise BadArgument."""
     with contextlib.suppress(BadArgument):
         size = as_integer(page_size, "page_size", MIN_PAGE_SIZE, MAX_PAGE_SIZE)

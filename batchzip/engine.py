@@ -13,7 +13,7 @@ import errno
 import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from batchzip.asynchronous import Threads, Turns
 from batchzip.backend import Backend, choose_backend, make_backend
@@ -29,7 +29,10 @@ from batchzip.lifetime import Owned
 from batchzip.request import AnyBatch, Request
 
 if TYPE_CHECKING:
+    from typing import Literal, SupportsIndex, Unpack
+
     from batchzip.buffers import Buffer, Bytes
+    from batchzip.options import EngineOptions, LevelOptions, Lz4Options, ZstdOptions
     from batchzip.statistics import Statistics
 
 
@@ -61,16 +64,44 @@ class Engine(Owned):
     _open = False
     _instead = ": make one there"
 
+    @overload
+    def __init__(
+        self, algorithm: Literal["zstd"] = ..., **options: Unpack[ZstdOptions]
+    ) -> None: ...
+    @overload
+    def __init__(self, algorithm: Literal["lz4"], **options: Unpack[Lz4Options]) -> None: ...
+    @overload
+    def __init__(
+        self, algorithm: Literal["lz4hc", "deflate", "brotli"], **options: Unpack[LevelOptions]
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, algorithm: Literal["snappy"] | Codec, **options: Unpack[EngineOptions]
+    ) -> None: ...
+    @overload  # a plug-in's, or a name that is not known before the program runs
+    def __init__(
+        self,
+        algorithm: str | Codec,
+        *,
+        backend: str | Backend = ...,
+        workers: SupportsIndex | None = ...,
+        page_size: SupportsIndex = ...,
+        verify: bool = ...,
+        isolate: bool = ...,
+        shuffle: SupportsIndex | None = ...,
+        **parameters: SupportsIndex | bytes | None,
+    ) -> None: ...
+
     def __init__(
         self,
         algorithm: str | Codec = "zstd",
         *,
         backend: str | Backend = "auto",
-        workers: int | None = None,
-        page_size: int = 4096,
+        workers: SupportsIndex | None = None,
+        page_size: SupportsIndex = 4096,
         verify: bool = False,
         isolate: bool = False,
-        shuffle: int | None = None,
+        shuffle: SupportsIndex | None = None,
         **parameters: object,
     ) -> None:
         self.page_size = check_page_size(page_size)
@@ -84,7 +115,7 @@ class Engine(Owned):
         else:
             self.codec = make_codec(algorithm, **parameters)
         if shuffle is not None:
-            self.codec = Shuffled(self.codec, shuffle)
+            self.codec = Shuffled(self.codec, shuffle)  # type: ignore[arg-type] # makes an int of it
         if verify:
             self.codec = Verified(self.codec)
         if isinstance(backend, Backend):

@@ -215,6 +215,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             raise
         return other
 
+    def __eq__(self, other: object) -> bool:
+        return other is self or super().__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment] # as a dict's
+
     def __or__(self, other: Mapping[Key, Any]) -> CompressedMapping:
         made: CompressedMapping = self._joined(self, other)
         return made
@@ -279,12 +284,13 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold; no other thread may change anything."""
         self._enter()
+        self._space.check_invariants()
         held = [value.reservation for value in self._values.values() if value.reservation]
         indices = {index for each in held for index in range(each.first, each.first + each.count)}
         pages = sum(each.count for each in held)
-        if not pages == len(indices) == self._space.taken() == len(self._group):
+        if not pages == len(indices) == self._space.taken == len(self._group):
             raise AssertionError(
-                f"values have {pages} pages at {len(indices)} indices, of {self._space.taken()} that "
+                f"values have {pages} pages at {len(indices)} indices, of {self._space.taken} that "
                 f"are taken, and the group has {len(self._group)}"
             )
         if indices and max(indices) >= self._space.end:

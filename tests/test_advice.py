@@ -381,7 +381,7 @@ def test_without_matplotlib_the_command_to_install_it_is_given(file: Path) -> No
         timeout=60,
         check=False,
     )
-    assert_one_clear_line(result, "matplotlib", "pip install 'batchzip[bench]'")
+    assert_one_clear_line(result, "matplotlib", "pip install 'matplotlib>=3.8'")
 
 
 @pytest.mark.parametrize(

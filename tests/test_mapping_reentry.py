@@ -5,11 +5,14 @@ No call hangs, and none sees another one half done.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import operator
 import pickle
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +62,7 @@ CALLS: dict[str, Callable[[CompressedMapping, Any], object]] = {
     "setdefault": lambda m, key: m.setdefault(key, noise(2, 9000)),
     "pop": lambda m, key: m.pop(key, None),
     "popitem": lambda m, _: len(m) and m.popitem(),
-    "del": lambda m, key: key in m and m.__delitem__(key),
+    "del": lambda m, key: operator.delitem(m, key) if key in m else None,
     "in": lambda m, key: key in m,
     "clear": lambda m, _: m.clear(),
     "copy": lambda m, _: m.copy().close(),
@@ -103,10 +106,8 @@ def test_a_key_may_call_the_mapping_while_it_is_compared(
 
     def work() -> None:
         for number in (1, 2, 3):
-            try:
+            with contextlib.suppress(KeyError):
                 CALLS[outer](mapping, (Meddler(number, meddle),))
-            except KeyError:
-                pass
             mapping.check_invariants()
 
     in_time(work)
@@ -205,9 +206,7 @@ def test_a_serializer_may_call_the_mapping(store: SwapStore, outer: str, inner: 
     with CompressedMapping(store, serializer=serializer) as mapping:
         for number in (1, 2):
             mapping["key"], mapping["other"] = text(number, 9000), b"other"
-            serializer.call = lambda number=number: CALLS[inner](
-                mapping, ("key", "other")[number - 1]
-            )  # type: ignore[misc]
+            serializer.call = partial(CALLS[inner], mapping, ("key", "other")[number - 1])
             try:
                 in_time(lambda: CALLS[outer](mapping, "key"))
             except KeyError:
@@ -225,7 +224,11 @@ def test_a_serializer_may_call_the_mapping(store: SwapStore, outer: str, inner: 
 def test_a_value_that_is_replaced_while_it_is_taken_out_is_not_lost(store: SwapStore) -> None:
     serializer = Calling()
     with CompressedMapping(store, serializer=serializer) as mapping:
-        for take in (lambda: mapping.pop("key"), lambda: mapping.popitem()[1]):
+        takes: list[Callable[[], object]] = [
+            lambda: mapping.pop("key"),
+            lambda: mapping.popitem()[1],
+        ]
+        for take in takes:
             mapping["key"] = "old"
             serializer.call = lambda: mapping.__setitem__("key", "new")
             assert take() == "new"
@@ -369,7 +372,8 @@ def test_joining_and_copying_are_as_with_dicts(mapping: CompressedMapping) -> No
     mapping.update({"a": b"1", "b": text(2, 9000)})
     model = dict(mapping)
     with mapping.copy() as copy, mapping | {"b": b"2", "c": b"3"} as more:
-        with {"b": b"0", "c": b"3"} | mapping as other, mapping | mapping as same:
+        first: Any = {"b": b"0", "c": b"3"}
+        with first | mapping as other, mapping | mapping as same:
             assert list(other.items()) == list(({"b": b"0", "c": b"3"} | model).items())
             assert dict(same) == model
         mapping["a"] = b"9"

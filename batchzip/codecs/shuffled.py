@@ -13,6 +13,7 @@ A codec that wraps another, as Verified is; Verified goes around this one.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -103,7 +104,7 @@ def shuffle_bytes(page: bytes, element_size: int) -> bytes:
 
 
 def _as_element_size(given: object) -> int:
-    size = as_integer(given, "shuffle")
-    if size not in ELEMENT_SIZES:
-        raise BadArgument(f"shuffle must be the bytes of an element, 2, 4 or 8, not {shown(given)}")
-    return size
+    with contextlib.suppress(BadArgument):
+        if (size := as_integer(given, "shuffle")) in ELEMENT_SIZES:
+            return size
+    raise BadArgument(f"shuffle must be the bytes of an element, 2, 4 or 8, not {shown(given)}")

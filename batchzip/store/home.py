@@ -15,7 +15,7 @@ import contextlib
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -154,7 +154,7 @@ class Home:
                 algorithm,
                 backend=_backend_for(algorithm, parameters, self.writer.engine),
                 page_size=self.page_size,
-                **parameters,  # type: ignore[arg-type] # the engine checks them
+                **cast("dict[str, Any]", parameters),  # the engine checks them
             )
             if engine is not None:
                 self._engines.pop(key, None)

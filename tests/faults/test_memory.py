@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from faults.faulty_object import FaultyObject
@@ -24,7 +24,7 @@ OUT_OF_MEMORY = (MemoryError, OSError, BatchzipError)
 
 @pytest.fixture(params=["sequential", "threads"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    workers = {"workers": 1} if request.param == "threads" else {}
+    workers: dict[str, Any] = {"workers": 1} if request.param == "threads" else {}
     with Engine("lz4", backend=request.param, page_size=SIZE, **workers) as engine:
         yield engine
 
