@@ -19,11 +19,12 @@ import loky
 import numpy as np
 import pytest
 import share_readers
-from entries import flip, shared
+from entries import flip
 from faulty_file import FaultyFile
 from forked import in_forked_child
 from share_churn import churn
 from share_readers import SIZE, page
+from shared_memory import entry_of, flip_value, set_codec
 from store_pages import ZEROS, noise, text, word
 
 from batchzip import (
@@ -478,11 +479,11 @@ def test_half_an_entry_is_never_taken_for_one(
     store: SwapStore, view: StoreView, old: bytes, new: bytes, tear: str
 ) -> None:
     store.store(0, [old, new if new != old else text(99)])
-    words = shared(store)
-    before = words[0].copy()
+    entry = entry_of(store, 0)
+    before = entry.copy()
     column = 0 if tear == "value" else 1
-    words[0, column] = words[1, column]
-    healed = threading.Timer(0.05, lambda: words.__setitem__(0, before))
+    entry[column] = entry_of(store, 1)[column]
+    healed = threading.Timer(0.05, lambda: entry.__setitem__(slice(None), before))
     healed.start()
     assert view.load(0) in {old, new}
     healed.join()
@@ -490,12 +491,11 @@ def test_half_an_entry_is_never_taken_for_one(
 
 def test_bytes_of_one_codec_are_never_taken_for_anothers(store: SwapStore, view: StoreView) -> None:
     store.store(0, [text(0), text(1)])
-    codecs = shared(store).view(np.uint8)[:, 13]
     with Engine("zstd", backend="sequential") as other:
         store.engine = other
         store.store(2, text(2))
         for number in (0, 2, 255):  # none, zstd's, and one that nobody has
-            codecs[0] = number
+            set_codec(store, 0, number)
             with pytest.raises(CorruptPage):
                 view.load(0)
             with pytest.raises(CorruptPage):
@@ -503,7 +503,7 @@ def test_bytes_of_one_codec_are_never_taken_for_anothers(store: SwapStore, view:
             with pytest.raises(CorruptPage):
                 store.load_many([1, 0])
             assert store.check().damaged == (("", 0),)
-    codecs[0] = 1
+    set_codec(store, 0, 1)
     assert view.load(0) == store.load(0) == text(0)
 
 
@@ -515,7 +515,7 @@ def test_a_signal_ends_the_wait_for_an_entry_that_does_not_fit(
     store: SwapStore, view: StoreView
 ) -> None:
     store.store(0, text(0))
-    shared(store)[0, 0] ^= np.uint64(1 << 50)
+    flip_value(store, 0)
     with pytest.raises(CorruptPage):
         view.load(0)
 
@@ -529,5 +529,5 @@ def test_a_signal_ends_the_wait_for_an_entry_that_does_not_fit(
             view.load_many([0])
     finally:
         signal.signal(signal.SIGALRM, before)
-    shared(store)[0, 0] ^= np.uint64(1 << 50)
+    flip_value(store, 0)
     assert view.load(0) == text(0)

@@ -31,5 +31,10 @@ class Folio:
     def errors(self) -> list[int]: ...
     def objects(self) -> list[bytes]: ...
     def publish(
-        self, ledger: Ledger, first: int, where: Reservation | None = None, *, keep: bool = False
+        self,
+        ledger: Ledger,
+        first: int,
+        where: Reservation | None = None,
+        *,
+        may_go_elsewhere: bool = False,
     ) -> int: ...

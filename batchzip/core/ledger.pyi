@@ -37,6 +37,10 @@ class Ledger:
     def objects(self) -> Objects: ...
     @property
     def pool_bytes(self) -> int: ...
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+
     def erase(self, first: int, count: int) -> int: ...
     def drop(self, first: int, count: int) -> int:
         """Erase; do nothing to what is closed, or another process's. Cannot fail."""

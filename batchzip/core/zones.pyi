@@ -51,6 +51,9 @@ class Emptied:
     def runs(self) -> list[tuple[int, int]]:
         """Return (offset, length) of what is to be discarded, neighbours as one, by offset."""
 
+    def give_up(self) -> None:
+        """Leave the zones to the next who looks for emptied ones, unless they were put back."""
+
     def put_back(self) -> None:
         """Have the zones used again."""
 

@@ -301,6 +301,10 @@ cdef class Emptied:
         self.zones.refuse()
         self._end(FREE)
 
+    def give_up(self) -> None:
+        """Leave the zones to the next who looks for emptied ones, unless they were put back."""
+        self._end(EMPTIED)
+
     cdef void _end(self, int state) noexcept:
         cdef ZonesState *zones
         cdef uint32_t at, number = self.first, count = self.count

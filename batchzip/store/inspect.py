@@ -13,6 +13,7 @@ import numpy as np
 
 from batchzip.core.gather import gather
 from batchzip.core.table import Kind
+from batchzip.store.home import unless_dropped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,10 +72,11 @@ def inspect(home: Home, ledgers: Mapping[str, Ledger]) -> StoreReport:
     """Verify the pages of these groups, by name."""
     inspection = _Inspection(home)
     for name, ledger in ledgers.items():
-        found = ledger.choose((Kind.COMPRESSED, Kind.RAW, Kind.SAME_FILLED, Kind.BACKED))
-        indices = np.frombuffer(found, np.int64)
-        for start in range(0, len(indices), _BATCH):
-            inspection.look(name, ledger, indices[start : start + _BATCH])
+        with unless_dropped(ledger):
+            found = ledger.choose((Kind.COMPRESSED, Kind.RAW, Kind.SAME_FILLED, Kind.BACKED))
+            indices = np.frombuffer(found, np.int64)
+            for start in range(0, len(indices), _BATCH):
+                inspection.look(name, ledger, indices[start : start + _BATCH])
     return StoreReport(
         inspection.pages,
         inspection.bytes,

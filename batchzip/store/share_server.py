@@ -11,8 +11,8 @@ Rejected: a thread for each connection. A thousand readers would need a thousand
 started where the process is at its limit.
 
 It holds the store weakly, so that one that nobody has any more still goes. Other threads end it by `_ended`
-and the bell; its own thread alone closes what is open. A forked child closes its copies: a number is taken
-out of its place before it is closed, so that none is met which is another's by now.
+and the bell; its own thread alone closes what is open. A forked child closes its copies. Descriptors are FileIOs,
+whose close() is one step: an interrupt loses none, and no number is met that is another's by now.
 
 Locks: none of its own; answers take the store's.
 """
@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import pickle
 import resource
 import selectors
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -55,6 +57,9 @@ _PAUSE_S = 0.1
 
 _END_S = 1.0
 """Seconds that `close` waits for an answer under way: a backing file may be slow."""
+
+_RING = (1).to_bytes(8, sys.byteorder)
+"""What is added to an eventfd."""
 
 _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS}
 
@@ -117,9 +122,9 @@ class _Reader:
 
 
 class ShareServer:
-    """Answers the readers of one store, in a thread of its own, until `close`.
+    """Answers the readers of one store, in a thread of its own from `start` until `close`.
 
-    Raises OSError, or BatchzipError where no thread can be started; nothing is left behind then.
+    Raises OSError; nothing is left behind then.
     """
 
     def __init__(self, store: SwapStore) -> None:
@@ -134,26 +139,34 @@ class ShareServer:
         """When to try again what found no descriptors."""
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = max(1, min(_MOST_READERS, most // 4)) if most > 0 else _MOST_READERS
-        self._bells: list[int] = []
-        self._path_fds: list[int] = []
-        """One of each: taken out before it is closed."""
-        self._listener, path_fd = listen()
-        self._path_fds.append(path_fd)
-        self.address = f"/proc/{os.getpid()}/fd/{path_fd}"
-        self._store = weakref.ref(store)
-        self._thread = threading.Thread(target=self._run, name="batchzip-share", daemon=True)
-        _servers.add(self)
+        self._seat: dict[str, threading.Thread] = {}
+        """The thread that serves; or that which closed it before there was one."""
+        with above_standard():
+            self._bell = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
         try:
-            with above_standard():
-                self._bells.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-            self._thread.start()
-        except BaseException as error:
-            self._release()
-            _close_all(self._bells)
-            if isinstance(error, RuntimeError):  # of threading
-                raise BatchzipError(f"no thread can be started for readers: {error}") from error
+            self._listener, path_fd = listen()
+        except BaseException:
+            self._bell.close()
             raise
+        self._path = io.FileIO(path_fd)
+        _servers.add(self)
+        self.address = f"/proc/{os.getpid()}/fd/{path_fd}"
         self._store = weakref.ref(store, self._forget)
+
+    def start(self) -> None:
+        """Start the thread unless there is one. Raise BatchzipError where that cannot be."""
+        if self._seat:
+            return
+        try:
+            threading.Thread(target=self._run, name="batchzip-share", daemon=True).start()
+        except RuntimeError as error:
+            if self._sit() is threading.current_thread():  # nobody else has started one
+                self.close()
+            raise BatchzipError(f"no thread can be started for readers: {error}") from error
+
+    def _sit(self) -> threading.Thread:
+        """Take the seat, which one gets of several that start or close it at once. Return who has it."""
+        return self._seat.setdefault("the only one", threading.current_thread())
 
     @property
     def ended(self) -> bool:
@@ -161,9 +174,11 @@ class ShareServer:
         return self._ended
 
     def _run(self) -> None:
+        if self._sit() is not threading.current_thread():
+            return
         try:
             with selectors.PollSelector() as selector:  # epoll's would be a forked child's, too
-                selector.register(self._bells[0], EVENT_READ)
+                selector.register(self._bell, EVENT_READ)
                 selector.register(self._listener, EVENT_READ)
                 while not self._ended:
                     try:
@@ -285,7 +300,7 @@ class ShareServer:
 
     def _release(self) -> None:
         """Close what is open, but for the bell, which others may be about to ring."""
-        _close_all(self._path_fds)
+        self._path.close()
         self._listener.close()
         for reader in list(self._readers):
             reader.close()
@@ -295,36 +310,38 @@ class ShareServer:
 
     def _end(self) -> None:
         if not self._ended:
+            self._path.close()
+            with contextlib.suppress(ValueError):  # another thread has closed it by now
+                self._bell.write(_RING)
             self._ended = True
-            _close_all(self._path_fds)
-            os.eventfd_write(self._bells[0], 1)
 
     def close(self) -> None:
         """End all connections; readers have what they mapped until they close it."""
         self._end()
-        if self._thread is not threading.current_thread():
-            self._thread.join(_END_S)
-        if not self._thread.is_alive():
-            _close_all(self._bells)
+        thread = self._sit()
+        if thread is threading.current_thread():
+            self._release()
+        else:
+            thread.join(_END_S)
+            if thread.is_alive():
+                return
+        self._bell.close()
 
     def __del__(self) -> None:
-        _close_all(self._bells)
+        if hasattr(self, "_path") and not self._seat:
+            self._release()
+        if hasattr(self, "_bell"):
+            self._bell.close()
 
     def disown(self) -> None:
         """Close what a forked child has of it, so that readers see when the owner is gone."""
         self._ended = True
         self._release()
-        _close_all(self._bells)
+        self._bell.close()
 
 
 def _is_scarce(error: Exception) -> bool:
     return isinstance(error, MemoryError) or getattr(error, "errno", None) in _SCARCE
-
-
-def _close_all(descriptors: list[int]) -> None:
-    with contextlib.suppress(IndexError):  # another thread may have closed the last one
-        while True:
-            os.close(descriptors.pop())
 
 
 def _accepted(listener: socket.socket) -> socket.socket:

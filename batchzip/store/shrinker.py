@@ -8,7 +8,8 @@ What writeback frees are objects here and there. They become memory of the syste
 so that the pool is compacted as soon as an eighth of it is holes.
 
 The thread starts with the first wake-up and holds the store weakly: a store that nobody has any more
-ends it. A file that fails ends the round, not the thread; the next wake-up tries again.
+ends it. A file that fails ends the round, not the thread; the next wake-up tries again. What else a file object
+raises is told as threads tell it, by `threading.excepthook`.
 
 Lock: `pause` is held during a round, so that whoever holds it sees no change of the shrinker's under way.
 All else is done in single steps, as a signal handler may come here in the middle of a call of its own thread:
@@ -17,6 +18,7 @@ wake-ups travel through a SimpleQueue, and the thread itself takes the only seat
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from queue import SimpleQueue
@@ -59,8 +61,10 @@ class Shrinker:
                 store = self._store()
                 if store is not None:
                     store._shrink_quietly()  # noqa: SLF001 - a part of the store
-                del store
+            except BaseException:  # noqa: BLE001 - a file object raises what it likes
+                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), thread)))
             finally:
+                store = None
                 self.pause.release()
 
     def _begin(self) -> bool:

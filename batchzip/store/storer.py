@@ -88,8 +88,8 @@ class Storer:
         return self._publish_in_file(first, folio, writer)
 
     def _publish(self, first: int, folio: Folio, writer: Writer) -> Refusal | None:
-        # What is stale is seen until the folio is in the pool, or else in the file.
-        code = folio.publish(self._ledger, first, keep=self._home.backing is not None)
+        spare = self._home.backing is not None
+        code = folio.publish(self._ledger, first, may_go_elsewhere=spare)
         if code == 0:
             writer.give_back(folio)
             return None

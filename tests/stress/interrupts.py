@@ -30,6 +30,16 @@ _WATCHED = (
     ),
     *(str(_PACKAGE / name) for name in ("lanes", "batch", "backend.py", "engine.py", "request.py")),
 )
+STORE = (
+    *(
+        str(_PACKAGE / name)
+        for name in ("pool", "batch", "engine.py", "arena.py", "asynchronous.py", "mapping.py")
+    ),
+    *(str(path) for path in (_PACKAGE / "store").glob("*.py") if not path.stem.startswith("share")),
+)
+"""What a store does, but for share(): a descriptor that was just opened there is a number that an interrupt can
+lose, as with any in Python."""
+
 _ON_BEHALF = (threading.__file__, futures.__file__)
 """What counts where it is called by the code that is watched."""
 
@@ -37,10 +47,14 @@ _LOOKS_AFTER = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
 
 
 class InterruptAt:
-    """A context in which the `nth` point raises; `happened` tells whether there were that many."""
+    """A context in which the `nth` point raises; `happened` tells whether there were that many.
 
-    def __init__(self, nth: int) -> None:
+    `watched` are the beginnings of the paths of code that counts.
+    """
+
+    def __init__(self, nth: int, watched: tuple[str, ...] = _WATCHED) -> None:
         self._left = nth
+        self._watched = watched
         self.happened = False
         self.where = ""
         self._last: dict[FrameType, int] = {}
@@ -64,7 +78,7 @@ class InterruptAt:
             caller = frame.f_back
             if caller in self._last:
                 self._last[caller] = -1
-            if not _is_watched(frame):
+            if not self._is_watched(frame):
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
             self._last[frame] = -1
@@ -75,6 +89,13 @@ class InterruptAt:
                 self._pass(frame)
         return self._trace
 
+    def _is_watched(self, frame: FrameType) -> bool:
+        path = frame.f_code.co_filename
+        if path in _ON_BEHALF:
+            caller = frame.f_back
+            return caller is not None and caller.f_code.co_filename.startswith(self._watched)
+        return path.startswith(self._watched)
+
     def _pass(self, frame: FrameType) -> None:
         self._left -= 1
         if self._left == 0:
@@ -82,14 +103,6 @@ class InterruptAt:
             self.happened = True
             self.where = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
             raise KeyboardInterrupt
-
-
-def _is_watched(frame: FrameType) -> bool:
-    path = frame.f_code.co_filename
-    if path in _ON_BEHALF:
-        caller = frame.f_back
-        return caller is not None and caller.f_code.co_filename.startswith(_WATCHED)
-    return path.startswith(_WATCHED)
 
 
 _names: dict[Any, dict[int, str]] = {}

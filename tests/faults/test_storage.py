@@ -1,0 +1,195 @@
+"""A backing file that fails with every errno, writes short, or raises anything, from each of its calls."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import random
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from faults.faulty_object import CALLS, FaultyObject
+from faults.model import SIZE, Model, make_page
+
+from batchzip import Engine, PageError, SwapStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ERRNOS = sorted(errno.errorcode)
+
+OTHERS: tuple[Callable[[], BaseException], ...] = (
+    lambda: RuntimeError("of the user's own"),
+    lambda: MemoryError(),
+    KeyboardInterrupt,
+    lambda: SystemExit(3),
+    lambda: GeneratorExit(),
+    lambda: OSError("without a number"),
+    lambda: StopIteration(),
+    lambda: ValueError("closed file"),
+)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine("lz4", backend="sequential", page_size=SIZE) as engine:
+        yield engine
+
+
+def faults() -> list[BaseException]:
+    return [*(OSError(code, "made up") for code in ERRNOS), *(make() for make in OTHERS)]
+
+
+def fill(model: Model) -> None:
+    """Have pages in memory and in the file, and zones to clean."""
+    for name in model.pages:
+        for first in range(0, 40, 8):
+            pages = [make_page(model.version + first + at) for at in range(8)]
+            model.group(name).store(first, pages)
+            model.note(name, range(first, first + 8), list(pages))
+        model.group(name).writeback(range(12, 28))
+        model.group(name).invalidate(20, 3)
+        model.note(name, range(20, 23), [None] * 3)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("call", CALLS)
+def test_whatever_a_call_of_the_file_raises_nothing_is_lost(
+    engine: Engine, call: str, after: bool, report: Callable[[str], None]
+) -> None:
+    operations: list[Callable[[Model], None]] = [
+        Model.store_some,
+        Model.load_many,
+        Model.take,
+        Model.take_many,
+        Model.write_back,
+        Model.invalidate,
+        Model.clear,
+        Model.store_some,
+        Model.drop,
+        Model.compact,
+        Model.look,
+    ]
+    tried = 0
+    for number, fault in enumerate(faults()):
+        file = FaultyObject()
+        with SwapStore(engine, backing=file, shrinker_enabled=False) as store:
+            model = Model(store, "model", number)
+            model.second = engine
+            fill(model)
+            for turn, operation in enumerate(operations):
+                store.max_pool_bytes = 0 if turn % 2 else None
+                file.fail(call, 1 + number % 2, fault, after=after)
+                try:
+                    operation(model)
+                except (PageError, AssertionError) as error:
+                    # A load tells what the file said; a look says what is unreadable.
+                    assert call == "pread", error
+                    model.resolve(error)
+                except BaseException as error:
+                    assert error is fault or error.__cause__ is fault, error
+                    model.resolve(error)
+                file.mend()
+                store.check_invariants()
+                model.check()
+            tried += file.raised
+    report(f"storage: {call}, {tried} faults in all, 0 lost")
+    assert tried or call == "truncate"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "steps", [pytest.param(1500), pytest.param(30_000, marks=pytest.mark.stress, id="stress")]
+)
+def test_faults_at_random_beside_other_threads_lose_nothing(
+    engine: Engine,
+    steps: int,
+    report: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = random.Random(steps)
+    makes = [lambda code=code: OSError(code, "made up") for code in ERRNOS]
+    makes += [make for make in OTHERS for _ in range(10)]
+    file = FaultyObject()
+    told: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda hook: told.append(hook.exc_value))
+    failures: list[BaseException] = []
+    survived = itertools.count()
+    ended = threading.Event()
+    with SwapStore(engine, backing=file, max_pool_bytes=1 << 16) as store:
+
+        def work(name: str, most: int | None) -> None:
+            model = Model(store, name, steps)
+            for step in itertools.count():
+                if ended.is_set() if most is None else step == most:
+                    return
+                try:
+                    if step % 50 == 0:
+                        checked(model)
+                    model.step()
+                except AssertionError:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - what the file raised
+                    next(survived)
+                    again(model, error)
+
+        def checked(model: Model) -> None:
+            while True:
+                try:
+                    model.check()
+                except AssertionError:
+                    raise
+                except BaseException:  # noqa: BLE001 - the file again
+                    continue
+                return
+
+        def again(model: Model, error: BaseException) -> None:
+            doubt, dropped = model._doubt, model._dropped
+            while True:
+                try:
+                    model.resolve(error)
+                except AssertionError:
+                    raise
+                except BaseException:  # noqa: BLE001 - the file again
+                    model._doubt, model._dropped = doubt, dropped
+                    continue
+                return
+
+        def guarded(name: str, most: int | None) -> None:
+            try:
+                work(name, most)
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                failures.append(error)
+            finally:
+                if most is not None:
+                    ended.set()
+
+        def spoil() -> None:
+            while not ended.wait(0.0005):
+                if rng.random() < 0.3:
+                    file.faults[rng.choice(CALLS)] = 0, 1
+                elif file.fault is None:
+                    file.fail(rng.choice(CALLS), 1, rng.choice(makes)(), after=rng.random() < 0.5)
+            file.mend()
+
+        threads = [
+            threading.Thread(target=guarded, args=("one", steps)),
+            threading.Thread(target=guarded, args=("two", None)),
+            threading.Thread(target=spoil),
+        ]
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(2e-4)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(before)
+        if failures:
+            raise failures[0]
+        file.mend()
+        store.check_invariants()
+    report(f"storage: {file.raised} faults at random, {len(told)} in the shrinker, 0 lost")
