@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip import buffers
-from batchzip.checks import as_index, as_integer, is_masked, shown
+from batchzip.checks import as_index, as_integer, is_masked
 from batchzip.errors import BadArgument, BadBatch, PageNotStored
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
