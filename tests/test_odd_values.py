@@ -342,7 +342,8 @@ def test_an_odd_value_does_its_work_or_is_refused_with_an_error_one_expects(
             CALLS[name](world, value)
         except (*EXPECTED, *ALSO.get(name, ())) as error:
             private = re.search(r"(?<![\w.])_[A-Z]\w+", said := _said(error))
-            if private or len(said) > 1000:
+            is_key = type(error) is KeyError  # a dict says nothing but the key
+            if private or (len(said) > 1000 and not is_key):
                 faults.append(f"{kind}: {said[:200]}")
         except Exception as error:  # noqa: BLE001 - that is the question
             faults.append(f"{kind}: {type(error).__name__}: {error}"[:300])
