@@ -49,7 +49,9 @@ class _UnknownName(BatchzipError, LookupError):
     kind = "name"
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {self.kind} {shown(name)}; there are: {', '.join(sorted(known))}")
+        super().__init__(
+            f"unknown {self.kind} {shown(name)}; there are: {', '.join(sorted(known))}"
+        )
 
 
 class UnknownAlgorithm(_UnknownName):

@@ -12,13 +12,10 @@ import json
 import re
 from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
-from batchzip_dask import DaskBackend
-from batchzip_threads import ThreadsBackend
-from batchzip_workers.backend import WorkersBackend
 from store_pages import noise, text
 
 import batchzip
@@ -42,6 +39,9 @@ from batchzip.dask import ShardedStore, WorkerData
 from batchzip.metrics import collector
 from batchzip.numcodecs import Batchzip
 from batchzip.zarr import BatchzipCodec
+from batchzip_dask import DaskBackend
+from batchzip_threads import ThreadsBackend
+from batchzip_workers.backend import WorkersBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,24 +65,45 @@ def masked(dtype: str = "u1") -> Any:
 
 def values() -> list[Any]:
     """Make them anew: some are used up."""
-    numbers: list[Any] = [None, True, *map(int, "-1 0 1 3 64 255 256 4096".split())]
+    numbers: list[Any] = [None, True, -1, 0, 1, 3, 64, 255, 256, 4096]
     numbers += [2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**400, -(10**400), 10**5000]
-    numbers += [0.5, -0.0, *map(float, "nan inf -inf 1e400 5e-324".split())]
-    numbers += [*map(Decimal, "NaN sNaN Infinity 0.5 7 1E+400".split()), Fraction(1, 3)]
+    numbers += [0.5, -0.0, float("nan"), float("inf"), float("-inf"), 5e-324]
+    numbers += [*map(Decimal, ["NaN", "sNaN", "Infinity", "0.5", "7", "1E+400"]), Fraction(1, 3)]
     numbers += [Fraction(10**400), 1j]
     numpy: list[Any] = [np.int8(64), np.uint8(255), np.int64(-1), np.uint64(2**64 - 1)]
-    numpy += [np.float32("nan"), np.float64(1), np.bool_(True), np.str_("lz4"), np.array(5)]  # noqa: FBT003
-    numpy += [np.array([5]), np.array(True), np.array([True, False]), np.ma.masked]  # noqa: FBT003
+    numpy += [np.float32("nan"), np.float64(1), np.bool_(True), np.str_("lz4"), np.array(5)]
+    numpy += [np.array([5]), np.array(True), np.array([True, False]), np.ma.masked]
     numpy += [np.ma.array(5, mask=True), np.datetime64("2020-01-01"), np.complex64(1)]
     arrays: list[Any] = [np.zeros((2, PAGE), np.int8), np.zeros((0, PAGE), np.uint8)]
     arrays += [np.zeros((PAGE, 0), np.uint8), np.zeros((2, PAGE)), np.zeros((2, 2, 2), np.uint8)]
-    arrays += [np.zeros((2, 2 * PAGE), np.uint8)[:, ::2], np.array([None, 1]), masked(), masked("f8")]
+    arrays += [
+        np.zeros((2, 2 * PAGE), np.uint8)[:, ::2],
+        np.array([None, 1]),
+        masked(),
+        masked("f8"),
+    ]
     arrays += [np.array(["2020"], "M8[D]"), np.array(["a"]), np.zeros(3, "u1,i4"), np.array(1.5)]
     buffers: list[Any] = [b"", b"bytes", bytes(PAGE), bytearray(5), memoryview(b"ab")[::2]]
-    buffers += [memoryview(np.zeros(3, "i4")), b"x" * (PAGE + 1)]
+    buffers += [memoryview(bytes(12)).cast("i"), b"x" * (PAGE + 1)]
     texts: list[Any] = ["", "text", "zstd", "3", "tile-\udcff", "nul\0", "/", "é", "a" * 300]
-    sequences: list[Any] = [[], (), {}, {"a": 1}, set(), range(3), range(2**64, 2**64 + 2), [1, None]]
-    sequences += [[np.uint64(1), 2], [np.uint64(1), -1], [2**64], [1.5], [True, False], [[1], [2, 3]]]
+    sequences: list[Any] = [
+        [],
+        (),
+        {},
+        {"a": 1},
+        set(),
+        range(3),
+        range(2**64, 2**64 + 2),
+        [1, None],
+    ]
+    sequences += [
+        [np.uint64(1), 2],
+        [np.uint64(1), -1],
+        [2**64],
+        [1.5],
+        [True, False],
+        [[1], [2, 3]],
+    ]
     sequences += [[np.uint8(255), 300], (bytes(PAGE), None), [bytes(PAGE), b"short"], [masked()]]
     sequences += [iter([0, 1]), (n for n in [0]), [np.array(1), np.array([1, 2])]]
     others: list[Any] = [object(), object, len, Unprintable(), Ellipsis, NotImplemented, Zstd(1)]
@@ -167,22 +188,22 @@ def stored_array(world: World, index: Any) -> None:
 
 CALLS: dict[str, Callable[[World, Any], object]] = {
     # Engines and backends
-    "Engine": lambda w, v: closed(Engine(v)),
-    "Engine level": lambda w, v: closed(Engine("zstd", backend="sequential", level=v)),
-    "Engine dictionary": lambda w, v: closed(Engine("zstd", backend="sequential", dictionary=v)),
-    "Engine acceleration": lambda w, v: closed(Engine("lz4", backend="sequential", acceleration=v)),
-    "Engine high": lambda w, v: closed(Engine("lz4", backend="sequential", high_compression=v)),
-    "Engine lz4hc": lambda w, v: closed(Engine("lz4hc", backend="sequential", level=v)),
-    "Engine brotli": lambda w, v: closed(Engine("brotli", backend="sequential", level=v)),
-    "Engine deflate": lambda w, v: closed(Engine("deflate", backend="sequential", level=v)),
-    "Engine unknown": lambda w, v: closed(Engine("lz4", backend="sequential", strength=v)),
-    "Engine backend": lambda w, v: closed(Engine("lz4", backend=v)),
-    "Engine workers": lambda w, v: closed(Engine("lz4", backend="sequential", workers=v)),
-    "Engine page_size": lambda w, v: closed(Engine("lz4", backend="sequential", page_size=v)),
-    "Engine shuffle": lambda w, v: closed(Engine("lz4", backend="sequential", shuffle=v)),
-    "threads": lambda w, v: ThreadsBackend(workers=v),
-    "workers": lambda w, v: WorkersBackend(workers=v),
-    "dask seconds": lambda w, v: DaskBackend("tcp://127.0.0.1:1", workerless_s=v),
+    "Engine": lambda _, v: closed(Engine(v)),
+    "Engine level": lambda _, v: closed(Engine("zstd", backend="sequential", level=v)),
+    "Engine dictionary": lambda _, v: closed(Engine("zstd", backend="sequential", dictionary=v)),
+    "Engine acceleration": lambda _, v: closed(Engine("lz4", backend="sequential", acceleration=v)),
+    "Engine high": lambda _, v: closed(Engine("lz4", backend="sequential", high_compression=v)),
+    "Engine lz4hc": lambda _, v: closed(Engine("lz4hc", backend="sequential", level=v)),
+    "Engine brotli": lambda _, v: closed(Engine("brotli", backend="sequential", level=v)),
+    "Engine deflate": lambda _, v: closed(Engine("deflate", backend="sequential", level=v)),
+    "Engine unknown": lambda _, v: closed(Engine("lz4", backend="sequential", strength=v)),
+    "Engine backend": lambda _, v: closed(Engine("lz4", backend=v)),
+    "Engine workers": lambda _, v: closed(Engine("lz4", backend="sequential", workers=v)),
+    "Engine page_size": lambda _, v: closed(Engine("lz4", backend="sequential", page_size=v)),
+    "Engine shuffle": lambda _, v: closed(Engine("lz4", backend="sequential", shuffle=v)),
+    "threads": lambda _, v: ThreadsBackend(workers=v),
+    "workers": lambda _, v: WorkersBackend(workers=v),
+    "dask seconds": lambda _, v: DaskBackend("tcp://127.0.0.1:1", workerless_s=v),
     "compress": lambda w, v: w.engine.compress(v),
     "decompress": lambda w, v: w.engine.decompress(v),
     "submit": lambda w, v: w.engine.submit(v).wait(),
@@ -196,20 +217,20 @@ CALLS: dict[str, Callable[[World, Any], object]] = {
     "compress_page": lambda w, v: w.engine.compress_page(v),
     "decompress_page": lambda w, v: w.engine.decompress_page(v),
     # Batches
-    "CompressBatch": lambda w, v: CompressBatch(v),
-    "CompressBatch flat": lambda w, v: CompressBatch(v, page_size=PAGE),
-    "CompressBatch dsts": lambda w, v: CompressBatch([text(1)], dsts=v),
-    "CompressBatch capacity": lambda w, v: CompressBatch([text(1)], capacity=v),
-    "CompressBatch page_size": lambda w, v: CompressBatch(bytes(2 * PAGE), page_size=v),
-    "CompressBatch page_size of list": lambda w, v: CompressBatch([text(1)], page_size=v),
-    "refill": lambda w, v: CompressBatch([text(1), text(2)]).refill(v),
+    "CompressBatch": lambda _, v: CompressBatch(v),
+    "CompressBatch flat": lambda _, v: CompressBatch(v, page_size=PAGE),
+    "CompressBatch dsts": lambda _, v: CompressBatch([text(1)], dsts=v),
+    "CompressBatch capacity": lambda _, v: CompressBatch([text(1)], capacity=v),
+    "CompressBatch page_size": lambda _, v: CompressBatch(bytes(2 * PAGE), page_size=v),
+    "CompressBatch page_size of list": lambda _, v: CompressBatch([text(1)], page_size=v),
+    "refill": lambda _, v: CompressBatch([text(1), text(2)]).refill(v),
     "output": lambda w, v: w.batch.output(v),
-    "DecompressBatch": lambda w, v: DecompressBatch(v),
-    "DecompressBatch lengths": lambda w, v: DecompressBatch((np.zeros((2, 9), np.uint8), v)),
-    "DecompressBatch pages": lambda w, v: DecompressBatch([b"a"], v),
-    "DecompressBatch page_size": lambda w, v: DecompressBatch([b"a"], page_size=v),
+    "DecompressBatch": lambda _, v: DecompressBatch(v),
+    "DecompressBatch lengths": lambda _, v: DecompressBatch((np.zeros((2, 9), np.uint8), v)),
+    "DecompressBatch pages": lambda _, v: DecompressBatch([b"a"], v),
+    "DecompressBatch page_size": lambda _, v: DecompressBatch([b"a"], page_size=v),
     # Stores
-    "SwapStore": lambda w, v: closed(SwapStore(v)),
+    "SwapStore": lambda _, v: closed(SwapStore(v)),
     "max_pool_bytes": lambda w, v: closed(SwapStore(w.engine, max_pool_bytes=v)),
     "percent": lambda w, v: closed(SwapStore(w.engine, accept_threshold_percent=v)),
     "max_backing_bytes": lambda w, v: closed(
@@ -256,7 +277,7 @@ CALLS: dict[str, Callable[[World, Any], object]] = {
     "load_array": lambda w, v: load_array(array_of(w), v),
     "load_array out": lambda w, v: load_array(array_of(w), w.ticket, v),
     # Mappings
-    "mapping store": lambda w, v: closed(CompressedMapping(v)),
+    "mapping store": lambda _, v: closed(CompressedMapping(v)),
     "mapping name": lambda w, v: closed(CompressedMapping(w.store, name=v)),
     "mapping max_bytes": lambda w, v: closed(CompressedMapping(w.store, max_bytes=v)),
     "mapping serializer": lambda w, v: closed(CompressedMapping(w.store, serializer=v)),
@@ -270,9 +291,9 @@ CALLS: dict[str, Callable[[World, Any], object]] = {
     "mapping update": lambda w, v: w.mapping.copy().update(v),
     "mapping |": lambda w, v: w.mapping | v,
     # The pool
-    "Pool": lambda w, v: closed(Pool(v)),
-    "Pool page_size": lambda w, v: closed(Pool(page_size=v)),
-    "Pool name": lambda w, v: closed(Pool(name=v)),
+    "Pool": lambda _, v: closed(Pool(v)),
+    "Pool page_size": lambda _, v: closed(Pool(page_size=v)),
+    "Pool name": lambda _, v: closed(Pool(name=v)),
     "pool max_bytes": lambda w, v: setattr(w.pool, "max_bytes", v),
     "malloc": lambda w, v: w.pool.malloc(v),
     "malloc_many": lambda w, v: w.pool.malloc_many(v),
@@ -285,30 +306,30 @@ CALLS: dict[str, Callable[[World, Any], object]] = {
     "pool lengths": lambda w, v: w.pool.lengths(v),
     "class_size": lambda w, v: w.pool.class_size(v),
     # The rest
-    "train_dictionary": lambda w, v: batchzip.train_dictionary(v),
-    "dictionary size": lambda w, v: batchzip.train_dictionary([text(1)], size=v),
-    "dictionary level": lambda w, v: batchzip.train_dictionary([text(1)], level=v),
-    "dictionary shuffle": lambda w, v: batchzip.train_dictionary([text(1)], shuffle=v),
-    "advise": lambda w, v: advise(v),
-    "advise total_bytes": lambda w, v: advise(bytes(1 << 16), total_bytes=v, algorithms=["lz4"]),
-    "advise max_load_us": lambda w, v: advise(bytes(1 << 16), max_load_us=v, algorithms=["lz4"]),
-    "advise algorithms": lambda w, v: advise(bytes(1 << 16), algorithms=v),
-    "collector": lambda w, v: collector(v),
+    "train_dictionary": lambda _, v: batchzip.train_dictionary(v),
+    "dictionary size": lambda _, v: batchzip.train_dictionary([text(1)], size=v),
+    "dictionary level": lambda _, v: batchzip.train_dictionary([text(1)], level=v),
+    "dictionary shuffle": lambda _, v: batchzip.train_dictionary([text(1)], shuffle=v),
+    "advise": lambda _, v: advise(v),
+    "advise total_bytes": lambda _, v: advise(bytes(1 << 16), total_bytes=v, algorithms=["lz4"]),
+    "advise max_load_us": lambda _, v: advise(bytes(1 << 16), max_load_us=v, algorithms=["lz4"]),
+    "advise algorithms": lambda _, v: advise(bytes(1 << 16), algorithms=v),
+    "collector": lambda _, v: collector(v),
     "collector of several": lambda w, v: list(collector({v: w.store}).collect()),
-    "PageError": lambda w, v: str(batchzip.PageError(0, v)),
-    "PageError index": lambda w, v: str(batchzip.PageError(v, -5)),
-    "PageNotStored": lambda w, v: batchzip.PageNotStored(v),
-    "CorruptPage": lambda w, v: batchzip.CorruptPage(v),
-    "Batchzip": lambda w, v: json.dumps(Batchzip(v).get_config()),
-    "Batchzip page_size": lambda w, v: json.dumps(Batchzip(page_size=v).get_config()),
-    "Batchzip shuffle": lambda w, v: json.dumps(Batchzip(shuffle=v).get_config()),
-    "Batchzip level": lambda w, v: json.dumps(Batchzip(level=v).get_config()),
-    "Batchzip encode": lambda w, v: Batchzip().encode(v),
-    "Batchzip decode": lambda w, v: Batchzip().decode(v),
-    "Batchzip out": lambda w, v: Batchzip().decode(Batchzip().encode(text(1)), v),
-    "BatchzipCodec": lambda w, v: json.dumps(BatchzipCodec(page_size=v).to_dict()),
-    "BatchzipCodec from_dict": lambda w, v: BatchzipCodec.from_dict(v),
-    "ShardedStore": lambda w, v: ShardedStore(v),
+    "PageError": lambda _, v: str(batchzip.PageError(0, v)),
+    "PageError index": lambda _, v: str(batchzip.PageError(v, -5)),
+    "PageNotStored": lambda _, v: batchzip.PageNotStored(v),
+    "CorruptPage": lambda _, v: batchzip.CorruptPage(v),
+    "Batchzip": lambda _, v: json.dumps(Batchzip(v).get_config()),
+    "Batchzip page_size": lambda _, v: json.dumps(Batchzip(page_size=v).get_config()),
+    "Batchzip shuffle": lambda _, v: json.dumps(Batchzip(shuffle=v).get_config()),
+    "Batchzip level": lambda _, v: json.dumps(Batchzip(level=v).get_config()),
+    "Batchzip encode": lambda _, v: Batchzip().encode(v),
+    "Batchzip decode": lambda _, v: Batchzip().decode(v),
+    "Batchzip out": lambda _, v: Batchzip().decode(Batchzip().encode(text(1)), v),
+    "BatchzipCodec": lambda _, v: json.dumps(BatchzipCodec(page_size=v).to_dict()),
+    "BatchzipCodec from_dict": lambda _, v: BatchzipCodec.from_dict(v),
+    "ShardedStore": lambda _, v: ShardedStore(v),
     "WorkerData live": lambda w, v: closed(
         WorkerData(str(w.folder), memory_limit=1 << 20, live=v)
     ),
@@ -336,11 +357,12 @@ def test_an_odd_value_does_its_work_or_is_refused_with_an_error_one_expects(
     world: World, name: str
 ) -> None:
     faults = []
+    expected: tuple[type[Exception], ...] = (*EXPECTED, *ALSO.get(name, ()))
     for number, value in enumerate(values()):
         kind = f"value {number}, {type(value).__name__}"
         try:
             CALLS[name](world, value)
-        except (*EXPECTED, *ALSO.get(name, ())) as error:
+        except expected as error:
             private = re.search(r"(?<![\w.])_[A-Z]\w+", said := _said(error))
             is_key = type(error) is KeyError  # a dict says nothing but the key
             if private or (len(said) > 1000 and not is_key):
@@ -382,7 +404,9 @@ def test_small_integers_do_not_wrap_as_indices(store: SwapStore, index: Any) -> 
         (np.arange(6)[::2][::-1][1:], [2, 0]),
     ],
 )
-def test_indices_of_mixed_kinds_are_indices(store: SwapStore, indices: Any, found: list[int]) -> None:
+def test_indices_of_mixed_kinds_are_indices(
+    store: SwapStore, indices: Any, found: list[int]
+) -> None:
     pages = [text(number) for number in range(3)]
     store.store(0, pages)
     assert [each.tobytes() for each in store.load_many(indices)] == [pages[n] for n in found]
@@ -392,7 +416,7 @@ def test_indices_of_mixed_kinds_are_indices(store: SwapStore, indices: Any, foun
 def test_an_index_that_cannot_be_among_others_is_not_stored(store: SwapStore, far: int) -> None:
     store.store(0, text(1))
     with pytest.raises(PageNotStored) as missing:
-        store.load_many([np.uint64(0), far])
+        store.load_many(cast("Any", [np.uint64(0), far]))
     assert missing.value.index == far
 
 
@@ -403,16 +427,16 @@ def test_what_is_masked_is_refused_and_says_what_to_do(store: SwapStore) -> None
         lambda: store_array(store, 0, data),
         lambda: CompressedMapping(store).__setitem__("a", data),
     ):
-        with pytest.raises(NotStorable, match="masked array.*serializer='pickle'"):
+        with pytest.raises(NotStorable, match=r"masked array.*serializer='pickle'"):
             refused()
     for call in (
         lambda: store.store(0, pages),
         lambda: CompressBatch(pages),
         lambda: CompressBatch([pages[0]]),
-        lambda: store.load_many(np.ma.array([0, 1], mask=[0, 1])),
-        lambda: store.load(np.ma.array(0, mask=True)),
+        lambda: store.load_many(np.ma.array([0, 1], mask=[False, True])),
+        lambda: store.load(cast("Any", np.ma.array(0, mask=True))),
     ):
-        with pytest.raises(ValueError, match="mask|Masked"):
+        with pytest.raises(ValueError, match=r"mask|Masked"):
             call()
     assert len(store) == 0
     with CompressedMapping(store, serializer="pickle") as mapping:
@@ -433,6 +457,8 @@ def test_what_is_masked_is_refused_and_says_what_to_do(store: SwapStore) -> None
         (lambda s: s.recompress(min_length=np.arange(3)), "not ndarray of int64"),
     ],
 )
-def test_a_message_names_the_dtype(store: SwapStore, call: Callable[[Any], object], said: str) -> None:
+def test_a_message_names_the_dtype(
+    store: SwapStore, call: Callable[[Any], object], said: str
+) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         call(store)

@@ -387,7 +387,9 @@ class SwapStore(Group):
 
 def _check_name(name: str) -> None:
     if not isinstance(name, str) or not name:
-        raise BadArgument(f"the name of a group is a text of at least one character, not {shown(name)}")
+        raise BadArgument(
+            f"the name of a group is a text of at least one character, not {shown(name)}"
+        )
 
 
 def _as_percent(value: object) -> int:
