@@ -54,6 +54,7 @@ from batchzip.core.zones cimport Reservation, zones_free
 import operator
 
 from batchzip.errors import BadArgument, CorruptPage, PageError, PageNotStored
+from batchzip.wording import kind_of
 
 cdef extern from "native.h" nogil:
     """
@@ -178,7 +179,7 @@ cdef object _as_integer(index):
     try:
         return operator.index(index)
     except TypeError:
-        raise BadArgument(f"an index is an integer, not {type(index).__name__}") from None
+        raise BadArgument(f"an index is an integer, not {kind_of(index)}") from None
 
 
 def load(Ledger ledger not None, index, out=None, bint exclusive=False):
