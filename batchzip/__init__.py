@@ -14,6 +14,11 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # from typing, it would cost each worker 1.6 MiB
 if TYPE_CHECKING:
+    from batchzip import advice as advice
+    from batchzip import dask as dask
+    from batchzip import metrics as metrics
+    from batchzip import numcodecs as numcodecs
+    from batchzip import zarr as zarr
     from batchzip.arrays import StoredArray as StoredArray
     from batchzip.arrays import load_array as load_array
     from batchzip.arrays import store_array as store_array
@@ -162,10 +167,15 @@ _HOME = {
     ),
 }
 
+_SUBMODULES = frozenset({"advice", "dask", "metrics", "numcodecs", "testing", "zarr"})
+"""Imported, as `batchzip.dask`, when first used. Some need an extra: not for `from batchzip import *`."""
+
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604 - every name of _HOME is a string
 
 
 def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        return import_module(f"batchzip.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'batchzip' has no attribute {name!r}")
     value = getattr(import_module(f"batchzip.{_HOME[name]}"), name)

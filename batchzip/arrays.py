@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from batchzip.checks import check_kind
+from batchzip.checks import as_index, check_kind, is_masked
 from batchzip.errors import BadArgument, NotStorable
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def store_array(store: Group, index: int, array: object) -> StoredArray:
     Raises NotStorable, a TypeError, for what is no array, has Python objects in it, or lies in another device.
     """
     size = _page_size(store)
+    index = as_index(index)
     given = _as_numpy(array)
     order: Literal["C", "F"] = (
         "F" if given.flags.f_contiguous and not given.flags.c_contiguous else "C"
@@ -121,16 +122,20 @@ def load_array(store: Group | GroupView, stored: StoredArray, out: Array | None 
 
 def _page_size(store: Group | GroupView) -> int:
     # Whatever has a store's methods will do.
-    try:
-        return store.page_size
-    except AttributeError:
+    if not all(hasattr(store, name) for name in ("page_size", "load_many")):
         raise BadArgument(
             f"store is a SwapStore, a group of one or a view, not {type(store).__name__}"
-        ) from None
+        )
+    return store.page_size
 
 
 def _as_numpy(array: object) -> Array:
     """View an array of any kind as NumPy's; only its own memory is looked at."""
+    if is_masked(array):
+        raise NotStorable(
+            "a masked array has a mask beside its memory: store .data and .mask, .filled(), or put it in a "
+            "CompressedMapping with serializer='pickle'"
+        )
     try:
         if isinstance(array, np.ndarray):
             found: Array = np.asarray(array)

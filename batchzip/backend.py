@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from batchzip.checks import NEVER_S
 from batchzip.core.coder import Coders, is_available
 from batchzip.cpus import usable_cpus
 from batchzip.errors import BackendUnavailable, BadArgument, UnknownBackend
@@ -234,13 +235,9 @@ def is_native(codec: Codec) -> bool:
 
 def deadline_ns(deadline: float | None) -> int:
     """Return a deadline on the monotonic clock in nanoseconds, as the core takes it; −1: never."""
-    if deadline is None or deadline >= _NEVER_S:
+    if deadline is None or deadline >= NEVER_S:
         return -1
     return max(0, int(deadline * 1e9))
-
-
-_NEVER_S = 4e9
-"""Seconds that no monotonic clock reaches: 126 years."""
 
 
 def _add_up(here: Mapping[str, int], elsewhere: Mapping[str, int]) -> OperationStatistics:

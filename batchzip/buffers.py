@@ -6,18 +6,20 @@ are written, destinations that overlap nothing. Errors name the offending item a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import operator
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
+from batchzip.checks import as_integer, is_masked, kind_of, shown
 from batchzip.errors import BadArgument, BadBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import SupportsIndex
 
     from typing_extensions import Buffer as BufferProtocol
 
@@ -34,19 +36,15 @@ MIN_PAGE_SIZE = 512
 MAX_PAGE_SIZE = 2 << 20
 
 
-def check_page_size(page_size: int) -> int:
+def check_page_size(page_size: SupportsIndex) -> int:
     """Return `page_size` if it is a power of two in 512 B … 2 MiB, else raise BadArgument."""
-    if hasattr(page_size, "__index__"):
-        page_size = operator.index(page_size)
-    if (
-        not isinstance(page_size, int)
-        or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE
-        or page_size & (page_size - 1)
-    ):
-        raise BadArgument(
-            f"page_size must be a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE} bytes, not {page_size!r}"
-        )
-    return page_size
+    with contextlib.suppress(BadArgument):
+        size = as_integer(page_size, "page_size", MIN_PAGE_SIZE, MAX_PAGE_SIZE)
+        if not size & (size - 1):
+            return size
+    raise BadArgument(
+        f"page_size must be a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE} bytes, not {shown(page_size)}"
+    )
 
 
 def is_sequence(buffers: object) -> TypeGuard[Sequence[Buffer]]:
@@ -58,11 +56,17 @@ def as_view(buffer: Buffer, what: str, *, writable: bool = False) -> memoryview:
     """View `buffer` as flat bytes; it must be contiguous, and writable where that is asked."""
     try:
         view = memoryview(buffer)  # type: ignore[arg-type] # see Buffer
-    except (TypeError, ValueError):
-        # ValueError: NumPy's arrays of dates, objects and the like have no buffer either.
+    except (TypeError, ValueError, BufferError):
+        # ValueError: NumPy's arrays of dates and the like have no buffer either.
         raise BadBatch(
-            f"{what} must be a buffer of bytes (bytes, memoryview, uint8 array, …), not {type(buffer).__name__}"
+            f"{what} must be a buffer of bytes (bytes, memoryview, uint8 array, …), not {kind_of(buffer)}"
         ) from None
+    if view.format.endswith("O"):
+        raise BadBatch(f"{what} has references to Python objects in it, not bytes")
+    if is_masked(buffer):
+        raise BadBatch(
+            f"{what} is a masked array, whose mask would be lost: pass its .data, or .filled()"
+        )
     if not view.c_contiguous:
         raise BadBatch(f"{what} is not contiguous: pass a contiguous copy of it")
     if writable and view.readonly:
@@ -89,7 +93,9 @@ def as_matrix(
     shape = given.shape or ()
     if len(shape) == 2:
         if given.itemsize != 1:
-            raise BadBatch(f"{what} must be uint8: view it with .view(np.uint8)")
+            raise BadBatch(
+                f"{what} must be uint8, not {_dtype_of(given)}: view it with .view(np.uint8)"
+            )
         if rows not in (None, shape[0]) or width not in (None, shape[1]):
             raise BadBatch(
                 f"{what} must have shape ({rows or 'n'}, {width or 'bytes'}), not {shape}"
@@ -110,6 +116,10 @@ def as_matrix(
     else:
         raise BadBatch(f"{what} must have one or two dimensions, not {len(shape)}")
     return np.frombuffer(view, np.uint8).reshape(shape)
+
+
+def _dtype_of(view: memoryview) -> object:
+    return getattr(view.obj, "dtype", view.format)
 
 
 def _is_matrix(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MOST_LANES = 15
 """Lanes besides the caller that an engine has at most unless more are asked for."""
 
+MOST_WORKERS = 1024
+"""Lanes that can be asked for: more than there are CPUs in any machine that is to be had."""
+
 
 def usable_cpus() -> int:
     """Return how many CPUs this process may use: at least 1."""

@@ -10,25 +10,29 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import operator
-import threading
+import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from batchzip.asynchronous import Threads, Turns
 from batchzip.backend import Backend, choose_backend, make_backend
 from batchzip.batch import Batch, CompressBatch, DecompressBatch
 from batchzip.buffers import as_view, check_page_size
+from batchzip.checks import as_integer, as_seconds
 from batchzip.codecs import Codec, make_codec
 from batchzip.codecs.shuffled import Shuffled
 from batchzip.codecs.verified import Verified
+from batchzip.cpus import MOST_WORKERS
 from batchzip.errors import BadArgument, BadBatch, ClosedError
 from batchzip.lifetime import Owned
 from batchzip.request import AnyBatch, Request
 
 if TYPE_CHECKING:
+    from typing import Literal, SupportsIndex, Unpack
+
     from batchzip.buffers import Buffer, Bytes
+    from batchzip.options import EngineOptions, LevelOptions, Lz4Options, ZstdOptions
     from batchzip.statistics import Statistics
 
 
@@ -60,21 +64,49 @@ class Engine(Owned):
     _open = False
     _instead = ": make one there"
 
+    @overload
+    def __init__(
+        self, algorithm: Literal["zstd"] = ..., **options: Unpack[ZstdOptions]
+    ) -> None: ...
+    @overload
+    def __init__(self, algorithm: Literal["lz4"], **options: Unpack[Lz4Options]) -> None: ...
+    @overload
+    def __init__(
+        self, algorithm: Literal["lz4hc", "deflate", "brotli"], **options: Unpack[LevelOptions]
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, algorithm: Literal["snappy"] | Codec, **options: Unpack[EngineOptions]
+    ) -> None: ...
+    @overload  # a plug-in's, or a name that is not known before the program runs
+    def __init__(
+        self,
+        algorithm: str | Codec,
+        *,
+        backend: str | Backend = ...,
+        workers: SupportsIndex | None = ...,
+        page_size: SupportsIndex = ...,
+        verify: bool = ...,
+        isolate: bool = ...,
+        shuffle: SupportsIndex | None = ...,
+        **parameters: SupportsIndex | bytes | None,
+    ) -> None: ...
+
     def __init__(
         self,
         algorithm: str | Codec = "zstd",
         *,
         backend: str | Backend = "auto",
-        workers: int | None = None,
-        page_size: int = 4096,
+        workers: SupportsIndex | None = None,
+        page_size: SupportsIndex = 4096,
         verify: bool = False,
         isolate: bool = False,
-        shuffle: int | None = None,
+        shuffle: SupportsIndex | None = None,
         **parameters: object,
     ) -> None:
         self.page_size = check_page_size(page_size)
-        if workers is not None and (type(workers) is not int or workers < 1):
-            raise BadArgument(f"workers must be an integer of at least 1, not {workers!r}")
+        if workers is not None:
+            workers = as_integer(workers, "workers", 1, MOST_WORKERS)
         if isinstance(algorithm, Codec):
             if parameters:
                 raise BadArgument("a codec made by hand brings its own parameters")
@@ -83,7 +115,7 @@ class Engine(Owned):
         else:
             self.codec = make_codec(algorithm, **parameters)
         if shuffle is not None:
-            self.codec = Shuffled(self.codec, shuffle)
+            self.codec = Shuffled(self.codec, shuffle)  # type: ignore[arg-type] # makes an int of it
         if verify:
             self.codec = Verified(self.codec)
         if isinstance(backend, Backend):
@@ -121,7 +153,7 @@ class Engine(Owned):
         Never needed for right results: until a lane is ready the caller does its share.
         """
         self._refuse()
-        return self.backend.wait_ready(min(timeout_s, threading.TIMEOUT_MAX))
+        return self.backend.wait_ready(as_seconds(timeout_s, "timeout_s", least=-math.inf))
 
     def compress(self, batch: CompressBatch) -> None:
         """Compress a batch; its `dlens`, `errors` and outputs are there on return."""
@@ -178,11 +210,12 @@ class Engine(Owned):
             raise BadBatch(
                 f"submit takes a CompressBatch or DecompressBatch, not {type(batch).__name__}"
             )
-        for name, seconds in (("timeout_s", timeout_s), ("deadline_s", deadline_s)):
-            if seconds is not None and not seconds >= 0:
-                raise BadArgument(f"{name} must be seconds, 0 or more, not {seconds!r}")
+        if timeout_s is not None:
+            timeout_s = as_seconds(timeout_s, "timeout_s")
+        deadline = None
+        if deadline_s is not None:
+            deadline = time.monotonic() + as_seconds(deadline_s, "deadline_s")
         self._admit(batch)
-        deadline = None if deadline_s is None else time.monotonic() + deadline_s
         batch.reset()
         request = Request(batch, deadline)
         self.backend.submit(request, timeout_s=timeout_s, block=block)  # type: ignore[arg-type] # backends take any batch
@@ -243,10 +276,7 @@ class Engine(Owned):
         """
         self._refuse()
         width = self.page_size if width is None else width
-        for name, number in (("rows", rows), ("width", width)):
-            if type(number) is bool or not hasattr(number, "__index__") or number < 1:
-                raise BadArgument(f"{name} must be an integer of at least 1, not {number!r}")
-        return self.backend.array(operator.index(rows), operator.index(width))
+        return self.backend.array(as_integer(rows, "rows", 1), as_integer(width, "width", 1))
 
     @property
     def statistics(self) -> Statistics:

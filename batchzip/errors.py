@@ -69,10 +69,27 @@ class MissingExtra(BatchzipError, ImportError):
     """A library that an extra brings is not installed; the message has the command to install it."""
 
     def __init__(self, needed_by: str, module: str, extra: str) -> None:
-        command = f"pip install 'batchzip[{extra}]'"
+        command = _install_command(module, extra)
         super().__init__(f"{needed_by} needs {module}, which is not installed: {command}")
         self.extra = extra
         self.command = command
+
+
+def _install_command(module: str, extra: str) -> str:
+    """Return what installs a module of an extra, wherever batchzip itself was installed from."""
+    from importlib import metadata  # noqa: PLC0415 - 4 MiB that no worker needs
+
+    try:
+        lines = metadata.requires("batchzip") or []
+    except metadata.PackageNotFoundError:  # it is run from where it lies
+        lines = []
+    for line in lines:
+        requirement, _, marker = line.partition(";")
+        requirement = requirement.strip()
+        name = requirement.rstrip("0123456789.,<>=!~ ").replace("-", "_")
+        if name == module and f"extra == {extra!r}" in marker.replace('"', "'"):
+            return f"pip install '{requirement}'"
+    return f"pip install {module.replace('_', '-')}"
 
 
 class ClosedError(BatchzipError, ValueError):
@@ -90,7 +107,11 @@ class PageError(BatchzipError):
     """
 
     def __init__(self, index: int, errno: int, what: str = "page") -> None:
-        super().__init__(f"{what} {index}: {os.strerror(-errno)} ({errno})")
+        try:
+            reason = os.strerror(-errno)
+        except OverflowError:  # no system has such a number
+            reason = "Unknown error"
+        super().__init__(f"{what} {index}: {reason} ({errno})")
         self.index = index
         self.errno = errno
 

@@ -14,24 +14,26 @@ Whatever fails or is cut short before, the key keeps what it had. The indices of
 nobody refers to it any more (core/indices.pyx), so a reader gets all of one value.
 
 Rejected: replacing in place (a store that fails leaves neither value); handing out views of the pool;
-an index for each key by its hash (collisions need what is here anyway).
+an index for each key by its hash (collisions need what is here anyway); a lock around looking and changing
+(a key's `__eq__`, a serializer, or a finalizer that comes between two lines, may call the mapping, or wait for
+a thread that does).
 
-Locks: none. Each change is one step of the dict, so that signal handlers and finalizers may use a mapping in
-the middle of a call of their own thread.
+Locks: none. Every change is one call of the dict, and what a call took out is whole. A value is read before it
+is taken out; where another one was taken instead, as somebody was faster, that is given.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import MutableMapping
+import weakref
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from batchzip.buffers import flat
 from batchzip.checks import check_kind
-from batchzip.core.indices import IndexSpace, take_out
+from batchzip.core.indices import IndexSpace
 from batchzip.errors import BadArgument, ClosedError, CorruptPage, NotStorable, PageError
 from batchzip.lifetime import Closing
 from batchzip.serializers import packer_of
@@ -39,16 +41,18 @@ from batchzip.store.swap_store import SwapStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import Self
 
     from batchzip.buffers import Flat
     from batchzip.core.indices import Reservation
     from batchzip.serializers import Serializer
     from batchzip.store.group import Group
 
-Key: TypeAlias = str | bytes | tuple[Any, ...]
+Key: TypeAlias = str | bytes | int | tuple[Any, ...] | None
+
+_KEYS = (str, bytes, int, tuple, type(None), np.integer)
 
 _NOTHING = object()
-_GONE = object()
 
 
 class _Value:
@@ -72,16 +76,17 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                   frames are not copied on the way. Or an object with `dumps(value) -> buffer` and
                   `loads(bytes) -> value`.
 
-    Keys are str, bytes or tuples. Others, and values that cannot be serialised, raise NotStorable, a
-    TypeError. What is given back is a copy that is the caller's; an array can be written to if the one
-    that was put in could.
+    Keys are str, bytes, int (bool and NumPy's, too), None, or tuples of anything that has a hash; equal ones are
+    one key, as in a dict. Others, and values that cannot be serialised, raise NotStorable, a TypeError. What
+    is given back is a copy that is the caller's; an array can be written to if the one that was put in could.
 
     Where the store rejects a value (StoreRejected), or anything else interrupts, the key keeps the value
     it had, or stays absent: old and new lie in the store together for a moment. A damaged value raises
     CorruptPage, with the key in a note; others stay readable. Iteration is over the keys as they
-    were when it began.
+    were when it began. `copy()` and `|` make a mapping of its own in the same store.
 
-    Thread-safe; bound to the process that made it. `close()` gives the pages back to the store.
+    Thread-safe, also in finalizers and signal handlers, and where keys and serializers call it; bound to the
+    process that made it. Closing or losing it gives the pages back to the store and ends its group.
     """
 
     def __init__(
@@ -95,14 +100,20 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         check_kind(store, "store", SwapStore)
         self._packer = packer_of(serializer, store.page_size)
         self._page_size = store.page_size
-        names = (f"mapping-{number}" for number in itertools.count()) if name is None else [name]
-        groups = (store._new_group(each, max_bytes) for each in names)  # noqa: SLF001 - one step
-        group = next((each for each in groups if each is not None), None)
-        if group is None:
-            raise BadArgument(f"the store has a group {name!r} already: take another name")
-        self._group: Group = group
+        self._store = store
+        self._serializer = serializer
+        if name is None:
+            names = (f"mapping-{number}" for number in itertools.count())
+            groups = (store._new_group(each, max_bytes) for each in names)  # noqa: SLF001
+            self._group = next(group for group in groups if group is not None)
+        else:
+            group = store._new_group(name, max_bytes)  # noqa: SLF001
+            if group is None:
+                raise BadArgument(f"the store has a group {name!r} already: take another name")
+            self._group = group
+        weakref.finalize(self, self._group.close).atexit = False
         self._values: dict[Key, _Value] = {}
-        self._space = IndexSpace(group._ledger)  # noqa: SLF001 - it erases what is gone
+        self._space = IndexSpace(self._group._ledger)  # noqa: SLF001 - it erases what is gone
         self._closed = False
 
     def __repr__(self) -> str:
@@ -113,6 +124,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def __iter__(self) -> Iterator[Key]:
         return iter(list(self._values))
+
+    def __reversed__(self) -> Iterator[Key]:
+        return iter(list(reversed(self._values)))
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
@@ -127,7 +141,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def __delitem__(self, key: Key) -> None:
         self._enter()
         del self._values[key]
-        self._group._settle()  # noqa: SLF001 - pages went without a call of the group
+        self._settle()
 
     def setdefault(self, key: Key, default: Any = None) -> Any:
         """Give the key's value; where it has none, make it `default`. Of several threads, one does."""
@@ -140,11 +154,14 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def pop(self, key: Key, default: Any = _NOTHING) -> Any:
         """Take a value out and give it. It is out once it was read, and of several threads one gets it."""
         self._enter()
-        while (value := self._values.get(key)) is not None:
+        value = self._values.get(key)
+        if value is not None:
             result = self._read(key, value)
-            if take_out(self._values, key, value):
-                del value
-                self._group._settle()  # noqa: SLF001 - as in __delitem__
+            taken = self._values.pop(key, None)
+            if taken is not None:
+                result = self._result_of(key, taken, value, result)
+                del taken, value
+                self._settle()
                 return result
         if default is _NOTHING:
             raise KeyError(key)
@@ -155,20 +172,79 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._enter()
         while True:
             try:
-                key = next(reversed(self._values))
+                key, value = next(reversed(self._values.items()))
             except StopIteration:
                 raise KeyError("the mapping is empty") from None
             except RuntimeError:  # another thread changed it just then
                 continue
-            result = self.pop(key, _GONE)
-            if result is not _GONE:
-                return key, result
+            break
+        result = self._read(key, value)
+        last, taken = self._values.popitem()  # KeyError: another thread was faster
+        result = self._result_of(last, taken, value, result)
+        del taken, value
+        self._settle()
+        return last, result
+
+    def _result_of(self, key: Key, taken: _Value, value: _Value, result: Any) -> Any:
+        """Return what was taken out: `result`, if it is the value which that was read from."""
+        if taken is not value:
+            try:
+                result = self._read(key, taken)
+            except BaseException:
+                self._values.setdefault(key, taken)
+                raise
+        return result
 
     def clear(self) -> None:
         """Forget all values."""
         self._enter()
         self._values.clear()
-        self._group._settle()  # noqa: SLF001 - as in __delitem__
+        self._settle()
+
+    def copy(self) -> CompressedMapping:
+        """Make a mapping with the same values and serializer, in a group of the same limit of this store."""
+        self._enter()
+        other = CompressedMapping(
+            self._store, max_bytes=self._group.max_bytes, serializer=self._serializer
+        )
+        try:
+            for key, value in list(self._values.items()):
+                other._values[key] = other._write(self._load(key, value))
+        except BaseException:
+            other.close()
+            raise
+        return other
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or super().__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment] # as a dict's
+
+    def __or__(self, other: Mapping[Key, Any]) -> CompressedMapping:
+        made: CompressedMapping = self._joined(self, other)
+        return made
+
+    def __ror__(self, other: Mapping[Key, Any]) -> CompressedMapping:
+        made: CompressedMapping = self._joined(other, self)
+        return made
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[misc] # takes more than | does, as a dict's
+        self.update(other)
+        return self
+
+    def _joined(self, first: object, second: object) -> Any:
+        if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
+            return NotImplemented
+        made = CompressedMapping(
+            self._store, max_bytes=self._group.max_bytes, serializer=self._serializer
+        )
+        try:
+            made.update(first)
+            made.update(second)
+        except BaseException:
+            made.close()
+            raise
+        return made
 
     @property
     def group(self) -> Group:
@@ -207,18 +283,30 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold; no other thread may change anything."""
+        self._enter()
         self._space.check_invariants()
-        pages = sum(value.reservation.count for value in self._values.values() if value.reservation)
-        if pages != len(self._group):
-            raise AssertionError(f"values have {pages} pages, the group has {len(self._group)}")
+        held = [value.reservation for value in self._values.values() if value.reservation]
+        indices = {index for each in held for index in range(each.first, each.first + each.count)}
+        pages = sum(each.count for each in held)
+        if not pages == len(indices) == self._space.taken == len(self._group):
+            raise AssertionError(
+                f"values have {pages} pages at {len(indices)} indices, of {self._space.taken} that "
+                f"are taken, and the group has {len(self._group)}"
+            )
+        if indices and max(indices) >= self._space.end:
+            raise AssertionError(f"index {max(indices)} lies beyond the end, {self._space.end}")
 
     def _enter(self) -> None:
         if self._closed or self._group.closed:
             self._refuse()
 
+    def _settle(self) -> None:
+        """Give back what pages that went without a call of the group had in the backing file."""
+        self._group._settle()  # noqa: SLF001 - as above
+
     def _refuse(self) -> None:
-        with contextlib.suppress(ClosedError):  # the group is closed with the mapping
-            self._group._refuse()  # noqa: SLF001 - it says whether this is another process
+        if not self._closed:
+            self._group._refuse()  # noqa: SLF001 - the group says whether its store is closed or was forked
         raise ClosedError(f"this {type(self).__name__} is closed")
 
     def _assign(self, key: Key, value: _Value) -> bool:
@@ -231,17 +319,23 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def _put(self, key: Key, value: object, assign: Callable[[Key, _Value], bool]) -> bool:
         """Store a value and have it assigned; whether it was. What it replaces is free then."""
         self._enter()
-        if not isinstance(key, (str, bytes, tuple)):
-            raise NotStorable(f"a key is str, bytes or a tuple, not {type(key).__name__}")
+        if not isinstance(key, _KEYS):
+            raise NotStorable(
+                f"a key is str, bytes, int, None or a tuple, not {type(key).__name__}"
+            )
         hash(key)  # a tuple may hold what has none: say so before anything is stored
         stored = None
         try:
             stored = self._write(self._packer.pack(value))
-            if self._closed:
+            assigned = assign(key, stored)
+            if self._closed:  # by another thread, or the serializer
+                self._values.clear()
                 self._refuse()
-            return assign(key, stored)
+            return assigned
         finally:
             del stored
+            if not self._group.closed:
+                self._settle()
 
     def _write(self, parts: Sequence[Flat]) -> _Value:
         size = self._page_size
@@ -266,14 +360,16 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             del reservation
 
     def _read(self, key: Key, value: _Value) -> Any:
+        return self._packer.unpack(self._load(key, value))
+
+    def _load(self, key: Key, value: _Value) -> list[memoryview]:
         try:
-            parts = self._load(value)
+            return self._parts(value)
         except (CorruptPage, PageError) as error:
             error.add_note(f"it is a page of the value of key {key!r}")
             raise
-        return self._packer.unpack(parts)
 
-    def _load(self, value: _Value) -> list[memoryview]:
+    def _parts(self, value: _Value) -> list[memoryview]:
         if value.reservation is None:
             return [memoryview(bytearray(0)) for _ in value.lengths]
         size, at = self._page_size, value.reservation.first

@@ -107,10 +107,16 @@ def _make_collector(
                 except (ClosedError, ForkedProcess):
                     continue
                 for family, labels, value in rows:
-                    families.add(family, ([name] if named else []) + labels, value)
+                    shown = map(_printable, ([name] if named else []) + labels)
+                    families.add(family, list(shown), value)
             return families
 
     return StoreCollector()
+
+
+def _printable(label: str) -> str:
+    """Escape what UTF-8 has no bytes for: surrogates, as in names of files that are not UTF-8."""
+    return str(label).encode("utf-8", "backslashreplace").decode()
 
 
 class _Families:

@@ -25,16 +25,16 @@ from xxhash import xxh3_64
 
 from batchzip.batch import CompressBatch, DecompressBatch
 from batchzip.buffers import flat
+from batchzip.checks import kind_of
 from batchzip.engine import Engine
-from batchzip.errors import BadArgument, BadBatch, CorruptPage
+from batchzip.errors import BadArgument, BadBatch, CorruptPage, MissingExtra
 
 try:
     from numcodecs.abc import Codec
     from numcodecs.compat import ensure_contiguous_ndarray, ndarray_copy
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
-        "batchzip.numcodecs needs numcodecs: pip install 'batchzip[zarr]'", name="numcodecs"
-    ) from missing
+    said = str(MissingExtra("batchzip.numcodecs", "numcodecs", "zarr"))
+    raise ModuleNotFoundError(said, name="numcodecs") from missing
 
 if TYPE_CHECKING:
     from batchzip.buffers import Buffer, Bytes
@@ -69,17 +69,8 @@ class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
         shuffle: int | None = None,
         **parameters: Any,
     ) -> None:
-        for name, value in parameters.items():
-            if value is not None and not isinstance(value, (bool, int, str)):
-                raise BadArgument(
-                    f"{name} stands in an array's metadata, so it is a number or a text, not {type(value).__name__}"
-                )
-        self._config = {
-            "algorithm": algorithm,
-            "page_size": page_size,
-            "shuffle": shuffle,
-            **parameters,
-        }
+        config = {"algorithm": algorithm, "page_size": page_size, "shuffle": shuffle, **parameters}
+        self._config: dict[str, Any] = {name: _plain(name, value) for name, value in config.items()}
         self._engine = self._made()
 
     def get_config(self) -> dict[str, Any]:
@@ -193,6 +184,17 @@ class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
 
     def _made(self) -> Engine:
         return Engine(backend="sequential", **self._config)
+
+
+def _plain(name: str, value: object) -> bool | int | str | None:
+    """Return a value as JSON has it: NumPy's scalars become Python's. Raise BadArgument."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    raise BadArgument(
+        f"{name} stands in an array's metadata, so it is a number or a text, not {kind_of(value)}"
+    )
 
 
 def _restored(kind: type[Batchzip], config: dict[str, Any]) -> Batchzip:

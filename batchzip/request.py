@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import threading
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from batchzip.batch import Batch
+from batchzip.checks import as_seconds
 from batchzip.errors import ForkedProcess, RequestCancelled, RequestTimeout
 
 if TYPE_CHECKING:
@@ -64,15 +66,15 @@ class Request(Generic[AnyBatch]):
         """
         if not self._future.done() and self._pid != os.getpid():
             raise ForkedProcess(f"this request is under way in process {self._pid}")
+        if timeout_s is not None:
+            timeout_s = as_seconds(timeout_s, "timeout_s", least=-math.inf)
         try:
-            error = self._future.exception(
-                None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX / 2)
-            )
+            error = self._future.exception(timeout_s)
         except CancelledError:
             raise RequestCancelled("this request was cancelled before it was taken up") from None
         except TimeoutError:
             raise RequestTimeout(
-                f"the batch of {len(self.batch)} pages is not done after {timeout_s} s"
+                f"the batch of {len(self.batch)} pages is not done after {timeout_s:g} s"
             ) from None
         except RuntimeError as failure:
             # An interrupt while the future's condition has let go of its lock: it complains of that.

@@ -3,6 +3,11 @@
     zarr.create_array(…, compressors=BatchzipCodec("zstd", level=1, shuffle=4))
 
 Chunks are those of `batchzip.numcodecs`, and its checks hold. Zarr's threads do the work.
+
+Arrays and groups can lie in a CompressedMapping, too, compressed there instead:
+
+    kept = zarr.storage.MemoryStore(batchzip.CompressedMapping(store, serializer="pickle"))
+    zarr.create_array(kept, …, compressors=None)
 """
 
 from __future__ import annotations
@@ -10,15 +15,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from batchzip.errors import BadArgument
+from batchzip.errors import BadArgument, MissingExtra
 from batchzip.numcodecs import Batchzip
 
 try:
     from zarr.abc.codec import BytesBytesCodec
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
-        "batchzip.zarr needs zarr 3: pip install 'batchzip[zarr]'", name="zarr"
-    ) from missing
+    said = str(MissingExtra("batchzip.zarr", "zarr", "zarr"))
+    raise ModuleNotFoundError(said, name="zarr") from missing
 
 if TYPE_CHECKING:
     from typing import Self
@@ -68,10 +72,18 @@ class BatchzipCodec(BytesBytesCodec):
         """Raise NotImplementedError: it depends on the chunk."""
         raise NotImplementedError
 
-    async def _encode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        encoded = await asyncio.to_thread(self.codec.encode, chunk_bytes.as_numpy_array())
+    # Zarr's SupportsSyncCodec: where there is no event loop, there need be no thread.
+
+    def _encode_sync(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        encoded = self.codec.encode(chunk_data.as_numpy_array())
         return chunk_spec.prototype.buffer.from_bytes(encoded)
 
-    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        decoded = await asyncio.to_thread(self.codec.decode, chunk_bytes.as_numpy_array())
+    def _decode_sync(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        decoded = self.codec.decode(chunk_data.as_numpy_array())
         return chunk_spec.prototype.buffer.from_bytes(decoded)
+
+    async def _encode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        return await asyncio.to_thread(self._encode_sync, chunk_data, chunk_spec)
+
+    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        return await asyncio.to_thread(self._decode_sync, chunk_data, chunk_spec)

@@ -95,7 +95,9 @@ def test_everybody_is_measured_at_every_batch(measured: tuple[dict[str, Any], Pa
     }
     assert stores == {
         "dict",
+        "zict",
         "sequential",
+        "threads",
         "workers",
         "workers, 1 MiB folios",
         "workers, half in file",

@@ -270,7 +270,7 @@ def test_without_shtab_the_command_to_install_it_is_given() -> None:
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
-    assert_one_clear_line(result, "shtab", "pip install 'batchzip[completion]'")
+    assert_one_clear_line(result, "shtab", "pip install 'shtab>=1.6'")
 
 
 # Defaults

@@ -85,7 +85,7 @@ def test_an_unknown_name_is_told_which_there_are() -> None:
         ("lz4", {"acceleration": 65538}, "not 65538"),
         ("lz4", {"acceleration": 1.5}, "not 1.5"),
         ("lz4", {"acceleration": True}, "not True"),
-        ("lz4", {"high_compression": 0}, "level in 1…12 or None, not 0"),
+        ("lz4", {"high_compression": 0}, "lz4 high_compression must be an integer in 1…12, not 0"),
         ("lz4", {"high_compression": 13}, "not 13"),
         ("lz4", {"high_compression": True}, "not True"),
         ("lz4", {"acceleration": 2, "high_compression": 9}, "not both"),

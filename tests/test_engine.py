@@ -120,7 +120,7 @@ def test_the_wrong_kind_of_batch_is_refused() -> None:
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, "2"])
 def test_workers_is_a_number_of_at_least_one(workers: int) -> None:
-    with pytest.raises(BadArgument, match="workers must be an integer of at least 1"):
+    with pytest.raises(BadArgument, match="workers must be an integer in 1…1024"):
         Engine("lz4", workers=workers)
 
 

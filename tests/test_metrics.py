@@ -220,6 +220,6 @@ except batchzip.MissingExtra as error:
     )
     assert done.stdout.strip() == (
         "batchzip.metrics needs prometheus_client, which is not installed: "
-        "pip install 'batchzip[metrics]'"
+        "pip install 'prometheus-client>=0.20'"
     )
     assert issubclass(MissingExtra, ImportError)

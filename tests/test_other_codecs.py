@@ -163,10 +163,10 @@ def without_extras(script: str) -> list[str]:
 def test_a_missing_extra_is_told_the_command_and_hides_no_other() -> None:
     assert without_extras(ASK) == [
         "['lz4', 'lz4hc', 'zstd']",
-        "deflate needs isal, which is not installed: pip install 'batchzip[deflate]'",
-        "snappy needs cramjam, which is not installed: pip install 'batchzip[snappy]'",
-        "brotli needs brotli, which is not installed: pip install 'batchzip[brotli]'",
-        "deflate needs isal, which is not installed: pip install 'batchzip[deflate]'",
+        "deflate needs isal, which is not installed: pip install 'isal>=1.7'",
+        "snappy needs cramjam, which is not installed: pip install 'cramjam>=2.8'",
+        "brotli needs brotli, which is not installed: pip install 'brotli>=1.2'",
+        "deflate needs isal, which is not installed: pip install 'isal>=1.7'",
         "unknown algorithm 'lzo'; there are: brotli, deflate, lz4, lz4hc, snappy, zstd",
     ]
 
@@ -182,7 +182,7 @@ def test_the_command_lists_what_is_there_and_how_to_install_the_rest() -> None:
     command = "from batchzip.cli.main import main; main(['algorithms'{}])"
     lines = [" ".join(line.split()) for line in without_extras(command.format(""))]
     assert lines[0] == "algorithm runs in parameters about"
-    assert "deflate pip install 'batchzip[deflate]'" in lines
+    assert "deflate pip install 'isal>=1.7'" in lines
     assert "lz4hc C level=9 LZ4 high compression at `level` 1 …" in lines
     found = {
         line["algorithm"]: line
@@ -190,7 +190,7 @@ def test_the_command_lists_what_is_there_and_how_to_install_the_rest() -> None:
     }
     assert list(found) == ["brotli", "deflate", "lz4", "lz4hc", "snappy", "zstd"]
     assert found["snappy"]["usable"] is False
-    assert found["snappy"]["install"] == "pip install 'batchzip[snappy]'"
+    assert found["snappy"]["install"] == "pip install 'cramjam>=2.8'"
     assert found["zstd"]["usable"] is True
     assert found["zstd"]["parameters"] == {"level": 3, "dictionary": None}
     assert found["zstd"]["install"] is None

@@ -1,6 +1,8 @@
 """Every public name is documented, and is where it says it is."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -36,3 +38,32 @@ def test_dir_and_all_agree_and_nothing_else_is_promised() -> None:
     assert sorted(set(batchzip.__all__)) == sorted(batchzip.__all__)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = batchzip.no_such_name
+
+
+@pytest.mark.parametrize("name", ["advice", "dask", "metrics", "numcodecs", "zarr"])
+def test_a_part_is_imported_when_it_is_first_used(name: str) -> None:
+    script = f"""
+import sys, batchzip
+assert "batchzip.{name}" not in sys.modules
+assert batchzip.{name} is sys.modules["batchzip.{name}"] is batchzip.{name}
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], timeout=60, check=True)
+
+
+def test_a_part_whose_library_is_missing_says_so_and_help_works_without_it() -> None:
+    script = """
+import sys, inspect
+sys.modules.update(dict.fromkeys(["distributed", "numcodecs", "zarr", "prometheus_client"]))
+import batchzip
+from batchzip import *
+inspect.getmembers(batchzip)
+assert "metrics" not in dir(batchzip) or batchzip.metrics
+for name, module in {"dask": "distributed", "numcodecs": "numcodecs"}.items():
+    try:
+        getattr(batchzip, name)
+    except ImportError as error:
+        assert f"pip install '{module}" in str(error), error
+    else:
+        raise AssertionError(name)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], timeout=60, check=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import batchzip
 
 if TYPE_CHECKING:
     import pytest
@@ -24,12 +24,18 @@ def test_the_first_example_runs_and_says_what_it_saves(capsys: pytest.CaptureFix
     assert int(held) < int(whole) / 2
 
 
-def test_the_other_examples_run_one_after_the_other() -> None:
-    with batchzip.Engine("lz4") as engine:
-        pages = [bytes([n]) * 4096 for n in range(8)]
-        names = {"batchzip": batchzip, "engine": engine, "pages": pages}
-        for snippet in snippets()[1:]:
-            exec(snippet, names)
-            batch = names["batch"]
-            assert isinstance(batch, batchzip.CompressBatch)
-            assert not batch.errors.any()
+def test_all_of_them_run_in_order_with_nothing_else_in_a_fresh_process(tmp_path: Path) -> None:
+    script = tmp_path / "readme.py"
+    checks = "assert isinstance(batch, batchzip.CompressBatch) and not batch.errors.any()"
+    first, *others = snippets()
+    script.write_text("\n".join([first, *(f"{each}\n{checks}" for each in others)]))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr

@@ -87,7 +87,7 @@ def test_byte_i_of_every_element_comes_before_byte_i_plus_1_of_any(
     assert codec.decompressor(page_size)(memoryview(output)) == page
 
 
-@pytest.mark.parametrize("wrong", [0, 1, 3, 16, -2, 4.0, "4", True, np.int64(4)])
+@pytest.mark.parametrize("wrong", [0, 1, 3, 16, -2, 4.0, "4", True, np.int64(3)])
 def test_another_size_of_elements_is_told_which_there_are(wrong: Any) -> None:
     with pytest.raises(BadArgument, match="2, 4 or 8, not"):
         Engine("lz4", backend="sequential", shuffle=wrong)

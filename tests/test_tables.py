@@ -1,19 +1,35 @@
 """Tables of a group: any index there is, in any order, as a dict has them; and what they cost."""
 
+import mmap
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from share_readers import look_at_word
 from store_pages import word
 
 from batchzip import BadArgument, Engine, PageNotStored, SwapStore
 from batchzip.store.arguments import MAX_INDEX, as_range
+
+
+def look_at_word(owner: int, fd: int, row: int, out: Connection) -> None:
+    """Look at the second word of a table's row until something comes; send all that was seen there."""
+    at = (4096 + (8 << 20)) // 8 + 2 * row + 1
+    seen: set[int] = set()
+    with Path(f"/proc/{owner}/fd/{fd}").open("rb") as file:
+        table = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("Q")
+    out.send("ready")
+    while not out.poll():
+        seen.update(table[at] for _ in range(1000))
+    out.send(seen)
+    out.close()
+
 
 spawn = multiprocessing.get_context("spawn")
 

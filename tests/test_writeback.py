@@ -105,6 +105,21 @@ def test_what_cannot_be_written_back_is_refused(store: SwapStore, wrong: object)
 # A full pool
 
 
+def test_while_a_folio_goes_to_the_file_its_indices_hold_what_they_held(engine: Engine) -> None:
+    gate = Gate()
+    with SwapStore(engine, backing=gate, shrinker_enabled=False) as store:
+        store.store(0, [text(0), text(1)])
+        store.max_pool_bytes = store.counters.pool_total_size + 1  # not full, but nearly
+        seen: list[bytes] = []
+        gate.fail = lambda _call: seen.append(store.load(0) + store.load(1))
+        store.store(0, [noise(number) for number in range(80)])
+        assert seen == [text(0) + text(1)] * 2  # at the write, and at its end
+        gate.fail = lambda _call: None
+        assert store.counters.backed_pages == 80
+        assert store.load_many([0, 1, 79]).tobytes() == noise(0) + noise(1) + noise(79)
+        store.check_invariants()
+
+
 def test_a_folio_that_the_pool_rejects_goes_to_the_file(engine: Engine, tmp_path: Path) -> None:
     with SwapStore(
         engine, max_pool_bytes=16 * SIZE, backing=tmp_path, shrinker_enabled=False

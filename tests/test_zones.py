@@ -174,6 +174,8 @@ def test_the_last_one_out_closes() -> None:
     calls = Calls(thing, "Thing")
     with calls.enter() as outer:
         assert outer is thing
+        assert calls.used_here
+        assert calls.enter().nested
         with calls.enter():
             calls.close()
             with pytest.raises(ClosedError, match="this Thing is closed"):

@@ -48,3 +48,24 @@ def by_name(store: batchzip.SwapStore) -> int:
         mapping["a"] = b"some bytes"
         mapping["b", 2] = memoryview(b"others")
         return sum(len(value) for value in mapping.values())
+
+
+def each_algorithm_has_parameters_of_its_own(name: str) -> None:
+    batchzip.Engine().close()
+    batchzip.Engine("zstd", level=1, dictionary=None, workers=2, backend="threads").close()
+    batchzip.Engine("lz4", acceleration=2).close()
+    batchzip.Engine("lz4", high_compression=3, shuffle=4).close()
+    batchzip.Engine("lz4hc", level=3, page_size=8192).close()
+    batchzip.Engine("snappy", verify=True).close()
+    batchzip.Engine(name).close()
+    batchzip.Engine("of-a-plug-in", strength=7)
+    batchzip.Engine("zstd", level="three")  # type: ignore[call-overload]
+    batchzip.Engine("lz4", acceleration=1.5)  # type: ignore[call-overload]
+    batchzip.Engine("lz4", page_size="4096")  # type: ignore[call-overload]
+    batchzip.Engine(4)  # type: ignore[call-overload]
+
+
+def parts_are_there() -> None:
+    batchzip.metrics.collector  # noqa: B018 - that it is known
+    batchzip.dask.WorkerData  # noqa: B018
+    batchzip.advice.advise  # noqa: B018

@@ -22,6 +22,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from batchzip.backend import Backend
+from batchzip.checks import as_seconds
 from batchzip.errors import BadArgument, ClosedError, MissingExtra
 from batchzip.lanes.queue import RequestQueue
 from batchzip.request import Request
@@ -68,12 +69,8 @@ class DaskBackend(Backend):
     ) -> None:
         if workers is not None:
             raise BadArgument("the dask backend has the cluster's workers: leave workers= out")
-        for name, seconds in (
-            ("connect_timeout_s", connect_timeout_s),
-            ("workerless_s", workerless_s),
-        ):
-            if not seconds >= 0:
-                raise BadArgument(f"{name} must be seconds, 0 or more, not {seconds!r}")
+        connect_timeout_s = as_seconds(connect_timeout_s, "connect_timeout_s")
+        workerless_s = as_seconds(workerless_s, "workerless_s")
         try:
             from batchzip_dask.cluster import Cluster  # noqa: PLC0415 - an extra, and takes a second
         except ModuleNotFoundError as error:

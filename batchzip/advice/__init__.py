@@ -27,6 +27,7 @@ from batchzip.advice.judgement import recommend, with_front
 from batchzip.advice.option import Advice, Option, amount
 from batchzip.advice.trial import BLOCK_BYTES, LEAST_TO_TRAIN, TABLE_BYTES, trials_of
 from batchzip.buffers import as_matrix
+from batchzip.checks import as_integer, as_positive
 from batchzip.codecs import algorithms as usable_algorithms
 from batchzip.codecs import make_codec
 from batchzip.errors import BadArgument
@@ -44,6 +45,8 @@ PAGE_SIZES = (4 << 10, 16 << 10, BLOCK_BYTES)
 
 MAX_LOAD_US = 25.0
 """Microseconds that a load may take to be recommended: a quarter of a read from a fast SSD."""
+
+_MOST_BYTES = 1 << 63
 
 _PARTS = 8
 """Parts the sample is measured in: enough for a median, each some milliseconds with the fastest."""
@@ -73,9 +76,10 @@ def advise(
         raise BadArgument("algorithms must name at least one")
     for name in names:
         make_codec(name)  # before anything is measured
-    if not max_load_us > 0:
-        raise BadArgument(f"max_load_us must be above 0, not {max_load_us!r}")
-    total = matrix.nbytes if total_bytes is None else total_bytes
+    max_load_us = as_positive(max_load_us, "max_load_us")
+    total = matrix.nbytes
+    if total_bytes is not None:
+        total = as_integer(total_bytes, "total_bytes", 0, _MOST_BYTES)
     apart = len(matrix) >= LEAST_TO_TRAIN
     training = np.ascontiguousarray(matrix[::5]) if apart else matrix
     measured = matrix[np.arange(len(matrix)) % 5 != 0] if apart else matrix

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip import buffers
 from batchzip.batch.descriptor import Batch
+from batchzip.checks import as_index, as_integer, shown
 from batchzip.errors import BadBatch, PageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchzip.buffers import Buffer, Flat
+
+_MOST_CAPACITY = (1 << 32) - 1
+"""Bytes; lengths have 32 bits."""
 
 _CACHE_LINE = 64
 """Bytes between rows that are made here. Rows a power of two apart would all start in the same set of
@@ -69,11 +72,7 @@ class CompressBatch(Batch):
     def _set_destinations(self, dsts: Buffer | None, capacity: int | None) -> None:
         count = len(self)
         if capacity is not None:
-            if type(capacity) is bool or not hasattr(capacity, "__index__") or capacity < 1:
-                raise BadBatch(
-                    f"capacity must be an integer of at least one byte, not {capacity!r}"
-                )
-            capacity = operator.index(capacity)
+            capacity = as_integer(capacity, "capacity", 1, _MOST_CAPACITY)
         self._rows: buffers.Bytes | None = None
         """Destinations (n, pitch) of which each output has the beginning of a row; None: packed."""
         if dsts is not None:
@@ -161,8 +160,9 @@ class CompressBatch(Batch):
 
     def output(self, index: int) -> memoryview:
         """View the compressed bytes of one page; raise PageError if it failed."""
+        index = as_index(index, "a page's number")
         if not -len(self) <= index < len(self):
-            raise IndexError(f"the batch has {len(self)} pages, and no page {index}")
+            raise IndexError(f"the batch has {len(self)} pages, and no page {shown(index)}")
         code = int(self.errors[index])
         if code:
             raise PageError(index, code)

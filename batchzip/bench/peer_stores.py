@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchzip.backend import is_native
 from batchzip.bench.figure import default_lanes
 from batchzip.bench.pages import PAGE
 from batchzip.bench.peers import CHUNK_PAGES, blosc2_chunk
@@ -198,7 +199,8 @@ def contenders(
     compressed = sum(len(compress(page.data)) for page in pages)
     yield Dict(algorithm)
     yield OfBatchzip("sequential", algorithm, "sequential")
-    yield OfBatchzip("threads", algorithm, "threads")
+    if is_native(algorithm.codec()):
+        yield OfBatchzip("threads", algorithm, "threads")
     yield OfBatchzip("workers", algorithm, "workers")
     yield OfBatchzip("workers, 1 MiB folios", algorithm, "workers", folio_pages=CHUNK_PAGES)
     half = max(PAGE, compressed // 2)

@@ -22,7 +22,7 @@ from batchzip.bench.ahead import OWN
 from batchzip.bench.compressors import Bare, Compressor, OfEngine, Threads
 from batchzip.bench.pages import PAGE
 from batchzip.bench.zram import Zram, aligned
-from batchzip.errors import BackendUnavailable, BatchzipError
+from batchzip.errors import BackendUnavailable, BatchzipError, MissingExtra
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -127,7 +127,7 @@ class MultiZstd(Compressor):
 def blosc2_chunk(algorithm: Algorithm, chunk_pages: int, threads: int) -> Any:
     """Make an empty SChunk in blocks of one page. Raises BackendUnavailable where there is none."""
     if importlib.util.find_spec("blosc2") is None:
-        raise BackendUnavailable("blosc2 is not installed: pip install 'batchzip[bench]'")
+        raise BackendUnavailable(str(MissingExtra("this peer", "blosc2", "bench")))
     import blosc2  # noqa: PLC0415 - an extra
 
     if algorithm.name == "lz4":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchzip.bench import compress, swap
-from batchzip.errors import BackendUnavailable, BadArgument
+from batchzip.errors import BadArgument, MissingExtra
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,11 +45,9 @@ _LABEL_GAP = 0.062
 
 
 def require_matplotlib() -> None:
-    """Raise BackendUnavailable if there is no matplotlib."""
+    """Raise MissingExtra if there is no matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise BackendUnavailable(
-            "a plot needs matplotlib, which is not installed: pip install 'batchzip[bench]'"
-        )
+        raise MissingExtra("a plot", "matplotlib", "bench")
 
 
 def new_picture(width: float, height: float) -> Picture:

@@ -83,7 +83,7 @@ examples:
   batchzip advise --pid 4711                      the memory of a running process
   batchzip advise --file dump.bin --sample 32M    a file, looked at more closely
   batchzip advise --algorithm lz4 --algorithm zstd --all
-  batchzip advise --pid 4711 --plot advice.png    a picture (pip install 'batchzip[bench]')
+  batchzip advise --pid 4711 --plot advice.png    a picture (pip install matplotlib)
   batchzip advise --file dump.bin --json | python -m json.tool
 """
 
@@ -111,7 +111,7 @@ examples:
 
 _COMPLETION = """\
 Print a script that teaches a shell the commands, options and algorithms there are now. It
-needs shtab: pip install 'batchzip[completion]'
+needs shtab: pip install shtab
 """
 
 _COMPLETION_EXAMPLES = """\
@@ -153,7 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="print the version, the C libraries that were found and how the core was built",
     )
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="command")
     _add_advise(commands)
     _add_swap(commands)
     _add_bench(commands)

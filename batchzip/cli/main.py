@@ -50,7 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            return _run(make_parser().parse_args(argv))
+            parser = make_parser()
+            arguments = parser.parse_args(argv)
+            if arguments.command is None:
+                parser.print_help()
+                return 0
+            return _run(arguments)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from batchzip.checks import as_integer
 from batchzip.codecs.codec import Codec
-from batchzip.errors import BadArgument
 from batchzip.extras import load_extra
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ class Brotli(Codec):
     level: int = 5
 
     def __post_init__(self) -> None:
-        if type(self.level) is not int or not _MIN_LEVEL <= self.level <= _MAX_LEVEL:
-            raise BadArgument(
-                f"brotli level must be an integer in {_MIN_LEVEL}…{_MAX_LEVEL}, not {self.level!r}"
-            )
+        level = as_integer(self.level, "brotli level", _MIN_LEVEL, _MAX_LEVEL)
+        object.__setattr__(self, "level", level)
 
     @classmethod
     def require(cls) -> None:

@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from batchzip.checks import as_integer
 from batchzip.codecs.codec import Codec
-from batchzip.errors import BadArgument
 from batchzip.extras import load_extra
 
 if TYPE_CHECKING:
@@ -42,10 +42,7 @@ class Deflate(Codec):
     level: int = 1
 
     def __post_init__(self) -> None:
-        if type(self.level) is not int or not 0 <= self.level <= _MAX_LEVEL:
-            raise BadArgument(
-                f"deflate level must be an integer in 0…{_MAX_LEVEL}, not {self.level!r}"
-            )
+        object.__setattr__(self, "level", as_integer(self.level, "deflate level", 0, _MAX_LEVEL))
 
     @property
     def deterministic(self) -> bool:

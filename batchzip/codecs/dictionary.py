@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import zstandard
 
 from batchzip.buffers import as_inputs, as_matrix, flat, is_sequence
+from batchzip.checks import as_integer
 from batchzip.codecs.shuffled import shuffle_bytes
 from batchzip.codecs.zstd import DEFAULT_LEVEL, MAX_DICTIONARY, Zstd
 from batchzip.errors import BadArgument
@@ -60,8 +61,7 @@ def train_dictionary(
     Raises BadArgument where the pages are too few or too much alike, or noise. Thread-safe; takes
     a tenth of a second and as much memory as the samples used, up to 100 times `size`.
     """
-    if type(size) is not int or not MIN_SIZE <= size <= MAX_DICTIONARY:
-        raise BadArgument(f"size must be an integer in {MIN_SIZE}…{MAX_DICTIONARY}, not {size!r}")
+    size = as_integer(size, "size", MIN_SIZE, MAX_DICTIONARY)
     level = Zstd(level).level or DEFAULT_LEVEL
     given: Sequence[Flat]
     if is_sequence(pages):

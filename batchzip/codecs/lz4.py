@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import lz4.block
 
+from batchzip.checks import as_integer
 from batchzip.codecs.codec import Codec
 from batchzip.core.plan import Native
 from batchzip.errors import BadArgument
@@ -39,17 +40,12 @@ class Lz4(Codec):
     high_compression: int | None = None
 
     def __post_init__(self) -> None:
-        if type(self.acceleration) is not int or not 1 <= self.acceleration <= _MAX_ACCELERATION:
-            raise BadArgument(
-                f"lz4 acceleration must be an integer in 1…{_MAX_ACCELERATION}, not {self.acceleration!r}"
-            )
-        level = self.high_compression
-        if level is None:
+        acceleration = as_integer(self.acceleration, "lz4 acceleration", 1, _MAX_ACCELERATION)
+        object.__setattr__(self, "acceleration", acceleration)
+        if self.high_compression is None:
             return
-        if type(level) is not int or not 1 <= level <= MAX_HC_LEVEL:
-            raise BadArgument(
-                f"lz4 high_compression must be a level in 1…{MAX_HC_LEVEL} or None, not {level!r}"
-            )
+        level = as_integer(self.high_compression, "lz4 high_compression", 1, MAX_HC_LEVEL)
+        object.__setattr__(self, "high_compression", level)
         if self.acceleration != 1:
             raise BadArgument("lz4 takes acceleration or high_compression, not both")
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from batchzip.checks import as_integer
 from batchzip.codecs.codec import Codec
 from batchzip.codecs.lz4 import MAX_HC_LEVEL, Lz4
 from batchzip.core.plan import Native
-from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
     from batchzip.codecs.codec import Transcode
@@ -27,10 +27,7 @@ class Lz4hc(Codec):
     level: int = 9  # LZ4HC_DEFAULT_CLEVEL, the kernel's too
 
     def __post_init__(self) -> None:
-        if type(self.level) is not int or not 1 <= self.level <= MAX_HC_LEVEL:
-            raise BadArgument(
-                f"lz4hc level must be an integer in 1…{MAX_HC_LEVEL}, not {self.level!r}"
-            )
+        object.__setattr__(self, "level", as_integer(self.level, "lz4hc level", 1, MAX_HC_LEVEL))
 
     def native(self) -> Native:
         """Return lz4's C function for this level."""

@@ -13,12 +13,14 @@ A codec that wraps another, as Verified is; Verified goes around this one.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from batchzip.buffers import flat
+from batchzip.checks import as_integer, shown
 from batchzip.codecs.codec import Codec
 from batchzip.core.plan import Plan
 from batchzip.errors import BadArgument
@@ -41,7 +43,7 @@ class Shuffled(Codec):
     element_size: int
 
     def __post_init__(self) -> None:
-        _check(self.element_size)
+        object.__setattr__(self, "element_size", _as_element_size(self.element_size))
 
     @property
     def algorithm(self) -> str:
@@ -93,7 +95,7 @@ class Shuffled(Codec):
 
 def shuffle_bytes(page: bytes, element_size: int) -> bytes:
     """Shuffle one page, whose length must be a multiple of `element_size`."""
-    _check(element_size)
+    element_size = _as_element_size(element_size)
     if len(page) % element_size:
         raise BadArgument(
             f"a page of {len(page)} bytes is no array of {element_size}-byte elements"
@@ -101,8 +103,8 @@ def shuffle_bytes(page: bytes, element_size: int) -> bytes:
     return np.frombuffer(page, np.uint8).reshape(-1, element_size).T.tobytes()
 
 
-def _check(element_size: object) -> None:
-    if type(element_size) is not int or element_size not in ELEMENT_SIZES:
-        raise BadArgument(
-            f"shuffle must be the bytes of an element, 2, 4 or 8, not {element_size!r}"
-        )
+def _as_element_size(given: object) -> int:
+    with contextlib.suppress(BadArgument):
+        if (size := as_integer(given, "shuffle")) in ELEMENT_SIZES:
+            return size
+    raise BadArgument(f"shuffle must be the bytes of an element, 2, 4 or 8, not {shown(given)}")

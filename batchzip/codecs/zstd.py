@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import zstandard
 
+from batchzip.checks import as_integer
 from batchzip.codecs.codec import Codec
 from batchzip.core.plan import Native
 from batchzip.errors import BadArgument
@@ -54,13 +55,8 @@ class Zstd(Codec):
 
     def __post_init__(self) -> None:
         lowest = -131072  # ZSTD_minCLevel(): the window's log limits what negative levels mean
-        if (
-            type(self.level) is not int
-            or not lowest <= self.level <= zstandard.MAX_COMPRESSION_LEVEL
-        ):
-            raise BadArgument(
-                f"zstd level must be an integer in {lowest}…{zstandard.MAX_COMPRESSION_LEVEL}, not {self.level!r}"
-            )
+        highest = zstandard.MAX_COMPRESSION_LEVEL
+        object.__setattr__(self, "level", as_integer(self.level, "zstd level", lowest, highest))
         if self.dictionary is not None:
             object.__setattr__(self, "dictionary", _checked_dictionary(self.dictionary))
 

@@ -29,6 +29,10 @@ class Calls(Generic[_Thing]):
     def enter(self) -> Call[_Thing]:
         """Count a call. Raise ClosedError after `close`, and ForkedProcess in a child."""
 
+    @property
+    def used_here(self) -> bool:
+        """Whether the calling thread is in the middle of a call."""
+
     def close(self) -> None:
         """Have the thing closed as soon as no call uses it; at once if none does.
 

@@ -70,20 +70,27 @@ cdef class Calls:
     def enter(self) -> Call:
         """Count a call. Raise ClosedError after `close`, and ForkedProcess in a child."""
         cdef Call call = Call.__new__(Call)
-        cdef Node *node
         if self.made_in != forks():
             raise ForkedProcess(f"this {self.name} belongs to the process that made it")
         if self.closed:
             raise ClosedError(f"this {self.name} is closed")
         call.node.thread = PyThread_get_thread_ident()
-        node = self.under_way.after
-        while node is not &self.under_way:
-            call.nested = call.nested or node.thread == call.node.thread
-            node = node.after
+        call.nested = self._is_used_by(call.node.thread)
         call.node.before, call.node.after = &self.under_way, self.under_way.after
         call.node.after.before = self.under_way.after = &call.node
         call.calls = self
         return call
+
+    @property
+    def used_here(self) -> bool:
+        """Whether the calling thread is in the middle of a call."""
+        return self._is_used_by(PyThread_get_thread_ident())
+
+    cdef bint _is_used_by(self, long thread) noexcept:
+        cdef Node *node = self.under_way.after
+        while node is not &self.under_way and node.thread != thread:
+            node = node.after
+        return node is not &self.under_way
 
     def close(self) -> None:
         """Have the thing closed as soon as no call uses it.

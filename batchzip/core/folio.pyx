@@ -393,20 +393,26 @@ cdef class Folio:
             for number in range(self.state.new.object_count)
         ]
 
-    def publish(self, Ledger ledger not None, uint64_t first, Reservation where=None) -> int:
+    def publish(
+        self, Ledger ledger not None, uint64_t first, Reservation where=None, *,
+        bint may_go_elsewhere=False,
+    ) -> int:
         """Enter the folio at `first` and on, in the pool, or `where` its objects lie in the backing file.
 
         What the indices held goes. Return 0; or −ENOMEM or −ENOSPC (the pool's limit), and then the
-        indices hold nothing.
+        indices hold nothing, or what they held if the folio `may_go_elsewhere`.
         """
         cdef uint32_t number
         cdef int code
+        cdef bint in_file = where is not None
         ledger.refuse()
         if where is not None:
             for number in range(self.state.new.object_count):
                 self.state.new.values[number] = where.positions[number]
         with nogil:
-            code = ledger_publish(&ledger.state, first, &self.state.new, where is not None)
+            code = ledger_publish(
+                &ledger.state, first, &self.state.new, in_file, may_go_elsewhere
+            )
         if code == -EBADF:
             ledger.refuse()
         if code == 0 and where is not None:

@@ -1,6 +1,6 @@
 """IndexSpace: which indices of a group are taken, for one that gives them out itself."""
 
-from typing import Any, Self, final
+from typing import Self, final
 
 from batchzip.core.ledger import Ledger
 
@@ -34,9 +34,3 @@ class IndexSpace:
 
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold; nobody may be changing anything."""
-
-def take_out(values: dict[Any, Any], key: object, value: object) -> bool:
-    """Delete a key if this is still its value. Return whether it was.
-
-    One step to threads and to signal handlers, unless the key's own comparison is Python code.
-    """

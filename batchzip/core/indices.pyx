@@ -141,18 +141,3 @@ cdef class IndexSpace:
             raise AssertionError(
                 f"{total} indices are free and {self.taken} taken, of {self.end}; the last free one is {at}"
             )
-
-
-def take_out(dict values not None, key, value) -> bool:
-    """Delete a key if this is still its value. Return whether it was.
-
-    One step to threads and to signal handlers, unless the key's own comparison is Python code.
-    """
-    if values.get(key) is not value:
-        return False
-    taken = values.pop(key, None)
-    if taken is value:
-        return True
-    if taken is not None:  # put there while keys were compared
-        values.setdefault(key, taken)
-    return False

@@ -8,8 +8,10 @@ go in the same step, under the pool's mutex and without the interpreter, so noth
     gather(indices)            copies of entries and of what they refer to (gather.pyx)
     to_file, to_pool           new objects in the place of those that are still the ones gathered
 
-A folio is prepared without a lock (folio.pyx). If there is no room for it, its indices hold nothing: what
-they held is stale, because the caller has newer data than the store.
+A folio is prepared without a lock (folio.pyx). What it replaces is freed first, so that its room is used
+again while it is warm. If there is no room for the folio, its indices hold nothing: what they held is stale,
+because the caller has newer data than the store. A folio that the pool refuses may still go to the backing
+file; then what it replaces stays until it is there.
 
 Gathered entries are how pages move while others use the store: writeback and recompression work on copies
 without the lock, and what was stored anew meanwhile stays (CVE-2023-53178 was a writeback that did not look
@@ -149,11 +151,12 @@ cdef void _free_stale(LedgerState *ledger, uint64_t first, uint32_t count, bint 
 
 
 cdef int ledger_publish(
-    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file
+    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere
 ) noexcept nogil:
     """Enter a folio, whole, in the place of whatever its indices hold.
 
-    Return 0; or −ENOMEM, −ENOSPC (the pool's limit) or −EBADF (closed), and then they hold nothing.
+    Return 0; or −ENOMEM, −ENOSPC (the pool's limit) or −EBADF (closed). Then they hold nothing, or, if
+    the folio may go elsewhere, what they held.
     """
     cdef ObjectsState *objects = ledger.objects
     cdef uint32_t row, number = 0, length
@@ -168,18 +171,20 @@ cdef int ledger_publish(
         pool_unlock(objects.pool)
         return -EBADF
     replaces = ledger.pages > 0
-    if replaces:
+    if replaces and not may_go_elsewhere:
         _free_stale(ledger, first, folio.count, False)
     if table_prepare(&ledger.table, first, folio.count) < 0:
         code = -ENOMEM
     elif not in_file:
         code = pool_allocate(objects.pool, folio.object_count, folio.lengths, folio.values)
     if code:
-        if replaces:
+        if replaces and not may_go_elsewhere:
             _free_stale(ledger, first, folio.count, True)
         pool_settle(objects.pool)
         pool_unlock(objects.pool)
         return code
+    if replaces and may_go_elsewhere:
+        _free_stale(ledger, first, folio.count, False)
     ledger.pages += folio.count
     ledger.page_stores += folio.count
     stamp = lru_use(&ledger.lru, &ledger.table, folio.count, ledger.pages)

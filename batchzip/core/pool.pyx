@@ -77,6 +77,10 @@ from batchzip.core.zspages cimport (
 
 from batchzip.errors import BadArgument, BadHandle, ClosedError, ForkedProcess, PoolFull
 
+cdef extern from "Python.h":
+    int PyGC_Disable()
+    int PyGC_Enable()
+
 cdef extern from *:
     """
     #define BZ_FIRST_BYTES ((uint64_t)16 << 30)
@@ -642,7 +646,9 @@ cdef class Allocator:
         """Return copies of all tables, of one moment if nobody else uses the pool."""
         cdef PoolState *pool = &self.state
         self.refuse()
-        pool_lock(pool)  # with the GIL: `audit.check` is the only one that asks
+        # With the GIL, as `audit.check` is the only one that asks; and without finalizers, which may call the pool.
+        cdef bint collects = PyGC_Disable()
+        pool_lock(pool)
         try:
             return {
                 "grain_shift": pool.grain_shift, "page_shift": pool.page_shift,
@@ -665,6 +671,8 @@ cdef class Allocator:
             }
         finally:
             pool_unlock(pool)
+            if collects:
+                PyGC_Enable()
 
 
 cdef int _fill(

@@ -30,6 +30,7 @@ import numpy as np
 from distributed import Client
 
 from batchzip import buffers
+from batchzip.checks import as_index, as_integer, as_seconds
 from batchzip.dask.place import Failed, GoneError, Place
 from batchzip.dask.record import STRIPE, Record, cut
 from batchzip.errors import BadArgument, ClusterLost, PageNotStored, PagesLost
@@ -38,7 +39,6 @@ from batchzip.store import Counters
 from batchzip.store.arguments import (
     MAX_INDEX,
     as_indices,
-    as_integer,
     as_out,
     as_pages,
     as_range,
@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.buffers import Buffer, Bytes
+
+_MOST_SHARDS = 1 << 16
+
+_LEAST_S = 0.001
+"""Seconds of a timeout: within less, nothing answers."""
 
 _CLOSE_S = 5.0
 """Seconds that a shard has to release what it holds when the store is closed."""
@@ -96,10 +101,9 @@ class ShardedStore(Owned):
             raise BadArgument(
                 f"client must be a distributed.Client that is not asynchronous, not {client!r}"
             )
-        if shards is not None and (type(shards) is not int or shards < 1):
-            raise BadArgument(f"shards must be an integer of at least 1, not {shards!r}")
-        if not timeout_s > 0:
-            raise BadArgument(f"timeout_s must be seconds, more than 0, not {timeout_s!r}")
+        if shards is not None:
+            shards = as_integer(shards, "shards", 1, _MOST_SHARDS)
+        timeout_s = as_seconds(timeout_s, "timeout_s", least=_LEAST_S)
         self._client = client
         self._options = dict(engine or {}), dict(store or {})
         self._timeout_s = timeout_s
@@ -216,7 +220,7 @@ class ShardedStore(Owned):
         Raises as SwapStore.load; PagesLost if the page was in a worker that is gone.
         """
         self._enter()
-        where = as_integer(index, "an index")
+        where = as_index(index)
         if not 0 <= where <= MAX_INDEX:
             raise PageNotStored(where)
         view = None if out is None else as_out(out, self.page_size)
@@ -328,7 +332,7 @@ class ShardedStore(Owned):
 
     def __contains__(self, index: int) -> bool:
         self._enter()
-        where = as_integer(index, "an index")
+        where = as_index(index)
         if not 0 <= where <= MAX_INDEX:
             return False
         try:

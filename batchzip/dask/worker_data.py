@@ -33,6 +33,7 @@ from dask.utils import parse_bytes
 from distributed.protocol import deserialize, serialize
 from distributed.spill import SpilledSize
 
+from batchzip.checks import as_fraction
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, BatchzipError
 from batchzip.mapping import CompressedMapping
@@ -77,8 +78,7 @@ class WorkerData(zict.Buffer[Any, Any]):
     ) -> None:
         limit = _bytes_of(memory_limit)
         for name, fraction in (("live", live), ("compressed", compressed)):
-            if not 0 <= fraction <= 1:
-                raise BadArgument(f"{name} must be a fraction of the limit, 0…1, not {fraction!r}")
+            as_fraction(fraction, name)
         options: dict[str, Any] = {"algorithm": "lz4", "backend": "sequential"}
         made = Engine(**{"page_size": _PAGE_SIZE, **options, **(engine or {})})
         try:

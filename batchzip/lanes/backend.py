@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 from batchzip.backend import Backend, deadline_ns
 from batchzip.batch.compress import CompressBatch
 from batchzip.batch.decompress import DecompressBatch
+from batchzip.checks import as_integer
 from batchzip.core.division import Divider
 from batchzip.core.ring import share_pages
-from batchzip.cpus import default_lanes
+from batchzip.cpus import MOST_WORKERS, default_lanes
 from batchzip.errors import ClosedError, PageError
 from batchzip.lanes.dispatcher import Dispatcher
 from batchzip.lanes.queue import RequestQueue
@@ -58,7 +59,9 @@ class LanesBackend(Backend):
     asynchronous = True
 
     def __init__(self, *, workers: int | None = None, isolate: bool = False) -> None:
-        self.workers = default_lanes() if workers is None else workers
+        self.workers = (
+            default_lanes() if workers is None else as_integer(workers, "workers", 1, MOST_WORKERS)
+        )
         self.isolate = isolate
         self._dispatcher: Dispatcher | None = None
         self._dispatcher_lock = threading.RLock()  # a signal handler may submit, too

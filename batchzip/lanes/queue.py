@@ -20,6 +20,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from batchzip.checks import NEVER_S
 from batchzip.errors import ClosedError, EngineBusy
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ class RequestQueue:
         return self._pages == 0 or self._pages + pages <= self._room
 
     def _wait_for_room(self, request: Request[Batch], timeout_s: float | None) -> None:
-        patience_s = threading.TIMEOUT_MAX / 2 if timeout_s is None else timeout_s
-        patience_s = min(patience_s, threading.TIMEOUT_MAX / 2)
+        patience_s = NEVER_S if timeout_s is None else timeout_s
         if request.deadline is not None:
             patience_s = min(patience_s, max(request.deadline - clock(), 0.0))
         try:
@@ -98,7 +98,7 @@ class RequestQueue:
         # One whose deadline has passed needs no room: it is let in to be failed at the next look.
         if not has_room and not request.is_late(clock()):
             raise EngineBusy(
-                f"after {timeout_s} s, {self._pages} pages of other requests are still under way"
+                f"after {patience_s:g} s, {self._pages} pages of other requests are still under way"
             )
 
     def notify(self) -> None:

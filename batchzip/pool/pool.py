@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.checks import check_limit
+from batchzip.buffers import check_page_size
+from batchzip.checks import as_integer, as_limit
 from batchzip.core.pool import Allocator
 from batchzip.errors import BadArgument, BadHandle
 from batchzip.lifetime import Closing
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
     Data: TypeAlias = bytes | bytearray | memoryview | np.ndarray[Any, np.dtype[np.uint8]]
     Handles: TypeAlias = npt.NDArray[np.uint64]
-
-PAGE_SIZES = (512, 2 << 20)
-"""Bytes of the smallest and of the largest page a pool takes."""
 
 
 class Pool(Closing):
@@ -56,18 +54,9 @@ class Pool(Closing):
     def __init__(
         self, max_bytes: int | None = None, *, page_size: int = 4096, name: str = "batchzip-pool"
     ) -> None:
-        low, high = PAGE_SIZES
-        if (
-            type(page_size) is not int
-            or page_size & (page_size - 1)
-            or not low <= page_size <= high
-        ):
-            raise BadArgument(
-                f"page_size is a power of two from {low} to {high} bytes, not {page_size!r}"
-            )
-        self.page_size = page_size
+        self.page_size = check_page_size(page_size)
         """Bytes of the largest object."""
-        self.allocator = Allocator(page_size, check_limit(max_bytes, "max_bytes"), name)
+        self.allocator = Allocator(self.page_size, as_limit(max_bytes, "max_bytes"), name)
         """The pool itself, for other compiled code."""
 
     def malloc(self, size: int) -> int:
@@ -80,16 +69,10 @@ class Pool(Closing):
 
     def malloc_many(self, sizes: Iterable[int]) -> Handles:
         """Allocate an object for each size, or none at all. Raises as `malloc`."""
-        wanted = list(sizes)
-        for size in wanted:
-            self._check_size(size)
+        wanted = [as_integer(size, "the size of an object", 1, self.page_size) for size in sizes]
         handles = np.empty(len(wanted), np.uint64)
         self.allocator.allocate(np.array(wanted, np.uint32), handles)
         return handles
-
-    def _check_size(self, size: object) -> None:
-        if type(size) is not int or not 0 < size <= self.page_size:
-            raise BadArgument(f"an object has 1 to {self.page_size} bytes, not {size!r}")
 
     def put(self, data: Data) -> int:
         """Allocate and fill one object. Raises as `put_many`."""
@@ -179,7 +162,7 @@ class Pool(Closing):
 
     def class_size(self, size: int) -> int:
         """Bytes of memory that an object of `size` bytes takes: those of its class."""
-        self._check_size(size)
+        size = as_integer(size, "the size of an object", 1, self.page_size)
         return self.allocator.class_bytes(size)
 
     def handles(self) -> Handles:
@@ -206,7 +189,7 @@ class Pool(Closing):
 
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None:
-        self.allocator.set_limit(check_limit(value, "max_bytes"))
+        self.allocator.set_limit(as_limit(value, "max_bytes"))
 
     @property
     def held_bytes(self) -> int:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from batchzip.checks import as_index
 from batchzip.errors import BadArgument
-from batchzip.store.arguments import MAX_INDEX, as_integer
+from batchzip.store.arguments import MAX_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +60,7 @@ def _codecs(store: SwapStore, _: Request, __: Descriptors) -> object:
 
 
 def _stored(store: SwapStore, request: Request, _: Descriptors) -> object:
-    index = as_integer(request.get("index", -1), "an index")
+    index = as_index(request.get("index", -1))
     group = _group(store, request)
     return group._stored(index) if 0 <= index <= MAX_INDEX else None  # noqa: SLF001
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip import buffers
+from batchzip.checks import as_index, as_integer, is_masked, shown
 from batchzip.errors import BadArgument, BadBatch, PageNotStored
 
 if TYPE_CHECKING:
@@ -22,21 +22,13 @@ MAX_INDEX = (1 << 63) - 1
 """Largest index: indices travel in int64 arrays."""
 
 
-def as_integer(value: SupportsIndex, what: str) -> int:
-    """Make a Python int of any integer: NumPy's small ones would overflow later on."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise BadArgument(f"{what} is an integer, not {type(value).__name__}") from None
-
-
 def as_range(index: SupportsIndex, count: SupportsIndex) -> tuple[int, int]:
     """Make ints of an index and a count; BadArgument unless all of those indices are valid."""
-    first, number = as_integer(index, "an index"), as_integer(count, "count")
-    if number < 1:
-        raise BadArgument(f"count must be at least 1, not {number}")
+    first, number = as_index(index), as_integer(count, "count", 1)
     if first < 0 or first + number - 1 > MAX_INDEX:
-        raise BadArgument(f"indices lie in 0…2⁶³−1, and {first} to {first + number - 1} do not")
+        raise BadArgument(
+            f"indices lie in 0…2⁶³−1, and {shown(first)} to {shown(first + number - 1)} do not"
+        )
     return first, number
 
 
@@ -78,8 +70,19 @@ def as_indices(indices: Iterable[int] | npt.NDArray[np.int64]) -> npt.NDArray[np
     """Make an int64 array of indices; none of them changes its value on the way."""
     given = indices if hasattr(indices, "__array__") else list(indices)
     where = np.asarray(given)
-    if where.ndim != 1 or (where.dtype.kind not in "iu" and len(where)):
-        raise BadArgument("indices must be integers from 0 to 2⁶³−1, in one dimension")
+    if isinstance(given, list) and where.ndim == 1 and where.dtype.kind in "fO":
+        # NumPy makes floats of uint64 and other integers, and objects of large ones.
+        where = np.array([_as_stored_index(index) for index in given], np.int64)
+    if where.ndim != 1 or (where.dtype.kind not in "iu" and len(where)) or is_masked(given):
+        kind = f"an array of {where.dtype}, shape {where.shape}"
+        raise BadArgument(f"indices must be integers from 0 to 2⁶³−1, in one dimension, not {kind}")
     if where.dtype == np.uint64 and len(where) and where.max() > MAX_INDEX:
         raise PageNotStored(int(where[where > MAX_INDEX][0]))
     return where.astype(np.int64, copy=False)
+
+
+def _as_stored_index(value: object) -> int:
+    index = as_index(value)
+    if not 0 <= index <= MAX_INDEX:
+        raise PageNotStored(index)
+    return index

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip.buffers import check_page_size
-from batchzip.checks import check_limit
+from batchzip.checks import as_limit
 from batchzip.core.calls import Calls
 from batchzip.core.zones import Zones
 from batchzip.errors import BadArgument, ClosedError
@@ -71,7 +71,7 @@ class BackingFile(Closing):
 
     def __init__(self, target: object, *, page_size: int, max_bytes: int | None = None) -> None:
         self._page_size = check_page_size(page_size)
-        limit = check_limit(max_bytes, "max_bytes")
+        limit = as_limit(max_bytes, "max_bytes")
         storage = open_storage(target)
         self.descriptor = storage.descriptor
         """Descriptor of the file, which stays its owner's; None where it is an object."""
@@ -80,7 +80,7 @@ class BackingFile(Closing):
         except BaseException:
             storage.close()
             raise
-        self._lock = storage.lock
+        self._lock, self._has_locks = storage.lock, storage.has_locks
         self._calls: Calls[Storage] = Calls(storage, "BackingFile")
 
     def write(self, buffers: Sequence[Flat]) -> Reservation:
@@ -187,13 +187,13 @@ class BackingFile(Closing):
 
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None:
-        self.zones.max_bytes = check_limit(value, "max_bytes")
+        self.zones.max_bytes = as_limit(value, "max_bytes")
 
     @property
     def is_locked_here(self) -> bool:
         """Whether this thread is in the middle of a call that others may be waiting for."""
         held: bool = self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
-        return held
+        return held or (self._has_locks and self._calls.used_here)
 
     def sparse_zones(self) -> Numbers:
         """Zones less than half of which lives, the emptiest first: worth writing their objects anew."""

@@ -13,11 +13,14 @@ where a map would cost 8 of memory for each page at all times.
 One cleans at a time; who comes second leaves it to the first, or waits for it where it needs the room. A
 page that is damaged stays where it is.
 
-Lock: `cleaning`, during a whole call.
+Locks: none; see `_take_turn`.
 """
 
 from __future__ import annotations
 
+import threading
+import time
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from batchzip.store.backing_file import BackingFile
     from batchzip.store.home import Home
 
+_PAUSE_S = 0.001
+
 _ROUND_ZONES = 64
 """Zones cleaned for one look at the tables: 64 MiB, of which less than half is written anew."""
 
@@ -44,7 +49,10 @@ def clean(home: Home, *, wait: bool = False) -> int:
     for this very thread, which is a handler or a finalizer in the middle of a call of the file.
     """
     backing = home.backing
-    if backing is None or not home.cleaning.acquire(blocking=wait and not backing.is_locked_here):
+    if backing is None:
+        return 0
+    turn = _take_turn(home, wait=wait and not backing.is_locked_here)
+    if turn is None:
         return 0
     try:
         held = backing.held_bytes
@@ -56,7 +64,35 @@ def clean(home: Home, *, wait: bool = False) -> int:
             tried.update(zones[:_ROUND_ZONES])
             _clean_zones(home, backing, np.array(zones[:_ROUND_ZONES]))
     finally:
-        home.cleaning.release()
+        turn.over = True
+
+
+class _Turn:
+    """The turn of the thread that cleans: over when it says so, or when its call is gone."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self.thread = threading.get_ident()
+
+
+def _take_turn(home: Home, *, wait: bool) -> _Turn | None:
+    """Take the turn, or return None while another thread has it.
+
+    No lock: an interrupt between taking one and the `try` after it would leave it taken. Two that clean at
+    once, as a handler does in the middle of its own thread's call, do each other no harm.
+    """
+    turn = _Turn()
+    mine = weakref.ref(turn)
+    while True:
+        other = home.cleaning.setdefault("turn", mine)()
+        if other is turn or (other is not None and other.thread == turn.thread):
+            return turn
+        if other is None or other.over:
+            home.cleaning.pop("turn", None)
+        elif not wait:
+            return None
+        else:
+            time.sleep(_PAUSE_S)
 
 
 def _clean_zones(home: Home, backing: BackingFile, zones: npt.NDArray[np.int64]) -> None:

@@ -22,24 +22,16 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from batchzip.checks import check_limit
-from batchzip.codecs.dictionary import DEFAULT_SIZE, SAMPLE_TIMES, train_dictionary
-from batchzip.codecs.zstd import DEFAULT_LEVEL
+from batchzip.checks import as_index, as_integer, as_limit, as_seconds
+from batchzip.codecs.dictionary import DEFAULT_SIZE, MIN_SIZE, SAMPLE_TIMES, train_dictionary
+from batchzip.codecs.zstd import DEFAULT_LEVEL, MAX_DICTIONARY
 from batchzip.core.gather import Gathered, gather, load
 from batchzip.core.ledger import EVENTS, Ledger
 from batchzip.core.table import Kind
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument
 from batchzip.lifetime import Owned
-from batchzip.store.arguments import (
-    MAX_INDEX,
-    as_indices,
-    as_integer,
-    as_out,
-    as_pages,
-    as_range,
-    as_room,
-)
+from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_pages, as_range, as_room
 from batchzip.store.counters import Counters
 from batchzip.store.loader import Loader
 from batchzip.store.recompress import Recompression, Recompressor
@@ -96,7 +88,7 @@ class Group(Owned):
 
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None:
-        self._storer.max_bytes = check_limit(value, "max_bytes")
+        self._storer.max_bytes = as_limit(value, "max_bytes")
 
     def store(self, index: int, pages: Buffer | Sequence[Buffer]) -> None:
         """Store a folio at `index`, `index` + 1, …: all of its pages, or none.
@@ -173,7 +165,7 @@ class Group(Owned):
         self._enter()
         if self._home.page_size <= _QUICK_BYTES:
             await asyncio.sleep(0)  # so that a task that does nothing else lets others work
-            where = as_integer(index, "an index")
+            where = as_index(index)
             if not 0 <= where <= MAX_INDEX or self._ledger.kind(where) != Kind.BACKED:
                 return self.load(where)
         return await self._home.threads.call(partial(self.load, index))
@@ -212,10 +204,7 @@ class Group(Owned):
         if self._home.backing is None:
             raise BadArgument("this store has no backing file: give it one with backing=")
         if isinstance(pages, (int, np.integer)):
-            wanted = int(pages)
-            if wanted < 0:
-                raise BadArgument(f"the number of pages to write back is 0 or more, not {wanted}")
-            return self._write_back_coldest(wanted)
+            return self._write_back_coldest(as_integer(pages, "the number of pages", 0))
         given = np.unique(as_indices(pages))
         step = self._home.max_batch
         return sum(
@@ -273,10 +262,8 @@ class Group(Owned):
         used. A page changes its form only where it then takes a smaller size class of the pool.
         """
         self._enter()
-        if not idle_for_s >= 0:
-            raise BadArgument(f"idle_for_s is seconds, 0 or more, not {idle_for_s!r}")
-        if type(min_length) is not int or min_length < 0:
-            raise BadArgument(f"min_length is a number of bytes, 0 or more, not {min_length!r}")
+        idle_for_s = as_seconds(idle_for_s, "idle_for_s")
+        min_length = min(as_integer(min_length, "min_length", 0), self.page_size + 1)
         writer = self._home.second_writer(algorithm, parameters)
         recompressor = Recompressor(self._home, self._ledger, writer)
         return recompressor.run(recompressor.choose(idle_for_s, min_length))
@@ -308,8 +295,7 @@ class Group(Owned):
         of the engine it is for. Raises BadArgument where the pages are too few, or teach nothing.
         """
         self._enter()
-        if type(size) is not int or size < 1:
-            raise BadArgument(f"size is a number of bytes, not {size!r}")
+        size = as_integer(size, "size", MIN_SIZE, MAX_DICTIONARY)
         most = -(-SAMPLE_TIMES * size // self._home.page_size)
         pages = sample(self._home, self._ledger, most)
         if not len(pages):
@@ -318,7 +304,7 @@ class Group(Owned):
 
     def __contains__(self, index: int) -> bool:
         self._enter()
-        where = as_integer(index, "an index")
+        where = as_index(index)
         return 0 <= where <= MAX_INDEX and self._ledger.kind(where) != Kind.ABSENT
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ import contextlib
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -89,8 +89,8 @@ class Home:
         self.full = Hysteresis()
         self._engines: dict[tuple[object, ...], Engine] = {}
         """Engines for recompression, by algorithm and parameters."""
-        self.cleaning = threading.RLock()
-        """Held by who cleans the backing file; a signal handler may do so in the middle of it."""
+        self.cleaning: dict[str, weakref.ref[Any]] = {}
+        """The turn of who cleans the backing file: see cleaning.py."""
 
     def writer_of(self, engine: Engine, *, current: bool = False) -> Writer:
         """Make what writes with an engine; its codec gets a number. Raise ClosedError.
@@ -154,7 +154,7 @@ class Home:
                 algorithm,
                 backend=_backend_for(algorithm, parameters, self.writer.engine),
                 page_size=self.page_size,
-                **parameters,  # type: ignore[arg-type] # the engine checks them
+                **cast("dict[str, Any]", parameters),  # the engine checks them
             )
             if engine is not None:
                 self._engines.pop(key, None)
@@ -185,12 +185,14 @@ class Home:
         return found
 
     def in_a_call_of_the_file(self) -> bool:
-        """Return whether this thread holds a lock of the file: a handler or finalizer in the middle of a call.
+        """Return whether this is a handler or finalizer in the middle of a call that others may wait for.
 
-        It must not wait for other threads, which may wait for that lock.
+        It must not wait for other threads.
         """
-        held = self.cleaning._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
-        return held or (self.backing is not None and self.backing.is_locked_here)
+        other = self.cleaning.get("turn")
+        turn = None if other is None else other()
+        cleans = turn is not None and not turn.over and turn.thread == threading.get_ident()
+        return cleans or (self.backing is not None and self.backing.is_locked_here)
 
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold; nobody may be changing anything."""

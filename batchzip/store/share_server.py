@@ -160,6 +160,8 @@ class ShareServer:
         try:
             threading.Thread(target=self._run, name="batchzip-share", daemon=True).start()
         except RuntimeError as error:
+            if self._sit() is threading.current_thread():  # nobody else has started one
+                self.close()
             raise BatchzipError(f"no thread can be started for readers: {error}") from error
 
     def _sit(self) -> threading.Thread:

@@ -88,7 +88,8 @@ class Storer:
         return self._publish_in_file(first, folio, writer)
 
     def _publish(self, first: int, folio: Folio, writer: Writer) -> Refusal | None:
-        code = folio.publish(self._ledger, first)
+        spare = self._home.backing is not None
+        code = folio.publish(self._ledger, first, may_go_elsewhere=spare)
         if code == 0:
             writer.give_back(folio)
             return None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from batchzip.checks import check_kind, check_limit
+from batchzip.checks import as_integer, as_limit, check_kind
 from batchzip.core.ledger import EVENTS
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument
@@ -30,6 +30,9 @@ from batchzip.store.shrinker import Shrinker
 
 if TYPE_CHECKING:
     from batchzip.pool.class_use import ClassUse
+
+_MOST_BATCH = 1 << 20
+"""Pages of one batch: more than memory has room for."""
 
 
 class SwapStore(Group):
@@ -62,12 +65,11 @@ class SwapStore(Group):
         max_batch: int = 256,
         keep_incompressible: bool = True,
     ) -> None:
-        if not isinstance(max_batch, int) or max_batch < 1:
-            raise BadArgument(f"max_batch must be at least 1 page, not {max_batch!r}")
-        _check_percent(accept_threshold_percent)
+        max_batch = as_integer(max_batch, "max_batch", 1, _MOST_BATCH)
+        percent = _as_percent(accept_threshold_percent)
         check_kind(engine, "engine", Engine)
-        check_limit(max_pool_bytes, "max_pool_bytes")
-        if check_limit(max_backing_bytes, "max_backing_bytes") is not None and backing is None:
+        max_pool_bytes = as_limit(max_pool_bytes, "max_pool_bytes")
+        if as_limit(max_backing_bytes, "max_backing_bytes") is not None and backing is None:
             raise BadArgument("max_backing_bytes limits a backing file: give one with backing=")
         pool = Pool(max_pool_bytes, page_size=engine.page_size)
         file = None
@@ -82,7 +84,7 @@ class SwapStore(Group):
             if file is not None:
                 file.close()
             raise
-        home.accept_threshold_percent = accept_threshold_percent
+        home.accept_threshold_percent = percent
         self._shrinker = Shrinker(self)
         if file is not None and shrinker_enabled:
             home.wake = self._shrinker.wake
@@ -336,7 +338,7 @@ class SwapStore(Group):
     @max_pool_bytes.setter
     def max_pool_bytes(self, value: int | None) -> None:
         self._enter()
-        self._home.pool.max_bytes = check_limit(value, "max_pool_bytes")
+        self._home.pool.max_bytes = as_limit(value, "max_pool_bytes")
 
     @property
     def accept_threshold_percent(self) -> int:
@@ -345,8 +347,7 @@ class SwapStore(Group):
 
     @accept_threshold_percent.setter
     def accept_threshold_percent(self, value: int) -> None:
-        _check_percent(value)
-        self._home.accept_threshold_percent = value
+        self._home.accept_threshold_percent = _as_percent(value)
 
     @property
     def compressed_bytes(self) -> int:
@@ -388,6 +389,5 @@ def _check_name(name: str) -> None:
         raise BadArgument(f"the name of a group is a text of at least one character, not {name!r}")
 
 
-def _check_percent(value: int) -> None:
-    if type(value) is not int or not 0 <= value <= 100:
-        raise BadArgument(f"accept_threshold_percent is an integer in 0…100, not {value!r}")
+def _as_percent(value: object) -> int:
+    return as_integer(value, "accept_threshold_percent", 0, 100)

@@ -32,11 +32,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from batchzip.checks import as_index
 from batchzip.core.view import SharedPool, SharedTable
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, ClosedError, RequestTimeout
 from batchzip.lifetime import Owned
-from batchzip.store.arguments import MAX_INDEX, as_indices, as_integer, as_out, as_room
+from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_room
 from batchzip.store.share import Share, as_address, peer, receive, send
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ class GroupView(Owned):
         """
         if self._unusable:
             self._refuse()
-        where = index if type(index) is int else as_integer(index, "an index")
+        where = index if type(index) is int else as_index(index)
         if out is None:
             return self._table.load(where)
         self._table.load_into(where, as_out(out, self.page_size))
@@ -255,7 +256,7 @@ class GroupView(Owned):
     def __contains__(self, index: int) -> bool:
         if self._unusable:
             self._refuse()
-        where = as_integer(index, "an index")
+        where = as_index(index)
         return 0 <= where <= MAX_INDEX and self._table.get(where)[1] != 0
 
     @property

@@ -69,7 +69,7 @@ class Writer:
         else:
             folio.take_matrix(pages)
         engine, poor = self.engine, self._keep_incompressible or to_file
-        if engine.works_alone(len(folio)):
+        if engine.works_alone(min(len(folio), self._max_batch)):
             coders = engine.backend.coders
             failed = folio.compress(coders, self.number, keep_poor=poor, keep_failed=to_file)
         else:

@@ -14,7 +14,8 @@ that does other things, too, and only with the sequential backend, which does al
 
 store    `store(index, pages)` of new pages, in a store made for the round, and of pages that replace older ones.
          `on top` is what it takes more than bare calls on the same pages; with threads, more than
-         `engine.compress` of the same folio: there, lanes do what bare calls would take.
+         `engine.compress` of the same folio: there, lanes do what bare calls would take. `fresh` is what the
+         kernel takes to give memory for as many bytes, a piece at once: new pages cannot be without it.
 load     `load(index)` of random pages ÷ the bare decompress call on the same stored bytes; with out=, and
          with exclusive=True (of a store that is filled anew for each round).
 many     `load_many(indices, out)` ÷ a loop of bare calls; `engine`: `engine.decompress` with descriptors made before.
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import platform
 import statistics
@@ -55,6 +57,7 @@ from batchzip.bench.rounds import in_pieces, of_pages, seconds, spread
 from batchzip.bench.stores import FOLIO_PAGES
 from batchzip.bench.table import console
 from batchzip.cpus import usable_cpus
+from batchzip.segment import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,6 +83,7 @@ RIVALS = ("dict", "zict", "blosc2 page", "blosc2 1 MiB")
 OWN = ("sequential", "threads")
 
 PIECE = 256
+MACHINE_PAGE = mmap.PAGESIZE
 _OUTPUT_BYTES = PAGE + 64
 _HELD_COPIES = 4
 """The pages are stored so many times over where memory is measured: 8,192 pages are little."""
@@ -121,6 +125,8 @@ class Bench:
         ]
         per_piece = PIECE // size
         new: list[batchzip.SwapStore] = []
+        memory: list[Segment] = []
+        stored = -(-sum(map(len, self.outputs)) // self.pieces // MACHINE_PAGE) * MACHINE_PAGE
 
         def keep(store: batchzip.SwapStore, piece: int) -> None:
             at, put = piece * PIECE, store.store
@@ -133,10 +139,19 @@ class Bench:
                 batch.refill(pages[at : at + size])
                 engine.compress(batch)
 
+        def give_memory(piece: int) -> None:
+            memory[0].reserve(piece * stored, stored)
+            memory[0].populate(piece * stored, stored)
+
+        def end() -> None:
+            for used in (new, memory):
+                while used:
+                    used.pop().close()
+
         def begin() -> None:
-            while new:
-                new.pop().close()
+            end()
             new.append(batchzip.SwapStore(engine))
+            memory.append(Segment(stored * self.pieces))
 
         with batchzip.SwapStore(engine) as old:
             old.store(0, pages)
@@ -146,13 +161,14 @@ class Bench:
                     "engine": use_engine,
                     "new": lambda piece: keep(new[0], piece),
                     "again": partial(keep, old),
+                    "fresh": give_memory,
                 },
                 self.pieces,
                 rounds,
                 begin,
                 clock=self.clock,
             )
-        new.pop().close()
+        end()
         base = "bare" if self.backend == "sequential" else "engine"
         count = self.pieces * PIECE
         us = {name: of_pages(spent, count) for name, spent in found.items()}

@@ -4,9 +4,10 @@
                                          [--mib 8] [--algorithms lz4,zstd:1] [--rounds 3]
                                          [--json FILE] [--plot PNG]
 
-Each client is a thread with --mib MiB of its own. All store them, folio by folio, at once; then each loads a
-quarter of its pages, one by one at random. Then as many processes as there are CPUs, attached to the store for
-reading (store.share()), do the same with pages of all clients. Folios have 64 KiB or 2 MiB. Three ways, interleaved:
+Clients as threads: each has --mib MiB of its own. All store them, folio by folio, at once; then each loads a
+quarter of as many pages, one by one at random. Clients as processes: as many, attached to that store for
+reading (store.share()), load as much of it, all at once. Storing is for a store's owner alone; so, with the sequential
+engine, each process also stores pages in a store of its own. Folios have 64 KiB or 2 MiB. Three ways, interleaved:
 
 each page alone   a store() for each page: a batch, a lock and a publication a page
 page by page      a store() for each folio, max_batch=1: all or nothing, but the engine gets single pages
@@ -21,12 +22,13 @@ stands beside the workers'.
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from loky.backend import get_context
@@ -60,7 +62,8 @@ TAIL_50, TAIL_99 = "folio p50, µs per page", "folio p99, µs per page"
 LOAD_99 = "single load p99, µs"
 READ_50, READ_99 = "attached load p50, µs", "attached load p99, µs"
 READ_TIME = "attached, all: µs per page"
-QUANTITIES = (TIME, CPU, TAIL_50, TAIL_99, LOAD_99, READ_50, READ_99, READ_TIME)
+OWN_TIME = "own stores, all: µs per page"
+QUANTITIES = (TIME, CPU, TAIL_50, TAIL_99, LOAD_99, READ_50, READ_99, READ_TIME, OWN_TIME)
 
 CLAIMS = {
     ("sequential", TIME): "zstd: MB/s −1 … +1 %",
@@ -123,63 +126,111 @@ def at_once(calls: list[Callable[[], None]]) -> None:
         raise failed[0]
 
 
-class Readers(Closing):
-    """Processes that attach to a store when they are told to, and load random pages of it."""
+class Processes(Closing):
+    """Clients as processes: they load random pages of a store that they attach to, or have stores of their own."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, algorithm: Algorithm, parts: list[Pages]) -> None:
         context = get_context("loky")
         self.pipes: list[Connection] = []
         self.processes = []
-        for seed in range(count):
-            here, there = context.Pipe()
-            process = context.Process(target=_read, args=(there, seed), daemon=True)
-            process.start()
-            there.close()
-            self.pipes.append(here)
-            self.processes.append(process)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "pages"
+            for seed, part in enumerate(parts):
+                part.tofile(path)
+                here, there = context.Pipe()
+                arguments = (there, seed, algorithm, str(path))
+                process = context.Process(target=_client, args=arguments, daemon=True)
+                process.start()
+                there.close()
+                self.pipes.append(here)
+                self.processes.append(process)
+                here.recv()  # it has read its pages
 
-    def load(self, address: str, pages: int) -> dict[str, float]:
-        """Have each load a quarter as many pages as there are, all at once; the figures of it."""
+    def _at_once(self, what: str, *arguments: object) -> tuple[list[Any], float]:
+        """Have all get ready, and then do it; what each found, and the seconds until the last was done."""
+        for pipe in self.pipes:
+            pipe.send((what, arguments))
+        for pipe in self.pipes:
+            pipe.recv()
         begun = time.perf_counter()
         for pipe in self.pipes:
-            pipe.send((address, pages))
-        loads = np.concatenate([pipe.recv() for pipe in self.pipes]) / 1e3
-        wall = time.perf_counter() - begun
+            pipe.send(None)
+        found = [pipe.recv() for pipe in self.pipes]
+        return found, time.perf_counter() - begun
+
+    def load(self, address: str, pages: int) -> dict[str, float]:
+        """Have all load pages of one store; the figures of it."""
+        found, wall = self._at_once("load", address, pages)
+        loads = np.concatenate(found) / 1e3
         return {
             READ_50: float(np.percentile(loads, 50)),
             READ_99: float(np.percentile(loads, 99)),
             READ_TIME: wall / len(loads) * 1e6,
         }
 
+    def store(self, way: str, folio: int) -> dict[str, float]:
+        """Have each store its pages in a store of its own; the figure of it."""
+        stored, wall = self._at_once("store", way, folio)
+        return {OWN_TIME: wall / sum(stored) * 1e6}
+
     def close(self) -> None:
         """End the processes."""
         for pipe, process in zip(self.pipes, self.processes, strict=True):
-            pipe.send(None)
-            process.join()
             pipe.close()
+            process.join()
 
 
-def _read(pipe: Connection, seed: int) -> None:
-    rng = np.random.default_rng(seed)
+def _client(pipe: Connection, seed: int, algorithm: Algorithm, path: str) -> None:
+    pages = np.fromfile(path, np.uint8).reshape(-1, PAGE)
+    pipe.send(True)
+    with (
+        batchzip.Engine(algorithm.name, backend="sequential", **algorithm.parameters) as engine,
+        contextlib.suppress(EOFError),  # the parent closed its end
+    ):
+        while True:
+            what, arguments = pipe.recv()
+            if what == "load":
+                _load_attached(pipe, seed, pages, *arguments)
+            else:
+                _store_own(pipe, engine, pages, *arguments)
+
+
+def _load_attached(pipe: Connection, seed: int, pages: Pages, address: str, stored: int) -> None:
     clock = time.perf_counter_ns
-    while (asked := pipe.recv()) is not None:
-        address, pages = asked
-        taken = []
-        with batchzip.attach(address) as view:
-            for index in rng.integers(0, pages, pages // LOADED_SHARE).tolist():
-                begun = clock()
-                view.load(index)
-                taken.append(clock() - begun)
+    indices = np.random.default_rng(seed).integers(0, stored, len(pages) // LOADED_SHARE).tolist()
+    taken = []
+    with batchzip.attach(address) as view:
+        pipe.send(True)
+        pipe.recv()
+        for index in indices:
+            begun = clock()
+            view.load(index)
+            taken.append(clock() - begun)
         pipe.send(np.array(taken))
 
 
+def _store_own(
+    pipe: Connection, engine: batchzip.Engine, pages: Pages, way: str, folio: int
+) -> None:
+    with batchzip.SwapStore(engine, max_batch=most_batch(way)) as store:
+        pipe.send(True)
+        pipe.recv()
+        Client(0, pages).store(store, folio, alone=way == ALONE)
+        pipe.send(len(pages))
+
+
+def most_batch(way: str) -> int:
+    """Return a store's max_batch for a way."""
+    return 1 if way == BY_PAGE else 256
+
+
 def one_round(
-    engine: batchzip.Engine, way: str, parts: list[Pages], folio: int, readers: Readers
+    engine: batchzip.Engine, way: str, parts: list[Pages], folio: int, processes: Processes
 ) -> dict[str, float]:
     """Let all clients store and load, then processes that are attached; the figures of it."""
     clients = [Client(at * len(part), part) for at, part in enumerate(parts)]
     pages = sum(map(len, parts))
-    with batchzip.SwapStore(engine, max_batch=1 if way == BY_PAGE else 256) as store:
+    with batchzip.SwapStore(engine, max_batch=most_batch(way)) as store:
         workers = WorkerCpu(engine.worker_pids)
         cpu, wall = time.process_time(), time.perf_counter()
         at_once(
@@ -188,7 +239,9 @@ def one_round(
         wall = time.perf_counter() - wall
         cpu = time.process_time() - cpu + workers.spent_s(engine.worker_pids)
         at_once([lambda c=c: c.load(store) for c in clients])  # type: ignore[misc] # bound now
-        read = readers.load(store.share().address, pages)
+        others = processes.load(store.share().address, pages)
+    if engine.backend.name == "sequential":
+        others |= processes.store(way, folio)
     stores = np.concatenate([client.stores for client in clients]) / 1e3
     loads = np.concatenate([client.loads for client in clients]) / 1e3
     return {
@@ -197,7 +250,7 @@ def one_round(
         TAIL_50: float(np.percentile(stores, 50)),
         TAIL_99: float(np.percentile(stores, 99)),
         LOAD_99: float(np.percentile(loads, 99)),
-        **read,
+        **others,
     }
 
 
@@ -208,13 +261,13 @@ def run(
     for backend in ("sequential", "workers"):
         with (
             batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters) as engine,
-            Readers(len(os.sched_getaffinity(0))) as readers,
+            Processes(algorithm, parts) as processes,
         ):
             engine.wait_ready(60)
             for folio in folios:
                 values: dict[tuple[str, str], list[float]] = {}
                 for turn, way in in_turns(WAYS, rounds):
-                    found = one_round(engine, way, parts, folio, readers)
+                    found = one_round(engine, way, parts, folio, processes)
                     for quantity, value in found.items():
                         if turn:
                             values.setdefault((way, quantity), []).append(value)
@@ -261,7 +314,7 @@ def show(result: Result) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("the patch's claim", no_wrap=True)
     for (algorithm, backend, folio), of in by_case(result).items():
-        for quantity in QUANTITIES:
+        for quantity in (name for name in QUANTITIES if (BATCHED, name) in of):
             throughput = quantity == TIME
             table.add_row(
                 *(("", "") if not throughput else (f"{algorithm}, {backend}", folio)),

@@ -242,4 +242,3 @@ def _load(group: Group, index: int) -> bytes | None:
     except PageNotStored:
         assert index not in group
         return None
-

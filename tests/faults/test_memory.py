@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from faults.faulty_object import FaultyObject
 from faults.model import SIZE, Model
-from faults.test_interrupts import CALLS, filled
+from faults.test_store_interrupts import CALLS, filled
 
 from batchzip import BatchzipError, Engine, PageError, SwapStore
 from batchzip.core.memory import allocations, fail_allocation
@@ -24,7 +24,7 @@ OUT_OF_MEMORY = (MemoryError, OSError, BatchzipError)
 
 @pytest.fixture(params=["sequential", "threads"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    workers = {"workers": 1} if request.param == "threads" else {}
+    workers: dict[str, Any] = {"workers": 1} if request.param == "threads" else {}
     with Engine("lz4", backend=request.param, page_size=SIZE, **workers) as engine:
         yield engine
 
@@ -78,7 +78,9 @@ def test_an_allocation_that_fails_in_a_call_leaves_a_store_whole(
         store.close()
         if not reached:
             break
-    report(f"memory: {engine.backend.name}, {call}: each of {number - 1} allocations, {failed} errors")
+    report(
+        f"memory: {engine.backend.name}, {call}: each of {number - 1} allocations, {failed} errors"
+    )
 
 
 def test_making_a_store_leaves_nothing_where_memory_is_out(engine: Engine, tmp_path: Path) -> None:

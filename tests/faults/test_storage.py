@@ -141,7 +141,7 @@ def test_faults_at_random_beside_other_threads_lose_nothing(
                     model.check()
                 except AssertionError:
                     raise
-                except BaseException:  # noqa: BLE001, S112 - the file again
+                except BaseException:  # noqa: BLE001 - the file again
                     continue
                 return
 
@@ -171,9 +171,7 @@ def test_faults_at_random_beside_other_threads_lose_nothing(
                 if rng.random() < 0.3:
                     file.faults[rng.choice(CALLS)] = 0, 1
                 elif file.fault is None:
-                    file.fail(
-                        rng.choice(CALLS), 1, rng.choice(makes)(), after=rng.random() < 0.5
-                    )
+                    file.fail(rng.choice(CALLS), 1, rng.choice(makes)(), after=rng.random() < 0.5)
             file.mend()
 
         threads = [

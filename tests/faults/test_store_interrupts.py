@@ -151,7 +151,9 @@ def test_closing_that_was_cut_short_can_be_finished(
         assert not list(tmp_path.iterdir())
         del store, model
     assert point > 5
-    report(f"interrupts: {engine.backend.name}, close: at each of {point - 1} points, 0 left behind")
+    report(
+        f"interrupts: {engine.backend.name}, close: at each of {point - 1} points, 0 left behind"
+    )
 
 
 def _is_in_a_finalizer(frame: FrameType | None) -> bool:
