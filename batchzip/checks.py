@@ -98,7 +98,9 @@ def as_fraction(value: object, what: str) -> float:
 def is_masked(value: object) -> bool:
     """Return whether this is an array with a mask, which a view of its memory would drop."""
     masked = sys.modules.get("numpy.ma")  # not imported before there is one
-    return masked is not None and isinstance(value, masked.MaskedArray)
+    # Another thread may be importing it just now; then nobody has such an array yet.
+    kind = getattr(masked, "MaskedArray", None)
+    return kind is not None and isinstance(value, kind)
 
 
 def _index(value: object) -> int | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from entries import in_file, in_pool
 from faulty_file import FaultyFile
+from pool_memory import memory_of
 from store_pages import SIZE, noise, text
 
 from batchzip import CorruptPage, Engine, SwapStore, train_dictionary
@@ -28,6 +29,7 @@ KINDS: dict[str, Callable[[], Engine]] = {
         backend="sequential",
         dictionary=train_dictionary([text(seed) for seed in range(100)], size=4096),
     ),
+    "raw": lambda: Engine("lz4", backend="sequential"),
     "lz4, shuffled": lambda: Engine("lz4", shuffle=4, backend="sequential"),
 }
 
@@ -41,7 +43,7 @@ def sweep(kind: str, where: str, flips: int, seed: int) -> tuple[int, int]:
     file = FaultyFile()
     noticed = harmless = 0
     with KINDS[kind]() as engine, SwapStore(engine, backing=file) as store:
-        pages = [page(number) for number in range(PAGES)]
+        pages = [(noise if kind == "raw" else page)(number) for number in range(PAGES)]
         store.store(0, pages)
         if where == "file":
             assert store.writeback(PAGES) == PAGES
@@ -73,3 +75,44 @@ def sweep(kind: str, where: str, flips: int, seed: int) -> tuple[int, int]:
         if store.load_many(range(PAGES)).tobytes() != b"".join(pages):
             raise AssertionError(f"{kind}: a page stayed damaged")
     return noticed, harmless
+
+
+def sweep_around(flips: int, seed: int) -> int:
+    """Flip so many bits between the objects of a pool: in their headers, and in room that is free.
+
+    Raises AssertionError where a page suffers, also when objects are moved over what was flipped. Returns
+    how many objects were moved meanwhile.
+    """
+    rng = random.Random(seed)
+    moved = 0
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+        pool = store._home.pool
+        memory = memory_of(pool).view
+        held: dict[int, bytes] = {}
+        left = flips
+        while left > 0:
+            for index in rng.sample(range(4 * PAGES), PAGES):  # so that there are holes
+                if index in held and rng.random() < 0.6:
+                    store.invalidate(index)
+                    del held[index]
+                else:
+                    held[index] = page(rng.randrange(1 << 20))[: rng.randrange(SIZE)].ljust(SIZE, b"x")
+                    store.store(index, held[index])
+            extents = sorted(map(pool.allocator.extent, pool.handles().tolist()))
+            ends = [0, *(stop for _, stop in extents)]
+            starts = [*(start for start, _ in extents), min(ends[-1] + 4096, len(memory))]
+            gaps = [range(a, b) for a, b in zip(ends, starts, strict=True) if a < b]
+            for gap in rng.choices(gaps, k=500):
+                memory[rng.choice(gap)] ^= 1 << rng.randrange(8)
+            left -= 500
+            before = pool.stored_bytes
+            while store.compact():
+                moved += 1
+            if pool.stored_bytes != before or len(store) != len(held):
+                raise AssertionError("compaction lost count")
+            for index, expected in held.items():
+                if store.load(index) != expected:
+                    raise AssertionError(f"page {index} suffered for what lies beside it")
+        if store.invalidate(0, 4 * PAGES) != len(held) or pool.stored_bytes:
+            raise AssertionError("not all could be freed")
+    return moved

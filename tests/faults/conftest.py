@@ -7,17 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from faults.model import INTERRUPTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-class Alarm(Exception):
-    """What a signal handler of a program raises."""
-
-
-INTERRUPTS = (KeyboardInterrupt, SystemExit, Alarm)
-"""What interrupts raise here."""
 
 HANG_LIMIT_S = 300.0
 

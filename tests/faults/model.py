@@ -27,6 +27,13 @@ SIZE = 512
 INDICES = 48
 FOLIO = 12
 
+class Alarm(Exception):  # noqa: N818 - it says what came
+    """What a signal handler of a program raises."""
+
+
+INTERRUPTS = (KeyboardInterrupt, SystemExit, Alarm)
+"""What interrupts raise here."""
+
 Pages = list[bytes | None]
 """What indices hold; None: nothing."""
 
