@@ -27,7 +27,8 @@ SIZE = 512
 INDICES = 48
 FOLIO = 12
 
-class Alarm(Exception):  # noqa: N818 - it says what came
+
+class Alarm(Exception):
     """What a signal handler of a program raises."""
 
 

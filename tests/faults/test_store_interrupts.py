@@ -23,7 +23,6 @@ from batchzip import Engine, SwapStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-    from types import FrameType
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "sequential": lambda: Engine("lz4", backend="sequential", page_size=SIZE),
@@ -31,7 +30,9 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 }
 
 
-np.unique([1])  # which imports more of numpy when it is first called: an import that is cut short keeps its lock
+np.unique(
+    [1]
+)  # which imports more of numpy when it is first called: an import that is cut short keeps its lock
 
 
 @pytest.fixture(params=ENGINES)
@@ -210,7 +211,7 @@ class Interrupts:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "times", [pytest.param(150), pytest.param(3000, marks=pytest.mark.stress, id="stress")]
+    "times", [pytest.param(60), pytest.param(3000, marks=pytest.mark.stress, id="stress")]
 )
 def test_signals_at_random_moments_lose_nothing_of_anybodys(
     engine: Engine, times: int, tmp_path: Path, report: Callable[[str], None]
