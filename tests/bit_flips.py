@@ -96,7 +96,9 @@ def sweep_around(flips: int, seed: int) -> int:
                     store.invalidate(index)
                     del held[index]
                 else:
-                    held[index] = page(rng.randrange(1 << 20))[: rng.randrange(SIZE)].ljust(SIZE, b"x")
+                    held[index] = page(rng.randrange(1 << 20))[: rng.randrange(SIZE)].ljust(
+                        SIZE, b"x"
+                    )
                     store.store(index, held[index])
             extents = sorted(map(pool.allocator.extent, pool.handles().tolist()))
             ends = [0, *(stop for _, stop in extents)]

@@ -31,7 +31,9 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 }
 
 
-np.unique([1])  # which imports more of numpy when it is first called: an import that is cut short keeps its lock
+np.unique(
+    [1]
+)  # which imports more of numpy when it is first called: an import that is cut short keeps its lock
 
 
 @pytest.fixture(params=ENGINES)
