@@ -413,10 +413,12 @@ cdef class Folio:
             code = ledger_publish(
                 &ledger.state, first, &self.state.new, in_file, may_go_elsewhere
             )
+        if where is not None and code == 0:
+            where.commit()
+        elif where is not None:
+            where.undo()  # now, though a traceback may keep it
         if code == -EBADF:
             ledger.refuse()
-        if code == 0 and where is not None:
-            where.commit()
         return code
 
 

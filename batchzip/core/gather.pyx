@@ -549,6 +549,7 @@ cdef class Gathered:
         cdef Entry *entry
         cdef Entry new
         if which is NULL:
+            reservation.undo()  # now, though a traceback may keep it
             raise MemoryError("no memory to move pages")
         for at in range(count):
             which[at] = rows[at]

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import inspect
 import random
-from typing import TYPE_CHECKING
+import sys
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Self
 
 from store_pages import noise, text, word
 
@@ -213,20 +217,21 @@ class Model:
         self._doubt = None
 
     def resolve(self, error: BaseException) -> None:
-        """Find what became of an operation that ended with an error which it does not foresee."""
-        if self._dropped:
-            name, self._dropped = self._dropped, ""
-            if not len(self.store.group(name)):
-                self.pages[name].clear()
+        """Find what became of an operation that ended with an error which it does not foresee.
+
+        Where looking fails, too, it can be called again.
+        """
+        if self._dropped and not len(self.store.group(self._dropped)):
+            self.pages[self._dropped].clear()
+        self._dropped = ""
         if self._doubt is None:
             return
         name, folio, outcomes = self._doubt
-        self._doubt = None
         if not had_begun(error):
             outcomes = [*outcomes, self.held(name, folio)]
         found = [_load(self.group(name), index) for index in folio]
         assert found in outcomes, f"{name} {folio}: neither whole nor empty after {error!r}"
-        self.note(name, folio, found)
+        self.done(name, folio, found)
 
     def check(self) -> None:
         """Look at everything."""
@@ -242,4 +247,68 @@ def _load(group: Group, index: int) -> bytes | None:
         return group.load(index)
     except PageNotStored:
         assert index not in group
+        return None
+
+
+class Beside:
+    """Models that work in threads of their own, while who has this context makes faults.
+
+    Each makes `steps` steps, and looks at all of its pages now and then. `faults` are what faults raise; whatever
+    else is raised comes out at the end.
+    """
+
+    def __init__(
+        self,
+        store: SwapStore,
+        steps: int,
+        faults: tuple[type[BaseException], ...],
+        threads: int = 3,
+    ) -> None:
+        self.met = 0
+        """Faults that came through to a caller."""
+        self._faults = faults
+        self._steps = steps
+        self._failures: list[BaseException] = []
+        models = [Model(store, f"thread {number}", steps) for number in range(threads)]
+        self._threads = [threading.Thread(target=self._work, args=(one,)) for one in models]
+
+    def __enter__(self) -> Self:
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(2e-4)
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.join()
+        sys.setswitchinterval(self._interval)
+        if self._failures:
+            raise self._failures[0]
+
+    def are_at_work(self, pause_s: float) -> bool:
+        """Wait a moment. Return whether all threads are still at work."""
+        time.sleep(pause_s)
+        return all(thread.is_alive() for thread in self._threads)
+
+    def _work(self, model: Model) -> None:
+        try:
+            for step in range(self._steps):
+                error = self._do(model.step)
+                while error is not None:
+                    first, error = error, self._do(partial(model.resolve, error))
+                    error = first if error is not None else None
+                while step % 50 == 0 and self._do(model.check) is not None:
+                    pass
+        except BaseException as error:  # noqa: BLE001 - raised again by __exit__
+            self._failures.append(error)
+
+    def _do(self, work: Callable[[], None]) -> BaseException | None:
+        try:
+            work()
+        except AssertionError:
+            raise
+        except self._faults as error:
+            self.met += 1
+            return error
         return None

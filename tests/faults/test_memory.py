@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from faults.faulty_object import FaultyObject
-from faults.model import SIZE, Model
+from faults.model import SIZE, Beside
 from faults.test_store_interrupts import CALLS, filled
 
 from batchzip import BatchzipError, Engine, PageError, SwapStore
@@ -106,60 +105,12 @@ def test_allocations_that_fail_at_random_beside_other_threads_lose_nothing(
     engine: Engine, steps: int, report: Callable[[str], None]
 ) -> None:
     rng = random.Random(steps)
-    failures: list[BaseException] = []
-    ended = threading.Event()
-    failed = [0, 0, 0]
+    tried = 0
     with SwapStore(engine, backing=FaultyObject(), max_pool_bytes=1 << 16) as store:
-
-        def work(number: int) -> None:
-            model = Model(store, f"thread {number}", steps)
-            step = 0
-            while not ended.is_set() if number else step < steps:
-                step += 1
-                error: BaseException | None = None
-                try:
-                    model.step()
-                except (*OUT_OF_MEMORY, PageError) as raised:
-                    error = raised
-                while error is not None:
-                    failed[number] += 1
-                    doubt, dropped = model._doubt, model._dropped
-                    try:
-                        model.resolve(error)
-                        error = None
-                    except OUT_OF_MEMORY:
-                        model._doubt, model._dropped = doubt, dropped
-                if step % 20 == 0:
-                    check(model)
-
-        def check(model: Model) -> None:
-            while True:
-                try:
-                    model.check()
-                except OUT_OF_MEMORY:
-                    continue
-                return
-
-        def guarded(number: int) -> None:
-            try:
-                work(number)
-            except BaseException as error:  # noqa: BLE001 - raised again below
-                failures.append(error)
-            finally:
-                if not number:
-                    ended.set()
-
-        threads = [threading.Thread(target=guarded, args=(number,)) for number in range(3)]
-        for thread in threads:
-            thread.start()
-        tried = 0
-        while not ended.wait(0.0002):
-            tried += 1
-            fail_allocation(rng.randrange(1, 40), rng.choice([1, 1, 2, 5]))
-        for thread in threads:
-            thread.join()
-        fail_allocation(0)
-        if failures:
-            raise failures[0]
+        with Beside(store, steps, (*OUT_OF_MEMORY, PageError)) as others:
+            while others.are_at_work(0.0002):
+                tried += 1
+                fail_allocation(rng.randrange(1, 40), rng.choice([1, 1, 2, 5]))
+            fail_allocation(0)
         store.check_invariants()
-    report(f"memory: {engine.backend.name}, {tried} moments, {sum(failed)} errors, 0 lost")
+    report(f"memory: {engine.backend.name}, {tried} moments, {others.met} errors, 0 lost")

@@ -12,19 +12,24 @@ import random
 import signal
 import threading
 import weakref
+import zlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
 from test_store_threads import SIZE, stamp, stamped
 
 from batchzip import BatchzipError, CompressedMapping, Engine, Pool, SwapStore, attach
+from batchzip.codecs.codec import Codec
 from batchzip.store.backing_file import BackingFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from batchzip.buffers import Flat
+    from batchzip.codecs.codec import Transcode
 
 INDICES = 40
 FOLIO = 8
@@ -61,6 +66,8 @@ class Api:
         self._depth[thread] = depth + 1
         self.deepest = max(self.deepest, depth + 1)
         name = self.random.choice(NAMES)
+        if name in ASKING and threading.current_thread().name == "batchzip-share":
+            name = "call_load"  # a finalizer there would ask its own thread, for 30 s
         try:
             getattr(self, name)()
         except (BatchzipError, KeyError, OSError):
@@ -107,7 +114,8 @@ class Api:
         assert self.group.invalidate(folio[0], FOLIO) in (0, FOLIO)
 
     def call_writeback(self) -> None:
-        self.group.writeback(self.random.choice([3, range(10)]))
+        self.group.writeback(3)
+        self.group.writeback(self._folio())
 
     def call_recompress(self) -> None:
         if self.random.random() < 0.1:
@@ -194,13 +202,14 @@ class Api:
         self.file.close()
 
 
+ASKING = ("call_share", "call_view")
 NAMES = [name for name in vars(Api) if name.startswith("call_")]
 
 
 @pytest.fixture(params=["sequential", "threads"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    workers = {"workers": 1} if request.param == "threads" else {}
-    with Engine("lz4", backend=request.param, page_size=SIZE, **workers) as engine:
+    workers = 1 if request.param == "threads" else None
+    with Engine("lz4", backend=request.param, page_size=SIZE, workers=workers) as engine:
         assert engine.wait_ready()
         yield engine
 
@@ -272,3 +281,78 @@ def test_every_call_may_come_into_the_middle_of_every_other(
     assert api.deepest > 1
     assert all(api.calls[name] for name in NAMES)
     report(f"re-entry: {engine.backend.name}, {source}: {api.calls.total()} calls, 0 wrong")
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+class _Calling(Codec):
+    """A codec in Python that calls `visit` in the middle of each page, both ways."""
+
+    name: ClassVar[str] = "calling"
+    visit: ClassVar[Callable[[], None]] = nothing
+
+    def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002
+        def compress(page: Flat) -> bytes:
+            _Calling.visit()
+            return zlib.compress(page, 1)
+
+        return compress
+
+    def decompressor(self, page_size: int) -> Transcode:  # noqa: ARG002
+        def decompress(data: Flat) -> bytes:
+            _Calling.visit()
+            return zlib.decompress(data)
+
+        return decompress
+
+
+def test_a_codec_may_store_and_load_in_the_middle_of_a_store(
+    tmp_path: Path, report: Callable[[str], None]
+) -> None:
+    steps = 300
+    with Engine(_Calling(), backend="sequential", page_size=SIZE) as engine:
+        api = Api(engine, tmp_path, steps)
+        _Calling.visit = api.visit
+        for _ in range(steps):
+            api.visit()
+        if api.wrong:
+            raise api.wrong[0]
+        _Calling.visit = nothing
+        api.close()
+    assert api.deepest == MOST_DEEP
+    report(f"re-entry: from a codec: {api.calls.total()} calls, 0 wrong")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError, SystemExit])
+def test_a_codec_that_raises_leaves_the_indices_empty_or_as_they_were_loaded(
+    error: type[BaseException],
+) -> None:
+    def fail() -> None:
+        raise error
+
+    def interrupt() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with (
+        Engine(_Calling(), backend="sequential", page_size=SIZE) as engine,
+        SwapStore(engine) as store,
+    ):
+        for visit in (fail, interrupt):
+            pages = [stamped(index, 3 * index + 3) for index in range(4)]  # none is one word
+            pages = [page for page in pages if page != page[:8] * (SIZE // 8)]
+            store.store(0, pages)
+            _Calling.visit = visit
+            with pytest.raises((error, KeyboardInterrupt, BatchzipError)):
+                store.load(0)
+            with pytest.raises((error, KeyboardInterrupt, BatchzipError)):
+                store.load(0, exclusive=True)
+            _Calling.visit = nothing
+            assert store.load(0) == pages[0]
+            _Calling.visit = visit
+            with pytest.raises((error, KeyboardInterrupt, BatchzipError)):
+                store.store(0, pages)
+            _Calling.visit = nothing
+            assert len(store) == 0
+            store.check_invariants()

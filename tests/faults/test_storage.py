@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import random
-import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from faults.faulty_object import CALLS, FaultyObject
-from faults.model import SIZE, Model, make_page
+from faults.model import SIZE, Beside, Model, make_page
 
 from batchzip import Engine, PageError, SwapStore
 
@@ -22,12 +21,12 @@ ERRNOS = sorted(errno.errorcode)
 
 OTHERS: tuple[Callable[[], BaseException], ...] = (
     lambda: RuntimeError("of the user's own"),
-    lambda: MemoryError(),
+    MemoryError,
     KeyboardInterrupt,
     lambda: SystemExit(3),
-    lambda: GeneratorExit(),
+    GeneratorExit,
     lambda: OSError("without a number"),
-    lambda: StopIteration(),
+    StopIteration,
     lambda: ValueError("closed file"),
 )
 
@@ -52,6 +51,15 @@ def fill(model: Model) -> None:
         model.group(name).writeback(range(12, 28))
         model.group(name).invalidate(20, 3)
         model.note(name, range(20, 23), [None] * 3)
+
+
+def attempt(operation: Callable[[Model], None], model: Model) -> BaseException | None:
+    """Return what an operation raises."""
+    try:
+        operation(model)
+    except BaseException as error:  # noqa: BLE001 - the caller looks at it
+        return error
+    return None
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -82,15 +90,12 @@ def test_whatever_a_call_of_the_file_raises_nothing_is_lost(
             for turn, operation in enumerate(operations):
                 store.max_pool_bytes = 0 if turn % 2 else None
                 file.fail(call, 1 + number % 2, fault, after=after)
-                try:
-                    operation(model)
-                except (PageError, AssertionError) as error:
+                raised = attempt(operation, model)
+                if raised is not None:
                     # A load tells what the file said; a look says what is unreadable.
-                    assert call == "pread", error
-                    model.resolve(error)
-                except BaseException as error:
-                    assert error is fault or error.__cause__ is fault, error
-                    model.resolve(error)
+                    told = call == "pread" and isinstance(raised, (PageError, AssertionError))
+                    assert told or raised is fault or raised.__cause__ is fault, raised
+                    model.resolve(raised)
                 file.mend()
                 store.check_invariants()
                 model.check()
@@ -110,86 +115,25 @@ def test_faults_at_random_beside_other_threads_lose_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = random.Random(steps)
-    makes = [lambda code=code: OSError(code, "made up") for code in ERRNOS]
-    makes += [make for make in OTHERS for _ in range(10)]
+    makes: list[Callable[[], BaseException]] = [make for make in OTHERS for _ in range(10)]
+    makes += [partial(OSError, code, "made up") for code in ERRNOS]
     file = FaultyObject()
+
+    def storm() -> BaseException | None:
+        if rng.random() < 0.1:
+            file.faults[rng.choice(CALLS)] = 0, 1  # a short one
+        return rng.choice(makes)() if rng.random() < 0.05 else None
+
     told: list[BaseException | None] = []
     monkeypatch.setattr(threading, "excepthook", lambda hook: told.append(hook.exc_value))
-    failures: list[BaseException] = []
-    survived = itertools.count()
-    ended = threading.Event()
     with SwapStore(engine, backing=file, max_pool_bytes=1 << 16) as store:
-
-        def work(name: str, most: int | None) -> None:
-            model = Model(store, name, steps)
-            for step in itertools.count():
-                if ended.is_set() if most is None else step == most:
-                    return
-                try:
-                    if step % 50 == 0:
-                        checked(model)
-                    model.step()
-                except AssertionError:
-                    raise
-                except BaseException as error:  # noqa: BLE001 - what the file raised
-                    next(survived)
-                    again(model, error)
-
-        def checked(model: Model) -> None:
-            while True:
-                try:
-                    model.check()
-                except AssertionError:
-                    raise
-                except BaseException:  # noqa: BLE001 - the file again
-                    continue
-                return
-
-        def again(model: Model, error: BaseException) -> None:
-            doubt, dropped = model._doubt, model._dropped
-            while True:
-                try:
-                    model.resolve(error)
-                except AssertionError:
-                    raise
-                except BaseException:  # noqa: BLE001 - the file again
-                    model._doubt, model._dropped = doubt, dropped
-                    continue
-                return
-
-        def guarded(name: str, most: int | None) -> None:
-            try:
-                work(name, most)
-            except BaseException as error:  # noqa: BLE001 - raised again below
-                failures.append(error)
-            finally:
-                if most is not None:
-                    ended.set()
-
-        def spoil() -> None:
-            while not ended.wait(0.0005):
-                if rng.random() < 0.3:
-                    file.faults[rng.choice(CALLS)] = 0, 1
-                elif file.fault is None:
-                    file.fail(rng.choice(CALLS), 1, rng.choice(makes)(), after=rng.random() < 0.5)
+        with Beside(store, steps, (BaseException,)) as others:
+            file.storm = storm
+            while others.are_at_work(0.01):
+                pass
             file.mend()
-
-        threads = [
-            threading.Thread(target=guarded, args=("one", steps)),
-            threading.Thread(target=guarded, args=("two", None)),
-            threading.Thread(target=spoil),
-        ]
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(2e-4)
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            sys.setswitchinterval(before)
-        if failures:
-            raise failures[0]
         file.mend()
         store.check_invariants()
-    report(f"storage: {file.raised} faults at random, {len(told)} in the shrinker, 0 lost")
+    report(
+        f"storage: {file.raised} faults at random, {others.met} told, {len(told)} in the shrinker, 0 lost"
+    )

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from stress import owner
+from stress import owner, store_owner
 from stress.load import await_true, is_alive
+
+from batchzip import Engine, SwapStore, attach
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,4 +99,49 @@ def test_nothing_is_left_of_a_killed_owner(
         slowest_s = max(slowest_s, gone_s)
     report(
         f"owner killed: {times} times with {processes} processes, all gone within {slowest_s:.3f} s"
+    )
+
+
+def kill_a_stores_owner(path: Path, after_s: float) -> int:
+    """Kill one that readers load from; how many loads they made."""
+    with subprocess.Popen(
+        [sys.executable, store_owner.__file__, path], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        with attach(process.stdout.readline().strip()) as view:
+            loads = 0
+            until = time.monotonic() + after_s
+            while time.monotonic() < until:
+                assert view.load((1 << 20) + loads % 64) == store_owner.PAGES[loads % 64].tobytes()
+                loads += 1
+            segments = shared_memory([process.pid])
+            process.kill()
+            process.wait()
+            # What it had stored stays readable, for those who have it open.
+            assert view.load(1 << 20) == store_owner.PAGES[0].tobytes()
+            assert segments & shared_memory([os.getpid()])
+        await_true(lambda: not segments & shared_memory(all_pids()), "the end of its memory")
+    assert segments
+    return loads
+
+
+@pytest.mark.parametrize(
+    "times", [pytest.param(2), pytest.param(40, marks=pytest.mark.stress, id="stress")]
+)
+def test_a_killed_owners_file_is_taken_over_and_its_memory_goes_with_the_last_reader(
+    times: int, tmp_path: Path, report: Callable[[str], None]
+) -> None:
+    rng = np.random.default_rng(times)
+    path, loads = tmp_path / "swap", 0
+    for _ in range(times):
+        loads += kill_a_stores_owner(path, rng.exponential(0.15))
+        assert set(tmp_path.iterdir()) <= {path}
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine, backing=path) as store:
+        store.store(0, store_owner.PAGES)
+        assert store.writeback(64) == 64
+        assert store.load_many(range(64)).tobytes() == store_owner.PAGES.tobytes()
+        store.check_invariants()
+    assert not list(tmp_path.iterdir())
+    report(
+        f"owner killed: {times} stores with a file, after {loads} loads of a reader, 0 left behind"
     )
