@@ -18,7 +18,6 @@ import pytest
 from command import (
     COMMAND,
     Terminal,
-    assert_one_clear_line,
     assert_refused,
     children,
     cli,
@@ -296,10 +295,6 @@ def test_bad_input_is_one_clear_line(
     (tmp_path / "one.bin").write_bytes(bytes(4096))
     monkeypatch.chdir(tmp_path)
     assert_refused(capfd, ["swap", *arguments, "--workload-mib", "1"], *words)
-
-
-def test_no_command_is_one_clear_line() -> None:
-    assert_one_clear_line(cli(), "command")
 
 
 @pytest.fixture
