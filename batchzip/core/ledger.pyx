@@ -405,7 +405,12 @@ cdef class Ledger:
         return self.state.closed
 
     def __len__(self) -> int:
-        return self.state.pages
+        cdef uint64_t pages
+        with nogil:  # a folio that is being published counts whole or not at all
+            pool_lock(self.state.objects.pool)
+            pages = self.state.pages
+            pool_unlock(self.state.objects.pool)
+        return pages
 
     def kind(self, uint64_t index) -> int:
         """Return the kind of an index: Kind.ABSENT if nothing is stored there."""
