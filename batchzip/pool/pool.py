@@ -157,9 +157,6 @@ class Pool(Closing):
         words = _as_handles(handles)
         return self.allocator.read_many(words, np.empty(len(words), np.uint32))
 
-    copy = read
-    copy_many = read_many
-
     def lengths(self, handles: Iterable[int] | Handles) -> npt.NDArray[np.int64]:
         """Bytes that were asked for each object. Raises BadHandle."""
         words = _as_handles(handles)
