@@ -39,10 +39,11 @@ def as_pages(pages: Buffer | Sequence[Buffer], size: int) -> buffers.Bytes | lis
         return [pages]
     if (
         type(pages) is np.ndarray
+        and pages.dtype.char == "B"
         and pages.shape in ((size,), (1, size))
-        and pages.dtype == np.uint8
     ):
-        return [buffers.as_view(pages, "pages")]
+        if pages.flags.c_contiguous:
+            return [pages.data.cast("B")]
     if not buffers.is_sequence(pages):
         return buffers.as_matrix(pages, "pages", rows=None, width=size)
     inputs = buffers.as_inputs(pages, "pages")
