@@ -41,9 +41,9 @@ def as_pages(pages: Buffer | Sequence[Buffer], size: int) -> buffers.Bytes | lis
         type(pages) is np.ndarray
         and pages.dtype.char == "B"
         and pages.shape in ((size,), (1, size))
+        and pages.flags.c_contiguous
     ):
-        if pages.flags.c_contiguous:
-            return [pages.data.cast("B")]
+        return [pages.data.cast("B")]
     if not buffers.is_sequence(pages):
         return buffers.as_matrix(pages, "pages", rows=None, width=size)
     inputs = buffers.as_inputs(pages, "pages")
