@@ -23,6 +23,7 @@ from batchzip import Engine, SwapStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from types import FrameType
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "sequential": lambda: Engine("lz4", backend="sequential", page_size=SIZE),
