@@ -164,6 +164,8 @@ def _from_dlpack(array: Any) -> Array:
 
 
 def _check_out(out: Array, stored: StoredArray) -> None:
+    if not isinstance(out, np.ndarray) or is_masked(out):
+        raise BadArgument(f"out must be an array, not {type(out).__name__}")
     contiguous = out.flags.f_contiguous if stored.order == "F" else out.flags.c_contiguous
     if (out.shape, out.dtype) != (stored.shape, stored.dtype) or not contiguous:
         raise BadArgument(

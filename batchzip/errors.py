@@ -7,7 +7,10 @@ would expect (`ValueError`, `KeyError`, `TimeoutError`, …), so that neither ha
 
 from __future__ import annotations
 
+import operator
 import os
+
+from batchzip.wording import shown
 
 TYPE_CHECKING = False  # from typing, it would cost each worker 1.6 MiB
 if TYPE_CHECKING:
@@ -46,7 +49,9 @@ class _UnknownName(BatchzipError, LookupError):
     kind = "name"
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {self.kind} {name!r}; there are: {', '.join(sorted(known))}")
+        super().__init__(
+            f"unknown {self.kind} {shown(name)}; there are: {', '.join(sorted(known))}"
+        )
 
 
 class UnknownAlgorithm(_UnknownName):
@@ -108,10 +113,10 @@ class PageError(BatchzipError):
 
     def __init__(self, index: int, errno: int, what: str = "page") -> None:
         try:
-            reason = os.strerror(-errno)
+            reason = os.strerror(-operator.index(errno))
         except OverflowError:  # no system has such a number
             reason = "Unknown error"
-        super().__init__(f"{what} {index}: {reason} ({errno})")
+        super().__init__(f"{what} {shown(index)}: {reason} ({shown(errno)})")
         self.index = index
         self.errno = errno
 
@@ -165,14 +170,14 @@ class PageNotStored(BatchzipError, KeyError):
         self.index = index
 
     def __str__(self) -> str:
-        return f"no page is stored at index {self.index}"
+        return f"no page is stored at index {shown(self.index)}"
 
 
 class CorruptPage(BatchzipError):
     """The stored bytes of that index are damaged; every other index stays readable."""
 
     def __init__(self, index: int) -> None:
-        super().__init__(f"the stored bytes of page {index} are damaged")
+        super().__init__(f"the stored bytes of page {shown(index)} are damaged")
         self.index = index
 
 

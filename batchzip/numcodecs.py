@@ -25,9 +25,9 @@ from xxhash import xxh3_64
 
 from batchzip.batch import CompressBatch, DecompressBatch
 from batchzip.buffers import flat
-from batchzip.checks import kind_of
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, BadBatch, CorruptPage, MissingExtra
+from batchzip.wording import kind_of
 
 try:
     from numcodecs.abc import Codec

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from batchzip.buffers import as_view
 from batchzip.errors import BadArgument, BadBatch, NotStorable
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,5 +132,5 @@ def packer_of(serializer: str | Serializer, page_size: int) -> Packer:
     ):
         return HookPacker(serializer)
     raise BadArgument(
-        f"serializer is 'bytes', 'pickle' or an object with dumps and loads, not {serializer!r}"
+        f"serializer is 'bytes', 'pickle' or an object with dumps and loads, not {shown(serializer)}"
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchzip.errors import BadArgument, MissingExtra
 from batchzip.numcodecs import Batchzip
+from batchzip.wording import shown
 
 try:
     from zarr.abc.codec import BytesBytesCodec
@@ -49,9 +50,10 @@ class BatchzipCodec(BytesBytesCodec):
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Make the codec that an array's metadata names."""
-        configuration = data.get("configuration", {})
-        if data.get("name") != Batchzip.codec_id or not isinstance(configuration, dict):
-            raise BadArgument(f"not the metadata of codec {Batchzip.codec_id!r}: {data!r}")
+        given = data if isinstance(data, dict) else {}
+        configuration = given.get("configuration", {})
+        if given.get("name") != Batchzip.codec_id or not isinstance(configuration, dict):
+            raise BadArgument(f"not the metadata of codec {Batchzip.codec_id!r}: {shown(data)}")
         return cls(**configuration)
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from threading import Thread
 
 import numpy as np
 import numpy.typing as npt
-from shared_memory import ENTRIES
 
 from batchzip import PageNotStored, Share, StoreView, attach
 
@@ -102,18 +101,6 @@ def read_for(
     except BaseException:  # noqa: BLE001 - told to the test
         wrong.append(traceback.format_exc())
     out.send((reads, wrong))
-    out.close()
-
-
-def look_at_entry(owner: int, fd: int, out: Connection) -> None:
-    """Look at the second word of a table's first entry until something comes; send all that was seen."""
-    seen: set[int] = set()
-    with Path(f"/proc/{owner}/fd/{fd}").open("rb") as file:
-        table = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("Q")
-    out.send("ready")
-    while not out.poll():
-        seen.update(table[ENTRIES // 8 + 1] for _ in range(1000))
-    out.send(seen)
     out.close()
 
 

@@ -1,4 +1,4 @@
-"""The memory that a store shares, as whoever damages it sees it. Its layout is that of core/table.pyx."""
+"""The memory that a store shares, as whoever damages it sees it."""
 
 import mmap
 import os
@@ -7,14 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from entries import DIRECTORY, ENTRIES
 
 from batchzip.segment import Segment
 from batchzip.store.group import Group
-
-DIRECTORY = 4096
-ENTRIES = DIRECTORY + (8 << 20)
-SHOWN = (1 << 48) - 1
-"""Of the second word of an entry: all but when it was used."""
 
 
 def entry_of(group: Group, index: int) -> npt.NDArray[np.uint64]:

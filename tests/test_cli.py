@@ -18,7 +18,6 @@ import pytest
 from command import (
     COMMAND,
     Terminal,
-    assert_one_clear_line,
     assert_refused,
     children,
     cli,
@@ -298,10 +297,6 @@ def test_bad_input_is_one_clear_line(
     assert_refused(capfd, ["swap", *arguments, "--workload-mib", "1"], *words)
 
 
-def test_no_command_is_one_clear_line() -> None:
-    assert_one_clear_line(cli(), "command")
-
-
 @pytest.fixture
 def opening_as_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Open sources as an unprivileged user.
@@ -412,7 +407,7 @@ def test_help() -> None:
 class _Wrong(batchzip.SwapStore):
     """A store that changes one byte of every page from the 100th on."""
 
-    def load(self, index: int, *args: Any, **kwargs: Any) -> Any:
+    def load(self, index: Any, *args: Any, **kwargs: Any) -> Any:
         page = bytearray(super().load(index, *args, **kwargs))
         if index >= 100:
             page[17] ^= 1
@@ -427,7 +422,7 @@ class _Wrong(batchzip.SwapStore):
 class _Corrupt(batchzip.SwapStore):
     """A store that finds page 42 damaged, alone and in a batch."""
 
-    def load(self, index: int, *args: Any, **kwargs: Any) -> Any:
+    def load(self, index: Any, *args: Any, **kwargs: Any) -> Any:
         if index == 42:
             raise batchzip.CorruptPage(42)
         return super().load(index, *args, **kwargs)
@@ -482,7 +477,7 @@ def test_a_file_that_changes_meanwhile_is_no_mismatch(
     file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     class Meddling(batchzip.SwapStore):
-        def store(self, index: int, pages: Any) -> None:
+        def store(self, index: Any, pages: Any) -> None:
             super().store(index, pages)
             if index > 500:
                 file.write_bytes(bytes(600 * 4096))

@@ -69,10 +69,16 @@ def test_every_command_is_in_the_examples_and_says_what_its_options_are() -> Non
         assert all(action.help for action in parser._actions)
 
 
+def test_without_a_command_it_helps() -> None:
+    bare, helped = cli(), cli("--help")
+    assert (bare.returncode, bare.stderr) == (0, "")
+    assert bare.stdout == helped.stdout
+
+
 # Exit codes that no other test has: 0, 1, 2 and 130 of each command have theirs
 
 
-@pytest.mark.parametrize("arguments", [["nothing"], ["--bogus"], ["completion"], []])
+@pytest.mark.parametrize("arguments", [["nothing"], ["--bogus"], ["completion"]])
 def test_arguments_that_are_wrong_are_one_line_and_2(arguments: list[str]) -> None:
     assert_one_clear_line(cli(*arguments), "--help")
 

@@ -1,6 +1,8 @@
 """Groups: indices, limits, orders of use and counters of their own in one store."""
 
+import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,74 @@ def test_groups_are_closed_with_their_store(engine: Engine) -> None:
     for call in (lambda: group.load(0), lambda: group.store(0, text(0)), lambda: len(group)):
         with pytest.raises(ClosedError):
             call()
+
+
+def test_a_dropped_group_is_gone_with_its_pages_and_the_others_stay(store: SwapStore) -> None:
+    one, two = store.group("one"), store.group("two")
+    for group in (store, one, two):
+        group.store(0, [noise(0), text(1), ZEROS])
+        group.writeback([1])
+    assert store.drop_group("one") == 3
+    assert store.groups == {"two": two}
+    assert one.closed
+    for call in (lambda: one.load(0), lambda: one.store(0, text(0)), lambda: 0 in one):
+        with pytest.raises(ClosedError):
+            call()
+    one.close()
+    store.check_invariants()
+    assert store.counters.stored_pages == 4
+    assert store.counters.backed_pages == 2
+    assert store.compressed_bytes == 2 * SIZE
+    again = store.group("one")
+    assert again is not one
+    assert len(again) == 0
+    for group in (store, two):
+        assert group.load_many(range(3)).tobytes() == noise(0) + text(1) + ZEROS
+
+
+def test_a_group_that_is_closed_is_dropped(store: SwapStore) -> None:
+    group = store.group("one")
+    group.store(0, [noise(0), text(1)])
+    group.close()
+    group.close()
+    assert store.groups == {}
+    assert len(store._home.pool) == 0
+    with pytest.raises(BadArgument, match="'one'"):
+        store.drop_group("one")
+    store.check_invariants()
+
+
+@pytest.mark.parametrize("name", ["", "no such group", None, 7])
+def test_what_is_no_group_cannot_be_dropped(store: SwapStore, name: Any) -> None:
+    store.store(0, text(0))
+    with pytest.raises(BadArgument):
+        store.drop_group(name)
+    assert store.load(0) == text(0)
+
+
+@pytest.mark.slow
+def test_a_group_that_is_dropped_while_threads_use_it(store: SwapStore) -> None:
+    """Each of them meets ClosedError, or the page that it stored itself."""
+    rounds = 200
+
+    def use(seed: int) -> None:
+        for turn in range(rounds):
+            group = store.group("busy")
+            with contextlib.suppress(ClosedError, PageNotStored):
+                group.store(seed, noise(turn))
+                assert group.load(seed) == noise(turn)
+                group.writeback(1)
+                assert group.load(seed, exclusive=True) == noise(turn)
+
+    with ThreadPoolExecutor(3) as threads:
+        users = [threads.submit(use, seed) for seed in range(3)]
+        while not all(user.done() for user in users):
+            with contextlib.suppress(BadArgument):
+                store.drop_group("busy")
+        for user in users:
+            user.result()
+    store.check_invariants()
+    assert len(store._home.ledgers) == 1 + len(store.groups)
 
 
 def test_a_group_can_be_made_with_a_limit_of_nothing(store: SwapStore) -> None:

@@ -128,12 +128,12 @@ def test_85b325815b56_a_free_that_races_a_move_frees_that_object_and_no_other() 
                 for handle in gone:
                     del live[handle]
                     with pytest.raises(BadHandle):
-                        pool.copy(handle)
+                        pool.read(handle)
                 looked_at = rng.sample(list(live), min(len(live), 20))
-                assert pool.copy_many(looked_at) == [live[handle] for handle in looked_at]
+                assert pool.read_many(looked_at) == [live[handle] for handle in looked_at]
         finally:
             stop.set()
             for mover in movers:
                 mover.join()
-        assert pool.copy_many(list(live)) == list(live.values())
+        assert pool.read_many(list(live)) == list(live.values())
         pool.check_invariants()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import urllib.request
@@ -179,6 +180,24 @@ def test_a_forked_child_has_no_figures(store: SwapStore) -> None:
 
     in_forked_child(look)
     assert any(family.samples for family in one.collect())
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"tile-\xff.png"), 'a"b\\c\n', "\ud800\udfff"])
+def test_names_that_are_no_utf_8_can_be_scraped(store: SwapStore, name: str) -> None:
+    store.group(name).store(0, make_pages(3))
+    store.group("plain").store(0, make_pages(2))
+    registry = CollectorRegistry()
+    registry.register(collector({name: store}))
+    with served(registry) as address:
+        figures, _ = scrape(address)
+    pages = {
+        dict(labels)["group"]: figure
+        for (family, labels), figure in figures.items()
+        if family == "batchzip_stored_pages"
+    }
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    assert (pages[shown], pages["plain"]) == (3, 2)
+    assert all(dict(labels)["store"] == shown for _, labels in figures)
 
 
 def test_registering_reads_no_store_and_unregistering_works(store: SwapStore) -> None:

@@ -101,6 +101,14 @@ def test_pages_come_back_from_every_shard_byte_for_byte(store: ShardedStore) -> 
     assert buffer == pages[0].tobytes()
 
 
+def test_pages_may_be_any_buffers(store: ShardedStore) -> None:
+    pages = make_pages(3 * STRIPE)
+    store.store(0, [memoryview(page.tobytes()) for page in pages])
+    np.testing.assert_array_equal(store.load_many(range(3 * STRIPE)), pages)
+    store.store(5, [bytearray(pages[9])])
+    assert store.load(5) == pages[9].tobytes()
+
+
 def test_counters_are_those_of_all_shards_together(store: ShardedStore) -> None:
     pages = make_pages(2 * STRIPE)
     pages[:] = pages[0]

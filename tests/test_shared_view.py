@@ -1,6 +1,5 @@
 """Loads from another process's memory: whatever is in it, no wrong page and no crash."""
 
-import mmap
 import os
 import random
 import struct
@@ -8,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from entries import DIRECTORY, ENTRIES
+from shared_memory import Bits, memory_files
 from store_pages import ZEROS, noise, text, word
 
 from batchzip import (
@@ -28,67 +28,15 @@ from batchzip.codecs import Codec
 from batchzip.core.view import SharedPool, SharedTable
 from batchzip.segment import Segment
 
+if TYPE_CHECKING:
+    import mmap
+
 SIZE = 4096
 
 
 def make_pages(count: int) -> list[bytes]:
     kinds: list[Callable[[int], bytes]] = [text, noise, word, lambda _: ZEROS]
     return [kinds[number % 4](number) for number in range(count)]
-
-
-def memory_files() -> dict[str, int]:
-    """Descriptors of this process's shared memory, by inode."""
-    found: dict[str, int] = {}
-    for path in Path("/proc/self/fd").iterdir():
-        try:
-            if str(path.readlink()).startswith("/memfd:batchzip"):
-                found[str(path.stat().st_ino)] = int(path.name)
-        except FileNotFoundError:  # the folder's own
-            continue
-    return found
-
-
-class Bits:
-    """The bits of all the memory that a store has, to be flipped."""
-
-    def __init__(self, files: dict[str, int]) -> None:
-        self.maps: list[tuple[mmap.mmap, list[int]]] = []
-        self.names: list[str] = []
-        for fd in files.values():
-            size = os.fstat(fd).st_size
-            own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-            pages: list[int] = []
-            at = 0
-            while at < size:
-                try:
-                    at = os.lseek(own, at, os.SEEK_DATA)
-                except OSError:  # ENXIO: there is nothing more
-                    break
-                end = os.lseek(own, at, os.SEEK_HOLE)
-                pages += range(at, end, mmap.PAGESIZE)
-                at = end
-            if pages:
-                self.maps.append((mmap.mmap(own, size), pages))
-                self.names.append(str(Path(f"/proc/self/fd/{own}").readlink()))
-            os.close(own)
-
-    def named(self, part: str) -> mmap.mmap:
-        return next(
-            where for (where, _), name in zip(self.maps, self.names, strict=True) if part in name
-        )
-
-    def flip(self, where: mmap.mmap, at: int, bit: int) -> None:
-        where[at] ^= 1 << bit
-
-    def choose(self, rng: random.Random) -> tuple[mmap.mmap, int, int]:
-        where, pages = rng.choice(self.maps)
-        # The first bytes of a page are heads, and what is used of it, more often than others.
-        within = rng.randrange(rng.choice([32, 256, mmap.PAGESIZE]))
-        return where, rng.choice(pages) + within, rng.randrange(8)
-
-    def close(self) -> None:
-        for where, _ in self.maps:
-            where.close()
 
 
 @pytest.fixture(params=["lz4", "zstd", "deflate"])

@@ -83,8 +83,8 @@ def test_numpy_integers_are_indices_as_any_other(store: SwapStore, dtype: Any) -
 
 @pytest.mark.parametrize(
     "indices",
-    [[0.0], ["0"], [None], [[0]], np.zeros(1), np.zeros((1, 1), np.int64), [1 << 70]],
-    ids=["float", "text", "None", "nested", "floats", "2-D", "too large"],
+    [[0.0], ["0"], [None], [[0]], np.zeros(1), np.zeros((1, 1), np.int64)],
+    ids=["float", "text", "None", "nested", "floats", "2-D"],
 )
 def test_load_many_refuses_what_are_no_indices(store: SwapStore, indices: Any) -> None:
     store.store(0, text(1))

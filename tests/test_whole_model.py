@@ -169,6 +169,12 @@ class WholeStore(RuleBasedStateMachine):
     def limit_a_group(self, name: str, limit: int | None) -> None:
         self.groups[name].max_bytes = limit
 
+    @rule(name=st.sampled_from(NAMES[1:]))
+    def drop(self, name: str) -> None:
+        assert self.swap.drop_group(name) == len(self.model[name])
+        self.groups[name] = self.swap.group(name)
+        self.model[name] = {}
+
     @rule(call=CALLS, times=st.integers(0, 3), half=st.booleans())
     def make_calls_fail(self, call: str, times: int, half: bool) -> None:
         self.file.faults = {call: (0 if half else errno.EIO, times)} if times else {}

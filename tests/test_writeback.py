@@ -113,7 +113,7 @@ def test_while_a_folio_goes_to_the_file_its_indices_hold_what_they_held(engine: 
         seen: list[bytes] = []
         gate.fail = lambda _call: seen.append(store.load(0) + store.load(1))
         store.store(0, [noise(number) for number in range(80)])
-        assert seen == [text(0) + text(1)] * 2  # at the write, and at its end
+        assert seen == [text(0) + text(1)] * 2  # at the write and at the sync
         gate.fail = lambda _call: None
         assert store.counters.backed_pages == 80
         assert store.load_many([0, 1, 79]).tobytes() == noise(0) + noise(1) + noise(79)

@@ -8,8 +8,9 @@ import numpy as np
 
 from batchzip import buffers
 from batchzip.batch.descriptor import Batch
-from batchzip.checks import as_index, as_integer, shown
+from batchzip.checks import as_index, as_integer
 from batchzip.errors import BadBatch, PageError
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

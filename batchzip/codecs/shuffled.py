@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from batchzip.buffers import flat
-from batchzip.checks import as_integer, shown
+from batchzip.checks import as_integer
 from batchzip.codecs.codec import Codec
 from batchzip.core.plan import Plan
 from batchzip.errors import BadArgument
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from batchzip.buffers import Flat

@@ -1,4 +1,4 @@
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,9 @@ from batchzip.core.ledger import Ledger
 from batchzip.core.zones import Reservation
 
 def checksum(data: Buffer, codec: int) -> int: ...
-def load(ledger: Ledger, index: int, out: Buffer | None = None, exclusive: bool = False) -> Any: ...
+def load(
+    ledger: Ledger, index: SupportsIndex, out: Buffer | None = None, exclusive: bool = False
+) -> Any: ...
 @overload
 def gather(ledger: Ledger, indices: int, *, use: bool = False) -> Gathered: ...
 @overload

@@ -51,9 +51,8 @@ from batchzip.core.table cimport (
 )
 from batchzip.core.zones cimport Reservation, zones_free
 
-import operator
-
-from batchzip.errors import BadArgument, CorruptPage, PageError, PageNotStored
+from batchzip.checks import as_index
+from batchzip.errors import CorruptPage, PageError, PageNotStored
 
 cdef extern from "native.h" nogil:
     """
@@ -104,8 +103,8 @@ cdef inline bint entry_is(const Entry *entry, const Entry *other) noexcept nogil
 
 cdef inline void fill_page(uint8_t *page, uint64_t word, size_t size) noexcept nogil:
     cdef size_t at
-    for at in range(size // 8):
-        (<uint64_t *>page)[at] = word
+    for at in range(0, size, 8):
+        memcpy(page + at, &word, 8)  # it may lie at an odd address
 
 
 # One page, which is most of what there is: one call, and no Gathered.
@@ -174,13 +173,6 @@ cdef bint _take(LedgerState *ledger, uint64_t index, const Entry *found) noexcep
     return same
 
 
-cdef object _as_integer(index):
-    try:
-        return operator.index(index)
-    except TypeError:
-        raise BadArgument(f"an index is an integer, not {type(index).__name__}") from None
-
-
 def load(Ledger ledger not None, index, out=None, bint exclusive=False):
     """Restore one page, to new bytes or to `out`, a writable buffer of a page.
 
@@ -198,7 +190,7 @@ def load(Ledger ledger not None, index, out=None, bint exclusive=False):
     cdef Py_buffer view
     ledger.refuse()
     if type(index) is not int:
-        index = _as_integer(index)
+        index = as_index(index)
     where = PyLong_AsLongLongAndOverflow(index, &overflow)
     if overflow or where < 0:
         raise PageNotStored(index)

@@ -161,30 +161,37 @@ cdef int ledger_publish(
     cdef ObjectsState *objects = ledger.objects
     cdef uint32_t row, number = 0, length
     cdef uint16_t stamp
-    cdef Entry entry
+    cdef Entry entry, before
     cdef Entry *place = NULL
     cdef uint8_t *room
-    cdef bint replaces
+    cdef bint keeps, replaces
     cdef int code = 0
     pool_lock(objects.pool)
     if ledger.closed:
         pool_unlock(objects.pool)
         return -EBADF
+    # Readers of a shared table find the old pages or the new ones, wherever the owner may be stopped: the old
+    # objects go last, if there is room for both.
+    keeps = may_go_elsewhere or ledger.table.memory.fd >= 0
     replaces = ledger.pages > 0
-    if replaces and not may_go_elsewhere:
+    if replaces and not keeps:
         _free_stale(ledger, first, folio.count, False)
     if table_prepare(&ledger.table, first, folio.count) < 0:
         code = -ENOMEM
     elif not in_file:
         code = pool_allocate(objects.pool, folio.object_count, folio.lengths, folio.values)
+        if code and replaces and keeps and not may_go_elsewhere:
+            keeps = False
+            _free_stale(ledger, first, folio.count, False)
+            code = pool_allocate(objects.pool, folio.object_count, folio.lengths, folio.values)
     if code:
         if replaces and not may_go_elsewhere:
+            if keeps:
+                _free_stale(ledger, first, folio.count, False)
             _free_stale(ledger, first, folio.count, True)
         pool_settle(objects.pool)
         pool_unlock(objects.pool)
         return code
-    if replaces and may_go_elsewhere:
-        _free_stale(ledger, first, folio.count, False)
     ledger.pages += folio.count
     ledger.page_stores += folio.count
     stamp = lru_use(&ledger.lru, &ledger.table, folio.count, ledger.pages)
@@ -205,7 +212,11 @@ cdef int ledger_publish(
             place += 1
         else:
             place = table_place(&ledger.table, first + row)
+        before = place[0]
         table_put(&ledger.table, place, &entry)
+        if keeps and before.kind != ABSENT:
+            ledger_forget(ledger, &before)
+            ledger.pages -= 1
     pool_settle(objects.pool)
     pool_unlock(objects.pool)
     return 0
@@ -544,7 +555,8 @@ cdef class Ledger:
         cdef uint64_t given = self.objects.given
         with nogil:
             pool_lock(self.state.objects.pool)
-            self.state.table.header[CODECS] = given
+            if self.state.table.header[CODECS] < given:  # another thread may know of more by now
+                self.state.table.header[CODECS] = given
             pool_unlock(self.state.objects.pool)
 
     # Checking.

@@ -76,6 +76,7 @@ from batchzip.core.zspages cimport (
 )
 
 from batchzip.errors import BadArgument, BadHandle, ClosedError, ForkedProcess, PoolFull
+from batchzip.wording import shown
 
 cdef extern from "Python.h":
     int PyGC_Disable()
@@ -710,7 +711,7 @@ cdef uint64_t _handle(handle) except? 0:
     try:
         return PyNumber_Index(handle)  # no float
     except (TypeError, OverflowError):
-        raise BadHandle(f"a handle is an integer from 0 to 2⁶⁴−1, not {handle!r}") from None
+        raise BadHandle(f"a handle is an integer from 0 to 2⁶⁴−1, not {shown(handle)}") from None
 
 
 cdef int _get_buffer(data, Py_buffer *view) except -1:

@@ -4,11 +4,13 @@ from batchzip.core.memory cimport Memory
 
 cdef extern from "native.h" nogil:
     """
-    /* One entry, written and read as a whole: a reader in another process never meets a half. */
+    /* One entry, written as a whole and after what it refers to: a reader in another process never meets
+     * a half. */
     typedef uint64_t bz_pair __attribute__((vector_size(16)));
     static inline void bz_store_entry(void *to, const void *from) {
         bz_pair whole;
         memcpy(&whole, from, 16);
+        bz_order_stores();
         *(volatile bz_pair *)to = whole;
     }
     """

@@ -37,6 +37,9 @@ until `table_prepare` is called: the array moves when it grows.
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
+cdef extern from "native.h" nogil:
+    void bz_order_stores()
+
 from batchzip.core.memory cimport (
     Memory, bz_calloc, bz_realloc, memory_close, memory_create, memory_grow, memory_reserve,
 )
@@ -122,6 +125,7 @@ cdef int _add_rows(TableState *table, uint64_t least) noexcept nogil:
         table.unused[table.unused_count] = <uint32_t>(row - 1)
         table.unused_count += 1
     table.room = <uint32_t>room
+    bz_order_stores()
     table.header[BLOCKS] = room
     return 0
 
@@ -166,6 +170,7 @@ cdef Entry *table_place(TableState *table, uint64_t index) noexcept nogil:
         while table.slots[at].key:
             at = (at + 1) & mask
         table.header[CHANGES] += 1  # before anything else: see the header
+        bz_order_stores()
         table.block_of[row] = block
         table.slots[at].key = block + 1
         table.slots[at].row = <uint32_t>row
@@ -188,7 +193,9 @@ cdef void table_clear(TableState *table, Entry *place) noexcept nogil:
     bz_store_entry(place, &absent)
     table.live[row] -= 1
     if not table.live[row]:
+        bz_order_stores()
         table.header[CHANGES] += 1
+        bz_order_stores()
         _forget_block(table, table.block_of[row])
         table.block_of[row] = -1
         table.unused[table.unused_count] = <uint32_t>row

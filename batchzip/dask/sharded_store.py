@@ -43,6 +43,7 @@ from batchzip.store.arguments import (
     as_pages,
     as_range,
 )
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -99,7 +100,7 @@ class ShardedStore(Owned):
     ) -> None:
         if not isinstance(client, Client) or client.asynchronous:
             raise BadArgument(
-                f"client must be a distributed.Client that is not asynchronous, not {client!r}"
+                f"client must be a distributed.Client that is not asynchronous, not {shown(client)}"
             )
         if shards is not None:
             shards = as_integer(shards, "shards", 1, _MOST_SHARDS)

@@ -12,6 +12,7 @@ acquired before.
 
 from __future__ import annotations
 
+import os
 from array import array
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from batchzip.errors import BadArgument, BadHandle
 from batchzip.lifetime import Closing
 from batchzip.pool import audit
 from batchzip.pool.class_use import ClassUse
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
     Data: TypeAlias = bytes | bytearray | memoryview | np.ndarray[Any, np.dtype[np.uint8]]
     Handles: TypeAlias = npt.NDArray[np.uint64]
+
+_MOST_NAME = 200
+"""Bytes of a pool's name; the kernel takes 249, of which the core's parts need some."""
 
 
 class Pool(Closing):
@@ -54,6 +59,8 @@ class Pool(Closing):
     def __init__(
         self, max_bytes: int | None = None, *, page_size: int = 4096, name: str = "batchzip-pool"
     ) -> None:
+        if not isinstance(name, str) or "\0" in name or len(os.fsencode(name)) > _MOST_NAME:
+            raise BadArgument(f"name is a text of at most {_MOST_NAME} bytes, not {shown(name)}")
         self.page_size = check_page_size(page_size)
         """Bytes of the largest object."""
         self.allocator = Allocator(self.page_size, as_limit(max_bytes, "max_bytes"), name)
@@ -149,9 +156,6 @@ class Pool(Closing):
         """Copy the bytes of each object, all of one moment. Raises BadHandle."""
         words = _as_handles(handles)
         return self.allocator.read_many(words, np.empty(len(words), np.uint32))
-
-    copy = read
-    copy_many = read_many
 
     def lengths(self, handles: Iterable[int] | Handles) -> npt.NDArray[np.int64]:
         """Bytes that were asked for each object. Raises BadHandle."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip import buffers
-from batchzip.checks import as_index, as_integer, is_masked, shown
+from batchzip.checks import as_index, as_integer, is_masked
 from batchzip.errors import BadArgument, BadBatch, PageNotStored
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,10 +39,11 @@ def as_pages(pages: Buffer | Sequence[Buffer], size: int) -> buffers.Bytes | lis
         return [pages]
     if (
         type(pages) is np.ndarray
+        and pages.dtype.char == "B"
         and pages.shape in ((size,), (1, size))
-        and pages.dtype == np.uint8
+        and pages.flags.c_contiguous
     ):
-        return [buffers.as_view(pages, "pages")]
+        return [pages.data.cast("B")]
     if not buffers.is_sequence(pages):
         return buffers.as_matrix(pages, "pages", rows=None, width=size)
     inputs = buffers.as_inputs(pages, "pages")
@@ -74,7 +76,8 @@ def as_indices(indices: Iterable[int] | npt.NDArray[np.int64]) -> npt.NDArray[np
         # NumPy makes floats of uint64 and other integers, and objects of large ones.
         where = np.array([_as_stored_index(index) for index in given], np.int64)
     if where.ndim != 1 or (where.dtype.kind not in "iu" and len(where)) or is_masked(given):
-        kind = f"an array of {where.dtype}, shape {where.shape}"
+        masked = "a masked array" if is_masked(given) else "an array"
+        kind = f"{masked} of {where.dtype}, shape {where.shape}"
         raise BadArgument(f"indices must be integers from 0 to 2⁶³−1, in one dimension, not {kind}")
     if where.dtype == np.uint64 and len(where) and where.max() > MAX_INDEX:
         raise PageNotStored(int(where[where > MAX_INDEX][0]))

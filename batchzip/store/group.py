@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 from functools import partial
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, SupportsIndex, overload
 
 import numpy as np
 
@@ -90,7 +90,7 @@ class Group(Owned):
     def max_bytes(self, value: int | None) -> None:
         self._storer.max_bytes = as_limit(value, "max_bytes")
 
-    def store(self, index: int, pages: Buffer | Sequence[Buffer]) -> None:
+    def store(self, index: SupportsIndex, pages: Buffer | Sequence[Buffer]) -> None:
         """Store a folio at `index`, `index` + 1, …: all of its pages, or none.
 
         `pages` is one page, or any form of pages that CompressBatch takes; it is read during the
@@ -108,12 +108,14 @@ class Group(Owned):
             self._refuse()
 
     @overload
-    def load(self, index: int, out: None = None, *, exclusive: bool = False) -> bytes: ...
+    def load(self, index: SupportsIndex, out: None = None, *, exclusive: bool = False) -> bytes: ...
 
     @overload
-    def load(self, index: int, out: Buffer, *, exclusive: bool = False) -> Buffer: ...
+    def load(self, index: SupportsIndex, out: Buffer, *, exclusive: bool = False) -> Buffer: ...
 
-    def load(self, index: int, out: Buffer | None = None, *, exclusive: bool = False) -> Buffer:
+    def load(
+        self, index: SupportsIndex, out: Buffer | None = None, *, exclusive: bool = False
+    ) -> Buffer:
         """Give the bytes of one page; with `out`, a writable buffer, fill it and return it.
 
         With `exclusive` the page is taken out of the store, once it was restored; of several that
@@ -148,7 +150,7 @@ class Group(Owned):
         self._loader.load_many(where, pages, exclusive=exclusive)
         return pages
 
-    async def astore(self, index: int, pages: Buffer | Sequence[Buffer]) -> None:
+    async def astore(self, index: SupportsIndex, pages: Buffer | Sequence[Buffer]) -> None:
         """Store a folio as `store`, without blocking the event loop.
 
         Cancelled, the folio is stored whole or not at all, and `pages` are not read any more.
@@ -156,7 +158,7 @@ class Group(Owned):
         self._enter()
         await self._home.threads.call(partial(self.store, index, pages))
 
-    async def aload(self, index: int) -> bytes:
+    async def aload(self, index: SupportsIndex) -> bytes:
         """Give the bytes of one page as `load`, without blocking the event loop.
 
         A page in memory is restored by the loop itself if it has 16 KiB or less: that takes
@@ -180,7 +182,7 @@ class Group(Owned):
         self._enter()
         return await self._home.threads.call(partial(self.load_many, as_indices(indices), out))
 
-    def invalidate(self, index: int, count: int = 1) -> int:
+    def invalidate(self, index: SupportsIndex, count: SupportsIndex = 1) -> int:
         """Forget `count` pages from `index` on, stored or not; how many there were."""
         self._enter()
         first, number = as_range(index, count)
@@ -302,7 +304,7 @@ class Group(Owned):
             raise BadArgument("no pages are stored that a codec made smaller: store some first")
         return train_dictionary(list(pages), size=size, level=level, shuffle=shuffle)
 
-    def __contains__(self, index: int) -> bool:
+    def __contains__(self, index: SupportsIndex) -> bool:
         self._enter()
         where = as_index(index)
         return 0 <= where <= MAX_INDEX and self._ledger.kind(where) != Kind.ABSENT

@@ -27,6 +27,7 @@ from batchzip.store.inspect import StoreReport, inspect
 from batchzip.store.share import Share
 from batchzip.store.share_server import ShareServer
 from batchzip.store.shrinker import Shrinker
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from batchzip.pool.class_use import ClassUse
@@ -153,7 +154,7 @@ class SwapStore(Group):
         self._enter()
         group = self._groups.get(name)
         if group is None:
-            raise BadArgument(f"this store has no group {name!r}")
+            raise BadArgument(f"this store has no group {shown(name)}")
         pages = len(group)
         group.close()
         return pages
@@ -386,7 +387,9 @@ class SwapStore(Group):
 
 def _check_name(name: str) -> None:
     if not isinstance(name, str) or not name:
-        raise BadArgument(f"the name of a group is a text of at least one character, not {name!r}")
+        raise BadArgument(
+            f"the name of a group is a text of at least one character, not {shown(name)}"
+        )
 
 
 def _as_percent(value: object) -> int:

@@ -28,7 +28,7 @@ import select
 import socket
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -219,12 +219,12 @@ class GroupView(Owned):
         super().__init__()
 
     @overload
-    def load(self, index: int, out: None = None) -> bytes: ...
+    def load(self, index: SupportsIndex, out: None = None) -> bytes: ...
 
     @overload
-    def load(self, index: int, out: Buffer) -> Buffer: ...
+    def load(self, index: SupportsIndex, out: Buffer) -> Buffer: ...
 
-    def load(self, index: int, out: Buffer | None = None) -> Buffer:
+    def load(self, index: SupportsIndex, out: Buffer | None = None) -> Buffer:
         """Give the bytes of one page; with `out`, a writable buffer, fill it and return it.
 
         The page was stored at that index at some moment of the call. Raises PageNotStored where there was
@@ -253,7 +253,7 @@ class GroupView(Owned):
         self._table.load_many(np.ascontiguousarray(where), pages)
         return pages
 
-    def __contains__(self, index: int) -> bool:
+    def __contains__(self, index: SupportsIndex) -> bool:
         if self._unusable:
             self._refuse()
         where = as_index(index)

@@ -212,7 +212,7 @@ class Interrupts:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "times", [pytest.param(150), pytest.param(3000, marks=pytest.mark.stress, id="stress")]
+    "times", [pytest.param(60), pytest.param(3000, marks=pytest.mark.stress, id="stress")]
 )
 def test_signals_at_random_moments_lose_nothing_of_anybodys(
     engine: Engine, times: int, tmp_path: Path, report: Callable[[str], None]
