@@ -296,7 +296,7 @@ def gather(Ledger ledger not None, indices, *, bint use=False) -> Gathered:
         try:
             gathered.make_rows(view.len // 8)
             for number in range(gathered.count):
-                gathered.rows[number].index = (<const uint64_t *>view.buf)[number]
+                memcpy(&gathered.rows[number].index, <const uint8_t *>view.buf + 8 * number, 8)
         finally:
             PyBuffer_Release(&view)
     gathered.reused = ledger.objects.state.reused
