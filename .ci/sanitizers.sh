@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Unit tests of the core under AddressSanitizer and UBSan, of the pool under ThreadSanitizer too. (The stress run
-# fuzzes the rest under it.)
+# Unit tests of the core under AddressSanitizer and UBSan, of pool and store under ThreadSanitizer too. (The stress
+# run fuzzes the rest under it.)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,3 +11,7 @@ cd "$(dirname "$0")/.."
 .ci/with_core.sh asan -m pytest -q -n 2 tests/test_pool.py tests/test_pool_faults.py tests/test_pool_model.py -k 'not 300000'
 .ci/with_core.sh tsan -m pytest -q -n 2 tests/test_pool_faults.py -k 'threads or interrupt or forked'
 .ci/with_core.sh asan -m pytest -q -n 2 tests/test_backends.py -k 'Thread or Sequential'
+.ci/with_core.sh asan -m pytest -q -n 2 tests/test_store.py tests/test_bit_flips.py tests/faults/test_memory.py \
+    tests/faults/test_reentry.py -k 'not file'
+.ci/with_core.sh tsan -m pytest -q -n 2 tests/test_store_threads.py tests/faults/test_memory.py \
+    -k 'linearizable or whole_or_not or wavers or at_random'

@@ -28,7 +28,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADF, ENOSPC
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from batchzip.core.batch cimport BatchState, Pointers
 from batchzip.core.coder cimport (
@@ -57,15 +57,14 @@ cdef inline uint32_t check_word(uint64_t word) noexcept nogil:
 
 
 cdef inline bint is_same_filled(const uint8_t *page, size_t size) noexcept nogil:
-    cdef const uint64_t *words = <const uint64_t *>page
-    cdef uint64_t word = words[0]
-    cdef size_t at, count = size // 8
-    if words[count - 1] != word:
-        return False
-    for at in range(1, count):
-        if words[at] != word:
-            return False
-    return True
+    # A caller's page may lie at an odd address. A page that repeats itself is equal to itself, a word on.
+    return memcmp(page, page + size - 8, 8) == 0 and memcmp(page, page + 8, size - 8) == 0
+
+
+cdef inline uint64_t first_word(const uint8_t *page) noexcept nogil:
+    cdef uint64_t word
+    memcpy(&word, page, 8)
+    return word
 
 
 cdef inline const uint8_t *_page(const FolioState *folio, uint32_t number) noexcept nogil:
@@ -121,7 +120,7 @@ cdef int64_t _compress(
         # A version that nobody changes: what is tested is what is stored.
         memcpy(coder.page, _page(folio, done), size)
         if is_same_filled(coder.page, size):
-            _note_word(&folio.new.entries[done], (<const uint64_t *>coder.page)[0])
+            _note_word(&folio.new.entries[done], first_word(coder.page))
         else:
             room = folio.outputs + folio.output_used
             length = compress_page(
@@ -158,7 +157,7 @@ cdef void _sort_out(FolioState *folio) noexcept nogil:
     cdef uint64_t word
     for number in range(folio.new.count):
         page = _page(folio, number)
-        word = (<const uint64_t *>page)[0]
+        word = first_word(page)
         # The word is one reading; what a page becomes while it is looked at is not its business.
         if is_same_filled(page, folio.page_size):
             _note_word(&folio.new.entries[number], word)

@@ -103,8 +103,8 @@ cdef inline bint entry_is(const Entry *entry, const Entry *other) noexcept nogil
 
 cdef inline void fill_page(uint8_t *page, uint64_t word, size_t size) noexcept nogil:
     cdef size_t at
-    for at in range(size // 8):
-        (<uint64_t *>page)[at] = word
+    for at in range(0, size, 8):
+        memcpy(page + at, &word, 8)  # it may lie at an odd address
 
 
 # One page, which is most of what there is: one call, and no Gathered.
@@ -296,7 +296,7 @@ def gather(Ledger ledger not None, indices, *, bint use=False) -> Gathered:
         try:
             gathered.make_rows(view.len // 8)
             for number in range(gathered.count):
-                gathered.rows[number].index = (<const uint64_t *>view.buf)[number]
+                memcpy(&gathered.rows[number].index, <const uint8_t *>view.buf + 8 * number, 8)
         finally:
             PyBuffer_Release(&view)
     gathered.reused = ledger.objects.state.reused

@@ -60,4 +60,5 @@ cdef class Ledger:
     cdef object name
     cdef uint64_t events[7]
     cdef int refuse(self) except -1
+    cdef uint64_t figure(self, const uint64_t *address) noexcept
     cdef uint64_t drop_pages(self, uint64_t first, uint64_t count) noexcept

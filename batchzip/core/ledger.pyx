@@ -405,12 +405,16 @@ cdef class Ledger:
         return self.state.closed
 
     def __len__(self) -> int:
-        cdef uint64_t pages
-        with nogil:  # a folio that is being published counts whole or not at all
+        return self.figure(&self.state.pages)
+
+    cdef uint64_t figure(self, const uint64_t *address) noexcept:
+        """Return a figure as it is between two changes, and not in the middle of one."""
+        cdef uint64_t found
+        with nogil:
             pool_lock(self.state.objects.pool)
-            pages = self.state.pages
+            found = address[0]
             pool_unlock(self.state.objects.pool)
-        return pages
+        return found
 
     def kind(self, uint64_t index) -> int:
         """Return the kind of an index: Kind.ABSENT if nothing is stored there."""
@@ -448,7 +452,7 @@ cdef class Ledger:
     @property
     def pool_bytes(self) -> int:
         """Bytes of this group's objects in the pool."""
-        return self.state.pool_bytes
+        return self.figure(&self.state.pool_bytes)
 
     def backed_bytes(self) -> int:
         """Return the bytes of this group's objects in the backing file; looks at every entry."""
@@ -472,7 +476,7 @@ cdef class Ledger:
         Each is given out once, until a new choice has to be made.
         """
         cdef int64_t found
-        cdef bytes indices = PyBytes_FromStringAndSize(NULL, min(count, self.state.pages) * 8)
+        cdef bytes indices = PyBytes_FromStringAndSize(NULL, min(count, self.figure(&self.state.pages)) * 8)
         cdef uint64_t room = len(indices) // 8
         cdef uint64_t *start = <uint64_t *>PyBytes_AS_STRING(indices)
         self.refuse()
@@ -591,7 +595,7 @@ cdef class Ledger:
     def values(self, int kind) -> bytes:
         """Return handles, positions or words of all entries of a kind, as the bytes of uint64s."""
         cdef uint64_t number, count = 0
-        cdef bytes found = PyBytes_FromStringAndSize(NULL, self.state.gauges[kind] * 8)
+        cdef bytes found = PyBytes_FromStringAndSize(NULL, self.figure(&self.state.gauges[kind]) * 8)
         cdef uint64_t *start = <uint64_t *>PyBytes_AS_STRING(found)
         cdef uint64_t room = len(found) // 8
         with nogil:

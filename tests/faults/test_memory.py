@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from batchzip.core.memory import allocations, fail_allocation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from faults.model import Model
 
 OUT_OF_MEMORY = (MemoryError, OSError, BatchzipError)
 """What a call may raise then."""
@@ -40,8 +43,14 @@ def second() -> Iterator[Engine]:
         yield engine
 
 
+def share_a_table(model: Model) -> None:
+    """Do what a reader in another process asks for."""
+    os.close(model.group("model one")._share_table())
+    model.store_some()
+
+
 @pytest.mark.parametrize("count", [1, 1000], ids=["one", "all that follow"])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", [*CALLS, "table"])
 def test_an_allocation_that_fails_in_a_call_leaves_a_store_whole(
     engine: Engine,
     second: Engine,
@@ -50,7 +59,7 @@ def test_an_allocation_that_fails_in_a_call_leaves_a_store_whole(
     tmp_path: Path,
     report: Callable[[str], None],
 ) -> None:
-    work, has_file, full = CALLS[call]
+    work, has_file, full = CALLS.get(call, (share_a_table, False, False))
     number, failed = 0, 0
     while True:
         number += 1
