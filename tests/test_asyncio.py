@@ -165,14 +165,15 @@ def test_cancelled_batches_are_done_or_cancelled_as_a_whole(backend: str) -> Non
 
 def test_a_timeout_leaves_the_buffers_to_their_owner() -> None:
     async def hurry(engine: Engine) -> None:
+        await engine.compress_async(CompressBatch(pages_of(1, 1)))  # its thread has started
         batch = CompressBatch(pages_of(1, 10))
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
+            async with asyncio.timeout(0.1):
                 await engine.compress_async(batch)
         assert not batch.errors.any()  # it had begun
         assert batch.dlens.all()
 
-    with Engine(SlowCodec(0.01), backend="sequential") as engine:
+    with Engine(SlowCodec(0.03), backend="sequential") as engine:
         asyncio.run(hurry(engine))
 
 
