@@ -8,6 +8,7 @@ thread and raises KeyboardInterrupt at the n-th such point within the code it wa
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 import threading
 from concurrent.futures import _base as futures
@@ -49,7 +50,8 @@ _LOOKS_AFTER = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
 class InterruptAt:
     """A context in which the `nth` point raises; `happened` tells whether there were that many.
 
-    `watched` are the beginnings of the paths of code that counts.
+    `watched` are the beginnings of the paths of code that counts. Garbage is not collected meanwhile: finalizers
+    would be interrupted, which Python swallows, and CPython 3.11 calls a trace function that one of them ended.
     """
 
     def __init__(self, nth: int, watched: tuple[str, ...] = _WATCHED) -> None:
@@ -61,6 +63,8 @@ class InterruptAt:
         """Offset of the instruction that each frame is at, -1 while it is in a Python call."""
 
     def __enter__(self) -> Self:
+        self._collects = gc.isenabled()
+        gc.disable()
         sys.settrace(self._trace)
         return self
 
@@ -71,6 +75,8 @@ class InterruptAt:
         traceback: TracebackType | None,
     ) -> None:
         sys.settrace(None)
+        if self._collects:
+            gc.enable()
         self._last.clear()
 
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:  # noqa: ARG002
