@@ -124,7 +124,7 @@ def test_what_is_no_cluster_is_refused() -> None:
 def test_without_the_extra_the_error_has_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "batchzip_dask.cluster")
+    monkeypatch.delitem(sys.modules, "batchzip_dask.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingExtra, match=r"pip install 'distributed>=[0-9.]+'$"):
         Engine("lz4", backend="dask")

@@ -73,8 +73,8 @@ class DaskBackend(Backend):
         workerless_s = as_seconds(workerless_s, "workerless_s")
         try:
             from batchzip_dask.cluster import Cluster  # noqa: PLC0415 - an extra, and takes a second
-        except ModuleNotFoundError as error:
-            raise MissingExtra("the dask backend", str(error.name), "dask") from None
+        except ModuleNotFoundError:
+            raise MissingExtra("the dask backend", "distributed", "dask") from None
         self.workerless_s = workerless_s
         self.worked: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         """What the cluster did, by operation; the lane's thread writes it."""

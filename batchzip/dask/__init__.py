@@ -15,8 +15,8 @@ from batchzip.errors import MissingExtra
 
 try:
     import distributed as _distributed
-except ModuleNotFoundError as error:
-    raise MissingExtra("batchzip.dask", str(error.name), "dask") from None
+except ModuleNotFoundError:
+    raise MissingExtra("batchzip.dask", "distributed", "dask") from None
 else:
     del _distributed
 
