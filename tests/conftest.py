@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     return min(usable_cpus(), 4) if whole and config.option.markexpr == "not stress" else 0
+
+
+# A shell that runs tests in the background has them ignore Ctrl-C, which many of them raise.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
