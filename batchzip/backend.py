@@ -100,7 +100,7 @@ class Backend(ABC):
         batch.has_errors = batch.pointers.run(self.coders, deadline_ns(deadline)) > 0
 
     def works_alone(self, count: int) -> bool:
-        """Return whether the calling thread does a batch of so many pages itself."""
+        """Return whether a batch of `count` pages is done by the calling thread alone."""
         return not self.isolate and (self.batch_size == 1 or count == 1)
 
     @abstractmethod

@@ -175,7 +175,7 @@ class Engine(Owned):
         self._execute(batch)
 
     def works_alone(self, count: int) -> bool:
-        """Return whether the calling thread does a batch of so many pages itself, whatever lanes do."""
+        """Return whether a batch of `count` pages is done by the calling thread alone."""
         if self._unusable:
             self._refuse()
         return self.backend.works_alone(count)

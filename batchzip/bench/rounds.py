@@ -63,7 +63,7 @@ def in_pieces(
 ) -> dict[str, NDArray[np.float64]]:
     """Give the seconds of each contender's call with each of `pieces` numbers, by round and piece.
 
-    Contenders take turns at each piece, in an order drawn anew. With `apart` each is at another piece: none
+    Contenders take turns at each piece, in random order. With `apart` each is at another piece: none
     finds what the one before it has brought to the cache. `begin` is called before each round, off the
     clock; a round that is not counted comes first. `clock` gives seconds.
     """

@@ -37,7 +37,7 @@ from batchzip.core.coder cimport (
 from batchzip.core.gather cimport checksum_of
 from batchzip.core.ledger cimport Ledger, ledger_publish
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
-from batchzip.core.table cimport COMPRESSED, RAW, SAME_FILLED, Entry
+from batchzip.core.table cimport COMPRESSED, RAW, SAME_FILLED, Entry, check_word
 from batchzip.core.zones cimport Reservation
 
 cdef extern from "native.h" nogil:
@@ -47,13 +47,6 @@ cdef extern from "native.h" nogil:
 cdef enum:
     MOMENT_NS = 50_000_000  # between two looks at signals
     PENDING = 255  # kind of an entry whose page is still to be compressed
-
-cdef uint64_t MIX = 0x9E3779B97F4A7C15  # 2⁶⁴ divided by the golden ratio: see check_word
-
-
-cdef inline uint32_t check_word(uint64_t word) noexcept nogil:
-    """Return a checksum of one word: one half of an entry does not pass for another's."""
-    return <uint32_t>(word * MIX >> 32)
 
 
 cdef inline bint is_same_filled(const uint8_t *page, size_t size) noexcept nogil:
@@ -206,7 +199,7 @@ cdef class Folio:
         return batches
 
     cdef int make_room(self, size_t count) except -1:
-        """Have arrays for so many pages, with nothing in them."""
+        """Make room for `count` pages, and forget those that there were."""
         cdef FolioState *state = &self.state
         cdef void *grown
         if count > state.room:

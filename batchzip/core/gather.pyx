@@ -47,7 +47,7 @@ from batchzip.core.pool cimport (
     pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_unlock,
 )
 from batchzip.core.table cimport (
-    ABSENT, BACKED, COMPRESSED, RAW, SAME_FILLED, Entry, table_find, table_put,
+    ABSENT, BACKED, COMPRESSED, RAW, SAME_FILLED, Entry, is_in_pool, table_find, table_put,
 )
 from batchzip.core.zones cimport Reservation, zones_free
 
@@ -254,7 +254,7 @@ cdef int64_t _gather(LedgerState *ledger, Gathered gathered, bint use) noexcept 
             if use:
                 return number + 1
             continue
-        if row.entry.kind == COMPRESSED or row.entry.kind == RAW:
+        if is_in_pool(&row.entry):
             row.data = pool_bytes(ledger.objects.pool, row.entry.value, &row.length)
             total += row.length
     if total:

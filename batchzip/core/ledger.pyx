@@ -10,12 +10,14 @@ go in the same step, under the pool's mutex and without the interpreter, so noth
 
 A folio is prepared without a lock (folio.pyx). What it replaces is freed first, so that its room is used
 again while it is warm. If there is no room for the folio, its indices hold nothing: what they held is stale,
-because the caller has newer data than the store. A folio that the pool refuses may still go to the backing
-file; then what it replaces stays until it is there.
+because the caller has newer data than the store. There are two exceptions. A folio that the pool refuses may
+still go to the backing file; then what it replaces stays until it is there. In a table that other processes
+read, an old object goes after its entry names another one, so that an owner that is stopped in between keeps no
+reader waiting.
 
 Gathered entries are how pages move while others use the store: writeback and recompression work on copies
-without the lock, and what was stored anew meanwhile stays (CVE-2023-53178 was a writeback that did not look
-again).
+without the lock, and a page that was stored again in the meantime keeps its new entry (CVE-2023-53178
+was a writeback that did not compare).
 
 Rejected: publishing first and freeing afterwards. What an interrupt left in between had to be found and
 repaired, and a store that replaces pages would need room for both.
@@ -45,7 +47,8 @@ from batchzip.core.pool cimport (
 )
 from batchzip.core.ring cimport forks
 from batchzip.core.table cimport (
-    ABSENT, BACKED, BLOCK, BLOCK_BITS, CODECS, COMPRESSED, RAW, SAME_FILLED, table_bytes, table_clear,
+    ABSENT, BACKED, BLOCK, BLOCK_BITS, CODECS, COMPRESSED, RAW, SAME_FILLED, is_in_pool, table_bytes,
+    table_clear,
     table_close, table_fault, table_find, table_index, table_new_memory, table_open, table_place,
     table_prepare, table_put, table_row, table_share,
 )
@@ -67,15 +70,11 @@ EVENTS = (
 
 # Steps; the pool's mutex is held by the caller, but for `ledger_publish`.
 
-cdef inline bint _in_pool(const Entry *entry) noexcept nogil:
-    return entry.kind == COMPRESSED or entry.kind == RAW
-
-
 cdef void ledger_forget(LedgerState *ledger, const Entry *entry) noexcept nogil:
     """Free what an entry refers to, and take it off the gauges."""
     ledger.gauges[entry.kind] -= 1
     ledger.objects.entries_of[entry.codec] -= 1
-    if _in_pool(entry):
+    if is_in_pool(entry):
         ledger.pool_bytes -= pool_free(ledger.objects.pool, entry.value)
     elif entry.kind == BACKED:
         zones_free(ledger.objects.zones, &entry.value, 1)
@@ -84,7 +83,7 @@ cdef void ledger_forget(LedgerState *ledger, const Entry *entry) noexcept nogil:
 cdef void ledger_count(LedgerState *ledger, const Entry *entry, uint32_t length) noexcept nogil:
     ledger.gauges[entry.kind] += 1
     ledger.objects.entries_of[entry.codec] += 1
-    if _in_pool(entry):
+    if is_in_pool(entry):
         ledger.pool_bytes += length
 
 
@@ -581,7 +580,7 @@ cdef class Ledger:
                 return f"an entry is of kind {entry.kind}"
             gauges[entry.kind] += 1
             pages += 1
-            if _in_pool(entry):
+            if is_in_pool(entry):
                 if pool_bytes(state.objects.pool, entry.value, &length) is NULL:
                     return f"the object of index {table_index(&state.table, number)} is not live"
                 stored += length
@@ -621,7 +620,7 @@ cdef uint64_t _choose(
             continue
         if entry.codec == not_codec or lru_age(&ledger.lru, entry.epoch) < least_age:
             continue
-        if min_length and _in_pool(entry):
+        if min_length and is_in_pool(entry):
             if pool_bytes(ledger.objects.pool, entry.value, &length) is NULL or length < min_length:
                 continue
         if marks is not NULL and entry.kind == BACKED:

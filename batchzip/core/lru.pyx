@@ -29,7 +29,7 @@ from libc.stdlib cimport free
 from libc.string cimport memmove
 
 from batchzip.core.memory cimport bz_calloc, bz_realloc
-from batchzip.core.table cimport BLOCK_BITS, COMPRESSED, RAW, Entry, table_index
+from batchzip.core.table cimport BLOCK_BITS, Entry, is_in_pool, table_index
 
 cdef extern from "native.h" nogil:
     int64_t bz_coarse_ns()
@@ -49,7 +49,7 @@ cdef int64_t MOMENT_NS = 62_500_000  # between two epochs whose beginnings are n
 
 
 def shift_clock(double seconds) -> None:
-    """Make it so many seconds later for all groups: for tests."""
+    """Move the clock of all groups forward by so many seconds: for tests."""
     global _shift_ns
     _shift_ns += <int64_t>(seconds * 1e9)
 
@@ -120,10 +120,6 @@ cdef void _sweep(LruState *lru, TableState *table) noexcept nogil:
             entry.epoch = <uint16_t>(lru.epoch - OLDEST)
 
 
-cdef inline bint _in_pool(const Entry *entry) noexcept nogil:
-    return entry.kind == COMPRESSED or entry.kind == RAW
-
-
 cdef int64_t lru_coldest(
     LruState *lru, const TableState *table, uint64_t count, uint64_t *indices
 ) noexcept nogil:
@@ -142,7 +138,7 @@ cdef int64_t lru_coldest(
             if one.number >= <uint64_t>table.room << BLOCK_BITS:
                 continue
             entry = &table.entries[one.number]
-            if _in_pool(entry) and entry.epoch == one.stamp:
+            if is_in_pool(entry) and entry.epoch == one.stamp:
                 indices[found] = table_index(table, one.number)
                 found += 1
         if found or turn:
@@ -164,7 +160,7 @@ cdef int _choose(LruState *lru, const TableState *table, uint64_t least) noexcep
         return -1
     for number in range(numbers):
         entry = &table.entries[number]
-        if _in_pool(entry):
+        if is_in_pool(entry):
             starts[lru_age(lru, entry.epoch)] += 1
             held += 1
     want = min(held, max(least, max(<uint64_t>LEAST, held >> CANDIDATE_BITS)))
@@ -186,7 +182,7 @@ cdef int _choose(LruState *lru, const TableState *table, uint64_t least) noexcep
     lru.candidates = chosen
     for number in range(numbers):
         entry = &table.entries[number]
-        if not _in_pool(entry):
+        if not is_in_pool(entry):
             continue
         age = lru_age(lru, entry.epoch)
         if age < threshold or starts[age] >= want:

@@ -68,13 +68,28 @@ cdef struct TableState:
     Memory memory  # where entries and block_of are once the table is shared
 
 
+cdef inline bint is_in_pool(const Entry *entry) noexcept nogil:
+    """Return whether an entry refers to an object in the pool."""
+    return entry.kind == COMPRESSED or entry.kind == RAW
+
+
+cdef inline uint64_t spread(uint64_t word) noexcept nogil:
+    """Return a number whose upper bits depend on every bit of a word: 2⁶⁴ ÷ the golden ratio, times it."""
+    return word * 0x9E3779B97F4A7C15u
+
+
+cdef inline uint32_t check_word(uint64_t word) noexcept nogil:
+    """Return the checksum of a same-filled page: one half of an entry does not pass for another's."""
+    return <uint32_t>(spread(word) >> 32)
+
+
 cdef inline int64_t table_row(const TableState *table, uint64_t block) noexcept nogil:
     """Return the row of a block, or −1."""
     cdef uint64_t at, mask
     if table.slots is NULL:
         return -1
     mask = (<uint64_t>1 << (64 - table.shift)) - 1
-    at = block * 0x9E3779B97F4A7C15u >> table.shift
+    at = spread(block) >> table.shift
     while table.slots[at].key:
         if table.slots[at].key == block + 1:
             return table.slots[at].row

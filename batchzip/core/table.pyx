@@ -146,7 +146,7 @@ cdef int _add_slots(TableState *table, uint64_t blocks) noexcept nogil:
     if table.slots is not NULL:
         for old in range(<uint64_t>1 << old_bits):
             if table.slots[old].key:
-                at = (table.slots[old].key - 1) * 0x9E3779B97F4A7C15u >> (64 - bits)
+                at = spread(table.slots[old].key - 1) >> (64 - bits)
                 while grown[at].key:
                     at = (at + 1) & mask
                 grown[at] = table.slots[old]
@@ -166,7 +166,7 @@ cdef Entry *table_place(TableState *table, uint64_t index) noexcept nogil:
         table.unused_count -= 1
         row = table.unused[table.unused_count]
         mask = (<uint64_t>1 << (64 - table.shift)) - 1
-        at = block * 0x9E3779B97F4A7C15u >> table.shift
+        at = spread(block) >> table.shift
         while table.slots[at].key:
             at = (at + 1) & mask
         table.header[CHANGES] += 1  # before anything else: see the header
@@ -205,7 +205,7 @@ cdef void table_clear(TableState *table, Entry *place) noexcept nogil:
 cdef void _forget_block(TableState *table, uint64_t block) noexcept nogil:
     """Take a block out of the hash table; those behind it that were put off by it move up."""
     cdef uint64_t mask = (<uint64_t>1 << (64 - table.shift)) - 1, home
-    cdef uint64_t at = block * 0x9E3779B97F4A7C15u >> table.shift, hole
+    cdef uint64_t at = spread(block) >> table.shift, hole
     while table.slots[at].key != block + 1:
         at = (at + 1) & mask
     hole = at
@@ -213,7 +213,7 @@ cdef void _forget_block(TableState *table, uint64_t block) noexcept nogil:
         at = (at + 1) & mask
         if not table.slots[at].key:
             break
-        home = (table.slots[at].key - 1) * 0x9E3779B97F4A7C15u >> table.shift
+        home = spread(table.slots[at].key - 1) >> table.shift
         if ((at - home) & mask) >= ((at - hole) & mask):
             table.slots[hole] = table.slots[at]
             hole = at

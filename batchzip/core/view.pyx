@@ -60,7 +60,7 @@ from batchzip.core.coder cimport (
 from batchzip.core.libraries cimport Xxh3, find_xxh3
 from batchzip.core.table cimport (
     ABSENT, BACKED, BLOCK, BLOCK_BITS, BLOCKS, CHANGES, CLOSED, CODECS, COMPRESSED, DIRECTORY, ENTRIES,
-    MOST_SHARED, RAW, SAME_FILLED,
+    MOST_SHARED, RAW, SAME_FILLED, check_word, spread,
 )
 from batchzip.core.zones cimport LENGTH_BITS
 from batchzip.core.zspages cimport FIRST_SLOT, GENERATION_SHIFT, HEADER
@@ -279,7 +279,7 @@ cdef inline Mapping *_current(Shared *file) noexcept nogil:
 # From a block to its place.
 
 cdef inline uint32_t _hash(const Places *places, int64_t block) noexcept nogil:
-    return <uint32_t>((<uint64_t>block * 0x9E3779B97F4A7C15U) >> 40) & places.mask
+    return <uint32_t>(spread(block) >> 40) & places.mask
 
 
 cdef int64_t _find_place(Places *places, const Mapping *mapping, int64_t block) noexcept nogil:
@@ -426,7 +426,7 @@ cdef int64_t _attempt(PoolState *pool, TableState *table, int64_t index, Desk *d
     kind = _kind(&desk.entry)
     if kind == SAME_FILLED:
         # The checksum of a word: this entry's halves belong together.
-        if desk.entry.value * 0x9E3779B97F4A7C15U >> 32 != <uint32_t>desk.entry.rest:
+        if check_word(desk.entry.value) != <uint32_t>desk.entry.rest:
             return UNFIT
         bz_fill(desk.page, desk.entry.value, pool.page_size)
         return DONE

@@ -84,7 +84,7 @@ class BackingFile(Closing):
         self._calls: Calls[Storage] = Calls(storage, "BackingFile")
 
     def write(self, buffers: Sequence[Flat]) -> Reservation:
-        """Append n buffers of 1 … page_size bytes; where they are, once they are safely written.
+        """Append n buffers of 1 … page_size bytes. Return where they are, once they are safely written.
 
         They are gone again if the Reservation is dropped before it is committed. Raises OSError, and has
         kept none of them then: ENOSPC beyond `max_bytes`; EAGAIN in the middle of a call of a storage

@@ -10,7 +10,7 @@ of log-structured file systems.
 There is no map from place to entry: the tables are read through once a round, which costs 16 bytes a page
 where a map would cost 8 of memory for each page at all times.
 
-One cleans at a time; who comes second leaves it to the first, or waits for it where it needs the room. A
+One thread cleans at a time. A second one leaves it to the first, or waits if it needs the room. A
 page that is damaged stays where it is.
 
 Locks: none; see `_take_turn`.

@@ -1,7 +1,7 @@
 """Inspection: every stored byte read and its checksum verified, while the store goes on.
 
 Entries are gathered a batch at a time, with their bytes in the pool; bytes in the file are read without
-a lock. What is damaged is looked at again, as it may have been stored anew meanwhile.
+a lock. A damaged page is compared with its entry once more, as it may have been stored again.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Recompressor:
         self._writer = writer
 
     def choose(self, idle_for_s: float, min_length: int) -> npt.NDArray[np.int64]:
-        """Return the indices of pages in the pool, idle for so long, of so many bytes at least."""
+        """Return the indices of idle pages in the pool that have at least `min_length` bytes."""
         found = self._ledger.choose(
             (Kind.COMPRESSED, Kind.RAW),
             idle_s=idle_for_s,

@@ -100,7 +100,7 @@ class _Reader:
         return LENGTH.size + length
 
     def send(self) -> bool:
-        """Send what there is room for; whether that was all. Raises OSError."""
+        """Send as much as there is room for. Return whether that was all. Raise OSError."""
         while self.reply:
             try:
                 sent = socket.send_fds(

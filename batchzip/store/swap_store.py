@@ -249,7 +249,7 @@ class SwapStore(Group):
         last = len(self._servers) - 1
         server = self._servers.get(last)
         if server is None or server.ended:
-            # Without a lock, as a signal handler may share, too: who comes first stays.
+            # No lock: a signal handler may share, too. The first server stays.
             made = ShareServer(self)
             server = self._servers.setdefault(last + 1, made)
             if server is not made:
