@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     )
     from batchzip.errors import (
         CorruptPage as CorruptPage,
+        CorruptValue as CorruptValue,
     )
     from batchzip.errors import (
         EngineBusy as EngineBusy,
@@ -100,6 +101,9 @@ if TYPE_CHECKING:
         WorkerWarning as WorkerWarning,
     )
     from batchzip.mapping import CompressedMapping as CompressedMapping
+    from batchzip.mapping import MappingStatistics as MappingStatistics
+    from batchzip.mapping import MemoryUsage as MemoryUsage
+    from batchzip.mapping import cached as cached
     from batchzip.pool import Pool as Pool
     from batchzip.request import Request as Request
     from batchzip.statistics import Statistics as Statistics
@@ -127,7 +131,7 @@ _HOME = {
     "algorithms": "codecs",
     "train_dictionary": "codecs.dictionary",
     "Engine": "engine",
-    "CompressedMapping": "mapping",
+    **dict.fromkeys(["CompressedMapping", "MappingStatistics", "MemoryUsage", "cached"], "mapping"),
     "Pool": "pool",
     "Request": "request",
     "Statistics": "statistics",
@@ -147,6 +151,7 @@ _HOME = {
             "ClosedError",
             "ClusterLost",
             "CorruptPage",
+            "CorruptValue",
             "EngineBusy",
             "ForkedProcess",
             "MissingExtra",

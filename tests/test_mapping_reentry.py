@@ -290,7 +290,7 @@ def test_it_can_be_used_before_every_line_of_every_call(
             return on_line
 
         def on_call(frame: FrameType, _event: str, _arg: object) -> Any:
-            return on_line if Path(frame.f_code.co_filename).name == "mapping.py" else None
+            return on_line if Path(frame.f_code.co_filename).parent.name == "mapping" else None
 
         before = sys.gettrace()
         sys.settrace(on_call)

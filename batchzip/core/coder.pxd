@@ -52,6 +52,12 @@ cdef int64_t compress_page(
 cdef int64_t restore_page(
     CoderState *coder, const uint8_t *src, size_t length, uint8_t *dst, bint may_spoil
 ) noexcept nogil
+cdef int64_t compress_value(
+    CoderState *coder, const uint8_t *value, size_t size, const uint8_t **output
+) noexcept nogil
+cdef int64_t restore_value(
+    CoderState *coder, const uint8_t *src, size_t length, size_t size
+) noexcept nogil
 cdef uint64_t hash_output(const CoderState *coder, const uint8_t *output, size_t length) noexcept nogil
 cdef size_t check_page_size(size_t page_size) except 0
 cdef void raise_callback_error(CoderState *coder) except *
@@ -74,6 +80,7 @@ cdef class Coder:
 cdef class Coders:
     cdef readonly object codec
     cdef readonly size_t page_size
+    cdef bint names_dictionary
     cdef list every
     cdef list unused
     cdef dict error_counts

@@ -30,13 +30,20 @@ class Coder:
 
     `codec`   a codec, or its plan.
     `like`    a coder of the same codec, whose dictionary tables are used. It is kept.
+    `names_dictionary`  whether zstd's frames name their dictionary, in four bytes.
 
     Raise whatever the codec raises where it cannot be made ready.
 
     Not thread-safe: two threads need a coder each, as Coders gives them.
     """
 
-    def __new__(cls, codec: Codec | Plan, page_size: int, like: Coder | None = None) -> Self: ...
+    def __new__(
+        cls,
+        codec: Codec | Plan,
+        page_size: int,
+        like: Coder | None = None,
+        names_dictionary: bool = True,
+    ) -> Self: ...
     @property
     def codec(self) -> Codec | Plan:
         """What it was made of."""
@@ -60,7 +67,9 @@ class Coders:
     until this object goes, and with them what they counted.
     """
 
-    def __init__(self, codec: Codec | Plan, page_size: int) -> None: ...
+    def __init__(
+        self, codec: Codec | Plan, page_size: int, *, names_dictionary: bool = True
+    ) -> None: ...
     @property
     def codec(self) -> Codec | Plan:
         """What the coders are made of."""
@@ -81,6 +90,9 @@ class Coders:
 
     def decompress_page(self, src: Buffer) -> bytes:
         """Restore one page, and count it; see Coder.decompress."""
+
+    def size_of(self, values: list[Buffer]) -> int:
+        """Return the bytes of values, 1 to `page_size` bytes each, that are compressed alone if that pays."""
 
     def add_errors(self, codes: list[int]) -> None:
         """Count pages that failed elsewhere, by their negative errno."""

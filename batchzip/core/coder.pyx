@@ -24,7 +24,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.errno cimport EBADMSG, EINVAL, EIO, ENOMEM, ENOSPC
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy
 
@@ -90,6 +90,15 @@ cdef enum:
 cdef enum:
     ZSTD_LEVEL = 100  # ZSTD_c_compressionLevel
     ZSTD_CONTENT_SIZE = 200  # ZSTD_c_contentSizeFlag
+    ZSTD_DICTIONARY_ID = 202  # ZSTD_c_dictIDFlag
+
+cdef extern from *:
+    """
+    #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+    #error "the bytes of words are written as they are"
+    #endif
+    """
+    enum: ZSTD_MAGIC "0xFD2FB528u"  # of a frame
 
 
 # One page.
@@ -115,12 +124,12 @@ cdef int64_t compress_page(
     else:
         if capacity < coder.bound:
             room = coder.output
-        length = _encode(coder, source, room, coder.bound)
+        length = _encode(coder, source, coder.page_size, room, coder.bound)
         if length > <int64_t>capacity:
             return -ENOSPC
     if length <= 0:
         return length
-    if coder.verify and not _comes_back(coder, source, room, length):
+    if coder.verify and not _comes_back(coder, source, coder.page_size, room, length):
         return ABORT if coder.gave_up else -EIO
     if room != dst:
         memcpy(dst, room, length)
@@ -128,32 +137,32 @@ cdef int64_t compress_page(
 
 
 cdef int64_t _encode(
-    CoderState *coder, const uint8_t *source, uint8_t *room, size_t capacity
+    CoderState *coder, const uint8_t *source, size_t size, uint8_t *room, size_t capacity
 ) noexcept nogil:
     cdef size_t produced
     if coder.library == ZSTD:
         produced = coder.zstd.compress2(
-            coder.compressing, room, capacity, source, coder.page_size
+            coder.compressing, room, capacity, source, size
         )
         return -EIO if coder.zstd.is_error(produced) else <int64_t>produced
     if coder.library == LZ4:
         produced = coder.lz4.compress_fast(
             coder.compressing, <const char *>source, <char *>room,
-            <int>coder.page_size, <int>capacity, coder.effort,
+            <int>size, <int>capacity, coder.effort,
         )
     else:
         produced = coder.lz4.compress_hc(
             coder.compressing, <const char *>source, <char *>room,
-            <int>coder.page_size, <int>capacity, coder.effort,
+            <int>size, <int>capacity, coder.effort,
         )
     return -EIO if <int>produced <= 0 else <int64_t>produced
 
 
 cdef bint _comes_back(
-    CoderState *coder, const uint8_t *source, const uint8_t *output, size_t length
+    CoderState *coder, const uint8_t *source, size_t size, const uint8_t *output, size_t length
 ) noexcept nogil:
-    cdef int64_t restored = _decode(coder, output, length, coder.restored)
-    return restored > 0 and memcmp(coder.restored, source, coder.page_size) == 0
+    cdef int64_t restored = _decode(coder, output, length, coder.restored, size)
+    return restored > 0 and memcmp(coder.restored, source, size) == 0
 
 
 cdef int64_t restore_page(
@@ -169,7 +178,7 @@ cdef int64_t restore_page(
         room = coder.shuffled
     elif not may_spoil:
         room = coder.page
-    restored = _decode(coder, src, length, room)
+    restored = _decode(coder, src, length, room, coder.page_size)
     if restored < 0:
         return restored
     if coder.element_size:
@@ -180,14 +189,15 @@ cdef int64_t restore_page(
 
 
 cdef int64_t _decode(
-    CoderState *coder, const uint8_t *src, size_t length, uint8_t *room
+    CoderState *coder, const uint8_t *src, size_t length, uint8_t *room, size_t size
 ) noexcept nogil:
-    cdef size_t restored, size = coder.page_size
+    """Restore exactly `size` bytes. Return them, a negative errno or ABORT."""
+    cdef size_t restored
     if coder.library == CALLBACK:
         restored = <size_t>_call(coder, coder.decompress_call, src, length, room, size, EBADMSG)
         if <int64_t>restored < 0 and <int64_t>restored != -ENOSPC:
             return <int64_t>restored
-    elif length > 2 * size or not length:
+    elif length > 2 * coder.page_size or not length:
         return -EBADMSG
     elif coder.library == ZSTD:
         # The declared size is not trusted beyond a page, and nothing may follow the frame.
@@ -206,6 +216,70 @@ cdef int64_t _decode(
             <const char *>src, <char *>room, <int>length, <int>size
         )
     return <int64_t>size if restored == size else -EBADMSG
+
+
+# One value, of up to a page.
+
+cdef int64_t compress_value(
+    CoderState *coder, const uint8_t *value, size_t size, const uint8_t **output
+) noexcept nogil:
+    """Compress 1 to `page_size` bytes to the coder's own memory. Return as `compress_page`.
+
+    A zstd frame goes without its first four bytes, which are always the same.
+    """
+    cdef const uint8_t *source = coder.page
+    cdef int64_t length
+    memcpy(coder.page, value, size)
+    if coder.element_size:
+        _shuffle_value(coder, size)
+        source = coder.shuffled
+    if coder.library == CALLBACK:
+        length = _call(
+            coder, coder.compress_call, source, size, coder.output, 2 * coder.page_size, EIO
+        )
+    else:
+        length = _encode(coder, source, size, coder.output, coder.bound)
+    if length <= 0:
+        return length
+    if coder.verify and not _comes_back(coder, source, size, coder.output, length):
+        return ABORT if coder.gave_up else -EIO
+    output[0] = coder.output
+    if coder.library == ZSTD and length > 4:
+        output[0] += 4
+        length -= 4
+    return length
+
+
+cdef void _shuffle_value(CoderState *coder, size_t size) noexcept nogil:
+    """Shuffle the whole elements of the coder's page; what is left over stays behind them."""
+    cdef size_t whole = size - size % coder.element_size
+    if whole:
+        bz_shuffle(coder.page, coder.shuffled, whole, coder.element_size)
+    memcpy(coder.shuffled + whole, coder.page + whole, size - whole)
+
+
+cdef int64_t restore_value(
+    CoderState *coder, const uint8_t *src, size_t length, size_t size
+) noexcept nogil:
+    """Restore exactly `size` bytes, at most a page, to the coder's `restored`. Return as `restore_page`.
+
+    `src` has four bytes of room in front of it, which are written to.
+    """
+    cdef uint8_t *room = coder.shuffled if coder.element_size else coder.restored
+    cdef uint32_t magic = ZSTD_MAGIC
+    cdef int64_t restored
+    cdef size_t whole
+    if coder.library == ZSTD:
+        memcpy(<uint8_t *>src - 4, &magic, 4)
+        src -= 4
+        length += 4
+    restored = _decode(coder, src, length, room, size)
+    if restored > 0 and coder.element_size:
+        whole = size - size % coder.element_size
+        if whole:
+            bz_unshuffle(room, coder.restored, whole, coder.element_size)
+        memcpy(coder.restored + whole, room + whole, size - whole)
+    return restored
 
 
 cdef uint64_t hash_output(const CoderState *coder, const uint8_t *output, size_t length) noexcept nogil:
@@ -279,11 +353,15 @@ cdef class Coder:
 
     `codec`   a `batchzip.codecs.Codec`.
     `like`    a coder of the same codec, whose dictionary tables are used.
+    `names_dictionary`  whether zstd's frames name their dictionary, in four bytes; they need not where
+                        it is known from elsewhere.
 
     Raises whatever the codec raises where it cannot be made ready.
     """
 
-    def __cinit__(self, object codec, size_t page_size, Coder like=None):
+    def __cinit__(
+        self, object codec, size_t page_size, Coder like=None, bint names_dictionary=True
+    ):
         plan = codec.plan()
         cdef CoderState *state = &self.state
         self.codec = codec
@@ -294,13 +372,15 @@ cdef class Coder:
         state.library = CALLBACK
         if plan.native is not None:
             self._use_library(plan.native, None if like is None else (like.shared or like))
+        if state.library == ZSTD and not names_dictionary:
+            state.zstd.set_parameter(state.compressing, ZSTD_DICTIONARY_ID, 0)
         self.native = state.library != CALLBACK
         if not self.native:
             self.compress_call = plan.codec.compressor(page_size)
             self.decompress_call = plan.codec.decompressor(page_size)
             state.compress_call = <PyObject *>self.compress_call
             state.decompress_call = <PyObject *>self.decompress_call
-        self.output_room = max(2 * page_size, state.bound)
+        self.output_room = max(2 * page_size, state.bound) + 64  # room before a value, too
         state.page = <uint8_t *>bz_malloc(3 * page_size + self.output_room)
         if state.page is NULL:
             raise MemoryError("no memory for a codec's buffers")
@@ -428,9 +508,10 @@ cdef class Coders:
     with them what they counted.
     """
 
-    def __init__(self, codec, size_t page_size):
+    def __init__(self, codec, size_t page_size, *, bint names_dictionary=True):
         self.codec = codec
         self.page_size = page_size
+        self.names_dictionary = names_dictionary
         self.every = []
         self.unused = []
         self.error_counts = {}
@@ -446,7 +527,7 @@ cdef class Coders:
         if self.unused:
             return <Coder>self.unused.pop()
         cdef Coder first = <Coder>self.every[0] if self.every else None
-        cdef Coder coder = Coder(self.codec, self.page_size, first)
+        cdef Coder coder = Coder(self.codec, self.page_size, first, self.names_dictionary)
         self.every.append(coder)
         return coder
 
@@ -474,6 +555,28 @@ cdef class Coders:
             raise
         finally:
             self.give(coder)
+
+    def size_of(self, list values not None) -> int:
+        """Return the bytes of values, 1 to `page_size` bytes each, that are compressed alone if that pays."""
+        cdef Coder coder = self.take()
+        cdef Py_buffer view
+        cdef const uint8_t *output
+        cdef int64_t length, total = 0
+        try:
+            for value in values:
+                PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+                length = 0
+                if 0 < view.len <= <Py_ssize_t>self.page_size:
+                    with nogil:
+                        length = compress_value(
+                            &coder.state, <const uint8_t *>view.buf, view.len, &output
+                        )
+                total += length if 0 < length < view.len else view.len
+                PyBuffer_Release(&view)
+                raise_callback_error(&coder.state)
+        finally:
+            self.give(coder)
+        return total
 
     cdef void count_errors(self, int operation, const int32_t *errors, size_t count):
         """Count the pages of a batch that failed, by their codes."""

@@ -47,7 +47,8 @@ from batchzip.core.pool cimport (
     pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_unlock,
 )
 from batchzip.core.table cimport (
-    ABSENT, BACKED, COMPRESSED, RAW, SAME_FILLED, Entry, is_in_pool, table_find, table_put,
+    ABSENT, BACKED, BACKED_RECORD, COMPRESSED, LARGE, RAW, SAME_FILLED, Entry, is_in_file,
+    is_in_pool, is_record, table_find, table_put,
 )
 from batchzip.core.zones cimport Reservation, zones_free
 
@@ -554,7 +555,7 @@ cdef class Gathered:
                     continue
                 new = entry[0]
                 new.value = reservation.positions[at]
-                new.kind = BACKED
+                new.kind = BACKED_RECORD if is_record(entry) else BACKED
                 _replace(ledger, entry, &new, 0)
                 moved += 1
             pool_settle(ledger.objects.pool)
@@ -613,12 +614,12 @@ cdef void _replace(LedgerState *ledger, Entry *entry, const Entry *new, uint32_t
 cdef void _verify(Row *row) noexcept nogil:
     """Note whether a row's bytes have its checksum."""
     row.outcome = RESTORED
-    if row.entry.kind == ABSENT or row.entry.kind == SAME_FILLED:
+    if row.entry.kind == ABSENT or row.entry.kind == SAME_FILLED or row.entry.kind == LARGE:
         return
     if row.failure:
         row.outcome = row.failure
     elif row.data is NULL:
-        row.outcome = -EIO if row.entry.kind == BACKED else -EBADMSG
+        row.outcome = -EIO if is_in_file(&row.entry) else -EBADMSG
     elif checksum_of(row.data, row.length, row.entry.codec) != row.entry.checksum:
         row.outcome = -EBADMSG
 

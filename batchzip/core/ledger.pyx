@@ -47,10 +47,10 @@ from batchzip.core.pool cimport (
 )
 from batchzip.core.ring cimport forks
 from batchzip.core.table cimport (
-    ABSENT, BACKED, BLOCK, BLOCK_BITS, CODECS, COMPRESSED, RAW, SAME_FILLED, is_in_pool, table_bytes,
-    table_clear,
-    table_close, table_fault, table_find, table_index, table_new_memory, table_open, table_place,
-    table_prepare, table_put, table_row, table_share,
+    ABSENT, BACKED, BACKED_RECORD, BLOCK, BLOCK_BITS, CODECS, COMPRESSED, LARGE, RAW, RECORD,
+    SAME_FILLED, is_in_file, is_in_pool, table_bytes, table_clear, table_close, table_fault,
+    table_find, table_index, table_new_memory, table_open, table_place, table_prepare, table_put,
+    table_row, table_share,
 )
 from batchzip.core.zones cimport position_length, position_offset, zones_free
 
@@ -76,7 +76,7 @@ cdef void ledger_forget(LedgerState *ledger, const Entry *entry) noexcept nogil:
     ledger.objects.entries_of[entry.codec] -= 1
     if is_in_pool(entry):
         ledger.pool_bytes -= pool_free(ledger.objects.pool, entry.value)
-    elif entry.kind == BACKED:
+    elif is_in_file(entry):
         zones_free(ledger.objects.zones, &entry.value, 1)
 
 
@@ -444,7 +444,8 @@ cdef class Ledger:
         found.update(
             pages=pages, pool_bytes=pool_bytes, page_stores=stores, page_loads=loads,
             table_bytes=tables, compressed=gauges[COMPRESSED], raw=gauges[RAW],
-            same_filled=gauges[SAME_FILLED], backed=gauges[BACKED],
+            same_filled=gauges[SAME_FILLED], backed=gauges[BACKED], records=gauges[RECORD],
+            backed_records=gauges[BACKED_RECORD], large=gauges[LARGE],
         )
         return found
 
@@ -462,7 +463,7 @@ cdef class Ledger:
             pool_lock(self.state.objects.pool)
             for number in range(<uint64_t>self.state.table.room << BLOCK_BITS):
                 entry = &self.state.table.entries[number]
-                if entry.kind == BACKED:
+                if is_in_file(entry):
                     total += position_length(entry.value)
             pool_unlock(self.state.objects.pool)
         return total
@@ -623,7 +624,7 @@ cdef uint64_t _choose(
         if min_length and is_in_pool(entry):
             if pool_bytes(ledger.objects.pool, entry.value, &length) is NULL or length < min_length:
                 continue
-        if marks is not NULL and entry.kind == BACKED:
+        if marks is not NULL and is_in_file(entry):
             zone = (position_offset(entry.value) - ledger.objects.zones.base) >> ledger.objects.zones.zone_bits
             if zone >= mark_count or not marks[zone]:
                 continue

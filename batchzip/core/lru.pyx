@@ -29,7 +29,7 @@ from libc.stdlib cimport free
 from libc.string cimport memmove
 
 from batchzip.core.memory cimport bz_calloc, bz_realloc
-from batchzip.core.table cimport BLOCK_BITS, Entry, is_in_pool, table_index
+from batchzip.core.table cimport BLOCK_BITS, LARGE, Entry, is_in_pool, table_index
 
 cdef extern from "native.h" nogil:
     int64_t bz_coarse_ns()
@@ -56,6 +56,11 @@ def shift_clock(double seconds) -> None:
 
 cdef inline int64_t _now() noexcept nogil:
     return bz_coarse_ns() + _shift_ns
+
+
+cdef inline bint can_go(const Entry *entry) noexcept nogil:
+    """Return whether memory is saved when an entry goes."""
+    return is_in_pool(entry) or entry.kind == LARGE
 
 
 cdef void lru_open(LruState *lru) noexcept nogil:
@@ -138,7 +143,7 @@ cdef int64_t lru_coldest(
             if one.number >= <uint64_t>table.room << BLOCK_BITS:
                 continue
             entry = &table.entries[one.number]
-            if is_in_pool(entry) and entry.epoch == one.stamp:
+            if can_go(entry) and entry.epoch == one.stamp:
                 indices[found] = table_index(table, one.number)
                 found += 1
         if found or turn:
@@ -160,7 +165,7 @@ cdef int _choose(LruState *lru, const TableState *table, uint64_t least) noexcep
         return -1
     for number in range(numbers):
         entry = &table.entries[number]
-        if is_in_pool(entry):
+        if can_go(entry):
             starts[lru_age(lru, entry.epoch)] += 1
             held += 1
     want = min(held, max(least, max(<uint64_t>LEAST, held >> CANDIDATE_BITS)))
@@ -182,7 +187,7 @@ cdef int _choose(LruState *lru, const TableState *table, uint64_t least) noexcep
     lru.candidates = chosen
     for number in range(numbers):
         entry = &table.entries[number]
-        if not is_in_pool(entry):
+        if not can_go(entry):
             continue
         age = lru_age(lru, entry.epoch)
         if age < threshold or starts[age] >= want:

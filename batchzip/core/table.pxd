@@ -38,9 +38,12 @@ cpdef enum Kind:
     RAW
     SAME_FILLED
     BACKED
+    RECORD  # a value of a mapping (records.pyx), in the pool
+    BACKED_RECORD
+    LARGE  # a value of a mapping that lies on pages; `value` is its number
 
 cdef enum:
-    KINDS = 5
+    KINDS = 8
 
 cdef struct Entry:
     uint64_t value  # a handle, a position in the backing file, or the word of a same-filled page
@@ -70,7 +73,17 @@ cdef struct TableState:
 
 cdef inline bint is_in_pool(const Entry *entry) noexcept nogil:
     """Return whether an entry refers to an object in the pool."""
-    return entry.kind == COMPRESSED or entry.kind == RAW
+    return entry.kind == COMPRESSED or entry.kind == RAW or entry.kind == RECORD
+
+
+cdef inline bint is_in_file(const Entry *entry) noexcept nogil:
+    """Return whether an entry refers to an object in the backing file."""
+    return entry.kind == BACKED or entry.kind == BACKED_RECORD
+
+
+cdef inline bint is_record(const Entry *entry) noexcept nogil:
+    """Return whether an object is a value, and not a page."""
+    return entry.kind == RECORD or entry.kind == BACKED_RECORD
 
 
 cdef inline uint64_t spread(uint64_t word) noexcept nogil:

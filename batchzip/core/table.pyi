@@ -6,3 +6,6 @@ class Kind(enum.IntEnum):
     RAW = 2
     SAME_FILLED = 3
     BACKED = 4
+    RECORD = 5
+    BACKED_RECORD = 6
+    LARGE = 7

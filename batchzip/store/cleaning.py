@@ -106,10 +106,10 @@ def _clean_zones(home: Home, backing: BackingFile, zones: npt.NDArray[np.int64])
 
 def _write_anew(home: Home, ledger: Ledger, backing: BackingFile, zones: bytes) -> None:
     """Write what a group has in these zones to others."""
-    indices = np.frombuffer(ledger.choose((Kind.BACKED,), zones=zones), np.int64)
+    indices = np.frombuffer(ledger.choose((Kind.BACKED, Kind.BACKED_RECORD), zones=zones), np.int64)
     for start in range(0, len(indices), home.max_batch):
         gathered = gather(ledger, indices[start : start + home.max_batch])
-        rows = gathered.rows_of(Kind.BACKED)
+        rows = gathered.rows_of(Kind.BACKED, Kind.BACKED_RECORD)
         positions = np.array([gathered.value(row) for row in rows], np.uint64)
         for row, data in zip(rows, backing.read(positions), strict=True):
             gathered.supply(row, data)

@@ -237,7 +237,7 @@ class Group(Owned):
             if over <= 0:
                 break
             # As many as should do by the mean length, and one more.
-            pooled = figures["compressed"] + figures["raw"]
+            pooled = figures["compressed"] + figures["raw"] + figures["records"]
             share = min(self._home.max_batch, 1 + over * pooled // max(1, over + target))
             coldest = self._coldest(share)
             if not len(coldest):
@@ -330,7 +330,7 @@ class Group(Owned):
         figures = self._ledger.figures()
         return {
             **{name: figures[name] for name in EVENTS},
-            "stored_pages": figures["pages"] - figures["backed"],
+            "stored_pages": figures["compressed"] + figures["raw"] + figures["same_filled"],
             "stored_incompressible_pages": figures["raw"],
             "same_filled_pages": figures["same_filled"],
             "backed_pages": figures["backed"],

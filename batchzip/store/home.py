@@ -206,13 +206,17 @@ class Home:
             [
                 np.frombuffer(ledger.values(kind), np.uint64)
                 for ledger in ledgers
-                for kind in (Kind.COMPRESSED, Kind.RAW)
+                for kind in (Kind.COMPRESSED, Kind.RAW, Kind.RECORD)
             ]
         )
         if not np.array_equal(np.sort(owned), np.sort(self.pool.handles())):
             raise AssertionError("the pool's objects and the entries do not pair up")
         if self.backing is not None:
-            live = [np.frombuffer(ledger.values(Kind.BACKED), np.uint64) for ledger in ledgers]
+            live = [
+                np.frombuffer(ledger.values(kind), np.uint64)
+                for ledger in ledgers
+                for kind in (Kind.BACKED, Kind.BACKED_RECORD)
+            ]
             self.backing.check_invariants(np.concatenate(live))
 
     def close(self) -> None:

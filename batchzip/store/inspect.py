@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 _BATCH = 512
 """Pages that are looked at in one go."""
 
+_KINDS = (
+    Kind.COMPRESSED,
+    Kind.RAW,
+    Kind.SAME_FILLED,
+    Kind.BACKED,
+    Kind.RECORD,
+    Kind.BACKED_RECORD,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
@@ -59,11 +68,12 @@ class _Inspection:
         gathered = gather(ledger, indices)
         self.home.read(gathered)
         bad = set(gathered.damaged())
-        for row in gathered.rows_of(Kind.COMPRESSED, Kind.RAW, Kind.SAME_FILLED, Kind.BACKED):
+        for row in gathered.rows_of(*_KINDS):
             self.pages += 1
             self.bytes += gathered.length(row)
             if row in bad and not gathered.has_changed(row):
-                unreadable = gathered.kind(row) == Kind.BACKED and not gathered.length(row)
+                in_file = gathered.kind(row) in (Kind.BACKED, Kind.BACKED_RECORD)
+                unreadable = in_file and not gathered.length(row)
                 found = self.unreadable if unreadable else self.damaged
                 found.append((name, gathered.index(row)))
 
@@ -73,7 +83,7 @@ def inspect(home: Home, ledgers: Mapping[str, Ledger]) -> StoreReport:
     inspection = _Inspection(home)
     for name, ledger in ledgers.items():
         with unless_dropped(ledger):
-            found = ledger.choose((Kind.COMPRESSED, Kind.RAW, Kind.SAME_FILLED, Kind.BACKED))
+            found = ledger.choose(_KINDS)
             indices = np.frombuffer(found, np.int64)
             for start in range(0, len(indices), _BATCH):
                 inspection.look(name, ledger, indices[start : start + _BATCH])

@@ -102,7 +102,7 @@ class Restorer:
 
     def read(self, gathered: Gathered) -> None:
         """Read what lies in the backing file."""
-        backed = gathered.rows_of(Kind.BACKED)
+        backed = gathered.rows_of(Kind.BACKED, Kind.BACKED_RECORD)
         if backed:
             self._read(gathered, backed)
 

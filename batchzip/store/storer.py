@@ -69,7 +69,7 @@ class Storer:
         """Store a folio in the pool, or else in the file. Return why it is in neither, which is counted."""
         writer = self._home.writer
         folio = None
-        refusal = self._look_at_limits()
+        refusal = self.look_at_limits()
         if refusal is None:
             folio, failed = writer.prepare(pages)
             if failed:
@@ -134,7 +134,7 @@ class Storer:
         except OSError:
             return None
 
-    def _look_at_limits(self) -> Refusal | None:
+    def look_at_limits(self) -> Refusal | None:
         """Refuse a store while the pool, or this group, counts as full."""
         home = self._home
         limit, own_limit = home.pool.max_bytes, self.max_bytes

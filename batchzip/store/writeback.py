@@ -36,7 +36,7 @@ def write_back(home: Home, ledger: Ledger, indices: npt.NDArray[np.int64]) -> in
     assert backing is not None  # noqa: S101 - the callers' check
     gathered = gather(ledger, np.ascontiguousarray(indices))
     damaged = set(gathered.damaged())
-    held = gathered.rows_of(Kind.COMPRESSED, Kind.RAW)
+    held = gathered.rows_of(Kind.COMPRESSED, Kind.RAW, Kind.RECORD)
     rows = [row for row in held if row not in damaged]
     if len(rows) < len(held):
         ledger.count_event("decompress_fail", len(held) - len(rows))

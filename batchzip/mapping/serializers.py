@@ -44,6 +44,9 @@ class Packer(Protocol):
     def unpack(self, parts: Sequence[memoryview]) -> object:
         """Give the value of its parts, in writable memory that becomes the value's."""
 
+    def unpack_one(self, data: bytes) -> object:
+        """Give the value of its only part."""
+
 
 class BytesPacker:
     """Values are buffers, and come back as bytes."""
@@ -59,6 +62,10 @@ class BytesPacker:
         """Copy the value."""
         return bytes(parts[0])
 
+    def unpack_one(self, data: bytes) -> bytes:
+        """Return it."""
+        return data
+
 
 class PicklePacker:
     """Values are whatever can be pickled; buffers of `least` bytes or more stay out of the stream."""
@@ -67,7 +74,7 @@ class PicklePacker:
         self.least = least
 
     def pack(self, value: object) -> list[Flat]:
-        """Pickle it. The last part says which buffers were read-only: they will be again."""
+        """Pickle it. If buffers stay outside, the last part says which were read-only: they will be again."""
         buffers: list[Flat] = []
         writable = bytearray()
 
@@ -88,10 +95,12 @@ class PicklePacker:
             raise NotStorable(
                 f"the value, of {type(value).__name__}, cannot be pickled: {error}"
             ) from error
-        return [stream, *buffers, bytes(writable)]
+        return [stream, *buffers, bytes(writable)] if buffers else [stream]
 
     def unpack(self, parts: Sequence[memoryview]) -> object:
         """Unpickle it around the buffers."""
+        if len(parts) == 1:
+            return pickle.loads(parts[0])
         stream, *buffers, writable = parts
         return pickle.loads(
             stream,
@@ -100,6 +109,10 @@ class PicklePacker:
                 for buffer, may_write in zip(buffers, writable, strict=True)
             ],
         )
+
+    def unpack_one(self, data: bytes) -> object:
+        """Unpickle a value without buffers."""
+        return pickle.loads(data)
 
 
 class HookPacker:
@@ -119,6 +132,10 @@ class HookPacker:
     def unpack(self, parts: Sequence[memoryview]) -> object:
         """Have it restored."""
         return self.serializer.loads(bytes(parts[0]))
+
+    def unpack_one(self, data: bytes) -> object:
+        """Have it restored."""
+        return self.serializer.loads(data)
 
 
 def packer_of(serializer: str | Serializer, page_size: int) -> Packer:

@@ -1,0 +1,19 @@
+from libc.stdint cimport uint8_t, uint64_t
+
+cdef enum:
+    KEY_ROOM = 256
+
+cdef class Key:  # a key as bytes; see keys.pyx
+    cdef uint8_t own[KEY_ROOM]
+    cdef bytes longer  # the bytes where `own` is too small
+    cdef const uint8_t *data  # what is kept
+    cdef size_t length
+    cdef const uint8_t *compared  # what tells equal keys; part of `data`
+    cdef size_t compared_length
+    cdef readonly uint64_t opaque  # number of an object, see Opaque; 0: none
+
+cdef int encode_key(Key out, key) except -1
+cdef object decode_key(const uint8_t *data, size_t length)
+cdef void compared_part(
+    const uint8_t *data, size_t length, const uint8_t **part, size_t *part_length
+) noexcept nogil

@@ -1,0 +1,231 @@
+"""Keys: a mapping's keys as bytes, which need no Python object each and are compared without the GIL.
+
+    str      s, UTF-8; lone surrogates are kept
+    bytes    b, the bytes
+    int      i, the least number of bytes, little-endian, signed
+    bool     as the int that it is equal to; what comes back is told by a second encoding, see below
+    None     n
+    tuple    t, then the length and the encoding of each item
+    Opaque   o, its number, or x, its bytes
+
+Two keys of these types are equal, as a dict has it, if and only if their encodings are. There is one difference:
+True is equal to 1 and does not look like it. So a key with a bool in it has two encodings, d, the
+length of the one that is compared, this one, and then the one that is given back.
+
+Rejected: keeping key objects. A str of ten letters takes 59 bytes, and a dict's slot for it up to 60.
+
+Encoding runs no Python code of a key's: subclasses and other types raise NotPlain, and who calls makes
+plain keys of them.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+from cpython.tuple cimport PyTuple_CheckExact
+from cpython.unicode cimport PyUnicode_CheckExact
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
+
+cdef enum:
+    DEEPEST = 100  # tuples in tuples
+
+
+class NotPlain(TypeError):
+    """A key, or an item of one, is of another type than those that are encoded here."""
+
+
+cdef class Opaque:
+    """A key that only its mapping can read: the number of an object, or the bytes of its serializer."""
+
+    cdef readonly uint64_t number
+    cdef readonly bytes data
+
+    def __cinit__(self, uint64_t number, bytes data=None):
+        self.number = number
+        self.data = data
+
+    def __repr__(self) -> str:
+        return f"Opaque({self.number}, {self.data!r})"
+
+
+cdef class Key:
+    """Room for one encoded key."""
+
+    @property
+    def stored(self) -> bytes:
+        """What is kept of the key."""
+        return (<const char *>self.data)[: self.length]
+
+
+cdef int encode_key(Key out, key) except -1:
+    """Encode a key. Raise NotPlain for types other than those above, and what holds them."""
+    cdef const char *text
+    cdef Py_ssize_t size = 0
+    cdef int overflow = 0
+    cdef int64_t number
+    cdef bytes compared, shown
+    out.data = out.own
+    out.opaque = 0
+    if PyUnicode_CheckExact(key):
+        try:
+            text = PyUnicode_AsUTF8AndSize(key, &size)
+        except UnicodeEncodeError:
+            return _use(out, b"s" + (<str>key).encode("utf-8", "surrogatepass"), None)
+        return _copy(out, b"s", text, size)
+    if PyBytes_CheckExact(key):
+        return _copy(out, b"b", PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+    if PyLong_CheckExact(key):
+        number = PyLong_AsLongLongAndOverflow(key, &overflow)
+        if not overflow:
+            return _copy(out, b"i", <const char *>&number, _width(number))
+    if key is None:
+        return _copy(out, b"n", NULL, 0)
+    if type(key) is Opaque:
+        out.opaque = (<Opaque>key).number
+    compared = _encoded(key, False, 0)
+    shown = _encoded(key, True, 0) if type(key) is bool or PyTuple_CheckExact(key) else compared
+    return _use(out, compared, None if shown == compared else shown)
+
+
+cdef int _copy(Key out, const char *tag, const char *data, size_t size) except -1:
+    if size + 1 > KEY_ROOM:
+        return _use(out, tag[:1] + data[:size], None)
+    out.own[0] = tag[0]
+    if size:
+        memcpy(&out.own[1], data, size)
+    out.length = out.compared_length = size + 1
+    out.compared = out.data
+    return 0
+
+
+cdef int _use(Key out, bytes compared, bytes shown) except -1:
+    cdef bytes head = b"" if shown is None else b"d" + _varint(len(compared))
+    out.longer = compared if shown is None else head + compared + shown
+    out.data = <const uint8_t *>PyBytes_AS_STRING(out.longer)
+    out.length = len(out.longer)
+    out.compared = out.data + len(head)
+    out.compared_length = len(compared)
+    return 0
+
+
+cdef inline size_t _width(int64_t number) noexcept:
+    """Return the bytes that tell a number, its sign included."""
+    cdef size_t width = 1
+    while width < 8 and (number < -(<int64_t>1 << (8 * width - 1)) or number >= <int64_t>1 << (8 * width - 1)):
+        width += 1
+    return width
+
+
+cdef bytes _varint(uint64_t number):
+    cdef bytearray out = bytearray()
+    while number >= 128:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+cdef bytes _encoded(key, bint shown, int depth):
+    """Encode a key: as it is compared, or as it is `shown` to who asks for keys."""
+    if type(key) is bool:
+        if shown:
+            return b"T" if key else b"F"
+        return b"i\x01" if key else b"i\x00"
+    if PyLong_CheckExact(key):
+        return b"i" + (<object>key).to_bytes((<object>key).bit_length() // 8 + 1, "little", signed=True)
+    if PyUnicode_CheckExact(key):
+        return b"s" + (<str>key).encode("utf-8", "surrogatepass")
+    if PyBytes_CheckExact(key):
+        return b"b" + <bytes>key
+    if key is None:
+        return b"n"
+    if PyTuple_CheckExact(key) and depth < DEEPEST:
+        parts = [b"t"]
+        for item in <tuple>key:
+            part = _encoded(item, shown, depth + 1)
+            parts.append(_varint(len(part)))
+            parts.append(part)
+        return b"".join(parts)
+    if type(key) is Opaque:
+        if (<Opaque>key).data is not None:
+            return b"x" + (<Opaque>key).data
+        return b"o" + (<Opaque>key).number.to_bytes(8, "little")
+    raise NotPlain(type(key).__name__)
+
+
+# Back.
+
+cdef inline size_t _read_varint(const uint8_t *data, size_t *at) noexcept nogil:
+    cdef size_t number = 0
+    cdef int shift = 0
+    while True:
+        number |= <size_t>(data[at[0]] & 127) << shift
+        shift += 7
+        at[0] += 1
+        if not data[at[0] - 1] & 128:
+            return number
+
+
+cdef void compared_part(
+    const uint8_t *data, size_t length, const uint8_t **part, size_t *part_length
+) noexcept nogil:
+    """Find the part of a stored key that is compared."""
+    cdef size_t at = 1
+    part[0] = data
+    part_length[0] = length
+    if data[0] == b"d":
+        part_length[0] = _read_varint(data, &at)
+        part[0] = data + at
+
+
+cdef object decode_key(const uint8_t *data, size_t length):
+    """Return the key of what is kept of it."""
+    cdef size_t at = 1, size
+    if data[0] == b"d":
+        size = _read_varint(data, &at)
+        return _decoded(data + at + size, length - at - size)
+    return _decoded(data, length)
+
+
+cdef object _decoded(const uint8_t *data, size_t length):
+    cdef uint8_t tag = data[0]
+    cdef size_t at = 1, size
+    cdef list items
+    cdef bytes rest
+    if tag == b"t":
+        items = []
+        while at < length:
+            size = _read_varint(data, &at)
+            items.append(_decoded(data + at, size))
+            at += size
+        return tuple(items)
+    rest = (<const char *>data)[1:length]
+    if tag == b"s":
+        return rest.decode("utf-8", "surrogatepass")
+    if tag == b"b":
+        return rest
+    if tag == b"i":
+        return int.from_bytes(rest, "little", signed=True)
+    if tag == b"n":
+        return None
+    if tag == b"T":
+        return True
+    if tag == b"F":
+        return False
+    if tag == b"x":
+        return Opaque(0, rest)
+    return Opaque(int.from_bytes(rest, "little"), None)
+
+
+def encode(key) -> bytes:
+    """Return what is kept of a key: for tests."""
+    cdef Key out = Key.__new__(Key)
+    encode_key(out, key)
+    return out.stored
+
+
+def decode(bytes data not None):
+    """Return the key that `encode` was given, or one that is equal to it: for tests."""
+    return decode_key(<const uint8_t *>PyBytes_AS_STRING(data), len(data))

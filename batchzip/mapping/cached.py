@@ -1,0 +1,110 @@
+"""cached: a decorator that keeps what a function returns in a mapping.
+
+    call ─▶ key ─▶ mapping ─▶ there: the value
+                           └─▶ not there: the function ─▶ the mapping ─▶ the value
+
+Calls of one key that come at once each call the function, as functools.lru_cache has it; coroutines of one event
+loop wait for the first. What the function raises is not kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from batchzip.checks import check_kind
+from batchzip.errors import BadArgument
+from batchzip.mapping.compressed import MISSING, CompressedMapping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def cached(
+    mapping: CompressedMapping,
+    *,
+    key: Callable[..., Any] | None = None,
+    ttl: float | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Keep what a function, or a coroutine function, returns in `mapping`.
+
+        cache = batchzip.CompressedMapping(serializer="pickle", max_bytes=64 << 20, on_full="evict")
+
+        @batchzip.cached(cache)
+        def page(url): ...
+
+    `key`   is called with the arguments and returns the mapping's key; by default that is the
+            function's name with its arguments, which have to be keys then.
+    `ttl`   seconds for which a value is good; by default the mapping's.
+
+    The function gets the attributes `cache`, the mapping, and `cache_key`, which returns the key of a call.
+    """
+    check_kind(mapping, "mapping", CompressedMapping)
+    if key is not None and not callable(key):
+        raise BadArgument(f"key is a function of the arguments, not {type(key).__name__}")
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        name = f"{function.__module__}.{function.__qualname__}"
+
+        def cache_key(*args: Any, **kwargs: Any) -> Any:
+            if key is not None:
+                return key(*args, **kwargs)
+            return (name, args, tuple(sorted(kwargs.items())))
+
+        if inspect.iscoroutinefunction(function):
+            wrapper = _async(mapping, function, cache_key, ttl)
+        else:
+
+            @functools.wraps(function)
+            def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+                where = cache_key(*args, **kwargs)
+                value = mapping.get(where, MISSING)
+                if value is MISSING:
+                    value = function(*args, **kwargs)
+                    mapping.set(where, value, ttl=ttl)
+                return value  # type: ignore[no-any-return] # what the function returned
+
+        wrapper.cache = mapping  # type: ignore[attr-defined]
+        wrapper.cache_key = cache_key  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
+
+
+def _async(
+    mapping: CompressedMapping,
+    function: Callable[..., Any],
+    cache_key: Callable[..., Any],
+    ttl: float | None,
+) -> Callable[..., Any]:
+    waiting: dict[Any, asyncio.Future[Any]] = {}
+
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        where = cache_key(*args, **kwargs)
+        value = await mapping.aget(where, MISSING)
+        if value is not MISSING:
+            return value
+        loop = asyncio.get_running_loop()
+        turn = id(loop), where
+        while (first := waiting.get(turn)) is not None:
+            await asyncio.wait([first])
+            if not first.cancelled() and first.exception() is None:
+                return first.result()
+        mine = waiting[turn] = loop.create_future()
+        try:
+            value = await function(*args, **kwargs)
+            await mapping.aset(where, value, ttl=ttl)
+            mine.set_result(value)
+        finally:
+            waiting.pop(turn, None)
+            if not mine.done():
+                mine.cancel()  # the next one calls the function
+        return value
+
+    return wrapper
