@@ -185,7 +185,9 @@ class CorruptValue(CorruptPage):
     """The stored bytes of a mapping's value are damaged; those of every other key stay readable."""
 
     def __init__(self, key: object) -> None:
-        BatchzipError.__init__(self, f"the stored bytes of the value of key {shown(key)} are damaged")
+        BatchzipError.__init__(
+            self, f"the stored bytes of the value of key {shown(key)} are damaged"
+        )
         self.key = key
         self.index = -1
 

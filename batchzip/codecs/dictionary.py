@@ -40,6 +40,9 @@ _LEAST_TIMES = 4
 """Sample bytes for one of the dictionary. On source, 16 times gives 92 % of what 32 times gains over no
 dictionary, 4 times 72 %, and 1 loses."""
 
+_SHORT = 512
+"""Bytes of a sample that may teach something though it does not shrink alone."""
+
 SAMPLE_TIMES = 100
 """As above; zstd's own advice. More takes longer (64 KiB: 0.1 s) and brings nothing."""
 
@@ -84,9 +87,13 @@ def train_dictionary(
 
 
 def _usable(given: Sequence[Flat], size: int, shuffle: int | None) -> list[bytes]:
-    """Choose samples, evenly and no more than needed, and drop what teaches nothing."""
+    """Choose samples, evenly and no more than needed, and drop what teaches nothing.
+
+    A page that a codec does not make smaller is noise. Of a short one that cannot be said: alone it has
+    little that repeats itself.
+    """
     step = max(1, sum(map(len, given)) // (SAMPLE_TIMES * size))
     pages = {bytes(page): None for page in given[::step]}
     shuffled = [page if shuffle is None else shuffle_bytes(page, shuffle) for page in pages]
     compress = zstandard.ZstdCompressor(level=1).compress
-    return [page for page in shuffled if len(compress(page)) < len(page)]
+    return [page for page in shuffled if len(page) < _SHORT or len(compress(page)) < len(page)]

@@ -62,9 +62,7 @@ class Records:
     def finish(self, where: Found, gathered: Gathered) -> bytes | None:
         """Return the bytes of a value that was read from the file; None: it has changed, get it again."""
 
-    def put(
-        self, key: Any, value: Buffer, *, deadline: int = 0, if_absent: bool = False
-    ) -> int:
+    def put(self, key: Any, value: Buffer, *, deadline: int = 0, if_absent: bool = False) -> int:
         """Store a value of up to a page. Return 0, or a negative errno; then the key has what it had.
 
         `deadline` is the time until which it is good, as `now_ns` has it; 0: for ever. −EEXIST where the

@@ -236,7 +236,11 @@ cdef int _put(
     if ledger.closed:
         return -EBADF
     position = index_find(&state.index, key)
-    if position != NOWHERE and if_absent and not _is_over(state, position, _now()):
+    if position != NOWHERE and _is_over(state, position, _now()):
+        state.expirations += 1
+        _remove(state, position, got)
+        position = NOWHERE
+    if position != NOWHERE and if_absent:
         return -EEXIST
     entry.kind = value.kind
     entry.codec = value.codec
@@ -664,7 +668,7 @@ cdef class Records:
                         code = _store(&self.state, &view, &new, if_absent, &got, &expired)
                 if code == ABORT:
                     raise_callback_error(&coder.state)
-                if code == 0 and got.gone_large:
+                if code != ABORT and got.gone_large:
                     self.large.pop(got.gone_large, None)
             finally:
                 coders.give(coder)
@@ -700,7 +704,7 @@ cdef class Records:
             code = _store(&self.state, &view, &new, if_absent, &got, &expired)
         if code:
             self.large.pop(new.number, None)
-        elif got.gone_large:
+        if got.gone_large:
             self.large.pop(got.gone_large, None)
         if expired:
             self.large.pop(expired, None)
@@ -765,7 +769,9 @@ cdef class Records:
                         except PageError as error:
                             found.append(error)
                     else:
-                        found.append(self.get(keys[start + at]))
+                        found.append(
+                            self.get(keys[start + at], peek=outcomes[at] != OTHER_CODEC)
+                        )
                 PyErr_CheckSignals()
         finally:
             free(values)
@@ -1097,9 +1103,10 @@ cdef size_t _put_chunk(
         code[0] = <int>_prepare(coder, number, <const uint8_t *>buffers[at].buf, &new)
         if code[0] == 0:
             code[0] = _store(state, &views[at], &new, False, &got, &gone[2 * at])
+        if code[0] != ABORT:
+            gone[2 * at + 1] = got.gone_large
         if code[0]:
             break
-        gone[2 * at + 1] = got.gone_large
         done += 1
     return done
 

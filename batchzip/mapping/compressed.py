@@ -27,11 +27,19 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from batchzip.checks import as_limit, as_positive, check_kind
+from batchzip.core.coder import Coders
 from batchzip.core.gather import gather
-from batchzip.core.keys import NotPlain, Opaque
+from batchzip.core.keys import Opaque
 from batchzip.core.records import MISSING, Found, LargeValue, Records, now_ns
 from batchzip.engine import Engine
-from batchzip.errors import BadArgument, CorruptPage, CorruptValue, NotStorable, PageError, StoreRejected
+from batchzip.errors import (
+    BadArgument,
+    CorruptPage,
+    CorruptValue,
+    NotStorable,
+    PageError,
+    StoreRejected,
+)
 from batchzip.lifetime import Closing
 from batchzip.mapping.dictionary import Trainer
 from batchzip.mapping.figures import MappingStatistics, MemoryUsage, dict_bytes
@@ -138,16 +146,14 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             self._keys = Keys(key_serializer)
             self._records = Records(self._group._ledger, type(self).__name__)  # noqa: SLF001
             self._held: list[int] = []
-            weakref.finalize(self, _let_go, self._group, self._held, self._home.objects).atexit = (
-                False
-            )
+            weakref.finalize(
+                self, _let_go, self._group, self._held, self._home.objects
+            ).atexit = False
             self._use_engine()
             self._trainer = self._new_trainer(dictionary)
             if on_full is None:
                 on_full = "raise" if self._home.backing is None else "spill"
-            room = Room(
-                self._group, self._records, self._keys, on_full, limit, on_evict
-            )
+            room = Room(self._group, self._records, self._keys, on_full, limit, on_evict)
             self._room = room
         except BaseException:
             self.close()
@@ -183,10 +189,14 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._writer = writer
         # Small values are compressed by their caller; where the codec must not run in this process, by pages.
         self._has_coders = not writer.engine.backend.isolate
+        codec = writer.engine.codec
+        if self._home.objects.hold(writer.number, codec):
+            self._held.append(writer.number)
         if self._has_coders:
-            if self._home.objects.hold(writer.number, writer.engine.codec):
-                self._held.append(writer.number)
-            self._records.use_codec(writer.number, self._home.coders_of(writer.number))
+            coders = self._home.coders_of(writer.number)
+        else:  # they copy what is stored as it is
+            coders = Coders(codec, self._page_size)
+        self._records.use_codec(writer.number, coders)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._group.name!r} of {len(self._records)} values>"
@@ -194,30 +204,34 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     # One value.
 
     def __getitem__(self, key: Key) -> Any:
-        try:
-            found = self._records.get(key)
-        except NotPlain:
-            return self._read(self._keys.find(key), key)
-        except PageError as error:
-            raise self._damage(key, error) from None
-        if type(found) is bytes:
-            return self._packer.unpack_one(found)
-        return self._finish(key, key, found)
+        value = self._read(self._find(key), key)
+        if value is MISSING:
+            raise KeyError(key)
+        return value
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        """Return the key's value, or `default` if it has none; what its serializer raises is raised."""
+        value = self._read(self._find(key), key)
+        return default if value is MISSING else value
+
+    def _find(self, key: Any) -> Any:
+        return key if type(key) in _QUICK else self._keys.find(key)
 
     def _read(self, plain: Any, key: Any) -> Any:
+        """Return a value, or MISSING."""
         try:
             found = self._records.get(plain)
         except PageError as error:
             raise self._damage(key, error) from None
-        if type(found) is bytes:
-            return self._packer.unpack_one(found)
-        return self._finish(plain, key, found)
+        return (
+            self._packer.unpack_one(found)
+            if type(found) is bytes
+            else self._finish(plain, key, found)
+        )
 
     def _finish(self, plain: Any, key: Any, found: object) -> Any:
-        """Return the value of what the core found; raise KeyError if that is nothing."""
-        while True:
-            if found is MISSING:
-                raise KeyError(key)
+        """Return the value of what the core found, or MISSING."""
+        while found is not MISSING:
             value = self._bytes_of(key, found)
             if value is not None:
                 return value[0]
@@ -225,6 +239,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 found = self._records.get(plain, peek=True)
             except PageError as error:
                 raise self._damage(key, error) from None
+        return MISSING
 
     def _bytes_of(self, key: Any, found: object) -> tuple[Any] | None:
         """Read a value that lies on pages or in the file; None: it has changed."""
@@ -337,9 +352,6 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             raise KeyError(key)
         self._forget(plain)
 
-    def _find(self, key: Any) -> Any:
-        return key if type(key) in _QUICK else self._keys.find(key)
-
     def _forget(self, plain: Any) -> None:
         if type(plain) is Opaque:
             self._keys.forget(plain)
@@ -348,11 +360,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def setdefault(self, key: Key, default: Any = None) -> Any:
         """Give the key's value; where it has none, make it `default`. Of several threads, one does."""
         while True:
-            try:
-                return self._read(self._find(key), key)
-            except KeyError:
-                if self._put(key, default, if_absent=True):
-                    return default
+            value = self._read(self._find(key), key)
+            if value is not MISSING:
+                return value
+            if self._put(key, default, if_absent=True):
+                return default
 
     def pop(self, key: Key, default: Any = _NOTHING) -> Any:
         """Take a value out and give it. It is out once it was read, and of several threads one gets it."""
@@ -412,11 +424,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                     yield key, self._packer.unpack_one(each)
                 elif isinstance(each, PageError):
                     raise self._damage(key, each)
-                elif each is not MISSING:
-                    try:
-                        yield key, self._finish(where, key, each)
-                    except KeyError:  # it went in between
-                        continue
+                elif (value := self._finish(where, key, each)) is not MISSING:
+                    yield key, value
 
     def set_many(
         self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], *, ttl: float | None = None
@@ -570,14 +579,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             found = self._records.get(plain)
         except PageError as error:
             raise self._damage(key, error) from None
-        if found is MISSING:
-            return default
         if type(found) is bytes:
-            return self._packer.unpack_one(found)
-        try:
-            return await self._home.threads.call(partial(self._finish, plain, key, found))
-        except KeyError:
-            return default
+            value = self._packer.unpack_one(found)
+        else:
+            value = await self._home.threads.call(partial(self._finish, plain, key, found))
+        return default if value is MISSING else value
 
     async def aset(self, key: Key, value: Any, *, ttl: float | None = None) -> None:
         """Put a value in as `set`, without blocking the event loop; cancelled, it is in, or not begun."""
@@ -745,6 +751,11 @@ class _Items(ItemsView[Key, Any]):
     def __iter__(self) -> Iterator[tuple[Key, Any]]:
         return self._mapping._all_items()  # noqa: SLF001 - this module's own class
 
+    def __contains__(self, item: object) -> bool:
+        key, value = cast("tuple[Key, Any]", item)
+        found = self._mapping.get(key, MISSING)
+        return found is not MISSING and (found is value or found == value)
+
     def __reversed__(self) -> Iterator[tuple[Key, Any]]:
         return self._mapping._all_items(-1)  # noqa: SLF001
 
@@ -754,6 +765,9 @@ class _Values(ValuesView[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return (value for _, value in self._mapping._all_items())  # noqa: SLF001
+
+    def __contains__(self, value: object) -> bool:
+        return any(found is value or found == value for found in self)
 
     def __reversed__(self) -> Iterator[Any]:
         return (value for _, value in self._mapping._all_items(-1))  # noqa: SLF001
@@ -767,7 +781,9 @@ def _check_key_serializer(serializer: object) -> None:
     if serializer is not None and not all(
         callable(getattr(serializer, name, None)) for name in ("dumps", "loads")
     ):
-        raise BadArgument(f"key_serializer is an object with dumps and loads, not {shown(serializer)}")
+        raise BadArgument(
+            f"key_serializer is an object with dumps and loads, not {shown(serializer)}"
+        )
 
 
 def _let_go(group: Group, held: list[int], objects: Any) -> None:

@@ -10,7 +10,8 @@ names the codec, and with it the dictionary, that made it.
 Training takes some 100 ms, in the call that puts the last sample in. Rejected: a thread for it, which
 would have to be stopped, and forked around, for something that happens once.
 
-A new dictionary is taken only if it makes the samples smaller by _WORTH than what there is.
+A new dictionary is taken only if it makes samples that it was not trained with smaller by _WORTH than what
+there is.
 
 Locks: none. One thread takes the samples, by one step; others put values in meanwhile, with the codec there is.
 """
@@ -35,12 +36,14 @@ _SAMPLES = 1024
 _LEAST_BYTES = 64
 _MOST_BYTES = 1 << 20
 """Bytes of samples that are enough."""
-_SHARE = 32
+_SHARE = 16
 """A dictionary has one byte for so many of the samples; at most _MOST_SIZE."""
 _MOST_SIZE = 16 << 10
 _LEAST_SIZE = 1 << 10
 _WORTH = 0.95
-"""Share of the bytes that a new dictionary may leave, of what the samples take without it."""
+"""Share of the bytes that a new dictionary may leave, of what samples take without it."""
+_TRIED = 4
+"""One sample in so many tells whether a dictionary pays."""
 _WINDOW = 4096
 """Values after which the ratio is looked at."""
 _FALLEN = 0.8
@@ -55,6 +58,7 @@ class Trainer:
     def __init__(self, home: Home, records: Records, codec: Codec, held: list[int]) -> None:
         self._home = home
         self._records = records
+        with_dictionary(codec, None)  # refuses codecs that have none
         self._plain = codec
         self._samples: list[bytes] | None = []
         self._sampled = 0
@@ -105,11 +109,12 @@ class Trainer:
         if size < _LEAST_SIZE:
             return
         level: Any = getattr(innermost(self._plain), "level", None)
+        learnt = [sample for at, sample in enumerate(samples) if at % _TRIED]
         try:
-            dictionary = train_dictionary(samples, size=size, level=level)
+            dictionary = train_dictionary(learnt, size=size, level=level)
         except BadArgument:  # too much alike, or noise
             return
-        self.use(dictionary, samples)
+        self.use(dictionary, samples[::_TRIED])
 
     def use(self, dictionary: bytes, samples: list[bytes] | None = None) -> bool:
         """Compress what comes with a dictionary; where samples are given, only if that pays."""
@@ -136,7 +141,7 @@ def innermost(codec: Codec) -> Codec:
     return codec if inner is None else innermost(inner)
 
 
-def with_dictionary(codec: Codec, dictionary: bytes) -> Codec:
+def with_dictionary(codec: Codec, dictionary: bytes | None) -> Codec:
     """Return a codec of the same parameters with a dictionary. Raise BadArgument for codecs that have none."""
     inner = getattr(codec, "codec", None)
     if inner is not None:

@@ -132,7 +132,9 @@ class Keys:
         return [key for key in plain if not self._is_gone(key)]
 
     def _is_gone(self, plain: object) -> bool:
-        return isinstance(plain, Opaque) and plain.data is None and plain.number not in self._objects
+        return (
+            isinstance(plain, Opaque) and plain.data is None and plain.number not in self._objects
+        )
 
     def _key(self, plain: Opaque) -> Any:
         if plain.data is not None:

@@ -68,7 +68,9 @@ class Room:
 
     def check(self) -> None:
         """Raise StoreRejected if nothing is taken in now."""
-        if self.on_full != "raise" or (self.max_bytes is None and self._home.pool.max_bytes is None):
+        if self.on_full != "raise" or (
+            self.max_bytes is None and self._home.pool.max_bytes is None
+        ):
             return
         refusal = self._group._storer.look_at_limits()  # noqa: SLF001
         if refusal is not None:
