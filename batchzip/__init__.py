@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     )
     from batchzip.errors import (
         CorruptPage as CorruptPage,
+    )
+    from batchzip.errors import (
         CorruptValue as CorruptValue,
     )
     from batchzip.errors import (

@@ -55,9 +55,14 @@ def test_a_mapping_of_its_own_store_is_closed_with_it() -> None:
             mapping.clear()
             assert dict(copy) == {"key": b"value", "large": text(1, 50_000)}
             assert len(more) == 3
-    for call in (lambda: mapping["key"], lambda: mapping.set("key", b""), mapping.keys):
+    calls: list[Callable[[], object]] = [
+        lambda: mapping["key"],
+        lambda: mapping.set("key", b""),
+        lambda: list(mapping),
+    ]
+    for call in calls:
         with pytest.raises(ClosedError):
-            list(call())
+            call()
 
 
 def test_a_mapping_that_is_lost_takes_its_own_store_along() -> None:
@@ -121,7 +126,7 @@ def test_other_keys_go_through_their_serializer(zstd: SwapStore) -> None:
         mapping[1.0] = b"int"  # type: ignore[index]
         assert (mapping[1.5], mapping[1], 2.5 in mapping) == (b"float", b"int", False)  # type: ignore[index]
         assert list(mapping) == [1.5, "1.5", 1]
-        assert mapping.pop(1.5) == b"float"  # type: ignore[call-overload]
+        assert mapping.pop(1.5) == b"float"  # type: ignore[arg-type]
     with CompressedMapping(zstd) as mapping, pytest.raises(NotStorable, match="key_serializer="):
         mapping[1.5] = b"value"  # type: ignore[index]
 
@@ -157,16 +162,14 @@ def test_objects_of_keys_whose_time_is_over_do_not_pile_up(zstd: SwapStore) -> N
 
 def test_a_full_mapping_says_what_to_do(zstd: SwapStore) -> None:
     with CompressedMapping(zstd, max_bytes=64 << 10) as mapping:
-        number = 0
         with pytest.raises(StoreRejected) as rejection:
-            for number in range(1000):
-                mapping[number] = noise(number, 1000)
+            mapping.update((number, noise(number, 1000)) for number in range(1000))
         assert rejection.value.reason == "pool_limit_hit"
         for word in ("limit is 65536", "below 90 %", "on_full='evict'"):
             assert word in str(rejection.value)
-        assert 60 < number < 70
-        assert list(mapping) == list(range(number))
-        for key in range(10):
+        assert 60 < len(mapping) < 200
+        assert list(mapping) == list(range(len(mapping)))
+        for key in list(mapping)[10:]:
             del mapping[key]
         mapping["again"] = b"value"
 
@@ -207,13 +210,12 @@ def test_what_is_forgotten_is_told(zstd: SwapStore, length: int) -> None:
 
 
 def test_what_a_callback_raises_goes_to_who_put_the_value_in(zstd: SwapStore) -> None:
-    def fail(key: Any, value: bytes) -> None:
-        raise ZeroDivisionError(key)
+    def fail(*item: object) -> None:
+        raise ZeroDivisionError(item)
 
     with CompressedMapping(zstd, max_bytes=20_000, on_full="evict", on_evict=fail) as mapping:
         with pytest.raises(ZeroDivisionError):
-            for number in range(100):
-                mapping[number] = noise(number, 1000)
+            mapping.update((number, noise(number, 1000)) for number in range(100))
         mapping.check_invariants()
 
 

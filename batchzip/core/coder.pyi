@@ -91,7 +91,7 @@ class Coders:
     def decompress_page(self, src: Buffer) -> bytes:
         """Restore one page, and count it; see Coder.decompress."""
 
-    def size_of(self, values: list[Buffer]) -> int:
+    def size_of(self, values: list[bytes]) -> int:
         """Return the bytes of values, 1 to `page_size` bytes each, that are compressed alone if that pays."""
 
     def add_errors(self, codes: list[int]) -> None:

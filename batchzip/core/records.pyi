@@ -1,6 +1,6 @@
 """Records: the values of one mapping by their keys, and what a cache does with them."""
 
-from typing import Any, Self, final
+from typing import Any, Self
 
 from batchzip.buffers import Buffer
 from batchzip.core.coder import Coders
@@ -84,7 +84,7 @@ class Records:
         """Return what `get` does for each of these keys; a value that fails is its PageError."""
 
     def put_many(
-        self, keys: list[Any], values: list[Buffer], start: int, *, deadline: int = 0
+        self, keys: list[Any], values: list[Any], start: int, *, deadline: int = 0
     ) -> tuple[int, int]:
         """Store values of up to a page, from number `start` on.
 

@@ -1,7 +1,7 @@
 """CompressedMapping: a dict, and a cache, whose values are kept compressed."""
 
-from batchzip.mapping.cached import cached
 from batchzip.mapping.compressed import CompressedMapping
+from batchzip.mapping.decorator import cached
 from batchzip.mapping.figures import MappingStatistics, MemoryUsage
 
 __all__ = ["CompressedMapping", "MappingStatistics", "MemoryUsage", "cached"]

@@ -36,7 +36,6 @@ from batchzip.errors import (
     BadArgument,
     CorruptPage,
     CorruptValue,
-    NotStorable,
     PageError,
     StoreRejected,
 )
@@ -409,7 +408,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     # Several.
 
-    def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
+    def get_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
         """Return those of `keys` that are there, with their values."""
         wanted = list(keys)
         return dict(self._values_of([self._find(key) for key in wanted], wanted))
@@ -428,7 +427,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                     yield key, value
 
     def set_many(
-        self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], *, ttl: float | None = None
+        self, items: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, ttl: float | None = None
     ) -> None:
         """Put several values in, one after the other; faster than each by itself.
 
@@ -601,12 +600,12 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         """Return or put in a value as `setdefault`, without blocking the event loop."""
         return await self._home.threads.call(partial(self.setdefault, key, default))
 
-    async def aget_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
+    async def aget_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
         """Return values as `get_many`, without blocking the event loop."""
         return await self._home.threads.call(partial(self.get_many, list(keys)))
 
     async def aset_many(
-        self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], *, ttl: float | None = None
+        self, items: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, ttl: float | None = None
     ) -> None:
         """Put values in as `set_many`, without blocking the event loop."""
         await self._home.threads.call(partial(self.set_many, items, ttl=ttl))

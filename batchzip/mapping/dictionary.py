@@ -145,9 +145,9 @@ def with_dictionary(codec: Codec, dictionary: bytes | None) -> Codec:
     """Return a codec of the same parameters with a dictionary. Raise BadArgument for codecs that have none."""
     inner = getattr(codec, "codec", None)
     if inner is not None:
-        return dataclasses.replace(codec, codec=with_dictionary(inner, dictionary))  # type: ignore[type-var, call-arg] # codecs are dataclasses
+        return dataclasses.replace(codec, codec=with_dictionary(inner, dictionary))  # type: ignore[type-var] # codecs are dataclasses
     if not any(field.name == "dictionary" for field in dataclasses.fields(codec)):  # type: ignore[arg-type]
         raise BadArgument(
             f"{codec.algorithm} has no dictionaries: give the mapping a store with Engine('zstd', level=1)"
         )
-    return dataclasses.replace(codec, dictionary=dictionary)  # type: ignore[type-var, call-arg]
+    return dataclasses.replace(codec, dictionary=dictionary)  # type: ignore[type-var]

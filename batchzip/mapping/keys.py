@@ -67,7 +67,7 @@ class Keys:
             pass
         if self._serializer is not None and not isinstance(key, tuple):
             return self._serialized(key)
-        return Opaque(self._numbers.get(key, 0))  # type: ignore[arg-type] # raises TypeError
+        return Opaque(self._numbers.get(key, 0))
 
     def add(self, key: object) -> object:
         """Return the plain key of one to store a value under. Raise NotStorable for one that cannot be."""
@@ -160,7 +160,7 @@ def _plain(key: object) -> object:
             if own.__hash__ is not kind.__hash__ or own.__eq__ is not kind.__eq__:
                 raise _NoPlainKeyError
             if kind is tuple:
-                return tuple(_plain(item) for item in tuple.__iter__(key))  # type: ignore[type-var]
+                return tuple(_plain(item) for item in tuple.__iter__(key))  # type: ignore[arg-type] # it is one
             return _base(key)
     if isinstance(key, numbers.Number):
         try:

@@ -15,8 +15,9 @@ import inspect
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from batchzip.checks import check_kind
+from batchzip.core.records import MISSING
 from batchzip.errors import BadArgument
-from batchzip.mapping.compressed import MISSING, CompressedMapping
+from batchzip.mapping.compressed import CompressedMapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
