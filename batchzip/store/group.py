@@ -334,6 +334,8 @@ class Group(Owned):
             "stored_incompressible_pages": figures["raw"],
             "same_filled_pages": figures["same_filled"],
             "backed_pages": figures["backed"],
+            "stored_values": figures["records"],
+            "backed_values": figures["backed_records"],
         }
 
     @property
