@@ -258,6 +258,7 @@ class _Live(zict.LRU[Any, Any]):
                 if key is None:
                     return -1
                 self._passed.add(key)
+                is_heavy = key in self.heavy
             can_be = True
             try:
                 return int(self.evict(key)[2])
@@ -265,7 +266,8 @@ class _Live(zict.LRU[Any, Any]):
                 continue
             except NoRoom as refused:
                 _LOG.warning("There is no room to compress %s: %s", shown(key), _said(refused))
-                return -1
+                if not is_heavy:  # nor would there be for others; for one larger than all, there may
+                    return -1
             except NotPicklable as refused:
                 can_be = False
                 self._tell(key, refused)
