@@ -266,7 +266,7 @@ class _Live(zict.LRU[Any, Any]):
                 continue
             except NoRoom as refused:
                 _LOG.warning("There is no room to compress %s: %s", shown(key), _said(refused))
-                if not is_heavy:  # nor would there be for others; for one larger than all, there may
+                if not is_heavy:  # others find none, either; beside a very large one they may
                     return -1
             except NotPicklable as refused:
                 can_be = False
