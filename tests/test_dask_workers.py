@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import threading
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ from distributed import Client, LocalCluster, Scheduler, Worker, wait
 from distributed.core import Status
 from distributed.http.worker.prometheus.core import WorkerMetricCollector
 
-from batchzip.dask import WorkerData
+from batchzip import PagesLost
+from batchzip.dask import ShardedStore, WorkerData
 from batchzip.testing import LeakCheck
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ def held() -> list[str]:
     for fd in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # the one that lists them
             lines.append(str(fd.readlink()))
-    return [one for one in names + lines if "batchzip" in one or "dask-scratch-space" in one]
+    ours = re.compile(r"(/memfd:batchzip|/worker-).*\(deleted\)$")
+    return [one for one in names if one.startswith("batchzip")] + list(filter(ours.search, lines))
 
 
 def is_ours(worker: Worker) -> WorkerData:
@@ -112,9 +115,7 @@ def test_workers_that_never_had_a_value_leave_nothing() -> None:
             with pytest.raises((asyncio.TimeoutError, RuntimeError)):
                 await lost
             Worker(scheduler.address, data=WorkerData)  # neither started nor closed
-            assert [one for one in held() if "batchzip" in one] == [
-                one for one in at_first if "batchzip" in one
-            ]
+            assert held() == at_first
 
     asyncio.run(run())
 
@@ -252,6 +253,25 @@ def test_workers_of_a_local_cluster_that_are_threads_leave_nothing() -> None:
         client.run_on_scheduler(_one_worker)
         assert client.gather(client.map(np.sum, chunks)) == sums
     assert held() == at_first
+
+
+def test_a_shard_ends_with_its_worker_though_its_store_does_not() -> None:
+    at_first = held()
+    with (
+        LocalCluster(
+            n_workers=1, processes=False, dashboard_address="127.0.0.1:0", protocol="inproc"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        store = ShardedStore(client)
+        store.store(0, np.ones((4, store.page_size), np.uint8))
+        assert held() != at_first
+        (worker,) = cluster.workers.values()
+        client.sync(worker.close)
+        assert held() == at_first
+        with pytest.raises(PagesLost):
+            store.load(0)
+    store.close()
 
 
 async def _one_worker(dask_scheduler: Scheduler) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import pickle
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -432,6 +433,9 @@ def test_it_counts_what_dask_counts(data: WorkerData) -> None:
         "deserialize",
     }
     assert all(data.cumulative_metrics[at] > 0 for at in seconds)
+    assert repr(data) == "<WorkerData of 2 values, 1 of them live>"
+    with pytest.raises(TypeError, match="this WorkerData holds what only its process has"):
+        pickle.dumps(data)
     assert data.memory is data.fast
     assert data.disk is data.slow
     assert list(data.disk) == ["a"]

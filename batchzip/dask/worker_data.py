@@ -16,7 +16,7 @@ says so; others make room instead of what cannot be pickled.
 It has all that Dask asks of its own buffer: to take part in memory management (`fast`, `evict`), and what
 heartbeats, Prometheus and the dashboard show (`spilled_total`, `cumulative_metrics`, `memory`, `disk`).
 
-Dask's workers do not close their data. So this one joins the extensions of its worker, which are closed with it.
+Dask's workers do not close their data; this one is closed all the same, as worker_end.py says.
 
 As Dask's own buffer, it is used by the worker's event loop; zict's locks make it thread-safe. None is held
 while a value's own code runs.
@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zict
-from distributed.core import Status
 from distributed.metrics import context_meter
 from distributed.spill import SpilledSize
 from distributed.system import MEMORY_LIMIT
@@ -47,8 +46,10 @@ from batchzip.backend import Backend
 from batchzip.checks import check_kind
 from batchzip.dask.compressed_values import CompressedValues, NoRoom, NotPicklable, size_of
 from batchzip.dask.memory_limits import MemoryLimits
+from batchzip.dask.worker_end import end_with
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, ClosedError
+from batchzip.lifetime import Closing
 from batchzip.store import Counters
 from batchzip.wording import shown
 
@@ -65,10 +66,8 @@ _LOG.addFilter(RateLimiterFilter("There is no room to compress"))
 _PAGE_SIZE = 64 << 10
 """Bytes of a page: values have megabytes, and a page of 64 KiB compresses better than 16 of 4."""
 
-_ENDED = (Status.closing, Status.closed, Status.failed)
 
-
-class WorkerData(zict.Buffer[Any, Any]):
+class WorkerData(zict.Buffer[Any, Any], Closing):
     """The mapping for `distributed.Worker(data=…)`, `Nanny(data=…)` or `LocalCluster(data=…)`.
 
     `worker_local_directory`  given by Dask: where the file lies that has neither name nor traces.
@@ -196,10 +195,8 @@ class WorkerData(zict.Buffer[Any, Any]):
         limit: int | None = MEMORY_LIMIT
         for worker in workers:
             limit = worker.memory_manager.memory_limit
-            if worker.status in _ENDED:
+            if not end_with(worker, self):
                 self.close()
-            else:  # in one step, as other threads may go through them
-                worker.extensions = {**worker.extensions, "batchzip-worker-data": _Closing(self)}
         live = self._limits.bytes_of(self._limits.live, limit)
         self.n = sys.maxsize if live is None else live
         self._values.max_pool_bytes = self._limits.bytes_of(self._limits.compressed, limit)
@@ -211,21 +208,13 @@ class WorkerData(zict.Buffer[Any, Any]):
         self.fast.close()
         self.fast.clear()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} values, {len(self.fast)} of them live>"
+
+    __str__ = __repr__
+
     def __del__(self) -> None:
         """Leave it to the parts: the collector may have ended some of them already."""
-
-
-class _Closing:
-    """What a worker closes with itself, and its own close must not fail by."""
-
-    def __init__(self, data: WorkerData) -> None:
-        self._data = data
-
-    def close(self) -> None:
-        try:
-            self._data.close()
-        except Exception:  # noqa: BLE001 - of the system: nothing else can be done about it
-            _LOG.exception("closing a worker's data failed")
 
 
 class _Live(zict.LRU[Any, Any]):
