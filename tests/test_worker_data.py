@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import pickle
+import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -624,7 +626,7 @@ def test_it_is_a_dictionary_whatever_is_live_compressed_or_on_disk(
 
 
 @pytest.mark.slow
-def test_a_worker_has_its_data_there() -> None:
+def test_a_worker_has_its_data_there_and_another_one_after_its_death() -> None:
     with (
         LocalCluster(
             n_workers=1,
@@ -645,3 +647,7 @@ def test_a_worker_has_its_data_there() -> None:
         assert disk > MIB
         sums = client.gather(client.map(np.sum, chunks))
         assert sums == [some_noise(number).sum() for number in range(40)]
+        (pid,) = client.run(os.getpid).values()
+        os.kill(pid, signal.SIGKILL)
+        assert client.gather(client.map(np.sum, chunks, pure=False)) == sums, "made anew"
+        assert list(client.run(os.getpid).values()) != [pid]
