@@ -16,6 +16,7 @@ core, so no lock is held here and nothing has to be put right after an interrupt
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from functools import partial
 from typing import TYPE_CHECKING, SupportsIndex, overload
@@ -29,7 +30,7 @@ from batchzip.core.gather import Gathered, gather, load
 from batchzip.core.ledger import EVENTS, Ledger
 from batchzip.core.table import Kind
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument
+from batchzip.errors import BadArgument, PageError
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_pages, as_range, as_room
 from batchzip.store.counters import Counters
@@ -277,11 +278,12 @@ class Group(Owned):
             return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def _stored(self, index: int) -> bytes | None:
-        """Read the stored bytes of a page in the backing file; None if there is none."""
+        """Read the stored bytes of a page in the backing file; None if there is none. Raise PageError."""
         gathered = gather(self._ledger, np.array([index], np.int64))
         if gathered.kind(0) != Kind.BACKED:
             return None
-        self._home.read(gathered)
+        for cause in self._home.read(gathered).values():
+            raise PageError(index, -(cause.errno or errno.EIO)) from cause
         return gathered.stored(0)
 
     def train_dictionary(
