@@ -34,29 +34,35 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVA
 _claims: dict[_Key, weakref.ref[Claim]] = {}
 
 
+class Descriptor(io.FileIO):
+    """A descriptor of ours. Its close() cannot be cut short between closing and noting that."""
+
+    def __del__(self) -> None:
+        self.close()  # so that Python does not warn
+
+
 class Claim:
     """The right to use a file or an object, until it is released or dropped.
 
-    `fd` is a descriptor of the file, which the claim takes over: nobody else may have its open file
-    description. `target` is the user's object. One of the two may be None; `name` is for messages.
+    `file` is a descriptor, which the claim takes over: nobody else may have its open file description.
+    `target` is the user's object. One of the two may be None; `name` is for messages.
 
     Raises BadArgument where another store has what is claimed.
     """
 
-    def __init__(self, name: str, fd: int | None = None, target: object = None) -> None:
-        # Its close() cannot be cut short between closing and noting that.
-        self.file = None if fd is None else io.FileIO(fd, "r")
+    def __init__(self, name: str, file: Descriptor | None = None, target: object = None) -> None:
+        self.file = file
         self._target = target  # so that nothing else gets its identity
         self._keys: tuple[_Key, ...] = ()
         if target is not None:
             self._keys += (("object", id(target), 0),)
-        if fd is not None:
-            self._keys += (_key_of(fd),)
+        if file is not None:
+            self._keys += (_key_of(file),)
         self._mine = weakref.ref(self, partial(_forget, self._keys))
         try:
             self._enter(name)
-            if fd is not None:
-                _lock(fd, name)
+            if file is not None:
+                _lock(file, name)
         except BaseException:
             self.release()
             raise
@@ -71,7 +77,7 @@ class Claim:
         if self.file is not None and not self.file.closed:
             # What was forked without Python's knowledge shares the lock.
             with contextlib.suppress(OSError):
-                fcntl.flock(self.file.fileno(), fcntl.LOCK_UN)
+                fcntl.flock(self.file, fcntl.LOCK_UN)
             self.file.close()
         _forget(self._keys, self._mine)
 
@@ -79,25 +85,20 @@ class Claim:
         """Close a forked child's copy of the descriptor, if the number still stands for the file."""
         if self.file is not None and not self.file.closed:
             with contextlib.suppress(OSError):
-                if _key_of(self.file.fileno()) in self._keys:
+                if _key_of(self.file) in self._keys:
                     self.file.close()
 
-    def __del__(self) -> None:
-        file = getattr(self, "file", None)
-        if file is not None:
-            file.close()
 
-
-def _key_of(fd: int) -> _Key:
-    status = os.fstat(fd)
+def _key_of(file: Descriptor) -> _Key:
+    status = os.fstat(file.fileno())
     if stat.S_ISBLK(status.st_mode):
         return "device", status.st_rdev, 0
     return "file", status.st_dev, status.st_ino
 
 
-def _lock(fd: int, name: str) -> None:
+def _lock(file: Descriptor, name: str) -> None:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BadArgument(
             f"the backing file {name} is in use by another store, or locked by another program"

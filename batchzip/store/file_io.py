@@ -45,7 +45,7 @@ from batchzip.checks import as_integer
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument
 from batchzip.lifetime import Closing
-from batchzip.store.claims import Claim
+from batchzip.store.claims import Claim, Descriptor
 from batchzip.wording import shown
 
 HEADER_BYTES = 4096
@@ -375,19 +375,18 @@ def _open_descriptor(fd: int, name: str, target: Any = None) -> DescriptorIO:
         target.flush()  # what it still holds would be written over pages later
     own = _reopened(fd)
     if fcntl.fcntl(own, fcntl.F_GETFL) & os.O_DIRECT:  # it could only be duplicated
-        os.close(own)
         raise BadArgument(f"{name} is open with O_DIRECT: a backing file is written at any offset")
     return DescriptorIO(Claim(name, own))
 
 
-def _reopened(fd: int) -> int:
+def _reopened(fd: int) -> Descriptor:
     """Open the file of a descriptor once more, with a lock and flags of its own; duplicate it if need be."""
     access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     try:
         with above_standard():
-            return os.open(f"/proc/self/fd/{fd}", access | os.O_CLOEXEC)
+            return Descriptor(os.open(f"/proc/self/fd/{fd}", access | os.O_CLOEXEC))
     except OSError:  # there is no /proc, or the file's mode does not let this user open it
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        return Descriptor(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 def _open_path(path: str) -> DescriptorIO:
@@ -409,21 +408,18 @@ def _open_path(path: str) -> DescriptorIO:
 def _open_unnamed(folder: str) -> DescriptorIO:
     try:
         with above_standard():
-            fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            file = Descriptor(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
         # EISDIR: a kernel or file system that takes O_TMPFILE for O_DIRECTORY alone.
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT}:
             raise
         with above_standard():
             fd, path = tempfile.mkstemp(prefix="batchzip-", dir=folder)
-        try:
-            Path(path).unlink()
-        except BaseException:
-            os.close(fd)
-            raise
+        file = Descriptor(fd)
+        Path(path).unlink()
     with contextlib.suppress(OSError):
-        os.fchmod(fd, 0o600)  # whatever the umask: readers open it once more
-    return DescriptorIO(Claim(f"in {folder!r}", fd))
+        os.fchmod(file.fileno(), 0o600)  # whatever the umask: readers open it once more
+    return DescriptorIO(Claim(f"in {folder!r}", file))
 
 
 def _open_existing(path: str, mode: int) -> DescriptorIO:
@@ -432,14 +428,14 @@ def _open_existing(path: str, mode: int) -> DescriptorIO:
     exclusive = os.O_EXCL if stat.S_ISBLK(mode) else 0
     try:
         with above_standard():
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | exclusive)
+            file = Descriptor(os.open(path, os.O_RDWR | os.O_CLOEXEC | exclusive))
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
         raise BadArgument(
             f"the backing file {path!r} is in use: mounted, or another store's"
         ) from error
-    storage = DescriptorIO(Claim(repr(path), fd))
+    storage = DescriptorIO(Claim(repr(path), file))
     try:
         storage.take_over(path)
     except BaseException:
