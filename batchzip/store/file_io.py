@@ -204,9 +204,10 @@ class ForeignIO(Storage):
     def _ask_to_take(self, method: str, data: memoryview, *arguments: int) -> int:
         count = self._ask(method, data, *arguments)
         try:
-            return as_integer(count, f"what {method} of {self.name} returns")
+            return as_integer(count, method)
         except Exception as error:
-            raise OSError(errno.EIO, str(error)) from error
+            found = f"{shown(count)}, not a number of bytes"
+            raise OSError(errno.EIO, f"{method} of {self.name} returned {found}") from error
 
 
 class ObjectIO(ForeignIO):
@@ -353,7 +354,9 @@ def _open_stream(target: Any) -> StreamIO:
         try:
             able = not hasattr(target, can) or getattr(target, can)()
         except Exception as error:
-            raise BadArgument(f"a backing file must be {can}: {shown(target)}: {error}") from error
+            raise BadArgument(
+                f"a backing file must be {can}: {shown(target)}: {shown(error)}"
+            ) from error
         if not able:
             raise BadArgument(f"a backing file must be {can}, and {shown(target)} is not")
     return StreamIO(Claim(shown(target), target=target), target)
