@@ -38,7 +38,8 @@ class Descriptor(io.FileIO):
     """A descriptor of ours. Its close() cannot be cut short between closing and noting that."""
 
     def __del__(self) -> None:
-        self.close()  # so that Python does not warn
+        with contextlib.suppress(OSError):
+            self.close()  # so that Python does not warn
 
 
 class Claim:
@@ -78,7 +79,8 @@ class Claim:
             # What was forked without Python's knowledge shares the lock.
             with contextlib.suppress(OSError):
                 fcntl.flock(self.file, fcntl.LOCK_UN)
-            self.file.close()
+            with contextlib.suppress(OSError):  # nothing is left that could be lost
+                self.file.close()
         _forget(self._keys, self._mine)
 
     def disown(self) -> None:

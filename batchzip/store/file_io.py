@@ -342,10 +342,10 @@ def _open_object(target: Any) -> ObjectIO:
     fd, own = _fileno(target), None
     if fd is not None:
         try:
-            of_a_file = _is_storage(os.fstat(fd).st_mode)
+            mode = os.fstat(fd).st_mode
         except OSError:
-            of_a_file = False
-        own = _reopened(fd) if of_a_file else None
+            mode = 0
+        own = _reopened(fd, mode, shown(target)) if _is_storage(mode) else None
     return ObjectIO(Claim(shown(target), own, target), target)
 
 
@@ -376,20 +376,34 @@ def _open_descriptor(fd: int, name: str, target: Any = None) -> DescriptorIO:
         )
     if _has(target, "flush"):
         target.flush()  # what it still holds would be written over pages later
-    own = _reopened(fd)
+    own = _reopened(fd, mode, name)
     if fcntl.fcntl(own, fcntl.F_GETFL) & os.O_DIRECT:  # it could only be duplicated
         raise BadArgument(f"{name} is open with O_DIRECT: a backing file is written at any offset")
     return DescriptorIO(Claim(name, own))
 
 
-def _reopened(fd: int) -> Descriptor:
+def _reopened(fd: int, mode: int, name: str) -> Descriptor:
     """Open the file of a descriptor once more, with a lock and flags of its own; duplicate it if need be."""
     access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     try:
-        with above_standard():
-            return Descriptor(os.open(f"/proc/self/fd/{fd}", access | os.O_CLOEXEC))
+        return _opened(f"/proc/self/fd/{fd}", access, mode, name)
     except OSError:  # there is no /proc, or the file's mode does not let this user open it
         return Descriptor(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+
+
+def _opened(path: str, access: int, mode: int, name: str) -> Descriptor:
+    """Open what is there already. Raise OSError; BadArgument for a device that is in use."""
+    # O_EXCL without O_CREAT: EBUSY for a device that is mounted, or open in this way, by whatever path.
+    exclusive = os.O_EXCL if stat.S_ISBLK(mode) else 0
+    try:
+        with above_standard():
+            return Descriptor(os.open(path, access | os.O_CLOEXEC | exclusive))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise BadArgument(
+            f"the backing file {name} is in use: mounted, another store's, or open with O_EXCL"
+        ) from error
 
 
 def _open_path(path: str) -> DescriptorIO:
@@ -413,8 +427,9 @@ def _open_unnamed(folder: str) -> DescriptorIO:
         with above_standard():
             file = Descriptor(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        # EISDIR: a kernel or file system that takes O_TMPFILE for O_DIRECTORY alone.
-        if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT}:
+        # EISDIR, ENOENT: a kernel or file system that takes O_TMPFILE for O_DIRECTORY alone. EPERM: the
+        # directory is gone, which is said better below.
+        if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EPERM}:
             raise
         with above_standard():
             fd, path = tempfile.mkstemp(prefix="batchzip-", dir=folder)
@@ -427,17 +442,7 @@ def _open_unnamed(folder: str) -> DescriptorIO:
 
 def _open_existing(path: str, mode: int) -> DescriptorIO:
     _check_kind(mode, repr(path))  # before it is opened: a pipe or a tape would notice
-    # O_EXCL without O_CREAT: EBUSY for a device that is mounted, or open in this way.
-    exclusive = os.O_EXCL if stat.S_ISBLK(mode) else 0
-    try:
-        with above_standard():
-            file = Descriptor(os.open(path, os.O_RDWR | os.O_CLOEXEC | exclusive))
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        raise BadArgument(
-            f"the backing file {path!r} is in use: mounted, or another store's"
-        ) from error
+    file = _opened(path, os.O_RDWR, mode, repr(path))
     storage = DescriptorIO(Claim(repr(path), file))
     try:
         storage.take_over(path)
