@@ -278,11 +278,20 @@ class Group(Owned):
             return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def _stored(self, index: int) -> bytes | None:
-        """Read the stored bytes of a page in the backing file; None if there is none. Raise PageError."""
+        """Read the stored bytes of a page in the backing file; None if there is none. Raise PageError.
+
+        A thread that answers others asks for it. A file object's SystemExit does not end it.
+        """
         gathered = gather(self._ledger, np.array([index], np.int64))
         if gathered.kind(0) != Kind.BACKED:
             return None
-        for cause in self._home.read(gathered).values():
+        try:
+            causes = self._home.read(gathered)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                raise
+            raise PageError(index, -errno.EIO) from error
+        for cause in causes.values():
             raise PageError(index, -(cause.errno or errno.EIO)) from cause
         return gathered.stored(0)
 

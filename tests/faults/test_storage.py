@@ -313,6 +313,48 @@ def test_errors_say_what_the_user_raised(engine: Engine) -> None:
         )
 
 
+def test_readers_elsewhere_are_told_and_served_again(engine: Engine) -> None:
+    pages = [make_page(at) for at in range(20)]
+    with SwapStore(engine, backing=(target := FaultyObject())) as store:
+        store.store(0, pages)
+        store.writeback(20)
+        with store.share().attach() as view:
+            for fault in [make_error(errno.EDQUOT), *(make() for make in OTHERS)]:
+                target.fail("pread", fault)
+                with pytest.raises(PageError, match="page 1:"):
+                    view.load(1)
+                assert view.load_many(range(20)).tobytes() == b"".join(pages)
+
+
+def test_the_shrinker_goes_on_after_anything(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    writes = threading.Semaphore(0)
+    target = FaultyObject()
+
+    def visit(call: str) -> None:
+        if call == "pwrite" and threading.current_thread().name == "batchzip-shrinker":
+            writes.release()
+
+    with SwapStore(engine, backing=target) as store:
+        target.visit = visit
+        store.store(0, [make_page(2 + 4 * at) for at in range(1000)])
+        store.max_pool_bytes = 1
+        for fault in (make() for make in OTHERS):
+            target.fail("pwrite", fault, times=10**6)
+            with contextlib.suppress(BaseException):
+                store.store(2000, make_page(3))
+            assert writes.acquire(timeout=30)
+        target.mend()
+        store.store(2000, make_page(3))
+        assert writes.acquire(timeout=30)
+        store.check_invariants()
+        assert store.load_many(range(1000)).tobytes() == b"".join(
+            make_page(2 + 4 * at) for at in range(1000)
+        )
+
+
 # Calls back.
 
 NESTED: dict[str, Callable[[SwapStore], object]] = {
