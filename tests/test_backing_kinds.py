@@ -10,6 +10,7 @@ import fcntl
 import io
 import mmap
 import os
+import resource
 import socket
 import subprocess
 import tempfile
@@ -487,3 +488,24 @@ def test_a_descriptor_that_somebody_closes_loses_only_the_file(
     store.invalidate(0)
     assert store.check().ok
     store.close()
+
+
+def test_without_a_descriptor_nothing_is_claimed(tmp_path: Path, stack: ExitStack) -> None:
+    own = stack.enter_context((tmp_path / "own").open("w+b"))
+    there = made(Path.touch, tmp_path / "there")
+    targets = [tmp_path, tmp_path / "new", there, own, open_fd(stack, tmp_path / "own", os.O_RDWR)]
+
+    def work() -> None:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.dup(0)
+        os.close(lowest)
+        for target in targets:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+            try:
+                with pytest.raises(OSError, match="Too many open files"):
+                    opened(target)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            works(target)
+
+    in_forked_child(work)

@@ -78,8 +78,10 @@ class Loader:
                 return False
             self._ledger.count_event("decompress_fail")
             index = gathered.index(row)
-            error = CorruptPage(index) if code == -errno.EBADMSG else PageError(index, code)
-            raise error from causes.get(row)
+            # In no variable: this frame would keep the error, and the error this frame.
+            raise (
+                CorruptPage(index) if code == -errno.EBADMSG else PageError(index, code)
+            ) from causes.get(row)
         return not exclusive or gathered.take()
 
 
