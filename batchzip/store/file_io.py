@@ -175,19 +175,17 @@ class ForeignIO(Storage):
     def name(self) -> str:
         return f"an object of class {type(self._target).__name__}"
 
-    def _ask(self, method: str, *arguments: object) -> Any:
+    def _ask(self, method: str, *arguments: object, optional: bool = False) -> Any:
         """Call a method. Raise OSError, with a number of the system's, for whatever it raises."""
         try:
+            if optional and getattr(self._target, method, None) is None:
+                return None
             return getattr(self._target, method)(*arguments)
         except Exception as error:
             if isinstance(error, OSError) and _is_errno(error):
                 raise
             code = errno.ENOMEM if isinstance(error, MemoryError) else errno.EIO
             raise OSError(code, f"{method} of {self.name} raised {type(error).__name__}") from error
-
-    def _ask_if_there(self, method: str, *arguments: object) -> None:
-        if callable(getattr(self._target, method, None)):
-            self._ask(method, *arguments)
 
     def _ask_for_bytes(self, method: str, length: int, *arguments: int) -> bytes:
         data = self._ask(method, length, *arguments)
@@ -223,13 +221,13 @@ class ObjectIO(ForeignIO):
         return self._ask_to_take("pwrite", data, offset)
 
     def sync(self) -> None:
-        self._ask_if_there("sync")
+        self._ask("sync", optional=True)
 
     def discard(self, offset: int, length: int) -> None:
-        self._ask_if_there("discard", offset, length)
+        self._ask("discard", offset, length, optional=True)
 
     def truncate(self, size: int) -> None:
-        self._ask_if_there("truncate", size)
+        self._ask("truncate", size, optional=True)
 
 
 class StreamIO(ForeignIO):
@@ -267,11 +265,11 @@ class StreamIO(ForeignIO):
 
     def sync(self) -> None:
         with self.lock:
-            self._ask_if_there("flush")
+            self._ask("flush", optional=True)
 
     def truncate(self, size: int) -> None:
         with self.lock:
-            self._ask_if_there("truncate", size)
+            self._ask("truncate", size, optional=True)
 
 
 def open_storage(target: object) -> Storage:
@@ -283,14 +281,15 @@ def open_storage(target: object) -> Storage:
     if isinstance(target, TextIOBase):
         raise BadArgument(f"a backing file holds bytes: {shown(target)} is open as text")
     if _is_integer(target):
-        return _open_descriptor(as_integer(target, "a descriptor"), f"descriptor {target}")
+        fd = as_integer(target, "the descriptor of a backing file")
+        return _open_descriptor(fd, f"descriptor {shown(fd)}")
     if not _has(target, "read", "write", "seek"):
         raise BadArgument(
             f"a backing file is a path, a directory, a descriptor, a binary file object that can read, write and seek, or an object with pread and pwrite, not {shown(target)}"
         )
-    fd = _fileno(target)
-    if fd is not None:
-        return _open_descriptor(fd, shown(target), target)
+    own = _fileno(target)
+    if own is not None:
+        return _open_descriptor(own, shown(target), target)
     return _open_stream(target)
 
 

@@ -208,7 +208,10 @@ class Group(Owned):
             raise BadArgument("this store has no backing file: give it one with backing=")
         if isinstance(pages, (int, np.integer)):
             return self._write_back_coldest(as_integer(pages, "the number of pages", 0))
-        given = np.unique(as_indices(pages))
+        given = np.sort(
+            as_indices(pages)
+        )  # np.unique would import numpy.ma, within a signal handler
+        given = given[np.diff(given, prepend=-1) > 0]
         step = self._home.max_batch
         return sum(
             write_back(self._home, self._ledger, given[at : at + step])

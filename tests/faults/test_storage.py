@@ -235,7 +235,7 @@ class Index:
 
 
 NONSENSE: dict[str, tuple[object, ...]] = {
-    "pread": (None, 7, 10**12, -1, True, "text", 0.5, object(), [1, 2], bytes(1 << 20), Ellipsis),
+    "pread": (None, 7, 10**12, -1, True, "text", 0.5, object(), [1, 2], bytes(1 << 20), b"", b"x"),
     "pwrite": (None, -1, 0, 10**30, True, False, "7", 0.5, object(), b"x", Index(), np.int64(-1)),
 }
 NONSENSE["read"], NONSENSE["write"] = NONSENSE["pread"], NONSENSE["pwrite"]
@@ -287,6 +287,33 @@ def test_bytes_and_counts_come_in_any_form(
         store.store(0, [make_page(at) for at in range(9)])
         assert store.writeback(9) > 5
         assert store.load_many(range(9)).tobytes() == b"".join(map(make_page, range(9)))
+
+
+def test_methods_that_cannot_be_had_are_methods_that_fail(engine: Engine) -> None:
+    class Lost(FaultyObject):
+        lost = ""
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == super().__getattribute__("lost"):
+                raise RuntimeError("cannot be had")
+            return super().__getattribute__(name)
+
+    with SwapStore(engine, backing=(target := Lost()), shrinker_enabled=False) as store:
+        store.store(0, [make_page(at) for at in range(9)])
+        store.writeback([0])
+        works: dict[str, Callable[[], object]] = {
+            "pread": lambda: store.load(0),
+            "pwrite": lambda: store.writeback([1]),
+            "sync": lambda: store.writeback([1]),
+        }
+        for target.lost, work in works.items():
+            with pytest.raises((OSError, PageError)):
+                work()
+        for target.lost in ("discard", "truncate"):
+            assert store.writeback([1, 4, 5]) in (3, 0)
+            store.invalidate(1)
+        assert store.load(0) == make_page(0)
+        store.check_invariants()
 
 
 def test_errors_say_what_the_user_raised(engine: Engine) -> None:
