@@ -36,6 +36,7 @@ class Refusal(NamedTuple):
     reason: str
     text: str
     errors: list[int] | None = None
+    cause: OSError | None = None
 
 
 class Storer:
@@ -55,7 +56,8 @@ class Storer:
         try:
             refusal = self._store(first, pages)
             if refusal is not None:
-                raise StoreRejected(*refusal)  # noqa: TRY301 - it ends as all that fails does
+                reason, text, errors, cause = refusal
+                raise StoreRejected(reason, text, errors) from cause  # noqa: TRY301 - it ends as all that fails does
             if self._home.backing is not None:
                 self._home.backing.settle()
         except BaseException as error:
@@ -110,11 +112,10 @@ class Storer:
         try:
             where = backing.write(objects)
         except OSError as error:
-            text = f"the backing file: {error}"
             where = self._write_after_cleaning(objects)
-        if where is None:
-            self._ledger.count_event("reject_reclaim_fail")
-            return Refusal("reject_reclaim_fail", text)
+            if where is None:
+                self._ledger.count_event("reject_reclaim_fail")
+                return Refusal("reject_reclaim_fail", f"the backing file: {error}", cause=error)
         if folio.publish(self._ledger, first, where):
             self._ledger.count_event("reject_alloc_fail")
             return Refusal("reject_alloc_fail", "the system has no memory for the table")
