@@ -100,7 +100,7 @@ class FakeLane:
         struct.pack_into(f"<{end}i", self.memory, errors, *results.errors)
         struct.pack_into(f"<{end}Q", self.memory, hashes, *results.hashes)
         self.memory[outputs : outputs + len(results.outputs)] = results.outputs
-        total = _fold(self._done, end)
+        total = _fold(self._done, 1)
         for dlen, error in zip(results.dlens, results.errors, strict=True):
             total = _fold(total, dlen << 32 | error % 2**32)
         struct.pack_into("<Q", self.memory, slot + _CHECKSUM, total)
