@@ -34,14 +34,17 @@ import threading
 import time
 from array import array
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchzip.descriptors import above_standard, moved_above_standard
 from batchzip.errors import BadArgument
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from batchzip.store.view import StoreView
 
 LENGTH = struct.Struct("<I")
@@ -97,13 +100,37 @@ class Descriptors(list[int]):
     Whoever takes one reads it, deletes it here and hands it over with no call in between.
     """
 
+    _came: Sequence[tuple[bytes, list[tuple[int, int, bytes]], int, object]] = ()
+    """What recvmsg returned, until its descriptors are in the list."""
+
+    def receive(self, connection: socket.socket, length: int, most: int) -> tuple[bytes, bool]:
+        """Receive bytes, and descriptors. Return the bytes, and whether there were more descriptors."""
+        room = socket.CMSG_SPACE(most * _INT)
+        # One step: an interrupt behind a call would lose what the call returned.
+        came: list[Any] = []
+        self._came = came
+        came.extend(map(connection.recvmsg, (length,), (room,), (socket.MSG_CMSG_CLOEXEC,)))
+        data, _, flags, _ = came[0]
+        found = self._received()
+        self += found
+        self._came = ()
+        return data, bool(flags & socket.MSG_CTRUNC)
+
+    def _received(self) -> array[int]:
+        found = array("i")
+        for _, ancillary, _, _ in self._came:
+            for _, _, data in ancillary:  # descriptors: nothing else was asked for
+                found.frombytes(data[: len(data) // _INT * _INT])
+        return found
+
     def close(self) -> None:
         """Close what is left."""
-        while self:
-            os.close(self.pop())
+        for _ in map(os.close, map(self.pop, repeat(-1, len(self)))):  # one step each
+            pass
 
     def __del__(self) -> None:
-        self.close()
+        for fd in (*self, *self._received()):
+            os.close(fd)
 
 
 class NoAnswerError(Exception):
@@ -120,23 +147,13 @@ def receive(connection: socket.socket, until: float) -> tuple[bytes, Descriptors
 
     Raises EOFError at its end, TimeoutError at the moment `until`, and NoAnswerError for what is no reply.
     """
-    came: list[tuple[bytes, list[tuple[int, int, bytes]], int, object]] = []
     found = Descriptors()
-    room = socket.CMSG_SPACE(MOST_DESCRIPTORS * _INT)
     _wait_until(connection, until)
     try:
-        # One step: an interrupt finds the descriptors in a list.
-        came.extend(map(connection.recvmsg, (LENGTH.size,), (room,), (socket.MSG_CMSG_CLOEXEC,)))
-    finally:
-        for _, ancillary, _, _ in came:
-            for _, _, data in ancillary:  # descriptors: nothing else was asked for
-                found += array("i", data[: len(data) // _INT * _INT])
-    try:
-        head, _, flags, _ = came[0]
-        if flags & socket.MSG_CTRUNC and len(found) < MOST_DESCRIPTORS:
-            # This process has no room for more.
+        head, more = found.receive(connection, LENGTH.size, MOST_DESCRIPTORS)
+        if more and len(found) < MOST_DESCRIPTORS:  # this process has no room for them
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # noqa: TRY301 - closes the others
-        if flags & socket.MSG_CTRUNC:
+        if more:
             raise NoAnswerError("it sent too many descriptors")  # noqa: TRY301 - likewise
         for at, fd in enumerate(found):
             found[at] = moved_above_standard(fd)
