@@ -1,5 +1,7 @@
 """Loads from another process's memory: whatever is in it, no wrong page and no crash."""
 
+import errno
+import mmap
 import os
 import random
 import struct
@@ -7,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import pytest
 from entries import DIRECTORY, ENTRIES
@@ -27,9 +28,7 @@ from batchzip import (
 from batchzip.codecs import Codec
 from batchzip.core.view import SharedPool, SharedTable
 from batchzip.segment import Segment
-
-if TYPE_CHECKING:
-    import mmap
+from batchzip_workers.backend import WorkersBackend
 
 SIZE = 4096
 
@@ -54,7 +53,6 @@ def spoilt(request: pytest.FixtureRequest) -> Iterator[tuple[StoreView, list[byt
             bits = Bits({inode: fd for inode, fd in after.items() if inode not in before})
             assert len(bits.maps) >= 3  # table, words, objects
             yield view, pages, bits
-            bits.close()
         assert store.check().ok
         store.check_invariants()
 
@@ -117,7 +115,7 @@ def test_each_bit_of_an_entry_and_of_a_word_counts(
     """Of as many pages as there are bits, one has the first flipped, another the second, and so on."""
     view, pages, bits = spoilt
     table, words = bits.named("table"), bits.named("words")
-    chosen: list[tuple[mmap.mmap, int, int]] = []
+    chosen: list[tuple[memoryview, int, int]] = []
     compressed = [index for index, page in enumerate(pages) if page and index % 4 == 0]
     places = struct.unpack_from("<8q", table, DIRECTORY)
     for bit, index in enumerate(compressed[:112]):  # the last 16 say when it was used
@@ -178,6 +176,56 @@ def test_a_reader_follows_a_store_that_grows(engine: Engine) -> None:
         for number in range(700):
             assert number << 9 not in view
         assert 700 << 9 in view
+
+
+# Who can write
+
+
+def is_refused(write: Callable[[], object]) -> bool:
+    try:
+        write()
+    except OSError as error:
+        return error.errno in (errno.EPERM, errno.EACCES, errno.EBADF)
+    return False
+
+
+def is_sealed(fd: int) -> bool:
+    """Whether nobody can write who opens it anew by /proc, as any process of the user may."""
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return is_refused(lambda: os.pwrite(again, b"x", 0)) and is_refused(
+            lambda: mmap.mmap(again, 4096)
+        )
+    finally:
+        os.close(again)
+
+
+def test_tables_and_words_are_written_by_their_owner_only(store: SwapStore) -> None:
+    store.store(0, text(0))
+    objects, words = store._home.pool.descriptors
+    given = store._home.descriptors()
+    table = store._share_table()
+    for fd in (*given, table):
+        assert is_refused(lambda fd=fd: os.pwrite(fd, b"x", 0))  # type: ignore[misc]
+        assert is_refused(lambda fd=fd: mmap.mmap(fd, 4096))  # type: ignore[misc]
+        os.close(fd)
+    assert is_sealed(words)
+    assert is_sealed(store._ledger.share())
+    assert not is_sealed(objects), "it gives memory back"
+    for number in range(200):  # they grow and move all the same
+        store.store(number << 9, [text(at) for at in range(64)])
+    assert store.load(150 << 9 | 63) == text(63)
+    store.check_invariants()
+
+
+def test_a_ring_is_written_by_its_worker_and_its_owner_only() -> None:
+    with Engine("lz4", backend="workers", workers=1) as engine:
+        assert engine.wait_ready(60)
+        backend = engine.backend
+        assert isinstance(backend, WorkersBackend)
+        ring = backend._supervisor._workers[0].ring
+        assert ring is not None
+        assert is_sealed(ring.descriptors[0])
 
 
 # What is no memory of a store

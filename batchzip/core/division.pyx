@@ -70,7 +70,7 @@ cdef enum:
     WAIT_NS = 2_000_000  # for a lane, while pages must not be done here
     DROP_NS = 1_000_000_000  # for a worker that writes to the arena, when a job is dropped
     CERTAIN = 4  # that a lane ended while it was at a page
-    UNCERTAIN = 1  # a lane ended that had the page, and nothing tells at which it was
+    UNCERTAIN = 2  # that it was at that page
     FATAL = 2 * CERTAIN
     BACKLOG = 2  # shares that a worker has at a time
 
@@ -282,22 +282,40 @@ cdef bint _take_results(JobState *job, const Posted *posted, uint32_t count) noe
 
 
 cdef void _recover(JobState *job, Posted *posted) noexcept nogil:
-    """Divide the pages of a lane that is gone: those it finished, the one it was at, and the others."""
+    """Divide the pages of a lane that is gone: those it finished, the one it was at, and the others.
+
+    The claim tells how many it had begun, and the results how many it had finished: one of them is enough.
+    """
     cdef uint32_t count = posted.end - posted.first
     cdef uint64_t claim = bz_load64(&posted.ring.slots[posted.sequence % SLOTS].head.claim)
     cdef uint32_t begun = <uint32_t>claim
     cdef int64_t finished = -1
-    if begun <= count and claim >> 32 == count:
-        finished = finished_pages(posted.ring, posted.sequence, begun)
-    if finished < 0 or finished and not _take_results(job, posted, <uint32_t>finished):
-        _suspect(job, posted.first, posted.end, UNCERTAIN)  # a word was spoilt
+    cdef bint told = begun <= count and claim >> 32 == count
+    cdef int weight = CERTAIN
+    if not posted.ring.is_thread:
+        finished = finished_pages(posted.ring, posted.sequence, count)
+    if not told or finished != begun and finished + 1 != begun:
+        weight = UNCERTAIN
+        if told:  # the results are spoilt, or it had not looked at the share yet
+            finished = -1
+        elif finished >= 0:
+            begun = min(<uint32_t>finished + 1, count)
+    if finished > 0 and not _take_results(job, posted, <uint32_t>finished):
+        finished = -1
+        weight = UNCERTAIN
+    if not told and finished < 0:
+        _suspect(job, posted.first, posted.end, weight)
         return
     if job.coder is NULL or posted.only_lanes:
         _push(job, &job.only_lanes, posted.first + begun, posted.end)
     else:
         job.fallbacks += count - begun
         _push(job, &job.mine, posted.first + begun, posted.end)
-    _suspect(job, posted.first + <uint32_t>finished, posted.first + begun, CERTAIN)
+    if finished < 0 and begun:
+        finished = begun - 1
+        _push(job, &job.only_lanes, posted.first, posted.first + begun - 1)
+    if finished >= 0:
+        _suspect(job, posted.first + <uint32_t>finished, posted.first + begun, weight)
 
 
 cdef void _suspect(JobState *job, uint32_t first, uint32_t end, int weight) noexcept nogil:

@@ -233,7 +233,6 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
         if not _open_share(lane, slot, &descriptor, batch):
             lane.outcome = BAD_DESCRIPTOR
             return False
-        bz_store64(&slot.head.results, sum)
     if _fails(lane, AT_OPENED):
         return False
     started = bz_now_ns()

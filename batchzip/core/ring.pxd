@@ -145,7 +145,7 @@ cdef uint64_t first_sum(uint32_t sequence) noexcept nogil
 cdef inline uint64_t add_result(uint64_t sum, uint32_t length, int32_t error) noexcept nogil:
     """Return a checksum of results with one more."""
     return bz_fold(sum, <uint64_t>length << 32 | <uint32_t>error)
-cdef int64_t finished_pages(const RingState *ring, uint32_t sequence, uint32_t begun) noexcept nogil
+cdef int64_t finished_pages(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil
 cdef uint32_t take(uint64_t *claim) noexcept nogil
 cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil
 cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil

@@ -34,7 +34,7 @@ Memory of a ring, in the order of addresses. Each field has one writer but the c
         claim      next u32, end u32                           owner at post; then both, by CAS
         descriptor sequence, operation, … and a check          owner, before `posted` covers it
         finished   sequence + 1 once all of it is done         lane, before `done` covers it
-        results    a checksum of the results below so far      worker, behind those of each page
+        results    a checksum of the results below so far      owner at post; then worker, page by page
         lengths    u32 a page: bytes of each staged input      owner, before `posted` covers it
         rows       u32 a page: where its output goes           owner, likewise
         dlens, errors, hashes   results of each page           worker, as soon as it is done
@@ -220,22 +220,17 @@ cdef uint64_t first_sum(uint32_t sequence) noexcept nogil:
     return bz_fold(sequence, 1)
 
 
-cdef int64_t finished_pages(const RingState *ring, uint32_t sequence, uint32_t begun) noexcept nogil:
-    """Return how many pages of a share have results, of the `begun` that a dead worker took; −1: spoilt.
-
-    All have them, or all but the one that it was at.
-    """
+cdef int64_t finished_pages(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil:
+    """Return how many of the first `count` pages of a worker's share have results; −1: a word was spoilt."""
     cdef Slot slot = ring.slots[sequence % SLOTS]
     cdef uint64_t sum = first_sum(sequence), results = bz_load64(&slot.head.results)
-    cdef uint32_t number
-    if not begun:
-        return 0  # it may not have looked at the share yet
-    for number in range(begun - 1):
+    cdef uint32_t number = 0
+    while sum != results:
+        if number == count:
+            return -1
         sum = add_result(sum, slot.dlens[number], slot.errors[number])
-    if sum == results:
-        return begun - 1
-    sum = add_result(sum, slot.dlens[begun - 1], slot.errors[begun - 1])
-    return begun if sum == results else -1
+        number += 1
+    return number
 
 
 cdef bint is_done(const RingState *ring, uint32_t sequence) noexcept nogil:
@@ -369,6 +364,7 @@ cdef void _write_slot(
             descriptor.output_pitch = batch.output_pitch
             _write_rows(slot, share)
         descriptor.tables = sum_of_tables(descriptor, slot.lengths, slot.rows)
+        bz_store64(&slot.head.results, first_sum(sequence))
     descriptor.check = bz_check(descriptor)
     bz_store64(&slot.head.claim, <uint64_t>share.count << 32)
 
