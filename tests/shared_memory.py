@@ -53,7 +53,7 @@ class Bits:
         self.names: list[str] = []
         for fd in files.values():
             own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-            pages = _pages_with_memory(own, os.fstat(fd).st_size)
+            pages = pages_with_memory(own, os.fstat(fd).st_size)
             if pages:
                 self.maps.append((own_mapping(own), pages))
                 self.names.append(str(Path(f"/proc/self/fd/{own}").readlink()))
@@ -74,7 +74,7 @@ class Bits:
         return where, rng.choice(pages) + within, rng.randrange(8)
 
 
-def _pages_with_memory(fd: int, size: int) -> list[int]:
+def pages_with_memory(fd: int, size: int) -> list[int]:
     """Find the pages that have memory: a look at others would give them some."""
     pages: list[int] = []
     at = 0

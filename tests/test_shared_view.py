@@ -1,6 +1,7 @@
 """Loads from another process's memory: whatever is in it, no wrong page and no crash."""
 
 import errno
+import fcntl
 import mmap
 import os
 import random
@@ -9,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from entries import DIRECTORY, ENTRIES
-from shared_memory import Bits, memory_files
+from shared_memory import Bits, memory_files, pages_with_memory
 from store_pages import ZEROS, noise, text, word
 
 from batchzip import (
@@ -142,6 +144,85 @@ def test_each_bit_of_an_entry_and_of_a_word_counts(
     assert view.load(1) == pages[1]
     for one in chosen:
         bits.flip(*one)
+
+
+class Copy:
+    """A store's memory, copied, and a view of that: nobody puts right what is written there."""
+
+    def __init__(self, view: StoreView, store: SwapStore) -> None:
+        given = *store._home.descriptors(), store._share_table()
+        self.fds = [self._copied(fd) for fd in given]
+        for fd in given:
+            os.close(fd)
+        self.maps = [mmap.mmap(fd, os.fstat(fd).st_size) for fd in self.fds]
+        owner = view._shared.owner
+        data, words = map(os.dup, self.fds[:2])
+        self.pool = SharedPool(data, words, -1, SIZE, *owner.codecs(), no_codecs)
+        self.table = self.another_table()
+
+    def another_table(self) -> SharedTable:
+        return SharedTable(os.dup(self.fds[2]), self.pool, lambda _: None)
+
+    def _copied(self, fd: int) -> int:
+        copy = os.memfd_create("copy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(copy, os.fstat(fd).st_size)
+        for at in pages_with_memory(fd, os.fstat(fd).st_size):
+            os.pwrite(copy, os.pread(fd, mmap.PAGESIZE, at), at)
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return copy
+
+    def overwrite(self, rng: random.Random) -> Callable[[], None]:
+        """Write over a few words of what is used, with anything. Return what puts them back."""
+        undo: list[tuple[mmap.mmap, int, bytes]] = []
+        for _ in range(rng.choice((1, 1, 4, 64))):
+            fd, memory = rng.choice(list(zip(self.fds, self.maps, strict=True)))
+            page = rng.choice(pages_with_memory(fd, os.fstat(fd).st_size))
+            at = page + 8 * rng.randrange(rng.choice((4, 16, 512)))
+            undo.append((memory, at, memory[at : at + 8]))
+            odd = (rng.randbytes(8), bytes(8), b"\xff" * 8, b"\0" * 6 + rng.randbytes(2))
+            memory[at : at + 8] = rng.choice(odd)
+
+        def put_back() -> None:
+            for memory, at, before in reversed(undo):
+                memory[at : at + 8] = before
+
+        return put_back
+
+    def close(self) -> None:
+        self.table.close()
+        self.pool.close()
+        for memory, fd in zip(self.maps, self.fds, strict=True):
+            memory.close()
+            os.close(fd)
+
+
+def test_words_that_are_overwritten_with_anything_never_give_a_wrong_page(engine: Engine) -> None:
+    rng = random.Random(2)
+    places = [*range(200), *range(5 << 9, (5 << 9) + 100)]
+    pages = dict(zip(places, make_pages(300), strict=True))
+    with SwapStore(engine) as store, store.share().attach() as view:
+        for first, count in ((0, 200), (5 << 9, 100)):
+            store.store(first, [pages[index] for index in range(first, first + count)])
+        copy = Copy(view, store)
+
+    def look(table: SharedTable, index: int) -> bool:
+        try:
+            assert table.load(index) == pages[index]
+        except (PageNotStored, CorruptPage, PageError, ClosedError):
+            return False
+        return True
+
+    right = 0
+    with ThreadPoolExecutor(80) as executor:  # each waits a while for its owner to put it right
+        for _ in range(6):
+            put_back = copy.overwrite(rng)
+            for table in (copy.table, copy.another_table()):  # the other has looked at nothing yet
+                some = [*rng.sample(places, 70), *range(200, 210)]
+                right += sum(executor.map(partial(look, table), some))
+            put_back()
+            assert all(executor.map(partial(look, copy.table), places))
+    assert 100 < right < 6 * 2 * 70
+    copy.close()
 
 
 # What the memory grows to
