@@ -24,13 +24,13 @@ from batchzip.store.counters import Counters
 from batchzip.store.group import Group
 from batchzip.store.home import Home, unless_dropped
 from batchzip.store.inspect import StoreReport, inspect
-from batchzip.store.share import Share
 from batchzip.store.share_server import ShareServer
 from batchzip.store.shrinker import Shrinker
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from batchzip.pool.class_use import ClassUse
+    from batchzip.store.share import Share
 
 _MOST_BATCH = 1 << 20
 """Pages of one batch: more than memory has room for."""
@@ -244,7 +244,7 @@ class SwapStore(Group):
     def share(self) -> Share:
         """Let other processes of the same user read this store; what they need to, which is picklable.
 
-            address = store.share().address         # here
+            address = str(store.share())            # here
             view = batchzip.attach(address)         # there: load, load_many, counters
 
         From the first call on a thread waits for readers, and tables lie in shared memory. Readers
@@ -263,7 +263,7 @@ class SwapStore(Group):
         if self._unusable:
             server.close()
             self._refuse()
-        return Share(server.address)
+        return server.share
 
     def status(self) -> dict[str, Any]:
         """Say how the store stands now, in plain values: what `batchzip top` shows.
