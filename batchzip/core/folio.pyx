@@ -391,9 +391,9 @@ cdef class Folio:
     ) -> int:
         """Enter the folio at `first` and on, in the pool, or `where` its objects lie in the backing file.
 
-        What the indices held goes. `limit` is the most bytes that the ledger's group may have in the pool. Return 0;
-        or −ENOMEM, −ENOSPC (the pool's limit) or −EDQUOT (the group's), and then the indices hold
-        nothing, or what they held if the folio `may_go_elsewhere`.
+        What the indices held goes. `limit` is the most bytes that the ledger's group may have in the
+        pool. Return 0; or −ENOMEM, −ENOSPC (the pool's limit) or −EDQUOT (the group's), and then the
+        indices hold nothing, or what they held if the folio `may_go_elsewhere`.
         """
         cdef uint64_t most = UINT64_MAX if limit is None else min(limit, UINT64_MAX)
         cdef uint32_t number

@@ -152,7 +152,10 @@ cdef void _free_stale(LedgerState *ledger, uint64_t first, uint32_t count, bint 
 cdef bint _exceeds(
     LedgerState *ledger, uint64_t first, const Prepared *folio, uint64_t limit, bint keeps
 ) noexcept nogil:
-    """Return whether a folio would take the group beyond its limit; if it `keeps` them, less the old objects."""
+    """Return whether a folio would take the group beyond its limit.
+
+    What the folio replaces does not count. It is there still where `keeps`.
+    """
     cdef uint64_t total = ledger.pool_bytes, index
     cdef uint32_t number, length
     cdef Entry *entry = NULL
@@ -177,9 +180,9 @@ cdef int ledger_publish(
 ) noexcept nogil:
     """Enter a folio, whole, in the place of whatever its indices hold.
 
-    `limit` is the most bytes that the group may have in the pool. Return 0; or −ENOMEM, −ENOSPC (the pool's
-    limit), −EDQUOT (the group's) or −EBADF (closed). Then they hold nothing, or, if the folio may go
-    elsewhere, what they held.
+    `limit` is the most bytes that the group may have in the pool. Return 0; or −ENOMEM, −ENOSPC (the
+    pool's limit), −EDQUOT (the group's) or −EBADF (closed). Then they hold nothing, or, if the folio
+    may go elsewhere, what they held.
     """
     cdef ObjectsState *objects = ledger.objects
     cdef uint32_t row, number = 0, length

@@ -7,8 +7,8 @@ A folio is all or nothing. Until it is published nobody sees any of it. If any p
 whatever the indices held before is dropped, because it is stale: the caller has newer data than the
 store. An exception, whoever raises it, ends in the same state.
 
-Locks: none here. What the limits are compared with may change meanwhile; the pool's limit and the group's are
-checked again where room is allocated.
+Locks: none here. What the limits are compared with may change meanwhile; the pool's and the group's
+are checked again where room is allocated.
 """
 
 from __future__ import annotations
