@@ -7,8 +7,8 @@ A folio is all or nothing. Until it is published nobody sees any of it. If any p
 whatever the indices held before is dropped, because it is stale: the caller has newer data than the
 store. An exception, whoever raises it, ends in the same state.
 
-Locks: none here. What the limits are compared with may change meanwhile; the pool's own limit is checked
-again where room is allocated.
+Locks: none here. What the limits are compared with may change meanwhile; the pool's and the group's
+are checked again where room is allocated.
 """
 
 from __future__ import annotations
@@ -90,12 +90,16 @@ class Storer:
         return self._publish_in_file(first, folio, writer)
 
     def _publish(self, first: int, folio: Folio, writer: Writer) -> Refusal | None:
-        spare = self._home.backing is not None
-        code = folio.publish(self._ledger, first, may_go_elsewhere=spare)
+        spare, own_limit = self._home.backing is not None, self.max_bytes
+        code = folio.publish(self._ledger, first, may_go_elsewhere=spare, limit=own_limit)
         if code == 0:
             writer.give_back(folio)
             return None
-        if code == -errno.ENOSPC:
+        if code == -errno.EDQUOT:
+            self._full.full = True
+            text = f"the folio does not fit the {own_limit} bytes of group {self._name!r}"
+            refusal = Refusal("pool_limit_hit", text)
+        elif code == -errno.ENOSPC:
             limit = self._home.pool.max_bytes
             self._home.full.full = True
             refusal = Refusal("pool_limit_hit", f"the folio does not fit the pool's {limit} bytes")
