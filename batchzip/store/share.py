@@ -76,9 +76,15 @@ def send(connection: socket.socket, data: bytes) -> None:
 
 def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     """Receive a message and descriptors, which are the caller's. Raises EOFError at its end."""
-    head, descriptors, flags, _ = socket.recv_fds(
-        connection, LENGTH.size, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-    )
+    room = socket.CMSG_LEN(MOST_DESCRIPTORS * 4)
+    # Not by socket.recv_fds, which ignores the flag: programs that are started would inherit them.
+    head, ancillary, flags, _ = connection.recvmsg(LENGTH.size, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors = [
+        fd
+        for level, kind, data in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for fd in memoryview(data)[: len(data) // 4 * 4].cast("i")
+    ]
     try:
         if flags & socket.MSG_CTRUNC:  # there was no room for all of them in this process
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # noqa: TRY301 - closes the others
