@@ -1,0 +1,490 @@
+"""What users met with compressors, arrays, caches and executors: each report as a program against batchzip.
+
+The public tracker and number stand beside each test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import itertools
+import logging
+import os
+import pickle
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from store_pages import SIZE, noise, text
+
+from batchzip import (
+    BadBatch,
+    ClosedError,
+    CompressBatch,
+    CompressedMapping,
+    DecompressBatch,
+    Engine,
+    EngineBusy,
+    NotStorable,
+    Recompression,
+    Request,
+    StoreRejected,
+    SwapStore,
+    UnknownAlgorithm,
+    UnknownBackend,
+    train_dictionary,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from batchzip import Group
+
+
+@pytest.fixture
+def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
+    with CompressedMapping(store) as mapping:
+        yield mapping
+        if not mapping.closed:
+            mapping.check_invariants()
+
+
+# Buffers
+
+
+class _Structure(ctypes.Structure):
+    _fields_ = (("number", ctypes.c_int64), ("thing", ctypes.py_object))
+
+
+REFERENCES: dict[str, Callable[[], Any]] = {
+    "array": lambda: np.empty(512, object),
+    "field": lambda: np.empty(512, [("thing", object)]),
+    "second field": lambda: np.empty(256, [("number", "i8"), ("thing", object)]),
+    "field of a field": lambda: np.empty(256, [("f", [("number", "i8"), ("thing", object)])]),
+    "array in a field": lambda: np.empty(256, [("things", object, 2)]),
+    "structure": _Structure * 256,
+    "pointers": ctypes.py_object * 512,
+}
+USES: dict[str, Callable[[SwapStore, Any], object]] = {
+    "store": lambda s, buffer: s.store(0, [buffer]),
+    "load": lambda s, buffer: s.load(1, out=buffer),
+    "load_many": lambda s, buffer: s.load_many([1], out=buffer),
+    "compress": lambda _, buffer: CompressBatch([buffer]),
+    "compress a page": lambda s, buffer: s.engine.compress_page(buffer),
+    "decompress to": lambda _, buffer: DecompressBatch([b"source"], pages=[buffer]),
+    "map": lambda s, buffer: CompressedMapping(s).update(key=buffer),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_references_to_objects_are_neither_read_nor_written_as_bytes(
+    store: SwapStore, kind: str, use: str
+) -> None:
+    """numpy#6811, numpy#32289: bytes written over references end the process."""
+    store.store(1, noise(1))
+    buffer = REFERENCES[kind]()
+    with pytest.raises((BadBatch, NotStorable), match="references to Python objects"):
+        USES[use](store, buffer)
+    assert len(store) == 1
+    gc.collect()
+
+
+def test_a_field_may_have_any_name(store: SwapStore) -> None:
+    fields = np.arange(1024, dtype="i4").view([("O", "i4")])
+    store.store(0, [fields])
+    assert store.load(0) == fields.tobytes()
+
+
+@pytest.mark.parametrize("algorithm", ["lz4", "lz4hc", "zstd", "deflate", "snappy", "brotli"])
+def test_pages_and_sources_are_any_kind_of_buffer(algorithm: str) -> None:
+    """cramjam#34: a bytearray came back cut. msgpack-python#182: elements were counted as bytes."""
+    page = text(1)
+    with Engine(algorithm, backend="sequential") as engine:
+        source = engine.compress_page(page)
+        kinds: list[Callable[[bytes], Any]] = [
+            bytearray,
+            memoryview,
+            lambda data: memoryview(bytearray(data)).toreadonly(),
+            lambda data: np.frombuffer(data, np.uint8),
+            lambda data: (ctypes.c_char * len(data)).from_buffer_copy(data),
+            pickle.PickleBuffer,
+        ]
+        for kind in kinds:
+            assert engine.decompress_page(kind(source)) == page
+            assert engine.decompress_page(engine.compress_page(kind(page))) == page
+        for wide in ("u2", ">f8", "c16", "i1"):
+            array = np.frombuffer(page, wide)
+            assert engine.decompress_page(engine.compress_page(array.reshape(2, -1))) == page
+
+
+def test_a_length_beyond_32_bits_is_not_taken_for_a_shorter_one() -> None:
+    """steeve/python-lz4#5, libarchive#1393: a length that wrapped decoded the beginning of its buffer."""
+    with Engine("lz4", backend="sequential") as engine:
+        source = np.frombuffer(engine.compress_page(text(1)), np.uint8)
+        sources = np.zeros((1, (1 << 32) + len(source)), np.uint8)  # untouched, but for one page
+        sources[0, : len(source)] = source
+        for length in ([sources.shape[1]], np.array(sources.shape[1:], np.uint64)):
+            batch = DecompressBatch((sources, length))
+            engine.decompress(batch)
+            assert batch.has_errors
+        batch = DecompressBatch((sources, np.array([len(source)], np.int8)))
+        engine.decompress(batch)
+        assert bytes(batch.pages[0]) == text(1)
+
+
+@pytest.mark.parametrize("capacity", [(1 << 31) - 1, 1 << 31, (1 << 32) - 1])
+def test_outputs_lie_beyond_4_gib(capacity: int) -> None:
+    """python-lz4#44, numcodecs#81: sizes of 2³¹ and 2³² bytes."""
+    pages = [text(1), text(2), text(3)]
+    with Engine("lz4", backend="sequential") as engine:
+        batch = CompressBatch(pages, dsts=np.empty((3, capacity), np.uint8))  # hardly touched
+        engine.compress(batch)
+        back = DecompressBatch((batch.dsts, batch.dlens))
+        engine.decompress(back)
+        assert [bytes(page) for page in back.pages] == pages
+
+
+# Descriptors
+
+
+def test_what_a_view_receives_is_not_inherited_by_programs(
+    store: SwapStore, tmp_path: Path
+) -> None:
+    """cpython#128881: socket.recv_fds ignores its flags, so descriptors went to every program started."""
+
+    def inheritable() -> set[str]:
+        found = list(Path("/proc/self/fd").iterdir())
+        return {fd.name for fd in found if fd.exists() and os.get_inheritable(int(fd.name))}
+
+    before = inheritable()
+    with SwapStore(store.engine, backing=tmp_path) as backed:
+        backed.store(0, [noise(n) for n in range(9)])
+        backed.group("more").store(0, text(1))
+        backed.writeback(5)
+        with backed.share().attach() as view:
+            assert view.load(0) == noise(0)
+            assert view.group("more").load(0) == text(1)
+            assert inheritable() == before
+
+
+# asyncio
+
+
+class _Pages(np.ndarray):
+    """An array that can be referred to weakly."""
+
+
+def _pages() -> _Pages:
+    return np.frombuffer(noise(1, 4 * SIZE), np.uint8).reshape(4, SIZE).copy().view(_Pages)
+
+
+async def _cancelled(work: Coroutine[Any, Any, object]) -> None:
+    task = asyncio.ensure_future(work)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def _astore(store: SwapStore, pages: Any) -> None:
+    with contextlib.suppress(StoreRejected):
+        await store.astore(0, pages)
+        raise AssertionError("pages of noise were stored")
+
+
+async def _await_failed(_: SwapStore, pages: Any) -> None:
+    requests = [Request(CompressBatch(pages))]
+    assert requests[0].take_up()
+    requests[0].finish(OSError("failed"))
+    with pytest.raises(OSError, match="failed"):
+        await requests.pop()
+
+
+def _wait_failed(_: SwapStore, pages: Any) -> None:
+    requests = [Request(CompressBatch(pages))]
+    requests[0].add_done_callback(lambda _: None)
+    assert requests[0].take_up()
+    requests[0].finish(OSError("failed"))
+    with pytest.raises(OSError, match="failed"):
+        requests.pop().wait()
+
+
+KEEPERS: dict[str, Callable[[SwapStore, Any], Any]] = {
+    "astore, rejected": _astore,
+    "astore, cancelled": lambda s, pages: _cancelled(s.astore(0, pages)),
+    "compress_async": lambda s, pages: s.engine.compress_async(CompressBatch(pages)),
+    "compress_async, cancelled": lambda s, pages: _cancelled(
+        s.engine.compress_async(CompressBatch(pages))
+    ),
+    "submit": lambda s, pages: s.engine.submit(CompressBatch(pages)).wait(),
+    "await": lambda s, pages: asyncio.wait_for(s.engine.submit(CompressBatch(pages)), 60),
+    "await, failed": _await_failed,
+    "wait, failed": _wait_failed,
+}
+
+
+@pytest.mark.parametrize("call", KEEPERS)
+def test_pages_go_with_the_last_reference_and_need_no_collection(call: str) -> None:
+    """cpython#80111, cpython#74028: an exception, its frames and its future kept each other, and the data."""
+    with (
+        Engine("lz4", backend="threads", workers=1) as engine,
+        SwapStore(engine, keep_incompressible=False) as store,
+    ):
+
+        async def alone() -> bool:
+            pages = _pages()
+            seen = weakref.ref(pages)
+            done = KEEPERS[call](store, pages)
+            del pages
+            if asyncio.iscoroutine(done):
+                await done
+            del done
+            for _ in range(50):  # the thread that did it may be about to let go
+                if seen() is None:
+                    break
+                await asyncio.sleep(0.01)
+            return seen() is not None
+
+        gc.collect()
+        gc.disable()
+        try:
+            assert asyncio.run(alone()) is False
+        finally:
+            gc.enable()
+
+
+def test_event_loops_are_not_kept_by_an_engine_that_they_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """anyio#1203: what a WeakKeyDictionary keeps for a loop refers to the loop."""
+    loops = []
+    pages = np.zeros((1, SIZE), np.uint8)
+    calls = itertools.count()
+    with Engine("lz4", backend="threads", workers=1) as engine:
+        submit = engine.submit
+
+        def submit_if_there_is_room(batch: CompressBatch, **options: Any) -> Request[CompressBatch]:
+            if next(calls) % 5 == 0:
+                raise EngineBusy("full")
+            return submit(batch, **options)
+
+        monkeypatch.setattr(engine, "submit", submit_if_there_is_room)
+
+        async def crowd() -> None:
+            loops.append(weakref.ref(asyncio.get_running_loop()))
+            batches = [CompressBatch(pages) for _ in range(20)]
+            await asyncio.gather(*map(engine.compress_async, batches))
+
+        for _ in range(3):
+            asyncio.run(crowd())
+        gc.collect()
+        assert [loop() for loop in loops] == [None] * 3
+
+
+def test_a_loop_that_is_closed_at_the_last_moment_is_no_error(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """anyio#1265, python/asyncio#258: closed between the look whether it is and the call."""
+    loop = asyncio.new_event_loop()
+    request = Request(CompressBatch(np.zeros((1, SIZE), np.uint8)))
+    assert request.take_up()
+
+    async def wait() -> None:
+        await request
+
+    task = loop.create_task(wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    call = loop.call_soon_threadsafe
+
+    def close_and_call(*arguments: Any) -> Any:
+        loop.close()
+        return call(*arguments)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", close_and_call)
+    with caplog.at_level(logging.DEBUG, "concurrent.futures"):
+        request.finish()
+    assert not caplog.records
+    task._log_destroy_pending = False  # type: ignore[attr-defined] # nobody is left to end it
+
+
+# Mappings
+
+
+class _Stubborn:
+    """Serialises all, and restores all but "broken"."""
+
+    dumps = staticmethod(pickle.dumps)
+
+    def loads(self, data: bytes) -> object:
+        value = pickle.loads(data)
+        if value == "broken":
+            raise KeyError("a class that is gone")
+        return value
+
+
+READERS: dict[str, Callable[[CompressedMapping], object]] = {
+    "get": lambda m: m.get("key", "absent"),
+    "items": lambda m: list(m.items()),
+    "values": lambda m: list(m.values()),
+    "in items": lambda m: ("key", 1) in m.items(),
+    "in values": lambda m: 1 in m.values(),
+    "pop": lambda m: m.pop("key", "absent"),
+    "setdefault": lambda m: m.setdefault("key", "absent"),
+    "==": lambda m: m == {"key": "broken"},
+    "|": lambda m: m | {},
+    "copy": lambda m: m.copy()["key"],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_value_that_cannot_be_restored_is_not_taken_for_absent(
+    store: SwapStore, reader: str
+) -> None:
+    """joblib#896, litestar#4420, cpython#83057: a KeyError of the unpickler read as "not there"."""
+    with CompressedMapping(store, serializer=_Stubborn()) as mapping:
+        mapping["key"] = "broken"
+        with pytest.raises(KeyError, match="a class that is gone"):
+            READERS[reader](mapping)
+        assert "key" in mapping
+        mapping["key"] = "mended"
+        assert mapping.get("key") == "mended"
+        assert mapping.get("other") is None
+
+
+@pytest.mark.parametrize("view", ["items", "values"])
+def test_a_key_that_goes_meanwhile_is_left_out(mapping: CompressedMapping, view: str) -> None:
+    """filesystem_spec#893, stucchio/Python-LRU-cache#9: KeyError, as another thread deleted a key."""
+    mapping.update({number: b"%d" % number for number in range(5)})
+    found = iter(getattr(mapping, view)())
+    next(found)
+    del mapping[2]
+    mapping[9] = b"9"
+    left = [(1, b"1"), (3, b"3"), (4, b"4")]
+    assert list(found) == (left if view == "items" else [value for _, value in left])
+    assert (3, b"3") in mapping.items()
+    assert (3, b"other") not in mapping.items()
+    assert b"4" in mapping.values()
+
+
+def test_threads_may_look_at_all_while_others_change_it(mapping: CompressedMapping) -> None:
+    ends = threading.Event()
+
+    def change() -> None:
+        number = 0
+        while not ends.is_set():
+            mapping[number % 20] = b"value"
+            mapping.pop(number * 7 % 20, None)
+            number += 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(60):
+            assert {value for _, value in mapping.items()} <= {b"value"}
+            assert set(mapping.values()) <= {b"value"}
+            mapping.copy().close()
+            (mapping | {}).close()
+            assert mapping.get(3, b"value") == b"value"
+    finally:
+        ends.set()
+        thread.join()
+
+
+def test_mappings_are_made_in_no_more_time_the_more_there_are(
+    store: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FreeCAD#16849, spox#140: each name was looked for from the first on."""
+    asked: list[str] = []
+    new_group = store._new_group
+
+    def ask(name: str, most: int | None) -> Group | None:
+        asked.append(name)
+        return new_group(name, most)
+
+    monkeypatch.setattr(store, "_new_group", ask)
+    mappings = [CompressedMapping(store) for _ in range(50)]
+    assert len({each.group.name for each in mappings}) == len(asked) == 50
+    for each in mappings:
+        each.close()
+
+
+# Stores
+
+
+def test_folios_that_are_refused_leave_no_descriptor_until_a_collection() -> None:
+    """python-zstandard#116, python-isal#166: what an error ended kept its buffers."""
+    with (
+        Engine("lz4", backend="workers", workers=1) as engine,
+        SwapStore(engine, keep_incompressible=False) as store,
+    ):
+        assert engine.wait_ready()
+        counts = []
+        gc.disable()
+        try:
+            for _ in range(5):
+                with pytest.raises(StoreRejected):
+                    store.store(0, [noise(number) for number in range(64)])
+                counts.append(len(os.listdir("/proc/self/fd")))  # noqa: PTH208 - only how many
+        finally:
+            gc.enable()
+        assert len(set(counts)) == 1
+
+
+class _Closing:
+    """A number that closes a store when it is looked at."""
+
+    def __init__(self, store: SwapStore) -> None:
+        self.store = store
+
+    def __index__(self) -> int:
+        self.store.close()
+        return 1_000_000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda s, limit: s.group("group", max_bytes=limit),
+        lambda s, limit: CompressedMapping(s, max_bytes=limit),
+    ],
+    ids=["group", "mapping"],
+)
+def test_a_group_of_a_store_that_is_closed_meanwhile_is_refused(
+    store: SwapStore, make: Callable[[SwapStore, Any], object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """cpython#142558, msgpack-python#723: what `__index__` does comes between check and use."""
+    with pytest.raises(ClosedError):
+        make(store, _Closing(store))
+    gc.collect()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("backend", ["sequential", "threads"])
+def test_pages_are_recompressed_with_what_an_engine_takes(backend: str) -> None:
+    """socksio#58: parameters were a key of a cache, and a bytearray has no hash."""
+    pages = [text(number) for number in range(100)]
+    dictionary = train_dictionary(pages, size=1024, level=1)
+    with Engine("lz4", backend=backend) as engine, SwapStore(engine) as store:
+        for given in (dictionary, bytearray(dictionary), np.frombuffer(dictionary, np.uint8)):
+            store.store(0, pages)
+            assert store.recompress("zstd", level=1, dictionary=given).pages == 100
+        assert len(store._home._engines) == 1
+        for options in ({"shuffle": 4}, {"verify": True}, {"level": np.int8(3)}):
+            assert isinstance(store.recompress("zstd", **options), Recompression)
+        assert store.load_many(range(100)).tobytes() == b"".join(pages)
+        with pytest.raises(UnknownAlgorithm):
+            store.recompress(["zstd"])  # type: ignore[arg-type]
+        store.check_invariants()
+
+
+def test_a_name_that_has_no_hash_is_unknown() -> None:
+    with pytest.raises(UnknownAlgorithm):
+        Engine(["zstd"])  # type: ignore[call-overload]
+    with pytest.raises(UnknownBackend):
+        Engine(backend=["threads"])  # type: ignore[call-overload]
