@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
+_NOT_HELD = "cannot release un-acquired lock"
+
+
 class Request(Generic[AnyBatch]):
     """One batch under way; made by `Engine.submit`. Every method is thread-safe.
 
@@ -74,13 +77,16 @@ class Request(Generic[AnyBatch]):
             error = self._future.exception(timeout_s)
         except CancelledError:
             raise RequestCancelled("this request was cancelled before it was taken up") from None
-        except TimeoutError:
+        except TimeoutError as late:
+            if timeout_s is None or type(late) is not TimeoutError or late.args:
+                raise  # a signal handler's
             raise RequestTimeout(
                 f"the batch of {len(self.batch)} pages is not done after {timeout_s:g} s"
             ) from None
         except RuntimeError as failure:
-            # An interrupt while the future's condition has let go of its lock: it complains of that.
-            if isinstance(failure.__context__, KeyboardInterrupt):
+            # What a signal handler raises while the future's condition has let go of its lock: it
+            # complains of that.
+            if failure.__context__ is not None and failure.args == (_NOT_HELD,):
                 raise failure.__context__ from None
             raise
         try:

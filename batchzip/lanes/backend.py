@@ -25,7 +25,7 @@ from batchzip.checks import as_integer
 from batchzip.core.division import Divider
 from batchzip.core.ring import share_pages
 from batchzip.cpus import MOST_WORKERS, default_lanes
-from batchzip.errors import ClosedError, PageError
+from batchzip.errors import ClosedError, EngineBusy, PageError
 from batchzip.lanes.dispatcher import Dispatcher
 from batchzip.lanes.queue import RequestQueue
 from batchzip.lanes.watch import Watch, withdraw
@@ -186,8 +186,11 @@ class LanesBackend(Backend):
     def _put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
         try:
             self._queue.put(request, timeout_s=timeout_s, block=block)
-        except KeyboardInterrupt:
-            # It may be queued all the same, and whoever submitted it never gets to know the request.
+        except (EngineBusy, ClosedError):
+            raise
+        except BaseException:
+            # Ctrl-C, or whatever a signal handler raises: it may be queued all the same, and whoever
+            # submitted it never gets to know the request.
             if not request.cancel():
                 request.wait()
             self._queue.notify()

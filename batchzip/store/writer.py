@@ -122,6 +122,8 @@ class Writer:
             try:
                 rows = engine.arena(self._max_batch, width)
             except OSError as error:
+                if error.errno is None:  # a signal handler's TimeoutError
+                    raise
                 raise MemoryError(f"no memory to compress to: {error}") from error
         return FolioBatch(rows, engine.page_size)
 
