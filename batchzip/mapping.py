@@ -38,6 +38,7 @@ from batchzip.errors import BadArgument, ClosedError, CorruptPage, NotStorable, 
 from batchzip.lifetime import Closing
 from batchzip.serializers import packer_of
 from batchzip.store.swap_store import SwapStore
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -391,7 +392,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         try:
             return self._parts(value)
         except (CorruptPage, PageError) as error:
-            error.add_note(f"it is a page of the value of key {key!r}")
+            error.add_note(f"it is a page of the value of key {shown(key)}")
             raise
 
     def _parts(self, value: _Value) -> list[memoryview]:

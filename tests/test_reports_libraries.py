@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import pickle
+import signal
 import threading
 import weakref
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from entries import flip
 from store_pages import SIZE, noise, text
 
 from batchzip import (
@@ -27,6 +29,7 @@ from batchzip import (
     ClosedError,
     CompressBatch,
     CompressedMapping,
+    CorruptPage,
     DecompressBatch,
     Engine,
     EngineBusy,
@@ -313,6 +316,85 @@ def test_a_loop_that_is_closed_at_the_last_moment_is_no_error(
     task._log_destroy_pending = False  # type: ignore[attr-defined] # nobody is left to end it
 
 
+# Alarms
+
+
+class _Alarm(Exception):
+    """What a signal handler raises."""
+
+
+class _Late(TimeoutError):
+    """What a signal handler raises, of a kind that waits know, too."""
+
+
+@pytest.fixture
+def alarm(request: pytest.FixtureRequest) -> Iterator[type[Exception]]:
+    """Have the kind of exception that an alarm raises."""
+
+    def handle(*_: object) -> None:
+        raise request.param("too long")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    yield request.param
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+ALARMS = pytest.mark.parametrize("alarm", [TimeoutError, _Late, _Alarm], indirect=True)
+
+
+@ALARMS
+@pytest.mark.parametrize("timeout_s", [None, 60])
+def test_an_alarm_in_a_wait_is_not_taken_for_the_end_of_the_wait(
+    alarm: type[Exception], timeout_s: float | None
+) -> None:
+    """ansible#53804, aioesphomeapi#565: TimeoutError of a handler was taken for another one."""
+    request = Request(CompressBatch([text(1)]))
+
+    def wait() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        request.wait(timeout_s)
+
+    with pytest.raises(alarm, match="too long") as raised:
+        wait()
+    assert type(raised.value) is alarm
+
+
+@ALARMS
+def test_an_alarm_in_a_submit_leaves_nothing_under_way(
+    alarm: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[Request[Any]] = []
+    with Engine("lz4", backend="threads", workers=1) as engine:
+        queue = engine.backend._queue  # type: ignore[attr-defined]
+        put = queue.put
+
+        def put_and_raise(request: Request[Any], **options: Any) -> None:
+            requests.append(request)
+            put(request, **options)
+            raise alarm("too long")
+
+        monkeypatch.setattr(queue, "put", put_and_raise)
+        batch = CompressBatch([text(number) for number in range(256)])
+        with pytest.raises(alarm, match="too long"):
+            engine.submit(batch)
+        assert requests[0].done()
+
+
+@ALARMS
+def test_an_alarm_is_not_taken_for_a_lack_of_memory(
+    alarm: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arena(*_: object) -> None:
+        raise alarm("too long")
+
+    with Engine("lz4", backend="threads", workers=1) as engine, SwapStore(engine) as store:
+        monkeypatch.setattr(engine, "arena", arena)
+        with pytest.raises(alarm, match="too long"):
+            store.store(0, [text(number) for number in range(256)])
+        store.check_invariants()
+
+
 # Mappings
 
 
@@ -355,6 +437,21 @@ def test_a_value_that_cannot_be_restored_is_not_taken_for_absent(
         mapping["key"] = "mended"
         assert mapping.get("key") == "mended"
         assert mapping.get("other") is None
+
+
+class _Shy:
+    def __repr__(self) -> str:
+        raise RuntimeError("nobody is to see me")
+
+
+def test_a_damaged_value_is_said_whatever_its_key_looks_like(mapping: CompressedMapping) -> None:
+    """cachetools#12, fusil#264: an error could not be said, as the key in it had no repr."""
+    for key in ((_Shy(),), 10**5000):
+        mapping[key] = noise(1)
+        flip(mapping.group, mapping._values[key].reservation.first)  # type: ignore[union-attr]
+        with pytest.raises(CorruptPage):
+            mapping[key]
+        del mapping[key]
 
 
 @pytest.mark.parametrize("view", ["items", "values"])
