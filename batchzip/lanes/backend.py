@@ -174,7 +174,9 @@ class LanesBackend(Backend):
                 finally:
                     self._starts_dispatcher = False
             dispatcher = self._dispatcher
-        if dispatcher is None:  # none can be started, or this is a signal handler and it is being
+        if dispatcher is None or dispatcher.is_over:
+            # None can be started; or this is a signal handler, and it is being; or one of the last
+            # handlers of a program that exits.
             self._do_now(request)
         elif dispatcher.is_here():
             # A callback: it would wait for room that its own thread has to make, or that another
