@@ -589,6 +589,23 @@ def test_pages_are_recompressed_with_what_an_engine_takes(backend: str) -> None:
         store.check_invariants()
 
 
+def test_engines_for_recompression_do_not_pile_up() -> None:
+    """distributed#1941, c-blosc2#647: each new set of parameters left its threads behind."""
+    pages = [text(number) for number in range(10)]
+    with Engine("lz4", backend="threads", workers=1) as engine, SwapStore(engine) as store:
+        counts = []
+        for level in range(1, 13):
+            store.store(level * 100, pages)
+            store.recompress("zstd", level=level)
+            counts.append(len(os.listdir("/proc/self/task")))  # noqa: PTH208 - only how many
+        assert max(counts) == counts[4]
+        for level in range(1, 13):
+            assert store.load_many(range(level * 100, level * 100 + 10)).tobytes() == b"".join(
+                pages
+            )
+        store.check_invariants()
+
+
 def test_a_name_that_has_no_hash_is_unknown() -> None:
     with pytest.raises(UnknownAlgorithm):
         Engine(["zstd"])  # type: ignore[call-overload]

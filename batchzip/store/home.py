@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from batchzip.store.backing_file import BackingFile
     from batchzip.store.group import Group
 
+_MOST_ENGINES = 4
+"""Engines that are kept for recompression: each has lanes, and a dictionary perhaps."""
+
 _WORTH = 8
 """The pool is compacted when more than one in so many of its bytes could be given back."""
 
@@ -141,7 +144,7 @@ class Home:
         return coders
 
     def second_writer(self, algorithm: str | Engine, parameters: dict[str, object]) -> Writer:
-        """Make a writer for recompression; an engine made here is kept until the store is closed."""
+        """Make a writer for recompression; the last few engines that are made here are kept."""
         if isinstance(algorithm, Engine):
             if parameters:
                 raise BadArgument("an engine brings its own parameters")
@@ -155,7 +158,16 @@ class Home:
             engine = self._engines.setdefault(codec, made)
             if engine is not made:  # another thread was faster
                 made.close()
-        return self.writer_of(engine)
+        writer = self.writer_of(engine)
+        for old in list(self._engines)[:-_MOST_ENGINES]:
+            self._let_go(self._engines.pop(old, None))
+        return writer
+
+    def _let_go(self, engine: Engine | None) -> None:
+        """Let go of an engine made here; it ends when nobody uses it any more. Its pages stay readable."""
+        for number, other in list(self._engines_of.items()):
+            if other is engine:
+                self._engines_of.pop(number, None)
 
     def _backend_for(self, codec: Codec) -> str:
         """Return the backend of an engine that compresses again: that of the first if it can."""
