@@ -10,6 +10,7 @@ Locks: none of Python's around data: every change is one call of the core (core/
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,8 @@ class SwapStore(Group):
                 groups.pop(group.name, None)
 
         home.forget = forget
+        self._numbers = itertools.count()
+        """For names of groups that nobody named."""
         self._servers: dict[int, ShareServer] = {}
         """By number; the last one answers, unless an error of the system ended it."""
         super().__init__("", home)
@@ -145,10 +148,13 @@ class SwapStore(Group):
         if name in self._groups:
             return None
         made = Group(name, self._home, max_bytes)
-        if self._groups.setdefault(name, made) is made:
-            return made
-        made.close()
-        return None
+        if self._groups.setdefault(name, made) is not made:
+            made.close()
+            return None
+        if self._unusable:  # closed meanwhile, perhaps before the group was among its groups
+            made.close()
+            self._refuse()
+        return made
 
     def drop_group(self, name: str) -> int:
         """Close a group: its pages and their memory go. Return the number of pages that it had.
