@@ -129,6 +129,9 @@ class Records:
     def expire(self) -> int:
         """Take out all values whose time is over. Return how many went."""
 
+    def coder_bytes(self) -> int:
+        """Return the bytes of memory of the coders that are not the engine's: those with a dictionary."""
+
     def figures(self) -> dict[str, int]:
         """Return the figures of one moment.
 

@@ -1010,6 +1010,13 @@ cdef class Records:
             gone += went
         return gone
 
+    def coder_bytes(self) -> int:
+        """Return the bytes of memory of the coders that are not the engine's: those with a dictionary."""
+        cdef Coders coders
+        return sum([
+            coders.memory_bytes() for coders in self.coders.values() if not coders.names_dictionary
+        ])
+
     def figures(self) -> dict[str, int]:
         """Return the figures of one moment.
 

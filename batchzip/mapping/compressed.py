@@ -669,12 +669,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         large = self._records.large_values()
         nbytes = figures["raw_bytes"] + sum(sum(value.lengths) for value in large)
         key_bytes = figures["key_bytes"]
-        trained = self._trainer.dictionary_bytes if self._trainer is not None else 0
         return MemoryUsage(
             values=round(pool.held_bytes * share),
             tables=ledger["table_bytes"] + 10 * objects,
-            index=figures["index_bytes"] + 200 * len(large),
-            dictionaries=trained,
+            index=figures["index_bytes"] + 250 * len(large),
+            dictionaries=self._records.coder_bytes(),
             in_dict=dict_bytes(figures["values"], key_bytes, nbytes),
         )
 
