@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from batchzip import BadArgument, ClosedError
 from batchzip.dask import WorkerData
 from batchzip.testing import LeakCheck
+from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -408,6 +409,40 @@ def test_a_value_may_use_the_data_while_it_is_pickled(
     data.evict()
     assert set(data) == left
     assert len(data) == len(left)
+
+
+class Met:
+    """A value that two threads restore at the same time."""
+
+    meeting: threading.Barrier | None = None
+
+    def __reduce__(self) -> Any:
+        return _meet, ()
+
+
+def _meet() -> list[int]:
+    if Met.meeting is not None:
+        Met.meeting.wait(60)
+    return [1, 2, 3]
+
+
+@pytest.mark.parametrize("live", [0.0, 0.25], ids=["stays compressed", "becomes live"])
+def test_threads_may_restore_the_same_value_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: float
+) -> None:
+    with WorkerData(tmp_path, memory_limit=MIB, live=live) as data:
+        data["met"] = Met()
+        data.evict()
+        monkeypatch.setattr(Met, "meeting", threading.Barrier(2))
+        found: list[object] = []
+        in_threads(2, lambda _: found.append(data["met"]))
+        assert found == [[1, 2, 3]] * 2
+        monkeypatch.setattr(Met, "meeting", None)
+        assert list(data) == ["met"]
+        assert len(data) == 1
+        assert data["met"] == [1, 2, 3]
+        del data["met"]
+        assert len(data) == data.fast.total_weight == 0
 
 
 def test_it_counts_what_dask_counts(data: WorkerData) -> None:
