@@ -161,6 +161,10 @@ class DescriptorIO(Storage):
             self._to_empty = False  # it may be another store's as soon as it is released
         super().close()
 
+    def __del__(self) -> None:
+        if self._to_empty and not self.claim.released:  # as it is in a forked child
+            self.close()
+
 
 class ForeignIO(Storage):
     """An object of the user's."""

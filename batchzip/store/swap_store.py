@@ -11,6 +11,7 @@ Locks: none of Python's around data: every change is one call of the core (core/
 from __future__ import annotations
 
 import os
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from batchzip.checks import as_integer, as_limit, check_kind
@@ -95,11 +96,12 @@ class SwapStore(Group):
         if file is not None and shrinker_enabled:
             home.wake = self._shrinker.wake
         self._groups: dict[str, Group] = {}
-        groups = self._groups  # not the store, which nobody must keep by this
+        this = weakref.ref(self)  # the groups keep what keeps this
 
         def forget(group: Group) -> None:
-            if groups.get(group.name) is group:
-                groups.pop(group.name, None)
+            store = this()
+            if store is not None and store._groups.get(group.name) is group:  # noqa: SLF001 - itself
+                store._groups.pop(group.name, None)  # noqa: SLF001
 
         home.forget = forget
         self._servers: dict[int, ShareServer] = {}
