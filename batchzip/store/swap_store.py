@@ -100,7 +100,7 @@ class SwapStore(Group):
 
         def forget(group: Group) -> None:
             store = this()
-            if store is not None and store._groups.get(group.name) is group:  # noqa: SLF001 - itself
+            if store is not None and store._groups.get(group.name) is group:  # noqa: SLF001
                 store._groups.pop(group.name, None)  # noqa: SLF001
 
         home.forget = forget
