@@ -10,6 +10,7 @@ Locks: none of Python's around data: every change is one call of the core (core/
 
 from __future__ import annotations
 
+import itertools
 import os
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,13 @@ from batchzip.store.counters import Counters
 from batchzip.store.group import Group
 from batchzip.store.home import Home, unless_dropped
 from batchzip.store.inspect import StoreReport, inspect
-from batchzip.store.share import Share
 from batchzip.store.share_server import ShareServer
 from batchzip.store.shrinker import Shrinker
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from batchzip.pool.class_use import ClassUse
+    from batchzip.store.share import Share
 
 _MOST_BATCH = 1 << 20
 """Pages of one batch: more than memory has room for."""
@@ -104,6 +105,8 @@ class SwapStore(Group):
                 store._groups.pop(group.name, None)  # noqa: SLF001
 
         home.forget = forget
+        self._numbers = itertools.count()
+        """For names of groups that nobody named."""
         self._servers: dict[int, ShareServer] = {}
         """By number; the last one answers, unless an error of the system ended it."""
         super().__init__("", home)
@@ -147,10 +150,13 @@ class SwapStore(Group):
         if name in self._groups:
             return None
         made = Group(name, self._home, max_bytes)
-        if self._groups.setdefault(name, made) is made:
-            return made
-        made.close()
-        return None
+        if self._groups.setdefault(name, made) is not made:
+            made.close()
+            return None
+        if self._unusable:  # closed meanwhile, perhaps before the group was among its groups
+            made.close()
+            self._refuse()
+        return made
 
     def drop_group(self, name: str) -> int:
         """Close a group: its pages and their memory go. Return the number of pages that it had.
@@ -246,7 +252,7 @@ class SwapStore(Group):
     def share(self) -> Share:
         """Let other processes of the same user read this store; what they need to, which is picklable.
 
-            address = store.share().address         # here
+            address = str(store.share())            # here
             view = batchzip.attach(address)         # there: load, load_many, counters
 
         From the first call on a thread waits for readers, and tables lie in shared memory. Readers
@@ -265,7 +271,7 @@ class SwapStore(Group):
         if self._unusable:
             server.close()
             self._refuse()
-        return Share(server.address)
+        return server.share
 
     def status(self) -> dict[str, Any]:
         """Say how the store stands now, in plain values: what `batchzip top` shows.
