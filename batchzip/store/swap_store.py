@@ -51,7 +51,7 @@ class SwapStore(Group):
                                 object, open to read and to write: its file is overwritten; it stays the
                                 caller's, who may close it. Or an object with pread and pwrite. No file and no
                                 object is under two stores at a time, of this process or of another one.
-    `max_backing_bytes`         bytes the backing file may hold; None for no limit.
+    `max_backing_bytes`         bytes the backing file may hold; None for no limit. May be changed later.
     `shrinker_enabled`          write cold pages back in a thread when a limit is met.
     `max_batch`                 most pages handed to the engine in one go; a larger folio takes several.
     `keep_incompressible`       keep pages that do not shrink raw; False rejects their folio, as zswap
@@ -355,6 +355,23 @@ class SwapStore(Group):
     def max_pool_bytes(self, value: int | None) -> None:
         self._enter()
         self._home.pool.max_bytes = as_limit(value, "max_pool_bytes")
+
+    @property
+    def max_backing_bytes(self) -> int | None:
+        """Bytes the backing file may hold, or None. Lowered below what it holds, it only refuses.
+
+        Setting it raises BadArgument where there is no backing file.
+        """
+        backing = self._home.backing
+        return None if backing is None else backing.max_bytes
+
+    @max_backing_bytes.setter
+    def max_backing_bytes(self, value: int | None) -> None:
+        self._enter()
+        limit = as_limit(value, "max_backing_bytes")
+        if self._home.backing is None:
+            raise BadArgument("max_backing_bytes limits a backing file: give one with backing=")
+        self._home.backing.max_bytes = limit
 
     @property
     def accept_threshold_percent(self) -> int:
