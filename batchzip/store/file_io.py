@@ -215,7 +215,8 @@ class ForeignIO(Storage):
 class ObjectIO(ForeignIO):
     """An object with pread(length, offset) → bytes and pwrite(data, offset) → int.
 
-    Its sync(), discard(offset, length) and truncate(size) are called if it has them.
+    Its sync(), discard(offset, length) and truncate(size) are called if it has them. Each may call the
+    store; sync and truncate must not wait for another thread that writes to it.
     """
 
     def pread(self, length: int, offset: int) -> bytes:
