@@ -26,7 +26,7 @@ from batchzip.checks import as_integer
 from batchzip.core.division import Divider
 from batchzip.core.ring import share_pages
 from batchzip.cpus import MOST_WORKERS, default_lanes
-from batchzip.errors import ClosedError, PageError, WorkerWarning
+from batchzip.errors import ClosedError, EngineBusy, PageError, WorkerWarning
 from batchzip.lanes.dispatcher import Dispatcher
 from batchzip.lanes.queue import RequestQueue
 from batchzip.lanes.watch import Watch, withdraw
@@ -194,7 +194,9 @@ class LanesBackend(Backend):
                 finally:
                     self._starts_dispatcher = False
             dispatcher = self._dispatcher
-        if dispatcher is None:  # none can be started, or this is a signal handler and it is being
+        if dispatcher is None or dispatcher.is_over:
+            # None can be started; or this is a signal handler, and it is being; or one of the last
+            # handlers of a program that exits.
             self._do_now(request)
         elif dispatcher.is_here():
             # A callback: it would wait for room that its own thread has to make, or that another
@@ -206,8 +208,11 @@ class LanesBackend(Backend):
     def _put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
         try:
             self._queue.put(request, timeout_s=timeout_s, block=block)
-        except KeyboardInterrupt:
-            # It may be queued all the same, and whoever submitted it never gets to know the request.
+        except (EngineBusy, ClosedError):
+            raise
+        except BaseException:
+            # Ctrl-C, or whatever a signal handler raises: it may be queued all the same, and whoever
+            # submitted it never gets to know the request.
             if not request.cancel():
                 request.wait()
             self._queue.notify()
