@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import xxhash
 from store_pages import text
 
 from batchzip import (
@@ -214,16 +215,34 @@ def test_descriptors_that_no_store_gives_are_refused(tmp_path: Path, memory: Mem
         assert refused(folder, (framed(ANSWER), given)) is BadArgument, given
 
 
-def test_objects_that_are_none_are_damaged_pages(tmp_path: Path, memory: Memory) -> None:
-    """They are copied, not mapped: whatever they are cannot fault."""
+def store_one(memory: Memory, checksum: int) -> None:
+    """Have the table say that page 0 is compressed, 78 bytes long, and lies where objects begin."""
     words = memory.words.view.cast("Q")
-    words[1], words[8] = 64, 1 << 48 | 77  # slot 8 has an object at 0
+    words[1], words[8] = 64, 1 << 48 | 77  # slot 8 has an object
     table = memory.table.view.cast("Q")
-    table[1] = 1  # a block has memory, and is block 0: its first page is compressed, at handle 8
+    table[1] = 1  # one block has memory, and is block 0
     at = 4096 // 8 + (8 << 20) // 8
-    table[at], table[at + 1] = 1 << 48 | 8, 2 << 32 | 1 << 40
+    table[at], table[at + 1] = 1 << 48 | 8, 1 << 40 | 2 << 32 | checksum
     words.release()
     table.release()
+
+
+def test_a_codec_that_does_not_work_is_an_error_of_ours(tmp_path: Path, memory: Memory) -> None:
+    codec = Lz4()
+    object.__setattr__(codec, "acceleration", "fast")
+    store_one(memory, (xxhash.xxh3_64_intdigest(b"x" * 78) ^ 1) % (1 << 32))
+    os.pwrite(memory.unsealed, b"x" * 8192, 0)
+    answer = framed({**ANSWER, "codecs": (1, {1: codec})}), [memory.unsealed, *memory.good[1:]]
+    with Liar(tmp_path, partial(give, answer)) as liar, attach(liar.address) as reader:
+        with pytest.raises(BatchzipError, match="codec of the store"):
+            reader.load(0)
+        with pytest.raises(BatchzipError, match="codec of the store"):
+            reader.load_many([0])
+
+
+def test_objects_that_are_none_are_damaged_pages(tmp_path: Path, memory: Memory) -> None:
+    """They are copied, not mapped: whatever they are cannot fault."""
+    store_one(memory, 0)
     good = memory.good[1:]
     for number, objects in enumerate((memory.null, *memory.pipe, memory.unsealed, memory.words.fd)):
         folder = tmp_path / str(number)
