@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
+import multiprocessing
 import os
 import pickle
 import random
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import share_readers
 import xxhash
 from store_pages import text
 
@@ -31,6 +35,8 @@ from batchzip.codecs.lz4 import Lz4
 from batchzip.segment import Segment
 from batchzip.store import view
 from batchzip.store.share import LENGTH
+
+spawn = multiprocessing.get_context("spawn")
 
 TOKEN = bytes(range(8))
 Parts = Sequence[bytes]
@@ -357,3 +363,41 @@ def test_replies_with_damaged_bytes_give_an_error_of_ours_or_a_view(
         for _ in range(300):
             with contextlib.suppress(BatchzipError), attach(liar.address) as reader:
                 assert 0 not in reader
+
+
+# What the reader's own process has no room for
+
+
+def attach_with(room: int, address: str) -> int:
+    """Attach where so many descriptors can be made. Return the error's number, or 0."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        first = os.open(os.devnull, os.O_RDONLY)
+        stack.callback(os.close, first)
+        last = first
+        while last < first + 40:  # every number below the limit is taken
+            last = os.dup(first)
+            stack.callback(os.close, last)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1 + room, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        try:
+            with attach(address) as reader:
+                share_readers.version_of(reader.load(0), 0)
+        except OSError as error:
+            return error.errno or -1
+        return 0
+
+
+def test_a_reader_without_room_for_descriptors_is_told_and_leaks_none() -> None:
+    here, there = spawn.Pipe()
+    owner = spawn.Process(target=share_readers.own_and_change, args=(there,))
+    owner.start()
+    there.close()
+    address = here.recv()
+    found = [attach_with(room, address) for room in range(9)]
+    assert found == sorted(found, reverse=True)
+    assert set(found) == {errno.EMFILE, 0}
+    owner.kill()
+    owner.join()
+    owner.close()
+    here.close()
