@@ -44,7 +44,8 @@ class SwapStore(Group):
     `accept_threshold_percent`  once the pool was full, it accepts again at this share of the limit.
     `backing`                   where pages go that the pool has no room for: the path of a file, a
                                 directory for an unnamed one, or a file object; None for nowhere.
-    `max_backing_bytes`         bytes the backing file may hold; None for no limit.
+    `max_backing_bytes`         bytes the backing file may hold, at most an eighth of them for moving
+                                pages when it is full; None for no limit.
     `shrinker_enabled`          write cold pages back in a thread when a limit is met.
     `max_batch`                 most pages handed to the engine in one go; a larger folio takes several.
     `keep_incompressible`       keep pages that do not shrink raw; False rejects their folio, as zswap
