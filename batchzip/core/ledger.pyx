@@ -402,6 +402,9 @@ cdef class Ledger:
         cdef Entry *entry
         if self.state.closed:
             return 0
+        if self.objects.allocator.ended:  # with all pages; the tables go with this object
+            self.state.closed = True
+            return 0
         self.objects.allocator.refuse()
         with nogil:
             pool_lock(self.state.objects.pool)

@@ -29,7 +29,8 @@ Room. Cleaning writes what lives in some zones anew before they go, so it needs 
 is at its limit. Some is kept free for it, and no more than that is written anew at a time.
 
 Waiting. A handler or finalizer that came into the middle of a call of a user's object may hold up a lock
-of that object's. It must not wait for a thread that is in another call of it: `wait` is False then.
+of that object's. A thread that is in another call of it may be waiting for that lock, so `wait` is False then:
+the storage's lock is waited for a second at the most.
 
 Invariants
 * live, objects: sums over the positions reserved in the zone and not freed since. A batch that is being written
@@ -72,6 +73,7 @@ cdef enum:
     LEAST_ZONE_PAGES = 8  # of such a file's zones
     LEAST_SPARE = 32  # parts of the limit, of which one at least is kept free, …
     MOST_SPARE = 8  # … and at most one of so many
+    NESTED_WAIT_S = 1  # a sync or a cut takes no longer, as a rule
 
 cdef enum:
     FREE = 0
@@ -448,7 +450,7 @@ cdef class Zones:
         reservation.zones = self
         reservation.failures = self.failures
         code = self._reserve(wanted, count, reservation, cleaning)
-        if code == -EAGAIN and lock.acquire(wait):
+        if code == -EAGAIN and lock.acquire(timeout=-1 if wait else NESTED_WAIT_S):
             try:
                 code = self._reserve(wanted, count, reservation, cleaning)
             finally:
@@ -498,7 +500,7 @@ cdef class Zones:
         kernel's answer along.
         """
         self.refuse()
-        if not storage.lock.acquire(wait):
+        if not storage.lock.acquire(timeout=-1 if wait else NESTED_WAIT_S):
             raise OSError(EAGAIN, "the backing file is being synced, and this cannot wait for it")
         try:
             if self.failures == reservation.failures:
