@@ -8,7 +8,7 @@
 
 Figures are read when somebody scrapes, and cost nothing else. Counters end in _total, sizes are in
 bytes, times in seconds. What zswap counts has zswap's name. Pages and counters are by `group`, those
-of the store itself with an empty one; the sum over groups is the store's.
+of the store itself with an empty one. What a closed group has counted is gone with its series.
 """
 
 from __future__ import annotations

@@ -320,13 +320,17 @@ class SwapStore(Group):
 
     @property
     def counters(self) -> Counters:
-        """The counters of all groups together, as they are now."""
+        """The counters of all groups together, as they are now.
+
+        What happened in groups that were closed since still counts.
+        """
         self._enter()
         backing = self._home.backing
-        figures = dict.fromkeys(EVENTS, 0)
+        figures = self._home.objects.counted()
         for group in self._all_groups():
             for name, value in group._figures().items():  # noqa: SLF001
-                figures[name] = figures.get(name, 0) + value
+                if name not in EVENTS:
+                    figures[name] = figures.get(name, 0) + value
         return Counters(
             **figures,
             pool_total_size=self._home.pool.held_bytes,
