@@ -15,7 +15,7 @@ import contextlib
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -58,6 +58,14 @@ def unless_dropped(ledger: Ledger) -> Iterator[None]:
             raise
 
 
+class Turn:
+    """A thread's turn to clean the backing file: over when it says so, or when its call is gone."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self.thread = threading.get_ident()
+
+
 class Home:
     """The shared parts of a store; no life cycle of its own."""
 
@@ -91,8 +99,8 @@ class Home:
         self.full = Hysteresis()
         self._engines: dict[Codec, Engine] = {}
         """Engines for recompression."""
-        self.cleaning: dict[str, weakref.ref[Any]] = {}
-        """The turn of who cleans the backing file: see cleaning.py."""
+        self.turns: list[weakref.ref[Turn]] = []
+        """Who cleans the backing file, and then those who wait for it: see cleaning.py."""
 
     def writer_of(self, engine: Engine, *, current: bool = False) -> Writer:
         """Make what writes with an engine; its codec gets a number. Raise ClosedError.
@@ -203,14 +211,23 @@ class Home:
                 found.append(_open_to_read(self.backing.descriptor))
         return found
 
+    def current_turn(self) -> Turn | None:
+        """Return the first turn that is not over; those before it go."""
+        for each in list(self.turns):
+            turn = each()
+            if turn is not None and not turn.over:
+                return turn
+            with contextlib.suppress(ValueError):  # another thread was faster
+                self.turns.remove(each)
+        return None
+
     def in_a_call_of_the_file(self) -> bool:
         """Return whether this is a handler or finalizer in the middle of a call that others may wait for.
 
         It must not wait for other threads.
         """
-        other = self.cleaning.get("turn")
-        turn = None if other is None else other()
-        cleans = turn is not None and not turn.over and turn.thread == threading.get_ident()
+        turn = self.current_turn()
+        cleans = turn is not None and turn.thread == threading.get_ident()
         return cleans or (self.backing is not None and self.backing.is_locked_here)
 
     def check_invariants(self) -> None:

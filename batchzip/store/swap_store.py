@@ -51,7 +51,8 @@ class SwapStore(Group):
                                 object, open to read and to write: its file is overwritten; it stays the
                                 caller's, who may close it. Or an object with pread and pwrite. No file and no
                                 object is under two stores at a time, of this process or of another one.
-    `max_backing_bytes`         bytes the backing file may hold; None for no limit. May be changed later.
+    `max_backing_bytes`         bytes the backing file may hold, at most an eighth of them for moving
+                                pages when it is full; None for no limit. May be changed later.
     `shrinker_enabled`          write cold pages back in a thread when a limit is met.
     `max_batch`                 most pages handed to the engine in one go; a larger folio takes several.
     `keep_incompressible`       keep pages that do not shrink raw; False rejects their folio, as zswap
@@ -321,13 +322,17 @@ class SwapStore(Group):
 
     @property
     def counters(self) -> Counters:
-        """The counters of all groups together, as they are now."""
+        """The counters of all groups together, as they are now.
+
+        What happened in groups that were closed since still counts.
+        """
         self._enter()
         backing = self._home.backing
-        figures = dict.fromkeys(EVENTS, 0)
+        figures = self._home.objects.counted()
         for group in self._all_groups():
             for name, value in group._figures().items():  # noqa: SLF001
-                figures[name] = figures.get(name, 0) + value
+                if name not in EVENTS:
+                    figures[name] = figures.get(name, 0) + value
         return Counters(
             **figures,
             pool_total_size=self._home.pool.held_bytes,
