@@ -138,9 +138,11 @@ class Engine(Owned):
         return self.backend.worker_pids
 
     def wait_ready(self, timeout_s: float = 10.0) -> bool:
-        """Wait up to `timeout_s` seconds until all lanes have started. Return whether they have.
+        """Wait up to `timeout_s` seconds until all lanes work. Return whether they do.
 
-        Never needed for right results: until a lane is ready the caller does its share.
+        A lane that died is waited for until its successor works. False comes sooner where a lane could
+        not be started several times in a row. Never needed for right results: what no lane does, the
+        caller does.
         """
         self._refuse()
         return self.backend.wait_ready(as_seconds(timeout_s, "timeout_s", least=-math.inf))

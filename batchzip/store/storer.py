@@ -7,8 +7,8 @@ A folio is all or nothing. Until it is published nobody sees any of it. If any p
 whatever the indices held before is dropped, because it is stale: the caller has newer data than the
 store. An exception, whoever raises it, ends in the same state.
 
-Locks: none here. What the limits are compared with may change meanwhile; the pool's own limit is checked
-again where room is allocated.
+Locks: none here. What the limits are compared with may change meanwhile; the pool's and the group's
+are checked again where room is allocated.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Refusal(NamedTuple):
     reason: str
     text: str
     errors: list[int] | None = None
+    cause: OSError | None = None
 
 
 class Storer:
@@ -54,7 +55,8 @@ class Storer:
         try:
             refusal = self._store(first, pages)
             if refusal is not None:
-                raise StoreRejected(*refusal)  # noqa: TRY301 - it ends as all that fails does
+                reason, text, errors, cause = refusal
+                raise StoreRejected(reason, text, errors) from cause  # noqa: TRY301 - it ends as all that fails does
             if self._home.backing is not None:
                 self._home.backing.settle()
         except BaseException as error:
@@ -90,11 +92,15 @@ class Storer:
                 writer.give_back(folio)
 
     def _publish(self, first: int, folio: Folio) -> Refusal | None:
-        spare = self._home.backing is not None
-        code = folio.publish(self._ledger, first, may_go_elsewhere=spare)
+        spare, own_limit = self._home.backing is not None, self.max_bytes
+        code = folio.publish(self._ledger, first, may_go_elsewhere=spare, limit=own_limit)
         if code == 0:
             return None
-        if code == -errno.ENOSPC:
+        if code == -errno.EDQUOT:
+            self._full.full = True
+            text = f"the folio does not fit the {own_limit} bytes of group {self._name!r}"
+            refusal = Refusal("pool_limit_hit", text)
+        elif code == -errno.ENOSPC:
             limit = self._home.pool.max_bytes
             self._home.full.full = True
             refusal = Refusal("pool_limit_hit", f"the folio does not fit the pool's {limit} bytes")
@@ -111,11 +117,10 @@ class Storer:
         try:
             where = backing.write(objects)
         except OSError as error:
-            text = f"the backing file: {error}"
             where = self._write_after_cleaning(objects)
-        if where is None:
-            self._ledger.count_event("reject_reclaim_fail")
-            return Refusal("reject_reclaim_fail", text)
+            if where is None:
+                self._ledger.count_event("reject_reclaim_fail")
+                return Refusal("reject_reclaim_fail", f"the backing file: {error}", cause=error)
         if folio.publish(self._ledger, first, where):
             self._ledger.count_event("reject_alloc_fail")
             return Refusal("reject_alloc_fail", "the system has no memory for the table")
