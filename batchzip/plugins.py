@@ -6,6 +6,8 @@ is imported when it is first asked for, so that a broken plug-in hurts only who 
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,17 @@ if TYPE_CHECKING:
 
 @cache
 def plugin_entry_points(group: str) -> dict[str, EntryPoint]:
-    """Entry points of `group` by name, as they stood when first asked for."""
-    from importlib.metadata import entry_points  # noqa: PLC0415 - 4 MiB that no worker needs
+    """Entry points of `group` by name, as they stood when first asked for.
 
-    return {point.name: point for point in entry_points(group=group)}
+    Where two distributions have the same name in it, the first on the path counts, as with imports.
+    """
+    from importlib.metadata import distributions  # noqa: PLC0415 - 4 MiB that no worker needs
+
+    found: dict[str, EntryPoint] = {}
+    # Imports leave out what is no text, and importlib.metadata fails at it.
+    for distribution in distributions(path=[part for part in sys.path if isinstance(part, str)]):
+        with contextlib.suppress(Exception):  # somebody's metadata, damaged in whatever way
+            for point in distribution.entry_points:
+                if point.group == group:
+                    found.setdefault(point.name, point)
+    return found

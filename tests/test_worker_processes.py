@@ -401,7 +401,7 @@ def test_a_start_that_fails_at_any_call_leaves_nothing(
 def test_a_start_without_room_for_the_process_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch_module, "_interpreter", lambda: ["/nowhere/python"])
+    monkeypatch.setattr(launch_module, "command", lambda: ["/nowhere/python"])
     with pytest.raises(FileNotFoundError):
         launch(Task("batchzip_workers.worker", ()))
 
