@@ -25,13 +25,13 @@ import errno
 import os
 import socket
 import struct
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchzip.descriptors import above_standard, moved_above_standard
 from batchzip.errors import BadArgument
+from batchzip.store.reach import make_folder
 
 if TYPE_CHECKING:
     from batchzip.store.view import StoreView
@@ -112,7 +112,8 @@ def peer(connection: socket.socket) -> tuple[int, int]:
 
 def listen() -> tuple[socket.socket, int]:
     """Make a listening socket without a name, and a descriptor by whose path it is reached."""
-    with tempfile.TemporaryDirectory(prefix="batchzip-") as folder:
+    folder = make_folder()
+    try:
         # By the folder's descriptor, as a socket's path has 107 bytes at most.
         with above_standard():
             folder_fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
@@ -132,6 +133,9 @@ def listen() -> tuple[socket.socket, int]:
                 raise
         finally:
             os.close(folder_fd)
+    finally:
+        (folder / "socket").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def as_address(where: object) -> str:

@@ -38,6 +38,7 @@ from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, ClosedError, RequestTimeout
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_room
+from batchzip.store.reach import why_unreachable
 from batchzip.store.share import Share, as_address, peer, receive, send
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class _Owner:
             with above_standard():
                 self._process = os.pidfd_open(self._pid)
         except (ProcessLookupError, OverflowError):
-            raise _unreachable(FileNotFoundError(errno.ENOENT, ""), address) from None
+            raise _unreachable(FileNotFoundError(errno.ENOENT, ""), self._pid, address) from None
 
     def attach(self) -> tuple[dict[str, Any], list[int]]:
         """Ask for what a view needs; the descriptors are the caller's."""
@@ -86,7 +87,7 @@ class _Owner:
         except RequestTimeout:
             raise
         except OSError as error:
-            raise _unreachable(error, self._address) from None
+            raise _unreachable(error, self._pid, self._address) from None
         return answer, descriptors
 
     def ask(self, what: str, **more: object) -> tuple[Any, list[int]]:
@@ -175,9 +176,9 @@ def _gone() -> ClosedError:
     return ClosedError("the store is closed, or its owner gone")
 
 
-def _unreachable(error: OSError, address: str) -> OSError:
+def _unreachable(error: OSError, pid: int, address: str) -> OSError:
     number = error.errno or 0
-    return type(error)(number, f"no store can be reached there: {os.strerror(number)}", address)
+    return type(error)(number, why_unreachable(number, pid, address), address)
 
 
 class _Shared:
