@@ -6,17 +6,19 @@ What somebody then writes to stdout or stderr would land there: in a page, in a 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _STANDARD = range(3)
+
+_F_SEAL_FUTURE_WRITE = 0x10
+"""linux/fcntl.h; not in `fcntl` yet."""
 
 
 class _Plugs:
@@ -83,9 +85,15 @@ def open_nowhere() -> int:
 
     Raises OSError where there is neither.
     """
-    with contextlib.suppress(FileNotFoundError, PermissionError):
+    with suppress(FileNotFoundError, PermissionError):
         return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     return os.memfd_create("nowhere", os.MFD_CLOEXEC)
+
+
+def seal_writing(fd: int) -> None:
+    """See that memory can be written by the mappings only that it has now; nothing before Linux 5.1."""
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
 
 
 def moved_above_standard(fd: int) -> int:
