@@ -6,7 +6,6 @@ is imported when it is first asked for, so that a broken plug-in hurts only who 
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from functools import cache
 from typing import TYPE_CHECKING
@@ -26,8 +25,13 @@ def plugin_entry_points(group: str) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     # Imports leave out what is no text, and importlib.metadata fails at it.
     for distribution in distributions(path=[part for part in sys.path if isinstance(part, str)]):
-        with contextlib.suppress(Exception):  # somebody's metadata, damaged in whatever way
-            for point in distribution.entry_points:
-                if point.group == group:
-                    found.setdefault(point.name, point)
+        try:
+            points = distribution.entry_points
+        except (MemoryError, OSError):
+            raise
+        except Exception:  # noqa: BLE001, S112 - somebody's metadata, damaged in whatever way
+            continue
+        for point in points:
+            if point.group == group:
+                found.setdefault(point.name, point)
     return found
