@@ -208,11 +208,16 @@ PLACES = [
     ),
     # Users
     Place(
-        "user without a name",
-        after(DROPPED),
+        "user without a name, processes hidden",
+        (
+            *ELSEWHERE,
+            'mount -t proc -o hidepid=2 none /proc; exec "$0" -c "$1"',
+            sys.executable,
+            DROPPED + RUN,
+        ),
         {"HOME": None},
-        refused={"workers": NO_PYTHON, "auto": "(ok.*)"},
-        marks=needs_root,
+        refused={"workers": NO_PYTHON},
+        marks=[needs_mounts, needs_root],
     ),
     # File systems
     Place(
@@ -240,11 +245,6 @@ PLACES = [
             "for folder in /sys /dev /proc; do mount -t tmpfs none $folder; done; exec LIFE <&- >&- 2>&-"
         ),
         refused={"share": NO_PROC},
-        marks=needs_mounts,
-    ),
-    Place(
-        "processes hidden",
-        mounted("mount -t proc -o hidepid=2 none /proc; exec LIFE"),
         marks=needs_mounts,
     ),
 ]
@@ -485,6 +485,27 @@ def test_a_command_ends_as_it_should_whatever_its_streams(
     said = [] if "2>" in streams else done.stderr.splitlines()
     assert len(said) == ("2>" not in streams and done.returncode == 2)
     assert all(line.startswith("batchzip: ") for line in said)
+
+
+@needs_mounts
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ("swap --file data --workers 1", 0, ""),
+        ("swap --workload-mib 1", 2, ".* '/proc/self/statm'"),
+        ("top /proc/1/fd/1", 2, "/proc/1/fd/1: .*, as /proc is not mounted"),
+    ],
+)
+def test_a_command_without_proc_works_or_names_it(
+    arguments: str, code: int, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "data").write_bytes(bytes(range(256)) * 256)
+    line = f"umount -l /proc; exec {PYTHON} -m batchzip.cli.main {arguments}"
+    done = subprocess.run(
+        [*ELSEWHERE, line], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code
+    assert re.fullmatch(f"batchzip: {said}\n" if said else "", done.stderr)
 
 
 def test_help_is_written_with_the_characters_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
