@@ -75,6 +75,13 @@ def mounted(line: str) -> tuple[str, ...]:
     return *ELSEWHERE, in_shell(f"set -e; {line}")[-1]
 
 
+def read_only(folders: str) -> str:
+    return (
+        f"for folder in {folders}; do mount --bind $folder $folder; "
+        "mount -o remount,bind,ro $folder; done"
+    )
+
+
 def after(source: str, *flags: str) -> tuple[str, ...]:
     """Have a program do something first."""
     return sys.executable, *flags, "-c", f"{source}\n{RUN}"
@@ -222,19 +229,14 @@ PLACES = [
     # File systems
     Place(
         "nothing writable",
-        mounted(
-            "for folder in /tmp /var/tmp /dev/shm; do mount -t tmpfs -o ro none $folder; done; cd /; "
-            "mount -o remount,bind,ro . || cd /proc; exec LIFE"
-        ),
+        mounted(f"{read_only('/tmp /var/tmp /dev/shm')}; cd /proc; exec LIFE"),
         {"TMPDIR": None},
         refused={"backing": NO_PLACE, "share": NO_PLACE},
         marks=needs_mounts,
     ),
     Place(
         "only /dev/shm writable",
-        mounted(
-            "for folder in /tmp /var/tmp; do mount -t tmpfs -o ro none $folder; done; cd /proc; exec LIFE"
-        ),
+        mounted(f"{read_only('/tmp /var/tmp')}; cd /proc; exec LIFE"),
         {"TMPDIR": None},
         refused={"backing": NO_PLACE},
         marks=needs_mounts,
@@ -324,7 +326,7 @@ for where in (late.share(), address, early.share()):
 
 @needs_root
 def test_who_gave_up_root_is_attached_to_or_one_hears_why_not() -> None:
-    done = run_python("-c", OWNER)
+    done = run_python("-W", "ignore::DeprecationWarning", "-c", OWNER)  # it forks beside threads
     assert (done.returncode, done.stderr) == (0, "")
     hidden, page, shared, early = done.stdout.splitlines()
     assert re.match(r"PermissionError .* as process \d+ changed its user .*DUMPABLE.*", hidden)
