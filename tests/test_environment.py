@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 LIFE = Path(__file__).with_name("whole_life.py")
-STEPS = ("auto", "threads", "workers", "store", "backing", "share")
+STEPS = ("auto", "threads", "workers", "store", "backing", "share", "share_backed")
 RUN = f"exec(compile(open({str(LIFE)!r}).read(), 'life', 'exec'))\n"
 ELSEWHERE = ("unshare", "--mount", "sh", "-c")
 """Runs a shell command in which one can mount."""
@@ -231,14 +231,14 @@ PLACES = [
         "nothing writable",
         mounted(f"{read_only('/tmp /var/tmp /dev/shm')}; cd /proc; exec LIFE"),
         {"TMPDIR": None},
-        refused={"backing": NO_PLACE, "share": NO_PLACE},
+        refused=dict.fromkeys(("backing", "share", "share_backed"), NO_PLACE),
         marks=needs_mounts,
     ),
     Place(
         "only /dev/shm writable",
         mounted(f"{read_only('/tmp /var/tmp')}; cd /proc; exec LIFE"),
         {"TMPDIR": None},
-        refused={"backing": NO_PLACE},
+        refused=dict.fromkeys(("backing", "share_backed"), NO_PLACE),
         marks=needs_mounts,
     ),
     Place(
@@ -246,7 +246,7 @@ PLACES = [
         mounted(
             "for folder in /sys /dev /proc; do mount -t tmpfs none $folder; done; exec LIFE <&- >&- 2>&-"
         ),
-        refused={"share": NO_PROC},
+        refused=dict.fromkeys(("share", "share_backed"), NO_PROC),
         marks=needs_mounts,
     ),
 ]

@@ -50,17 +50,25 @@ def store() -> None:
         assert cache["name"] == {"a": 1}
 
 
-def backing() -> None:
+def backing(*, shared: bool = False) -> None:
     import tempfile  # noqa: PLC0415 - a step's own
 
     noise = os.urandom(64 * 4096)
+    page = noise[6 * 4096 : 7 * 4096]
     with (
         Engine("lz4", backend="sequential") as engine,
         SwapStore(engine, max_pool_bytes=1 << 18, backing=tempfile.gettempdir()) as pages,
     ):
         for index in range(0, 256, 64):
             pages.store(index, noise)
-        assert pages.load(70) == noise[6 * 4096 : 7 * 4096]
+        assert pages.load(70) == page
+        if shared:
+            with batchzip.attach(pages.share()) as view:
+                assert view.load(70) == page
+
+
+def share_backed() -> None:
+    backing(shared=True)
 
 
 def share() -> None:
@@ -70,7 +78,7 @@ def share() -> None:
             assert view.load(0) == PAGES[0]
 
 
-STEPS = (auto, threads, workers, store, backing, share)
+STEPS = (auto, threads, workers, store, backing, share, share_backed)
 
 
 def live() -> None:

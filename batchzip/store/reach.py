@@ -44,6 +44,8 @@ def open_to_read(fd: int) -> int:
         with above_standard():
             return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:
+        if os.fstat(fd).st_uid == os.geteuid():
+            raise
         raise BatchzipError(
             "the store's memory is of the user that its process was when it made the store, and "
             "changed since: make the store afterwards"
