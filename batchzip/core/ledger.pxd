@@ -21,6 +21,7 @@ cdef struct LedgerState:
     uint64_t gauges[KINDS]  # entries by kind
     uint64_t pages
     uint64_t pool_bytes  # of this group's objects
+    uint64_t record_bytes  # of values (records.pyx), as they were serialised
     uint64_t page_stores
     uint64_t page_loads
     bint closed

@@ -421,7 +421,7 @@ cdef class Ledger:
                     if entry.kind != ABSENT:
                         ledger_forget(&self.state, entry)
             self.state.closed = True
-            self.state.pages = 0
+            self.state.pages = self.state.record_bytes = 0
             table_close(&self.state.table)
             lru_close(&self.state.lru)
             pool_settle(self.state.objects.pool)
@@ -470,12 +470,13 @@ cdef class Ledger:
         """Return EVENTS, entries by kind, pages, traffic and bytes, all of one moment."""
         cdef LedgerState *state = &self.state
         cdef uint64_t gauges[KINDS]
-        cdef uint64_t pages, pool_bytes, stores, loads, tables
+        cdef uint64_t pages, pool_bytes, stores, loads, tables, record_bytes
         with nogil:
             pool_lock(state.objects.pool)
             memcpy(gauges, state.gauges, sizeof(gauges))
             pages, pool_bytes = state.pages, state.pool_bytes
             stores, loads = state.page_stores, state.page_loads
+            record_bytes = state.record_bytes
             tables = table_bytes(&state.table)
             pool_unlock(state.objects.pool)
         found = {name: self.events[number] for number, name in enumerate(EVENTS)}
@@ -483,7 +484,7 @@ cdef class Ledger:
             pages=pages, pool_bytes=pool_bytes, page_stores=stores, page_loads=loads,
             table_bytes=tables, compressed=gauges[COMPRESSED], raw=gauges[RAW],
             same_filled=gauges[SAME_FILLED], backed=gauges[BACKED], records=gauges[RECORD],
-            backed_records=gauges[BACKED_RECORD], large=gauges[LARGE],
+            backed_records=gauges[BACKED_RECORD], large=gauges[LARGE], record_bytes=record_bytes,
         )
         return found
 

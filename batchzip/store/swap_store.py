@@ -280,7 +280,8 @@ class SwapStore(Group):
         pid, algorithm, backend, page_size (bytes); max_pool_bytes, accept_threshold_percent, pool_full;
         pool_total_size, compressed_bytes, table_bytes, pages; backing: where the backing file, which may have
         no name, can be looked at (/proc/PID/fd/N), what object it is, or None; groups: by name, pages, pool_bytes,
-        max_bytes, page_stores and page_loads (since it was made) of each; statistics: the engine's.
+        max_bytes, page_stores and page_loads (since it was made) of each, and the values of a mapping, with the
+        bytes of those that lie on no pages; statistics: the engine's.
         """
         self._enter()
         engine, pool, file = self.engine, self._home.pool, self._home.backing
@@ -288,8 +289,12 @@ class SwapStore(Group):
         for group in self._all_groups():
             figures = group._ledger.figures()  # noqa: SLF001 - a store is made of groups
             shown = ("pages", "pool_bytes", "page_stores", "page_loads")
+            values = figures["records"] + figures["backed_records"]
             groups[group.name] = {
                 **{name: figures[name] for name in shown},
+                "pages": figures["pages"] - values - figures["large"],
+                "values": values + figures["large"],
+                "value_bytes": figures["record_bytes"],
                 "max_bytes": group.max_bytes,
             }
         return {
