@@ -1,0 +1,99 @@
+"""Dense arrays as parts: a head that says what the array is, and its data.
+
+    flags, dimensions, length of the kind │ shape │ the order of axes, unless it is C's │ kind │ data
+
+`kind` is the array's dtype, as its packer writes it. Data is in the order of the axes, without gaps; it stays
+where it is if it takes a page or more, else it follows the head. The shape is that of the data.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from batchzip.errors import UnreadableValue
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchzip.buffers import Flat
+
+READ_ONLY = 1
+SCALAR = 2
+_HAS_AXES = 128
+
+_MAX_DIMENSIONS = 64
+_START = struct.Struct("<BBI")
+
+
+class Dense(NamedTuple):
+    """An array without gaps, in C's order of `shape`. `axes`: where each axis of the data belongs, or None."""
+
+    kind: bytes
+    flags: int
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] | None
+    data: Flat | bytearray
+
+
+def pack(dense: Dense, least: int) -> list[Flat]:
+    """Give its parts; data of `least` bytes or more is one of its own, where it lies."""
+    kind, flags, shape, axes, data = dense
+    dimensions = len(shape)
+    order = b"" if axes is None else bytes(axes)
+    head = b"".join(
+        (
+            _START.pack(flags if axes is None else flags | _HAS_AXES, dimensions, len(kind)),
+            struct.pack(f"<{dimensions}Q", *shape),
+            order,
+            kind,
+        )
+    )
+    if len(head) + len(data) <= least or not len(data):
+        return [head + data]
+    return [head, memoryview(data)]
+
+
+def unpack(parts: Sequence[memoryview | bytes]) -> Dense:
+    """Give the array of its parts, whose data may be written to. Raises UnreadableValue."""
+    if not 0 < len(parts) <= 2:
+        raise UnreadableValue(f"{len(parts)} parts are no array, which has one or two")
+    head = parts[0]
+    try:
+        flags, dimensions, length = _START.unpack_from(head)
+        shape = struct.unpack_from(f"<{dimensions}Q", head, _START.size)
+    except struct.error:
+        raise UnreadableValue("the head of an array is cut short") from None
+    at = _START.size + 8 * dimensions
+    axes = None
+    if flags & _HAS_AXES:
+        axes = tuple(head[at : at + dimensions])
+        at += dimensions
+        if sorted(axes) != list(range(dimensions)):
+            raise UnreadableValue("the head of an array has each of its axes in no order")
+    kind = bytes(head[at : at + length])
+    at += length
+    if len(kind) != length or dimensions > _MAX_DIMENSIONS or (len(parts) == 2 and at != len(head)):
+        raise UnreadableValue("the head of an array does not have the length that it says")
+    data = bytearray(head[at:]) if len(parts) == 1 else memoryview(parts[1])
+    return Dense(kind, flags & ~_HAS_AXES, shape, axes, data)
+
+
+def check_length(dense: Dense, itemsize: int) -> None:
+    """Raise UnreadableValue where an array has not as many bytes as its shape says."""
+    wanted = math.prod(dense.shape) * itemsize
+    if len(dense.data) != wanted:
+        raise UnreadableValue(
+            f"an array has {len(dense.data)} bytes, and {wanted} by its shape {dense.shape}"
+        )
+
+
+def axes_by_stride(strides: Sequence[int]) -> tuple[int, ...]:
+    """Return the axes from the one whose items lie farthest apart to the one of neighbours."""
+    return tuple(sorted(range(len(strides)), key=lambda axis: -strides[axis]))
+
+
+def inverse(axes: Sequence[int]) -> list[int]:
+    """Return the order of axes that undoes `axes`."""
+    return sorted(range(len(axes)), key=axes.__getitem__)
