@@ -45,7 +45,7 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 
 
 @given(data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_arrays_of_every_kind_come_back(data: st.DataObject) -> None:
     value = data.draw(hnp.arrays(data.draw(ANY_DTYPE), data.draw(SHAPES)))
     value = value.transpose(data.draw(st.permutations(range(value.ndim))))
@@ -59,7 +59,7 @@ def test_arrays_of_every_kind_come_back(data: st.DataObject) -> None:
 @given(data=st.data())
 @settings(max_examples=60)
 def test_parts_of_arrays_come_back(data: st.DataObject) -> None:
-    whole = np.arange(5 * 6 * 7, dtype=data.draw(st.sampled_from(["<i2", ">f8", "S3"])))
+    whole = np.arange(5 * 6 * 7).astype(data.draw(st.sampled_from(["<i2", ">f8", "S3"])))
     value = whole.reshape(5, 6, 7)[data.draw(hnp.basic_indices((5, 6, 7), allow_ellipsis=True))]
     assert_same(back(PACKER, value), value)
 
@@ -187,14 +187,13 @@ class Subclass(np.float64):
             np.ma.masked_array([1], [True]),
             r"not MaskedArray of int64, which is a subclass: pass np\.",
         ),
-        (np.matrix([[1]]), "not matrix of int64, which is a subclass"),
+        (np.ones(2, [("a", "i4")]).view(np.recarray), "not recarray of .*, which is a subclass"),
         (Subclass(1), "not Subclass, which is a subclass"),
         (np.ones(1, {"names": ["a"], "formats": ["i4"], "titles": [(1, 2)]}), "NumPy's own dtypes"),
         (np.ones(1, np.dtype(ml_dtypes.bfloat16).newbyteorder()), "NumPy's own dtypes"),
     ],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.filterwarnings("ignore:the matrix subclass")
 def test_what_is_no_array_of_bytes_is_refused(store: SwapStore, value: Any, why: str) -> None:
     with CompressedMapping(store, serializer="numpy") as mapping:
         mapping["key"] = np.arange(3)
@@ -223,9 +222,20 @@ def head(kind: bytes, shape: tuple[int, ...] = (1,)) -> bytes:
     return struct.pack(f"<BBI{len(shape)}Q", 0, len(shape), len(kind), *shape) + kind
 
 
-RECURSIVE: Any = "<f8"
-for _ in range(2000):
-    RECURSIVE = f'{{"base": {RECURSIVE!r}, "shape": [1]}}'.replace("'", "")
+DEEP = '{"shape": [1], "base": ' * 2000 + '"<f8"' + "}" * 2000
+
+WRONG: list[dict[str, Any]] = [
+    {"offsets": [-8]},
+    {"offsets": [4]},
+    {"offsets": [0.5]},
+    {"offsets": [2**70]},
+    {"itemsize": 7},
+    {"itemsize": -1},
+    {"formats": ["|O8"]},
+    {"formats": []},
+    {"names": [1]},
+    {"titles": [{}]},
+]
 
 
 @pytest.mark.parametrize(
@@ -251,25 +261,14 @@ for _ in range(2000):
         b'{"base": "<f8", "shape": [-1]}',
         b'{"base": "<f8", "shape": 1e999}',
         b'{"base": "|O8", "shape": [1]}',
-        RECURSIVE.encode(),
+        DEEP.encode(),
         *(
             json.dumps(
                 {"names": ["a"], "formats": ["<f8"], "offsets": [0], "titles": [None]}
                 | {"itemsize": 8, "aligned": False, "record": False}
                 | wrong
             ).encode()
-            for wrong in (
-                {"offsets": [-8]},
-                {"offsets": [4]},
-                {"offsets": [2**70]},
-                {"itemsize": 7},
-                {"itemsize": -1},
-                {"formats": ["|O8"]},
-                {"formats": []},
-                {"names": [1]},
-                {"titles": [{}]},
-                {"aligned": {}, "offsets": [0.5]},
-            )
+            for wrong in WRONG
         ),
     ],
     ids=lambda kind: kind[:60].decode("ascii", "replace") or "empty",
@@ -287,17 +286,14 @@ def test_dtypes_that_no_array_has_are_refused(kind: bytes) -> None:
         [head(b"<f8") + bytes(7)],
         [head(b"<f8", (2**63, 2**63)) + bytes(8)],
         [head(b"<f8", (2**40, 0, 2**40))],
-        [head(b"<V0", (2**62,))],
         [head(b"<f8", (1,) * 65) + bytes(8)],
         [head(b"<f8") + b"more", bytes(5000)],
         [head(b"<f8", (625,)), bytes(5000), b""],
         [head(b"<f8", (626,)), bytes(5000)],
         [b"\x80\x02" + head(b"<f8", (1, 1))[2:22] + b"\x01\x01<f8" + bytes(8)],
     ],
-    ids=range(11),
+    ids=range(10),
 )
 def test_heads_that_do_not_fit_their_data_are_refused(parts: list[bytes]) -> None:
-    try:
-        assert restored(PACKER, parts).nbytes == 0  # as large as it says, of nothing
-    except UnreadableValue:
-        pass
+    with pytest.raises(UnreadableValue):
+        restored(PACKER, parts)

@@ -19,9 +19,9 @@ PACKER = TensorPacker(PAGE)
 DTYPES = sorted(
     name
     for name, kind in vars(torch).items()
-    if isinstance(kind, torch.dtype) and str(kind) == f"torch.{name}" and not name.startswith("q")
+    if isinstance(kind, torch.dtype) and str(kind) == f"torch.{name}"
 )
-DTYPES = [name for name in DTYPES if not name.startswith(("quint", "complex32"))]
+DTYPES = [name for name in DTYPES if not name.startswith(("qint", "quint", "complex32"))]
 
 
 def bytes_of(tensor: Any) -> bytes:
@@ -40,8 +40,10 @@ def assert_same(found: Any, value: Any) -> None:
 def test_tensors_of_every_dtype_come_back(name: str, shape: tuple[int, ...]) -> None:
     dtype = getattr(torch, name)
     count = int(np.prod(shape)) * dtype.itemsize
-    raw = torch.arange(count, dtype=torch.int64).to(torch.uint8) % (2 if name == "bool" else 256)
-    value = raw.view(dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
+    raw = torch.arange(count) % (2 if name == "bool" else 256)
+    value = (
+        raw.to(torch.uint8).view(dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
+    )
     assert_same(back(PACKER, value), value)
 
 
@@ -98,9 +100,10 @@ def test_large_data_is_not_copied_on_its_way_in(value: Any) -> None:
         (torch.ones(2, requires_grad=True), r"requires no gradient: pass value\.detach\(\)"),
         (torch.ones(2, requires_grad=True) * 2, r"requires no gradient: pass value\.detach\(\)"),
         (torch.ones(2, 2).to_sparse(), r"not one of torch\.sparse_coo"),
+        (torch.zeros(8, dtype=torch.uint8).view(torch.quint8), r"pass value\.dequantize\(\)"),
         (torch.ones(2, device="meta"), r"not on meta: pass value\.cpu\(\)"),
     ],
-    ids=["array", "list", "parameter", "gradient", "result", "sparse", "meta"],
+    ids=["array", "list", "parameter", "gradient", "result", "sparse", "quantized", "meta"],
 )
 def test_what_is_no_dense_tensor_is_refused(store: SwapStore, value: Any, why: str) -> None:
     with CompressedMapping(store, serializer="torch") as mapping:

@@ -179,15 +179,17 @@ def _dtype_of_tree(tree: Any) -> np.dtype[Any]:
         return np.dtype(kind)
     if "base" in tree:
         return np.dtype((_dtype_of_tree(tree["base"]), tuple(tree["shape"])))
-    names = tree["names"]
+    names, titles = tree["names"], tree["titles"]
+    if not all(title is None or isinstance(title, str) for title in titles):
+        raise ValueError(f"{tree} is no dtype")
     dtype = np.dtype(
         {
             "names": names,
             "formats": [_dtype_of_tree(each) for each in tree["formats"]],
             "offsets": tree["offsets"],
-            "titles": tree["titles"],
+            "titles": titles,
             "itemsize": tree["itemsize"],
         },
-        align=tree["aligned"],
+        align=tree["aligned"] is True,
     )
     return np.dtype((np.record, dtype)) if tree["record"] else dtype

@@ -1,4 +1,8 @@
-"""Whatever can be pickled. Pickles run code when they are loaded: these come from this process only."""
+"""Whatever can be pickled, with the buffers of arrays and frames outside of the stream.
+
+Pickles run code when they are loaded: these come from this process only. Columns of pandas that are Arrow's, text
+among them, are joined by pandas itself before it hands their buffers over; those of NumPy are not copied.
+"""
 
 from __future__ import annotations
 

@@ -33,9 +33,7 @@ class TablePacker:
 
     def __init__(self, least: int) -> None:
         self._least = least
-        self._arrow = load_extra(
-            "pyarrow", extra="arrow", needed_by="serializer='arrow'"
-        )
+        self._arrow = load_extra("pyarrow", extra="arrow", needed_by="serializer='arrow'")
 
     def pack(self, value: Any) -> list[Flat]:
         """Write it as a stream. Raises NotStorable."""

@@ -27,9 +27,7 @@ class TensorPacker:
 
     def __init__(self, least: int) -> None:
         self._least = least
-        self._torch = load_extra(
-            "torch", extra="torch", needed_by="serializer='torch'"
-        )
+        self._torch = load_extra("torch", extra="torch", needed_by="serializer='torch'")
 
     def pack(self, value: Any) -> list[Flat]:
         """Describe and view it. Raises NotStorable."""
@@ -41,9 +39,10 @@ class TensorPacker:
             raise NotStorable(f"{_TAKES} that requires no gradient: pass value.detach()")
         if value.device.type != "cpu":
             raise NotStorable(f"{_TAKES}, not on {value.device}: pass value.cpu()")
-        if value.layout is not torch.strided or value.is_quantized:
-            kind = value.dtype if value.is_quantized else value.layout
-            raise NotStorable(f"{_TAKES}, not one of {kind}")
+        if value.layout is not torch.strided:
+            raise NotStorable(f"{_TAKES}, not one of {value.layout}")
+        if _is_quantized(value.dtype):
+            raise NotStorable(f"{_TAKES}, not one of {value.dtype}: pass value.dequantize()")
         tensor = value.resolve_conj().resolve_neg()
         axes = None
         if not tensor.is_contiguous():
@@ -64,7 +63,7 @@ class TensorPacker:
         torch = self._torch
         found = dense.unpack(parts)
         dtype = getattr(torch, found.kind.decode("ascii", "replace"), None)
-        if not isinstance(dtype, torch.dtype):
+        if not isinstance(dtype, torch.dtype) or _is_quantized(dtype):
             raise UnreadableValue(f"torch has no dtype {found.kind!r}")
         dense.check_length(found, dtype.itemsize)
         try:
@@ -80,3 +79,8 @@ class TensorPacker:
     def unpack_one(self, data: bytes) -> object:
         """Lay a tensor over a copy of its data. Raises UnreadableValue."""
         return self.unpack([data])
+
+
+def _is_quantized(dtype: object) -> bool:
+    """Whether tensors have a scale beside their data, without which their use would crash."""
+    return str(dtype).startswith(("torch.qint", "torch.quint"))
