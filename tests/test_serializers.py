@@ -174,7 +174,7 @@ def test_a_small_value_can_lie_on_pages(name: str, value: Any) -> None:
     # An engine that isolates its codec compresses pages only.
     packer = packer_of(name, PAGE)
     (part,) = packed(packer, value)
-    found = packer.unpack([memoryview(bytearray(part))])
+    found: Any = packer.unpack([memoryview(bytearray(part))])
     assert type(found) is type(value)
     assert np.array_equal(found, value) if name == "numpy" else found == value
 

@@ -64,7 +64,9 @@ class ArrayPacker:
             array = array.transpose(axes)
             if not array.flags.c_contiguous:
                 axes, array = None, np.ascontiguousarray(value)
-        data: Any = array.reshape(-1).view(np.uint8).data if array.nbytes else b""
+        data: Any = (
+            array.tobytes() if array.nbytes < self._least else array.reshape(-1).view(np.uint8).data
+        )
         return dense.pack(Dense(kind, flags, array.shape, axes, data), self._least)
 
     def unpack(self, parts: Sequence[memoryview | bytes]) -> object:

@@ -23,8 +23,8 @@ READ_ONLY = 1
 SCALAR = 2
 _HAS_AXES = 128
 
-_MAX_DIMENSIONS = 64
-_START = struct.Struct("<BBI")
+_HEADS = [struct.Struct(f"<BBI{dimensions}Q") for dimensions in range(65)]
+"""Flags, dimensions, length of the kind and shape, for each number of dimensions that NumPy has."""
 
 
 class Dense(NamedTuple):
@@ -41,15 +41,11 @@ def pack(dense: Dense, least: int) -> list[Flat]:
     """Give its parts; data of `least` bytes or more is one of its own, where it lies."""
     kind, flags, shape, axes, data = dense
     dimensions = len(shape)
-    order = b"" if axes is None else bytes(axes)
-    head = b"".join(
-        (
-            _START.pack(flags if axes is None else flags | _HAS_AXES, dimensions, len(kind)),
-            struct.pack(f"<{dimensions}Q", *shape),
-            order,
-            kind,
-        )
-    )
+    if axes is None:
+        head = _HEADS[dimensions].pack(flags, dimensions, len(kind), *shape) + kind
+    else:
+        start = _HEADS[dimensions].pack(flags | _HAS_AXES, dimensions, len(kind), *shape)
+        head = start + bytes(axes) + kind
     if len(head) + len(data) <= least or not len(data):
         return [head + data]
     return [head, memoryview(data)]
@@ -61,11 +57,11 @@ def unpack(parts: Sequence[memoryview | bytes]) -> Dense:
         raise UnreadableValue(f"{len(parts)} parts are no array, which has one or two")
     head = parts[0]
     try:
-        flags, dimensions, length = _START.unpack_from(head)
-        shape = struct.unpack_from(f"<{dimensions}Q", head, _START.size)
-    except struct.error:
-        raise UnreadableValue("the head of an array is cut short") from None
-    at = _START.size + 8 * dimensions
+        form = _HEADS[head[1]]
+        flags, dimensions, length, *shape = form.unpack_from(head)
+    except (IndexError, struct.error):
+        raise UnreadableValue("the head of an array is cut short, or none") from None
+    at = form.size
     axes = None
     if flags & _HAS_AXES:
         axes = tuple(head[at : at + dimensions])
@@ -74,10 +70,10 @@ def unpack(parts: Sequence[memoryview | bytes]) -> Dense:
             raise UnreadableValue("the head of an array has each of its axes in no order")
     kind = bytes(head[at : at + length])
     at += length
-    if len(kind) != length or dimensions > _MAX_DIMENSIONS or (len(parts) == 2 and at != len(head)):
+    if len(kind) != length or (len(parts) == 2 and at != len(head)):
         raise UnreadableValue("the head of an array does not have the length that it says")
     data = bytearray(head[at:]) if len(parts) == 1 else memoryview(parts[1])
-    return Dense(kind, flags & ~_HAS_AXES, shape, axes, data)
+    return Dense(kind, flags & ~_HAS_AXES, tuple(shape), axes, data)
 
 
 def check_length(dense: Dense, itemsize: int) -> None:
