@@ -27,6 +27,9 @@ def assert_same(found: Any, value: Any) -> None:
     assert found.dtype.type is value.dtype.type
     assert found.dtype.isalignedstruct == value.dtype.isalignedstruct
     assert found.shape == value.shape
+    if isinstance(value, np.longdouble):  # it does not use all of its bytes
+        assert found == value
+        return
     assert found.tobytes() == value.tobytes()
     if isinstance(value, np.ndarray):
         assert found.flags.writeable == value.flags.writeable
@@ -109,7 +112,7 @@ RECORD = np.dtype([("a", "<i4"), ("b", ">f8", (2, 3)), ("c", [("d", "M8[ms]"), (
         ml_dtypes.bfloat16(1.5),
         np.broadcast_to(np.arange(3), (2000, 3)),
         np.arange(10_000)[::-1],
-        np.zeros((1,) * 64),
+        np.zeros((1,) * 32),
         np.array(7),
         np.zeros((3, 0, 2), order="F"),
     ],

@@ -55,5 +55,5 @@ class MessagePacker:
         """Decode it. Raises UnreadableValue."""
         try:
             return self._decode(data)
-        except (self._error, ValueError, RecursionError) as error:
+        except (self._error, ValueError, TypeError, RecursionError) as error:
             raise UnreadableValue(f"the bytes are no {self._name} of a value: {error}") from None
