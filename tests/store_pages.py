@@ -16,6 +16,8 @@ GAUGES = {
     "stored_incompressible_pages",
     "same_filled_pages",
     "backed_pages",
+    "stored_values",
+    "backed_values",
     "backing_file_size",
 }
 

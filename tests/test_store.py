@@ -421,6 +421,8 @@ def test_counters_are_named_as_zswap_s_are() -> None:
         "stored_incompressible_pages",
         "same_filled_pages",
         "backed_pages",
+        "stored_values",
+        "backed_values",
         "backing_file_size",
     ]
 

@@ -303,6 +303,10 @@ cdef int _collect_zstd(size_t handle, Zstd *zstd) except -1:
     zstd.free_cdict = <zstd_free_fn> _symbol(handle, "ZSTD_freeCDict")
     zstd.create_ddict = <zstd_create_ddict_fn> _symbol(handle, "ZSTD_createDDict")
     zstd.free_ddict = <zstd_free_fn> _symbol(handle, "ZSTD_freeDDict")
+    zstd.size_of_cctx = <zstd_size_fn> _symbol(handle, "ZSTD_sizeof_CCtx")
+    zstd.size_of_dctx = <zstd_size_fn> _symbol(handle, "ZSTD_sizeof_DCtx")
+    zstd.size_of_cdict = <zstd_size_fn> _symbol(handle, "ZSTD_sizeof_CDict")
+    zstd.size_of_ddict = <zstd_size_fn> _symbol(handle, "ZSTD_sizeof_DDict")
     zstd.is_error = <zstd_is_error_fn> _symbol(handle, "ZSTD_isError")
     zstd.content_size = <zstd_content_size_fn> _symbol(handle, "ZSTD_getFrameContentSize")
     zstd.compressed_size = <zstd_compressed_size_fn> _symbol(

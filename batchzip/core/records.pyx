@@ -30,7 +30,7 @@ import secrets
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EBADF, EBADMSG, EEXIST, ENOMEM
+from libc.errno cimport EBADF, EBADMSG, EDQUOT, EEXIST, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
@@ -221,15 +221,16 @@ cdef bint _expire_one(State *state, Got *got) noexcept nogil:
 
 
 cdef int _put(
-    State *state, const KeyView *key, const Value *value, bint if_absent, Got *got
+    State *state, const KeyView *key, const Value *value, bint if_absent, uint64_t limit, Got *got
 ) noexcept nogil:
-    """Store a value. Return 0, or −EEXIST, −EBADF (closed), −ENOMEM, −ENOSPC (the pool's limit).
+    """Store a value. Return 0, or −EEXIST, −EBADF (closed), −EDQUOT (`limit`), −ENOMEM, −ENOSPC (the pool's).
 
     Then the key has what it had.
     """
     cdef LedgerState *ledger = state.ledger
-    cdef uint32_t position, length = 0
+    cdef uint32_t position, before = 0, length = 0
     cdef Entry entry
+    cdef Entry *place
     cdef uint8_t *room
     cdef int code
     got.gone_large = 0
@@ -242,6 +243,12 @@ cdef int _put(
         position = NOWHERE
     if position != NOWHERE and if_absent:
         return -EEXIST
+    if limit and value.kind == RECORD:
+        place = NULL if position == NOWHERE else _entry_of(state, position)
+        if place is not NULL and place.kind == RECORD:
+            pool_bytes(ledger.objects.pool, place.value, &before)
+        if ledger.pool_bytes - before + value.length > limit:
+            return -EDQUOT
     entry.kind = value.kind
     entry.codec = value.codec
     entry.value = value.number
@@ -421,7 +428,8 @@ cdef int64_t _prepare(CoderState *coder, int number, const uint8_t *data, Value 
 
 
 cdef int _store(
-    State *state, const KeyView *key, const Value *value, bint if_absent, Got *got, uint64_t *expired,
+    State *state, const KeyView *key, const Value *value, bint if_absent, uint64_t limit, Got *got,
+    uint64_t *expired,
 ) noexcept nogil:
     """Store a value; if another one's time is over, take that out: `expired` is its number, if it is LARGE."""
     cdef Got over
@@ -430,7 +438,7 @@ cdef int _store(
     pool_lock(state.ledger.objects.pool)
     if not state.ledger.closed and _expire_one(state, &over):
         expired[0] = over.gone_large
-    code = _put(state, key, value, if_absent, got)
+    code = _put(state, key, value, if_absent, limit, got)
     pool_settle(state.ledger.objects.pool)
     pool_unlock(state.ledger.objects.pool)
     return code
@@ -633,11 +641,14 @@ cdef class Records:
             self.large.pop(got.gone_large, None)
         return removed
 
-    def put(self, key, value, *, int64_t deadline=0, bint if_absent=False) -> int:
+    def put(
+        self, key, value, *, int64_t deadline=0, bint if_absent=False, uint64_t limit=0
+    ) -> int:
         """Store a value of up to a page. Return 0, or a negative errno; then the key has what it had.
 
         `value`      a contiguous buffer.
         `deadline`   until when it is good, as `now_ns` has it; 0: for ever.
+        `limit`      bytes of this ledger's objects in the pool, or 0: −EDQUOT beyond it.
         −EEXIST where the key is there and `if_absent`; −ENOSPC: the pool's limit; −ENOMEM.
         """
         cdef Key room = Key.__new__(Key)
@@ -665,7 +676,9 @@ cdef class Records:
                         &coder.state, number, <const uint8_t *>buffer.buf, &new
                     )
                     if code == 0:
-                        code = _store(&self.state, &view, &new, if_absent, &got, &expired)
+                        code = _store(
+                            &self.state, &view, &new, if_absent, limit, &got, &expired
+                        )
                 if code == ABORT:
                     raise_callback_error(&coder.state)
                 if code != ABORT and got.gone_large:
@@ -701,7 +714,7 @@ cdef class Records:
         new.deadline = deadline
         self.large[new.number] = value
         with nogil:
-            code = _store(&self.state, &view, &new, if_absent, &got, &expired)
+            code = _store(&self.state, &view, &new, if_absent, 0, &got, &expired)
         if code:
             self.large.pop(new.number, None)
         if got.gone_large:
@@ -778,7 +791,8 @@ cdef class Records:
         return found
 
     def put_many(
-        self, list keys not None, list values not None, Py_ssize_t start, *, int64_t deadline=0
+        self, list keys not None, list values not None, Py_ssize_t start, *, int64_t deadline=0,
+        uint64_t limit=0,
     ) -> tuple[int, int]:
         """Store values of up to a page, from number `start` on.
 
@@ -811,7 +825,7 @@ cdef class Records:
                 try:
                     with nogil:
                         done = _put_chunk(
-                            &self.state, views, buffers, &coder.state, number, size, deadline,
+                            &self.state, views, buffers, &coder.state, number, size, deadline, limit,
                             gone, &code,
                         )
                     for at in range(2 * size):
@@ -996,6 +1010,13 @@ cdef class Records:
             gone += went
         return gone
 
+    def coder_bytes(self) -> int:
+        """Return the bytes of memory of the coders that are not the engine's: those with a dictionary."""
+        cdef Coders coders
+        return sum([
+            coders.memory_bytes() for coders in self.coders.values() if not coders.names_dictionary
+        ])
+
     def figures(self) -> dict[str, int]:
         """Return the figures of one moment.
 
@@ -1089,7 +1110,7 @@ cdef void _get_chunk(
 
 cdef size_t _put_chunk(
     State *state, const KeyView *views, const Py_buffer *buffers, CoderState *coder, int number,
-    size_t count, int64_t deadline, uint64_t *gone, int *code,
+    size_t count, int64_t deadline, uint64_t limit, uint64_t *gone, int *code,
 ) noexcept nogil:
     """Store values until one cannot be. Return how many are, and the numbers of large ones that went."""
     cdef size_t at, done = 0
@@ -1102,7 +1123,7 @@ cdef size_t _put_chunk(
         new.deadline = deadline
         code[0] = <int>_prepare(coder, number, <const uint8_t *>buffers[at].buf, &new)
         if code[0] == 0:
-            code[0] = _store(state, &views[at], &new, False, &got, &gone[2 * at])
+            code[0] = _store(state, &views[at], &new, False, limit, &got, &gone[2 * at])
         if code[0] != ABORT:
             gone[2 * at + 1] = got.gone_large
         if code[0]:

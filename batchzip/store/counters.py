@@ -38,5 +38,9 @@ class Counters:
     """Pages kept as one word now."""
     backed_pages: int
     """Pages in the backing file now: written back, or put there as the pool had no room."""
+    stored_values: int
+    """Values of mappings, of up to a page, in memory now; larger ones lie on pages, and count as those."""
+    backed_values: int
+    """Values of mappings, of up to a page, in the backing file now."""
     backing_file_size: int
     """Bytes the backing file holds now; of a group, 0."""
