@@ -1,4 +1,4 @@
-"""Values through a packer as a mapping takes them: out of the user's memory, and into memory of their own."""
+"""Values through a packer, as a mapping takes them: into memory of their own, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = 4096
 
 
 def packed(packer: Packer, value: object) -> list[bytes]:
-    """Return the parts of a value, checked: one that fits a page is one part, and none is short by itself."""
+    """Return the parts of a value, checked: what fits a page is one part."""
     parts = [bytes(part) for part in packer.pack(value)]
     assert len(parts) == 1 or sum(map(len, parts)) > PAGE
     return parts

@@ -1,4 +1,4 @@
-"""NumPy's arrays and scalars come back from serializer="numpy" as they were, and large ones are not copied."""
+"""NumPy's arrays and scalars come back as they were, and large ones are not copied."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def test_scalars_come_back(data: st.DataObject) -> None:
     assert_same(back(PACKER, value), value)
 
 
-RECORD = np.dtype([("a", "<i4"), ("b", ">f8", (2, 3)), ("c", [("d", "M8[ms]"), ("é\ud800", "S3")])])
+PAIR = [("d", "M8[ms]"), ("é\ud800", "S3")]
+RECORD = np.dtype([("a", "<i4"), ("b", ">f8", (2, 3)), ("c", PAIR)])
 
 
 @pytest.mark.parametrize(

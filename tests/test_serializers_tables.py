@@ -1,4 +1,4 @@
-"""Arrow's tables come back from serializer="arrow" equal, and large buffers, of pandas' frames too, are not copied."""
+"""Arrow's tables come back equal; large buffers, of pandas' frames too, are not copied."""
 
 from __future__ import annotations
 

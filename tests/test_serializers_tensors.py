@@ -101,9 +101,10 @@ def test_large_data_is_not_copied_on_its_way_in(value: Any) -> None:
         (torch.ones(2, requires_grad=True) * 2, r"requires no gradient: pass value\.detach\(\)"),
         (torch.ones(2, 2).to_sparse(), r"not one of torch\.sparse_coo"),
         (torch.zeros(8, dtype=torch.uint8).view(torch.quint8), r"pass value\.dequantize\(\)"),
+        (torch.zeros((1,) * 65), "of up to 64 dimensions"),
         (torch.ones(2, device="meta"), r"not on meta: pass value\.cpu\(\)"),
     ],
-    ids=["array", "list", "parameter", "gradient", "result", "sparse", "quantized", "meta"],
+    ids=["array", "list", "parameter", "gradient", "result", "sparse", "quantized", "65-d", "meta"],
 )
 def test_what_is_no_dense_tensor_is_refused(store: SwapStore, value: Any, why: str) -> None:
     with CompressedMapping(store, serializer="torch") as mapping:

@@ -8,8 +8,8 @@
 
 Every other type, subclasses of these included, comes back as something else, or not at all.
 
-Rejected: encoding, decoding and comparing (1 == True, and an OrderedDict is equal to a dict); the same look in
-Python (14 µs for 1.2 KB of JSON that msgspec encodes in 1.5; here 0.6).
+Rejected: encoding, decoding and comparing (1 == True, and an OrderedDict is equal to a dict); the
+same look in Python (14 µs for 1.2 KB of JSON that msgspec encodes in 4; here 0.4).
 
 No Python code runs during the look, so nothing changes meanwhile.
 """
@@ -29,12 +29,14 @@ cdef enum:
 
 
 def misfit(value, *, bint binary):
-    """Name what in a tree would not come back as it is, or None; `binary`: from MessagePack, not JSON."""
+    """Name what in a tree would not come back as it is, or None. `binary`: MessagePack."""
     return _misfit(value, binary, DEEPEST)
 
 
 cdef bint _is_leaf(value, bint binary):
-    if PyUnicode_CheckExact(value) or PyLong_CheckExact(value) or value is None or PyBool_Check(value):
+    if PyUnicode_CheckExact(value) or PyLong_CheckExact(value) or PyBool_Check(value):
+        return True
+    if value is None:
         return True
     if PyFloat_CheckExact(value):
         return binary or isfinite(PyFloat_AS_DOUBLE(value))

@@ -10,11 +10,12 @@
     "arrow"                 the stream of Arrow's IPC format, cut at its large buffers
     an object               one part: what its `dumps` gives; its `loads` gets bytes
 
-A value of up to a page is one part. A buffer shorter than a page is copied into the part before it: on
-pages of its own it would take more than the copy costs.
+A value of up to a page is one part. A buffer shorter than a page is copied into the part before
+it: on pages of its own it would take more than the copy costs.
 
-A value comes back as what it was, or is refused (NotStorable) when it is put in. Bytes that no value was
-packed into raise UnreadableValue. Only "pickle" and objects of the user may run code that is in the bytes.
+A value comes back as what it was, or is refused (NotStorable) when it is put in. Bytes that no
+value was packed into raise UnreadableValue. Only "pickle", and objects of the user, may run code
+that is in the bytes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _PACKERS: dict[str, Callable[[int], Packer]] = {
 def packer_of(serializer: str | Serializer, page_size: int) -> Packer:
     """Find what packs values.
 
-    Raises BadArgument for what is no serializer, and MissingExtra where its library is not installed.
+    Raises BadArgument for what is no serializer, and MissingExtra where its library is missing.
     """
     if isinstance(serializer, str):
         make = _PACKERS.get(serializer)

@@ -1,7 +1,8 @@
 """NumPy's arrays and scalars, without pickle: nothing in the bytes is run when they are loaded.
 
-The dtype is its own text ("<f8", "<M8[us]", "|S5") where that says all, else JSON: records with their offsets,
-subarrays, and the types of ml_dtypes (bfloat16, float8 …) by name. A dtype's metadata is not kept.
+The dtype is its own text ("<f8", "<M8[us]", "|S5") where that says all, else JSON: records with
+their offsets, subarrays, and the types of ml_dtypes (bfloat16, float8 …) by name. A dtype's
+metadata is not kept.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ _TAKES = "serializer='numpy' takes NumPy's arrays and scalars"
 
 
 class ArrayPacker:
-    """Values are arrays and scalars of NumPy; data of a page or more is not copied, if it has no gaps.
+    """Values are arrays and scalars of NumPy; data of a page or more, without gaps, is not copied.
 
-    Arrays come back with their dtype, shape and order of axes, and writable if they were. One with gaps
-    (`a[::2]`) comes back in C's order.
+    Arrays come back with their dtype, shape and order of axes, and writable if they were. One with
+    gaps (`a[::2]`) comes back in C's order.
     """
 
     def __init__(self, least: int) -> None:
@@ -128,8 +129,9 @@ def _tree_of(dtype: np.dtype[Any]) -> object:
         base, shape = dtype.subdtype
         return {"base": _tree_of(base), "shape": shape}
     if dtype.names is not None and kind in (np.void, np.record):
-        fields = [dtype.fields[name] for name in dtype.names]  # type: ignore[index] # it has names
-        titles = [field[2] if len(field) > 2 else None for field in fields]  # type: ignore[misc] # a third, or not
+        known: Any = dtype.fields
+        fields = [known[name] for name in dtype.names]
+        titles = [field[2] if len(field) > 2 else None for field in fields]
         if all(title is None or isinstance(title, str) for title in titles):
             return {
                 "names": dtype.names,

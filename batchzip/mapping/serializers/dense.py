@@ -1,9 +1,10 @@
 """Dense arrays as parts: a head that says what the array is, and its data.
 
-    flags, dimensions, length of the kind │ shape │ the order of axes, unless it is C's │ kind │ data
+    flags, dimensions, length of the kind │ shape │ order of axes, if not C's │ kind │ data
 
-`kind` is the array's dtype, as its packer writes it. Data is in the order of the axes, without gaps; it stays
-where it is if it takes a page or more, else it follows the head. The shape is that of the data.
+`kind` is the array's dtype, as its packer writes it. Data is in the order of the axes, without
+gaps; it stays where it is if it takes a page or more, else it follows the head. The shape is that
+of the data.
 """
 
 from __future__ import annotations
@@ -23,12 +24,18 @@ READ_ONLY = 1
 SCALAR = 2
 _HAS_AXES = 128
 
-_HEADS = [struct.Struct(f"<BBI{dimensions}Q") for dimensions in range(65)]
-"""Flags, dimensions, length of the kind and shape, for each number of dimensions that NumPy has."""
+MAX_DIMENSIONS = 64
+"""As NumPy's; a tensor may have more."""
+
+_HEADS = [struct.Struct(f"<BBI{dimensions}Q") for dimensions in range(MAX_DIMENSIONS + 1)]
+"""Flags, dimensions, length of the kind and shape, for each number of dimensions."""
 
 
 class Dense(NamedTuple):
-    """An array without gaps, in C's order of `shape`. `axes`: where each axis of the data belongs, or None."""
+    """An array without gaps, in C's order of `shape`.
+
+    `axes` has the axis of the array that each axis of the data is, or is None if they are the same.
+    """
 
     kind: bytes
     flags: int
@@ -38,7 +45,7 @@ class Dense(NamedTuple):
 
 
 def pack(dense: Dense, least: int) -> list[Flat]:
-    """Give its parts; data of `least` bytes or more is one of its own, where it lies."""
+    """Give the parts: one of up to `least` bytes, or the head and the data where it lies."""
     kind, flags, shape, axes, data = dense
     dimensions = len(shape)
     if axes is None:

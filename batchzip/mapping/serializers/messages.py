@@ -1,7 +1,8 @@
 """JSON and MessagePack, by msgspec: values that such a format gives back as they were.
 
-msgspec encodes much more than that: a tuple comes back as a list, a NaN in JSON as None, a key 1 as "1". Such
-values are refused (core/trees.pyx). For others, msgspec's Struct among them, an object with `dumps` and `loads` serves.
+msgspec encodes much more than that: a tuple comes back as a list, a NaN in JSON as None, a key 1 as
+"1". Such values are refused (core/trees.pyx). For others, msgspec's Struct among them, there are
+objects with `dumps` and `loads`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Whatever can be pickled, with the buffers of arrays and frames outside of the stream.
 
-Pickles run code when they are loaded: these come from this process only. Columns of pandas that are Arrow's, text
-among them, are joined by pandas itself before it hands their buffers over; those of NumPy are not copied.
+Pickles run code when they are loaded: these come from this process only. Columns of pandas that are
+Arrow's, text among them, are joined by pandas itself before it hands their buffers over; those of
+NumPy are not copied.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
 
 
 class PicklePacker:
-    """Values are whatever can be pickled; buffers of `least` bytes or more stay out of the stream."""
+    """Values are what can be pickled; buffers of `least` bytes or more stay out of the stream."""
 
     def __init__(self, least: int) -> None:
         self.least = least
 
     def pack(self, value: object) -> list[Flat]:
-        """Pickle it. If buffers stay outside, the last part says which were read-only: they will be again."""
+        """Pickle it. Raises NotStorable.
+
+        If buffers stay outside, the last part says which were read-only: they will be again.
+        """
         buffers: list[Flat] = []
         writable = bytearray()
 

@@ -1,9 +1,9 @@
-"""Arrow's tables and record batches, by its IPC format: nothing in the bytes is run when they are loaded.
+"""Arrow's tables and record batches, by its IPC format: nothing in the bytes is run.
 
-The stream is written to a list: Arrow hands over each buffer as it lies, and metadata and padding as bytes. The
-parts are the stream, cut before and after each buffer of a page or more, which is not copied. When a table is
-read, they are joined, as Arrow wants a batch in one piece, and its columns are views of that. All lengths, offsets
-and texts are checked then, since Arrow itself trusts them.
+The stream is written to a list: Arrow hands over each buffer as it lies, and metadata and padding
+as bytes. The parts are the stream, cut before and after each buffer of a page or more, which is not
+copied. When a table is read, they are joined, as Arrow wants a batch in one piece, and its columns
+are views of that. All lengths, offsets and texts are checked then, since Arrow itself trusts them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _BATCH = b"B"
 
 
 class TablePacker:
-    """Values are tables and record batches; they are equal to what was put in, with their schema and metadata.
+    """Values are tables and record batches; they come back equal, with schema and metadata.
 
-    A table's chunks may lie otherwise. Types that were registered with Arrow are restored by their own classes.
+    A table's chunks may lie otherwise. Types that were registered with Arrow are restored by their
+    own classes.
     """
 
     def __init__(self, least: int) -> None:

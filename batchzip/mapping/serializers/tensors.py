@@ -1,4 +1,4 @@
-"""Torch's tensors on the CPU, by the buffer protocol: nothing in the bytes is run when they are loaded."""
+"""Torch's tensors on the CPU, by the buffer protocol: nothing in the bytes is run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _TAKES = "serializer='torch' takes dense torch.Tensor on the CPU"
 
 
 class TensorPacker:
-    """Values are dense tensors on the CPU, of any dtype but quantized ones; data of a page or more is not copied.
+    """Values are dense tensors on the CPU, not quantized; data of a page or more is not copied.
 
-    Tensors come back with their dtype, shape and order of axes (channels last, too). One with gaps (`t[::2]`, or
-    expanded) comes back contiguous. A tensor that requires a gradient is refused: its graph would be lost.
+    Tensors come back with their dtype, shape and order of axes (channels last, too). One with gaps
+    (`t[::2]`, or expanded) comes back contiguous, and a conjugated view as what it shows. A tensor
+    that requires a gradient is refused: its graph would be lost.
     """
 
     def __init__(self, least: int) -> None:
@@ -41,6 +42,8 @@ class TensorPacker:
             raise NotStorable(f"{_TAKES}, not on {value.device}: pass value.cpu()")
         if value.layout is not torch.strided:
             raise NotStorable(f"{_TAKES}, not one of {value.layout}")
+        if value.dim() > dense.MAX_DIMENSIONS:
+            raise NotStorable(f"{_TAKES} of up to {dense.MAX_DIMENSIONS} dimensions")
         if _is_quantized(value.dtype):
             raise NotStorable(f"{_TAKES}, not one of {value.dtype}: pass value.dequantize()")
         tensor = value.resolve_conj().resolve_neg()
