@@ -341,6 +341,14 @@ class GroupView(Owned):
             self._refuse()
         return self._shared.owner.ask(what, kind, group=self.name)
 
+    def _is_over(self) -> bool:
+        """Return whether this was closed, or its group was."""
+        try:
+            MAX_INDEX in self  # noqa: B015 - raises what any look does
+        except ClosedError:
+            return True
+        return False
+
     def _close(self) -> None:
         self._table.close()
 
@@ -359,15 +367,18 @@ class StoreView(GroupView):
         super().__init__("", shared, shared.table)
 
     def group(self, name: str) -> GroupView:
-        """Open a group that the store has. Raises BadArgument where it has none of that name."""
+        """Open a group that the store has. Raises BadArgument where it has none of that name.
+
+        Where its owner has dropped a group and made one of the same name, that one.
+        """
         if self._unusable:
             self._refuse()
-        found = self._groups.get(name)
-        if found is None:
+        while (found := self._groups.get(name)) is None or found._is_over():  # noqa: SLF001 - one of its own
             made = GroupView(name, self._shared)
-            found = self._groups.setdefault(name, made)
-            if found is not made:  # another thread, or a signal handler, came first
-                made.close()
+            if found is not None:
+                self._groups.pop(name, None)
+            if self._groups.setdefault(name, made) is not made:
+                made.close()  # another thread, or a signal handler, came first
         return found
 
     def status(self) -> dict[str, Any]:
