@@ -79,9 +79,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     `on_evict`    called as on_evict(key, value) with each value that was forgotten to make room, in the thread
                   that puts a value in; it may use the mapping. What it raises goes to that caller.
     `serializer`  "bytes": values are buffers of any length (bytes, memoryview, a contiguous array …) and come
-                  back as bytes. "pickle": anything that can be pickled; the buffers of arrays and
-                  frames are not copied on the way. Or an object with `dumps(value) -> buffer` and
-                  `loads(bytes) -> value`.
+                  back as bytes. "pickle": anything that can be pickled. "numpy": arrays and scalars of
+                  NumPy, without pickle. "json", "msgpack": lists, dicts and what such files have in them.
+                  "arrow": tables and record batches. "torch": tensors on the CPU. The buffers of arrays,
+                  frames, tables and tensors are not copied on the way. Or an object with
+                  `dumps(value) -> buffer` and `loads(bytes) -> value`.
     `key_serializer`  an object with the same methods, for keys of other types than those below.
     `dictionary`  "auto": learn from the first thousand small values what they have in common, so that those
                   which follow get smaller. Or the bytes of one. It needs an engine of zstd.
