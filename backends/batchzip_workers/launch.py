@@ -64,6 +64,8 @@ class Process:
     def __init__(self, pid: int, sentinel: int, memory: int, size: int) -> None:
         self.pid = pid
         self.sentinel = sentinel
+        self.gave_up = False
+        """Whether it ended by its own doing, as far as is known: nobody killed it."""
         self._memory = memory
         self._size = size
         self._lock = threading.RLock()  # a signal handler may come here again
@@ -97,6 +99,9 @@ class Process:
             sentinel, self.sentinel = self.sentinel, -1
             os.close(sentinel)
         os.close(self._memory)
+        self.gave_up = end is not None and (
+            end.si_code == os.CLD_EXITED or end.si_status not in (signal.SIGKILL, signal.SIGTERM)
+        )
         if told:
             return told
         if end is None:

@@ -67,7 +67,10 @@ from batchzip.core.zspages cimport FIRST_SLOT, GENERATION_SHIFT, HEADER
 
 from xxhash import xxh3_64_intdigest
 
-from batchzip.errors import BadArgument, ClosedError, CorruptPage, PageError, PageNotStored
+from batchzip.errors import (
+    BadArgument, BatchzipError, ClosedError, CorruptPage, PageError, PageNotStored,
+)
+from batchzip.wording import shown
 
 cdef extern from "native.h" nogil:
     """
@@ -584,9 +587,15 @@ cdef class _Desk:
     cdef bint prepare(self, int number) except -1:
         """Make a coder of a number ready. Return False where no codec has that number."""
         cdef Coders coders = self.numbers[number]
+        cdef Coder coder
         if coders is None:
             return False
-        cdef Coder coder = coders.take()
+        try:
+            coder = coders.take()
+        except (BatchzipError, MemoryError):
+            raise
+        except Exception as error:
+            raise BatchzipError(f"a codec of the store does not work here: {shown(error)}") from error
         self.lent.append((coders, coder))
         self.by_number[number] = &coder.state
         return True

@@ -264,8 +264,9 @@ class Group(Owned):
         """Compress pages in the pool again, with a stronger algorithm, where that saves memory.
 
         Only pages that were not used for `idle_for_s` seconds, and take `min_length` bytes or more
-        now. `algorithm` and its parameters are those of Engine; or it is an engine, which is only
-        used. A page changes its form only where it then takes a smaller size class of the pool.
+        now. `algorithm`, its parameters, `shuffle` and `verify` are those of Engine; or it is an
+        engine, which is only used. A page changes its form only where it then takes a smaller size
+        class of the pool.
         """
         self._enter()
         idle_for_s = as_seconds(idle_for_s, "idle_for_s")

@@ -34,7 +34,9 @@ from batchzip.store.writer import Writer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
+    from batchzip.core.gather import Gathered
     from batchzip.pool import Pool
     from batchzip.store.backing_file import BackingFile
     from batchzip.store.group import Group
@@ -85,8 +87,6 @@ class Home:
         self.objects = Objects(pool.allocator, zones, engine.page_size)
         self.ledgers: dict[int, Ledger] = {}
         """Those of all groups, by their `id()`."""
-        restorer = Restorer(self)
-        self.restore, self.read = restorer.restore, restorer.read
         self.threads = Threads()
         """What asyncio's calls block instead of the loop."""
         self._engines_of: dict[int, Engine] = {}
@@ -138,6 +138,14 @@ class Home:
             if same and objects.hold(number, known):
                 return number
         return objects.add_codec(codec)
+
+    def restore(self, gathered: Gathered, pages: Bytes) -> dict[int, OSError]:
+        """Restore gathered entries to pages, as Restorer does."""
+        return Restorer(self).restore(gathered, pages)  # kept, each would keep the other
+
+    def read(self, gathered: Gathered) -> dict[int, OSError]:
+        """Read what lies in the backing file, as Restorer does."""
+        return Restorer(self).read(gathered)
 
     def engine_of(self, number: int) -> Engine | None:
         """Return the engine that made pages of a number last, or None."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from batchzip.checks import as_integer, as_limit, check_kind
@@ -51,7 +52,7 @@ class SwapStore(Group):
                                 caller's, who may close it. Or an object with pread and pwrite. No file and no
                                 object is under two stores at a time, of this process or of another one.
     `max_backing_bytes`         bytes the backing file may hold, an eighth of them at most for
-                                moving pages when it is full; None for no limit.
+                                moving pages when it is full; None for no limit. May be changed.
     `shrinker_enabled`          write cold pages back in a thread when a limit is met.
     `max_batch`                 most pages handed to the engine in one go; a larger folio takes several.
     `keep_incompressible`       keep pages that do not shrink raw; False rejects their folio, as zswap
@@ -97,11 +98,12 @@ class SwapStore(Group):
         if file is not None and shrinker_enabled:
             home.wake = self._shrinker.wake
         self._groups: dict[str, Group] = {}
-        groups = self._groups  # not the store, which nobody must keep by this
+        this = weakref.ref(self)  # the groups keep what keeps this
 
         def forget(group: Group) -> None:
-            if groups.get(group.name) is group:
-                groups.pop(group.name, None)
+            store = this()
+            if store is not None and store._groups.get(group.name) is group:  # noqa: SLF001
+                store._groups.pop(group.name, None)  # noqa: SLF001
 
         home.forget = forget
         self._numbers = itertools.count()
@@ -358,6 +360,23 @@ class SwapStore(Group):
     def max_pool_bytes(self, value: int | None) -> None:
         self._enter()
         self._home.pool.max_bytes = as_limit(value, "max_pool_bytes")
+
+    @property
+    def max_backing_bytes(self) -> int | None:
+        """Bytes the backing file may hold, or None. Lowered below what it holds, it only refuses.
+
+        Setting it raises BadArgument where there is no backing file.
+        """
+        backing = self._home.backing
+        return None if backing is None else backing.max_bytes
+
+    @max_backing_bytes.setter
+    def max_backing_bytes(self, value: int | None) -> None:
+        self._enter()
+        limit = as_limit(value, "max_backing_bytes")
+        if self._home.backing is None:
+            raise BadArgument("max_backing_bytes limits a backing file: give one with backing=")
+        self._home.backing.max_bytes = limit
 
     @property
     def accept_threshold_percent(self) -> int:
