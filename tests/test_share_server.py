@@ -35,7 +35,7 @@ from batchzip import (
     SwapStore,
     attach,
 )
-from batchzip.store import share_server, view
+from batchzip.store import reach, share_server, view
 from batchzip.store.answers import answer
 
 spawn = multiprocessing.get_context("spawn")
@@ -474,6 +474,7 @@ def test_no_folder_for_the_socket_is_an_error_that_leaves_nothing(
     before = descriptors()
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        patch.setattr(reach, "_ELSEWHERE", str(tmp_path / "nor this"))
         with pytest.raises(FileNotFoundError, match="missing"):
             store.share()
     assert descriptors() == before

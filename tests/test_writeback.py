@@ -380,15 +380,14 @@ def test_damage_in_the_file_is_told_by_page(engine: Engine) -> None:
 
 
 def test_the_files_limit_can_be_moved(engine: Engine, tmp_path: Path) -> None:
-    # An eighth of it is kept for moving pages.
-    with SwapStore(engine, backing=tmp_path, max_backing_bytes=16 * SIZE) as store:
+    with SwapStore(engine, backing=tmp_path, max_backing_bytes=10 * SIZE) as store:
         store.store(0, [noise(number) for number in range(40)])
-        assert store.max_backing_bytes == 16 * SIZE
-        assert store.writeback(range(14)) == 14
-        with pytest.raises(OSError, match=f"limit of {16 * SIZE} bytes"):
-            store.writeback([14])
-        store.max_backing_bytes = 32 * SIZE
-        assert store.writeback(range(28)) == 14
+        assert store.max_backing_bytes == 10 * SIZE
+        assert store.writeback(range(8)) == 8  # an eighth is kept for cleaning
+        with pytest.raises(OSError, match=f"limit of {10 * SIZE} bytes"):
+            store.writeback([8])
+        store.max_backing_bytes = 30 * SIZE
+        assert store.writeback(range(26)) == 18
         store.max_backing_bytes = 0
         with pytest.raises(OSError, match="limit of 0 bytes"):
             store.writeback([30])
@@ -397,7 +396,7 @@ def test_the_files_limit_can_be_moved(engine: Engine, tmp_path: Path) -> None:
             with pytest.raises(BadArgument, match="max_backing_bytes is a number of bytes"):
                 store.max_backing_bytes = wrong  # type: ignore[assignment]
         store.max_backing_bytes = None
-        assert store.writeback(range(40)) == 12
+        assert store.writeback(range(40)) == 14
     with SwapStore(engine) as store:
         assert store.max_backing_bytes is None
         with pytest.raises(BadArgument, match="backing="):

@@ -24,11 +24,11 @@ from batchzip.backend import is_native
 from batchzip.core.coder import Coders
 from batchzip.core.ledger import Ledger, Objects
 from batchzip.core.table import Kind
-from batchzip.descriptors import above_standard
 from batchzip.engine import Engine, codec_of
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.loader import Restorer
+from batchzip.store.reach import open_to_read
 from batchzip.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -201,14 +201,14 @@ class Home:
         """Return descriptors of objects, words and, if it has one, the backing file, to read only; the caller's."""
         found: list[int] = []
         try:
-            found += map(_open_to_read, self.pool.descriptors)
+            found += map(open_to_read, self.pool.descriptors)
         except BaseException:
             for fd in found:
                 os.close(fd)
             raise
         if self.backing is not None and self.backing.descriptor is not None:
             with contextlib.suppress(OSError):  # then it is read through the owner
-                found.append(_open_to_read(self.backing.descriptor))
+                found.append(open_to_read(self.backing.descriptor))
         return found
 
     def current_turn(self) -> Turn | None:
@@ -260,9 +260,3 @@ class Home:
         self.pool.close()
         if self.backing is not None:
             self.backing.close()
-
-
-def _open_to_read(fd: int) -> int:
-    """Open what a descriptor refers to once more, so that who is given it cannot write."""
-    with above_standard():
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)

@@ -40,6 +40,7 @@ from batchzip.errors import BadArgument, BatchzipError, ClosedError, RequestTime
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_room
 from batchzip.store.counters import Counters
+from batchzip.store.reach import why_unreachable
 from batchzip.store.share import (
     TOKEN_BYTES,
     AnswerThread,
@@ -91,7 +92,7 @@ class _Owner:
             with above_standard():
                 opened.extend(map(os.pidfd_open, (self._pid,)))  # one step, as in share.py
         except (ProcessLookupError, OverflowError):
-            raise _unreachable(errno.ENOENT, share.address) from None
+            raise _unreachable(errno.ENOENT, self._pid, share.address) from None
         self._process = opened[0]
         del opened[0]
 
@@ -102,7 +103,7 @@ class _Owner:
         except BatchzipError:
             raise
         except OSError as error:
-            raise _unreachable(error.errno or 0, self._address) from None
+            raise _unreachable(error.errno or 0, self._pid, self._address) from None
 
     def ask(self, what: str, kind: type[Answer], **more: object) -> Answer:
         """Ask, and raise what the owner raised, or ClosedError where nobody answers any more."""
@@ -235,8 +236,8 @@ def _gone() -> ClosedError:
     return ClosedError("the store is closed, or its owner gone")
 
 
-def _unreachable(number: int, address: str) -> OSError:
-    return OSError(number, f"no store can be reached there: {os.strerror(number)}", address)
+def _unreachable(number: int, pid: int, address: str) -> OSError:
+    return OSError(number, why_unreachable(number, pid, address), address)
 
 
 class _Shared:

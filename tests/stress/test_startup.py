@@ -51,13 +51,13 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
 
 _STARVE = """
 from batchzip_workers import launch
-interpreter = launch._interpreter
-launch._interpreter = lambda: ["/bin/sh", "-c", 'ulimit -v 16000; exec "$@"', "sh", *interpreter()]
+interpreter = launch.command
+launch.command = lambda: ["/bin/sh", "-c", 'ulimit -v 16000; exec "$@"', "sh", *interpreter()]
 """
 
 _DIE = """
 from batchzip_workers import launch
-launch._interpreter = lambda: ["/bin/sh", "-c", "kill -9 $$"]
+launch.command = lambda: ["/bin/sh", "-c", "kill -9 $$"]
 """
 
 _TRAIN = """
