@@ -61,6 +61,9 @@ if TYPE_CHECKING:
         ForkedProcess as ForkedProcess,
     )
     from batchzip.errors import (
+        LimitReached as LimitReached,
+    )
+    from batchzip.errors import (
         MissingExtra as MissingExtra,
     )
     from batchzip.errors import (
@@ -149,6 +152,7 @@ _HOME = {
             "CorruptPage",
             "EngineBusy",
             "ForkedProcess",
+            "LimitReached",
             "MissingExtra",
             "NotStorable",
             "PageError",

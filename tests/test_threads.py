@@ -279,8 +279,8 @@ def test_where_threads_cannot_be_started_it_is_said_once_and_they_come_later() -
     """A limit on address space is kept for everybody; one on processes, not for root."""
     source = """
 import resource, time, warnings
-import numpy as np, batchzip
-pages = np.random.default_rng(1).integers(0, 6, (64, 4096), np.uint8)
+import numpy as np, batchzip, batchzip_threads
+pages = np.random.default_rng(1).integers(0, 6, (8, 4096), np.uint8)
 def work(engine):
     batch = batchzip.CompressBatch(pages)
     engine.compress(batch)
@@ -292,7 +292,7 @@ with batchzip.Engine("lz4", backend="sequential") as warm:
     work(warm)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 before = resource.getrlimit(resource.RLIMIT_AS)
-resource.setrlimit(resource.RLIMIT_AS, (size + (6 << 20), before[1]))
+resource.setrlimit(resource.RLIMIT_AS, (size + (900 << 10), before[1]))  # a stack has 1 MiB
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     engine = batchzip.Engine("lz4", backend="threads", workers=2)

@@ -22,6 +22,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from batchzip.descriptors import above_standard
+from batchzip.errors import LimitReached
+from batchzip.limits import begin
 from batchzip_workers.launch import launch
 from batchzip_workers.place import FIRST_RETRY_S, Attempts, Place, worked
 
@@ -91,8 +93,8 @@ class Supervisor:
                 target=self._supervise, name="batchzip-supervisor", daemon=True
             )
             try:
-                self._thread.start()
-            except RuntimeError as error:  # a process limit counts threads, too
+                begin(self._thread)
+            except LimitReached as error:
                 self._thread = None
                 self._thread_starts.note_failure()
                 self.failure = str(error)

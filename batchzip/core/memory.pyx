@@ -21,6 +21,7 @@ from libc.stdlib cimport calloc, malloc, realloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from batchzip.descriptors import above_standard
+from batchzip.limits import named
 
 cdef extern from *:
     """
@@ -109,7 +110,7 @@ cdef uint64_t machine_page() noexcept nogil:
 cdef int memory_create(Memory *memory, str name, uint64_t most, uint64_t least) except -1:
     """Make memory of `most` bytes of address space, or half as much, and so on, down to `least`.
 
-    `name` shows in /proc/PID/maps. Raise OSError; nothing is left then.
+    `name` shows in /proc/PID/maps. Raise LimitReached; nothing is left then.
     """
     cdef void *base = MAP_FAILED
     cdef uint64_t size = 2 * most
@@ -126,7 +127,7 @@ cdef int memory_create(Memory *memory, str name, uint64_t most, uint64_t least) 
                     base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
                 error = c_errno
             if base == MAP_FAILED and size // 2 < least:
-                raise OSError(error, f"{os.strerror(error)}: {size} bytes of shared memory")
+                raise named(OSError(error, ""), f"{size} bytes of shared memory")
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     except BaseException:
         if base != MAP_FAILED:

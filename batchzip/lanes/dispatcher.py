@@ -18,6 +18,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from batchzip.lanes.watch import LOOK_S
+from batchzip.limits import begin
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch
@@ -37,7 +38,7 @@ class _DispatcherThread(threading.Thread):
 class Dispatcher:
     """Takes up requests, does them together with the lanes, and finishes each.
 
-    Raise RuntimeError where no thread can be started.
+    Raise LimitReached where no thread can be started.
     """
 
     def __init__(self, backend: LanesBackend, queue: RequestQueue) -> None:
@@ -47,7 +48,7 @@ class Dispatcher:
         """What lanes have pages of, the oldest first."""
         self._gives_up = False
         self._thread = _DispatcherThread(target=self._run, name="batchzip-requests", daemon=True)
-        self._thread.start()
+        begin(self._thread)
 
     @staticmethod
     def is_here() -> bool:

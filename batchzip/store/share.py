@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from batchzip.descriptors import above_standard, moved_above_standard
 from batchzip.errors import BadArgument
+from batchzip.limits import named
 
 if TYPE_CHECKING:
     from batchzip.store.view import StoreView
@@ -75,13 +76,16 @@ def send(connection: socket.socket, data: bytes) -> None:
 
 
 def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """Receive a message and descriptors, which are the caller's. Raises EOFError at its end."""
+    """Receive a message and descriptors, which are the caller's.
+
+    Raise EOFError at its end, LimitReached where this process may have no more descriptors.
+    """
     head, descriptors, flags, _ = socket.recv_fds(
         connection, LENGTH.size, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
     )
     try:
         if flags & socket.MSG_CTRUNC:  # there was no room for all of them in this process
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # noqa: TRY301 - closes the others
+            raise named(OSError(errno.EMFILE, ""))  # noqa: TRY301 - closes the others
         for at, fd in enumerate(descriptors):
             descriptors[at] = moved_above_standard(fd)
         head += _exactly(connection, LENGTH.size - len(head))
@@ -111,27 +115,33 @@ def peer(connection: socket.socket) -> tuple[int, int]:
 
 
 def listen() -> tuple[socket.socket, int]:
-    """Make a listening socket without a name, and a descriptor by whose path it is reached."""
-    with tempfile.TemporaryDirectory(prefix="batchzip-") as folder:
-        # By the folder's descriptor, as a socket's path has 107 bytes at most.
-        with above_standard():
-            folder_fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    """Make a listening socket without a name, and a descriptor by whose path it is reached.
+
+    Raise OSError, LimitReached where descriptors are out; nothing is left then.
+    """
+    with above_standard():
+        folder = Path(tempfile.mkdtemp(prefix="batchzip-"))
+        # Not a TemporaryDirectory: it needs a descriptor to remove the folder.
         try:
-            with above_standard():
-                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            # By the folder's descriptor, as a socket's path has 107 bytes at most.
+            folder_fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
             try:
-                path = f"/proc/self/fd/{folder_fd}/socket"
-                listener.bind(path)
-                Path(path).chmod(0o600)
-                listener.setblocking(False)
-                listener.listen(MOST_WAITING)
-                with above_standard():
+                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                try:
+                    path = f"/proc/self/fd/{folder_fd}/socket"
+                    listener.bind(path)
+                    Path(path).chmod(0o600)
+                    listener.setblocking(False)
+                    listener.listen(MOST_WAITING)
                     return listener, os.open(path, os.O_PATH | os.O_CLOEXEC)
-            except BaseException:
-                listener.close()
-                raise
+                except BaseException:
+                    listener.close()
+                    raise
+            finally:
+                os.close(folder_fd)
         finally:
-            os.close(folder_fd)
+            (folder / "socket").unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def as_address(where: object) -> str:

@@ -36,7 +36,8 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument, BatchzipError, ClosedError
+from batchzip.errors import BadArgument, BatchzipError, ClosedError, LimitReached
+from batchzip.limits import start_thread
 from batchzip.store.answers import answer
 from batchzip.store.share import LENGTH, MOST_REQUEST, listen, peer
 
@@ -154,15 +155,15 @@ class ShareServer:
         self._store = weakref.ref(store, self._forget)
 
     def start(self) -> None:
-        """Start the thread unless there is one. Raise BatchzipError where that cannot be."""
+        """Start the thread unless there is one. Raise LimitReached where that cannot be."""
         if self._seat:
             return
         try:
-            threading.Thread(target=self._run, name="batchzip-share", daemon=True).start()
-        except RuntimeError as error:
+            start_thread(self._run, name="batchzip-share")
+        except LimitReached:
             if self._sit() is threading.current_thread():  # nobody else has started one
                 self.close()
-            raise BatchzipError(f"no thread can be started for readers: {error}") from error
+            raise
 
     def _sit(self) -> threading.Thread:
         """Take the seat, which one gets of several that start or close it at once. Return who has it."""

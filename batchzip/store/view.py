@@ -35,7 +35,7 @@ import numpy as np
 from batchzip.checks import as_index
 from batchzip.core.view import SharedPool, SharedTable
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument, ClosedError, RequestTimeout
+from batchzip.errors import BadArgument, ClosedError, LimitReached, RequestTimeout
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_room
 from batchzip.store.share import Share, as_address, peer, receive, send
@@ -83,7 +83,7 @@ class _Owner:
         """Ask for what a view needs; the descriptors are the caller's."""
         try:
             (self._store, answer), descriptors = self._ask("attach")
-        except RequestTimeout:
+        except (RequestTimeout, LimitReached):
             raise
         except OSError as error:
             raise _unreachable(error, self._address) from None
@@ -119,8 +119,12 @@ class _Owner:
                 raise RequestTimeout(f"the store's owner did not answer in {_ANSWER_S} s") from None
         try:
             answer = pickle.loads(data)
+            if isinstance(answer, LimitReached):
+                raise LimitReached(  # noqa: TRY301 - closes the descriptors
+                    answer.errno, f"the store's owner has met a limit: {answer.strerror}"
+                )
             if isinstance(answer, Exception):
-                raise answer  # noqa: TRY301 - closes the descriptors
+                raise answer  # noqa: TRY301 - as above
         except BaseException:
             for fd in descriptors:
                 os.close(fd)
@@ -185,17 +189,27 @@ class _Shared:
 
     def __init__(self, address: str) -> None:
         self.owner = _Owner(address)
-        answer, descriptors = self.owner.attach()
-        *of_pool, self.table_fd = descriptors
-        file_fd = of_pool[2] if len(of_pool) > 2 else -1
-        self.page_size: int = answer["page_size"]
-        known, codecs = answer["codecs"]
         try:
-            self.pool = SharedPool(
-                of_pool[0], of_pool[1], file_fd, self.page_size, known, codecs, self.owner.codecs
-            )
+            answer, descriptors = self.owner.attach()
+            *of_pool, self.table_fd = descriptors
+            file_fd = of_pool[2] if len(of_pool) > 2 else -1
+            self.page_size: int = answer["page_size"]
+            known, codecs = answer["codecs"]
+            try:
+                self.pool = SharedPool(
+                    of_pool[0],
+                    of_pool[1],
+                    file_fd,
+                    self.page_size,
+                    known,
+                    codecs,
+                    self.owner.codecs,
+                )
+            except BaseException:
+                os.close(self.table_fd)
+                raise
         except BaseException:
-            os.close(self.table_fd)
+            self.owner.close()  # now, though a traceback may still have it
             raise
 
     def close(self) -> None:
@@ -288,7 +302,11 @@ class StoreView(GroupView):
         self.address = address
         self._groups: dict[str, GroupView] = {}
         shared = _Shared(address)
-        super().__init__("", shared, shared.table_fd)
+        try:
+            super().__init__("", shared, shared.table_fd)
+        except BaseException:
+            shared.close()
+            raise
 
     def group(self, name: str) -> GroupView:
         """Open a group that the store has. Raises BadArgument where it has none of that name."""

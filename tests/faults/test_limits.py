@@ -1,0 +1,196 @@
+"""Limits of the system: on descriptors, threads, processes, addresses, bytes of a file.
+
+Each test lets a little life (life.py) meet the limit at every place where it may be.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+import threading
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import pytest
+from faults.life import live
+from forked import in_forked_child
+
+from batchzip import BatchzipError, Engine, SwapStore
+from batchzip.testing.plain import make_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+MIB = 1 << 20
+
+_USER = 54_321
+"""A user who has no process."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have everything imported: what Python's imports make of a limit is not ours."""
+    for backend in ("sequential", "threads", "workers"):
+        folder = tmp_path_factory.mktemp(backend)
+        assert live(backend, folder, free_descriptors(200)) == []
+
+
+@contextmanager
+def free_descriptors(count: int) -> Iterator[None]:
+    """Leave so many descriptors that can be had."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    top = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208 - one descriptor less
+    held = []
+    while (fd := os.open(os.devnull, os.O_RDONLY)) < top:
+        held.append(fd)
+    os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fd + count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in held:
+            os.close(fd)
+
+
+@contextmanager
+def limited(which: int, value: int) -> Iterator[None]:
+    before = resource.getrlimit(which)
+    resource.setrlimit(which, (value, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(which, before)
+
+
+@contextmanager
+def free_addresses(size: int) -> Iterator[None]:
+    """Leave so many bytes of addresses that can be had."""
+    used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+    with limited(resource.RLIMIT_AS, used + size):
+        yield
+
+
+@contextmanager
+def threads_that_start(count: int) -> Iterator[None]:
+    """Let so many threads of Python start."""
+    started: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) >= count:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        before(thread)
+
+    with pytest.MonkeyPatch.context() as patch:
+        before = threading.Thread.start
+        patch.setattr(threading.Thread, "start", start)
+        yield
+    started.clear()
+
+
+@contextmanager
+def few_processes(count: int) -> Iterator[None]:
+    """Be a user who may have so many processes and threads; root may have any number."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(_USER)
+        os.setuid(_USER)
+    with limited(resource.RLIMIT_NPROC, count):
+        yield
+
+
+BACKENDS = pytest.mark.parametrize("backend", ["sequential", "threads", "workers"])
+
+
+def lives(
+    backend: str, folder: Path, limits: Iterable[AbstractContextManager[object]], **how: Any
+) -> list[str]:
+    """Live a life under each limit, in a process of its own each. Return what they made fail."""
+    with tempfile.TemporaryFile("w+b", buffering=0) as told:
+        for number, limit in enumerate(limits):
+            place = folder / str(number)
+            place.mkdir()
+            place.chmod(0o777)
+            in_forked_child(partial(_tell, told, backend, place, limit, **how))
+        told.seek(0)
+        return told.read().decode().splitlines()
+
+
+def _tell(
+    told: BinaryIO, backend: str, folder: Path, limit: AbstractContextManager[object], **how: Any
+) -> None:
+    told.write("".join(f"{line}\n" for line in live(backend, folder, limit, **how)).encode())
+
+
+@BACKENDS
+@pytest.mark.slow
+def test_descriptors_are_out(backend: str, tmp_path: Path) -> None:
+    counts = range(0, 28, 1 if backend == "sequential" else 3)
+    failed = lives(backend, tmp_path, map(free_descriptors, counts))
+    assert any("SwapStore: LimitReached" in line and "RLIMIT_NOFILE" in line for line in failed)
+    assert any("_read_elsewhere" in line for line in failed)
+
+
+@BACKENDS
+def test_files_may_not_be_large(backend: str, tmp_path: Path) -> None:
+    """Shared memory counts, too."""
+    sizes = 0, 1, 65536, 2 * MIB, 3 * MIB, 5 * MIB
+    limits = [limited(resource.RLIMIT_FSIZE, size) for size in sizes]
+    failed = lives(backend, tmp_path, limits)
+    assert any("SwapStore: LimitReached" in line and "RLIMIT_FSIZE" in line for line in failed)
+
+
+@BACKENDS
+def test_no_thread_can_be_started(backend: str, tmp_path: Path) -> None:
+    failed = lives(backend, tmp_path, map(threads_that_start, range(6)))
+    assert {line.partition(":")[0] for line in failed} == {"_read_elsewhere"}
+    assert all("no thread can be started (can't start new thread)" in line for line in failed)
+
+
+def test_without_a_thread_the_caller_writes_cold_pages_back(tmp_path: Path) -> None:
+    pages = np.ascontiguousarray(make_pages(200)[0::5])
+    with Engine("lz4", backend="sequential") as engine:
+        store = SwapStore(engine, max_pool_bytes=1 << 18, backing=tmp_path / "file")
+        with store, threads_that_start(0):
+            for first in range(0, 1000, len(pages)):
+                store.store(first, pages)
+            assert store.counters.written_back_pages
+            assert store.counters.pool_total_size <= 1 << 18
+            assert (store.load_many(range(1000)) == np.tile(pages, (25, 1))).all()
+    assert not list(tmp_path.iterdir())
+
+
+@BACKENDS
+def test_a_user_may_have_no_more_threads_and_processes(backend: str) -> None:
+    limits = [few_processes(number) for number in range(1, 6)]
+    with tempfile.TemporaryDirectory() as folder:  # one that others may enter
+        Path(folder).chmod(0o777)
+        failed = lives(backend, Path(folder), limits)
+    assert {line.partition(":")[0] for line in failed} == {"_read_elsewhere"}
+    assert any("RLIMIT_NPROC" in line for line in failed)
+
+
+@BACKENDS
+@pytest.mark.slow
+def test_addresses_are_out(backend: str, tmp_path: Path) -> None:
+    """Python itself is short of memory then, too."""
+    step = MIB if backend == "sequential" else 3 * MIB
+    limits = map(free_addresses, range(0, 16 * MIB, step))
+    failed = lives(backend, tmp_path, limits, may_fail=(BatchzipError, MemoryError))
+    assert any("SwapStore: LimitReached" in line and "RLIMIT_AS" in line for line in failed)
+
+
+@BACKENDS
+def test_locked_memory_and_stacks_may_be_of_any_size(backend: str, tmp_path: Path) -> None:
+    limits = [
+        limited(resource.RLIMIT_MEMLOCK, 0),
+        limited(resource.RLIMIT_STACK, resource.RLIM_INFINITY),
+        limited(resource.RLIMIT_STACK, 1 << 40),
+    ]
+    assert lives(backend, tmp_path, limits) == []
