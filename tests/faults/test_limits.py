@@ -154,7 +154,7 @@ def test_no_thread_can_be_started(backend: str, tmp_path: Path) -> None:
 
 
 def test_without_a_thread_the_caller_writes_cold_pages_back(tmp_path: Path) -> None:
-    pages = np.ascontiguousarray(make_pages(200)[0::5])
+    pages = np.ascontiguousarray(make_pages(40)[0::5])
     with Engine("lz4", backend="sequential") as engine:
         store = SwapStore(engine, max_pool_bytes=1 << 18, backing=tmp_path / "file")
         with store, threads_that_start(0):
@@ -162,7 +162,7 @@ def test_without_a_thread_the_caller_writes_cold_pages_back(tmp_path: Path) -> N
                 store.store(first, pages)
             assert store.counters.written_back_pages
             assert store.counters.pool_total_size <= 1 << 18
-            assert (store.load_many(range(1000)) == np.tile(pages, (25, 1))).all()
+            assert (store.load_many(range(1000)) == np.tile(pages, (125, 1))).all()
     assert not list(tmp_path.iterdir())
 
 
