@@ -60,6 +60,8 @@ cdef extern from *:
     enum: _SC_PAGESIZE
     ctypedef struct Stat "struct stat":
         uint64_t st_blocks
+        uint64_t st_dev
+        uint64_t st_ino
     void *MAP_FAILED
     void *mmap(void *, size_t, int, int, int, long) nogil
     void *mremap(void *, size_t, size_t, int) nogil
@@ -69,6 +71,7 @@ cdef extern from *:
     int ftruncate(int, long) nogil
     int fstat(int, Stat *) nogil
     int close(int) nogil
+    long write(int, const void *, size_t) nogil
     long sysconf(int) nogil
 
 cdef enum:
@@ -100,6 +103,53 @@ def allocations() -> int:
 def fail_allocation(uint64_t number, uint64_t count=1) -> None:
     """Have the `number`-th request from now fail, and the `count` − 1 after it. 0: no more."""
     bz_fail(number, count)
+
+
+cdef class Descriptor:
+    """A descriptor of this process, closed once, when it goes at the latest, and only while it is still ours.
+
+    A program may close every number it does not know, as daemons do, and get the number again for a file of its
+    own. Each method is one step: no interrupt comes into it, and no other thread.
+    """
+
+    cdef int fd
+    cdef uint64_t device, inode
+
+    def __cinit__(self, int fd):
+        cdef Stat stat
+        self.fd = -1
+        if fstat(fd, &stat):
+            raise OSError(c_errno, os.strerror(c_errno))
+        self.device, self.inode = stat.st_dev, stat.st_ino
+        self.fd = fd
+
+    def fileno(self) -> int:
+        """Return its number. Raise ValueError once it is closed."""
+        if self.fd < 0:
+            raise ValueError("this descriptor is closed")
+        return self.fd
+
+    def ring(self) -> None:
+        """Add one to the eventfd that it is; do nothing once it is closed."""
+        cdef uint64_t one = 1
+        if self.is_ours():
+            write(self.fd, &one, sizeof(one))  # one that has counted up to its end rings already
+
+    cdef bint is_ours(self) noexcept:
+        cdef Stat stat
+        if self.fd < 0 or fstat(self.fd, &stat):
+            return False
+        return stat.st_dev == self.device and stat.st_ino == self.inode
+
+    def close(self) -> None:
+        """Close it, unless that is done."""
+        if self.is_ours():
+            close(self.fd)
+        self.fd = -1
+
+    def __dealloc__(self):
+        if self.is_ours():
+            close(self.fd)
 
 
 cdef uint64_t machine_page() noexcept nogil:

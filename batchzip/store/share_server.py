@@ -11,8 +11,8 @@ Rejected: a thread for each connection. A thousand readers would need a thousand
 started where the process is at its limit.
 
 It holds the store weakly, so that one that nobody has any more still goes. Other threads end it by `_ended`
-and the bell; its own thread alone closes what is open. A forked child closes its copies. Descriptors are FileIOs,
-whose close() is one step: an interrupt loses none, and no number is met that is another's by now.
+and the bell; its own thread alone closes what is open. A forked child closes its copies. Descriptors are closed in
+one step, and only while they are ours: an interrupt loses none, and no number is met that is another's by now.
 
 Locks: none of its own; answers take the store's.
 """
@@ -21,20 +21,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
 import pickle
 import resource
 import selectors
 import socket
-import sys
 import threading
 import time
 import weakref
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
+from batchzip.core.memory import Descriptor
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, BatchzipError, ClosedError, LimitReached
 from batchzip.limits import start_thread
@@ -59,9 +58,6 @@ _PAUSE_S = 0.1
 _END_S = 1.0
 """Seconds that `close` waits for an answer under way: a backing file may be slow."""
 
-_RING = (1).to_bytes(8, sys.byteorder)
-"""What is added to an eventfd."""
-
 _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS}
 
 _servers: weakref.WeakSet[ShareServer] = weakref.WeakSet()
@@ -73,6 +69,7 @@ class _Reader:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.connection = connection
+        self._inode = _inode_of(connection)
         self.request = bytearray()
         self.reply = memoryview(b"")
         self.descriptors: list[int] = []
@@ -118,7 +115,7 @@ class _Reader:
             os.close(self.descriptors.pop())
 
     def close(self) -> None:
-        self.connection.close()
+        _close(self.connection, self._inode)
         self.drop_descriptors()
 
 
@@ -143,13 +140,14 @@ class ShareServer:
         self._seat: dict[str, threading.Thread] = {}
         """The thread that serves; or that which closed it before there was one."""
         with above_standard():
-            self._bell = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
+            self._bell = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         try:
             self._listener, path_fd = listen()
         except BaseException:
             self._bell.close()
             raise
-        self._path = io.FileIO(path_fd)
+        self._inode = _inode_of(self._listener)
+        self._path = Descriptor(path_fd)
         _servers.add(self)
         self.address = f"/proc/{os.getpid()}/fd/{path_fd}"
         self._store = weakref.ref(store, self._forget)
@@ -302,7 +300,7 @@ class ShareServer:
     def _release(self) -> None:
         """Close what is open, but for the bell, which others may be about to ring."""
         self._path.close()
-        self._listener.close()
+        _close(self._listener, self._inode)
         for reader in list(self._readers):
             reader.close()
 
@@ -312,8 +310,7 @@ class ShareServer:
     def _end(self) -> None:
         if not self._ended:
             self._path.close()
-            with contextlib.suppress(ValueError):  # another thread has closed it by now
-                self._bell.write(_RING)
+            self._bell.ring()
             self._ended = True
 
     def close(self) -> None:
@@ -352,6 +349,22 @@ def _accepted(listener: socket.socket) -> socket.socket:
         return connection
     with connection, above_standard():
         return connection.dup()
+
+
+def _inode_of(connection: socket.socket) -> int:
+    return os.fstat(connection.fileno()).st_ino
+
+
+def _close(connection: socket.socket, inode: int) -> None:
+    """Close a socket, unless somebody else has, and its number is another's by now."""
+    try:
+        ours = _inode_of(connection) == inode
+    except OSError:  # it is closed, and its number nobody's
+        ours = False
+    if ours:
+        connection.close()
+    else:
+        connection.detach()
 
 
 def _pickle_error(error: Exception) -> bytes:
