@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import threading
 from contextlib import contextmanager
@@ -194,3 +196,44 @@ def test_locked_memory_and_stacks_may_be_of_any_size(backend: str, tmp_path: Pat
         limited(resource.RLIMIT_STACK, 1 << 40),
     ]
     assert lives(backend, tmp_path, limits) == []
+
+
+FIRST_USE = """
+import importlib.metadata, inspect, os, resource, sys
+import batchzip
+from batchzip import CompressBatch, Engine, LimitReached, SwapStore
+from batchzip.core.libraries import libraries
+import batchzip.codecs.lz4, batchzip_sequential
+before = resource.getrlimit(resource.RLIMIT_NOFILE)
+fds = [os.open(os.devnull, os.O_RDONLY) for _ in range({free} + 1)]
+if {known}:
+    batchzip.algorithms(), batchzip.backends()
+resource.setrlimit(resource.RLIMIT_NOFILE, (fds[-1] + 1, before[1]))
+for fd in fds[1:]:
+    os.close(fd)
+try:
+    Engine("lz4", backend="sequential").close()
+except LimitReached as error:
+    assert "RLIMIT_NOFILE" in str(error)
+found = [library.problem for library in libraries()]
+resource.setrlimit(resource.RLIMIT_NOFILE, before)
+with Engine("lz4") as engine, SwapStore(engine) as store:
+    store.store(0, bytes(4096))
+assert all(library.problem is None for library in libraries()), libraries()
+print(any(found))
+"""
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["nothing", "plug-ins"])
+def test_what_is_first_used_without_descriptors_works_later(known: bool) -> None:
+    """What is looked for then is not taken for what is not there."""
+    out = []
+    for free in (0, 4):
+        source = FIRST_USE.format(free=free, known=known)
+        done = subprocess.run(
+            [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        out.append(done.stdout.strip())
+    assert out[0] == "True"
+    assert out[-1] == "False"
