@@ -75,6 +75,11 @@ def start_thread(target: Callable[..., object], *arguments: object, name: str) -
     begin(threading.Thread(target=target, args=arguments, name=name, daemon=True))
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory was out, which Python tells of its locks by RuntimeError."""
+    return isinstance(error, MemoryError) or "can't allocate lock" in str(error)
+
+
 class _Started(threading.Event):
     """What Thread.start() waits for; where the thread ends before it runs, it raises MemoryError.
 

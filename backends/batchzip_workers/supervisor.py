@@ -174,14 +174,22 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             while not self._is_stopping():
-                for place in self._await_change():
-                    if place.process is not None:
-                        self._bury(place)
-                    if not self._is_stopping() and place.starts.due:
-                        self._start(place)
+                try:
+                    self._step()
+                except Exception as error:  # noqa: BLE001 - no memory, most likely: it may come back
+                    self.failure = f"{type(error).__name__}: {error}"
+                    time.sleep(FIRST_RETRY_S)
         finally:
             self._stop_workers()
             self._close_wake()
+
+    def _step(self) -> None:
+        """Wait until something has changed, and see to it."""
+        for place in self._await_change():
+            if place.process is not None:
+                self._bury(place)
+            if not self._is_stopping() and place.starts.due:
+                self._start(place)
 
     def _is_stopping(self) -> bool:
         return self._stopping  # set by another thread

@@ -30,6 +30,7 @@ import socket
 import threading
 import time
 import weakref
+from collections import OrderedDict
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
@@ -129,7 +130,7 @@ class ShareServer:
         self._token = os.urandom(8).hex()
         """Tells its readers from those of a store that had the same address before."""
         self._ended = False
-        self._readers: dict[_Reader, None] = {}
+        self._readers: OrderedDict[_Reader, None] = OrderedDict()
         """In the order of their last byte."""
         self._starved: list[_Reader] = []
         """Those whose reply finds no descriptors, or no memory."""
@@ -202,9 +203,9 @@ class ShareServer:
             if now < self._retry_at:
                 return
             self._retry_at = None
-        starved, self._starved = self._starved, []
-        for reader in starved:
+        for reader in self._starved[:]:
             selector.register(reader.connection, EVENT_READ, reader)
+            self._starved.remove(reader)
             self._serve(selector, reader)
         if len(self._readers) < self._most and self._listener not in selector.get_map():
             selector.register(self._listener, EVENT_READ)
@@ -239,7 +240,11 @@ class ShareServer:
                 continue
             reader = _Reader(connection)
             self._readers[reader] = None
-            selector.register(connection, EVENT_READ, reader)
+            try:
+                selector.register(connection, EVENT_READ, reader)
+            except MemoryError:
+                self._starved.append(reader)
+                self._pause()
         selector.unregister(self._listener)
 
     def _pause(self) -> None:
@@ -262,7 +267,7 @@ class ShareServer:
                 self._drop(selector, reader)
             return
         reader.active = time.monotonic()
-        self._readers[reader] = self._readers.pop(reader)
+        self._readers.move_to_end(reader)
 
     def _make_reply(self, reader: _Reader) -> None:
         """Answer a request, with an error if need be. Raises OSError where something is scarce."""
@@ -290,7 +295,7 @@ class ShareServer:
         return answer(store, request, descriptors)
 
     def _drop(self, selector: selectors.BaseSelector, reader: _Reader) -> None:
-        del self._readers[reader]
+        self._readers.pop(reader, None)
         if reader in self._starved:
             self._starved.remove(reader)
         with contextlib.suppress(KeyError):  # it was starved, or memory ended when it was let in
