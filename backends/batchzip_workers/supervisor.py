@@ -12,7 +12,6 @@ in memory that nobody looks at any more, and its successor starts with a new rin
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -72,6 +71,7 @@ class Supervisor:
         with above_standard():
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.rings: tuple[Ring, ...] = ()
+        self._published = True
         self.restarts = 0
         self._gone: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         """What workers did that are gone, by operation."""
@@ -185,6 +185,8 @@ class Supervisor:
 
     def _step(self) -> None:
         """Wait until something has changed, and see to it."""
+        if not self._published:  # there was no memory for it
+            self._publish()
         for place in self._await_change():
             if place.process is not None:
                 self._bury(place)
@@ -222,20 +224,21 @@ class Supervisor:
                     place.process.kill()
 
     def _start(self, place: Place) -> None:
+        ring = process = None
         try:
-            with contextlib.ExitStack() as undo:
-                ring = self._make_ring(place.number)
-                undo.callback(ring.close)
-                process = launch(self._make_task(place.number, ring))
-                undo.callback(process.reap)
-                undo.callback(process.kill)
-                undo.pop_all()
+            ring = self._make_ring(place.number)
+            process = launch(self._make_task(place.number, ring))
+            place.ready_by = time.monotonic() + START_S
         except BaseException as error:  # noqa: BLE001 - no memory, no process; a codec's own pickling
+            if process is not None:
+                process.kill()
+                process.reap()
+            if ring is not None:
+                ring.close()
             self._note_failed_start(place, f"{type(error).__name__}: {error}")
             return
         place.process = process
         place.ring = ring
-        place.ready_by = time.monotonic() + START_S
         self._publish()
 
     def _bury(self, place: Place) -> None:
@@ -285,7 +288,9 @@ class Supervisor:
             self.failure = reason
 
     def _publish(self) -> None:
+        self._published = False
         self.rings = tuple(w.ring.core for w in self._workers if w.ring is not None)
+        self._published = True
 
     def _stop_workers(self) -> None:
         self.rings = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import linecache
 import sys
 import threading
@@ -24,17 +25,8 @@ if TYPE_CHECKING:
 PAGES = make_pages(20, seed=1)
 
 _FREE = (
-    "goes_on = True",
-    "begun = ",
-    "if ",
-    "elif ",
-    "else:",
-    "return",
-    "try:",
-    "except ",
-    "with ",
-    "while ",
-    "del ",
+    *("if ", "elif ", "else:", "return", "try:", "except ", "with ", "while ", "del "),
+    *("goes_on = True", "begun = ", "signal."),
 )
 """How lines begin that need no memory of their own, or come again where they end."""
 
@@ -59,6 +51,10 @@ class MemoryOut:
                 raise MemoryError
         return self._on_line
 
+    def end(self) -> None:
+        """Raise nothing any more."""
+        self._left = 0
+
     @contextmanager
     def under_way(self) -> Iterator[None]:
         threading.settrace(self._on_call)
@@ -68,16 +64,15 @@ class MemoryOut:
             threading.settrace(sys.gettrace())
 
 
-@pytest.mark.parametrize("backend", ["threads", "workers"])
 def test_requests_end_whatever_line_of_their_thread_has_no_memory(
-    backend: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     divide_always(monkeypatch)
     reached, number = set[str](), 0
     while True:
         number += 1
         out = MemoryOut(number, "dispatcher.py", "queue.py")
-        with Engine("lz4", backend=backend, workers=1) as engine:
+        with Engine("lz4", backend="threads", workers=1) as engine:
             with out.under_way():
                 requests = [engine.submit(CompressBatch(PAGES)) for _ in range(3)]
             for request in requests:
@@ -93,10 +88,15 @@ def test_requests_end_whatever_line_of_their_thread_has_no_memory(
     assert {place.partition(":")[0] for place in reached} >= {"_begin", "_step", "take"}
 
 
-def test_workers_come_back_whatever_line_of_their_supervisor_has_no_memory() -> None:
-    number = 0
-    while True:
-        number += 1
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(13, marks=pytest.mark.slow, id="some"),
+        pytest.param(1, marks=pytest.mark.stress, id="all"),
+    ],
+)
+def test_workers_come_back_whatever_line_of_their_supervisor_has_no_memory(step: int) -> None:
+    for number in itertools.count(1, step):
         out = MemoryOut(number, "supervisor.py", "launch.py")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WorkerWarning)
@@ -105,7 +105,8 @@ def test_workers_come_back_whatever_line_of_their_supervisor_has_no_memory() -> 
             with engine:
                 until = time.monotonic() + SLACK_S
                 while not engine.wait_ready(SLACK_S):
-                    assert time.monotonic() < until
+                    assert time.monotonic() < until, out.place
+                out.end()
         if out.place is None:
             break
     assert number > 20
