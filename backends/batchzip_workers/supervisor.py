@@ -71,7 +71,6 @@ class Supervisor:
         with above_standard():
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.rings: tuple[Ring, ...] = ()
-        self._published = True
         self.restarts = 0
         self._gone: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         """What workers did that are gone, by operation."""
@@ -185,8 +184,7 @@ class Supervisor:
 
     def _step(self) -> None:
         """Wait until something has changed, and see to it."""
-        if not self._published:  # there was no memory for it
-            self._publish()
+        self._publish()  # there may have been no memory for it
         for place in self._await_change():
             if place.process is not None:
                 self._bury(place)
@@ -288,9 +286,7 @@ class Supervisor:
             self.failure = reason
 
     def _publish(self) -> None:
-        self._published = False
         self.rings = tuple(w.ring.core for w in self._workers if w.ring is not None)
-        self._published = True
 
     def _stop_workers(self) -> None:
         self.rings = ()
