@@ -123,15 +123,19 @@ def launch(task: Task) -> Process:
             [*_interpreter(), "-c", _START, "batchzip-worker", str(memory)],
             pass_fds=[memory, *task.descriptors],
         )
+        sentinel = -1
         try:
             sentinel = os.pidfd_open(popen.pid)
+            process = Process(popen.pid, sentinel, memory, len(written))
+            undo.pop_all()
         except BaseException:
             popen.kill()
             popen.wait()
+            if sentinel >= 0:
+                os.close(sentinel)
             raise
         popen.returncode = 0  # it is reaped by its pidfd; Popen would complain that nobody does
-        undo.pop_all()
-        return Process(popen.pid, sentinel, memory, len(written))
+        return process
 
 
 def _interpreter() -> list[str]:

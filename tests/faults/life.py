@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-_PATIENCE_S = 0.05
-"""Seconds that a reader waits for an owner who finds no descriptors: both are this process."""
-
 _FIRSTS = 0, 100, 513 * 5
 """Where folios are stored."""
 
@@ -44,15 +41,17 @@ def live(
     limit: AbstractContextManager[object],
     *,
     may_fail: tuple[type[Exception], ...] = (BatchzipError,),
+    patience_s: float = view_module._ANSWER_S,
 ) -> list[str]:
     """Live under a limit, then without it. Return what the limit made fail.
 
+    `patience_s` is how long readers wait for an owner that finds no descriptors: both are this process.
     Raise whatever else is raised, and AssertionError where a page is wrong or something is left.
     """
     with LeakCheck(), warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore", WorkerWarning)
         life = _Life(backend, folder / "backing", may_fail)
-        patch.setattr(view_module, "_ANSWER_S", _PATIENCE_S)
+        patch.setattr(view_module, "_ANSWER_S", patience_s)
         with limit:
             life.do_all()
         patch.undo()

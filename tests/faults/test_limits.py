@@ -5,6 +5,7 @@ Each test lets a little life (life.py) meet the limit at every place where it ma
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import subprocess
@@ -21,11 +22,21 @@ import pytest
 from faults.life import live
 from forked import in_forked_child
 
-from batchzip import BatchzipError, Engine, SwapStore
+from batchzip import (
+    BatchzipError,
+    CompressBatch,
+    CompressedMapping,
+    Engine,
+    LimitReached,
+    RequestTimeout,
+    SwapStore,
+)
+from batchzip.store import view
+from batchzip.testing import LeakCheck
 from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
 MIB = 1 << 20
@@ -134,7 +145,7 @@ def _tell(
 @pytest.mark.slow
 def test_descriptors_are_out(backend: str, tmp_path: Path) -> None:
     counts = range(0, 28, 1 if backend == "sequential" else 3)
-    failed = lives(backend, tmp_path, map(free_descriptors, counts))
+    failed = lives(backend, tmp_path, map(free_descriptors, counts), patience_s=0.05)
     assert any("SwapStore: LimitReached" in line and "RLIMIT_NOFILE" in line for line in failed)
     assert any("_read_elsewhere" in line for line in failed)
 
@@ -184,7 +195,7 @@ def test_addresses_are_out(backend: str, tmp_path: Path) -> None:
     """Python itself is short of memory then, too."""
     step = MIB if backend == "sequential" else 3 * MIB
     limits = map(free_addresses, range(0, 16 * MIB, step))
-    failed = lives(backend, tmp_path, limits, may_fail=(BatchzipError, MemoryError))
+    failed = lives(backend, tmp_path, limits, may_fail=(BatchzipError, MemoryError), patience_s=0.5)
     assert any("SwapStore: LimitReached" in line and "RLIMIT_AS" in line for line in failed)
 
 
@@ -196,6 +207,70 @@ def test_locked_memory_and_stacks_may_be_of_any_size(backend: str, tmp_path: Pat
         limited(resource.RLIMIT_STACK, 1 << 40),
     ]
     assert lives(backend, tmp_path, limits) == []
+
+
+def each_call(
+    engine: Engine, second: Engine, store: SwapStore, folder: Path
+) -> dict[str, tuple[Callable[[], object], bool]]:
+    """Return public calls, and whether they need descriptors; what they make they close."""
+    mapping = CompressedMapping(store, name="values")
+    mapping["key"] = bytes(range(256)) * 100
+    pages = make_pages(12, seed=3)
+    return {
+        "store": (lambda: store.store(500, pages), False),
+        "load": (lambda: store.load(500), False),
+        "load_many": (lambda: store.load_many(range(500, 512)), False),
+        "put": (lambda: mapping.__setitem__("other", bytes(range(256)) * 50), False),
+        "get": (lambda: mapping["key"], False),
+        "check": (store.check, False),
+        "compact": (store.compact, False),
+        "writeback": (lambda: store.writeback(3), False),
+        "recompress": (lambda: store.recompress(second), False),
+        "counters": (lambda: (store.counters, store.status(), store.classes()), False),
+        "group": (lambda: store.group("new").close(), False),
+        "compress": (lambda: engine.compress(CompressBatch(pages)), False),
+        "submit": (lambda: engine.submit(CompressBatch(pages)).wait(), False),
+        "arena": (lambda: engine.arena(3), engine.backend.name == "workers"),
+        "sequential": (lambda: Engine("lz4", backend="sequential").close(), False),
+        "threads": (lambda: Engine("lz4", backend="threads", workers=1).close(), False),
+        "workers": (lambda: Engine("lz4", backend="workers", workers=1).close(), True),
+        "SwapStore": (lambda: SwapStore(engine).close(), True),
+        "path": (lambda: SwapStore(engine, backing=folder / "path").close(), True),
+        "folder": (lambda: SwapStore(engine, backing=folder).close(), True),
+        "share": (lambda: SwapStore.share(store).attach().close(), True),
+    }
+
+
+@BACKENDS
+def test_each_call_with_any_number_of_free_descriptors_works_or_names_the_limit(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view, "_ANSWER_S", 0.2)
+    options: dict[str, Any] = {} if backend == "sequential" else {"workers": 1}
+    with (
+        Engine("lz4", backend=backend, **options) as engine,
+        Engine("zstd", backend="sequential") as second,
+        SwapStore(engine, backing=tmp_path / "file") as store,
+    ):
+        assert engine.wait_ready()
+        store.store(0, make_pages(40))
+        for name, (call, needs_some) in each_call(engine, second, store, tmp_path).items():
+            call()
+            failed = 0
+            for count in range(21):
+                gc.collect()
+                with LeakCheck(ignore="batchzip-share|eventfd|socket"), free_descriptors(count):
+                    try:
+                        call()
+                    except (LimitReached, RequestTimeout):
+                        failed += 1
+                    else:
+                        break
+            assert bool(failed) is needs_some, name
+            assert failed < 20, name
+        store.check_invariants()
+        assert store.load_many(range(40)).tobytes() == make_pages(40).tobytes()
+    assert not list(tmp_path.iterdir())
 
 
 FIRST_USE = """

@@ -26,7 +26,7 @@ PAGES = make_pages(20, seed=1)
 
 _FREE = (
     *("if ", "elif ", "else:", "return", "try:", "except ", "with ", "while ", "del "),
-    *("goes_on = True", "begun = ", "signal."),
+    *("goes_on = True", "begun = ", "signal.", "place.", "popen.", "sentinel = -1"),
 )
 """How lines begin that need no memory of their own, or come again where they end."""
 
