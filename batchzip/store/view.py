@@ -342,6 +342,7 @@ def attach(address: str | os.PathLike[str] | Share) -> StoreView:
 
     Any process of the same user may; not a forked child of the owner with the owner's own objects, but
     with the address. Raises FileNotFoundError or ConnectionRefusedError where no store is there,
-    PermissionError where it is another user's, BadArgument for what is no address.
+    PermissionError where it is another user's, BadArgument for what is no address, LimitReached where this
+    process or the owner has no descriptors or memory for it.
     """
     return StoreView(as_address(address))

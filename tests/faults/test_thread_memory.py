@@ -26,7 +26,15 @@ PAGES = make_pages(20, seed=1)
 
 _FREE = (
     *("if ", "elif ", "else:", "return", "try:", "except ", "with ", "while ", "del "),
-    *("goes_on = True", "begun = ", "signal.", "place.", "popen.", "sentinel = -1"),
+    *(
+        "goes_on = True",
+        "begun = ",
+        "signal.",
+        "place.",
+        "popen.",
+        "memory = sentinel",
+        "popen = None",
+    ),
 )
 """How lines begin that need no memory of their own, or come again where they end."""
 
