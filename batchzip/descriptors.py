@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from batchzip.limits import named
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _STANDARD = range(3)
+
+_F_SEAL_FUTURE_WRITE = 0x10
+"""linux/fcntl.h; not in `fcntl` yet."""
 
 
 class _Plugs:
@@ -83,6 +86,12 @@ def above_standard() -> Iterator[None]:
     finally:
         if taken:
             plugs.leave()
+
+
+def seal_writing(fd: int) -> None:
+    """See that memory can be written by the mappings only that it has now; nothing before Linux 5.1."""
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
 
 
 def moved_above_standard(fd: int) -> int:

@@ -224,4 +224,8 @@ class UnreadableProcess(BatchzipError, OSError):
 
 
 class WorkerWarning(RuntimeWarning):
-    """Lanes could not be started or keep dying; the caller does the work instead."""
+    """Lanes could not be started or keep dying; the caller does the work instead.
+
+    Once all of them work again, the logger `batchzip` says so (at level WARNING, so that it shows where
+    this did), and the next loss is warned of anew.
+    """

@@ -26,8 +26,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import ItemsView, Mapping, MutableMapping, ValuesView
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from batchzip.errors import BadArgument, ClosedError, CorruptPage, NotStorable, 
 from batchzip.lifetime import Closing
 from batchzip.serializers import packer_of
 from batchzip.store.swap_store import SwapStore
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -103,7 +104,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._store = store
         self._serializer = serializer
         if name is None:
-            names = (f"mapping-{number}" for number in itertools.count())
+            names = (f"mapping-{number}" for number in store._numbers)  # noqa: SLF001
             groups = (store._new_group(each, max_bytes) for each in names)  # noqa: SLF001
             self._group = next(group for group in groups if group is not None)
         else:
@@ -142,6 +143,31 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._enter()
         del self._values[key]
         self._settle()
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        """Give the key's value, or `default` where it has none; a KeyError of its serializer is raised."""
+        again = False
+        while True:
+            try:
+                return self[key]
+            except KeyError:
+                if key not in self:
+                    return default
+                if again:
+                    raise
+                again = True  # another thread may have put it in just then
+
+    def items(self) -> ItemsView[Key, Any]:
+        """Give a view of keys and values; iteration leaves out what is gone when it comes there."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        """Give a view of the values; iteration is as that of `items`."""
+        return _Values(self)
+
+    def update(self, other: Any = (), /, **more: Any) -> None:
+        """Put in what another mapping, or an iterable of pairs, has."""
+        super().update(other.items() if isinstance(other, Mapping) else other, **more)
 
     def setdefault(self, key: Key, default: Any = None) -> Any:
         """Give the key's value; where it has none, make it `default`. Of several threads, one does."""
@@ -366,7 +392,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         try:
             return self._parts(value)
         except (CorruptPage, PageError) as error:
-            error.add_note(f"it is a page of the value of key {key!r}")
+            error.add_note(f"it is a page of the value of key {shown(key)}")
             raise
 
     def _parts(self, value: _Value) -> list[memoryview]:
@@ -395,3 +421,28 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                     room[-tail:] = tails[taken : taken + tail]
                     taken += tail
         return [flat(room) for room in rooms]
+
+
+class _Items(ItemsView[Key, Any]):
+    _mapping: CompressedMapping
+
+    def __iter__(self) -> Iterator[tuple[Key, Any]]:
+        for key in self._mapping:
+            value = self._mapping.get(key, _NOTHING)
+            if value is not _NOTHING:
+                yield key, value
+
+    def __contains__(self, item: object) -> bool:
+        key, value = cast("tuple[Key, Any]", item)
+        found = self._mapping.get(key, _NOTHING)
+        return found is value or found == value
+
+
+class _Values(ValuesView[Any]):
+    _mapping: CompressedMapping
+
+    def __iter__(self) -> Iterator[Any]:
+        return (value for _, value in self._mapping.items())
+
+    def __contains__(self, value: object) -> bool:
+        return any(found is value or found == value for found in self)

@@ -32,8 +32,8 @@ def thin(store: SwapStore, keep: int, count: int = PAGES) -> list[int]:
 
 
 def test_a_file_of_which_a_tenth_lives_becomes_a_tenth(engine: Engine, tmp_path: Path) -> None:
-    path = tmp_path / "swap"
-    with SwapStore(engine, backing=path) as store:
+    with SwapStore(engine, backing=tmp_path / "swap") as store:
+        path = Path(store.status()["backing"])
         fill(store)
         left = thin(store, 10)
         assert store.counters.backing_file_size == PAGES * SIZE

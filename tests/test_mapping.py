@@ -232,10 +232,13 @@ def test_cold_values_go_to_the_backing_file_and_come_from_there(
         mapping.check_invariants()
 
 
-def test_a_value_that_is_rejected_leaves_the_old_one(engine: Engine) -> None:
+@pytest.mark.parametrize("limits", [(1 << 20, None), (None, 1 << 20)], ids=["store", "mapping"])
+def test_a_value_that_is_rejected_leaves_the_old_one(
+    engine: Engine, limits: tuple[int | None, int | None]
+) -> None:
     with (
-        SwapStore(engine, max_pool_bytes=1 << 20) as store,
-        CompressedMapping(store) as mapping,
+        SwapStore(engine, max_pool_bytes=limits[0]) as store,
+        CompressedMapping(store, max_bytes=limits[1]) as mapping,
     ):
         mapping["old"] = text(1, 50_000)
         for key in ("old", "new"):

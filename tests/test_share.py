@@ -129,7 +129,7 @@ def test_a_table_that_held_nothing_can_be_shared(engine: Engine) -> None:
 
 def test_sharing_twice_gives_the_same(store: SwapStore) -> None:
     assert store.share() == store.share()
-    assert str(store.share()) == store.share().address
+    assert str(store.share()).startswith(f"{store.share().address}#")
 
 
 def test_pages_of_several_codecs_are_read(store: SwapStore, view: StoreView) -> None:
@@ -213,7 +213,7 @@ def test_a_number_that_is_another_codecs_now_is_learned(store: SwapStore, view: 
 def test_any_process_of_the_user_can_attach(store: SwapStore) -> None:
     store.store(0, PAGES)
     here, there = spawn.Pipe()
-    for share in (store.share(), store.share().address):
+    for share in (store.share(), str(store.share())):
         reader = spawn.Process(target=share_readers.answer, args=(share, there))
         reader.start()
         here.send(1)
@@ -246,7 +246,7 @@ def test_loky_takes_a_share(store: SwapStore) -> None:
 def test_a_process_that_knows_the_address_alone_can_attach(store: SwapStore) -> None:
     store.store(0, PAGES)
     script = "import batchzip, sys; print(batchzip.attach(sys.argv[1]).load(2) == bytes(4096))"
-    command = [sys.executable, "-c", script, store.share().address]
+    command = [sys.executable, "-c", script, str(store.share())]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     assert done.stdout == b"True\n"
 
@@ -295,6 +295,11 @@ def test_a_process_of_another_user_that_was_let_in_is_sent_away(store: SwapStore
         ("", BadArgument),
         ("/tmp/somewhere", BadArgument),
         ("/proc/1/fd/x", BadArgument),
+        ("/proc/1/fd/3#", BadArgument),
+        ("/proc/1/fd/3#0123", BadArgument),
+        ("/proc/1/fd/3#0123456789abcdef/", BadArgument),
+        ("/proc/\u0661/fd/3", BadArgument),
+        ("/proc/1/fd/3\n", BadArgument),
         ("/proc/self/fd/0", BadArgument),
         ("/proc/{pid}/fd/99999", FileNotFoundError),
         ("/proc/{pid}/fd/0", OSError),

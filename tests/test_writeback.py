@@ -2,6 +2,8 @@
 
 import errno
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -100,6 +102,31 @@ def test_without_a_backing_file_there_is_no_writeback(engine: Engine) -> None:
 def test_what_cannot_be_written_back_is_refused(store: SwapStore, wrong: object) -> None:
     with pytest.raises(BadArgument):
         store.writeback(wrong)  # type: ignore[arg-type]
+
+
+IMPORTS = """
+import os, sys, tempfile
+import batchzip
+engine = batchzip.Engine("lz4", backend="sequential")
+store = batchzip.SwapStore(engine, backing=tempfile.gettempdir())
+before = set(sys.modules)
+store.store(0, [os.urandom(64) * 64 for _ in range(64)])
+store.load_many([1, 2])
+assert store.writeback([3, 1, 1, 2]) == 3 and store.writeback(9) == 9
+store.load(1)
+store.load_many([2, 3], exclusive=True)
+store.shrink(), store.compact(), store.check(), store.status(), store.counters
+store.recompress(engine)
+store.invalidate(0, 9)
+store.close()
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_a_store_imports_nothing_while_it_works() -> None:
+    """A signal handler may come into the middle of an import, where the module is not whole yet."""
+    command = [sys.executable, "-c", IMPORTS]
+    assert subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout == b"[]\n"
 
 
 # A full pool

@@ -11,14 +11,13 @@ page of 4 KiB takes.
 from __future__ import annotations
 
 import time
-import warnings
 import weakref
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from batchzip.backend import is_native
 from batchzip.core.lane import ThreadLanes
-from batchzip.errors import BackendUnavailable, BadArgument, WorkerWarning
+from batchzip.errors import BackendUnavailable, BadArgument
 from batchzip.lanes import LanesBackend
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ class ThreadsBackend(LanesBackend):
         self._started: dict[str, tuple[ThreadLanes, weakref.finalize[..., object]]] = {}
         """The lanes and what ends them, of whoever started some first: it takes one step, and no lock."""
         self._retry_at = 0.0
-        self._warned = False
 
     def open(self, codec: Codec, page_size: int) -> None:
         """Start the threads. Raise BackendUnavailable for a codec in Python."""
@@ -68,7 +66,7 @@ class ThreadsBackend(LanesBackend):
             lanes = ThreadLanes(self._plan, self.page_size, self.workers)
         except (OSError, MemoryError) as error:
             self._retry_at = time.monotonic() + _RETRY_S
-            self._warn_once(error)
+            self.tell_loss(f"threads could not be started ({error})", stacklevel=6)
             return
         stop: weakref.finalize[..., object] = weakref.finalize(self, lanes.close)
         self._lanes, first = self._started.setdefault("the only ones", (lanes, stop))
@@ -76,15 +74,7 @@ class ThreadsBackend(LanesBackend):
             self.at_child_exit(stop)
         if first is not stop or self._closed:  # another thread came first, or has closed the engine
             stop()
-
-    def _warn_once(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"batchzip: threads could not be started ({error}); meanwhile their work is done by the caller",
-                WorkerWarning,
-                stacklevel=6,
-            )
+        self.tell_recovery()
 
     @property
     def rings(self) -> tuple[Ring, ...]:

@@ -80,6 +80,12 @@ class Process:
         poll.register(self.sentinel, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is dead, noticed or not."""
+        with self._lock:
+            return self.sentinel < 0 or self.wait(0)
+
     def reap(self) -> str:
         """Wait until it is dead and release everything; how it ended, in words. Call it once."""
         try:

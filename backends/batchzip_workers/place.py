@@ -67,6 +67,14 @@ class Place:
         ring = self.ring
         return self.starts.failing and (ring is None or not ring.ready)
 
+    @property
+    def works(self) -> bool:
+        """Whether its worker takes work, and is alive: also where nobody has noticed its end yet."""
+        process, ring = self.process, self.ring
+        if process is None or ring is None or not ring.ready or ring.core.dead:
+            return False
+        return not process.ended
+
     def note_ready(self) -> None:
         """See whether it is ready, and need not be watched for that any more."""
         if self.ring is not None and self.ring.ready:

@@ -75,7 +75,7 @@ class Supervisor:
         self._gone: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         """What workers did that are gone, by operation."""
         self.failure: str | None = None
-        """Why a worker could not be started several times in a row, if that ever happened."""
+        """Why a worker could not be started several times in a row; None before, and once all work again."""
 
     def start(self) -> None:
         """Begin, unless that is done; returns at once, and workers become ready later.
@@ -107,11 +107,13 @@ class Supervisor:
 
     @property
     def settled(self) -> bool:
-        """Whether every worker is ready, or could not be started several times in a row."""
-        return self._thread is None or all(
-            place.failing or ((ring := place.ring) is not None and ring.ready)
-            for place in self._workers
-        )
+        """Whether every worker works, or could not be started several times in a row."""
+        return self._thread is None or all(w.failing or w.works for w in self._workers)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every worker works."""
+        return self._thread is not None and all(w.works for w in self._workers)
 
     @property
     def stopping(self) -> bool:

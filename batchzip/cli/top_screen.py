@@ -85,7 +85,7 @@ def _sizes(now: Snapshot) -> Table:
     )
     table.add_row("", kinds, "")
     backed = f"{counters.backed_pages:,} pages in {amount(counters.backing_file_size)}"
-    table.add_row("file", backed, "")
+    table.add_row("file", backed, status["backing"] or "")
     return table
 
 

@@ -34,7 +34,8 @@ cdef struct Prepared:  # a folio that is about to be published
     uint64_t *values  # room for handles, or positions in the backing file
 
 cdef int ledger_publish(
-    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere
+    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere,
+    uint64_t limit,
 ) noexcept nogil
 cdef void ledger_forget(LedgerState *ledger, const Entry *entry) noexcept nogil
 cdef void ledger_count(LedgerState *ledger, const Entry *entry, uint32_t length) noexcept nogil

@@ -35,7 +35,7 @@ Lock order: the pool's mutex, then that of the zones. The GIL is never taken whi
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EBADF, ENOMEM
+from libc.errno cimport EBADF, EDQUOT, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
@@ -149,13 +149,40 @@ cdef void _free_stale(LedgerState *ledger, uint64_t first, uint32_t count, bint 
             ledger.pages -= 1
 
 
+cdef bint _exceeds(
+    LedgerState *ledger, uint64_t first, const Prepared *folio, uint64_t limit, bint keeps
+) noexcept nogil:
+    """Return whether a folio would take the group beyond its limit.
+
+    What the folio replaces does not count. It is there still where `keeps`.
+    """
+    cdef uint64_t total = ledger.pool_bytes, index
+    cdef uint32_t number, length
+    cdef Entry *entry = NULL
+    for number in range(folio.object_count):
+        total += folio.lengths[number]
+    if total <= limit or not keeps:
+        return total > limit
+    entry = table_find(&ledger.table, first)
+    for index in range(first, first + folio.count):
+        if index > first:
+            entry = _next_entry(&ledger.table, index, entry)
+        if entry is not NULL and is_in_pool(entry):
+            length = 0
+            pool_bytes(ledger.objects.pool, entry.value, &length)
+            total -= length
+    return total > limit
+
+
 cdef int ledger_publish(
-    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere
+    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere,
+    uint64_t limit,
 ) noexcept nogil:
     """Enter a folio, whole, in the place of whatever its indices hold.
 
-    Return 0; or −ENOMEM, −ENOSPC (the pool's limit) or −EBADF (closed). Then they hold nothing, or, if
-    the folio may go elsewhere, what they held.
+    `limit` is the most bytes that the group may have in the pool. Return 0; or −ENOMEM, −ENOSPC (the
+    pool's limit), −EDQUOT (the group's) or −EBADF (closed). Then they hold nothing, or, if the folio
+    may go elsewhere, what they held.
     """
     cdef ObjectsState *objects = ledger.objects
     cdef uint32_t row, number = 0, length
@@ -175,7 +202,9 @@ cdef int ledger_publish(
     replaces = ledger.pages > 0
     if replaces and not keeps:
         _free_stale(ledger, first, folio.count, False)
-    if table_prepare(&ledger.table, first, folio.count) < 0:
+    if not in_file and _exceeds(ledger, first, folio, limit, keeps and replaces):
+        code = -EDQUOT
+    elif table_prepare(&ledger.table, first, folio.count) < 0:
         code = -ENOMEM
     elif not in_file:
         code = pool_allocate(objects.pool, folio.object_count, folio.lengths, folio.values)
@@ -372,6 +401,9 @@ cdef class Ledger:
         cdef uint64_t gone, row, number
         cdef Entry *entry
         if self.state.closed:
+            return 0
+        if self.objects.allocator.ended:  # with all pages; the tables go with this object
+            self.state.closed = True
             return 0
         self.objects.allocator.refuse()
         with nogil:

@@ -290,7 +290,7 @@ cdef int64_t _find_place(Places *places, const Mapping *mapping, int64_t block) 
     cdef int64_t found
     pthread_mutex_lock(&places.lock)
     found = _look(places, block)
-    if found == NONE or <int64_t>bz_load64(directory + found) != block:
+    if found < 0 or <int64_t>bz_load64(directory + found) != block:
         if not places.compared or places.changes != bz_load64(header + CHANGES):
             if _compare(places, header, directory):
                 found = _look(places, block)
@@ -303,12 +303,17 @@ cdef int64_t _find_place(Places *places, const Mapping *mapping, int64_t block) 
 
 
 cdef int64_t _look(const Places *places, int64_t block) noexcept nogil:
-    cdef int32_t place = NONE
+    """Return a block's place, NONE, or SPOILT where several claim it."""
+    cdef int32_t found = NONE, place = NONE
     if places.room:
         place = places.heads[_hash(places, block)]
-    while place != NONE and places.block_of[place] != block:
+    while place != NONE:
+        if places.block_of[place] == block:
+            if found != NONE:
+                return SPOILT
+            found = place
         place = places.next[place]
-    return place
+    return found
 
 
 cdef bint _compare(Places *places, const uint64_t *header, const uint64_t *directory) noexcept nogil:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 class _Lock(Protocol):
     """One that its holder may take again, as threading.RLock."""
 
-    def acquire(self, blocking: bool = True) -> bool: ...
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
     def release(self) -> None: ...
 
 class _Storage(Protocol):
@@ -89,8 +89,8 @@ class Zones:
         """Find room for a batch of objects of these lengths, each of 1 byte to a page.
 
         Raise OSError, with nothing reserved: ENOSPC beyond a limit; EAGAIN if there is only room
-        where the file's end is being cut off, by this very thread or, without `wait`, by another one,
-        which has the storage's `lock` meanwhile.
+        where the file's end is being cut off, by this very thread or, without `wait`, for more than a
+        second by another one, which has the storage's `lock` meanwhile.
         """
 
     def free(self, positions: npt.NDArray[np.uint64]) -> None:
@@ -101,7 +101,7 @@ class Zones:
 
         Raise OSError if any sync has failed since the reservation was made: the system tells each
         failure once, and it may have been told another about these bytes. Without `wait` raise
-        OSError (EAGAIN) if another thread has the storage's lock.
+        OSError (EAGAIN) if another thread has the storage's lock for more than a second.
         """
 
     @property

@@ -26,7 +26,8 @@ waits for the storage's lock, which is held meanwhile. If that is the very threa
 handler or a finalizer, it is refused; that cannot happen where `truncate` is a C function, as for descriptors.
 
 Waiting. A handler or finalizer that came into the middle of a call of a user's object may hold up a lock
-of that object's. It must not wait for a thread that is in another call of it: `wait` is False then.
+of that object's. A thread that is in another call of it may be waiting for that lock, so `wait` is False then:
+the storage's lock is waited for a second at the most.
 
 Invariants
 * live, objects: sums over the positions reserved in the zone and not freed since. A batch that is being written
@@ -64,6 +65,7 @@ cdef enum:
     MIN_ZONE_BYTES = 1 << 20  # a few of the batches of 256 pages that are written at once, and small
     # beside any file worth having
     ZONE_PAGES = 64  # at least: what is lost at a zone's end, less than a page, is under 1/64 of it
+    NESTED_WAIT_S = 1  # a sync or a cut takes no longer, as a rule
 
 cdef enum:
     FREE = 0
@@ -407,7 +409,7 @@ cdef class Zones:
         reservation.zones = self
         reservation.failures = self.failures
         code = self._reserve(wanted, count, reservation)
-        if code == -EAGAIN and lock.acquire(wait):
+        if code == -EAGAIN and lock.acquire(timeout=-1 if wait else NESTED_WAIT_S):
             try:
                 code = self._reserve(wanted, count, reservation)
             finally:
@@ -453,7 +455,7 @@ cdef class Zones:
         kernel's answer along.
         """
         self.refuse()
-        if not storage.lock.acquire(wait):
+        if not storage.lock.acquire(timeout=-1 if wait else NESTED_WAIT_S):
             raise OSError(EAGAIN, "the backing file is being synced, and this cannot wait for it")
         try:
             if self.failures == reservation.failures:

@@ -74,6 +74,8 @@ class Dispatcher:
         self._under_way: list[_Flight] = []
         """What was taken and is not finished, the oldest first."""
         self._gives_up = False
+        self.is_over = False
+        """Whether it was abandoned: what is submitted now, its submitter has to do."""
         self._thread = _DispatcherThread(target=self._run, name="batchzip-requests", daemon=True)
         begin(self._thread)
 
@@ -197,3 +199,5 @@ class Dispatcher:
         self._thread.join(timeout_s)
         self._gives_up = True  # of what takes longer, pages that are begun are waited for
         self._thread.join(timeout_s)
+        # Not before: callbacks of what was cancelled, which submit again, would never end.
+        self.is_over = True

@@ -16,6 +16,7 @@ core, so no lock is held here and nothing has to be put right after an interrupt
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from functools import partial
 from typing import TYPE_CHECKING, SupportsIndex, overload
@@ -29,7 +30,7 @@ from batchzip.core.gather import Gathered, gather, load
 from batchzip.core.ledger import EVENTS, Ledger
 from batchzip.core.table import Kind
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument
+from batchzip.errors import BadArgument, PageError
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_pages, as_range, as_room
 from batchzip.store.counters import Counters
@@ -207,7 +208,10 @@ class Group(Owned):
             raise BadArgument("this store has no backing file: give it one with backing=")
         if isinstance(pages, (int, np.integer)):
             return self._write_back_coldest(as_integer(pages, "the number of pages", 0))
-        given = np.unique(as_indices(pages))
+        given = np.sort(
+            as_indices(pages)
+        )  # np.unique would import numpy.ma, within a signal handler
+        given = given[np.diff(given, prepend=-1) > 0]
         step = self._home.max_batch
         return sum(
             write_back(self._home, self._ledger, given[at : at + step])
@@ -277,11 +281,21 @@ class Group(Owned):
             return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def _stored(self, index: int) -> bytes | None:
-        """Read the stored bytes of a page in the backing file; None if there is none."""
+        """Read the stored bytes of a page in the backing file; None if there is none. Raise PageError.
+
+        A thread that answers others asks for it. A file object's SystemExit does not end it.
+        """
         gathered = gather(self._ledger, np.array([index], np.int64))
         if gathered.kind(0) != Kind.BACKED:
             return None
-        self._home.read(gathered)
+        try:
+            causes = self._home.read(gathered)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                raise
+            raise PageError(index, -errno.EIO) from error
+        for cause in causes.values():
+            raise PageError(index, -(cause.errno or errno.EIO)) from cause
         return gathered.stored(0)
 
     def train_dictionary(

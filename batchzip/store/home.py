@@ -15,18 +15,17 @@ import contextlib
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from batchzip.asynchronous import Threads
 from batchzip.backend import is_native
-from batchzip.codecs import make_codec
 from batchzip.core.coder import Coders
 from batchzip.core.ledger import Ledger, Objects
 from batchzip.core.table import Kind
 from batchzip.descriptors import above_standard
-from batchzip.engine import Engine
+from batchzip.engine import Engine, codec_of
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.loader import Restorer
@@ -39,6 +38,9 @@ if TYPE_CHECKING:
     from batchzip.pool import Pool
     from batchzip.store.backing_file import BackingFile
     from batchzip.store.group import Group
+
+_MOST_ENGINES = 4
+"""Engines that are kept for recompression: each has lanes, and a dictionary perhaps."""
 
 _WORTH = 8
 """The pool is compacted when more than one in so many of its bytes could be given back."""
@@ -87,8 +89,8 @@ class Home:
         """Called with a group that is closed."""
         self.accept_threshold_percent = 90
         self.full = Hysteresis()
-        self._engines: dict[tuple[object, ...], Engine] = {}
-        """Engines for recompression, by algorithm and parameters."""
+        self._engines: dict[Codec, Engine] = {}
+        """Engines for recompression."""
         self.cleaning: dict[str, weakref.ref[Any]] = {}
         """The turn of who cleans the backing file: see cleaning.py."""
 
@@ -142,26 +144,35 @@ class Home:
         return coders
 
     def second_writer(self, algorithm: str | Engine, parameters: dict[str, object]) -> Writer:
-        """Make a writer for recompression; an engine made here is kept until the store is closed."""
+        """Make a writer for recompression; the last few engines that are made here are kept."""
         if isinstance(algorithm, Engine):
             if parameters:
                 raise BadArgument("an engine brings its own parameters")
             return self.writer_of(algorithm)
-        key = algorithm, tuple(sorted(parameters.items()))
-        engine = self._engines.get(key)
+        codec = codec_of(algorithm, **parameters)  # type: ignore[arg-type] # it checks them
+        engine = self._engines.get(codec)
         if engine is None or engine.closed:
-            made = Engine(
-                algorithm,
-                backend=_backend_for(algorithm, parameters, self.writer.engine),
-                page_size=self.page_size,
-                **cast("dict[str, Any]", parameters),  # the engine checks them
-            )
+            made = Engine(codec, backend=self._backend_for(codec), page_size=self.page_size)
             if engine is not None:
-                self._engines.pop(key, None)
-            engine = self._engines.setdefault(key, made)
+                self._engines.pop(codec, None)
+            engine = self._engines.setdefault(codec, made)
             if engine is not made:  # another thread was faster
                 made.close()
-        return self.writer_of(engine)
+        writer = self.writer_of(engine)
+        for old in list(self._engines)[:-_MOST_ENGINES]:
+            self._let_go(self._engines.pop(old, None))
+        return writer
+
+    def _let_go(self, engine: Engine | None) -> None:
+        """Let go of an engine made here; it ends when nobody uses it any more. Its pages stay readable."""
+        for number, other in list(self._engines_of.items()):
+            if other is engine:
+                self._engines_of.pop(number, None)
+
+    def _backend_for(self, codec: Codec) -> str:
+        """Return the backend of an engine that compresses again: that of the first if it can."""
+        name = self.writer.engine.backend.name
+        return "auto" if name == "threads" and not is_native(codec) else name
 
     def compact(self) -> None:
         """Compact the pool if an eighth of it is holes: less is not worth the copying."""
@@ -231,11 +242,3 @@ def _open_to_read(fd: int) -> int:
     """Open what a descriptor refers to once more, so that who is given it cannot write."""
     with above_standard():
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _backend_for(algorithm: str, parameters: dict[str, object], engine: Engine) -> str:
-    """Return the backend of an engine that compresses again: that of the first if it can."""
-    name = engine.backend.name
-    if name == "threads" and not is_native(make_codec(algorithm, **parameters)):
-        return "auto"
-    return name

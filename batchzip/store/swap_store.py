@@ -10,6 +10,7 @@ Locks: none of Python's around data: every change is one call of the core (core/
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,13 @@ from batchzip.store.counters import Counters
 from batchzip.store.group import Group
 from batchzip.store.home import Home, unless_dropped
 from batchzip.store.inspect import StoreReport, inspect
-from batchzip.store.share import Share
 from batchzip.store.share_server import ShareServer
 from batchzip.store.shrinker import Shrinker
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from batchzip.pool.class_use import ClassUse
+    from batchzip.store.share import Share
 
 _MOST_BATCH = 1 << 20
 """Pages of one batch: more than memory has room for."""
@@ -42,8 +43,13 @@ class SwapStore(Group):
     `engine`                    does the work; stays the caller's, and may serve others too.
     `max_pool_bytes`            bytes of memory the pool may hold; None for no limit.
     `accept_threshold_percent`  once the pool was full, it accepts again at this share of the limit.
-    `backing`                   where pages go that the pool has no room for: the path of a file, a
-                                directory for an unnamed one, or a file object; None for nowhere.
+    `backing`                   where pages go that the pool has no room for; None for nowhere. A directory,
+                                or a path where there is no file: a file without a name is made there. It is
+                                gone however this process ends. A path of an empty file: that file is used,
+                                keeps its name, and is empty again after `close`. A descriptor, or a file
+                                object, open to read and to write: its file is overwritten; it stays the
+                                caller's, who may close it. Or an object with pread and pwrite. No file and no
+                                object is under two stores at a time, of this process or of another one.
     `max_backing_bytes`         bytes the backing file may hold; None for no limit.
     `shrinker_enabled`          write cold pages back in a thread when a limit is met.
     `max_batch`                 most pages handed to the engine in one go; a larger folio takes several.
@@ -100,6 +106,8 @@ class SwapStore(Group):
                 groups.pop(group.name, None)
 
         home.forget = forget
+        self._numbers = itertools.count()
+        """For names of groups that nobody named."""
         self._servers: dict[int, ShareServer] = {}
         """By number; the last one answers, unless an error of the system ended it."""
         super().__init__("", home)
@@ -143,10 +151,13 @@ class SwapStore(Group):
         if name in self._groups:
             return None
         made = Group(name, self._home, max_bytes)
-        if self._groups.setdefault(name, made) is made:
-            return made
-        made.close()
-        return None
+        if self._groups.setdefault(name, made) is not made:
+            made.close()
+            return None
+        if self._unusable:  # closed meanwhile, perhaps before the group was among its groups
+            made.close()
+            self._refuse()
+        return made
 
     def drop_group(self, name: str) -> int:
         """Close a group: its pages and their memory go. Return the number of pages that it had.
@@ -242,7 +253,7 @@ class SwapStore(Group):
     def share(self) -> Share:
         """Let other processes of the same user read this store; what they need to, which is picklable.
 
-            address = store.share().address         # here
+            address = str(store.share())            # here
             view = batchzip.attach(address)         # there: load, load_many, counters
 
         From the first call on a thread waits for readers, and tables lie in shared memory. Readers
@@ -264,17 +275,18 @@ class SwapStore(Group):
         if self._unusable:
             server.close()
             self._refuse()
-        return Share(server.address)
+        return server.share
 
     def status(self) -> dict[str, Any]:
         """Say how the store stands now, in plain values: what `batchzip top` shows.
 
         pid, algorithm, backend, page_size (bytes); max_pool_bytes, accept_threshold_percent, pool_full;
-        pool_total_size, compressed_bytes, table_bytes, pages; groups: by name, pages, pool_bytes,
+        pool_total_size, compressed_bytes, table_bytes, pages; backing: where the backing file, which may have
+        no name, can be looked at (/proc/PID/fd/N), what object it is, or None; groups: by name, pages, pool_bytes,
         max_bytes, page_stores and page_loads (since it was made) of each; statistics: the engine's.
         """
         self._enter()
-        engine, pool = self.engine, self._home.pool
+        engine, pool, file = self.engine, self._home.pool, self._home.backing
         groups = {}
         for group in self._all_groups():
             figures = group._ledger.figures()  # noqa: SLF001 - a store is made of groups
@@ -295,6 +307,7 @@ class SwapStore(Group):
             "compressed_bytes": pool.stored_bytes,
             "table_bytes": self.table_bytes,
             "pages": sum(group["pages"] or 0 for group in groups.values()),
+            "backing": None if file is None else file.name,
             "groups": groups,
             "statistics": engine.statistics,
         }

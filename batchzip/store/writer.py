@@ -20,6 +20,7 @@ import numpy as np
 from batchzip.batch.compress import CompressBatch
 from batchzip.batch.descriptor import Batch
 from batchzip.core.folio import Folio
+from batchzip.errors import LimitReached
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,16 +67,20 @@ class Writer:
             folio = self._folios.pop()  # one step
         except IndexError:
             folio = Folio(self.engine.page_size)
-        if isinstance(pages, list):
-            folio.take_list(pages)
-        else:
-            folio.take_matrix(pages)
-        engine, poor = self.engine, self._keep_incompressible or to_file
-        if engine.works_alone(min(len(folio), self._max_batch)):
-            coders = engine.backend.coders
-            failed = folio.compress(coders, self.number, keep_poor=poor, keep_failed=to_file)
-        else:
-            failed = self._use_lanes(folio, keep_poor=poor, keep_failed=to_file)
+        try:
+            if isinstance(pages, list):
+                folio.take_list(pages)
+            else:
+                folio.take_matrix(pages)
+            engine, poor = self.engine, self._keep_incompressible or to_file
+            if engine.works_alone(min(len(folio), self._max_batch)):
+                coders = engine.backend.coders
+                failed = folio.compress(coders, self.number, keep_poor=poor, keep_failed=to_file)
+            else:
+                failed = self._use_lanes(folio, keep_poor=poor, keep_failed=to_file)
+        except BaseException:
+            folio.clear()  # it and what it was lent to keep each other, and the pages
+            raise
         return folio, failed
 
     def give_back(self, folio: Folio) -> None:
@@ -122,7 +127,7 @@ class Writer:
         engine, rows = self.engine, None
         shape = self._max_batch, engine.page_size + _CACHE_LINE
         if not engine.codec.plan().verify:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(LimitReached):
                 rows = engine.arena(*shape)
         return FolioBatch(np.empty(shape, np.uint8) if rows is None else rows, engine.page_size)
 
