@@ -52,6 +52,7 @@ cdef class Objects:
     cdef uint32_t holds[MOST_CODECS]
     cdef readonly uint64_t given
     cdef readonly int current
+    cdef uint64_t events[7]  # of all groups, those that are closed included
     cdef int _unused_number(self) except -1
 
 

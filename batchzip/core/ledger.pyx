@@ -267,6 +267,10 @@ cdef class Objects:
         self.codecs = [None]
         self.coders = [None]
 
+    def counted(self) -> dict[str, int]:
+        """Return EVENTS of all groups there ever were."""
+        return {name: self.events[number] for number, name in enumerate(EVENTS)}
+
     # Codecs by number.
 
     def codec(self, int number):
@@ -425,8 +429,10 @@ cdef class Ledger:
         return gone
 
     def count_event(self, str name, uint64_t more=1) -> None:
-        """Add to one of EVENTS."""
-        self.events[EVENTS.index(name)] += more
+        """Add to one of EVENTS, of the group and of the store."""
+        cdef int number = EVENTS.index(name)
+        self.events[number] += more
+        self.objects.events[number] += more
 
     # Looking.
 
