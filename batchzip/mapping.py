@@ -189,6 +189,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 del taken, value
                 self._settle()
                 return result
+        self._enter()  # a key that went with the mapping is not absent
         if default is _NOTHING:
             raise KeyError(key)
         return default
@@ -205,7 +206,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 continue
             break
         result = self._read(key, value)
-        last, taken = self._values.popitem()  # KeyError: another thread was faster
+        try:
+            last, taken = self._values.popitem()
+        except KeyError:
+            self._enter()
+            raise  # another thread was faster
         result = self._result_of(last, taken, value, result)
         del taken, value
         self._settle()
