@@ -64,6 +64,9 @@ if TYPE_CHECKING:
         ForkedProcess as ForkedProcess,
     )
     from batchzip.errors import (
+        LimitReached as LimitReached,
+    )
+    from batchzip.errors import (
         MissingExtra as MissingExtra,
     )
     from batchzip.errors import (
@@ -159,6 +162,7 @@ _HOME = {
             "CorruptValue",
             "EngineBusy",
             "ForkedProcess",
+            "LimitReached",
             "MissingExtra",
             "NotStorable",
             "PageError",

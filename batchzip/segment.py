@@ -29,6 +29,7 @@ import os
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.lifetime import Closing
+from batchzip.limits import named
 
 PAGE = mmap.PAGESIZE
 """Bytes of one page of the machine: the grain of reserve() and release()."""
@@ -44,7 +45,7 @@ class Segment(Closing):
     segment is open; slices of it keep their memory alive beyond close(). One process at a time
     may grow or close a segment; any number may read and write it, under a protocol of theirs.
 
-    Raises OSError(ENOSPC) when `reserve=True` and the memory is not there; nothing is left then.
+    Raises LimitReached (ENOSPC where `reserve=True` and the memory is not there); nothing is left then.
     """
 
     _access = mmap.ACCESS_WRITE
@@ -61,9 +62,11 @@ class Segment(Closing):
             if reserve:
                 os.posix_fallocate(self._fd, 0, size)
             self._map(size)
-        except BaseException:
+        except BaseException as error:
             os.close(self._fd)
             self._fd = -1
+            if isinstance(error, OSError):
+                raise named(error, f"{size} bytes of shared memory") from None
             raise
 
     @classmethod

@@ -36,7 +36,13 @@ from batchzip.checks import as_index
 from batchzip.codecs import Codec
 from batchzip.core.view import SharedPool, SharedTable
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument, BatchzipError, ClosedError, RequestTimeout
+from batchzip.errors import (
+    BadArgument,
+    BatchzipError,
+    ClosedError,
+    LimitReached,
+    RequestTimeout,
+)
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_room
 from batchzip.store.counters import Counters
@@ -143,8 +149,11 @@ class _Owner:
         data, descriptors = self._reply({"what": what, **more})
         try:
             answer = self._read(data)
+            if isinstance(answer, LimitReached):
+                text = f"the store's owner has met a limit: {answer.strerror}"
+                raise LimitReached(answer.errno, text)  # noqa: TRY301 - closes the descriptors
             if isinstance(answer, (BatchzipError, OSError, MemoryError)):
-                raise answer  # noqa: TRY301 - closes the descriptors
+                raise answer  # noqa: TRY301 - likewise
             if len(descriptors) not in counts:
                 raise self.no_store(f"it gave {len(descriptors)} descriptors")  # noqa: TRY301 - likewise
         except BaseException:
@@ -245,8 +254,9 @@ class _Shared:
 
     def __init__(self, share: Share) -> None:
         self.owner = _Owner(share)
-        answer, descriptors = self.owner.attach()
+        descriptors = Descriptors()
         try:
+            answer, descriptors = self.owner.attach()
             self.page_size, known, codecs = self._check(answer)
             objects, words, *files, _ = descriptors
             file = files[0] if files else -1
@@ -256,6 +266,7 @@ class _Shared:
             )
         except BaseException:
             descriptors.close()
+            self.owner.close()  # now, though a traceback may still have it
             raise
         self.table = descriptors
 
@@ -365,7 +376,11 @@ class StoreView(GroupView):
         self.address = share.address
         self._groups: dict[str, GroupView] = {}
         shared = _Shared(share)
-        super().__init__("", shared, shared.table)
+        try:
+            super().__init__("", shared, shared.table)
+        except BaseException:
+            shared.close()
+            raise
 
     def group(self, name: str) -> GroupView:
         """Open a group that the store has. Raises BadArgument where it has none of that name.
@@ -402,7 +417,8 @@ def attach(address: str | os.PathLike[str] | Share) -> StoreView:
 
     Any process of the same user may; not a forked child of the owner with the owner's own objects, but
     with the address. Raises FileNotFoundError or ConnectionRefusedError where no store is there,
-    PermissionError where it is another user's, ClosedError where another store is in its place, and
-    BadArgument for what is no address, or where what answers is no store.
+    PermissionError where it is another user's, ClosedError where another store is in its place,
+    BadArgument for what is no address, or where what answers is no store, and LimitReached where this
+    process or the owner has no descriptors or memory for it.
     """
     return StoreView(as_share(address))
