@@ -8,6 +8,7 @@ The memory is that of the whole process: objects, tables, rounding of allocators
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import pickle
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
 
 _PASSING = 64
-"""Values that pass by before memory is looked at: what reading takes is there then."""
+"""Values of which one in so many, and as many at most, pass by before memory is looked at: what reading
+takes is there then."""
 
 _MOST_GETS = 5000
 _GET_S = 2.0
@@ -60,12 +62,12 @@ class Holder:
             return "dict"
         if self.kind == "lz4.block":
             return "dict of lz4.block"
-        words = [self.algorithm] if self.level is None else [self.algorithm, str(self.level)]
+        words = [self.algorithm if self.level is None else f"{self.algorithm} {self.level}"]
         if self.page_size != 4096:
             words.append(f"{self.page_size >> 10} KiB pages")
         if self.dictionary:
             words.append("dictionary")
-        return " ".join(words)
+        return ", ".join(words)
 
     def code(self, serializer: str) -> str:
         """Return Python that makes `cache`, in short lines."""
@@ -199,6 +201,13 @@ def process_memory() -> tuple[str, int]:
     return "RSS", (int(sizes["VmRSS"]) + int(sizes.get("VmSwap", 0))) << 10
 
 
+def _give_back() -> None:
+    """Give free memory back to the system: values that come to lie in it would not count."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
 class _Unreadable(Exception):
     """A value cannot be restored here."""
 
@@ -220,11 +229,13 @@ def _measure(holder: Holder, serializer: str, path: Path, values: int) -> Weight
     clock = time.perf_counter_ns
     put_ns = np.ones(values, np.int64)
     made = holder.make(serializer)
-    for number, (key, value) in enumerate(islice(_restored(path), _PASSING)):
+    passing = min(_PASSING, 1 + values // _PASSING)
+    for number, (key, value) in enumerate(islice(_restored(path), passing)):
         if not number:  # what the first one brings with it is not what values take
             made[key] = value
     key = value = None
     gc.collect()
+    _give_back()
     measure, before = process_memory()
     for number, (key, value) in enumerate(_restored(path)):
         start = clock()

@@ -52,5 +52,6 @@ def _paragraph(headings: Sequence[str], row: Sequence[str], width: int) -> str:
     figures = ", ".join(
         f"{heading} {cell}" for heading, cell in zip(headings[1:], row[1:], strict=True) if cell
     )
+    name = wrapped(row[0], width, indent=_INDENT)
     indented = textwrap.indent(wrapped(figures, width - len(_INDENT)), _INDENT)
-    return f"{wrapped(row[0], width, indent=_INDENT)}\n{indented}"
+    return f"{name}\n{indented}" if figures else name

@@ -41,8 +41,14 @@ _WORTH = 0.1
 _NEAR = 0.05
 """Share of memory that is not worth a slower or a less simple choice."""
 
+_ALIKE = 1.1
+"""Costs within so much of each other are noise: the simpler choice is recommended then."""
+
 _FEW_BYTES = 4 << 20
-"""Bytes of memory below which rounding of allocators blurs the figures."""
+"""Bytes in a dict below which rounding of allocators blurs the figures."""
+
+_LEAST_BYTES = 1 << 20
+"""Bytes in a dict below which the figures say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +58,14 @@ class Held:
     holder: Holder
     bytes: int
     """Of memory, by which the process that held them grew."""
+    total_bytes: int
+    """The same of all values; dictionaries are there once, however many values there are."""
     put_us: float
     """Median of a put, of one value."""
     get_us: float
     """Median of a get in random order, of one value."""
     of_dict: float
-    """Memory ÷ that of the dict."""
+    """Memory of all ÷ that of the dict."""
     code: str
     """Python that makes it."""
 
@@ -101,13 +109,14 @@ class ValuesAdvice:
         else:
             looked = (
                 f"{name}: about {self.total_values:,} values, {amount(self.total_bytes)}; "
-                f"a sample of {self.measured_values:,}, {amount(self.measured_bytes)}, was measured"
+                f"a sample of {self.measured_values:,}, {amount(self.measured_bytes)}, was measured, and its "
+                "memory scaled to all of them"
             )
         rows = [
             (
                 f"{'→' if held is self.recommended else ' '} {held.name}",
-                amount(held.bytes),
-                f"{held.bytes / self.measured_values:,.0f}",
+                amount(held.total_bytes),
+                f"{held.total_bytes / self.total_values:,.0f}",
                 f"{held.of_dict:.0%}",
                 f"{held.put_us:,.1f}",
                 f"{held.get_us:,.1f}",
@@ -214,7 +223,12 @@ def weigh_all(
             if progress is not None:
                 progress(len(weights), len(holders))
     notes = list(source.notes)
-    in_dict = weights[0].bytes or 1
+    total_values, total_bytes = _totals(source, spooled)
+    if total_values is None:
+        notes.append(f"there are more values: the first {spooled.values:,} were looked at")
+        total_values, total_bytes = spooled.values, spooled.value_bytes
+    scale = total_values / spooled.values
+    in_dict = max(1, round(weights[0].bytes * scale))
     held = []
     for holder, weight in zip(holders, weights, strict=True):
         if holder.dictionary and not weight.dictionary_bytes:
@@ -223,9 +237,19 @@ def weigh_all(
                 "kind, and is kept only where it pays"
             )
             continue
-        of_dict = weight.bytes / in_dict
-        code = holder.code(serializer)
-        held.append(Held(holder, weight.bytes, weight.put_us, weight.get_us, of_dict, code))
+        once = min(weight.bytes, weight.dictionary_bytes)
+        total = once + round((weight.bytes - once) * scale)
+        held.append(
+            Held(
+                holder=holder,
+                bytes=weight.bytes,
+                total_bytes=total,
+                put_us=weight.put_us,
+                get_us=weight.get_us,
+                of_dict=total / in_dict,
+                code=holder.code(serializer),
+            )
+        )
     if weights[0].measure != "PSS":
         notes.append("memory is RSS here, not PSS: the kernel does not tell the PSS")
     if weights[0].bytes < _FEW_BYTES:
@@ -233,11 +257,7 @@ def weigh_all(
             f"these are few values: with less than {amount(_FEW_BYTES)} of memory, rounding of "
             "allocators blurs the figures"
         )
-    total_values, total_bytes = _totals(source, spooled)
-    if total_values is None:
-        notes.append(f"there are more values: the first {spooled.values:,} were looked at")
-        total_values, total_bytes = spooled.values, spooled.value_bytes
-    recommended, sentence = recommend(held, total_values, spooled.values)
+    recommended, sentence = recommend(held, is_sample=total_values != spooled.values)
     return ValuesAdvice(
         total_values=total_values,
         total_bytes=total_bytes,
@@ -271,38 +291,41 @@ def _worth_trying(spooled: Spooled) -> list[Holder]:
         for algorithm, level in (("lz4", None), ("zstd", 1), ("zstd", 3)):
             plain = Holder("mapping", algorithm, level, size)
             holders.append(plain)
-            # With larger pages, more values are small ones.
-            if algorithm == "zstd" and (large <= 1 - _LARGE_SHARE or size > 4096):
+            # Values of up to 64 KiB find what they have in common in themselves.
+            may_pay = size == 16384 or (size == 4096 and large <= 1 - _LARGE_SHARE)
+            if algorithm == "zstd" and may_pay:
                 holders.append(Holder("mapping", algorithm, level, size, dictionary=True))
     return holders
 
 
-def recommend(held: Sequence[Held], total: int, measured: int) -> tuple[Held, str]:
+def recommend(held: Sequence[Held], *, is_sample: bool) -> tuple[Held, str]:
     """Choose what to keep the values in, and say it in a sentence."""
     in_dict = held[0]
-    about = "about " if total != measured else ""
 
-    def of_all(size: int) -> str:
-        return f"{about}{amount(round(size * total / measured))}"
+    def of_all(each: Held) -> str:
+        return f"{'about ' if is_sample else ''}{amount(each.total_bytes)}"
 
-    least = min(held, key=lambda each: each.bytes)
-    if least.bytes > in_dict.bytes * (1 - _WORTH):
-        saved = max(0.0, 1 - least.of_dict)
+    if in_dict.bytes < _LEAST_BYTES:
         return in_dict, (
-            f"Keep the dict: the values take {of_all(in_dict.bytes)} in it, and the most that "
-            f"anything saves is {saved:.0%} ({least.name})."
-            if least is not in_dict
-            else f"Keep the dict: the values take {of_all(in_dict.bytes)} in it, and nothing takes less."
+            f"Keep the dict: the values that were measured take {amount(in_dict.bytes)} in it, too "
+            f"little to compare; give some MiB of values for advice."
         )
-    near = [each for each in held if each.bytes <= least.bytes * (1 + _NEAR)]
-    chosen = min(near, key=lambda each: each.put_us + each.get_us)
+    least = min(held, key=lambda each: each.total_bytes)
+    if least.of_dict > 1 - _WORTH:
+        most = "nothing takes less"
+        if least is not in_dict:
+            most = f"the most that anything saves is {1 - least.of_dict:.0%} ({least.name})"
+        return in_dict, f"Keep the dict: the values take {of_all(in_dict)} in it, and {most}."
+    near = [each for each in held if each.total_bytes <= least.total_bytes * (1 + _NEAR)]
+    cheapest = min(each.put_us + each.get_us for each in near)
+    chosen = next(each for each in near if each.put_us + each.get_us <= cheapest * _ALIKE)
     what = (
         "a dict of what lz4.block makes"
         if chosen.holder.kind == "lz4.block"
         else f"a CompressedMapping with {chosen.name}"
     )
     return chosen, (
-        f"Use {what}: the values take {of_all(chosen.bytes)} in it, {of_all(in_dict.bytes)} in a "
+        f"Use {what}: the values take {of_all(chosen)} in it, {of_all(in_dict)} in a "
         f"dict ({1 - chosen.of_dict:.0%} less); a put takes {chosen.put_us:,.1f} µs, "
         f"a get {chosen.get_us:,.1f} µs."
     )

@@ -28,7 +28,7 @@ _PAGES_SAMPLE = 8 << 20
 
 _ABOUT_PAGES = (
     "This speaks of memory pages: what zswap or a SwapStore would bring, not what replacing a dict would. "
-    "Of a cache's values speaks batchzip advise --values."
+    "For the values of a cache, use batchzip advise --values."
 )
 
 
