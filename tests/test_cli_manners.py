@@ -309,9 +309,11 @@ def test_without_shtab_the_command_to_install_it_is_given() -> None:
             {
                 "pid": None,
                 "file": None,
-                "sample": 8 << 20,
+                "values": None,
+                "pickle": False,
+                "sample": None,
                 "algorithms": None,
-                "max_load_us": 25.0,
+                "max_load_us": None,
                 "all": False,
                 "json": False,
                 "plot": None,

@@ -30,8 +30,8 @@ class Spooled:
 
     values: int
     value_bytes: int
-    large_bytes: int
-    """Bytes of the values that are longer than 4 KiB."""
+    bytes_up_to: dict[int, int]
+    """Bytes of the values that fit a page, for pages of 4 and 16 KiB."""
     all_bytes: bool
     """Whether every value is bytes."""
     complete: bool
@@ -40,7 +40,8 @@ class Spooled:
 
 def write(path: Path, pairs: Iterable[tuple[Any, Any]], most_bytes: int) -> Spooled:
     """Write pairs until their values have `most_bytes`. Raise NotStorable for what cannot be pickled."""
-    values = value_bytes = large_bytes = 0
+    values = value_bytes = 0
+    bytes_up_to = {4096: 0, 16384: 0}
     all_bytes = complete = True
     with path.open("xb") as file:
         for key, value in pairs:
@@ -55,9 +56,10 @@ def write(path: Path, pairs: Iterable[tuple[Any, Any]], most_bytes: int) -> Spoo
             file.write(data)
             values += 1
             value_bytes += len(data)
-            large_bytes += len(data) * (len(data) > 4096)
+            for page_size in bytes_up_to:
+                bytes_up_to[page_size] += len(data) * (len(data) <= page_size)
             all_bytes = all_bytes and not is_object
-    return Spooled(values, value_bytes, large_bytes, all_bytes, complete)
+    return Spooled(values, value_bytes, bytes_up_to, all_bytes, complete)
 
 
 def _pickled(value: object, what: str, key: object) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,9 @@ SAMPLE_BYTES = 64 << 20
 
 _MOST_BYTES = 1 << 63
 
-_LARGE_SHARE = 0.1
-"""Share of bytes in values above 4 KiB from which larger pages are tried, and up to which dictionaries
-may pay: those are for values of up to a page."""
+_SOME = 0.1
+"""Share of all bytes from which it pays to try what is for values of some lengths: larger pages for those above
+4 KiB, dictionaries for those of up to a page."""
 
 _WORTH = 0.1
 """Share of a dict's memory that has to be saved for anything else to be recommended."""
@@ -225,7 +225,7 @@ def weigh_all(
     notes = list(source.notes)
     total_values, total_bytes = _totals(source, spooled)
     if total_values is None:
-        notes.append(f"there are more values: the first {spooled.values:,} were looked at")
+        notes.append(f"There are more values: the first {spooled.values:,} were looked at.")
         total_values, total_bytes = spooled.values, spooled.value_bytes
     scale = total_values / spooled.values
     in_dict = max(1, round(weights[0].bytes * scale))
@@ -233,8 +233,8 @@ def weigh_all(
     for holder, weight in zip(holders, weights, strict=True):
         if holder.dictionary and not weight.dictionary_bytes:
             notes.append(
-                f"{holder.name}: no dictionary was learnt; it takes about a thousand values of one "
-                "kind, and is kept only where it pays"
+                "Mappings with a dictionary that was not learnt are left out: it takes about a "
+                "thousand values of one kind, and is kept only where it pays."
             )
             continue
         once = min(weight.bytes, weight.dictionary_bytes)
@@ -251,11 +251,11 @@ def weigh_all(
             )
         )
     if weights[0].measure != "PSS":
-        notes.append("memory is RSS here, not PSS: the kernel does not tell the PSS")
+        notes.append("Memory is RSS here, not PSS: the kernel does not tell the PSS.")
     if weights[0].bytes < _FEW_BYTES:
         notes.append(
-            f"these are few values: with less than {amount(_FEW_BYTES)} of memory, rounding of "
-            "allocators blurs the figures"
+            f"These are few values: with less than {amount(_FEW_BYTES)} of memory, rounding of "
+            "allocators blurs the figures."
         )
     recommended, sentence = recommend(held, is_sample=total_values != spooled.values)
     return ValuesAdvice(
@@ -284,17 +284,16 @@ def _totals(source: ValueSource, spooled: Spooled) -> tuple[int | None, int]:
 
 
 def _worth_trying(spooled: Spooled) -> list[Holder]:
-    large = spooled.large_bytes / max(spooled.value_bytes, 1)
-    sizes = [4096, 16384, 65536] if large >= _LARGE_SHARE else [4096]
+    some = spooled.value_bytes * _SOME
+    is_large = spooled.value_bytes - spooled.bytes_up_to[4096] > some
     holders = [Holder("dict"), Holder("lz4.block")]
-    for size in sizes:
+    for size in (4096, 16384, 65536) if is_large else (4096,):
         for algorithm, level in (("lz4", None), ("zstd", 1), ("zstd", 3)):
             plain = Holder("mapping", algorithm, level, size)
             holders.append(plain)
-            # Values of up to 64 KiB find what they have in common in themselves.
-            may_pay = size == 16384 or (size == 4096 and large <= 1 - _LARGE_SHARE)
-            if algorithm == "zstd" and may_pay:
-                holders.append(Holder("mapping", algorithm, level, size, dictionary=True))
+            # Longer values find what they have in common in themselves.
+            if algorithm == "zstd" and spooled.bytes_up_to.get(size, 0) > some:
+                holders.append(replace(plain, dictionary=True))
     return holders
 
 

@@ -92,7 +92,7 @@ def _lines(path: Path, sample_bytes: int, rng: random.Random) -> ValueSource:
         pairs,
         total_bytes=size,
         is_sample=is_sample,
-        notes=("a value is a line of JSON, as bytes",),
+        notes=("A value is a line of JSON, as bytes.",),
     )
 
 
@@ -218,7 +218,7 @@ def _table(path: Path, table: str, sample_bytes: int, rng: random.Random) -> Val
         _rows(path, quoted, keys, names, share, rng),
         count,
         is_sample=share < 1,
-        notes=(f"a value is {value} of a row",),
+        notes=(f"A value is {value} of a row.",),
     )
 
 
