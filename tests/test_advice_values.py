@@ -9,17 +9,20 @@ import os
 import pickle
 import random
 import re
+import select
+import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from command import COMMAND, assert_fits, assert_refused, cli, has_gone
+from command import COMMAND, assert_fits, assert_refused, children, cli
 
 import batchzip
 from batchzip import BadArgument, BatchzipError, NotStorable, ValuesAdvice, advise_values
@@ -172,12 +175,10 @@ def test_objects_are_pickled_and_a_dict_holds_them_as_they_are() -> None:
     assert found.recommended is compressed
 
 
-def test_larger_pages_are_tried_for_larger_values(tmp_path: Path) -> None:
+def test_larger_pages_are_tried_for_larger_values() -> None:
     def tried(*lengths: int) -> set[tuple[int, bool]]:
-        path = tmp_path / "spool"
-        path.unlink(missing_ok=True)
         pairs = ((str(number), bytes(length)) for number, length in enumerate(lengths))
-        holders = values._worth_trying(spool.write(path, pairs, 1 << 30))
+        holders = values._worth_trying(spool.write(io.BytesIO(), pairs, 1 << 30))
         return {(holder.page_size, holder.dictionary) for holder in holders}
 
     small = {(4096, False), (4096, True)}
@@ -193,9 +194,7 @@ def test_what_cannot_be_learnt_is_left_out_and_said(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(values, "_worth_trying", lambda _: [*DICTS, zstd])
     found = advise_values(LINES[:20])
     assert [held.holder for held in found.held] == DICTS
-    assert any(
-        note.startswith("zstd 1, dictionary: no dictionary was learnt") for note in found.notes
-    )
+    assert any("a dictionary that was not learnt" in note for note in found.notes)
     assert any("few values" in note for note in found.notes)
     assert found.sentence.startswith("Keep the dict: ")
     assert "give some MiB of values" in found.sentence
@@ -270,17 +269,18 @@ def test_classes_of_a_script_are_refused_with_what_would_be_right(tmp_path: Path
     assert "have to be in modules that can be imported" in done.stdout
 
 
-def test_keys_that_no_mapping_takes_are_said(tmp_path: Path) -> None:
-    path = tmp_path / "spool"
-    spool.write(path, [(1.5, b"value")], 100)
-    with pytest.raises(BatchzipError, match=r"lz4 could not be measured: a key is .*not float"):
-        weigh(Holder("mapping", "lz4"), "bytes", path, 1)
+def test_keys_that_no_mapping_takes_are_said() -> None:
+    said = pytest.raises(BatchzipError, match=r"lz4 could not be measured: a key is .*not float")
+    with tempfile.TemporaryFile() as file, said:
+        spool.write(file, [(1.5, b"value")], 100)
+        weigh(Holder("mapping", "lz4"), "bytes", file.fileno(), 1)
 
 
 def test_values_come_out_of_the_spool_as_they_went_in(tmp_path: Path) -> None:
     pairs = [("a", b"1"), (b"b", [2, 3]), (("c", 1), b""), (4, None), (None, bytes(70000))]
     path = tmp_path / "spool"
-    written = spool.write(path, pairs, 1 << 20)
+    with path.open("wb") as file:
+        written = spool.write(file, pairs, 1 << 20)
     assert list(spool.read(path)) == pairs
     assert list(spool.read_keys(path)) == [key for key, _ in pairs]
     assert (written.values, written.all_bytes, written.complete) == (5, False, True)
@@ -513,7 +513,7 @@ def test_people_get_a_report_in_the_columns_there_are(
 ) -> None:
     own = tmp_path / "tmp"
     own.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(own))
+    monkeypatch.setattr(tempfile, "tempdir", str(own))
     monkeypatch.setenv("COLUMNS", "40")
     assert main(["advise", "--values", "values.jsonl"]) == 0
     out, err = capfd.readouterr()
@@ -525,7 +525,10 @@ def test_people_get_a_report_in_the_columns_there_are(
 
 
 @pytest.mark.usefixtures("folder")
-def test_ctrl_c_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_whatever_ends_it_no_process_and_no_file_is_left(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     own = tmp_path / "tmp"
     own.mkdir()
     process = subprocess.Popen(
@@ -537,18 +540,42 @@ def test_ctrl_c_leaves_no_process_and_no_file(tmp_path: Path) -> None:
         process_group=0,
     )
     try:
-        children = next(found for found in waiting_for_children(process) if found)
-        os.killpg(process.pid, signal.SIGINT)
+        child = next(found for found in children_of(process) if found)[0]
+        watched = os.pidfd_open(child)
+        os.kill(process.pid, number)
         out, err = process.communicate(timeout=60)
+        assert select.select([watched], [], [], 60)[0], "the child has ended, too"
+        os.close(watched)
     finally:
         process.kill()
         process.wait()
-    assert (process.returncode, out, err) == (130, "", "batchzip: interrupted\n")
-    assert all(has_gone(int(child)) for child in children)
+    interrupted = number is signal.SIGINT
+    assert process.returncode == (130 if interrupted else -number)
+    assert (out, err) == ("", "batchzip: interrupted\n" if interrupted else "")
     assert list(own.iterdir()) == []
 
 
-def waiting_for_children(process: subprocess.Popen[str]) -> Iterator[list[str]]:
-    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+def children_of(process: subprocess.Popen[str]) -> Iterator[list[int]]:
     while process.poll() is None:
-        yield path.read_text().split()
+        yield children(process.pid)
+
+
+@pytest.mark.usefixtures("folder")
+def test_standard_descriptors_may_be_closed() -> None:
+    """The spool must not become what its reader has as stdin."""
+    done = subprocess.run(
+        f"exec <&- {shlex.join([*COMMAND, 'advise', '--values', 'tree'])}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "tree: 2 values" in done.stdout
+
+
+def test_a_line_longer_than_the_sample_is_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_bytes(json.dumps(["word"] * 1000).encode())
+    assert list(pairs_of(str(path), sample=500).values()) == [path.read_bytes()]

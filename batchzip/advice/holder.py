@@ -11,8 +11,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +42,8 @@ takes is there then."""
 _MOST_GETS = 5000
 _GET_S = 2.0
 """Seconds after which the cost of a get is known well enough."""
+
+_PR_SET_PDEATHSIG = 1
 
 _READY = "batchzip weighed: "
 
@@ -162,13 +166,14 @@ class Weight:
     """PSS, or RSS where the kernel does not tell the PSS."""
 
 
-def weigh(holder: Holder, serializer: str, path: Path, values: int) -> Weight:
-    """Measure a holder with the spooled values in a fresh process. Raise BatchzipError if that fails."""
+def weigh(holder: Holder, serializer: str, spool_fd: int, values: int) -> Weight:
+    """Measure a holder with the spooled values in a fresh process, which ends with this one. Raise BatchzipError if that fails."""
     start = f"import sys; sys.path[:] = {[p for p in sys.path if isinstance(p, str)]!r}; from {__name__} import main; main()"
     arguments = json.dumps({**asdict(holder), "serializer": serializer, "values": values})
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001 - as multiprocessing does
     done = subprocess.run(  # noqa: S603 - our own module in our own interpreter
-        [sys.executable, "-P", *flags, "-c", start, arguments, str(path)],
+        [sys.executable, "-P", *flags, "-c", start, arguments, str(spool_fd), str(os.getpid())],
+        pass_fds=[spool_fd],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -269,9 +274,13 @@ def main() -> None:
     """Measure one holder in this process, and write what was found."""
     options = json.loads(sys.argv[1])
     serializer, values = options.pop("serializer"), options.pop("values")
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[3]):
+        return  # it ended before that was set
+    path = Path(f"/proc/self/fd/{sys.argv[2]}")
     answer: dict[str, Any]
     try:
-        answer = asdict(_measure(Holder(**options), serializer, Path(sys.argv[2]), values))
+        answer = asdict(_measure(Holder(**options), serializer, path, values))
     except _Unreadable as error:
         answer = {"unreadable": str(error)}
     except BatchzipError as error:

@@ -1,10 +1,10 @@
 """Spool: a file of keys and values, which fresh processes read one by one.
 
 A value that lay in the process anyway would not count as what it takes. So the values are written to a file once,
-and each process that is measured reads it.
+and each process that is measured reads it. The file has no name: nothing of it is left behind, however this process ends.
 
 A frame: bytes of the key, bytes of the value, whether the value is pickled; then both. Keys are always
-pickled. The file is of this process's own making, in a folder that nobody else can write to.
+pickled. The file is of this process's own making, and no other user can open it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from batchzip.errors import NotStorable
 from batchzip.wording import shown
@@ -38,27 +38,27 @@ class Spooled:
     """Whether there were no more than these."""
 
 
-def write(path: Path, pairs: Iterable[tuple[Any, Any]], most_bytes: int) -> Spooled:
+def write(file: IO[bytes], pairs: Iterable[tuple[Any, Any]], most_bytes: int) -> Spooled:
     """Write pairs until their values have `most_bytes`. Raise NotStorable for what cannot be pickled."""
     values = value_bytes = 0
     bytes_up_to = {4096: 0, 16384: 0}
     all_bytes = complete = True
-    with path.open("xb") as file:
-        for key, value in pairs:
-            if value_bytes >= most_bytes:
-                complete = False
-                break
-            is_object = not isinstance(value, bytes | bytearray | memoryview)
-            head = _pickled(key, "a key", key)
-            data = _pickled(value, "the value", key) if is_object else bytes(value)
-            file.write(_HEAD.pack(len(head), len(data), is_object))
-            file.write(head)
-            file.write(data)
-            values += 1
-            value_bytes += len(data)
-            for page_size in bytes_up_to:
-                bytes_up_to[page_size] += len(data) * (len(data) <= page_size)
-            all_bytes = all_bytes and not is_object
+    for key, value in pairs:
+        if value_bytes >= most_bytes:
+            complete = False
+            break
+        is_object = not isinstance(value, bytes | bytearray | memoryview)
+        head = _pickled(key, "a key", key)
+        data = _pickled(value, "the value", key) if is_object else bytes(value)
+        file.write(_HEAD.pack(len(head), len(data), is_object))
+        file.write(head)
+        file.write(data)
+        values += 1
+        value_bytes += len(data)
+        for page_size in bytes_up_to:
+            bytes_up_to[page_size] += len(data) * (len(data) <= page_size)
+        all_bytes = all_bytes and not is_object
+    file.flush()
     return Spooled(values, value_bytes, bytes_up_to, all_bytes, complete)
 
 

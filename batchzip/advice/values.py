@@ -10,7 +10,6 @@ import random
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchzip.advice.holder import Holder, weigh
@@ -18,6 +17,7 @@ from batchzip.advice.layout import table, wrapped
 from batchzip.advice.option import amount
 from batchzip.advice.spool import write
 from batchzip.checks import as_integer
+from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument
 from batchzip.wording import shown
 
@@ -210,16 +210,17 @@ def weigh_all(
 ) -> ValuesAdvice:
     """Measure the values of a source in every holder that may pay."""
     most = as_integer(sample_bytes, "sample_bytes", 1, _MOST_BYTES)
-    with tempfile.TemporaryDirectory(prefix="batchzip-") as folder:
-        path = Path(folder) / "values"
-        spooled = write(path, source.pairs, most)
+    with above_standard():
+        spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the next line
+    with spool:
+        spooled = write(spool, source.pairs, most)
         if not spooled.values:
             raise BadArgument("there are no values to advise on: give at least one")
         serializer = "bytes" if spooled.all_bytes else "pickle"
         holders = _worth_trying(spooled)
         weights = []
         for holder in holders:
-            weights.append(weigh(holder, serializer, path, spooled.values))
+            weights.append(weigh(holder, serializer, spool.fileno(), spooled.values))
             if progress is not None:
                 progress(len(weights), len(holders))
     notes = list(source.notes)

@@ -11,6 +11,7 @@ Of what is larger than the sample, values from all over it are taken, at random.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -110,6 +111,7 @@ def _some_lines(
     """Yield lines from places spread evenly, each at random within its stretch."""
     count = max(1, sample_bytes // _RUN_BYTES)
     length = min(_RUN_BYTES, sample_bytes)
+    found = False
     with path.open("rb") as file:
         for number in range(count):
             stretch = size // count
@@ -123,7 +125,10 @@ def _some_lines(
                 taken += len(line)
                 if value := line.strip():
                     _check_json(value, f"{path}, at byte {at}")
+                    found = True
                     yield str(at), value
+        if not found:  # the last line begins before all these places
+            yield from itertools.islice(_all_lines(path), 1)
 
 
 def _check_json(line: bytes, where: str) -> None:
