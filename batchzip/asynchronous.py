@@ -25,6 +25,7 @@ Locks: none. A loop's turn is an asyncio.Lock, never held by a thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import weakref
 from concurrent.futures import Future
@@ -59,8 +60,8 @@ class Pending(Protocol):
         """Call it once, when done or cancelled, in any thread."""
 
 
-async def until_done(pending: Pending) -> None:
-    """Wait until it is done. A cancelled task cancels it, or waits until it is done all the same."""
+def waker_of(pending: Pending) -> asyncio.Future[None]:
+    """Make a future of the running loop that is done when `pending` is."""
     loop = asyncio.get_running_loop()
     waker: asyncio.Future[None] = loop.create_future()
 
@@ -69,20 +70,29 @@ async def until_done(pending: Pending) -> None:
             waker.set_result(None)
 
     def notify(_: object) -> None:
-        # A loop that was closed meanwhile has nobody left to tell.
-        if not loop.is_closed():
+        # RuntimeError: a loop that is closed has nobody left to tell.
+        with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(wake)
 
     pending.add_done_callback(notify)
+    return waker
+
+
+async def until_done(pending: Pending) -> None:
+    """Wait until it is done. A cancelled task cancels it, or waits until it is done all the same."""
+    waker = waker_of(pending)
     cancelled = None
-    while not waker.done():
-        try:
-            await asyncio.shield(waker)
-        except asyncio.CancelledError as error:
-            cancelled = error
-            pending.cancel()
-    if cancelled is not None:
-        raise cancelled
+    try:
+        while not waker.done():
+            try:
+                await asyncio.shield(waker)
+            except asyncio.CancelledError as error:
+                cancelled = error
+                pending.cancel()
+        if cancelled is not None:
+            raise cancelled
+    finally:
+        del cancelled  # it keeps this frame, which would keep it
 
 
 _Work: TypeAlias = "tuple[Future[Any], Callable[[], Any]] | None"
@@ -112,8 +122,11 @@ class Threads:
         self._calls.put((future, function))
         if self._closed and future.cancel():
             self._refuse()
-        await until_done(future)
-        return future.result()
+        try:
+            await until_done(future)
+            return future.result()
+        finally:
+            del future, function  # what it raises keeps this frame, which would keep it
 
     def _refuse(self) -> None:
         if self._closed:
@@ -171,18 +184,39 @@ class Turns:
     """Whose turn it is to ask a busy engine again: one task of each loop, in the order they came."""
 
     def __init__(self) -> None:
-        self._of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._of: dict[asyncio.AbstractEventLoop, _Turn] = {}
+        """Those of loops whose tasks ask just now; a lock that was waited for keeps its loop."""
 
     async def submit(self, submit: Callable[[], Request[AnyBatch]]) -> AnyBatch:
         """Submit when there is room, and wait until it is done. `submit` raises EngineBusy, or begins."""
-        async with self._of.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-            while True:
-                try:
-                    request = submit()
-                    break
-                except EngineBusy:
-                    await asyncio.sleep(_RETRY_S)
-        await until_done(request)
-        return request.wait()
+        request = await self._submit(submit)
+        try:
+            await until_done(request)
+            return request.wait()
+        finally:
+            del request, submit  # as in Threads.call
+
+    async def _submit(self, submit: Callable[[], Request[AnyBatch]]) -> Request[AnyBatch]:
+        loop = asyncio.get_running_loop()
+        turn = self._of.setdefault(loop, _Turn())
+        turn.tasks += 1
+        try:
+            async with turn.lock:
+                while True:
+                    try:
+                        return submit()
+                    except EngineBusy:
+                        await asyncio.sleep(_RETRY_S)
+        finally:
+            turn.tasks -= 1
+            if not turn.tasks:
+                self._of.pop(loop, None)
+
+
+class _Turn:
+    """The turn of one loop, used in its thread."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.tasks = 0
+        """How many have it, or wait for it."""

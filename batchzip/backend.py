@@ -198,7 +198,7 @@ def make_backend(name: str, *, workers: int | None = None, isolate: bool = False
     work here.
     """
     points = plugin_entry_points(_GROUP)
-    if name not in points:
+    if not isinstance(name, str) or name not in points:
         raise UnknownBackend(name, [*points, "auto"])
     backend_class = points[name].load()
     options: dict[str, object] = {} if workers is None else {"workers": workers}

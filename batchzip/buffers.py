@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
@@ -62,7 +63,7 @@ def as_view(buffer: Buffer, what: str, *, writable: bool = False) -> memoryview:
         raise BadBatch(
             f"{what} must be a buffer of bytes (bytes, memoryview, uint8 array, …), not {kind_of(buffer)}"
         ) from None
-    if view.format.endswith("O"):
+    if "O" in view.format and refers_to_objects(view.format):
         raise BadBatch(f"{what} has references to Python objects in it, not bytes")
     if is_masked(buffer):
         raise BadBatch(
@@ -73,6 +74,11 @@ def as_view(buffer: Buffer, what: str, *, writable: bool = False) -> memoryview:
     if writable and view.readonly:
         raise BadBatch(f"{what} is read-only, and would be written to")
     return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def refers_to_objects(element: str) -> bool:
+    """Return whether a buffer's format has references to Python objects in it, outermost or not."""
+    return "O" in re.sub(":[^:]*:", "", element)  # without the names of fields
 
 
 def as_matrix(

@@ -9,13 +9,16 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _STANDARD = range(3)
+
+_F_SEAL_FUTURE_WRITE = 0x10
+"""linux/fcntl.h; not in `fcntl` yet."""
 
 
 class _Plugs:
@@ -40,7 +43,7 @@ class _Plugs:
             self._turns += not self._users
             self._users += 1
             try:
-                while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) in _STANDARD:
+                while (fd := open_nowhere()) in _STANDARD:
                     self._fds.append(fd)
                 os.close(fd)
             except BaseException:
@@ -63,7 +66,7 @@ _plugs = _Plugs()
 def above_standard() -> Iterator[None]:
     """See that descriptors made meanwhile are above 2.
 
-    Those of 0, 1 and 2 that are closed lead to /dev/null meanwhile, and are closed again afterwards.
+    Those of 0, 1 and 2 that are closed lead nowhere meanwhile, and are closed again afterwards.
     `mmap` keeps a duplicate that it makes itself, at the lowest free number: nobody can move that one.
 
     Raises OSError(EMFILE) where they cannot be opened.
@@ -75,6 +78,22 @@ def above_standard() -> Iterator[None]:
     finally:
         if taken:
             plugs.leave()
+
+
+def open_nowhere() -> int:
+    """Open /dev/null, or an empty file without a name where there is no /dev, as after chroot.
+
+    Raises OSError where there is neither.
+    """
+    with suppress(FileNotFoundError, PermissionError):
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    return os.memfd_create("nowhere", os.MFD_CLOEXEC)
+
+
+def seal_writing(fd: int) -> None:
+    """See that memory can be written by the mappings only that it has now; nothing before Linux 5.1."""
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
 
 
 def moved_above_standard(fd: int) -> int:

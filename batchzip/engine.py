@@ -107,17 +107,7 @@ class Engine(Owned):
         self.page_size = check_page_size(page_size)
         if workers is not None:
             workers = as_integer(workers, "workers", 1, MOST_WORKERS)
-        if isinstance(algorithm, Codec):
-            if parameters:
-                raise BadArgument("a codec made by hand brings its own parameters")
-            algorithm.require()
-            self.codec = algorithm
-        else:
-            self.codec = make_codec(algorithm, **parameters)
-        if shuffle is not None:
-            self.codec = Shuffled(self.codec, shuffle)  # type: ignore[arg-type] # makes an int of it
-        if verify:
-            self.codec = Verified(self.codec)
+        self.codec = codec_of(algorithm, verify=verify, shuffle=shuffle, **parameters)
         if isinstance(backend, Backend):
             if workers is not None or isolate:
                 raise BadArgument("a backend made by hand brings its own workers and isolation")
@@ -148,9 +138,11 @@ class Engine(Owned):
         return self.backend.worker_pids
 
     def wait_ready(self, timeout_s: float = 10.0) -> bool:
-        """Wait up to `timeout_s` seconds until all lanes have started. Return whether they have.
+        """Wait up to `timeout_s` seconds until all lanes work. Return whether they do.
 
-        Never needed for right results: until a lane is ready the caller does its share.
+        A lane that died is waited for until its successor works. False comes sooner where a lane could
+        not be started several times in a row. Never needed for right results: what no lane does, the
+        caller does.
         """
         self._refuse()
         return self.backend.wait_ready(as_seconds(timeout_s, "timeout_s", least=-math.inf))
@@ -244,21 +236,22 @@ class Engine(Owned):
 
     async def _do_async(self, batch: AnyBatch, deadline_s: float | None) -> AnyBatch:
         self._admit(batch)
-        begun: list[Request[AnyBatch]] = []
+        begun = False
 
         def begin(*, block: bool) -> Request[AnyBatch]:
-            begun.append(self.submit(batch, block=block, deadline_s=deadline_s))
-            return begun[0]
+            nonlocal begun
+            request = self.submit(batch, block=block, deadline_s=deadline_s)
+            begun = True
+            return request
 
         try:
             if self.backend.asynchronous:
                 return await self._turns.submit(partial(begin, block=False))
-            request = await self._threads.call(partial(begin, block=True))
+            return (await self._threads.call(partial(begin, block=True))).wait()
         except asyncio.CancelledError:
             if not begun:
                 batch.fail(range(len(batch)), -errno.ECANCELED)
             raise
-        return request.wait()
 
     def arena(self, rows: int, width: int | None = None) -> Bytes:
         """Make a (rows, width) uint8 array of zeros in memory that the engine's lanes share.
@@ -313,3 +306,23 @@ class Engine(Owned):
     def __del__(self) -> None:
         if self._open:
             self.close()
+
+
+def codec_of(
+    algorithm: str | Codec,
+    *,
+    verify: bool = False,
+    shuffle: SupportsIndex | None = None,
+    **parameters: object,
+) -> Codec:
+    """Make the codec of an engine with these parameters. Raise as `make_codec`."""
+    if isinstance(algorithm, Codec):
+        if parameters:
+            raise BadArgument("a codec made by hand brings its own parameters")
+        algorithm.require()
+        codec = algorithm
+    else:
+        codec = make_codec(algorithm, **parameters)
+    if shuffle is not None:
+        codec = Shuffled(codec, shuffle)  # type: ignore[arg-type] # makes an int of it
+    return Verified(codec) if verify else codec

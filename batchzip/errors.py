@@ -192,6 +192,10 @@ class CorruptValue(CorruptPage):
         self.index = -1
 
 
+class UnreadableValue(BatchzipError, ValueError):
+    """Bytes that are not what a mapping's serializer makes of a value."""
+
+
 class ClusterLost(BatchzipError, ConnectionError):
     """The Dask cluster, or the connection to it, is gone: the scheduler, or every worker."""
 
@@ -228,4 +232,8 @@ class UnreadableProcess(BatchzipError, OSError):
 
 
 class WorkerWarning(RuntimeWarning):
-    """Lanes could not be started or keep dying; the caller does the work instead."""
+    """Lanes could not be started or keep dying; the caller does the work instead.
+
+    Once all of them work again, the logger `batchzip` says so (at level WARNING, so that it shows where
+    this did), and the next loss is warned of anew.
+    """

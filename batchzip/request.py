@@ -17,8 +17,10 @@ import math
 import os
 import threading
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from batchzip.asynchronous import waker_of
 from batchzip.batch import Batch
 from batchzip.checks import as_seconds
 from batchzip.errors import ForkedProcess, RequestCancelled, RequestTimeout
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
+
+
+_NOT_HELD = "cannot release un-acquired lock"
 
 
 class Request(Generic[AnyBatch]):
@@ -72,58 +77,44 @@ class Request(Generic[AnyBatch]):
             error = self._future.exception(timeout_s)
         except CancelledError:
             raise RequestCancelled("this request was cancelled before it was taken up") from None
-        except TimeoutError:
+        except TimeoutError as late:
+            if timeout_s is None or type(late) is not TimeoutError or late.args:
+                raise  # a signal handler's
             raise RequestTimeout(
                 f"the batch of {len(self.batch)} pages is not done after {timeout_s:g} s"
             ) from None
         except RuntimeError as failure:
-            # An interrupt while the future's condition has let go of its lock: it complains of that.
-            if isinstance(failure.__context__, KeyboardInterrupt):
+            # What a signal handler raises while the future's condition has let go of its lock: it
+            # complains of that.
+            if failure.__context__ is not None and failure.args == (_NOT_HELD,):
                 raise failure.__context__ from None
             raise
-        if error is not None:
-            raise error
-        return self.batch
+        try:
+            if error is not None:
+                raise error
+            return self.batch
+        finally:
+            del error, self  # the error keeps this frame, which would keep it, and the batch
 
     def __await__(self) -> Generator[object, None, AnyBatch]:
         """Wait in asyncio, without a thread; cancelling the awaiting task cancels the request."""
-        loop = asyncio.get_running_loop()
-        waker: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            if not waker.done():
-                waker.set_result(None)
-
-        def notify(_: Request[AnyBatch]) -> None:
-            # A loop that was closed meanwhile has nobody left to tell.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(wake)
-
-        self.add_done_callback(notify)
         try:
-            yield from waker
+            yield from waker_of(self)
+            return self.wait()
         except asyncio.CancelledError:
             self.cancel()
             raise
-        return self.wait()
+        finally:
+            del self  # as in wait
 
     def add_done_callback(self, callback: Callable[[Request[AnyBatch]], object]) -> None:
         """Call `callback(request)` once when done, at once if it is; its exceptions are logged.
 
         It is called in the thread that finished the request, outside all locks; it should be short.
         """
-        self._future.add_done_callback(lambda _: self._call(callback))
-
-    def _call(self, callback: Callable[[Request[AnyBatch]], object]) -> None:
-        try:
-            callback(self)
-        except Exception:
-            raise  # the future logs it
-        except BaseException as error:
-            if threading.current_thread() is threading.main_thread():
-                raise  # Ctrl-C, most likely
-            # sys.exit() in a callback would end the thread that does everybody's requests.
-            raise RuntimeError(f"a callback raised {type(error).__name__}") from error
+        # The future keeps what it called, and would keep itself by the request.
+        calls = [partial(callback, self)]
+        self._future.add_done_callback(lambda _: _call(calls.pop()))
 
     def cancel(self) -> bool:
         """Cancel the request unless it is taken up or done; whether it is cancelled.
@@ -154,3 +145,15 @@ class Request(Generic[AnyBatch]):
             self._future.set_result(None)
         else:
             self._future.set_exception(error)
+
+
+def _call(callback: Callable[[], object]) -> None:
+    try:
+        callback()
+    except Exception:
+        raise  # the future logs it
+    except BaseException as error:
+        if threading.current_thread() is threading.main_thread():
+            raise  # Ctrl-C, most likely
+        # sys.exit() in a callback would end the thread that does everybody's requests.
+        raise RuntimeError(f"a callback raised {type(error).__name__}") from error

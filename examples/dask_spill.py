@@ -81,7 +81,7 @@ def main() -> None:
     for heading in ("data", "run time s", "MiB on disk"):
         table.add_column(heading, justify="left" if heading == "data" else "right")
     # Elements have 8 bytes, most of which are zeros: put together, they compress three times better.
-    options = {"memory_limit": limit, "compressed": 0.4, "engine": {"shuffle": 8}}
+    options = {"compressed": 0.4, "engine": {"shuffle": 8}}
     found = []
     for name, data in (
         ("Dask's own: disk", None),

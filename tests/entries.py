@@ -1,10 +1,8 @@
 """What a store keeps of an index: its entry, and the bytes it refers to, as whoever damages them sees them."""
 
-import mmap
-
 import numpy as np
 import numpy.typing as npt
-from pool_memory import object_of
+from pool_memory import object_of, own_mapping
 
 from batchzip.core.gather import gather
 from batchzip.store.group import Group
@@ -51,5 +49,5 @@ def flip(group: Group, index: int) -> None:
 
 def shared(group: Group) -> npt.NDArray[np.uint64]:
     """View the entries of a table that others read, as rows of two words, writable."""
-    memory = mmap.mmap(group._ledger.share(), 0)
+    memory = own_mapping(group._ledger.share())
     return np.frombuffer(memory, np.uint64, offset=ENTRIES).reshape(-1, 2)

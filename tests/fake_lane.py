@@ -70,13 +70,31 @@ class FakeLane:
 
         Return the number of its pages.
         """
+        end = self.begin_share(spoil=spoil)
+        self._done += 1
+        self._write(self._slot(self._done - 1) + _FINISHED, self._done)
+        self._write(DONE, self._done if done is None else done)
+        return end
+
+    def begin_share(
+        self,
+        finished: int | None = None,
+        *,
+        claim: tuple[int, int] | None = None,
+        results: int | None = None,
+        spoil: Callable[[Results], object] = lambda _: None,
+    ) -> int:
+        """Do the first pages of a share, all of them by default, and have taken one more if there is one.
+
+        `claim` and `results` are written in place of these words. Return the number of the share's pages.
+        """
         assert self.has_work
         pages = share_pages(self._page_size)
-        slot_bytes = (ring_bytes(self._page_size) - _CONTROL_BYTES) // _SLOTS
-        slot = _CONTROL_BYTES + self._done % _SLOTS * slot_bytes
+        slot = self._slot(self._done)
         begun, end = self._words(slot, 2)
         assert begun == 0
-        self._write(slot, end)  # the claim: every page is begun
+        count = end if finished is None else finished
+        struct.pack_into("<II", self.memory, slot, *(claim or (min(count + 1, end), end)))
         _, operation, _, _ = self._words(slot + _DESCRIPTOR, 4)
         hashes = slot + _HEAD_BYTES
         lengths = hashes + 8 * pages
@@ -85,26 +103,27 @@ class FakeLane:
         outputs = data + max(2 * self._page_size, _STAGED_BYTES)
 
         made, at = [], data
-        for length in self._words(lengths, end):
+        for length in self._words(lengths, count):
             source = bytes(self.memory[at : at + length])
             at += length
             made.append((self._restore if operation else self._compress)(source))
-        results = Results(
+        said = Results(
             [len(output) for output in made],
-            [0] * end,
+            [0] * count,
             [xxhash.xxh3_64_intdigest(output) for output in made],
             b"".join(made),
         )
-        spoil(results)
-        struct.pack_into(f"<{end}I", self.memory, dlens, *results.dlens)
-        struct.pack_into(f"<{end}i", self.memory, errors, *results.errors)
-        struct.pack_into(f"<{end}Q", self.memory, hashes, *results.hashes)
-        self.memory[outputs : outputs + len(results.outputs)] = results.outputs
-        total = _fold(self._done, end)
-        for dlen, error in zip(results.dlens, results.errors, strict=True):
+        spoil(said)
+        struct.pack_into(f"<{count}I", self.memory, dlens, *said.dlens)
+        struct.pack_into(f"<{count}i", self.memory, errors, *said.errors)
+        struct.pack_into(f"<{count}Q", self.memory, hashes, *said.hashes)
+        self.memory[outputs : outputs + len(said.outputs)] = said.outputs
+        total = _fold(self._done, 1)
+        for dlen, error in zip(said.dlens, said.errors, strict=True):
             total = _fold(total, dlen << 32 | error % 2**32)
-        struct.pack_into("<Q", self.memory, slot + _CHECKSUM, total)
-        self._done += 1
-        self._write(slot + _FINISHED, self._done)
-        self._write(DONE, self._done if done is None else done)
+        struct.pack_into("<Q", self.memory, slot + _CHECKSUM, total if results is None else results)
         return end
+
+    def _slot(self, share: int) -> int:
+        slot_bytes = (ring_bytes(self._page_size) - _CONTROL_BYTES) // _SLOTS
+        return _CONTROL_BYTES + share % _SLOTS * slot_bytes

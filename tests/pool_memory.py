@@ -1,11 +1,27 @@
 """What tests of pools share: contents, and the memory of the objects, to damage it."""
 
+import ctypes
 import os
 import random
+from pathlib import Path
 from typing import Any
 
 from batchzip.pool import Pool
 from batchzip.segment import Segment
+
+
+def own_mapping(fd: int) -> memoryview:
+    """View the mapping that this process writes by: there is no other, as the memory is sealed.
+
+    It must not grow meanwhile: it would move.
+    """
+    inode = os.fstat(fd).st_ino
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place, mode, _, _, mapped, *_ = line.split()
+        if int(mapped) == inode and mode == "rw-s":
+            start, end = (int(part, 16) for part in place.split("-"))
+            return memoryview((ctypes.c_char * (end - start)).from_address(start)).cast("B")
+    raise AssertionError("it is not mapped to write")
 
 
 def compressed_sizes(count: int, seed: int = 1) -> list[int]:

@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from entries import DIRECTORY, ENTRIES
+from pool_memory import own_mapping
 
-from batchzip.segment import Segment
 from batchzip.store.group import Group
 
 
 def entry_of(group: Group, index: int) -> npt.NDArray[np.uint64]:
     """View both words of an entry, writable; its table is shared from then on."""
-    memory = Segment.attach(os.dup(group._ledger.share())).view
-    words = np.frombuffer(memory, np.uint64)
+    words = np.frombuffer(own_mapping(group._ledger.share()), np.uint64)
     blocks = int(words[1])
     place = words[DIRECTORY // 8 : DIRECTORY // 8 + blocks].tolist().index(index >> 9)
     at = ENTRIES // 8 + 2 * (place << 9 | index & 511)
@@ -50,37 +49,32 @@ class Bits:
     """The bits of shared memory, to be flipped."""
 
     def __init__(self, files: dict[str, int]) -> None:
-        self.maps: list[tuple[mmap.mmap, list[int]]] = []
+        self.maps: list[tuple[memoryview, list[int]]] = []
         self.names: list[str] = []
         for fd in files.values():
-            size = os.fstat(fd).st_size
-            own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-            pages = _pages_with_memory(own, size)
+            own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            pages = pages_with_memory(own, os.fstat(fd).st_size)
             if pages:
-                self.maps.append((mmap.mmap(own, size), pages))
+                self.maps.append((own_mapping(own), pages))
                 self.names.append(str(Path(f"/proc/self/fd/{own}").readlink()))
             os.close(own)
 
-    def named(self, part: str) -> mmap.mmap:
+    def named(self, part: str) -> memoryview:
         """Give the memory with this in its name."""
         found = zip(self.maps, self.names, strict=True)
         return next(where for (where, _), name in found if part in name)
 
-    def flip(self, where: mmap.mmap, at: int, bit: int) -> None:
+    def flip(self, where: memoryview, at: int, bit: int) -> None:
         where[at] ^= 1 << bit
 
-    def choose(self, rng: random.Random) -> tuple[mmap.mmap, int, int]:
+    def choose(self, rng: random.Random) -> tuple[memoryview, int, int]:
         """Choose a bit: heads of pages, and what is used of them, more often than others."""
         where, pages = rng.choice(self.maps)
         within = rng.randrange(rng.choice([32, 256, mmap.PAGESIZE]))
         return where, rng.choice(pages) + within, rng.randrange(8)
 
-    def close(self) -> None:
-        for where, _ in self.maps:
-            where.close()
 
-
-def _pages_with_memory(fd: int, size: int) -> list[int]:
+def pages_with_memory(fd: int, size: int) -> list[int]:
     """Find the pages that have memory: a look at others would give them some."""
     pages: list[int] = []
     at = 0

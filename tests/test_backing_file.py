@@ -37,10 +37,24 @@ def objects(count: int, seed: int = 0, longest: int = PAGE) -> list[bytes]:
     return [chance.randbytes(chance.randint(1, longest)) for _ in range(count)]
 
 
+def empty_file(path: Path) -> Path:
+    path.touch(0o600)
+    return path
+
+
+def opened(stack: ExitStack, path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    fd = os.open(path, flags)
+    stack.callback(os.close, fd)
+    return fd
+
+
 TARGETS: dict[str, Callable[[ExitStack, Path], Any]] = {
     "path": lambda _, folder: folder / "swap",
     "path as text": lambda _, folder: str(folder / "swap"),
+    "path as bytes": lambda _, folder: os.fsencode(folder / "swap"),
+    "path of an empty file": lambda _, folder: empty_file(folder / "swap"),
     "directory": lambda _, folder: folder,
+    "descriptor": lambda stack, folder: opened(stack, folder / "own"),
     "file": lambda stack, folder: stack.enter_context((folder / "own").open("w+b")),
     "unbuffered": lambda stack, folder: stack.enter_context((folder / "own").open("w+b", 0)),
     "unnamed": lambda stack, folder: stack.enter_context(tempfile.TemporaryFile(dir=folder)),  # noqa: SIM115 - the stack closes it
@@ -128,14 +142,14 @@ def test_room_is_used_again_over_rounds_of_overwriting(target: Any) -> None:
             old = new
 
 
-@pytest.mark.parametrize("kind", ["path", "file"])
-def test_memory_of_what_was_freed_is_given_back(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["path", "path of an empty file", "directory", "file"])
+def test_memory_of_what_was_freed_is_given_back(kind: str) -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
         where = TARGETS[kind](stack, folder)
         with BackingFile(where, page_size=PAGE) as file:
             positions = write(file, [b"x" * PAGE] * 2048)
-            path = next(folder.iterdir())
+            path = Path(file.name)
             assert path.stat().st_blocks * 512 >= 8 * MIB
             last = positions[-1:]
             free(file, positions[:-1])
@@ -144,31 +158,33 @@ def test_memory_of_what_was_freed_is_given_back(kind: str, tmp_path: Path) -> No
             assert file.read(last) == [b"x" * PAGE]
             free(file, last)
             assert path.stat().st_size <= PAGE, "the end was cut off"
-    assert not list(tmp_path.iterdir())
 
 
 def test_zones_that_are_mostly_dead_are_found_emptiest_first() -> None:
     with BackingFile(io.BytesIO(), page_size=PAGE) as file:
         positions = write(file, [bytes(PAGE)] * 1024)
-        assert not len(file.sparse_zones())
+        assert not file.zones.sparse()
         zones = file.zone_of(positions)
         kept = {0: 100, 1: 200, 2: 10, 3: 10}  # of 256 each; the last zone is still being filled
         gone = [positions[zones == zone][count:] for zone, count in kept.items()]
         free(file, np.concatenate(gone))
-        assert file.sparse_zones().tolist() == [2, 0]
+        assert list(file.zones.sparse()) == [2, 0]
 
 
 def test_the_limit_counts_what_is_held_and_may_be_moved() -> None:
-    with BackingFile(io.BytesIO(), page_size=PAGE, max_bytes=4 * PAGE) as file:
-        positions = write(file, [bytes(PAGE)] * 4)
+    with BackingFile(io.BytesIO(), page_size=PAGE, max_bytes=64 * PAGE) as file:
+        room = 64 - file.zones.spare // PAGE
+        assert room == 56
+        positions = write(file, [bytes(PAGE)] * room)
         with pytest.raises(OSError, match="limit") as caught:
             write(file, [b"x"])
         assert caught.value.errno == errno.ENOSPC
         file.check_invariants(positions)
-        file.max_bytes = 5 * PAGE
+        file.write([bytes(PAGE)] * 8, cleaning=True).undo()
+        file.max_bytes = 65 * PAGE
         positions = np.concatenate([positions, write(file, [b"x"])])
         free(file, positions)
-        assert len(write(file, [bytes(PAGE)] * 5)) == 5
+        assert len(write(file, [bytes(PAGE)] * 56)) == 56
         file.max_bytes = None
         assert file.max_bytes is None
         write(file, [b"x"])
@@ -176,14 +192,27 @@ def test_the_limit_counts_what_is_held_and_may_be_moved() -> None:
             file.max_bytes = -1
 
 
-def test_a_path_is_private_and_removed_at_close(tmp_path: Path) -> None:
-    path = tmp_path / "swap"
-    file = BackingFile(path, page_size=PAGE)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+@pytest.mark.parametrize("mask", [0, 0o777])
+@pytest.mark.parametrize("name", ["swap", "."])
+def test_what_is_made_here_is_private_and_has_no_name(tmp_path: Path, name: str, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        file = BackingFile(tmp_path / name, page_size=PAGE)
+    finally:
+        os.umask(before)
+    with file:
+        status = Path(file.name).stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_nlink) == (0o600, 0)
+        assert status.st_dev == tmp_path.stat().st_dev
+        assert file.read(write(file, [b"x"])) == [b"x"]
+        assert not list(tmp_path.iterdir())
+
+
+def test_after_close_nothing_can_be_done(tmp_path: Path) -> None:
+    file = BackingFile(tmp_path / "swap", page_size=PAGE)
     write(file, [b"x"])
     file.close()
     file.close()
-    assert not path.exists()
     with pytest.raises(ClosedError):
         write(file, [b"x"])
     with pytest.raises(ClosedError):
@@ -191,14 +220,9 @@ def test_a_path_is_private_and_removed_at_close(tmp_path: Path) -> None:
     file.settle()  # a finalizer may come late
 
 
-def test_a_directory_shows_no_file(tmp_path: Path) -> None:
-    with BackingFile(tmp_path, page_size=PAGE) as file:
-        write(file, [b"x"])
-        assert not list(tmp_path.iterdir())
-
-
-def test_a_directory_without_unnamed_files_gets_one_that_is_unlinked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["swap", "."])
+def test_where_the_file_system_has_no_unnamed_files_one_is_unlinked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     opened = os.open
 
@@ -208,19 +232,9 @@ def test_a_directory_without_unnamed_files_gets_one_that_is_unlinked(
         return opened(path, flags, mode, **others)
 
     monkeypatch.setattr(os, "open", refuse)
-    with BackingFile(tmp_path, page_size=PAGE) as file:
+    with BackingFile(tmp_path / name, page_size=PAGE) as file:
         assert file.read(write(file, [b"x"])) == [b"x"]
         assert not list(tmp_path.iterdir())
-
-
-def test_two_stores_do_not_share_a_path(tmp_path: Path) -> None:
-    path = tmp_path / "swap"
-    with BackingFile(path, page_size=PAGE) as file:
-        positions = write(file, [b"x"])
-        with pytest.raises(BadArgument, match="swap' is in use by another store"):
-            BackingFile(path, page_size=PAGE)
-        assert file.read(positions) == [b"x"]
-    BackingFile(path, page_size=PAGE).close()
 
 
 def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
@@ -254,31 +268,34 @@ def killed_owner_of(path: Path) -> None:
 
 
 def test_what_a_killed_owner_left_is_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "swap"
+    path = empty_file(tmp_path / "swap")
     killed_owner_of(path)
     assert path.stat().st_size > 2 * MIB
     with BackingFile(path, page_size=PAGE) as file:
         assert path.stat().st_size == PAGE
         assert file.read(write(file, [b"x"])) == [b"x"]
-    assert not path.exists()
+    assert path.read_bytes() == b""
 
 
-def test_a_killed_owner_leaves_nothing_in_a_directory(tmp_path: Path) -> None:
-    killed_owner_of(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_file_put_at_the_path_meanwhile_is_not_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_file_that_is_put_at_the_path_meanwhile_is_left_alone(
+    tmp_path: Path, was_there: bool
+) -> None:
     path = tmp_path / "swap"
-    with BackingFile(path, page_size=PAGE):
-        path.unlink()
-        path.write_bytes(b"another's")
+    if was_there:
+        path.touch()
+    with BackingFile(path, page_size=PAGE) as file:
+        kept = write(file, [b"ours"])
+        (tmp_path / "new").write_bytes(b"another's")
+        (tmp_path / "new").rename(path)
+        assert file.read(kept) == [b"ours"]
     assert path.read_bytes() == b"another's"
 
 
 def test_errors_of_opening_keep_their_number_and_name_the_path(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="missing/swap"):
-        BackingFile(tmp_path / "missing" / "swap", page_size=PAGE)
+    for missing in ("missing/swap", "missing/", ""):
+        with pytest.raises(FileNotFoundError, match=f"{missing}'"):
+            BackingFile(f"{tmp_path}/{missing}" if missing else "", page_size=PAGE)
     (tmp_path / "plain").touch()
     with pytest.raises(NotADirectoryError, match="plain/swap"):
         BackingFile(tmp_path / "plain" / "swap", page_size=PAGE)
@@ -294,8 +311,17 @@ def test_what_cannot_be_a_backing_file_is_refused(tmp_path: Path) -> None:
     with ExitStack() as stack:
         wrong = [
             None,
-            7,
+            True,
+            -1,
+            10**40,
+            10**5000,
+            np.ones(3),
+            np.True_,
+            0.5,
             object(),
+            "a\0b",
+            b"a\0b",
+            "\ud800",
             io.StringIO(),
             "/dev/null",
             tmp_path / "pipe",
@@ -306,7 +332,22 @@ def test_what_cannot_be_a_backing_file_is_refused(tmp_path: Path) -> None:
         for target in wrong:
             with pytest.raises(BadArgument, match="backing file"):
                 BackingFile(target, page_size=PAGE)
+        stack.close()
+        with pytest.raises(BadArgument, match="closed file"):
+            BackingFile(wrong[-1], page_size=PAGE)
     assert own.read_bytes() == b"x"
+
+
+def test_a_file_object_may_be_closed_meanwhile(tmp_path: Path) -> None:
+    own = (tmp_path / "own").open("w+b")
+    with own, BackingFile(own, page_size=PAGE) as file, ExitStack() as stack:
+        kept = write(file, [b"x"])
+        own.close()
+        others = [stack.enter_context((tmp_path / f"{n}").open("w+b")) for n in range(9)]
+        kept = np.concatenate([kept, write(file, [b"y"])])
+        assert file.read(kept) == [b"x", b"y"]
+        assert [other.read() for other in others] == [b""] * 9
+    assert (tmp_path / "own").read_bytes() == b"xy"
 
 
 def test_a_file_object_stays_open(tmp_path: Path) -> None:
@@ -363,8 +404,7 @@ def test_sync_waits_until_the_file_is_on_its_disk(
 
 
 def test_a_descriptor_that_a_child_still_has_locks_nobody_out(tmp_path: Path) -> None:
-    path = tmp_path / "cold"
-    path.touch()  # a file of the user's, which stays after close
+    path = empty_file(tmp_path / "cold")
     storage = open_storage(path)
     assert storage.descriptor is not None
     held = os.dup(storage.descriptor)  # as a forked child does: the lock is the same
@@ -394,12 +434,13 @@ def test_a_stream_is_flushed_and_its_error_comes_through() -> None:
     stream.flush = lambda: None  # type: ignore[method-assign] # for its end
 
 
-def test_a_header_that_is_not_written_whole_is_a_full_disk_and_no_file(
+def test_a_header_that_is_not_written_whole_is_a_full_disk_and_no_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "pwrite", lambda _fd, data, _offset: len(data) - 1)
+    path = empty_file(tmp_path / "cold")
     with pytest.raises(OSError, match="No space left") as failure:
-        open_storage(tmp_path / "cold")
+        open_storage(path)
     assert failure.value.errno == errno.ENOSPC
-    assert failure.value.filename == str(tmp_path / "cold")
-    assert list(tmp_path.iterdir()) == []
+    assert failure.value.filename == str(path)
+    assert path.read_bytes() == b""

@@ -202,3 +202,64 @@ def tolerant(step: Callable[[], None]) -> Callable[[], None]:
             step()
 
     return tolerated
+
+
+class TwoAtOnce(FaultyFile):
+    """Has a thread in the middle of a sync while the main thread writes within a read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.syncing, self.written, self.over = (threading.Event() for _ in range(3))
+        self.within: Callable[[], object] | None = None
+
+    def _is_main(self) -> bool:
+        return threading.current_thread() is threading.main_thread()
+
+    def pread(self, length: int, offset: int) -> bytes:
+        within, self.within = self.within, None
+        if within is not None:
+            within()
+        return super().pread(length, offset)
+
+    def pwrite(self, data: memoryview, offset: int) -> int:
+        if self._is_main():
+            self.written.set()
+        return super().pwrite(data, offset)
+
+    def sync(self) -> None:
+        if not self._is_main():
+            self.syncing.set()
+            self.written.wait()
+            self.over.wait()
+
+
+@pytest.mark.parametrize("waits_for_the_reader", [False, True])
+def test_a_write_within_a_call_waits_for_anothers_sync_but_not_for_ever(
+    waits_for_the_reader: bool,
+) -> None:
+    """The other thread may be waiting for a lock of the object's that the outer call has."""
+    storage = TwoAtOnce()
+    batch = [b"x" * PAGE] * 9
+    refused: list[BlockingIOError] = []
+
+    def within() -> None:
+        try:
+            swap.write(batch)
+        except BlockingIOError as error:
+            refused.append(error)
+
+    with BackingFile(storage, page_size=PAGE) as swap:
+        storage.over.set()
+        kept = swap.write(batch)
+        storage.written.clear()
+        if waits_for_the_reader:
+            storage.over.clear()
+        thread = threading.Thread(target=swap.write, args=(batch,))
+        thread.start()
+        storage.syncing.wait()
+        storage.within = within
+        assert swap.read(kept.to_array()) == batch
+        storage.over.set()
+        thread.join()
+        assert len(refused) == waits_for_the_reader
+        swap.check_invariants(kept.to_array())

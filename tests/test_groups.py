@@ -99,6 +99,49 @@ def test_a_group_over_its_limit_refuses_and_the_others_do_not(engine: Engine) ->
         store.check_invariants()
 
 
+@pytest.mark.parametrize("kind_of_store", ["private", "shared", "backed"])
+def test_a_folio_never_takes_a_group_beyond_its_limit(
+    engine: Engine, tmp_path: Path, kind_of_store: str
+) -> None:
+    backing = tmp_path if kind_of_store == "backed" else None
+    with SwapStore(engine, backing=backing, shrinker_enabled=False) as store:
+        group = store.group("small", max_bytes=8 * SIZE + 1)
+        if kind_of_store == "shared":
+            store.share()
+        for count in (8, 8, 9):  # the second replaces the first: what it replaces does not count
+            pages = [noise(seed + count) for seed in range(count)]
+            if count == 9 and backing is None:
+                with pytest.raises(StoreRejected, match="'small'") as refusal:
+                    group.store(0, pages)
+                assert refusal.value.reason == "pool_limit_hit"
+                assert len(group) == 0
+            else:
+                group.store(0, pages)
+                assert group.load_many(range(count)).tobytes() == b"".join(pages)
+            assert group.counters.pool_total_size == (8 * SIZE if count == 8 else 0)
+        assert group.counters.pool_limit_hit == 1
+        group.store(20, [text(1), ZEROS])  # what fits is taken as before
+        assert group.counters.stored_pages == 2
+        store.check_invariants()
+
+
+def test_threads_together_do_not_take_a_group_beyond_its_limit(engine: Engine) -> None:
+    limit = 100 * SIZE
+    with SwapStore(engine) as store, ThreadPoolExecutor(6) as threads:
+        group = store.group("small", max_bytes=limit)
+
+        def use(seed: int) -> int:
+            most = 0
+            for turn in range(20):
+                with contextlib.suppress(StoreRejected):
+                    group.store(seed * 100 + turn, [noise(seed)] * 30)
+                most = max(most, group.counters.pool_total_size)
+            return most
+
+        assert 70 * SIZE < max(threads.map(use, range(6))) <= limit
+        store.check_invariants()
+
+
 def test_zswap_selftest_only_the_group_over_its_limit_is_written_back(store: SwapStore) -> None:
     one, two = store.group("one", max_bytes=10 * SIZE), store.group("two", max_bytes=100 * SIZE)
     for group in (one, two, store):
@@ -167,6 +210,21 @@ def test_a_dropped_group_is_gone_with_its_pages_and_the_others_stay(store: SwapS
     assert len(again) == 0
     for group in (store, two):
         assert group.load_many(range(3)).tobytes() == noise(0) + text(1) + ZEROS
+
+
+def test_what_a_store_has_counted_does_not_go_with_a_group(store: SwapStore) -> None:
+    group = store.group("one", max_bytes=0)
+    group.store(0, [noise(0), text(1)])
+    group.max_bytes = None
+    group.store(2, [noise(2), text(3)])
+    group.writeback(2)
+    before = store.counters
+    assert (before.pool_limit_hit, before.written_back_pages, before.backed_pages) == (1, 2, 4)
+    store.drop_group("one")
+    after = store.counters
+    assert (after.pool_limit_hit, after.written_back_pages, after.backed_pages) == (1, 2, 0)
+    assert store.counters_by_group()[""].written_back_pages == 0
+    assert store.group("one").counters.written_back_pages == 0
 
 
 def test_a_group_that_is_closed_is_dropped(store: SwapStore) -> None:

@@ -128,6 +128,75 @@ def test_a_lane_that_says_more_than_it_was_given_is_not_believed() -> None:
     check(batch)
 
 
+def test_a_lane_that_says_twice_that_a_share_is_done_is_not_believed() -> None:
+    divider, _ = make_divider(Lz4())
+    lane, batch = FakeLane(Lz4(), PAGE), make_batch("compress")
+    job = divider.start(batch.pointers, (lane.ring,))
+    job.run(0, may_wait=False)
+    assert lane.ring.posted == 2
+    lane.do_share(done=2)
+    while job.run(may_wait=False) != WAITING:
+        pass
+    assert job.untrusted(NEVER_S) == [lane.ring]
+    assert job.run() == DONE
+    check(batch)
+
+
+def test_a_lane_that_takes_every_page_and_does_none_is_found_out() -> None:
+    divider, _ = make_divider(Lz4())
+    lane, batch = FakeLane(Lz4(), PAGE), make_batch("compress")
+    job = divider.start(batch.pointers, (lane.ring,))
+    lane.begin_share(0, claim=(COUNT // 2, COUNT // 2))
+    assert job.run(may_wait=False) == WAITING
+    assert job.untrusted(0) == []
+    assert job.untrusted(0) == [lane.ring]
+
+
+CLAIMS = (0, 0), (8, 0), (2, 9), (9, 9), (2**32 - 1, 2**32 - 1), (7, 2**31)
+
+
+@pytest.mark.parametrize("kind", ["compress", "decompress"])
+@pytest.mark.parametrize("claim", [None, *CLAIMS], ids=str)
+@pytest.mark.parametrize("results", [None, 0, 2**64 - 1])
+@pytest.mark.parametrize("finished", [0, 3, 7, 8])
+def test_of_a_lane_that_dies_the_results_are_kept_and_one_page_is_suspected(
+    finished: int, results: int | None, claim: tuple[int, int] | None, kind: str
+) -> None:
+    divider, _ = make_divider(Lz4())
+    lane, other, batch = FakeLane(Lz4(), PAGE), FakeLane(Lz4(), PAGE), make_batch(kind)
+    job = divider.start(batch.pointers, (lane.ring,))
+    assert lane.begin_share(finished, claim=claim, results=results) == 8
+    lane.ring.mark_gone()
+    assert job.run(may_wait=False) == WAITING or not job.only_lanes
+    if results is None and claim is None:
+        assert job.only_lanes == (finished < 8)
+    elif results is None:  # the claim may say that no page was taken, where one was
+        assert job.only_lanes <= 1
+    elif claim is None:
+        assert job.only_lanes == min(finished + 1, 8)
+    job.set_rings((other.ring,))
+    finish(job, other)
+    check(batch)
+
+
+def test_pages_of_lanes_of_which_nothing_tells_are_tried_a_few_times_each() -> None:
+    divider, coders = make_divider(Lz4(), isolate=True)
+    batch = make_batch("compress")
+    died = 0
+    lane = FakeLane(Lz4(), PAGE)
+    job = divider.start(batch.pointers, (lane.ring,))
+    while job.run(may_wait=False) != DONE:
+        if lane.has_work:
+            lane.begin_share(0, claim=(5, 2), results=7)
+            lane.ring.mark_gone()
+            died += 1
+            lane = FakeLane(Lz4(), PAGE)
+            job.set_rings((lane.ring,))
+    assert (batch.errors == -errno.EOWNERDEAD).all()
+    assert died == 1 + 3 * COUNT
+    assert coders.totals(0)["pages"] == 0
+
+
 @pytest.mark.parametrize(
     "spoil", [flip, set_word("hashes", 5, 1)], ids=["the output", "the hash of it"]
 )

@@ -217,6 +217,24 @@ def test_zarrs_format_3_names_the_codec(tmp_path: Path) -> None:
         back[0, 0]
 
 
+@pytest.mark.usefixtures("_zarr_threads_end")
+def test_zarrs_shards_are_read_and_written_in_part() -> None:
+    """zarr-python#3682, icechunk#1019: parts of a shard came back as others."""
+    data = np.arange(10_000, dtype="f4").reshape(100, 100)
+    array: Any = zarr.create_array(
+        zarr.storage.MemoryStore(),
+        shape=data.shape,
+        chunks=(10, 10),
+        shards=(50, 50),
+        dtype=data.dtype,
+        compressors=BatchzipCodec("zstd", shuffle=4),
+    )
+    array[:] = data
+    array[13:57, 3:88] = data[13:57, 3:88] = -1
+    assert np.array_equal(array[5:60, 80:], data[5:60, 80:])
+    assert np.array_equal(array[:], data)
+
+
 def test_zarrs_metadata_of_another_codec_is_refused() -> None:
     assert BatchzipCodec.from_dict(BatchzipCodec(level=5).to_dict()) == BatchzipCodec(level=5)
     with pytest.raises(BadArgument, match="not the metadata"):

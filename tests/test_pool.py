@@ -1,7 +1,6 @@
 """Pool: what is put in comes out, what is freed is given back, and a refusal changes nothing."""
 
 import contextlib
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pool_memory import (
     contents,
     figures,
     memory_of,
+    own_mapping,
     put,
     with_holes,
 )
@@ -24,7 +24,7 @@ from batchzip.core.memory import allocations
 from batchzip.errors import BadArgument, BadHandle, PoolFull
 from batchzip.pool import Pool
 from batchzip.pool.audit import ONE, RETIRED, SLOT
-from batchzip.segment import PAGE, Segment
+from batchzip.segment import PAGE
 
 PAGE_SIZES = [512, 4096, 65536, 2 << 20]
 GRAIN = 16
@@ -181,7 +181,7 @@ def test_bad_handles_are_refused_and_change_nothing(pool: Pool) -> None:
 def test_a_slot_out_of_generations_is_retired(pool: Pool) -> None:
     handle = pool.malloc(64)
     slot = handle & SLOT
-    words = np.frombuffer(Segment.attach(os.dup(pool.descriptors[1])).view, np.uint64)
+    words = np.frombuffer(own_mapping(pool.descriptors[1]), np.uint64)
     words[slot] = np.uint64(RETIRED - ONE) | (words[slot] & np.uint64(SLOT))
     last = RETIRED - ONE + slot
     with pytest.raises(BadHandle):

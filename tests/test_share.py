@@ -129,7 +129,7 @@ def test_a_table_that_held_nothing_can_be_shared(engine: Engine) -> None:
 
 def test_sharing_twice_gives_the_same(store: SwapStore) -> None:
     assert store.share() == store.share()
-    assert str(store.share()) == store.share().address
+    assert str(store.share()).startswith(f"{store.share().address}#")
 
 
 def test_pages_of_several_codecs_are_read(store: SwapStore, view: StoreView) -> None:
@@ -157,6 +157,28 @@ def test_groups_are_read(store: SwapStore, view: StoreView) -> None:
     assert group.counters == store.group("one").counters
     with pytest.raises(BadArgument, match="'two'"):
         view.group("two")
+
+
+@pytest.mark.parametrize("closed_by", ["owner", "reader"])
+def test_a_group_that_was_closed_can_be_opened_again(
+    store: SwapStore, view: StoreView, closed_by: str
+) -> None:
+    store.group("one").store(0, text(1))
+    before = view.group("one")
+    assert view.group("one") is before
+    if closed_by == "owner":
+        store.drop_group("one")
+        with pytest.raises(ClosedError, match="this group of it"):
+            before.load(0)
+        with pytest.raises(BadArgument, match="'one'"):
+            view.group("one")
+        store.group("one").store(0, text(1))
+    else:
+        before.close()
+    assert view.group("one").load(0) == text(1)
+    assert view.load_many([]).size == 0  # the store itself is as it was
+    with pytest.raises(ClosedError):
+        before.load(0)
 
 
 @pytest.mark.parametrize("kind", ["directory", "path", "file", "object"])
@@ -213,7 +235,7 @@ def test_a_number_that_is_another_codecs_now_is_learned(store: SwapStore, view: 
 def test_any_process_of_the_user_can_attach(store: SwapStore) -> None:
     store.store(0, PAGES)
     here, there = spawn.Pipe()
-    for share in (store.share(), store.share().address):
+    for share in (store.share(), str(store.share())):
         reader = spawn.Process(target=share_readers.answer, args=(share, there))
         reader.start()
         here.send(1)
@@ -246,7 +268,7 @@ def test_loky_takes_a_share(store: SwapStore) -> None:
 def test_a_process_that_knows_the_address_alone_can_attach(store: SwapStore) -> None:
     store.store(0, PAGES)
     script = "import batchzip, sys; print(batchzip.attach(sys.argv[1]).load(2) == bytes(4096))"
-    command = [sys.executable, "-c", script, store.share().address]
+    command = [sys.executable, "-c", script, str(store.share())]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     assert done.stdout == b"True\n"
 
@@ -295,6 +317,11 @@ def test_a_process_of_another_user_that_was_let_in_is_sent_away(store: SwapStore
         ("", BadArgument),
         ("/tmp/somewhere", BadArgument),
         ("/proc/1/fd/x", BadArgument),
+        ("/proc/1/fd/3#", BadArgument),
+        ("/proc/1/fd/3#0123", BadArgument),
+        ("/proc/1/fd/3#0123456789abcdef/", BadArgument),
+        ("/proc/\u0661/fd/3", BadArgument),
+        ("/proc/1/fd/3\n", BadArgument),
         ("/proc/self/fd/0", BadArgument),
         ("/proc/{pid}/fd/99999", FileNotFoundError),
         ("/proc/{pid}/fd/0", OSError),

@@ -6,14 +6,17 @@ import gc
 import json
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import share_readers
@@ -22,15 +25,17 @@ from share_readers import page
 from store_pages import text
 
 from batchzip import (
+    BadArgument,
     BatchzipError,
     ClosedError,
     Engine,
     RequestTimeout,
+    Share,
     StoreView,
     SwapStore,
     attach,
 )
-from batchzip.store import share_server, view
+from batchzip.store import reach, share_server, view
 from batchzip.store.answers import answer
 
 spawn = multiprocessing.get_context("spawn")
@@ -190,6 +195,138 @@ def test_a_request_that_is_none_ends_in_an_error(shared: SwapStore, request_: by
         assert reader.counters == shared.counters
 
 
+def odd_requests(rng: random.Random) -> Iterator[bytes]:
+    """Make bytes that look more or less like a request, framed and not."""
+    words = ["what", "group", "index", "attach", "stored", "codecs", "table", "status", ""]
+
+    def value(depth: int) -> object:
+        kind = rng.randrange(9 if depth < 3 else 7)
+        if kind < 4:
+            odd = (rng.choice(words), rng.randrange(-5, 1000), None, rng.random() * 1e308)
+            return odd[kind]
+        if kind < 7:
+            return rng.choice((True, -(10**300), 2**63, "\ud800", "\0" * 50, float("nan")))
+        if kind == 7:
+            return [value(depth + 1) for _ in range(rng.randrange(4))]
+        return {rng.choice(words): value(depth + 1) for _ in range(rng.randrange(4))}
+
+    for _ in range(60):
+        request = {"what": rng.choice(words), "group": value(1), "index": value(1)}
+        kinds = request, value(0), {**request, "what": value(1)}
+        data = bytearray(json.dumps(rng.choice(kinds)).encode())
+        if rng.random() < 0.3:
+            for _ in range(rng.randrange(1, 4)):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        length = len(data) + rng.choice((0, 0, 0, 0, 1, -1, 5000, 1 << 31))
+        yield max(0, length).to_bytes(4, "little") + data * rng.choice((1, 1, 3))
+        yield rng.randbytes(rng.randrange(1, 40))
+
+
+def test_whatever_comes_ends_in_a_reply_or_a_closed_connection(
+    shared: SwapStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shared.share().attach().close()  # the table is in shared memory from here on
+    wait_until(lambda: not shared._servers[0]._readers)
+    before = descriptors()
+    for request in odd_requests(random.Random(1)):
+        with connect(shared) as client, contextlib.suppress(ConnectionError):
+            client.sendall(request)
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(1 << 16):
+                pass
+    with shared.share().attach() as reader:
+        assert reader.counters == shared.counters
+    wait_until(lambda: not shared._servers[0]._readers)
+    assert descriptors() == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_request_may_come_byte_by_byte_and_a_reply_be_left_in_the_middle(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = json.dumps({"what": "counters"}).encode()
+    with connect(shared) as client:
+        for byte in len(request).to_bytes(4, "little") + request:
+            client.sendall(bytes([byte]))
+        assert int.from_bytes(client.recv(4, socket.MSG_WAITALL), "little") > 50
+    with monkeypatch.context() as patch:
+        patch.setattr(share_server, "answer", lambda *_: bytes(8 << 20))
+        for _ in range(3):
+            with connect(shared) as client:
+                ask(client, what="status")
+                client.recv(100, socket.MSG_WAITALL)
+    with shared.share().attach() as reader:
+        assert reader.counters == shared.counters
+
+
+def test_who_sends_a_byte_now_and_then_does_not_stay_for_ever(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share_server, "_IDLE_S", 0.05)
+    with connect(shared) as client:
+        client.sendall((4000).to_bytes(4, "little"))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(3000):
+                client.sendall(b" ")
+                time.sleep(0.002)
+            pytest.fail("it stays")
+
+
+def test_descriptors_that_a_client_sends_are_closed(shared: SwapStore) -> None:
+    before = descriptors()
+    reading, writing = os.pipe()
+    with connect(shared) as client:
+        socket.send_fds(client, [b"\x12\x00\x00\x00"], [writing] * 100)
+        os.close(writing)
+        socket.send_fds(client, [b'{"what": "status"}'], [reading])
+        client.recv(4)
+        assert os.read(reading, 1) == b"", "nobody has its other end any more"
+    os.close(reading)
+    wait_until(lambda: not shared._servers[0]._readers)
+    assert descriptors() == before
+
+
+class UnspeakableError(Exception):
+    """Has no text."""
+
+    def __repr__(self) -> str:
+        raise ValueError
+
+    __str__ = __repr__
+
+
+class OwnError(BatchzipError):
+    """A reader does not have this class, or another one of that name."""
+
+
+class OwnOSError(OSError):
+    """Likewise."""
+
+
+@pytest.mark.parametrize(
+    "raised", [SystemExit, KeyboardInterrupt, GeneratorExit, UnspeakableError, OwnError, OwnOSError]
+)
+def test_whatever_a_file_object_or_a_codec_raises_is_told_the_reader(
+    shared: SwapStore,
+    raised: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> object:
+        raise raised
+
+    with shared.share().attach() as reader:
+        with monkeypatch.context() as patch:
+            patch.setattr(share_server, "answer", fail)
+            with pytest.raises(BadArgument, match=rf"request failed: .*{raised.__name__}"):
+                reader.counters  # noqa: B018 - raises
+            patch.setattr(share_server, "answer", lambda *_: threading.Lock())
+            with pytest.raises(BadArgument, match=r"request failed: .*cannot pickle"):
+                reader.counters  # noqa: B018 - raises
+        assert reader.counters == shared.counters
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -209,19 +346,51 @@ def test_a_reader_that_asks_for_what_is_not_is_told(
     with shared.share().attach() as reader:
         owner = reader._shared.owner
         with contextlib.suppress(BatchzipError):
-            assert owner.ask(**wrong)[0] is None  # type: ignore[arg-type]
+            assert owner.ask(kind=object, **wrong) is None  # type: ignore[arg-type]
         assert reader.counters == shared.counters
 
 
 def test_readers_of_a_store_that_was_there_before_are_told(engine: Engine) -> None:
     with SwapStore(engine) as first:
-        reader = first.share().attach()
+        share = first.share()
+        reader = share.attach()
     with SwapStore(engine) as second:
         # As if it had got the same number.
-        reader._shared.owner._address = second.share().address
+        reader._shared.owner._address = address = second.share().address
         with pytest.raises(ClosedError):
             reader.counters  # noqa: B018 - raises
+        with pytest.raises(ClosedError):
+            Share(address, share.token).attach()
     reader.close()
+
+
+# In the thread that answers
+
+
+def test_a_finalizer_in_the_thread_that_answers_may_read_the_store(
+    shared: SwapStore, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for itself."""
+    shared.group("one").store(0, text(1))
+    found: list[object] = []
+    with SwapStore(engine) as other, SwapStore(engine) as closed:
+        other.store(0, text(2))
+        over = closed.share()
+        closed.close()
+
+        def read_all_first(store: SwapStore, *rest: Any) -> object:
+            monkeypatch.setattr(share_server, "answer", answer)
+            with shared.share().attach() as reader, other.share().attach() as another:
+                found.extend((reader.load(0), reader.group("one").load(0), another.load(0)))
+                found.append(reader.counters.stored_pages)
+            with pytest.raises(ClosedError):
+                over.attach()
+            return answer(store, *rest)
+
+        monkeypatch.setattr(share_server, "answer", read_all_first)
+        with shared.share().attach() as reader:
+            assert reader.load(1) == page(1, 1)
+    assert found == [page(0, 1), text(1), text(2), 101]
 
 
 # What the system refuses
@@ -292,6 +461,21 @@ def test_no_thread_for_the_server_is_an_error_that_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(BatchzipError, match="no thread"):
+            store.share()
+    assert descriptors() == before
+    with store.share().attach() as reader:
+        assert reader.load(0) == text(0)
+
+
+def test_no_folder_for_the_socket_is_an_error_that_leaves_nothing(
+    store: SwapStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store.store(0, text(0))
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        patch.setattr(reach, "_ELSEWHERE", str(tmp_path / "nor this"))
+        with pytest.raises(FileNotFoundError, match="missing"):
             store.share()
     assert descriptors() == before
     with store.share().attach() as reader:

@@ -1,5 +1,8 @@
 """Loads from another process's memory: whatever is in it, no wrong page and no crash."""
 
+import errno
+import fcntl
+import mmap
 import os
 import random
 import struct
@@ -7,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from functools import partial
 
 import pytest
 from entries import DIRECTORY, ENTRIES
-from shared_memory import Bits, memory_files
+from shared_memory import Bits, memory_files, pages_with_memory
 from store_pages import ZEROS, noise, text, word
 
 from batchzip import (
@@ -27,9 +30,7 @@ from batchzip import (
 from batchzip.codecs import Codec
 from batchzip.core.view import SharedPool, SharedTable
 from batchzip.segment import Segment
-
-if TYPE_CHECKING:
-    import mmap
+from batchzip_workers.backend import WorkersBackend
 
 SIZE = 4096
 
@@ -54,7 +55,6 @@ def spoilt(request: pytest.FixtureRequest) -> Iterator[tuple[StoreView, list[byt
             bits = Bits({inode: fd for inode, fd in after.items() if inode not in before})
             assert len(bits.maps) >= 3  # table, words, objects
             yield view, pages, bits
-            bits.close()
         assert store.check().ok
         store.check_invariants()
 
@@ -117,7 +117,7 @@ def test_each_bit_of_an_entry_and_of_a_word_counts(
     """Of as many pages as there are bits, one has the first flipped, another the second, and so on."""
     view, pages, bits = spoilt
     table, words = bits.named("table"), bits.named("words")
-    chosen: list[tuple[mmap.mmap, int, int]] = []
+    chosen: list[tuple[memoryview, int, int]] = []
     compressed = [index for index, page in enumerate(pages) if page and index % 4 == 0]
     places = struct.unpack_from("<8q", table, DIRECTORY)
     for bit, index in enumerate(compressed[:112]):  # the last 16 say when it was used
@@ -144,6 +144,87 @@ def test_each_bit_of_an_entry_and_of_a_word_counts(
     assert view.load(1) == pages[1]
     for one in chosen:
         bits.flip(*one)
+
+
+class Copy:
+    """A store's memory, copied, and a view of that: nobody puts right what is written there."""
+
+    def __init__(self, view: StoreView, store: SwapStore) -> None:
+        given = *store._home.descriptors(), store._share_table()
+        self.fds = [self._copied(fd) for fd in given]
+        for fd in given:
+            os.close(fd)
+        self.maps = [mmap.mmap(fd, os.fstat(fd).st_size) for fd in self.fds]
+        owner = view._shared.owner
+        data, words = map(os.dup, self.fds[:2])
+        codecs = owner.codecs()
+        self.pool = SharedPool(data, words, -1, SIZE, *codecs, lambda: codecs)
+        self.table = self.another_table()
+        self.table.get(0)  # it knows the directory as it is
+
+    def another_table(self) -> SharedTable:
+        return SharedTable(os.dup(self.fds[2]), self.pool, lambda _: None)
+
+    def _copied(self, fd: int) -> int:
+        copy = os.memfd_create("copy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(copy, os.fstat(fd).st_size)
+        for at in pages_with_memory(fd, os.fstat(fd).st_size):
+            os.pwrite(copy, os.pread(fd, mmap.PAGESIZE, at), at)
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return copy
+
+    def overwrite(self, rng: random.Random) -> Callable[[], None]:
+        """Write over a few words of what is used, with anything. Return what puts them back."""
+        undo: list[tuple[mmap.mmap, int, bytes]] = []
+        for _ in range(rng.choice((1, 1, 4, 64))):
+            fd, memory = rng.choice(list(zip(self.fds, self.maps, strict=True)))
+            page = rng.choice(pages_with_memory(fd, os.fstat(fd).st_size))
+            at = page + 8 * rng.randrange(rng.choice((4, 16, 512)))
+            undo.append((memory, at, memory[at : at + 8]))
+            odd = (rng.randbytes(8), bytes(8), b"\xff" * 8, b"\0" * 6 + rng.randbytes(2))
+            memory[at : at + 8] = rng.choice(odd)
+
+        def put_back() -> None:
+            for memory, at, before in reversed(undo):
+                memory[at : at + 8] = before
+
+        return put_back
+
+    def close(self) -> None:
+        self.table.close()
+        self.pool.close()
+        for memory, fd in zip(self.maps, self.fds, strict=True):
+            memory.close()
+            os.close(fd)
+
+
+def test_words_that_are_overwritten_with_anything_never_give_a_wrong_page(engine: Engine) -> None:
+    rng = random.Random(2)
+    places = [*range(200), *range(5 << 9, (5 << 9) + 100)]
+    pages = dict(zip(places, make_pages(300), strict=True))
+    with SwapStore(engine) as store, store.share().attach() as view:
+        for first, count in ((0, 200), (5 << 9, 100)):
+            store.store(first, [pages[index] for index in range(first, first + count)])
+        copy = Copy(view, store)
+
+    def look(table: SharedTable, index: int) -> bool:
+        try:
+            assert table.load(index) == pages[index]
+        except (PageNotStored, CorruptPage, PageError, ClosedError):
+            return False
+        return True
+
+    right = 0
+    with ThreadPoolExecutor(80) as executor:  # each waits a while for its owner to put it right
+        for _ in range(6):
+            put_back = copy.overwrite(rng)
+            for table in (copy.table, copy.another_table()):  # the other has looked at nothing yet
+                some = [*rng.sample(places, 70), *range(200, 210)]
+                right += sum(executor.map(partial(look, table), some))
+            put_back()
+            assert all(executor.map(partial(look, copy.table), places))
+    assert 100 < right < 6 * 2 * 70
+    copy.close()
 
 
 # What the memory grows to
@@ -178,6 +259,56 @@ def test_a_reader_follows_a_store_that_grows(engine: Engine) -> None:
         for number in range(700):
             assert number << 9 not in view
         assert 700 << 9 in view
+
+
+# Who can write
+
+
+def is_refused(write: Callable[[], object]) -> bool:
+    try:
+        write()
+    except OSError as error:
+        return error.errno in (errno.EPERM, errno.EACCES, errno.EBADF)
+    return False
+
+
+def is_sealed(fd: int) -> bool:
+    """Whether nobody can write who opens it anew by /proc, as any process of the user may."""
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return is_refused(lambda: os.pwrite(again, b"x", 0)) and is_refused(
+            lambda: mmap.mmap(again, 4096)
+        )
+    finally:
+        os.close(again)
+
+
+def test_tables_and_words_are_written_by_their_owner_only(store: SwapStore) -> None:
+    store.store(0, text(0))
+    objects, words = store._home.pool.descriptors
+    given = store._home.descriptors()
+    table = store._share_table()
+    for fd in (*given, table):
+        assert is_refused(lambda fd=fd: os.pwrite(fd, b"x", 0))  # type: ignore[misc]
+        assert is_refused(lambda fd=fd: mmap.mmap(fd, 4096))  # type: ignore[misc]
+        os.close(fd)
+    assert is_sealed(words)
+    assert is_sealed(store._ledger.share())
+    assert not is_sealed(objects), "it gives memory back"
+    for number in range(200):  # they grow and move all the same
+        store.store(number << 9, [text(at) for at in range(64)])
+    assert store.load(150 << 9 | 63) == text(63)
+    store.check_invariants()
+
+
+def test_a_ring_is_written_by_its_worker_and_its_owner_only() -> None:
+    with Engine("lz4", backend="workers", workers=1) as engine:
+        assert engine.wait_ready(60)
+        backend = engine.backend
+        assert isinstance(backend, WorkersBackend)
+        ring = backend._supervisor._workers[0].ring
+        assert ring is not None
+        assert is_sealed(ring.descriptors[0])
 
 
 # What is no memory of a store

@@ -25,11 +25,14 @@ from batchzip_workers import backend as backend_module
 from batchzip_workers import place as place_module
 from batchzip_workers import supervisor as supervisor_module
 from batchzip_workers.backend import WorkersBackend
+from batchzip_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
+
+    from batchzip_workers.place import Place
 
 PAGE = 4096
 
@@ -112,6 +115,11 @@ def await_true(condition: Callable[[], object], what: str, timeout_s: float = 20
         time.sleep(0.005)
 
 
+def end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    await_true(lambda: not is_alive(pid), "its end")
+
+
 @pytest.mark.usefixtures("always_hand_over")
 def test_workers_take_part(engine: Engine) -> None:
     (pid,) = engine.worker_pids
@@ -130,6 +138,53 @@ def test_a_killed_worker_changes_no_result_and_is_replaced(engine: Engine) -> No
     await_true(lambda: engine.worker_pids not in ((), (first,)), "another worker")
     assert engine.wait_ready()
     check_round_trip(engine, some_pages(300))
+
+
+def test_wait_ready_waits_for_the_successor_of_a_worker_that_died(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody has noticed yet that it did."""
+    notice = threading.Event()
+    bury = Supervisor._bury
+
+    def bury_later(self: Supervisor, place: Place) -> None:
+        notice.wait(60)
+        bury(self, place)
+
+    monkeypatch.setattr(Supervisor, "_bury", bury_later)
+    (first,) = engine.worker_pids
+    end(first)
+    assert not engine.wait_ready(0)
+    assert engine.worker_pids == (first,)
+    notice.set()
+    assert engine.wait_ready(60)
+    assert engine.worker_pids not in ((), (first,))
+
+
+def test_a_loss_of_workers_is_told_and_so_is_their_recovery(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with Engine("lz4", backend="workers", workers=2) as engine:
+        for _ in range(2):
+            assert engine.wait_ready(60)
+            with monkeypatch.context() as patch:
+                patch.setattr(subprocess, "Popen", refuse)
+                (pid, _) = engine.worker_pids
+                end(pid)
+                with pytest.warns(batchzip.WorkerWarning, match="could not be started"):
+                    assert not engine.wait_ready(60)
+                check_round_trip(engine, some_pages(20))
+                assert not caplog.records
+            await_true(lambda: engine.wait_ready(60), "workers")
+            check_round_trip(engine, some_pages(20))
+            assert [one.getMessage() for one in caplog.records] == [
+                "batchzip: all workers work again"
+            ]
+            assert caplog.records[0].name == "batchzip"
+            caplog.clear()
 
 
 @pytest.mark.slow

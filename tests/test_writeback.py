@@ -2,6 +2,8 @@
 
 import errno
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -100,6 +102,31 @@ def test_without_a_backing_file_there_is_no_writeback(engine: Engine) -> None:
 def test_what_cannot_be_written_back_is_refused(store: SwapStore, wrong: object) -> None:
     with pytest.raises(BadArgument):
         store.writeback(wrong)  # type: ignore[arg-type]
+
+
+IMPORTS = """
+import os, sys, tempfile
+import batchzip
+engine = batchzip.Engine("lz4", backend="sequential")
+store = batchzip.SwapStore(engine, backing=tempfile.gettempdir())
+before = set(sys.modules)
+store.store(0, [os.urandom(64) * 64 for _ in range(64)])
+store.load_many([1, 2])
+assert store.writeback([3, 1, 1, 2]) == 3 and store.writeback(9) == 9
+store.load(1)
+store.load_many([2, 3], exclusive=True)
+store.shrink(), store.compact(), store.check(), store.status(), store.counters
+store.recompress(engine)
+store.invalidate(0, 9)
+store.close()
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_a_store_imports_nothing_while_it_works() -> None:
+    """A signal handler may come into the middle of an import, where the module is not whole yet."""
+    command = [sys.executable, "-c", IMPORTS]
+    assert subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout == b"[]\n"
 
 
 # A full pool
@@ -350,6 +377,30 @@ def test_damage_in_the_file_is_told_by_page(engine: Engine) -> None:
         assert [store.load(index) for index in (0, 1, 2, 4, 5, 6, 7)] == [
             text(number) for number in (0, 1, 2, 4, 5, 6, 7)
         ]
+
+
+def test_the_files_limit_can_be_moved(engine: Engine, tmp_path: Path) -> None:
+    with SwapStore(engine, backing=tmp_path, max_backing_bytes=10 * SIZE) as store:
+        store.store(0, [noise(number) for number in range(40)])
+        assert store.max_backing_bytes == 10 * SIZE
+        assert store.writeback(range(8)) == 8  # an eighth is kept for cleaning
+        with pytest.raises(OSError, match=f"limit of {10 * SIZE} bytes"):
+            store.writeback([8])
+        store.max_backing_bytes = 30 * SIZE
+        assert store.writeback(range(26)) == 18
+        store.max_backing_bytes = 0
+        with pytest.raises(OSError, match="limit of 0 bytes"):
+            store.writeback([30])
+        assert store.load_many(range(40)).tobytes() == b"".join(map(noise, range(40)))
+        for wrong in (-1, True, "1", 0.5):
+            with pytest.raises(BadArgument, match="max_backing_bytes is a number of bytes"):
+                store.max_backing_bytes = wrong  # type: ignore[assignment]
+        store.max_backing_bytes = None
+        assert store.writeback(range(40)) == 14
+    with SwapStore(engine) as store:
+        assert store.max_backing_bytes is None
+        with pytest.raises(BadArgument, match="backing="):
+            store.max_backing_bytes = 5
 
 
 # Exclusive loads

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 import weakref
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from batchzip.backend import is_native
 from batchzip.core.lane import ThreadLanes
-from batchzip.errors import BackendUnavailable, BadArgument, WorkerWarning
+from batchzip.errors import BackendUnavailable, BadArgument
 from batchzip.lanes import LanesBackend
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ class ThreadsBackend(LanesBackend):
         self._lanes: ThreadLanes | None = None
         self._starting = threading.Lock()
         self._retry_at = 0.0
-        self._warned = False
 
     def open(self, codec: Codec, page_size: int) -> None:
         """Start the threads. Raise BackendUnavailable for a codec in Python."""
@@ -72,18 +70,11 @@ class ThreadsBackend(LanesBackend):
                 self._lanes = lanes
         except OSError as error:
             self._retry_at = time.monotonic() + _RETRY_S
-            self._warn_once(error)
+            self.tell_loss(f"threads could not be started ({error})", stacklevel=6)
         finally:
             self._starting.release()
-
-    def _warn_once(self, error: OSError) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"batchzip: threads could not be started ({error}); meanwhile their work is done by the caller",
-                WorkerWarning,
-                stacklevel=6,
-            )
+        if self._lanes is not None:
+            self.tell_recovery()
 
     @property
     def rings(self) -> tuple[Ring, ...]:

@@ -9,16 +9,15 @@ Rejected: an executor with one submit per batch, which takes four times longer t
 
 from __future__ import annotations
 
-import sys
 import time
-import warnings
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
 from batchzip.arena import Arena
 from batchzip.backend import is_native
-from batchzip.errors import BackendUnavailable, WorkerWarning
+from batchzip.errors import BackendUnavailable
+from batchzip.interpreter import why_no_python
 from batchzip.lanes import LanesBackend
 from batchzip_workers.failpoints import next_armed
 from batchzip_workers.launch import Task
@@ -56,18 +55,18 @@ class WorkersBackend(LanesBackend):
 
     `isolate`  the caller never runs the codec. What workers cannot do fails with -EOWNERDEAD.
 
-    Raise BackendUnavailable in a frozen or embedded application, which has no Python to start.
+    Raise BackendUnavailable where there is no Python to start, as in a frozen or embedded application.
     """
 
     name = "workers"
 
     def __init__(self, *, workers: int | None = None, isolate: bool = False) -> None:
-        if getattr(sys, "frozen", False) or not sys.executable:
+        reason = why_no_python()
+        if reason is not None:
             raise BackendUnavailable(
-                "the workers backend starts Python, and a frozen or embedded application has none to start: use backend='threads'"
+                f"the workers backend starts Python, and {reason}: use backend='threads'"
             )
         super().__init__(workers=workers, isolate=isolate)
-        self._warned = False
         self._stop: weakref.finalize[..., object] | None = None
 
     def open(self, codec: Codec, page_size: int) -> None:
@@ -95,7 +94,7 @@ class WorkersBackend(LanesBackend):
     def rings(self) -> tuple[Ring, ...]:
         """The rings of the workers that run now."""
         if self._supervisor.failure is not None:
-            self._note_failure()
+            self._tell()
         return self._supervisor.rings
 
     def kill(self, ring: Ring) -> None:
@@ -122,21 +121,28 @@ class WorkersBackend(LanesBackend):
         return self._supervisor.pids
 
     def wait_ready(self, timeout_s: float) -> bool:
-        """Wait until every worker is ready; False when time is up or one cannot be started."""
-        self._supervisor.start()
+        """Wait until every worker works; False when time is up or one cannot be started.
+
+        Workers that died are waited for, too, and those that could not be started are soon tried again.
+        """
+        supervisor = self._supervisor
+        supervisor.start()
+        supervisor.retry_soon()
         deadline = time.monotonic() + timeout_s
-        while not self._supervisor.settled and time.monotonic() < deadline:
+        while not supervisor.settled and time.monotonic() < deadline:
+            for ring in supervisor.rings:
+                if ring.dead:  # it lied, and the batch that found out was cut short
+                    supervisor.kill(ring)
             time.sleep(0.001)
-        self._note_failure()
-        rings = self._supervisor.rings
-        return all(ring.ready for ring in rings) and len(rings) == self.workers
+        self._tell()
+        return supervisor.complete
 
     def submit(
         self, request: Request[Batch], *, timeout_s: float | None = None, block: bool = True
     ) -> None:
         """Queue a request; they are done by one thread and the workers, and overlap."""
         if self._supervisor.failure is not None:
-            self._note_failure()
+            self._tell()
         super().submit(request, timeout_s=timeout_s, block=block)
 
     def statistics(self) -> Statistics:
@@ -148,17 +154,18 @@ class WorkersBackend(LanesBackend):
             workers=supervisor.statistics(),
         )
 
-    def _note_failure(self) -> None:
-        """Warn the first time; and where there was no thread to start workers, try again."""
-        self._supervisor.start()
-        reason = self._supervisor.failure
-        if reason is not None and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"batchzip: a worker could not be started ({reason}); meanwhile its work is done in process",
-                WorkerWarning,
-                stacklevel=5,
-            )
+    def _tell(self) -> None:
+        """Tell once that workers could not be started, and once that all work again."""
+        supervisor = self._supervisor
+        supervisor.start()  # where there was no thread to start workers, it is tried again
+        reason = supervisor.failure
+        if reason is None:
+            return
+        if supervisor.complete:
+            supervisor.failure = None
+            self.tell_recovery()
+        else:
+            self.tell_loss(f"a worker could not be started ({reason})", stacklevel=6)
 
     def close(self) -> None:
         """Finish every request, then stop the workers."""

@@ -1,6 +1,7 @@
 """WorkerRing: the memory and the life of one worker's ring; the core has the ring itself.
 
-The memory is a sealed memfd, reserved before it is used. A dead worker's ring is never used again: what
+The memory is a sealed memfd, reserved before it is used. Once the worker has mapped it, nobody can map it to
+write any more (F_SEAL_FUTURE_WRITE), while the arena, which gives memory back, has no such seal. A dead worker's ring is never used again: what
 it left half done stays in memory that nobody looks at any more, and its successor gets a new one.
 """
 
@@ -47,6 +48,12 @@ class WorkerRing:
     def figures(self) -> Mapping[str, int]:
         """Return what the worker counted so far."""
         return self.core.figures()
+
+    @property
+    def did_pages(self) -> bool:
+        """Whether the worker counted a page."""
+        figures = self.figures()
+        return bool(figures["compressed_pages"] or figures["restored_pages"])
 
     def close(self) -> None:
         """Let go of the memory; batches that still use it keep it."""

@@ -11,6 +11,7 @@ import os
 import sys
 
 from batchzip.core.lane import ENDED, serve
+from batchzip.descriptors import seal_writing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def main(
 ) -> None:
     """Take shares until the owner says stop. The process exits with how the loop ended."""
     memory = memoryview(mmap.mmap(segment_fd, 0))
+    seal_writing(segment_fd)  # both who write have mapped it
     outcome = serve(memory, _codec(codec), page_size, number, arena_fd, failpoint)
     if outcome != ENDED:
         sys.stderr.flush() if sys.stderr is not None else None

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 
+_LONGEST = (1 << 32) - 1
+"""Bytes; lengths have 32 bits, and what is as long is no page."""
+
 _PAGE_SIZE = 4096
 """Bytes of a page where nothing says otherwise, as on most machines."""
 
@@ -135,7 +138,7 @@ def _matrix_sources(
         raise BadBatch("srcs holds nothing: at least one page is needed")
     if slens.min() < 0 or slens.max() > sources.shape[1]:
         raise BadBatch(f"slens must lie in 0…{sources.shape[1]}, the capacity of dsts")
-    slens = slens.astype(np.uint32)
+    slens = np.minimum(slens.astype(np.uint64), _LONGEST).astype(np.uint32)
     if sources.flags.c_contiguous:
         return sources, slens
     rows = [row[:length] for row, length in zip(sources, slens.tolist(), strict=True)]

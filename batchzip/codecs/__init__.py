@@ -43,7 +43,7 @@ def make_codec(algorithm: str, **parameters: object) -> Codec:
     range of the one that is out of it.
     """
     points = plugin_entry_points(_GROUP)
-    if algorithm not in points:
+    if not isinstance(algorithm, str) or algorithm not in points:
         raise UnknownAlgorithm(algorithm, points)
     codec_class: type[Codec] = points[algorithm].load()
     codec_class.require()

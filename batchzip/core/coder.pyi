@@ -91,6 +91,12 @@ class Coders:
     def decompress_page(self, src: Buffer) -> bytes:
         """Restore one page, and count it; see Coder.decompress."""
 
+    def memory_bytes(self) -> int:
+        """Return the bytes of memory that the coders have: buffers, the codec's contexts, dictionary tables.
+
+        Of zstd all of these are counted, of other codecs the buffers alone.
+        """
+
     def size_of(self, values: list[bytes]) -> int:
         """Return the bytes of values, 1 to `page_size` bytes each, that are compressed alone if that pays."""
 

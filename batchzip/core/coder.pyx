@@ -556,6 +556,19 @@ cdef class Coders:
         finally:
             self.give(coder)
 
+    def memory_bytes(self) -> int:
+        """Return the bytes of memory that the coders have: buffers, the codec's contexts, dictionary tables."""
+        cdef Coder coder
+        cdef uint64_t found = 0
+        for coder in self.every:
+            found += 3 * self.page_size + coder.output_room
+            if coder.state.library == ZSTD:
+                found += coder.state.zstd.size_of_cctx(coder.state.compressing)
+                found += coder.state.zstd.size_of_dctx(coder.state.restoring)
+                found += coder.state.zstd.size_of_cdict(coder.cdict)  # of NULL: 0
+                found += coder.state.zstd.size_of_ddict(coder.ddict)
+        return found
+
     def size_of(self, list values not None) -> int:
         """Return the bytes of values, 1 to `page_size` bytes each, that are compressed alone if that pays."""
         cdef Coder coder = self.take()

@@ -41,9 +41,9 @@ from batchzip.core.policy cimport (
     Policy, first_share, lanes_worth, note_divided, note_pages, piece, spare,
 )
 from batchzip.core.ring cimport (
-    NOT_POSTED, POSTED_AND_WOKE, SLOTS, Ring, RingState, Share, await_done, cut, first_sum, fitting,
-    forks, give_up, is_done, is_finished,
-    is_honest, is_hung, is_ready, let_go, may_take, post,
+    NOT_POSTED, POSTED_AND_WOKE, SLOTS, Ring, RingState, Share, Slot, await_done, cut,
+    finished_pages, first_sum, fitting, forks, give_up, is_done, is_finished, is_honest, is_hung,
+    is_ready, let_go, may_take, post,
 )
 
 from batchzip.core.ring import LOOK_NS
@@ -69,7 +69,9 @@ cdef enum:
     MOMENT_NS = 20_000_000
     WAIT_NS = 2_000_000  # for a lane, while pages must not be done here
     DROP_NS = 1_000_000_000  # for a worker that writes to the arena, when a job is dropped
-    MOST_DEATHS = 2
+    CERTAIN = 4  # that a lane ended while it was at a page
+    UNCERTAIN = 2  # that it was at that page
+    FATAL = 2 * CERTAIN
     BACKLOG = 2  # shares that a worker has at a time
 
 cdef double MOMENT_S = 0.05
@@ -111,7 +113,7 @@ cdef struct JobState:
     uint32_t posted_room
     Spans mine
     Spans only_lanes
-    uint8_t *deaths  # by position; NULL: no lane died
+    uint8_t *deaths  # by position, in CERTAIN and UNCERTAIN; NULL: no lane died
     Packer packer
     Share share  # what all shares of the batch have in common
     bint generous
@@ -246,61 +248,92 @@ cdef void _collect(JobState *job) noexcept nogil:
 
 cdef void _accept(JobState *job, Posted *posted) noexcept nogil:
     """Take the results of a share that is done."""
-    cdef RingState *ring = posted.ring
-    cdef uint32_t slot = posted.sequence % SLOTS, count = posted.end - posted.first
-    cdef size_t pitch = job.batch.page_size if job.batch.operation == DECOMPRESS else 0
-    cdef uint64_t sum = first_sum(posted.sequence, count)
-    if ring.is_thread or not count:
+    cdef uint32_t count = posted.end - posted.first
+    if posted.ring.is_thread or not count:
         return
-    if is_finished(ring, posted.sequence, count) and accept_pages(
-        job.batch, &job.packer, posted.first, count,
-        ring.slots[slot].outputs if posted.in_slot else NULL, ring.output_room, pitch,
-        ring.slots[slot].dlens, ring.slots[slot].errors,
-        ring.slots[slot].hashes if job.share.hashed else NULL, job.hasher, &sum,
-    ) and sum == bz_load64(&ring.slots[slot].head.results):
+    if is_finished(posted.ring, posted.sequence, count) and _take_results(job, posted, count):
         return
-    # A lane that reports what cannot be is replaced, and its pages are done again. Whatever comes
-    # behind them must not be packed close to what they seemed to be.
-    job.packer.position = 0
-    fail_pages(job.batch, posted.first, posted.end, 0)
-    bz_store32(&ring.dead, 1)
+    # A lane that reports what cannot be is replaced, and its pages are done again.
+    bz_store32(&posted.ring.dead, 1)
     job.distrusts = True
     if job.coder is NULL:
-        _suspect(job, posted.first, posted.end)
+        _suspect(job, posted.first, posted.end, CERTAIN)
     else:
         job.fallbacks += count
         _push(job, &job.mine, posted.first, posted.end)
 
 
+cdef bint _take_results(JobState *job, const Posted *posted, uint32_t count) noexcept nogil:
+    """Take the results of a share's first pages. Return False, and take none, where they cannot be so."""
+    cdef RingState *ring = posted.ring
+    cdef Slot *slot = &ring.slots[posted.sequence % SLOTS]
+    cdef size_t pitch = job.batch.page_size if job.batch.operation == DECOMPRESS else 0
+    cdef uint64_t sum = first_sum(posted.sequence)
+    if accept_pages(
+        job.batch, &job.packer, posted.first, count,
+        slot.outputs if posted.in_slot else NULL, ring.output_room, pitch, slot.dlens, slot.errors,
+        slot.hashes if job.share.hashed else NULL, job.hasher, &sum,
+    ) and sum == bz_load64(&slot.head.results):
+        return True
+    # Whatever comes behind them must not be packed close to what they seemed to be.
+    job.packer.position = 0
+    fail_pages(job.batch, posted.first, posted.first + count, 0)
+    return False
+
+
 cdef void _recover(JobState *job, Posted *posted) noexcept nogil:
-    """Divide the pages of a lane that is gone into those it had begun and those it had not."""
-    cdef uint32_t slot = posted.sequence % SLOTS, count = posted.end - posted.first
-    cdef uint64_t claim = bz_load64(&posted.ring.slots[slot].head.claim)
+    """Divide the pages of a lane that is gone: those it finished, the one it was at, and the others.
+
+    The claim tells how many it had begun, and the results how many it had finished: one of them is enough.
+    """
+    cdef uint32_t count = posted.end - posted.first
+    cdef uint64_t claim = bz_load64(&posted.ring.slots[posted.sequence % SLOTS].head.claim)
     cdef uint32_t begun = <uint32_t>claim
-    if begun > count or claim >> 32 != count:
-        _suspect(job, posted.first, posted.end)  # the word was spoilt
+    cdef int64_t finished = -1
+    cdef bint told = begun <= count and claim >> 32 == count
+    cdef int weight = CERTAIN
+    if not posted.ring.is_thread:
+        finished = finished_pages(posted.ring, posted.sequence, count)
+    if not told or finished != begun and finished + 1 != begun:
+        weight = UNCERTAIN
+        if told:  # the results are spoilt, or it had not looked at the share yet
+            finished = -1
+        elif finished >= 0:
+            begun = min(<uint32_t>finished + 1, count)
+    if finished > 0 and not _take_results(job, posted, <uint32_t>finished):
+        finished = -1
+        weight = UNCERTAIN
+    if not told and finished < 0:
+        _suspect(job, posted.first, posted.end, weight)
         return
     if job.coder is NULL or posted.only_lanes:
         _push(job, &job.only_lanes, posted.first + begun, posted.end)
     else:
         job.fallbacks += count - begun
         _push(job, &job.mine, posted.first + begun, posted.end)
-    if begun:
+    if finished < 0 and begun:
+        finished = begun - 1
         _push(job, &job.only_lanes, posted.first, posted.first + begun - 1)
-        _suspect(job, posted.first + begun - 1, posted.first + begun)
+    if finished >= 0:
+        _suspect(job, posted.first + <uint32_t>finished, posted.first + begun, weight)
 
 
-cdef void _suspect(JobState *job, uint32_t first, uint32_t end) noexcept nogil:
-    """Note that each of these pages may have ended a lane; each is tried by itself, twice at most."""
+cdef void _suspect(JobState *job, uint32_t first, uint32_t end, int weight) noexcept nogil:
+    """Note that each of these pages may have ended a lane; each is tried by itself, a few times at most.
+
+    `weight` is CERTAIN where the lane was at that page.
+    """
     cdef uint32_t position
+    if first == end:
+        return
     if job.deaths is NULL:
         job.deaths = <uint8_t *>bz_calloc(job.batch.count, 1)
         if job.deaths is NULL:
             fail_pages(job.batch, first, end, -ENOMEM)
             return
     for position in range(first, end):
-        job.deaths[position] += 1
-        if job.deaths[position] >= MOST_DEATHS:
+        job.deaths[position] += weight
+        if job.deaths[position] >= FATAL:
             fail_pages(job.batch, position, position + 1, -EOWNERDEAD)
         else:
             _push(job, &job.only_lanes, position, position + 1)

@@ -37,4 +37,5 @@ class Folio:
         where: Reservation | None = None,
         *,
         may_go_elsewhere: bool = False,
+        limit: int | None = None,
     ) -> int: ...

@@ -26,7 +26,7 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADF, ENOSPC
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
@@ -387,13 +387,15 @@ cdef class Folio:
 
     def publish(
         self, Ledger ledger not None, uint64_t first, Reservation where=None, *,
-        bint may_go_elsewhere=False,
+        bint may_go_elsewhere=False, limit=None,
     ) -> int:
         """Enter the folio at `first` and on, in the pool, or `where` its objects lie in the backing file.
 
-        What the indices held goes. Return 0; or −ENOMEM or −ENOSPC (the pool's limit), and then the
+        What the indices held goes. `limit` is the most bytes that the ledger's group may have in the
+        pool. Return 0; or −ENOMEM, −ENOSPC (the pool's limit) or −EDQUOT (the group's), and then the
         indices hold nothing, or what they held if the folio `may_go_elsewhere`.
         """
+        cdef uint64_t most = UINT64_MAX if limit is None else min(limit, UINT64_MAX)
         cdef uint32_t number
         cdef int code
         cdef bint in_file = where is not None
@@ -403,7 +405,7 @@ cdef class Folio:
                 self.state.new.values[number] = where.positions[number]
         with nogil:
             code = ledger_publish(
-                &ledger.state, first, &self.state.new, in_file, may_go_elsewhere
+                &ledger.state, first, &self.state.new, in_file, may_go_elsewhere, most
             )
         if where is not None and code == 0:
             where.commit()

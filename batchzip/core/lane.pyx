@@ -26,8 +26,8 @@ from batchzip.core.coder cimport (
 from batchzip.core.memory cimport bz_calloc
 from batchzip.core.ring cimport (
     BEGUN_NS, BUSY_NS, BYTES_IN, BYTES_OUT, HASHES, INPUTS_SHARED, NOBODYS, OUTPUTS_SHARED, PAGES,
-    SHARES, SLEEPS, SLOTS, Control, Descriptor, Ring, Slot, bz_check, first_sum, forks, sum_of_tables,
-    take,
+    SHARES, SLEEPS, SLOTS, Control, Descriptor, Ring, Slot, add_result, bz_check, first_sum, forks,
+    sum_of_tables, take,
 )
 
 from batchzip.core.ring import LOOK_NS
@@ -42,7 +42,6 @@ cdef extern from "native.h" nogil:
     """
     ctypedef struct pthread_t:
         pass
-    uint64_t bz_fold(uint64_t, uint64_t)
     uint32_t bz_load32(const uint32_t *)
     uint32_t bz_peek32(const uint32_t *)
     void bz_store32(uint32_t *, uint32_t)
@@ -218,8 +217,9 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
     cdef BatchState *batch
     cdef uint32_t first = 0, number
     cdef Packer packer
-    cdef Done done
+    cdef Done before, done
     cdef int64_t started
+    cdef uint64_t sum = first_sum(sequence)
     packer.position = 0
     packer.offset = 0
     if descriptor.check != bz_check(&descriptor) or descriptor.sequence != sequence:
@@ -248,35 +248,41 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
         if _fails(lane, AT_TOOK):
             return False
         bz_point()
+        before = done
         if run_page(batch, lane.coder, &packer, first + number, &done) == ABORT:
             lane.outcome = FAILED
             return False
         done.pages += 1
+        _count_page(lane.control.figures, descriptor.operation, &before, &done)
+        if not lane.is_thread:
+            sum = _publish_result(lane, slot, &descriptor, number, sum)
         if _fails(lane, AT_CODED):
             return False
-    if not lane.is_thread:
-        _publish_results(lane, slot, &descriptor, <uint32_t>done.pages)
     slot.head.finished = sequence + 1
     count_done(lane.coder, descriptor.operation, &done, started)
-    bz_count(&lane.control.figures[PAGES + descriptor.operation], done.pages)
-    bz_count(&lane.control.figures[BYTES_IN + descriptor.operation], done.bytes_in)
-    bz_count(&lane.control.figures[BYTES_OUT + descriptor.operation], done.bytes_out)
     return True
 
 
-cdef void _publish_results(
-    const Lane *lane, Slot *slot, const Descriptor *descriptor, uint32_t count
+cdef inline void _count_page(
+    uint64_t *figures, uint32_t operation, const Done *before, const Done *done
 ) noexcept nogil:
-    """Put the results of the pages that were done where the owner collects them."""
-    cdef uint64_t sum = first_sum(descriptor.sequence, count)
-    cdef uint32_t number
-    for number in range(count):
-        sum = bz_fold(sum, <uint64_t>lane.dlens[number] << 32 | <uint32_t>lane.errors[number])
-        slot.dlens[number] = lane.dlens[number]
-        slot.errors[number] = lane.errors[number]
+    """Count a page where the owner reads it: it has the result, too, wherever the lane ends."""
+    bz_count(&figures[PAGES + operation], 1)
+    bz_count(&figures[BYTES_IN + operation], done.bytes_in - before.bytes_in)
+    bz_count(&figures[BYTES_OUT + operation], done.bytes_out - before.bytes_out)
+
+
+cdef inline uint64_t _publish_result(
+    const Lane *lane, Slot *slot, const Descriptor *descriptor, uint32_t number, uint64_t sum
+) noexcept nogil:
+    """Put the result of a page where the owner collects it. Return the checksum of all up to it."""
+    sum = add_result(sum, lane.dlens[number], lane.errors[number])
+    slot.dlens[number] = lane.dlens[number]
+    slot.errors[number] = lane.errors[number]
     if descriptor.flags & HASHES:
-        memcpy(slot.hashes, lane.hashes, count * sizeof(uint64_t))
-    slot.head.results = sum
+        slot.hashes[number] = lane.hashes[number]
+    bz_store64(&slot.head.results, sum)
+    return sum
 
 
 cdef bint _open_share(

@@ -21,6 +21,7 @@ cdef struct LedgerState:
     uint64_t gauges[KINDS]  # entries by kind
     uint64_t pages
     uint64_t pool_bytes  # of this group's objects
+    uint64_t record_bytes  # of values (records.pyx), as they were serialised
     uint64_t page_stores
     uint64_t page_loads
     bint closed
@@ -34,7 +35,8 @@ cdef struct Prepared:  # a folio that is about to be published
     uint64_t *values  # room for handles, or positions in the backing file
 
 cdef int ledger_publish(
-    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere
+    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere,
+    uint64_t limit,
 ) noexcept nogil
 cdef void ledger_forget(LedgerState *ledger, const Entry *entry) noexcept nogil
 cdef void ledger_count(LedgerState *ledger, const Entry *entry, uint32_t length) noexcept nogil
@@ -51,6 +53,7 @@ cdef class Objects:
     cdef uint32_t holds[MOST_CODECS]
     cdef readonly uint64_t given
     cdef readonly int current
+    cdef uint64_t events[7]  # of all groups, those that are closed included
     cdef int _unused_number(self) except -1
 
 

@@ -35,7 +35,7 @@ Lock order: the pool's mutex, then that of the zones. The GIL is never taken whi
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EBADF, ENOMEM
+from libc.errno cimport EBADF, EDQUOT, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
@@ -149,13 +149,40 @@ cdef void _free_stale(LedgerState *ledger, uint64_t first, uint32_t count, bint 
             ledger.pages -= 1
 
 
+cdef bint _exceeds(
+    LedgerState *ledger, uint64_t first, const Prepared *folio, uint64_t limit, bint keeps
+) noexcept nogil:
+    """Return whether a folio would take the group beyond its limit.
+
+    What the folio replaces does not count. It is there still where `keeps`.
+    """
+    cdef uint64_t total = ledger.pool_bytes, index
+    cdef uint32_t number, length
+    cdef Entry *entry = NULL
+    for number in range(folio.object_count):
+        total += folio.lengths[number]
+    if total <= limit or not keeps:
+        return total > limit
+    entry = table_find(&ledger.table, first)
+    for index in range(first, first + folio.count):
+        if index > first:
+            entry = _next_entry(&ledger.table, index, entry)
+        if entry is not NULL and is_in_pool(entry):
+            length = 0
+            pool_bytes(ledger.objects.pool, entry.value, &length)
+            total -= length
+    return total > limit
+
+
 cdef int ledger_publish(
-    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere
+    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere,
+    uint64_t limit,
 ) noexcept nogil:
     """Enter a folio, whole, in the place of whatever its indices hold.
 
-    Return 0; or −ENOMEM, −ENOSPC (the pool's limit) or −EBADF (closed). Then they hold nothing, or, if
-    the folio may go elsewhere, what they held.
+    `limit` is the most bytes that the group may have in the pool. Return 0; or −ENOMEM, −ENOSPC (the
+    pool's limit), −EDQUOT (the group's) or −EBADF (closed). Then they hold nothing, or, if the folio
+    may go elsewhere, what they held.
     """
     cdef ObjectsState *objects = ledger.objects
     cdef uint32_t row, number = 0, length
@@ -175,7 +202,9 @@ cdef int ledger_publish(
     replaces = ledger.pages > 0
     if replaces and not keeps:
         _free_stale(ledger, first, folio.count, False)
-    if table_prepare(&ledger.table, first, folio.count) < 0:
+    if not in_file and _exceeds(ledger, first, folio, limit, keeps and replaces):
+        code = -EDQUOT
+    elif table_prepare(&ledger.table, first, folio.count) < 0:
         code = -ENOMEM
     elif not in_file:
         code = pool_allocate(objects.pool, folio.object_count, folio.lengths, folio.values)
@@ -237,6 +266,10 @@ cdef class Objects:
         self.state.zones = NULL if zones is None else &zones.state
         self.codecs = [None]
         self.coders = [None]
+
+    def counted(self) -> dict[str, int]:
+        """Return EVENTS of all groups there ever were."""
+        return {name: self.events[number] for number, name in enumerate(EVENTS)}
 
     # Codecs by number.
 
@@ -373,6 +406,9 @@ cdef class Ledger:
         cdef Entry *entry
         if self.state.closed:
             return 0
+        if self.objects.allocator.ended:  # with all pages; the tables go with this object
+            self.state.closed = True
+            return 0
         self.objects.allocator.refuse()
         with nogil:
             pool_lock(self.state.objects.pool)
@@ -385,7 +421,7 @@ cdef class Ledger:
                     if entry.kind != ABSENT:
                         ledger_forget(&self.state, entry)
             self.state.closed = True
-            self.state.pages = 0
+            self.state.pages = self.state.record_bytes = 0
             table_close(&self.state.table)
             lru_close(&self.state.lru)
             pool_settle(self.state.objects.pool)
@@ -393,8 +429,10 @@ cdef class Ledger:
         return gone
 
     def count_event(self, str name, uint64_t more=1) -> None:
-        """Add to one of EVENTS."""
-        self.events[EVENTS.index(name)] += more
+        """Add to one of EVENTS, of the group and of the store."""
+        cdef int number = EVENTS.index(name)
+        self.events[number] += more
+        self.objects.events[number] += more
 
     # Looking.
 
@@ -432,12 +470,13 @@ cdef class Ledger:
         """Return EVENTS, entries by kind, pages, traffic and bytes, all of one moment."""
         cdef LedgerState *state = &self.state
         cdef uint64_t gauges[KINDS]
-        cdef uint64_t pages, pool_bytes, stores, loads, tables
+        cdef uint64_t pages, pool_bytes, stores, loads, tables, record_bytes
         with nogil:
             pool_lock(state.objects.pool)
             memcpy(gauges, state.gauges, sizeof(gauges))
             pages, pool_bytes = state.pages, state.pool_bytes
             stores, loads = state.page_stores, state.page_loads
+            record_bytes = state.record_bytes
             tables = table_bytes(&state.table)
             pool_unlock(state.objects.pool)
         found = {name: self.events[number] for number, name in enumerate(EVENTS)}
@@ -445,7 +484,7 @@ cdef class Ledger:
             pages=pages, pool_bytes=pool_bytes, page_stores=stores, page_loads=loads,
             table_bytes=tables, compressed=gauges[COMPRESSED], raw=gauges[RAW],
             same_filled=gauges[SAME_FILLED], backed=gauges[BACKED], records=gauges[RECORD],
-            backed_records=gauges[BACKED_RECORD], large=gauges[LARGE],
+            backed_records=gauges[BACKED_RECORD], large=gauges[LARGE], record_bytes=record_bytes,
         )
         return found
 

@@ -42,6 +42,7 @@ ctypedef size_t (*zstd_decompress_with_ddict_fn)(
     const void *ddict,
 ) noexcept nogil
 ctypedef void *(*zstd_create_ddict_fn)(const void *dictionary, size_t size) noexcept nogil
+ctypedef size_t (*zstd_size_fn)(const void *memory) noexcept nogil
 ctypedef unsigned int (*zstd_is_error_fn)(size_t code) noexcept nogil
 ctypedef unsigned long long (*zstd_content_size_fn)(const void *src, size_t src_size) noexcept nogil
 ctypedef size_t (*zstd_compressed_size_fn)(const void *src, size_t src_size) noexcept nogil
@@ -86,6 +87,10 @@ cdef struct Zstd:
     zstd_free_fn free_cdict  # ZSTD_freeCDict
     zstd_create_ddict_fn create_ddict  # ZSTD_createDDict, which copies the dictionary
     zstd_free_fn free_ddict  # ZSTD_freeDDict
+    zstd_size_fn size_of_cctx  # ZSTD_sizeof_CCtx: bytes of memory
+    zstd_size_fn size_of_dctx  # ZSTD_sizeof_DCtx
+    zstd_size_fn size_of_cdict  # ZSTD_sizeof_CDict
+    zstd_size_fn size_of_ddict  # ZSTD_sizeof_DDict
     zstd_is_error_fn is_error  # ZSTD_isError
     zstd_content_size_fn content_size  # ZSTD_getFrameContentSize
     zstd_compressed_size_fn compressed_size  # ZSTD_findFrameCompressedSize

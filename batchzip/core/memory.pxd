@@ -11,7 +11,9 @@ cdef struct Memory:  # a memfd with one mapping; `base` NULL: there is none
     uint8_t *base  # moves when the memory grows
     uint64_t size  # bytes of address space, all of them mapped
 
-cdef int memory_create(Memory *memory, str name, uint64_t most, uint64_t least) except -1
+cdef int memory_create(
+    Memory *memory, str name, uint64_t most, uint64_t least, bint keeps=*
+) except -1
 cdef int memory_grow(Memory *memory, uint64_t size) noexcept nogil
 cdef int memory_reserve(Memory *memory, uint64_t offset, uint64_t length) noexcept nogil
 cdef int memory_release(Memory *memory, uint64_t offset, uint64_t length) noexcept nogil

@@ -8,6 +8,11 @@ that what is written there can neither fault nor find that the system has no mor
 punches a hole. The file never shrinks (F_SEAL_SHRINK), opens for the same user only (mode 0600),
 has no name in the file system, and its descriptor is above 2.
 
+Others read it by descriptors that were opened for that only. Who has the same user can open it anew by
+/proc, though, and write. Memory that keeps what it reserves is sealed against that, too (F_SEAL_FUTURE_WRITE,
+Linux 5.1): only the mapping that was there first can write, which may grow and move. Tables and words are
+such. Objects are not, as the kernel refuses to punch holes then; their checksums tell.
+
 Every request can be made to fail by a test, the n-th from now: so all that handles the failure is
 run. The hook costs an atomic addition a request.
 """
@@ -20,7 +25,7 @@ from libc.errno cimport EINTR, ENOMEM, errno as c_errno
 from libc.stdlib cimport calloc, malloc, realloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from batchzip.descriptors import above_standard
+from batchzip.descriptors import above_standard, seal_writing
 
 cdef extern from *:
     """
@@ -106,10 +111,13 @@ cdef uint64_t machine_page() noexcept nogil:
     return sysconf(_SC_PAGESIZE)
 
 
-cdef int memory_create(Memory *memory, str name, uint64_t most, uint64_t least) except -1:
+cdef int memory_create(
+    Memory *memory, str name, uint64_t most, uint64_t least, bint keeps=False
+) except -1:
     """Make memory of `most` bytes of address space, or half as much, and so on, down to `least`.
 
-    `name` shows in /proc/PID/maps. Raise OSError; nothing is left then.
+    `name` shows in /proc/PID/maps. If it `keeps` what it reserves, memory_release() is refused, and nobody
+    else can write. Raise OSError; nothing is left then.
     """
     cdef void *base = MAP_FAILED
     cdef uint64_t size = 2 * most
@@ -128,6 +136,8 @@ cdef int memory_create(Memory *memory, str name, uint64_t most, uint64_t least) 
             if base == MAP_FAILED and size // 2 < least:
                 raise OSError(error, f"{os.strerror(error)}: {size} bytes of shared memory")
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        if keeps:
+            seal_writing(fd)
     except BaseException:
         if base != MAP_FAILED:
             munmap(base, size)

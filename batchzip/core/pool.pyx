@@ -290,7 +290,7 @@ cdef class Allocator:
         pthread_mutex_init(&pool.mutex, NULL)
         pool.limit = _limit(limit)
         memory_create(&pool.data, name, FIRST_BYTES, LEAST_BYTES)
-        memory_create(&pool.words, f"{name}-words", FIRST_BYTES // 64, page)
+        memory_create(&pool.words, f"{name}-words", FIRST_BYTES // 64, page, keeps=True)
         if memory_reserve(&pool.words, 0, page):
             raise PoolFull("no memory for the first handles")
         pool.range_count = 1  # record 0 is none

@@ -62,11 +62,20 @@ class Records:
     def finish(self, where: Found, gathered: Gathered) -> bytes | None:
         """Return the bytes of a value that was read from the file; None: it has changed, get it again."""
 
-    def put(self, key: Any, value: Buffer, *, deadline: int = 0, if_absent: bool = False) -> int:
+    def put(
+        self,
+        key: Any,
+        value: Buffer,
+        *,
+        deadline: int = 0,
+        if_absent: bool = False,
+        limit: int = 0,
+    ) -> int:
         """Store a value of up to a page. Return 0, or a negative errno; then the key has what it had.
 
         `deadline` is the time until which it is good, as `now_ns` has it; 0: for ever. −EEXIST where the
-        key is there and `if_absent`; −ENOSPC: the pool's limit; −ENOMEM.
+        key is there and `if_absent`; −EDQUOT: the ledger would have more than `limit` bytes in the pool;
+        −ENOSPC: the pool's limit; −ENOMEM.
         """
 
     def put_large(
@@ -84,7 +93,7 @@ class Records:
         """Return what `get` does for each of these keys; a value that fails is its PageError."""
 
     def put_many(
-        self, keys: list[Any], values: list[Any], start: int, *, deadline: int = 0
+        self, keys: list[Any], values: list[Any], start: int, *, deadline: int = 0, limit: int = 0
     ) -> tuple[int, int]:
         """Store values of up to a page, from number `start` on.
 
@@ -119,6 +128,9 @@ class Records:
 
     def expire(self) -> int:
         """Take out all values whose time is over. Return how many went."""
+
+    def coder_bytes(self) -> int:
+        """Return the bytes of memory of the coders that are not the engine's: those with a dictionary."""
 
     def figures(self) -> dict[str, int]:
         """Return the figures of one moment.

@@ -17,7 +17,7 @@ lines finds each key with one value.
 
 Invariants (`fault`)
 * A position is live if and only if its entry is a RECORD, a BACKED_RECORD or LARGE.
-* raw_bytes is the sum of the lengths of records, as they were serialised.
+* record_bytes of the ledger is the sum of the lengths of records, as they were serialised.
 * `large` has the object of every LARGE entry, and those that are about to become one.
 
     field                       writer
@@ -30,7 +30,7 @@ import secrets
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EBADF, EBADMSG, EEXIST, ENOMEM
+from libc.errno cimport EBADF, EBADMSG, EDQUOT, EEXIST, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
@@ -81,7 +81,6 @@ cdef enum Outcome:
 cdef struct State:
     LedgerState *ledger
     KeyIndex index
-    uint64_t raw_bytes
     uint64_t hits
     uint64_t misses
     uint64_t evictions
@@ -183,7 +182,7 @@ cdef void _take_out(State *state, uint32_t position, Got *got) noexcept nogil:
     """Take a value out with its key; its block is not tidied."""
     cdef Entry *entry = _entry_of(state, position)
     got.gone_large = entry.value if entry.kind == LARGE else 0
-    state.raw_bytes -= block_of(&state.index, position).lengths[position & (BLOCK - 1)]
+    state.ledger.record_bytes -= block_of(&state.index, position).lengths[position & (BLOCK - 1)]
     ledger_remove(state.ledger, entry)
     index_remove(&state.index, position)
 
@@ -221,15 +220,16 @@ cdef bint _expire_one(State *state, Got *got) noexcept nogil:
 
 
 cdef int _put(
-    State *state, const KeyView *key, const Value *value, bint if_absent, Got *got
+    State *state, const KeyView *key, const Value *value, bint if_absent, uint64_t limit, Got *got
 ) noexcept nogil:
-    """Store a value. Return 0, or −EEXIST, −EBADF (closed), −ENOMEM, −ENOSPC (the pool's limit).
+    """Store a value. Return 0, or −EEXIST, −EBADF (closed), −EDQUOT (`limit`), −ENOMEM, −ENOSPC (the pool's).
 
     Then the key has what it had.
     """
     cdef LedgerState *ledger = state.ledger
-    cdef uint32_t position, length = 0
+    cdef uint32_t position, before = 0, length = 0
     cdef Entry entry
+    cdef Entry *place
     cdef uint8_t *room
     cdef int code
     got.gone_large = 0
@@ -242,6 +242,12 @@ cdef int _put(
         position = NOWHERE
     if position != NOWHERE and if_absent:
         return -EEXIST
+    if limit and value.kind == RECORD:
+        place = NULL if position == NOWHERE else _entry_of(state, position)
+        if place is not NULL and place.kind == RECORD:
+            pool_bytes(ledger.objects.pool, place.value, &before)
+        if ledger.pool_bytes - before + value.length > limit:
+            return -EDQUOT
     entry.kind = value.kind
     entry.codec = value.codec
     entry.value = value.number
@@ -293,7 +299,7 @@ cdef int _enter(
         got.gone_large = old.value if old.kind == LARGE else 0
         ledger_forget(ledger, &old)
     block = block_of(&state.index, position)
-    state.raw_bytes += value.raw_length - <uint64_t>block.lengths[position & (BLOCK - 1)]
+    state.ledger.record_bytes += value.raw_length - <uint64_t>block.lengths[position & (BLOCK - 1)]
     block.lengths[position & (BLOCK - 1)] = value.raw_length
     return 0
 
@@ -421,7 +427,8 @@ cdef int64_t _prepare(CoderState *coder, int number, const uint8_t *data, Value 
 
 
 cdef int _store(
-    State *state, const KeyView *key, const Value *value, bint if_absent, Got *got, uint64_t *expired,
+    State *state, const KeyView *key, const Value *value, bint if_absent, uint64_t limit, Got *got,
+    uint64_t *expired,
 ) noexcept nogil:
     """Store a value; if another one's time is over, take that out: `expired` is its number, if it is LARGE."""
     cdef Got over
@@ -430,7 +437,7 @@ cdef int _store(
     pool_lock(state.ledger.objects.pool)
     if not state.ledger.closed and _expire_one(state, &over):
         expired[0] = over.gone_large
-    code = _put(state, key, value, if_absent, got)
+    code = _put(state, key, value, if_absent, limit, got)
     pool_settle(state.ledger.objects.pool)
     pool_unlock(state.ledger.objects.pool)
     return code
@@ -633,11 +640,14 @@ cdef class Records:
             self.large.pop(got.gone_large, None)
         return removed
 
-    def put(self, key, value, *, int64_t deadline=0, bint if_absent=False) -> int:
+    def put(
+        self, key, value, *, int64_t deadline=0, bint if_absent=False, uint64_t limit=0
+    ) -> int:
         """Store a value of up to a page. Return 0, or a negative errno; then the key has what it had.
 
         `value`      a contiguous buffer.
         `deadline`   until when it is good, as `now_ns` has it; 0: for ever.
+        `limit`      bytes of this ledger's objects in the pool, or 0: −EDQUOT beyond it.
         −EEXIST where the key is there and `if_absent`; −ENOSPC: the pool's limit; −ENOMEM.
         """
         cdef Key room = Key.__new__(Key)
@@ -665,7 +675,9 @@ cdef class Records:
                         &coder.state, number, <const uint8_t *>buffer.buf, &new
                     )
                     if code == 0:
-                        code = _store(&self.state, &view, &new, if_absent, &got, &expired)
+                        code = _store(
+                            &self.state, &view, &new, if_absent, limit, &got, &expired
+                        )
                 if code == ABORT:
                     raise_callback_error(&coder.state)
                 if code != ABORT and got.gone_large:
@@ -701,7 +713,7 @@ cdef class Records:
         new.deadline = deadline
         self.large[new.number] = value
         with nogil:
-            code = _store(&self.state, &view, &new, if_absent, &got, &expired)
+            code = _store(&self.state, &view, &new, if_absent, 0, &got, &expired)
         if code:
             self.large.pop(new.number, None)
         if got.gone_large:
@@ -778,7 +790,8 @@ cdef class Records:
         return found
 
     def put_many(
-        self, list keys not None, list values not None, Py_ssize_t start, *, int64_t deadline=0
+        self, list keys not None, list values not None, Py_ssize_t start, *, int64_t deadline=0,
+        uint64_t limit=0,
     ) -> tuple[int, int]:
         """Store values of up to a page, from number `start` on.
 
@@ -811,7 +824,7 @@ cdef class Records:
                 try:
                     with nogil:
                         done = _put_chunk(
-                            &self.state, views, buffers, &coder.state, number, size, deadline,
+                            &self.state, views, buffers, &coder.state, number, size, deadline, limit,
                             gone, &code,
                         )
                     for at in range(2 * size):
@@ -996,6 +1009,13 @@ cdef class Records:
             gone += went
         return gone
 
+    def coder_bytes(self) -> int:
+        """Return the bytes of memory of the coders that are not the engine's: those with a dictionary."""
+        cdef Coders coders
+        return sum([
+            coders.memory_bytes() for coders in self.coders.values() if not coders.names_dictionary
+        ])
+
     def figures(self) -> dict[str, int]:
         """Return the figures of one moment.
 
@@ -1006,7 +1026,7 @@ cdef class Records:
         cdef uint64_t values, raw, bytes, keys, hits, misses, evictions, expirations
         with nogil:
             pool_lock(state.ledger.objects.pool)
-            values, raw, bytes = state.index.count, state.raw_bytes, index_bytes(&state.index)
+            values, raw, bytes = state.index.count, state.ledger.record_bytes, index_bytes(&state.index)
             keys = state.index.key_room
             hits, misses = state.hits, state.misses
             evictions, expirations = state.evictions, state.expirations
@@ -1027,7 +1047,7 @@ cdef class Records:
         with nogil:
             pool_lock(self.state.ledger.objects.pool)
             index_close(&self.state.index)
-            self.state.raw_bytes = 0
+            self.state.ledger.record_bytes = 0
             pool_unlock(self.state.ledger.objects.pool)
         large, self.large = self.large, {}
 
@@ -1056,8 +1076,8 @@ cdef class Records:
                     if entry.value not in self.large:
                         return f"large value {entry.value} has no object"
             id = block.after
-        if raw != state.raw_bytes:
-            return f"values have {raw} bytes, counted are {state.raw_bytes}"
+        if raw != state.ledger.record_bytes:
+            return f"values have {raw} bytes, counted are {state.ledger.record_bytes}"
         figures = self.ledger.figures()
         if count != figures["records"] + figures["backed_records"] + figures["large"]:
             return f"{count} values, and entries {figures}"
@@ -1089,7 +1109,7 @@ cdef void _get_chunk(
 
 cdef size_t _put_chunk(
     State *state, const KeyView *views, const Py_buffer *buffers, CoderState *coder, int number,
-    size_t count, int64_t deadline, uint64_t *gone, int *code,
+    size_t count, int64_t deadline, uint64_t limit, uint64_t *gone, int *code,
 ) noexcept nogil:
     """Store values until one cannot be. Return how many are, and the numbers of large ones that went."""
     cdef size_t at, done = 0
@@ -1102,7 +1122,7 @@ cdef size_t _put_chunk(
         new.deadline = deadline
         code[0] = <int>_prepare(coder, number, <const uint8_t *>buffers[at].buf, &new)
         if code[0] == 0:
-            code[0] = _store(state, &views[at], &new, False, &got, &gone[2 * at])
+            code[0] = _store(state, &views[at], &new, False, limit, &got, &gone[2 * at])
         if code[0] != ABORT:
             gone[2 * at + 1] = got.gone_large
         if code[0]:

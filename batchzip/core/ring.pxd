@@ -70,6 +70,7 @@ cdef extern from *:
         uint64_t check
 
     uint64_t bz_check(const Descriptor *) noexcept nogil
+    uint64_t bz_fold(uint64_t, uint64_t) noexcept nogil
 
     ctypedef struct Control "bz_control":
         uint32_t ready
@@ -140,7 +141,11 @@ cdef void let_go(RingState *ring, uint32_t sequence) noexcept nogil
 cdef uint32_t sum_of_tables(
     const Descriptor *descriptor, const uint32_t *lengths, const uint32_t *rows
 ) noexcept nogil
-cdef uint64_t first_sum(uint32_t sequence, uint32_t count) noexcept nogil
+cdef uint64_t first_sum(uint32_t sequence) noexcept nogil
+cdef inline uint64_t add_result(uint64_t sum, uint32_t length, int32_t error) noexcept nogil:
+    """Return a checksum of results with one more."""
+    return bz_fold(sum, <uint64_t>length << 32 | <uint32_t>error)
+cdef int64_t finished_pages(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil
 cdef uint32_t take(uint64_t *claim) noexcept nogil
 cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil
 cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil

@@ -34,10 +34,10 @@ Memory of a ring, in the order of addresses. Each field has one writer but the c
         claim      next u32, end u32                           owner at post; then both, by CAS
         descriptor sequence, operation, … and a check          owner, before `posted` covers it
         finished   sequence + 1 once all of it is done         lane, before `done` covers it
-        results    a checksum of the results below             worker, likewise
+        results    a checksum of the results below so far      owner at post; then worker, page by page
         lengths    u32 a page: bytes of each staged input      owner, before `posted` covers it
         rows       u32 a page: where its output goes           owner, likewise
-        dlens, errors, hashes   results of each page           worker, before `done` covers it
+        dlens, errors, hashes   results of each page           worker, as soon as it is done
         inputs     staged pages or sources                     owner, before `posted` covers it
         outputs    packed, or a page each                      worker, before `done` covers it
 
@@ -45,9 +45,11 @@ Invariants
 * done ≤ posted ≤ done + SLOTS; a slot is written again only after `done` covered it and its job let go.
 * 0 ≤ next ≤ end ≤ count. A page before `next` is the lane's, one at or behind `end` the owner's.
 * What the other side wrote is copied once, the copy is checked, and only the copy is used. The
-  descriptor's check covers lengths and rows. A worker keeps results to itself until the share is done,
-  so that `results` speaks of what it did and not of what the memory came to hold. Inputs and outputs
+  descriptor's check covers lengths and rows. A worker keeps the sum of its results to itself, too, so
+  that `results` speaks of what it did and not of what the memory came to hold. Inputs and outputs
   have no checksum: hashes are for that, with `verify`.
+* What a dead worker has published is taken: `results` tells of how many of the pages it took. So it was
+  at one page at most, and no other is suspected, wherever in a share it ends.
 * `done` never falls, and pages are taken in order. Otherwise a word was spoilt.
 
 Going to sleep is "announce it, look once more, sleep" against "post, look whether they sleep". Each
@@ -213,9 +215,22 @@ cdef bint is_honest(RingState *ring) noexcept nogil:
     return True
 
 
-cdef uint64_t first_sum(uint32_t sequence, uint32_t count) noexcept nogil:
+cdef uint64_t first_sum(uint32_t sequence) noexcept nogil:
     """Return what the checksum of a share's results begins with."""
-    return bz_fold(sequence, count)
+    return bz_fold(sequence, 1)
+
+
+cdef int64_t finished_pages(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil:
+    """Return how many of the first `count` pages of a worker's share have results; −1: a word was spoilt."""
+    cdef Slot slot = ring.slots[sequence % SLOTS]
+    cdef uint64_t sum = first_sum(sequence), results = bz_load64(&slot.head.results)
+    cdef uint32_t number = 0
+    while sum != results:
+        if number == count:
+            return -1
+        sum = add_result(sum, slot.dlens[number], slot.errors[number])
+        number += 1
+    return number
 
 
 cdef bint is_done(const RingState *ring, uint32_t sequence) noexcept nogil:
@@ -349,6 +364,7 @@ cdef void _write_slot(
             descriptor.output_pitch = batch.output_pitch
             _write_rows(slot, share)
         descriptor.tables = sum_of_tables(descriptor, slot.lengths, slot.rows)
+        bz_store64(&slot.head.results, first_sum(sequence))
     descriptor.check = bz_check(descriptor)
     bz_store64(&slot.head.claim, <uint64_t>share.count << 32)
 

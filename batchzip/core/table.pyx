@@ -255,7 +255,9 @@ cdef int _reserve_shared(TableState *table, uint64_t room) noexcept nogil:
 
 cdef int table_new_memory(Memory *memory) except -1:
     """Make memory for `table_share`. Raise OSError."""
-    return memory_create(memory, "batchzip-table", ENTRIES + FIRST_SHARED_BYTES, ENTRIES + PAGE)
+    return memory_create(
+        memory, "batchzip-table", ENTRIES + FIRST_SHARED_BYTES, ENTRIES + PAGE, keeps=True
+    )
 
 
 cdef int table_share(TableState *table, Memory *memory) noexcept nogil:

@@ -5,17 +5,21 @@
 Indices are the sharded store's own. What a method raises is returned, wrapped, and not mistaken for what
 the way to it raises.
 
-Dask calls an actor's methods one after the other, in a thread for them alone.
+Dask calls an actor's methods one after the other, in a thread for them alone. A shard is closed when its actor
+is dropped, or its worker ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from distributed import get_worker
 
+from batchzip.dask.worker_end import end_with
 from batchzip.engine import Engine
 from batchzip.store import Counters, SwapStore
 
@@ -49,6 +53,9 @@ class Shard:
             made.close()
             raise
         self._engine = made
+        with contextlib.suppress(ValueError):  # there is no worker here
+            if not end_with(get_worker(), self):
+                self.close()
         return os.getpid(), made.page_size
 
     def put(self, runs: Sequence[tuple[int, int]], pages: Bytes) -> None:

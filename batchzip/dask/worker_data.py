@@ -1,225 +1,392 @@
 """WorkerData: a Dask worker's data, whose cold values are compressed in RAM before any goes to disk.
 
-    Worker(data=(WorkerData, {"memory_limit": …}))
+    Worker(data=WorkerData)   or   Worker(data=(WorkerData, {"compressed": 0.4, …}))
 
     data[key] = value ─▶ live values, the most recently used ones
                             │ too many, or the process too large: the coldest
                             ▼
-                         CompressedMapping: pages in the pool of a SwapStore
+                         CompressedValues: pages in the pool of a SwapStore
                             │ the pool is at its limit: the coldest pages, as they are compressed
                             ▼
                          an unnamed file in the worker's local directory
 
-Values are taken apart by Dask's own serialisation, so that arrays and frames are compressed from where they
-lie; what only cloudpickle can pickle is taken, too. A value that is used is live again. What cannot be
-serialised, or finds no room anywhere, stays live, and the log says so.
+A value that is used is live again. What cannot be pickled, or finds no room anywhere, stays live, and the log
+says so; others make room instead of what cannot be pickled.
 
-It has what Dask asks of a mapping that takes part in its memory management (`fast`, `evict`,
-`spilled_total`), so live values are evicted, too, when the process grows for another reason.
+It has all that Dask asks of its own buffer: to take part in memory management (`fast`, `evict`), and what
+heartbeats, Prometheus and the dashboard show (`spilled_total`, `cumulative_metrics`, `memory`, `disk`).
 
-As Dask's own buffer, it is used by the worker's event loop; zict's locks make it thread-safe.
+Dask's workers do not close their data; this one is closed all the same, as worker_end.py says.
+
+Dask uses it in the worker's event loop; it is thread-safe all the same, which zict's own buffer is not quite: a
+value that was set while the old one was being evicted could get lost. Locks: the buffer's, then that of the
+live values. None is held while a value's own code runs.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
-from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+import sys
+import traceback
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import zict
-from dask.sizeof import sizeof
-from dask.utils import parse_bytes
-from distributed.protocol import deserialize, serialize
+import zict.common
+from distributed.metrics import context_meter
 from distributed.spill import SpilledSize
+from distributed.system import MEMORY_LIMIT
+from distributed.utils import RateLimiterFilter
+from distributed.worker import Worker
 
-from batchzip.checks import as_fraction
+from batchzip.backend import Backend
+from batchzip.checks import check_kind
+from batchzip.dask.compressed_values import CompressedValues, NoRoom, NotPicklable, size_of
+from batchzip.dask.memory_limits import MemoryLimits
+from batchzip.dask.worker_end import end_with
 from batchzip.engine import Engine
-from batchzip.errors import BadArgument, BatchzipError
-from batchzip.mapping import CompressedMapping
-from batchzip.store import Counters, SwapStore
+from batchzip.errors import BadArgument, ClosedError
+from batchzip.lifetime import Closing
+from batchzip.store import Counters
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    import os
+    from collections.abc import Iterator, MutableMapping
 
-    from batchzip.lifetime import Closing
-
-    Key: TypeAlias = str | int | float | tuple[Any, ...]
+    from batchzip.dask.compressed_values import Key
+    from batchzip.dask.memory_limits import MemoryLimit
 
 _LOG = logging.getLogger("batchzip.dask")
+_LOG.addFilter(RateLimiterFilter("There is no room to compress"))
 
 _PAGE_SIZE = 64 << 10
 """Bytes of a page: values have megabytes, and a page of 64 KiB compresses better than 16 of 4."""
 
 
-class WorkerData(zict.Buffer[Any, Any]):
+class WorkerData(zict.Buffer[Any, Any], Closing):
     """The mapping for `distributed.Worker(data=…)`, `Nanny(data=…)` or `LocalCluster(data=…)`.
 
     `worker_local_directory`  given by Dask: where the file lies that has neither name nor traces.
-    `memory_limit`            the worker's own memory_limit: bytes, or a text as "4 GiB".
-    `live`                    fraction of it that live values may have, by `dask.sizeof`.
-    `compressed`              fraction of it that compressed pages may have; then they go to disk.
+    `memory_limit`            "auto": the worker's own; or as Dask takes it: bytes, a text as "4 GiB", a
+                              fraction of the machine's memory; None or 0 for no limit.
+    `live`                    fraction of it that live values may have, by `dask.sizeof`; by default half of
+                              what Dask's setting `distributed.worker.memory.target` says.
+    `compressed`              fraction of it that compressed pages may have; then they go to disk. By default
+                              the other half, or half of `spill` where `target` is off.
     `engine`                  keyword arguments of the Engine: algorithm, level, shuffle, …; lz4 in the
                               worker's own process, without others.
-    `max_disk_bytes`          bytes the file may have, or None.
+    `max_disk_bytes`          bytes the file may have; by default what the setting `max-spill` says.
 
-    Live values are handed out as they are, compressed ones as equal copies.
+    Live values are handed out as they are, compressed ones as equal copies. Raises BadArgument for what
+    cannot be right. It is closed with its worker, and then empty.
     """
 
     def __init__(
         self,
-        worker_local_directory: str,
+        worker_local_directory: str | os.PathLike[str],
         *,
-        memory_limit: int | str,
-        live: float = 0.3,
-        compressed: float = 0.3,
+        memory_limit: MemoryLimit = "auto",
+        live: float | None = None,
+        compressed: float | None = None,
         engine: Mapping[str, Any] | None = None,
         max_disk_bytes: int | None = None,
     ) -> None:
-        limit = _bytes_of(memory_limit)
-        for name, fraction in (("live", live), ("compressed", compressed)):
-            as_fraction(fraction, name)
+        self._limits = MemoryLimits.make(memory_limit, live, compressed, max_disk_bytes)
         options: dict[str, Any] = {"algorithm": "lz4", "backend": "sequential"}
-        made = Engine(**{"page_size": _PAGE_SIZE, **options, **(engine or {})})
+        if engine is not None:
+            check_kind(engine, "engine", Mapping)
+            options.update(engine)
+        options.setdefault("page_size", _PAGE_SIZE)
+        if not isinstance(options["backend"], Backend):  # which would be closed
+            Engine(**options).close()  # says what is wrong with them
         try:
-            self._store = SwapStore(
-                made,
-                max_pool_bytes=int(limit * compressed),
-                backing=worker_local_directory,
-                max_backing_bytes=max_disk_bytes,
+            folder = Path(worker_local_directory)
+        except TypeError:
+            folder = None
+        if folder is None or not folder.is_dir():
+            raise BadArgument(
+                f"worker_local_directory is a directory, not {shown(worker_local_directory)}"
             )
-        except BaseException:
-            made.close()
-            raise
-        mapping = CompressedMapping(self._store, serializer="pickle")
-        self._held: tuple[Closing, ...] = (mapping, self._store, made)
-        self._slow = _Compressed(mapping)
+        self._values = CompressedValues(str(folder), options, self._limits.disk)
         # A value that is still in use somewhere is not made a second time.
-        slow = zict.Cache(self._slow, zict.WeakValueMapping())
-        super().__init__(fast={}, slow=slow, n=int(limit * live), weight=_weight)
-        self._complained: set[Key] = set()
+        slow = zict.Cache(self._values, zict.WeakValueMapping())
+        super().__init__(fast={}, slow=slow, n=sys.maxsize, weight=_weight)
+        self.fast: _Live = _Live(self.slow)
+        self.cumulative_metrics: defaultdict[tuple[str, str], float] = defaultdict(float)
+        """By activity and unit, as Dask's own buffer counts: "disk-read" and "disk-write" are of values that
+        are not live, wherever they lie, and of their bytes before compression."""
+        self._joined = False
+        self._restoring: dict[Key, object] = {}
+        """What is being restored, as long as nothing else becomes of it."""
 
     def __setitem__(self, key: Key, value: object) -> None:
         """Take a value; colder ones are compressed to make room. It never raises for want of room."""
-        self._complained.discard(key)
-        self._trying(lambda: super(WorkerData, self).__setitem__(key, value))
+        self._enter()
+        size = size_of(value)
+        with self._counting():
+            with self.lock, self.fast.lock:
+                old = self.fast.d.get(key)
+                self._restoring.pop(key, None)
+                zict.common.discard(self.slow, key)
+                self.fast.put(key, value, size)
+            del old  # not before: it may have a finalizer
+            self.fast.evict_until_below_target()
+
+    def __delitem__(self, key: Key) -> None:
+        with self.lock:
+            old = self.fast.d.get(key)
+            self._restoring.pop(key, None)
+            super().__delitem__(key)
+        del old
 
     def __getitem__(self, key: Key) -> object:
         """Give a value, which is live then; colder ones are compressed to make room."""
-        try:
+        self._enter()
+        with self._counting():
+            size = self.fast.weights.get(key)
+            if size is not None:
+                context_meter.digest_metric("memory-read", 1, "count")
+                context_meter.digest_metric("memory-read", size, "bytes")
             return super().__getitem__(key)
-        except (BatchzipError, OSError, MemoryError):
-            # Making room failed, and the value is live; or it could not be read.
-            if key not in self.fast:
-                raise
-            return self.fast[key]
 
-    def __delitem__(self, key: Key) -> None:
-        super().__delitem__(key)
-        self._complained.discard(key)
+    def __len__(self) -> int:
+        with self.lock, self.fast.lock:
+            twice = sum(key in self.fast and key in self.slow for key in self.fast.leaving)
+            return len(self.fast) + len(self.slow) - twice
+
+    def slow_to_fast(self, key: Key) -> object:
+        """Restore a value, and make it live unless it is larger than all live ones may be."""
+        mark = self._restoring.setdefault(key, object())
+        try:
+            with self.unlock():
+                value = self.slow[key]
+                size = size_of(value)
+        except BaseException as error:
+            if self._restoring.get(key) is mark:
+                del self._restoring[key]
+            elif isinstance(error, KeyError) and key in self:  # another thread was faster
+                try:
+                    return self.fast[key]
+                except KeyError:
+                    return self.slow_to_fast(key)
+            raise
+        if self._restoring.get(key) is mark:
+            del self._restoring[key]
+            if size <= self.n:
+                with self.fast.lock:
+                    self.fast.put(key, value, size)
+                    del self.slow[key]
+        with self.unlock():
+            self.fast.evict_until_below_target()
+        return value
 
     def evict(self) -> int:
-        """Compress the coldest live value; its bytes, or -1 if that failed. It never raises."""
-        evicted: list[int] = []
-        if self.fast:
-            self._trying(lambda: evicted.append(int(self.fast.evict()[2])))
-        return evicted[0] if evicted else -1
-
-    def _trying(self, work: Callable[[], object]) -> None:
-        """Do what may compress values: what fails stays live (zict's LRU sees to that), and is logged."""
-        try:
-            work()
-        except (BatchzipError, OSError, MemoryError) as error:
-            if self._slow.refused not in self._complained:
-                self._complained.add(self._slow.refused)
-                _LOG.warning("%r is kept in memory as it is: %s", self._slow.refused, error)
+        """Compress the coldest live value that can be; its bytes, or -1 if none can. It never raises."""
+        if self._values.closed:
+            return -1
+        with self._counting():
+            return self.fast.evict_coldest()
 
     def pop(self, key: Key, default: object = None) -> object:
         """Refused, as by Dask's own buffer: it would restore what is to be thrown away."""
         raise NotImplementedError(f"use `del` to discard {key!r}")
 
     @property
+    def memory(self) -> Mapping[Key, object]:
+        """The live values, to look at only; Dask's buffer calls them so, too."""
+        return self.fast
+
+    @property
+    def disk(self) -> Mapping[Key, object]:
+        """The others, compressed in RAM or on disk, to look at only; Dask's buffer calls its own so, too."""
+        return self.slow
+
+    @property
     def spilled_total(self) -> SpilledSize:
         """Bytes that values which are not live would have in memory, and bytes on disk."""
-        return SpilledSize(self._slow.whole_bytes, self._store.counters.backing_file_size)
+        return SpilledSize(self._values.whole_bytes, self.counters.backing_file_size)
 
     @property
     def counters(self) -> Counters:
         """The store's counters: what compressed values take in memory, and on disk."""
-        return self._store.counters
+        store = self._values.store
+        if store is None:
+            return Counters(**{field.name: 0 for field in fields(Counters)})
+        return store.counters
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        def count(activity: Any, value: float, unit: str) -> None:
+            self.cumulative_metrics[activity, unit] += value
+
+        with context_meter.add_callback(count):
+            yield
+
+    def _enter(self) -> None:
+        if not self._joined:
+            self._join()
+        if self._values.closed:
+            raise ClosedError("this worker's data is closed, as its worker is")
+
+    def _join(self) -> None:
+        """Find the worker, whose limit counts and whose end is the end of this.
+
+        It is there when it has something to keep, and not yet when it makes its data.
+        """
+        # A list: other threads may make workers meanwhile.
+        workers = [one for one in list(Worker._instances) if one.data is self]  # noqa: SLF001
+        limit: int | None = MEMORY_LIMIT
+        for worker in workers:
+            limit = worker.memory_manager.memory_limit
+            if not end_with(worker, self):
+                self.close()
+        live = self._limits.bytes_of(self._limits.live, limit)
+        self.n = sys.maxsize if live is None else live
+        self._values.max_pool_bytes = self._limits.bytes_of(self._limits.compressed, limit)
+        self._joined = True
 
     def close(self) -> None:
         """Release everything, values included; further calls do nothing."""
-        for one in self._held:
-            one.close()
+        self._values.close()
+        self.fast.close()
+        self.fast.clear()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} values, {len(self.fast)} of them live>"
+
+    __str__ = __repr__
 
     def __del__(self) -> None:
         """Leave it to the parts: the collector may have ended some of them already."""
 
 
-class _Compressed(MutableMapping[Any, Any]):
-    """A CompressedMapping for any key and value that Dask has."""
+class _Live(zict.LRU[Any, Any]):
+    """The live values. What cannot be compressed keeps its place, and the next coldest makes room.
 
-    def __init__(self, mapping: CompressedMapping) -> None:
-        self._mapping = mapping
-        self._weights: dict[Key, int] = {}
-        self.whole_bytes = 0
-        """Bytes its values would have in memory."""
-        self.refused: Key = ""
-        """The key that was tried last."""
+    zict's own ends at the first one that cannot: from then on nothing would be compressed any more.
+    """
 
-    def __setitem__(self, key: Key, value: object) -> None:
-        self.refused = key
-        self._mapping[key,] = _Framed(value)
-        self.whole_bytes += (weight := _weight(key, value)) - self._weights.get(key, 0)
-        self._weights[key] = weight
+    def __init__(self, slow: MutableMapping[Key, object]) -> None:
+        super().__init__(sys.maxsize, {}, weight=_weight)
+        self._slow = slow
+        self._stuck: set[Key] = set()
+        """Keys whose values cannot be pickled."""
+        self.leaving: dict[Key, bool] = {}
+        """Keys whose values are being compressed; whether they were set or deleted meanwhile."""
+        self._told: set[tuple[str, str]] = set()
 
-    def __getitem__(self, key: Key) -> object:
-        return self._mapping[key,]
+    def set_noevict(self, key: Key, value: object) -> None:
+        """Take a value, and compress none for it."""
+        self.put(key, value, size_of(value))
+
+    def put(self, key: Key, value: object, size: int) -> None:
+        """Take a value of a size that is known, as `set_noevict`."""
+        with self.lock:
+            self.discard(key)
+            self._stuck.discard(key)
+            self.d[key] = value
+            self.order.add(key)
+            if size > self.n:
+                self.heavy.add(key)
+            self.weights[key] = size
+            self.total_weight += size
 
     def __delitem__(self, key: Key) -> None:
-        del self._mapping[key,]
-        self.whole_bytes -= self._weights.pop(key)
+        with self.lock:
+            super().__delitem__(key)
+            if key in self.leaving:
+                self.leaving[key] = True
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._weights
+    def evict_until_below_target(self, n: float | None = None) -> None:
+        """Compress the coldest values until the others have no more than `n` bytes, or none can be."""
+        most = self.n if n is None else n
+        for _ in range(len(self)):  # values may come meanwhile, from their own code, too
+            if self.closed or self.total_weight + self.offset <= most or self.evict_coldest() < 0:
+                return
 
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._weights)
+    def evict_coldest(self) -> int:
+        """Compress the coldest value that can be; its bytes, or -1 if none can."""
+        for _ in range(len(self)):
+            with self.lock:
+                key = self._coldest()
+                is_heavy = key in self.heavy
+            if key is None:
+                return -1
+            try:
+                return int(self.evict(key)[2])
+            except KeyError:  # another thread was faster
+                continue
+            except NoRoom as refused:
+                if not self.closed:
+                    _LOG.warning("There is no room to compress %s: %s", shown(key), _said(refused))
+                if not is_heavy:  # others find none, either; beside a very large one they may
+                    return -1
+            except NotPicklable as refused:
+                self._tell(key, refused)
+        return -1
 
-    def __len__(self) -> int:
-        return len(self._weights)
+    def _coldest(self) -> Key | None:
+        keys = chain(self.heavy, self.order)
+        return next((key for key in keys if not (key in self._stuck or key in self.leaving)), None)
+
+    def evict(self, key: Any = None) -> tuple[Any, Any, float]:
+        """Compress a value, the coldest if none is named; what it was, or (None, None, 0).
+
+        That is given where it was set or deleted meanwhile. Raises KeyError, NoRoom or NotPicklable.
+        """
+        with self.lock:
+            key = self._coldest() if key is None else key
+            if key in self.leaving:
+                return None, None, 0
+            value = self.d[key]
+            self.heavy.discard(key)
+            self.leaving[key] = False
+        undo = False
+        try:
+            self._slow[key] = value
+            undo = True
+            with self.lock:
+                if self.leaving[key]:
+                    return None, None, 0
+                undo = False
+                size = self.weights[key]
+                super().__delitem__(key)
+                return key, value, size
+        except NotPicklable:
+            with self.lock:
+                if not self.leaving[key]:
+                    self._stuck.add(key)
+            raise
+        finally:
+            if undo:
+                zict.common.discard(self._slow, key)
+            del self.leaving[key]
+
+    def _tell(self, key: Key, refused: NotPicklable) -> None:
+        """Log what cannot be pickled, once for each kind: there may be thousands of them."""
+        kind = type(self.d.get(key)).__qualname__
+        said = kind, type(refused.__cause__).__qualname__
+        if said not in self._told:
+            self._told.add(said)
+            _LOG.warning(
+                "Failed to pickle %s, of %s, which is kept in memory as it is, as others like it are: %s",
+                shown(key),
+                kind,
+                _said(refused),
+            )
 
 
-class _Framed:
-    """A value that pickles as the frames of Dask's serialisation, and comes back as itself."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: object) -> None:
-        self._value = value
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        header, frames = serialize(self._value, serializers=("dask", "pickle"), on_error="raise")
-        return _restore, (header, [pickle.PickleBuffer(frame) for frame in frames])
-
-
-def _restore(header: dict[str, Any], frames: Sequence[memoryview]) -> object:
-    return deserialize(header, frames)
+def _said(refused: NoRoom | NotPicklable) -> str:
+    """Return what was raised, as a traceback ends; whatever its own `str` does."""
+    return "".join(traceback.format_exception_only(refused.__cause__)).strip()
 
 
 def _weight(key: Key, value: object) -> int:
     del key
-    return cast("int", sizeof(value))
-
-
-def _bytes_of(memory_limit: int | str) -> int:
-    try:
-        limit = int(parse_bytes(memory_limit))
-    except (TypeError, ValueError):
-        limit = 0
-    if limit < 1:
-        raise BadArgument(
-            f"memory_limit is the worker's, in bytes or as '4 GiB', not {memory_limit!r}"
-        )
-    return limit
+    return size_of(value)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.util
 import threading
+import warnings
 import weakref
 from abc import abstractmethod
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from batchzip.checks import as_integer
 from batchzip.core.division import Divider
 from batchzip.core.ring import share_pages
 from batchzip.cpus import MOST_WORKERS, default_lanes
-from batchzip.errors import ClosedError, PageError
+from batchzip.errors import ClosedError, EngineBusy, PageError, WorkerWarning
 from batchzip.lanes.dispatcher import Dispatcher
 from batchzip.lanes.queue import RequestQueue
 from batchzip.lanes.watch import Watch, withdraw
@@ -67,6 +68,7 @@ class LanesBackend(Backend):
         self._dispatcher_lock = threading.RLock()  # a signal handler may submit, too
         self._starts_dispatcher = False
         self._closed = False
+        self._loss_told = False
 
     def open(self, codec: Codec, page_size: int) -> None:
         """Bind to a codec; the subclass makes the lanes."""
@@ -113,6 +115,24 @@ class LanesBackend(Backend):
 
     def replace_soon(self) -> None:
         """Start the lanes that are missing soon: a batch needs one."""
+
+    def tell_loss(self, what: str, *, stacklevel: int) -> None:
+        """Warn that lanes are missing, once until they are back."""
+        if not self._loss_told:
+            self._loss_told = True
+            warnings.warn(
+                f"batchzip: {what}; meanwhile the caller does the work",
+                WorkerWarning,
+                stacklevel=stacklevel,
+            )
+
+    def tell_recovery(self) -> None:
+        """Log that all lanes work again, if a loss was told: good news must not end `-W error`."""
+        if self._loss_told:
+            self._loss_told = False
+            import logging  # noqa: PLC0415 - 5 ms that few need
+
+            logging.getLogger("batchzip").warning("batchzip: all %s work again", self.name)
 
     # Batches.
 
@@ -174,7 +194,9 @@ class LanesBackend(Backend):
                 finally:
                     self._starts_dispatcher = False
             dispatcher = self._dispatcher
-        if dispatcher is None:  # none can be started, or this is a signal handler and it is being
+        if dispatcher is None or dispatcher.is_over:
+            # None can be started; or this is a signal handler, and it is being; or one of the last
+            # handlers of a program that exits.
             self._do_now(request)
         elif dispatcher.is_here():
             # A callback: it would wait for room that its own thread has to make, or that another
@@ -186,8 +208,11 @@ class LanesBackend(Backend):
     def _put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
         try:
             self._queue.put(request, timeout_s=timeout_s, block=block)
-        except KeyboardInterrupt:
-            # It may be queued all the same, and whoever submitted it never gets to know the request.
+        except (EngineBusy, ClosedError):
+            raise
+        except BaseException:
+            # Ctrl-C, or whatever a signal handler raises: it may be queued all the same, and whoever
+            # submitted it never gets to know the request.
             if not request.cancel():
                 request.wait()
             self._queue.notify()

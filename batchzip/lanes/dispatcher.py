@@ -46,6 +46,8 @@ class Dispatcher:
         self._under_way: list[tuple[Request[Batch], Watch]] = []
         """What lanes have pages of, the oldest first."""
         self._gives_up = False
+        self.is_over = False
+        """Whether it was abandoned: what is submitted now, its submitter has to do."""
         self._thread = _DispatcherThread(target=self._run, name="batchzip-requests", daemon=True)
         self._thread.start()
 
@@ -142,3 +144,5 @@ class Dispatcher:
         self._thread.join(timeout_s)
         self._gives_up = True  # of what takes longer, pages that are begun are waited for
         self._thread.join(timeout_s)
+        # Not before: callbacks of what was cancelled, which submit again, would never end.
+        self.is_over = True

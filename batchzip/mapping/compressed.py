@@ -79,9 +79,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     `on_evict`    called as on_evict(key, value) with each value that was forgotten to make room, in the thread
                   that puts a value in; it may use the mapping. What it raises goes to that caller.
     `serializer`  "bytes": values are buffers of any length (bytes, memoryview, a contiguous array …) and come
-                  back as bytes. "pickle": anything that can be pickled; the buffers of arrays and
-                  frames are not copied on the way. Or an object with `dumps(value) -> buffer` and
-                  `loads(bytes) -> value`.
+                  back as bytes. "pickle": anything that can be pickled. "numpy": arrays and scalars of
+                  NumPy, without pickle. "json", "msgpack": lists, dicts and what such files have in them.
+                  "arrow": tables and record batches. "torch": tensors on the CPU. The buffers of arrays,
+                  frames, tables and tensors are not copied on the way. Or an object with
+                  `dumps(value) -> buffer` and `loads(bytes) -> value`.
     `key_serializer`  an object with the same methods, for keys of other types than those below.
     `dictionary`  "auto": learn from the first thousand small values what they have in common, so that those
                   which follow get smaller. Or the bytes of one. It needs an engine of zstd.
@@ -161,7 +163,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def _new_group(self, name: str | None, max_bytes: int | None) -> Group:
         store = self._store
         if name is None:
-            names = (f"mapping-{number}" for number in itertools.count())
+            names = (f"mapping-{number}" for number in store._numbers)  # noqa: SLF001
             groups = (store._new_group(each, max_bytes) for each in names)  # noqa: SLF001
             return next(group for group in groups if group is not None)
         group = store._new_group(name, max_bytes)  # noqa: SLF001
@@ -306,7 +308,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def _put_small(self, plain: Any, value: Flat, deadline: int, if_absent: bool) -> int:
         for tries in itertools.count():
-            code = self._records.put(plain, value, deadline=deadline, if_absent=if_absent)
+            code = self._records.put(
+                plain, value, deadline=deadline, if_absent=if_absent, limit=self._room.hard_limit
+            )
             if code in (0, -errno.EEXIST):
                 break
             if not self._room.make(code, tries, self._take):
@@ -336,6 +340,12 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         raise AssertionError  # the loop has no end
 
     def _rejection(self, code: int) -> StoreRejected:
+        if code == -errno.EDQUOT:
+            self._group._ledger.count_event("pool_limit_hit")  # noqa: SLF001
+            return self._room.rejection(
+                "pool_limit_hit",
+                f"the value does not fit the {self.max_bytes} bytes of {self._group.name!r}",
+            )
         if code == -errno.ENOSPC:
             self._group._ledger.count_event("pool_limit_hit")  # noqa: SLF001
             limit = self._home.pool.max_bytes
@@ -458,7 +468,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         done = 0
         while done < len(keys):
             self._room.check()
-            done, code = self._records.put_many(keys, values, done, deadline=deadline)
+            limit = self._room.hard_limit
+            done, code = self._records.put_many(keys, values, done, deadline=deadline, limit=limit)
             if code:  # the next one makes room, or says that there is none
                 self._put_small(keys[done], values[done], deadline, if_absent=False)
                 done += 1
@@ -474,7 +485,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             raise TypeError(f"update takes one mapping or iterable, not {len(others)}")
         for other in others:
             if isinstance(other, CompressedMapping):
-                self.set_many(iter(other.items()))
+                plain = other._keys.known(other._records.keys())  # noqa: SLF001 - one of these
+                self.set_many(other._values_of(plain, other._keys.back(plain)))  # noqa: SLF001
             elif isinstance(other, Mapping):
                 self.set_many(other)
             elif hasattr(other, "keys"):
@@ -508,7 +520,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         return iter(self._keys.back(self._records.keys()[::-1]))
 
     def items(self) -> ItemsView[Key, Any]:
-        """Return a view of keys and values, which are read 64 at a time; those that go meanwhile are left out."""
+        """Return a view of keys and values; those that go while it is iterated over are left out."""
         return _Items(self)
 
     def values(self) -> ValuesView[Any]:
@@ -517,7 +529,10 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def _all_items(self, step: int = 1) -> Iterator[tuple[Any, Any]]:
         plain = self._keys.known(self._records.keys()[::step])
-        return self._values_of(plain, self._keys.back(plain))
+        for where, key in zip(plain, self._keys.back(plain), strict=True):
+            value = self._read(where, key)
+            if value is not MISSING:  # it went in between
+                yield key, value
 
     def clear(self) -> None:
         """Forget all values."""
@@ -656,12 +671,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         large = self._records.large_values()
         nbytes = figures["raw_bytes"] + sum(sum(value.lengths) for value in large)
         key_bytes = figures["key_bytes"]
-        trained = self._trainer.dictionary_bytes if self._trainer is not None else 0
         return MemoryUsage(
             values=round(pool.held_bytes * share),
             tables=ledger["table_bytes"] + 10 * objects,
-            index=figures["index_bytes"] + 200 * len(large),
-            dictionaries=trained,
+            index=figures["index_bytes"] + 250 * len(large),
+            dictionaries=self._records.coder_bytes(),
             in_dict=dict_bytes(figures["values"], key_bytes, nbytes),
         )
 

@@ -52,7 +52,7 @@ class MemoryUsage:
     index: int
     """Keys, and what finds them."""
     dictionaries: int
-    """Dictionaries, with the codec's tables for them."""
+    """Dictionaries, with the codec's tables and contexts for them."""
     in_dict: int
     """What the values would take as bytes objects in a dict, with str keys as long as these."""
 

@@ -63,6 +63,11 @@ class Room:
         self._keys = keys
 
     @property
+    def hard_limit(self) -> int:
+        """Bytes that no value may take the mapping beyond; 0: there is no such limit."""
+        return self.max_bytes or 0 if self.on_full == "raise" else 0
+
+    @property
     def _percent(self) -> int:
         return self._home.accept_threshold_percent
 

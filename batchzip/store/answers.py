@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from batchzip.checks import as_index
 from batchzip.errors import BadArgument
 from batchzip.store.arguments import MAX_INDEX
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ def answer(store: SwapStore, request: Request, descriptors: Descriptors) -> obje
     what = request.get("what")
     function = _ANSWERS.get(what) if isinstance(what, str) else None
     if function is None:
-        raise BadArgument(f"a reader asked for {request!r}")
+        raise BadArgument(f"a reader asked for {shown(request)}")
     return function(store, request, descriptors)
 
 
@@ -37,7 +38,7 @@ def _group(store: SwapStore, request: Request) -> Group:
     name = request.get("group", "")
     group = store if name == "" else store.groups.get(str(name))
     if group is None:
-        raise BadArgument(f"this store has no group {name!r}")
+        raise BadArgument(f"this store has no group {shown(name)}")
     return group
 
 

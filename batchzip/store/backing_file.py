@@ -60,10 +60,8 @@ about as long as another pread, and a disk's block is no smaller than half of it
 class BackingFile(Closing):
     """Compressed pages in a file, by position. Thread-safe, also in signal handlers and finalizers.
 
-    `target` is a path (the file is made, 0600, and removed by `close`; one that a killed owner left is taken
-    over), a directory (for a file without a name), or a file object, which stays the user's and whose
-    content is overwritten; see file_io.py. `page_size`, in bytes, is the longest object there can be.
-    `max_bytes` limits `held_bytes`; None: no limit but the file system's.
+    `target` is what `SwapStore` calls `backing`; see file_io.py. `page_size`, in bytes, is the longest object
+    there can be. `max_bytes` limits `held_bytes`; None: no limit but the file system's.
 
     Raises BadArgument for a target that cannot be one, or is in use, and OSError where it cannot be
     opened.
@@ -74,7 +72,9 @@ class BackingFile(Closing):
         limit = as_limit(max_bytes, "max_bytes")
         storage = open_storage(target)
         self.descriptor = storage.descriptor
-        """Descriptor of the file, which stays its owner's; None where it is an object."""
+        """Descriptor of the file; None where it is an object."""
+        self.name = storage.name
+        """Where the file can be looked at (/proc/PID/fd/N), or what object it is."""
         try:
             self.zones = Zones(page_size, storage.base, limit)
         except BaseException:
@@ -83,12 +83,15 @@ class BackingFile(Closing):
         self._lock, self._has_locks = storage.lock, storage.has_locks
         self._calls: Calls[Storage] = Calls(storage, "BackingFile")
 
-    def write(self, buffers: Sequence[Flat]) -> Reservation:
+    def write(self, buffers: Sequence[Flat], *, cleaning: bool = False) -> Reservation:
         """Append n buffers of 1 … page_size bytes. Return where they are, once they are safely written.
+
+        Some room below the limit is only for `cleaning`: at most an eighth of it.
 
         They are gone again if the Reservation is dropped before it is committed. Raises OSError, and has
         kept none of them then: ENOSPC beyond `max_bytes`; EAGAIN in the middle of a call of a storage
-        object, where waiting for another thread could be for ever. They are read during the call only.
+        object that cuts the file's end off, or where another thread is in such a call, or in a sync, for more
+        than a second: it may be waiting for this one. They are read during the call only.
         """
         lengths = np.fromiter(map(len, buffers), np.int64, len(buffers))
         if len(lengths) and (lengths.min() < 1 or lengths.max() > self._page_size):
@@ -97,7 +100,7 @@ class BackingFile(Closing):
         with (call := self._calls.enter()) as storage:
             wait = not (call.nested and storage.has_locks)
             sizes = lengths.astype(np.uint32)
-            reservation = self.zones.reserve(sizes, storage.lock, wait=wait)
+            reservation = self.zones.reserve(sizes, storage.lock, wait=wait, cleaning=cleaning)
             try:
                 for first, last, offset in reservation.runs():
                     _write_all(storage, b"".join(buffers[first:last]), offset)
@@ -145,8 +148,7 @@ class BackingFile(Closing):
         """Give back to the system what was freed; called after objects were. Nothing to do costs next to nothing.
 
         What another call is giving back is left to it, and what cannot be given back is just reused. May be
-        called in finalizers, and after `close`. A storage object's errors come through, save OSErrors; the
-        next call goes on then.
+        called in finalizers, and after `close`. An interrupt comes through; the next call goes on then.
         """
         if not self.zones.unsettled:
             return
@@ -195,9 +197,14 @@ class BackingFile(Closing):
         held: bool = self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
         return held or (self._has_locks and self._calls.used_here)
 
-    def sparse_zones(self) -> Numbers:
-        """Zones less than half of which lives, the emptiest first: worth writing their objects anew."""
-        return np.array(self.zones.sparse(), np.int64)
+    def room_for(self, length: int) -> tuple[bool, bool]:
+        """Return whether `length` bytes fit below the limit, and whether they do after cleaning."""
+        limit = self.max_bytes
+        if limit is None:
+            return True, False
+        held, live, _ = self.zones.figures
+        most = limit - self.zones.spare - length
+        return held <= most, live <= most
 
     def zone_of(self, positions: Positions) -> Numbers:
         """Tell in which zone each of n objects lies, by number."""
@@ -211,7 +218,7 @@ class BackingFile(Closing):
         self.zones.check(np.sort(live))
 
     def close(self) -> None:
-        """Let go of the file, and remove it if it was made here; calls under way end first."""
+        """Let go of the file, which is gone if it was made here; calls under way end first."""
         self._calls.close()
 
 

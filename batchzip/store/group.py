@@ -16,7 +16,7 @@ core, so no lock is held here and nothing has to be put right after an interrupt
 from __future__ import annotations
 
 import asyncio
-import os
+import errno
 from functools import partial
 from typing import TYPE_CHECKING, SupportsIndex, overload
 
@@ -28,12 +28,12 @@ from batchzip.codecs.zstd import DEFAULT_LEVEL, MAX_DICTIONARY
 from batchzip.core.gather import Gathered, gather, load
 from batchzip.core.ledger import EVENTS, Ledger
 from batchzip.core.table import Kind
-from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument
+from batchzip.errors import BadArgument, PageError
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_pages, as_range, as_room
 from batchzip.store.counters import Counters
 from batchzip.store.loader import Loader
+from batchzip.store.reach import open_to_read
 from batchzip.store.recompress import Recompression, Recompressor
 from batchzip.store.sample import sample
 from batchzip.store.storer import Storer
@@ -207,7 +207,10 @@ class Group(Owned):
             raise BadArgument("this store has no backing file: give it one with backing=")
         if isinstance(pages, (int, np.integer)):
             return self._write_back_coldest(as_integer(pages, "the number of pages", 0))
-        given = np.unique(as_indices(pages))
+        given = np.sort(
+            as_indices(pages)
+        )  # np.unique would import numpy.ma, within a signal handler
+        given = given[np.diff(given, prepend=-1) > 0]
         step = self._home.max_batch
         return sum(
             write_back(self._home, self._ledger, given[at : at + step])
@@ -260,8 +263,9 @@ class Group(Owned):
         """Compress pages in the pool again, with a stronger algorithm, where that saves memory.
 
         Only pages that were not used for `idle_for_s` seconds, and take `min_length` bytes or more
-        now. `algorithm` and its parameters are those of Engine; or it is an engine, which is only
-        used. A page changes its form only where it then takes a smaller size class of the pool.
+        now. `algorithm`, its parameters, `shuffle` and `verify` are those of Engine; or it is an
+        engine, which is only used. A page changes its form only where it then takes a smaller size
+        class of the pool.
         """
         self._enter()
         idle_for_s = as_seconds(idle_for_s, "idle_for_s")
@@ -272,16 +276,24 @@ class Group(Owned):
 
     def _share_table(self) -> int:
         """Move the table to shared memory. Return a descriptor of it, to read only, which is the caller's."""
-        fd = self._ledger.share()
-        with above_standard():
-            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        return open_to_read(self._ledger.share())
 
     def _stored(self, index: int) -> bytes | None:
-        """Read the stored bytes of a page in the backing file; None if there is none."""
+        """Read the stored bytes of a page in the backing file; None if there is none. Raise PageError.
+
+        A thread that answers others asks for it. A file object's SystemExit does not end it.
+        """
         gathered = gather(self._ledger, np.array([index], np.int64))
         if gathered.kind(0) != Kind.BACKED:
             return None
-        self._home.read(gathered)
+        try:
+            causes = self._home.read(gathered)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                raise
+            raise PageError(index, -errno.EIO) from error
+        for cause in causes.values():
+            raise PageError(index, -(cause.errno or errno.EIO)) from cause
         return gathered.stored(0)
 
     def train_dictionary(

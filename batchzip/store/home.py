@@ -15,30 +15,34 @@ import contextlib
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip.asynchronous import Threads
 from batchzip.backend import is_native
-from batchzip.codecs import make_codec
 from batchzip.core.coder import Coders
 from batchzip.core.ledger import Ledger, Objects
 from batchzip.core.table import Kind
-from batchzip.descriptors import above_standard
-from batchzip.engine import Engine
+from batchzip.engine import Engine, codec_of
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.loader import Restorer
+from batchzip.store.reach import open_to_read
 from batchzip.store.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
+    from batchzip.core.gather import Gathered
     from batchzip.pool import Pool
     from batchzip.store.backing_file import BackingFile
     from batchzip.store.group import Group
+
+_MOST_ENGINES = 4
+"""Engines that are kept for recompression: each has lanes, and a dictionary perhaps."""
 
 _WORTH = 8
 """The pool is compacted when more than one in so many of its bytes could be given back."""
@@ -52,6 +56,14 @@ def unless_dropped(ledger: Ledger) -> Iterator[None]:
     except ClosedError:
         if not ledger.closed:
             raise
+
+
+class Turn:
+    """A thread's turn to clean the backing file: over when it says so, or when its call is gone."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self.thread = threading.get_ident()
 
 
 class Home:
@@ -75,8 +87,6 @@ class Home:
         self.objects = Objects(pool.allocator, zones, engine.page_size)
         self.ledgers: dict[int, Ledger] = {}
         """Those of all groups, by their `id()`."""
-        restorer = Restorer(self)
-        self.restore, self.read = restorer.restore, restorer.read
         self.threads = Threads()
         """What asyncio's calls block instead of the loop."""
         self._engines_of: dict[int, Engine] = {}
@@ -87,10 +97,10 @@ class Home:
         """Called with a group that is closed."""
         self.accept_threshold_percent = 90
         self.full = Hysteresis()
-        self._engines: dict[tuple[object, ...], Engine] = {}
-        """Engines for recompression, by algorithm and parameters."""
-        self.cleaning: dict[str, weakref.ref[Any]] = {}
-        """The turn of who cleans the backing file: see cleaning.py."""
+        self._engines: dict[Codec, Engine] = {}
+        """Engines for recompression."""
+        self.turns: list[weakref.ref[Turn]] = []
+        """Who cleans the backing file, and then those who wait for it: see cleaning.py."""
 
     def writer_of(self, engine: Engine, *, current: bool = False) -> Writer:
         """Make what writes with an engine; its codec gets a number. Raise ClosedError.
@@ -129,6 +139,14 @@ class Home:
                 return number
         return objects.add_codec(codec)
 
+    def restore(self, gathered: Gathered, pages: Bytes) -> dict[int, OSError]:
+        """Restore gathered entries to pages, as Restorer does."""
+        return Restorer(self).restore(gathered, pages)  # kept, each would keep the other
+
+    def read(self, gathered: Gathered) -> dict[int, OSError]:
+        """Read what lies in the backing file, as Restorer does."""
+        return Restorer(self).read(gathered)
+
     def engine_of(self, number: int) -> Engine | None:
         """Return the engine that made pages of a number last, or None."""
         return self._engines_of.get(number)
@@ -142,26 +160,35 @@ class Home:
         return coders
 
     def second_writer(self, algorithm: str | Engine, parameters: dict[str, object]) -> Writer:
-        """Make a writer for recompression; an engine made here is kept until the store is closed."""
+        """Make a writer for recompression; the last few engines that are made here are kept."""
         if isinstance(algorithm, Engine):
             if parameters:
                 raise BadArgument("an engine brings its own parameters")
             return self.writer_of(algorithm)
-        key = algorithm, tuple(sorted(parameters.items()))
-        engine = self._engines.get(key)
+        codec = codec_of(algorithm, **parameters)  # type: ignore[arg-type] # it checks them
+        engine = self._engines.get(codec)
         if engine is None or engine.closed:
-            made = Engine(
-                algorithm,
-                backend=_backend_for(algorithm, parameters, self.writer.engine),
-                page_size=self.page_size,
-                **cast("dict[str, Any]", parameters),  # the engine checks them
-            )
+            made = Engine(codec, backend=self._backend_for(codec), page_size=self.page_size)
             if engine is not None:
-                self._engines.pop(key, None)
-            engine = self._engines.setdefault(key, made)
+                self._engines.pop(codec, None)
+            engine = self._engines.setdefault(codec, made)
             if engine is not made:  # another thread was faster
                 made.close()
-        return self.writer_of(engine)
+        writer = self.writer_of(engine)
+        for old in list(self._engines)[:-_MOST_ENGINES]:
+            self._let_go(self._engines.pop(old, None))
+        return writer
+
+    def _let_go(self, engine: Engine | None) -> None:
+        """Let go of an engine made here; it ends when nobody uses it any more. Its pages stay readable."""
+        for number, other in list(self._engines_of.items()):
+            if other is engine:
+                self._engines_of.pop(number, None)
+
+    def _backend_for(self, codec: Codec) -> str:
+        """Return the backend of an engine that compresses again: that of the first if it can."""
+        name = self.writer.engine.backend.name
+        return "auto" if name == "threads" and not is_native(codec) else name
 
     def compact(self) -> None:
         """Compact the pool if an eighth of it is holes: less is not worth the copying."""
@@ -174,24 +201,33 @@ class Home:
         """Return descriptors of objects, words and, if it has one, the backing file, to read only; the caller's."""
         found: list[int] = []
         try:
-            found += map(_open_to_read, self.pool.descriptors)
+            found += map(open_to_read, self.pool.descriptors)
         except BaseException:
             for fd in found:
                 os.close(fd)
             raise
         if self.backing is not None and self.backing.descriptor is not None:
             with contextlib.suppress(OSError):  # then it is read through the owner
-                found.append(_open_to_read(self.backing.descriptor))
+                found.append(open_to_read(self.backing.descriptor))
         return found
+
+    def current_turn(self) -> Turn | None:
+        """Return the first turn that is not over; those before it go."""
+        for each in list(self.turns):
+            turn = each()
+            if turn is not None and not turn.over:
+                return turn
+            with contextlib.suppress(ValueError):  # another thread was faster
+                self.turns.remove(each)
+        return None
 
     def in_a_call_of_the_file(self) -> bool:
         """Return whether this is a handler or finalizer in the middle of a call that others may wait for.
 
         It must not wait for other threads.
         """
-        other = self.cleaning.get("turn")
-        turn = None if other is None else other()
-        cleans = turn is not None and not turn.over and turn.thread == threading.get_ident()
+        turn = self.current_turn()
+        cleans = turn is not None and turn.thread == threading.get_ident()
         return cleans or (self.backing is not None and self.backing.is_locked_here)
 
     def check_invariants(self) -> None:
@@ -228,17 +264,3 @@ class Home:
         self.pool.close()
         if self.backing is not None:
             self.backing.close()
-
-
-def _open_to_read(fd: int) -> int:
-    """Open what a descriptor refers to once more, so that who is given it cannot write."""
-    with above_standard():
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _backend_for(algorithm: str, parameters: dict[str, object], engine: Engine) -> str:
-    """Return the backend of an engine that compresses again: that of the first if it can."""
-    name = engine.backend.name
-    if name == "threads" and not is_native(make_codec(algorithm, **parameters)):
-        return "auto"
-    return name

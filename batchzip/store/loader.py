@@ -68,7 +68,7 @@ class Loader:
 
     def _restore(self, gathered: Gathered, pages: Bytes, *, exclusive: bool) -> bool:
         """Restore once. Return whether nothing came between that has to be looked at again."""
-        self._home.restore(gathered, pages)
+        causes = self._home.restore(gathered, pages)
         failed = gathered.first_failed()
         if not gathered.is_current:
             return False
@@ -78,7 +78,10 @@ class Loader:
                 return False
             self._ledger.count_event("decompress_fail")
             index = gathered.index(row)
-            raise CorruptPage(index) if code == -errno.EBADMSG else PageError(index, code)
+            # In no variable: this frame would keep the error, and the error this frame.
+            raise (
+                CorruptPage(index) if code == -errno.EBADMSG else PageError(index, code)
+            ) from causes.get(row)
         return not exclusive or gathered.take()
 
 
@@ -88,25 +91,27 @@ class Restorer:
     def __init__(self, home: Home) -> None:
         self._home = home
 
-    def restore(self, gathered: Gathered, pages: Bytes) -> None:
-        """Restore what can be; `gathered` tells what could not."""
+    def restore(self, gathered: Gathered, pages: Bytes) -> dict[int, OSError]:
+        """Restore what can be; `gathered` tells what could not. Return what `read` does."""
         home = self._home
-        self.read(gathered)
-        if not gathered.check(pages):
-            return
-        for number, count in gathered.pending().items():
+        causes = self.read(gathered)
+        waiting = gathered.pending() if gathered.check(pages) else {}
+        for number, count in waiting.items():
             engine = home.engine_of(number)
             alone = engine is None or engine.closed or engine.works_alone(count)
             if alone or not _use_lanes(engine, gathered, number, pages):
                 gathered.restore(home.coders_of(number), number, pages)
+        return causes
 
-    def read(self, gathered: Gathered) -> None:
-        """Read what lies in the backing file."""
+    def read(self, gathered: Gathered) -> dict[int, OSError]:
+        """Read what lies in the backing file. Return the errors of rows that could not be read."""
+        causes: dict[int, OSError] = {}
         backed = gathered.rows_of(Kind.BACKED, Kind.BACKED_RECORD)
         if backed:
-            self._read(gathered, backed)
+            self._read(gathered, backed, causes)
+        return causes
 
-    def _read(self, gathered: Gathered, backed: list[int]) -> None:
+    def _read(self, gathered: Gathered, backed: list[int], causes: dict[int, OSError]) -> None:
         """Read rows; one that cannot be read must not hide the others."""
         backing = self._home.backing
         assert backing is not None  # noqa: S101 - there are such entries
@@ -116,9 +121,10 @@ class Restorer:
         except OSError as error:
             if len(backed) == 1:
                 gathered.fail(backed[0], -(error.errno or errno.EIO))
+                causes[backed[0]] = error.with_traceback(None)  # it would lead back here
                 return
             for row in backed:
-                self._read(gathered, [row])
+                self._read(gathered, [row], causes)
             return
         for row, data in zip(backed, found, strict=True):
             gathered.supply(row, data)

@@ -9,10 +9,12 @@
 
 The address is the path of a descriptor, /proc/<pid>/fd/<n>, of a socket that was unlinked as soon as it
 was bound: nothing is left behind however the owner ends, and no name is there to be guessed or taken.
-Its mode is 0600, and each side asks the kernel who the other one is.
+Its mode is 0600, and each side asks the kernel who the other one is. `str()` of a Share has a random token
+behind the path. Each reply begins with it, and nothing else of a reply is looked at before the token is:
+what has the process id and the descriptor's number by now is not taken for the store.
 
-What comes from a client is JSON of a few words. What goes to it is pickled: it trusts its own user's
-process, which it has chosen, as it would trust its own.
+What comes from a client is JSON of a few words. What goes to it is pickled, as codecs are anybody's classes.
+docs/threat-model.md says who trusts whom, and with what.
 
 Rejected: serving loads over the connection, at 30 µs each and the cost of the owner's interpreter.
 
@@ -22,28 +24,45 @@ Locks: none.
 from __future__ import annotations
 
 import errno
+import io
 import os
+import re
 import socket
 import struct
-import tempfile
+import threading
+import time
+from array import array
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchzip.descriptors import above_standard, moved_above_standard
 from batchzip.errors import BadArgument
+from batchzip.store.reach import make_folder
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from batchzip.store.view import StoreView
 
 LENGTH = struct.Struct("<I")
+_INT = struct.calcsize("i")
+_ADDRESS = re.compile(r"(/proc/[1-9][0-9]*/fd/[0-9]+)(?:#([0-9a-f]{16}))?")
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 MOST_REQUEST = 4096
 """Bytes a request may have: it is a word and the name of a group."""
 
+MOST_REPLY = 256 << 20
+"""Bytes a reply may have: codecs bring their dictionaries."""
+
 MOST_DESCRIPTORS = 4
 """Descriptors of a reply: objects, words, backing file, table."""
+
+TOKEN_BYTES = 8
+"""Bytes that a reply begins with, and that name the store."""
 
 MOST_WAITING = 65535
 """Readers that wait to be let in, where the system does not say fewer (net.core.somaxconn, 4096)."""
@@ -51,13 +70,15 @@ MOST_WAITING = 65535
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Where a store can be read from. Picklable; `str()` of it is the address.
+    """Where a store can be read from. Picklable, and `str()` of it says the same.
 
     Good while the store is open, in processes of the same user on the same machine (and the same PID
-    namespace).
+    namespace). `address` alone serves, too; but once the owner is gone another store may come to have it.
     """
 
     address: str
+    token: str = ""
+    """What tells the store from any other that has the same address later."""
 
     def attach(self) -> StoreView:
         """Open the store for reading, as `batchzip.attach`."""
@@ -66,7 +87,54 @@ class Share:
         return attach(self)
 
     def __str__(self) -> str:
-        return self.address
+        return f"{self.address}#{self.token}" if self.token else self.address
+
+
+class AnswerThread(threading.Thread):
+    """A thread that answers readers. A finalizer that reads a store in it must not wait for it."""
+
+
+class Descriptors(list[int]):
+    """Descriptors that are closed when the list goes, as with an interrupt, unless somebody takes them.
+
+    Whoever takes one reads it, deletes it here and hands it over with no call in between.
+    """
+
+    _came: Sequence[tuple[bytes, list[tuple[int, int, bytes]], int, object]] = ()
+    """What recvmsg returned, until its descriptors are in the list."""
+
+    def receive(self, connection: socket.socket, length: int, most: int) -> tuple[bytes, bool]:
+        """Receive bytes, and descriptors. Return the bytes, and whether there were more descriptors."""
+        room = socket.CMSG_SPACE(most * _INT)
+        # One step: an interrupt behind a call would lose what the call returned.
+        came: list[Any] = []
+        self._came = came
+        came.extend(map(connection.recvmsg, (length,), (room,), (socket.MSG_CMSG_CLOEXEC,)))
+        data, _, flags, _ = came[0]
+        found = self._received()
+        self += found
+        self._came = ()
+        return data, bool(flags & socket.MSG_CTRUNC)
+
+    def _received(self) -> array[int]:
+        found = array("i")
+        for _, ancillary, _, _ in self._came:
+            for _, _, data in ancillary:  # descriptors: nothing else was asked for
+                found.frombytes(data[: len(data) // _INT * _INT])
+        return found
+
+    def close(self) -> None:
+        """Close what is left."""
+        for _ in map(os.close, map(self.pop, repeat(-1, len(self)))):  # one step each
+            pass
+
+    def __del__(self) -> None:
+        for fd in (*self, *self._received()):
+            os.close(fd)
+
+
+class NoAnswerError(Exception):
+    """What came is no reply of a store. Internal: `batchzip.attach` says where it came from."""
 
 
 def send(connection: socket.socket, data: bytes) -> None:
@@ -74,33 +142,49 @@ def send(connection: socket.socket, data: bytes) -> None:
     connection.sendall(LENGTH.pack(len(data)) + data, socket.MSG_NOSIGNAL)
 
 
-def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """Receive a message and descriptors, which are the caller's. Raises EOFError at its end."""
-    head, descriptors, flags, _ = socket.recv_fds(
-        connection, LENGTH.size, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-    )
+def receive(connection: socket.socket, until: float) -> tuple[bytes, Descriptors]:
+    """Receive a reply and its descriptors.
+
+    Raises EOFError at its end, TimeoutError at the moment `until`, and NoAnswerError for what is no reply.
+    """
+    found = Descriptors()
+    _wait_until(connection, until)
     try:
-        if flags & socket.MSG_CTRUNC:  # there was no room for all of them in this process
+        head, more = found.receive(connection, LENGTH.size, MOST_DESCRIPTORS)
+        if more and len(found) < MOST_DESCRIPTORS:  # this process has no room for them
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # noqa: TRY301 - closes the others
-        for at, fd in enumerate(descriptors):
-            descriptors[at] = moved_above_standard(fd)
-        head += _exactly(connection, LENGTH.size - len(head))
-        return _exactly(connection, LENGTH.unpack(head)[0]), descriptors
+        if more:
+            raise NoAnswerError("it sent too many descriptors")  # noqa: TRY301 - likewise
+        for at, fd in enumerate(found):
+            found[at] = moved_above_standard(fd)
+        head += _exactly(connection, LENGTH.size - len(head), until)
+        length = LENGTH.unpack(head)[0]
+        if length > MOST_REPLY:
+            raise NoAnswerError(f"it announced {length} bytes")  # noqa: TRY301 - likewise
+        return _exactly(connection, length, until), found
     except BaseException:
-        for fd in descriptors:
-            os.close(fd)
+        found.close()
         raise
 
 
-def _exactly(connection: socket.socket, length: int) -> bytes:
+def _exactly(connection: socket.socket, length: int, until: float) -> bytes:
     parts = []
     while length:
+        _wait_until(connection, until)
         part = connection.recv(min(length, 1 << 20))
         if not part:
             raise EOFError("the other side is gone")
         parts.append(part)
         length -= len(part)
     return b"".join(parts)
+
+
+def _wait_until(connection: socket.socket, until: float) -> None:
+    """Have the connection's next call end at a moment. Raises TimeoutError where that is over."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    connection.settimeout(left)
 
 
 def peer(connection: socket.socket) -> tuple[int, int]:
@@ -110,33 +194,46 @@ def peer(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def listen() -> tuple[socket.socket, int]:
+def listen() -> tuple[socket.socket, io.FileIO]:
     """Make a listening socket without a name, and a descriptor by whose path it is reached."""
-    with tempfile.TemporaryDirectory(prefix="batchzip-") as folder:
-        # By the folder's descriptor, as a socket's path has 107 bytes at most.
+    folders = Descriptors()
+    paths: list[io.FileIO] = []
+    folder = make_folder()
+    try:
         with above_standard():
-            folder_fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+            # By the folder's descriptor, as a socket's path has 107 bytes at most. Here and below one
+            # step opens and keeps: an interrupt behind a call would lose what the call returned.
+            folders.extend(map(os.open, (folder,), (os.O_PATH | os.O_CLOEXEC,)))
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            path = f"/proc/self/fd/{folders[0]}/socket"
+            listener.bind(path)
+            Path(path).chmod(0o600)
+            listener.setblocking(False)
+            listener.listen(MOST_WAITING)
             with above_standard():
-                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                path = f"/proc/self/fd/{folder_fd}/socket"
-                listener.bind(path)
-                Path(path).chmod(0o600)
-                listener.setblocking(False)
-                listener.listen(MOST_WAITING)
-                with above_standard():
-                    return listener, os.open(path, os.O_PATH | os.O_CLOEXEC)
-            except BaseException:
-                listener.close()
-                raise
-        finally:
-            os.close(folder_fd)
+                opened = map(os.open, (path,), (os.O_PATH | os.O_CLOEXEC,))
+                paths.extend(map(io.FileIO, opened))
+            return listener, paths[0]
+        except BaseException:
+            listener.close()
+            for file in paths:
+                file.close()
+            raise
+    finally:
+        folders.close()
+        (folder / "socket").unlink(missing_ok=True)
+        folder.rmdir()
 
 
-def as_address(where: object) -> str:
-    """Make an address of what a caller gave. Raises BadArgument."""
-    address = where.address if isinstance(where, Share) else where
-    if not isinstance(address, (str, os.PathLike)):
-        raise BadArgument(f"an address is a path, as store.share().address, not {where!r}")
-    return os.fspath(address)
+def as_share(where: object) -> Share:
+    """Make a Share of what a caller gave. Raises BadArgument."""
+    text = str(where) if isinstance(where, Share) else where
+    if not isinstance(text, (str, os.PathLike)):
+        raise BadArgument(f"an address is a path, as str(store.share()), not {shown(where)}")
+    found = _ADDRESS.fullmatch(os.fsdecode(text))
+    if found is None:
+        raise BadArgument(
+            f"an address is like /proc/<pid>/fd/<n>#<token>, as str(store.share()): {shown(text)} is not"
+        )
+    return Share(found[1], found[2] or "")

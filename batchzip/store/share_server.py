@@ -38,7 +38,17 @@ from typing import TYPE_CHECKING
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, BatchzipError, ClosedError
 from batchzip.store.answers import answer
-from batchzip.store.share import LENGTH, MOST_REQUEST, listen, peer
+from batchzip.store.share import (
+    LENGTH,
+    MOST_REQUEST,
+    TOKEN_BYTES,
+    AnswerThread,
+    Descriptors,
+    Share,
+    listen,
+    peer,
+)
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from batchzip.store.swap_store import SwapStore
@@ -47,7 +57,7 @@ _MOST_READERS = 1024
 """Connections at a time, if the process may have four times as many descriptors."""
 
 _IDLE_S = 30.0
-"""Seconds that a connection lives without a byte: no reader waits longer for its answer."""
+"""Seconds that a connection lives without a whole request or reply: no reader waits longer for one."""
 
 _CROWDED_S = 5.0
 """The same where others wait to get in."""
@@ -74,9 +84,10 @@ class _Reader:
         self.connection = connection
         self.request = bytearray()
         self.reply = memoryview(b"")
-        self.descriptors: list[int] = []
+        self.descriptors = Descriptors()
         """What goes with the first byte of the reply."""
-        self.active = time.monotonic()
+        self.since = time.monotonic()
+        """When it was let in, or had its last request or reply whole."""
 
     def receive(self) -> bool:
         """Read what has come; whether the request is whole. Raises EOFError, OSError."""
@@ -108,17 +119,13 @@ class _Reader:
                 )
             except BlockingIOError:
                 return False
-            self.drop_descriptors()
+            self.descriptors.close()
             self.reply = self.reply[sent:]
         return True
 
-    def drop_descriptors(self) -> None:
-        while self.descriptors:
-            os.close(self.descriptors.pop())
-
     def close(self) -> None:
         self.connection.close()
-        self.drop_descriptors()
+        self.descriptors.close()
 
 
 class ShareServer:
@@ -128,11 +135,11 @@ class ShareServer:
     """
 
     def __init__(self, store: SwapStore) -> None:
-        self._token = os.urandom(8).hex()
-        """Tells its readers from those of a store that had the same address before."""
+        self._token = os.urandom(TOKEN_BYTES)
+        """Tells its readers that it is not a store that has the same address later."""
         self._ended = False
         self._readers: dict[_Reader, None] = {}
-        """In the order of their last byte."""
+        """In the order of `since`."""
         self._starved: list[_Reader] = []
         """Those whose reply finds no descriptors, or no memory."""
         self._retry_at: float | None = None
@@ -141,16 +148,19 @@ class ShareServer:
         self._most = max(1, min(_MOST_READERS, most // 4)) if most > 0 else _MOST_READERS
         self._seat: dict[str, threading.Thread] = {}
         """The thread that serves; or that which closed it before there was one."""
+        bell: list[io.FileIO] = []
         with above_standard():
-            self._bell = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
+            number = map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))
+            bell.extend(map(io.FileIO, number, ("r+",)))  # one step, as in share.py
+        self._bell = bell.pop()
         try:
-            self._listener, path_fd = listen()
+            self._listener, self._path = listen()
         except BaseException:
             self._bell.close()
             raise
-        self._path = io.FileIO(path_fd)
         _servers.add(self)
-        self.address = f"/proc/{os.getpid()}/fd/{path_fd}"
+        self.share = Share(f"/proc/{os.getpid()}/fd/{self._path.fileno()}", self._token.hex())
+        """Where readers find it."""
         self._store = weakref.ref(store, self._forget)
 
     def start(self) -> None:
@@ -158,7 +168,7 @@ class ShareServer:
         if self._seat:
             return
         try:
-            threading.Thread(target=self._run, name="batchzip-share", daemon=True).start()
+            AnswerThread(target=self._run, name="batchzip-share", daemon=True).start()
         except RuntimeError as error:
             if self._sit() is threading.current_thread():  # nobody else has started one
                 self.close()
@@ -197,7 +207,7 @@ class ShareServer:
             elif key.fileobj is self._listener:
                 self._accept(selector)
         now = time.monotonic()
-        while self._readers and next(iter(self._readers)).active + self._most_idle_s() <= now:
+        while self._readers and next(iter(self._readers)).since + self._most_idle_s() <= now:
             self._drop(selector, next(iter(self._readers)))
         if self._retry_at is not None:
             if now < self._retry_at:
@@ -217,7 +227,7 @@ class ShareServer:
         """Seconds until something is to be done though nothing comes."""
         now = time.monotonic()
         times = [] if self._retry_at is None else [self._retry_at]
-        times += [reader.active + self._most_idle_s() for reader in [*self._readers][:1]]
+        times += [reader.since + self._most_idle_s() for reader in [*self._readers][:1]]
         return max(0.0, min(times) - now) if times else None
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
@@ -249,11 +259,16 @@ class ShareServer:
     def _serve(self, selector: selectors.BaseSelector, reader: _Reader) -> None:
         """Do what a connection is ready for, and drop it if it is gone, or speaks another language."""
         try:
-            if reader.reply or reader.is_whole or reader.receive():
-                if not reader.reply:
-                    self._make_reply(reader)
-                events = EVENT_READ if reader.send() else EVENT_WRITE
-                selector.modify(reader.connection, events, reader)
+            if not (reader.reply or reader.is_whole or reader.receive()):
+                return
+            if not reader.reply:
+                self._make_reply(reader)
+                self._note_progress(reader)
+            if reader.send():
+                self._note_progress(reader)
+                selector.modify(reader.connection, EVENT_READ, reader)
+            else:
+                selector.modify(reader.connection, EVENT_WRITE, reader)
         except (OSError, EOFError, MemoryError) as error:
             if _is_scarce(error):
                 selector.unregister(reader.connection)
@@ -261,33 +276,37 @@ class ShareServer:
                 self._pause()
             else:
                 self._drop(selector, reader)
-            return
-        reader.active = time.monotonic()
+
+    def _note_progress(self, reader: _Reader) -> None:
+        reader.since = time.monotonic()
         self._readers[reader] = self._readers.pop(reader)
 
     def _make_reply(self, reader: _Reader) -> None:
         """Answer a request, with an error if need be. Raises OSError where something is scarce."""
-        try:
-            request = json.loads(reader.request[LENGTH.size :])
-            data = pickle.dumps(self._answer(request, reader.descriptors), protocol=5)
-        except Exception as error:
-            reader.drop_descriptors()
-            if isinstance(error, OSError) and _is_scarce(error):
-                raise
-            data = _pickle_error(error)
+        data = self.reply_to(bytes(reader.request[LENGTH.size :]), reader.descriptors)
         reader.request.clear()
         reader.reply = memoryview(LENGTH.pack(len(data)) + data)
 
-    def _answer(self, request: object, descriptors: list[int]) -> object:
+    def reply_to(self, request: bytes, descriptors: Descriptors) -> bytes:
+        """Make the reply to a request; descriptors that go with it are appended, and are the caller's.
+
+        Raises OSError or MemoryError where something is scarce; every other error is the reply.
+        """
+        try:
+            data = pickle.dumps(self._answer(json.loads(request), descriptors), protocol=5)
+        except BaseException as error:  # a file object or a codec may raise anything
+            descriptors.close()
+            if isinstance(error, Exception) and _is_scarce(error):
+                raise
+            data = _pickle_error(error)
+        return self._token + data
+
+    def _answer(self, request: object, descriptors: Descriptors) -> object:
         store = self._store()
         if store is None:
             raise ClosedError("the store is closed")
         if not isinstance(request, dict):
-            raise BadArgument(f"a reader asked for {request!r}")
-        if request.get("what") == "attach":
-            return self._token, answer(store, request, descriptors)
-        if request.get("store") != self._token:
-            raise ClosedError("the store is closed, and another one is in its place")
+            raise BadArgument(f"a reader asked for {shown(request)}")
         return answer(store, request, descriptors)
 
     def _drop(self, selector: selectors.BaseSelector, reader: _Reader) -> None:
@@ -353,14 +372,26 @@ def _accepted(listener: socket.socket) -> socket.socket:
         return connection.dup()
 
 
-def _pickle_error(error: Exception) -> bytes:
-    """Make a reply of an error; of what is no error of ours or the system's, one that says so."""
-    if not isinstance(error, (BatchzipError, OSError, MemoryError)):
-        error = BadArgument(f"a reader's request failed: {type(error).__name__}: {error}")
-    try:
-        return pickle.dumps(error, protocol=5)
-    except Exception:  # noqa: BLE001 - a file object raises what it likes
-        return pickle.dumps(BatchzipError(f"a reader's request failed: {error!r}"), protocol=5)
+def _pickle_error(error: BaseException) -> bytes:
+    """Make a reply of an error; of what a reader may not know, or cannot read, one that says so."""
+    if type(error).__module__ in ("builtins", "batchzip.errors") and isinstance(
+        error, (BatchzipError, OSError, MemoryError)
+    ):
+        with contextlib.suppress(Exception):
+            return pickle.dumps(error, protocol=5)
+    return pickle.dumps(BadArgument(f"a reader's request failed: {shown(error)}"), protocol=5)
+
+
+def reply_here(address: str, request: dict[str, object]) -> tuple[bytes, Descriptors]:
+    """Reply to what this process asks itself in a thread that answers: nobody else would.
+
+    Raises ClosedError where nobody has that address.
+    """
+    for server in list(_servers):
+        if server.share.address == address and not server.ended:
+            descriptors = Descriptors()
+            return server.reply_to(json.dumps(request).encode(), descriptors), descriptors
+    raise ClosedError("the store is closed")
 
 
 def _disown() -> None:

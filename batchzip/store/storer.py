@@ -7,8 +7,8 @@ A folio is all or nothing. Until it is published nobody sees any of it. If any p
 whatever the indices held before is dropped, because it is stale: the caller has newer data than the
 store. An exception, whoever raises it, ends in the same state.
 
-Locks: none here. What the limits are compared with may change meanwhile; the pool's own limit is checked
-again where room is allocated.
+Locks: none here. What the limits are compared with may change meanwhile; the pool's and the group's
+are checked again where room is allocated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import errno
 from typing import TYPE_CHECKING, NamedTuple
 
 from batchzip.errors import StoreRejected
-from batchzip.store.cleaning import clean
+from batchzip.store.cleaning import write
 from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.writer import failures
 
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from batchzip.buffers import Bytes, Flat
     from batchzip.core.folio import Folio
     from batchzip.core.ledger import Ledger
-    from batchzip.core.zones import Reservation
     from batchzip.store.home import Home
-    from batchzip.store.writer import Writer
 
 
 class Refusal(NamedTuple):
@@ -36,6 +34,7 @@ class Refusal(NamedTuple):
     reason: str
     text: str
     errors: list[int] | None = None
+    cause: OSError | None = None
 
 
 class Storer:
@@ -55,7 +54,8 @@ class Storer:
         try:
             refusal = self._store(first, pages)
             if refusal is not None:
-                raise StoreRejected(*refusal)  # noqa: TRY301 - it ends as all that fails does
+                reason, text, errors, cause = refusal
+                raise StoreRejected(reason, text, errors) from cause  # noqa: TRY301 - it ends as all that fails does
             if self._home.backing is not None:
                 self._home.backing.settle()
         except BaseException as error:
@@ -68,32 +68,38 @@ class Storer:
     def _store(self, first: int, pages: Bytes | list[Flat]) -> Refusal | None:
         """Store a folio in the pool, or else in the file. Return why it is in neither, which is counted."""
         writer = self._home.writer
-        folio = None
+        folio, failed = None, 0
         refusal = self.look_at_limits()
-        if refusal is None:
-            folio, failed = writer.prepare(pages)
-            if failed:
-                refusal = self._count_failed(folio)
-                folio = None
-            else:
-                refusal = self._publish(first, folio, writer)
-        if refusal is None:
-            return None
-        if refusal.reason == "pool_limit_hit":
-            self._home.wake()
-        if self._home.backing is None:
-            return refusal
-        if folio is None:
-            folio, _ = writer.prepare(pages, to_file=True)
-        return self._publish_in_file(first, folio, writer)
+        try:
+            if refusal is None:
+                folio, failed = writer.prepare(pages)
+                refusal = self._count_failed(folio) if failed else self._publish(first, folio)
+            if refusal is None:
+                return None
+            if refusal.reason == "pool_limit_hit":
+                self._home.wake()
+            if self._home.backing is None:
+                return refusal
+            if folio is None or failed:
+                if folio is not None:
+                    writer.give_back(folio)
+                    folio = None
+                folio, _ = writer.prepare(pages, to_file=True)
+            return self._publish_in_file(first, folio)
+        finally:
+            if folio is not None:  # refused or not: its pages are the caller's
+                writer.give_back(folio)
 
-    def _publish(self, first: int, folio: Folio, writer: Writer) -> Refusal | None:
-        spare = self._home.backing is not None
-        code = folio.publish(self._ledger, first, may_go_elsewhere=spare)
+    def _publish(self, first: int, folio: Folio) -> Refusal | None:
+        spare, own_limit = self._home.backing is not None, self.max_bytes
+        code = folio.publish(self._ledger, first, may_go_elsewhere=spare, limit=own_limit)
         if code == 0:
-            writer.give_back(folio)
             return None
-        if code == -errno.ENOSPC:
+        if code == -errno.EDQUOT:
+            self._full.full = True
+            text = f"the folio does not fit the {own_limit} bytes of group {self._name!r}"
+            refusal = Refusal("pool_limit_hit", text)
+        elif code == -errno.ENOSPC:
             limit = self._home.pool.max_bytes
             self._home.full.full = True
             refusal = Refusal("pool_limit_hit", f"the folio does not fit the pool's {limit} bytes")
@@ -102,37 +108,16 @@ class Storer:
         self._ledger.count_event(refusal.reason)
         return refusal
 
-    def _publish_in_file(self, first: int, folio: Folio, writer: Writer) -> Refusal | None:
-        backing = self._home.backing
-        assert backing is not None  # noqa: S101 - the caller's check
-        objects = folio.objects()
-        where: Reservation | None
+    def _publish_in_file(self, first: int, folio: Folio) -> Refusal | None:
         try:
-            where = backing.write(objects)
+            where = write(self._home, folio.objects())
         except OSError as error:
-            text = f"the backing file: {error}"
-            where = self._write_after_cleaning(objects)
-        if where is None:
             self._ledger.count_event("reject_reclaim_fail")
-            return Refusal("reject_reclaim_fail", text)
+            return Refusal("reject_reclaim_fail", f"the backing file: {error}", cause=error)
         if folio.publish(self._ledger, first, where):
             self._ledger.count_event("reject_alloc_fail")
             return Refusal("reject_alloc_fail", "the system has no memory for the table")
-        writer.give_back(folio)
         return None
-
-    def _write_after_cleaning(self, objects: list[bytes]) -> Reservation | None:
-        """Try again if cleaning makes room in the file."""
-        backing = self._home.backing
-        assert backing is not None  # noqa: S101 - as above
-        held = backing.held_bytes
-        try:
-            clean(self._home, wait=True)
-            if backing.held_bytes >= held:
-                return None
-            return backing.write(objects)
-        except OSError:
-            return None
 
     def look_at_limits(self) -> Refusal | None:
         """Refuse a store while the pool, or this group, counts as full."""

@@ -10,7 +10,9 @@ Locks: none of Python's around data: every change is one call of the core (core/
 
 from __future__ import annotations
 
+import itertools
 import os
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from batchzip.checks import as_integer, as_limit, check_kind
@@ -24,13 +26,13 @@ from batchzip.store.counters import Counters
 from batchzip.store.group import Group
 from batchzip.store.home import Home, unless_dropped
 from batchzip.store.inspect import StoreReport, inspect
-from batchzip.store.share import Share
 from batchzip.store.share_server import ShareServer
 from batchzip.store.shrinker import Shrinker
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from batchzip.pool.class_use import ClassUse
+    from batchzip.store.share import Share
 
 _MOST_BATCH = 1 << 20
 """Pages of one batch: more than memory has room for."""
@@ -42,9 +44,15 @@ class SwapStore(Group):
     `engine`                    does the work; stays the caller's, and may serve others too.
     `max_pool_bytes`            bytes of memory the pool may hold; None for no limit.
     `accept_threshold_percent`  once the pool was full, it accepts again at this share of the limit.
-    `backing`                   where pages go that the pool has no room for: the path of a file, a
-                                directory for an unnamed one, or a file object; None for nowhere.
-    `max_backing_bytes`         bytes the backing file may hold; None for no limit.
+    `backing`                   where pages go that the pool has no room for; None for nowhere. A directory,
+                                or a path where there is no file: a file without a name is made there. It is
+                                gone however this process ends. A path of an empty file: that file is used,
+                                keeps its name, and is empty again after `close`. A descriptor, or a file
+                                object, open to read and to write: its file is overwritten; it stays the
+                                caller's, who may close it. Or an object with pread and pwrite. No file and no
+                                object is under two stores at a time, of this process or of another one.
+    `max_backing_bytes`         bytes the backing file may hold, at most an eighth of them for moving
+                                pages when it is full; None for no limit. May be changed later.
     `shrinker_enabled`          write cold pages back in a thread when a limit is met.
     `max_batch`                 most pages handed to the engine in one go; a larger folio takes several.
     `keep_incompressible`       keep pages that do not shrink raw; False rejects their folio, as zswap
@@ -90,13 +98,16 @@ class SwapStore(Group):
         if file is not None and shrinker_enabled:
             home.wake = self._shrinker.wake
         self._groups: dict[str, Group] = {}
-        groups = self._groups  # not the store, which nobody must keep by this
+        this = weakref.ref(self)  # the groups keep what keeps this
 
         def forget(group: Group) -> None:
-            if groups.get(group.name) is group:
-                groups.pop(group.name, None)
+            store = this()
+            if store is not None and store._groups.get(group.name) is group:  # noqa: SLF001
+                store._groups.pop(group.name, None)  # noqa: SLF001
 
         home.forget = forget
+        self._numbers = itertools.count()
+        """For names of groups that nobody named."""
         self._servers: dict[int, ShareServer] = {}
         """By number; the last one answers, unless an error of the system ended it."""
         super().__init__("", home)
@@ -140,10 +151,13 @@ class SwapStore(Group):
         if name in self._groups:
             return None
         made = Group(name, self._home, max_bytes)
-        if self._groups.setdefault(name, made) is made:
-            return made
-        made.close()
-        return None
+        if self._groups.setdefault(name, made) is not made:
+            made.close()
+            return None
+        if self._unusable:  # closed meanwhile, perhaps before the group was among its groups
+            made.close()
+            self._refuse()
+        return made
 
     def drop_group(self, name: str) -> int:
         """Close a group: its pages and their memory go. Return the number of pages that it had.
@@ -239,7 +253,7 @@ class SwapStore(Group):
     def share(self) -> Share:
         """Let other processes of the same user read this store; what they need to, which is picklable.
 
-            address = store.share().address         # here
+            address = str(store.share())            # here
             view = batchzip.attach(address)         # there: load, load_many, counters
 
         From the first call on a thread waits for readers, and tables lie in shared memory. Readers
@@ -258,23 +272,29 @@ class SwapStore(Group):
         if self._unusable:
             server.close()
             self._refuse()
-        return Share(server.address)
+        return server.share
 
     def status(self) -> dict[str, Any]:
         """Say how the store stands now, in plain values: what `batchzip top` shows.
 
         pid, algorithm, backend, page_size (bytes); max_pool_bytes, accept_threshold_percent, pool_full;
-        pool_total_size, compressed_bytes, table_bytes, pages; groups: by name, pages, pool_bytes,
-        max_bytes, page_stores and page_loads (since it was made) of each; statistics: the engine's.
+        pool_total_size, compressed_bytes, table_bytes, pages; backing: where the backing file, which may have
+        no name, can be looked at (/proc/PID/fd/N), what object it is, or None; groups: by name, pages, pool_bytes,
+        max_bytes, page_stores and page_loads (since it was made) of each, and the values of a mapping, with the
+        bytes of those that lie on no pages; statistics: the engine's.
         """
         self._enter()
-        engine, pool = self.engine, self._home.pool
+        engine, pool, file = self.engine, self._home.pool, self._home.backing
         groups = {}
         for group in self._all_groups():
             figures = group._ledger.figures()  # noqa: SLF001 - a store is made of groups
             shown = ("pages", "pool_bytes", "page_stores", "page_loads")
+            values = figures["records"] + figures["backed_records"]
             groups[group.name] = {
                 **{name: figures[name] for name in shown},
+                "pages": figures["pages"] - values - figures["large"],
+                "values": values + figures["large"],
+                "value_bytes": figures["record_bytes"],
                 "max_bytes": group.max_bytes,
             }
         return {
@@ -289,6 +309,7 @@ class SwapStore(Group):
             "compressed_bytes": pool.stored_bytes,
             "table_bytes": self.table_bytes,
             "pages": sum(group["pages"] or 0 for group in groups.values()),
+            "backing": None if file is None else file.name,
             "groups": groups,
             "statistics": engine.statistics,
         }
@@ -306,13 +327,17 @@ class SwapStore(Group):
 
     @property
     def counters(self) -> Counters:
-        """The counters of all groups together, as they are now."""
+        """The counters of all groups together, as they are now.
+
+        What happened in groups that were closed since still counts.
+        """
         self._enter()
         backing = self._home.backing
-        figures = dict.fromkeys(EVENTS, 0)
+        figures = self._home.objects.counted()
         for group in self._all_groups():
             for name, value in group._figures().items():  # noqa: SLF001
-                figures[name] = figures.get(name, 0) + value
+                if name not in EVENTS:
+                    figures[name] = figures.get(name, 0) + value
         return Counters(
             **figures,
             pool_total_size=self._home.pool.held_bytes,
@@ -340,6 +365,23 @@ class SwapStore(Group):
     def max_pool_bytes(self, value: int | None) -> None:
         self._enter()
         self._home.pool.max_bytes = as_limit(value, "max_pool_bytes")
+
+    @property
+    def max_backing_bytes(self) -> int | None:
+        """Bytes the backing file may hold, or None. Lowered below what it holds, it only refuses.
+
+        Setting it raises BadArgument where there is no backing file.
+        """
+        backing = self._home.backing
+        return None if backing is None else backing.max_bytes
+
+    @max_backing_bytes.setter
+    def max_backing_bytes(self, value: int | None) -> None:
+        self._enter()
+        limit = as_limit(value, "max_backing_bytes")
+        if self._home.backing is None:
+            raise BadArgument("max_backing_bytes limits a backing file: give one with backing=")
+        self._home.backing.max_bytes = limit
 
     @property
     def accept_threshold_percent(self) -> int:

@@ -23,22 +23,36 @@ import errno
 import json
 import os
 import pickle
-import re
 import select
 import socket
+import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
 from batchzip.checks import as_index
+from batchzip.codecs import Codec
 from batchzip.core.view import SharedPool, SharedTable
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument, ClosedError, RequestTimeout
+from batchzip.errors import BadArgument, BatchzipError, ClosedError, RequestTimeout
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_room
-from batchzip.store.share import Share, as_address, peer, receive, send
+from batchzip.store.counters import Counters
+from batchzip.store.reach import why_unreachable
+from batchzip.store.share import (
+    TOKEN_BYTES,
+    AnswerThread,
+    Descriptors,
+    NoAnswerError,
+    Share,
+    as_share,
+    peer,
+    receive,
+    send,
+)
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,9 +60,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.buffers import Buffer, Bytes
-    from batchzip.codecs import Codec
     from batchzip.pool.class_use import ClassUse
-    from batchzip.store.counters import Counters
+
+Answer = TypeVar("Answer")
 
 _ANSWER_S = 30.0
 """Seconds in which an owner answers. It takes 0.1 ms, but its threads take turns with those that
@@ -59,73 +73,116 @@ _FULL_S = 0.005
 
 
 class _Owner:
-    """The process that has the store, and the way to ask it. Closed when it goes."""
+    """The process that has the store, and the way to ask it. Closed when it goes.
+
+    What answers may be anything that its user runs: only what can be a store's answer is taken for one.
+    """
 
     _process = -1
+    _answered = False
 
-    def __init__(self, address: str) -> None:
-        named = re.fullmatch(r"/proc/([1-9]\d*)/fd/\d+", address)
-        if named is None:
-            raise BadArgument(
-                f"an address is like /proc/<pid>/fd/<n>, as store.share().address: {address!r} is not"
-            )
-        self._address = address
-        self._pid = int(named[1])
-        self._store = ""
+    def __init__(self, share: Share) -> None:
+        self._address = share.address
+        self._token = bytes.fromhex(share.token)
+        """What its replies begin with; empty until there was one, where the caller did not know."""
+        self._pid = int(share.address.split("/")[2])
         # What was at that address may have gone, and its number be another's: this tells.
+        opened = Descriptors()
         try:
             with above_standard():
-                self._process = os.pidfd_open(self._pid)
+                opened.extend(map(os.pidfd_open, (self._pid,)))  # one step, as in share.py
         except (ProcessLookupError, OverflowError):
-            raise _unreachable(FileNotFoundError(errno.ENOENT, ""), address) from None
+            raise _unreachable(errno.ENOENT, self._pid, share.address) from None
+        self._process = opened[0]
+        del opened[0]
 
-    def attach(self) -> tuple[dict[str, Any], list[int]]:
-        """Ask for what a view needs; the descriptors are the caller's."""
+    def attach(self) -> tuple[Any, Descriptors]:
+        """Ask for what a view needs, and three or four descriptors."""
         try:
-            (self._store, answer), descriptors = self._ask("attach")
-        except RequestTimeout:
+            return self._ask("attach", (3, 4))
+        except BatchzipError:
             raise
         except OSError as error:
-            raise _unreachable(error, self._address) from None
-        return answer, descriptors
+            raise _unreachable(error.errno or 0, self._pid, self._address) from None
 
-    def ask(self, what: str, **more: object) -> tuple[Any, list[int]]:
+    def ask(self, what: str, kind: type[Answer], **more: object) -> Answer:
         """Ask, and raise what the owner raised, or ClosedError where nobody answers any more."""
-        try:
-            return self._ask(what, store=self._store, **more)
-        except (FileNotFoundError, ConnectionError):
-            raise _gone() from None
+        answer, _ = self._ask(what, (0,), **more)
+        if not isinstance(answer, kind):
+            raise self.no_store(f"asked for {what}, it gave {shown(answer)}")
+        return answer
+
+    def table(self, group: str) -> Descriptors:
+        """Ask for the descriptor of a group's table."""
+        return self._ask("table", (1,), group=group)[1]
 
     def codecs(self) -> tuple[int, dict[int, Codec]]:
         """Ask how many numbers of codecs were given out, and for the codecs."""
-        answer: tuple[int, dict[int, Codec]] = self.ask("codecs")[0]
-        return answer
+        return self.as_codecs(self.ask("codecs", tuple))
 
     def stored(self, group: str, index: int) -> bytes | None:
         """Ask for the stored bytes of a page in the backing file."""
-        found: bytes | None = self.ask("stored", group=group, index=index)[0]
-        return found
+        return self.ask("stored", bytes | None, group=group, index=index)  # type: ignore[arg-type]
 
-    def _ask(self, what: str, **more: object) -> tuple[Any, list[int]]:
+    def as_codecs(self, given: object) -> tuple[int, dict[int, Codec]]:
+        """Check what is to be a number of numbers, and codecs by number."""
+        match given:
+            case (int(known), dict(codecs)) if 0 <= known < 1 << 64 and all(
+                type(number) is int and 0 < number < 256 and isinstance(codec, Codec)
+                for number, codec in codecs.items()
+            ):
+                return known, codecs
+        raise self.no_store(f"asked for codecs, it gave {shown(given)}")
+
+    def no_store(self, why: str) -> BadArgument:
+        """Make the error for what cannot be a store's answer."""
+        return BadArgument(f"what answers at {self._address} is no store that can be read: {why}")
+
+    def _ask(self, what: str, counts: tuple[int, ...], **more: object) -> tuple[Any, Descriptors]:
+        """Ask for an answer with one of these numbers of descriptors."""
+        data, descriptors = self._reply({"what": what, **more})
+        try:
+            answer = self._read(data)
+            if isinstance(answer, (BatchzipError, OSError, MemoryError)):
+                raise answer  # noqa: TRY301 - closes the descriptors
+            if len(descriptors) not in counts:
+                raise self.no_store(f"it gave {len(descriptors)} descriptors")  # noqa: TRY301 - likewise
+        except BaseException:
+            descriptors.close()
+            raise
+        return answer, descriptors
+
+    def _read(self, data: bytes) -> object:
+        """Read a reply, once it is known to be the store's."""
+        token = data[:TOKEN_BYTES]
+        if self._token and token != self._token:
+            raise ClosedError("the store is closed, and another one is in its place")
+        try:
+            answer: object = pickle.loads(memoryview(data)[TOKEN_BYTES:])
+        except Exception as error:
+            raise self.no_store(f"its answer is none: {shown(error)}") from error
+        self._token = token
+        self._answered = True
+        return answer
+
+    def _reply(self, request: dict[str, object]) -> tuple[bytes, Descriptors]:
+        """Ask over the socket; not in a thread that would have to answer itself."""
         until = time.monotonic() + _ANSWER_S
+        if isinstance(threading.current_thread(), AnswerThread) and self._pid == os.getpid():
+            from batchzip.store.share_server import reply_here  # noqa: PLC0415 - readers need no server
+
+            return reply_here(self._address, request)
         with above_standard():
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with connection:
             connection.settimeout(_ANSWER_S)
             try:
                 self._connect(connection, until)
-                data, descriptors = self._converse(connection, {"what": what, **more}, until)
+                return self._converse(connection, request, until)
             except TimeoutError:
                 raise RequestTimeout(f"the store's owner did not answer in {_ANSWER_S} s") from None
-        try:
-            answer = pickle.loads(data)
-            if isinstance(answer, Exception):
-                raise answer  # noqa: TRY301 - closes the descriptors
-        except BaseException:
-            for fd in descriptors:
-                os.close(fd)
-            raise
-        return answer, descriptors
+            except NoAnswerError as error:
+                raise self.no_store(str(error)) from None
 
     def _connect(self, connection: socket.socket, until: float) -> None:
         while True:
@@ -135,6 +192,10 @@ class _Owner:
                 if time.monotonic() > until:
                     raise TimeoutError from None
                 time.sleep(_FULL_S)
+            except (FileNotFoundError, ConnectionError):
+                if self._answered:
+                    raise _gone() from None
+                raise
             else:
                 break
         if peer(connection) != (self._pid, os.geteuid()):
@@ -142,7 +203,7 @@ class _Owner:
 
     def _converse(
         self, connection: socket.socket, request: dict[str, object], until: float
-    ) -> tuple[bytes, list[int]]:
+    ) -> tuple[bytes, Descriptors]:
         # A child that the owner forked may hold the connection open: the process is what tells.
         poll = select.poll()
         poll.register(connection, select.POLLIN)
@@ -157,7 +218,7 @@ class _Owner:
                 raise TimeoutError
             if ready == [process]:
                 raise _gone()
-            return receive(connection)
+            return receive(connection, until)
         except (ConnectionError, EOFError):
             raise _gone() from None
 
@@ -175,28 +236,34 @@ def _gone() -> ClosedError:
     return ClosedError("the store is closed, or its owner gone")
 
 
-def _unreachable(error: OSError, address: str) -> OSError:
-    number = error.errno or 0
-    return type(error)(number, f"no store can be reached there: {os.strerror(number)}", address)
+def _unreachable(number: int, pid: int, address: str) -> OSError:
+    return OSError(number, why_unreachable(number, pid, address), address)
 
 
 class _Shared:
     """What the views of a store's groups have in common."""
 
-    def __init__(self, address: str) -> None:
-        self.owner = _Owner(address)
+    def __init__(self, share: Share) -> None:
+        self.owner = _Owner(share)
         answer, descriptors = self.owner.attach()
-        *of_pool, self.table_fd = descriptors
-        file_fd = of_pool[2] if len(of_pool) > 2 else -1
-        self.page_size: int = answer["page_size"]
-        known, codecs = answer["codecs"]
         try:
+            self.page_size, known, codecs = self._check(answer)
+            objects, words, *files, _ = descriptors
+            file = files[0] if files else -1
+            del descriptors[:-1]  # they are the pool's, whatever comes of it
             self.pool = SharedPool(
-                of_pool[0], of_pool[1], file_fd, self.page_size, known, codecs, self.owner.codecs
+                objects, words, file, self.page_size, known, codecs, self.owner.codecs
             )
         except BaseException:
-            os.close(self.table_fd)
+            descriptors.close()
             raise
+        self.table = descriptors
+
+    def _check(self, answer: object) -> tuple[int, int, dict[int, Codec]]:
+        match answer:
+            case {"page_size": int(page_size), "codecs": given} if 0 < page_size < 1 << 32:
+                return page_size, *self.owner.as_codecs(given)
+        raise self.owner.no_store(f"asked for a store, it gave {shown(answer)}")
 
     def close(self) -> None:
         self.owner.close()
@@ -209,13 +276,16 @@ class GroupView(Owned):
     What is lost, and not closed, gives up what it has, too.
     """
 
-    def __init__(self, name: str, shared: _Shared, table_fd: int | None = None) -> None:
+    def __init__(self, name: str, shared: _Shared, table: Descriptors | None = None) -> None:
         self.name = name
         self.page_size = shared.page_size
         self._shared = shared
-        if table_fd is None:
-            table_fd = shared.owner.ask("table", group=name)[1][0]
-        self._table = SharedTable(table_fd, shared.pool, partial(shared.owner.stored, name))
+        if table is None:
+            table = shared.owner.table(name)
+        ask = partial(shared.owner.stored, name)
+        fd = table[0]
+        del table[0]
+        self._table = SharedTable(fd, shared.pool, ask)
         super().__init__()
 
     @overload
@@ -265,13 +335,20 @@ class GroupView(Owned):
 
         Raises ClosedError where the owner is gone, RequestTimeout where it does not answer.
         """
-        counters: Counters = self._ask("counters")
-        return counters
+        return self._ask("counters", Counters)
 
-    def _ask(self, what: str) -> Any:
+    def _ask(self, what: str, kind: type[Answer]) -> Answer:
         if self._unusable:
             self._refuse()
-        return self._shared.owner.ask(what, group=self.name)[0]
+        return self._shared.owner.ask(what, kind, group=self.name)
+
+    def _is_over(self) -> bool:
+        """Return whether this was closed, or its group was."""
+        try:
+            MAX_INDEX in self  # noqa: B015 - raises what any look does
+        except ClosedError:
+            return True
+        return False
 
     def _close(self) -> None:
         self._table.close()
@@ -284,33 +361,34 @@ class StoreView(GroupView):
     the owner's memory alive until it is closed or lost; loads that are under way then end first.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, share: Share) -> None:
+        self.address = share.address
         self._groups: dict[str, GroupView] = {}
-        shared = _Shared(address)
-        super().__init__("", shared, shared.table_fd)
+        shared = _Shared(share)
+        super().__init__("", shared, shared.table)
 
     def group(self, name: str) -> GroupView:
-        """Open a group that the store has. Raises BadArgument where it has none of that name."""
+        """Open a group that the store has. Raises BadArgument where it has none of that name.
+
+        Where its owner has dropped a group and made one of the same name, that one.
+        """
         if self._unusable:
             self._refuse()
-        found = self._groups.get(name)
-        if found is None:
+        while (found := self._groups.get(name)) is None or found._is_over():  # noqa: SLF001 - one of its own
             made = GroupView(name, self._shared)
-            found = self._groups.setdefault(name, made)
-            if found is not made:  # another thread, or a signal handler, came first
-                made.close()
+            if found is not None:
+                self._groups.pop(name, None)
+            if self._groups.setdefault(name, made) is not made:
+                made.close()  # another thread, or a signal handler, came first
         return found
 
     def status(self) -> dict[str, Any]:
         """Say how the store stands now: see SwapStore.status. Raises as `counters`."""
-        status: dict[str, Any] = self._ask("status")
-        return status
+        return self._ask("status", dict)
 
     def classes(self) -> list[ClassUse]:
         """List the pool's size classes, as SwapStore.classes. Raises as `counters`."""
-        classes: list[ClassUse] = self._ask("classes")
-        return classes
+        return self._ask("classes", list)
 
     def _close(self) -> None:
         for group in list(self._groups.values()):
@@ -324,6 +402,7 @@ def attach(address: str | os.PathLike[str] | Share) -> StoreView:
 
     Any process of the same user may; not a forked child of the owner with the owner's own objects, but
     with the address. Raises FileNotFoundError or ConnectionRefusedError where no store is there,
-    PermissionError where it is another user's, BadArgument for what is no address.
+    PermissionError where it is another user's, ClosedError where another store is in its place, and
+    BadArgument for what is no address, or where what answers is no store.
     """
-    return StoreView(as_address(address))
+    return StoreView(as_share(address))

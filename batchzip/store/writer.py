@@ -64,16 +64,20 @@ class Writer:
             folio = self._folios.pop()  # one step
         except IndexError:
             folio = Folio(self.engine.page_size)
-        if isinstance(pages, list):
-            folio.take_list(pages)
-        else:
-            folio.take_matrix(pages)
-        engine, poor = self.engine, self._keep_incompressible or to_file
-        if engine.works_alone(min(len(folio), self._max_batch)):
-            coders = engine.backend.coders
-            failed = folio.compress(coders, self.number, keep_poor=poor, keep_failed=to_file)
-        else:
-            failed = self._use_lanes(folio, keep_poor=poor, keep_failed=to_file)
+        try:
+            if isinstance(pages, list):
+                folio.take_list(pages)
+            else:
+                folio.take_matrix(pages)
+            engine, poor = self.engine, self._keep_incompressible or to_file
+            if engine.works_alone(min(len(folio), self._max_batch)):
+                coders = engine.backend.coders
+                failed = folio.compress(coders, self.number, keep_poor=poor, keep_failed=to_file)
+            else:
+                failed = self._use_lanes(folio, keep_poor=poor, keep_failed=to_file)
+        except BaseException:
+            folio.clear()  # it and what it was lent to keep each other, and the pages
+            raise
         return folio, failed
 
     def give_back(self, folio: Folio) -> None:
@@ -118,6 +122,8 @@ class Writer:
             try:
                 rows = engine.arena(self._max_batch, width)
             except OSError as error:
+                if error.errno is None:  # a signal handler's TimeoutError
+                    raise
                 raise MemoryError(f"no memory to compress to: {error}") from error
         return FolioBatch(rows, engine.page_size)
 

@@ -1,7 +1,9 @@
-"""A storage object in memory one of whose calls raises, or writes short, once."""
+"""Storage objects in memory whose calls raise, or return something else, once or again and again."""
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from faulty_file import FaultyFile
@@ -10,54 +12,94 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CALLS = ("pread", "pwrite", "sync", "discard", "truncate")
+STREAM_CALLS = ("seek", "read", "write", "flush", "truncate")
 
 
-class FaultyObject(FaultyFile):
-    """Raises `fault` in the `at`-th call of `method` from now, before or after its work."""
+@dataclass
+class Answer:
+    """What a call returns in the place of what it would."""
 
-    fault: BaseException | None = None
+    value: object
+
+
+class Faulty:
+    """Has a fault in the `at`-th call of `method` from now and the ones after it, before or after its work."""
+
+    calls_that_fail: tuple[str, ...] = ()
+    fault: BaseException | Answer | None = None
     method = ""
     at = 0
+    times = 0
     after = False
-    raised = 0
+    met = 0
+    """Faults that there were."""
     storm: Callable[[], BaseException | None] | None = None
     """Asked before and after every call for what it is to raise, if anything."""
+    visit: Callable[[str], None] | None = None
+    """Called with its name before and after every call."""
 
-    def fail(self, method: str, at: int, fault: BaseException, *, after: bool) -> None:
-        self.fault, self.method, self.at, self.after = fault, method, at, after
+    def fail(
+        self,
+        method: str,
+        fault: BaseException | Answer,
+        *,
+        at: int = 1,
+        times: int = 1,
+        after: bool = False,
+    ) -> None:
+        self.method, self.fault, self.at, self.times, self.after = method, fault, at, times, after
 
     def mend(self) -> None:
         self.fault = self.storm = None
-        self.faults.clear()
-
-    def _in_a_storm(self, value: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        self._perhaps_raise()
-        result = value(*arguments)
-        self._perhaps_raise()
-        return result
 
     def _perhaps_raise(self) -> None:
         fault = None if self.storm is None else self.storm()
         if fault is not None:
-            self.raised += 1
+            self.met += 1
             raise fault
+
+    def _called(self, name: str, method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        if self.visit is not None:
+            self.visit(name)
+        self._perhaps_raise()
+        fault = self.fault if name == self.method else None
+        if fault is not None:
+            self.at -= 1
+            if self.at > 0:
+                fault = None
+            elif -self.at >= self.times:
+                fault = self.fault = None
+        if fault is None or self.after:
+            result = method(*arguments)
+        if isinstance(fault, BaseException):
+            self.met += 1
+            raise fault
+        if fault is not None:
+            self.met += 1
+            result = fault.value
+        self._perhaps_raise()
+        if self.visit is not None:
+            self.visit(name)
+        return result
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        if name in CALLS and self.storm is not None:
-            return lambda *arguments: self._in_a_storm(value, arguments)
-        if name not in CALLS or self.fault is None or name != self.method:
+        if name not in super().__getattribute__("calls_that_fail"):
             return value
+        return lambda *arguments: self._called(name, value, arguments)
 
-        def call(*arguments: Any) -> Any:
-            self.at -= 1
-            fault = self.fault
-            if self.at or fault is None:
-                return value(*arguments)
-            self.fault = None
-            self.raised += 1
-            if self.after:
-                value(*arguments)
-            raise fault
 
-        return call
+class FaultyObject(Faulty, FaultyFile):
+    """A storage object."""
+
+    calls_that_fail = CALLS
+
+    def mend(self) -> None:
+        super().mend()
+        self.faults.clear()
+
+
+class FaultyStream(Faulty, io.BytesIO):
+    """A stream, which is read and written at its position."""
+
+    calls_that_fail = STREAM_CALLS

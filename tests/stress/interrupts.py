@@ -38,8 +38,12 @@ STORE = (
     ),
     *(str(path) for path in (_PACKAGE / "store").glob("*.py") if not path.stem.startswith("share")),
 )
-"""What a store does, but for share(): a descriptor that was just opened there is a number that an interrupt can
-lose, as with any in Python."""
+"""What a store does, but for share()."""
+
+SHARING = tuple(
+    str(_PACKAGE / "store" / name) for name in ("share.py", "share_server.py", "view.py")
+)
+"""What share() and attach() do."""
 
 _ON_BEHALF = (threading.__file__, futures.__file__)
 """What counts where it is called by the code that is watched."""
@@ -97,6 +101,8 @@ class InterruptAt:
 
     def _is_watched(self, frame: FrameType) -> bool:
         path = frame.f_code.co_filename
+        if frame.f_code.co_name == "__del__":  # Python swallows an interrupt there
+            return False
         if path in _ON_BEHALF:
             caller = frame.f_back
             return caller is not None and caller.f_code.co_filename.startswith(self._watched)

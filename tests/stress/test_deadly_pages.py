@@ -1,4 +1,4 @@
-"""Pages that kill whoever takes them are found by bisection, several in a batch; their mates succeed."""
+"""Pages that kill whoever takes them are found, several in a batch; no other is taken for one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stress.load import (
     KINDS,
     PAGE,
     Kind,
+    Load,
     assert_all_slots_are_free,
     await_true,
     blank,
@@ -21,6 +22,7 @@ from stress.load import (
 )
 
 from batchzip import CompressBatch, DecompressBatch, Engine
+from batchzip_workers.failpoints import armed, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,3 +89,33 @@ def test_pages_that_kill_twice_are_isolated_and_their_mates_succeed(
         await_true(lambda: engine.statistics.restarts >= 2 * len(failed), "two deaths a page")
         died = engine.statistics.restarts
     report(f"deadly pages: {len(failed)} isolated of {PAGES}, {died} workers died")
+
+
+@pytest.mark.parametrize("action", ["kill", "raise"])
+@pytest.mark.parametrize(
+    "step", ["coded:8", "noted:1"], ids=["behind its last page", "behind all that it says"]
+)
+@pytest.mark.parametrize("kind", KINDS[::3], ids=str)
+def test_pages_of_workers_that_fail_at_the_end_of_every_share_are_not_blamed(
+    kind: Kind, step: str, action: str
+) -> None:
+    # A page that were suspected would go to the next worker alone, which fails then.
+    ends = f"{step}:{action}", f"{step[:-1]}1:{action}", f"{step[:-1]}1:{action}"
+    with armed(*ends), Engine("lz4", backend="workers", workers=1, isolate=True) as engine:
+        assert engine.wait_ready()
+        load = Load(engine.codec, 8)
+        load.run(engine, kind, 0, 8)
+        await_true(lambda: len(waiting) == 1, "the next one's start")
+        assert engine.statistics.restarts == 1, "nothing was left to do for the next one"
+        load.run(engine, kind, 0, 1)
+        load.run(engine, kind, 1, 7)
+
+
+def test_the_page_that_a_worker_was_at_is_done_by_the_next_and_those_before_it_are_done() -> None:
+    ends = "took:6:kill", "took:4:kill"
+    with armed(*ends), Engine("lz4", backend="workers", workers=1, isolate=True) as engine:
+        assert engine.wait_ready()
+        load = Load(engine.codec, 8)
+        load.run(engine, KINDS[0], 0, 8)
+        await_true(lambda: engine.statistics.restarts == 1, "its end")
+        assert engine.statistics.compress.pages == 8

@@ -43,8 +43,8 @@ NEEDS_REST = ("asleep", "awake", "rung")
 _REST_S = 0.002
 """Seconds between batches that put a lane to sleep: it looks for work for 0.1 ms."""
 
-IN_HAND = ("took", "coded", "noted")
-"""Steps at which a lane has a page in hand, as far as its claim tells."""
+IN_HAND = "took"
+"""The step at which a lane has a page in hand."""
 
 PAUSE_S = 0.02
 """What the action `pause` takes."""

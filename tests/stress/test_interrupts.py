@@ -6,15 +6,18 @@ exception and its traceback are still kept: that is what is looked at here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from stress import interrupts
 from stress.interrupted_codec import INTERRUPTS, InterruptedCodec
-from stress.interrupts import InterruptAt
+from stress.interrupts import SHARING, InterruptAt
 from stress.load import (
     HANG_LIMIT_S,
     KINDS,
@@ -27,7 +30,7 @@ from stress.load import (
     do,
 )
 
-from batchzip import CompressBatch, DecompressBatch, Engine, PageNotStored, SwapStore
+from batchzip import CompressBatch, DecompressBatch, Engine, PageNotStored, StoreView, SwapStore
 from batchzip.lanes import LanesBackend, watch
 
 if TYPE_CHECKING:
@@ -269,3 +272,43 @@ def test_an_interrupt_within_a_codec_in_python_ends_the_batch(
         back = DecompressBatch(load.outputs)
         engine.decompress(back)
         assert not back.has_errors
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # what is dropped closes itself
+@pytest.mark.parametrize("attaches", [False, True], ids=["share", "attach"])
+def test_an_interrupt_at_any_point_of_sharing_leaves_no_descriptor(
+    attaches: bool, report: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # threading itself keeps a thread for ever that an interrupt has kept from starting.
+    monkeypatch.setattr(interrupts, "_ON_BEHALF", ())
+    point, happened = 0, True
+    with Engine("lz4", backend="sequential") as engine:
+        while happened:
+            point += 1
+            before = open_descriptors()
+            with SwapStore(engine) as store:
+                store.store(0, bytes(PAGE))
+                act = store.share().attach if attaches else store.share
+                interrupt, done = InterruptAt(point, SHARING), None
+                with contextlib.suppress(KeyboardInterrupt), interrupt:
+                    done = act()
+                happened = interrupt.happened
+                if isinstance(done, StoreView):
+                    done.close()
+                with store.share().attach() as view:
+                    assert view.load(0) == bytes(PAGE)
+            left = {
+                name: target for name, target in open_descriptors().items() if name not in before
+            }
+            assert not left, interrupt.where
+    assert point > 3
+    report(f"interrupts: {'attach' if attaches else 'share'}: at each of {point - 1} points")
+
+
+def open_descriptors() -> dict[str, str]:
+    """List this process's descriptors, but for the one that lists them, with what they are."""
+    found = {}
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[path.name] = str(path.readlink())
+    return found

@@ -128,20 +128,25 @@ def kill_a_stores_owner(path: Path, after_s: float) -> int:
 @pytest.mark.parametrize(
     "times", [pytest.param(2), pytest.param(40, marks=pytest.mark.stress, id="stress")]
 )
-def test_a_killed_owners_file_is_taken_over_and_its_memory_goes_with_the_last_reader(
-    times: int, tmp_path: Path, report: Callable[[str], None]
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_killed_owners_file_is_gone_or_taken_over_and_its_memory_goes_with_the_last_reader(
+    times: int, was_there: bool, tmp_path: Path, report: Callable[[str], None]
 ) -> None:
     rng = np.random.default_rng(times)
     path, loads = tmp_path / "swap", 0
+    if was_there:
+        path.touch()
+    left = list(tmp_path.iterdir())
     for _ in range(times):
         loads += kill_a_stores_owner(path, rng.exponential(0.15))
-        assert set(tmp_path.iterdir()) <= {path}
+        assert list(tmp_path.iterdir()) == left
     with Engine("lz4", backend="sequential") as engine, SwapStore(engine, backing=path) as store:
         store.store(0, store_owner.PAGES)
         assert store.writeback(64) == 64
         assert store.load_many(range(64)).tobytes() == store_owner.PAGES.tobytes()
         store.check_invariants()
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == left
+    assert not was_there or path.read_bytes() == b""
     report(
         f"owner killed: {times} stores with a file, after {loads} loads of a reader, 0 left behind"
     )

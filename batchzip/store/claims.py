@@ -1,0 +1,133 @@
+"""Claims: a file, or an object of the user's, is under one store at a time, however it was given.
+
+    in this process    a table: device and inode of a file, number of a device, identity of an object
+    in all others      a lock (flock) on an open file description that nobody else has
+
+A claim ends when it is released, when it is dropped, and with its process. A forked child would keep the
+lock, so the child closes its copy at once. Rejected: fcntl's record locks, which end when any other descriptor of the
+same file is closed in this process; a PID in the file (PIDs are used again, and differ between containers).
+
+Where a file system has no locks, the table alone decides.
+
+Locks: none around the table. Entries are made by `setdefault`, and only who made one removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import stat
+import weakref
+from functools import partial
+from typing import TypeAlias
+
+from batchzip.errors import BadArgument
+
+_Key: TypeAlias = tuple[str, int, int]
+
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
+"""What `flock` fails with where a file system does not have it."""
+
+_claims: dict[_Key, weakref.ref[Claim]] = {}
+
+
+class Descriptor(io.FileIO):
+    """A descriptor of ours. Its close() cannot be cut short between closing and noting that."""
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            self.close()  # so that Python does not warn
+
+
+class Claim:
+    """The right to use a file or an object, until it is released or dropped.
+
+    `file` is a descriptor, which the claim takes over: nobody else may have its open file description.
+    `target` is the user's object. One of the two may be None; `name` is for messages.
+
+    Raises BadArgument where another store has what is claimed.
+    """
+
+    def __init__(self, name: str, file: Descriptor | None = None, target: object = None) -> None:
+        self.file = file
+        self._target = target  # so that nothing else gets its identity
+        self._keys: tuple[_Key, ...] = ()
+        if target is not None:
+            self._keys += (("object", id(target), 0),)
+        if file is not None:
+            self._keys += (_key_of(file),)
+        self._mine = weakref.ref(self, partial(_forget, self._keys))
+        try:
+            self._enter(name)
+            if file is not None:
+                _lock(file, name)
+        except BaseException:
+            self.release()
+            raise
+
+    def _enter(self, name: str) -> None:
+        for key in self._keys:
+            if _claims.setdefault(key, self._mine) is not self._mine:
+                raise BadArgument(f"the backing file {name} is in use by another store")
+
+    @property
+    def released(self) -> bool:
+        """Whether it has no descriptor, or none any more."""
+        return self.file is None or self.file.closed
+
+    def release(self) -> None:
+        """Let others have it, and close the descriptor; further calls do nothing."""
+        if self.file is not None and not self.released:
+            # What was forked without Python's knowledge shares the lock.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.file, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):  # nothing is left that could be lost
+                self.file.close()
+        _forget(self._keys, self._mine)
+
+    def disown(self) -> None:
+        """Close a forked child's copy of the descriptor, if the number still stands for the file."""
+        if self.file is not None and not self.released:
+            with contextlib.suppress(OSError):
+                if _key_of(self.file) in self._keys:
+                    self.file.close()
+
+
+def _key_of(file: Descriptor) -> _Key:
+    status = os.fstat(file.fileno())
+    if stat.S_ISBLK(status.st_mode):
+        return "device", status.st_rdev, 0
+    return "file", status.st_dev, status.st_ino
+
+
+def _lock(file: Descriptor, name: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadArgument(
+            f"the backing file {name} is in use by another store, or locked by another program"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def _forget(keys: tuple[_Key, ...], mine: weakref.ref[Claim]) -> None:
+    for key in keys:
+        if _claims.get(key) is mine:
+            _claims.pop(key, None)
+
+
+def _disown() -> None:
+    """Leave all claims to the parent, in a forked child."""
+    for reference in list(_claims.values()):
+        claim = reference()
+        if claim is not None:
+            claim.disown()
+    _claims.clear()
+
+
+os.register_at_fork(after_in_child=_disown)
