@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from command import COMMAND, assert_fits, assert_refused, children, cli
+from command import COMMAND, absolute_path, assert_fits, assert_refused, children, cli
 
 import batchzip
 from batchzip import BadArgument, BatchzipError, NotStorable, ValuesAdvice, advise_values
@@ -267,6 +267,21 @@ def test_classes_of_a_script_are_refused_with_what_would_be_right(tmp_path: Path
     )
     assert "a fresh process cannot restore the values: AttributeError: " in done.stdout
     assert "have to be in modules that can be imported" in done.stdout
+
+
+def test_classes_of_what_a_session_imported_are_found(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("class Mine: pass\n")
+    script = "import batchzip, mine; print(batchzip.advise_values([mine.Mine()]).serializer)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=tmp_path,
+        env=absolute_path(),
+    )
+    assert done.stdout == "pickle\n"
 
 
 def test_keys_that_no_mapping_takes_are_said() -> None:

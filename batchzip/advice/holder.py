@@ -29,6 +29,7 @@ import numpy as np
 from batchzip.advice.spool import read, read_keys
 from batchzip.engine import Engine
 from batchzip.errors import BatchzipError
+from batchzip.interpreter import command_for
 from batchzip.mapping import CompressedMapping
 from batchzip.store import SwapStore
 
@@ -168,12 +169,14 @@ class Weight:
 
 def weigh(holder: Holder, serializer: str, spool_fd: int, values: int) -> Weight:
     """Measure a holder with the spooled values in a fresh process, which ends with this one. Raise BatchzipError if that fails."""
-    start = f"import sys; sys.path[:] = {[p for p in sys.path if isinstance(p, str)]!r}; from {__name__} import main; main()"
+    # Values may be of classes of whatever was imported here.
+    start = f"from {__name__} import main; main()"
+    command = command_for(start, "what measures values", [*sys.modules])
     arguments = json.dumps({**asdict(holder), "serializer": serializer, "values": values})
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001 - as multiprocessing does
     done = subprocess.run(  # noqa: S603 - our own module in our own interpreter
-        [sys.executable, "-P", *flags, "-c", start, arguments, str(spool_fd), str(os.getpid())],
+        [*command, arguments, str(spool_fd), str(os.getpid())],
         pass_fds=[spool_fd],
+        process_group=0,  # Ctrl-C is for the parent, which ends the child
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

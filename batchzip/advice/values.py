@@ -10,6 +10,7 @@ import random
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchzip.advice.holder import Holder, weigh
@@ -18,7 +19,7 @@ from batchzip.advice.option import amount
 from batchzip.advice.spool import write
 from batchzip.checks import as_integer
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument
+from batchzip.errors import BadArgument, BatchzipError
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
@@ -210,6 +211,8 @@ def weigh_all(
 ) -> ValuesAdvice:
     """Measure the values of a source in every holder that may pay."""
     most = as_integer(sample_bytes, "sample_bytes", 1, _MOST_BYTES)
+    if not Path("/proc/self/status").exists():
+        raise BatchzipError("memory of a process is told by /proc, which is not mounted here")
     with above_standard():
         spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the next line
     with spool:
