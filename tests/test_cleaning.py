@@ -209,6 +209,20 @@ def test_one_thread_cleans_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyP
         assert not store._home.turns
 
 
+@pytest.mark.parametrize("limit", [ZONE, 0])
+def test_a_file_is_cleaned_when_its_limit_was_lowered_below_what_it_holds(
+    engine: Engine, tmp_path: Path, limit: int
+) -> None:
+    with SwapStore(engine, backing=tmp_path) as store:
+        fill(store)
+        left = thin(store, 10)
+        store.max_backing_bytes = limit
+        store.compact()
+        assert store.counters.backing_file_size == len(left) * SIZE < ZONE
+        assert store.load_many(left).tobytes() == b"".join(map(noise, left))
+        store.check_invariants()
+
+
 def test_writeback_makes_room_in_a_file_at_its_limit(engine: Engine, tmp_path: Path) -> None:
     limit = 2 * ZONE
     with SwapStore(engine, backing=tmp_path, max_backing_bytes=limit) as store:

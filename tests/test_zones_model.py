@@ -78,9 +78,10 @@ class ZonesAgainstDict(RuleBasedStateMachine):
         except OSError:
             assert most is not None
             assert held + sum(lengths) > most
+            assert not (cleaning and limit is not None and held > limit)
             assert self.zones.figures[::2] == (held, objects)
             return
-        assert most is None or held + sum(lengths) <= most
+        assert most is None or held + sum(lengths) <= most or (cleaning and held > most)
         positions = reservation.to_array().tolist()
         assert [at & (1 << 21) - 1 for at in positions] == [length - 1 for length in lengths]
         runs = reservation.runs()
@@ -203,7 +204,7 @@ class ZonesAgainstDict(RuleBasedStateMachine):
         for reservation in self.held:  # what its positions are entered for is not known yet
             assert not {(at - BASE) // ZONE for _, _, at in reservation.runs()} & set(sparse)
         if self.zones.max_bytes is not None:
-            assert sum(lives[zone] for zone in sparse) <= self.zones.spare
+            assert sum(lives[zone] for zone in sparse) <= max(self.zones.spare, ZONE)
 
     def teardown(self) -> None:
         self.zones.free(np.array(sorted(self.live), np.uint64))

@@ -143,7 +143,10 @@ cdef int _reserve(
     cdef int code = 0
     for last in range(count):
         total += lengths[last]
-    if zones.held + total + (0 if cleaning else _spare(zones)) > zones.limit:
+    # A file that is beyond its limit, which was lowered, is cleaned all the same: it is shorter then.
+    if not (cleaning and zones.held > zones.limit) and (
+        zones.held + total + (0 if cleaning else _spare(zones)) > zones.limit
+    ):
         return -ENOSPC
     while first < count:
         # What is open after the first round was filled by it.
@@ -629,10 +632,12 @@ cdef class Zones:
         cdef uint32_t at, room = self._copy(&table, &state)
         cdef list found = []
         cdef dict fitting = {}
-        # Less than is spare if an interrupted round wrote anew and freed nothing.
-        cdef uint64_t left = state.limit - min(state.held, state.limit)
+        cdef uint64_t left = UINT64_MAX
         if state.limit != UINT64_MAX:
-            left = min(left, _spare(&state))
+            left = max(_spare(&state), <uint64_t>1 << state.zone_bits)
+        if state.held <= state.limit:
+            # Less than is spare if an interrupted round wrote anew and freed nothing.
+            left = min(left, state.limit - state.held)
         try:
             for at in range(room):
                 if at == state.open or not table[at].live or table[at].pending:

@@ -51,8 +51,8 @@ class SwapStore(Group):
                                 object, open to read and to write: its file is overwritten; it stays the
                                 caller's, who may close it. Or an object with pread and pwrite. No file and no
                                 object is under two stores at a time, of this process or of another one.
-    `max_backing_bytes`         bytes the backing file may hold, at most an eighth of them for moving
-                                pages when it is full; None for no limit. May be changed later.
+    `max_backing_bytes`         bytes the backing file may hold, an eighth of them at most for
+                                moving pages when it is full; None for no limit. May be changed.
     `shrinker_enabled`          write cold pages back in a thread when a limit is met.
     `max_batch`                 most pages handed to the engine in one go; a larger folio takes several.
     `keep_incompressible`       keep pages that do not shrink raw; False rejects their folio, as zswap

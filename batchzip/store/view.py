@@ -374,7 +374,7 @@ class StoreView(GroupView):
         """
         if self._unusable:
             self._refuse()
-        while (found := self._groups.get(name)) is None or found._is_over():  # noqa: SLF001 - one of its own
+        while (found := self._groups.get(name)) is None or found._is_over():  # noqa: SLF001
             made = GroupView(name, self._shared)
             if found is not None:
                 self._groups.pop(name, None)
