@@ -249,6 +249,7 @@ def bash(tmp_path: Path) -> Iterator[Bash]:
         ("batchzip advise --algorithm lz4 --algorithm zs\t", "--algorithm zstd "),
         ("batchzip swap --shuffle 4 --fi\t", "batchzip swap --shuffle 4 --file "),
         ("batchzip advise --file dump\t", "batchzip advise --file dump-of-memory.bin"),
+        ("batchzip advise --values dump\t", "batchzip advise --values dump-of-memory.bin"),
         ("batchzip completion z\t", "batchzip completion zsh "),
     ],
 )

@@ -1,9 +1,10 @@
 """Holders: what values can be kept in, each weighed in a fresh process.
 
-    python -c … weigh ─▶ a few values pass by ─▶ memory before ─▶ every value: put, timed ─▶ memory after
-                      ─▶ some thousand of them: get, timed ─▶ one line of JSON
+    weigh ─▶ a few values pass by ─▶ memory before ─▶ every value: put, timed ─▶ memory after
+          ─▶ some thousand of them: get, timed ─▶ one line of JSON
 
-The memory is that of the whole process: objects, tables, rounding of allocators and what they do not give back.
+The memory is that of the whole process: objects, tables, rounding of allocators and what they do
+not give back.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
 
 _PASSING = 64
-"""Values of which one in so many, and as many at most, pass by before memory is looked at: what reading
+"""Of values, one in so many, and as many at most, pass by before memory is looked at: what reading
 takes is there then."""
 
 _MOST_GETS = 5000
@@ -168,7 +169,10 @@ class Weight:
 
 
 def weigh(holder: Holder, serializer: str, spool_fd: int, values: int) -> Weight:
-    """Measure a holder with the spooled values in a fresh process, which ends with this one. Raise BatchzipError if that fails."""
+    """Measure a holder with the spooled values in a fresh process, which ends with this one.
+
+    Raise BatchzipError if that fails.
+    """
     # Values may be of classes of whatever was imported here.
     start = f"from {__name__} import main; main()"
     command = command_for(start, "what measures values", [*sys.modules])
@@ -198,7 +202,7 @@ def weigh(holder: Holder, serializer: str, spool_fd: int, values: int) -> Weight
 
 
 def process_memory() -> tuple[str, int]:
-    """Return the bytes of this process's memory, with what was swapped out, and how they were counted."""
+    """Return how this process's memory was counted, and its bytes, with what was swapped out."""
     try:
         lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:  # an old kernel, or a sandbox

@@ -1,10 +1,11 @@
 """Spool: a file of keys and values, which fresh processes read one by one.
 
-A value that lay in the process anyway would not count as what it takes. So the values are written to a file once,
-and each process that is measured reads it. The file has no name: nothing of it is left behind, however this process ends.
+A value that lay in the process anyway would not count as what it takes. So the values are written
+to a file once, and each process that is measured reads it. The file has no name: nothing of it is
+left behind, however this process ends.
 
-A frame: bytes of the key, bytes of the value, whether the value is pickled; then both. Keys are always
-pickled. The file is of this process's own making, and no other user can open it.
+A frame: bytes of the key, bytes of the value, whether the value is pickled; then both. Keys are
+always pickled. The file is of this process's own making, and no other user can open it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ class Spooled:
 
 
 def write(file: IO[bytes], pairs: Iterable[tuple[Any, Any]], most_bytes: int) -> Spooled:
-    """Write pairs until their values have `most_bytes`. Raise NotStorable for what cannot be pickled."""
+    """Write pairs until their values have `most_bytes`.
+
+    Raise NotStorable for what cannot be pickled, OSError.
+    """
     values = value_bytes = 0
     bytes_up_to = {4096: 0, 16384: 0}
     all_bytes = complete = True

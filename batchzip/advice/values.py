@@ -1,7 +1,10 @@
 """Advice on values: what they would take in a dict, and in a CompressedMapping.
 
-values ─▶ spool: a file of them, or of a sample ─▶ holder: each in a fresh process that reads the file
-                                                ─▶ memory, cost of put and get ─▶ one is recommended
+    values ─▶ spool: a file of them, or of a sample
+           ─▶ holder: each in a fresh process that reads the file: memory, cost of put and get
+           ─▶ one is recommended
+
+Rejected: measuring in a forked child. It has what its parent freed, and grows by what it touches.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ SAMPLE_BYTES = 64 << 20
 _MOST_BYTES = 1 << 63
 
 _SOME = 0.1
-"""Share of all bytes from which it pays to try what is for values of some lengths: larger pages for those above
-4 KiB, dictionaries for those of up to a page."""
+"""Share of all bytes from which it pays to try what is for values of some lengths: larger pages for
+those above 4 KiB, dictionaries for those of up to a page."""
 
 _WORTH = 0.1
 """Share of a dict's memory that has to be saved for anything else to be recommended."""
@@ -110,8 +113,8 @@ class ValuesAdvice:
         else:
             looked = (
                 f"{name}: about {self.total_values:,} values, {amount(self.total_bytes)}; "
-                f"a sample of {self.measured_values:,}, {amount(self.measured_bytes)}, was measured, and its "
-                "memory scaled to all of them"
+                f"a sample of {self.measured_values:,}, {amount(self.measured_bytes)}, was "
+                "measured, and its memory scaled to all of them"
             )
         rows = [
             (
@@ -164,13 +167,16 @@ def advise_values(
 ) -> ValuesAdvice:
     """Measure what the values take in a dict, in a dict of compressed bytes, and in mappings.
 
-    `values` is a mapping, or an iterable of values, whose keys are then their numbers as str. Where they have
-    more than `sample_bytes` when serialised, a random sample is measured; of an iterator, which cannot be
-    looked at twice, the first ones. `seed` is that of the sample. `progress(done, all)` is called as each is measured.
+    `values` is a mapping, or an iterable of values, whose keys are then their numbers as str. Where
+    they have more than `sample_bytes` when serialised, a random sample is measured; of an iterator,
+    which cannot be looked at twice, the first ones. `seed` is that of the sample.
+    `progress(done, all)` is called as each is measured.
 
-    Each is measured in a fresh process, which reads the values from a file in the temporary folder: the classes
-    of values have to be importable there, not of a script. Takes some seconds. Raises BadArgument
-    where there are no values, NotStorable for values that cannot be pickled, BatchzipError if a process fails.
+    Each is measured in a fresh process, which reads the values from a file in the temporary folder:
+    the classes of values have to be importable there, not of a script. Takes some seconds.
+
+    Raises BadArgument where there are no values, NotStorable for values that cannot be pickled,
+    OSError if the file cannot be written, BatchzipError if a process fails.
     """
     return weigh_all(source_of(values, seed), sample_bytes, progress)
 

@@ -1,4 +1,4 @@
-"""`batchzip advise`: what compressing values, a process's memory or a file would bring, and with what."""
+"""`batchzip advise`: what compressing values, memory or a file would bring, and with what."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _WORKLOAD_MIB = 64
 _PAGES_SAMPLE = 8 << 20
 
 _ABOUT_PAGES = (
-    "This speaks of memory pages: what zswap or a SwapStore would bring, not what replacing a dict would. "
-    "For the values of a cache, use batchzip advise --values."
+    "This speaks of memory pages: what zswap or a SwapStore would bring, not what replacing a dict "
+    "would. For the values of a cache, use batchzip advise --values."
 )
 
 
@@ -184,15 +184,15 @@ def as_document(sample: Sample, advice: Advice) -> dict[str, Any]:
 
 
 def report(sample: Sample, advice: Advice, width: int, *, every: bool) -> str:
-    """Return a table for each page size, and the recommendation, in lines of at most `width` columns.
+    """Return tables and the recommendation, in lines of at most `width` columns.
 
     Without `every`, only the plain algorithms, the front and the recommendation are shown.
     """
     paragraphs = [
         wrapped(_ABOUT_PAGES, width),
         wrapped(
-            f"{sample.name}: {amount(sample.total_bytes)}, {amount(sample.blocks.nbytes)} of it looked "
-            f"at, {amount(advice.sample_bytes)} stored and loaded",
+            f"{sample.name}: {amount(sample.total_bytes)}, {amount(sample.blocks.nbytes)} of it "
+            f"looked at, {amount(advice.sample_bytes)} stored and loaded",
             width,
         ),
     ]

@@ -3,8 +3,8 @@
     FILE           one JSON value in each line; a value is its line, as bytes
     FILE --pickle  a pickled dict, list or tuple
     FOLDER         each file in it, and in folders beneath, is a value
-    FILE:TABLE     each row of a table of an SQLite file; a value is the row's only column besides its key,
-                   or a tuple of them
+    FILE:TABLE     each row of a table of an SQLite file; a value is the row's only column besides
+                   its key, or a tuple of them
 
 Of what is larger than the sample, values from all over it are taken, at random.
 """
@@ -36,16 +36,16 @@ _LEAST_ROWS = 1000
 """Rows to pick of a table that is a small part of its file."""
 
 KINDS = (
-    "--values takes a file of one JSON value a line, a folder of files, FILE:TABLE of an SQLite file, "
-    "or with --pickle a pickled dict or list"
+    "--values takes a file of one JSON value a line, a folder of files, FILE:TABLE of an SQLite "
+    "file, or with --pickle a pickled dict or list"
 )
 
 
 def open_values(name: str, sample_bytes: int, seed: int, *, is_pickle: bool) -> ValueSource:
     """Find what kind of values lie there, and prepare to read them.
 
-    Raises OSError, or BadArgument with what would be right. Unpickling runs code that the file brings: it is done
-    only where `is_pickle`.
+    Raises OSError, or BadArgument with what would be right. Unpickling runs code that the
+    file brings: it is done only where `is_pickle`.
     """
     rng = random.Random(seed)  # noqa: S311 - a sample
     file_name, colon, table = name.rpartition(":")
@@ -77,7 +77,8 @@ def open_values(name: str, sample_bytes: int, seed: int, *, is_pickle: bool) -> 
         return _pickle(path, seed)
     if start[0] == 0x80 and len(start) > 1 and start[1] <= pickle.HIGHEST_PROTOCOL:
         raise BadArgument(
-            f"{name} is a pickle, and reading it runs whatever code it holds: if you trust it, add --pickle"
+            f"{name} is a pickle, and reading it runs whatever code it holds: if you trust it, add "
+            "--pickle"
         )
     return _lines(path, sample_bytes, rng)
 
@@ -210,7 +211,8 @@ def _table(path: Path, table: str, sample_bytes: int, rng: random.Random) -> Val
     try:
         with closing(_open(path)) as connection:
             columns = connection.execute(f"PRAGMA table_info({quoted})").fetchall()
-            (count,) = connection.execute(f"SELECT count(*) FROM {quoted}").fetchone()  # noqa: S608 - quoted
+            counted = connection.execute(f"SELECT count(*) FROM {quoted}")  # noqa: S608 - quoted
+            (count,) = counted.fetchone()
     except sqlite3.Error as error:
         raise BadArgument(f"{path}, table {table!r}: {error}") from None
     if not count:
@@ -236,10 +238,11 @@ def _rows(
     with closing(_open(path)) as connection:
         connection.create_function("batchzip_picks", 0, lambda: rng.random() < share)
         try:
-            found = connection.execute(f"SELECT {columns} FROM {table}{picked}")  # noqa: S608 - quoted
+            wanted = f"SELECT {columns} FROM {table}{picked}"  # noqa: S608 - quoted
+            found = connection.execute(wanted)
             for number, row in enumerate(found):
                 key, value = row[: len(keys)] or (number,), row[len(keys) :]
-                # A column of numbers may be a table's key, and is none of a mapping: in a tuple it is.
+                # A float may be a table's key, and is none of a mapping: in a tuple it is.
                 is_plain = len(key) == 1 and isinstance(key[0], str | bytes | int)
                 yield key[0] if is_plain else key, value[0] if len(value) == 1 else value
         except sqlite3.Error as error:
