@@ -39,10 +39,11 @@ import numpy as np
 
 from batchzip.core.batch import Blocks
 from batchzip.core.calls import Calls
+from batchzip.core.memory import Descriptor
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, LimitReached
 from batchzip.limits import named
-from batchzip.segment import PAGE
+from batchzip.segment import PAGE, WITHOUT_DESCRIPTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,24 +55,13 @@ _LARGE = 64 << 20
 """Bytes from which on it is worth looking first whether there is so much; that takes 0.1 ms."""
 
 
-class _File:
-    """The descriptor of an arena's memory."""
-
-    fd = -1
-
-    def __init__(self) -> None:
-        with above_standard():
-            self.fd = os.memfd_create("batchzip-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.fchmod(self.fd, 0o600)  # what fails here closes it: see __del__
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-
-    def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
+def _new_file() -> Descriptor:
+    """Make the memory of an arena."""
+    with above_standard():
+        file = Descriptor(os.memfd_create("batchzip-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    os.fchmod(file.fileno(), 0o600)
+    fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return file
 
 
 class _Ranges:
@@ -127,8 +117,8 @@ class Arena:
     """Shared memory in which arrays can be had. Thread-safe; bound to the process that made it."""
 
     def __init__(self) -> None:
-        self._file = _File()
-        self._calls: Calls[_File] = Calls(self._file, "arena")
+        self._file = _new_file()
+        self._calls: Calls[Descriptor] = Calls(self._file, "arena")
         self._ranges = _Ranges()
         self.blocks = Blocks()
         """Where the living arrays are."""
@@ -136,7 +126,7 @@ class Arena:
     @property
     def fd(self) -> int:
         """The descriptor of its memory; −1 once it is closed."""
-        return self._file.fd
+        return self._file.fileno()
 
     def array(self, rows: int, width: int) -> Bytes:
         """Make a (rows, width) array of zeros. Raises LimitReached if memory, or descriptors, are out."""
@@ -147,10 +137,12 @@ class Arena:
         with self._calls.enter() as file:
             taken = self._ranges.take(length)
             try:
-                _extend(file.fd, taken.offset + length)
+                _extend(file.fileno(), taken.offset + length)
                 with above_standard():  # a mapping keeps a descriptor of its own
-                    taken.mapping = mmap.mmap(file.fd, length, offset=taken.offset)
-                os.posix_fallocate(file.fd, taken.offset, length)
+                    taken.mapping = mmap.mmap(
+                        file.fileno(), length, offset=taken.offset, **WITHOUT_DESCRIPTOR
+                    )
+                os.posix_fallocate(file.fileno(), taken.offset, length)
             except OSError as error:
                 taken.give_back()  # now, though a traceback may still have it
                 raise named(error, f"{rows} × {width} bytes of shared memory") from None
@@ -171,7 +163,7 @@ class Arena:
     def held_bytes(self) -> int:
         """Bytes of memory behind the arena now, as the kernel counts them."""
         with self._calls.enter() as file:
-            return os.fstat(file.fd).st_blocks * 512
+            return os.fstat(file.fileno()).st_blocks * 512
 
     def close(self) -> None:
         """Give out no more; arrays that live keep their memory until they die."""

@@ -287,3 +287,37 @@ def run(source: str, folder: Path) -> str:
         [sys.executable, "-c", source, report, folder / "backing"], timeout=60, check=True
     )
     return report.read_text()
+
+
+DAEMON = """
+import gc, os, sys, batchzip
+old = batchzip.Engine("lz4", backend="workers", workers=1)
+others = [batchzip.Engine("lz4", backend="threads", workers=1), batchzip.SwapStore(old)]
+others[1].store(0, [b"a" * 4096] * 4)
+others.append(batchzip.attach(str(others[1].share())))
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os.setsid()
+os.closerange(3, 1000)
+engine = batchzip.Engine("lz4", backend="workers", workers=1)
+assert engine.wait_ready(10)
+with engine, batchzip.SwapStore(engine) as store:
+    store.store(0, [b"b" * 4096] * 4)
+    store.share()
+    if sys.argv[1] == "close":
+        for each in (*others[::-1], old):
+            each.close()
+    del old, others
+    gc.collect()
+    assert store.load(1) == b"b" * 4096
+    with batchzip.attach(str(store.share())) as view:
+        assert view.load(2) == b"b" * 4096
+    assert engine.wait_ready(10)
+"""
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_a_daemon_that_closed_every_number_may_use_them_again(end: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", DAEMON, end]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

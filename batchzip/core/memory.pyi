@@ -18,6 +18,10 @@ class Descriptor:
     def fileno(self) -> int:
         """Return its number. Raise ValueError once it is closed."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+
     def ring(self) -> None:
         """Add one to the eventfd that it is; do nothing once it is closed."""
 

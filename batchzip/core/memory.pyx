@@ -134,6 +134,11 @@ cdef class Descriptor:
             raise ValueError("this descriptor is closed")
         return self.fd
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self.fd < 0
+
     def ring(self) -> None:
         """Add one to the eventfd that it is; do nothing once it is closed."""
         cdef uint64_t one = 1

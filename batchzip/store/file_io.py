@@ -42,10 +42,11 @@ from pathlib import Path
 from typing import Any
 
 from batchzip.checks import as_integer
+from batchzip.core.memory import Descriptor
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, LimitReached
 from batchzip.lifetime import Closing
-from batchzip.store.claims import Claim, Descriptor
+from batchzip.store.claims import Claim
 from batchzip.wording import shown
 
 HEADER_BYTES = 4096

@@ -34,6 +34,7 @@ import numpy as np
 
 from batchzip.checks import as_index
 from batchzip.codecs import Codec
+from batchzip.core.memory import Descriptor
 from batchzip.core.view import SharedPool, SharedTable
 from batchzip.descriptors import above_standard
 from batchzip.errors import (
@@ -84,7 +85,7 @@ class _Owner:
     What answers may be anything that its user runs: only what can be a store's answer is taken for one.
     """
 
-    _process = -1
+    _process: Descriptor | None = None
     _answered = False
 
     def __init__(self, share: Share) -> None:
@@ -99,7 +100,7 @@ class _Owner:
                 opened.extend(map(os.pidfd_open, (self._pid,)))  # one step, as in share.py
         except (ProcessLookupError, OverflowError):
             raise _unreachable(errno.ENOENT, self._pid, share.address) from None
-        self._process = opened[0]
+        self._process = Descriptor(opened[0])
         del opened[0]
 
     def attach(self) -> tuple[Any, Descriptors]:
@@ -216,9 +217,9 @@ class _Owner:
         # A child that the owner forked may hold the connection open: the process is what tells.
         poll = select.poll()
         poll.register(connection, select.POLLIN)
-        process = self._process
-        if process < 0:
+        if self._process is None or self._process.closed:
             raise ClosedError("this view is closed")
+        process = self._process.fileno()
         poll.register(process, select.POLLIN)
         try:
             send(connection, json.dumps(request).encode())
@@ -233,12 +234,8 @@ class _Owner:
 
     def close(self) -> None:
         """Ask nothing any more."""
-        fd, self._process = self._process, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
+        if self._process is not None:
+            self._process.close()
 
 
 def _gone() -> ClosedError:
