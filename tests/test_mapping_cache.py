@@ -410,6 +410,33 @@ def test_a_given_dictionary_is_used(zstd: SwapStore) -> None:
         assert mapping["key"] == row(1)
 
 
+@pytest.mark.parametrize("dictionary", ["auto", "given"])
+def test_a_dictionary_goes_with_the_engine_of_the_store(zstd: SwapStore, dictionary: str) -> None:
+    given: Any = dictionary
+    if dictionary == "given":
+        rows = [row(number) for number in range(2000)]
+        given = batchzip.train_dictionary(rows, size=2048, level=1)
+    with (
+        CompressedMapping(zstd, dictionary=given) as mapping,
+        Engine("lz4", backend="sequential") as other,
+        Engine("zstd", level=3, backend="sequential") as third,
+    ):
+        mapping.update((number, row(number)) for number in range(2000))
+        for engine in (other, third):
+            zstd.engine = engine
+            mapping.update((-number, row(number)) for number in range(2000))
+            codec: Any = zstd._home.objects.codec(mapping._records.number)
+            assert (getattr(codec, "dictionary", None) is not None) == (engine is third)
+        assert mapping.get_many(range(2000)) == {number: row(number) for number in range(2000)}
+
+
+def test_a_time_to_live_may_be_as_long_as_one_likes(zstd: SwapStore) -> None:
+    with CompressedMapping(zstd, ttl=1e300) as mapping:
+        mapping["key"] = b"value"
+        mapping.set("other", b"value", ttl=10**18)
+        assert len(mapping.get_many(["key", "other"])) == 2
+
+
 def test_another_engine_of_the_store_reads_what_is_there(zstd: SwapStore) -> None:
     with CompressedMapping(zstd) as mapping, Engine("lz4", backend="sequential") as other:
         mapping["old"] = text(1)

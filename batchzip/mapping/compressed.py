@@ -63,6 +63,9 @@ _NOTHING = object()
 _BATCH = 64
 """Values that are read or put in between two looks at what else there is to do."""
 
+_MOST_NS = 1 << 61
+"""Nanoseconds of a time to live, 73 years: what is longer is as long."""
+
 _QUICK = frozenset({str, bytes, int, bool, type(None)})
 
 
@@ -87,7 +90,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                   `dumps(value) -> buffer` and `loads(bytes) -> value`.
     `key_serializer`  an object with the same methods, for keys of other types than those below.
     `dictionary`  "auto": learn from the first thousand small values what they have in common, so that those
-                  which follow get smaller. Or the bytes of one. It needs an engine of zstd.
+                  which follow get smaller. Or the bytes of one. It needs an engine of zstd; if the store
+                  is given another one later, values go without.
 
     Keys are str, bytes, int (bool and NumPy's, too), None, or tuples of anything that has a hash; equal ones are
     one key, as in a dict. Others, and values that cannot be serialised, raise NotStorable, a TypeError. What
@@ -295,7 +299,10 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             deadline = now_ns() + self._ttl_ns if self._ttl_ns else 0
         if self._writer is not self._home.writer:
             self._use_engine()
-            self._trainer = self._trainer and self._new_trainer(self._options["dictionary"])
+            try:
+                self._trainer = self._new_trainer(self._options["dictionary"])
+            except BadArgument:  # an engine that has no dictionaries
+                self._trainer = None
         self._enter()
         plain: Any = key if type(key) in _QUICK else self._keys.add(key)
         if type(plain) is Opaque:
@@ -796,7 +803,7 @@ class _Values(ValuesView[Any]):
 
 
 def _nanoseconds(ttl: float | None) -> int:
-    return 0 if ttl is None else max(1, round(as_positive(ttl, "ttl") * 1e9))
+    return 0 if ttl is None else max(1, round(min(as_positive(ttl, "ttl") * 1e9, _MOST_NS)))
 
 
 def _check_key_serializer(serializer: object) -> None:
