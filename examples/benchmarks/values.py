@@ -118,8 +118,8 @@ KINDS = {
     "JSON 1.3 KB": Kind(1, lambda rng: [_row(rng, 10) for _ in range(5)], _text),
     "JSON 12 KB": Kind(0.2, lambda rng: [_row(rng, 22) for _ in range(35)], _text),
     "pickled dicts": Kind(1, lambda rng: [_row(rng, 8) for _ in range(8)], pickle.dumps),
-    "NumPy 1 KB": Kind(1, lambda rng: _array(rng, 256), lambda array: array.tobytes()),  # type: ignore[no-any-return]
-    "NumPy 1 MB": Kind(0.003, lambda rng: _array(rng, 1 << 18), lambda array: array.tobytes()),  # type: ignore[no-any-return]
+    "NumPy 1 KB": Kind(1, lambda rng: _array(rng, 256), lambda array: array.tobytes()),
+    "NumPy 1 MB": Kind(0.003, lambda rng: _array(rng, 1 << 18), lambda array: array.tobytes()),
     "incompressible": Kind(1, lambda rng: rng.randbytes(700), bytes),
 }
 JSON_ROWS = ("JSON 280 B", "JSON 1.3 KB", "JSON 12 KB")
@@ -195,8 +195,8 @@ class SqliteDict:
 
 def mapping_of(name: str, stack: ExitStack) -> batchzip.CompressedMapping:
     """Make one of MAPPINGS in a store of its own; `stack` closes it."""
-    algorithm, parameters = ("lz4", {}) if name.endswith("lz4") else ("zstd", {"level": 1})
-    engine = stack.enter_context(batchzip.Engine(algorithm, **parameters))
+    made = batchzip.Engine("lz4") if name.endswith("lz4") else batchzip.Engine("zstd", level=1)
+    engine = stack.enter_context(made)
     store = stack.enter_context(batchzip.SwapStore(engine))
     dictionary = "auto" if name.endswith("dictionary") else None
     return stack.enter_context(batchzip.CompressedMapping(store, dictionary=dictionary))
@@ -327,6 +327,7 @@ def measure_speed(result: Result, load: Load, rounds: int) -> None:
             for each in everybody.values():
                 each.clear()
 
+        work: Callable[[Any, Any], object]
         for operation, work in (("put", _put_all), ("update", _update)):
             calls = {name: partial(_on, work, each, load.parts) for name, each in everybody.items()}
             for name, (compress, _) in bare.items():
@@ -423,8 +424,8 @@ def measure_threads(result: Result, load: Load, rounds: int) -> None:
             for way, work in (("single calls", _singles), ("batches", _batches)):
                 job = partial(work, kept)
                 calls[f"{name}\0{way}\0one thread"] = timed(partial(_run, map, job, load.parts))
-                threads = timed(partial(_run, pool.map, job, load.parts))
-                calls[f"{name}\0{way}\0{CLIENTS} threads"] = threads
+                several = timed(partial(_run, pool.map, job, load.parts))
+                calls[f"{name}\0{way}\0{CLIENTS} threads"] = several
         spent = seconds(calls, rounds)
     for label, found in spent.items():
         name, way, threads = label.split("\0")
