@@ -6,7 +6,7 @@
 memory   What the PSS of a fresh process grows by while it makes the contender and puts all values in, each
          under a string key. Imports are not counted: a small contender of the same kind was there before.
          `dict` holds what a program would: dicts, arrays, or the text of the JSON as bytes. `says` is what
-         `mapping.memory_usage()` reports as its total.
+         `mapping.memory_usage()` reports as its total. At most 3 rounds.
 speed    µs a value, in pieces of up to 256 values, of which the contenders take turns. `put` and `get` are calls with one
          key; `update` and `get many` are one call where a contender has one for many, and else a loop. `put`
          and `update` fill what is empty. Values are bytes already: no serializer is on the clock. SQLite keeps them as they
@@ -49,7 +49,7 @@ from rich.table import Table
 import batchzip
 from batchzip.bench.figure import Result
 from batchzip.bench.held import process_pss
-from batchzip.bench.rounds import figure, in_pieces, seconds, speed, timed
+from batchzip.bench.rounds import figure, in_pieces, in_turns, seconds, speed, timed
 from batchzip.bench.table import console
 from batchzip.cpus import usable_cpus
 
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 PARTS = ("memory", "speed", "threads")
 PIECE = 256
 CLIENTS = 8
+MEMORY_ROUNDS = 3
 BASE = "dict of lz4"
 MAPPINGS = ("mapping, lz4", "mapping, zstd 1", "mapping, dictionary")
 HELD = ("dict", BASE, *MAPPINGS)
@@ -271,23 +272,23 @@ def _fill(kept: Any, name: str, kind: Kind, count: int) -> None:
         kept.update((key, kind.dumps(value)) for key, value in items)
 
 
-def measure_memory(result: Result, kinds: list[str], values: int) -> None:
-    """Add the growth of each contender with each kind, a process each."""
+def measure_memory(result: Result, kinds: list[str], values: int, rounds: int) -> None:
+    """Add the growth of each contender with each kind; each is measured in a process of its own."""
     for kind in kinds:
         count = count_of(kind, values)
-        for name in HELD:
+        labels: dict[str, str | int] = {"benchmark": "values", "kind": kind}
+        labels |= {"operation": "memory", "values": count}
+        found: dict[tuple[str, str], list[float]] = {}
+        for turn, name in in_turns(HELD, min(rounds, MEMORY_ROUNDS)):
+            if not turn:  # each process is cold
+                continue
             command = [sys.executable, __file__, "--grown", name, kind, str(count)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found = json.loads(done.stdout)
-            labels: dict[str, str | int] = {
-                "benchmark": "values",
-                "kind": kind,
-                "operation": "memory",
-            }
-            labels["values"] = count
-            for quantity, size in found.items():
-                what = "B/value, " + quantity
-                result.figures.append(figure(labels, name, what, [size / count]))
+            for quantity, size in json.loads(done.stdout).items():
+                found.setdefault((name, quantity), []).append(size / count)
+        for name, quantity in sorted(found, key=lambda each: HELD.index(each[0])):
+            spent = found[name, quantity]
+            result.figures.append(figure(labels, name, f"B/value, {quantity}", spent))
 
 
 def count_of(kind: str, values: int) -> int:
@@ -559,7 +560,7 @@ def main() -> None:
     print(f"{result.machine['platform']}, {usable_cpus()} CPUs, load {result.settings['load']}")
     print(f"{versions}; {options.rounds} rounds", flush=True)
     if "memory" in parts:
-        measure_memory(result, kinds, options.values)
+        measure_memory(result, kinds, options.values, options.rounds)
     for kind in kinds:
         load = Load(kind, options.timed)
         if "speed" in parts:
