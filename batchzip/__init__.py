@@ -100,6 +100,9 @@ if TYPE_CHECKING:
         UnreadableProcess as UnreadableProcess,
     )
     from batchzip.errors import (
+        UnreadableValue as UnreadableValue,
+    )
+    from batchzip.errors import (
         WorkerWarning as WorkerWarning,
     )
     from batchzip.mapping import CompressedMapping as CompressedMapping
@@ -168,6 +171,7 @@ _HOME = {
             "UnknownAlgorithm",
             "UnknownBackend",
             "UnreadableProcess",
+            "UnreadableValue",
             "WorkerWarning",
         ],
         "errors",

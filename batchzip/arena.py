@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import mmap
 import os
 import weakref
@@ -165,16 +166,19 @@ def _refuse_beyond_memory(rows: int, width: int, length: int) -> None:
     if length > available:
         raise OSError(
             errno.ENOMEM,
-            f"{rows} × {width} bytes of shared memory are not to be had: {available >> 20} MiB are available",
+            f"{rows} × {width} bytes of shared memory are not to be had: {available / 2**20:.0f} MiB are available",
         )
 
 
-def _available_bytes() -> int:
+def _available_bytes() -> float:
     """Bytes that could be had if everybody else kept what they have, as far as the kernel tells."""
-    found = dict(
-        line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines()
-    )
-    kibibytes = sum(int(found[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    available = math.inf
+    with contextlib.suppress(OSError, ValueError, KeyError):  # /proc is not mounted
+        lines = Path("/proc/meminfo").read_bytes().splitlines()
+        found = dict(line.split(b":", 1) for line in lines)
+        available = (
+            sum(int(found[name].split()[0]) for name in (b"MemAvailable", b"SwapFree")) << 10
+        )
     with contextlib.suppress(OSError, ValueError):  # no such control group, or one without a limit
-        return min(kibibytes << 10, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
-    return kibibytes << 10
+        available = min(available, int(Path("/sys/fs/cgroup/memory.max").read_bytes()))
+    return available

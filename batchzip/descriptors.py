@@ -43,7 +43,7 @@ class _Plugs:
             self._turns += not self._users
             self._users += 1
             try:
-                while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) in _STANDARD:
+                while (fd := open_nowhere()) in _STANDARD:
                     self._fds.append(fd)
                 os.close(fd)
             except BaseException:
@@ -66,7 +66,7 @@ _plugs = _Plugs()
 def above_standard() -> Iterator[None]:
     """See that descriptors made meanwhile are above 2.
 
-    Those of 0, 1 and 2 that are closed lead to /dev/null meanwhile, and are closed again afterwards.
+    Those of 0, 1 and 2 that are closed lead nowhere meanwhile, and are closed again afterwards.
     `mmap` keeps a duplicate that it makes itself, at the lowest free number: nobody can move that one.
 
     Raises OSError(EMFILE) where they cannot be opened.
@@ -78,6 +78,16 @@ def above_standard() -> Iterator[None]:
     finally:
         if taken:
             plugs.leave()
+
+
+def open_nowhere() -> int:
+    """Open /dev/null, or an empty file without a name where there is no /dev, as after chroot.
+
+    Raises OSError where there is neither.
+    """
+    with suppress(FileNotFoundError, PermissionError):
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    return os.memfd_create("nowhere", os.MFD_CLOEXEC)
 
 
 def seal_writing(fd: int) -> None:

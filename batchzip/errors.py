@@ -192,6 +192,10 @@ class CorruptValue(CorruptPage):
         self.index = -1
 
 
+class UnreadableValue(BatchzipError, ValueError):
+    """Bytes that are not what a mapping's serializer makes of a value."""
+
+
 class ClusterLost(BatchzipError, ConnectionError):
     """The Dask cluster, or the connection to it, is gone: the scheduler, or every worker."""
 

@@ -8,8 +8,9 @@
 
 Figures are read when somebody scrapes, and cost nothing else. Counters end in _total, sizes are in
 bytes, times in seconds. What zswap counts has zswap's name. Pages and counters are by `group`, those
-of the store itself with an empty one; the sum over groups is the store's. The figures of a mapping have the
-label of its group, which is its name. `batchzip_info` is 1, with version, codec and backend as labels.
+of the store itself with an empty one. What a closed group has counted is gone with its series. The figures of
+a mapping have the label of its group, which is its name. `batchzip_info` is 1, with version, codec and
+backend as labels.
 
 There are no histograms of latencies: no clock is read on the way of a page or a value.
 """
@@ -17,6 +18,7 @@ There are no histograms of latencies: no clock is read on the way of a page or a
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
     _Row = tuple[str, list[str], float]
     """Family, values of its labels, figure."""
+
+_ESCAPED = re.compile(r"\\ud[89a-f]")
+"""How the escape of a surrogate begins."""
 
 _EVENTS = {
     "pool_limit_hit": "Stores that found the pool, or their group, at its limit",
@@ -150,8 +155,15 @@ def _make_collector(
 
 
 def _printable(label: str) -> str:
-    """Escape what UTF-8 has no bytes for: surrogates, as in names of files that are not UTF-8."""
-    return str(label).encode("utf-8", "backslashreplace").decode()
+    """Escape what UTF-8 has no bytes for: surrogates, as in names of files that are not UTF-8.
+
+    Backslashes of such names, and of those that look as if they were escaped, are doubled: no two
+    names are the same label, as one that comes twice makes the whole scrape void.
+    """
+    text = str(label)
+    if _ESCAPED.search(text.encode("utf-8", "backslashreplace").decode()):
+        text = text.replace("\\", "\\\\")
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class _Families:

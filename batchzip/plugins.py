@@ -6,6 +6,7 @@ is imported when it is first asked for, so that a broken plug-in hurts only who 
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,22 @@ if TYPE_CHECKING:
 
 @cache
 def plugin_entry_points(group: str) -> dict[str, EntryPoint]:
-    """Entry points of `group` by name, as they stood when first asked for."""
-    from importlib.metadata import entry_points  # noqa: PLC0415 - 4 MiB that no worker needs
+    """Entry points of `group` by name, as they stood when first asked for.
 
-    return {point.name: point for point in entry_points(group=group)}
+    Where two distributions have the same name in it, the first on the path counts, as with imports.
+    """
+    from importlib.metadata import distributions  # noqa: PLC0415 - 4 MiB that no worker needs
+
+    found: dict[str, EntryPoint] = {}
+    # Imports leave out what is no text, and importlib.metadata fails at it.
+    for distribution in distributions(path=[part for part in sys.path if isinstance(part, str)]):
+        try:
+            points = distribution.entry_points
+        except (MemoryError, OSError):
+            raise
+        except Exception:  # noqa: BLE001, S112 - somebody's metadata, damaged in whatever way
+            continue
+        for point in points:
+            if point.group == group:
+                found.setdefault(point.name, point)
+    return found

@@ -232,17 +232,23 @@ class Supervisor:
 
     def _bury(self, place: Place) -> None:
         """Take a dead worker's ring out of use and reap the process."""
-        ring = place.ring
+        ring, process = place.ring, place.process
         assert ring is not None  # noqa: S101 - a process has a ring
+        assert process is not None  # noqa: S101 - whoever calls has seen it
         end = self._reap(place)
         ring.mark_gone()
         self._publish()
         ring.close()
         self.restarts += 1
-        if ring.ready:
-            place.starts = Attempts()
-        else:
+        if not ring.ready:
             self._note_failed_start(place, f"{end} before it was ready")
+        elif process.gave_up and ring.core.posted and not ring.did_pages:
+            # It would do so at each share: it has no memory to map the arena, say.
+            place.must_prove = True
+            self._note_failed_start(place, f"{end} before it had done a page")
+        else:
+            place.starts = Attempts()
+            place.must_prove = False
 
     def _reap(self, place: Place) -> str:
         """Reap a worker that is dead or about to be, and keep what it did; how it ended."""

@@ -23,6 +23,7 @@ Outputs are those of python-lz4 and python-zstandard, byte for byte; that decide
   and remembers its level, so that large pages come out otherwise.
 """
 
+import os
 from collections import namedtuple
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -158,7 +159,6 @@ cdef object _look_for(str name):
 
 def _paths(package, modules):
     """List the files that Python would import these modules of a package from."""
-    import os
     from importlib.machinery import EXTENSION_SUFFIXES
     from importlib.util import find_spec
 
@@ -178,7 +178,7 @@ cdef object _open(str path):
     """Open a shared object; it stays open for good."""
     cdef void *handle
     _check_whole(path)
-    encoded = path.encode("utf-8", "surrogateescape")
+    encoded = os.fsencode(path)
     handle = dlopen(encoded, RTLD_NOW | RTLD_LOCAL)
     if handle is NULL:
         raise _UnusableError((<bytes> dlerror()).decode("utf-8", "replace"))
@@ -221,7 +221,7 @@ cdef tuple _version(str name, size_t handle):
     cdef unsigned int number = (<_number_fn> address)()
     place = None
     if dladdr(address, &info) and info.dli_fname is not NULL:
-        place = (<bytes> info.dli_fname).decode("utf-8", "surrogateescape")
+        place = os.fsdecode(<bytes> info.dli_fname)
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}", place
 
 

@@ -28,7 +28,7 @@ counter of readers: a reader that dies would keep it.
     table     0       changes   how often a block was given or taken, before it is
     (one a    8       blocks    places that have memory
     group)    16      codecs    how many numbers of codecs were given out, before an entry has one
-              24      closed    1 once the store is closed
+              24      closed    1 once the group is closed
               4096    directory, i64: the block in each place, −1 none
               + 8 MiB entries, 512 of 16 bytes for each block:
                       value u64, checksum u32, kind u8, codec u8, epoch u16
@@ -67,7 +67,10 @@ from batchzip.core.zspages cimport FIRST_SLOT, GENERATION_SHIFT, HEADER
 
 from xxhash import xxh3_64_intdigest
 
-from batchzip.errors import BadArgument, ClosedError, CorruptPage, PageError, PageNotStored
+from batchzip.errors import (
+    BadArgument, BatchzipError, ClosedError, CorruptPage, PageError, PageNotStored,
+)
+from batchzip.wording import shown
 
 cdef extern from "native.h" nogil:
     """
@@ -144,7 +147,7 @@ cdef enum:
     MISSING  # nothing is stored there
     UNFIT  # the bytes are not what the entry says
     MOVING  # the owner changed it each time
-    OVER  # the store is closed
+    OVER  # the group is closed, or the store
     LONGER_TABLE  # the entry lies beyond the mapping
     LONGER_WORDS
     NO_CODER  # none is ready for that number
@@ -584,9 +587,15 @@ cdef class _Desk:
     cdef bint prepare(self, int number) except -1:
         """Make a coder of a number ready. Return False where no codec has that number."""
         cdef Coders coders = self.numbers[number]
+        cdef Coder coder
         if coders is None:
             return False
-        cdef Coder coder = coders.take()
+        try:
+            coder = coders.take()
+        except (BatchzipError, MemoryError):
+            raise
+        except Exception as error:
+            raise BatchzipError(f"a codec of the store does not work here: {shown(error)}") from error
         self.lent.append((coders, coder))
         self.by_number[number] = &coder.state
         return True
@@ -852,7 +861,7 @@ cdef class SharedTable:
         if outcome == MISSING:
             raise PageNotStored(index)
         if outcome == OVER:
-            raise ClosedError("the store is closed")
+            raise ClosedError("the store is closed, or this group of it")
         if outcome == LONGER_TABLE or outcome == LONGER_WORDS:
             if _map(&self.state.file if outcome == LONGER_TABLE else &self.pool.state.words, desk.end):
                 return 0

@@ -73,9 +73,14 @@ class Claim:
             if _claims.setdefault(key, self._mine) is not self._mine:
                 raise BadArgument(f"the backing file {name} is in use by another store")
 
+    @property
+    def released(self) -> bool:
+        """Whether it has no descriptor, or none any more."""
+        return self.file is None or self.file.closed
+
     def release(self) -> None:
         """Let others have it, and close the descriptor; further calls do nothing."""
-        if self.file is not None and not self.file.closed:
+        if self.file is not None and not self.released:
             # What was forked without Python's knowledge shares the lock.
             with contextlib.suppress(OSError):
                 fcntl.flock(self.file, fcntl.LOCK_UN)
@@ -85,7 +90,7 @@ class Claim:
 
     def disown(self) -> None:
         """Close a forked child's copy of the descriptor, if the number still stands for the file."""
-        if self.file is not None and not self.file.closed:
+        if self.file is not None and not self.released:
             with contextlib.suppress(OSError):
                 if _key_of(self.file) in self._keys:
                     self.file.close()

@@ -161,6 +161,10 @@ class DescriptorIO(Storage):
             self._to_empty = False  # it may be another store's as soon as it is released
         super().close()
 
+    def __del__(self) -> None:
+        if self._to_empty and not self.claim.released:  # as it is in a forked child
+            self.close()
+
 
 class ForeignIO(Storage):
     """An object of the user's."""
@@ -211,7 +215,8 @@ class ForeignIO(Storage):
 class ObjectIO(ForeignIO):
     """An object with pread(length, offset) → bytes and pwrite(data, offset) → int.
 
-    Its sync(), discard(offset, length) and truncate(size) are called if it has them.
+    Its sync(), discard(offset, length) and truncate(size) are called if it has them. Each may call the
+    store; sync and truncate must not wait for another thread that writes to it.
     """
 
     def pread(self, length: int, offset: int) -> bytes:

@@ -29,7 +29,6 @@ import os
 import re
 import socket
 import struct
-import tempfile
 import threading
 import time
 from array import array
@@ -40,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchzip.descriptors import above_standard, moved_above_standard
 from batchzip.errors import BadArgument
+from batchzip.store.reach import make_folder
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
@@ -198,30 +198,32 @@ def listen() -> tuple[socket.socket, io.FileIO]:
     """Make a listening socket without a name, and a descriptor by whose path it is reached."""
     folders = Descriptors()
     paths: list[io.FileIO] = []
-    with tempfile.TemporaryDirectory(prefix="batchzip-") as folder:
+    folder = make_folder()
+    try:
+        with above_standard():
+            # By the folder's descriptor, as a socket's path has 107 bytes at most. Here and below one
+            # step opens and keeps: an interrupt behind a call would lose what the call returned.
+            folders.extend(map(os.open, (folder,), (os.O_PATH | os.O_CLOEXEC,)))
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            path = f"/proc/self/fd/{folders[0]}/socket"
+            listener.bind(path)
+            Path(path).chmod(0o600)
+            listener.setblocking(False)
+            listener.listen(MOST_WAITING)
             with above_standard():
-                # By the folder's descriptor, as a socket's path has 107 bytes at most. Here and below one
-                # step opens and keeps: an interrupt behind a call would lose what the call returned.
-                folders.extend(map(os.open, (folder,), (os.O_PATH | os.O_CLOEXEC,)))
-                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                path = f"/proc/self/fd/{folders[0]}/socket"
-                listener.bind(path)
-                Path(path).chmod(0o600)
-                listener.setblocking(False)
-                listener.listen(MOST_WAITING)
-                with above_standard():
-                    opened = map(os.open, (path,), (os.O_PATH | os.O_CLOEXEC,))
-                    paths.extend(map(io.FileIO, opened))
-                return listener, paths[0]
-            except BaseException:
-                listener.close()
-                for file in paths:
-                    file.close()
-                raise
-        finally:
-            folders.close()
+                opened = map(os.open, (path,), (os.O_PATH | os.O_CLOEXEC,))
+                paths.extend(map(io.FileIO, opened))
+            return listener, paths[0]
+        except BaseException:
+            listener.close()
+            for file in paths:
+                file.close()
+            raise
+    finally:
+        folders.close()
+        (folder / "socket").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def as_share(where: object) -> Share:

@@ -40,6 +40,7 @@ from batchzip.errors import BadArgument, BatchzipError, ClosedError, RequestTime
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_room
 from batchzip.store.counters import Counters
+from batchzip.store.reach import why_unreachable
 from batchzip.store.share import (
     TOKEN_BYTES,
     AnswerThread,
@@ -91,7 +92,7 @@ class _Owner:
             with above_standard():
                 opened.extend(map(os.pidfd_open, (self._pid,)))  # one step, as in share.py
         except (ProcessLookupError, OverflowError):
-            raise _unreachable(errno.ENOENT, share.address) from None
+            raise _unreachable(errno.ENOENT, self._pid, share.address) from None
         self._process = opened[0]
         del opened[0]
 
@@ -102,7 +103,7 @@ class _Owner:
         except BatchzipError:
             raise
         except OSError as error:
-            raise _unreachable(error.errno or 0, self._address) from None
+            raise _unreachable(error.errno or 0, self._pid, self._address) from None
 
     def ask(self, what: str, kind: type[Answer], **more: object) -> Answer:
         """Ask, and raise what the owner raised, or ClosedError where nobody answers any more."""
@@ -235,8 +236,8 @@ def _gone() -> ClosedError:
     return ClosedError("the store is closed, or its owner gone")
 
 
-def _unreachable(number: int, address: str) -> OSError:
-    return OSError(number, f"no store can be reached there: {os.strerror(number)}", address)
+def _unreachable(number: int, pid: int, address: str) -> OSError:
+    return OSError(number, why_unreachable(number, pid, address), address)
 
 
 class _Shared:
@@ -341,6 +342,14 @@ class GroupView(Owned):
             self._refuse()
         return self._shared.owner.ask(what, kind, group=self.name)
 
+    def _is_over(self) -> bool:
+        """Return whether this was closed, or its group was."""
+        try:
+            MAX_INDEX in self  # noqa: B015 - raises what any look does
+        except ClosedError:
+            return True
+        return False
+
     def _close(self) -> None:
         self._table.close()
 
@@ -359,15 +368,18 @@ class StoreView(GroupView):
         super().__init__("", shared, shared.table)
 
     def group(self, name: str) -> GroupView:
-        """Open a group that the store has. Raises BadArgument where it has none of that name."""
+        """Open a group that the store has. Raises BadArgument where it has none of that name.
+
+        Where its owner has dropped a group and made one of the same name, that one.
+        """
         if self._unusable:
             self._refuse()
-        found = self._groups.get(name)
-        if found is None:
+        while (found := self._groups.get(name)) is None or found._is_over():  # noqa: SLF001
             made = GroupView(name, self._shared)
-            found = self._groups.setdefault(name, made)
-            if found is not made:  # another thread, or a signal handler, came first
-                made.close()
+            if found is not None:
+                self._groups.pop(name, None)
+            if self._groups.setdefault(name, made) is not made:
+                made.close()  # another thread, or a signal handler, came first
         return found
 
     def status(self) -> dict[str, Any]:
