@@ -1,6 +1,6 @@
 """JSON values in a dict, in a dict of compressed bytes, and in mappings: what each takes of the machine's memory.
 
-`python examples/json_values.py --mib 2048` has two gigabytes of them; by default it is 16 MiB. Each contender
+`python examples/json_values.py --mib 2048` has two gigabytes of them; by default it is 8 MiB. Each contender
 has a process of its own, one after the other, whose growth of PSS is what counts; the dict needs
 all of the memory, of course (`--without-dict` leaves it out).
 """
@@ -89,7 +89,7 @@ def measure(name: str, size: int) -> dict[str, Any]:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--mib", type=int, default=16, help="of JSON (%(default)s)")
+    parser.add_argument("--mib", type=int, default=8, help="of JSON (%(default)s)")
     parser.add_argument("--without-dict", action="store_true")
     options = parser.parse_args()
     print(f"{'':27}{'MiB':>9}{'B/value':>9}{'put, µs':>9}{'get, µs':>9}")
