@@ -48,15 +48,17 @@ def command() -> list[str]:
     return [sys.executable, *flags]
 
 
-def command_for(statement: str, what: str) -> list[str]:
+def command_for(
+    statement: str, what: str, needs: Collection[str] = frozenset({"batchzip"})
+) -> list[str]:
     """Return the command of a Python that has this one's import path and runs a statement.
 
-    Raise BatchzipError, which begins with `what`, where no Python can be started.
+    `needs` are the modules that it needs. Raise BatchzipError, which begins with `what`, where no Python can be started.
     """
     reason = why_no_python()
     if reason is not None:
         raise BatchzipError(f"{what} is a Python process, and {reason}")
-    path = import_path({"batchzip"})
+    path = import_path(needs)
     return [*command(), "-c", f"import sys; sys.path[:] = {path!a}; {statement}"]
 
 

@@ -121,7 +121,7 @@ for _ in range(300):
         (DEEP, "more than 200 lists and dicts in one another"),
         (["\ud800"], "surrogates not allowed"),
     ],
-    ids=str,
+    ids=lambda given: type(given).__name__ if not isinstance(given, str) else given,
 )
 def test_what_would_come_back_as_something_else_is_refused(
     mapping: CompressedMapping, value: Any, why: str

@@ -111,32 +111,36 @@ def launch(task: Task) -> Process:
     """Start a process for `task`. Raises whatever says why that is not possible."""
     import subprocess  # noqa: PLC0415 - 10 ms, off the caller's path
 
-    with contextlib.ExitStack() as undo:
-        undo.enter_context(above_standard())
-        memory = os.memfd_create("batchzip-task", os.MFD_CLOEXEC)
-        undo.callback(os.close, memory)
-        os.fchmod(memory, 0o600)
-        written = marshal.dumps(
-            (
-                import_path({"batchzip", "batchzip_workers", task.module, *task.needs}),
-                os.getpid(),
-                task.module,
-                task.arguments,
-                tuple(task.descriptors),
+    memory = sentinel = -1
+    popen = None
+    try:
+        with above_standard():
+            memory = os.memfd_create("batchzip-task", os.MFD_CLOEXEC)
+            os.fchmod(memory, 0o600)
+            written = marshal.dumps(
+                (
+                    import_path({"batchzip", "batchzip_workers", task.module, *task.needs}),
+                    os.getpid(),
+                    task.module,
+                    task.arguments,
+                    tuple(task.descriptors),
+                )
             )
-        )
-        with open(memory, "wb", closefd=False) as file:
-            file.write(written)
-        popen = subprocess.Popen(  # noqa: S603 - this very interpreter
-            [*command(), "-c", _START, "batchzip-worker", str(memory)],
-            pass_fds=[memory, *task.descriptors],
-        )
-        try:
+            with open(memory, "wb", closefd=False) as file:
+                file.write(written)
+            popen = subprocess.Popen(  # noqa: S603 - this very interpreter
+                [*command(), "-c", _START, "batchzip-worker", str(memory)],
+                pass_fds=[memory, *task.descriptors],
+            )
             sentinel = os.pidfd_open(popen.pid)
-        except BaseException:
+        process = Process(popen.pid, sentinel, memory, len(written))
+    except BaseException:
+        if popen is not None:
             popen.kill()
             popen.wait()
-            raise
-        popen.returncode = 0  # it is reaped by its pidfd; Popen would complain that nobody does
-        undo.pop_all()
-        return Process(popen.pid, sentinel, memory, len(written))
+        for fd in (memory, sentinel):
+            if fd >= 0:
+                os.close(fd)
+        raise
+    popen.returncode = 0  # it is reaped by its pidfd; Popen would complain that nobody does
+    return process

@@ -132,9 +132,10 @@ cdef object _settle(str name):
 
 
 cdef object _look_for(str name):
-    """Find a library, try it and settle the outcome."""
+    """Find a library, try it and settle the outcome, unless it failed for what may come back."""
     package, modules = _PLACES[name]
     failed = None  # of several, the one that got furthest, and of those the first
+    passing = False
     try:
         paths = _paths(package, modules)
         problem = f"{package} has no {' or '.join(modules)} for this Python"
@@ -142,19 +143,34 @@ cdef object _look_for(str name):
         paths, problem = (), f"{package} is not installed"
     except Exception as error:  # a finder of somebody else's may raise anything
         paths, problem = (), f"looking for {package} failed: {error!r}"
+        passing = _may_pass(error)
     for path in paths:
         version, place = None, path
         try:
             handle = _open(path)
             version, place = _version(name, handle)
             return _try(name, handle, version, place)
-        except _UnusableError as error:
-            problem = str(error)
-        except Exception as error:  # unreadable, not a path, no memory
-            problem = repr(error)
+        except Exception as error:  # unusable, unreadable, not a path, no memory
+            problem = str(error) if isinstance(error, _UnusableError) else repr(error)
+            passing = passing or _may_pass(error)
         if failed is None or failed.version is None is not version:
             failed = Library(name, version, place, problem)
-    return _libraries.setdefault(name, failed or Library(name, None, None, problem))
+    failed = failed or Library(name, None, None, problem)
+    return failed if passing else _libraries.setdefault(name, failed)
+
+
+def _may_pass(error) -> bool:
+    """Return whether memory or descriptors were out, which dlopen tells in words only."""
+    import errno
+    import os
+
+    numbers = errno.EMFILE, errno.ENFILE, errno.ENOMEM
+    words = *map(os.strerror, numbers), "failed to map segment", NO_MEMORY.decode()
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) in numbers
+        or (isinstance(error, _UnusableError) and any([word in str(error) for word in words]))
+    )
 
 
 def _paths(package, modules):

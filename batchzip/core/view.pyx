@@ -51,13 +51,14 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADMSG, EINTR, ENOMEM, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from batchzip.core.coder cimport (
     ABORT, Coder, Coders, CoderState, check_page_size, raise_callback_error, restore_page,
 )
 from batchzip.core.libraries cimport Xxh3, find_xxh3
+from batchzip.core.memory cimport bz_malloc
 from batchzip.core.table cimport (
     ABSENT, BACKED, BLOCK, BLOCK_BITS, BLOCKS, CHANGES, CLOSED, CODECS, COMPRESSED, DIRECTORY, ENTRIES,
     MOST_SHARED, RAW, SAME_FILLED, check_word, spread,
@@ -219,7 +220,7 @@ cdef bint _map(Shared *file, uint64_t least) except -1:
         return False
     if not bz_cannot_shrink(file.fd):
         raise BadArgument("what was given to read is no memory of a store: it could shrink")
-    cdef Mapping *mapping = <Mapping *>malloc(sizeof(Mapping))
+    cdef Mapping *mapping = <Mapping *>bz_malloc(sizeof(Mapping))
     if mapping is NULL:
         raise MemoryError("no memory to map the store's")
     mapping.base = <uint8_t *>bz_map_to_read(file.fd, room)
@@ -365,7 +366,7 @@ cdef bint _make_room(Places *places, uint32_t least) noexcept nogil:
     cdef uint32_t room = 64
     while room < least:
         room *= 2
-    cdef int64_t *memory = <int64_t *>malloc(<size_t>room * 16)
+    cdef int64_t *memory = <int64_t *>bz_malloc(<size_t>room * 16)
     if memory is NULL:
         return False
     free(places.block_of)
@@ -565,7 +566,7 @@ cdef class _Desk:
     def __cinit__(self, size_t room):
         self.lent = []
         self.state.coders = self.by_number
-        self.state.stored = <uint8_t *>malloc(room)
+        self.state.stored = <uint8_t *>bz_malloc(room)
         if self.state.stored is NULL:
             raise MemoryError("no memory for a page's stored bytes")
 

@@ -17,14 +17,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import io
 import os
 import stat
 import weakref
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from batchzip.errors import BadArgument
+
+if TYPE_CHECKING:
+    from batchzip.core.memory import Descriptor
 
 _Key: TypeAlias = tuple[str, int, int]
 
@@ -32,14 +34,6 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVA
 """What `flock` fails with where a file system does not have it."""
 
 _claims: dict[_Key, weakref.ref[Claim]] = {}
-
-
-class Descriptor(io.FileIO):
-    """A descriptor of ours. Its close() cannot be cut short between closing and noting that."""
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError):
-            self.close()  # so that Python does not warn
 
 
 class Claim:

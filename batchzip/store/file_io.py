@@ -42,10 +42,11 @@ from pathlib import Path
 from typing import Any
 
 from batchzip.checks import as_integer
+from batchzip.core.memory import Descriptor
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument
+from batchzip.errors import BadArgument, LimitReached
 from batchzip.lifetime import Closing
-from batchzip.store.claims import Claim, Descriptor
+from batchzip.store.claims import Claim
 from batchzip.wording import shown
 
 HEADER_BYTES = 4096
@@ -423,7 +424,8 @@ def _open_path(path: str) -> DescriptorIO:
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, path) from error
+        kind = LimitReached if isinstance(error, LimitReached) else OSError
+        raise kind(error.errno, error.strerror, path) from error
 
 
 def _open_unnamed(folder: str) -> DescriptorIO:

@@ -259,6 +259,7 @@ class Home:
         """Close what was made here; called once nothing uses it any more."""
         for ledger in list(self.ledgers.values()):
             ledger.close()
+        self.writer.close()
         for engine in list(self._engines.values()):
             engine.close()
         self.pool.close()

@@ -24,7 +24,6 @@ Locks: none.
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import socket
@@ -37,8 +36,10 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchzip.core.memory import Descriptor
 from batchzip.descriptors import above_standard, moved_above_standard
 from batchzip.errors import BadArgument
+from batchzip.limits import named
 from batchzip.store.reach import make_folder
 from batchzip.wording import shown
 
@@ -145,14 +146,15 @@ def send(connection: socket.socket, data: bytes) -> None:
 def receive(connection: socket.socket, until: float) -> tuple[bytes, Descriptors]:
     """Receive a reply and its descriptors.
 
-    Raises EOFError at its end, TimeoutError at the moment `until`, and NoAnswerError for what is no reply.
+    Raises EOFError at its end, TimeoutError at the moment `until`, NoAnswerError for what is no reply, and
+    LimitReached where this process may have no more descriptors.
     """
     found = Descriptors()
     _wait_until(connection, until)
     try:
         head, more = found.receive(connection, LENGTH.size, MOST_DESCRIPTORS)
         if more and len(found) < MOST_DESCRIPTORS:  # this process has no room for them
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # noqa: TRY301 - closes the others
+            raise named(OSError(errno.EMFILE, ""))  # noqa: TRY301 - closes the others
         if more:
             raise NoAnswerError("it sent too many descriptors")  # noqa: TRY301 - likewise
         for at, fd in enumerate(found):
@@ -194,10 +196,13 @@ def peer(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def listen() -> tuple[socket.socket, io.FileIO]:
-    """Make a listening socket without a name, and a descriptor by whose path it is reached."""
+def listen() -> tuple[socket.socket, Descriptor]:
+    """Make a listening socket without a name, and a descriptor by whose path it is reached.
+
+    Raise OSError, LimitReached where descriptors are out; nothing is left then.
+    """
     folders = Descriptors()
-    paths: list[io.FileIO] = []
+    paths: list[Descriptor] = []
     folder = make_folder()
     try:
         with above_standard():
@@ -213,7 +218,7 @@ def listen() -> tuple[socket.socket, io.FileIO]:
             listener.listen(MOST_WAITING)
             with above_standard():
                 opened = map(os.open, (path,), (os.O_PATH | os.O_CLOEXEC,))
-                paths.extend(map(io.FileIO, opened))
+                paths.extend(map(Descriptor, opened))
             return listener, paths[0]
         except BaseException:
             listener.close()

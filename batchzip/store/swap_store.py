@@ -58,6 +58,9 @@ class SwapStore(Group):
     `keep_incompressible`       keep pages that do not shrink raw; False rejects their folio, as zswap
                                 does where nothing can be written back.
 
+    Raises LimitReached, which names the limit, where the system has no memory, addresses or descriptors for it,
+    and OSError where the backing file cannot be had; nothing is left then.
+
     Thread-safe: a folio becomes visible at once, and a load gives a version that was current during
     the call. Bound to the process that made it; contents do not survive it.
     """
@@ -258,6 +261,9 @@ class SwapStore(Group):
 
         From the first call on a thread waits for readers, and tables lie in shared memory. Readers
         cost the owner nothing while they load, and can change nothing.
+
+        Raises LimitReached where no thread can be started or descriptors are out, OSError where there is no
+        temporary folder; the store goes on then, and can be shared later.
         """
         self._enter()
         last = len(self._servers) - 1

@@ -34,9 +34,16 @@ import numpy as np
 
 from batchzip.checks import as_index
 from batchzip.codecs import Codec
+from batchzip.core.memory import Descriptor
 from batchzip.core.view import SharedPool, SharedTable
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument, BatchzipError, ClosedError, RequestTimeout
+from batchzip.errors import (
+    BadArgument,
+    BatchzipError,
+    ClosedError,
+    LimitReached,
+    RequestTimeout,
+)
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_room
 from batchzip.store.counters import Counters
@@ -78,7 +85,7 @@ class _Owner:
     What answers may be anything that its user runs: only what can be a store's answer is taken for one.
     """
 
-    _process = -1
+    _process: Descriptor | None = None
     _answered = False
 
     def __init__(self, share: Share) -> None:
@@ -93,7 +100,7 @@ class _Owner:
                 opened.extend(map(os.pidfd_open, (self._pid,)))  # one step, as in share.py
         except (ProcessLookupError, OverflowError):
             raise _unreachable(errno.ENOENT, self._pid, share.address) from None
-        self._process = opened[0]
+        self._process = Descriptor(opened[0])
         del opened[0]
 
     def attach(self) -> tuple[Any, Descriptors]:
@@ -143,8 +150,11 @@ class _Owner:
         data, descriptors = self._reply({"what": what, **more})
         try:
             answer = self._read(data)
+            if isinstance(answer, LimitReached):
+                text = f"the store's owner has met a limit: {answer.strerror}"
+                raise LimitReached(answer.errno, text)  # noqa: TRY301 - closes the descriptors
             if isinstance(answer, (BatchzipError, OSError, MemoryError)):
-                raise answer  # noqa: TRY301 - closes the descriptors
+                raise answer  # noqa: TRY301 - likewise
             if len(descriptors) not in counts:
                 raise self.no_store(f"it gave {len(descriptors)} descriptors")  # noqa: TRY301 - likewise
         except BaseException:
@@ -207,9 +217,9 @@ class _Owner:
         # A child that the owner forked may hold the connection open: the process is what tells.
         poll = select.poll()
         poll.register(connection, select.POLLIN)
-        process = self._process
-        if process < 0:
+        if self._process is None or self._process.closed:
             raise ClosedError("this view is closed")
+        process = self._process.fileno()
         poll.register(process, select.POLLIN)
         try:
             send(connection, json.dumps(request).encode())
@@ -224,12 +234,8 @@ class _Owner:
 
     def close(self) -> None:
         """Ask nothing any more."""
-        fd, self._process = self._process, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
+        if self._process is not None:
+            self._process.close()
 
 
 def _gone() -> ClosedError:
@@ -245,8 +251,9 @@ class _Shared:
 
     def __init__(self, share: Share) -> None:
         self.owner = _Owner(share)
-        answer, descriptors = self.owner.attach()
+        descriptors = Descriptors()
         try:
+            answer, descriptors = self.owner.attach()
             self.page_size, known, codecs = self._check(answer)
             objects, words, *files, _ = descriptors
             file = files[0] if files else -1
@@ -256,6 +263,7 @@ class _Shared:
             )
         except BaseException:
             descriptors.close()
+            self.owner.close()  # now, though a traceback may still have it
             raise
         self.table = descriptors
 
@@ -365,7 +373,11 @@ class StoreView(GroupView):
         self.address = share.address
         self._groups: dict[str, GroupView] = {}
         shared = _Shared(share)
-        super().__init__("", shared, shared.table)
+        try:
+            super().__init__("", shared, shared.table)
+        except BaseException:
+            shared.close()
+            raise
 
     def group(self, name: str) -> GroupView:
         """Open a group that the store has. Raises BadArgument where it has none of that name.
@@ -402,7 +414,8 @@ def attach(address: str | os.PathLike[str] | Share) -> StoreView:
 
     Any process of the same user may; not a forked child of the owner with the owner's own objects, but
     with the address. Raises FileNotFoundError or ConnectionRefusedError where no store is there,
-    PermissionError where it is another user's, ClosedError where another store is in its place, and
-    BadArgument for what is no address, or where what answers is no store.
+    PermissionError where it is another user's, ClosedError where another store is in its place,
+    BadArgument for what is no address, or where what answers is no store, and LimitReached where this
+    process or the owner has no descriptors or memory for it.
     """
     return StoreView(as_share(address))
