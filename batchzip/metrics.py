@@ -8,7 +8,11 @@
 
 Figures are read when somebody scrapes, and cost nothing else. Counters end in _total, sizes are in
 bytes, times in seconds. What zswap counts has zswap's name. Pages and counters are by `group`, those
-of the store itself with an empty one. What a closed group has counted is gone with its series.
+of the store itself with an empty one. What a closed group has counted is gone with its series. The figures of
+a mapping have the label of its group, which is its name. `batchzip_info` is 1, with version, codec and
+backend as labels.
+
+There are no histograms of latencies: no clock is read on the way of a page or a value.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import batchzip
 from batchzip.checks import check_kind
 from batchzip.errors import ClosedError, ForkedProcess
 from batchzip.extras import load_extra
+from batchzip.mapping import CompressedMapping
 from batchzip.store import SwapStore
 
 if TYPE_CHECKING:
@@ -58,6 +64,20 @@ _PAGES = {
     "stored_values": "Values of mappings, of up to a page, in memory",
     "backed_values": "Values of mappings, of up to a page, in the backing file",
 }
+_MAPPING_EVENTS = {
+    "hits": ("mapping_hits", "Lookups that found a value"),
+    "misses": ("mapping_misses", "Lookups that found none"),
+    "evictions": ("mapping_evictions", "Values that were forgotten to make room"),
+    "expirations": ("mapping_expirations", "Values that were forgotten as their time was over"),
+}
+_MAPPINGS = {
+    "values": ("mapping_values", "Values of the mapping"),
+    "nbytes": ("mapping_value_bytes", "Bytes of its values as they were serialised"),
+}
+_MEMORY = {
+    "total": ("mapping_memory_bytes", "Bytes of memory that the mapping takes, everything counted"),
+    "in_dict": ("mapping_dict_bytes", "Bytes of memory that a dict of its values would take"),
+}
 _OPERATIONS = {
     "batches": ("engine_batches", "Batches that the engine did"),
     "pages": ("engine_pages", "Pages that the engine did, single and failed ones included"),
@@ -74,9 +94,14 @@ _CLASSES = {
 }
 
 
-def collector(store: SwapStore | Mapping[str, SwapStore], *, classes: bool = False) -> Collector:
+def collector(
+    store: SwapStore | CompressedMapping | Mapping[str, SwapStore | CompressedMapping],
+    *,
+    classes: bool = False,
+) -> Collector:
     """Make a collector of the store's figures, to be registered with prometheus_client.
 
+    A CompressedMapping stands for its store.
     A registry takes one, as names may not come twice; several stores go together as a mapping, and
     have its keys in the label `store`. `classes` adds the pool's class table by `object_bytes`:
     some hundred lines. The collector keeps the store; once that is closed, and in
@@ -88,14 +113,23 @@ def collector(store: SwapStore | Mapping[str, SwapStore], *, classes: bool = Fal
 
 
 def _make_collector(
-    core: Any, store: SwapStore | Mapping[str, SwapStore], *, classes: bool
+    core: Any,
+    store: SwapStore | CompressedMapping | Mapping[str, SwapStore | CompressedMapping],
+    *,
+    classes: bool,
 ) -> Collector:
     from prometheus_client.registry import Collector  # noqa: PLC0415 - an extra
 
-    named = isinstance(store, Mapping)
-    stores: Mapping[str, SwapStore] = store if isinstance(store, Mapping) else {"": store}
-    for each in stores.values():
-        check_kind(each, "store", SwapStore)
+    given = {"": store} if isinstance(store, (SwapStore, CompressedMapping)) else store
+    named = given is store
+    check_kind(given, "store", SwapStore, Mapping)
+    stores: dict[str, tuple[SwapStore, object]] = {}
+    for name, one in given.items():
+        if isinstance(one, CompressedMapping):
+            stores[name] = one._store, one  # noqa: SLF001 - which it keeps open, where it made that
+        else:
+            check_kind(one, "store", SwapStore)
+            stores[name] = one, None
 
     class StoreCollector(Collector):
         """The families of these stores."""
@@ -107,7 +141,7 @@ def _make_collector(
         def collect(self) -> Iterable[Metric]:
             """Read every store that is open."""
             families = _Families(core, named=named, classes=classes)
-            for name, each in stores.items():
+            for name, (each, _) in stores.items():
                 try:
                     rows = list(_rows(each, classes=classes))
                 except (ClosedError, ForkedProcess):
@@ -144,7 +178,10 @@ class _Families:
             for name, text in names:
                 self._families[name] = kind(f"batchzip_{name}", text, labels=[*labels, *more])
 
+        make(gauge, [("info", "1: what is in use")], "version", "algorithm", "backend")
         make(counter, _EVENTS.items(), "group")
+        make(counter, _MAPPING_EVENTS.values(), "group")
+        make(gauge, (*_MAPPINGS.values(), *_MEMORY.values()), "group")
         make(counter, _TRAFFIC.items(), "group")
         make(gauge, _PAGES.items(), "group")
         make(
@@ -179,6 +216,9 @@ class _Families:
 def _rows(store: SwapStore, *, classes: bool) -> Iterator[_Row]:
     """Yield every figure of a store. Raises ClosedError, ForkedProcess."""
     yield from _of_groups(store)
+    yield from _of_mappings(store)
+    engine = store.engine
+    yield "info", [batchzip.__version__, repr(engine.codec), engine.backend.name], 1
     whole = store.counters
     yield "pool_bytes", [], whole.pool_total_size
     if store.max_pool_bytes is not None:
@@ -186,7 +226,7 @@ def _rows(store: SwapStore, *, classes: bool) -> Iterator[_Row]:
     yield "backing_file_bytes", [], whole.backing_file_size
     yield "table_bytes", [], store.table_bytes
     yield "page_size_bytes", [], store.page_size
-    yield from _of_engine(store.engine)
+    yield from _of_engine(engine)
     for line in store.classes() if classes else ():
         for key, (family, _) in _CLASSES.items():
             yield family, [str(line.size)], getattr(line, key)
@@ -202,6 +242,24 @@ def _of_groups(store: SwapStore) -> Iterator[_Row]:
             yield key, [name], group[key]
         if group["max_bytes"] is not None:
             yield "group_limit_bytes", [name], group["max_bytes"]
+
+
+def _of_mappings(store: SwapStore) -> Iterator[_Row]:
+    for name, group in store.groups.items():
+        mapping = None if group._user is None else group._user()  # noqa: SLF001 - a mapping is a group's user
+        if mapping is None:
+            continue
+        try:
+            stats, memory = mapping.stats(), mapping.memory_usage()
+        except ClosedError:
+            continue
+        for source, families in (
+            (stats, _MAPPING_EVENTS),
+            (stats, _MAPPINGS),
+            (memory, _MEMORY),
+        ):
+            for key, (family, _) in families.items():
+                yield family, [name], getattr(source, key)
 
 
 def _of_engine(engine: Engine) -> Iterator[_Row]:

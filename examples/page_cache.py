@@ -1,7 +1,7 @@
-"""An HTTP cache that keeps its pages compressed: aiohttp in front, a store behind, no thread per request.
+"""An HTTP cache that keeps its pages compressed: aiohttp in front, a mapping behind, no thread per request.
 
-    clients ─▶ cache ─▶ store.aload_many      what it has
-                 └────▶ origin ─▶ store.astore   what it has not
+    clients ─▶ cache ─▶ mapping.aget      what it has
+                 └────▶ origin ─▶ mapping.aset   what it has not: the coldest pages make room
 
 `pip install batchzip[examples]`, then `python examples/page_cache.py`: it starts an origin and the cache on
 ports of this machine, has 100 clients ask for 3,000 pages, compares every byte, and ends.
@@ -9,7 +9,6 @@ ports of this machine, has 100 clients ask for 3,000 pages, compares every byte,
 
 import asyncio
 import random
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,8 +20,6 @@ import batchzip
 
 PAGES, REQUESTS, CLIENTS = 150, 3000, 100
 PATIENCE = ClientTimeout(total=30)
-PAGE = 4096
-ROOM = 64  # indices kept for one URL: documents of up to 256 KiB
 
 
 def document(number: int) -> bytes:
@@ -36,31 +33,21 @@ def document(number: int) -> bytes:
 
 
 class Cache:
-    """What was fetched from the origin once, by path."""
+    """What was fetched from the origin in the last minute, by path."""
 
-    def __init__(self, store: batchzip.SwapStore, session: ClientSession, origin: str) -> None:
-        self.store, self.session, self.origin = store, session, origin
-        self.lengths: dict[str, int] = {}  # bytes of each document that is stored
-        self.first: dict[str, int] = {}  # its first index
-        self.hits = 0
+    def __init__(
+        self, mapping: batchzip.CompressedMapping, session: ClientSession, origin: str
+    ) -> None:
+        self.mapping, self.session, self.origin = mapping, session, origin
 
     async def answer(self, request: web.Request) -> web.Response:
-        """Answer from the store, or from the origin and store that."""
+        """Answer from the mapping, or from the origin and keep that."""
         path = request.path
-        if path in self.lengths:
-            self.hits += 1
-            length = self.lengths[path]
-            first = self.first[path]
-            pages = await self.store.aload_many(range(first, first - -length // PAGE))
-            return web.Response(body=pages.tobytes()[:length], content_type="text/html")
-        async with self.session.get(self.origin + path) as response:
-            body = await response.read()
-        first = self.first.setdefault(path, len(self.first) * ROOM)
-        try:
-            await self.store.astore(first, body.ljust(-(-len(body) // PAGE) * PAGE, b"\0"))
-            self.lengths[path] = len(body)
-        except batchzip.StoreRejected:
-            pass  # it is full: the client has its answer all the same
+        body = await self.mapping.aget(path)
+        if body is None:
+            async with self.session.get(self.origin + path) as response:
+                body = await response.read()
+            await self.mapping.aset(path, body, ttl=60)
         return web.Response(body=body, content_type="text/html")
 
 
@@ -85,7 +72,7 @@ async def origin_answer(request: web.Request) -> web.Response:
     return web.Response(body=document(int(request.match_info["number"])))
 
 
-async def main(store: batchzip.SwapStore) -> None:
+async def main(mapping: batchzip.CompressedMapping) -> None:
     """Serve, ask, compare, and say how it went."""
     wanted = (1 / np.arange(1, PAGES + 1)).cumsum()  # few pages are asked for often
     choice = random.Random(1)  # noqa: S311 - as above
@@ -97,7 +84,7 @@ async def main(store: batchzip.SwapStore) -> None:
         ClientSession(timeout=PATIENCE) as to_origin,
         serving(origin_answer) as origin,
     ):
-        cache = Cache(store, to_origin, origin)
+        cache = Cache(mapping, to_origin, origin)
         async with serving(cache.answer) as address:
 
             async def client() -> None:
@@ -108,17 +95,11 @@ async def main(store: batchzip.SwapStore) -> None:
             began = time.perf_counter()
             await asyncio.gather(*(client() for _ in range(CLIENTS)))
             seconds = time.perf_counter() - began
-        counters = store.counters
-        whole = sum(cache.lengths.values())
+        stats, usage = mapping.stats(), mapping.memory_usage()
         print(f"{REQUESTS:,} requests by {CLIENTS} clients in {seconds:.1f} s, every byte right")
-        print(
-            f"{cache.hits / REQUESTS:.0%} answered from the store, {counters.backed_pages:,} pages in its file"
-        )
-        print(f"{whole:,} bytes of HTML take {store.stored_bytes:,} in memory and file")
+        print(f"{stats.hit_ratio:.0%} answered by the cache, {stats.evictions:,} pages evicted")
+        print(f"{stats.values} pages take {usage.total:,} bytes, {usage.in_dict:,} in a dict")
 
 
-with (
-    batchzip.Engine("zstd", level=1) as engine,
-    batchzip.SwapStore(engine, max_pool_bytes=1 << 20, backing=tempfile.gettempdir()) as store,
-):
-    asyncio.run(main(store))
+with batchzip.CompressedMapping(max_bytes=1 << 20, on_full="evict") as mapping:
+    asyncio.run(main(mapping))

@@ -15,7 +15,9 @@ from forked import in_forked_child
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from batchzip import ClosedError, Engine, MissingExtra, PageNotStored, SwapStore
+import batchzip
+from batchzip import ClosedError, CompressedMapping, Engine, MissingExtra, PageNotStored, SwapStore
+from batchzip.core.records import shift_clock
 from batchzip.metrics import collector
 from batchzip.testing.plain import make_pages
 
@@ -142,6 +144,62 @@ def test_the_class_table_is_there_where_it_is_wanted(store: SwapStore) -> None:
         assert found["batchzip_pool_class_freeable_bytes", labels] == line.freeable
     names = {family.name for family in collector(store).collect()}
     assert not any("class" in name for name in names)
+
+
+def test_a_mapping_shows_what_became_of_its_calls(
+    store: SwapStore, request: pytest.FixtureRequest
+) -> None:
+    registry = CollectorRegistry()
+    registry.register(collector(store))
+    with (
+        CompressedMapping(store, name="rows", max_bytes=20_000, on_full="evict") as rows,
+        served(registry) as address,
+    ):
+        rows.update((number, os.urandom(100)) for number in range(300))
+        rows.set("short", b"value", ttl=5)
+        shift_clock(6)
+        request.addfinalizer(lambda: shift_clock(-6))
+        assert rows.get("short") is None
+        assert rows[299]
+        stats, memory = rows.stats(), rows.memory_usage()
+        assert stats.evictions > 0
+        found, _ = scrape(address)
+        assert found["batchzip_mapping_values", group("rows")] == len(rows)
+        assert found["batchzip_mapping_hits_total", group("rows")] == stats.hits == 1
+        assert found["batchzip_mapping_misses_total", group("rows")] == stats.misses == 1
+        assert found["batchzip_mapping_evictions_total", group("rows")] == stats.evictions
+        assert found["batchzip_mapping_expirations_total", group("rows")] == 1
+        assert found["batchzip_mapping_value_bytes", group("rows")] == stats.nbytes
+        assert found["batchzip_mapping_memory_bytes", group("rows")] == memory.total
+        assert found["batchzip_mapping_dict_bytes", group("rows")] == memory.in_dict
+        assert ("batchzip_mapping_values", group("")) not in found
+        rows.close()
+        assert not any("mapping" in name for name, _ in scrape(address)[0])
+
+
+def test_a_mapping_stands_for_its_store() -> None:
+    with CompressedMapping() as own:
+        own["key"] = b"value"
+        both = {"a": own, "b": own}
+        samples = {
+            (sample.name, sample.labels.get("store")): sample.value
+            for given in (own, both)
+            for family in collector(given).collect()
+            for sample in family.samples
+        }
+        assert {samples["batchzip_mapping_values", name] for name in (None, "a", "b")} == {1}
+    assert not any(family.samples for family in collector(own).collect())
+
+
+def test_info_says_what_is_in_use(store: SwapStore) -> None:
+    registry = CollectorRegistry()
+    registry.register(collector(store))
+    labels = {
+        "version": batchzip.__version__,
+        "algorithm": repr(store.engine.codec),
+        "backend": "sequential",
+    }
+    assert registry.get_sample_value("batchzip_info", labels) == 1
 
 
 def test_several_stores_go_together_under_their_names(store: SwapStore) -> None:

@@ -161,6 +161,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 on_full = "raise" if self._home.backing is None else "spill"
             room = Room(self._group, self._records, self._keys, on_full, limit, on_evict)
             self._room = room
+            self._group._user = weakref.ref(self)  # noqa: SLF001 - whole by now, for whoever scrapes
         except BaseException:
             self.close()
             raise

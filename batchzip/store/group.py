@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from functools import partial
-from typing import TYPE_CHECKING, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -40,6 +40,7 @@ from batchzip.store.storer import Storer
 from batchzip.store.writeback import write_back
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
@@ -72,6 +73,8 @@ class Group(Owned):
         self._storer = Storer(home, self._ledger, name)
         self._loader = Loader(home, self._ledger)
         self.max_bytes = max_bytes
+        self._user: weakref.ref[Any] | None = None
+        """The mapping whose values it has."""
         super().__init__()
         home.ledgers[id(self._ledger)] = self._ledger
 

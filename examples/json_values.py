@@ -1,0 +1,105 @@
+"""JSON values in a dict, in a dict of compressed bytes, and in mappings: what each takes of the machine's memory.
+
+`python examples/json_values.py --mib 2048` has two gigabytes of them; by default it is 8 MiB. Each contender
+has a process of its own, one after the other, whose growth of PSS is what counts; the dict needs
+all of the memory, of course (`--without-dict` leaves it out).
+"""
+
+import argparse
+import gc
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import lz4.block
+
+import batchzip
+from batchzip.bench.held import process_pss
+
+READS = 2000
+CONTENDERS = ("dict", "dict of lz4", "mapping, lz4", "mapping, zstd", "mapping, zstd, dictionary")
+
+
+def values(size: int) -> Iterator[tuple[str, bytes]]:
+    """Make JSON of so many bytes, 300 to 1,500 for each value, with keys; always the same."""
+    rng = random.Random(5)  # noqa: S311 - for values to look at
+    number = 0
+    while size > 0:
+        rows = [
+            {
+                "order": rng.randrange(10**8),
+                "customer": f"customer-{rng.randrange(10**5):05}",
+                "state": rng.choice(("open", "paid", "sent", "late")),
+                "items": [rng.randrange(5000) for _ in range(4)],
+                "total": round(rng.expovariate(0.01), 2),
+            }
+            for _ in range(rng.randrange(3, 12))
+        ]
+        value = json.dumps(rows).encode()
+        size -= len(value)
+        yield f"order:{number:09}", value
+        number += 1
+
+
+class Lz4Dict(dict[str, bytes]):
+    """A dict of what lz4 makes of the values."""
+
+    def __setitem__(self, key: str, value: bytes) -> None:
+        super().__setitem__(key, lz4.block.compress(value))
+
+    def __getitem__(self, key: str) -> bytes:
+        return lz4.block.decompress(super().__getitem__(key))  # type: ignore[no-any-return]
+
+
+def make(name: str) -> Any:
+    """Make an empty contender."""
+    if not name.startswith("mapping"):
+        return {} if name == "dict" else Lz4Dict()
+    engine = batchzip.Engine("lz4") if "lz4" in name else batchzip.Engine("zstd", level=1)
+    dictionary = "auto" if "dictionary" in name else None
+    return batchzip.CompressedMapping(batchzip.SwapStore(engine), dictionary=dictionary)
+
+
+def measure(name: str, size: int) -> dict[str, Any]:
+    """Fill a contender in this process; what it takes, and what calls cost."""
+    make(name)["warm"] = b"imports are not what values take"
+    gc.collect()
+    before = process_pss()
+    kept, count, putting = make(name), 0, 0.0
+    for key, value in values(size):
+        started = time.perf_counter()
+        kept[key] = value
+        putting += time.perf_counter() - started
+        count += 1
+    gc.collect()
+    pss = process_pss() - before
+    keys = random.Random(6).sample([f"order:{n:09}" for n in range(count)], min(count, READS))  # noqa: S311
+    started = time.perf_counter()
+    for key in keys:
+        kept[key]
+    getting = time.perf_counter() - started
+    wanted = set(keys)
+    assert all(kept[key] == value for key, value in values(size) if key in wanted)
+    return {"count": count, "pss": pss, "put": putting / count, "get": getting / len(keys)}
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--mib", type=int, default=8, help="of JSON (%(default)s)")
+    parser.add_argument("--without-dict", action="store_true")
+    options = parser.parse_args()
+    print(f"{'':27}{'MiB':>9}{'B/value':>9}{'put, µs':>9}{'get, µs':>9}")
+    for name in CONTENDERS[options.without_dict :]:
+        with multiprocessing.get_context("spawn").Pool(1) as alone:
+            found = alone.apply(measure, (name, options.mib << 20))
+        pss = found["pss"]
+        line = f"{name:27}{pss / 2**20:9.1f}{pss / found['count']:9.0f}"
+        print(f"{line}{found['put'] * 1e6:9.1f}{found['get'] * 1e6:9.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
