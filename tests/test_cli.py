@@ -271,7 +271,7 @@ def test_a_limit_that_keeps_nothing_says_so(tmp_path: Path) -> None:
         (["--algorithm", "zip"], ["'zip'", "zstd", "lz4"]),
         (["--algorithm", "lz4", "--level", "3", "--file", "one.bin"], ["level"]),
         (["--algorithm", "zstd", "--level", "999", "--file", "one.bin"], ["level"]),
-        (["--shuffle", "3"], ["--shuffle", "2, 4, 8"]),
+        (["--shuffle", "3"], ["--shuffle", "2, 4, 8", "f2"]),
         (["--page-size", "4097"], ["4097", "power of two"]),
         (["--page-size", "256"], ["256", "power of two"]),
         (["--page-size", "4194304"], ["4194304", "power of two"]),
