@@ -200,14 +200,15 @@ def test_a_running_process_is_taken_and_left_alone() -> None:
         assert child.returncode == 0
 
 
-def test_options_reach_the_engine(file: Path) -> None:
+@pytest.mark.parametrize("shuffle", [2, "f4"])
+def test_options_reach_the_engine(file: Path, shuffle: int | str) -> None:
     options = [
         "--algorithm",
         "zstd",
         "--level",
         5,
         "--shuffle",
-        2,
+        shuffle,
         "--batch",
         8,
         "--folio",
@@ -221,7 +222,7 @@ def test_options_reach_the_engine(file: Path) -> None:
     assert result["settings"] == {
         "algorithm": "zstd",
         "level": 5,
-        "shuffle": 2,
+        "shuffle": shuffle,
         "batch_pages": 8,
         "folio_pages": 3,
         "workers": 2,
