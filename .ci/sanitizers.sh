@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 .ci/with_core.sh asan -m pytest -q -n 2 tests/test_core_codecs.py tests/test_core_libraries.py \
     tests/test_core_ring.py tests/test_batch.py tests/test_codecs.py tests/test_shuffled.py tests/test_verify.py \
-    tests/test_shared_view.py \
+    tests/test_shared_view.py tests/test_lying_owner.py tests/test_lying_workers.py \
     -k 'not largest_pages'
 .ci/with_core.sh asan -m pytest -q -n 2 tests/test_pool.py tests/test_pool_faults.py tests/test_pool_model.py -k 'not 300000'
 .ci/with_core.sh tsan -m pytest -q -n 2 tests/test_pool_faults.py -k 'threads or interrupt or forked'

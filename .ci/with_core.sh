@@ -13,7 +13,7 @@ python=$root/.venv/bin/python
 tree=$root/build/trees/$profile
 rm -rf "$tree" # what has gone from the sources must go there too
 mkdir -p "$tree"
-for rest in tests examples hatch_build.py pyproject.toml README.md; do ln -sfn "$root/$rest" "$tree/$rest"; done
+for rest in tests examples docs hatch_build.py pyproject.toml README.md; do ln -sfn "$root/$rest" "$tree/$rest"; done
 BATCHZIP_CORE_PROFILE=$profile "$python" hatch_build.py --into "$tree"
 
 cd "$tree"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from batchzip import metrics as metrics
     from batchzip import numcodecs as numcodecs
     from batchzip import zarr as zarr
+    from batchzip.advice.values import ValuesAdvice as ValuesAdvice
+    from batchzip.advice.values import advise_values as advise_values
     from batchzip.arrays import StoredArray as StoredArray
     from batchzip.arrays import load_array as load_array
     from batchzip.arrays import store_array as store_array
@@ -64,6 +66,9 @@ if TYPE_CHECKING:
         ForkedProcess as ForkedProcess,
     )
     from batchzip.errors import (
+        LimitReached as LimitReached,
+    )
+    from batchzip.errors import (
         MissingExtra as MissingExtra,
     )
     from batchzip.errors import (
@@ -100,6 +105,9 @@ if TYPE_CHECKING:
         UnreadableProcess as UnreadableProcess,
     )
     from batchzip.errors import (
+        UnreadableValue as UnreadableValue,
+    )
+    from batchzip.errors import (
         WorkerWarning as WorkerWarning,
     )
     from batchzip.mapping import CompressedMapping as CompressedMapping
@@ -122,6 +130,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    **dict.fromkeys(["ValuesAdvice", "advise_values"], "advice.values"),
     "StoredArray": "arrays",
     "load_array": "arrays",
     "store_array": "arrays",
@@ -156,6 +165,7 @@ _HOME = {
             "CorruptValue",
             "EngineBusy",
             "ForkedProcess",
+            "LimitReached",
             "MissingExtra",
             "NotStorable",
             "PageError",
@@ -168,6 +178,7 @@ _HOME = {
             "UnknownAlgorithm",
             "UnknownBackend",
             "UnreadableProcess",
+            "UnreadableValue",
             "WorkerWarning",
         ],
         "errors",

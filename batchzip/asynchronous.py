@@ -32,7 +32,8 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from batchzip.errors import BatchzipError, ClosedError, EngineBusy
+from batchzip.errors import ClosedError, EngineBusy, LimitReached
+from batchzip.limits import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +116,10 @@ class Threads:
         weakref.finalize(self, end, None).atexit = False
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Have it called in one of the threads, and give its result or raise what it raises."""
+        """Have it called in one of the threads, and give its result or raise what it raises.
+
+        Raise LimitReached where there is no thread, and none can be started.
+        """
         future: Future[T] = Future()
         self._refuse()
         self._see_to_a_thread()
@@ -140,12 +144,11 @@ class Threads:
                 return
             # Those that find no seat end at once: nothing is to be put right if this is cut short.
             work = self._calls, self._seats, self._idle, self._threads
-            thread = threading.Thread(target=_work, args=work, name=_NAME, daemon=True)
             try:
-                thread.start()
-            except RuntimeError as error:
+                start_thread(_work, *work, name=_NAME)
+            except LimitReached:
                 if not self._threads:
-                    raise BatchzipError(f"no thread can be started for a call: {error}") from error
+                    raise
 
     def close(self, *, wait: bool = True) -> None:
         """End the threads, and wait for calls under way. Calls still queued find their object closed."""

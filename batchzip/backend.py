@@ -26,6 +26,7 @@ from batchzip.checks import NEVER_S
 from batchzip.core.coder import Coders, is_available
 from batchzip.cpus import usable_cpus
 from batchzip.errors import BackendUnavailable, BadArgument, UnknownBackend
+from batchzip.limits import named
 from batchzip.plugins import plugin_entry_points
 from batchzip.statistics import OperationStatistics, Statistics
 
@@ -85,12 +86,12 @@ class Backend(ABC):
     def array(self, rows: int, width: int) -> Bytes:
         """Make a (rows, width) array of zeros where this backend likes batches to lie.
 
-        Raises OSError if there is no memory.
+        Raises LimitReached if there is no memory.
         """
         try:
             return np.zeros((rows, width), np.uint8)
-        except (MemoryError, ValueError) as error:  # ValueError: more than there are addresses
-            raise OSError(errno.ENOMEM, str(error)) from None
+        except (MemoryError, ValueError):  # ValueError: more than there are addresses
+            raise named(OSError(errno.ENOMEM, ""), f"{rows} × {width} bytes") from None
 
     def run_inline(self, batch: Batch, deadline: float | None = None) -> None:
         """Do a batch in the calling thread, page by page, and count it.

@@ -25,7 +25,10 @@ MOST_WORKERS = 1024
 
 def usable_cpus() -> int:
     """Return how many CPUs this process may use: at least 1."""
-    count = len(os.sched_getaffinity(0))
+    try:
+        count = len(os.sched_getaffinity(0))
+    except OSError:  # a filter of system calls has none of it
+        count = os.cpu_count() or 1
     try:
         quota = cpu_quota()
     except (OSError, ValueError, IndexError):  # /proc is not mounted, or unlike any known one
@@ -84,7 +87,7 @@ def _memberships(root: Path) -> Iterator[tuple[str, str]]:
 
 def _quota_v2(folder: Path) -> int | None:
     words = _words(folder / "cpu.max")
-    if len(words) != 2 or words[0] == "max":
+    if len(words) != 2 or words[0] == b"max":
         return None
     return _as_cpus(*words)
 
@@ -94,13 +97,14 @@ def _quota_v1(folder: Path) -> int | None:
     return None if len(words) != 2 else _as_cpus(*words)
 
 
-def _words(path: Path) -> list[str]:
+def _words(path: Path) -> list[bytes]:
     try:
-        return path.read_text("ascii").split()
+        # Bytes: a process that changed its root or user may find no decoder of ASCII any more.
+        return path.read_bytes().split()
     except OSError:  # the root group has no such file, nor has one without the controller
         return []
 
 
-def _as_cpus(quota: str, period: str) -> int | None:
+def _as_cpus(quota: bytes, period: bytes) -> int | None:
     """Divide, rounded up; None where there is no limit, which version 1 writes as −1."""
     return -(-int(quota) // int(period)) if int(quota) > 0 and int(period) > 0 else None

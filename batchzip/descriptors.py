@@ -12,6 +12,8 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from batchzip.limits import named
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -43,7 +45,7 @@ class _Plugs:
             self._turns += not self._users
             self._users += 1
             try:
-                while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) in _STANDARD:
+                while (fd := open_nowhere()) in _STANDARD:
                     self._fds.append(fd)
                 os.close(fd)
             except BaseException:
@@ -66,18 +68,34 @@ _plugs = _Plugs()
 def above_standard() -> Iterator[None]:
     """See that descriptors made meanwhile are above 2.
 
-    Those of 0, 1 and 2 that are closed lead to /dev/null meanwhile, and are closed again afterwards.
+    Those of 0, 1 and 2 that are closed lead nowhere meanwhile, and are closed again afterwards.
     `mmap` keeps a duplicate that it makes itself, at the lowest free number: nobody can move that one.
 
-    Raises OSError(EMFILE) where they cannot be opened.
+    Raises LimitReached, which names the limit, where the system gives no more of what is asked for meanwhile.
     """
     plugs = _plugs
-    taken = plugs.take()
+    taken = False
     try:
+        taken = plugs.take()
         yield
+    except OSError as error:
+        reason = named(error)
+        if reason is error:
+            raise
+        raise reason from None
     finally:
         if taken:
             plugs.leave()
+
+
+def open_nowhere() -> int:
+    """Open /dev/null, or an empty file without a name where there is no /dev, as after chroot.
+
+    Raises OSError where there is neither.
+    """
+    with suppress(FileNotFoundError, PermissionError):
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    return os.memfd_create("nowhere", os.MFD_CLOEXEC)
 
 
 def seal_writing(fd: int) -> None:
@@ -89,11 +107,14 @@ def seal_writing(fd: int) -> None:
 def moved_above_standard(fd: int) -> int:
     """Move a descriptor that a call has made for which one waits; its number from now on.
 
-    Raises OSError(EMFILE); the descriptor is as it was then.
+    Raises LimitReached; the descriptor is as it was then.
     """
     if fd not in _STANDARD:
         return fd
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(_STANDARD))
+    try:
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(_STANDARD))
+    except OSError as error:
+        raise named(error) from None
     os.close(fd)
     return moved
 

@@ -61,6 +61,9 @@ class Engine(Owned):
     `codec` is the codec with all that is around it; equal codecs restore each other's outputs.
 
     Thread-safe; bound to the process that made it. Closing it, or losing it, ends its lanes.
+
+    Raises LimitReached where the system has no descriptors left for what lanes need. Where threads or workers
+    cannot be started, the caller does the work: a WorkerWarning says so once, and lanes are tried again.
     """
 
     _open = False
@@ -265,8 +268,8 @@ class Engine(Owned):
         when the last view of it is gone, also after `close()`. A forked child shares it: what is
         written there is seen here.
 
-        Raises OSError (ENOSPC, ENOMEM; EMFILE, as each array that lives has a descriptor of the
-        process) if there is no memory. A backend without worker processes gives plain
+        Raises LimitReached, an OSError (ENOSPC, ENOMEM; EMFILE, as each array that lives has a descriptor
+        of the process) if there is no memory. A backend without worker processes gives plain
         memory.
         """
         self._refuse()

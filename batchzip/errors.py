@@ -121,6 +121,13 @@ class PageError(BatchzipError):
         self.errno = errno
 
 
+class LimitReached(BatchzipError, OSError):
+    """A limit of the system: no more descriptors, memory, threads, processes or bytes of a file.
+
+    The message names the limit; `errno` says what the system said. What failed has left nothing behind.
+    """
+
+
 class EngineBusy(BatchzipError, BlockingIOError):
     """Too many requests are under way to begin another; nothing was begun."""
 
@@ -190,6 +197,10 @@ class CorruptValue(CorruptPage):
         )
         self.key = key
         self.index = -1
+
+
+class UnreadableValue(BatchzipError, ValueError):
+    """Bytes that are not what a mapping's serializer makes of a value."""
 
 
 class ClusterLost(BatchzipError, ConnectionError):

@@ -8,12 +8,13 @@
 
 Figures are read when somebody scrapes, and cost nothing else. Counters end in _total, sizes are in
 bytes, times in seconds. What zswap counts has zswap's name. Pages and counters are by `group`, those
-of the store itself with an empty one; the sum over groups is the store's.
+of the store itself with an empty one. What a closed group has counted is gone with its series.
 """
 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
     _Row = tuple[str, list[str], float]
     """Family, values of its labels, figure."""
+
+_ESCAPED = re.compile(r"\\ud[89a-f]")
+"""How the escape of a surrogate begins."""
 
 _EVENTS = {
     "pool_limit_hit": "Stores that found the pool, or their group, at its limit",
@@ -117,8 +121,15 @@ def _make_collector(
 
 
 def _printable(label: str) -> str:
-    """Escape what UTF-8 has no bytes for: surrogates, as in names of files that are not UTF-8."""
-    return str(label).encode("utf-8", "backslashreplace").decode()
+    """Escape what UTF-8 has no bytes for: surrogates, as in names of files that are not UTF-8.
+
+    Backslashes of such names, and of those that look as if they were escaped, are doubled: no two
+    names are the same label, as one that comes twice makes the whole scrape void.
+    """
+    text = str(label)
+    if _ESCAPED.search(text.encode("utf-8", "backslashreplace").decode()):
+        text = text.replace("\\", "\\\\")
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class _Families:

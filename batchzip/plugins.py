@@ -6,16 +6,44 @@ is imported when it is first asked for, so that a broken plug-in hurts only who 
 
 from __future__ import annotations
 
+import os
+import sys
+from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING
+
+from batchzip.descriptors import above_standard
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 
+_DESCRIPTORS = 3
+"""What the search has open at a time: a folder, or a file in a folder of a zip."""
+
+
 @cache
 def plugin_entry_points(group: str) -> dict[str, EntryPoint]:
-    """Entry points of `group` by name, as they stood when first asked for."""
-    from importlib.metadata import entry_points  # noqa: PLC0415 - 4 MiB that no worker needs
+    """Entry points of `group` by name, as they stood when first asked for.
 
-    return {point.name: point for point in entry_points(group=group)}
+    Where two distributions have the same name in it, the first on the path counts, as with imports. Raise
+    LimitReached where descriptors are out: the search takes that for empty folders, and remembers it.
+    """
+    with above_standard(), ExitStack() as spare:
+        for _ in range(_DESCRIPTORS):
+            spare.callback(os.close, os.open(os.sep, os.O_PATH | os.O_CLOEXEC))
+    from importlib.metadata import distributions  # noqa: PLC0415 - 4 MiB that no worker needs
+
+    found: dict[str, EntryPoint] = {}
+    # Imports leave out what is no text, and importlib.metadata fails at it.
+    for distribution in distributions(path=[part for part in sys.path if isinstance(part, str)]):
+        try:
+            points = distribution.entry_points
+        except (MemoryError, OSError):
+            raise
+        except Exception:  # noqa: BLE001, S112 - somebody's metadata, damaged in whatever way
+            continue
+        for point in points:
+            if point.group == group:
+                found.setdefault(point.name, point)
+    return found

@@ -25,16 +25,24 @@ import contextlib
 import fcntl
 import mmap
 import os
+import sys
+from typing import Any
 
+from batchzip.core.memory import Descriptor
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.lifetime import Closing
+from batchzip.limits import named
 
 PAGE = mmap.PAGESIZE
 """Bytes of one page of the machine: the grain of reserve() and release()."""
 
 _MADV_POPULATE_WRITE = 23
 """linux/mman.h; not in `mmap` yet."""
+
+
+WITHOUT_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+"""For mmap: older Pythons keep a descriptor for each mapping, and close its number whosever it is by then."""
 
 
 class Segment(Closing):
@@ -44,7 +52,7 @@ class Segment(Closing):
     segment is open; slices of it keep their memory alive beyond close(). One process at a time
     may grow or close a segment; any number may read and write it, under a protocol of theirs.
 
-    Raises OSError(ENOSPC) when `reserve=True` and the memory is not there; nothing is left then.
+    Raises LimitReached (ENOSPC where `reserve=True` and the memory is not there); nothing is left then.
     """
 
     _access = mmap.ACCESS_WRITE
@@ -53,24 +61,25 @@ class Segment(Closing):
         if size <= 0:
             raise BadArgument(f"a segment needs at least one byte, not {size}")
         with above_standard():
-            self._fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            self._fd = Descriptor(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
         try:
-            os.fchmod(self._fd, 0o600)
-            os.ftruncate(self._fd, size)
-            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            os.fchmod(self.fd, 0o600)
+            os.ftruncate(self.fd, size)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
             if reserve:
-                os.posix_fallocate(self._fd, 0, size)
+                os.posix_fallocate(self.fd, 0, size)
             self._map(size)
-        except BaseException:
-            os.close(self._fd)
-            self._fd = -1
+        except BaseException as error:
+            self._fd.close()
+            if isinstance(error, OSError):
+                raise named(error, f"{size} bytes of shared memory") from None
             raise
 
     @classmethod
     def attach(cls, fd: int, *, writable: bool = True) -> Segment:
         """Map the segment behind `fd`, of which the new object takes ownership."""
         self = cls.__new__(cls)
-        self._fd = fd
+        self._fd = Descriptor(fd)
         self._access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         self._map(os.fstat(fd).st_size)
         return self
@@ -86,16 +95,18 @@ class Segment(Closing):
 
     def _map(self, size: int) -> None:
         with above_standard():  # a mapping keeps a descriptor of its own
-            self._mmap = mmap.mmap(self._fd, size, access=self._access)
+            self._mmap = mmap.mmap(
+                self._fd.fileno(), size, access=self._access, **WITHOUT_DESCRIPTOR
+            )
         self.view = memoryview(self._mmap)
         self.size = size
 
     @property
     def fd(self) -> int:
         """Descriptor of the memory; belongs to the segment."""
-        if self._fd < 0:
+        if self._fd.closed:
             raise ClosedError("this segment is closed")
-        return self._fd
+        return self._fd.fileno()
 
     def reserve(self, offset: int, length: int) -> None:
         """Give memory to `length` bytes at `offset`. Raises OSError(ENOSPC) if there is none."""
@@ -127,15 +138,10 @@ class Segment(Closing):
 
     def close(self) -> None:
         """Drop descriptor and mapping; views still held elsewhere keep their memory alive."""
-        if self._fd < 0:
+        if self._fd.closed:
             return
-        fd, self._fd = self._fd, -1  # first: an interrupt must not have it closed twice
-        os.close(fd)
+        self._fd.close()
         with contextlib.suppress(BufferError):
             self.view.release()
             self._mmap.close()
         del self.view, self._mmap
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            os.close(self._fd)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from batchzip.cli.main import main
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pytest
 
@@ -55,6 +55,18 @@ def assert_refused(
         code = cast("int", end.code)
     out, err = capfd.readouterr()
     assert_one_clear_line(subprocess.CompletedProcess([], code, out, err), *words)
+
+
+def assert_fits(report: Callable[[int], str], width: int) -> None:
+    """Check that a report has no line above `width`, but for a long word, and every word whole."""
+
+    def words_of(text: str) -> set[str]:
+        return {word.strip(",") for word in text.split()}
+
+    narrow = report(width)
+    assert words_of(narrow) == words_of(report(1000))
+    for line in narrow.splitlines():
+        assert len(line) <= width or len(line.split()) == 1, line
 
 
 def absolute_path() -> dict[str, str]:

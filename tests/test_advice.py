@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from command import assert_one_clear_line, assert_refused, cli
+from command import assert_fits, assert_one_clear_line, assert_refused, cli
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_pages import arrays, json_pages
@@ -20,6 +20,7 @@ from batchzip import BadArgument, BadBatch, UnknownAlgorithm, UnreadableProcess
 from batchzip.advice import BLOCK_BYTES, TABLE_BYTES, Advice, Option, advise, amount
 from batchzip.advice.judgement import recommend, with_front
 from batchzip.cli import sampling
+from batchzip.cli.advise import report
 from batchzip.cli.main import main
 from batchzip.cli.process_memory import ProcessMemory
 from batchzip.cli.sampling import sample_file, sample_process
@@ -329,10 +330,18 @@ def test_people_get_tables_a_mark_and_a_sentence(file: Path) -> None:
         f"pages of {size} KiB: 0.0% same-filled; times are µs a page" for size in (4, 16, 64)
     ]
     assert sum(line.startswith("→") for line in lines) == 1
-    assert lines[-2].startswith("Use lz4")
+    assert lines[0].startswith("This speaks of memory pages: what zswap or a SwapStore would bring")
+    assert any(line.startswith("Use lz4") for line in lines)
     assert lines[-1].startswith("batchzip.Engine('lz4'")
     every = cli("advise", "--file", file, "--algorithm", "lz4", "--all").stdout.splitlines()
     assert sum("lz4 shuffle" in line and "%" in line for line in every) >= 3
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_report_fits_its_width_and_breaks_no_word(text_advice: Advice, width: int) -> None:
+    blocks = text(2)
+    sample = sampling.Sample("file", "text.bin", {}, blocks.nbytes, blocks)
+    assert_fits(lambda columns: report(sample, text_advice, columns, every=True), width)
 
 
 def test_without_a_source_a_workload_is_taken() -> None:

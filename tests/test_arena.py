@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from dividing import divide_always
+from forked import in_forked_child
+from interrupt_lines import interrupted_at
 
 from batchzip import BadArgument, ClosedError, CompressBatch, DecompressBatch, Engine, buffers
 from batchzip import arena as arena_module
@@ -454,3 +456,42 @@ def test_threads_that_make_and_drop_arrays_at_once_never_get_each_others(engine:
     in_threads(4, work)
     gc.collect()
     assert arena_of(engine).held_bytes() == 0
+
+
+# Interrupts
+
+
+def test_an_interrupt_at_any_line_loses_no_range_and_no_memory() -> None:
+    arena = Arena()
+    made: list[Bytes] = []
+    step = 0
+    place: str | None = ""
+    while place is not None:
+        step += 1
+        place = interrupted_at(
+            step,
+            lambda: made.append(arena.array(10, PAGE)),
+            lambda path: path.name == "arena.py",
+        )
+        made.clear()
+        assert arena.held_bytes() == 0, place
+        array = arena.array(10, PAGE)
+        assert arena.locate(array) == 0, place
+        del array
+    assert step > 12
+    arena.close()
+
+
+def test_what_a_forked_child_loses_is_the_parents() -> None:
+    arena = Arena()
+    array = arena.array(10, PAGE)
+    array[:] = 7
+
+    def lose() -> None:
+        nonlocal array
+        del array
+        gc.collect()
+
+    in_forked_child(lose)
+    assert array.min() == 7
+    assert arena.held_bytes() == array.nbytes

@@ -69,7 +69,7 @@ class BackingFileAgainstDict(RuleBasedStateMachine):
     @rule()
     def clean(self) -> None:
         live = self.live()
-        moved = live[np.isin(self.file.zone_of(live), self.file.sparse_zones())].tolist()
+        moved = live[np.isin(self.file.zone_of(live), list(self.file.zones.sparse()))].tolist()
         try:
             new = write(self.file, self.file.read(np.array(moved, np.uint64)))
         except OSError:

@@ -330,6 +330,27 @@ def test_a_full_file_system_refuses_and_stays_whole(
         assert store.check().ok
 
 
+def test_a_disk_that_fails_when_it_is_synced_loses_nothing(
+    engine: Engine, tmp_path: Path, stack: ExitStack
+) -> None:
+    """The device takes bytes, and finds no place for them later."""
+    folder = full_tmpfs(stack, tmp_path)
+    device = loop_device(stack, folder / "image", 16 * MIB)
+    pages = [os.urandom(PAGE) for _ in range(600)]
+    with SwapStore(engine, backing=device, shrinker_enabled=False) as store:
+        store.store(0, pages)
+        assert store.writeback(range(150)) == 150
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"Input/output|No space"):
+                store.writeback(range(150, 600))
+            store.check_invariants()
+            assert store.load_many(range(600)).tobytes() == b"".join(pages)
+        run("mount", "-o", "remount,size=16m", folder)
+        assert store.writeback(range(150, 600)) == 450
+        assert store.load_many(range(600)).tobytes() == b"".join(pages)
+        assert store.check().ok
+
+
 def test_where_there_is_no_room_for_a_file_it_is_said(tmp_path: Path, stack: ExitStack) -> None:
     folder = mount(stack, tmp_path / "small", "-t", "tmpfs", "-o", "size=64k,nr_inodes=2", "none")
     there = made(Path.touch, folder / "there")

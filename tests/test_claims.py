@@ -21,7 +21,7 @@ from faulty_file import FaultyFile
 from forked import in_forked_child
 from interrupt_lines import interrupted_at
 
-from batchzip import BadArgument, Engine, SwapStore
+from batchzip import BadArgument, CompressedMapping, Engine, PageNotStored, SwapStore
 from batchzip.core.memory import fail_allocation
 from batchzip.store.backing_file import BackingFile
 
@@ -315,6 +315,41 @@ def test_a_store_that_is_dropped_or_cannot_be_made_has_nothing(path: Path) -> No
         opened(path)
     with path.open("r+b") as own:
         works(own)
+
+
+def write_back(store: SwapStore) -> None:
+    store.store(0, [os.urandom(4096) for _ in range(9)])
+    assert store.writeback(9) == 9
+    assert store.load(3)
+    with pytest.raises(PageNotStored):
+        store.load(10)
+
+
+USES: dict[str, Callable[[SwapStore], object]] = {
+    "nothing": lambda _: None,
+    "pages": write_back,
+    "groups": lambda store: store.group("other").store(0, os.urandom(4096)),
+    "a mapping": lambda store: CompressedMapping(store).update(key=os.urandom(9999)),
+    "recompression": lambda store: store.recompress("zstd"),
+    "readers": lambda store: store.share().attach().close(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_store_that_is_dropped_lets_go_of_its_file_at_once(
+    engine: Engine, use: str, path: Path
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        store = SwapStore(engine, backing=path)
+        USES[use](store)
+        refused(path)
+        del store
+        assert path.read_bytes() == b""
+        works(path)
+    finally:
+        gc.enable()
 
 
 def test_of_many_threads_one_gets_the_file(path: Path) -> None:

@@ -1,8 +1,11 @@
 """The backing file's sparse zones are written anew, so that the file is no longer than what lives in it."""
 
 import errno
+import io
 import random
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from faulty_file import FaultyFile
 from store_pages import SIZE, noise, text
 
 from batchzip import CorruptPage, Engine, StoreRejected, SwapStore
+from batchzip.store import cleaning
 
 ZONE = 1 << 20
 PAGES = 4 * ZONE // SIZE
@@ -128,7 +132,7 @@ def test_a_file_at_its_limit_is_cleaned_before_a_folio_is_rejected(
         engine,
         max_pool_bytes=0,
         backing=tmp_path,
-        max_backing_bytes=PAGES * SIZE + 40 * SIZE,
+        max_backing_bytes=PAGES * SIZE + 40 * SIZE + ZONE // 4,  # which are kept for cleaning
         max_batch=32,
     ) as store:
         for start in range(0, PAGES, 32):
@@ -139,6 +143,96 @@ def test_a_file_at_its_limit_is_cleaned_before_a_folio_is_rejected(
         store.store(PAGES, [noise(number) for number in range(64)])
         assert store.load_many(left).tobytes() == b"".join(map(noise, left))
         assert store.load(PAGES + 63) == noise(63)
+        store.check_invariants()
+
+
+@pytest.mark.parametrize("folio", [1, 20])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_a_file_at_its_limit_takes_pages_in_the_place_of_others(
+    engine: Engine, folio: int, share: float
+) -> None:
+    """As long as what lives is well below the limit, pages may change as often as they like."""
+    rng, pages = random.Random(1), [noise(seed) for seed in range(folio)]
+    count = int(share * ZONE) // SIZE
+    with SwapStore(engine, max_pool_bytes=0, backing=io.BytesIO(), max_backing_bytes=ZONE) as store:
+        for _ in range(5 * ZONE // SIZE // folio):
+            store.store(rng.randrange(count - folio + 1), pages)
+            assert store.counters.backing_file_size <= ZONE
+        assert store.counters.pool_limit_hit
+        assert not store.counters.reject_reclaim_fail
+        store.check_invariants()
+        assert store.check().ok
+
+
+def test_threads_take_turns_to_make_room(engine: Engine) -> None:
+    threads, folio, count = 4, 10, 2 * ZONE // SIZE // 6
+    pages = [noise(seed) for seed in range(folio)]
+    with SwapStore(
+        engine, max_pool_bytes=0, backing=io.BytesIO(), max_backing_bytes=2 * ZONE
+    ) as store:
+
+        def use(seed: int) -> None:
+            rng = random.Random(seed)
+            for _ in range(200):
+                store.store(seed * 10_000 + rng.randrange(count - folio + 1), pages)
+
+        with ThreadPoolExecutor(threads) as pool:
+            for done in [pool.submit(use, seed) for seed in range(threads)]:
+                done.result()
+        assert not store.counters.reject_reclaim_fail
+        store.check_invariants()
+        assert store.check().ok
+
+
+def test_one_thread_cleans_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy: list[int] = []
+
+    def clean(*_: object) -> None:
+        busy.append(1)
+        time.sleep(0.0005)  # lets others in
+        assert busy.pop() == 1
+        assert not busy
+
+    monkeypatch.setattr(cleaning, "_clean", clean)
+    with SwapStore(
+        engine, max_pool_bytes=0, backing=io.BytesIO(), max_backing_bytes=0, shrinker_enabled=False
+    ) as store:
+
+        def use(seed: int) -> None:
+            for _ in range(20):
+                with pytest.raises(StoreRejected):
+                    store.store(seed, noise(seed))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(use, range(8)))
+        assert store._home.current_turn() is None
+        assert not store._home.turns
+
+
+@pytest.mark.parametrize("limit", [ZONE, 0])
+def test_a_file_is_cleaned_when_its_limit_was_lowered_below_what_it_holds(
+    engine: Engine, tmp_path: Path, limit: int
+) -> None:
+    with SwapStore(engine, backing=tmp_path) as store:
+        fill(store)
+        left = thin(store, 10)
+        store.max_backing_bytes = limit
+        store.compact()
+        assert store.counters.backing_file_size == len(left) * SIZE < ZONE
+        assert store.load_many(left).tobytes() == b"".join(map(noise, left))
+        store.check_invariants()
+
+
+def test_writeback_makes_room_in_a_file_at_its_limit(engine: Engine, tmp_path: Path) -> None:
+    limit = 2 * ZONE
+    with SwapStore(engine, backing=tmp_path, max_backing_bytes=limit) as store:
+        fill(store, limit * 3 // 4 // SIZE)
+        left = thin(store, 3, limit * 3 // 4 // SIZE)
+        store.store(10_000, [noise(seed) for seed in range(200)])
+        assert store.writeback(range(10_000, 10_200)) == 200
+        assert store.counters.backing_file_size <= limit
+        assert store.load_many(left).tobytes() == b"".join(map(noise, left))
+        assert store.load(10_199) == noise(199)
         store.check_invariants()
 
 

@@ -249,6 +249,7 @@ def bash(tmp_path: Path) -> Iterator[Bash]:
         ("batchzip advise --algorithm lz4 --algorithm zs\t", "--algorithm zstd "),
         ("batchzip swap --shuffle 4 --fi\t", "batchzip swap --shuffle 4 --file "),
         ("batchzip advise --file dump\t", "batchzip advise --file dump-of-memory.bin"),
+        ("batchzip advise --values dump\t", "batchzip advise --values dump-of-memory.bin"),
         ("batchzip completion z\t", "batchzip completion zsh "),
     ],
 )
@@ -309,9 +310,11 @@ def test_without_shtab_the_command_to_install_it_is_given() -> None:
             {
                 "pid": None,
                 "file": None,
-                "sample": 8 << 20,
+                "values": None,
+                "pickle": False,
+                "sample": None,
                 "algorithms": None,
-                "max_load_us": 25.0,
+                "max_load_us": None,
                 "all": False,
                 "json": False,
                 "plot": None,

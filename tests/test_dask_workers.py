@@ -38,8 +38,10 @@ def offloading() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def scratch_space(tmp_path: Path) -> Iterator[None]:
-    with dask.config.set({"temporary-directory": str(tmp_path)}):
+def settings(tmp_path: Path) -> Iterator[None]:
+    """Nothing is left in /tmp, and nobody spills but who is told to."""
+    interval = "distributed.worker.memory.monitor-interval"
+    with dask.config.set({"temporary-directory": str(tmp_path), interval: "1h"}):
         yield
 
 

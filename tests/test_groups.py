@@ -212,6 +212,21 @@ def test_a_dropped_group_is_gone_with_its_pages_and_the_others_stay(store: SwapS
         assert group.load_many(range(3)).tobytes() == noise(0) + text(1) + ZEROS
 
 
+def test_what_a_store_has_counted_does_not_go_with_a_group(store: SwapStore) -> None:
+    group = store.group("one", max_bytes=0)
+    group.store(0, [noise(0), text(1)])
+    group.max_bytes = None
+    group.store(2, [noise(2), text(3)])
+    group.writeback(2)
+    before = store.counters
+    assert (before.pool_limit_hit, before.written_back_pages, before.backed_pages) == (1, 2, 4)
+    store.drop_group("one")
+    after = store.counters
+    assert (after.pool_limit_hit, after.written_back_pages, after.backed_pages) == (1, 2, 0)
+    assert store.counters_by_group()[""].written_back_pages == 0
+    assert store.group("one").counters.written_back_pages == 0
+
+
 def test_a_group_that_is_closed_is_dropped(store: SwapStore) -> None:
     group = store.group("one")
     group.store(0, [noise(0), text(1)])

@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
+import multiprocessing
 import os
 import pickle
 import random
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import share_readers
+import xxhash
 from store_pages import text
 
 from batchzip import (
@@ -30,6 +35,8 @@ from batchzip.codecs.lz4 import Lz4
 from batchzip.segment import Segment
 from batchzip.store import view
 from batchzip.store.share import LENGTH
+
+spawn = multiprocessing.get_context("spawn")
 
 TOKEN = bytes(range(8))
 Parts = Sequence[bytes]
@@ -214,16 +221,34 @@ def test_descriptors_that_no_store_gives_are_refused(tmp_path: Path, memory: Mem
         assert refused(folder, (framed(ANSWER), given)) is BadArgument, given
 
 
-def test_objects_that_are_none_are_damaged_pages(tmp_path: Path, memory: Memory) -> None:
-    """They are copied, not mapped: whatever they are cannot fault."""
+def store_one(memory: Memory, checksum: int) -> None:
+    """Have the table say that page 0 is compressed, 78 bytes long, and lies where objects begin."""
     words = memory.words.view.cast("Q")
-    words[1], words[8] = 64, 1 << 48 | 77  # slot 8 has an object at 0
+    words[1], words[8] = 64, 1 << 48 | 77  # slot 8 has an object
     table = memory.table.view.cast("Q")
-    table[1] = 1  # a block has memory, and is block 0: its first page is compressed, at handle 8
+    table[1] = 1  # one block has memory, and is block 0
     at = 4096 // 8 + (8 << 20) // 8
-    table[at], table[at + 1] = 1 << 48 | 8, 2 << 32 | 1 << 40
+    table[at], table[at + 1] = 1 << 48 | 8, 1 << 40 | 2 << 32 | checksum
     words.release()
     table.release()
+
+
+def test_a_codec_that_does_not_work_is_an_error_of_ours(tmp_path: Path, memory: Memory) -> None:
+    codec = Lz4()
+    object.__setattr__(codec, "acceleration", "fast")
+    store_one(memory, (xxhash.xxh3_64_intdigest(b"x" * 78) ^ 1) % (1 << 32))
+    os.pwrite(memory.unsealed, b"x" * 8192, 0)
+    answer = framed({**ANSWER, "codecs": (1, {1: codec})}), [memory.unsealed, *memory.good[1:]]
+    with Liar(tmp_path, partial(give, answer)) as liar, attach(liar.address) as reader:
+        with pytest.raises(BatchzipError, match="codec of the store"):
+            reader.load(0)
+        with pytest.raises(BatchzipError, match="codec of the store"):
+            reader.load_many([0])
+
+
+def test_objects_that_are_none_are_damaged_pages(tmp_path: Path, memory: Memory) -> None:
+    """They are copied, not mapped: whatever they are cannot fault."""
+    store_one(memory, 0)
     good = memory.good[1:]
     for number, objects in enumerate((memory.null, *memory.pipe, memory.unsealed, memory.words.fd)):
         folder = tmp_path / str(number)
@@ -338,3 +363,41 @@ def test_replies_with_damaged_bytes_give_an_error_of_ours_or_a_view(
         for _ in range(300):
             with contextlib.suppress(BatchzipError), attach(liar.address) as reader:
                 assert 0 not in reader
+
+
+# What the reader's own process has no room for
+
+
+def attach_with(room: int, address: str) -> int:
+    """Attach where so many descriptors can be made. Return the error's number, or 0."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        first = os.open(os.devnull, os.O_RDONLY)
+        stack.callback(os.close, first)
+        last = first
+        while last < first + 40:  # every number below the limit is taken
+            last = os.dup(first)
+            stack.callback(os.close, last)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1 + room, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        try:
+            with attach(address) as reader:
+                share_readers.version_of(reader.load(0), 0)
+        except OSError as error:
+            return error.errno or -1
+        return 0
+
+
+def test_a_reader_without_room_for_descriptors_is_told_and_leaks_none() -> None:
+    here, there = spawn.Pipe()
+    owner = spawn.Process(target=share_readers.own_and_change, args=(there,))
+    owner.start()
+    there.close()
+    address = here.recv()
+    found = [attach_with(room, address) for room in range(9)]
+    assert found == sorted(found, reverse=True)
+    assert set(found) == {errno.EMFILE, 0}
+    owner.kill()
+    owner.join()
+    owner.close()
+    here.close()

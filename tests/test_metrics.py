@@ -200,6 +200,20 @@ def test_names_that_are_no_utf_8_can_be_scraped(store: SwapStore, name: str) -> 
     assert all(dict(labels)["store"] == shown for _, labels in figures)
 
 
+def test_no_two_names_have_the_same_label(store: SwapStore) -> None:
+    names = ["\udcff", "\\udcff", "\\\\udcff", "\\\udcff", "a\\b", "a\\\\b", "\\u0041", "A"]
+    for name in names:
+        store.group(name)
+    labels = [
+        sample.labels["group"]
+        for family in collector(store).collect()
+        for sample in family.samples
+        if sample.name == "batchzip_stored_pages"
+    ]
+    assert len(set(labels)) == len(labels) == 1 + len(names)
+    assert {"a\\b", "a\\\\b", "\\u0041", "A", "\\udcff"} < set(labels)
+
+
 def test_registering_reads_no_store_and_unregistering_works(store: SwapStore) -> None:
     store.close()
     registry = CollectorRegistry(auto_describe=True)

@@ -238,6 +238,7 @@ CALLS: dict[str, Callable[[World, Any], object]] = {
     ),
     "max_batch": lambda w, v: closed(SwapStore(w.engine, max_batch=v)),
     "set max_pool_bytes": lambda w, v: setattr(w.store, "max_pool_bytes", v),
+    "set max_backing_bytes": lambda w, v: setattr(w.store, "max_backing_bytes", v),
     "set percent": lambda w, v: setattr(w.store, "accept_threshold_percent", v),
     "set engine": lambda w, v: setattr(w.store, "engine", v),
     "set max_bytes": lambda w, v: setattr(w.group, "max_bytes", v),

@@ -1,4 +1,4 @@
-"""Every snippet of the README runs."""
+"""Every snippet of the README runs, and every test that a document names is there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def snippets() -> list[str]:
@@ -39,3 +40,11 @@ def test_all_of_them_run_in_order_with_nothing_else_in_a_fresh_process(tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
+
+
+def test_each_test_that_the_threat_model_names_is_there() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text))
+    assert len(named) > 25
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"

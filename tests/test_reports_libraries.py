@@ -152,7 +152,7 @@ def test_a_length_beyond_32_bits_is_not_taken_for_a_shorter_one() -> None:
 
 @pytest.mark.parametrize("capacity", [(1 << 31) - 1, 1 << 31, (1 << 32) - 1])
 def test_outputs_lie_beyond_4_gib(capacity: int) -> None:
-    """python-lz4#44, numcodecs#81: sizes of 2³¹ and 2³² bytes."""
+    """python-lz4#44, python-lzo#28: sizes of 2³¹ and 2³² bytes."""
     pages = [text(1), text(2), text(3)]
     with Engine("lz4", backend="sequential") as engine:
         batch = CompressBatch(pages, dsts=np.empty((3, capacity), np.uint8))  # hardly touched

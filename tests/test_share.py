@@ -159,6 +159,28 @@ def test_groups_are_read(store: SwapStore, view: StoreView) -> None:
         view.group("two")
 
 
+@pytest.mark.parametrize("closed_by", ["owner", "reader"])
+def test_a_group_that_was_closed_can_be_opened_again(
+    store: SwapStore, view: StoreView, closed_by: str
+) -> None:
+    store.group("one").store(0, text(1))
+    before = view.group("one")
+    assert view.group("one") is before
+    if closed_by == "owner":
+        store.drop_group("one")
+        with pytest.raises(ClosedError, match="this group of it"):
+            before.load(0)
+        with pytest.raises(BadArgument, match="'one'"):
+            view.group("one")
+        store.group("one").store(0, text(1))
+    else:
+        before.close()
+    assert view.group("one").load(0) == text(1)
+    assert view.load_many([]).size == 0  # the store itself is as it was
+    with pytest.raises(ClosedError):
+        before.load(0)
+
+
 @pytest.mark.parametrize("kind", ["directory", "path", "file", "object"])
 def test_pages_in_the_backing_file_are_read(engine: Engine, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "swap"

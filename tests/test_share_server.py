@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from batchzip import (
     SwapStore,
     attach,
 )
-from batchzip.store import share_server, view
+from batchzip.store import reach, share_server, view
 from batchzip.store.answers import answer
 
 spawn = multiprocessing.get_context("spawn")
@@ -460,6 +461,21 @@ def test_no_thread_for_the_server_is_an_error_that_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(BatchzipError, match="no thread"):
+            store.share()
+    assert descriptors() == before
+    with store.share().attach() as reader:
+        assert reader.load(0) == text(0)
+
+
+def test_no_folder_for_the_socket_is_an_error_that_leaves_nothing(
+    store: SwapStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store.store(0, text(0))
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        patch.setattr(reach, "_ELSEWHERE", str(tmp_path / "nor this"))
+        with pytest.raises(FileNotFoundError, match="missing"):
             store.share()
     assert descriptors() == before
     with store.share().attach() as reader:

@@ -157,8 +157,10 @@ class Copy:
         self.maps = [mmap.mmap(fd, os.fstat(fd).st_size) for fd in self.fds]
         owner = view._shared.owner
         data, words = map(os.dup, self.fds[:2])
-        self.pool = SharedPool(data, words, -1, SIZE, *owner.codecs(), no_codecs)
+        codecs = owner.codecs()
+        self.pool = SharedPool(data, words, -1, SIZE, *codecs, lambda: codecs)
         self.table = self.another_table()
+        self.table.get(0)  # it knows the directory as it is
 
     def another_table(self) -> SharedTable:
         return SharedTable(os.dup(self.fds[2]), self.pool, lambda _: None)

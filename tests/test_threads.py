@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from dividing import divide_always
 from forked import in_forked_child
 
+import batchzip_threads
 from batchzip import (
     BackendUnavailable,
     ClosedError,
@@ -26,12 +28,15 @@ from batchzip import (
     DecompressBatch,
     Engine,
     ForkedProcess,
+    WorkerWarning,
 )
+from batchzip.core.lane import ThreadLanes
 from batchzip.testing.plain import (
     SLACK_S,
     check_compressed,
     check_restored,
     check_round_trip,
+    in_threads,
     make_pages,
 )
 
@@ -279,8 +284,8 @@ def test_where_threads_cannot_be_started_it_is_said_once_and_they_come_later() -
     """A limit on address space is kept for everybody; one on processes, not for root."""
     source = """
 import resource, time, warnings
-import numpy as np, batchzip
-pages = np.random.default_rng(1).integers(0, 6, (64, 4096), np.uint8)
+import numpy as np, batchzip, batchzip_threads
+pages = np.random.default_rng(1).integers(0, 6, (8, 4096), np.uint8)
 def work(engine):
     batch = batchzip.CompressBatch(pages)
     engine.compress(batch)
@@ -292,7 +297,7 @@ with batchzip.Engine("lz4", backend="sequential") as warm:
     work(warm)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 before = resource.getrlimit(resource.RLIMIT_AS)
-resource.setrlimit(resource.RLIMIT_AS, (size + (6 << 20), before[1]))
+resource.setrlimit(resource.RLIMIT_AS, (size + (900 << 10), before[1]))  # a stack has 1 MiB
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     engine = batchzip.Engine("lz4", backend="threads", workers=2)
@@ -437,3 +442,31 @@ def test_a_finalizer_may_use_the_engine_that_it_interrupts(engine: Engine) -> No
         gc.set_threshold(*before)
         gc.collect()
     assert all(finished)
+
+
+def test_threads_that_many_callers_start_at_once_are_started_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[ThreadLanes] = []
+    may_start = False
+
+    def start(*arguments: Any) -> ThreadLanes:
+        if not may_start:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        made.append(ThreadLanes(*arguments))
+        return made[-1]
+
+    def work(_: int) -> None:
+        check_round_trip(made_late, make_pages(40))
+
+    monkeypatch.setattr(batchzip_threads, "_RETRY_S", 0.0)
+    monkeypatch.setattr(batchzip_threads, "ThreadLanes", start)
+    with pytest.warns(WorkerWarning, match="threads could not be started"):
+        made_late = Engine("lz4", backend="threads", workers=1)
+    with made_late:
+        work(0)
+        may_start = True
+        in_threads(8, work)
+        assert made_late.wait_ready(SLACK_S)
+        assert sum(not lanes.rings[0].dead for lanes in made) == 1
+    assert all(lanes.rings[0].dead for lanes in made)

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from batchzip import BadArgument, ClosedError
 from batchzip.dask import WorkerData
 from batchzip.testing import LeakCheck
+from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -410,6 +411,40 @@ def test_a_value_may_use_the_data_while_it_is_pickled(
     assert len(data) == len(left)
 
 
+class Met:
+    """A value that two threads restore at the same time."""
+
+    meeting: threading.Barrier | None = None
+
+    def __reduce__(self) -> Any:
+        return _meet, ()
+
+
+def _meet() -> list[int]:
+    if Met.meeting is not None:
+        Met.meeting.wait(60)
+    return [1, 2, 3]
+
+
+@pytest.mark.parametrize("live", [0.0, 0.25], ids=["stays compressed", "becomes live"])
+def test_threads_may_restore_the_same_value_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: float
+) -> None:
+    with WorkerData(tmp_path, memory_limit=MIB, live=live) as data:
+        data["met"] = Met()
+        data.evict()
+        monkeypatch.setattr(Met, "meeting", threading.Barrier(2))
+        found: list[object] = []
+        in_threads(2, lambda _: found.append(data["met"]))
+        assert found == [[1, 2, 3]] * 2
+        monkeypatch.setattr(Met, "meeting", None)
+        assert list(data) == ["met"]
+        assert len(data) == 1
+        assert data["met"] == [1, 2, 3]
+        del data["met"]
+        assert len(data) == data.fast.total_weight == 0
+
+
 def test_it_counts_what_dask_counts(data: WorkerData) -> None:
     data["a"] = b"a" * 200_000
     data["b"] = b"b" * 300_000
@@ -509,6 +544,7 @@ def test_a_limit_is_taken_as_dask_takes_it(tmp_path: Path, limit: Any, memory: i
         ({"target": 0.5}, {}, 250_000, 250_000, None),
         ({"target": 0.5}, {"live": 0.4}, 400_000, 250_000, None),
         ({"target": 0.5}, {"compressed": 0.0}, 250_000, 0, None),
+        ({"target": 1e308}, {"compressed": 0.5}, sys.maxsize, 500_000, None),
         ({"target": False}, {}, sys.maxsize, 350_000, None),
         ({"target": False, "spill": 0.9}, {}, sys.maxsize, 450_000, None),
         ({"target": False, "spill": False}, {}, sys.maxsize, None, None),
@@ -549,6 +585,8 @@ def test_dasks_own_settings_count(
         ("spill", True, "memory.spill must be a number above 0, not True"),
         ("spill", float("nan"), "memory.spill must be a number above 0, not nan"),
         ("target", -0.5, "memory.target must be a number above 0, not -0.5"),
+        ("target", 10**400, "memory.target is a fraction of memory, or False, not 1000"),
+        ("spill", float("inf"), "memory.spill is a fraction of memory, or False, not inf"),
         ("max-spill", "much", "memory.max-spill is False, bytes or a text as '4 GiB', not 'much'"),
         ("max-spill", -1, "memory.max-spill is False, bytes or a text as .4 GiB., not -1"),
         ("max-spill", float("inf"), "memory.max-spill is False, bytes"),

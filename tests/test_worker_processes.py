@@ -345,6 +345,22 @@ def test_a_codec_whose_pickling_fails_is_warned_of_once_and_tried_again(
         work(engine)
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_codec_that_ends_its_thread_while_a_worker_is_replaced_ends_nothing(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Awkward, "raises", error)
+    with Engine(Awkward(os.getpid()), backend="workers", workers=1) as engine:
+        assert engine.wait_ready()
+        (first,) = engine.worker_pids
+        monkeypatch.setattr(Awkward, "times", 1)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: set(engine.worker_pids) - {first}, "another worker")
+        assert Awkward.times == 0
+        assert engine.wait_ready()
+        work(engine)
+
+
 class Unreadable(FaultyCodec):
     """Can be pickled, but not read."""
 
@@ -401,7 +417,7 @@ def test_a_start_that_fails_at_any_call_leaves_nothing(
 def test_a_start_without_room_for_the_process_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch_module, "_interpreter", lambda: ["/nowhere/python"])
+    monkeypatch.setattr(launch_module, "command", lambda: ["/nowhere/python"])
     with pytest.raises(FileNotFoundError):
         launch(Task("batchzip_workers.worker", ()))
 

@@ -379,6 +379,30 @@ def test_damage_in_the_file_is_told_by_page(engine: Engine) -> None:
         ]
 
 
+def test_the_files_limit_can_be_moved(engine: Engine, tmp_path: Path) -> None:
+    with SwapStore(engine, backing=tmp_path, max_backing_bytes=10 * SIZE) as store:
+        store.store(0, [noise(number) for number in range(40)])
+        assert store.max_backing_bytes == 10 * SIZE
+        assert store.writeback(range(8)) == 8  # an eighth is kept for cleaning
+        with pytest.raises(OSError, match=f"limit of {10 * SIZE} bytes"):
+            store.writeback([8])
+        store.max_backing_bytes = 30 * SIZE
+        assert store.writeback(range(26)) == 18
+        store.max_backing_bytes = 0
+        with pytest.raises(OSError, match="limit of 0 bytes"):
+            store.writeback([30])
+        assert store.load_many(range(40)).tobytes() == b"".join(map(noise, range(40)))
+        for wrong in (-1, True, "1", 0.5):
+            with pytest.raises(BadArgument, match="max_backing_bytes is a number of bytes"):
+                store.max_backing_bytes = wrong  # type: ignore[assignment]
+        store.max_backing_bytes = None
+        assert store.writeback(range(40)) == 14
+    with SwapStore(engine) as store:
+        assert store.max_backing_bytes is None
+        with pytest.raises(BadArgument, match="backing="):
+            store.max_backing_bytes = 5
+
+
 # Exclusive loads
 
 

@@ -59,19 +59,29 @@ class ZonesAgainstDict(RuleBasedStateMachine):
     def of_all(self) -> set[int]:
         return self.live.union(*self.held.values())
 
-    @rule(count=st.integers(0, 200), seed=st.integers(0, 1 << 30), small=st.booleans())
-    def reserve(self, count: int, seed: int, small: bool) -> None:
+    @rule(
+        count=st.integers(0, 200),
+        seed=st.integers(0, 1 << 30),
+        small=st.booleans(),
+        cleaning=st.booleans(),
+    )
+    def reserve(self, count: int, seed: int, small: bool, cleaning: bool) -> None:
         chance = random.Random(seed)
         lengths = [chance.randint(1, 300 if small else PAGE) for _ in range(count)]
         held, _, objects = self.zones.figures
+        limit = self.zones.max_bytes
+        most = None if limit is None else limit - (0 if cleaning else self.zones.spare)
         try:
-            reservation = self.zones.reserve(np.array(lengths, np.uint32), self.storage.lock)
+            reservation = self.zones.reserve(
+                np.array(lengths, np.uint32), self.storage.lock, cleaning=cleaning
+            )
         except OSError:
-            assert self.zones.max_bytes is not None
-            assert held + sum(lengths) > self.zones.max_bytes
+            assert most is not None
+            assert held + sum(lengths) > most
+            assert not (cleaning and limit is not None and held > limit)
             assert self.zones.figures[::2] == (held, objects)
             return
-        assert self.zones.max_bytes is None or held + sum(lengths) <= self.zones.max_bytes
+        assert most is None or held + sum(lengths) <= most or (cleaning and held > most)
         positions = reservation.to_array().tolist()
         assert [at & (1 << 21) - 1 for at in positions] == [length - 1 for length in lengths]
         runs = reservation.runs()
@@ -190,6 +200,11 @@ class ZonesAgainstDict(RuleBasedStateMachine):
             lives[(start - BASE) // ZONE] = lives.get((start - BASE) // ZONE, 0) + end - start
         sparse = self.zones.sparse()
         assert all(0 < lives[zone] < ZONE // 2 for zone in sparse)
+        assert all(self.zones.uses(zone) == uses > 0 for zone, uses in sparse.items())
+        for reservation in self.held:  # what its positions are entered for is not known yet
+            assert not {(at - BASE) // ZONE for _, _, at in reservation.runs()} & set(sparse)
+        if self.zones.max_bytes is not None:
+            assert sum(lives[zone] for zone in sparse) <= max(self.zones.spare, ZONE)
 
     def teardown(self) -> None:
         self.zones.free(np.array(sorted(self.live), np.uint64))

@@ -69,3 +69,10 @@ def parts_are_there() -> None:
     batchzip.metrics.collector  # noqa: B018 - that it is known
     batchzip.dask.WorkerData  # noqa: B018
     batchzip.advice.advise  # noqa: B018
+
+
+def what_to_keep_values_in(cache: dict[str, bytes]) -> str:
+    advice = batchzip.advise_values(cache, sample_bytes=1 << 20)
+    batchzip.advise_values([1, "two", None])
+    batchzip.advise_values(5)  # type: ignore[arg-type]
+    return advice.code if advice.recommended.of_dict < 0.5 else advice.sentence

@@ -31,6 +31,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from batchzip.errors import BackendUnavailable, ClusterLost
+from batchzip.limits import begin
 from batchzip_dask.cluster import CancelledError, KilledWorker
 from batchzip_dask.flight import Flight
 
@@ -83,7 +84,7 @@ class Lane:
         self._look_at = 0.0
         self._closed = False
         self._thread = _LaneThread(target=self._run, name="batchzip-dask", daemon=True)
-        self._thread.start()
+        begin(self._thread)
 
     @staticmethod
     def is_here() -> bool:

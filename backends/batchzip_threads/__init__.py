@@ -10,7 +10,6 @@ page of 4 KiB takes.
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from collections import Counter
@@ -45,7 +44,8 @@ class ThreadsBackend(LanesBackend):
             raise BadArgument("threads share the owner's memory: isolate=True needs 'workers'")
         super().__init__(workers=workers)
         self._lanes: ThreadLanes | None = None
-        self._starting = threading.Lock()
+        self._started: dict[str, tuple[ThreadLanes, weakref.finalize[..., object]]] = {}
+        """The lanes and what ends them, of whoever started some first: it takes one step, and no lock."""
         self._retry_at = 0.0
 
     def open(self, codec: Codec, page_size: int) -> None:
@@ -60,21 +60,21 @@ class ThreadsBackend(LanesBackend):
 
     def _start(self) -> None:
         """Start the threads unless it is too early; where that fails, warn once."""
-        if time.monotonic() < self._retry_at or not self._starting.acquire(blocking=False):
+        if time.monotonic() < self._retry_at or self._closed:
             return
         try:
-            if self._lanes is None and not self._closed:
-                lanes = ThreadLanes(self._plan, self.page_size, self.workers)
-                self._stop = weakref.finalize(self, lanes.close)
-                self.at_child_exit(self._stop)
-                self._lanes = lanes
-        except OSError as error:
+            lanes = ThreadLanes(self._plan, self.page_size, self.workers)
+        except (OSError, MemoryError) as error:
             self._retry_at = time.monotonic() + _RETRY_S
             self.tell_loss(f"threads could not be started ({error})", stacklevel=6)
-        finally:
-            self._starting.release()
-        if self._lanes is not None:
-            self.tell_recovery()
+            return
+        stop: weakref.finalize[..., object] = weakref.finalize(self, lanes.close)
+        self._lanes, first = self._started.setdefault("the only ones", (lanes, stop))
+        if first is stop:
+            self.at_child_exit(stop)
+        if first is not stop or self._closed:  # another thread came first, or has closed the engine
+            stop()
+        self.tell_recovery()
 
     @property
     def rings(self) -> tuple[Ring, ...]:
@@ -105,5 +105,5 @@ class ThreadsBackend(LanesBackend):
     def close(self) -> None:
         """Finish every request, then end the threads."""
         self.close_requests()
-        if self._lanes is not None:
-            self._stop()
+        for _, stop in list(self._started.values()):
+            stop()

@@ -9,7 +9,6 @@ Rejected: an executor with one submit per batch, which takes four times longer t
 
 from __future__ import annotations
 
-import sys
 import time
 import weakref
 from functools import partial
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from batchzip.arena import Arena
 from batchzip.backend import is_native
 from batchzip.errors import BackendUnavailable
+from batchzip.interpreter import why_no_python
 from batchzip.lanes import LanesBackend
 from batchzip_workers.failpoints import next_armed
 from batchzip_workers.launch import Task
@@ -55,15 +55,16 @@ class WorkersBackend(LanesBackend):
 
     `isolate`  the caller never runs the codec. What workers cannot do fails with -EOWNERDEAD.
 
-    Raise BackendUnavailable in a frozen or embedded application, which has no Python to start.
+    Raise BackendUnavailable where there is no Python to start, as in a frozen or embedded application.
     """
 
     name = "workers"
 
     def __init__(self, *, workers: int | None = None, isolate: bool = False) -> None:
-        if getattr(sys, "frozen", False) or not sys.executable:
+        reason = why_no_python()
+        if reason is not None:
             raise BackendUnavailable(
-                "the workers backend starts Python, and a frozen or embedded application has none to start: use backend='threads'"
+                f"the workers backend starts Python, and {reason}: use backend='threads'"
             )
         super().__init__(workers=workers, isolate=isolate)
         self._stop: weakref.finalize[..., object] | None = None

@@ -3,11 +3,8 @@
     Task ─▶ memory ─▶ python -P … -c START <its descriptor> ─▶ startup.run ─▶ module.main(*arguments)
                  ◀── why it could not start ──┘
 
-The process is a new interpreter with its owner's flags and import path. It finds what it is to do in
+The process is a new interpreter with its owner's flags and import path (see batchzip/interpreter.py). It finds what it is to do in
 memory that it inherits, as a pipe's writer would wait for ever if the process died before it read.
-
-The current directory is never imported from. Where Python itself put it in the owner's path (-c, -m, a
-session), the worker's has it not; or last, if a module that the task names was found there.
 
 Rejected: loky and multiprocessing's spawn. They start an interpreter with modules of their own, keep a
 resource tracker beside it, forget -P, -I and -E, do not start anything in a daemonic process, and flush a
@@ -22,12 +19,12 @@ import marshal
 import os
 import select
 import signal
-import sys
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchzip.descriptors import above_standard
+from batchzip.interpreter import command, import_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -55,7 +52,7 @@ class Task:
     descriptors: Sequence[int] = ()
     """What it inherits, under the same numbers."""
     needs: Collection[str] = ()
-    """Further modules that it imports; see `import_path`."""
+    """Further modules that it imports; see `batchzip.interpreter.import_path`."""
 
 
 class Process:
@@ -64,6 +61,8 @@ class Process:
     def __init__(self, pid: int, sentinel: int, memory: int, size: int) -> None:
         self.pid = pid
         self.sentinel = sentinel
+        self.gave_up = False
+        """Whether it ended by its own doing, as far as is known: nobody killed it."""
         self._memory = memory
         self._size = size
         self._lock = threading.RLock()  # a signal handler may come here again
@@ -97,6 +96,9 @@ class Process:
             sentinel, self.sentinel = self.sentinel, -1
             os.close(sentinel)
         os.close(self._memory)
+        self.gave_up = end is not None and (
+            end.si_code == os.CLD_EXITED or end.si_status not in (signal.SIGKILL, signal.SIGTERM)
+        )
         if told:
             return told
         if end is None:
@@ -109,77 +111,36 @@ def launch(task: Task) -> Process:
     """Start a process for `task`. Raises whatever says why that is not possible."""
     import subprocess  # noqa: PLC0415 - 10 ms, off the caller's path
 
-    with contextlib.ExitStack() as undo:
-        undo.enter_context(above_standard())
-        memory = os.memfd_create("batchzip-task", os.MFD_CLOEXEC)
-        undo.callback(os.close, memory)
-        os.fchmod(memory, 0o600)
-        written = marshal.dumps(
-            (
-                import_path({"batchzip", "batchzip_workers", task.module, *task.needs}),
-                os.getpid(),
-                task.module,
-                task.arguments,
-                tuple(task.descriptors),
+    memory = sentinel = -1
+    popen = None
+    try:
+        with above_standard():
+            memory = os.memfd_create("batchzip-task", os.MFD_CLOEXEC)
+            os.fchmod(memory, 0o600)
+            written = marshal.dumps(
+                (
+                    import_path({"batchzip", "batchzip_workers", task.module, *task.needs}),
+                    os.getpid(),
+                    task.module,
+                    task.arguments,
+                    tuple(task.descriptors),
+                )
             )
-        )
-        with open(memory, "wb", closefd=False) as file:
-            file.write(written)
-        popen = subprocess.Popen(  # noqa: S603 - this very interpreter
-            [*_interpreter(), "-c", _START, "batchzip-worker", str(memory)],
-            pass_fds=[memory, *task.descriptors],
-        )
-        try:
+            with open(memory, "wb", closefd=False) as file:
+                file.write(written)
+            popen = subprocess.Popen(  # noqa: S603 - this very interpreter
+                [*command(), "-c", _START, "batchzip-worker", str(memory)],
+                pass_fds=[memory, *task.descriptors],
+            )
             sentinel = os.pidfd_open(popen.pid)
-        except BaseException:
+        process = Process(popen.pid, sentinel, memory, len(written))
+    except BaseException:
+        if popen is not None:
             popen.kill()
             popen.wait()
-            raise
-        popen.returncode = 0  # it is reaped by its pidfd; Popen would complain that nobody does
-        undo.pop_all()
-        return Process(popen.pid, sentinel, memory, len(written))
-
-
-def _interpreter() -> list[str]:
-    """Return the command that starts an interpreter with this one's flags, and -P."""
-    import subprocess  # noqa: PLC0415 - as above
-
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001 - as multiprocessing does
-    if not sys.flags.safe_path:
-        flags.append("-P")
-    return [sys.executable, *flags]
-
-
-def import_path(needs: Collection[str] = ()) -> list[str]:
-    """Return this process's sys.path for a worker that needs these modules.
-
-    The current directory is not in it if Python itself put it there, or comes last if one of the
-    modules was found in it.
-    """
-    path = [str(entry) for entry in sys.path if entry and isinstance(entry, str)]
-    here = _implied_folder()
-    if here is None:
-        return path
-    if "" not in sys.path:
-        path.remove(here)  # the first: it may be there once more, because somebody wants it to
-    if here not in path and any(here in _folders_of(module) for module in needs):
-        path.append(here)
-    return path
-
-
-def _implied_folder() -> str | None:
-    """Return the current directory if Python itself put it in sys.path; else None."""
-    try:
-        here = os.getcwd()  # noqa: PTH109 - text is what the path has
-    except OSError:  # it was removed
-        return None
-    by_module = getattr(sys.modules.get("__main__"), "__spec__", None) is not None
-    is_implied = "" in sys.path or (by_module and not sys.flags.safe_path and here in sys.path)
-    return here if is_implied else None
-
-
-def _folders_of(module: str) -> list[str]:
-    """Return where a module's topmost package was found."""
-    top = sys.modules.get(module.partition(".")[0])
-    places = [*getattr(top, "__path__", ())] or [getattr(top, "__file__", None)]
-    return [os.path.dirname(place) for place in places if place]  # noqa: PTH120 - as above
+        for fd in (memory, sentinel):
+            if fd >= 0:
+                os.close(fd)
+        raise
+    popen.returncode = 0  # it is reaped by its pidfd; Popen would complain that nobody does
+    return process

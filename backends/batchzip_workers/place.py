@@ -58,20 +58,27 @@ class Place:
         self.process: Process | None = None
         self.ring: WorkerRing | None = None
         self.starts = Attempts()
+        self.must_prove = False
+        """Whether those before ended themselves at their first share: being ready is not enough then."""
         self.ready_by: float | None = None
         """When it is killed unless it is ready; None once it was seen to be."""
 
     @property
     def failing(self) -> bool:
         """Whether it could not be started so often that nobody should wait for it."""
+        return self.starts.failing and not self._is_up()
+
+    def _is_up(self) -> bool:
         ring = self.ring
-        return self.starts.failing and (ring is None or not ring.ready)
+        if ring is None or not ring.ready:
+            return False
+        return not (self.starts.failing and self.must_prove) or ring.did_pages
 
     @property
     def works(self) -> bool:
         """Whether its worker takes work, and is alive: also where nobody has noticed its end yet."""
         process, ring = self.process, self.ring
-        if process is None or ring is None or not ring.ready or ring.core.dead:
+        if process is None or ring is None or ring.core.dead or not self._is_up():
             return False
         return not process.ended
 

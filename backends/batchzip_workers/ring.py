@@ -49,6 +49,12 @@ class WorkerRing:
         """Return what the worker counted so far."""
         return self.core.figures()
 
+    @property
+    def did_pages(self) -> bool:
+        """Whether the worker counted a page."""
+        figures = self.figures()
+        return bool(figures["compressed_pages"] or figures["restored_pages"])
+
     def close(self) -> None:
         """Let go of the memory; batches that still use it keep it."""
         self._segment.close()

@@ -49,9 +49,18 @@ def run(
 
 
 def _open_standard() -> None:
-    """Lead stdin to /dev/null, and what the owner has closed: nothing of ours is opened there."""
-    null = os.open(os.devnull, os.O_RDWR)
+    """Lead stdin nowhere, and what the owner has closed: nothing of ours is opened there."""
+    null = _open_nowhere()
     os.dup2(null, 0)
     while null <= 2:
-        null = os.open(os.devnull, os.O_RDWR)
+        null = _open_nowhere()
     os.close(null)
+
+
+def _open_nowhere() -> int:
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError:  # there is no /dev, as after chroot
+        from batchzip.descriptors import open_nowhere  # noqa: PLC0415 - it brings typing
+
+        return open_nowhere()

@@ -12,7 +12,6 @@ in memory that nobody looks at any more, and its successor starts with a new rin
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -22,6 +21,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from batchzip.descriptors import above_standard
+from batchzip.errors import LimitReached
+from batchzip.limits import begin
 from batchzip_workers.launch import launch
 from batchzip_workers.place import FIRST_RETRY_S, Attempts, Place, worked
 
@@ -91,8 +92,8 @@ class Supervisor:
                 target=self._supervise, name="batchzip-supervisor", daemon=True
             )
             try:
-                self._thread.start()
-            except RuntimeError as error:  # a process limit counts threads, too
+                begin(self._thread)
+            except LimitReached as error:
                 self._thread = None
                 self._thread_starts.note_failure()
                 self.failure = str(error)
@@ -174,14 +175,23 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             while not self._is_stopping():
-                for place in self._await_change():
-                    if place.process is not None:
-                        self._bury(place)
-                    if not self._is_stopping() and place.starts.due:
-                        self._start(place)
+                try:
+                    self._step()
+                except Exception as error:  # noqa: BLE001 - no memory, most likely: it may come back
+                    self.failure = f"{type(error).__name__}: {error}"
+                    time.sleep(FIRST_RETRY_S)
         finally:
             self._stop_workers()
             self._close_wake()
+
+    def _step(self) -> None:
+        """Wait until something has changed, and see to it."""
+        self._publish()  # there may have been no memory for it
+        for place in self._await_change():
+            if place.process is not None:
+                self._bury(place)
+            if not self._is_stopping() and place.starts.due:
+                self._start(place)
 
     def _is_stopping(self) -> bool:
         return self._stopping  # set by another thread
@@ -214,35 +224,42 @@ class Supervisor:
                     place.process.kill()
 
     def _start(self, place: Place) -> None:
+        ring = process = None
         try:
-            with contextlib.ExitStack() as undo:
-                ring = self._make_ring(place.number)
-                undo.callback(ring.close)
-                process = launch(self._make_task(place.number, ring))
-                undo.callback(process.reap)
-                undo.callback(process.kill)
-                undo.pop_all()
+            ring = self._make_ring(place.number)
+            process = launch(self._make_task(place.number, ring))
+            place.ready_by = time.monotonic() + START_S
         except BaseException as error:  # noqa: BLE001 - no memory, no process; a codec's own pickling
+            if process is not None:
+                process.kill()
+                process.reap()
+            if ring is not None:
+                ring.close()
             self._note_failed_start(place, f"{type(error).__name__}: {error}")
             return
         place.process = process
         place.ring = ring
-        place.ready_by = time.monotonic() + START_S
         self._publish()
 
     def _bury(self, place: Place) -> None:
         """Take a dead worker's ring out of use and reap the process."""
-        ring = place.ring
+        ring, process = place.ring, place.process
         assert ring is not None  # noqa: S101 - a process has a ring
+        assert process is not None  # noqa: S101 - whoever calls has seen it
         end = self._reap(place)
         ring.mark_gone()
         self._publish()
         ring.close()
         self.restarts += 1
-        if ring.ready:
-            place.starts = Attempts()
-        else:
+        if not ring.ready:
             self._note_failed_start(place, f"{end} before it was ready")
+        elif process.gave_up and ring.core.posted and not ring.did_pages:
+            # It would do so at each share: it has no memory to map the arena, say.
+            place.must_prove = True
+            self._note_failed_start(place, f"{end} before it had done a page")
+        else:
+            place.starts = Attempts()
+            place.must_prove = False
 
     def _reap(self, place: Place) -> str:
         """Reap a worker that is dead or about to be, and keep what it did; how it ended."""

@@ -21,6 +21,7 @@ from batchzip.bench.figure import Result
 from batchzip.bench.pages import PAGE
 from batchzip.bench.peer_stores import contenders
 from batchzip.errors import BatchzipError
+from batchzip.interpreter import command_for
 
 if TYPE_CHECKING:
     from batchzip.bench.algorithm import Algorithm
@@ -36,7 +37,8 @@ def pss_growth(algorithm: Algorithm, name: str, pages: Pages) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pages"
         path.write_bytes(pages.tobytes())
-        command = [sys.executable, "-m", "batchzip.bench.held", written, name, str(path)]
+        command = command_for("from batchzip.bench.held import main; main()", "what is measured")
+        command += [written, name, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
     if done.returncode:
         raise BatchzipError(f"{name} could not be measured: {done.stderr.strip()[-500:]}")
@@ -74,7 +76,3 @@ def main() -> None:
                 sys.stdout.write(str(_grown(store, pages)))
                 return
     raise SystemExit(f"there is no {name}")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from functools import partial
-from pathlib import Path
+from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Any
 
 from batchzip.bench.compressors import bare_calls, each
 from batchzip.bench.pages import PAGE
 from batchzip.bench.rounds import timed
+from batchzip.interpreter import command_for
 from batchzip.lifetime import Closing
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-    from batchzip.bench.algorithm import Algorithm
     from batchzip.bench.compressors import Load
 
 
@@ -35,26 +34,30 @@ class Limit(Closing):
     name = "limit"
 
     def __init__(self, load: Load) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would have threads' locks
+        command = command_for(
+            "from batchzip.bench.limit import lane; lane()", "a lane of the limit"
+        )
         self.cpu_s: list[float] = []
         """CPU seconds of a page in each call of `seconds`: the mean of the processes."""
         self._pipes: list[Connection] = []
-        self._processes = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         memory = os.memfd_create("pages")
         try:
             os.truncate(memory, load.pages.nbytes)
             with mmap.mmap(memory, load.pages.nbytes) as room:
                 room[:] = load.pages.tobytes()
-            path = f"/proc/{os.getpid()}/fd/{memory}"
-            for lane in range(load.lanes):
-                here, there = context.Pipe()
+            for number in range(load.lanes):
+                here, there = Pipe()
                 self._pipes.append(here)
-                first = len(load.pages) * lane // load.lanes
-                arguments = (there, load.algorithm, path, first)
-                process = context.Process(target=_lane, args=arguments, daemon=True)
-                process.start()
-                there.close()
+                with there:
+                    process = subprocess.Popen(  # noqa: S603 - our own
+                        [*command, str(there.fileno()), str(memory)],
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=[there.fileno(), memory],
+                        process_group=0,  # Ctrl-C is for the parent, which ends it
+                    )
                 self._processes.append(process)
+                here.send((load.algorithm, len(load.pages) * number // load.lanes))
             self._receive()
         except BaseException:
             self.close()
@@ -83,13 +86,15 @@ class Limit(Closing):
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join()
+            process.wait()
         self._pipes, self._processes = [], []
 
 
-def _lane(pipe: Connection, algorithm: Algorithm, path: str, first: int) -> None:
-    with Path(path).open("rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+def lane() -> None:
+    """Be such a process. Its arguments are descriptors: of a pipe to its parent, and of the pages."""
+    pipe, memory = Connection(int(sys.argv[1])), int(sys.argv[2])
+    algorithm, first = pipe.recv()
+    view = memoryview(mmap.mmap(memory, 0, prot=mmap.PROT_READ))
     pages = [view[at : at + PAGE] for at in range(0, len(view), PAGE)]
     pages = pages[first:] + pages[:first]
     compress, decompress = bare_calls(algorithm)

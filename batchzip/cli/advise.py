@@ -1,28 +1,35 @@
-"""`batchzip advise`: what compressing a process's memory or a file would bring, and with what."""
+"""`batchzip advise`: what compressing values, memory or a file would bring, and with what."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 import batchzip
-from batchzip.advice import BLOCK_BYTES, advise, amount
+from batchzip.advice import BLOCK_BYTES, MAX_LOAD_US, advise, amount
+from batchzip.advice.layout import table, wrapped
+from batchzip.advice.values import SAMPLE_BYTES, weigh_all
 from batchzip.cli.output import make_console, print_json, progress_bars
 from batchzip.cli.sampling import sample_file, sample_process
+from batchzip.cli.value_files import open_values
 from batchzip.cli.workload import Workload
 from batchzip.codecs import make_codec
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from batchzip.advice import Advice
+    from batchzip.advice import Advice, Option
+    from batchzip.advice.values import ValuesAdvice
     from batchzip.cli.sampling import Sample
 
 _WORKLOAD_MIB = 64
+_PAGES_SAMPLE = 8 << 20
+
+_ABOUT_PAGES = (
+    "This speaks of memory pages: what zswap or a SwapStore would bring, not what replacing a dict "
+    "would. For the values of a cache, use batchzip advise --values."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +38,11 @@ class Options:
 
     pid: int | None
     file: str | None
-    sample: int
+    values: str | None
+    pickle: bool
+    sample: int | None
     algorithms: list[str] | None
-    max_load_us: float
+    max_load_us: float | None
     all: bool
     json: bool
     plot: str | None
@@ -45,7 +54,11 @@ def run(options: Options) -> int:
 
     Raises BatchzipError or OSError for what the user can put right.
     """
-    if options.sample < BLOCK_BYTES:
+    if options.values is not None:
+        return _advise_values(options, options.values)
+    if options.pickle:
+        raise BadArgument("--pickle says what --values FILE is: give that, too")
+    if options.sample is not None and options.sample < BLOCK_BYTES:
         raise BadArgument(f"a sample of {options.sample} bytes is too small: at least 64K")
     for name in options.algorithms or []:
         make_codec(name)  # before a workload is made
@@ -66,29 +79,84 @@ def run(options: Options) -> int:
             sample.blocks,
             total_bytes=sample.total_bytes,
             algorithms=options.algorithms,
-            max_load_us=options.max_load_us,
+            max_load_us=options.max_load_us or MAX_LOAD_US,
             progress=progress,
         )
     if options.plot is not None:
         from batchzip.cli.plot import plot  # noqa: PLC0415 - as above
 
         plot(advice, f"{sample.name}, {amount(sample.total_bytes)}", Path(options.plot))
-    console = make_console()
+    width = make_console().width
     if options.json:
         print_json(as_document(sample, advice))
     else:
-        print_advice(sample, advice, console, every=options.all)
+        _write(report(sample, advice, width, every=options.all))
     return 0
 
 
+def _write(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _advise_values(options: Options, name: str) -> int:
+    for option, value in (
+        ("--algorithm", options.algorithms),
+        ("--max-load-us", options.max_load_us),
+        ("--all", options.all),
+        ("--plot", options.plot),
+    ):
+        if value:
+            raise BadArgument(f"{option} is for memory pages: --pid or --file, not --values")
+    sample = SAMPLE_BYTES if options.sample is None else options.sample
+    source = open_values(name, sample, options.seed, is_pickle=options.pickle)
+    with progress_bars("measured", shown=not options.json) as bar:
+        advance = None
+
+        def progress(_done: int, total: int) -> None:
+            nonlocal advance
+            advance = advance or bar("putting and getting", total)
+            advance(1)
+
+        advice = weigh_all(source, sample, progress)
+    width = make_console().width
+    if options.json:
+        print_json(values_document(name, advice))
+    else:
+        _write(advice.report(width, name=name))
+    return 0
+
+
+def values_document(name: str, advice: ValuesAdvice) -> dict[str, Any]:
+    """Return what was found of values as plain dicts, ready for JSON."""
+    return {
+        "batchzip_version": batchzip.__version__,
+        "source": {
+            "kind": "values",
+            "name": name,
+            "total_values": advice.total_values,
+            "total_bytes": advice.total_bytes,
+            "sample_values": advice.measured_values,
+            "sample_bytes": advice.measured_bytes,
+        },
+        "memory": advice.measure,
+        "serializer": advice.serializer,
+        "recommendation": advice.sentence,
+        "recommended": advice.held.index(advice.recommended),
+        "code": advice.code,
+        "options": [{"name": held.name, **asdict(held)} for held in advice.held],
+        "notes": list(advice.notes),
+    }
+
+
 def _sample(options: Options) -> Sample:
+    size = _PAGES_SAMPLE if options.sample is None else options.sample
     if options.file is not None:
-        return sample_file(options.file, options.sample, options.seed)
+        return sample_file(options.file, size, options.seed)
     if options.pid is not None:
-        return sample_process(options.pid, options.sample, options.seed)
+        return sample_process(options.pid, size, options.seed)
     with Workload(_WORKLOAD_MIB) as workload:
         name = f"workload process {workload.pid}"
-        return sample_process(workload.pid, options.sample, options.seed, name=name)
+        return sample_process(workload.pid, size, options.seed, name=name)
 
 
 def as_document(sample: Sample, advice: Advice) -> dict[str, Any]:
@@ -107,6 +175,7 @@ def as_document(sample: Sample, advice: Advice) -> dict[str, Any]:
             "read_bytes": sample.blocks.nbytes,
             "sample_bytes": advice.sample_bytes,
         },
+        "about": _ABOUT_PAGES,
         "recommendation": advice.sentence,
         "recommended": None if recommended is None else advice.options.index(recommended),
         "options": options,
@@ -114,44 +183,47 @@ def as_document(sample: Sample, advice: Advice) -> dict[str, Any]:
     }
 
 
-def print_advice(sample: Sample, advice: Advice, console: Console, *, every: bool) -> None:
-    """Print a table for each page size, and the recommendation.
+def report(sample: Sample, advice: Advice, width: int, *, every: bool) -> str:
+    """Return tables and the recommendation, in lines of at most `width` columns.
 
     Without `every`, only the plain algorithms, the front and the recommendation are shown.
     """
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    say(
-        f"{sample.name}: {amount(sample.total_bytes)}, {amount(sample.blocks.nbytes)} of it looked at, "
-        f"{amount(advice.sample_bytes)} stored and loaded"
-    )
+    paragraphs = [
+        wrapped(_ABOUT_PAGES, width),
+        wrapped(
+            f"{sample.name}: {amount(sample.total_bytes)}, {amount(sample.blocks.nbytes)} of it "
+            f"looked at, {amount(advice.sample_bytes)} stored and loaded",
+            width,
+        ),
+    ]
+    headings = ("  with", "ratio", "RAM saved", "of all", "store", "load")
     for page_size in dict.fromkeys(option.page_size for option in advice.options):
         group = [option for option in advice.options if option.page_size == page_size]
-        say(
-            f"\npages of {page_size >> 10} KiB: {group[0].same_filled_share:.1%} same-filled; times are µs a page"
+        rows = [
+            (
+                f"{_mark(option, advice)} {option.name}",
+                "-" if option.ratio is None else f"{option.ratio:.2f}",
+                f"{option.saved_share:.1%}",
+                amount(option.saved_bytes) if option.saved_bytes > 0 else "-",
+                f"{option.store_us:.1f}",
+                f"{option.load_us:.1f}",
+            )
+            for option in group
+            if every or option.on_front or (option.shuffle is None and not option.dictionary)
+        ]
+        title = (
+            f"pages of {page_size >> 10} KiB: {group[0].same_filled_share:.1%} same-filled; times "
+            "are µs a page"
         )
-        table = Table(box=None, pad_edge=False)
-        table.add_column("")
-        for heading in ("", "ratio", "RAM saved", "of all", "store", "load"):
-            table.add_column(heading, justify="right" if heading else "left")
-        for option in group:
-            plain = option.shuffle is None and not option.dictionary
-            if every or plain or option.on_front:
-                table.add_row(
-                    "→" if option is advice.recommended else "*" if option.on_front else "",
-                    option.name,
-                    "-" if option.ratio is None else f"{option.ratio:.2f}",
-                    f"{option.saved_share:.1%}",
-                    amount(option.saved_bytes) if option.saved_bytes > 0 else "-",
-                    f"{option.store_us:.1f}",
-                    f"{option.load_us:.1f}",
-                )
-        console.print(table)
-    say("\n* no other setting is as good in RAM saved, store and load, and better in one")
-    for note in advice.notes:
-        say(note)
-    say(f"\n{advice.sentence}")
+        paragraphs.append(f"{wrapped(title, width)}\n{table(headings, rows, width)}")
+    front = "* no other setting is as good in RAM saved, store and load, and better in one"
+    paragraphs.append("\n".join(wrapped(note, width) for note in (front, *advice.notes)))
+    sentence = wrapped(advice.sentence, width)
     if advice.recommended is not None:
-        say(advice.recommended.call)
+        sentence += f"\n{wrapped(advice.recommended.call, width, indent='    ')}"
+    paragraphs.append(sentence)
+    return "\n\n".join(paragraphs)
+
+
+def _mark(option: Option, advice: Advice) -> str:
+    return "→" if option is advice.recommended else "*" if option.on_front else " "

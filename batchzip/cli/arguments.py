@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from typing import TYPE_CHECKING, NoReturn
+
+from batchzip.cli.streams import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from _typeshed import SupportsWrite
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -34,7 +39,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with the message and where to read more."""
-        self.exit(2, f"batchzip: {message} (see {self.prog} --help)\n")
+        say(f"batchzip: {message} (see {self.prog} --help)")
+        raise SystemExit(2)
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Write the help; argparse's own takes no notice where that fails."""
+        (sys.stdout if file is None else file).write(self.format_help())
 
 
 def size(text: str) -> int:

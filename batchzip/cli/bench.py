@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ def run(options: Options) -> int:
 
 
 def _measured(options: Options) -> Result:
+    # The processes of loky, a contender, would import from the current directory.
+    os.environ["PYTHONSAFEPATH"] = "1"
     algorithms = parse_algorithms(options.algorithms)
     source = Source(options.workload, options.pid, options.file)
     pages = source.take(options.pages)

@@ -30,6 +30,7 @@ exit codes: 0 all went well; 1 a page came back different, or something got slow
 
 _EXAMPLES = """\
 examples:
+  batchzip advise --values FILE    what the values of a cache would take, and in what to keep them
   batchzip advise --pid 4711       what compressing a process's memory would bring, and with what
   batchzip swap                    a workload of its own through a store and back
   batchzip bench                   how it stands beside what you would use instead
@@ -72,15 +73,23 @@ examples:
 
 
 _ADVISE = """\
-Sample the pages of a process or a file, and say what compressing them would bring and with
-what: memory saved, and what a store and a load of one page cost, for each algorithm with
-pages of 4, 16 and 64 KiB, with and without shuffled bytes and a dictionary trained on other
-pages of the sample. Without --pid and --file the pages are those of a small workload started
-for it. Costs are processor time of one core, in process.
+With --values: measure what the values of a cache take in a dict, in a dict of compressed bytes
+and in a CompressedMapping of several kinds, each in a fresh process, with the cost of put and
+get, and print code for the best one. FILE has one JSON value in each line, or is a folder
+of files, a table of an SQLite file (FILE:TABLE), or with --pickle a pickled dict or list.
+
+With --pid or --file: sample memory pages, and say what zswap or a SwapStore would bring, which
+is not what replacing a dict would: memory saved, and what a store and a load of one page cost,
+for each algorithm with pages of 4, 16 and 64 KiB, with and without shuffled bytes and a
+dictionary trained on other pages of the sample. Without a source the pages are those of a small
+workload started for it. Costs are processor time of one core, in process.
 """
 
 _ADVISE_EXAMPLES = """\
 examples:
+  batchzip advise --values values.jsonl           what to keep these values in
+  batchzip advise --values cache.sqlite:entries   the rows of a table
+  batchzip advise --values cache.pickle --pickle  a pickled dict that you trust
   batchzip advise --pid 4711                      the memory of a running process
   batchzip advise --file dump.bin --sample 32M    a file, looked at more closely
   batchzip advise --algorithm lz4 --algorithm zstd --all
@@ -174,18 +183,28 @@ def _add(commands: Any, name: str, summary: str, description: str, examples: str
     )
 
 
-def _add_source(parser: Any) -> None:
-    add = parser.add_mutually_exclusive_group().add_argument
+def _add_source(parser: Any) -> Any:
+    group = parser.add_mutually_exclusive_group()
+    add = group.add_argument
     add("--pid", type=positive, metavar="N", help="anonymous memory of process N")
     add("--file", metavar="PATH", help="a file of any size; its last page is filled up with zeros")
+    return group
 
 
 def _add_advise(commands: Any) -> None:
-    summary = "say what compressing a process's memory or a file would bring, and with what"
+    summary = "say what compressing values, a process's memory or a file would bring, and with what"
     parser = _add(commands, "advise", summary, _ADVISE, _ADVISE_EXAMPLES)
-    _add_source(parser)
+    group = _add_source(parser)
+    group.add_argument(
+        "--values", metavar="FILE", help="values of a cache; see above for the kinds"
+    )
     add = parser.add_argument
-    add("--sample", type=size, default=8 << 20, metavar="SIZE", help="bytes looked at (8M)")
+    add(
+        "--pickle",
+        action="store_true",
+        help="FILE is a pickle that you trust: reading it runs whatever code it holds",
+    )
+    add("--sample", type=size, metavar="SIZE", help="bytes looked at (8M, of values 64M)")
     add(
         "--algorithm",
         action="append",
@@ -196,9 +215,8 @@ def _add_advise(commands: Any) -> None:
     add(
         "--max-load-us",
         type=microseconds,
-        default=25.0,
         metavar="US",
-        help="most that a load of a page may take to be recommended (%(default)g µs)",
+        help="most that a load of a page may take to be recommended (25 µs)",
     )
     add("--all", action="store_true", help="print every setting, not only those of interest")
     add("--json", action="store_true", help="one JSON document with all figures instead of a table")

@@ -18,7 +18,7 @@ from batchzip.extras import load_extra
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_FILES = ("file", "plot")
+_FILES = ("file", "plot", "values")
 """Arguments that are paths."""
 
 _ALGORITHMS = ("algorithm", "algorithms")

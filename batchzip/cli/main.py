@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from batchzip.cli.commands import make_parser
+from batchzip.cli.streams import abandon, open_streams, say
 from batchzip.errors import BatchzipError
 
 if TYPE_CHECKING:
@@ -33,13 +34,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _show_warning(message: Warning | str, *_where: object) -> None:
-    sys.stderr.write(f"batchzip: warning: {message}\n")
+    say(f"batchzip: warning: {message}")
 
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        return name + error.strerror
+        name = error.filename
+        return (
+            error.strerror if name is None else f"{os.fsdecode(name) or repr('')}: {error.strerror}"
+        )
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -48,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises SystemExit after --help, --version and arguments that cannot be right.
     """
+    open_streams()
     try:
         try:
             parser = make_parser()
@@ -59,25 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        _abandon_stdout()
+        abandon(sys.stdout)
         return 141
     except KeyboardInterrupt:
-        sys.stderr.write("batchzip: interrupted\n")
+        say("batchzip: interrupted")
         return 130
     except (BatchzipError, OSError, MemoryError) as error:
-        sys.stderr.write(f"batchzip: {_one_line(error)}\n")
+        say(f"batchzip: {_one_line(error)}")
         try:
             sys.stdout.flush()
         except OSError:  # a full disk
-            _abandon_stdout()
+            abandon(sys.stdout)
         return 2
-
-
-def _abandon_stdout() -> None:
-    """Send what is still buffered nowhere: else closing stdout at exit fails once more, loudly."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -24,9 +23,6 @@ class _Output(Console):
 
 def make_console() -> Console:
     """Make the console of stdout. Colours only on a terminal, and none where NO_COLOR is set."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal without "µ", or a file name that is no text, must not cost the report.
-        sys.stdout.reconfigure(errors="replace")
     return _Output()
 
 

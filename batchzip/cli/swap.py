@@ -21,6 +21,7 @@ from batchzip.cli.process_memory import ProcessMemory
 from batchzip.cli.report import as_document, print_report
 from batchzip.cli.round_trip import ROUND_BYTES, RoundTrip
 from batchzip.cli.side import Side
+from batchzip.cli.streams import say
 from batchzip.cli.workload import Workload
 from batchzip.cpus import default_lanes
 from batchzip.errors import BackendUnavailable, BadArgument
@@ -83,7 +84,7 @@ def run(options: Options) -> int:
         sides = []
         for name, engine in engines.items():
             if not engine.wait_ready(timeout_s=_READY_TIMEOUT_S):
-                sys.stderr.write(f"batchzip: warning: {name} are slow to start; figures suffer\n")
+                say(f"batchzip: warning: {name} are slow to start; figures suffer")
             lanes = 0 if name == "sequential" else options.workers or default_lanes()
             store = stack.enter_context(_store(engine, options))
             sides.append(Side(name, engine, store, lanes))
@@ -97,7 +98,7 @@ def run(options: Options) -> int:
         print_report(document, console, classes=options.classes)
     sys.stdout.flush()
     if trip.difference is not None:
-        sys.stderr.write(f"batchzip: first difference: {trip.difference}\n")
+        say(f"batchzip: first difference: {trip.difference}")
         return 1
     return 0
 

@@ -28,6 +28,7 @@ from batchzip.cli.output import make_console
 from batchzip.cli.snapshot import take_snapshot
 from batchzip.cli.top_screen import screen
 from batchzip.errors import BadArgument
+from batchzip.store.reach import why_unreachable
 from batchzip.store.view import attach
 
 if TYPE_CHECKING:
@@ -135,10 +136,24 @@ def _address(given: str | None) -> str:
         return found[0]
     where = "" if given is None else f" in process {given}"
     if not found:
+        if given is not None:
+            _refuse_hidden(int(given))
         raise BadArgument(
             f"no store of this user is shared{where}: call store.share() where it is made"
         )
     raise BadArgument(f"several stores are shared{where}, name one: {' '.join(found)}")
+
+
+def _refuse_hidden(pid: int) -> None:
+    """Raise PermissionError, which says why, where a process may not be looked into."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        os.listdir(folder)  # noqa: PTH208 - /proc
+    except PermissionError as error:
+        number = error.errno or 0
+        raise PermissionError(number, why_unreachable(number, pid, folder), folder) from None
+    except OSError:  # there is no such process
+        pass
 
 
 def shared_stores(pid: int | None = None) -> list[str]:

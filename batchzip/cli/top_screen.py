@@ -77,13 +77,20 @@ def _sizes(now: Snapshot) -> Table:
         threshold = status["accept_threshold_percent"]
         used += f", full until {threshold}%" if status["pool_full"] else ""
     table.add_row("pool", used, bar)
-    ratio = f"ratio {in_bytes / compressed:.2f}" if compressed else "ratio -"
+    values = counters.stored_values + counters.backed_values
+    whole = in_bytes + sum(group["value_bytes"] for group in status["groups"].values())
+    # What of values lies in the file is not told apart.
+    known = compressed and not counters.backed_values
+    ratio = f"ratio {whole / compressed:.2f}" if known else "ratio -"
     table.add_row("pages", f"{counters.stored_pages:,} in memory ({amount(in_bytes)})", ratio)
     kinds = (
         f"{counters.same_filled_pages:,} same-filled, "
         f"{counters.stored_incompressible_pages:,} incompressible"
     )
     table.add_row("", kinds, "")
+    if values:
+        shown = f"{counters.stored_values:,} in memory, {counters.backed_values:,} in the file"
+        table.add_row("values", shown, "")
     backed = f"{counters.backed_pages:,} pages in {amount(counters.backing_file_size)}"
     table.add_row("file", backed, status["backing"] or "")
     return table

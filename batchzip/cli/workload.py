@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from batchzip.errors import BatchzipError
+from batchzip.interpreter import command_for
 from batchzip.lifetime import Closing
 
 if TYPE_CHECKING:
@@ -43,12 +44,13 @@ _START_TIMEOUT_S = 120.0
 class Workload(Closing):
     """A child process holding about `mib` MiB of data; entering returns when they are built.
 
-    Raises BatchzipError if the child does not get there; it is gone then.
+    Raises BatchzipError if there is no Python to start, or it does not get there; it is gone then.
     """
 
     def __init__(self, mib: int = 64) -> None:
+        start = "from batchzip.cli.workload import hold; hold(int(sys.argv[1]))"
         self._child = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
-            [sys.executable, "-m", "batchzip.cli.workload", str(mib)],
+            [*command_for(start, "the workload"), str(mib)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -150,7 +152,8 @@ def build(mib: int) -> list[object]:
     return held
 
 
-def _run(mib: int) -> None:
+def hold(mib: int) -> None:
+    """Build the data in this process and keep them until its stdin closes."""
     # A thread, so that a parent that dies early ends the building, too.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     held = build(mib)
@@ -164,7 +167,3 @@ def _end_with_parent() -> None:
     while os.read(0, 4096):
         pass
     os._exit(0)
-
-
-if __name__ == "__main__":
-    _run(int(sys.argv[1]))

@@ -32,6 +32,7 @@ from batchzip.core.ring cimport (
 
 from batchzip.core.ring import LOOK_NS
 from batchzip.errors import BadArgument
+from batchzip.limits import named
 
 cdef extern from "native.h" nogil:
     """
@@ -389,7 +390,7 @@ cdef class ThreadLanes:
 
     `codec`  a codec that is a C function, or its plan.
 
-    Raise OSError where a thread cannot be started: none is left then.
+    Raise LimitReached where a thread cannot be started, MemoryError: none is left then.
     """
 
     def __cinit__(self, codec, size_t page_size, uint32_t count):
@@ -419,7 +420,7 @@ cdef class ThreadLanes:
             failed = bz_start_thread(&lane.thread, _thread_main, lane)
             if failed:
                 self.close()
-                raise OSError(failed, "a thread of the core cannot be started")
+                raise named(OSError(failed, ""), "a thread of the core cannot be started")
             self.rings += (ring,)
             self.count = number + 1
 

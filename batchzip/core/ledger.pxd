@@ -21,6 +21,7 @@ cdef struct LedgerState:
     uint64_t gauges[KINDS]  # entries by kind
     uint64_t pages
     uint64_t pool_bytes  # of this group's objects
+    uint64_t record_bytes  # of values (records.pyx), as they were serialised
     uint64_t page_stores
     uint64_t page_loads
     bint closed
@@ -52,6 +53,7 @@ cdef class Objects:
     cdef uint32_t holds[MOST_CODECS]
     cdef readonly uint64_t given
     cdef readonly int current
+    cdef uint64_t events[7]  # of all groups, those that are closed included
     cdef int _unused_number(self) except -1
 
 

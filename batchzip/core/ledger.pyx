@@ -267,6 +267,10 @@ cdef class Objects:
         self.codecs = [None]
         self.coders = [None]
 
+    def counted(self) -> dict[str, int]:
+        """Return EVENTS of all groups there ever were."""
+        return {name: self.events[number] for number, name in enumerate(EVENTS)}
+
     # Codecs by number.
 
     def codec(self, int number):
@@ -417,7 +421,7 @@ cdef class Ledger:
                     if entry.kind != ABSENT:
                         ledger_forget(&self.state, entry)
             self.state.closed = True
-            self.state.pages = 0
+            self.state.pages = self.state.record_bytes = 0
             table_close(&self.state.table)
             lru_close(&self.state.lru)
             pool_settle(self.state.objects.pool)
@@ -425,8 +429,10 @@ cdef class Ledger:
         return gone
 
     def count_event(self, str name, uint64_t more=1) -> None:
-        """Add to one of EVENTS."""
-        self.events[EVENTS.index(name)] += more
+        """Add to one of EVENTS, of the group and of the store."""
+        cdef int number = EVENTS.index(name)
+        self.events[number] += more
+        self.objects.events[number] += more
 
     # Looking.
 
@@ -464,12 +470,13 @@ cdef class Ledger:
         """Return EVENTS, entries by kind, pages, traffic and bytes, all of one moment."""
         cdef LedgerState *state = &self.state
         cdef uint64_t gauges[KINDS]
-        cdef uint64_t pages, pool_bytes, stores, loads, tables
+        cdef uint64_t pages, pool_bytes, stores, loads, tables, record_bytes
         with nogil:
             pool_lock(state.objects.pool)
             memcpy(gauges, state.gauges, sizeof(gauges))
             pages, pool_bytes = state.pages, state.pool_bytes
             stores, loads = state.page_stores, state.page_loads
+            record_bytes = state.record_bytes
             tables = table_bytes(&state.table)
             pool_unlock(state.objects.pool)
         found = {name: self.events[number] for number, name in enumerate(EVENTS)}
@@ -477,7 +484,7 @@ cdef class Ledger:
             pages=pages, pool_bytes=pool_bytes, page_stores=stores, page_loads=loads,
             table_bytes=tables, compressed=gauges[COMPRESSED], raw=gauges[RAW],
             same_filled=gauges[SAME_FILLED], backed=gauges[BACKED], records=gauges[RECORD],
-            backed_records=gauges[BACKED_RECORD], large=gauges[LARGE],
+            backed_records=gauges[BACKED_RECORD], large=gauges[LARGE], record_bytes=record_bytes,
         )
         return found
 

@@ -23,6 +23,7 @@ Outputs are those of python-lz4 and python-zstandard, byte for byte; that decide
   and remembers its level, so that large pages come out otherwise.
 """
 
+import os
 from collections import namedtuple
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -155,9 +156,10 @@ cdef object _settle(str name):
 
 
 cdef object _look_for(str name):
-    """Find a library, try it and settle the outcome."""
+    """Find a library, try it and settle the outcome, unless it failed for what may come back."""
     package, modules = _PLACES[name]
     failed = None  # of several, the one that got furthest, and of those the first
+    passing = False
     try:
         paths = _paths(package, modules)
         problem = f"{package} has no {' or '.join(modules)} for this Python"
@@ -165,24 +167,38 @@ cdef object _look_for(str name):
         paths, problem = (), f"{package} is not installed"
     except Exception as error:  # a finder of somebody else's may raise anything
         paths, problem = (), f"looking for {package} failed: {error!r}"
+        passing = _may_pass(error)
     for path in paths:
         version, place = None, path
         try:
             handle = _open(path)
             version, place = _version(name, handle)
             return _try(name, handle, version, place)
-        except _UnusableError as error:
-            problem = str(error)
-        except Exception as error:  # unreadable, not a path, no memory
-            problem = repr(error)
+        except Exception as error:  # unusable, unreadable, not a path, no memory
+            problem = str(error) if isinstance(error, _UnusableError) else repr(error)
+            passing = passing or _may_pass(error)
         if failed is None or failed.version is None is not version:
             failed = Library(name, version, place, problem)
-    return _libraries.setdefault(name, failed or Library(name, None, None, problem))
+    failed = failed or Library(name, None, None, problem)
+    return failed if passing else _libraries.setdefault(name, failed)
+
+
+def _may_pass(error) -> bool:
+    """Return whether memory or descriptors were out, which dlopen tells in words only."""
+    import errno
+    import os
+
+    numbers = errno.EMFILE, errno.ENFILE, errno.ENOMEM
+    words = *map(os.strerror, numbers), "failed to map segment", NO_MEMORY.decode()
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) in numbers
+        or (isinstance(error, _UnusableError) and any([word in str(error) for word in words]))
+    )
 
 
 def _paths(package, modules):
     """List the files that Python would import these modules of a package from."""
-    import os
     from importlib.machinery import EXTENSION_SUFFIXES
     from importlib.util import find_spec
 
@@ -202,7 +218,7 @@ cdef object _open(str path):
     """Open a shared object; it stays open for good."""
     cdef void *handle
     _check_whole(path)
-    encoded = path.encode("utf-8", "surrogateescape")
+    encoded = os.fsencode(path)
     handle = dlopen(encoded, RTLD_NOW | RTLD_LOCAL)
     if handle is NULL:
         raise _UnusableError((<bytes> dlerror()).decode("utf-8", "replace"))
@@ -245,7 +261,7 @@ cdef tuple _version(str name, size_t handle):
     cdef unsigned int number = (<_number_fn> address)()
     place = None
     if dladdr(address, &info) and info.dli_fname is not NULL:
-        place = (<bytes> info.dli_fname).decode("utf-8", "surrogateescape")
+        place = os.fsdecode(<bytes> info.dli_fname)
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}", place
 
 

@@ -1,7 +1,29 @@
-"""What the core asks the system for; of interest to tests only."""
+"""What the core asks the system for: memory, which tests may have fail, and descriptors."""
 
 def allocations() -> int:
     """Return how many requests for memory there have been."""
 
 def fail_allocation(number: int, count: int = 1) -> None:
     """Have the `number`-th request from now fail, and the `count` − 1 after it. 0: no more."""
+
+class Descriptor:
+    """A descriptor of this process, closed once, when it goes at the latest, and only while it is still ours.
+
+    Each method is one step: no interrupt comes into it, and no other thread.
+    """
+
+    def __init__(self, fd: int) -> None:
+        """Take over a descriptor. Raise OSError where there is none of that number."""
+
+    def fileno(self) -> int:
+        """Return its number. Raise ValueError once it is closed."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+
+    def ring(self) -> None:
+        """Add one to the eventfd that it is; do nothing once it is closed."""
+
+    def close(self) -> None:
+        """Close it, unless that is done, or somebody else has closed it."""

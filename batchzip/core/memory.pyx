@@ -26,6 +26,7 @@ from libc.stdlib cimport calloc, malloc, realloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from batchzip.descriptors import above_standard, seal_writing
+from batchzip.limits import named
 
 cdef extern from *:
     """
@@ -64,6 +65,8 @@ cdef extern from *:
     enum: _SC_PAGESIZE
     ctypedef struct Stat "struct stat":
         uint64_t st_blocks
+        uint64_t st_dev
+        uint64_t st_ino
     void *MAP_FAILED
     void *mmap(void *, size_t, int, int, int, long) nogil
     void *mremap(void *, size_t, size_t, int) nogil
@@ -73,6 +76,7 @@ cdef extern from *:
     int ftruncate(int, long) nogil
     int fstat(int, Stat *) nogil
     int close(int) nogil
+    long write(int, const void *, size_t) nogil
     long sysconf(int) nogil
 
 cdef enum:
@@ -106,6 +110,58 @@ def fail_allocation(uint64_t number, uint64_t count=1) -> None:
     bz_fail(number, count)
 
 
+cdef class Descriptor:
+    """A descriptor of this process, closed once, when it goes at the latest, and only while it is still ours.
+
+    A program may close every number it does not know, as daemons do, and get the number again for a file of its
+    own. Each method is one step: no interrupt comes into it, and no other thread.
+    """
+
+    cdef int fd
+    cdef uint64_t device, inode
+
+    def __cinit__(self, int fd):
+        cdef Stat stat
+        self.fd = -1
+        if fstat(fd, &stat):
+            raise OSError(c_errno, os.strerror(c_errno))
+        self.device, self.inode = stat.st_dev, stat.st_ino
+        self.fd = fd
+
+    def fileno(self) -> int:
+        """Return its number. Raise ValueError once it is closed."""
+        if self.fd < 0:
+            raise ValueError("this descriptor is closed")
+        return self.fd
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self.fd < 0
+
+    def ring(self) -> None:
+        """Add one to the eventfd that it is; do nothing once it is closed."""
+        cdef uint64_t one = 1
+        if self.is_ours():
+            write(self.fd, &one, sizeof(one))  # one that has counted up to its end rings already
+
+    cdef bint is_ours(self) noexcept:
+        cdef Stat stat
+        if self.fd < 0 or fstat(self.fd, &stat):
+            return False
+        return stat.st_dev == self.device and stat.st_ino == self.inode
+
+    def close(self) -> None:
+        """Close it, unless that is done."""
+        if self.is_ours():
+            close(self.fd)
+        self.fd = -1
+
+    def __dealloc__(self):
+        if self.is_ours():
+            close(self.fd)
+
+
 cdef uint64_t machine_page() noexcept nogil:
     """Return the bytes of one page of the machine."""
     return sysconf(_SC_PAGESIZE)
@@ -117,7 +173,7 @@ cdef int memory_create(
     """Make memory of `most` bytes of address space, or half as much, and so on, down to `least`.
 
     `name` shows in /proc/PID/maps. If it `keeps` what it reserves, memory_release() is refused, and nobody
-    else can write. Raise OSError; nothing is left then.
+    else can write. Raise LimitReached; nothing is left then.
     """
     cdef void *base = MAP_FAILED
     cdef uint64_t size = 2 * most
@@ -134,7 +190,7 @@ cdef int memory_create(
                     base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
                 error = c_errno
             if base == MAP_FAILED and size // 2 < least:
-                raise OSError(error, f"{os.strerror(error)}: {size} bytes of shared memory")
+                raise named(OSError(error, ""), f"{size} bytes of shared memory")
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         if keeps:
             seal_writing(fd)

@@ -195,7 +195,9 @@ static inline void bz_sleep_ns(int64_t ns) {
     nanosleep(&time, NULL);
 }
 
-/* Threads. All signals are blocked in them: handlers belong to the interpreter's threads. */
+/* Threads. All signals are blocked in them: handlers belong to the interpreter's threads. Their stack does
+ * not follow RLIMIT_STACK: it may be too small for a codec, or too large for the addresses there are. */
+#define BZ_STACK ((size_t)1 << 20)
 
 static inline int bz_start_thread(pthread_t *thread, void *(*run)(void *), void *argument) {
 #ifdef BZ_EXPLORE
@@ -204,7 +206,13 @@ static inline int bz_start_thread(pthread_t *thread, void *(*run)(void *), void 
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failed = pthread_create(thread, NULL, run, argument);
+    pthread_attr_t attributes;
+    int failed = pthread_attr_init(&attributes);
+    if (!failed) {
+        failed = pthread_attr_setstacksize(&attributes, BZ_STACK);
+        if (!failed) failed = pthread_create(thread, &attributes, run, argument);
+        pthread_attr_destroy(&attributes);
+    }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return failed;
 }

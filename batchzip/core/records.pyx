@@ -17,7 +17,7 @@ lines finds each key with one value.
 
 Invariants (`fault`)
 * A position is live if and only if its entry is a RECORD, a BACKED_RECORD or LARGE.
-* raw_bytes is the sum of the lengths of records, as they were serialised.
+* record_bytes of the ledger is the sum of the lengths of records, as they were serialised.
 * `large` has the object of every LARGE entry, and those that are about to become one.
 
     field                       writer
@@ -81,7 +81,6 @@ cdef enum Outcome:
 cdef struct State:
     LedgerState *ledger
     KeyIndex index
-    uint64_t raw_bytes
     uint64_t hits
     uint64_t misses
     uint64_t evictions
@@ -183,7 +182,7 @@ cdef void _take_out(State *state, uint32_t position, Got *got) noexcept nogil:
     """Take a value out with its key; its block is not tidied."""
     cdef Entry *entry = _entry_of(state, position)
     got.gone_large = entry.value if entry.kind == LARGE else 0
-    state.raw_bytes -= block_of(&state.index, position).lengths[position & (BLOCK - 1)]
+    state.ledger.record_bytes -= block_of(&state.index, position).lengths[position & (BLOCK - 1)]
     ledger_remove(state.ledger, entry)
     index_remove(&state.index, position)
 
@@ -300,7 +299,7 @@ cdef int _enter(
         got.gone_large = old.value if old.kind == LARGE else 0
         ledger_forget(ledger, &old)
     block = block_of(&state.index, position)
-    state.raw_bytes += value.raw_length - <uint64_t>block.lengths[position & (BLOCK - 1)]
+    state.ledger.record_bytes += value.raw_length - <uint64_t>block.lengths[position & (BLOCK - 1)]
     block.lengths[position & (BLOCK - 1)] = value.raw_length
     return 0
 
@@ -1027,7 +1026,7 @@ cdef class Records:
         cdef uint64_t values, raw, bytes, keys, hits, misses, evictions, expirations
         with nogil:
             pool_lock(state.ledger.objects.pool)
-            values, raw, bytes = state.index.count, state.raw_bytes, index_bytes(&state.index)
+            values, raw, bytes = state.index.count, state.ledger.record_bytes, index_bytes(&state.index)
             keys = state.index.key_room
             hits, misses = state.hits, state.misses
             evictions, expirations = state.evictions, state.expirations
@@ -1048,7 +1047,7 @@ cdef class Records:
         with nogil:
             pool_lock(self.state.ledger.objects.pool)
             index_close(&self.state.index)
-            self.state.raw_bytes = 0
+            self.state.ledger.record_bytes = 0
             pool_unlock(self.state.ledger.objects.pool)
         large, self.large = self.large, {}
 
@@ -1077,8 +1076,8 @@ cdef class Records:
                     if entry.value not in self.large:
                         return f"large value {entry.value} has no object"
             id = block.after
-        if raw != state.raw_bytes:
-            return f"values have {raw} bytes, counted are {state.raw_bytes}"
+        if raw != state.ledger.record_bytes:
+            return f"values have {raw} bytes, counted are {state.ledger.record_bytes}"
         figures = self.ledger.figures()
         if count != figures["records"] + figures["backed_records"] + figures["large"]:
             return f"{count} values, and entries {figures}"

@@ -28,7 +28,7 @@ counter of readers: a reader that dies would keep it.
     table     0       changes   how often a block was given or taken, before it is
     (one a    8       blocks    places that have memory
     group)    16      codecs    how many numbers of codecs were given out, before an entry has one
-              24      closed    1 once the store is closed
+              24      closed    1 once the group is closed
               4096    directory, i64: the block in each place, −1 none
               + 8 MiB entries, 512 of 16 bytes for each block:
                       value u64, checksum u32, kind u8, codec u8, epoch u16
@@ -51,13 +51,14 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADMSG, EINTR, ENOMEM, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from batchzip.core.coder cimport (
     ABORT, Coder, Coders, CoderState, check_page_size, raise_callback_error, restore_page,
 )
 from batchzip.core.libraries cimport Xxh3, find_xxh3
+from batchzip.core.memory cimport bz_malloc
 from batchzip.core.table cimport (
     ABSENT, BACKED, BLOCK, BLOCK_BITS, BLOCKS, CHANGES, CLOSED, CODECS, COMPRESSED, DIRECTORY, ENTRIES,
     MOST_SHARED, RAW, SAME_FILLED, check_word, spread,
@@ -67,7 +68,10 @@ from batchzip.core.zspages cimport FIRST_SLOT, GENERATION_SHIFT, HEADER
 
 from xxhash import xxh3_64_intdigest
 
-from batchzip.errors import BadArgument, ClosedError, CorruptPage, PageError, PageNotStored
+from batchzip.errors import (
+    BadArgument, BatchzipError, ClosedError, CorruptPage, PageError, PageNotStored,
+)
+from batchzip.wording import shown
 
 cdef extern from "native.h" nogil:
     """
@@ -144,7 +148,7 @@ cdef enum:
     MISSING  # nothing is stored there
     UNFIT  # the bytes are not what the entry says
     MOVING  # the owner changed it each time
-    OVER  # the store is closed
+    OVER  # the group is closed, or the store
     LONGER_TABLE  # the entry lies beyond the mapping
     LONGER_WORDS
     NO_CODER  # none is ready for that number
@@ -216,7 +220,7 @@ cdef bint _map(Shared *file, uint64_t least) except -1:
         return False
     if not bz_cannot_shrink(file.fd):
         raise BadArgument("what was given to read is no memory of a store: it could shrink")
-    cdef Mapping *mapping = <Mapping *>malloc(sizeof(Mapping))
+    cdef Mapping *mapping = <Mapping *>bz_malloc(sizeof(Mapping))
     if mapping is NULL:
         raise MemoryError("no memory to map the store's")
     mapping.base = <uint8_t *>bz_map_to_read(file.fd, room)
@@ -362,7 +366,7 @@ cdef bint _make_room(Places *places, uint32_t least) noexcept nogil:
     cdef uint32_t room = 64
     while room < least:
         room *= 2
-    cdef int64_t *memory = <int64_t *>malloc(<size_t>room * 16)
+    cdef int64_t *memory = <int64_t *>bz_malloc(<size_t>room * 16)
     if memory is NULL:
         return False
     free(places.block_of)
@@ -562,7 +566,7 @@ cdef class _Desk:
     def __cinit__(self, size_t room):
         self.lent = []
         self.state.coders = self.by_number
-        self.state.stored = <uint8_t *>malloc(room)
+        self.state.stored = <uint8_t *>bz_malloc(room)
         if self.state.stored is NULL:
             raise MemoryError("no memory for a page's stored bytes")
 
@@ -584,9 +588,15 @@ cdef class _Desk:
     cdef bint prepare(self, int number) except -1:
         """Make a coder of a number ready. Return False where no codec has that number."""
         cdef Coders coders = self.numbers[number]
+        cdef Coder coder
         if coders is None:
             return False
-        cdef Coder coder = coders.take()
+        try:
+            coder = coders.take()
+        except (BatchzipError, MemoryError):
+            raise
+        except Exception as error:
+            raise BatchzipError(f"a codec of the store does not work here: {shown(error)}") from error
         self.lent.append((coders, coder))
         self.by_number[number] = &coder.state
         return True
@@ -852,7 +862,7 @@ cdef class SharedTable:
         if outcome == MISSING:
             raise PageNotStored(index)
         if outcome == OVER:
-            raise ClosedError("the store is closed")
+            raise ClosedError("the store is closed, or this group of it")
         if outcome == LONGER_TABLE or outcome == LONGER_WORDS:
             if _map(&self.state.file if outcome == LONGER_TABLE else &self.pool.state.words, desk.end):
                 return 0

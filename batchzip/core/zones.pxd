@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "pthread.h" nogil:
     ctypedef struct pthread_mutex_t:
@@ -14,6 +14,8 @@ cdef struct Zone:
     uint32_t next  # the next one to be discarded
     uint8_t state
     uint8_t poisoned  # is not written to any more
+    uint16_t pending  # pieces of batches that are not committed: who cleans would not find them
+    uint32_t uses  # times it was opened
 
 cdef struct ZonesState:
     pthread_mutex_t mutex
@@ -55,7 +57,7 @@ cdef class Zones:
     cdef uint64_t failures  # syncs that did not say that all is well
     cdef int refuse(self) except -1
     cdef int _reserve(
-        self, const uint32_t *lengths, uint32_t count, Reservation reservation
+        self, const uint32_t *lengths, uint32_t count, Reservation reservation, bint cleaning
     ) noexcept
     cdef void _poison(self, Reservation reservation) noexcept
     cdef void _lower_fence(self, uint32_t end) noexcept

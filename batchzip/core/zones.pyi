@@ -7,6 +7,7 @@ A Reservation owns positions until they are committed, and an Emptied owns zones
 back. What either still has when it is dropped is given back.
 """
 
+from collections.abc import Container
 from typing import Protocol, Self, final
 
 import numpy as np
@@ -74,6 +75,10 @@ class Zones:
         """Where zone 0 begins in the file."""
 
     @property
+    def spare(self) -> int:
+        """Bytes below the limit that only cleaning may write to; 0 where there is no limit."""
+
+    @property
     def figures(self) -> tuple[int, int, int]:
         """Bytes held, bytes that live, and objects; what is being written counts."""
 
@@ -84,9 +89,16 @@ class Zones:
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None: ...
     def reserve(
-        self, lengths: npt.NDArray[np.uint32], lock: _Lock, *, wait: bool = True
+        self,
+        lengths: npt.NDArray[np.uint32],
+        lock: _Lock,
+        *,
+        wait: bool = True,
+        cleaning: bool = False,
     ) -> Reservation:
         """Find room for a batch of objects of these lengths, each of 1 byte to a page.
+
+        `spare` bytes below the limit are left free, unless this is `cleaning`.
 
         Raise OSError, with nothing reserved: ENOSPC beyond a limit; EAGAIN if there is only room
         where the file's end is being cut off, by this very thread or, without `wait`, for more than a
@@ -117,8 +129,17 @@ class Zones:
         An OSError is no harm: the room is used again all the same.
         """
 
-    def sparse(self) -> list[int]:
-        """Return the full zones less than half of which lives, the emptiest first."""
+    def sparse(
+        self, passed: Container[int] = (), eighths: int = 4, most: int = ...
+    ) -> dict[int, int]:
+        """Return `most` full zones of which less than `eighths` of 8 lives, but those `passed`.
+
+        By number, with their `uses`, the emptiest first; as many as `spare` has room for what lives
+        in them.
+        """
+
+    def uses(self, number: int) -> int:
+        """Return how many times a zone was opened: it is another one then."""
 
     def check(self, live: npt.NDArray[np.uint64]) -> None:
         """Raise AssertionError where an invariant does not hold.

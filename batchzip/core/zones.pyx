@@ -25,6 +25,9 @@ Cutting. While the file's end is cut off, a fence keeps the zones there from bei
 waits for the storage's lock, which is held meanwhile. If that is the very thread that cuts, in a signal
 handler or a finalizer, it is refused; that cannot happen where `truncate` is a C function, as for descriptors.
 
+Room. Cleaning writes what lives in some zones anew before they go, so it needs room in a file that
+is at its limit. Some is kept free for it, and no more than that is written anew at a time.
+
 Waiting. A handler or finalizer that came into the middle of a call of a user's object may hold up a lock
 of that object's. A thread that is in another call of it may be waiting for that lock, so `wait` is False then:
 the storage's lock is waited for a second at the most.
@@ -41,6 +44,7 @@ Locks: `mutex`, within nogil code only and never during I/O. It is innermost: th
 
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from libc.errno cimport EAGAIN, EFBIG, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
@@ -62,9 +66,13 @@ cdef extern from "pthread.h" nogil:
 cdef enum:
     NO_ZONE = 0xFFFFFFFF
     FIRST_ROOM = 64  # zones
-    MIN_ZONE_BYTES = 1 << 20  # a few of the batches of 256 pages that are written at once, and small
+    ZONE_BYTES = 1 << 20  # a few of the batches of 256 pages that are written at once, and small
     # beside any file worth having
     ZONE_PAGES = 64  # at least: what is lost at a zone's end, less than a page, is under 1/64 of it
+    LIMIT_ZONES = 16  # of a file with a limit, at least; so many parts of it are its largest zone
+    LEAST_ZONE_PAGES = 8  # of such a file's zones
+    LEAST_SPARE = 32  # parts of the limit, of which one at least is kept free, …
+    MOST_SPARE = 8  # … and at most one of so many
     NESTED_WAIT_S = 1  # a sync or a cut takes no longer, as a rule
 
 cdef enum:
@@ -89,6 +97,14 @@ cdef inline uint64_t _start_of(const ZonesState *zones, uint64_t number) noexcep
     return zones.base + (number << zones.zone_bits)
 
 
+cdef inline uint64_t _spare(const ZonesState *zones) noexcept nogil:
+    """Return the bytes below the limit that only cleaning may write to."""
+    cdef uint64_t size = <uint64_t>1 << zones.zone_bits
+    if zones.limit == UINT64_MAX:
+        return 0
+    return min(max(size, zones.limit // LEAST_SPARE), zones.limit // MOST_SPARE)
+
+
 # Reserving. The mutex is held.
 
 cdef int _take(ZonesState *zones) noexcept nogil:
@@ -109,12 +125,15 @@ cdef int _take(ZonesState *zones) noexcept nogil:
         zones.room *= 2
     zones.open = zones.hint
     zones.table[zones.open].state = IN_USE
+    zones.table[zones.open].uses += 1
     zones.hint += 1
     zones.end = max(zones.end, zones.hint)
     return 0
 
 
-cdef int _reserve(ZonesState *zones, const uint32_t *lengths, Reservation reservation) noexcept nogil:
+cdef int _reserve(
+    ZonesState *zones, const uint32_t *lengths, Reservation reservation, bint cleaning
+) noexcept nogil:
     """Find room for objects of these lengths, all or none. Return 0 or a negative errno."""
     cdef uint32_t count = reservation.count, first = 0, last, length
     cdef uint32_t zone_size = <uint32_t>1 << zones.zone_bits
@@ -124,7 +143,10 @@ cdef int _reserve(ZonesState *zones, const uint32_t *lengths, Reservation reserv
     cdef int code = 0
     for last in range(count):
         total += lengths[last]
-    if zones.held + total > zones.limit:
+    # A file that is beyond its limit, which was lowered, is cleaned all the same: it is shorter then.
+    if not (cleaning and zones.held > zones.limit) and (
+        zones.held + total + (0 if cleaning else _spare(zones)) > zones.limit
+    ):
         return -ENOSPC
     while first < count:
         # What is open after the first round was filled by it.
@@ -150,6 +172,7 @@ cdef int _reserve(ZonesState *zones, const uint32_t *lengths, Reservation reserv
         zone.filled += length
         zone.live += length
         zone.objects += last - first
+        zone.pending += 1
         zones.held += length
         zones.live += length
         zones.objects += last - first
@@ -165,6 +188,7 @@ cdef void _give_up(ZonesState *zones, Reservation reservation) noexcept nogil:
     for at in range(reservation.piece_count):
         piece = &reservation.pieces[reservation.piece_count - 1 - at]
         zone = &zones.table[piece.zone]
+        zone.pending -= 1
         if _start_of(zones, piece.zone) + zone.filled == piece.offset + piece.length:
             zone.filled -= piece.length
             zones.held -= piece.length
@@ -249,7 +273,13 @@ cdef class Reservation:
 
     cdef void commit(self) noexcept nogil:
         """Leave the positions to the entries that have them from now on."""
+        cdef ZonesState *zones = &self.zones.state
+        cdef uint32_t at
         self.settled = True
+        _lock(zones)
+        for at in range(self.piece_count):
+            zones.table[self.pieces[at].zone].pending -= 1
+        _unlock(zones)
 
     def keep(self):
         """Commit. Return the positions, which are the caller's to free from now on."""
@@ -335,10 +365,13 @@ cdef class Zones:
 
     def __cinit__(self, size_t page_size, uint64_t base, max_bytes=None):
         cdef ZonesState *zones = &self.state
+        cdef uint64_t size = max(<size_t>ZONE_BYTES, ZONE_PAGES * page_size)
         pthread_mutex_init(&zones.mutex, NULL)
         zones.forks = forks()
         zones.base = base
-        while (<uint64_t>1 << zones.zone_bits) < max(<size_t>MIN_ZONE_BYTES, ZONE_PAGES * page_size):
+        if max_bytes is not None:
+            size = min(size, max(max_bytes // LIMIT_ZONES, LEAST_ZONE_PAGES * page_size))
+        while <uint64_t>2 << zones.zone_bits <= size:
             zones.zone_bits += 1
         zones.open = zones.emptied = zones.fence = NO_ZONE
         self.max_bytes = max_bytes
@@ -368,6 +401,17 @@ cdef class Zones:
         return self.state.base
 
     @property
+    def spare(self) -> int:
+        """Bytes below the limit that only cleaning may write to."""
+        cdef uint64_t spare
+        self.refuse()
+        with nogil:
+            _lock(&self.state)
+            spare = _spare(&self.state)
+            _unlock(&self.state)
+        return spare
+
+    @property
     def figures(self) -> tuple:
         """Bytes held, bytes that live, and objects."""
         cdef uint64_t held, live, objects
@@ -392,7 +436,7 @@ cdef class Zones:
             self.state.limit = limit
             _unlock(&self.state)
 
-    def reserve(self, lengths, lock, *, bint wait=True) -> Reservation:
+    def reserve(self, lengths, lock, *, bint wait=True, bint cleaning=False) -> Reservation:
         """Find room for a batch, of as many objects as `lengths`, a uint32 array, has elements."""
         cdef Reservation reservation = Reservation.__new__(Reservation)
         cdef ZonesState *zones = &self.state
@@ -408,16 +452,20 @@ cdef class Zones:
             raise MemoryError("no memory to write to the backing file")
         reservation.zones = self
         reservation.failures = self.failures
-        code = self._reserve(wanted, count, reservation)
+        code = self._reserve(wanted, count, reservation, cleaning)
         if code == -EAGAIN and lock.acquire(timeout=-1 if wait else NESTED_WAIT_S):
             try:
-                code = self._reserve(wanted, count, reservation)
+                code = self._reserve(wanted, count, reservation, cleaning)
             finally:
                 lock.release()
         if code == -ENOMEM:
             raise MemoryError("no memory for the zones of a backing file")
         if code == -ENOSPC:
-            raise OSError(ENOSPC, f"the backing file is at its limit of {self.max_bytes} bytes")
+            raise OSError(
+                ENOSPC,
+                f"the backing file is at its limit of {self.max_bytes} bytes, "
+                f"{self.spare} of which are kept for cleaning it",
+            )
         if code == -EFBIG:
             raise OSError(ENOSPC, f"a backing file has at most {MAX_OFFSET} bytes")
         if code:
@@ -425,14 +473,14 @@ cdef class Zones:
         return reservation
 
     cdef int _reserve(
-        self, const uint32_t *lengths, uint32_t count, Reservation reservation
+        self, const uint32_t *lengths, uint32_t count, Reservation reservation, bint cleaning
     ) noexcept:
         cdef int code
         with nogil:
             _lock(&self.state)
             reservation.count = count
             reservation.piece_count = 0
-            code = _reserve(&self.state, lengths, reservation)
+            code = _reserve(&self.state, lengths, reservation, cleaning)
             if code:
                 reservation.count = reservation.piece_count = 0
             _unlock(&self.state)
@@ -573,19 +621,52 @@ cdef class Zones:
         table[0] = copy
         return state.room
 
-    def sparse(self) -> list:
-        """Return the full zones less than half of which lives, the emptiest first."""
+    def sparse(self, passed=(), int eighths=4, Py_ssize_t most=PY_SSIZE_T_MAX) -> dict:
+        """Return `most` full zones of which less than `eighths` of 8 lives, but those `passed`.
+
+        By number, with their `uses`, the emptiest first; as many as `spare` has room for what lives
+        in them.
+        """
         cdef ZonesState state
         cdef Zone *table
         cdef uint32_t at, room = self._copy(&table, &state)
         cdef list found = []
+        cdef dict fitting = {}
+        cdef uint64_t left = UINT64_MAX
+        if state.limit != UINT64_MAX:
+            left = max(_spare(&state), <uint64_t>1 << state.zone_bits)
+        if state.held <= state.limit:
+            # Less than is spare if an interrupted round wrote anew and freed nothing.
+            left = min(left, state.limit - state.held)
         try:
             for at in range(room):
-                if at != state.open and table[at].live and 2 * table[at].live < table[at].filled:
+                if at == state.open or not table[at].live or table[at].pending:
+                    continue
+                if 8 * <uint64_t>table[at].live < eighths * <uint64_t>table[at].filled:
                     found.append((table[at].live / <double>table[at].filled, at))
+            for _, number in sorted(found):
+                at = number
+                if at in passed:
+                    continue
+                if table[at].live > left or len(fitting) >= most:
+                    break
+                left -= table[at].live
+                fitting[at] = table[at].uses
         finally:
             free(table)
-        return [number for _, number in sorted(found)]
+        return fitting
+
+    def uses(self, uint32_t number) -> int:
+        """Return how many times a zone was opened: it is another one then."""
+        cdef uint32_t found = 0
+        cdef ZonesState *zones = &self.state
+        self.refuse()
+        with nogil:
+            _lock(zones)
+            if number < zones.room:
+                found = zones.table[number].uses
+            _unlock(zones)
+        return found
 
     def check(self, live) -> None:
         """Raise AssertionError where an invariant does not hold.

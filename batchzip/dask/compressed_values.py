@@ -16,7 +16,7 @@ import errno
 import os
 import pickle
 from collections.abc import MutableMapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -76,8 +76,6 @@ class CompressedValues(MutableMapping[Any, Any]):
     def __init__(self, folder: str, engine: Mapping[str, Any], max_disk_bytes: int | None) -> None:
         self.max_pool_bytes: int | None = None
         """Bytes that compressed pages may have, or None; counts when the first value comes."""
-        self.whole_bytes = 0
-        """Bytes its values would have in memory."""
         self._folder = folder
         self._engine = engine
         self._max_disk_bytes = max_disk_bytes
@@ -102,9 +100,7 @@ class CompressedValues(MutableMapping[Any, Any]):
             raise NotPicklable(key) from (error.__cause__ or error)
         except Exception as error:
             raise NoRoom(key) from error
-        size = size_of(value)
-        self.whole_bytes += size - self._sizes.get(key, 0)
-        self._sizes[key] = size
+        self._sizes[key] = size_of(value)
         _count("disk-write", frames)
 
     def __getitem__(self, key: Key) -> object:
@@ -121,8 +117,9 @@ class CompressedValues(MutableMapping[Any, Any]):
             raise
 
     def __delitem__(self, key: Key) -> None:
-        self.whole_bytes -= self._sizes.pop(key)
-        del self._mapping()[key,]
+        del self._sizes[key]
+        with suppress(ClosedError):
+            del self._mapping()[key,]
 
     def __contains__(self, key: object) -> bool:
         return key in self._sizes
@@ -132,6 +129,11 @@ class CompressedValues(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         return len(self._sizes)
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes its values would have in memory; added up when it is asked for."""
+        return sum(list(self._sizes.values()))
 
     @property
     def store(self) -> SwapStore | None:
@@ -170,7 +172,6 @@ class CompressedValues(MutableMapping[Any, Any]):
         """Release everything, values included; further calls do nothing."""
         self.closed = True
         self._sizes.clear()
-        self.whole_bytes = 0
         parts: tuple[Closing, ...] = self._parts.get("parts", ())
         for part in parts:
             part.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import dask.config
@@ -66,7 +67,9 @@ class MemoryLimits(NamedTuple):
     def bytes_of(self, fraction: float | None, worker_limit: int | None) -> int | None:
         """Return the bytes of a fraction, in a worker with that limit; None: no limit."""
         limit = worker_limit if isinstance(self.memory, str) else self.memory
-        return None if limit is None or fraction is None else int(limit * fraction)
+        return (
+            None if limit is None or fraction is None else int(min(limit * fraction, sys.maxsize))
+        )
 
 
 def as_memory_limit(value: MemoryLimit) -> int | None:
@@ -93,7 +96,11 @@ def _fraction(name: str) -> float | None:
     value = dask.config.get(f"{_SETTINGS}.{name}")
     if value is None or value is False or value == 0:
         return None
-    return as_positive(value, f"Dask's setting {_SETTINGS}.{name}")
+    what = f"Dask's setting {_SETTINGS}.{name}"
+    fraction = as_positive(value, what)
+    if fraction == math.inf:
+        raise BadArgument(f"{what} is a fraction of memory, or False, not {shown(value)}")
+    return fraction
 
 
 def _max_spill() -> int | None:

@@ -53,13 +53,7 @@ class Record:
 
     def ranges(self, stripes: Callable[[int], bool]) -> list[range]:
         """Give what is stored in the stripes of which `stripes` is true, as ranges that are apart."""
-        found: list[range] = []
-        for part in self._runs(sorted(stripe for stripe in self._stripes if stripes(stripe))):
-            if found and found[-1].stop == part.start:
-                found[-1] = range(found[-1].start, part.stop)
-            else:
-                found.append(part)
-        return found
+        return joined(self._runs(stripe for stripe in self._stripes if stripes(stripe)))
 
     def _runs(self, stripes: Iterable[int]) -> Iterator[range]:
         for stripe in stripes:
@@ -71,6 +65,17 @@ class Record:
                 bits >>= ones
                 yield range(at + zeros, at + zeros + ones)
                 at += zeros + ones
+
+
+def joined(ranges: Iterable[range]) -> list[range]:
+    """Return ranges that are apart in order, those that follow one another as one."""
+    found: list[range] = []
+    for part in sorted(ranges, key=lambda part: part.start):
+        if found and found[-1].stop == part.start:
+            found[-1] = range(found[-1].start, part.stop)
+        else:
+            found.append(part)
+    return found
 
 
 def cut(first: int, count: int) -> Iterator[tuple[int, int, int]]:

@@ -32,7 +32,7 @@ from distributed import Client
 from batchzip import buffers
 from batchzip.checks import as_index, as_integer, as_seconds
 from batchzip.dask.place import Failed, GoneError, Place
-from batchzip.dask.record import STRIPE, Record, cut
+from batchzip.dask.record import STRIPE, Record, cut, joined
 from batchzip.errors import BadArgument, ClusterLost, PageNotStored, PagesLost
 from batchzip.lifetime import Owned
 from batchzip.store import Counters
@@ -196,7 +196,23 @@ class ShardedStore(Owned):
         done = False
         try:
             failures = _failures(self._ask(questions))
-            done = not failures
+            if not failures:
+                with self._lock:
+                    # Those that were lost again, and replaced, before this is written down.
+                    gone = {
+                        place: parts
+                        for place, parts in runs.items()
+                        if self._place_of(parts[0][0] // STRIPE) is not place
+                    }
+                    if not gone:
+                        self._record.add(first, count)
+                        done = True
+                failures += [
+                    PagesLost(
+                        place.address, str(place.lost), [range(at, at + n) for at, n in parts]
+                    )
+                    for place, parts in gone.items()
+                ]
         finally:
             if not done:
                 # Shards that stored their part, and one that may still do so, hold stale pages.
@@ -206,8 +222,6 @@ class ShardedStore(Owned):
                         self._record.discard(at, number)
         if failures:
             raise failures[0]
-        with self._lock:
-            self._record.add(first, count)
 
     @overload
     def load(self, index: int, out: None = None) -> bytes: ...
@@ -232,8 +246,11 @@ class ShardedStore(Owned):
         return out  # type: ignore[return-value] # view is None where out is
 
     def _ask_one(self, index: int, method: str, argument: object) -> Any:
-        (answer,) = self._ask([(self._place_of(index // STRIPE), method, (argument,))])
+        place = self._place_of(index // STRIPE)
+        (answer,) = self._ask([(place, method, (argument,))])
         if isinstance(answer, PagesLost):
+            if self._place_of(index // STRIPE) is not place:  # another one was put there meanwhile
+                return self._ask_one(index, method, argument)
             self._raise_loss(answer, [index])
         elif isinstance(answer, Failed):
             raise answer.error
@@ -271,8 +288,11 @@ class ShardedStore(Owned):
         questions = [
             (self._places[shard_of[part[0]]], "get_many", (where[part],)) for part in parts
         ]
-        for part, answer in zip(parts, self._ask(questions), strict=True):
+        answers = self._ask(questions)
+        for part, (place, _, _), answer in zip(parts, questions, answers, strict=True):
             if isinstance(answer, PagesLost):
+                if self._places[shard_of[part[0]]] is not place:  # as in _ask_one
+                    return self.load_many(where, pages)
                 self._raise_loss(answer, where[part].tolist())
             elif isinstance(answer, Failed):
                 raise answer.error
@@ -309,16 +329,26 @@ class ShardedStore(Owned):
         """
         self._enter()
         workers = self._workers()
-        recovered: set[int] = set()
-        try:
-            for number, place in enumerate(self._places):
-                if place.lost is not None:
-                    self._places[number] = self._replaced(workers)
-                    recovered.add(number)
-                    place.release()
-        finally:
-            with self._lock:
-                lost = self._record.forget(lambda stripe: stripe % len(self._places) in recovered)
+        lost: list[range] = []
+        for number, place in enumerate(self._places):
+            if place.lost is not None:
+                lost += self._replace(number, place, self._replaced(workers))
+        return joined(lost)
+
+    def _replace(self, number: int, place: Place, new: Place) -> list[range]:
+        """Put a place in that of a lost one, and forget what was there; what that was.
+
+        In one step: what another thread stores there afterwards is not forgotten. Where it was faster, its
+        place stays.
+        """
+        lost: list[range] = []
+        with self._lock:
+            first = self._places[number] is place
+            if first:
+                self._places[number] = new
+                shards = len(self._places)
+                lost = self._record.forget(lambda stripe: stripe % shards == number)
+        (place if first else new).release()
         return lost
 
     def _replaced(self, workers: Sequence[str]) -> Place:

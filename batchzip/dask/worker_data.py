@@ -18,8 +18,9 @@ heartbeats, Prometheus and the dashboard show (`spilled_total`, `cumulative_metr
 
 Dask's workers do not close their data; this one is closed all the same, as worker_end.py says.
 
-As Dask's own buffer, it is used by the worker's event loop; zict's locks make it thread-safe. None is held
-while a value's own code runs.
+Dask uses it in the worker's event loop; it is thread-safe all the same, which zict's own buffer is not quite: a
+value that was set while the old one was being evicted could get lost. Locks: the buffer's, then that of the
+live values. None is held while a value's own code runs.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zict
+import zict.common
 from distributed.metrics import context_meter
 from distributed.spill import SpilledSize
 from distributed.system import MEMORY_LIMIT
@@ -55,7 +57,7 @@ from batchzip.wording import shown
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, MutableMapping
 
     from batchzip.dask.compressed_values import Key
     from batchzip.dask.memory_limits import MemoryLimit
@@ -115,17 +117,33 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
         # A value that is still in use somewhere is not made a second time.
         slow = zict.Cache(self._values, zict.WeakValueMapping())
         super().__init__(fast={}, slow=slow, n=sys.maxsize, weight=_weight)
-        self.fast: _Live = _Live(self.fast_to_slow, self._cancel_evict)
+        self.fast: _Live = _Live(self.slow)
         self.cumulative_metrics: defaultdict[tuple[str, str], float] = defaultdict(float)
         """By activity and unit, as Dask's own buffer counts: "disk-read" and "disk-write" are of values that
         are not live, wherever they lie, and of their bytes before compression."""
         self._joined = False
+        self._restoring: dict[Key, object] = {}
+        """What is being restored, as long as nothing else becomes of it."""
 
     def __setitem__(self, key: Key, value: object) -> None:
         """Take a value; colder ones are compressed to make room. It never raises for want of room."""
         self._enter()
+        size = size_of(value)
         with self._counting():
-            super().__setitem__(key, value)
+            with self.lock, self.fast.lock:
+                old = self.fast.d.get(key)
+                self._restoring.pop(key, None)
+                zict.common.discard(self.slow, key)
+                self.fast.put(key, value, size)
+            del old  # not before: it may have a finalizer
+            self.fast.evict_until_below_target()
+
+    def __delitem__(self, key: Key) -> None:
+        with self.lock:
+            old = self.fast.d.get(key)
+            self._restoring.pop(key, None)
+            super().__delitem__(key)
+        del old
 
     def __getitem__(self, key: Key) -> object:
         """Give a value, which is live then; colder ones are compressed to make room."""
@@ -136,6 +154,37 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
                 context_meter.digest_metric("memory-read", 1, "count")
                 context_meter.digest_metric("memory-read", size, "bytes")
             return super().__getitem__(key)
+
+    def __len__(self) -> int:
+        with self.lock, self.fast.lock:
+            twice = sum(key in self.fast and key in self.slow for key in self.fast.leaving)
+            return len(self.fast) + len(self.slow) - twice
+
+    def slow_to_fast(self, key: Key) -> object:
+        """Restore a value, and make it live unless it is larger than all live ones may be."""
+        mark = self._restoring.setdefault(key, object())
+        try:
+            with self.unlock():
+                value = self.slow[key]
+                size = size_of(value)
+        except BaseException as error:
+            if self._restoring.get(key) is mark:
+                del self._restoring[key]
+            elif isinstance(error, KeyError) and key in self:  # another thread was faster
+                try:
+                    return self.fast[key]
+                except KeyError:
+                    return self.slow_to_fast(key)
+            raise
+        if self._restoring.get(key) is mark:
+            del self._restoring[key]
+            if size <= self.n:
+                with self.fast.lock:
+                    self.fast.put(key, value, size)
+                    del self.slow[key]
+        with self.unlock():
+            self.fast.evict_until_below_target()
+        return value
 
     def evict(self) -> int:
         """Compress the coldest live value that can be; its bytes, or -1 if none can. It never raises."""
@@ -223,13 +272,36 @@ class _Live(zict.LRU[Any, Any]):
     zict's own ends at the first one that cannot: from then on nothing would be compressed any more.
     """
 
-    def __init__(
-        self, compress: Callable[[Key, object], None], undo: Callable[[Key, object], None]
-    ) -> None:
-        self._passed: set[Key] = set()
-        """Keys whose values cannot be pickled, or are just being compressed."""
+    def __init__(self, slow: MutableMapping[Key, object]) -> None:
+        super().__init__(sys.maxsize, {}, weight=_weight)
+        self._slow = slow
+        self._stuck: set[Key] = set()
+        """Keys whose values cannot be pickled."""
+        self.leaving: dict[Key, bool] = {}
+        """Keys whose values are being compressed; whether they were set or deleted meanwhile."""
         self._told: set[tuple[str, str]] = set()
-        super().__init__(sys.maxsize, {}, weight=_weight, on_evict=compress, on_cancel_evict=undo)
+
+    def set_noevict(self, key: Key, value: object) -> None:
+        """Take a value, and compress none for it."""
+        self.put(key, value, size_of(value))
+
+    def put(self, key: Key, value: object, size: int) -> None:
+        """Take a value of a size that is known, as `set_noevict`."""
+        with self.lock:
+            self.discard(key)
+            self._stuck.discard(key)
+            self.d[key] = value
+            self.order.add(key)
+            if size > self.n:
+                self.heavy.add(key)
+            self.weights[key] = size
+            self.total_weight += size
+
+    def __delitem__(self, key: Key) -> None:
+        with self.lock:
+            super().__delitem__(key)
+            if key in self.leaving:
+                self.leaving[key] = True
 
     def evict_until_below_target(self, n: float | None = None) -> None:
         """Compress the coldest values until the others have no more than `n` bytes, or none can be."""
@@ -242,28 +314,59 @@ class _Live(zict.LRU[Any, Any]):
         """Compress the coldest value that can be; its bytes, or -1 if none can."""
         for _ in range(len(self)):
             with self.lock:
-                keys = chain(self.heavy, self.order)
-                key = next((key for key in keys if key not in self._passed), None)
-                if key is None:
-                    return -1
-                self._passed.add(key)
+                key = self._coldest()
                 is_heavy = key in self.heavy
-            can_be = True
+            if key is None:
+                return -1
             try:
                 return int(self.evict(key)[2])
             except KeyError:  # another thread was faster
                 continue
             except NoRoom as refused:
-                _LOG.warning("There is no room to compress %s: %s", shown(key), _said(refused))
+                if not self.closed:
+                    _LOG.warning("There is no room to compress %s: %s", shown(key), _said(refused))
                 if not is_heavy:  # others find none, either; beside a very large one they may
                     return -1
             except NotPicklable as refused:
-                can_be = False
                 self._tell(key, refused)
-            finally:
-                if can_be or key not in self:
-                    self._passed.discard(key)
         return -1
+
+    def _coldest(self) -> Key | None:
+        keys = chain(self.heavy, self.order)
+        return next((key for key in keys if not (key in self._stuck or key in self.leaving)), None)
+
+    def evict(self, key: Any = None) -> tuple[Any, Any, float]:
+        """Compress a value, the coldest if none is named; what it was, or (None, None, 0).
+
+        That is given where it was set or deleted meanwhile. Raises KeyError, NoRoom or NotPicklable.
+        """
+        with self.lock:
+            key = self._coldest() if key is None else key
+            if key in self.leaving:
+                return None, None, 0
+            value = self.d[key]
+            self.heavy.discard(key)
+            self.leaving[key] = False
+        undo = False
+        try:
+            self._slow[key] = value
+            undo = True
+            with self.lock:
+                if self.leaving[key]:
+                    return None, None, 0
+                undo = False
+                size = self.weights[key]
+                super().__delitem__(key)
+                return key, value, size
+        except NotPicklable:
+            with self.lock:
+                if not self.leaving[key]:
+                    self._stuck.add(key)
+            raise
+        finally:
+            if undo:
+                zict.common.discard(self._slow, key)
+            del self.leaving[key]
 
     def _tell(self, key: Key, refused: NotPicklable) -> None:
         """Log what cannot be pickled, once for each kind: there may be thousands of them."""
@@ -277,10 +380,6 @@ class _Live(zict.LRU[Any, Any]):
                 kind,
                 _said(refused),
             )
-
-    def __delitem__(self, key: Key) -> None:
-        super().__delitem__(key)
-        self._passed.discard(key)
 
 
 def _said(refused: NoRoom | NotPicklable) -> str:

@@ -26,7 +26,7 @@ from batchzip.checks import as_integer
 from batchzip.core.division import Divider
 from batchzip.core.ring import share_pages
 from batchzip.cpus import MOST_WORKERS, default_lanes
-from batchzip.errors import ClosedError, EngineBusy, PageError, WorkerWarning
+from batchzip.errors import ClosedError, EngineBusy, LimitReached, PageError, WorkerWarning
 from batchzip.lanes.dispatcher import Dispatcher
 from batchzip.lanes.queue import RequestQueue
 from batchzip.lanes.watch import Watch, withdraw
@@ -234,7 +234,7 @@ class LanesBackend(Backend):
     def _start_dispatcher(self) -> Dispatcher | None:
         try:
             dispatcher = Dispatcher(self, self._queue)
-        except RuntimeError:  # no thread can be started just now: the submitter does the work
+        except LimitReached:  # no thread can be started just now: the submitter does the work
             return None
         self._end_dispatcher = weakref.finalize(self, dispatcher.abandon, _EXIT_S)
         self.at_child_exit(self._end_dispatcher, _BEFORE)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from batchzip.lanes.watch import LOOK_S
+from batchzip.limits import begin, is_out_of_memory
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch
@@ -34,22 +36,48 @@ class _DispatcherThread(threading.Thread):
     """The thread of a dispatcher, to know one by."""
 
 
+class _Flight:
+    """A request that was taken, until it is finished."""
+
+    __slots__ = ("error", "left", "over", "request", "watch")
+
+    def __init__(self, request: Request[Batch]) -> None:
+        self.request = request
+        self.watch: Watch | None = None
+        self.error: BaseException | None = None
+        """What failed it as a whole."""
+        self.over = False
+        """Whether nothing is to be done but to say so."""
+        self.left = False
+        """Whether it has made room for others in the queue."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether it can be gone on with; not so in the middle of its beginning, where a codec closes the engine."""
+        return self.over or self.watch is not None
+
+    @property
+    def has_own_work(self) -> bool:
+        """Whether there are pages that the caller can do."""
+        return not self.over and self.watch is not None and self.watch.has_own_work
+
+
 class Dispatcher:
     """Takes up requests, does them together with the lanes, and finishes each.
 
-    Raise RuntimeError where no thread can be started.
+    Raise LimitReached where no thread can be started.
     """
 
     def __init__(self, backend: LanesBackend, queue: RequestQueue) -> None:
         self._backend = backend
         self._queue = queue
-        self._under_way: list[tuple[Request[Batch], Watch]] = []
-        """What lanes have pages of, the oldest first."""
+        self._under_way: list[_Flight] = []
+        """What was taken and is not finished, the oldest first."""
         self._gives_up = False
         self.is_over = False
         """Whether it was abandoned: what is submitted now, its submitter has to do."""
         self._thread = _DispatcherThread(target=self._run, name="batchzip-requests", daemon=True)
-        self._thread.start()
+        begin(self._thread)
 
     @staticmethod
     def is_here() -> bool:
@@ -62,70 +90,97 @@ class Dispatcher:
         return threading.current_thread() is self._thread
 
     def _run(self) -> None:
-        while True:
-            request = self._queue.take(wait=not self._under_way)
-            if request is not None:
+        goes_on = True
+        while goes_on:
+            try:
+                goes_on = self._go_on()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # Nothing is lost: what was taken is under way until it is finished.
+                time.sleep(_WAIT_S)
+
+    def _go_on(self) -> bool:
+        """Do what is next. Return False where there is nothing any more."""
+        oldest = next((flight for flight in self._under_way if flight.begun), None)
+        request = self._queue.take(wait=oldest is None)
+        if request is None and oldest is None:
+            return False
+        if request is None and oldest is not None:
+            self._step(oldest, _WAIT_S, may_wait=True)
+        begun = request is None
+        while request is not None and not begun:
+            try:
                 self._begin(request)
-            elif self._under_way:
-                self._step(0, _WAIT_S, may_wait=True)
-            else:
-                return
-            del request  # nothing of it, nor of its engine, is kept while there is no next one
-            self._look_around()
+                begun = True
+            except MemoryError:
+                if request.done() or any(flight.request is request for flight in self._under_way):
+                    raise
+                time.sleep(_WAIT_S)  # there is none even to note it
+        self._look_around()
+        return True
 
     def _begin(self, request: Request[Batch]) -> None:
         """Do of a request what is the caller's."""
-        if not request.take_up():
-            self._queue.leave(request.pages)
-            return
+        flight = _Flight(request)
+        self._under_way.append(flight)
         try:
-            watch = self._backend.begin(request.batch, request.deadline)
+            if request.take_up():
+                flight.watch = self._backend.begin(request.batch, request.deadline)
+            else:
+                flight.over = True
         except BaseException as error:  # noqa: BLE001 - it is raised where the request is waited for
-            self._finish(request, error)
-            return
-        self._under_way.append((request, watch))
+            flight.error = error
+            flight.over = True
         # Long ones are done in pieces, as others' deadlines pass meanwhile.
-        while (request, watch) in self._under_way and not self._waits(watch):
+        self._step(flight, LOOK_S, may_wait=False)
+        while flight in self._under_way and flight.has_own_work:
             self._look_around()
+            self._step(flight, LOOK_S, may_wait=False)
 
-    def _waits(self, watch: Watch) -> bool:
-        """Go on with the youngest; return whether there is nothing to do of it but wait."""
-        at = next(i for i, (_, other) in enumerate(self._under_way) if other is watch)
-        self._step(at, LOOK_S, may_wait=False)
-        return not watch.has_own_work
-
-    def _step(self, at: int, seconds: float, *, may_wait: bool) -> None:
-        """Go on with one of the requests under way, and finish it if it is done."""
-        request, watch = self._under_way[at]
-        try:
-            if self._gives_up:
-                watch.give_up(-errno.ECANCELED)
-            elif not watch.step(seconds, may_wait=may_wait):
-                return
-            error = None
-        except BaseException as failure:  # noqa: BLE001 - it is raised where the request is waited for
-            error = failure
-        self._under_way.remove((request, watch))
-        self._finish(request, error)
+    def _step(self, flight: _Flight, seconds: float, *, may_wait: bool) -> None:
+        """Go on with a request that was begun, and finish it if it is done."""
+        if flight not in self._under_way:  # a callback that closes the engine has done all of them
+            return
+        watch = flight.watch
+        if not flight.over and watch is not None:
+            try:
+                if self._gives_up:
+                    watch.give_up(-errno.ECANCELED)
+                elif not watch.step(seconds, may_wait=may_wait):
+                    return
+            except BaseException as error:  # noqa: BLE001 - it is raised where the request is waited for
+                flight.error = error
+            flight.over = True
+        self._finish(flight)
 
     def _look_around(self) -> None:
         """Finish what is over by now, of what is under way and what is queued."""
         for request in self._queue.take_expired():
+            flight = _Flight(request)
+            flight.over = True
+            self._under_way.append(flight)
             if request.take_up():
                 request.batch.fail(range(len(request.batch)), -errno.ETIMEDOUT)
                 self._backend.count_elsewhere(request.batch, divided=False)
-                self._finish(request)
-            else:
-                self._queue.leave(request.pages)
-        for pair in self._under_way[:]:
-            # A callback that closes the engine has done all of them.
-            if pair in self._under_way and not pair[1].has_own_work:
-                self._step(self._under_way.index(pair), 0, may_wait=False)
+            self._finish(flight)
+        for flight in self._under_way[:]:
+            if flight.begun and not flight.has_own_work:
+                self._step(flight, 0, may_wait=False)
 
-    def _finish(self, request: Request[Batch], error: BaseException | None = None) -> None:
-        # First, so that a callback finds room for the next.
-        self._queue.leave(request.pages)
-        request.finish(error)
+    def _finish(self, flight: _Flight) -> None:
+        request = flight.request
+        self._under_way.remove(flight)  # callbacks, which come below, find it gone
+        try:
+            if not flight.left:  # first, so that a callback finds room for the next
+                self._queue.leave(request.pages)
+                flight.left = True
+            if not request.done():
+                request.finish(flight.error)
+        except MemoryError:
+            if not request.done():
+                self._under_way.append(flight)
+            raise
 
     def close(self) -> None:
         """Finish every request that was put, then end the thread."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from batchzip.checks import NEVER_S
@@ -37,7 +37,7 @@ class RequestQueue:
     def __init__(self, room: int) -> None:
         self._room = room
         self._pages = 0
-        self._lines: dict[int, deque[Request[Batch]]] = {}
+        self._lines: OrderedDict[int, deque[Request[Batch]]] = OrderedDict()
         """A line for each thread that has requests here; the first is served next."""
         self._waiting: dict[Request[Batch], int] = {}
         """What waits for room, in the order they came, and in which thread."""
@@ -114,16 +114,17 @@ class RequestQueue:
             if not self._lines:
                 return None
             thread, line = next(iter(self._lines.items()))
-            request = line.popleft()
-            del self._lines[thread]
-            if line:
-                self._lines[thread] = line  # to the end: the others come first now
-            return request
+            # From here on nothing needs memory, so that no request is lost where there is none.
+            if len(line) == 1:
+                del self._lines[thread]
+            else:
+                self._lines.move_to_end(thread)  # the others come first now
+            return line.popleft()
 
     def leave(self, pages: int) -> None:
         """Make room: a request of so many pages is done."""
         with self._lock:
-            self._pages -= pages
+            self._pages = max(0, self._pages - pages)
             self._changed.notify_all()
 
     def take_expired(self) -> list[Request[Batch]]:

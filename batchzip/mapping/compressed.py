@@ -38,6 +38,7 @@ from batchzip.errors import (
     CorruptValue,
     PageError,
     StoreRejected,
+    UnreadableValue,
 )
 from batchzip.lifetime import Closing
 from batchzip.mapping.dictionary import Trainer
@@ -79,9 +80,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     `on_evict`    called as on_evict(key, value) with each value that was forgotten to make room, in the thread
                   that puts a value in; it may use the mapping. What it raises goes to that caller.
     `serializer`  "bytes": values are buffers of any length (bytes, memoryview, a contiguous array …) and come
-                  back as bytes. "pickle": anything that can be pickled; the buffers of arrays and
-                  frames are not copied on the way. Or an object with `dumps(value) -> buffer` and
-                  `loads(bytes) -> value`.
+                  back as bytes. "pickle": anything that can be pickled. "numpy": arrays and scalars of
+                  NumPy, without pickle. "json", "msgpack": lists, dicts and what such files have in them.
+                  "arrow": tables and record batches. "torch": tensors on the CPU. The buffers of arrays,
+                  frames, tables and tensors are not copied on the way. Or an object with
+                  `dumps(value) -> buffer` and `loads(bytes) -> value`.
     `key_serializer`  an object with the same methods, for keys of other types than those below.
     `dictionary`  "auto": learn from the first thousand small values what they have in common, so that those
                   which follow get smaller. Or the bytes of one. It needs an engine of zstd.
@@ -223,10 +226,15 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         except PageError as error:
             raise self._damage(key, error) from None
         return (
-            self._packer.unpack_one(found)
-            if type(found) is bytes
-            else self._finish(plain, key, found)
+            self._restored(key, found) if type(found) is bytes else self._finish(plain, key, found)
         )
+
+    def _restored(self, key: Any, data: bytes) -> Any:
+        try:
+            return self._packer.unpack_one(data)
+        except UnreadableValue as error:
+            error.add_note(f"it is the value of key {shown(key)}")
+            raise
 
     def _finish(self, plain: Any, key: Any, found: object) -> Any:
         """Return the value of what the core found, or MISSING."""
@@ -245,26 +253,29 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         if isinstance(found, LargeValue):
             try:
                 return (self._packer.unpack(self._pages.read(found)),)
+            except UnreadableValue as error:
+                error.add_note(f"it is the value of key {shown(key)}")
+                raise
             except CorruptPage as error:
                 raise self._damage(key, PageError(error.index, -errno.EBADMSG)) from error
             except PageError as error:
-                error.add_note(f"it is a page of the value of key {key!r}")
+                error.add_note(f"it is a page of the value of key {shown(key)}")
                 raise
         where = cast("Found", found)
         if where.data is not None:
-            return (self._packer.unpack_one(where.data),)
+            return (self._restored(key, where.data),)
         gathered = gather(self._group._ledger, np.array([where.index], np.uint64))  # noqa: SLF001
         self._home.read(gathered)
         try:
             data = self._records.finish(where, gathered)
         except PageError as error:
             raise self._damage(key, error) from None
-        return None if data is None else (self._packer.unpack_one(data),)
+        return None if data is None else (self._restored(key, data),)
 
     def _damage(self, key: Any, error: PageError) -> Exception:
         if error.errno == -errno.EBADMSG:
             return CorruptValue(key)
-        error.add_note(f"it is the value of key {key!r}")
+        error.add_note(f"it is the value of key {shown(key)}")
         return error
 
     def __setitem__(self, key: Key, value: Any) -> None:
@@ -428,7 +439,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             found = self._records.get_many(some)
             for each, where, key in zip(found, some, keys[start : start + _BATCH], strict=True):
                 if type(each) is bytes:
-                    yield key, self._packer.unpack_one(each)
+                    yield key, self._restored(key, each)
                 elif isinstance(each, PageError):
                     raise self._damage(key, each)
                 elif (value := self._finish(where, key, each)) is not MISSING:
@@ -592,7 +603,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         except PageError as error:
             raise self._damage(key, error) from None
         if type(found) is bytes:
-            value = self._packer.unpack_one(found)
+            value = self._restored(key, found)
         else:
             value = await self._home.threads.call(partial(self._finish, plain, key, found))
         return default if value is MISSING else value

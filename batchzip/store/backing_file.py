@@ -83,8 +83,10 @@ class BackingFile(Closing):
         self._lock, self._has_locks = storage.lock, storage.has_locks
         self._calls: Calls[Storage] = Calls(storage, "BackingFile")
 
-    def write(self, buffers: Sequence[Flat]) -> Reservation:
+    def write(self, buffers: Sequence[Flat], *, cleaning: bool = False) -> Reservation:
         """Append n buffers of 1 … page_size bytes. Return where they are, once they are safely written.
+
+        Some room below the limit is only for `cleaning`: at most an eighth of it.
 
         They are gone again if the Reservation is dropped before it is committed. Raises OSError, and has
         kept none of them then: ENOSPC beyond `max_bytes`; EAGAIN in the middle of a call of a storage
@@ -98,7 +100,7 @@ class BackingFile(Closing):
         with (call := self._calls.enter()) as storage:
             wait = not (call.nested and storage.has_locks)
             sizes = lengths.astype(np.uint32)
-            reservation = self.zones.reserve(sizes, storage.lock, wait=wait)
+            reservation = self.zones.reserve(sizes, storage.lock, wait=wait, cleaning=cleaning)
             try:
                 for first, last, offset in reservation.runs():
                     _write_all(storage, b"".join(buffers[first:last]), offset)
@@ -195,9 +197,14 @@ class BackingFile(Closing):
         held: bool = self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
         return held or (self._has_locks and self._calls.used_here)
 
-    def sparse_zones(self) -> Numbers:
-        """Zones less than half of which lives, the emptiest first: worth writing their objects anew."""
-        return np.array(self.zones.sparse(), np.int64)
+    def room_for(self, length: int) -> tuple[bool, bool]:
+        """Return whether `length` bytes fit below the limit, and whether they do after cleaning."""
+        limit = self.max_bytes
+        if limit is None:
+            return True, False
+        held, live, _ = self.zones.figures
+        most = limit - self.zones.spare - length
+        return held <= most, live <= most
 
     def zone_of(self, positions: Positions) -> Numbers:
         """Tell in which zone each of n objects lies, by number."""

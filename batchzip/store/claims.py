@@ -17,14 +17,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import io
 import os
 import stat
 import weakref
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from batchzip.errors import BadArgument
+
+if TYPE_CHECKING:
+    from batchzip.core.memory import Descriptor
 
 _Key: TypeAlias = tuple[str, int, int]
 
@@ -32,14 +34,6 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVA
 """What `flock` fails with where a file system does not have it."""
 
 _claims: dict[_Key, weakref.ref[Claim]] = {}
-
-
-class Descriptor(io.FileIO):
-    """A descriptor of ours. Its close() cannot be cut short between closing and noting that."""
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError):
-            self.close()  # so that Python does not warn
 
 
 class Claim:
@@ -73,9 +67,14 @@ class Claim:
             if _claims.setdefault(key, self._mine) is not self._mine:
                 raise BadArgument(f"the backing file {name} is in use by another store")
 
+    @property
+    def released(self) -> bool:
+        """Whether it has no descriptor, or none any more."""
+        return self.file is None or self.file.closed
+
     def release(self) -> None:
         """Let others have it, and close the descriptor; further calls do nothing."""
-        if self.file is not None and not self.file.closed:
+        if self.file is not None and not self.released:
             # What was forked without Python's knowledge shares the lock.
             with contextlib.suppress(OSError):
                 fcntl.flock(self.file, fcntl.LOCK_UN)
@@ -85,7 +84,7 @@ class Claim:
 
     def disown(self) -> None:
         """Close a forked child's copy of the descriptor, if the number still stands for the file."""
-        if self.file is not None and not self.file.closed:
+        if self.file is not None and not self.released:
             with contextlib.suppress(OSError):
                 if _key_of(self.file) in self._keys:
                     self.file.close()

@@ -11,14 +11,16 @@ There is no map from place to entry: the tables are read through once a round, w
 where a map would cost 8 of memory for each page at all times.
 
 One thread cleans at a time. A second one leaves it to the first, or waits if it needs the room. A
-page that is damaged stays where it is.
+page that is damaged stays where it is. At the file's limit, cleaning has room that nobody else may
+take (core/zones.pyx); without it a file could be full for good, though half of it were dead.
 
-Locks: none; see `_take_turn`.
+Locks: none; see `_has_turn`.
 """
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import errno
 import time
 import weakref
 from typing import TYPE_CHECKING
@@ -27,94 +29,137 @@ import numpy as np
 
 from batchzip.core.gather import gather
 from batchzip.core.table import Kind
-from batchzip.store.home import unless_dropped
+from batchzip.store.home import Turn, unless_dropped
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    from collections.abc import Sequence
 
+    from batchzip.buffers import Flat
     from batchzip.core.ledger import Ledger
+    from batchzip.core.zones import Reservation
     from batchzip.store.backing_file import BackingFile
     from batchzip.store.home import Home
 
 _PAUSE_S = 0.001
 
+_TRIES = 3
+"""Times a file is cleaned for one write: others may take the room that was made meanwhile."""
+
 _ROUND_ZONES = 64
 """Zones cleaned for one look at the tables: 64 MiB, of which less than half is written anew."""
 
+_FULL_ZONES = 8
+"""The same in a file that is at its limit, where no more are cleaned than is needed."""
 
-def clean(home: Home, *, wait: bool = False) -> int:
+_FULL_EIGHTHS = 7
+"""How much may live in those: writing 7 bytes anew for one of room is better than no room."""
+
+
+def clean(home: Home) -> int:
     """Clean all zones that are sparse now. Return the bytes of the file given back. Raise OSError.
 
-    If another thread does so, return 0; with `wait`, go on once it is done, unless it may be waiting
-    for this very thread, which is a handler or a finalizer in the middle of a call of the file.
+    Return 0 if another thread does so.
     """
     backing = home.backing
     if backing is None:
         return 0
-    turn = _take_turn(home, wait=wait and not backing.is_locked_here)
-    if turn is None:
-        return 0
+    turn = Turn()
     try:
+        if not _has_turn(home, turn, wait=False):
+            return 0
         held = backing.held_bytes
-        tried: set[int] = set()
-        while True:
-            zones = [zone for zone in backing.sparse_zones().tolist() if zone not in tried]
-            if not zones:
-                return max(0, held - backing.held_bytes)
-            tried.update(zones[:_ROUND_ZONES])
-            _clean_zones(home, backing, np.array(zones[:_ROUND_ZONES]))
+        _clean(home, backing)
+        return max(0, held - backing.held_bytes)
     finally:
         turn.over = True
 
 
-class _Turn:
-    """The turn of the thread that cleans: over when it says so, or when its call is gone."""
+def write(home: Home, objects: Sequence[Flat]) -> Reservation:
+    """Write objects to the backing file, after cleaning it where it has no room. Raise OSError."""
+    backing = home.backing
+    assert backing is not None  # noqa: S101 - the callers' check
+    held, room = backing.held_bytes, sum(map(len, objects))
+    try:
+        return backing.write(objects)
+    except OSError as error:
+        cause = error
+    turn = Turn()
+    try:
+        # A handler or finalizer in the middle of a call of the file may be what others wait for.
+        if not _has_turn(home, turn, wait=not backing.is_locked_here):
+            raise cause
+        for _ in range(_TRIES):
+            with contextlib.suppress(OSError):
+                _clean(home, backing, room)
+            can_be = cause.errno == errno.ENOSPC and backing.room_for(room)[1]
+            if backing.held_bytes >= held and not can_be:
+                break
+            try:
+                return backing.write(objects)
+            except OSError as error:
+                cause = error
+        raise cause
+    finally:
+        turn.over = True
+        del cause  # its traceback leads to this frame
 
-    def __init__(self) -> None:
-        self.over = False
-        self.thread = threading.get_ident()
+
+def _clean(home: Home, backing: BackingFile, room: int = 0) -> None:
+    """Clean all sparse zones, and fuller ones until `room` bytes are free below the limit."""
+    tried: set[int] = set()
+    while zones := backing.zones.sparse(tried, most=_ROUND_ZONES):
+        tried.update(zones)
+        _clean_zones(home, backing, zones)
+    while room and backing.room_for(room) == (False, True):
+        zones = backing.zones.sparse(tried, _FULL_EIGHTHS, most=_FULL_ZONES)
+        if not zones:
+            break
+        tried.update(zones)
+        _clean_zones(home, backing, zones)
 
 
-def _take_turn(home: Home, *, wait: bool) -> _Turn | None:
-    """Take the turn, or return None while another thread has it.
+def _has_turn(home: Home, turn: Turn, *, wait: bool) -> bool:
+    """Queue, and return whether it is this turn; with `wait`, once those who came before are done.
 
-    No lock: an interrupt between taking one and the `try` after it would leave it taken. Two that clean at
-    once, as a handler does in the middle of its own thread's call, do each other no harm.
+    No lock: an interrupt between taking one and the `try` after it would leave it taken. A handler
+    or finalizer in the middle of its own thread's turn has it, too.
     """
-    turn = _Turn()
-    mine = weakref.ref(turn)
-    while True:
-        other = home.cleaning.setdefault("turn", mine)()
-        if other is turn or (other is not None and other.thread == turn.thread):
-            return turn
-        if other is None or other.over:
-            home.cleaning.pop("turn", None)
-        elif not wait:
-            return None
-        else:
-            time.sleep(_PAUSE_S)
+    home.turns.append(weakref.ref(turn))
+    while (other := home.current_turn()) is not turn:
+        if other is not None and other.thread == turn.thread:
+            break
+        if not wait:
+            return False
+        time.sleep(_PAUSE_S)
+    return True
 
 
-def _clean_zones(home: Home, backing: BackingFile, zones: npt.NDArray[np.int64]) -> None:
-    marks = np.zeros(int(zones.max()) + 1, np.uint8)
-    marks[zones] = 1
+def _clean_zones(home: Home, backing: BackingFile, zones: dict[int, int]) -> None:
     for ledger in list(home.ledgers.values()):
         with unless_dropped(ledger):
-            _write_anew(home, ledger, backing, marks.tobytes())
+            _write_anew(home, ledger, backing, zones)
     backing.settle()
 
 
-def _write_anew(home: Home, ledger: Ledger, backing: BackingFile, zones: bytes) -> None:
+def _write_anew(home: Home, ledger: Ledger, backing: BackingFile, zones: dict[int, int]) -> None:
     """Write what a group has in these zones to others."""
-    indices = np.frombuffer(ledger.choose((Kind.BACKED, Kind.BACKED_RECORD), zones=zones), np.int64)
+    marks = np.zeros(max(zones) + 1, np.uint8)
+    marks[list(zones)] = 1
+    indices = np.frombuffer(
+        ledger.choose((Kind.BACKED, Kind.BACKED_RECORD), zones=marks.tobytes()), np.int64
+    )
     for start in range(0, len(indices), home.max_batch):
         gathered = gather(ledger, indices[start : start + home.max_batch])
         rows = gathered.rows_of(Kind.BACKED, Kind.BACKED_RECORD)
         positions = np.array([gathered.value(row) for row in rows], np.uint64)
-        for row, data in zip(rows, backing.read(positions), strict=True):
+        # What was stored anew since lies elsewhere; and so does all of a zone that was used again.
+        same = [zone for zone, uses in zones.items() if backing.zones.uses(zone) == uses]
+        here = np.isin(backing.zone_of(positions), same)
+        rows = [row for row, stays in zip(rows, here.tolist(), strict=True) if stays]
+        for row, data in zip(rows, backing.read(positions[here]), strict=True):
             gathered.supply(row, data)
         damaged = set(gathered.damaged())
         rows = [row for row in rows if row not in damaged]
         if rows:
-            where = backing.write([gathered.stored(row) for row in rows])
+            where = backing.write([gathered.stored(row) for row in rows], cleaning=True)
             gathered.to_file(rows, where)

@@ -42,10 +42,11 @@ from pathlib import Path
 from typing import Any
 
 from batchzip.checks import as_integer
+from batchzip.core.memory import Descriptor
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument
+from batchzip.errors import BadArgument, LimitReached
 from batchzip.lifetime import Closing
-from batchzip.store.claims import Claim, Descriptor
+from batchzip.store.claims import Claim
 from batchzip.wording import shown
 
 HEADER_BYTES = 4096
@@ -161,6 +162,10 @@ class DescriptorIO(Storage):
             self._to_empty = False  # it may be another store's as soon as it is released
         super().close()
 
+    def __del__(self) -> None:
+        if self._to_empty and not self.claim.released:  # as it is in a forked child
+            self.close()
+
 
 class ForeignIO(Storage):
     """An object of the user's."""
@@ -211,7 +216,8 @@ class ForeignIO(Storage):
 class ObjectIO(ForeignIO):
     """An object with pread(length, offset) → bytes and pwrite(data, offset) → int.
 
-    Its sync(), discard(offset, length) and truncate(size) are called if it has them.
+    Its sync(), discard(offset, length) and truncate(size) are called if it has them. Each may call the
+    store; sync and truncate must not wait for another thread that writes to it.
     """
 
     def pread(self, length: int, offset: int) -> bytes:
@@ -418,7 +424,8 @@ def _open_path(path: str) -> DescriptorIO:
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, path) from error
+        kind = LimitReached if isinstance(error, LimitReached) else OSError
+        raise kind(error.errno, error.strerror, path) from error
 
 
 def _open_unnamed(folder: str) -> DescriptorIO:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 from functools import partial
 from typing import TYPE_CHECKING, SupportsIndex, overload
 
@@ -29,12 +28,12 @@ from batchzip.codecs.zstd import DEFAULT_LEVEL, MAX_DICTIONARY
 from batchzip.core.gather import Gathered, gather, load
 from batchzip.core.ledger import EVENTS, Ledger
 from batchzip.core.table import Kind
-from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, PageError
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_pages, as_range, as_room
 from batchzip.store.counters import Counters
 from batchzip.store.loader import Loader
+from batchzip.store.reach import open_to_read
 from batchzip.store.recompress import Recompression, Recompressor
 from batchzip.store.sample import sample
 from batchzip.store.storer import Storer
@@ -264,8 +263,9 @@ class Group(Owned):
         """Compress pages in the pool again, with a stronger algorithm, where that saves memory.
 
         Only pages that were not used for `idle_for_s` seconds, and take `min_length` bytes or more
-        now. `algorithm` and its parameters are those of Engine; or it is an engine, which is only
-        used. A page changes its form only where it then takes a smaller size class of the pool.
+        now. `algorithm`, its parameters, `shuffle` and `verify` are those of Engine; or it is an
+        engine, which is only used. A page changes its form only where it then takes a smaller size
+        class of the pool.
         """
         self._enter()
         idle_for_s = as_seconds(idle_for_s, "idle_for_s")
@@ -276,9 +276,7 @@ class Group(Owned):
 
     def _share_table(self) -> int:
         """Move the table to shared memory. Return a descriptor of it, to read only, which is the caller's."""
-        fd = self._ledger.share()
-        with above_standard():
-            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        return open_to_read(self._ledger.share())
 
     def _stored(self, index: int) -> bytes | None:
         """Read the stored bytes of a page in the backing file; None if there is none. Raise PageError.

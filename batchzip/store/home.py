@@ -15,7 +15,7 @@ import contextlib
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,17 +24,19 @@ from batchzip.backend import is_native
 from batchzip.core.coder import Coders
 from batchzip.core.ledger import Ledger, Objects
 from batchzip.core.table import Kind
-from batchzip.descriptors import above_standard
 from batchzip.engine import Engine, codec_of
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.loader import Restorer
+from batchzip.store.reach import open_to_read
 from batchzip.store.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
+    from batchzip.core.gather import Gathered
     from batchzip.pool import Pool
     from batchzip.store.backing_file import BackingFile
     from batchzip.store.group import Group
@@ -54,6 +56,14 @@ def unless_dropped(ledger: Ledger) -> Iterator[None]:
     except ClosedError:
         if not ledger.closed:
             raise
+
+
+class Turn:
+    """A thread's turn to clean the backing file: over when it says so, or when its call is gone."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self.thread = threading.get_ident()
 
 
 class Home:
@@ -77,8 +87,6 @@ class Home:
         self.objects = Objects(pool.allocator, zones, engine.page_size)
         self.ledgers: dict[int, Ledger] = {}
         """Those of all groups, by their `id()`."""
-        restorer = Restorer(self)
-        self.restore, self.read = restorer.restore, restorer.read
         self.threads = Threads()
         """What asyncio's calls block instead of the loop."""
         self._engines_of: dict[int, Engine] = {}
@@ -91,8 +99,8 @@ class Home:
         self.full = Hysteresis()
         self._engines: dict[Codec, Engine] = {}
         """Engines for recompression."""
-        self.cleaning: dict[str, weakref.ref[Any]] = {}
-        """The turn of who cleans the backing file: see cleaning.py."""
+        self.turns: list[weakref.ref[Turn]] = []
+        """Who cleans the backing file, and then those who wait for it: see cleaning.py."""
 
     def writer_of(self, engine: Engine, *, current: bool = False) -> Writer:
         """Make what writes with an engine; its codec gets a number. Raise ClosedError.
@@ -130,6 +138,14 @@ class Home:
             if same and objects.hold(number, known):
                 return number
         return objects.add_codec(codec)
+
+    def restore(self, gathered: Gathered, pages: Bytes) -> dict[int, OSError]:
+        """Restore gathered entries to pages, as Restorer does."""
+        return Restorer(self).restore(gathered, pages)  # kept, each would keep the other
+
+    def read(self, gathered: Gathered) -> dict[int, OSError]:
+        """Read what lies in the backing file, as Restorer does."""
+        return Restorer(self).read(gathered)
 
     def engine_of(self, number: int) -> Engine | None:
         """Return the engine that made pages of a number last, or None."""
@@ -185,24 +201,33 @@ class Home:
         """Return descriptors of objects, words and, if it has one, the backing file, to read only; the caller's."""
         found: list[int] = []
         try:
-            found += map(_open_to_read, self.pool.descriptors)
+            found += map(open_to_read, self.pool.descriptors)
         except BaseException:
             for fd in found:
                 os.close(fd)
             raise
         if self.backing is not None and self.backing.descriptor is not None:
             with contextlib.suppress(OSError):  # then it is read through the owner
-                found.append(_open_to_read(self.backing.descriptor))
+                found.append(open_to_read(self.backing.descriptor))
         return found
+
+    def current_turn(self) -> Turn | None:
+        """Return the first turn that is not over; those before it go."""
+        for each in list(self.turns):
+            turn = each()
+            if turn is not None and not turn.over:
+                return turn
+            with contextlib.suppress(ValueError):  # another thread was faster
+                self.turns.remove(each)
+        return None
 
     def in_a_call_of_the_file(self) -> bool:
         """Return whether this is a handler or finalizer in the middle of a call that others may wait for.
 
         It must not wait for other threads.
         """
-        other = self.cleaning.get("turn")
-        turn = None if other is None else other()
-        cleans = turn is not None and not turn.over and turn.thread == threading.get_ident()
+        turn = self.current_turn()
+        cleans = turn is not None and turn.thread == threading.get_ident()
         return cleans or (self.backing is not None and self.backing.is_locked_here)
 
     def check_invariants(self) -> None:
@@ -234,14 +259,9 @@ class Home:
         """Close what was made here; called once nothing uses it any more."""
         for ledger in list(self.ledgers.values()):
             ledger.close()
+        self.writer.close()
         for engine in list(self._engines.values()):
             engine.close()
         self.pool.close()
         if self.backing is not None:
             self.backing.close()
-
-
-def _open_to_read(fd: int) -> int:
-    """Open what a descriptor refers to once more, so that who is given it cannot write."""
-    with above_standard():
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)

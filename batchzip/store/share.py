@@ -24,12 +24,10 @@ Locks: none.
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import socket
 import struct
-import tempfile
 import threading
 import time
 from array import array
@@ -38,8 +36,11 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchzip.core.memory import Descriptor
 from batchzip.descriptors import above_standard, moved_above_standard
 from batchzip.errors import BadArgument
+from batchzip.limits import named
+from batchzip.store.reach import make_folder
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
@@ -145,14 +146,15 @@ def send(connection: socket.socket, data: bytes) -> None:
 def receive(connection: socket.socket, until: float) -> tuple[bytes, Descriptors]:
     """Receive a reply and its descriptors.
 
-    Raises EOFError at its end, TimeoutError at the moment `until`, and NoAnswerError for what is no reply.
+    Raises EOFError at its end, TimeoutError at the moment `until`, NoAnswerError for what is no reply, and
+    LimitReached where this process may have no more descriptors.
     """
     found = Descriptors()
     _wait_until(connection, until)
     try:
         head, more = found.receive(connection, LENGTH.size, MOST_DESCRIPTORS)
         if more and len(found) < MOST_DESCRIPTORS:  # this process has no room for them
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # noqa: TRY301 - closes the others
+            raise named(OSError(errno.EMFILE, ""))  # noqa: TRY301 - closes the others
         if more:
             raise NoAnswerError("it sent too many descriptors")  # noqa: TRY301 - likewise
         for at, fd in enumerate(found):
@@ -194,34 +196,39 @@ def peer(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def listen() -> tuple[socket.socket, io.FileIO]:
-    """Make a listening socket without a name, and a descriptor by whose path it is reached."""
+def listen() -> tuple[socket.socket, Descriptor]:
+    """Make a listening socket without a name, and a descriptor by whose path it is reached.
+
+    Raise OSError, LimitReached where descriptors are out; nothing is left then.
+    """
     folders = Descriptors()
-    paths: list[io.FileIO] = []
-    with tempfile.TemporaryDirectory(prefix="batchzip-") as folder:
+    paths: list[Descriptor] = []
+    folder = make_folder()
+    try:
+        with above_standard():
+            # By the folder's descriptor, as a socket's path has 107 bytes at most. Here and below one
+            # step opens and keeps: an interrupt behind a call would lose what the call returned.
+            folders.extend(map(os.open, (folder,), (os.O_PATH | os.O_CLOEXEC,)))
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            path = f"/proc/self/fd/{folders[0]}/socket"
+            listener.bind(path)
+            Path(path).chmod(0o600)
+            listener.setblocking(False)
+            listener.listen(MOST_WAITING)
             with above_standard():
-                # By the folder's descriptor, as a socket's path has 107 bytes at most. Here and below one
-                # step opens and keeps: an interrupt behind a call would lose what the call returned.
-                folders.extend(map(os.open, (folder,), (os.O_PATH | os.O_CLOEXEC,)))
-                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                path = f"/proc/self/fd/{folders[0]}/socket"
-                listener.bind(path)
-                Path(path).chmod(0o600)
-                listener.setblocking(False)
-                listener.listen(MOST_WAITING)
-                with above_standard():
-                    opened = map(os.open, (path,), (os.O_PATH | os.O_CLOEXEC,))
-                    paths.extend(map(io.FileIO, opened))
-                return listener, paths[0]
-            except BaseException:
-                listener.close()
-                for file in paths:
-                    file.close()
-                raise
-        finally:
-            folders.close()
+                opened = map(os.open, (path,), (os.O_PATH | os.O_CLOEXEC,))
+                paths.extend(map(Descriptor, opened))
+            return listener, paths[0]
+        except BaseException:
+            listener.close()
+            for file in paths:
+                file.close()
+            raise
+    finally:
+        folders.close()
+        (folder / "socket").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def as_share(where: object) -> Share:

@@ -11,8 +11,8 @@ Rejected: a thread for each connection. A thousand readers would need a thousand
 started where the process is at its limit.
 
 It holds the store weakly, so that one that nobody has any more still goes. Other threads end it by `_ended`
-and the bell; its own thread alone closes what is open. A forked child closes its copies. Descriptors are FileIOs,
-whose close() is one step: an interrupt loses none, and no number is met that is another's by now.
+and the bell; its own thread alone closes what is open. A forked child closes its copies. Descriptors are closed in
+one step, and only while they are ours: an interrupt loses none, and no number is met that is another's by now.
 
 Locks: none of its own; answers take the store's.
 """
@@ -21,22 +21,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
 import pickle
 import resource
 import selectors
 import socket
-import sys
 import threading
 import time
 import weakref
+from collections import OrderedDict
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
+from batchzip.core.memory import Descriptor
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument, BatchzipError, ClosedError
+from batchzip.errors import BadArgument, BatchzipError, ClosedError, LimitReached
+from batchzip.limits import begin
 from batchzip.store.answers import answer
 from batchzip.store.share import (
     LENGTH,
@@ -68,9 +69,6 @@ _PAUSE_S = 0.1
 _END_S = 1.0
 """Seconds that `close` waits for an answer under way: a backing file may be slow."""
 
-_RING = (1).to_bytes(8, sys.byteorder)
-"""What is added to an eventfd."""
-
 _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS}
 
 _servers: weakref.WeakSet[ShareServer] = weakref.WeakSet()
@@ -82,6 +80,7 @@ class _Reader:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.connection = connection
+        self._inode = _inode_of(connection)
         self.request = bytearray()
         self.reply = memoryview(b"")
         self.descriptors = Descriptors()
@@ -124,7 +123,7 @@ class _Reader:
         return True
 
     def close(self) -> None:
-        self.connection.close()
+        _close(self.connection, self._inode)
         self.descriptors.close()
 
 
@@ -138,7 +137,7 @@ class ShareServer:
         self._token = os.urandom(TOKEN_BYTES)
         """Tells its readers that it is not a store that has the same address later."""
         self._ended = False
-        self._readers: dict[_Reader, None] = {}
+        self._readers: OrderedDict[_Reader, None] = OrderedDict()
         """In the order of `since`."""
         self._starved: list[_Reader] = []
         """Those whose reply finds no descriptors, or no memory."""
@@ -148,31 +147,32 @@ class ShareServer:
         self._most = max(1, min(_MOST_READERS, most // 4)) if most > 0 else _MOST_READERS
         self._seat: dict[str, threading.Thread] = {}
         """The thread that serves; or that which closed it before there was one."""
-        bell: list[io.FileIO] = []
+        bell: list[Descriptor] = []
         with above_standard():
             number = map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))
-            bell.extend(map(io.FileIO, number, ("r+",)))  # one step, as in share.py
+            bell.extend(map(Descriptor, number))  # one step, as in share.py
         self._bell = bell.pop()
         try:
             self._listener, self._path = listen()
         except BaseException:
             self._bell.close()
             raise
+        self._inode = _inode_of(self._listener)
         _servers.add(self)
         self.share = Share(f"/proc/{os.getpid()}/fd/{self._path.fileno()}", self._token.hex())
         """Where readers find it."""
         self._store = weakref.ref(store, self._forget)
 
     def start(self) -> None:
-        """Start the thread unless there is one. Raise BatchzipError where that cannot be."""
+        """Start the thread unless there is one. Raise LimitReached where that cannot be."""
         if self._seat:
             return
         try:
-            AnswerThread(target=self._run, name="batchzip-share", daemon=True).start()
-        except RuntimeError as error:
+            begin(AnswerThread(target=self._run, name="batchzip-share", daemon=True))
+        except LimitReached:
             if self._sit() is threading.current_thread():  # nobody else has started one
                 self.close()
-            raise BatchzipError(f"no thread can be started for readers: {error}") from error
+            raise
 
     def _sit(self) -> threading.Thread:
         """Take the seat, which one gets of several that start or close it at once. Return who has it."""
@@ -213,9 +213,9 @@ class ShareServer:
             if now < self._retry_at:
                 return
             self._retry_at = None
-        starved, self._starved = self._starved, []
-        for reader in starved:
+        for reader in self._starved[:]:
             selector.register(reader.connection, EVENT_READ, reader)
+            self._starved.remove(reader)
             self._serve(selector, reader)
         if len(self._readers) < self._most and self._listener not in selector.get_map():
             selector.register(self._listener, EVENT_READ)
@@ -250,7 +250,11 @@ class ShareServer:
                 continue
             reader = _Reader(connection)
             self._readers[reader] = None
-            selector.register(connection, EVENT_READ, reader)
+            try:
+                selector.register(connection, EVENT_READ, reader)
+            except MemoryError:
+                self._starved.append(reader)
+                self._pause()
         selector.unregister(self._listener)
 
     def _pause(self) -> None:
@@ -279,7 +283,7 @@ class ShareServer:
 
     def _note_progress(self, reader: _Reader) -> None:
         reader.since = time.monotonic()
-        self._readers[reader] = self._readers.pop(reader)
+        self._readers.move_to_end(reader)
 
     def _make_reply(self, reader: _Reader) -> None:
         """Answer a request, with an error if need be. Raises OSError where something is scarce."""
@@ -310,7 +314,7 @@ class ShareServer:
         return answer(store, request, descriptors)
 
     def _drop(self, selector: selectors.BaseSelector, reader: _Reader) -> None:
-        del self._readers[reader]
+        self._readers.pop(reader, None)
         if reader in self._starved:
             self._starved.remove(reader)
         with contextlib.suppress(KeyError):  # it was starved, or memory ended when it was let in
@@ -320,7 +324,7 @@ class ShareServer:
     def _release(self) -> None:
         """Close what is open, but for the bell, which others may be about to ring."""
         self._path.close()
-        self._listener.close()
+        _close(self._listener, self._inode)
         for reader in list(self._readers):
             reader.close()
 
@@ -330,8 +334,7 @@ class ShareServer:
     def _end(self) -> None:
         if not self._ended:
             self._path.close()
-            with contextlib.suppress(ValueError):  # another thread has closed it by now
-                self._bell.write(_RING)
+            self._bell.ring()
             self._ended = True
 
     def close(self) -> None:
@@ -370,6 +373,22 @@ def _accepted(listener: socket.socket) -> socket.socket:
         return connection
     with connection, above_standard():
         return connection.dup()
+
+
+def _inode_of(connection: socket.socket) -> int:
+    return os.fstat(connection.fileno()).st_ino
+
+
+def _close(connection: socket.socket, inode: int) -> None:
+    """Close a socket, unless somebody else has, and its number is another's by now."""
+    try:
+        ours = _inode_of(connection) == inode
+    except OSError:  # it is closed, and its number nobody's
+        ours = False
+    if ours:
+        connection.close()
+    else:
+        connection.detach()
 
 
 def _pickle_error(error: BaseException) -> bytes:

@@ -8,7 +8,7 @@ What writeback frees are objects here and there. They become memory of the syste
 so that the pool is compacted as soon as an eighth of it is holes.
 
 The thread starts with the first wake-up and holds the store weakly: a store that nobody has any more
-ends it. A file that fails ends the round, not the thread; the next wake-up tries again. What else a file object
+ends it. Where none can be started, the caller does a round itself, and the next wake-up tries again. A file that fails ends the round, not the thread; the next wake-up tries again. What else a file object
 raises is told as threads tell it, by `threading.excepthook`.
 
 Lock: `pause` is held during a round, so that whoever holds it sees no change of the shrinker's under way.
@@ -23,6 +23,9 @@ import threading
 import weakref
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
+
+from batchzip.errors import LimitReached
+from batchzip.limits import start_thread
 
 if TYPE_CHECKING:
     from batchzip.store.swap_store import SwapStore
@@ -42,10 +45,19 @@ class Shrinker:
         self._ended = False
 
     def wake(self) -> None:
-        """Have it look; at once, and without waiting for it."""
+        """Have it look; at once, and without waiting for it unless there can be no thread."""
         if not self._seat and not self._ended:
-            threading.Thread(target=self._run, name="batchzip-shrinker", daemon=True).start()
+            try:
+                start_thread(self._run, name="batchzip-shrinker")
+            except LimitReached:
+                self._shrink()  # without `pause`: it is a change of the caller's
+                return
         self._calls.put(None)
+
+    def _shrink(self) -> None:
+        store = self._store()
+        if store is not None:
+            store._shrink_quietly()  # noqa: SLF001 - a part of the store
 
     def _run(self) -> None:
         thread = threading.current_thread()
@@ -58,13 +70,10 @@ class Shrinker:
             if self._ended or not self._begin():
                 return
             try:
-                store = self._store()
-                if store is not None:
-                    store._shrink_quietly()  # noqa: SLF001 - a part of the store
+                self._shrink()
             except BaseException:  # noqa: BLE001 - a file object raises what it likes
                 threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), thread)))
             finally:
-                store = None
                 self.pause.release()
 
     def _begin(self) -> bool:

@@ -17,7 +17,7 @@ import errno
 from typing import TYPE_CHECKING, NamedTuple
 
 from batchzip.errors import StoreRejected
-from batchzip.store.cleaning import clean
+from batchzip.store.cleaning import write
 from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.writer import failures
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from batchzip.buffers import Bytes, Flat
     from batchzip.core.folio import Folio
     from batchzip.core.ledger import Ledger
-    from batchzip.core.zones import Reservation
     from batchzip.store.home import Home
 
 
@@ -110,34 +109,15 @@ class Storer:
         return refusal
 
     def _publish_in_file(self, first: int, folio: Folio) -> Refusal | None:
-        backing = self._home.backing
-        assert backing is not None  # noqa: S101 - the caller's check
-        objects = folio.objects()
-        where: Reservation | None
         try:
-            where = backing.write(objects)
+            where = write(self._home, folio.objects())
         except OSError as error:
-            where = self._write_after_cleaning(objects)
-            if where is None:
-                self._ledger.count_event("reject_reclaim_fail")
-                return Refusal("reject_reclaim_fail", f"the backing file: {error}", cause=error)
+            self._ledger.count_event("reject_reclaim_fail")
+            return Refusal("reject_reclaim_fail", f"the backing file: {error}", cause=error)
         if folio.publish(self._ledger, first, where):
             self._ledger.count_event("reject_alloc_fail")
             return Refusal("reject_alloc_fail", "the system has no memory for the table")
         return None
-
-    def _write_after_cleaning(self, objects: list[bytes]) -> Reservation | None:
-        """Try again if cleaning makes room in the file."""
-        backing = self._home.backing
-        assert backing is not None  # noqa: S101 - as above
-        held = backing.held_bytes
-        try:
-            clean(self._home, wait=True)
-            if backing.held_bytes >= held:
-                return None
-            return backing.write(objects)
-        except OSError:
-            return None
 
     def look_at_limits(self) -> Refusal | None:
         """Refuse a store while the pool, or this group, counts as full."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from batchzip.checks import as_integer, as_limit, check_kind
@@ -50,11 +51,15 @@ class SwapStore(Group):
                                 object, open to read and to write: its file is overwritten; it stays the
                                 caller's, who may close it. Or an object with pread and pwrite. No file and no
                                 object is under two stores at a time, of this process or of another one.
-    `max_backing_bytes`         bytes the backing file may hold; None for no limit.
+    `max_backing_bytes`         bytes the backing file may hold, an eighth of them at most for
+                                moving pages when it is full; None for no limit. May be changed.
     `shrinker_enabled`          write cold pages back in a thread when a limit is met.
     `max_batch`                 most pages handed to the engine in one go; a larger folio takes several.
     `keep_incompressible`       keep pages that do not shrink raw; False rejects their folio, as zswap
                                 does where nothing can be written back.
+
+    Raises LimitReached, which names the limit, where the system has no memory, addresses or descriptors for it,
+    and OSError where the backing file cannot be had; nothing is left then.
 
     Thread-safe: a folio becomes visible at once, and a load gives a version that was current during
     the call. Bound to the process that made it; contents do not survive it.
@@ -96,11 +101,12 @@ class SwapStore(Group):
         if file is not None and shrinker_enabled:
             home.wake = self._shrinker.wake
         self._groups: dict[str, Group] = {}
-        groups = self._groups  # not the store, which nobody must keep by this
+        this = weakref.ref(self)  # the groups keep what keeps this
 
         def forget(group: Group) -> None:
-            if groups.get(group.name) is group:
-                groups.pop(group.name, None)
+            store = this()
+            if store is not None and store._groups.get(group.name) is group:  # noqa: SLF001
+                store._groups.pop(group.name, None)  # noqa: SLF001
 
         home.forget = forget
         self._numbers = itertools.count()
@@ -255,6 +261,9 @@ class SwapStore(Group):
 
         From the first call on a thread waits for readers, and tables lie in shared memory. Readers
         cost the owner nothing while they load, and can change nothing.
+
+        Raises LimitReached where no thread can be started or descriptors are out, OSError where there is no
+        temporary folder; the store goes on then, and can be shared later.
         """
         self._enter()
         last = len(self._servers) - 1
@@ -277,7 +286,8 @@ class SwapStore(Group):
         pid, algorithm, backend, page_size (bytes); max_pool_bytes, accept_threshold_percent, pool_full;
         pool_total_size, compressed_bytes, table_bytes, pages; backing: where the backing file, which may have
         no name, can be looked at (/proc/PID/fd/N), what object it is, or None; groups: by name, pages, pool_bytes,
-        max_bytes, page_stores and page_loads (since it was made) of each; statistics: the engine's.
+        max_bytes, page_stores and page_loads (since it was made) of each, and the values of a mapping, with the
+        bytes of those that lie on no pages; statistics: the engine's.
         """
         self._enter()
         engine, pool, file = self.engine, self._home.pool, self._home.backing
@@ -285,8 +295,12 @@ class SwapStore(Group):
         for group in self._all_groups():
             figures = group._ledger.figures()  # noqa: SLF001 - a store is made of groups
             shown = ("pages", "pool_bytes", "page_stores", "page_loads")
+            values = figures["records"] + figures["backed_records"]
             groups[group.name] = {
                 **{name: figures[name] for name in shown},
+                "pages": figures["pages"] - values - figures["large"],
+                "values": values + figures["large"],
+                "value_bytes": figures["record_bytes"],
                 "max_bytes": group.max_bytes,
             }
         return {
@@ -319,13 +333,17 @@ class SwapStore(Group):
 
     @property
     def counters(self) -> Counters:
-        """The counters of all groups together, as they are now."""
+        """The counters of all groups together, as they are now.
+
+        What happened in groups that were closed since still counts.
+        """
         self._enter()
         backing = self._home.backing
-        figures = dict.fromkeys(EVENTS, 0)
+        figures = self._home.objects.counted()
         for group in self._all_groups():
             for name, value in group._figures().items():  # noqa: SLF001
-                figures[name] = figures.get(name, 0) + value
+                if name not in EVENTS:
+                    figures[name] = figures.get(name, 0) + value
         return Counters(
             **figures,
             pool_total_size=self._home.pool.held_bytes,
@@ -353,6 +371,23 @@ class SwapStore(Group):
     def max_pool_bytes(self, value: int | None) -> None:
         self._enter()
         self._home.pool.max_bytes = as_limit(value, "max_pool_bytes")
+
+    @property
+    def max_backing_bytes(self) -> int | None:
+        """Bytes the backing file may hold, or None. Lowered below what it holds, it only refuses.
+
+        Setting it raises BadArgument where there is no backing file.
+        """
+        backing = self._home.backing
+        return None if backing is None else backing.max_bytes
+
+    @max_backing_bytes.setter
+    def max_backing_bytes(self, value: int | None) -> None:
+        self._enter()
+        limit = as_limit(value, "max_backing_bytes")
+        if self._home.backing is None:
+            raise BadArgument("max_backing_bytes limits a backing file: give one with backing=")
+        self._home.backing.max_bytes = limit
 
     @property
     def accept_threshold_percent(self) -> int:

@@ -34,12 +34,20 @@ import numpy as np
 
 from batchzip.checks import as_index
 from batchzip.codecs import Codec
+from batchzip.core.memory import Descriptor
 from batchzip.core.view import SharedPool, SharedTable
 from batchzip.descriptors import above_standard
-from batchzip.errors import BadArgument, BatchzipError, ClosedError, RequestTimeout
+from batchzip.errors import (
+    BadArgument,
+    BatchzipError,
+    ClosedError,
+    LimitReached,
+    RequestTimeout,
+)
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_room
 from batchzip.store.counters import Counters
+from batchzip.store.reach import why_unreachable
 from batchzip.store.share import (
     TOKEN_BYTES,
     AnswerThread,
@@ -77,7 +85,7 @@ class _Owner:
     What answers may be anything that its user runs: only what can be a store's answer is taken for one.
     """
 
-    _process = -1
+    _process: Descriptor | None = None
     _answered = False
 
     def __init__(self, share: Share) -> None:
@@ -91,8 +99,8 @@ class _Owner:
             with above_standard():
                 opened.extend(map(os.pidfd_open, (self._pid,)))  # one step, as in share.py
         except (ProcessLookupError, OverflowError):
-            raise _unreachable(errno.ENOENT, share.address) from None
-        self._process = opened[0]
+            raise _unreachable(errno.ENOENT, self._pid, share.address) from None
+        self._process = Descriptor(opened[0])
         del opened[0]
 
     def attach(self) -> tuple[Any, Descriptors]:
@@ -102,7 +110,7 @@ class _Owner:
         except BatchzipError:
             raise
         except OSError as error:
-            raise _unreachable(error.errno or 0, self._address) from None
+            raise _unreachable(error.errno or 0, self._pid, self._address) from None
 
     def ask(self, what: str, kind: type[Answer], **more: object) -> Answer:
         """Ask, and raise what the owner raised, or ClosedError where nobody answers any more."""
@@ -142,8 +150,11 @@ class _Owner:
         data, descriptors = self._reply({"what": what, **more})
         try:
             answer = self._read(data)
+            if isinstance(answer, LimitReached):
+                text = f"the store's owner has met a limit: {answer.strerror}"
+                raise LimitReached(answer.errno, text)  # noqa: TRY301 - closes the descriptors
             if isinstance(answer, (BatchzipError, OSError, MemoryError)):
-                raise answer  # noqa: TRY301 - closes the descriptors
+                raise answer  # noqa: TRY301 - likewise
             if len(descriptors) not in counts:
                 raise self.no_store(f"it gave {len(descriptors)} descriptors")  # noqa: TRY301 - likewise
         except BaseException:
@@ -206,9 +217,9 @@ class _Owner:
         # A child that the owner forked may hold the connection open: the process is what tells.
         poll = select.poll()
         poll.register(connection, select.POLLIN)
-        process = self._process
-        if process < 0:
+        if self._process is None or self._process.closed:
             raise ClosedError("this view is closed")
+        process = self._process.fileno()
         poll.register(process, select.POLLIN)
         try:
             send(connection, json.dumps(request).encode())
@@ -223,20 +234,16 @@ class _Owner:
 
     def close(self) -> None:
         """Ask nothing any more."""
-        fd, self._process = self._process, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
+        if self._process is not None:
+            self._process.close()
 
 
 def _gone() -> ClosedError:
     return ClosedError("the store is closed, or its owner gone")
 
 
-def _unreachable(number: int, address: str) -> OSError:
-    return OSError(number, f"no store can be reached there: {os.strerror(number)}", address)
+def _unreachable(number: int, pid: int, address: str) -> OSError:
+    return OSError(number, why_unreachable(number, pid, address), address)
 
 
 class _Shared:
@@ -244,8 +251,9 @@ class _Shared:
 
     def __init__(self, share: Share) -> None:
         self.owner = _Owner(share)
-        answer, descriptors = self.owner.attach()
+        descriptors = Descriptors()
         try:
+            answer, descriptors = self.owner.attach()
             self.page_size, known, codecs = self._check(answer)
             objects, words, *files, _ = descriptors
             file = files[0] if files else -1
@@ -255,6 +263,7 @@ class _Shared:
             )
         except BaseException:
             descriptors.close()
+            self.owner.close()  # now, though a traceback may still have it
             raise
         self.table = descriptors
 
@@ -341,6 +350,14 @@ class GroupView(Owned):
             self._refuse()
         return self._shared.owner.ask(what, kind, group=self.name)
 
+    def _is_over(self) -> bool:
+        """Return whether this was closed, or its group was."""
+        try:
+            MAX_INDEX in self  # noqa: B015 - raises what any look does
+        except ClosedError:
+            return True
+        return False
+
     def _close(self) -> None:
         self._table.close()
 
@@ -356,18 +373,25 @@ class StoreView(GroupView):
         self.address = share.address
         self._groups: dict[str, GroupView] = {}
         shared = _Shared(share)
-        super().__init__("", shared, shared.table)
+        try:
+            super().__init__("", shared, shared.table)
+        except BaseException:
+            shared.close()
+            raise
 
     def group(self, name: str) -> GroupView:
-        """Open a group that the store has. Raises BadArgument where it has none of that name."""
+        """Open a group that the store has. Raises BadArgument where it has none of that name.
+
+        Where its owner has dropped a group and made one of the same name, that one.
+        """
         if self._unusable:
             self._refuse()
-        found = self._groups.get(name)
-        if found is None:
+        while (found := self._groups.get(name)) is None or found._is_over():  # noqa: SLF001
             made = GroupView(name, self._shared)
-            found = self._groups.setdefault(name, made)
-            if found is not made:  # another thread, or a signal handler, came first
-                made.close()
+            if found is not None:
+                self._groups.pop(name, None)
+            if self._groups.setdefault(name, made) is not made:
+                made.close()  # another thread, or a signal handler, came first
         return found
 
     def status(self) -> dict[str, Any]:
@@ -390,7 +414,8 @@ def attach(address: str | os.PathLike[str] | Share) -> StoreView:
 
     Any process of the same user may; not a forked child of the owner with the owner's own objects, but
     with the address. Raises FileNotFoundError or ConnectionRefusedError where no store is there,
-    PermissionError where it is another user's, ClosedError where another store is in its place, and
-    BadArgument for what is no address, or where what answers is no store.
+    PermissionError where it is another user's, ClosedError where another store is in its place,
+    BadArgument for what is no address, or where what answers is no store, and LimitReached where this
+    process or the owner has no descriptors or memory for it.
     """
     return StoreView(as_share(address))

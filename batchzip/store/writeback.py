@@ -19,6 +19,7 @@ import numpy as np
 
 from batchzip.core.gather import gather
 from batchzip.core.table import Kind
+from batchzip.store.cleaning import write
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,7 +45,7 @@ def write_back(home: Home, ledger: Ledger, indices: npt.NDArray[np.int64]) -> in
     if not rows:
         return 0
     try:
-        where = backing.write([gathered.stored(row) for row in rows])
+        where = write(home, [gathered.stored(row) for row in rows])
     except OSError:
         ledger.count_event("reject_reclaim_fail", len(rows))
         raise

@@ -11,6 +11,7 @@ A writer is of one engine; a store that is given another engine makes another wr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ import numpy as np
 from batchzip.batch.compress import CompressBatch
 from batchzip.batch.descriptor import Batch
 from batchzip.core.folio import Folio
+from batchzip.errors import LimitReached
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +53,7 @@ class Writer:
         self._objects = objects
         self._max_batch = max_batch
         self._keep_incompressible = keep_incompressible
+        self._closed = False
         self._folios: list[Folio] = []
         self._descriptors: list[FolioBatch] = []
 
@@ -82,13 +85,19 @@ class Writer:
 
     def give_back(self, folio: Folio) -> None:
         """Take back a folio that was published, or is given up."""
-        small = len(folio) <= self._max_batch
+        small = len(folio) <= self._max_batch and not self._closed
         for batch in folio.clear():
             batch.forget()
-            if len(self._descriptors) < _MOST_KEPT:
+            if len(self._descriptors) < _MOST_KEPT and not self._closed:
                 self._descriptors.append(batch)
         if small and len(self._folios) < _MOST_KEPT:
             self._folios.append(folio)
+
+    def close(self) -> None:
+        """Keep nothing any more: descriptors have memory in the engine's arena."""
+        self._closed = True
+        self._folios.clear()
+        self._descriptors.clear()
 
     def _use_lanes(self, folio: Folio, *, keep_poor: bool, keep_failed: bool) -> int:
         first = failed = 0
@@ -114,18 +123,13 @@ class Writer:
 
     def _new_descriptor(self) -> FolioBatch:
         # In the arena, so that workers have outputs where they are; not where outputs are verified, as
-        # no worker may change them afterwards.
-        engine, width = self.engine, self.engine.page_size + _CACHE_LINE
-        if engine.codec.plan().verify:
-            rows = np.empty((self._max_batch, width), np.uint8)
-        else:
-            try:
-                rows = engine.arena(self._max_batch, width)
-            except OSError as error:
-                if error.errno is None:  # a signal handler's TimeoutError
-                    raise
-                raise MemoryError(f"no memory to compress to: {error}") from error
-        return FolioBatch(rows, engine.page_size)
+        # no worker may change them afterwards. Where that gives nothing, outputs are copied.
+        engine, rows = self.engine, None
+        shape = self._max_batch, engine.page_size + _CACHE_LINE
+        if not engine.codec.plan().verify:
+            with contextlib.suppress(LimitReached):
+                rows = engine.arena(*shape)
+        return FolioBatch(np.empty(shape, np.uint8) if rows is None else rows, engine.page_size)
 
 
 class FolioBatch(Batch):

@@ -51,13 +51,13 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
 
 _STARVE = """
 from batchzip_workers import launch
-interpreter = launch._interpreter
-launch._interpreter = lambda: ["/bin/sh", "-c", 'ulimit -v 16000; exec "$@"', "sh", *interpreter()]
+interpreter = launch.command
+launch.command = lambda: ["/bin/sh", "-c", 'ulimit -v 16000; exec "$@"', "sh", *interpreter()]
 """
 
 _DIE = """
 from batchzip_workers import launch
-launch._interpreter = lambda: ["/bin/sh", "-c", "kill -9 $$"]
+launch.command = lambda: ["/bin/sh", "-c", "kill -9 $$"]
 """
 
 _TRAIN = """
@@ -98,3 +98,38 @@ def test_workers_that_die_before_they_read_what_they_are_to_do_hang_nobody() -> 
     done = run(["-c", BEGIN + _IMPORT_ALL + _TRAIN + _DIE + check])
     check_ended_well(done)
     assert "it ended with status -9 before it was ready" in done.stdout
+
+
+_NO_ROOM = """
+from batchzip.lanes import watch
+from batchzip_workers import launch
+interpreter = launch._interpreter
+launch._interpreter = lambda: ["/bin/sh", "-c", 'ulimit -v 60000; exec "$@"', "sh", *interpreter()]
+watch.REPLACE_S = 0.3
+isolate = sys.argv[1] == "isolate"
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    with Engine("lz4", backend="workers", workers=1, isolate=isolate) as engine:
+        assert engine.wait_ready(60)
+        engine.backend.divider.generous = True
+        batch = batchzip.CompressBatch(engine.arena(16384)[:64])
+        while engine.wait_ready(60):
+            engine.compress(batch)
+        engine.compress(batch)
+        print(set(batch.errors.tolist()), engine.statistics.restarts < 40)
+    print([one.category for one in caught] == [batchzip.WorkerWarning], caught[0].message)
+"""
+
+
+@pytest.mark.parametrize(("how", "errors"), [("shared", {0}), ("isolate", {-130})])
+def test_workers_that_end_themselves_at_every_share_are_done_without(
+    how: str, errors: set[int]
+) -> None:
+    """They start, and have no memory to map what they are to work on."""
+    done = run(["-c", BEGIN + _NO_ROOM, how])
+    check_ended_well(done)
+    first, second = done.stdout.splitlines()
+    assert first == f"{errors} True"
+    assert second.startswith(
+        "True batchzip: a worker could not be started (it ended with status 65"
+    )

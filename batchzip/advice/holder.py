@@ -1,0 +1,295 @@
+"""Holders: what values can be kept in, each weighed in a fresh process.
+
+    weigh ─▶ a few values pass by ─▶ memory before ─▶ every value: put, timed ─▶ memory after
+          ─▶ some thousand of them: get, timed ─▶ one line of JSON
+
+The memory is that of the whole process: objects, tables, rounding of allocators and what they do
+not give back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lz4.block
+import numpy as np
+
+from batchzip.advice.spool import read, read_keys
+from batchzip.engine import Engine
+from batchzip.errors import BatchzipError
+from batchzip.interpreter import command_for
+from batchzip.mapping import CompressedMapping
+from batchzip.store import SwapStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping
+
+_PASSING = 64
+"""Of values, one in so many, and as many at most, pass by before memory is looked at: what reading
+takes is there then."""
+
+_MOST_GETS = 5000
+_GET_S = 2.0
+"""Seconds after which the cost of a get is known well enough."""
+
+_PR_SET_PDEATHSIG = 1
+
+_READY = "batchzip weighed: "
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What values are kept in: a dict, a dict of lz4.block's results, or a CompressedMapping."""
+
+    kind: str
+    """dict, lz4.block or mapping."""
+    algorithm: str = ""
+    level: int | None = None
+    page_size: int = 4096
+    dictionary: bool = False
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        if self.kind == "dict":
+            return "dict"
+        if self.kind == "lz4.block":
+            return "dict of lz4.block"
+        words = [self.algorithm if self.level is None else f"{self.algorithm} {self.level}"]
+        if self.page_size != 4096:
+            words.append(f"{self.page_size >> 10} KiB pages")
+        if self.dictionary:
+            words.append("dictionary")
+        return ", ".join(words)
+
+    def code(self, serializer: str) -> str:
+        """Return Python that makes `cache`, in short lines."""
+        if self.kind == "dict":
+            return "cache = {}"
+        if self.kind == "lz4.block":
+            return "\n".join(
+                [
+                    "import lz4.block",
+                    *(["import pickle"] if serializer == "pickle" else []),
+                    "",
+                    "cache = {}",
+                    "",
+                    "def put(key, value):",
+                    *(["    value = pickle.dumps(value)"] if serializer == "pickle" else []),
+                    "    data = lz4.block.compress(value)",
+                    "    cache[key] = data",
+                    "",
+                    "def get(key):",
+                    "    data = cache[key]",
+                    *(
+                        ["    data = lz4.block.decompress(data)", "    return pickle.loads(data)"]
+                        if serializer == "pickle"
+                        else ["    return lz4.block.decompress(data)"]
+                    ),
+                ]
+            )
+        engine = [f'"{self.algorithm}"']
+        engine += [f"{key}={value}" for key, value in self._parameters().items()]
+        mapping = ["store"]
+        mapping += [f'{key}="{value}"' for key, value in self._options(serializer).items()]
+        return "\n".join(
+            [
+                "import batchzip",
+                "",
+                "engine = batchzip.Engine(",
+                f"    {', '.join(engine)}",
+                ")",
+                "store = batchzip.SwapStore(engine)",
+                "cache = batchzip.CompressedMapping(",
+                *(f"    {argument}," for argument in mapping),
+                ")",
+            ]
+        )
+
+    def _parameters(self) -> dict[str, Any]:
+        level = {} if self.level is None else {"level": self.level}
+        return level if self.page_size == 4096 else {**level, "page_size": self.page_size}
+
+    def _options(self, serializer: str) -> dict[str, Any]:
+        options = {} if serializer == "bytes" else {"serializer": serializer}
+        return {**options, "dictionary": "auto"} if self.dictionary else options
+
+    def make(self, serializer: str) -> MutableMapping[Any, Any]:
+        """Make it, empty."""
+        if self.kind == "dict":
+            return {}
+        if self.kind == "lz4.block":
+            return _DictOfLz4(serializer == "pickle")
+        # `Engine` has an overload for each algorithm, and none for a name that is not known yet.
+        engine = Engine(self.algorithm, **self._parameters())
+        return CompressedMapping(SwapStore(engine), **self._options(serializer))
+
+
+class _DictOfLz4(dict[Any, Any]):
+    """Compressed values in a dict, as one writes it by hand."""
+
+    def __init__(self, is_pickled: bool) -> None:
+        super().__init__()
+        self._is_pickled = is_pickled
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        data = pickle.dumps(value, protocol=5) if self._is_pickled else value
+        super().__setitem__(key, lz4.block.compress(data))
+
+    def __getitem__(self, key: Any) -> Any:
+        data = lz4.block.decompress(super().__getitem__(key))
+        return pickle.loads(data) if self._is_pickled else data
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What a holder took in a process of its own."""
+
+    bytes: int
+    """By which the process's memory grew."""
+    put_us: float
+    get_us: float
+    dictionary_bytes: int
+    """Of the dictionaries that it learnt, with the codec's tables."""
+    measure: str
+    """PSS, or RSS where the kernel does not tell the PSS."""
+
+
+def weigh(holder: Holder, serializer: str, spool_fd: int, values: int) -> Weight:
+    """Measure a holder with the spooled values in a fresh process, which ends with this one.
+
+    Raise BatchzipError if that fails.
+    """
+    # Values may be of classes of whatever was imported here.
+    start = f"from {__name__} import main; main()"
+    command = command_for(start, "what measures values", [*sys.modules])
+    arguments = json.dumps({**asdict(holder), "serializer": serializer, "values": values})
+    done = subprocess.run(  # noqa: S603 - our own module in our own interpreter
+        [*command, arguments, str(spool_fd), str(os.getpid())],
+        pass_fds=[spool_fd],
+        process_group=0,  # Ctrl-C is for the parent, which ends the child
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    _, found, line = done.stdout.rpartition(_READY)
+    if done.returncode or not found:
+        lines = done.stderr.strip().splitlines()
+        why = lines[-1] if lines else f"its process ended with {done.returncode}"
+        raise BatchzipError(f"{holder.name} could not be measured: {why}")
+    answer = json.loads(line)
+    if "unreadable" in answer:
+        raise BatchzipError(
+            f"a fresh process cannot restore the values: {answer['unreadable']}; "
+            "classes of values have to be in modules that can be imported"
+        )
+    return Weight(**answer)
+
+
+def process_memory() -> tuple[str, int]:
+    """Return how this process's memory was counted, and its bytes, with what was swapped out."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:  # an old kernel, or a sandbox
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    sizes = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
+    if "Pss" in sizes:
+        return "PSS", (int(sizes["Pss"]) + int(sizes.get("SwapPss", 0))) << 10
+    return "RSS", (int(sizes["VmRSS"]) + int(sizes.get("VmSwap", 0))) << 10
+
+
+def _give_back() -> None:
+    """Give free memory back to the system: values that come to lie in it would not count."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+class _Unreadable(Exception):
+    """A value cannot be restored here."""
+
+
+def _restored(path: Path) -> Iterator[tuple[Any, Any]]:
+    values = read(path)
+    while True:
+        try:
+            pair = next(values)
+        except StopIteration:
+            return
+        except Exception as error:  # whatever a class does when it is restored
+            raise _Unreadable(f"{type(error).__name__}: {error}") from error
+        yield pair
+        del pair
+
+
+def _measure(holder: Holder, serializer: str, path: Path, values: int) -> Weight:
+    clock = time.perf_counter_ns
+    put_ns = np.ones(values, np.int64)
+    made = holder.make(serializer)
+    passing = min(_PASSING, 1 + values // _PASSING)
+    for number, (key, value) in enumerate(islice(_restored(path), passing)):
+        if not number:  # what the first one brings with it is not what values take
+            made[key] = value
+    key = value = None
+    gc.collect()
+    _give_back()
+    measure, before = process_memory()
+    for number, (key, value) in enumerate(_restored(path)):
+        start = clock()
+        made[key] = value
+        put_ns[number] = clock() - start
+    key = value = None
+    gc.collect()
+    grown = process_memory()[1] - before
+    learnt = made.memory_usage().dictionaries if isinstance(made, CompressedMapping) else 0
+    keys = list(islice(read_keys(path), 0, None, 1 + values // _MOST_GETS))
+    random.Random(0).shuffle(keys)  # noqa: S311 - an order
+    get_ns = []
+    end = clock() + int(_GET_S * 1e9)
+    for key in keys:
+        start = clock()
+        made[key]
+        now = clock()
+        get_ns.append(now - start)
+        if now > end:
+            break
+    return Weight(
+        bytes=max(grown, 0),
+        put_us=float(np.median(put_ns)) / 1e3,
+        get_us=float(np.median(get_ns)) / 1e3,
+        dictionary_bytes=learnt,
+        measure=measure,
+    )
+
+
+def main() -> None:
+    """Measure one holder in this process, and write what was found."""
+    options = json.loads(sys.argv[1])
+    serializer, values = options.pop("serializer"), options.pop("values")
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[3]):
+        return  # it ended before that was set
+    path = Path(f"/proc/self/fd/{sys.argv[2]}")
+    answer: dict[str, Any]
+    try:
+        answer = asdict(_measure(Holder(**options), serializer, path, values))
+    except _Unreadable as error:
+        answer = {"unreadable": str(error)}
+    except BatchzipError as error:
+        raise SystemExit(f"{error}") from None
+    sys.stdout.write(f"\n{_READY}{json.dumps(answer)}\n")

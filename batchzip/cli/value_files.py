@@ -1,0 +1,253 @@
+"""Values in files: what `advise --values` reads, and what it says of files that it cannot read.
+
+    FILE           one JSON value in each line; a value is its line, as bytes
+    FILE --pickle  a pickled dict, list or tuple
+    FOLDER         each file in it, and in folders beneath, is a value
+    FILE:TABLE     each row of a table of an SQLite file; a value is the row's only column besides
+                   its key, or a tuple of them
+
+Of what is larger than the sample, values from all over it are taken, at random.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pickle
+import random
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchzip.advice.values import ValueSource, source_of
+from batchzip.errors import BadArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SQLITE = b"SQLite format 3\0"
+_RUN_BYTES = 1 << 20
+"""Bytes of lines that are read from one place of a large file."""
+
+_LEAST_ROWS = 1000
+"""Rows to pick of a table that is a small part of its file."""
+
+KINDS = (
+    "--values takes a file of one JSON value a line, a folder of files, FILE:TABLE of an SQLite "
+    "file, or with --pickle a pickled dict or list"
+)
+
+
+def open_values(name: str, sample_bytes: int, seed: int, *, is_pickle: bool) -> ValueSource:
+    """Find what kind of values lie there, and prepare to read them.
+
+    Raises OSError, or BadArgument with what would be right. Unpickling runs code that the
+    file brings: it is done only where `is_pickle`.
+    """
+    rng = random.Random(seed)  # noqa: S311 - a sample
+    file_name, colon, table = name.rpartition(":")
+    if colon and not os.path.lexists(name) and os.path.lexists(file_name):
+        if is_pickle:
+            raise BadArgument(f"{name} is a table, no pickle: leave --pickle out")
+        return _table(Path(file_name), table, sample_bytes, rng)
+    path = Path(name)
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        if is_pickle:
+            raise BadArgument(f"{name} is a folder, no pickle: leave --pickle out")
+        return _folder(path, rng)
+    if not stat.S_ISREG(mode):
+        raise BadArgument(f"{name} is neither a file nor a folder: {KINDS}")
+    with path.open("rb") as file:
+        start = file.read(len(_SQLITE))
+    if not start:
+        raise BadArgument(f"{name} is empty: {KINDS}")
+    if start == _SQLITE:
+        tables = _tables_of(path)
+        raise BadArgument(
+            f"{name} is an SQLite file: name a table of it, as in {name}:{tables[0]}; it has "
+            f"{', '.join(tables)}"
+            if tables
+            else f"{name} is an SQLite file without tables: {KINDS}"
+        )
+    if is_pickle:
+        return _pickle(path, seed)
+    if start[0] == 0x80 and len(start) > 1 and start[1] <= pickle.HIGHEST_PROTOCOL:
+        raise BadArgument(
+            f"{name} is a pickle, and reading it runs whatever code it holds: if you trust it, add "
+            "--pickle"
+        )
+    return _lines(path, sample_bytes, rng)
+
+
+# JSON lines
+
+
+def _lines(path: Path, sample_bytes: int, rng: random.Random) -> ValueSource:
+    size = path.stat().st_size
+    is_sample = size > sample_bytes
+    pairs = _some_lines(path, size, sample_bytes, rng) if is_sample else _all_lines(path)
+    return ValueSource(
+        pairs,
+        total_bytes=size,
+        is_sample=is_sample,
+        notes=("A value is a line of JSON, as bytes.",),
+    )
+
+
+def _all_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if value := line.strip():
+                _check_json(value, f"{path}, line {number}")
+                yield str(number), value
+
+
+def _some_lines(
+    path: Path, size: int, sample_bytes: int, rng: random.Random
+) -> Iterator[tuple[str, bytes]]:
+    """Yield lines from places spread evenly, each at random within its stretch."""
+    count = max(1, sample_bytes // _RUN_BYTES)
+    length = min(_RUN_BYTES, sample_bytes)
+    found = False
+    with path.open("rb") as file:
+        for number in range(count):
+            stretch = size // count
+            place = number * stretch + rng.randrange(max(1, stretch - length))
+            end = (number + 1) * stretch
+            file.seek(max(place - 1, 0))
+            if place:
+                file.readline()  # the rest of a line that began before
+            taken = 0
+            while taken < length and (at := file.tell()) < end and (line := file.readline()):
+                taken += len(line)
+                if value := line.strip():
+                    _check_json(value, f"{path}, at byte {at}")
+                    found = True
+                    yield str(at), value
+        if not found:  # the last line begins before all these places
+            yield from itertools.islice(_all_lines(path), 1)
+
+
+def _check_json(line: bytes, where: str) -> None:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadArgument(f"{where}, is no JSON value ({error}): {KINDS}") from None
+
+
+# A pickle
+
+
+def _pickle(path: Path, seed: int) -> ValueSource:
+    try:
+        with path.open("rb") as file:
+            values = pickle.load(file)  # with the user's consent
+    except OSError:
+        raise
+    except Exception as error:  # whatever the code in it does
+        raise BadArgument(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error
+    if not isinstance(values, dict | list | tuple):
+        raise BadArgument(
+            f"{path} holds a pickled {type(values).__name__}: a dict or a list of values is needed"
+        )
+    return source_of(values, seed)
+
+
+# A folder
+
+
+def _folder(path: Path, rng: random.Random) -> ValueSource:
+    files: list[tuple[str, int]] = []
+    folders = [os.fspath(path)]
+    while folders:
+        with os.scandir(folders.pop()) as found:
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    files.append((entry.path, entry.stat(follow_symlinks=False).st_size))
+    if not files:
+        raise BadArgument(f"{path} has no files: {KINDS}")
+    files.sort()
+    rng.shuffle(files)
+    pairs = ((os.path.relpath(name, path), Path(name).read_bytes()) for name, _ in files)
+    return ValueSource(pairs, len(files), sum(size for _, size in files))
+
+
+# A table
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+    return connection
+
+
+def _tables_of(path: Path) -> list[str]:
+    try:
+        with closing(_open(path)) as connection:
+            rows = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
+                " AND name NOT LIKE 'sqlite#_%' ESCAPE '#' ORDER BY name"
+            )
+            return [name for (name,) in rows]
+    except sqlite3.Error as error:
+        raise BadArgument(f"{path} cannot be read as an SQLite file: {error}") from None
+
+
+def _table(path: Path, table: str, sample_bytes: int, rng: random.Random) -> ValueSource:
+    with path.open("rb") as file:
+        if file.read(len(_SQLITE)) != _SQLITE:
+            raise BadArgument(f"{path} is no SQLite file, so it has no table {table!r}: {KINDS}")
+    tables = _tables_of(path)
+    if table not in tables:
+        there = f"it has {', '.join(tables)}" if tables else "it has none"
+        raise BadArgument(f"{path} has no table {table!r}: {there}")
+    quoted = _quoted(table)
+    try:
+        with closing(_open(path)) as connection:
+            columns = connection.execute(f"PRAGMA table_info({quoted})").fetchall()
+            counted = connection.execute(f"SELECT count(*) FROM {quoted}")  # noqa: S608 - quoted
+            (count,) = counted.fetchone()
+    except sqlite3.Error as error:
+        raise BadArgument(f"{path}, table {table!r}: {error}") from None
+    if not count:
+        raise BadArgument(f"{path}: table {table!r} has no rows to advise on")
+    keys = [name for _, name, _, _, _, place in columns if place]
+    names = [name for _, name, _, _, _, place in columns if not place] or keys
+    share = min(1.0, max(sample_bytes / path.stat().st_size, _LEAST_ROWS / count))
+    value = f"column {names[0]!r}" if len(names) == 1 else f"a tuple of {len(names)} columns"
+    return ValueSource(
+        _rows(path, quoted, keys, names, share, rng),
+        count,
+        is_sample=share < 1,
+        notes=(f"A value is {value} of a row.",),
+    )
+
+
+def _rows(
+    path: Path, table: str, keys: list[str], names: list[str], share: float, rng: random.Random
+) -> Iterator[tuple[Any, Any]]:
+    columns = ", ".join(map(_quoted, keys + names))
+    # What is not picked is not read: a long value lies on pages of its own.
+    picked = " WHERE batchzip_picks()" if share < 1 else ""
+    with closing(_open(path)) as connection:
+        connection.create_function("batchzip_picks", 0, lambda: rng.random() < share)
+        try:
+            wanted = f"SELECT {columns} FROM {table}{picked}"  # noqa: S608 - quoted
+            found = connection.execute(wanted)
+            for number, row in enumerate(found):
+                key, value = row[: len(keys)] or (number,), row[len(keys) :]
+                # A float may be a table's key, and is none of a mapping: in a tuple it is.
+                is_plain = len(key) == 1 and isinstance(key[0], str | bytes | int)
+                yield key[0] if is_plain else key, value[0] if len(value) == 1 else value
+        except sqlite3.Error as error:
+            raise BadArgument(f"{path}, table {table}: {error}") from None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
