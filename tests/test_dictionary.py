@@ -53,8 +53,8 @@ def test_one_for_floats_is_trained_on_them_turned() -> None:
     trained = batchzip.train_dictionary(pages, size=4096, **how)  # type: ignore[arg-type]
     other = batchzip.train_dictionary(pages, size=4096, level=1, shuffle=2)
     assert trained != other
-    size = {"page_size": 512, "backend": "sequential"}
-    with batchzip.Engine("zstd", dictionary=trained, **how, **size) as engine:  # type: ignore[arg-type]
+    codec = Shuffled(Zstd(1, trained), 2, floats=True)
+    with batchzip.Engine(codec, page_size=512, backend="sequential") as engine:
         outputs = [engine.compress_page(page) for page in pages]
         assert list(map(engine.decompress_page, outputs)) == pages
         assert len(data) > 1.2 * sum(map(len, outputs))
