@@ -10,6 +10,8 @@ cdef struct Memory:  # a memfd with one mapping; `base` NULL: there is none
     int fd
     uint8_t *base  # moves when the memory grows
     uint64_t size  # bytes of address space, all of them mapped
+    uint64_t device  # of the file, and its number there: is the descriptor still this memory's?
+    uint64_t inode
 
 cdef int memory_create(
     Memory *memory, str name, uint64_t most, uint64_t least, bint keeps=*

@@ -178,6 +178,7 @@ cdef int memory_create(
     cdef void *base = MAP_FAILED
     cdef uint64_t size = 2 * most
     cdef int fd = -1, error
+    cdef Stat stat
     with above_standard():
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -199,6 +200,8 @@ cdef int memory_create(
             munmap(base, size)
         close(fd)
         raise
+    fstat(fd, &stat)
+    memory.device, memory.inode = stat.st_dev, stat.st_ino
     memory.fd = fd
     memory.base = <uint8_t *>base
     memory.size = size
@@ -257,10 +260,12 @@ cdef uint64_t memory_held(const Memory *memory) noexcept nogil:
 
 cdef void memory_close(Memory *memory) noexcept nogil:
     """Drop mapping and descriptor, if there are any: the memory goes with the last of them."""
+    cdef Stat stat
     if memory.base is NULL:
         return
     munmap(memory.base, memory.size)
-    close(memory.fd)
+    if fstat(memory.fd, &stat) == 0 and stat.st_dev == memory.device and stat.st_ino == memory.inode:
+        close(memory.fd)
     memory.fd = -1
     memory.base = NULL
     memory.size = 0
