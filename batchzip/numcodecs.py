@@ -53,7 +53,8 @@ class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
 
     `algorithm`   a name from `batchzip.algorithms()`.
     `page_size`   bytes compressed at a time; a power of two in 512 B … 2 MiB. Larger compresses better.
-    `shuffle`     2, 4 or 8: bytes of elements of that size are sorted by place, as in Engine; or None.
+    `shuffle`     2, 4 or 8: bytes of elements of that size are sorted by place, as in Engine; "f2", "f4" or
+                  "f8" for floating-point numbers; or None.
     `parameters`  the algorithm's own numbers: `level`, `acceleration`, …
 
     Picklable; thread-safe. Raises BadArgument for what no engine could be made with.
@@ -66,7 +67,7 @@ class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
         algorithm: str = "zstd",
         *,
         page_size: int = 1 << 16,
-        shuffle: int | None = None,
+        shuffle: int | str | None = None,
         **parameters: Any,
     ) -> None:
         config = {"algorithm": algorithm, "page_size": page_size, "shuffle": shuffle, **parameters}

@@ -21,7 +21,7 @@ class EngineOptions(TypedDict, total=False):
     page_size: SupportsIndex
     verify: bool
     isolate: bool
-    shuffle: SupportsIndex | None
+    shuffle: SupportsIndex | str | None
 
 
 class LevelOptions(EngineOptions, total=False):

@@ -42,7 +42,7 @@ class BatchzipCodec(BytesBytesCodec):
         algorithm: str = "zstd",
         *,
         page_size: int = 1 << 16,
-        shuffle: int | None = None,
+        shuffle: int | str | None = None,
         **parameters: Any,
     ) -> None:
         self.codec = Batchzip(algorithm, page_size=page_size, shuffle=shuffle, **parameters)

@@ -178,6 +178,19 @@ def test_numbers_are_told_to_be_shuffled_by_the_bytes_of_their_elements() -> Non
     assert found[f"lz4 shuffle {size}", 4096].ratio > 1.5 * found["lz4", 4096].ratio
 
 
+@pytest.mark.parametrize(
+    ("kind", "shuffle"), [("bfloat16 weights", "f2"), ("float32 weights", "f4")]
+)
+def test_floats_are_told_to_be_shuffled_as_such(kind: str, shuffle: str) -> None:
+    advice = advise(blocks_of(arrays()[kind][1]))
+    assert advice.recommended is not None
+    assert advice.recommended.shuffle == shuffle
+    assert f"shuffle='{shuffle}'" in advice.recommended.call
+    assert not any(
+        option.algorithm == "lz4" for option in advice.options if option.shuffle == shuffle
+    )
+
+
 def test_noise_is_left_alone() -> None:
     noise = blocks_of(np.random.default_rng(2).bytes(3 * BLOCK_BYTES))
     advice = advise(noise)

@@ -200,14 +200,15 @@ def test_a_running_process_is_taken_and_left_alone() -> None:
         assert child.returncode == 0
 
 
-def test_options_reach_the_engine(file: Path) -> None:
+@pytest.mark.parametrize("shuffle", [2, "f4"])
+def test_options_reach_the_engine(file: Path, shuffle: int | str) -> None:
     options = [
         "--algorithm",
         "zstd",
         "--level",
         5,
         "--shuffle",
-        2,
+        shuffle,
         "--batch",
         8,
         "--folio",
@@ -221,7 +222,7 @@ def test_options_reach_the_engine(file: Path) -> None:
     assert result["settings"] == {
         "algorithm": "zstd",
         "level": 5,
-        "shuffle": 2,
+        "shuffle": shuffle,
         "batch_pages": 8,
         "folio_pages": 3,
         "workers": 2,
@@ -271,7 +272,7 @@ def test_a_limit_that_keeps_nothing_says_so(tmp_path: Path) -> None:
         (["--algorithm", "zip"], ["'zip'", "zstd", "lz4"]),
         (["--algorithm", "lz4", "--level", "3", "--file", "one.bin"], ["level"]),
         (["--algorithm", "zstd", "--level", "999", "--file", "one.bin"], ["level"]),
-        (["--shuffle", "3"], ["--shuffle", "2, 4, 8"]),
+        (["--shuffle", "3"], ["--shuffle", "2, 4, 8", "f2"]),
         (["--page-size", "4097"], ["4097", "power of two"]),
         (["--page-size", "256"], ["256", "power of two"]),
         (["--page-size", "4194304"], ["4194304", "power of two"]),

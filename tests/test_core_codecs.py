@@ -126,6 +126,20 @@ def test_outputs_of_shuffled_pages_are_those_of_the_python_codec(
             check_equal(around(Shuffled(inner, element_size)), page_size)
 
 
+@pytest.mark.parametrize("element_size", [2, 4, 8])
+@pytest.mark.parametrize("inner", [Lz4(), Zstd(-5), Zstd(), Zstd(2), Zstd(5), Zstd(13)], ids=str)
+def test_outputs_of_floats_are_those_of_the_python_codec(inner: Codec, element_size: int) -> None:
+    codec = Shuffled(inner, element_size, floats=True)
+    for page_size in SIZES if inner == Zstd() else (512, 4096, 131072, 262144):
+        check_equal(codec, page_size)
+
+
+@pytest.mark.parametrize("level", [-5, 1, 3, 6])
+def test_outputs_of_floats_with_a_dictionary_are_those_of_the_python_codec(level: int) -> None:
+    for page_size in (512, 4096, 131072):
+        check_equal(Verified(Shuffled(Zstd(level, dictionary()), 2, floats=True)), page_size)
+
+
 @pytest.mark.parametrize("codec", [Lz4(), Lz4hc(3), Zstd(1), Zstd(3, dictionary())], ids=str)
 def test_verified_outputs_are_those_of_the_python_codec(codec: Codec) -> None:
     check_equal(Verified(codec), 4096)
@@ -142,6 +156,9 @@ FAST = [
     Shuffled(Lz4(), 4),
     Shuffled(Zstd(1), 8),
     Verified(Shuffled(Lz4(), 2)),
+    Shuffled(Zstd(1), 2, floats=True),
+    Verified(Shuffled(Zstd(3), 4, floats=True)),
+    Shuffled(Zstd(1, dictionary()), 8, floats=True),
 ]
 
 

@@ -283,6 +283,11 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
         "size_t ZSTD_CCtx_refCDict(void *c, void *d) { return -1; }",
         "refuses its dictionary",
     ),
+    "has no stream": (
+        "zstd",
+        "size_t ZSTD_compressStream2(void *c, void *out, void *in, int step) { return -1; }",
+        "did not come back",
+    ),
     "knows no bound": ("zstd", "size_t ZSTD_compressBound(size_t n) { return 0; }", "bound"),
     "knows no errors": (
         "zstd",

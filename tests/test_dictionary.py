@@ -46,6 +46,20 @@ def test_pages_that_it_was_not_trained_on_get_smaller(kind: str, gain: float, le
     assert ratio(pages[1::2], "zstd", level=level, dictionary=trained) > plain * gain
 
 
+def test_one_for_floats_is_trained_on_them_turned() -> None:
+    data = arrays()["bfloat16 weights"][1]
+    pages = [data[start : start + 512] for start in range(0, len(data), 512)]
+    how = {"level": 1, "shuffle": "f2"}
+    trained = batchzip.train_dictionary(pages, size=4096, **how)  # type: ignore[arg-type]
+    other = batchzip.train_dictionary(pages, size=4096, level=1, shuffle=2)
+    assert trained != other
+    codec = Shuffled(Zstd(1, trained), 2, floats=True)
+    with batchzip.Engine(codec, page_size=512, backend="sequential") as engine:
+        outputs = [engine.compress_page(page) for page in pages]
+        assert list(map(engine.decompress_page, outputs)) == pages
+        assert len(data) > 1.2 * sum(map(len, outputs))
+
+
 def test_one_for_shuffled_pages_is_trained_on_them_shuffled() -> None:
     element_size, data = arrays()["float64 signal"]
     pages = pages_of(data)

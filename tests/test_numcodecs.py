@@ -53,6 +53,7 @@ CODECS = [
     Batchzip("lz4"),
     Batchzip("lz4", page_size=4096, shuffle=4),
     Batchzip("zstd", level=-5, page_size=512, shuffle=8),
+    Batchzip("zstd", level=1, shuffle="f2"),
 ]
 
 

@@ -484,10 +484,10 @@ def test_nothing_is_held_before_a_value_is_compressed_nor_after_the_end(tmp_path
     with check:
         data = WorkerData(tmp_path, memory_limit=MIB)
         data["a"] = some_noise(1, 1000)
-        assert data.counters.stored_pages == 0
+        assert data.counters.stored_values == 0
         assert check.leftovers() == []
         data.evict()
-        assert data.counters.stored_pages > 0
+        assert data.counters.stored_values > 0
         assert check.leftovers() != []
         data["b"] = 1
         data.close()

@@ -42,7 +42,7 @@ def _make_task(codec: Codec, page_size: int, arena_fd: int, number: int, ring: W
     plan = codec.plan()
     if is_native(codec):
         assert plan.native is not None  # noqa: S101 - is_native says so
-        given = tuple(plan.native), plan.element_size, plan.verify
+        given = tuple(plan.native), plan.element_size, plan.verify, plan.floats
     else:
         given, modules = pickled(codec)
     fds = arena_fd, *ring.descriptors

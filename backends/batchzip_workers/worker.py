@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from batchzip.codecs import Codec
     from batchzip.core.plan import Plan
 
+    Given = tuple[tuple[str, int, bytes | None, int], int, bool, bool]
+    """A plan with a native codec, taken apart."""
+
 
 def main(
     number: int,
-    codec: bytes | tuple[tuple[str, int, bytes | None], int, bool],
+    codec: bytes | Given,
     page_size: int,
     failpoint: tuple[str, int, str] | None,
     arena_fd: int,
@@ -36,7 +39,7 @@ def main(
         os._exit(outcome)
 
 
-def _codec(given: bytes | tuple[tuple[str, int, bytes | None], int, bool]) -> Codec | Plan:
+def _codec(given: bytes | Given) -> Codec | Plan:
     if isinstance(given, bytes):
         from batchzip_workers.pickled import unpickled  # noqa: PLC0415 - C functions need none of it
 
@@ -44,5 +47,5 @@ def _codec(given: bytes | tuple[tuple[str, int, bytes | None], int, bool]) -> Co
         return codec
     from batchzip.core.plan import Native, Plan  # noqa: PLC0415 - pickled codecs bring it
 
-    native, element_size, verify = given
-    return Plan(None, Native(*native), element_size, verify)
+    native, element_size, verify, floats = given
+    return Plan(None, Native(*native), element_size, verify, floats)

@@ -16,7 +16,7 @@ class Option:
     algorithm: str
     parameters: dict[str, Any]
     page_size: int
-    shuffle: int | None
+    shuffle: int | str | None
     dictionary: bool
     same_filled_share: float
     """Pages of one repeated word, which take no memory in the pool."""
@@ -49,11 +49,11 @@ class Option:
         arguments += [f"{key}={value!r}" for key, value in self.parameters.items()]
         arguments.append(f"page_size={self.page_size}")
         if self.shuffle is not None:
-            arguments.append(f"shuffle={self.shuffle}")
+            arguments.append(f"shuffle={self.shuffle!r}")
         if self.dictionary:
             training = [f"{key}={value!r}" for key, value in self.parameters.items()]
             if self.shuffle is not None:
-                training.append(f"shuffle={self.shuffle}")
+                training.append(f"shuffle={self.shuffle!r}")
             trained = ", ".join(["pages", *training])
             arguments.append(f"dictionary=batchzip.train_dictionary({trained})")
         return f"batchzip.Engine({', '.join(arguments)})"

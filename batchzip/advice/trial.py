@@ -11,7 +11,7 @@ import numpy as np
 from batchzip.advice.option import Option
 from batchzip.codecs import make_codec
 from batchzip.codecs.dictionary import train_dictionary
-from batchzip.codecs.shuffled import ELEMENT_SIZES, shuffle_bytes
+from batchzip.codecs.shuffled import ELEMENT_SIZES, FLOATS, Shuffled, as_elements
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument
 from batchzip.store import SwapStore
@@ -43,7 +43,7 @@ class Trial:
     engine: Engine
     algorithm: str
     parameters: dict[str, Any]
-    shuffle: int | None
+    shuffle: int | str | None
     dictionary: bool
     pages: int = 0
     same_filled: int = 0
@@ -119,10 +119,20 @@ def trials_of(
     get what cannot be tried.
     """
     pages = training.reshape(-1, page_size)
-    for shuffle in (None, _best_shuffle(pages)):
-        for name in names:
-            for parameters in _LEVELS.get(name, ({},)):
-                tables = [{}, *_dictionary(name, parameters, pages, shuffle, notes, apart=apart)]
+    shuffles = (
+        None,
+        _best_shuffle(pages, "lz4", ELEMENT_SIZES),
+        _best_shuffle(pages, "zstd", FLOATS),
+    )
+    for shuffle in shuffles:
+        floats = shuffle in FLOATS
+        for name in (
+            ["zstd"] * ("zstd" in names) if floats else names
+        ):  # others gain nothing by that
+            for parameters in _LEVELS.get(name, ({},))[: 1 if floats else None]:
+                tables: list[dict[str, Any]] = [{}]
+                if not floats:
+                    tables += _dictionary(name, parameters, pages, shuffle, notes, apart=apart)
                 for table in tables:
                     engine = Engine(
                         name,
@@ -136,22 +146,21 @@ def trials_of(
                     yield Trial(engine, name, parameters, shuffle, bool(table))
 
 
-def _best_shuffle(pages: Bytes) -> int:
-    """Bytes of the elements for which lz4, which gains the most from it, makes the least."""
-    compress = make_codec("lz4").compressor(pages.shape[1])
+def _best_shuffle(pages: Bytes, name: str, shuffles: Sequence[int] | Sequence[str]) -> int | str:
+    """Return the way to shuffle by which the algorithm that gains the most from such makes the least."""
     flat = [page.tobytes() for page in pages[:: 1 + len(pages) // 256]]
-    lengths = {
-        size: sum(len(compress(shuffle_bytes(page, size))) for page in flat)
-        for size in ELEMENT_SIZES
-    }
-    return min(lengths, key=lambda size: lengths[size])
+    lengths: dict[int | str, int] = {}
+    for shuffle in shuffles:
+        compress = Shuffled(make_codec(name), *as_elements(shuffle)).compressor(pages.shape[1])
+        lengths[shuffle] = sum(len(compress(page)) for page in flat)
+    return min(lengths, key=lambda shuffle: lengths[shuffle])
 
 
 def _dictionary(
     name: str,
     parameters: dict[str, Any],
     pages: Bytes,
-    shuffle: int | None,
+    shuffle: int | str | None,
     notes: list[str],
     *,
     apart: bool,

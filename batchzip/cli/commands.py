@@ -18,6 +18,7 @@ from batchzip.cli.arguments import (
     size,
 )
 from batchzip.cli.version import ShowVersion
+from batchzip.codecs.shuffled import ELEMENT_SIZES, FLOATS
 
 if TYPE_CHECKING:
     from typing import Any
@@ -238,9 +239,10 @@ def _add_swap(commands: Any) -> None:
     add("--level", type=int, metavar="N", help="level of the algorithm, if it has any")
     add(
         "--shuffle",
-        type=int,
-        choices=(2, 4, 8),
-        help="bytes of the numbers in the pages: compressed with their bytes sorted by place",
+        type=lambda text: int(text) if text.isdecimal() else text,
+        choices=(*ELEMENT_SIZES, *FLOATS),
+        help="bytes of the numbers in the pages, f2, f4 or f8 for floating-point ones: compressed with "
+        "their bytes sorted by place",
     )
     add(
         "--batch",

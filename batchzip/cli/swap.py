@@ -47,7 +47,7 @@ class Options:
     file: str | None
     algorithm: str
     level: int | None
-    shuffle: int | None
+    shuffle: int | str | None
     batch: int
     folio: int
     workers: int | None

@@ -50,6 +50,13 @@ class Codec(ABC):
         """Return which C function does what the callables do, byte for byte; None if there is none."""
         return None
 
+    def for_planes(self, planes: int) -> Codec:  # noqa: ARG002 - most have no better way
+        """Return the codec for pages of `planes` equal parts that have nothing in common.
+
+        Either's decompressor restores the other's outputs.
+        """
+        return self
+
     def plan(self) -> Plan:
         """Take the codec apart, for the core."""
         kind = type(self)

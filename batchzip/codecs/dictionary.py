@@ -52,7 +52,7 @@ def train_dictionary(
     *,
     size: int = DEFAULT_SIZE,
     level: int = DEFAULT_LEVEL,
-    shuffle: int | None = None,
+    shuffle: int | str | None = None,
 ) -> bytes:
     """Make a dictionary of at most `size` bytes out of sample pages; the same ones give the same.
 
@@ -86,7 +86,7 @@ def train_dictionary(
     return trained.as_bytes()
 
 
-def _usable(given: Sequence[Flat], size: int, shuffle: int | None) -> list[bytes]:
+def _usable(given: Sequence[Flat], size: int, shuffle: int | str | None) -> list[bytes]:
     """Choose samples, evenly and no more than needed, and drop what teaches nothing.
 
     A page that a codec does not make smaller is noise. Of a short one that cannot be said: alone it has

@@ -29,6 +29,8 @@ cdef struct CoderState:
     size_t page_size
     size_t bound  # no output of a page is longer; 0 where that is unknown
     size_t element_size  # of shuffled pages; 0: they are not shuffled
+    bint floats  # shuffled elements are floating-point numbers
+    size_t planes  # zstd: parts of a page that have blocks of their own
     bint verify
     bint gave_up  # a callback raised, see ABORT
     const Lz4 *lz4

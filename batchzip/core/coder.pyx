@@ -28,16 +28,16 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy
 
-from batchzip.core.libraries cimport find_lz4, find_xxh3, find_zstd, zstd_make_cdict
+from batchzip.core.libraries cimport find_lz4, find_xxh3, find_zstd, zstd_compress_parts, zstd_make_cdict
 from batchzip.core.memory cimport bz_calloc, bz_malloc
 
 from batchzip.errors import BadArgument, PageError
 
 cdef extern from "native.h" nogil:
     """
-    /* Put byte k of every element into row k, and back. Written for each element size, so that the
-     * compiler makes vector code of it. */
-    #define BZ_SHUFFLE(SIZE)                                                                     \
+    /* Put byte k of every element into row k, and back; of a float, the sign goes behind the rest
+     * first. Written for each element size, so that the compiler makes vector code of it. */
+    #define BZ_SHUFFLE(SIZE, WORD)                                                                     \
         static void bz_shuffle##SIZE(const uint8_t *restrict page, uint8_t *restrict rows,       \
                                      size_t elements) {                                          \
             for (size_t k = 0; k < SIZE; k++)                                                    \
@@ -47,19 +47,43 @@ cdef extern from "native.h" nogil:
                                        size_t elements) {                                        \
             for (size_t i = 0; i < elements; i++)                                                \
                 for (size_t k = 0; k < SIZE; k++) page[i * SIZE + k] = rows[k * elements + i];   \
+        }                                                                                        \
+        static void bz_shuffle_floats##SIZE(const uint8_t *restrict page,                        \
+                                            uint8_t *restrict rows, size_t elements) {           \
+            for (size_t k = 0; k < SIZE; k++)                                                    \
+                for (size_t i = 0; i < elements; i++) {                                          \
+                    WORD word;                                                                   \
+                    memcpy(&word, page + i * SIZE, SIZE);                                        \
+                    word = (WORD)(word << 1 | word >> (8 * SIZE - 1));                           \
+                    rows[k * elements + i] = (uint8_t)(word >> 8 * k);                           \
+                }                                                                                \
+        }                                                                                        \
+        static void bz_unshuffle_floats##SIZE(const uint8_t *restrict rows,                      \
+                                              uint8_t *restrict page, size_t elements) {         \
+            for (size_t i = 0; i < elements; i++) {                                              \
+                WORD word = 0;                                                                   \
+                for (size_t k = 0; k < SIZE; k++)                                                \
+                    word |= (WORD)((WORD)rows[k * elements + i] << 8 * k);                       \
+                word = (WORD)(word >> 1 | word << (8 * SIZE - 1));                               \
+                memcpy(page + i * SIZE, &word, SIZE);                                            \
+            }                                                                                    \
         }
-    BZ_SHUFFLE(2)
-    BZ_SHUFFLE(4)
-    BZ_SHUFFLE(8)
-    static void bz_shuffle(const uint8_t *page, uint8_t *rows, size_t bytes, size_t element) {
-        if (element == 2) bz_shuffle2(page, rows, bytes / 2);
-        else if (element == 4) bz_shuffle4(page, rows, bytes / 4);
-        else bz_shuffle8(page, rows, bytes / 8);
+    BZ_SHUFFLE(2, uint16_t)
+    BZ_SHUFFLE(4, uint32_t)
+    BZ_SHUFFLE(8, uint64_t)
+    #define BZ_BY_SIZE(WHAT, FROM, TO)                                                           \
+        if (element == 2) WHAT##2(FROM, TO, bytes / 2);                                          \
+        else if (element == 4) WHAT##4(FROM, TO, bytes / 4);                                     \
+        else WHAT##8(FROM, TO, bytes / 8)
+    static void bz_shuffle(const uint8_t *page, uint8_t *rows, size_t bytes, size_t element,
+                           int floats) {
+        if (floats) { BZ_BY_SIZE(bz_shuffle_floats, page, rows); }
+        else { BZ_BY_SIZE(bz_shuffle, page, rows); }
     }
-    static void bz_unshuffle(const uint8_t *rows, uint8_t *page, size_t bytes, size_t element) {
-        if (element == 2) bz_unshuffle2(rows, page, bytes / 2);
-        else if (element == 4) bz_unshuffle4(rows, page, bytes / 4);
-        else bz_unshuffle8(rows, page, bytes / 8);
+    static void bz_unshuffle(const uint8_t *rows, uint8_t *page, size_t bytes, size_t element,
+                             int floats) {
+        if (floats) { BZ_BY_SIZE(bz_unshuffle_floats, rows, page); }
+        else { BZ_BY_SIZE(bz_unshuffle, rows, page); }
     }
     /* A checksum for where xxhash's functions are missing: FNV-1a over words. */
     static uint64_t bz_plain_hash(const uint8_t *data, size_t length) {
@@ -73,8 +97,8 @@ cdef extern from "native.h" nogil:
         return hash ^ hash >> 32;
     }
     """
-    void bz_shuffle(const uint8_t *, uint8_t *, size_t, size_t)
-    void bz_unshuffle(const uint8_t *, uint8_t *, size_t, size_t)
+    void bz_shuffle(const uint8_t *, uint8_t *, size_t, size_t, bint)
+    void bz_unshuffle(const uint8_t *, uint8_t *, size_t, size_t, bint)
     uint64_t bz_plain_hash(const uint8_t *, size_t)
     void bz_count(uint64_t *, uint64_t)
     uint64_t bz_read_figure(const uint64_t *)
@@ -91,6 +115,13 @@ cdef enum:
     ZSTD_LEVEL = 100  # ZSTD_c_compressionLevel
     ZSTD_CONTENT_SIZE = 200  # ZSTD_c_contentSizeFlag
     ZSTD_DICTIONARY_ID = 202  # ZSTD_c_dictIDFlag
+    ZSTD_HASH_LOG = 102  # ZSTD_c_hashLog
+    ZSTD_MIN_MATCH = 105  # ZSTD_c_minMatch
+    ZSTD_STRATEGY = 107  # ZSTD_c_strategy; 1: ZSTD_fast
+
+cdef enum:
+    LEAST_PLANE = 64  # bytes; these two as batchzip.codecs.zstd has them
+    DEFAULT_LEVEL = 3
 
 cdef extern from *:
     """
@@ -117,7 +148,7 @@ cdef int64_t compress_page(
         memcpy(coder.page, page, coder.page_size)
         source = coder.page
     if coder.element_size:
-        bz_shuffle(source, coder.shuffled, coder.page_size, coder.element_size)
+        bz_shuffle(source, coder.shuffled, coder.page_size, coder.element_size, coder.floats)
         source = coder.shuffled
     if coder.library == CALLBACK:
         length = _call(coder, coder.compress_call, source, coder.page_size, dst, capacity, EIO)
@@ -140,6 +171,11 @@ cdef int64_t _encode(
     CoderState *coder, const uint8_t *source, size_t size, uint8_t *room, size_t capacity
 ) noexcept nogil:
     cdef size_t produced
+    if coder.library == ZSTD and coder.planes > 1 and size // coder.planes >= LEAST_PLANE:
+        produced = zstd_compress_parts(
+            coder.zstd, coder.compressing, room, capacity, source, size, coder.planes
+        )
+        return <int64_t>produced if produced else -EIO
     if coder.library == ZSTD:
         produced = coder.zstd.compress2(
             coder.compressing, room, capacity, source, size
@@ -182,7 +218,7 @@ cdef int64_t restore_page(
     if restored < 0:
         return restored
     if coder.element_size:
-        bz_unshuffle(room, dst, coder.page_size, coder.element_size)
+        bz_unshuffle(room, dst, coder.page_size, coder.element_size, coder.floats)
     elif room != dst:
         memcpy(dst, room, coder.page_size)
     return restored
@@ -254,7 +290,7 @@ cdef void _shuffle_value(CoderState *coder, size_t size) noexcept nogil:
     """Shuffle the whole elements of the coder's page; what is left over stays behind them."""
     cdef size_t whole = size - size % coder.element_size
     if whole:
-        bz_shuffle(coder.page, coder.shuffled, whole, coder.element_size)
+        bz_shuffle(coder.page, coder.shuffled, whole, coder.element_size, coder.floats)
     memcpy(coder.shuffled + whole, coder.page + whole, size - whole)
 
 
@@ -277,7 +313,7 @@ cdef int64_t restore_value(
     if restored > 0 and coder.element_size:
         whole = size - size % coder.element_size
         if whole:
-            bz_unshuffle(room, coder.restored, whole, coder.element_size)
+            bz_unshuffle(room, coder.restored, whole, coder.element_size, coder.floats)
         memcpy(coder.restored + whole, room + whole, size - whole)
     return restored
 
@@ -367,6 +403,7 @@ cdef class Coder:
         self.codec = codec
         state.page_size = check_page_size(page_size)
         state.element_size = plan.element_size
+        state.floats = plan.floats
         state.verify = plan.verify
         state.xxh3 = find_xxh3()
         state.library = CALLBACK
@@ -396,6 +433,7 @@ cdef class Coder:
             state.zstd = find_zstd()
             if state.zstd is NULL:
                 return
+            state.planes = native.planes
             self._use_zstd(native.dictionary, like)
             state.bound = state.zstd.compress_bound(state.page_size)
         else:
@@ -417,8 +455,16 @@ cdef class Coder:
         state.restoring = zstd.create_dctx()
         if state.compressing is NULL or state.restoring is NULL:
             raise MemoryError("no memory for zstd's contexts")
-        if zstd.is_error(zstd.set_parameter(state.compressing, ZSTD_LEVEL, state.effort)):
+        cdef bint few_repeats = (
+            state.planes > 1 and 1 <= state.effort <= DEFAULT_LEVEL and dictionary is None
+        )
+        cdef int level = 1 if few_repeats else state.effort
+        if zstd.is_error(zstd.set_parameter(state.compressing, ZSTD_LEVEL, level)):
             raise ValueError(f"zstd refuses level {state.effort}")
+        if few_repeats:
+            zstd.set_parameter(state.compressing, ZSTD_STRATEGY, 1)
+            zstd.set_parameter(state.compressing, ZSTD_HASH_LOG, 6)
+            zstd.set_parameter(state.compressing, ZSTD_MIN_MATCH, 7)
         zstd.set_parameter(state.compressing, ZSTD_CONTENT_SIZE, 1)
         if dictionary is None:
             return

@@ -29,6 +29,30 @@ ctypedef size_t (*zstd_set_parameter_fn)(void *cctx, int parameter, int value) n
 ctypedef size_t (*zstd_compress2_fn)(
     void *cctx, void *dst, size_t dst_capacity, const void *src, size_t src_size
 ) noexcept nogil
+cdef struct ZstdInput:  # ZSTD_inBuffer
+    const void *src
+    size_t size
+    size_t pos
+
+cdef struct ZstdOutput:  # ZSTD_outBuffer
+    void *dst
+    size_t size
+    size_t pos
+
+cdef enum ZstdStep:  # ZSTD_EndDirective
+    ZSTD_CONTINUE = 0
+    ZSTD_FLUSH = 1
+    ZSTD_END = 2
+
+cdef enum:
+    ZSTD_SESSION = 1  # ZSTD_reset_session_only
+
+ctypedef size_t (*zstd_reset_fn)(void *cctx, int what) noexcept nogil
+ctypedef size_t (*zstd_pledge_fn)(void *cctx, unsigned long long size) noexcept nogil
+# Returns the bytes that wait for room in `output`, or an error; for ZSTD_CONTINUE some other number.
+ctypedef size_t (*zstd_stream_fn)(
+    void *cctx, ZstdOutput *output, ZstdInput *input, int step
+) noexcept nogil
 ctypedef size_t (*zstd_ref_cdict_fn)(void *cctx, const void *cdict) noexcept nogil
 ctypedef size_t (*zstd_decompress_dctx_fn)(
     void *dctx, void *dst, size_t dst_capacity, const void *src, size_t src_size
@@ -79,6 +103,9 @@ cdef struct Zstd:
     zstd_free_fn free_cctx  # ZSTD_freeCCtx
     zstd_set_parameter_fn set_parameter  # ZSTD_CCtx_setParameter
     zstd_compress2_fn compress2  # ZSTD_compress2
+    zstd_reset_fn reset  # ZSTD_CCtx_reset
+    zstd_pledge_fn pledge  # ZSTD_CCtx_setPledgedSrcSize
+    zstd_stream_fn stream  # ZSTD_compressStream2
     zstd_ref_cdict_fn ref_cdict  # ZSTD_CCtx_refCDict
     zstd_create_context_fn create_dctx  # ZSTD_createDCtx
     zstd_free_fn free_dctx  # ZSTD_freeDCtx
@@ -114,6 +141,18 @@ cdef struct Xxh3:
 cdef const Lz4 *find_lz4() except? NULL
 cdef const Zstd *find_zstd() except? NULL
 cdef const Xxh3 *find_xxh3() except? NULL
+
+# Compress into one frame `parts` equal parts of a source, each in blocks of its own; the last has what is
+# left over. Return as ZSTD_compress2, or 0 where that fails.
+cdef size_t zstd_compress_parts(
+    const Zstd *zstd,
+    void *cctx,
+    void *dst,
+    size_t dst_capacity,
+    const void *src,
+    size_t src_size,
+    size_t parts,
+) noexcept nogil
 
 # Make a ZSTD_CDict that holds a copy of the dictionary, or return NULL. Threads may share it.
 # Level 0 means 3, as everywhere in zstd.

@@ -102,6 +102,30 @@ cdef void *zstd_make_cdict(
     return zstd.create_cdict(dictionary, size, 0, 0, zstd.get_cparams(level, 0, size), memory)
 
 
+cdef size_t zstd_compress_parts(
+    const Zstd *zstd, void *cctx, void *dst, size_t dst_capacity, const void *src, size_t src_size,
+    size_t parts,
+) noexcept nogil:
+    cdef ZstdOutput output
+    cdef ZstdInput part
+    cdef size_t number, waiting
+    output.dst, output.size, output.pos = dst, dst_capacity, 0
+    # The calls are those of python-zstandard's compressobj, on which outputs depend.
+    if zstd.is_error(zstd.reset(cctx, ZSTD_SESSION)) or zstd.is_error(zstd.pledge(cctx, src_size)):
+        return 0
+    for number in range(parts):
+        part.src = <const char *> src + number * (src_size // parts)
+        part.size = src_size // parts + (src_size % parts if number == parts - 1 else 0)
+        part.pos = 0
+        if zstd.is_error(zstd.stream(cctx, &output, &part, ZSTD_CONTINUE)):
+            return 0
+        waiting = zstd.stream(cctx, &output, &part, ZSTD_FLUSH if number < parts - 1 else ZSTD_END)
+        if waiting or part.pos < part.size:  # an error, or no room
+            zstd.reset(cctx, ZSTD_SESSION)
+            return 0
+    return output.pos
+
+
 def libraries():
     """Return what was found of each C library; looks for those that nobody asked for yet."""
     return tuple([_settle(name) for name in _PLACES])
@@ -309,6 +333,9 @@ cdef int _collect_zstd(size_t handle, Zstd *zstd) except -1:
     zstd.free_cctx = <zstd_free_fn> _symbol(handle, "ZSTD_freeCCtx")
     zstd.set_parameter = <zstd_set_parameter_fn> _symbol(handle, "ZSTD_CCtx_setParameter")
     zstd.compress2 = <zstd_compress2_fn> _symbol(handle, "ZSTD_compress2")
+    zstd.reset = <zstd_reset_fn> _symbol(handle, "ZSTD_CCtx_reset")
+    zstd.pledge = <zstd_pledge_fn> _symbol(handle, "ZSTD_CCtx_setPledgedSrcSize")
+    zstd.stream = <zstd_stream_fn> _symbol(handle, "ZSTD_compressStream2")
     zstd.ref_cdict = <zstd_ref_cdict_fn> _symbol(handle, "ZSTD_CCtx_refCDict")
     zstd.create_dctx = <zstd_create_context_fn> _symbol(handle, "ZSTD_createDCtx")
     zstd.free_dctx = <zstd_free_fn> _symbol(handle, "ZSTD_freeDCtx")
@@ -471,20 +498,46 @@ cdef const char *_try_zstd_frames(
     const Zstd *zstd, Trial *trial, void *cctx, void *dctx, const void *ddict
 ) noexcept nogil:
     cdef size_t length
+    cdef size_t parts
+    cdef const char *problem
     if not SAMPLE < zstd.compress_bound(SAMPLE) < 2 * SAMPLE:
         return "its bound is not sensible"
+    for parts in range(1, 3):
+        problem = _try_zstd_frame(zstd, trial, cctx, dctx, ddict, parts)
+        if problem is not NULL:
+            return problem
+        _prepare(trial)
+    return NULL
+
+
+cdef size_t _compress(
+    const Zstd *zstd, void *cctx, Trial *trial, size_t capacity, size_t parts
+) noexcept nogil:
+    """Compress the page. Return 0 where that fails."""
+    cdef size_t length
+    if parts > 1:
+        return zstd_compress_parts(
+            zstd, cctx, trial.packed, capacity, trial.page, SAMPLE, parts
+        )
+    length = zstd.compress2(cctx, trial.packed, capacity, trial.page, SAMPLE)
+    return 0 if zstd.is_error(length) else length
+
+
+cdef const char *_try_zstd_frame(
+    const Zstd *zstd, Trial *trial, void *cctx, void *dctx, const void *ddict, size_t parts
+) noexcept nogil:
+    cdef size_t length
     # First what fails: libzstd refuses a dictionary from then until the next page is done.
-    if not zstd.is_error(zstd.compress2(cctx, trial.packed, SAMPLE // 4, trial.page, SAMPLE)):
+    if _compress(zstd, cctx, trial, SAMPLE // 4, parts):
         return NO_FAILURE
     if not _untouched(trial.packed, SAMPLE // 4):
         return OVERRUN
     memset(trial.packed, GUARD_BYTE, sizeof(trial.packed))
-    length = zstd.compress2(cctx, trial.packed, ROOM, trial.page, SAMPLE)
+    length = _compress(zstd, cctx, trial, ROOM, parts)
     if not _untouched(trial.packed, ROOM):
         return OVERRUN
     if (
-        zstd.is_error(length)
-        or length >= SAMPLE
+        not 0 < length < SAMPLE
         or zstd.content_size(trial.packed, length) != SAMPLE
         or zstd.compressed_size(trial.packed, length + GUARD) != length
         or _restore(zstd, dctx, trial, SAMPLE, length, ddict) != SAMPLE

@@ -24,6 +24,8 @@ class Native(NamedTuple):
     effort: int
     """lz4's acceleration, or the level of the others."""
     dictionary: bytes | None = None
+    planes: int = 1
+    """zstd: equal parts of a page that are compressed apart from each other."""
 
 
 class Plan(NamedTuple):
@@ -35,6 +37,8 @@ class Plan(NamedTuple):
     element_size: int = 0
     """Bytes of an element of pages that are shuffled; 0: they are not."""
     verify: bool = False
+    floats: bool = False
+    """Whether elements that are shuffled are floating-point numbers, whose sign goes last."""
 
     def plan(self) -> Plan:
         """Return this plan: the core takes plans in place of codecs."""

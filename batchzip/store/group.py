@@ -300,7 +300,11 @@ class Group(Owned):
         return gathered.stored(0)
 
     def train_dictionary(
-        self, *, size: int = DEFAULT_SIZE, level: int = DEFAULT_LEVEL, shuffle: int | None = None
+        self,
+        *,
+        size: int = DEFAULT_SIZE,
+        level: int = DEFAULT_LEVEL,
+        shuffle: int | str | None = None,
     ) -> bytes:
         """Make a dictionary of at most `size` bytes from the pages stored here.
 

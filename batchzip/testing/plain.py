@@ -38,8 +38,8 @@ def make_pages(count: int, seed: int = 0, page_size: int = PAGE) -> Bytes:
 
 def make_layered_codec() -> Codec:
     """Make a codec with all that can be around and in one: what is true of it is of simpler ones."""
-    dictionary = train_dictionary(make_pages(60, seed=9), size=4096, level=1, shuffle=4)
-    return Shuffled(Zstd(level=1, dictionary=dictionary), 4)
+    dictionary = train_dictionary(make_pages(60, seed=9), size=4096, level=1, shuffle="f4")
+    return Shuffled(Zstd(level=1, dictionary=dictionary), 4, floats=True)
 
 
 class Plain:

@@ -91,7 +91,7 @@ def native_codec(rng: Random) -> Codec:
         rng.integers(5)
     ]
     if rng.integers(3) == 0:
-        codec = Shuffled(codec, (2, 4, 8)[rng.integers(3)])
+        codec = Shuffled(codec, (2, 4, 8)[rng.integers(3)], floats=bool(rng.integers(2)))
     return Verified(codec) if rng.integers(3) == 0 else codec
 
 
