@@ -1,5 +1,7 @@
 """What the core asks the system for: memory, which tests may have fail, and descriptors."""
 
+from typing import Self
+
 def allocations() -> int:
     """Return how many requests for memory there have been."""
 
@@ -12,7 +14,7 @@ class Descriptor:
     Each method is one step: no interrupt comes into it, and no other thread.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __new__(cls, fd: int) -> Self:
         """Take over a descriptor. Raise OSError where there is none of that number."""
 
     def fileno(self) -> int:

@@ -133,6 +133,8 @@ class ShareServer:
     Raises OSError; nothing is left behind then.
     """
 
+    _inode: int | None = None
+
     def __init__(self, store: SwapStore) -> None:
         self._token = os.urandom(TOKEN_BYTES)
         """Tells its readers that it is not a store that has the same address later."""
@@ -379,10 +381,13 @@ def _inode_of(connection: socket.socket) -> int:
     return os.fstat(connection.fileno()).st_ino
 
 
-def _close(connection: socket.socket, inode: int) -> None:
-    """Close a socket, unless somebody else has, and its number is another's by now."""
+def _close(connection: socket.socket, inode: int | None) -> None:
+    """Close a socket, unless somebody else has, and its number is another's by now.
+
+    An interrupt may have come before its inode was noted: None.
+    """
     try:
-        ours = _inode_of(connection) == inode
+        ours = inode is None or _inode_of(connection) == inode
     except OSError:  # it is closed, and its number nobody's
         ours = False
     if ours:
@@ -396,6 +401,8 @@ def _pickle_error(error: BaseException) -> bytes:
     if type(error).__module__ in ("builtins", "batchzip.errors") and isinstance(
         error, (BatchzipError, OSError, MemoryError)
     ):
+        # Some libraries have causes and tracebacks pickled, too, of whatever classes.
+        error.__cause__ = error.__context__ = error.__traceback__ = None
         with contextlib.suppress(Exception):
             return pickle.dumps(error, protocol=5)
     return pickle.dumps(BadArgument(f"a reader's request failed: {shown(error)}"), protocol=5)

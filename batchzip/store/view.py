@@ -94,14 +94,14 @@ class _Owner:
         """What its replies begin with; empty until there was one, where the caller did not know."""
         self._pid = int(share.address.split("/")[2])
         # What was at that address may have gone, and its number be another's: this tells.
-        opened = Descriptors()
+        opened: list[Descriptor] = []
         try:
             with above_standard():
-                opened.extend(map(os.pidfd_open, (self._pid,)))  # one step, as in share.py
+                number = map(os.pidfd_open, (self._pid,))
+                opened.extend(map(Descriptor, number))  # one step, as in share.py
         except (ProcessLookupError, OverflowError):
             raise _unreachable(errno.ENOENT, self._pid, share.address) from None
-        self._process = Descriptor(opened[0])
-        del opened[0]
+        self._process = opened.pop()
 
     def attach(self) -> tuple[Any, Descriptors]:
         """Ask for what a view needs, and three or four descriptors."""

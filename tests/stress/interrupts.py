@@ -101,10 +101,10 @@ class InterruptAt:
 
     def _is_watched(self, frame: FrameType) -> bool:
         path = frame.f_code.co_filename
-        if frame.f_code.co_name == "__del__":  # Python swallows an interrupt there
-            return False
+        caller = frame.f_back
+        if "__del__" in (frame.f_code.co_name, caller and caller.f_code.co_name):
+            return False  # Python swallows an interrupt there
         if path in _ON_BEHALF:
-            caller = frame.f_back
             return caller is not None and caller.f_code.co_filename.startswith(self._watched)
         return path.startswith(self._watched)
 

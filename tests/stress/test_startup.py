@@ -103,8 +103,8 @@ def test_workers_that_die_before_they_read_what_they_are_to_do_hang_nobody() -> 
 _NO_ROOM = """
 from batchzip.lanes import watch
 from batchzip_workers import launch
-interpreter = launch._interpreter
-launch._interpreter = lambda: ["/bin/sh", "-c", 'ulimit -v 60000; exec "$@"', "sh", *interpreter()]
+interpreter = launch.command
+launch.command = lambda: ["/bin/sh", "-c", 'ulimit -v 60000; exec "$@"', "sh", *interpreter()]
 watch.REPLACE_S = 0.3
 isolate = sys.argv[1] == "isolate"
 with warnings.catch_warnings(record=True) as caught:
