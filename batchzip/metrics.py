@@ -122,13 +122,13 @@ def _make_collector(
 
     given = {"": store} if isinstance(store, (SwapStore, CompressedMapping)) else store
     named = given is store
-    check_kind(given, "store", SwapStore, Mapping)
+    check_kind(given, "store", SwapStore, CompressedMapping, Mapping)
     stores: dict[str, tuple[SwapStore, object]] = {}
     for name, one in given.items():
         if isinstance(one, CompressedMapping):
             stores[name] = one._store, one  # noqa: SLF001 - which it keeps open, where it made that
         else:
-            check_kind(one, "store", SwapStore)
+            check_kind(one, "store", SwapStore, CompressedMapping)
             stores[name] = one, None
 
     class StoreCollector(Collector):

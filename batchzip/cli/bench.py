@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -22,7 +23,7 @@ from batchzip.bench.zram import end_orderly
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 SLOWER = 1
 """Exit code of a comparison in which something got slower."""
@@ -77,9 +78,21 @@ def run(options: Options) -> int:
     return SLOWER if any(change.verdict == "slower" for change in changes) else 0
 
 
-def _measured(options: Options) -> Result:
-    # The processes of loky, a contender, would import from the current directory.
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keep the processes of loky, a contender, from importing from the current directory."""
+    before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+def _measured(options: Options) -> Result:
     algorithms = parse_algorithms(options.algorithms)
     source = Source(options.workload, options.pid, options.file)
     pages = source.take(options.pages)
@@ -107,7 +120,7 @@ def _measured(options: Options) -> Result:
         redirect_stderr=False,
         disable=options.json or not sys.stderr.isatty(),
     )
-    with progress:
+    with _safe_path(), progress:
         advance = _advance(progress, steps)
         zram = options.zram
         compress.compress(
