@@ -29,7 +29,8 @@ assert len(os.listdir("/proc/self/fd")) == fds
 LIMITS = {
     # Limits of a user count for all its processes, and not for root at all.
     "no thread": """
-import resource
+import resource, shutil
+shutil.which = lambda name: name  # that user need not see the folder that Python is in
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 """,
