@@ -178,7 +178,7 @@ def _extend(fd: int, size: int) -> None:
 
 
 def _refuse_beyond_memory(rows: int, width: int, length: int) -> None:
-    """Raise LimitReached where there cannot be so much.
+    """Raise LimitReached if the system does not have `length` bytes.
 
     A memfd has no limit of its own: reserving what is not there ends with the kernel killing a
     process, most likely this one.
@@ -189,12 +189,12 @@ def _refuse_beyond_memory(rows: int, width: int, length: int) -> None:
     if length > available:
         raise LimitReached(
             errno.ENOMEM,
-            f"{rows} × {width} bytes of shared memory are not to be had: {available / 2**20:.0f} MiB are available",
+            f"{rows} × {width} bytes of shared memory are unavailable: there are {available / 2**20:.0f} MiB",
         )
 
 
 def _available_bytes() -> float:
-    """Bytes that could be had if everybody else kept what they have, as far as the kernel tells."""
+    """Return the bytes that the kernel could still give."""
     available = math.inf
     with contextlib.suppress(OSError, ValueError, KeyError):  # /proc is not mounted
         lines = Path("/proc/meminfo").read_bytes().splitlines()

@@ -44,7 +44,7 @@ _OF_SYSTEM = {
 def named(error: OSError, what: str = "") -> OSError:
     """Return a LimitReached that names the limit behind an error; the error itself if it is another one.
 
-    `what` says what is not to be had.
+    `what` says what is unavailable.
     """
     number = error.errno
     if number is None or isinstance(error, LimitReached):

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
 
 _PASSING = 64
-"""Of values, one in so many, and as many at most, pass by before memory is looked at: what reading
-takes is there then."""
+"""One value in 64, 64 at most, is read before the first look at memory, so that what reading itself
+takes is not counted."""
 
 _MOST_GETS = 5000
 _GET_S = 2.0

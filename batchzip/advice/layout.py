@@ -1,7 +1,7 @@
 """Layout: reports for people that fit a width and never break inside a word.
 
-A table that is too wide has its first column wrapped; where that is not enough either, each row
-becomes a paragraph: the name on a line of its own, beneath it its figures, each with its heading.
+If a table is too wide, its first column is wrapped. If it is still too wide, each row becomes a
+paragraph: the name on a line of its own, and beneath it the figures, each with its heading.
 """
 
 from __future__ import annotations

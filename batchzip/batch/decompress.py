@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 _LONGEST = (1 << 32) - 1
-"""Bytes; lengths have 32 bits, and what is as long is no page."""
+"""Bytes: the largest length that 32 bits hold. No page is as long."""
 
 _PAGE_SIZE = 4096
 """Bytes of a page where nothing says otherwise, as on most machines."""

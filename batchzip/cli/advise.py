@@ -19,6 +19,8 @@ from batchzip.codecs import make_codec
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchzip.advice import Advice, Option
     from batchzip.advice.values import ValuesAdvice
     from batchzip.cli.sampling import Sample
@@ -68,19 +70,12 @@ def run(options: Options) -> int:
         check_plot(Path(options.plot))
     sample = _sample(options)
     with progress_bars("trials", shown=not options.json) as bar:
-        advance = None
-
-        def progress(_done: int, total: int) -> None:
-            nonlocal advance
-            advance = advance or bar("storing and loading", total)
-            advance(1)
-
         advice = advise(
             sample.blocks,
             total_bytes=sample.total_bytes,
             algorithms=options.algorithms,
             max_load_us=options.max_load_us or MAX_LOAD_US,
-            progress=progress,
+            progress=_progress(bar, "storing and loading"),
         )
     if options.plot is not None:
         from batchzip.cli.plot import plot  # noqa: PLC0415 - as above
@@ -92,6 +87,20 @@ def run(options: Options) -> int:
     else:
         _write(report(sample, advice, width, every=options.all))
     return 0
+
+
+def _progress(
+    bar: Callable[[str, int], Callable[[int], None]], text: str
+) -> Callable[[int, int], None]:
+    """Return what moves a bar by one step; it is drawn with the first step, which tells how many there are."""
+    advance = None
+
+    def progress(_done: int, total: int) -> None:
+        nonlocal advance
+        advance = advance or bar(text, total)
+        advance(1)
+
+    return progress
 
 
 def _write(text: str) -> None:
@@ -110,14 +119,7 @@ def _advise_values(options: Options, name: str) -> int:
     sample = SAMPLE_BYTES if options.sample is None else options.sample
     source = open_values(name, sample, options.seed, is_pickle=options.pickle)
     with progress_bars("measured", shown=not options.json) as bar:
-        advance = None
-
-        def progress(_done: int, total: int) -> None:
-            nonlocal advance
-            advance = advance or bar("putting and getting", total)
-            advance(1)
-
-        advice = weigh_all(source, sample, progress)
+        advice = weigh_all(source, sample, _progress(bar, "putting and getting"))
     width = make_console().width
     if options.json:
         print_json(values_document(name, advice))

@@ -41,7 +41,7 @@ ELEMENT_SIZES = (2, 4, 8)
 """Bytes of an element; each divides every page size."""
 
 FLOATS = ("f2", "f4", "f8")
-"""Floating-point numbers of so many bytes, as NumPy names them; bfloat16 is an "f2", too."""
+"""NumPy's names of floating-point numbers, with their bytes. bfloat16 is an "f2", too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ cdef uint32_t _slot_at(PoolState *pool, uint64_t place, int64_t *budget) noexcep
         word = words[slot]
         if word & ONE and place_of(pool, word) == place:
             return <uint32_t>slot
-    budget[0] -= pool.next_slot // 256  # the search takes about as long as so many moves
+    budget[0] -= pool.next_slot // 256  # what the search costs, in moves
     for slot in range(FIRST_SLOT, pool.next_slot):
         word = words[slot]
         if word & ONE and place_of(pool, word) == place:

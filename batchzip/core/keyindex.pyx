@@ -227,7 +227,7 @@ cdef uint32_t _new_block(KeyIndex *index) noexcept nogil:
 
 
 cdef bint _give_bytes(KeyIndex *index, KeyBlock *block, uint64_t room) noexcept nogil:
-    """Have a block's keys take so many bytes. Return False if there is no memory for them."""
+    """Make room for `room` bytes of keys in a block. Return False if there is no memory."""
     cdef uint8_t *keys
     if room >> 32:
         return False

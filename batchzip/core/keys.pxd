@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t
 
 cdef enum:
     KEY_ROOM = 256
@@ -10,7 +10,6 @@ cdef class Key:  # a key as bytes; see keys.pyx
     cdef size_t length
     cdef const uint8_t *compared  # what tells equal keys; part of `data`
     cdef size_t compared_length
-    cdef readonly uint64_t opaque  # number of an object, see Opaque; 0: none
 
 cdef int encode_key(Key out, key) except -1
 cdef object decode_key(const uint8_t *data, size_t length)

@@ -21,10 +21,6 @@ class Key:
     def stored(self) -> bytes:
         """What is kept of the key."""
 
-    @property
-    def opaque(self) -> int:
-        """The number of an object; 0: none."""
-
 def encode(key: Any) -> bytes:
     """Return what is kept of a key: for tests."""
 

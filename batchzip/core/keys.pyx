@@ -67,7 +67,6 @@ cdef int encode_key(Key out, key) except -1:
     cdef int64_t number
     cdef bytes compared, shown
     out.data = out.own
-    out.opaque = 0
     if PyUnicode_CheckExact(key):
         try:
             text = PyUnicode_AsUTF8AndSize(key, &size)
@@ -82,8 +81,6 @@ cdef int encode_key(Key out, key) except -1:
             return _copy(out, b"i", <const char *>&number, _width(number))
     if key is None:
         return _copy(out, b"n", NULL, 0)
-    if type(key) is Opaque:
-        out.opaque = (<Opaque>key).number
     compared = _encoded(key, False, 0)
     shown = _encoded(key, True, 0) if type(key) is bool or PyTuple_CheckExact(key) else compared
     return _use(out, compared, None if shown == compared else shown)

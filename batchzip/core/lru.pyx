@@ -49,7 +49,7 @@ cdef int64_t MOMENT_NS = 62_500_000  # between two epochs whose beginnings are n
 
 
 def shift_clock(double seconds) -> None:
-    """Move the clock of all groups forward by so many seconds: for tests."""
+    """Move the clock of all groups forward by `seconds`: for tests."""
     global _shift_ns
     _shift_ns += <int64_t>(seconds * 1e9)
 

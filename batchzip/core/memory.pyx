@@ -8,10 +8,10 @@ that what is written there can neither fault nor find that the system has no mor
 punches a hole. The file never shrinks (F_SEAL_SHRINK), opens for the same user only (mode 0600),
 has no name in the file system, and its descriptor is above 2.
 
-Others read it by descriptors that were opened for that only. Who has the same user can open it anew by
-/proc, though, and write. Memory that keeps what it reserves is sealed against that, too (F_SEAL_FUTURE_WRITE,
-Linux 5.1): only the mapping that was there first can write, which may grow and move. Tables and words are
-such. Objects are not, as the kernel refuses to punch holes then; their checksums tell.
+Other processes read it through descriptors that are opened for reading only. A process of the same user can
+still open it through /proc and write. Memory that never gives back what it reserves is therefore sealed
+(F_SEAL_FUTURE_WRITE, Linux 5.1): only the owner's mapping, which may grow and move, can write. Tables and words
+are sealed. Objects are not, because the kernel then refuses to punch holes; their checksums show changes.
 
 Every request can be made to fail by a test, the n-th from now: so all that handles the failure is
 run. The hook costs an atomic addition a request.

@@ -12,7 +12,7 @@ MISSING: object
 """What `get` returns for a key that is not there."""
 
 def shift_clock(seconds: float) -> None:
-    """Move the clock of deadlines forward by so many seconds: for tests."""
+    """Move the clock of deadlines forward by `seconds`: for tests."""
 
 def now_ns() -> int:
     """Return the time by which deadlines are told, in nanoseconds."""
@@ -49,13 +49,16 @@ class Records:
     def number(self) -> int:
         """The number of the codec that compresses what comes."""
 
+    def require_open(self) -> None:
+        """Raise what every call raises once the mapping is closed, or in a forked child."""
+
     def use_codec(self, number: int, coders: Coders) -> None:
         """Compress values that come with the codec of a number, which the caller holds, from now on."""
 
     def get(self, key: Any, *, peek: bool = False) -> bytes | LargeValue | Found | object:
         """Return a value's bytes; MISSING; its LargeValue; or Found, where it lies in the file.
 
-        With `peek` it is no use of the value, and bytes are Found, too. Raise PageError: −EBADMSG where
+        With `peek`, the value does not count as used, and bytes are returned as Found, too. Raise PageError: −EBADMSG where
         what is stored is damaged.
         """
 

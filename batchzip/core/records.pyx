@@ -110,7 +110,7 @@ cdef int64_t _shift_ns = 0
 
 
 def shift_clock(double seconds) -> None:
-    """Move the clock of deadlines forward by so many seconds: for tests."""
+    """Move the clock of deadlines forward by `seconds`: for tests."""
     global _shift_ns
     _shift_ns += <int64_t>(seconds * 1e9)
 
@@ -130,14 +130,12 @@ cdef inline Entry *_entry_of(State *state, uint32_t position) noexcept nogil:
     return table_find(&state.ledger.table, RECORDS | position)
 
 
-cdef inline int64_t _deadline_of(State *state, uint32_t position) noexcept nogil:
-    cdef const KeyBlock *block = block_of(&state.index, position)
-    return 0 if block.deadlines is NULL else block.deadlines[position & (BLOCK - 1)]
+cdef inline bint _place_is_over(const KeyBlock *block, uint32_t place, int64_t now) noexcept nogil:
+    return block.deadlines is not NULL and 0 < block.deadlines[place] <= now
 
 
 cdef inline bint _is_over(State *state, uint32_t position, int64_t now) noexcept nogil:
-    cdef int64_t deadline = _deadline_of(state, position)
-    return deadline and deadline <= now
+    return _place_is_over(block_of(&state.index, position), position & (BLOCK - 1), now)
 
 
 cdef bint _join(State *state, uint32_t first) noexcept nogil:
@@ -212,11 +210,22 @@ cdef bint _expire_one(State *state, Got *got) noexcept nogil:
         state.cursor = NOWHERE if place == BLOCK - 1 and block.after == NOWHERE else (
             block.after << BLOCK_BITS if place == BLOCK - 1 else state.cursor + 1
         )
-        if place_is_live(block, place) and 0 < block.deadlines[place] <= now:
+        if place_is_live(block, place) and _place_is_over(block, place, now):
             state.expirations += 1
             _remove(state, id << BLOCK_BITS | place, got)
             return True
     return False
+
+
+cdef uint32_t _live_position(State *state, const KeyView *key, Got *got) noexcept nogil:
+    """Return the position of a key, or NOWHERE; take its value out if its time is over."""
+    cdef uint32_t position = index_find(&state.index, key)
+    got.gone_large = 0
+    if position != NOWHERE and _is_over(state, position, _now()):
+        state.expirations += 1
+        _remove(state, position, got)
+        position = NOWHERE
+    return position
 
 
 cdef int _put(
@@ -232,14 +241,10 @@ cdef int _put(
     cdef Entry *place
     cdef uint8_t *room
     cdef int code
-    got.gone_large = 0
     if ledger.closed:
+        got.gone_large = 0
         return -EBADF
-    position = index_find(&state.index, key)
-    if position != NOWHERE and _is_over(state, position, _now()):
-        state.expirations += 1
-        _remove(state, position, got)
-        position = NOWHERE
+    position = _live_position(state, key, got)
     if position != NOWHERE and if_absent:
         return -EEXIST
     if limit and value.kind == RECORD:
@@ -312,14 +317,10 @@ cdef int _find(
     cdef uint32_t position
     cdef Entry *entry
     cdef const uint8_t *data
-    got.gone_large = 0
     if ledger.closed:
+        got.gone_large = 0
         return -EBADF
-    position = index_find(&state.index, key)
-    if position != NOWHERE and _is_over(state, position, _now()):
-        state.expirations += 1
-        _remove(state, position, got)
-        position = NOWHERE
+    position = _live_position(state, key, got)
     if position == NOWHERE:
         state.misses += not peek
         return MISSING_KEY
@@ -346,7 +347,7 @@ cdef int _find(
 
 # Values.
 
-cdef int _restore(CoderState *coder, int number, Got *got) noexcept nogil:
+cdef int _restore(CoderState *coder, Got *got) noexcept nogil:
     """Restore a copied value; `got.data` leads to it then. Return LOADED, a negative errno or ABORT."""
     cdef int64_t restored
     cdef Tally *tally = &coder.tallies[DECOMPRESS]
@@ -372,7 +373,7 @@ cdef int _get(
     pool_lock(state.ledger.objects.pool)
     found = _find(state, key, coder, number, peek, got)
     pool_unlock(state.ledger.objects.pool)
-    return _restore(coder, number, got) if found == LOADED else found
+    return _restore(coder, got) if found == LOADED else found
 
 
 cdef bint _remove_if(
@@ -520,6 +521,10 @@ cdef class Records:
             raise ClosedError(f"this {self.name} is closed")
         return self.ledger.refuse()
 
+    def require_open(self) -> None:
+        """Raise what every call raises once the mapping is closed, or in a forked child."""
+        self.refuse()
+
     def use_codec(self, int number, Coders coders not None) -> None:
         """Compress values that come with the codec of a number, which the caller holds, from now on."""
         cdef int other
@@ -534,7 +539,7 @@ cdef class Records:
     def get(self, key, *, bint peek=False):
         """Return a value's bytes; MISSING; its LargeValue; or Found, where it lies in the file.
 
-        With `peek` it is no use of the value, and bytes are Found, too. Raise PageError: −EBADMSG where
+        With `peek`, the value does not count as used, and bytes are returned as Found, too. Raise PageError: −EBADMSG where
         what is stored is damaged.
         """
         cdef Key room = Key.__new__(Key)
@@ -604,7 +609,7 @@ cdef class Records:
                 memcpy(coder.state.output + AHEAD, gathered.rows[0].data, got.length)
                 got.data = coder.state.output + AHEAD
                 with nogil:
-                    found = _restore(&coder.state, got.codec, &got)
+                    found = _restore(&coder.state, &got)
             if found == LOADED:
                 return PyBytes_FromStringAndSize(<const char *>got.data, got.raw_length)
             if found == ABORT:
@@ -1143,9 +1148,7 @@ cdef uint64_t _copy_keys(State *state, uint8_t *copy) noexcept nogil:
     while id != NOWHERE:
         block = index.blocks[id]
         for place in range(block.used):
-            if not place_is_live(block, place):
-                continue
-            if block.deadlines is not NULL and 0 < block.deadlines[place] <= now:
+            if not place_is_live(block, place) or _place_is_over(block, place, now):
                 continue
             start = key_start(block, place)
             length = block.ends[place] - start
@@ -1199,7 +1202,7 @@ cdef uint64_t _expire(State *state, uint64_t *large) noexcept nogil:
         after = block.after
         if block.deadlines is not NULL:
             for place in range(block.used):
-                if went < CHUNK and place_is_live(block, place) and 0 < block.deadlines[place] <= now:
+                if went < CHUNK and place_is_live(block, place) and _place_is_over(block, place, now):
                     state.expirations += 1
                     _take_out(state, id << BLOCK_BITS | place, &got)
                     large[went] = got.gone_large

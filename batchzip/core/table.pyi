@@ -9,3 +9,8 @@ class Kind(enum.IntEnum):
     RECORD = 5
     BACKED_RECORD = 6
     LARGE = 7
+
+IN_POOL: tuple[Kind, ...]
+"""Kinds of entries that refer to an object in the pool."""
+IN_FILE: tuple[Kind, ...]
+"""Kinds of entries that refer to an object in the backing file."""

@@ -49,6 +49,9 @@ cdef enum:
     FIRST_SLOTS_BITS = 3
     FIRST_SHARED_BYTES = 1 << 30  # of address space, for entries
 
+IN_POOL = (Kind.COMPRESSED, Kind.RAW, Kind.RECORD)
+IN_FILE = (Kind.BACKED, Kind.BACKED_RECORD)
+
 cdef uint64_t BLOCK_BYTES = BLOCK * sizeof(Entry)
 
 

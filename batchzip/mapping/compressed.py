@@ -262,7 +262,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 error.add_note(f"it is the value of key {shown(key)}")
                 raise
             except CorruptPage as error:
-                raise self._damage(key, PageError(error.index, -errno.EBADMSG)) from error
+                raise CorruptValue(key) from error
             except PageError as error:
                 error.add_note(f"it is a page of the value of key {shown(key)}")
                 raise
@@ -304,7 +304,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 self._trainer = self._new_trainer(self._options["dictionary"])
             except BadArgument:  # an engine that has no dictionaries
                 self._trainer = None
-        self._enter()
+        self._records.require_open()
         plain: Any = key if type(key) in _QUICK else self._keys.add(key)
         if type(plain) is Opaque:
             self._keys.sweep(self._records.keys)
@@ -462,7 +462,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         """
         deadline = self._deadline(ttl)
         pairs = items.items() if isinstance(items, Mapping) else items
-        self._enter()
+        self._records.require_open()
         keys: list[Any] = []
         values: list[Any] = []
         for key, value in pairs:
@@ -750,7 +750,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold; no other thread may change anything."""
-        self._enter()
+        self._records.require_open()
         fault = self._records.fault()
         if fault is not None:
             raise AssertionError(fault)
@@ -765,9 +765,6 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 f"values have {pages} pages at {len(indices)} indices, of {space.taken} that "
                 f"are taken, and the group has {stored}"
             )
-
-    def _enter(self) -> None:
-        self._records.contains(None)  # raises if it is closed, or another process's
 
     def _settle(self) -> None:
         """Give back what values that went had in the backing file."""

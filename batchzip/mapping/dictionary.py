@@ -121,9 +121,8 @@ class Trainer:
         codec = with_dictionary(self._plain, dictionary)
         coders = Coders(codec, self._home.page_size, names_dictionary=False)
         if samples is not None:
-            before = Coders(self.coders.codec, self._home.page_size) if self.coders else None
-            plain = before or Coders(self._plain, self._home.page_size)
-            if coders.size_of(samples) > _WORTH * plain.size_of(samples):
+            present = self.coders or Coders(self._plain, self._home.page_size)
+            if coders.size_of(samples) > _WORTH * present.size_of(samples):
                 return False
         number = self._home.objects.add_codec(codec)
         self._held.append(number)

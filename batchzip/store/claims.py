@@ -78,16 +78,13 @@ class Claim:
             # What was forked without Python's knowledge shares the lock.
             with contextlib.suppress(OSError):
                 fcntl.flock(self.file, fcntl.LOCK_UN)
-            with contextlib.suppress(OSError):  # nothing is left that could be lost
-                self.file.close()
+            self.file.close()
         _forget(self._keys, self._mine)
 
     def disown(self) -> None:
         """Close a forked child's copy of the descriptor, if the number still stands for the file."""
-        if self.file is not None and not self.released:
-            with contextlib.suppress(OSError):
-                if _key_of(self.file) in self._keys:
-                    self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 def _key_of(file: Descriptor) -> _Key:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip.core.gather import gather
-from batchzip.core.table import Kind
+from batchzip.core.table import IN_FILE
 from batchzip.store.home import Turn, unless_dropped
 
 if TYPE_CHECKING:
@@ -145,12 +145,10 @@ def _write_anew(home: Home, ledger: Ledger, backing: BackingFile, zones: dict[in
     """Write what a group has in these zones to others."""
     marks = np.zeros(max(zones) + 1, np.uint8)
     marks[list(zones)] = 1
-    indices = np.frombuffer(
-        ledger.choose((Kind.BACKED, Kind.BACKED_RECORD), zones=marks.tobytes()), np.int64
-    )
+    indices = np.frombuffer(ledger.choose(IN_FILE, zones=marks.tobytes()), np.int64)
     for start in range(0, len(indices), home.max_batch):
         gathered = gather(ledger, indices[start : start + home.max_batch])
-        rows = gathered.rows_of(Kind.BACKED, Kind.BACKED_RECORD)
+        rows = gathered.rows_of(*IN_FILE)
         positions = np.array([gathered.value(row) for row in rows], np.uint64)
         # What was stored anew since lies elsewhere; and so does all of a zone that was used again.
         same = [zone for zone, uses in zones.items() if backing.zones.uses(zone) == uses]

@@ -23,7 +23,7 @@ from batchzip.asynchronous import Threads
 from batchzip.backend import is_native
 from batchzip.core.coder import Coders
 from batchzip.core.ledger import Ledger, Objects
-from batchzip.core.table import Kind
+from batchzip.core.table import IN_FILE, IN_POOL
 from batchzip.engine import Engine, codec_of
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.store.hysteresis import Hysteresis
@@ -242,7 +242,7 @@ class Home:
             [
                 np.frombuffer(ledger.values(kind), np.uint64)
                 for ledger in ledgers
-                for kind in (Kind.COMPRESSED, Kind.RAW, Kind.RECORD)
+                for kind in IN_POOL
             ]
         )
         if not np.array_equal(np.sort(owned), np.sort(self.pool.handles())):
@@ -251,7 +251,7 @@ class Home:
             live = [
                 np.frombuffer(ledger.values(kind), np.uint64)
                 for ledger in ledgers
-                for kind in (Kind.BACKED, Kind.BACKED_RECORD)
+                for kind in IN_FILE
             ]
             self.backing.check_invariants(np.concatenate(live))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip.core.gather import gather
-from batchzip.core.table import Kind
+from batchzip.core.table import IN_FILE, IN_POOL, Kind
 from batchzip.store.home import unless_dropped
 
 if TYPE_CHECKING:
@@ -26,14 +26,7 @@ if TYPE_CHECKING:
 _BATCH = 512
 """Pages that are looked at in one go."""
 
-_KINDS = (
-    Kind.COMPRESSED,
-    Kind.RAW,
-    Kind.SAME_FILLED,
-    Kind.BACKED,
-    Kind.RECORD,
-    Kind.BACKED_RECORD,
-)
+_KINDS = (*IN_POOL, *IN_FILE, Kind.SAME_FILLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +65,7 @@ class _Inspection:
             self.pages += 1
             self.bytes += gathered.length(row)
             if row in bad and not gathered.has_changed(row):
-                in_file = gathered.kind(row) in (Kind.BACKED, Kind.BACKED_RECORD)
+                in_file = gathered.kind(row) in IN_FILE
                 unreadable = in_file and not gathered.length(row)
                 found = self.unreadable if unreadable else self.damaged
                 found.append((name, gathered.index(row)))

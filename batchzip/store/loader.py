@@ -23,7 +23,7 @@ import numpy as np
 from batchzip.batch.decompress import DecompressBatch
 from batchzip.batch.descriptor import Batch
 from batchzip.core.gather import Gathered, gather
-from batchzip.core.table import Kind
+from batchzip.core.table import IN_FILE, Kind
 from batchzip.errors import ClosedError, CorruptPage, PageError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Restorer:
     def read(self, gathered: Gathered) -> dict[int, OSError]:
         """Read what lies in the backing file. Return the errors of rows that could not be read."""
         causes: dict[int, OSError] = {}
-        backed = gathered.rows_of(Kind.BACKED, Kind.BACKED_RECORD)
+        backed = gathered.rows_of(*IN_FILE)
         if backed:
             self._read(gathered, backed, causes)
         return causes

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip.core.gather import gather
-from batchzip.core.table import Kind
+from batchzip.core.table import IN_POOL
 from batchzip.store.cleaning import write
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def write_back(home: Home, ledger: Ledger, indices: npt.NDArray[np.int64]) -> in
     assert backing is not None  # noqa: S101 - the callers' check
     gathered = gather(ledger, np.ascontiguousarray(indices))
     damaged = set(gathered.damaged())
-    held = gathered.rows_of(Kind.COMPRESSED, Kind.RAW, Kind.RECORD)
+    held = gathered.rows_of(*IN_POOL)
     rows = [row for row in held if row not in damaged]
     if len(rows) < len(held):
         ledger.count_event("decompress_fail", len(held) - len(rows))
