@@ -61,8 +61,8 @@ _PAGES = {
     "stored_incompressible_pages": "Pages kept raw in memory",
     "same_filled_pages": "Pages kept as one word",
     "backed_pages": "Pages in the backing file",
-    "stored_values": "Values of mappings, of up to a page, in memory",
-    "backed_values": "Values of mappings, of up to a page, in the backing file",
+    "stored_values": "Objects of values of mappings, of up to a page each, in memory",
+    "backed_values": "Objects of values of mappings, of up to a page each, in the backing file",
 }
 _MAPPING_EVENTS = {
     "hits": ("mapping_hits", "Lookups that found a value"),

@@ -42,6 +42,8 @@ cdef struct CoderState:
     PyObject *compress_call  # borrowed from the Coder
     PyObject *decompress_call
     PyObject *error  # owned: what a callback raised
+    size_t room  # bytes that each of these buffers has; at least a page
+    size_t output_room  # that `output` has
     uint8_t *page  # a private copy of the page
     uint8_t *shuffled
     uint8_t *restored  # what verify restores
@@ -54,6 +56,8 @@ cdef int64_t compress_page(
 cdef int64_t restore_page(
     CoderState *coder, const uint8_t *src, size_t length, uint8_t *dst, bint may_spoil
 ) noexcept nogil
+cdef size_t most_value(size_t page_size) noexcept nogil
+cdef int make_room(CoderState *coder, size_t size) noexcept nogil
 cdef int64_t compress_value(
     CoderState *coder, const uint8_t *value, size_t size, const uint8_t **output
 ) noexcept nogil
@@ -74,7 +78,6 @@ cdef class Coder:
     cdef Coder shared  # whose dictionary tables this one uses
     cdef void *cdict
     cdef void *ddict
-    cdef size_t output_room
     cdef _use_library(self, native, Coder like)
     cdef _use_zstd(self, bytes dictionary, Coder like)
 

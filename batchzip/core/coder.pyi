@@ -24,6 +24,9 @@ from batchzip.core.plan import Native, Plan
 def is_available(native: Native) -> bool:
     """Return whether the C function that a codec asks for was found here."""
 
+def most_value_bytes(page_size: int) -> int:
+    """Return how many bytes a value has at most that is compressed in one call."""
+
 @final
 class Coder:
     """A codec made ready: compresses and restores pages of one size, for one user at a time.
@@ -98,7 +101,7 @@ class Coders:
         """
 
     def size_of(self, values: list[bytes]) -> int:
-        """Return the bytes of values, 1 to `page_size` bytes each, that are compressed alone if that pays."""
+        """Return the bytes of values that are compressed alone, if they are not too long and it pays."""
 
     def add_errors(self, codes: list[int]) -> None:
         """Count pages that failed elsewhere, by their negative errno."""

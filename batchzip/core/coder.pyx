@@ -110,6 +110,7 @@ cdef dict _LIBRARIES = {"lz4": LZ4, "lz4hc": LZ4HC, "zstd": ZSTD}
 
 cdef enum:
     MOST_PAGE_BYTES = 2 << 20  # as batchzip.buffers has it
+    MOST_VALUE_BYTES = 64 << 10  # what is restored without a thread of its own takes microseconds
 
 cdef enum:
     ZSTD_LEVEL = 100  # ZSTD_c_compressionLevel
@@ -233,10 +234,10 @@ cdef int64_t _decode(
         restored = <size_t>_call(coder, coder.decompress_call, src, length, room, size, EBADMSG)
         if <int64_t>restored < 0 and <int64_t>restored != -ENOSPC:
             return <int64_t>restored
-    elif length > 2 * coder.page_size or not length:
+    elif length > 2 * max(coder.page_size, size) or not length:
         return -EBADMSG
     elif coder.library == ZSTD:
-        # The declared size is not trusted beyond a page, and nothing may follow the frame.
+        # The declared size is not trusted, and nothing may follow the frame.
         if coder.zstd.content_size(src, length) != size:
             return -EBADMSG
         if coder.zstd.compressed_size(src, length) != length:
@@ -254,18 +255,63 @@ cdef int64_t _decode(
     return <int64_t>size if restored == size else -EBADMSG
 
 
-# One value, of up to a page.
+# One value.
+
+cdef size_t most_value(size_t page_size) noexcept nogil:
+    """Return how many bytes a value has at most that is compressed in one call."""
+    return max(page_size, <size_t>MOST_VALUE_BYTES)
+
+
+cdef int make_room(CoderState *coder, size_t size) noexcept nogil:
+    """See that the coder's buffers have room for a value of `size` bytes. Return 0 or −ENOMEM.
+
+    What was in them is lost then.
+    """
+    cdef size_t room = coder.room
+    if size <= room:
+        return 0
+    while room < size:
+        room *= 2
+    return _make_buffers(coder, room)
+
+
+cdef int _make_buffers(CoderState *coder, size_t room) noexcept nogil:
+    cdef size_t output_room = max(2 * coder.page_size, _bound(coder, room)) + 64  # before a value, too
+    cdef uint8_t *made = <uint8_t *>bz_malloc(3 * room + output_room)
+    if made is NULL:
+        return -ENOMEM
+    free(coder.page)
+    coder.page = made
+    coder.shuffled = made + room
+    coder.restored = made + 2 * room
+    coder.output = made + 3 * room
+    coder.room = room
+    coder.output_room = output_room
+    return 0
+
+
+cdef size_t _bound(const CoderState *coder, size_t size) noexcept nogil:
+    """Return how many bytes a value becomes at most; 2 × as many where that is not known."""
+    if coder.library == CALLBACK:
+        return 2 * size
+    if coder.library == ZSTD:
+        return coder.zstd.compress_bound(size)
+    return size + size // 255 + 16  # LZ4_COMPRESSBOUND
+
 
 cdef int64_t compress_value(
     CoderState *coder, const uint8_t *value, size_t size, const uint8_t **output
 ) noexcept nogil:
-    """Compress 1 to `page_size` bytes to the coder's own memory. Return as `compress_page`.
+    """Compress a value that `make_room` was called for, to the coder's own memory. Return as `compress_page`.
 
-    A zstd frame goes without its first four bytes, which are always the same.
+    A zstd frame goes without its first four bytes, which are always the same. A codec in Python takes
+    no more than a page: what is longer gets a private copy, and 0 is returned.
     """
     cdef const uint8_t *source = coder.page
     cdef int64_t length
     memcpy(coder.page, value, size)
+    if coder.library == CALLBACK and size > coder.page_size:
+        return 0
     if coder.element_size:
         _shuffle_value(coder, size)
         source = coder.shuffled
@@ -274,7 +320,7 @@ cdef int64_t compress_value(
             coder, coder.compress_call, source, size, coder.output, 2 * coder.page_size, EIO
         )
     else:
-        length = _encode(coder, source, size, coder.output, coder.bound)
+        length = _encode(coder, source, size, coder.output, coder.output_room)
     if length <= 0:
         return length
     if coder.verify and not _comes_back(coder, source, size, coder.output, length):
@@ -297,7 +343,7 @@ cdef void _shuffle_value(CoderState *coder, size_t size) noexcept nogil:
 cdef int64_t restore_value(
     CoderState *coder, const uint8_t *src, size_t length, size_t size
 ) noexcept nogil:
-    """Restore exactly `size` bytes, at most a page, to the coder's `restored`. Return as `restore_page`.
+    """Restore exactly `size` bytes, which there is room for, to the coder's `restored`. Return as `restore_page`.
 
     `src` has four bytes of room in front of it, which are written to.
     """
@@ -377,6 +423,11 @@ cdef size_t check_page_size(size_t page_size) except 0:
     return page_size
 
 
+def most_value_bytes(size_t page_size) -> int:
+    """Return how many bytes a value has at most that is compressed in one call."""
+    return most_value(page_size)
+
+
 def is_available(native) -> bool:
     """Return whether the C function that a codec asks for was found here."""
     if _LIBRARIES[native.library] == ZSTD:
@@ -417,13 +468,10 @@ cdef class Coder:
             self.decompress_call = plan.codec.decompressor(page_size)
             state.compress_call = <PyObject *>self.compress_call
             state.decompress_call = <PyObject *>self.decompress_call
-        self.output_room = max(2 * page_size, state.bound) + 64  # room before a value, too
-        state.page = <uint8_t *>bz_malloc(3 * page_size + self.output_room)
-        if state.page is NULL:
+        else:
+            state.bound = _bound(state, page_size)
+        if _make_buffers(state, page_size) < 0:
             raise MemoryError("no memory for a codec's buffers")
-        state.shuffled = state.page + page_size
-        state.restored = state.shuffled + page_size
-        state.output = state.restored + page_size
 
     cdef _use_library(self, native, Coder like):
         cdef CoderState *state = &self.state
@@ -435,7 +483,6 @@ cdef class Coder:
                 return
             state.planes = native.planes
             self._use_zstd(native.dictionary, like)
-            state.bound = state.zstd.compress_bound(state.page_size)
         else:
             state.lz4 = find_lz4()
             if state.lz4 is NULL:
@@ -445,7 +492,6 @@ cdef class Coder:
             )
             if state.compressing is NULL:
                 raise MemoryError("no memory for lz4's state")
-            state.bound = state.page_size + state.page_size // 255 + 16  # LZ4_COMPRESSBOUND
         state.library = library
 
     cdef _use_zstd(self, bytes dictionary, Coder like):
@@ -509,7 +555,7 @@ cdef class Coder:
             raise PageError(0, -EINVAL)
         with nogil:
             length = compress_page(
-                state, <const uint8_t *>view.buf, False, state.output, self.output_room
+                state, <const uint8_t *>view.buf, False, state.output, state.output_room
             )
         PyBuffer_Release(&view)
         if length == ABORT:
@@ -607,7 +653,7 @@ cdef class Coders:
         cdef Coder coder
         cdef uint64_t found = 0
         for coder in self.every:
-            found += 3 * self.page_size + coder.output_room
+            found += 3 * coder.state.room + coder.state.output_room
             if coder.state.library == ZSTD:
                 found += coder.state.zstd.size_of_cctx(coder.state.compressing)
                 found += coder.state.zstd.size_of_dctx(coder.state.restoring)
@@ -616,7 +662,7 @@ cdef class Coders:
         return found
 
     def size_of(self, list values not None) -> int:
-        """Return the bytes of values, 1 to `page_size` bytes each, that are compressed alone if that pays."""
+        """Return the bytes of values that are compressed alone, if they are not too long and it pays."""
         cdef Coder coder = self.take()
         cdef Py_buffer view
         cdef const uint8_t *output
@@ -625,7 +671,10 @@ cdef class Coders:
             for value in values:
                 PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
                 length = 0
-                if 0 < view.len <= <Py_ssize_t>self.page_size:
+                if 0 < view.len <= <Py_ssize_t>most_value(self.page_size):
+                    if make_room(&coder.state, view.len) < 0:
+                        PyBuffer_Release(&view)
+                        raise MemoryError("no memory for a codec's buffers")
                     with nogil:
                         length = compress_value(
                             &coder.state, <const uint8_t *>view.buf, view.len, &output

@@ -16,6 +16,13 @@ cdef struct Row:
     int32_t failure  # of reading it
     int32_t outcome
 
+cdef inline bint entry_is(const Entry *entry, const Entry *other) noexcept nogil:
+    """Return whether two entries are the same, whenever they were used."""
+    return (
+        entry.value == other.value and entry.checksum == other.checksum
+        and entry.kind == other.kind and entry.codec == other.codec
+    )
+
 cdef uint32_t checksum_of(const uint8_t *data, size_t length, uint8_t codec) noexcept nogil
 
 

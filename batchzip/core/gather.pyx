@@ -47,8 +47,8 @@ from batchzip.core.pool cimport (
     pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_unlock,
 )
 from batchzip.core.table cimport (
-    ABSENT, BACKED, BACKED_RECORD, COMPRESSED, LARGE, RAW, SAME_FILLED, Entry, is_in_file,
-    is_in_pool, is_record, table_find, table_put,
+    ABSENT, BACKED, COMPRESSED, LARGE, RAW, SAME_FILLED, SLICED, Entry, is_in_file, is_in_pool,
+    kind_in_file, table_find, table_put,
 )
 from batchzip.core.zones cimport Reservation, zones_free
 
@@ -92,14 +92,6 @@ def checksum(data, uint8_t codec) -> int:
     found = checksum_of(<const uint8_t *>view.buf, view.len, codec)
     PyBuffer_Release(&view)
     return found
-
-
-cdef inline bint entry_is(const Entry *entry, const Entry *other) noexcept nogil:
-    """Return whether two entries are the same, whenever they were used."""
-    return (
-        entry.value == other.value and entry.checksum == other.checksum
-        and entry.kind == other.kind and entry.codec == other.codec
-    )
 
 
 cdef inline void fill_page(uint8_t *page, uint64_t word, size_t size) noexcept nogil:
@@ -555,7 +547,7 @@ cdef class Gathered:
                     continue
                 new = entry[0]
                 new.value = reservation.positions[at]
-                new.kind = BACKED_RECORD if is_record(entry) else BACKED
+                new.kind = kind_in_file(entry)
                 _replace(ledger, entry, &new, 0)
                 moved += 1
             pool_settle(ledger.objects.pool)
@@ -614,7 +606,7 @@ cdef void _replace(LedgerState *ledger, Entry *entry, const Entry *new, uint32_t
 cdef void _verify(Row *row) noexcept nogil:
     """Note whether a row's bytes have its checksum."""
     row.outcome = RESTORED
-    if row.entry.kind == ABSENT or row.entry.kind == SAME_FILLED or row.entry.kind == LARGE:
+    if row.entry.kind in (ABSENT, SAME_FILLED, LARGE, SLICED):
         return
     if row.failure:
         row.outcome = row.failure

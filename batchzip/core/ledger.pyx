@@ -47,10 +47,10 @@ from batchzip.core.pool cimport (
 )
 from batchzip.core.ring cimport forks
 from batchzip.core.table cimport (
-    ABSENT, BACKED, BACKED_RECORD, BLOCK, BLOCK_BITS, CODECS, COMPRESSED, LARGE, RAW, RECORD,
-    SAME_FILLED, is_in_file, is_in_pool, table_bytes, table_clear, table_close, table_fault,
-    table_find, table_index, table_new_memory, table_open, table_place, table_prepare, table_put,
-    table_row, table_share,
+    ABSENT, BACKED, BACKED_RECORD, BACKED_SLICE, BLOCK, BLOCK_BITS, CODECS, COMPRESSED, LARGE, RAW,
+    RECORD, SAME_FILLED, SLICE, SLICED, is_in_file, is_in_pool, table_bytes, table_clear,
+    table_close, table_fault, table_find, table_index, table_new_memory, table_open, table_place,
+    table_prepare, table_put, table_row, table_share,
 )
 from batchzip.core.zones cimport position_length, position_offset, zones_free
 
@@ -485,6 +485,7 @@ cdef class Ledger:
             table_bytes=tables, compressed=gauges[COMPRESSED], raw=gauges[RAW],
             same_filled=gauges[SAME_FILLED], backed=gauges[BACKED], records=gauges[RECORD],
             backed_records=gauges[BACKED_RECORD], large=gauges[LARGE], record_bytes=record_bytes,
+            sliced=gauges[SLICED], slices=gauges[SLICE], backed_slices=gauges[BACKED_SLICE],
         )
         return found
 

@@ -29,7 +29,7 @@ from libc.stdlib cimport free
 from libc.string cimport memmove
 
 from batchzip.core.memory cimport bz_calloc, bz_realloc
-from batchzip.core.table cimport BLOCK_BITS, LARGE, Entry, is_in_pool, table_index
+from batchzip.core.table cimport BLOCK_BITS, LARGE, SLICED, Entry, is_in_pool, table_index
 
 cdef extern from "native.h" nogil:
     int64_t bz_coarse_ns()
@@ -60,7 +60,7 @@ cdef inline int64_t _now() noexcept nogil:
 
 cdef inline bint can_go(const Entry *entry) noexcept nogil:
     """Return whether memory is saved when an entry goes."""
-    return is_in_pool(entry) or entry.kind == LARGE
+    return is_in_pool(entry) or entry.kind == LARGE or entry.kind == SLICED
 
 
 cdef void lru_open(LruState *lru) noexcept nogil:

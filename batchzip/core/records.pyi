@@ -27,10 +27,10 @@ class LargeValue:
     def reservation(self) -> Reservation | None: ...
 
 class Found:
-    """A value as it was found: `data`, its bytes; or None: gather `index` from the file, for `finish`."""
+    """A value as it was found: `data`, its bytes; or None: gather `indices`, uint64s, for `finish`."""
 
     @property
-    def index(self) -> int: ...
+    def indices(self) -> bytes: ...
     @property
     def data(self) -> bytes | None: ...
 
@@ -48,6 +48,10 @@ class Records:
     @property
     def number(self) -> int:
         """The number of the codec that compresses what comes."""
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes that a value has at most which that codec compresses in one call."""
 
     def require_open(self) -> None:
         """Raise what every call raises once the mapping is closed, or in a forked child."""
@@ -74,7 +78,7 @@ class Records:
         if_absent: bool = False,
         limit: int = 0,
     ) -> int:
-        """Store a value of up to a page. Return 0, or a negative errno; then the key has what it had.
+        """Store a value of up to `most_bytes`. Return 0, or a negative errno; then the key has what it had.
 
         `deadline` is the time until which it is good, as `now_ns` has it; 0: for ever. −EEXIST where the
         key is there and `if_absent`; −EDQUOT: the ledger would have more than `limit` bytes in the pool;
@@ -98,7 +102,7 @@ class Records:
     def put_many(
         self, keys: list[Any], values: list[Any], start: int, *, deadline: int = 0, limit: int = 0
     ) -> tuple[int, int]:
-        """Store values of up to a page, from number `start` on.
+        """Store values of up to `most_bytes`, from number `start` on.
 
         Return how many are stored, those before `start` included, and why not more: 0, or the negative
         errno of the next one.
@@ -138,7 +142,7 @@ class Records:
     def figures(self) -> dict[str, int]:
         """Return the figures of one moment.
 
-        "values", "raw_bytes" (of those that are records), "index_bytes", "key_bytes" (with
+        "values", "raw_bytes" (of those that lie on no pages), "index_bytes", "key_bytes" (with
         room for more), and "hits", "misses", "evictions" and "expirations" so far.
         """
 

@@ -4,9 +4,11 @@
     get(key)        ─▶ one step: key ─▶ entry ─▶ a copy of the object ─▶ checksum ─▶ restored
     shrink(bytes)   ─▶ the coldest go, until no more bytes are left in the pool
 
-A value of up to a page is a record: an object of its own length. It is stored as it is where it does not
-shrink. Its entry stands in the ledger's table at the index RECORDS | position, far beyond those of pages, so
-that order of use, limits, writeback and checks are those of every entry.
+A value of up to 64 KiB, or a page, is compressed in one call, and stored as it is where it does not shrink. If
+that takes up to a page, it is a record: an object of its own length. Its entry stands in the ledger's table
+at the index RECORDS | position, far beyond those of pages, so that order of use, limits, writeback and
+checks are those of every entry. If it takes more, it lies in slices (slices.pyx), and its entry says
+in which.
 
 A larger value lies on pages, which the mapping stores (mapping.py). Its entry has a number, by which
 `large` has a Python object, and that the pages' indices. Who reads the pages holds the object.
@@ -16,12 +18,12 @@ interpreter: two threads that change one key do so one after the other, and a ha
 lines finds each key with one value.
 
 Invariants (`fault`)
-* A position is live if and only if its entry is a RECORD, a BACKED_RECORD or LARGE.
-* record_bytes of the ledger is the sum of the lengths of records, as they were serialised.
+* A position is live if and only if its entry is a RECORD, a BACKED_RECORD, SLICED or LARGE.
+* record_bytes of the ledger is the sum of the lengths of values that are not LARGE, as they were serialised.
 * `large` has the object of every LARGE entry, and those that are about to become one.
 
     field                       writer
-    index, gauges               whoever holds the pool's mutex
+    index, slices, gauges       whoever holds the pool's mutex
     large, coders               whoever holds the GIL, within one call
 """
 
@@ -36,10 +38,10 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from batchzip.core.coder cimport (
-    ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Tally, compress_value,
-    raise_callback_error, restore_value,
+    ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Tally, compress_value, make_room,
+    most_value, raise_callback_error, restore_value,
 )
-from batchzip.core.gather cimport Gathered, checksum_of
+from batchzip.core.gather cimport Gathered, Row, checksum_of, entry_is
 from batchzip.core.keyindex cimport (
     NOWHERE, KeyBlock, KeyIndex, KeyView, block_of, index_add, index_bytes, index_close,
     index_drop_block, index_fault, index_find, index_hash, index_merge_into, index_move, index_open,
@@ -50,8 +52,12 @@ from batchzip.core.ledger cimport Ledger, LedgerState, ledger_count, ledger_forg
 from batchzip.core.lru cimport lru_coldest, lru_use
 from batchzip.core.memory cimport bz_malloc
 from batchzip.core.pool cimport pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_unlock
+from batchzip.core.slices cimport (
+    MOST_SLICES, Slices, slices_close, slices_copy, slices_fault, slices_free, slices_length,
+    slices_list, slices_open, slices_pool_bytes, slices_store, slices_use,
+)
 from batchzip.core.table cimport (
-    ABSENT, BACKED_RECORD, BLOCK, BLOCK_BITS, LARGE, RECORD, Entry, table_bytes, table_clear,
+    BACKED_RECORD, BLOCK, BLOCK_BITS, LARGE, RECORD, SLICED, Entry, table_clear,
     table_find, table_place, table_prepare, table_put,
 )
 
@@ -61,7 +67,7 @@ cdef extern from "native.h" nogil:
     """
     #define BZ_RECORDS ((uint64_t)1 << 63)
     """
-    uint64_t RECORDS "BZ_RECORDS"  # index of the first; pages have lower ones
+    uint64_t RECORDS "BZ_RECORDS"  # index of the first; pages have lower ones, slices higher ones
     void bz_count(uint64_t *, uint64_t)
     int64_t bz_coarse_ns()
     int64_t bz_now_ns()
@@ -70,6 +76,7 @@ cdef enum:
     CHUNK = 64  # values of a batch between two looks at signals
     AHEAD = 16  # bytes in front of a copy: restore_value needs four
     LOOKS = 4  # deadlines that each new value looks at
+    ANY = 0xFFFFFFFF  # bytes
 
 cdef enum Outcome:
     LOADED
@@ -77,10 +84,12 @@ cdef enum Outcome:
     IS_LARGE
     IN_FILE
     OTHER_CODEC
+    TOO_LONG
 
 cdef struct State:
     LedgerState *ledger
     KeyIndex index
+    Slices slices
     uint64_t hits
     uint64_t misses
     uint64_t evictions
@@ -181,6 +190,8 @@ cdef void _take_out(State *state, uint32_t position, Got *got) noexcept nogil:
     cdef Entry *entry = _entry_of(state, position)
     got.gone_large = entry.value if entry.kind == LARGE else 0
     state.ledger.record_bytes -= block_of(&state.index, position).lengths[position & (BLOCK - 1)]
+    if entry.kind == SLICED:
+        slices_free(state.ledger, &state.slices, entry.value)
     ledger_remove(state.ledger, entry)
     index_remove(&state.index, position)
 
@@ -236,21 +247,19 @@ cdef int _put(
     Then the key has what it had.
     """
     cdef LedgerState *ledger = state.ledger
-    cdef uint32_t position, before = 0, length = 0
+    cdef uint32_t position, length = 0
+    cdef uint64_t before
     cdef Entry entry
-    cdef Entry *place
     cdef uint8_t *room
-    cdef int code
+    cdef int code = 0
     if ledger.closed:
         got.gone_large = 0
         return -EBADF
     position = _live_position(state, key, got)
     if position != NOWHERE and if_absent:
         return -EEXIST
-    if limit and value.kind == RECORD:
-        place = NULL if position == NOWHERE else _entry_of(state, position)
-        if place is not NULL and place.kind == RECORD:
-            pool_bytes(ledger.objects.pool, place.value, &before)
+    if limit and value.kind != LARGE:
+        before = 0 if position == NOWHERE else _bytes_in_pool(state, _entry_of(state, position))
         if ledger.pool_bytes - before + value.length > limit:
             return -EDQUOT
     entry.kind = value.kind
@@ -263,11 +272,28 @@ cdef int _put(
             return code
         room = pool_bytes(ledger.objects.pool, entry.value, &length)
         memcpy(room, value.data, length)
+    elif value.kind == SLICED:
+        code = slices_store(ledger, &state.slices, value.data, value.length, &entry.value)
+        if code:
+            return code
+    if value.kind != LARGE:
         entry.checksum = checksum_of(value.data, value.length, value.codec)
     code = _enter(state, key, position, value, &entry, length, got)
     if code and value.kind == RECORD:
         pool_free(ledger.objects.pool, entry.value)
+    elif code and value.kind == SLICED:
+        slices_free(ledger, &state.slices, entry.value)
     return code
+
+
+cdef uint64_t _bytes_in_pool(State *state, const Entry *entry) noexcept nogil:
+    """Return how many bytes of a value are in the pool, if it lies on no pages."""
+    cdef uint32_t length = 0
+    if entry.kind == SLICED:
+        return slices_pool_bytes(state.ledger, &state.slices, entry.value)
+    if entry.kind == RECORD:
+        pool_bytes(state.ledger.objects.pool, entry.value, &length)
+    return length
 
 
 cdef int _enter(
@@ -302,6 +328,8 @@ cdef int _enter(
         ledger.pages += 1
     else:
         got.gone_large = old.value if old.kind == LARGE else 0
+        if old.kind == SLICED:
+            slices_free(ledger, &state.slices, old.value)
         ledger_forget(ledger, &old)
     block = block_of(&state.index, position)
     state.ledger.record_bytes += value.raw_length - <uint64_t>block.lengths[position & (BLOCK - 1)]
@@ -310,9 +338,12 @@ cdef int _enter(
 
 
 cdef int _find(
-    State *state, const KeyView *key, CoderState *coder, int number, bint peek, Got *got
+    State *state, const KeyView *key, CoderState *coder, int number, bint peek, uint32_t most, Got *got
 ) noexcept nogil:
-    """Find a value and copy what the pool has of it to the coder's output. Unless `peek`, it is a use."""
+    """Find a value and copy what the pool has of it to the coder's output. Unless `peek`, it is a use.
+
+    Return an Outcome, −EBADF (closed) or −ENOMEM. TOO_LONG is a value in the pool of more than `most` bytes.
+    """
     cdef LedgerState *ledger = state.ledger
     cdef uint32_t position
     cdef Entry *entry
@@ -328,18 +359,30 @@ cdef int _find(
     got.index = RECORDS | position
     got.codec = entry.codec
     got.raw_length = block_of(&state.index, position).lengths[position & (BLOCK - 1)]
-    if entry.kind == RECORD and entry.codec and entry.codec != number:
-        return OTHER_CODEC
+    if entry.kind == RECORD or entry.kind == SLICED:
+        if entry.codec and entry.codec != number:
+            return OTHER_CODEC
+        if got.raw_length > most:
+            return TOO_LONG
+        if make_room(coder, got.raw_length) < 0:
+            return -ENOMEM
     if not peek:
         entry.epoch = lru_use(&ledger.lru, &ledger.table, 1, ledger.pages)
         ledger.page_loads += 1
         state.hits += 1
+        if entry.kind == SLICED:
+            slices_use(ledger, &state.slices, entry.value)
     got.entry = entry[0]
     if entry.kind == LARGE:
         return IS_LARGE
     if entry.kind == BACKED_RECORD:
         return IN_FILE
     got.data = coder.output + AHEAD
+    if entry.kind == SLICED:
+        got.length = slices_length(entry.value)
+        if not slices_copy(ledger, &state.slices, entry.value, coder.output + AHEAD):
+            return IN_FILE
+        return LOADED
     data = pool_bytes(ledger.objects.pool, entry.value, &got.length)
     memcpy(coder.output + AHEAD, data, got.length)
     return LOADED
@@ -365,13 +408,34 @@ cdef int _restore(CoderState *coder, Got *got) noexcept nogil:
     return LOADED
 
 
-cdef int _get(
-    State *state, const KeyView *key, CoderState *coder, int number, bint peek, Got *got
+cdef int _join_rows(
+    const Row *rows, uint32_t count, CoderState *coder, Got *got
 ) noexcept nogil:
-    """Find and restore a value."""
+    """Copy what is stored of a value to the coder's output. Return LOADED or a negative errno."""
+    cdef uint32_t at, length = 0
+    if make_room(coder, got.raw_length) < 0:
+        return -ENOMEM
+    for at in range(count):
+        if rows[at].failure:
+            return rows[at].failure
+        if rows[at].data is NULL or rows[at].length > coder.room - length:
+            return -EBADMSG
+        memcpy(coder.output + AHEAD + length, rows[at].data, rows[at].length)
+        length += rows[at].length
+    if got.entry.kind == SLICED and length != got.length:
+        return -EBADMSG
+    got.data = coder.output + AHEAD
+    got.length = length
+    return LOADED
+
+
+cdef int _get(
+    State *state, const KeyView *key, CoderState *coder, int number, bint peek, uint32_t most, Got *got
+) noexcept nogil:
+    """Find and restore a value; see `_find`."""
     cdef int found
     pool_lock(state.ledger.objects.pool)
-    found = _find(state, key, coder, number, peek, got)
+    found = _find(state, key, coder, number, peek, most, got)
     pool_unlock(state.ledger.objects.pool)
     return _restore(coder, got) if found == LOADED else found
 
@@ -405,11 +469,12 @@ cdef bint _remove_if(
 
 
 cdef int64_t _prepare(CoderState *coder, int number, const uint8_t *data, Value *value) noexcept nogil:
-    """Compress a value to the coder's memory, or copy it there. Return 0 or ABORT."""
+    """Compress a value to the coder's memory, or copy it there. Return 0, −ENOMEM or ABORT."""
     cdef Tally *tally = &coder.tallies[COMPRESS]
     cdef int64_t length = 0
-    value.kind = RECORD
     value.number = 0
+    if make_room(coder, value.raw_length) < 0:
+        return -ENOMEM
     if value.raw_length:
         length = compress_value(coder, data, value.raw_length, &value.data)
         bz_count(&tally.pages, 1)
@@ -424,6 +489,7 @@ cdef int64_t _prepare(CoderState *coder, int number, const uint8_t *data, Value 
         value.data = coder.page
         value.length = max(value.raw_length, <uint32_t>1)
         value.codec = 0
+    value.kind = RECORD if value.length <= coder.page_size else SLICED
     return 0
 
 
@@ -452,12 +518,21 @@ cdef inline void _view(const KeyIndex *index, Key key, KeyView *view) noexcept:
     view.hash = index_hash(index, key.compared, key.compared_length)
 
 
-cdef Found _make_found(const Got *got, bytes data):
+cdef Found _make_found(const Got *got, bytes data, bytes indices):
     cdef Found found = Found.__new__(Found)
-    found.index = got.index
     found.got = got[0]
     found.data = data
+    found.indices = indices
     return found
+
+
+cdef bint _is_still(State *state, const Got *got) noexcept nogil:
+    """Return whether the place where a value was found has the same one; the pool's mutex is held."""
+    cdef const Entry *entry
+    if state.ledger.closed:
+        return False
+    entry = table_find(&state.ledger.table, got.index)
+    return entry is not NULL and entry_is(entry, &got.entry)
 
 
 MISSING = object()
@@ -477,9 +552,9 @@ cdef class LargeValue:
 
 
 cdef class Found:
-    """A value as it was found: `data`, its bytes; or None: gather `index` from the file, for `finish`."""
+    """A value as it was found: `data`, its bytes; or None: gather `indices`, uint64s, for `finish`."""
 
-    cdef readonly uint64_t index
+    cdef readonly bytes indices
     cdef readonly bytes data
     cdef Got got
 
@@ -500,6 +575,7 @@ cdef class Records:
     cdef dict coders  # by the number of their codec
     cdef Coders current
     cdef readonly int number
+    cdef readonly size_t most_bytes  # of values that are compressed in one call
     cdef object name
     cdef bint closed
 
@@ -509,12 +585,14 @@ cdef class Records:
         self.name = name
         self.state.ledger = &ledger.state
         index_open(&self.state.index)
+        slices_open(&self.state.slices)
         memcpy(self.state.index.seeds, PyBytes_AS_STRING(seeds), 16)
         self.large = {}
         self.coders = {}
 
     def __dealloc__(self):
         index_close(&self.state.index)
+        slices_close(&self.state.slices)
 
     cdef int refuse(self) except -1:
         if self.closed:
@@ -530,6 +608,8 @@ cdef class Records:
         cdef int other
         self.coders[number] = coders
         self.current, self.number = coders, number
+        page_size = self.ledger.objects.page_size
+        self.most_bytes = most_value(page_size) if coders.native else page_size
         for other in list(self.coders):
             if other != number and not self.state.ledger.objects.entries_of[other]:
                 del self.coders[other]
@@ -556,7 +636,7 @@ cdef class Records:
             coder = coders.take()
             try:
                 with nogil:
-                    found = _get(&self.state, &view, &coder.state, number, peek, &got)
+                    found = _get(&self.state, &view, &coder.state, number, peek, ANY, &got)
                 if found == LOADED:
                     result = PyBytes_FromStringAndSize(<const char *>got.data, got.raw_length)
                 elif found == ABORT:
@@ -576,11 +656,32 @@ cdef class Records:
             if got.gone_large:
                 self.large.pop(got.gone_large, None)
             return MISSING
-        if found == IN_FILE or (peek and found == LOADED):
-            return _make_found(&got, result)
+        if peek and found == LOADED:
+            return _make_found(&got, result, b"")
+        if found == IN_FILE:
+            where = self._in_file(&got)
+            # It may have been replaced, or taken out.
+            return self.get(key, peek=True) if where is None else where
         if found < 0:
             self._fail(coders, found)
         return result
+
+    cdef Found _in_file(self, const Got *got):
+        """Return what `finish` needs of a value that is in the file, in part or as a whole; None: it has changed."""
+        cdef uint64_t indices[MOST_SLICES]
+        cdef uint32_t count = 1
+        cdef bint same = True
+        indices[0] = got.index
+        if got.entry.kind == SLICED:
+            with nogil:
+                pool_lock(self.state.ledger.objects.pool)
+                same = _is_still(&self.state, got)
+                if same:
+                    count = slices_list(&self.state.slices, got.entry.value, indices)
+                pool_unlock(self.state.ledger.objects.pool)
+        if not same:
+            return None
+        return _make_found(got, None, PyBytes_FromStringAndSize(<const char *>indices, 8 * count))
 
     cdef int _fail(self, Coders coders, int code) except -1:
         if code == -EBADF:
@@ -594,20 +695,16 @@ cdef class Records:
         cdef Coders coders
         cdef Coder coder
         cdef Got got = where.got
-        cdef const Entry *entry = &gathered.rows[0].entry
+        cdef uint32_t row
         cdef int found
-        if entry.kind != got.entry.kind or entry.value != got.entry.value:
+        cdef bint same
+        coders = <Coders>self.coders.get(got.codec or self.number)
+        if coders is None:  # none of its values is left by now
             return None
-        coders = <Coders>self.coders[got.codec or self.number]
-        if gathered.rows[0].failure:
-            return None if gathered.has_changed(0) else self._fail(coders, gathered.rows[0].failure)
         coder = coders.take()
         try:
-            got.length = gathered.rows[0].length
-            found = -EBADMSG
-            if got.length and got.length <= self.ledger.objects.page_size:
-                memcpy(coder.state.output + AHEAD, gathered.rows[0].data, got.length)
-                got.data = coder.state.output + AHEAD
+            found = _join_rows(gathered.rows, gathered.count, &coder.state, &got)
+            if found == LOADED:
                 with nogil:
                     found = _restore(&coder.state, &got)
             if found == LOADED:
@@ -616,7 +713,13 @@ cdef class Records:
                 raise_callback_error(&coder.state)
         finally:
             coders.give(coder)
-        return None if gathered.has_changed(0) else self._fail(coders, found)
+        with nogil:
+            pool_lock(self.state.ledger.objects.pool)
+            same = _is_still(&self.state, &got)
+            pool_unlock(self.state.ledger.objects.pool)
+        for row in range(gathered.count):
+            same = same and not gathered.has_changed(row)
+        return self._fail(coders, found) if same else None
 
     def remove(self, key, expected=None) -> bool:
         """Take a key out with its value. Return whether it was there.
@@ -648,7 +751,7 @@ cdef class Records:
     def put(
         self, key, value, *, int64_t deadline=0, bint if_absent=False, uint64_t limit=0
     ) -> int:
-        """Store a value of up to a page. Return 0, or a negative errno; then the key has what it had.
+        """Store a value of up to `most_bytes`. Return 0, or a negative errno; then the key has what it had.
 
         `value`      a contiguous buffer.
         `deadline`   until when it is good, as `now_ns` has it; 0: for ever.
@@ -669,12 +772,12 @@ cdef class Records:
         _view(&self.state.index, room, &view)
         PyObject_GetBuffer(value, &buffer, PyBUF_SIMPLE)
         try:
-            if <size_t>buffer.len > self.ledger.objects.page_size:
-                raise ValueError("a value has at most a page")
+            self._check_length(buffer.len)
             coder = coders.take()
             try:
                 new.raw_length = <uint32_t>buffer.len
                 new.deadline = deadline
+                got.gone_large = 0
                 with nogil:
                     code = <int>_prepare(
                         &coder.state, number, <const uint8_t *>buffer.buf, &new
@@ -696,6 +799,11 @@ cdef class Records:
         if code == -EBADF:
             self.refuse()
         return code
+
+    cdef int _check_length(self, Py_ssize_t length) except -1:
+        if <size_t>length > most_value(self.ledger.objects.page_size):
+            raise ValueError(f"a value of {length} bytes belongs on pages")
+        return 0
 
     def put_large(
         self, key, LargeValue value not None, *, int64_t deadline=0, bint if_absent=False
@@ -762,8 +870,8 @@ cdef class Records:
                 try:
                     with nogil:
                         _get_chunk(
-                            &self.state, views, &coder.state, number, size, got, outcomes, values,
-                            offsets,
+                            &self.state, views, &coder.state, number, page, size, got, outcomes,
+                            values, offsets,
                         )
                     raise_callback_error(&coder.state)
                 finally:
@@ -787,7 +895,9 @@ cdef class Records:
                             found.append(error)
                     else:
                         found.append(
-                            self.get(keys[start + at], peek=outcomes[at] != OTHER_CODEC)
+                            self.get(
+                                keys[start + at], peek=outcomes[at] not in (OTHER_CODEC, TOO_LONG)
+                            )
                         )
                 PyErr_CheckSignals()
         finally:
@@ -798,7 +908,7 @@ cdef class Records:
         self, list keys not None, list values not None, Py_ssize_t start, *, int64_t deadline=0,
         uint64_t limit=0,
     ) -> tuple[int, int]:
-        """Store values of up to a page, from number `start` on.
+        """Store values of up to `most_bytes`, from number `start` on.
 
         Return how many are stored, those before `start` included, and why not more: 0, or the negative
         errno of the next one.
@@ -823,8 +933,7 @@ cdef class Records:
                 for at in range(size):
                     PyObject_GetBuffer(values[start + at], &buffers[at], PyBUF_SIMPLE)
                     done += 1
-                    if <size_t>buffers[at].len > self.ledger.objects.page_size:
-                        raise ValueError("a value has at most a page")
+                    self._check_length(buffers[at].len)
                 coder = coders.take()
                 try:
                     with nogil:
@@ -1024,7 +1133,7 @@ cdef class Records:
     def figures(self) -> dict[str, int]:
         """Return the figures of one moment.
 
-        "values", "raw_bytes" (of those that are records), "index_bytes", "key_bytes" (with room for
+        "values", "raw_bytes" (of those that lie on no pages), "index_bytes", "key_bytes" (with room for
         more), and "hits", "misses", "evictions" and "expirations" so far.
         """
         cdef State *state = &self.state
@@ -1032,6 +1141,7 @@ cdef class Records:
         with nogil:
             pool_lock(state.ledger.objects.pool)
             values, raw, bytes = state.index.count, state.ledger.record_bytes, index_bytes(&state.index)
+            bytes += state.slices.room * sizeof(uint32_t)
             keys = state.index.key_room
             hits, misses = state.hits, state.misses
             evictions, expirations = state.evictions, state.expirations
@@ -1052,6 +1162,7 @@ cdef class Records:
         with nogil:
             pool_lock(self.state.ledger.objects.pool)
             index_close(&self.state.index)
+            slices_close(&self.state.slices)
             self.state.ledger.record_bytes = 0
             pool_unlock(self.state.ledger.objects.pool)
         large, self.large = self.large, {}
@@ -1063,6 +1174,7 @@ cdef class Records:
         cdef uint64_t raw = 0, count = 0, large = 0
         cdef const KeyBlock *block
         cdef const Entry *entry
+        cdef list sliced = []
         found = index_fault(&state.index)
         if found is not None:
             return found
@@ -1072,10 +1184,12 @@ cdef class Records:
                 if not place_is_live(block, place):
                     continue
                 entry = _entry_of(state, id << BLOCK_BITS | place)
-                if entry is NULL or entry.kind not in (RECORD, BACKED_RECORD, LARGE):
+                if entry is NULL or entry.kind not in (RECORD, BACKED_RECORD, LARGE, SLICED):
                     return f"position {id << BLOCK_BITS | place} has no value"
                 count += 1
                 raw += block.lengths[place]
+                if entry.kind == SLICED:
+                    sliced.append(entry.value)
                 if entry.kind == LARGE:
                     large += 1
                     if entry.value not in self.large:
@@ -1084,8 +1198,11 @@ cdef class Records:
         if raw != state.ledger.record_bytes:
             return f"values have {raw} bytes, counted are {state.ledger.record_bytes}"
         figures = self.ledger.figures()
-        if count != figures["records"] + figures["backed_records"] + figures["large"]:
+        if count != sum([figures[kind] for kind in ("records", "backed_records", "sliced", "large")]):
             return f"{count} values, and entries {figures}"
+        found = slices_fault(&self.ledger.state, &state.slices, sliced)
+        if found is not None:
+            return found
         if large != len(self.large):
             return f"{large} large values, and objects of {len(self.large)}"
         return None
@@ -1094,13 +1211,13 @@ cdef class Records:
 # Several values, in the core.
 
 cdef void _get_chunk(
-    State *state, const KeyView *views, CoderState *coder, int number, size_t count, Got *got,
-    int *outcomes, uint8_t *values, uint64_t *offsets,
+    State *state, const KeyView *views, CoderState *coder, int number, uint32_t most, size_t count,
+    Got *got, int *outcomes, uint8_t *values, uint64_t *offsets,
 ) noexcept nogil:
     cdef size_t at
     cdef uint64_t used = 0
     for at in range(count):
-        outcomes[at] = _get(state, &views[at], coder, number, False, &got[at])
+        outcomes[at] = _get(state, &views[at], coder, number, False, most, &got[at])
         offsets[at] = used
         if outcomes[at] == LOADED:
             memcpy(values + used, got[at].data, got[at].raw_length)
@@ -1125,6 +1242,7 @@ cdef size_t _put_chunk(
     for at in range(count):
         new.raw_length = <uint32_t>buffers[at].len
         new.deadline = deadline
+        got.gone_large = 0
         code[0] = <int>_prepare(coder, number, <const uint8_t *>buffers[at].buf, &new)
         if code[0] == 0:
             code[0] = _store(state, &views[at], &new, False, limit, &got, &gone[2 * at])
@@ -1164,7 +1282,7 @@ cdef int64_t _coldest(State *state, uint64_t *index) noexcept nogil:
     cdef int64_t found = 1
     while found > 0:
         found = lru_coldest(&state.ledger.lru, &state.ledger.table, 1, index)
-        if found > 0 and index[0] & RECORDS:
+        if found > 0 and index[0] >> 62 == RECORDS >> 62:  # no page, and no slice
             index[0] &= ~RECORDS
             return 1
     return found

@@ -41,9 +41,12 @@ cpdef enum Kind:
     RECORD  # a value of a mapping (records.pyx), in the pool
     BACKED_RECORD
     LARGE  # a value of a mapping that lies on pages; `value` is its number
+    SLICED  # a value of a mapping that lies in slices (slices.pyx); `value` says which
+    SLICE  # in the pool
+    BACKED_SLICE
 
 cdef enum:
-    KINDS = 8
+    KINDS = 11
 
 cdef struct Entry:
     uint64_t value  # a handle, a position in the backing file, or the word of a same-filled page
@@ -73,17 +76,22 @@ cdef struct TableState:
 
 cdef inline bint is_in_pool(const Entry *entry) noexcept nogil:
     """Return whether an entry refers to an object in the pool."""
-    return entry.kind == COMPRESSED or entry.kind == RAW or entry.kind == RECORD
+    return (
+        entry.kind == COMPRESSED or entry.kind == RAW or entry.kind == RECORD
+        or entry.kind == SLICE
+    )
 
 
 cdef inline bint is_in_file(const Entry *entry) noexcept nogil:
     """Return whether an entry refers to an object in the backing file."""
-    return entry.kind == BACKED or entry.kind == BACKED_RECORD
+    return entry.kind == BACKED or entry.kind == BACKED_RECORD or entry.kind == BACKED_SLICE
 
 
-cdef inline bint is_record(const Entry *entry) noexcept nogil:
-    """Return whether an object is a value, and not a page."""
-    return entry.kind == RECORD or entry.kind == BACKED_RECORD
+cdef inline uint8_t kind_in_file(const Entry *entry) noexcept nogil:
+    """Return the kind of an entry once its object is in the backing file."""
+    if entry.kind == RECORD or entry.kind == BACKED_RECORD:
+        return BACKED_RECORD
+    return BACKED_SLICE if entry.kind == SLICE or entry.kind == BACKED_SLICE else BACKED
 
 
 cdef inline uint64_t spread(uint64_t word) noexcept nogil:

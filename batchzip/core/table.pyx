@@ -49,8 +49,8 @@ cdef enum:
     FIRST_SLOTS_BITS = 3
     FIRST_SHARED_BYTES = 1 << 30  # of address space, for entries
 
-IN_POOL = (Kind.COMPRESSED, Kind.RAW, Kind.RECORD)
-IN_FILE = (Kind.BACKED, Kind.BACKED_RECORD)
+IN_POOL = (Kind.COMPRESSED, Kind.RAW, Kind.RECORD, Kind.SLICE)
+IN_FILE = (Kind.BACKED, Kind.BACKED_RECORD, Kind.BACKED_SLICE)
 
 cdef uint64_t BLOCK_BYTES = BLOCK * sizeof(Entry)
 

@@ -1,6 +1,6 @@
 """CompressedMapping: a dictionary whose values are kept compressed in a store.
 
-    m[key] = value ─▶ Keys ─▶ serializer ─▶ parts ─▶ one of up to a page ─▶ Records: an object of its own length
+    m[key] = value ─▶ Keys ─▶ serializer ─▶ parts ─▶ one of up to 64 KiB ─▶ Records: compressed in one call
                                                   └─▶ larger             ─▶ Pages ─▶ Records: where they are
     m[key]         ─▶ Keys ─▶ Records ─▶ bytes, or Pages ─▶ serializer ─▶ the value
     full           ─▶ Room: refuse, move cold values to the file, or forget them
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from batchzip.checks import as_limit, as_positive, check_kind
-from batchzip.core.coder import Coders
+from batchzip.core.coder import Coders, most_value_bytes
 from batchzip.core.gather import gather
 from batchzip.core.keys import Opaque
 from batchzip.core.records import MISSING, Found, LargeValue, Records, now_ns
@@ -135,7 +135,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             "key_serializer": key_serializer,
             "dictionary": dictionary,
         }
-        self._packer = packer_of(serializer, 4096 if store is None else store.page_size)
+        page_size = 4096 if store is None else store.page_size
+        self._packer = packer_of(serializer, most_value_bytes(page_size))
         self._own: list[Closing] = []
         self._closed = False
         if store is None:
@@ -269,7 +270,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         where = cast("Found", found)
         if where.data is not None:
             return (self._restored(key, where.data),)
-        gathered = gather(self._group._ledger, np.array([where.index], np.uint64))  # noqa: SLF001
+        gathered = gather(self._group._ledger, where.indices)  # noqa: SLF001
         self._home.read(gathered)
         try:
             data = self._records.finish(where, gathered)
@@ -311,7 +312,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         parts = self._packer.pack(value)
         while True:
             self._room.check()
-            if len(parts) == 1 and len(parts[0]) <= self._page_size and self._has_coders:
+            if len(parts) == 1 and len(parts[0]) <= self._records.most_bytes and self._has_coders:
                 code = self._put_small(plain, parts[0], deadline, if_absent)
             else:
                 code = self._put_large(plain, parts, deadline, if_absent)
@@ -468,7 +469,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         for key, value in pairs:
             quick = type(key) in _QUICK and self._has_coders and self._writer is self._home.writer
             parts = self._packer.pack(value) if quick else []
-            if quick and len(parts) == 1 and len(parts[0]) <= self._page_size:
+            if quick and len(parts) == 1 and len(parts[0]) <= self._records.most_bytes:
                 keys.append(key)
                 values.append(parts[0])
                 if len(keys) == _BATCH:
@@ -684,7 +685,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         pool = self._home.pool
         stored = pool.stored_bytes
         share = ledger["pool_bytes"] / stored if stored else 0.0
-        objects = ledger["records"] + ledger["compressed"] + ledger["raw"]
+        objects = ledger["records"] + ledger["slices"] + ledger["compressed"] + ledger["raw"]
         large = self._records.large_values()
         nbytes = figures["raw_bytes"] + sum(sum(value.lengths) for value in large)
         key_bytes = figures["key_bytes"]
@@ -759,7 +760,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         held = [value.reservation for value in self._records.large_values() if value.reservation]
         indices = {index for each in held for index in range(each.first, each.first + each.count)}
         pages = sum(each.count for each in held)
-        stored = len(self._group) - len(self._records)
+        figures = self._group._ledger.figures()  # noqa: SLF001
+        slices = figures["slices"] + figures["backed_slices"]
+        stored = figures["pages"] - len(self._records) - slices
         if not pages == len(indices) == space.taken == stored:
             raise AssertionError(
                 f"values have {pages} pages at {len(indices)} indices, of {space.taken} that "

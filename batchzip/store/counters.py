@@ -39,8 +39,11 @@ class Counters:
     backed_pages: int
     """Pages in the backing file now: written back, or put there as the pool had no room."""
     stored_values: int
-    """Values of mappings, of up to a page, in memory now; larger ones lie on pages, and count as those."""
+    """Objects that values of mappings have in memory now: one, or several of a page of what was compressed.
+
+    Values of more than 64 KiB lie on pages, and count as those.
+    """
     backed_values: int
-    """Values of mappings, of up to a page, in the backing file now."""
+    """Objects that values of mappings have in the backing file now."""
     backing_file_size: int
     """Bytes the backing file holds now; of a group, 0."""

@@ -243,7 +243,8 @@ class Group(Owned):
             if over <= 0:
                 break
             # As many as should do by the mean length, and one more.
-            pooled = figures["compressed"] + figures["raw"] + figures["records"]
+            kinds = ("compressed", "raw", "records", "slices")
+            pooled = sum(figures[kind] for kind in kinds)
             share = min(self._home.max_batch, 1 + over * pooled // max(1, over + target))
             coldest = self._coldest(share)
             if not len(coldest):
@@ -353,8 +354,8 @@ class Group(Owned):
             "stored_incompressible_pages": figures["raw"],
             "same_filled_pages": figures["same_filled"],
             "backed_pages": figures["backed"],
-            "stored_values": figures["records"],
-            "backed_values": figures["backed_records"],
+            "stored_values": figures["records"] + figures["slices"],
+            "backed_values": figures["backed_records"] + figures["backed_slices"],
         }
 
     @property

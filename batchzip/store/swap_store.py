@@ -295,11 +295,13 @@ class SwapStore(Group):
         for group in self._all_groups():
             figures = group._ledger.figures()  # noqa: SLF001 - a store is made of groups
             shown = ("pages", "pool_bytes", "page_stores", "page_loads")
-            values = figures["records"] + figures["backed_records"]
+            kinds = ("records", "backed_records", "sliced", "large")
+            values = sum(figures[kind] for kind in kinds)
+            slices = figures["slices"] + figures["backed_slices"]
             groups[group.name] = {
                 **{name: figures[name] for name in shown},
-                "pages": figures["pages"] - values - figures["large"],
-                "values": values + figures["large"],
+                "pages": figures["pages"] - values - slices,
+                "values": values,
                 "value_bytes": figures["record_bytes"],
                 "max_bytes": group.max_bytes,
             }

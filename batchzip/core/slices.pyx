@@ -1,0 +1,228 @@
+"""Slices: values whose bytes take more than a page, compressed, as objects of up to a page each.
+
+    the value's entry, SLICED: length << 32 | number ─▶ slice ─▶ next ─▶ slice ─▶ … ─▶ NO_SLICE
+    each slice: an entry of its own at the index SLICES | number, with an object in the pool or in the file
+
+Such a value is compressed in one call, so that the codec finds what repeats itself anywhere in it, but the
+pool's objects have at most a page. As a slice has an entry, order of use, writeback, cleaning and checks are
+those of every entry, and one value may lie partly in the file. All slices of a value are pages, but the last.
+
+A slice's checksum tells whether the slice is as it was stored, that of the value's own entry whether these
+are the value's slices, in their order.
+
+Rejected: one entry with the handles of all slices in an object of their own (nobody could tell, with that one in
+the file, what else to free); the number of the next slice in front of its bytes (likewise); consecutive
+numbers (free ranges would have to be kept by length, to save four bytes a slice).
+
+Invariants (`slices_fault`)
+* A number below `used` is of exactly one value, and then its entry is a SLICE or a BACKED_SLICE; or in
+  the list of those that are unused, and then it has none.
+
+Locks: the caller's, the pool's mutex, around every call.
+"""
+
+from libc.errno cimport ENOMEM
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy
+
+from batchzip.core.gather cimport checksum_of
+from batchzip.core.ledger cimport LedgerState, ledger_count, ledger_remove
+from batchzip.core.lru cimport lru_use
+from batchzip.core.memory cimport bz_realloc
+from batchzip.core.pool cimport pool_allocate, pool_bytes, pool_free
+from batchzip.core.table cimport (
+    BACKED_SLICE, SLICE, Entry, is_in_pool, table_find, table_place, table_prepare, table_put,
+)
+
+cdef enum:
+    NO_SLICE = 0xFFFFFFFF
+    LEAST_ROOM = 64
+
+
+cdef void slices_open(Slices *slices) noexcept nogil:
+    """Begin with no slices, in zeroed memory."""
+    slices.unused = NO_SLICE
+
+
+cdef void slices_close(Slices *slices) noexcept nogil:
+    """Forget all slices; their entries are the ledger's own business."""
+    free(slices.next)
+    slices.next = NULL
+    slices.room = slices.used = 0
+    slices.unused = NO_SLICE
+
+
+cdef inline Entry *_entry_of(LedgerState *ledger, uint32_t number) noexcept nogil:
+    return table_find(&ledger.table, SLICES | number)
+
+
+cdef int _reserve(Slices *slices, uint32_t count) noexcept nogil:
+    """See that there are numbers for so many new slices. Return 0, or −1: no memory."""
+    cdef uint64_t room = <uint64_t>slices.room + max(slices.room // 8, <uint32_t>LEAST_ROOM)
+    cdef void *grown
+    if <uint64_t>slices.used + count <= slices.room:
+        return 0
+    room = max(room, <uint64_t>slices.used + count)
+    if room >= NO_SLICE:
+        return -1
+    grown = bz_realloc(slices.next, room * sizeof(uint32_t))
+    if grown is NULL:
+        return -1
+    slices.next = <uint32_t *>grown
+    slices.room = <uint32_t>room
+    return 0
+
+
+cdef int slices_store(
+    LedgerState *ledger, Slices *slices, const uint8_t *data, uint32_t length, uint64_t *value
+) noexcept nogil:
+    """Store the bytes of a value, at least one and at most MOST_SLICES pages, and tell its entry's value."""
+    cdef uint32_t page = ledger.objects.pool.page_size
+    cdef uint32_t count = (length + page - 1) // page, at, number, first = NO_SLICE, held = 0
+    cdef uint32_t lengths[MOST_SLICES]
+    cdef uint64_t handles[MOST_SLICES]
+    cdef Entry entry
+    cdef int code
+    if _reserve(slices, count) < 0:
+        return -ENOMEM
+    for at in range(count):
+        lengths[at] = min(page, length - at * page)
+    code = pool_allocate(ledger.objects.pool, count, lengths, handles)
+    if code:
+        return code
+    entry.kind = SLICE
+    entry.codec = 0
+    entry.epoch = lru_use(&ledger.lru, &ledger.table, count, ledger.pages + count)
+    for at in range(count, 0, -1):  # so that each knows the one that follows
+        number = slices.used if slices.unused == NO_SLICE else slices.unused
+        if table_prepare(&ledger.table, SLICES | number, 1) < 0:
+            slices_free(ledger, slices, first)
+            for number in range(at):
+                pool_free(ledger.objects.pool, handles[number])
+            return -ENOMEM
+        if number == slices.unused:
+            slices.unused = slices.next[number]
+        else:
+            slices.used += 1
+        slices.next[number] = first
+        first = number
+        memcpy(
+            pool_bytes(ledger.objects.pool, handles[at - 1], &held), data + (at - 1) * page,
+            lengths[at - 1],
+        )
+        entry.value = handles[at - 1]
+        entry.checksum = checksum_of(data + (at - 1) * page, lengths[at - 1], 0)
+        table_put(&ledger.table, table_place(&ledger.table, SLICES | number), &entry)
+        ledger_count(ledger, &entry, lengths[at - 1])
+        ledger.pages += 1
+    value[0] = <uint64_t>length << 32 | first
+    return 0
+
+
+cdef void slices_free(LedgerState *ledger, Slices *slices, uint64_t value) noexcept nogil:
+    """Take out all slices of a value."""
+    cdef uint32_t number = <uint32_t>value, after
+    while number != NO_SLICE:
+        ledger_remove(ledger, _entry_of(ledger, number))
+        after = slices.next[number]
+        slices.next[number] = slices.unused
+        slices.unused = number
+        number = after
+
+
+cdef void slices_use(LedgerState *ledger, Slices *slices, uint64_t value) noexcept nogil:
+    """Note that a value is used."""
+    cdef uint32_t number = <uint32_t>value, count = 0
+    cdef uint16_t stamp
+    while number != NO_SLICE:
+        count += 1
+        number = slices.next[number]
+    stamp = lru_use(&ledger.lru, &ledger.table, count, ledger.pages)
+    number = <uint32_t>value
+    while number != NO_SLICE:
+        _entry_of(ledger, number).epoch = stamp
+        number = slices.next[number]
+
+
+cdef bint slices_copy(
+    LedgerState *ledger, const Slices *slices, uint64_t value, uint8_t *to
+) noexcept nogil:
+    """Copy the bytes of a value. Return whether all of them are in the pool."""
+    cdef uint32_t number = <uint32_t>value, length = 0
+    cdef const Entry *entry
+    cdef const uint8_t *data
+    while number != NO_SLICE:
+        entry = _entry_of(ledger, number)
+        if not is_in_pool(entry):
+            return False
+        data = pool_bytes(ledger.objects.pool, entry.value, &length)
+        memcpy(to, data, length)
+        to += length
+        number = slices.next[number]
+    return True
+
+
+cdef uint32_t slices_list(const Slices *slices, uint64_t value, uint64_t *indices) noexcept nogil:
+    """Write down the indices of a value's slices, in their order. Return how many there are."""
+    cdef uint32_t number = <uint32_t>value, count = 0
+    while number != NO_SLICE:
+        indices[count] = SLICES | number
+        count += 1
+        number = slices.next[number]
+    return count
+
+
+cdef uint64_t slices_pool_bytes(
+    LedgerState *ledger, const Slices *slices, uint64_t value
+) noexcept nogil:
+    """Return the bytes of a value that are in the pool."""
+    cdef uint32_t number = <uint32_t>value, length = 0
+    cdef uint64_t found = 0
+    cdef const Entry *entry
+    while number != NO_SLICE:
+        entry = _entry_of(ledger, number)
+        if is_in_pool(entry):
+            pool_bytes(ledger.objects.pool, entry.value, &length)
+            found += length
+        number = slices.next[number]
+    return found
+
+
+cdef object slices_fault(LedgerState *ledger, const Slices *slices, list values):
+    """Return what is wrong with the slices of these values, or None."""
+    cdef set numbers = set()
+    cdef uint64_t value, left
+    cdef uint32_t number, length = 0, page = ledger.objects.pool.page_size
+    cdef const Entry *entry
+    for value in values:
+        left, number = value >> 32, <uint32_t>value
+        while left:
+            entry = NULL
+            if number < slices.used and number not in numbers:
+                entry = _entry_of(ledger, number)
+            if entry is NULL or entry.kind not in (SLICE, BACKED_SLICE):
+                return f"slice {number} is none, or not of one value"
+            numbers.add(number)
+            length = <uint32_t>min(left, <uint64_t>page)
+            if entry.kind == SLICE:
+                pool_bytes(ledger.objects.pool, entry.value, &length)
+            if length != min(left, <uint64_t>page):
+                return f"slice {number} has {length} bytes, with {left} left of its value"
+            left -= length
+            number = slices.next[number]
+        if number != NO_SLICE:
+            return f"slice {number} is more than its value has"
+    if len(numbers) != ledger.gauges[<int>SLICE] + ledger.gauges[<int>BACKED_SLICE]:
+        return f"values have {len(numbers)} slices, the table others"
+    number = slices.unused
+    while number != NO_SLICE:
+        if number >= slices.used or number in numbers or (
+            _entry_of(ledger, number) is not NULL and _entry_of(ledger, number).kind
+        ):
+            return f"unused slice {number} is in use, or twice unused"
+        numbers.add(number)
+        number = slices.next[number]
+    if len(numbers) != slices.used:
+        return f"{slices.used} slices were given out, {len(numbers)} are known"
+    return None
