@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from batchzip.core.indices import Reservation
 
 PAGE = 4096
+MOST = 64 << 10
+"""Bytes of a value that is compressed in one call; longer ones lie on pages."""
 
 
 @pytest.fixture
@@ -50,7 +52,9 @@ def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
 # Values
 
 
-@pytest.mark.parametrize("length", [0, 1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, 1_000_003])
+@pytest.mark.parametrize(
+    "length", [0, 1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, MOST - 1, MOST, MOST + 1, 1_000_003]
+)
 @pytest.mark.parametrize("make", [text, noise])
 def test_values_of_any_length_come_back(
     mapping: CompressedMapping, length: int, make: Callable[[int, int], bytes]
@@ -115,10 +119,10 @@ def test_what_has_no_bytes_is_refused_and_the_key_keeps_what_it_had(
 
 def test_sizes_are_those_of_the_values_and_of_what_is_stored(mapping: CompressedMapping) -> None:
     assert (mapping.nbytes, mapping.cbytes, mapping.cratio) == (0, 0, 1.0)
-    mapping["zeros"] = bytes(10 * PAGE)
-    assert (mapping.nbytes, mapping.cbytes) == (10 * PAGE, 0)
-    mapping["text"] = text(1, 10 * PAGE)
-    assert mapping.nbytes == 20 * PAGE
+    mapping["zeros"] = bytes(20 * PAGE)
+    assert (mapping.nbytes, mapping.cbytes) == (20 * PAGE, 0)
+    mapping["text"] = text(1, 20 * PAGE)
+    assert mapping.nbytes == 40 * PAGE
     assert mapping.cbytes == mapping.group.counters.pool_total_size > 0
     usage = mapping.memory_usage()
     assert mapping.cratio == usage.in_dict / usage.total
@@ -216,7 +220,7 @@ def test_others_in_the_store_are_not_touched(store: SwapStore) -> None:
 def test_cold_values_go_to_the_backing_file_and_come_from_there(
     engine: Engine, tmp_path: Path
 ) -> None:
-    values = {f"key {n}": noise(n, 5000) for n in range(300)}
+    values = {f"key {n}": noise(n, MOST + 1000) for n in range(30)}
     with (
         SwapStore(engine, max_pool_bytes=1 << 20, backing=tmp_path) as store,
         CompressedMapping(store) as mapping,
@@ -224,7 +228,7 @@ def test_cold_values_go_to_the_backing_file_and_come_from_there(
         mapping.update(values)
         counters = mapping.group.counters
         assert counters.backed_pages > 0
-        assert mapping.cbytes >= 300 * 5000 > store.counters.pool_total_size
+        assert mapping.cbytes >= 30 * MOST > store.counters.pool_total_size
         assert dict(mapping) == values
         mapping.group.writeback(600)
         assert mapping.group.counters.stored_pages == 0
@@ -283,14 +287,14 @@ def test_a_full_backing_file_leaves_the_old_value(engine: Engine, tmp_path: Path
 
 
 def test_a_damaged_value_is_named_and_others_stay_readable(mapping: CompressedMapping) -> None:
-    mapping["good"] = text(1, 10_000)
-    mapping["bad"] = noise(2, 10_000)
-    flip(mapping.group, 4)
+    mapping["good"] = text(1, 100_000)
+    mapping["bad"] = noise(2, 100_000)
+    flip(mapping.group, 30)
     for call in (mapping.__getitem__, mapping.pop):
         with pytest.raises(CorruptPage) as damage:
             call("bad")
         assert "key 'bad'" in str(damage.value)
-    assert mapping["good"] == text(1, 10_000)
+    assert mapping["good"] == text(1, 100_000)
     assert "bad" in mapping
     del mapping["bad"], damage  # whose frames hold the value
 
@@ -300,12 +304,13 @@ def test_a_damaged_value_is_named_and_others_stay_readable(mapping: CompressedMa
 
 def test_indices_of_values_that_are_gone_are_used_again(mapping: CompressedMapping) -> None:
     for turn in range(50):
-        for length in (1, 5000, 20_000, 300):
+        for length in (1, 5000, 20_000, MOST + 1, MOST + 9000, 300):
             mapping["key", length] = noise(turn, length)
         if turn % 3:
             del mapping["key", 5000]
+            del mapping["key", MOST + 1]
     mapping.check_invariants()
-    assert mapping._pages.space.end < 30
+    assert mapping._pages.space.end < 80
 
 
 def test_neighbours_that_are_free_are_joined(store: SwapStore) -> None:
@@ -386,7 +391,8 @@ class AgainstADict(RuleBasedStateMachine):
         self.model: dict[str, bytes] = {}
 
     keys = st.sampled_from("abcdef")
-    values = st.builds(noise, st.integers(0, 99), st.integers(0, 2000)) | st.binary()
+    lengths = st.integers(0, 2000) | st.sampled_from([511, 512, 513, MOST - 1, MOST, MOST + 1])
+    values = st.builds(noise, st.integers(0, 99), lengths) | st.builds(text, st.just(1), lengths)
 
     @rule(key=keys, value=values)
     def put(self, key: str, value: bytes) -> None:
@@ -433,7 +439,7 @@ TestAgainstADict = AgainstADict.TestCase
 def test_threads_that_read_and_replace_one_key_get_whole_values(
     mapping: CompressedMapping,
 ) -> None:
-    values = {text(n, 9000 + n) for n in range(40)}
+    values = {text(n, 9000 + n) for n in range(20)} | {text(n, MOST + n) for n in range(1, 20)}
     mapping["key"] = next(iter(values))
     wrong: list[object] = []
     done = threading.Event()
@@ -488,7 +494,8 @@ def of_the_mapping(file: Path) -> bool:
     return file.parent.name == "mapping"
 
 
-OLD, NEW = noise(1, 9000), text(2, 5000)
+# On pages: what is shorter is stored in one step.
+OLD, NEW = noise(1, MOST + 9000), text(2, MOST + 5000)
 INTERRUPTED: dict[str, tuple[Callable[[CompressedMapping], object], list[object]]] = {
     "replace": (lambda m: m.__setitem__("key", NEW), [OLD, NEW]),
     "new": (lambda m: m.__setitem__("new", NEW), [OLD]),

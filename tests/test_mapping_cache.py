@@ -189,7 +189,7 @@ def test_a_cache_forgets_what_was_not_used_for_longest(zstd: SwapStore) -> None:
         mapping.check_invariants()
 
 
-@pytest.mark.parametrize("length", [900, 20_000])
+@pytest.mark.parametrize("length", [900, 20_000, 70_000])
 def test_what_is_forgotten_is_told(zstd: SwapStore, length: int) -> None:
     gone: dict[Any, bytes] = {}
 
@@ -228,7 +228,9 @@ def test_a_cache_forgets_its_own_where_the_store_is_full() -> None:
         with CompressedMapping(store, on_full="evict") as mapping:
             for number in range(3000):
                 mapping[number] = noise(number, 1000)
-                mapping["large", number % 50] = noise(number, 9000)
+                mapping["longer", number % 50] = noise(number, 9000)
+                if number % 20 == 0:
+                    mapping["on pages", number % 60] = noise(number, 70_000)
             assert store.load(5) == noise(5)
             assert 100 < len(mapping) < 900
             with pytest.raises(StoreRejected):
@@ -238,7 +240,7 @@ def test_a_cache_forgets_its_own_where_the_store_is_full() -> None:
         store.check_invariants()
 
 
-@pytest.mark.parametrize("length", [700, 9000])
+@pytest.mark.parametrize("length", [700, 9000, 70_000])
 def test_cold_values_go_to_the_file(tmp_path: Path, length: int) -> None:
     with (
         Engine("zstd", level=1, backend="sequential") as engine,
@@ -475,15 +477,16 @@ def test_hits_and_misses_are_counted(zstd: SwapStore) -> None:
     with CompressedMapping(zstd) as mapping:
         assert mapping.stats().hit_ratio == 0.0
         mapping["key"] = b"value"
-        mapping["large"] = text(1, 9000)
-        mapping.get_many(["key", "large", "absent"])
+        mapping["long"] = noise(1, 9000)
+        mapping["large"] = text(1, 90_000)
+        mapping.get_many(["key", "long", "large", "absent"])
         mapping.get("key")
         mapping.get("absent")
         assert "key" in mapping
         stats = mapping.stats()
-        assert (stats.hits, stats.misses, stats.values) == (3, 2, 2)
-        assert stats.hit_ratio == 3 / 5
-        assert stats.nbytes == 9005
+        assert (stats.hits, stats.misses, stats.values) == (4, 2, 3)
+        assert stats.hit_ratio == 4 / 6
+        assert stats.nbytes == 99_005
 
 
 # asyncio

@@ -58,8 +58,8 @@ def in_time(work: Callable[[], object]) -> None:
 
 CALLS: dict[str, Callable[[CompressedMapping, Any], object]] = {
     "get": lambda m, key: m.get(key),
-    "set": lambda m, key: m.__setitem__(key, noise(2, 9000)),
-    "setdefault": lambda m, key: m.setdefault(key, noise(2, 9000)),
+    "set": lambda m, key: m.__setitem__(key, noise(2, 90_000)),
+    "setdefault": lambda m, key: m.setdefault(key, noise(2, 90_000)),
     "pop": lambda m, key: m.pop(key, None),
     "popitem": lambda m, _: len(m) and m.popitem(),
     "del": lambda m, key: operator.delitem(m, key) if key in m else None,
@@ -93,7 +93,7 @@ def test_a_key_may_call_the_mapping_while_it_is_compared(
     mapping: CompressedMapping, outer: str, inner: str
 ) -> None:
     met = (Meddler(1, lambda: None),)
-    mapping[met] = text(1, 9000)
+    mapping[met] = text(1, 90_000)
     mapping[Meddler(2, lambda: None),] = text(2)
     mapping["other"] = b"other"
 
@@ -205,7 +205,7 @@ def test_a_serializer_may_call_the_mapping(store: SwapStore, outer: str, inner: 
     serializer = Calling()
     with CompressedMapping(store, serializer=serializer) as mapping:
         for number in (1, 2):
-            mapping["key"], mapping["other"] = text(number, 9000), b"other"
+            mapping["key"], mapping["other"] = text(number, 90_000), b"other"
             serializer.call = partial(CALLS[inner], mapping, ("key", "other")[number - 1])
             try:
                 in_time(lambda: CALLS[outer](mapping, "key"))
@@ -216,8 +216,8 @@ def test_a_serializer_may_call_the_mapping(store: SwapStore, outer: str, inner: 
                 None,
                 b"value",
                 b"other",
-                text(number, 9000),
-                noise(2, 9000),
+                text(number, 90_000),
+                noise(2, 90_000),
             )
 
 
@@ -277,7 +277,7 @@ def test_it_can_be_used_before_every_line_of_every_call(
     reached = True
     while reached:
         step += 1
-        mapping["key"] = text(1, 9000)
+        mapping["key"] = text(1, 90_000)
         left, reached = step, False
 
         def on_line(_frame: FrameType, event: str, _arg: object) -> Any:
@@ -343,9 +343,9 @@ def test_signal_handlers_use_it_in_the_middle_of_anything(mapping: CompressedMap
         turn = 0
         while handled < 200:
             turn += 1
-            mapping["key"] = text(turn, 9000)
-            assert mapping["key"] == text(turn, 9000)
-            assert mapping.pop("key") == text(turn, 9000)
+            mapping["key"] = text(turn, 90_000)
+            assert mapping["key"] == text(turn, 90_000)
+            assert mapping.pop("key") == text(turn, 90_000)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -369,7 +369,7 @@ def test_a_mapping_that_is_lost_gives_its_pages_back(store: SwapStore) -> None:
 
 
 def test_joining_and_copying_are_as_with_dicts(mapping: CompressedMapping) -> None:
-    mapping.update({"a": b"1", "b": text(2, 9000)})
+    mapping.update({"a": b"1", "b": text(2, 90_000)})
     model = dict(mapping)
     with mapping.copy() as copy, mapping | {"b": b"2", "c": b"3"} as more:
         first: Any = {"b": b"0", "c": b"3"}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE = 4096
+MOST = 64 << 10
 
 
 def records_in(store: SwapStore, name: str = "values") -> Records:
@@ -134,7 +135,7 @@ def test_the_hash_is_the_one_that_python_has() -> None:
 # Values
 
 
-@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, PAGE - 1, PAGE])
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, PAGE - 1, PAGE, PAGE + 1, MOST - 1, MOST])
 @pytest.mark.parametrize("make", [text, noise])
 @pytest.mark.parametrize("shuffle", [None, 2, 4, 8])
 @pytest.mark.parametrize("algorithm", ["lz4", "lz4hc", "zstd", "deflate"])
@@ -156,11 +157,12 @@ def test_values_of_any_length_come_back(
         assert made.fault() is None
 
 
-def test_more_than_a_page_is_no_record(values: Records) -> None:
-    with pytest.raises(ValueError, match="at most a page"):
-        values.put("key", bytes(PAGE + 1))
-    with pytest.raises(ValueError, match="at most a page"):
-        values.put_many(["a", "b"], [b"", bytes(PAGE + 1)], 0)
+def test_what_is_too_long_for_one_call_belongs_on_pages(values: Records) -> None:
+    assert values.most_bytes == MOST
+    with pytest.raises(ValueError, match="belongs on pages"):
+        values.put("key", bytes(MOST + 1))
+    with pytest.raises(ValueError, match="belongs on pages"):
+        values.put_many(["a", "b"], [b"", bytes(MOST + 1)], 0)
     assert values.keys() == []
 
 
@@ -200,11 +202,11 @@ def test_a_value_in_the_file_is_found_there(tmp_path: Path) -> None:
         assert store.check().ok
         found: Any = made.get(77)
         assert isinstance(found, Found)
-        gathered = gather(made.ledger, np.array([found.index], np.uint64))
+        gathered = gather(made.ledger, found.indices)
         store._home.read(gathered)
         assert made.finish(found, gathered) == text(77, 700)
         made.put(77, b"new")
-        assert made.finish(found, gather(made.ledger, np.array([found.index], np.uint64))) is None
+        assert made.finish(found, gather(made.ledger, found.indices)) is None
         assert not made.remove(77, found)
         assert made.get(77) == b"new"
         assert made.fault() is None

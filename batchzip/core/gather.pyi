@@ -16,7 +16,9 @@ def load(
 @overload
 def gather(ledger: Ledger, indices: int, *, use: bool = False) -> Gathered: ...
 @overload
-def gather(ledger: Ledger, indices: npt.NDArray[np.int64], *, use: bool = False) -> Gathered: ...
+def gather(
+    ledger: Ledger, indices: npt.NDArray[np.int64] | bytes, *, use: bool = False
+) -> Gathered: ...
 
 class Gathered:
     @property

@@ -894,11 +894,11 @@ cdef class Records:
                         except PageError as error:
                             found.append(error)
                     else:
-                        found.append(
-                            self.get(
-                                keys[start + at], peek=outcomes[at] not in (OTHER_CODEC, TOO_LONG)
-                            )
-                        )
+                        used = outcomes[at] not in (OTHER_CODEC, TOO_LONG)
+                        try:
+                            found.append(self.get(keys[start + at], peek=used))
+                        except PageError as error:
+                            found.append(error)
                 PyErr_CheckSignals()
         finally:
             free(values)

@@ -9,6 +9,9 @@ class Kind(enum.IntEnum):
     RECORD = 5
     BACKED_RECORD = 6
     LARGE = 7
+    SLICED = 8
+    SLICE = 9
+    BACKED_SLICE = 10
 
 IN_POOL: tuple[Kind, ...]
 """Kinds of entries that refer to an object in the pool."""

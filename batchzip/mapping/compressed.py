@@ -24,8 +24,6 @@ from collections.abc import ItemsView, Iterable, Mapping, MutableMapping, Values
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from batchzip.checks import as_limit, as_positive, check_kind
 from batchzip.core.coder import Coders, most_value_bytes
 from batchzip.core.gather import gather
