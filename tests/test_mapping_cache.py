@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -374,6 +375,22 @@ def test_a_dictionary_is_learnt_and_pays(zstd: SwapStore) -> None:
         assert learnt.cbytes * 1.7 < plain.cbytes  # the first thousand are as they were
         assert learnt.memory_usage().dictionaries > 0
         learnt.check_invariants()
+
+
+def test_a_dictionary_is_learnt_from_values_above_a_page(zstd: SwapStore) -> None:
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abcdefgh", k=7)).encode() for _ in range(1500)]
+    values = {number: b" ".join(rng.choices(words, k=1200)) for number in range(300)}
+    with (
+        CompressedMapping(zstd) as plain,
+        CompressedMapping(zstd, dictionary="auto") as learnt,
+    ):
+        for mapping in (plain, learnt):
+            mapping.update(values)  # a third of them teaches
+            mapping.update(values)
+            assert dict(mapping) == values
+            mapping.check_invariants()
+        assert learnt.cbytes < 0.9 * plain.cbytes
 
 
 def test_a_dictionary_is_learnt_again_when_values_change(zstd: SwapStore) -> None:

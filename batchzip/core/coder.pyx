@@ -2,6 +2,7 @@
 
     page ─▶ private copy ─▶ shuffle ─▶ codec ─▶ fits? ─▶ verify ─▶ destination, length
     source ─▶ codec ─▶ exactly a page? ─▶ unshuffle ─▶ page
+    value, of up to 64 KiB or a page: likewise, in the coder's own buffers, which grow with it
 
 The codec is a C function of lz4's or zstd's wheel where there is one (libraries.pyx). Any other codec
 is a Python callable, which is called back under the GIL, page by page, by the same steps.

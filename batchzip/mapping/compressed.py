@@ -193,7 +193,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         """Compress what comes with the codec of the store's engine of now."""
         writer = self._home.writer
         self._writer = writer
-        # Small values are compressed by their caller; where the codec must not run in this process, by pages.
+        # Small values are compressed by their caller; where the codec must not run in this process, on pages.
         self._has_coders = not writer.engine.backend.isolate
         codec = writer.engine.codec
         if self._home.objects.hold(writer.number, codec):
@@ -253,7 +253,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         return MISSING
 
     def _bytes_of(self, key: Any, found: object) -> tuple[Any] | None:
-        """Read a value that lies on pages or in the file; None: it has changed."""
+        """Read a value that lies on pages, or in the file, in part or as a whole; None: it has changed."""
         if isinstance(found, LargeValue):
             try:
                 return (self._packer.unpack(self._pages.read(found)),)
@@ -601,7 +601,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     async def aget(self, key: Key, default: Any = None) -> Any:
         """Return a value as `get`, without blocking the event loop.
 
-        A small value in memory is restored by the loop itself, in microseconds; others by a thread.
+        A value of up to 64 KiB in memory is restored by the loop itself, in microseconds; others by a thread.
         """
         await asyncio.sleep(0)  # so that a task that does nothing else lets others work
         plain = self._find(key)

@@ -1,4 +1,4 @@
-"""Pages: values larger than a page, on pages of the mapping's group.
+"""Pages: values too large to be compressed in one call, and those of codecs in Python, on pages of the group.
 
     part 0, whole pages │ part 1, whole pages │ … │ the tails of all, joined
 

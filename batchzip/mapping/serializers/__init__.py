@@ -10,8 +10,8 @@
     "arrow"                 the stream of Arrow's IPC format, cut at its large buffers
     an object               one part: what its `dumps` gives; its `loads` gets bytes
 
-A value of up to a page is one part. A buffer shorter than a page is copied into the part before
-it: on pages of its own it would take more than the copy costs.
+A value of up to 64 KiB, or a page, is one part, as the mapping compresses it in one call. A shorter buffer
+is copied into the part before it: on pages of its own it would take more than the copy costs.
 
 A value comes back as what it was, or is refused (NotStorable) when it is put in. Bytes that no
 value was packed into raise UnreadableValue. Only "pickle", and objects of the user, may run code

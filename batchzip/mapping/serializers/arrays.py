@@ -32,7 +32,7 @@ _TAKES = "serializer='numpy' takes NumPy's arrays and scalars"
 
 
 class ArrayPacker:
-    """Values are arrays and scalars of NumPy; data of a page or more, without gaps, is not copied.
+    """Values are arrays and scalars of NumPy; data of 64 KiB or more, without gaps, is not copied.
 
     Arrays come back with their dtype, shape and order of axes, and writable if they were. One with
     gaps (`a[::2]`) comes back in C's order.

@@ -3,8 +3,7 @@
     flags, dimensions, length of the kind │ shape │ order of axes, if not C's │ kind │ data
 
 `kind` is the array's dtype, as its packer writes it. Data is in the order of the axes, without
-gaps; it stays where it is if it takes a page or more, else it follows the head. The shape is that
-of the data.
+gaps; it stays where it is if it is long, else it follows the head. The shape is that of the data.
 """
 
 from __future__ import annotations

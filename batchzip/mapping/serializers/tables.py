@@ -1,7 +1,7 @@
 """Arrow's tables and record batches, by its IPC format: nothing in the bytes is run.
 
 The stream is written to a list: Arrow hands over each buffer as it lies, and metadata and padding
-as bytes. The parts are the stream, cut before and after each buffer of a page or more, which is not
+as bytes. The parts are the stream, cut before and after each buffer of 64 KiB or more, which is not
 copied. When a table is read, they are joined, as Arrow wants a batch in one piece, and its columns
 are views of that. All lengths, offsets and texts are checked then, since Arrow itself trusts them.
 """
