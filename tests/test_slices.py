@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import random
 import threading
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from store_pages import noise, text
 
 from batchzip import (
+    ClosedError,
     CompressedMapping,
     CorruptValue,
     Engine,
@@ -422,6 +424,41 @@ def test_asynchronous_calls_find_them(mapping: CompressedMapping) -> None:
         assert await mapping.apop("key") == mixed(1, 30_000)
 
     asyncio.run(work())
+
+
+def test_a_mapping_that_is_closed_while_others_use_it_leaves_nothing(store: SwapStore) -> None:
+    values = [mixed(n, 3000 + 6000 * n) for n in range(8)]
+    wrong: list[BaseException] = []
+
+    def work(mapping: CompressedMapping, number: int, begun: threading.Event) -> None:
+        try:
+            for turn in itertools.count(number):
+                mapping[turn % 5] = values[turn * 7 % 8]
+                begun.set()
+                mapping.get(turn * 3 % 5)
+                mapping.group.writeback(2)
+                mapping.pop(turn * 2 % 5, None)
+        except ClosedError:
+            pass
+        except BaseException as error:  # noqa: BLE001 - told by the test
+            wrong.append(error)
+
+    for _ in range(20):
+        mapping = CompressedMapping(store, max_bytes=100_000, on_full="evict")
+        begun = [threading.Event() for _ in range(3)]
+        threads = [
+            threading.Thread(target=work, args=(mapping, number, event))
+            for number, event in enumerate(begun)
+        ]
+        for thread, event in zip(threads, begun, strict=True):
+            thread.start()
+            event.wait()
+        mapping.close()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert store.compressed_bytes == 0
+        store.check_invariants()
 
 
 # Against a dict

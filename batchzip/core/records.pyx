@@ -61,6 +61,7 @@ from batchzip.core.table cimport (
     table_find, table_place, table_prepare, table_put,
 )
 
+from batchzip.core.coder import is_available
 from batchzip.errors import ClosedError, PageError
 
 cdef extern from "native.h" nogil:
@@ -95,6 +96,7 @@ cdef struct State:
     uint64_t evictions
     uint64_t expirations
     uint32_t cursor  # position whose deadline is looked at next
+    bint closed  # the ledger may have its entries still
 
 cdef struct Value:  # about to be stored
     const uint8_t *data
@@ -252,7 +254,7 @@ cdef int _put(
     cdef Entry entry
     cdef uint8_t *room
     cdef int code = 0
-    if ledger.closed:
+    if ledger.closed or state.closed:
         got.gone_large = 0
         return -EBADF
     position = _live_position(state, key, got)
@@ -348,7 +350,7 @@ cdef int _find(
     cdef uint32_t position
     cdef Entry *entry
     cdef const uint8_t *data
-    if ledger.closed:
+    if ledger.closed or state.closed:
         got.gone_large = 0
         return -EBADF
     position = _live_position(state, key, got)
@@ -529,7 +531,7 @@ cdef Found _make_found(const Got *got, bytes data, bytes indices):
 cdef bint _is_still(State *state, const Got *got) noexcept nogil:
     """Return whether the place where a value was found has the same one; the pool's mutex is held."""
     cdef const Entry *entry
-    if state.ledger.closed:
+    if state.ledger.closed or state.closed:
         return False
     entry = table_find(&state.ledger.table, got.index)
     return entry is not NULL and entry_is(entry, &got.entry)
@@ -608,8 +610,10 @@ cdef class Records:
         cdef int other
         self.coders[number] = coders
         self.current, self.number = coders, number
-        page_size = self.ledger.objects.page_size
-        self.most_bytes = most_value(page_size) if coders.native else page_size
+        native = coders.codec.plan().native
+        self.most_bytes = self.ledger.objects.page_size
+        if native is not None and is_available(native):
+            self.most_bytes = most_value(self.most_bytes)
         for other in list(self.coders):
             if other != number and not self.state.ledger.objects.entries_of[other]:
                 del self.coders[other]
@@ -1161,6 +1165,7 @@ cdef class Records:
         self.closed = True
         with nogil:
             pool_lock(self.state.ledger.objects.pool)
+            self.state.closed = True
             index_close(&self.state.index)
             slices_close(&self.state.slices)
             self.state.ledger.record_bytes = 0
@@ -1279,7 +1284,7 @@ cdef uint64_t _copy_keys(State *state, uint8_t *copy) noexcept nogil:
 
 cdef int64_t _coldest(State *state, uint64_t *index) noexcept nogil:
     """Find the value that was not used for longest. Return 1, 0: there is none, or −1: no memory."""
-    cdef int64_t found = 1
+    cdef int64_t found = not state.closed
     while found > 0:
         found = lru_coldest(&state.ledger.lru, &state.ledger.table, 1, index)
         if found > 0 and index[0] >> 62 == RECORDS >> 62:  # no page, and no slice
