@@ -192,6 +192,24 @@ def test_numbers_of_slices_are_used_again(mapping: CompressedMapping) -> None:
     assert mapping.stats().index_bytes == index
 
 
+@pytest.mark.parametrize("algorithm", ["lz4", "zstd"])
+def test_batches_of_values_of_all_lengths_come_back(algorithm: str) -> None:
+    rng = random.Random(1)
+    lengths = [0, 300, PAGE, PAGE + 1, 12_000, 30_000, MOST, MOST + 1]
+    made = [f(n, n * 7 % 999 + length) for n, length in enumerate(lengths) for f in (text, mixed)]
+    values = {number: rng.choice(made) for number in range(500)}
+    with (
+        Engine(algorithm, backend="threads", workers=1) as engine,
+        SwapStore(engine) as store,
+        CompressedMapping(store) as mapping,
+    ):
+        for _ in range(3):  # what a value takes is known the second time
+            mapping.update(values)
+            assert mapping.get_many(values) == values
+        mapping.check_invariants()
+        store.check_invariants()
+
+
 # Limits
 
 
