@@ -1,22 +1,23 @@
 """Slices: values whose bytes take more than a page, compressed, as objects of up to a page each.
 
     the value's entry, SLICED: length << 32 | number ─▶ slice ─▶ next ─▶ slice ─▶ … ─▶ NO_SLICE
-    each slice: an entry of its own at the index SLICES | number, with an object in the pool or in the file
+    a slice                    an entry at the index SLICES | number ─▶ an object, in the pool or the file
 
-Such a value is compressed in one call, so that the codec finds what repeats itself anywhere in it, but the
-pool's objects have at most a page. As a slice has an entry, order of use, writeback, cleaning and checks are
-those of every entry, and one value may lie partly in the file. All slices of a value are pages, but the last.
+Such a value is compressed in one call, so that the codec finds what repeats itself anywhere in it,
+but the pool's objects have at most a page. As a slice has an entry, order of use, writeback,
+cleaning and checks are those of every entry, and one value may lie partly in the file. All slices
+of a value are pages, but the last.
 
-A slice's checksum tells whether the slice is as it was stored, that of the value's own entry whether these
-are the value's slices, in their order.
+A slice's checksum tells whether the slice is as it was stored, that of the value's own entry
+whether these are the value's slices, in their order.
 
-Rejected: one entry with the handles of all slices in an object of their own (nobody could tell, with that one in
-the file, what else to free); the number of the next slice in front of its bytes (likewise); consecutive
-numbers (free ranges would have to be kept by length, to save four bytes a slice).
+Rejected: one entry with the handles of all slices in an object of their own (nobody could tell,
+with that one in the file, what else to free); the number of the next slice in front of its bytes
+(likewise); consecutive numbers (free ranges would have to be kept by length, to save four bytes).
 
 Invariants (`slices_fault`)
-* A number below `used` is of exactly one value, and then its entry is a SLICE or a BACKED_SLICE; or in
-  the list of those that are unused, and then it has none.
+* A number below `used` is of exactly one value, and then its entry is a SLICE or a BACKED_SLICE; or
+  in the list of those that are unused, and then it has none.
 
 Locks: the caller's, the pool's mutex, around every call.
 """
@@ -77,7 +78,7 @@ cdef int _reserve(Slices *slices, uint32_t count) noexcept nogil:
 cdef int slices_store(
     LedgerState *ledger, Slices *slices, const uint8_t *data, uint32_t length, uint64_t *value
 ) noexcept nogil:
-    """Store the bytes of a value, at least one and at most MOST_SLICES pages, and tell its entry's value."""
+    """Store the bytes of a value, at most MOST_SLICES pages, and tell its entry's value."""
     cdef uint32_t page = ledger.objects.pool.page_size
     cdef uint32_t count = (length + page - 1) // page, at, number, first = NO_SLICE, held = 0
     cdef uint32_t lengths[MOST_SLICES]
