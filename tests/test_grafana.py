@@ -14,6 +14,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from promql_parser import parse
 
 from batchzip import CompressBatch, CompressedMapping, DecompressBatch, Engine, SwapStore
 from batchzip.metrics import collector
@@ -106,12 +107,19 @@ def test_every_query_names_figures_and_labels_that_there_are(
                 assert set(re.split(r",\s*", grouped)) <= has, query
             for wanted in re.findall(r"^label_values\(.*, (\w+)\)$", query):
                 assert wanted in has, query
-        assert query.count("(") == query.count(")"), query
         # A counter is of use as a rate only, and a rate of counters only.
         counters = re.findall(
             r"(?:rate|increase)\((batchzip_\w+)\{[^}]*\}\[\$__rate_interval\]\)", query
         )
         assert counters == [name for name, _ in selectors if name.endswith(COUNTERS)], query
+
+
+def test_every_query_is_one_of_prometheus(dashboard: dict[str, Any]) -> None:
+    for panel in panels_of(dashboard):
+        for target in panel["targets"]:
+            parse(target["expr"].replace("$__rate_interval", "1m"))
+    with pytest.raises(ValueError, match="expected type matrix"):
+        parse("rate(batchzip_page_loads_total)")
 
 
 def test_every_figure_but_a_few_is_on_it(
