@@ -57,6 +57,7 @@ def write(file: IO[bytes], pairs: Iterable[tuple[Any, Any]], most_bytes: int) ->
     done = Spooled()
     objects: list[tuple[Any, Any]] = []
     object_bytes = 0
+    has_bytes = False
     for key, value in pairs:
         if done.value_bytes >= most_bytes:
             done.complete = False
@@ -65,6 +66,7 @@ def write(file: IO[bytes], pairs: Iterable[tuple[Any, Any]], most_bytes: int) ->
         if isinstance(value, bytes | bytearray | memoryview):
             _write_objects(file, objects)
             objects, object_bytes = [], 0
+            has_bytes = True
             length = _write(file, keys, bytes(value), is_pickled=False)
         else:
             length = len(_pickled(value, "the value", key))
@@ -80,6 +82,8 @@ def write(file: IO[bytes], pairs: Iterable[tuple[Any, Any]], most_bytes: int) ->
         for page_size in done.bytes_up_to:
             done.bytes_up_to[page_size] += length * (length <= page_size)
     _write_objects(file, objects)
+    if has_bytes and not done.all_bytes:
+        done.suiting.note(b"bytes")
     file.flush()
     return done
 

@@ -138,6 +138,7 @@ def advise_values(
     which cannot be looked at twice, the first ones. `seed` is that of the sample.
     `progress(done, all)` is called as each is measured.
 
+    If any value is not bytes, each serializer that takes all of them is tried, and the best one used.
     Each is measured in a fresh process, which reads the values from a file in the temporary folder:
     the classes of values have to be importable there, not of a script. Takes some seconds.
 

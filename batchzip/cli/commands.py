@@ -135,7 +135,8 @@ examples:
 
 _TOP = """\
 Show how a store stands while it runs: its size against its limit, ratio, pages stored, loaded
-and written back a second, rejections by cause, workers and their load, groups, size classes.
+and written back a second, rejections by cause, workers and their load, groups, size classes; and
+how long calls take, of a random one in 64 since the last look, or ever if none was timed since.
 The store's process has to call store.share(), and belong to the same user. Without an address
 the one store that is shared is shown. q quits.
 """

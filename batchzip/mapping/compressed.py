@@ -330,7 +330,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             plain = self._keys.add(key)
         self._room.keep(self._take)
         self._settle()
-        if started:
+        if started and code == 0:
             self._records.ledger.end(PUT, started)
         return code == 0
 
