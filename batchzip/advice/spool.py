@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from batchzip.advice.suiting import Suiting
+from batchzip.core.coder import most_value_bytes
 from batchzip.errors import NotStorable
 from batchzip.wording import shown
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _HEAD = struct.Struct("<QQ?")
+
+_SHORT = most_value_bytes(4096)
 
 TOGETHER = 64
 """Objects of a frame."""
@@ -39,8 +42,8 @@ class Spooled:
 
     values: int = 0
     value_bytes: int = 0
-    bytes_up_to: dict[int, int] = field(default_factory=lambda: {4096: 0, 16384: 0})
-    """Bytes of the values that fit a page, for pages of 4 and 16 KiB."""
+    short_bytes: int = 0
+    """Bytes of the values that a mapping compresses in one call, whatever its pages."""
     all_bytes: bool = True
     """Whether every value is bytes."""
     complete: bool = True
@@ -79,8 +82,7 @@ def write(file: IO[bytes], pairs: Iterable[tuple[Any, Any]], most_bytes: int) ->
                 objects, object_bytes = [], 0
         done.values += 1
         done.value_bytes += length
-        for page_size in done.bytes_up_to:
-            done.bytes_up_to[page_size] += length * (length <= page_size)
+        done.short_bytes += length * (length <= _SHORT)
     _write_objects(file, objects)
     if has_bytes and not done.all_bytes:
         done.suiting.note(b"bytes")

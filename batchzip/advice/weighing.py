@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _SOME = 0.1
 """Share of all bytes from which it pays to try what is for values of some lengths: larger pages for
-those above 4 KiB, dictionaries for those of up to a page."""
+those that lie on pages, dictionaries for those that do not."""
 
 _NEAR = 0.05
 """Share of memory that is not worth a slower or a less simple choice."""
@@ -161,14 +161,14 @@ def _dicts(serializer: str, *, is_json: bool) -> list[Holder]:
 
 def _worth_trying(spooled: Spooled, serializer: str) -> list[Holder]:
     some = spooled.value_bytes * _SOME
-    is_large = spooled.value_bytes - spooled.bytes_up_to[4096] > some
+    is_large = spooled.value_bytes - spooled.short_bytes > some
     holders = []
     for size in (4096, 16384, 65536) if is_large else (4096,):
         for algorithm, level in (("lz4", None), ("zstd", 1), ("zstd", 3)):
             plain = Holder("mapping", serializer, algorithm, level, size)
             holders.append(plain)
             # Longer values find what they have in common in themselves.
-            if algorithm == "zstd" and spooled.bytes_up_to.get(size, 0) > some:
+            if algorithm == "zstd" and spooled.short_bytes > some:
                 holders.append(replace(plain, dictionary=True))
     return holders
 
