@@ -14,5 +14,6 @@ cd "$(dirname "$0")/.."
 .ci/with_core.sh asan -m pytest -q -n 2 tests/test_store.py tests/test_bit_flips.py tests/faults/test_memory.py \
     tests/faults/test_reentry.py tests/test_records.py tests/test_slices.py tests/test_mapping_cache.py \
     -k 'not file'
-.ci/with_core.sh tsan -m pytest -q -n 2 tests/test_store_threads.py tests/faults/test_memory.py tests/test_mapping_cache.py tests/test_slices.py \
-    -k 'linearizable or whole_or_not or wavers or at_random or meet_whole_values'
+.ci/with_core.sh tsan -m pytest -q -n 2 tests/test_store_threads.py tests/faults/test_memory.py tests/test_mapping_cache.py \
+    tests/test_records.py tests/test_slices.py \
+    -k 'linearizable or whole_or_not or wavers or at_random or whole_values or lanes or single_calls'
