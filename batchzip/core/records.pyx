@@ -81,7 +81,7 @@ from batchzip.core.table cimport (
     table_find, table_place, table_prepare, table_put,
 )
 
-from batchzip.core.division import DONE, Divider
+from batchzip.core.division import DONE as _DONE, Divider
 from batchzip.errors import ClosedError, PageError
 
 cdef extern from "native.h" nogil:
@@ -1546,7 +1546,7 @@ cdef void _find_part(State *state, _Part part) noexcept nogil:
 
 cdef void _await(job) except *:
     """See a job done, and do what lanes have not; None: there was nothing to do."""
-    while job is not None and job.run() != DONE:
+    while job is not None and job.run() != _DONE:
         pass
 
 
