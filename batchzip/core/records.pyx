@@ -87,8 +87,8 @@ from batchzip.core.table cimport (
     table_place, table_prepare, table_put,
 )
 
-from batchzip.core.coder import is_available
-from batchzip.core.division import DONE, Divider
+from batchzip.core.coder import is_available as _is_available
+from batchzip.core.division import DONE as _DONE, Divider
 from batchzip.errors import ClosedError, PageError
 
 cdef extern from "native.h" nogil:
@@ -827,7 +827,7 @@ cdef class Records:
         self.current, self.number = coders, number
         native = coders.codec.plan().native
         self.most_bytes = self.ledger.objects.page_size
-        if native is not None and is_available(native):
+        if native is not None and _is_available(native):
             self.most_bytes = most_value(self.most_bytes)
         self.divider = Divider(coders, eager=True)
         for other in list(self.coders):
@@ -1674,7 +1674,7 @@ cdef void _find_part(State *state, _Part part) noexcept nogil:
 
 cdef void _await(job) except *:
     """See a job done, and do what lanes have not; None: there was nothing to do."""
-    while job is not None and job.run() != DONE:
+    while job is not None and job.run() != _DONE:
         pass
 
 
