@@ -1,0 +1,69 @@
+"""Region: the group of a store that has the pages of a paged memory. Index n is page n.
+
+It is a group as any other to whoever looks at it: counters, limits, writeback, checks. Only the pager puts pages in
+and takes them out. It knows one codec, the one that the memory was made with: pages are not compressed
+again with another one, and the store's engine of now does not count.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchzip.core.pager import Pager
+from batchzip.errors import BadArgument
+from batchzip.store.group import Group
+
+
+class Region(Group):
+    """The group of a paged memory. Closing it closes the memory's pager, whose arrays cannot be touched then."""
+
+    _pager: Pager | None = None
+
+    def open(self, *, pages: int, budget: int, fault_threads: int) -> Pager:
+        """Make its pager, which compresses with the codec of the store's engine of now."""
+        home, writer = self._home, self._home.writer
+        backing = home.backing
+        home.objects.hold(writer.number, writer.engine.codec)  # as long as there is the store
+        self._pager = pager = Pager(
+            self._ledger,
+            writer.number,
+            pages=pages,
+            budget=budget,
+            fault_threads=fault_threads,
+            backing_fd=-1 if backing is None or backing.descriptor is None else backing.descriptor,
+        )
+        return pager
+
+    @property
+    def max_bytes(self) -> int | None:
+        """None: the limit of its pages is the store's."""
+        return None
+
+    @max_bytes.setter
+    def max_bytes(self, value: int | None) -> None:
+        if value is not None:
+            raise BadArgument(
+                f"group {self.name!r} has the pages of a PagedMemory: limit its store, by max_pool_bytes"
+            )
+
+    def _enter_to_change(self) -> None:
+        self._enter()
+        raise BadArgument(
+            f"group {self.name!r} has the pages of a PagedMemory, which alone stores, takes out and recompresses them"
+        )
+
+    def _region_status(self) -> dict[str, Any] | None:
+        pager = self._pager
+        if pager is None:
+            return None
+        return {
+            **pager.figures(),
+            "latencies": pager.latencies(),
+            "way": pager.way,
+            "compressed_bytes": self._pool_bytes(),
+        }
+
+    def _close(self) -> None:
+        if self._pager is not None:
+            self._pager.close()
+        super()._close()
