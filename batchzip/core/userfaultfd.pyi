@@ -1,0 +1,3 @@
+WAYS: tuple[str, ...]
+
+def probe() -> tuple[str | None, int, dict[str, int]]: ...
