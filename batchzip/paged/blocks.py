@@ -22,15 +22,7 @@ if TYPE_CHECKING:
 class Block:
     """The pages of one array, which keeps it as its base."""
 
-    __slots__ = (
-        "__array_interface__",
-        "__weakref__",
-        "address",
-        "count",
-        "extent",
-        "first",
-        "memory",
-    )
+    __slots__ = ("__weakref__", "address", "count", "extent", "first", "memory", "nbytes")
 
     def __init__(self, extent: Extent, first: int, count: int, memory: PagedMemory) -> None:
         self.extent = extent
@@ -38,10 +30,14 @@ class Block:
         self.first = first
         self.count = count
         self.memory = memory
-        self.__array_interface__ = {
+        self.nbytes = extent.nbytes
+
+    @property
+    def __array_interface__(self) -> dict[str, object]:
+        return {
             "version": 3,
-            "data": (extent.address, False),
-            "shape": (extent.nbytes,),
+            "data": (self.address, False),
+            "shape": (self.nbytes,),
             "typestr": "|u1",
         }
 

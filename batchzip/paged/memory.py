@@ -25,6 +25,7 @@ import numpy as np
 
 from batchzip.backend import is_native
 from batchzip.checks import as_integer
+from batchzip.core.allocator import Handler, restore
 from batchzip.core.pager import NORMAL, RANDOM, SEQUENTIAL
 from batchzip.cpus import usable_cpus
 from batchzip.engine import Engine, codec_of
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.codecs import Codec
-    from batchzip.core.pager import Extent, Pager
+    from batchzip.core.pager import Pager
 
     Array = npt.NDArray[Any]
     Shape = SupportsIndex | Sequence[SupportsIndex]
@@ -152,6 +153,7 @@ class PagedMemory(Owned):
             )
             assert isinstance(region, Region)  # noqa: S101 - the store is new
             self._region = region
+            self._pages = pages
             self._pager = _open(region, pages, budget_pages, threads)
             self._blocks: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
             """By the number of their first page."""
@@ -166,7 +168,7 @@ class PagedMemory(Owned):
     def __repr__(self) -> str:
         if self.closed:
             return f"<{type(self).__name__}, closed>"
-        size = self._pager.pages * self._page_size
+        size = self._pages * self._page_size
         return (
             f"<{type(self).__name__} of {size:,} bytes in {self.budget:,}, "
             f"{self._engine.codec.algorithm}, {self._page_size} B pages>"
@@ -187,7 +189,7 @@ class PagedMemory(Owned):
     @property
     def size(self) -> int:
         """Bytes of the region."""
-        return self._pager.pages * self._page_size
+        return self._pages * self._page_size
 
     @property
     def page_size(self) -> int:
@@ -208,7 +210,7 @@ class PagedMemory(Owned):
     @budget.setter
     def budget(self, value: SupportsIndex) -> None:
         self._enter()
-        self._pager.budget = self._as_budget(value, self._pager.pages)
+        self._pager.budget = self._as_budget(value, self._pages)
 
     def _as_budget(self, value: object, pages: int) -> int:
         """Return a budget in pages; raise BadArgument."""
@@ -235,25 +237,59 @@ class PagedMemory(Owned):
         nbytes = math.prod(lengths) * kind.itemsize
         if not nbytes:
             return np.zeros(lengths, kind)
-        extent = self._allocate(nbytes)
+        return self._block(nbytes).array(lengths, kind)
+
+    def _block(self, nbytes: int) -> Block:
+        """Take pages for so many bytes, zeros. Raise RegionFull."""
+        wanted = -(-nbytes // self._page_size)
+        if wanted > self._pages:
+            raise self._no_room(wanted)
+        try:
+            extent = self._pager.allocate(nbytes)
+        except MemoryError as error:
+            raise self._no_room(wanted) from error
         first, count = self._pager.find(extent.address, nbytes)
         block = Block(extent, first, count, self)
         self._blocks[first] = block
-        return block.array(lengths, kind)
+        return block
 
-    def _allocate(self, nbytes: int) -> Extent:
-        wanted = -(-nbytes // self._page_size)
-        if wanted > self._pager.pages:
-            raise self._no_room(wanted)
+    @contextlib.contextmanager
+    def allocator(self, threshold: SupportsIndex = 1 << 20) -> Iterator[None]:
+        """Have NumPy take the memory of new arrays from here, in a `with` statement.
+
+            with memory.allocator():
+                a = np.empty(1 << 28)
+
+        Of arrays, results and temporaries of at least `threshold` bytes that this thread, or this task of asyncio, makes in it;
+        they stay here afterwards. One that does not fit raises MemoryError.
+        """
+        self._enter()
+        least = as_integer(threshold, "threshold", self._page_size)
+        low = self._address()
+        this = weakref.ref(self)  # small arrays keep the handler, too
+
+        def take(nbytes: int) -> Block | None:
+            memory = this()
+            return None if memory is None or memory.closed else memory._block(nbytes)  # noqa: SLF001
+
+        handler = Handler(take, threshold=least, low=low, high=low + self.size)
+        before: list[object] = []
         try:
-            return self._pager.allocate(nbytes)
-        except MemoryError as error:
-            raise self._no_room(wanted) from error
+            before.extend(map(Handler.install, (handler,)))  # one step, as in `resident`
+            yield
+        finally:
+            for each in before:
+                restore(each)
+
+    def _address(self) -> int:
+        """Return where the region begins."""
+        block = next(iter(list(self._blocks.values())), None) or self._block(1)
+        return block.address - block.first * self._page_size
 
     def _no_room(self, wanted: int) -> Exception:
         """Return what is raised for an array of so many pages that was not given room."""
         free = largest = at = 0
-        for first, count in [*self._taken(), (self._pager.pages, 0)]:
+        for first, count in [*self._taken(), (self._pages, 0)]:
             free += first - at
             largest = max(largest, first - at)
             at = first + count
@@ -351,7 +387,7 @@ class PagedMemory(Owned):
         pooled = ledger.pool_bytes
         known = {name: figures[name] for name in _FIGURES}
         return PagedStatistics(
-            size_bytes=self._pager.pages * size,
+            size_bytes=self._pages * size,
             budget_bytes=figures["budget_pages"] * size,
             resident_bytes=(figures["resident_pages"] + figures["candidate_pages"]) * size,
             pinned_bytes=figures["pinned_pages"] * size,
@@ -367,7 +403,7 @@ class PagedMemory(Owned):
     def check(self) -> PagedReport:
         """Verify the checksum of every compressed page, and say what is damaged, by array. Nothing is touched.
 
-        Other threads may go on. Pages that are in memory are not looked at: what was compressed of them is not used.
+        Other threads may go on. Of pages that are in memory, what is compressed counts if nobody wrote to them since.
         """
         self._enter()
         report = self._store.check()
