@@ -23,13 +23,14 @@ cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADF, EBADMSG, EFAULT, ENOMEM, errno as c_errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
 import errno
 import fcntl
 import os
+from contextlib import suppress
 
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_page
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
@@ -221,27 +222,32 @@ cdef void _post(RegionState *region, Job job) noexcept nogil:
 # Filling.
 
 cdef void _fill(
-    Hand *hand, const uint64_t *claimed, uint32_t count, int64_t stride, uint8_t kind, bint writes
+    Hand *hand, const uint64_t *claimed, uint32_t count, int64_t stride, uint8_t kind, bint writes,
+    uint64_t touched,
 ) noexcept nogil:
-    """Bring claimed pages into memory, map them, and end their being busy."""
+    """Bring claimed pages into memory, map them, and end their being busy.
+
+    `touched` is the page that a program waits for: if it cannot be restored, it is lost. Others may be, later.
+    """
     cdef uint32_t number
     if stride == 1:
-        _fill_run(hand, claimed[0], count, kind, writes, False)
+        _fill_run(hand, claimed[0], count, kind, writes, touched)
     elif stride == -1:
-        _fill_run(hand, claimed[count - 1], count, kind, writes, False)
+        _fill_run(hand, claimed[count - 1], count, kind, writes, touched)
     else:
         for number in range(count):
-            _fill_run(hand, claimed[number], 1, kind, writes, False)
+            _fill_run(hand, claimed[number], 1, kind, writes, touched)
 
 
 cdef int _fill_run(
-    Hand *hand, uint64_t first, uint32_t count, uint8_t kind, bint writes, bint guarded
+    Hand *hand, uint64_t first, uint32_t count, uint8_t kind, bint writes, uint64_t touched
 ) noexcept nogil:
-    """Do so for neighbours. Return 0, or the errno of a page that is not there; it is lost unless `guarded`."""
+    """Do so for neighbours. Return 0, or the errno of a page that is not there: see `hand.codes`."""
     cdef RegionState *region = hand.region
     cdef uint32_t number
     cdef int code = 0
-    cdef uint64_t page, starved = 0, lost = 0
+    cdef uint64_t page, left = 0
+    cdef bint is_lost = False
     cdef uint32_t filled = region_fill(hand, first, count, kind, writes)
     region_lock(region)
     for number in range(count):
@@ -252,11 +258,11 @@ cdef int _fill_run(
             continue
         region.resident -= 1
         code = hand.codes[number]
-        if code == ENOMEM or guarded:
-            starved |= <uint64_t>1 << number
-            region.states[page] = kind
+        if page == touched and code != ENOMEM:
+            is_lost = True
         else:
-            lost |= <uint64_t>1 << number
+            left |= <uint64_t>1 << number
+            region.states[page] = kind
     if kind == EMPTY:
         region.figures.zeroed_pages += filled
     else:
@@ -265,17 +271,16 @@ cdef int _fill_run(
     hand.file_reads = 0
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
-    if starved and not guarded:
-        # The machine has no memory now. Whoever touched these pages touches them again.
+    if left and code == ENOMEM:  # the machine has none now
         reclaim_step(hand, DIRECT_RUN, True)
         region_lock(region)
         region_wait(region, PAUSE_NS)
         region_unlock(region)
     for number in range(count):
-        if starved >> number & 1:
+        if left >> number & 1:  # whoever touched it meanwhile touches it again
             region_wake(region, first + number)
-        elif lost >> number & 1:
-            region_lose(region, first + number, hand.codes[number], True)
+        elif is_lost and first + number == touched:
+            region_lose(region, touched, hand.codes[number], True)
     return code
 
 
@@ -322,7 +327,7 @@ cdef void _handle_fault(Hand *hand, uint64_t page, bint writes) noexcept nogil:
             _post(region, rest)
         region.figures.readahead_pages += count - 1
         region_unlock(region)
-        _fill(hand, claimed, count, stride, state, writes)
+        _fill(hand, claimed, count, stride, state, writes, page)
         region_lock(region)
     else:
         region.states[page] = state | BUSY
@@ -432,7 +437,7 @@ cdef bint _do_piece(Hand *hand, Job *job) noexcept nogil:
     if free_frames(region) < low_mark(region):
         pthread_cond_broadcast(&region.low)
     region_unlock(region)
-    _fill(hand, claimed, count, job.stride, kind, False)
+    _fill(hand, claimed, count, job.stride, kind, False, UINT64_MAX)
     region_lock(region)
     return True
 
@@ -538,7 +543,8 @@ cdef class Pager:
             region.file = os.memfd_create("batchzip-paged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             bz_identify(region.file, &region.file_device, &region.file_inode)
             os.fchmod(region.file, 0o600)
-            region.pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            with suppress(OSError):  # not after setresuid(2), for instance, nor without /proc
+                region.pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             region.stop = eventfd(0, EFD_CLOEXEC)
             if region.stop < 0:
                 raise OSError(c_errno, os.strerror(c_errno))
@@ -561,7 +567,7 @@ cdef class Pager:
         with above_standard():
             region.uffd = open_userfaultfd(&features, &self.way_number)
         region.can_poison = features & POISON != 0
-        region.tracks_writes = features & CLEAN_PAGES == CLEAN_PAGES
+        region.tracks_writes = features & CLEAN_PAGES == CLEAN_PAGES and region.pagemap >= 0
         failed = bz_uffd_register(region.uffd, region.base, bytes, region.tracks_writes)
         if failed:
             raise OSError(-failed, f"{os.strerror(-failed)}: userfaultfd refuses the region")
@@ -1111,7 +1117,7 @@ cdef int _make_resident(Hand *hand, uint64_t *next, uint64_t end) noexcept nogil
                 region, page, 1, <uint32_t>min(end - page, <uint64_t>region.run), kind, claimed
             )
             region_unlock(region)
-            code = _fill_run(hand, page, count, kind, False, True)
+            code = _fill_run(hand, page, count, kind, False, UINT64_MAX)
             if code:
                 for count in range(count):
                     if hand.codes[count]:
