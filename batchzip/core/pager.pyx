@@ -44,7 +44,7 @@ from batchzip.core.region cimport (
 from batchzip.core.ring cimport forks
 from batchzip.core.strides cimport strides_fault
 from batchzip.core.userfaultfd cimport (
-    POISON, WP_ASYNC, WP_SHMEM, bz_uffd_next, bz_uffd_register, open_userfaultfd,
+    POISON, WP_ASYNC, WP_SHMEM, bz_uffd_next, bz_uffd_register, bz_uffd_watch, open_userfaultfd,
 )
 
 from batchzip.core.userfaultfd import CLEAN_PAGES, NEEDED, WAYS
@@ -65,17 +65,18 @@ cdef extern from *:
     }
     /* Descriptors of the regions there are, which a forked child has no use for. Changed under the GIL. */
     #define BZ_REGIONS 256
-    static struct bz_ends { int fds[4]; uint64_t device, inode; } bz_regions[BZ_REGIONS];
+    static struct bz_ends { int fds[5]; uint64_t device, inode; } bz_regions[BZ_REGIONS];
     static void bz_identify(int file, uint64_t *device, uint64_t *inode) {
         struct stat status;
         fstat(file, &status);
         *device = status.st_dev;
         *inode = status.st_ino;
     }
-    static int bz_add_region(int uffd, int file, int pagemap, int stop, uint64_t device, uint64_t inode) {
+    static int bz_add_region(int uffd, int file, int pagemap, int stop, int watch,
+                             uint64_t device, uint64_t inode) {
         for (int at = 0; at < BZ_REGIONS; at++)
             if (!bz_regions[at].inode) {
-                struct bz_ends ends = {{file, uffd, pagemap, stop}, device, inode};
+                struct bz_ends ends = {{file, uffd, pagemap, stop, watch}, device, inode};
                 bz_regions[at] = ends;
                 return at;
             }
@@ -88,10 +89,11 @@ cdef extern from *:
         if (fstat(ends->fds[0], &status) || status.st_dev != ends->device ||
             status.st_ino != ends->inode)
             return;
-        for (int at = 0; at < 4; at++) close(ends->fds[at]);
+        for (int at = 0; at < 5; at++) close(ends->fds[at]);
     }
-    static void bz_close(int file, int uffd, int pagemap, int stop, uint64_t device, uint64_t inode) {
-        struct bz_ends ends = {{file, uffd, pagemap, stop}, device, inode};
+    static void bz_close(int file, int uffd, int pagemap, int stop, int watch,
+                             uint64_t device, uint64_t inode) {
+        struct bz_ends ends = {{file, uffd, pagemap, stop, watch}, device, inode};
         bz_close_ends(&ends);
     }
     static void bz_close_in_child(void) {
@@ -106,9 +108,9 @@ cdef extern from *:
     """
     int bz_make_conditions(pthread_cond_t *, pthread_cond_t *, pthread_cond_t *)
     void bz_identify(int, uint64_t *, uint64_t *)
-    int bz_add_region(int, int, int, int, uint64_t, uint64_t)
+    int bz_add_region(int, int, int, int, int, uint64_t, uint64_t)
     void bz_drop_region(int)
-    void bz_close(int, int, int, int, uint64_t, uint64_t)
+    void bz_close(int, int, int, int, int, uint64_t, uint64_t)
     int mprotect(void *, size_t, int) nogil
     long pread(int, void *, size_t, long) nogil
     int memfd_create(const char *, unsigned int) nogil
@@ -352,14 +354,10 @@ cdef void *_serve_faults(void *argument) noexcept nogil:
     cdef Hand *hand = <Hand *>argument
     cdef RegionState *region = hand.region
     cdef uint64_t address = 0
-    cdef bint writes = False, is_minor = False
-    cdef int found
-    while True:
-        found = bz_uffd_next(region.uffd, region.stop, &address, &writes, &is_minor)
-        if found < 0:
-            return NULL
-        if found:
-            _handle_fault(hand, (address - <uint64_t>region.base) >> region.page_shift, writes)
+    cdef bint writes = False
+    while bz_uffd_next(region.uffd, region.watch, &address, &writes):
+        _handle_fault(hand, (address - <uint64_t>region.base) >> region.page_shift, writes)
+    return NULL
 
 
 cdef void *_reclaim(void *argument) noexcept nogil:
@@ -483,7 +481,7 @@ cdef class Pager:
         cdef RegionState *region = &self.region
         self.made_in = forks()
         self.slot = -1
-        region.uffd = region.file = region.pagemap = region.stop = -1
+        region.uffd = region.file = region.pagemap = region.stop = region.watch = -1
         self.ledger = ledger
         self.codec = ledger.objects.codec(number)
         coders = ledger.objects.coders_of(number)
@@ -566,13 +564,16 @@ cdef class Pager:
         madvise(base, bytes, MADV_NOHUGEPAGE)
         with above_standard():
             region.uffd = open_userfaultfd(&features, &self.way_number)
+            region.watch = bz_uffd_watch(region.uffd, region.stop)
+            if region.watch < 0:
+                raise OSError(-region.watch, os.strerror(-region.watch))
         region.can_poison = features & POISON != 0
         region.tracks_writes = features & CLEAN_PAGES == CLEAN_PAGES and region.pagemap >= 0
         failed = bz_uffd_register(region.uffd, region.base, bytes, region.tracks_writes)
         if failed:
             raise OSError(-failed, f"{os.strerror(-failed)}: userfaultfd refuses the region")
         self.slot = bz_add_region(
-            region.uffd, region.file, region.pagemap, region.stop, region.file_device,
+            region.uffd, region.file, region.pagemap, region.stop, region.watch, region.file_device,
             region.file_inode,
         )
         return 0
@@ -974,7 +975,7 @@ cdef class Pager:
     cdef int _close_descriptors(self) except -1:
         bz_drop_region(self.slot)
         bz_close(
-            self.region.file, self.region.uffd, self.region.pagemap, self.region.stop,
+            self.region.file, self.region.uffd, self.region.pagemap, self.region.stop, self.region.watch,
             self.region.file_device, self.region.file_inode,
         )
         return 0

@@ -95,6 +95,7 @@ cdef struct RegionState:
     int file  # memfd of the pages
     int pagemap
     int stop  # eventfd that ends the fault threads
+    int watch  # epoll of uffd and stop
     int backing  # descriptor of the store's backing file, or −1
     uint64_t file_device
     uint64_t file_inode

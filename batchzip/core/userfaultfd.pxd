@@ -6,8 +6,8 @@ cdef extern from *:
     #include <fcntl.h>
     #include <linux/falloc.h>
     #include <linux/userfaultfd.h>
-    #include <poll.h>
     #include <stdio.h>
+    #include <sys/epoll.h>
     #include <sys/eventfd.h>
     #include <sys/ioctl.h>
 
@@ -21,7 +21,6 @@ cdef extern from *:
     #define BZ_CONTINUE_WP 2
     #define BZ_REGISTER_MINOR 4
     #define BZ_FAULT_WRITE 1
-    #define BZ_FAULT_MINOR 4
     #define BZ_NEW _IO(0xAA, 0x00) /* USERFAULTFD_IOC_NEW of /dev/userfaultfd */
     struct bz_filling {
         struct uffdio_range range;
@@ -104,18 +103,37 @@ cdef extern from *:
         ioctl(fd, UFFDIO_WRITEPROTECT, &lift);
         return ioctl(fd, BZ_POISON_RANGE, &what) ? -errno : 0;
     }
-    /* Wait for a fault. Return 1 and where it was; 0: there is none for this thread; -1: `stop` rang. */
-    static int bz_uffd_next(int fd, int stop, uint64_t *address, int *is_write, int *is_minor) {
-        struct pollfd ends[2] = {{.fd = fd, .events = POLLIN}, {.fd = stop, .events = POLLIN}};
+    /* Faults wake one thread each: whoever polls the userfaultfd itself is woken by all of them. */
+    static int bz_uffd_watch(int fd, int stop) {
+        struct epoll_event fault = {.events = EPOLLIN | EPOLLET, .data.fd = fd};
+        struct epoll_event end = {.events = EPOLLIN, .data.fd = stop};
+        int watch = epoll_create1(EPOLL_CLOEXEC);
+        if (watch < 0) return -errno;
+        if (epoll_ctl(watch, EPOLL_CTL_ADD, fd, &fault) ||
+            epoll_ctl(watch, EPOLL_CTL_ADD, stop, &end)) {
+            int failed = errno;
+            close(watch);
+            return -failed;
+        }
+        return watch;
+    }
+    /* Wait for a fault. Return whether there is one; 0: `stop` rang, or the descriptors are gone. */
+    static int bz_uffd_next(int fd, int watch, uint64_t *address, int *is_write) {
         struct uffd_msg message;
-        if (poll(ends, 2, -1) < 0) return 0;
-        if (ends[1].revents) return -1;
-        if (read(fd, &message, sizeof message) != sizeof message) return 0;
-        if (message.event != UFFD_EVENT_PAGEFAULT) return 0;
-        *address = message.arg.pagefault.address;
-        *is_write = (message.arg.pagefault.flags & BZ_FAULT_WRITE) != 0;
-        *is_minor = (message.arg.pagefault.flags & BZ_FAULT_MINOR) != 0;
-        return 1;
+        struct epoll_event event;
+        for (;;) {
+            /* An edge is told once, so what there is is read before the thread sleeps. */
+            ssize_t got = read(fd, &message, sizeof message);
+            if (got == sizeof message) {
+                if (message.event != UFFD_EVENT_PAGEFAULT) continue;
+                *address = message.arg.pagefault.address;
+                *is_write = (message.arg.pagefault.flags & BZ_FAULT_WRITE) != 0;
+                return 1;
+            }
+            if (got >= 0 || (errno != EAGAIN && errno != EINTR)) return 0;
+            int events = epoll_wait(watch, &event, 1, -1);
+            if (events < 0 ? errno != EINTR : events && event.data.fd != fd) return 0;
+        }
     }
     """
     enum: O_CLOEXEC, O_NONBLOCK, O_RDWR, O_RDONLY, SYS_userfaultfd, UFFD_API
@@ -132,6 +150,7 @@ cdef extern from *:
     int bz_uffd_wake(int, uint8_t *, uint64_t) nogil
     int bz_uffd_continue(int, uint8_t *, uint64_t, bint, uint64_t) nogil
     int bz_uffd_poison(int, uint8_t *, uint64_t) nogil
-    int bz_uffd_next(int, int, uint64_t *, bint *, bint *) nogil
+    int bz_uffd_watch(int, int) nogil
+    bint bz_uffd_next(int, int, uint64_t *, bint *) nogil
 
 cdef int open_userfaultfd(uint64_t *features, int *way) except -1
