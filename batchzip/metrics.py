@@ -221,9 +221,14 @@ class _Families:
         make(counter, [("region_faults", "Touches of pages that were not mapped")], "group", "kind")
         events = ((f"region_{name}", text) for name, text in _REGION_EVENTS.items())
         make(counter, events, "group")
-        make(gauge, [("region_pages", "Pages of paged memories")], "group", "state")
+        make(
+            gauge,
+            [("region_pages", "Pages of paged memories; candidates and pinned ones are resident")],
+            "group",
+            "state",
+        )
         make(gauge, [("region_size_pages", "Pages that a paged memory may have")], "group")
-        make(gauge, [("region_budget_pages", "Pages that may be resident or candidates")], "group")
+        make(gauge, [("region_budget_pages", "Pages that may be resident")], "group")
         make(
             core.HistogramMetricFamily,
             [("region_fault_seconds", "Time from a fault being read to its page being mapped")],

@@ -179,7 +179,7 @@ def _regions(now: Snapshot, before: Snapshot | None) -> Table:
             Text(name),
             amount(region["pages"] * size),
             amount(region["budget_pages"] * size),
-            amount((region["resident_pages"] + region["candidate_pages"]) * size),
+            amount(region["resident_pages"] * size),
             _per_second(rate),
             f"{hit_ratio(missing, minor, ahead):.0%}" if missing + minor + ahead else "-",
             *(

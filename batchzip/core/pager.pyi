@@ -1,5 +1,3 @@
-from collections.abc import Callable
-
 from batchzip.core.ledger import Ledger
 
 NORMAL: int

@@ -14,7 +14,7 @@ import errno
 import os
 from dataclasses import dataclass
 
-from batchzip.core.userfaultfd import WAYS, probe
+from batchzip.core.userfaultfd import CLEAN_PAGES, NEEDED, POISONING, WAYS, probe
 
 _NAMES = {
     "syscall": "the system call userfaultfd",
@@ -42,22 +42,13 @@ _REASONS = {
     ),
 }
 
-_MISSING_SHMEM, _MINOR_SHMEM = 1 << 5, 1 << 10
-_WP_SHMEM, _POISON, _WP_ASYNC = 1 << 12, 1 << 14, 1 << 15
-
-_NEEDED = {
-    _MISSING_SHMEM: "faults of pages that are missing in shared memory (Linux 4.11)",
-    _MINOR_SHMEM: "faults of pages that are only not mapped (Linux 5.14)",
-}
-
 _WANTED = {
-    _WP_SHMEM | _WP_ASYNC: (
+    CLEAN_PAGES: (
         "The kernel does not tell which pages were written (Linux 6.7 does): "
         "each page that was restored is compressed again."
     ),
-    _POISON: (
-        "The kernel cannot mark a single page as lost (Linux 6.6 can): "
-        "it is made inaccessible instead."
+    POISONING: (
+        "The kernel cannot mark a page as lost (Linux 6.6 can): touching one ends in SIGSEGV, not SIGBUS."
     ),
 }
 """By features, what is without them."""
@@ -71,20 +62,20 @@ class Availability:
     """How a userfaultfd is had: "syscall", "device" or "user mode"; None: not at all."""
     refused: dict[str, str]
     """Why not by the ways that come before, by way."""
-    needed: tuple[str, ...]
-    """What the kernel lacks that paged memory cannot do without."""
+    enough: bool
+    """Whether the kernel's userfaultfd handles what paged memory needs."""
     wanted: tuple[str, ...]
     """What the kernel lacks that it can do without, and what is instead."""
 
     def __bool__(self) -> bool:
-        return self.way is not None and not self.needed
+        return self.way is not None and self.enough
 
     def __str__(self) -> str:
         if self.way is None:
             parts = ["Paged memory does not work here: the process gets no userfaultfd."]
-        elif self.needed:
-            lacking = " and ".join(self.needed)
-            parts = [f"Paged memory does not work here: the kernel lacks {lacking}."]
+        elif not self.enough:
+            why = "the kernel tells no faults of shared memory (Linux 5.14 does)"
+            parts = [f"Paged memory does not work here: {why}."]
         else:
             parts = [f"Paged memory works here, by {_NAMES[self.way]}."]
             if self.way == "user mode":
@@ -102,11 +93,11 @@ def available() -> Availability:
     way, features, failed = probe()
     refused = {each: _reason(each, failed[each]) for each in WAYS if failed.get(each)}
     if way is None:
-        return Availability(None, refused, (), ())
+        return Availability(None, refused, enough=False, wanted=())
     return Availability(
         way,
         refused,
-        tuple(text for bits, text in _NEEDED.items() if features & bits != bits),
+        features & NEEDED == NEEDED,
         tuple(text for bits, text in _WANTED.items() if features & bits != bits),
     )
 

@@ -26,7 +26,7 @@ import numpy as np
 from batchzip.backend import is_native
 from batchzip.checks import as_integer
 from batchzip.core.allocator import Handler, restore
-from batchzip.core.pager import NORMAL, RANDOM, SEQUENTIAL
+from batchzip.core.region import Advice
 from batchzip.cpus import usable_cpus
 from batchzip.engine import Engine, codec_of
 from batchzip.errors import (
@@ -73,7 +73,7 @@ _LARGEST_PAGE = 64 << 10
 _MOST_THREADS = 64
 _DEFAULT_THREADS = 4
 
-_ADVICE = {"normal": NORMAL, "sequential": SEQUENTIAL, "random": RANDOM}
+_ADVICE = {each.name.lower(): each for each in Advice}
 
 
 class PagedMemory(Owned):
@@ -154,10 +154,10 @@ class PagedMemory(Owned):
             assert isinstance(region, Region)  # noqa: S101 - the store is new
             self._region = region
             self._pages = pages
-            self._pager = _open(region, pages, budget_pages, threads)
+            _open(region, pages, budget_pages, threads)
             self._blocks: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
             """By the number of their first page."""
-            watcher = Watcher(self._pager, weakref.ref(self))
+            watcher = Watcher(region.pager, weakref.ref(self))
             self._watcher = threading.Thread(target=watcher.run, name="batchzip-pager", daemon=True)
             begin(self._watcher)
             weakref.finalize(self, _end, os.getpid(), engine, self._store, region).atexit = False
@@ -178,6 +178,11 @@ class PagedMemory(Owned):
         if self._unusable:
             self._refuse()
         self._region._enter()  # noqa: SLF001 - a part of it, which somebody may have closed
+
+    @property
+    def _pager(self) -> Pager:
+        """The core's part. Raise ClosedError."""
+        return self._region.pager
 
     # What it is.
 
@@ -334,21 +339,23 @@ class PagedMemory(Owned):
             self._pager.advise(*pages, kind)
 
     @contextlib.contextmanager
-    def _resident(self, array: object, pages: tuple[int, int] | None) -> Iterator[Any]:
+    def _resident(self, array: object, pages: tuple[int, int]) -> Iterator[Any]:
+        pager = self._pager
+        pin, unpin = (
+            pager.pin,
+            pager.unpin,
+        )  # what follows has no step in which a signal handler gets in between
         done: list[None] = []
         try:
-            if pages:
-                try:
-                    # One step: no signal handler comes between pinning and noting that it was.
-                    done.extend(map(self._pager.pin, *zip(pages, strict=True)))
-                except (PageError, CorruptPage) as error:
-                    error.add_note(str(self._damage(error.index)))
-                    raise
+            done.extend(map(pin, pages[:1], pages[1:]))
             yield array
+        except (PageError, CorruptPage) as error:
+            if not done:
+                error.add_note(str(self._damage(error.index)))
+            raise
         finally:
-            if done and pages:
-                with contextlib.suppress(ClosedError):
-                    self._pager.unpin(*pages)
+            if done:
+                unpin(*pages)
 
     def resident(self, array: object) -> AbstractContextManager[Any]:
         """Keep an array, or a view of one, in memory within a `with` statement, which gives it.
@@ -360,7 +367,8 @@ class PagedMemory(Owned):
         used by several threads. Raises, when it is entered, BadArgument where that and what else is kept takes more than the budget;
         CorruptPage or PageError where a page cannot be restored.
         """
-        return self._resident(array, self._pages_of(array))
+        pages = self._pages_of(array)
+        return self._resident(array, pages) if pages else contextlib.nullcontext(array)
 
     def _pages_of(self, array: object) -> tuple[int, int] | None:
         """Return the first page of an array and how many it covers; None: it has no bytes. Raise BadArgument."""
@@ -389,7 +397,7 @@ class PagedMemory(Owned):
         return PagedStatistics(
             size_bytes=self._pages * size,
             budget_bytes=figures["budget_pages"] * size,
-            resident_bytes=(figures["resident_pages"] + figures["candidate_pages"]) * size,
+            resident_bytes=figures["resident_pages"] * size,
             pinned_bytes=figures["pinned_pages"] * size,
             compressed_bytes=pooled,
             file_bytes=ledger.backed_bytes(),
@@ -428,21 +436,24 @@ class PagedMemory(Owned):
     def _make_room(self) -> bool:
         """Move cold pages to the backing file. Return whether that made room in the pool."""
         store = self._store
-        if store._home.backing is None:  # noqa: SLF001 - as above
+        home = store._home  # noqa: SLF001 - as above
+        if home.backing is None:
             return False
+        held = home.pool.held_bytes
+        home.full.full = True  # whatever it holds, it has no room for what the pager has
         try:
-            return store.shrink() > 0
+            return store.shrink() > 0 or home.pool.held_bytes < held
         except (OSError, MemoryError):
             return False
 
     def _is_within_budget(self) -> bool:
         figures = self._pager.figures()
-        return figures["resident_pages"] + figures["candidate_pages"] <= figures["budget_pages"]
+        return figures["resident_pages"] <= figures["budget_pages"]
 
     def _excess(self) -> str:
         """Say that the budget is exceeded, and what would help."""
         figures = self._pager.figures()
-        now = (figures["resident_pages"] + figures["candidate_pages"]) * self._page_size
+        now = figures["resident_pages"] * self._page_size
         store = self._store
         if store.max_pool_bytes is None:
             cause = "there is no memory for compressed pages"
@@ -470,10 +481,10 @@ _FIGURES = tuple(name for name in PagedStatistics.__slots__ if not name.endswith
 """Fields that are figures of the core's."""
 
 
-def _open(region: Region, pages: int, budget: int, threads: int) -> Pager:
+def _open(region: Region, pages: int, budget: int, threads: int) -> None:
     """Make the pager. Raise PagingUnavailable, or LimitReached, which names the limit."""
     try:
-        return region.open(pages=pages, budget=budget, fault_threads=threads)
+        region.open(pages=pages, budget=budget, fault_threads=threads)
     except BatchzipError:
         raise
     except MemoryError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from batchzip.core.pager import Pager
-from batchzip.errors import BadArgument
+from batchzip.errors import BadArgument, ClosedError
 from batchzip.store.group import Group
 
 
@@ -19,12 +19,11 @@ class Region(Group):
 
     _pager: Pager | None = None
 
-    def open(self, *, pages: int, budget: int, fault_threads: int) -> Pager:
+    def open(self, *, pages: int, budget: int, fault_threads: int) -> None:
         """Make its pager, which compresses with the codec of the store's engine of now."""
         home, writer = self._home, self._home.writer
         backing = home.backing
-        home.objects.hold(writer.number, writer.engine.codec)  # as long as there is the store
-        self._pager = pager = Pager(
+        self._pager = Pager(
             self._ledger,
             writer.number,
             pages=pages,
@@ -32,7 +31,6 @@ class Region(Group):
             fault_threads=fault_threads,
             backing_fd=-1 if backing is None or backing.descriptor is None else backing.descriptor,
         )
-        return pager
 
     @property
     def max_bytes(self) -> int | None:
@@ -63,7 +61,24 @@ class Region(Group):
             "compressed_bytes": self._pool_bytes(),
         }
 
+    @property
+    def pager(self) -> Pager:
+        """Its pager. Raise ClosedError once it is closed."""
+        pager = self._pager
+        if pager is None:
+            self._refuse()
+            raise ClosedError(f"this {type(self).__name__} is closed")
+        return pager
+
     def _close(self) -> None:
-        if self._pager is not None:
-            self._pager.close()
+        pager, self._pager = (
+            self._pager,
+            None,
+        )  # addresses stay as long as an array has some of them
+        try:
+            if pager is not None:
+                pager.close()
+        except BaseException:
+            self._pager = pager  # an interrupt: closing goes on from here
+            raise
         super()._close()

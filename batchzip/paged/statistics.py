@@ -33,9 +33,9 @@ class PagedStatistics:
     """Bytes of cold pages, as they would lie in plain memory, above those that they take in the pool."""
 
     resident_pages: int
-    """Pages that are mapped."""
+    """Pages that are in memory as they are."""
     candidate_pages: int
-    """Pages that are in memory but not mapped: they are compressed unless they are touched soon."""
+    """Those of them that are not mapped: they are compressed unless they are touched soon."""
     stored_pages: int
     """Pages that lie in the store alone."""
     empty_pages: int
@@ -48,8 +48,6 @@ class PagedStatistics:
     """Touches of pages that were there but not mapped."""
     restored_pages: int
     """Pages that were decompressed because they were touched."""
-    same_filled_restores: int
-    """Pages that were restored without decompressing, as all their words are the same."""
     zeroed_pages: int
     """Pages of zeros that were given out."""
     file_reads: int

@@ -16,6 +16,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
+from batchzip.core.region import Event
 from batchzip.errors import BatchzipError
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
     from batchzip.core.pager import Pager
     from batchzip.paged.memory import PagedMemory
-
-NO_ROOM, OVER_BUDGET, LOST, CLOSED = 1, 2, 4, 8
-"""What the pager tells, as bits."""
 
 _IDLE_S = 3600.0
 """Seconds of a wait for events when there is nothing else to do."""
@@ -55,13 +53,13 @@ class Watcher:
             except BatchzipError:  # it was closed before
                 return
             memory = self._memory()
-            if events & CLOSED or memory is None:
+            if events & Event.CLOSING or memory is None:
                 return
             with contextlib.suppress(BatchzipError):  # it is being closed
-                if events & NO_ROOM or self._stuck:
+                if events & Event.NO_ROOM or self._stuck:
                     self._stuck = not memory._make_room()  # noqa: SLF001 - a part of it
                     self._pager.room_was_made()
-                self._look_at_budget(memory, exceeded=bool(events & OVER_BUDGET))
+                self._look_at_budget(memory, exceeded=bool(events & Event.OVER_BUDGET))
             del memory
 
     def _look_at_budget(self, memory: PagedMemory, *, exceeded: bool) -> None:
