@@ -38,6 +38,7 @@ from batchzip import (
 )
 from batchzip.cli.snapshot import take_snapshot
 from batchzip.cli.top_screen import screen
+from batchzip.core.userfaultfd import WAYS
 from batchzip.metrics import collector
 from batchzip.paged import Availability, availability, available, machine, memory_of
 from batchzip.paged.ranges import range_of
@@ -910,7 +911,7 @@ def test_each_way_and_what_is_missing_is_said_in_words(monkeypatch: pytest.Monke
     older = found("syscall", 1 << 5, {})
     assert not older
     assert "5.14" in str(older)
-    every = dict.fromkeys(availability.WAYS, errno.ENOSYS)
+    every = dict.fromkeys(WAYS, errno.ENOSYS)
     none = found(None, 0, every)
     assert not none
     assert str(none).startswith("Paged memory does not work here")

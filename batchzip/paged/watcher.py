@@ -4,7 +4,7 @@
                                      no file, or it is full: tried again every second
 
 Until there is room, pages stay as they are: the budget is exceeded, and no page is lost. Each time that begins, the
-logger `batchzip` says so, once.
+logger `batchzip` says so.
 
 The thread keeps the pager, and the memory weakly: it ends with `close`, or when nobody has the memory any more,
 as both close the pager.
@@ -59,12 +59,11 @@ class Watcher:
                 if events & Event.NO_ROOM or self._stuck:
                     self._stuck = not memory._make_room()  # noqa: SLF001 - a part of it
                     self._pager.room_was_made()
-                self._look_at_budget(memory, exceeded=bool(events & Event.OVER_BUDGET))
+                self._look_at_budget(memory)
             del memory
 
-    def _look_at_budget(self, memory: PagedMemory, *, exceeded: bool) -> None:
-        if exceeded and not self._warned:
-            self._warned = True
-            _LOG.warning("batchzip: %s", memory._excess())  # noqa: SLF001
-        elif self._warned and not exceeded and memory._is_within_budget():  # noqa: SLF001
-            self._warned = False
+    def _look_at_budget(self, memory: PagedMemory) -> None:
+        excess = memory._excess(stuck=self._stuck)  # noqa: SLF001
+        if excess and not self._warned:
+            _LOG.warning("batchzip: %s", excess)
+        self._warned = bool(excess)
