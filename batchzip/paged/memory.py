@@ -458,18 +458,17 @@ class PagedMemory(Owned):
         now, budget = figures["resident_pages"], figures["budget_pages"]
         if now <= (budget if stuck else budget + budget // 8):  # a little, for a moment, is no news
             return ""
-        store = self._store
-        limit = store.max_pool_bytes
-        has_file = store._home.backing is not None  # noqa: SLF001 - as above
+        pool, file = self._store._home.pool, self._store._home.backing  # noqa: SLF001 - as above
+        limit = pool.max_bytes
         if figures["pinned_pages"] >= budget:
             cause = "resident() keeps as much"
+        elif limit is not None and file is None and limit - pool.held_bytes < _RUN_BYTES:
+            cause = f"the pool is at its limit of {limit:,} bytes: raise max_pool_bytes, or give it a backing file"
         elif not stuck:
-            taker = "the backing file takes them" if has_file else "others are compressed"
+            taker = "others are compressed" if file is None else "the backing file takes them"
             cause = f"pages come faster than {taker}"
         elif limit is None:
             cause = "there is no memory for compressed pages"
-        elif not has_file:
-            cause = f"the pool is at its limit of {limit:,} bytes: raise max_pool_bytes, or give it a backing file"
         else:
             cause = (
                 "the pool is at its limit, and the backing file takes nothing: it is full, or fails"
