@@ -125,6 +125,7 @@ cdef extern from *:
     void *MAP_FAILED
     void *mmap(void *, size_t, int, int, int, long) nogil
     int munmap(void *, size_t) nogil
+    int munlock(void *, size_t) nogil
     int madvise(void *, size_t, int) nogil
     enum: PROT_READ, PROT_WRITE, PROT_NONE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED
     enum: MAP_NORESERVE, MADV_DONTFORK, MADV_NOHUGEPAGE
@@ -276,13 +277,13 @@ cdef class Pager:
             raise named(error, f"{bytes} bytes of paged memory") from None
         base = MAP_FAILED
         if bz_may_reserve():
-            base = mmap(
-                NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, region.file, 0
-            )
+            # Without access for now: a program that locks all its memory (MCL_FUTURE) would fill it with pages.
+            base = mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, region.file, 0)
         failed = c_errno
         if base == MAP_FAILED:
             raise named(OSError(failed or errno.ENOMEM, ""), f"{bytes} bytes of addresses")
         region.base = <uint8_t *>base
+        munlock(base, bytes)
         madvise(base, bytes, MADV_DONTFORK)
         madvise(base, bytes, MADV_NOHUGEPAGE)
         with above_standard():
@@ -295,6 +296,8 @@ cdef class Pager:
         failed = bz_uffd_register(region.uffd, region.base, bytes, region.tracks_writes)
         if failed:
             raise OSError(-failed, f"{os.strerror(-failed)}: userfaultfd refuses the region")
+        if mprotect(base, bytes, PROT_READ | PROT_WRITE):
+            raise OSError(c_errno, os.strerror(c_errno))
         self.slot = bz_add_region(
             region.uffd, region.file, region.pagemap, region.stop, region.watch, region.file_device,
             region.file_inode,
@@ -371,7 +374,10 @@ cdef class Pager:
     cdef void free_run(self, uint64_t first, uint64_t count) noexcept:
         cdef RegionState *region = &self.region
         self.extents -= 1
-        if self.made_in != forks() or self.ended:
+        if self.made_in != forks():
+            return
+        if self.ended:
+            self._unmap_unused()
             return
         # The GIL is kept: an extent may go in a finalizer. Whoever makes pages busy never waits for it.
         _free_pages(region, first, count)
@@ -493,6 +499,7 @@ cdef class Pager:
         cdef uint64_t page
         if self.ended or self.made_in != forks():
             return
+        self._check(first, count)
         region_lock(region)
         for page in range(first, first + count):
             if region.pins[page]:
@@ -693,7 +700,15 @@ cdef class Pager:
         if self.held:
             self.ledger.objects.let_go(region.number)
         region_tell(region, CLOSING)
+        self._unmap_unused()
         return self.extents
+
+    cdef void _unmap_unused(self) noexcept:
+        """Give up the addresses of a closed region that no array has any more."""
+        cdef RegionState *region = &self.region
+        if not self.extents and not region.users and region.base is not NULL:
+            munmap(region.base, region.pages << region.page_shift)
+            region.base = NULL
 
     cdef int _close_descriptors(self) except -1:
         bz_drop_region(self.slot)
@@ -709,8 +724,7 @@ cdef class Pager:
             return
         self.close()
         if self.made_in == forks():
-            if region.base is not NULL:
-                munmap(region.base, region.pages << region.page_shift)
+            self._unmap_unused()
             pthread_cond_destroy(&region.changed)
             pthread_cond_destroy(&region.work)
             pthread_cond_destroy(&region.low)
