@@ -4,15 +4,16 @@
     evict, prefetch, pin, advise, budget ─▶ pieces of work without the GIL, signals between them
     close ─▶ threads end ─▶ an empty file takes the region's place ─▶ whoever waits is woken, and gets SIGBUS
 
-No thread of the core ever waits for the GIL, because a thread that faults may hold it. Nor may a thread hold the
-region's or the pool's mutex when it touches paged memory: the core copies what it reads from, or writes to, buffers
-of users without them.
+No thread of the core ever waits for the GIL, because a thread that faults may hold it. Nor may a
+thread hold the region's or the pool's mutex when it touches paged memory: the core copies what it
+reads from, or writes to, buffers of users without them.
 
-close() may be called anywhere, in a signal handler in the middle of another call, too: `users` counts only calls
-that are in the core at this moment, and these run no Python code.
+close() may be called anywhere, in a signal handler in the middle of another call, too: `users`
+counts only calls that are in the core at this moment, and these run no Python code.
 
-The addresses of a closed region stay reserved as long as an array has some of them. A forked child has no mapping of it
-(MADV_DONTFORK), and closes its descriptors, so that the memory goes with its owner.
+The addresses of a closed region stay reserved as long as an array has some of them. A forked child
+has no mapping of it (MADV_DONTFORK), and closes its descriptors, so that the memory goes with its
+owner.
 
     field                        writer
     workers, spare, extents      whoever holds the GIL, within one step
