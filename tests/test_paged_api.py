@@ -598,6 +598,25 @@ def test_without_room_the_budget_is_exceeded_and_one_warning_says_so(
 
 
 @needs_faults
+def test_a_full_backing_file_loses_nothing_and_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = {"max_pool_bytes": 128 * PAGE, "max_backing_bytes": 256 * PAGE}
+    with PagedMemory(4 * SIZE, BUDGET, backing=tmp_path, **limits) as memory:
+        array = memory.array(4 * SIZE, "u1")
+        expected = np.random.default_rng(1).integers(0, 256, 4 * SIZE).astype("u1")
+        array[:] = expected
+        until(lambda: any("the backing file takes nothing" in each for each in caplog.messages))
+        assert memory.statistics.file_bytes > 0
+        assert memory.statistics.resident_bytes > memory.budget
+        assert np.array_equal(array, expected)
+        memory.store.max_backing_bytes = None
+        until(lambda: memory.statistics.resident_bytes <= memory.budget)
+        assert np.array_equal(array, expected)
+        assert memory.statistics.lost_pages == 0
+
+
+@needs_faults
 def test_check_names_damaged_pages_by_array_and_offset(memory: PagedMemory) -> None:
     first = memory.array(5 * PAGE, "i1")
     array = memory.array(32 * PAGE // 8, "i8")
