@@ -530,6 +530,7 @@ def test_its_store_is_a_store_and_its_group_is_the_pagers_alone(memory: PagedMem
     for change in (
         lambda: group.store(0, bytes(PAGE)),
         lambda: group.load(0, exclusive=True),
+        lambda: group.load_many([0, 1], exclusive=True),
         lambda: group.invalidate(0, 5),
         lambda: group.recompress("zstd"),
         lambda: store.drop_group("region"),

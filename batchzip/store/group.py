@@ -163,6 +163,8 @@ class Group(Owned):
         fill. With `exclusive` they are taken out of the store, all or none. Raises as `load`, for the
         first index concerned; `out` is undefined then.
         """
+        if exclusive:
+            self._enter_to_change()
         self._enter()
         size = self._home.page_size
         where = as_indices(indices)
