@@ -602,7 +602,7 @@ def test_without_room_the_budget_is_exceeded_and_one_warning_says_so(
 def test_a_full_backing_file_loses_nothing_and_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    limits = {"max_pool_bytes": 128 * PAGE, "max_backing_bytes": 256 * PAGE}
+    limits: dict[str, Any] = {"max_pool_bytes": 128 * PAGE, "max_backing_bytes": 256 * PAGE}
     with PagedMemory(4 * SIZE, BUDGET, backing=tmp_path, **limits) as memory:
         array = memory.array(4 * SIZE, "u1")
         expected = np.random.default_rng(1).integers(0, 256, 4 * SIZE).astype("u1")
