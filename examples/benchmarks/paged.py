@@ -31,7 +31,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,6 +60,7 @@ SHARE = 3
 SOURCE_PAGES = 8192
 SLACK = 1 << 20
 """Bytes: each array begins at a page, so several take a little more than their sizes."""
+MOST_KILLS = 5
 RAM = "RAM peak, MiB"
 
 GOALS = {
@@ -69,6 +70,10 @@ GOALS = {
     ("random read", "p99"): 0.2,
 }
 """By row: PagedMemory ÷ kernel swap, at most."""
+
+
+class Killed(Exception):
+    """The kernel ended a process at its limit of memory."""
 
 
 class Measurement:
@@ -83,6 +88,7 @@ class Measurement:
         self.folder = folder
         self.sizes = sizes
         self.digests: dict[str, int] = {}
+        self.kills: dict[tuple[str, str], int] = {}
 
     def contenders(self) -> list[str]:
         """Name everybody who can be measured here."""
@@ -106,12 +112,26 @@ class Measurement:
                 continue
             limit = nbytes // SHARE + own if name in {KERNEL, MEMMAP} else None
             print(f"{work}, round {turn} of {rounds}: {name}", file=sys.stderr, flush=True)
-            for quantity, value in self.run(work, name, limit).items():
+            for quantity, value in self.repeated(work, name, limit).items():
                 values.setdefault((name, quantity), []).append(value)
+            if (work, name) in self.kills and turn == rounds:
+                times = self.kills[work, name]
+                self.result.note(
+                    f"{name}, {work}: the kernel killed the process at its limit of memory {times} ×; each was repeated"
+                )
         for (name, quantity), numbers in values.items():
             row, _, what = quantity.rpartition(": ")
             labels: Labels = {"benchmark": "paged", "work": work, "row": row or work}
             self.result.figures.append(figure(labels, name, what, numbers))
+
+    def repeated(self, work: str, name: str, limit: int | None) -> dict[str, float]:
+        """Run again what the kernel kills because it finds nothing to swap out."""
+        for _ in range(MOST_KILLS):
+            try:
+                return self.run(work, name, limit)
+            except Killed:
+                self.kills[work, name] = self.kills.get((work, name), 0) + 1
+        raise SystemExit(f"{work} with {name}: killed {MOST_KILLS} times")
 
     def run(self, work: str, name: str, limit: int | None) -> dict[str, float]:
         """Have a process do the work with a contender, and give what it found."""
@@ -145,6 +165,8 @@ class Measurement:
             if name == KERNEL:
                 self.swap.forget_peak()
             output, _ = process.communicate(json.dumps(job) + "\n")
+            if process.returncode == -signal.SIGKILL and limit is not None:
+                raise Killed
             if process.returncode:
                 raise SystemExit(f"{work} with {name}: its process ended with {process.returncode}")
             found = json.loads(output)
@@ -194,7 +216,7 @@ def show(result: Result) -> None:
         )
     _show_goals(found, result)
     for note in result.notes:
-        out.print(f"missing: {note}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _names(found: dict[tuple[str, str], dict[str, Figure]]) -> list[str]:
