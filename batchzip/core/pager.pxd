@@ -37,6 +37,7 @@ cdef class Pager:
     cdef void leave(self, Worker worker) noexcept
     cdef int _check(self, uint64_t first, uint64_t count) except -1
     cdef int _close_descriptors(self) except -1
+    cdef void _unmap_unused(self) noexcept
     cdef void free_run(self, uint64_t first, uint64_t count) noexcept
 
 

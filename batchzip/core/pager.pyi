@@ -1,10 +1,5 @@
 from batchzip.core.ledger import Ledger
 
-NORMAL: int
-SEQUENTIAL: int
-RANDOM: int
-BUCKETS: int
-
 class Pager:
     def __init__(
         self,

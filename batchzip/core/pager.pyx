@@ -1,29 +1,29 @@
-"""Pager: threads that serve the faults of a region, and reclaim its cold pages, without the interpreter.
+"""Pager: the region of a PagedMemory, its arrays and its threads, as Python has them.
 
-    fault threads   poll ─▶ handle_fault: second chance, zeros, or restore a few pages ─▶ mapped, program goes on
-                        └─▶ the rest of the window ─▶ jobs
-    helper          jobs: readahead and prefetch, while the program works
-    reclaimer       from the low mark to the high mark: reclaim_step (kernel counterpart: kswapd)
+    allocate ─▶ Extent, the buffer of an array; gives its pages back when it goes
+    evict, prefetch, pin, advise, budget ─▶ pieces of work without the GIL, signals between them
+    close ─▶ threads end ─▶ an empty file takes the region's place ─▶ whoever waits is woken, and gets SIGBUS
 
-A fault that finds no free frame reclaims by itself. If nothing can be reclaimed, the budget is exceeded rather
-than the program stopped: this is counted, and Python told.
+No thread of the core ever waits for the GIL, because a thread that faults may hold it. Nor may a thread hold the
+region's or the pool's mutex when it touches paged memory: the core copies what it reads from, or writes to, buffers
+of users without them.
 
-No thread here ever waits for the GIL, because a thread that faults may hold it. Nor may a thread hold the region's
-or the pool's mutex when it touches paged memory: the core copies what it reads from, or writes to, buffers of
-users without them.
+close() may be called anywhere, in a signal handler in the middle of another call, too: `users` counts only calls
+that are in the core at this moment, and these run no Python code.
 
-Ending. close() ends the threads, puts an empty file in the place of the region, and closes the userfaultfd, which
-wakes whoever waits: their touch raises SIGBUS. The addresses stay reserved as long as an array has some of them.
+The addresses of a closed region stay reserved as long as an array has some of them. A forked child has no mapping of it
+(MADV_DONTFORK), and closes its descriptors, so that the memory goes with its owner.
 
-A forked child has no mapping of the region (MADV_DONTFORK), and closes its descriptors, so that the memory goes
-with its owner.
+    field                        writer
+    workers, spare, extents      whoever holds the GIL, within one step
+    users, closing               whoever holds the region's mutex
 """
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EBADF, EBADMSG, EFAULT, ENOMEM, errno as c_errno
-from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport EBADMSG, errno as c_errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
@@ -32,19 +32,20 @@ import fcntl
 import os
 from contextlib import suppress
 
+from batchzip.core.faults cimport (
+    help_faults, make_resident, post_job, reclaim_ahead, serve_faults,
+)
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_page
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
-    BUCKETS, BUSY, CANDIDATE, CLEAN, CLOSING, EMPTY, ENTRY, IN_MEMORY, JOBS, KIND, LOST, MOST_RUN,
-    NORMAL, OVER_BUDGET, RANDOM, RESIDENT, RUN_BYTES, SEQUENTIAL, STORED, UNUSED, WANTED, Job,
-    RegionState, address_of, bz_wait_for, free_frames, high_mark, is_busy, kind_of, low_mark,
-    pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_fill, region_forget, region_lock, region_lose,
-    region_map, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
+    BUCKETS, BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, LOST, MOST_RUN, NORMAL, RESIDENT,
+    RUN_BYTES, STORED, UNUSED, Job, RegionState, address_of, is_busy, kind_of,
+    pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget, region_lock,
+    region_punch, region_tell, region_unlock, region_unmap, region_wait,
 )
 from batchzip.core.ring cimport forks
-from batchzip.core.strides cimport strides_fault
 from batchzip.core.userfaultfd cimport (
-    POISON, WP_ASYNC, WP_SHMEM, bz_uffd_next, bz_uffd_register, bz_uffd_watch, open_userfaultfd,
+    POISON, bz_uffd_register, bz_uffd_watch, open_userfaultfd,
 )
 
 from batchzip.core.userfaultfd import CLEAN_PAGES, NEEDED, WAYS
@@ -104,7 +105,6 @@ cdef extern from *:
             }
     }
     static void bz_watch_regions(void) { pthread_atfork(NULL, NULL, bz_close_in_child); }
-    static inline int bz_log2_of(uint64_t value) { return value ? 63 - __builtin_clzll(value) : 0; }
     """
     int bz_make_conditions(pthread_cond_t *, pthread_cond_t *, pthread_cond_t *)
     void bz_identify(int, uint64_t *, uint64_t *)
@@ -117,7 +117,6 @@ cdef extern from *:
     int close(int) nogil
     enum: MFD_CLOEXEC
     void bz_watch_regions()
-    int bz_log2_of(uint64_t) nogil
     int pthread_mutex_init(pthread_mutex_t *, const void *)
     int pthread_mutex_destroy(pthread_mutex_t *)
     int pthread_cond_destroy(pthread_cond_t *)
@@ -126,13 +125,12 @@ cdef extern from *:
     void *MAP_FAILED
     void *mmap(void *, size_t, int, int, int, long) nogil
     int munmap(void *, size_t) nogil
+    int munlock(void *, size_t) nogil
     int madvise(void *, size_t, int) nogil
     enum: PROT_READ, PROT_WRITE, PROT_NONE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED
     enum: MAP_NORESERVE, MADV_DONTFORK, MADV_NOHUGEPAGE
     int bz_start_thread(pthread_t *, void *(*)(void *) noexcept nogil, void *)
     void bz_join_thread(pthread_t) nogil
-    int64_t bz_now_ns() nogil
-    uint32_t bz_load32(const uint32_t *) nogil
     uint32_t bz_exchange32(uint32_t *, uint32_t) nogil
     void bz_futex_wait(uint32_t *, uint32_t, int64_t) nogil
 
@@ -163,281 +161,6 @@ cdef enum:
     STEPS = 16  # of reclaim, likewise
 
 bz_watch_regions()
-
-
-# Frames. The mutex is held before and after.
-
-cdef void _take_frame(Hand *hand) noexcept nogil:
-    """Take a free frame, or one beyond the budget where none can be freed."""
-    cdef RegionState *region = hand.region
-    cdef uint32_t waits = 0
-    cdef int progress
-    while not free_frames(region) and not region.closing:
-        region.figures.direct_reclaims += 1
-        region_unlock(region)
-        progress = reclaim_step(hand, DIRECT_RUN, True)
-        region_lock(region)
-        if progress != NOTHING or free_frames(region):
-            continue
-        if not region.reclaiming or waits == MOST_WAITS:
-            region.figures.over_budget += 1
-            region_tell(region, OVER_BUDGET)
-            break
-        waits += 1
-        region_wait(region, PAUSE_NS)
-    region.resident += 1
-    if free_frames(region) < low_mark(region):
-        pthread_cond_broadcast(&region.low)
-
-
-cdef inline bint _may_fill(const RegionState *region, uint64_t page, uint8_t kind) noexcept nogil:
-    return page < region.pages and region.states[page] == kind
-
-
-cdef uint32_t _claim(
-    RegionState *region, uint64_t page, int64_t stride, uint32_t count, uint8_t kind, uint64_t *claimed
-) noexcept nogil:
-    """Make pages after `page` busy, as long as they are of the same kind and frames are free.
-
-    Put the numbers of all of them into `claimed`, `page` itself first, and return how many they are.
-    """
-    cdef uint32_t number
-    claimed[0] = page
-    for number in range(1, count):
-        page += stride
-        if not _may_fill(region, page, kind) or not free_frames(region):
-            return number
-        region.states[page] = kind | BUSY
-        region.resident += 1
-        claimed[number] = page
-    return count
-
-
-cdef void _post(RegionState *region, Job job) noexcept nogil:
-    """Leave pages to the helper. What it has no room for will be restored when it is touched."""
-    if region.job_count < JOBS:
-        region.jobs[(region.job_first + region.job_count) % JOBS] = job
-        region.job_count += 1
-        pthread_cond_broadcast(&region.work)
-
-
-# Filling.
-
-cdef void _fill(
-    Hand *hand, const uint64_t *claimed, uint32_t count, int64_t stride, uint8_t kind, bint writes,
-    uint64_t touched,
-) noexcept nogil:
-    """Bring claimed pages into memory, map them, and end their being busy.
-
-    `touched` is the page that a program waits for: if it cannot be restored, it is lost. Others may be, later.
-    """
-    cdef uint32_t number
-    if stride == 1:
-        _fill_run(hand, claimed[0], count, kind, writes, touched)
-    elif stride == -1:
-        _fill_run(hand, claimed[count - 1], count, kind, writes, touched)
-    else:
-        for number in range(count):
-            _fill_run(hand, claimed[number], 1, kind, writes, touched)
-
-
-cdef int _fill_run(
-    Hand *hand, uint64_t first, uint32_t count, uint8_t kind, bint writes, uint64_t touched
-) noexcept nogil:
-    """Do so for neighbours. Return 0, or the errno of a page that is not there: see `hand.codes`."""
-    cdef RegionState *region = hand.region
-    cdef uint32_t number
-    cdef int code = 0
-    cdef uint64_t page, left = 0
-    cdef bint is_lost = False
-    cdef uint32_t filled = region_fill(hand, first, count, kind, writes)
-    region_lock(region)
-    for number in range(count):
-        page = first + number
-        if not hand.codes[number]:
-            region.states[page] = RESIDENT
-            region.flags[page] &= <uint8_t>~CLEAN
-            continue
-        region.resident -= 1
-        code = hand.codes[number]
-        if page == touched and code != ENOMEM:
-            is_lost = True
-        else:
-            left |= <uint64_t>1 << number
-            region.states[page] = kind
-    if kind == EMPTY:
-        region.figures.zeroed_pages += filled
-    else:
-        region.figures.restored_pages += filled
-    region.figures.file_reads += hand.file_reads
-    hand.file_reads = 0
-    pthread_cond_broadcast(&region.changed)
-    region_unlock(region)
-    if left and code == ENOMEM:  # the machine has none now
-        reclaim_step(hand, DIRECT_RUN, True)
-        region_lock(region)
-        region_wait(region, PAUSE_NS)
-        region_unlock(region)
-    for number in range(count):
-        if left >> number & 1:  # whoever touched it meanwhile touches it again
-            region_wake(region, first + number)
-        elif is_lost and first + number == touched:
-            region_lose(region, touched, hand.codes[number], True)
-    return code
-
-
-# Faults.
-
-cdef void _handle_fault(Hand *hand, uint64_t page, bint writes) noexcept nogil:
-    cdef RegionState *region = hand.region
-    cdef int64_t started = bz_now_ns(), stride = 1
-    cdef uint64_t claimed[MOST_RUN]
-    cdef uint32_t count, window
-    cdef uint8_t state
-    cdef bint clean
-    cdef Job rest
-    region_lock(region)
-    state = region.states[page]
-    if state & BUSY:
-        region.states[page] = state | WANTED
-        region_unlock(region)
-        return
-    if state & IN_MEMORY:
-        region.figures.faults_minor += 1
-        clean = False
-        if state == CANDIDATE:
-            clean = region.flags[page] & CLEAN != 0 and not writes
-            region.candidates -= 1
-            region.figures.second_chances += 1
-        region.states[page] = RESIDENT | BUSY
-        region_unlock(region)
-        region_map(region, page, 1, clean)
-        region_lock(region)
-        region.states[page] = RESIDENT
-        pthread_cond_broadcast(&region.changed)
-    elif state == STORED or state == EMPTY:
-        region.figures.faults_missing += 1
-        region.states[page] = state | BUSY
-        window = _window(region, page, &stride)
-        _take_frame(hand)
-        count = _claim(region, page, stride, min(window, <uint32_t>AT_ONCE), state, claimed)
-        if count < window and count == AT_ONCE:
-            rest.first = page + stride * <int64_t>count
-            rest.count = window - count
-            rest.stride = stride
-            rest.asked_for = False
-            _post(region, rest)
-        region.figures.readahead_pages += count - 1
-        region_unlock(region)
-        _fill(hand, claimed, count, stride, state, writes, page)
-        region_lock(region)
-    else:
-        region.states[page] = state | BUSY
-        region_unlock(region)
-        region_lose(region, page, EFAULT, state == UNUSED)
-        return
-    region.latencies[min(bz_log2_of(bz_now_ns() - started), <int>BUCKETS - 1)] += 1
-    region_unlock(region)
-
-
-cdef uint32_t _window(RegionState *region, uint64_t page, int64_t *stride) noexcept nogil:
-    """Return how many pages to restore from this one on."""
-    stride[0] = 1
-    if region.advice[page] == RANDOM:
-        return 1
-    if region.advice[page] == SEQUENTIAL:
-        return region.run
-    return strides_fault(&region.strides, page, region.run, stride)
-
-
-cdef void *_serve_faults(void *argument) noexcept nogil:
-    cdef Hand *hand = <Hand *>argument
-    cdef RegionState *region = hand.region
-    cdef uint64_t address = 0
-    cdef bint writes = False
-    while bz_uffd_next(region.uffd, region.watch, &address, &writes):
-        _handle_fault(hand, (address - <uint64_t>region.base) >> region.page_shift, writes)
-    return NULL
-
-
-cdef void *_reclaim(void *argument) noexcept nogil:
-    cdef Hand *hand = <Hand *>argument
-    cdef RegionState *region = hand.region
-    cdef int progress
-    region_lock(region)
-    while not region.closing:
-        if region.resident + low_mark(region) <= region.budget:
-            bz_wait_for(&region.low, &region.mutex, -1)
-            continue
-        progress = FREED
-        while not region.closing and region.resident + high_mark(region) > region.budget:
-            region_unlock(region)
-            progress = reclaim_step(hand, MOST_RUN, False)
-            region_lock(region)
-            if progress == NOTHING:
-                break
-        if progress == NOTHING and not region.closing:  # all is pinned or busy, or the pool is full
-            bz_wait_for(&region.low, &region.mutex, 10 * PAUSE_NS)
-    region_unlock(region)
-    return NULL
-
-
-cdef void *_help(void *argument) noexcept nogil:
-    cdef Hand *hand = <Hand *>argument
-    cdef RegionState *region = hand.region
-    cdef Job job
-    region_lock(region)
-    while not region.closing:
-        if not region.job_count:
-            bz_wait_for(&region.work, &region.mutex, -1)
-            continue
-        job = region.jobs[region.job_first]
-        region.job_first = (region.job_first + 1) % JOBS
-        region.job_count -= 1
-        while job.count and not region.closing:
-            if not _do_piece(hand, &job):
-                break
-    region_unlock(region)
-    return NULL
-
-
-cdef bint _do_piece(Hand *hand, Job *job) noexcept nogil:
-    """Restore some pages of a job. Return False where the rest of it is given up."""
-    cdef RegionState *region = hand.region
-    cdef uint64_t claimed[MOST_RUN]
-    cdef uint64_t page = job.first
-    cdef uint32_t count
-    cdef uint8_t kind
-    if page >= region.pages:
-        return False
-    kind = region.states[page]
-    job.first += job.stride
-    job.count -= 1
-    if kind != STORED and (kind != EMPTY or job.asked_for):
-        return True
-    if not free_frames(region):
-        if not job.asked_for or region.pinned >= region.budget:
-            return False
-        region.states[page] = kind | BUSY
-        _take_frame(hand)
-    else:
-        region.states[page] = kind | BUSY
-        region.resident += 1
-    count = _claim(
-        region, page, job.stride, <uint32_t>min(job.count + 1, <uint64_t>region.run), kind, claimed
-    )
-    job.first += job.stride * <int64_t>(count - 1)
-    job.count -= count - 1
-    if job.asked_for:
-        region.figures.prefetched_pages += count
-    else:
-        region.figures.readahead_pages += count
-    if free_frames(region) < low_mark(region):
-        pthread_cond_broadcast(&region.low)
-    region_unlock(region)
-    _fill(hand, claimed, count, job.stride, kind, False, UINT64_MAX)
-    region_lock(region)
-    return True
 
 
 # Python's side.
@@ -494,7 +217,8 @@ cdef class Pager:
         region.number = number
         region.backing = backing_fd
         region.page_size = ledger.objects.page_size
-        region.page_shift = bz_log2_of(region.page_size)
+        while <size_t>1 << region.page_shift < region.page_size:
+            region.page_shift += 1
         region.machine_page = <uint32_t>machine_page()
         region.run = max(1, min(<uint32_t>MOST_RUN, <uint32_t>(RUN_BYTES // region.page_size)))
         if region.page_size % region.machine_page or region.page_size > RUN_BYTES:
@@ -524,7 +248,7 @@ cdef class Pager:
             self._open()
             for count in range(fault_threads + 2):
                 self._start(
-                    _reclaim if count == 0 else (_help if count == 1 else _serve_faults)
+                    reclaim_ahead if count == 0 else (help_faults if count == 1 else serve_faults)
                 )
         except BaseException:
             self.close()
@@ -553,13 +277,13 @@ cdef class Pager:
             raise named(error, f"{bytes} bytes of paged memory") from None
         base = MAP_FAILED
         if bz_may_reserve():
-            base = mmap(
-                NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, region.file, 0
-            )
+            # Without access for now: a program that locks all its memory (MCL_FUTURE) would fill it with pages.
+            base = mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, region.file, 0)
         failed = c_errno
         if base == MAP_FAILED:
             raise named(OSError(failed or errno.ENOMEM, ""), f"{bytes} bytes of addresses")
         region.base = <uint8_t *>base
+        munlock(base, bytes)
         madvise(base, bytes, MADV_DONTFORK)
         madvise(base, bytes, MADV_NOHUGEPAGE)
         with above_standard():
@@ -572,6 +296,8 @@ cdef class Pager:
         failed = bz_uffd_register(region.uffd, region.base, bytes, region.tracks_writes)
         if failed:
             raise OSError(-failed, f"{os.strerror(-failed)}: userfaultfd refuses the region")
+        if mprotect(base, bytes, PROT_READ | PROT_WRITE):
+            raise OSError(c_errno, os.strerror(c_errno))
         self.slot = bz_add_region(
             region.uffd, region.file, region.pagemap, region.stop, region.watch, region.file_device,
             region.file_inode,
@@ -648,7 +374,10 @@ cdef class Pager:
     cdef void free_run(self, uint64_t first, uint64_t count) noexcept:
         cdef RegionState *region = &self.region
         self.extents -= 1
-        if self.made_in != forks() or self.ended:
+        if self.made_in != forks():
+            return
+        if self.ended:
+            self._unmap_unused()
             return
         # The GIL is kept: an extent may go in a finalizer. Whoever makes pages busy never waits for it.
         _free_pages(region, first, count)
@@ -704,7 +433,7 @@ cdef class Pager:
         job.stride = 1
         job.asked_for = True
         region_lock(&self.region)
-        _post(&self.region, job)
+        post_job(&self.region, job)
         region_unlock(&self.region)
 
     def advise(self, uint64_t first, uint64_t count, int advice) -> None:
@@ -753,7 +482,7 @@ cdef class Pager:
             while page < first + count:
                 worker = self.enter()
                 with nogil:
-                    code = _make_resident(&worker.hand, &page, min(page + PIECE, first + count))
+                    code = make_resident(&worker.hand, &page, min(page + PIECE, first + count))
                 self.leave(worker)
                 if code == EBADMSG:
                     raise CorruptPage(page)
@@ -770,6 +499,7 @@ cdef class Pager:
         cdef uint64_t page
         if self.ended or self.made_in != forks():
             return
+        self._check(first, count)
         region_lock(region)
         for page in range(first, first + count):
             if region.pins[page]:
@@ -970,7 +700,15 @@ cdef class Pager:
         if self.held:
             self.ledger.objects.let_go(region.number)
         region_tell(region, CLOSING)
+        self._unmap_unused()
         return self.extents
+
+    cdef void _unmap_unused(self) noexcept:
+        """Give up the addresses of a closed region that no array has any more."""
+        cdef RegionState *region = &self.region
+        if not self.extents and not region.users and region.base is not NULL:
+            munmap(region.base, region.pages << region.page_shift)
+            region.base = NULL
 
     cdef int _close_descriptors(self) except -1:
         bz_drop_region(self.slot)
@@ -986,8 +724,7 @@ cdef class Pager:
             return
         self.close()
         if self.made_in == forks():
-            if region.base is not NULL:
-                munmap(region.base, region.pages << region.page_shift)
+            self._unmap_unused()
             pthread_cond_destroy(&region.changed)
             pthread_cond_destroy(&region.work)
             pthread_cond_destroy(&region.low)
@@ -1047,7 +784,7 @@ cdef void _free_pages(RegionState *region, uint64_t first, uint64_t count) noexc
     region_lock(region)
     for page in range(first, first + count):
         while is_busy(region, page):
-            region_wait(region, PAUSE_NS)
+            region_wait(region, -1)
         in_memory += region.states[page] & IN_MEMORY != 0
         region.candidates -= region.states[page] == CANDIDATE
         lost += region.states[page] == LOST
@@ -1075,60 +812,6 @@ cdef void _free_pages(RegionState *region, uint64_t first, uint64_t count) noexc
     region.unused_hint = min(region.unused_hint, first)
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
-
-
-cdef int _make_resident(Hand *hand, uint64_t *next, uint64_t end) noexcept nogil:
-    """Bring pinned pages [next, end) into memory and map them. Return 0, or the errno of page `next`."""
-    cdef RegionState *region = hand.region
-    cdef uint64_t claimed[MOST_RUN]
-    cdef uint64_t page
-    cdef uint32_t count
-    cdef uint8_t kind
-    cdef bint clean
-    cdef int code
-    region_lock(region)
-    while next[0] < end and not region.closing:
-        page = next[0]
-        kind = region.states[page]
-        if kind & BUSY:
-            region_wait(region, PAUSE_NS)
-        elif kind == RESIDENT:
-            next[0] += 1
-        elif kind == CANDIDATE:
-            clean = region.flags[page] & CLEAN != 0
-            region.candidates -= 1
-            region.states[page] = RESIDENT | BUSY
-            region_unlock(region)
-            region_map(region, page, 1, clean)
-            region_lock(region)
-            region.states[page] = RESIDENT
-            pthread_cond_broadcast(&region.changed)
-        elif kind == LOST:  # perhaps it can be restored by now
-            region.states[page] = kind | BUSY
-            region_unlock(region)
-            mprotect(address_of(region, page), region.page_size, PROT_READ | PROT_WRITE)
-            region_unmap(region, page, 1)
-            region_lock(region)
-            region.states[page] = STORED
-            pthread_cond_broadcast(&region.changed)
-        else:
-            region.states[page] = kind | BUSY
-            _take_frame(hand)
-            count = _claim(
-                region, page, 1, <uint32_t>min(end - page, <uint64_t>region.run), kind, claimed
-            )
-            region_unlock(region)
-            code = _fill_run(hand, page, count, kind, False, UINT64_MAX)
-            if code:
-                for count in range(count):
-                    if hand.codes[count]:
-                        next[0] = page + count
-                        break
-                return code
-            region_lock(region)
-    code = EBADF if region.closing else 0
-    region_unlock(region)
-    return code
 
 
 cdef bint _is_anything_busy(const RegionState *region) noexcept nogil:

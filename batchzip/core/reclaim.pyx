@@ -30,7 +30,7 @@ from batchzip.core.ledger cimport Prepared, ledger_publish
 from batchzip.core.region cimport (
     BUSY, CANDIDATE, CLEAN, EMPTY, ENTRY, NO_ROOM, RESIDENT, STORED, WANTED, Hand, RegionState,
     lag, pthread_cond_broadcast, region_clean, region_forget, region_lock,
-    region_map, region_punch, region_tell, region_unlock, region_unmap, region_wake,
+    region_map, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
 )
 from batchzip.core.table cimport COMPRESSED, RAW, SAME_FILLED, Entry, check_word
 
@@ -93,8 +93,8 @@ cdef void _unmap_run(Hand *hand, uint64_t first, uint32_t count) noexcept nogil:
     cdef RegionState *region = hand.region
     cdef uint64_t clean = 0, wanted = 0, page
     cdef uint32_t number
-    region_unmap(region, first, count)
-    if region.tracks_writes:
+    cdef bint unmapped = region_unmap(region, first, count) == 0
+    if unmapped and region.tracks_writes:
         for number in range(count):
             if region.flags[first + number] & ENTRY:
                 clean = region_clean(region, first, count)
@@ -107,9 +107,11 @@ cdef void _unmap_run(Hand *hand, uint64_t first, uint32_t count) noexcept nogil:
             region.flags[page] |= CLEAN
         if region.states[page] & WANTED:
             wanted |= <uint64_t>1 << number
-        else:
+        elif unmapped:
             region.states[page] = CANDIDATE
             region.candidates += 1
+        else:
+            region.states[page] = RESIDENT
     region.reclaiming -= count
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
@@ -174,23 +176,42 @@ cdef void _compress(Hand *hand, uint32_t number, Prepared *new, size_t *used) no
 cdef void _publish(Hand *hand, uint64_t first, uint32_t start, Prepared *new) noexcept nogil:
     """Enter what was prepared for the pages of a run from `start` on."""
     cdef RegionState *region = hand.region
-    cdef uint32_t number
-    cdef int code
+    cdef Prepared one
+    cdef uint32_t number, used = 0
+    cdef bint is_full = False
     if not new.count:
         return
-    code = ledger_publish(region.ledger, first + start, new, False, False, UINT64_MAX)
+    if _enter(hand, first, start, new):
+        # The pool has no room for all of them, but perhaps for some.
+        for number in range(new.count):
+            one.count = 1
+            one.entries = new.entries + number
+            one.object_count = new.entries[number].kind != SAME_FILLED
+            one.data = new.data + used
+            one.lengths = new.lengths + used
+            one.values = new.values + used
+            used += one.object_count
+            is_full = _enter(hand, first, start + number, &one) != 0 or is_full
+    if is_full:
+        region_lock(region)
+        region.full_until = bz_now_ns() + FULL_NS
+        region_unlock(region)
+        region_tell(region, NO_ROOM)
+    new.count = new.object_count = 0
+
+
+cdef int _enter(Hand *hand, uint64_t first, uint32_t start, Prepared *new) noexcept nogil:
+    """Publish entries of a run, all or none. Return 0 or a negative errno."""
+    cdef RegionState *region = hand.region
+    cdef uint32_t number
+    cdef int code = ledger_publish(region.ledger, first + start, new, False, False, UINT64_MAX)
     for number in range(start, start + new.count):
         hand.codes[number] = STAYS if code else IS_STORED
         # A refusal takes out what was there before: it is stale.
         region.flags[first + number] &= <uint8_t>~(ENTRY | CLEAN)
         if not code:
             region.flags[first + number] |= ENTRY | (CLEAN if region.tracks_writes else 0)
-    if code:
-        region_lock(region)
-        region.full_until = bz_now_ns() + FULL_NS
-        region_unlock(region)
-        region_tell(region, NO_ROOM)
-    new.count = new.object_count = 0
+    return code
 
 
 cdef void _store_run(Hand *hand, uint64_t first, uint32_t count, bint full) noexcept nogil:
@@ -352,7 +373,8 @@ cdef int reclaim_step(Hand *hand, uint32_t most, bint urgent) noexcept nogil:
     region_lock(region)
     candidates = region.candidates
     region_unlock(region)
-    most = min(most, region.run)
+    # A sixteenth of the budget at most, so that there is time between the hands.
+    most = min(most, min(region.run, max(<uint32_t>(region.budget // 16), <uint32_t>1)))
     if candidates <= lag(region) or (urgent and not candidates):
         moved = _advance_front(hand, most)
         if moved and not urgent:
@@ -368,8 +390,10 @@ cdef uint64_t reclaim_range(Hand *hand, uint64_t first, uint64_t count) noexcept
     cdef RegionState *region = hand.region
     cdef uint64_t page = first, end = first + count, freed = 0
     cdef uint32_t run
-    while page < end:
+    while page < end and not region.closing:
         region_lock(region)
+        while region.states[page] & BUSY:
+            region_wait(region, -1)
         run = _take_run(region, page, end, RESIDENT, region.run)
         region.reclaiming += run
         region_unlock(region)

@@ -119,6 +119,7 @@ cdef struct RegionState:
     uint64_t pinned
     uint64_t used  # pages of arrays
     uint64_t reclaiming  # pages on their way out of memory
+    uint64_t filling  # pages on their way into it, which have a frame
     uint64_t front  # hands of the clock
     uint64_t back
     uint64_t unused_hint  # no page below it is UNUSED
@@ -152,7 +153,7 @@ cdef inline void region_wait(RegionState *region, int64_t timeout_ns) noexcept n
     """Wait until frames become free or a page is no longer busy. The mutex is held before and after."""
     bz_wait_for(&region.changed, &region.mutex, timeout_ns)
 cdef void region_tell(RegionState *region, uint32_t event) noexcept nogil
-cdef void region_unmap(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
+cdef int region_unmap(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef int region_punch(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef int region_map(RegionState *region, uint64_t first, uint64_t count, bint protect) noexcept nogil
 cdef void region_wake(RegionState *region, uint64_t page) noexcept nogil
@@ -176,6 +177,10 @@ cdef inline uint8_t *address_of(const RegionState *region, uint64_t page) noexce
 cdef inline uint64_t low_mark(const RegionState *region) noexcept nogil:
     """Return the number of free frames below which the reclaimer begins."""
     return min(region.budget // 64, <uint64_t>1024)
+
+cdef inline bint is_low(const RegionState *region) noexcept nogil:
+    """Return whether the reclaimer is needed."""
+    return region.resident + low_mark(region) > region.budget
 
 cdef inline uint64_t high_mark(const RegionState *region) noexcept nogil:
     """Return the number of free frames at which it rests."""

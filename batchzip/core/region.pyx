@@ -66,6 +66,7 @@ from batchzip.core.zones cimport position_length, position_offset
 
 cdef extern from *:
     """
+    #define BZ_DONTNEED_LOCKED 24 /* Linux 5.18 */
     static const char *bz_why(int code, char *room, size_t size) {
         switch (code) {
         case EBADMSG: return "what is stored of it is damaged";
@@ -97,7 +98,7 @@ cdef extern from *:
     int fallocate(int, int, long, long) nogil
     int mprotect(void *, size_t, int) nogil
     long pread(int, void *, size_t, long) nogil
-    enum: PROT_NONE, MADV_DONTNEED, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
+    enum: PROT_NONE, MADV_DONTNEED, BZ_DONTNEED_LOCKED, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
 
 cdef enum:
     MARKER_BIT = 57  # of a word of pagemap: the page was write-protected when it was unmapped
@@ -119,9 +120,13 @@ cdef void region_tell(RegionState *region, uint32_t event) noexcept nogil:
 
 # Mapped pages. The pages are the caller's: BUSY, and nobody else changes them.
 
-cdef void region_unmap(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
-    """Unmap pages; they stay in the file."""
-    madvise(address_of(region, first), count << region.page_shift, MADV_DONTNEED)
+cdef int region_unmap(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
+    """Unmap pages; they stay in the file. Return 0 or an errno: some may be mapped still."""
+    cdef uint64_t bytes = count << region.page_shift
+    if madvise(address_of(region, first), bytes, MADV_DONTNEED) == 0:
+        return 0
+    # The program has locked them (mlock(2)). The budget counts for these, too.
+    return c_errno if madvise(address_of(region, first), bytes, BZ_DONTNEED_LOCKED) else 0
 
 
 cdef int region_punch(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:

@@ -32,7 +32,6 @@ from batchzip.engine import Engine, codec_of
 from batchzip.errors import (
     BadArgument,
     BatchzipError,
-    ClosedError,
     CorruptPage,
     NotStorable,
     PageError,
@@ -69,6 +68,9 @@ LEAST_PAGES = 2
 """Pages that a budget has at least: an instruction may touch two at once."""
 
 _LARGEST_PAGE = 64 << 10
+
+_RUN_BYTES = 256 << 10
+"""Bytes of pages that the pager compresses in one go: less room than that in the pool is none."""
 
 _MOST_THREADS = 64
 _DEFAULT_THREADS = 4
@@ -439,33 +441,42 @@ class PagedMemory(Owned):
         home = store._home  # noqa: SLF001 - as above
         if home.backing is None:
             return False
-        held = home.pool.held_bytes
+        pool, held = home.pool, home.pool.held_bytes
         home.full.full = True  # whatever it holds, it has no room for what the pager has
         try:
-            return store.shrink() > 0 or home.pool.held_bytes < held
+            moved = store.shrink()
+            if pool.max_bytes is not None and pool.max_bytes - pool.held_bytes < _RUN_BYTES:
+                moved += self._region._write_back_coldest(_RUN_BYTES // self._page_size)  # noqa: SLF001 - a part of it
+                store.compact()
         except (OSError, MemoryError):
             return False
+        return moved > 0 or pool.held_bytes < held
 
-    def _is_within_budget(self) -> bool:
+    def _excess(self, *, stuck: bool) -> str:
+        """Say that the budget is exceeded, and why; nothing if it is not. `stuck`: there was no room to be made."""
         figures = self._pager.figures()
-        return figures["resident_pages"] <= figures["budget_pages"]
-
-    def _excess(self) -> str:
-        """Say that the budget is exceeded, and what would help."""
-        figures = self._pager.figures()
-        now = figures["resident_pages"] * self._page_size
-        store = self._store
-        if store.max_pool_bytes is None:
+        now, budget = figures["resident_pages"], figures["budget_pages"]
+        if now <= (budget if stuck else budget + budget // 8):  # a little, for a moment, is no news
+            return ""
+        pool, file = self._store._home.pool, self._store._home.backing  # noqa: SLF001 - as above
+        limit = pool.max_bytes
+        if figures["pinned_pages"] >= budget:
+            cause = "resident() keeps as much"
+        elif limit is not None and file is None and limit - pool.held_bytes < _RUN_BYTES:
+            cause = f"the pool is at its limit of {limit:,} bytes: raise max_pool_bytes, or give it a backing file"
+        elif not stuck:
+            taker = "others are compressed" if file is None else "the backing file takes them"
+            cause = f"pages come faster than {taker}"
+        elif limit is None:
             cause = "there is no memory for compressed pages"
-        elif store._home.backing is None:  # noqa: SLF001 - as above
-            cause = f"the pool is at its limit of {store.max_pool_bytes:,} bytes: raise max_pool_bytes, or give it a backing file"
         else:
             cause = (
                 "the pool is at its limit, and the backing file takes nothing: it is full, or fails"
             )
+        size = self._page_size
         return (
-            f"a PagedMemory keeps {now:,} bytes in memory, more than its budget of {self.budget:,}, "
-            f"as {cause}"
+            f"a PagedMemory keeps {now * size:,} bytes in memory, more than its "
+            f"budget of {budget * size:,}, as {cause}"
         )
 
     def _close(self) -> None:
