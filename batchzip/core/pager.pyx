@@ -45,7 +45,7 @@ from batchzip.core.region cimport (
 )
 from batchzip.core.ring cimport forks
 from batchzip.core.userfaultfd cimport (
-    POISON, bz_uffd_register, bz_uffd_watch, open_userfaultfd,
+    POISON, THREAD_ID, bz_uffd_register, bz_uffd_watch, open_userfaultfd,
 )
 
 from batchzip.core.userfaultfd import CLEAN_PAGES, NEEDED, WAYS
@@ -258,7 +258,7 @@ cdef class Pager:
         """Make memory, mapping and userfaultfd."""
         cdef RegionState *region = &self.region
         cdef uint64_t bytes = region.pages << region.page_shift
-        cdef uint64_t features = NEEDED | CLEAN_PAGES | POISON
+        cdef uint64_t features = NEEDED | CLEAN_PAGES | POISON | THREAD_ID
         cdef void *base
         cdef int failed
         with above_standard():

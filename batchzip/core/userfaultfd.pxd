@@ -15,6 +15,7 @@ cdef extern from *:
     #define BZ_USER_MODE_ONLY 1
     #define BZ_MISSING_SHMEM (1 << 5)
     #define BZ_MINOR_SHMEM (1 << 10)
+    #define BZ_THREAD_ID (1 << 8)
     #define BZ_WP_SHMEM (1 << 12)
     #define BZ_POISON (1 << 14)
     #define BZ_WP_ASYNC (1 << 15)
@@ -118,7 +119,7 @@ cdef extern from *:
         return watch;
     }
     /* Wait for a fault. Return whether there is one; 0: `stop` rang, or the descriptors are gone. */
-    static int bz_uffd_next(int fd, int watch, uint64_t *address, int *is_write) {
+    static int bz_uffd_next(int fd, int watch, uint64_t *address, int *is_write, uint32_t *thread) {
         struct uffd_msg message;
         struct epoll_event event;
         for (;;) {
@@ -128,6 +129,7 @@ cdef extern from *:
                 if (message.event != UFFD_EVENT_PAGEFAULT) continue;
                 *address = message.arg.pagefault.address;
                 *is_write = (message.arg.pagefault.flags & BZ_FAULT_WRITE) != 0;
+                *thread = message.arg.pagefault.feat.ptid; /* 0 without THREAD_ID */
                 return 1;
             }
             if (got >= 0 || (errno != EAGAIN && errno != EINTR)) return 0;
@@ -140,6 +142,7 @@ cdef extern from *:
     enum: BZ_USER_MODE_ONLY, BZ_NEW
     uint64_t MISSING_SHMEM "BZ_MISSING_SHMEM"
     uint64_t MINOR_SHMEM "BZ_MINOR_SHMEM"
+    uint64_t THREAD_ID "BZ_THREAD_ID"
     uint64_t WP_SHMEM "BZ_WP_SHMEM"
     uint64_t POISON "BZ_POISON"
     uint64_t WP_ASYNC "BZ_WP_ASYNC"
@@ -151,6 +154,6 @@ cdef extern from *:
     int bz_uffd_continue(int, uint8_t *, uint64_t, bint, uint64_t) nogil
     int bz_uffd_poison(int, uint8_t *, uint64_t) nogil
     int bz_uffd_watch(int, int) nogil
-    bint bz_uffd_next(int, int, uint64_t *, bint *) nogil
+    bint bz_uffd_next(int, int, uint64_t *, bint *, uint32_t *) nogil
 
 cdef int open_userfaultfd(uint64_t *features, int *way) except -1
