@@ -30,7 +30,7 @@ from batchzip.core.ledger cimport Prepared, ledger_publish
 from batchzip.core.region cimport (
     BUSY, CANDIDATE, CLEAN, EMPTY, ENTRY, NO_ROOM, RESIDENT, STORED, WANTED, Hand, RegionState,
     lag, pthread_cond_broadcast, region_clean, region_forget, region_lock,
-    region_map, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
+    region_map, region_punch, region_tell, region_unlock, region_unmap_many, region_wait, region_wake,
 )
 from batchzip.core.table cimport COMPRESSED, RAW, SAME_FILLED, Entry, check_word
 
@@ -58,23 +58,20 @@ cdef inline bint _is_movable(const RegionState *region, uint64_t page, uint8_t k
     return region.states[page] == kind and not region.pins[page]
 
 
-cdef uint64_t _seek(const RegionState *region, uint64_t start, uint8_t kind) noexcept nogil:
-    """Return the first page from `start` on, round the region, that may be taken; `pages`: there is none."""
-    cdef uint64_t page = start, end = region.pages, word
-    cdef int turn
-    for turn in range(2):
-        while page < end:
-            # Eight pages that are not in memory are passed at once.
-            if page + 8 <= end:
-                memcpy(&word, region.states + page, 8)
-                if not word & 0x8080808080808080u:
-                    page += 8
-                    continue
-            if _is_movable(region, page, kind):
-                return page
-            page += 1
-        page, end = 0, start
-    return region.pages
+cdef uint64_t _seek(const RegionState *region, uint64_t page, uint64_t end, uint8_t kind) noexcept nogil:
+    """Return the first page from `page` on that may be taken; `end` if there is none."""
+    cdef uint64_t word
+    while page < end:
+        # Eight pages that are not in memory are passed at once.
+        if page + 8 <= end:
+            memcpy(&word, region.states + page, 8)
+            if not word & 0x8080808080808080u:
+                page += 8
+                continue
+        if _is_movable(region, page, kind):
+            return page
+        page += 1
+    return end
 
 
 cdef uint32_t _take_run(
@@ -88,20 +85,20 @@ cdef uint32_t _take_run(
     return count
 
 
-cdef void _unmap_run(Hand *hand, uint64_t first, uint32_t count) noexcept nogil:
+cdef void _unmap_picked(Hand *hand, uint32_t count) noexcept nogil:
     """Make candidates of busy RESIDENT pages, but for those that are touched at this moment."""
     cdef RegionState *region = hand.region
     cdef uint64_t clean = 0, wanted = 0, page
     cdef uint32_t number
-    cdef bint unmapped = region_unmap(region, first, count) == 0
+    cdef bint unmapped = region_unmap_many(region, hand.picked, count) == 0
     if unmapped and region.tracks_writes:
         for number in range(count):
-            if region.flags[first + number] & ENTRY:
-                clean = region_clean(region, first, count)
+            if region.flags[hand.picked[number]] & ENTRY:
+                clean = region_clean(region, hand.picked, count)
                 break
     region_lock(region)
     for number in range(count):
-        page = first + number
+        page = hand.picked[number]
         region.flags[page] &= <uint8_t>~CLEAN
         if clean >> number & 1 and region.flags[page] & ENTRY:
             region.flags[page] |= CLEAN
@@ -115,22 +112,19 @@ cdef void _unmap_run(Hand *hand, uint64_t first, uint32_t count) noexcept nogil:
     region.reclaiming -= count
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
-    _map_again(region, first, wanted)
+    for number in range(count):
+        if wanted >> number & 1:
+            _map_again(region, hand.picked[number])
 
 
-cdef void _map_again(RegionState *region, uint64_t first, uint64_t wanted) noexcept nogil:
-    """Map busy pages that were touched meanwhile: those of `wanted`, a bit each."""
-    cdef uint64_t page = first
-    while wanted:
-        if wanted & 1:
-            region_map(region, page, 1, region.flags[page] & CLEAN != 0)
-            region_lock(region)
-            region.states[page] = RESIDENT
-            region.figures.second_chances += 1
-            pthread_cond_broadcast(&region.changed)
-            region_unlock(region)
-        wanted >>= 1
-        page += 1
+cdef void _map_again(RegionState *region, uint64_t page) noexcept nogil:
+    """Map a busy page that was touched meanwhile."""
+    region_map(region, page, 1, region.flags[page] & CLEAN != 0)
+    region_lock(region)
+    region.states[page] = RESIDENT
+    region.figures.second_chances += 1
+    pthread_cond_broadcast(&region.changed)
+    region_unlock(region)
 
 
 cdef inline bint _is_same_filled(const uint8_t *page, size_t size) noexcept nogil:
@@ -318,29 +312,36 @@ cdef uint32_t _evict_run(Hand *hand, uint64_t first, uint32_t count) noexcept no
     region.reclaiming -= count
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
-    _map_again(region, first, wanted)
     for number in range(count):
-        if woken >> number & 1:
+        if wanted >> number & 1:
+            _map_again(region, first + number)
+        elif woken >> number & 1:
             region_wake(region, first + number)
     return freed
 
 
 cdef bint _advance_front(Hand *hand, uint32_t most) noexcept nogil:
-    """Make candidates of the next run of resident pages. Return whether there was one."""
+    """Make candidates of the next resident pages. Return whether there were any."""
     cdef RegionState *region = hand.region
-    cdef uint64_t first
-    cdef uint32_t count
+    cdef uint64_t page
+    cdef uint32_t count = 0
     region_lock(region)
-    first = _seek(region, region.front, RESIDENT)
-    if first == region.pages:
-        region_unlock(region)
-        return False
-    count = _take_run(region, first, region.pages, RESIDENT, most)
+    page = _seek(region, region.front, region.pages, RESIDENT)
+    if page == region.pages:
+        page = _seek(region, 0, region.front, RESIDENT)
+        if page == region.front:
+            page = region.pages
+    while page < region.pages and count < most:
+        region.states[page] = RESIDENT | BUSY
+        hand.picked[count] = page
+        count += 1
+        region.front = page + 1
+        page = _seek(region, page + 1, region.pages, RESIDENT)
     region.reclaiming += count
-    region.front = first + count if first + count < region.pages else 0
     region_unlock(region)
-    _unmap_run(hand, first, count)
-    return True
+    if count:
+        _unmap_picked(hand, count)
+    return count != 0
 
 
 cdef int _advance_back(Hand *hand, uint32_t most) noexcept nogil:
@@ -349,10 +350,15 @@ cdef int _advance_back(Hand *hand, uint32_t most) noexcept nogil:
     cdef uint64_t first
     cdef uint32_t count
     region_lock(region)
-    first = region.pages if not region.candidates else _seek(region, region.back, CANDIDATE)
-    if first == region.pages:
+    if not region.candidates:
         region_unlock(region)
         return -1
+    first = _seek(region, region.back, region.pages, CANDIDATE)
+    if first == region.pages:
+        first = _seek(region, 0, region.back, CANDIDATE)
+        if first == region.back:
+            region_unlock(region)
+            return -1
     count = _take_run(region, first, region.pages, CANDIDATE, most)
     region.back = first + count if first + count < region.pages else 0
     region.candidates -= count
@@ -389,7 +395,7 @@ cdef uint64_t reclaim_range(Hand *hand, uint64_t first, uint64_t count) noexcept
     """Evict the pages of a range that may be, at once. Return how many left."""
     cdef RegionState *region = hand.region
     cdef uint64_t page = first, end = first + count, freed = 0
-    cdef uint32_t run
+    cdef uint32_t run, number
     while page < end and not region.closing:
         region_lock(region)
         while region.states[page] & BUSY:
@@ -397,8 +403,10 @@ cdef uint64_t reclaim_range(Hand *hand, uint64_t first, uint64_t count) noexcept
         run = _take_run(region, page, end, RESIDENT, region.run)
         region.reclaiming += run
         region_unlock(region)
+        for number in range(run):
+            hand.picked[number] = page + number
         if run:
-            _unmap_run(hand, page, run)
+            _unmap_picked(hand, run)
         region_lock(region)
         run = _take_run(region, page, end, CANDIDATE, region.run)
         region.candidates -= run

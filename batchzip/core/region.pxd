@@ -94,6 +94,7 @@ cdef struct RegionState:
     int uffd
     int file  # memfd of the pages
     int pagemap
+    int pidfd  # of this process
     int stop  # eventfd that ends the fault threads
     int watch  # epoll of uffd and stop
     int backing  # descriptor of the store's backing file, or −1
@@ -141,6 +142,7 @@ cdef struct Hand:  # what a thread works with
     uint8_t *outputs
     size_t output_room
     uint64_t file_reads
+    uint64_t picked[MOST_RUN]  # pages that are unmapped together, in ascending order
     uint8_t codes[MOST_RUN]  # by page of a run
     Entry entries[MOST_RUN]
     const uint8_t *data[MOST_RUN]
@@ -157,7 +159,10 @@ cdef int region_unmap(RegionState *region, uint64_t first, uint64_t count) noexc
 cdef int region_punch(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef int region_map(RegionState *region, uint64_t first, uint64_t count, bint protect) noexcept nogil
 cdef void region_wake(RegionState *region, uint64_t page) noexcept nogil
-cdef uint64_t region_clean(RegionState *region, uint64_t first, uint32_t count) noexcept nogil
+cdef int region_unmap_many(RegionState *region, const uint64_t *pages, uint32_t count) noexcept nogil
+cdef uint64_t region_clean(
+    RegionState *region, const uint64_t *pages, uint32_t count
+) noexcept nogil
 cdef void region_lose(RegionState *region, uint64_t page, int code, bint say) noexcept nogil
 cdef int region_fetch(Hand *hand, uint64_t page, uint8_t *to) noexcept nogil
 cdef void region_forget(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
