@@ -6,14 +6,15 @@
     helper          jobs: readahead and prefetch, while the program works
     reclaimer       from the low mark of free frames to the high mark (kernel counterpart: kswapd)
 
-A fault that finds no free frame reclaims by itself. If nothing can be reclaimed, the budget is exceeded rather
-than the program stopped: this is counted, and Python told.
+A fault that finds no free frame reclaims by itself. If nothing can be reclaimed, the budget is
+exceeded rather than the program stopped: this is counted, and Python told.
 
-A fault thread stays on the CPU of the thread that faulted last. That CPU has nothing else to do then, and two
-changes of context cost 3 µs. Left to the scheduler, it is woken on an idle CPU, which in a virtual machine means
-twice the way out of the guest: 38 µs instead of 9.
+A fault thread stays on the CPU of the thread that faulted last. That CPU has nothing else to do
+then, and two changes of context cost 3 µs. Left to the scheduler, it is woken on an idle CPU, which
+in a virtual machine means twice the way out of the guest: 38 µs instead of 9.
 
-Readahead takes free frames only, and what it cannot restore it leaves: only a page that was touched can be lost.
+Readahead takes free frames only, and what it cannot restore it leaves: only a page that was touched
+can be lost.
 
 region.pyx has the states, the invariants and the locks.
 """

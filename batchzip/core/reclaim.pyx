@@ -6,15 +6,16 @@
           ▲
           back hand: evicts what is still CANDIDATE
 
-The hands go round the region in the order of pages, an eighth of the budget apart. A page that is touched between
-them is mapped again and stays (a minor fault). In this order neighbours leave together, so that one system call
-unmaps a run of them and one punches their holes. Source: the clock of 4.3BSD; kernel counterpart: the inactive list.
+The hands go round the region in the order of pages, an eighth of the budget apart. A page that is
+touched between them is mapped again and stays (a minor fault). In this order neighbours leave
+together, so that one system call unmaps a run of them and one punches their holes. Source: the
+clock of 4.3BSD; kernel counterpart: the inactive list.
 
     evicted    compressed, published in the ledger, its hole punched
     dropped    because its entry still holds (CLEAN), or because it is all zeros
 
-If the pool takes no more, the pages stay, and Python is told (NO_ROOM). Until room was made, or FULL_NS have
-passed, only clean and empty pages leave.
+If the pool takes no more, the pages stay, and Python is told (NO_ROOM). Until room was made, or
+FULL_NS have passed, only clean and empty pages leave.
 
 Rejected: a queue in the order in which pages came in. Its neighbours are no neighbours in the file, and pages that
 get a second chance leave stale places behind.

@@ -17,16 +17,17 @@ A page is in one of these states:
     RESIDENT    in the memfd, and mapped
     CANDIDATE   in the memfd and not mapped: a touch is a minor fault, and gives it a second chance
 
-A thread that works on a page sets BUSY, and does so without the mutex. A touch of a busy page sets WANTED, and
-its thread sleeps in the kernel until the page is mapped or woken. Whoever ends BUSY does one of these.
+A thread that works on a page sets BUSY, and does so without the mutex. A touch of a busy page sets
+WANTED, and its thread sleeps in the kernel until the page is mapped or woken. Whoever ends BUSY
+does one of these.
 
-A page cannot change while it is unmapped, and only BUSY pages are mapped or unmapped, so what is compressed is
-what the program wrote last.
+A page cannot change while it is unmapped, and only BUSY pages are mapped or unmapped, so what is
+compressed is what the program wrote last.
 
-Clean pages. A page that is restored for reading is mapped write-protected, and keeps its entry. The kernel lifts
-the protection at the first write by itself (UFFD_FEATURE_WP_ASYNC). When the page is unmapped, a marker stays
-behind if it was still protected: bit 57 of /proc/self/pagemap. Looked at afterwards, it cannot be overtaken by a
-write. Such a page is dropped, and not compressed again.
+Clean pages. A page that is restored for reading is mapped write-protected, and keeps its entry. The
+kernel lifts the protection at the first write by itself (UFFD_FEATURE_WP_ASYNC). When the page is
+unmapped, a marker stays behind if it was still protected: bit 57 of /proc/self/pagemap. Looked at
+afterwards, it cannot be overtaken by a write. Such a page is dropped, and not compressed again.
 
 Rejected
 * A second mapping for the pager. Its write fault costs 2 to 3 µs per page, UFFDIO_COPY from a warm buffer 1.1,

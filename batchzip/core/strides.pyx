@@ -4,9 +4,10 @@
     fault at 8, 24, 40      56, 72, …                         stride 16: a column of a matrix
     fault at 8, 7           6, 5, …                           stride −1
 
-A stream is a sequence of faults at equal distances. Its window, the pages restored at one fault, doubles each
-time the program comes to the end of it. Neighbours make a stream at once, other distances when they were seen
-twice. Kernel counterpart: ondemand_readahead() and swap's VMA readahead, which know stride 1 only.
+A stream is a sequence of faults at equal distances. Its window, the pages restored at one fault,
+doubles each time the program comes to the end of it. Neighbours make a stream at once, other
+distances when they were seen twice. Kernel counterpart: ondemand_readahead() and swap's VMA
+readahead, which know stride 1 only.
 
 The caller serialises calls.
 """

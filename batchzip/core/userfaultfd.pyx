@@ -4,8 +4,8 @@
     device      /dev/userfaultfd, for whoever may open it (Linux 6.1)
     user mode   userfaultfd(2) for faults of ordinary code only: anybody, from Linux 5.11 on
 
-The ways are tried in this order. With the last one a system call that touches a page which is not mapped
-fails with EFAULT.
+The ways are tried in this order. With the last one a system call that touches a page which is not
+mapped fails with EFAULT.
 
 The calls themselves stand in the .pxd, so that each module compiles them in.
 Source: Documentation/admin-guide/mm/userfaultfd.rst.
