@@ -649,7 +649,7 @@ cdef class Pager:
             pinned += region.pins[page] != 0
             used += kind != UNUSED
             has_entry = region.flags[page] & ENTRY != 0
-            mapped = _is_mapped(region, page)
+            mapped = kind == RESIDENT if region.pagemap < 0 else _is_mapped(region, page)
             if mapped != (kind == RESIDENT):
                 break
             if (kind == STORED and not has_entry) or (kind in (EMPTY, UNUSED) and has_entry):
@@ -682,7 +682,6 @@ cdef class Pager:
         first. In a forked child, do nothing.
         """
         cdef RegionState *region = &self.region
-        cdef uint64_t one = 1
         cdef Worker worker
         if self.ended:
             return 0
