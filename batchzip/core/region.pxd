@@ -31,6 +31,7 @@ cdef extern from * nogil:
 
 cdef enum:
     RUN_BYTES = 256 << 10  # that are restored or evicted in one go, at most
+    SPAN_BYTES = 1 << 20  # that are unmapped in one go, with holes, at most
     MOST_RUN = 64  # pages, likewise
     JOBS = 64  # that wait for the helper, at most
     BUCKETS = 40  # of latencies: the last one begins at 9 minutes
@@ -94,7 +95,6 @@ cdef struct RegionState:
     int uffd
     int file  # memfd of the pages
     int pagemap
-    int pidfd  # of this process
     int stop  # eventfd that ends the fault threads
     int watch  # epoll of uffd and stop
     int backing  # descriptor of the store's backing file, or −1
@@ -106,6 +106,7 @@ cdef struct RegionState:
     uint32_t machine_page
     uint64_t pages
     uint32_t run  # pages of a run, at most
+    uint32_t span  # pages from the first to the last of those that are unmapped together, at most
     uint8_t *states  # kinds, with BUSY and WANTED
     uint8_t *flags
     uint8_t *advice  # Advice
@@ -158,8 +159,7 @@ cdef void region_tell(RegionState *region, uint32_t event) noexcept nogil
 cdef int region_unmap(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef int region_punch(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef int region_map(RegionState *region, uint64_t first, uint64_t count, bint protect) noexcept nogil
-cdef void region_wake(RegionState *region, uint64_t page) noexcept nogil
-cdef int region_unmap_many(RegionState *region, const uint64_t *pages, uint32_t count) noexcept nogil
+cdef void region_wake(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef uint64_t region_clean(
     RegionState *region, const uint64_t *pages, uint32_t count
 ) noexcept nogil
