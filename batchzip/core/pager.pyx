@@ -40,7 +40,7 @@ from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
     BUCKETS, BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, Figures, LOST, MOST_RUN, NORMAL, RESIDENT,
-    RUN_BYTES, SPAN_BYTES, STORED, UNUSED, Job, RegionState, address_of, is_busy, kind_of,
+    RUN_BYTES, STORED, UNUSED, Job, RegionState, address_of, is_busy, kind_of,
     pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget, region_lock,
     region_punch, region_tell, region_unlock, region_unmap, region_wait,
 )
@@ -226,7 +226,6 @@ cdef class Pager:
             raise BadArgument(
                 f"a page of paged memory has {region.machine_page} to {<int>RUN_BYTES} bytes, not {region.page_size}"
             )
-        region.span = max(region.run, <uint32_t>(SPAN_BYTES >> region.page_shift))
         region.pages = pages
         region.budget = budget
         self.workers = []

@@ -47,6 +47,7 @@ cdef uint64_t _no_word = 0
 
 cdef enum:
     FULL_NS = 20_000_000
+    SPREAD = 4  # a span of pages ÷ those of them that are unmapped, at most
 
 cdef enum Fate:  # of a page of a run, in hand.codes
     STAYS
@@ -349,7 +350,7 @@ cdef bint _advance_front(Hand *hand, uint32_t most) noexcept nogil:
             region_unlock(region)
             return False
     end = page = first
-    while page < region.pages and count < most and page < first + region.span:
+    while page < region.pages and count < most and page < first + SPREAD * most:
         if _is_movable(region, page, RESIDENT):
             hand.picked[count] = page
             count += 1

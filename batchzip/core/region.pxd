@@ -31,7 +31,6 @@ cdef extern from * nogil:
 
 cdef enum:
     RUN_BYTES = 256 << 10  # that are restored or evicted in one go, at most
-    SPAN_BYTES = 1 << 20  # that are unmapped in one go, with holes, at most
     MOST_RUN = 64  # pages, likewise
     JOBS = 64  # that wait for the helper, at most
     BUCKETS = 40  # of latencies: the last one begins at 9 minutes
@@ -106,7 +105,6 @@ cdef struct RegionState:
     uint32_t machine_page
     uint64_t pages
     uint32_t run  # pages of a run, at most
-    uint32_t span  # pages from the first to the last of those that are unmapped together, at most
     uint8_t *states  # kinds, with BUSY and WANTED
     uint8_t *flags
     uint8_t *advice  # Advice
