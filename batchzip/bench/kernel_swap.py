@@ -101,13 +101,16 @@ class _Area(Closing):
             )  # version, last page, bad pages
             header[-len(_MAGIC) :] = _MAGIC
             self._zram.write(header, 0)
-            if self._libc.swapon(self._path, _PREFERRED | _PRIORITY):
-                reason = os.strerror(ctypes.get_errno())
-                raise BackendUnavailable(f"{_SUMMARY}: swapon failed ({reason})")
-            self._on = True
+            self._switch_on()
         except BaseException:
             self.close()
             raise
+
+    def _switch_on(self) -> None:
+        if self._libc.swapon(self._path, _PREFERRED | _PRIORITY):
+            reason = os.strerror(ctypes.get_errno())
+            raise BackendUnavailable(f"{_SUMMARY}: swapon failed ({reason})")
+        self._on = True
 
     @property
     def _path(self) -> bytes:

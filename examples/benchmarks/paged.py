@@ -62,6 +62,8 @@ SLACK = 1 << 20
 """Bytes: each array begins at a page, so several take a little more than their sizes."""
 MOST_KILLS = 10
 RAM = "RAM peak, MiB"
+SHOWN = ("time", "CPU", "p50", "p99", "p99.9", RAM)
+"""Quantities of the tables."""
 
 GOALS = {
     ("fill", "time"): 1.0,
@@ -172,7 +174,7 @@ class Measurement:
             found = json.loads(output)
             digest = self.digests.setdefault(work, found["digest"])
             assert digest == found["digest"], f"{work} with {name}: another result"
-            values: dict[str, float] = found["values"]
+            values: dict[str, float] = found["figures"]
             if group is not None and group.peak_bytes:
                 peak = group.peak_bytes + (self.swap.peak_bytes if name == KERNEL else 0)
                 values[RAM] = peak / 2**20
@@ -200,21 +202,15 @@ def show(result: Result) -> None:
     ):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     found = rows(result)
-    shown = {"time", "CPU", "p50", "p99", "p99.9", RAM}
-    touched = {key: row for key, row in found.items() if key[1] in shown}
-    works = {row: row in WORKLOADS for row, _ in touched}
-    out.print(
-        _table(
-            "µs a page of 4 KiB (fill, scans) or a touch; medians ± half the quartiles' distance in %",
-            {key: row for key, row in touched.items() if not works[key[0]]},
-            result,
-        )
-    )
-    if any(works.values()):
-        out.print(
-            _table("seconds", {key: row for key, row in touched.items() if works[key[0]]}, result)
-        )
-    _show_goals(found, result)
+    shown = {key: row for key, row in found.items() if key[1] in SHOWN}
+    for title, of_workloads in (
+        ("µs a page of 4 KiB (fill, scans) or a touch", False),
+        ("seconds", True),
+    ):
+        part = {key: row for key, row in shown.items() if (key[0] in WORKLOADS) == of_workloads}
+        if part:
+            out.print(_table(f"{title}; medians ± half the quartiles' distance in %", part))
+    _show_goals(found)
     for note in result.notes:
         out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
@@ -224,7 +220,7 @@ def _names(found: dict[tuple[str, str], dict[str, Figure]]) -> list[str]:
     return [name for name in (PLAIN, KERNEL, MEMMAP, *PAGED) if name in everybody]
 
 
-def _table(title: str, found: dict[tuple[str, str], dict[str, Figure]], result: Result) -> Table:
+def _table(title: str, found: dict[tuple[str, str], dict[str, Figure]]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -249,7 +245,7 @@ def _table(title: str, found: dict[tuple[str, str], dict[str, Figure]], result: 
     return table
 
 
-def _show_goals(found: dict[tuple[str, str], dict[str, Figure]], result: Result) -> None:
+def _show_goals(found: dict[tuple[str, str], dict[str, Figure]]) -> None:
     table = Table(title="goals: PagedMemory ÷ kernel swap", title_justify="left")
     for heading in ("", "", "at most", *PAGED):
         table.add_column(heading, no_wrap=True)
@@ -257,13 +253,11 @@ def _show_goals(found: dict[tuple[str, str], dict[str, Figure]], result: Result)
         of = found.get((row, quantity), {})
         if KERNEL not in of:
             continue
-        ratios = [
-            of[name].median / of[KERNEL].median if name in of else float("nan") for name in PAGED
-        ]
-        cells = (
-            f"{ratio:.2f} {'met' if ratio <= most else 'MISSED'}" if ratio == ratio else ""
-            for ratio in ratios
-        )
+        cells = []
+        for name in PAGED:
+            ratio = of[name].median / of[KERNEL].median if name in of else None
+            verdict = "" if ratio is None else "met" if ratio <= most else "MISSED"
+            cells.append("" if ratio is None else f"{ratio:.2f} {verdict}")
         table.add_row(row, quantity, f"{most:g}", *cells)
     if table.row_count:
         console().print(table)
@@ -349,7 +343,7 @@ def measured(options: argparse.Namespace) -> Result:
     }
     result = Result(settings, {"paged": KERNEL})
     with (
-        tempfile.TemporaryFile(dir="/dev/shm") as file,  # noqa: S108 - shared memory
+        tempfile.TemporaryFile(dir="/dev/shm") as file,
         KernelSwap(2 * max(sizes.values())) as swap,
     ):
         work_pages(source, SOURCE_PAGES).tofile(file)

@@ -84,7 +84,7 @@ class Found:
     """What was measured, and a digest of the results."""
 
     def __init__(self) -> None:
-        self.values: dict[str, float] = {}
+        self.figures: dict[str, float] = {}
         self.digest = 0
 
     @contextlib.contextmanager
@@ -93,8 +93,8 @@ class Found:
         clock = Clock(count)
         yield clock
         spent, cpu = clock.elapsed(), _cpu_s() - clock.cpu
-        self.values[f"{name}: time"] = spent / clock.count * 1e6
-        self.values[f"{name}: CPU"] = cpu / clock.count * 1e6
+        self.figures[f"{name}: time"] = spent / clock.count * 1e6
+        self.figures[f"{name}: CPU"] = cpu / clock.count * 1e6
 
     def add(self, result: Any) -> None:
         """Add something that must be the same for all contenders to the digest."""
@@ -131,7 +131,7 @@ def touches(make: Make, nbytes: int, source: NDArray[np.uint8], found: Found) ->
             found.add(array[column * PAGE * (ROW_PAGES // COLUMNS) :: row].max())
     rng = np.random.default_rng(5)
     count = pages // 2
-    view = memoryview(array)
+    view = array.data
     if isinstance(array, np.memmap):  # or each touch would read what the disk reads ahead
         array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined] # noqa: SLF001 - no other way
     for name, touch in (("random read", _read), ("random write", _write)):
@@ -143,7 +143,7 @@ def touches(make: Make, nbytes: int, source: NDArray[np.uint8], found: Found) ->
                 if clock.elapsed() > MOST_S:
                     break
             clock.count = len(taken)
-        found.values[f"{name}: time"] = sum(taken) / len(taken) / 1e3
+        found.figures[f"{name}: time"] = sum(taken) / len(taken) / 1e3
         _spread(found, name, taken)
     places = rng.integers(0, nbytes, (THREADS, -(-count // PIECE), PIECE))
     with found.timed(f"{THREADS} threads") as clock:
@@ -184,7 +184,7 @@ def _write(view: memoryview, places: list[int], taken: list[int]) -> None:
 
 def _spread(found: Found, name: str, taken: list[int]) -> None:
     for percent, value in zip(PERCENTS, np.percentile(taken, PERCENTS), strict=True):
-        found.values[f"{name}: p{percent:g}"] = float(value) / 1e3
+        found.figures[f"{name}: p{percent:g}"] = float(value) / 1e3
 
 
 def _at_once(array: NDArray[np.uint8], places: NDArray[np.int64], clock: Clock) -> int:
@@ -309,7 +309,7 @@ def main() -> None:
             touches(make, nbytes, source, found)
         else:
             WORKLOADS[job["work"]](make, nbytes, found)
-    print(json.dumps({"values": found.values, "digest": found.digest}))
+    print(json.dumps({"figures": found.figures, "digest": found.digest}))
 
 
 if __name__ == "__main__":
