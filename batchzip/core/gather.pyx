@@ -70,13 +70,6 @@ cdef extern from "native.h" nogil:
 cdef enum:
     MOMENT_NS = 50_000_000  # between two looks at signals
 
-cdef enum Found:  # what `_load` returns, beside negative errnos
-    LOADED
-    NOT_STORED
-    ELSEWHERE  # in the file, or made by another codec than the coder's
-    CHANGED  # numbers of codecs, meanwhile
-    IS_CLOSED
-
 cdef CoderState _hasher
 _hasher.xxh3 = find_xxh3()
 
@@ -103,7 +96,7 @@ cdef inline void fill_page(uint8_t *page, uint64_t word, size_t size) noexcept n
 
 # One page, which is most of what there is: one call, and no Gathered.
 
-cdef int _load(
+cdef int load_page(
     LedgerState *ledger, uint64_t index, int number, uint64_t reused, CoderState *coder,
     uint8_t *page, bint exclusive,
 ) noexcept nogil:
@@ -207,7 +200,7 @@ def load(Ledger ledger not None, index, out=None, bint exclusive=False):
         try:
             coder = coders.take()
             with nogil:
-                found = _load(
+                found = load_page(
                     &ledger.state, where, number, reused, &coder.state, room, exclusive
                 )
             if found == ABORT:
