@@ -556,11 +556,11 @@ cdef class Pager:
         region.budget = pages
         pthread_cond_broadcast(&region.low)
         region_unlock(region)
-        while progress != NOTHING and region.resident > region.budget:
+        while progress != NOTHING and _is_beyond(region):
             worker = self.enter()
             with nogil:
                 for number in range(STEPS):
-                    if region.resident > region.budget:
+                    if _is_beyond(region):
                         progress = reclaim_step(&worker.hand, MOST_RUN, True)
             self.leave(worker)
             PyErr_CheckSignals()
@@ -823,6 +823,15 @@ cdef void _free_pages(RegionState *region, uint64_t first, uint64_t count) noexc
     region.unused_hint = min(region.unused_hint, first)
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
+
+
+cdef bint _is_beyond(RegionState *region) noexcept nogil:
+    """Return whether more pages are in memory than the budget."""
+    cdef bint found
+    region_lock(region)
+    found = region.resident > region.budget
+    region_unlock(region)
+    return found
 
 
 cdef bint _is_anything_busy(const RegionState *region) noexcept nogil:
