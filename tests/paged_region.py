@@ -77,7 +77,7 @@ class Watcher(threading.Thread):
             if events & CLOSING:
                 return
             if events & NO_ROOM:
-                with contextlib.suppress(BatchzipError, OSError):
+                with contextlib.suppress(BatchzipError, OSError, MemoryError):
                     if self._store.shrink():
                         self._pager.room_was_made()
 
@@ -159,7 +159,7 @@ def opened(
             if backing is not None and watched:
                 watcher = Watcher(pager, store)
             yield Region(pager, store, group, watcher)
-            if not pager.closed:
+            if not pager.closed and not store.closed and not group.closed:
                 pager.check_invariants()
         finally:
             pager.close()

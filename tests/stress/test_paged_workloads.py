@@ -47,19 +47,14 @@ def paged(region: Region) -> Make:
 
 
 @pytest.mark.parametrize("dtype", ["i8", "f4"])
-@pytest.mark.parametrize("kind", ["quicksort", "stable", "heapsort"])
+@pytest.mark.parametrize("kind", ["quicksort", "stable"])
 def test_sorting_in_place(paged: Make, kind: Any, dtype: str) -> None:
-    if kind == "heapsort":  # it jumps about: a fault at nearly every step
-        rng, size = np.random.default_rng(1), 2 * BUDGET // 8
-    else:
-        rng, size = np.random.default_rng(1), 3 * BUDGET
-    plain = rng.integers(0, 1 << 20, size // np.dtype(dtype).itemsize).astype(dtype)
+    rng = np.random.default_rng(1)
+    plain = rng.integers(0, 1 << 20, 3 * BUDGET // np.dtype(dtype).itemsize).astype(dtype)
     array = paged(plain)
-    other = paged(np.zeros(3 * BUDGET // 8))  # so that the rest is out of memory
     array.sort(kind=kind)
     plain.sort(kind=kind)
     np.testing.assert_array_equal(array, plain)
-    assert not other.any()
 
 
 def test_partition_and_unique_and_cumulated(paged: Make) -> None:
@@ -128,7 +123,6 @@ def test_a_group_by_in_pandas(paged: Make) -> None:
     for work in (
         lambda frame: frame.groupby("key").sum(),
         lambda frame: frame.groupby("key")["value"].agg(["min", "max", "count"]),
-        lambda frame: frame.sort_values(["key", "value"]).reset_index(drop=True)[::97],
         lambda frame: frame[frame["weight"] > 97].describe(),
     ):
         plain, found = map(work, frames)
