@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from batchzip import dask as dask
     from batchzip import metrics as metrics
     from batchzip import numcodecs as numcodecs
+    from batchzip import paged as paged
     from batchzip import zarr as zarr
     from batchzip.advice.values import ValuesAdvice as ValuesAdvice
     from batchzip.advice.values import advise_values as advise_values
@@ -84,7 +85,13 @@ if TYPE_CHECKING:
         PagesLost as PagesLost,
     )
     from batchzip.errors import (
+        PagingUnavailable as PagingUnavailable,
+    )
+    from batchzip.errors import (
         PoolFull as PoolFull,
+    )
+    from batchzip.errors import (
+        RegionFull as RegionFull,
     )
     from batchzip.errors import (
         RequestCancelled as RequestCancelled,
@@ -114,6 +121,9 @@ if TYPE_CHECKING:
     from batchzip.mapping import MappingStatistics as MappingStatistics
     from batchzip.mapping import MemoryUsage as MemoryUsage
     from batchzip.mapping import cached as cached
+    from batchzip.paged.memory import PagedMemory as PagedMemory
+    from batchzip.paged.memory import paged_empty as paged_empty
+    from batchzip.paged.statistics import PagedStatistics as PagedStatistics
     from batchzip.pool import Pool as Pool
     from batchzip.request import Request as Request
     from batchzip.statistics import Statistics as Statistics
@@ -143,6 +153,7 @@ _HOME = {
     "train_dictionary": "codecs.dictionary",
     "Engine": "engine",
     **dict.fromkeys(["CompressedMapping", "MappingStatistics", "MemoryUsage", "cached"], "mapping"),
+    **dict.fromkeys(["PagedMemory", "PagedStatistics", "paged_empty"], "paged"),
     "Pool": "pool",
     "Request": "request",
     "Statistics": "statistics",
@@ -171,7 +182,9 @@ _HOME = {
             "PageError",
             "PageNotStored",
             "PagesLost",
+            "PagingUnavailable",
             "PoolFull",
+            "RegionFull",
             "RequestCancelled",
             "RequestTimeout",
             "StoreRejected",
@@ -185,7 +198,7 @@ _HOME = {
     ),
 }
 
-_SUBMODULES = frozenset({"advice", "dask", "metrics", "numcodecs", "testing", "zarr"})
+_SUBMODULES = frozenset({"advice", "dask", "metrics", "numcodecs", "paged", "testing", "zarr"})
 """Imported, as `batchzip.dask`, when first used. Some need an extra: not for `from batchzip import *`."""
 
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604 - every name of _HOME is a string

@@ -66,7 +66,7 @@ def store_array(store: Group, index: int, array: object) -> StoredArray:
     """
     size = _page_size(store)
     index = as_index(index)
-    given = _as_numpy(array)
+    given = as_numpy(array)
     order: Literal["C", "F"] = (
         "F" if given.flags.f_contiguous and not given.flags.c_contiguous else "C"
     )
@@ -129,7 +129,7 @@ def _page_size(store: Group | GroupView) -> int:
     return store.page_size
 
 
-def _as_numpy(array: object) -> Array:
+def as_numpy(array: object) -> Array:
     """View an array of any kind as NumPy's; only its own memory is looked at."""
     if is_masked(array):
         raise NotStorable(

@@ -70,6 +70,13 @@ class BackendUnavailable(BatchzipError, RuntimeError):
     """A registered backend that cannot work here; the message says why."""
 
 
+class PagingUnavailable(BatchzipError, OSError):
+    """This system lets the process handle no page faults, or not all that paged memory needs.
+
+    The message is that of `batchzip.paged.available()`: what was tried, and what would help.
+    """
+
+
 class MissingExtra(BatchzipError, ImportError):
     """A library that an extra brings is not installed; the message has the command to install it."""
 
@@ -153,6 +160,22 @@ class PoolFull(BatchzipError, MemoryError):
     def __init__(self, message: str, *, at_limit: bool = False) -> None:
         super().__init__(message)
         self.at_limit = at_limit
+
+
+class RegionFull(BatchzipError, MemoryError):
+    """A paged memory has no room for an array; nothing was changed.
+
+    `wanted_bytes` is what it takes in whole pages; `free_bytes` are those of all pages that are free.
+    """
+
+    def __init__(self, wanted_bytes: int, free_bytes: int, largest_bytes: int) -> None:
+        in_one_piece = "" if largest_bytes == free_bytes else f", {largest_bytes:,} in one piece"
+        super().__init__(
+            f"an array that takes {wanted_bytes:,} bytes does not fit: "
+            f"{free_bytes:,} bytes are free{in_one_piece}"
+        )
+        self.wanted_bytes = wanted_bytes
+        self.free_bytes = free_bytes
 
 
 class StoreRejected(BatchzipError):

@@ -9,10 +9,12 @@
 Figures are read when somebody scrapes, and cost nothing else. Counters end in _total, sizes are in
 bytes, times in seconds. What zswap counts has zswap's name. Pages and counters are by `group`, those
 of the store itself with an empty one. What a closed group has counted is gone with its series. The figures of
-a mapping have the label of its group, which is its name. `batchzip_info` is 1, with version, codec and
+a mapping have the label of its group, which is its name;
+so have those of a paged memory. `batchzip_info` is 1, with version, codec and
 backend as labels.
 
-There are no histograms of latencies: no clock is read on the way of a page or a value.
+The faults of paged memories have a histogram of latencies, which has no sum. Nothing else has: no clock is read on
+the way of a page or a value.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
 
     from batchzip.engine import Engine
 
-    _Row = tuple[str, list[str], float]
-    """Family, values of its labels, figure."""
+    _Row = tuple[str, list[str], float | list[tuple[str, float]]]
+    """Family, values of its labels, figure; of a histogram, its buckets."""
 
 _ESCAPED = re.compile(r"\\ud[89a-f]")
 """How the escape of a surrogate begins."""
@@ -92,6 +94,23 @@ _CLASSES = {
     "bytes": ("pool_class_bytes", "Bytes of the zspages"),
     "freeable": ("pool_class_freeable_bytes", "Bytes that moving objects together would free"),
 }
+
+_REGION_EVENTS = {
+    "restored_pages": "Pages of paged memories that were decompressed because they were touched",
+    "readahead_pages": "Pages that were restored because those before them were touched",
+    "readahead_hits": "Those of them that were touched",
+    "prefetched_pages": "Pages that were restored because prefetch was called",
+    "evicted_pages": "Pages that were compressed",
+    "dropped_clean_pages": "Pages that went without being compressed, as nobody had written to them",
+    "second_chances": "Pages that stayed as they were touched in time",
+    "direct_reclaims": "Faults that had to make room for their page themselves",
+    "over_budget": "Times that a budget was exceeded, as the store had no room",
+    "lost_pages": "Pages that could not be restored",
+}
+_FAULTS = "missing", "minor"
+_STATES = "resident", "candidate", "stored", "empty", "pinned"
+_SHORTEST, _LONGEST = 10, 30
+"""Bounds of a histogram's buckets, as powers of two of nanoseconds: 1 µs to 1 s."""
 
 
 def collector(
@@ -199,6 +218,22 @@ class _Families:
                 ("engine_workers", "Worker processes besides the owner"),
             ],
         )
+        make(counter, [("region_faults", "Touches of pages that were not mapped")], "group", "kind")
+        events = ((f"region_{name}", text) for name, text in _REGION_EVENTS.items())
+        make(counter, events, "group")
+        make(
+            gauge,
+            [("region_pages", "Pages of paged memories; candidates and pinned ones are resident")],
+            "group",
+            "state",
+        )
+        make(gauge, [("region_size_pages", "Pages that a paged memory may have")], "group")
+        make(gauge, [("region_budget_pages", "Pages that may be resident")], "group")
+        make(
+            core.HistogramMetricFamily,
+            [("region_fault_seconds", "Time from a fault being read to its page being mapped")],
+            "group",
+        )
         make(counter, _OPERATIONS.values(), "operation")
         make(counter, [("engine_page_errors", "Pages that failed in the engine")], "errno")
         make(counter, [("engine_worker_restarts", "Workers that died and were replaced")])
@@ -208,15 +243,19 @@ class _Families:
     def __iter__(self) -> Iterator[Any]:
         return iter(self._families.values())
 
-    def add(self, name: str, labels: Sequence[str], value: float) -> None:
-        """Add one figure."""
-        self._families[name].add_metric(labels, value)
+    def add(self, name: str, labels: Sequence[str], value: float | list[Any]) -> None:
+        """Add one figure, or the buckets of a histogram."""
+        if isinstance(value, list):
+            self._families[name].add_metric(labels, value, sum_value=None)
+        else:
+            self._families[name].add_metric(labels, value)
 
 
 def _rows(store: SwapStore, *, classes: bool) -> Iterator[_Row]:
     """Yield every figure of a store. Raises ClosedError, ForkedProcess."""
     yield from _of_groups(store)
     yield from _of_mappings(store)
+    yield from _of_regions(store)
     engine = store.engine
     yield "info", [batchzip.__version__, repr(engine.codec), engine.backend.name], 1
     whole = store.counters
@@ -260,6 +299,24 @@ def _of_mappings(store: SwapStore) -> Iterator[_Row]:
         ):
             for key, (family, _) in families.items():
                 yield family, [name], getattr(source, key)
+
+
+def _of_regions(store: SwapStore) -> Iterator[_Row]:
+    for name, region in store.status()["regions"].items():
+        for kind in _FAULTS:
+            yield "region_faults", [name, kind], region[f"faults_{kind}"]
+        for key in _REGION_EVENTS:
+            yield f"region_{key}", [name], region[key]
+        for state in _STATES:
+            yield "region_pages", [name, state], region[f"{state}_pages"]
+        yield "region_size_pages", [name], region["pages"]
+        yield "region_budget_pages", [name], region["budget_pages"]
+        latencies = region["latencies"]
+        buckets: list[tuple[str, float]] = [
+            (str((1 << power) / 1e9), sum(latencies[:power]))
+            for power in range(_SHORTEST, _LONGEST + 1)
+        ]
+        yield "region_fault_seconds", [name], [*buckets, ("+Inf", sum(latencies))]
 
 
 def _of_engine(engine: Engine) -> Iterator[_Row]:

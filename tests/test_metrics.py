@@ -122,7 +122,7 @@ def test_names_and_units_are_those_of_prometheus(store: SwapStore) -> None:
     for family in families:
         assert family.name.startswith("batchzip_")
         assert family.documentation
-        assert family.type in ("counter", "gauge")
+        assert family.type in ("counter", "gauge", "histogram")
         for sample in family.samples:
             assert sample.name.endswith("_total") is (family.type == "counter")
         for unit in ("kib", "mib", "us", "ms", "s", "percent", "total"):

@@ -29,8 +29,8 @@ _WORKLOAD_MIB = 64
 _PAGES_SAMPLE = 8 << 20
 
 _ABOUT_PAGES = (
-    "This speaks of memory pages: what zswap or a SwapStore would bring, not what replacing a dict "
-    "would. For the values of a cache, use batchzip advise --values."
+    "This speaks of memory pages: what zswap, a SwapStore or, for arrays, a PagedMemory would bring, not "
+    "what replacing a dict would. For the values of a cache, use batchzip advise --values."
 )
 
 

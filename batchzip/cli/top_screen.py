@@ -12,6 +12,7 @@ from rich.text import Text
 
 from batchzip.advice import amount
 from batchzip.cli.class_table import class_table
+from batchzip.paged.statistics import hit_ratio, percentile_s
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,6 +54,9 @@ def screen(now: Snapshot, before: Snapshot | None, *, height: int | None) -> Ren
     if len(now.status["groups"]) > 1:
         parts += [Text(), _groups(now, before)]
         lines += len(now.status["groups"]) + 2
+    if regions := now.status["regions"]:
+        parts += [Text(), _regions(now, before)]
+        lines += len(regions) + 2
     room = None if height is None else max(_LEAST_CLASSES, height - lines - 3)
     largest = sorted(now.classes, key=lambda line: -line.bytes)[:room]
     shown = sorted(largest, key=lambda line: line.size)
@@ -148,6 +152,40 @@ def _groups(now: Snapshot, before: Snapshot | None) -> Table:
             amount(group["pool_bytes"]),
             "-" if limit is None else amount(limit),
             *map(_per_second, rates),
+        )
+    return table
+
+
+def _regions(now: Snapshot, before: Snapshot | None) -> Table:
+    """Draw the paged memories; hits and latencies are those since the snapshot before, if there is one."""
+    table = Table(box=None, pad_edge=False)
+    headings = "region", "size", "budget", "resident", "faults/s", "hits", "p50", "p90", "p99"
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "region" else "right")
+    size = now.status["page_size"]
+    for name, region in now.status["regions"].items():
+        earlier = None if before is None else before.status["regions"].get(name)
+        missing, minor, ahead = (
+            region[key] - (0 if earlier is None else earlier[key])
+            for key in ("faults_missing", "faults_minor", "readahead_hits")
+        )
+        latencies = region["latencies"]
+        rate = None
+        if before is not None and earlier is not None:
+            rate = (missing + minor) / (now.taken_s - before.taken_s)
+            pairs = zip(latencies, earlier["latencies"], strict=True)
+            latencies = [count - past for count, past in pairs]
+        table.add_row(
+            Text(name),
+            amount(region["pages"] * size),
+            amount(region["budget_pages"] * size),
+            amount(region["resident_pages"] * size),
+            _per_second(rate),
+            f"{hit_ratio(missing, minor, ahead):.0%}" if missing + minor + ahead else "-",
+            *(
+                f"{percentile_s(latencies, percent) * 1e6:,.0f} µs" if any(latencies) else "-"
+                for percent in (50, 90, 99)
+            ),
         )
     return table
 

@@ -16,6 +16,24 @@ cdef struct Row:
     int32_t failure  # of reading it
     int32_t outcome
 
+cdef enum Found:  # what `load_page` returns, beside negative errnos
+    LOADED
+    NOT_STORED
+    ELSEWHERE  # in the file, or made by another codec than the coder's
+    CHANGED  # numbers of codecs, meanwhile
+    IS_CLOSED
+
+cdef inline bint entry_is(const Entry *entry, const Entry *other) noexcept nogil:
+    """Return whether two entries are the same, whenever they were used."""
+    return (
+        entry.value == other.value and entry.checksum == other.checksum
+        and entry.kind == other.kind and entry.codec == other.codec
+    )
+
+cdef int load_page(
+    LedgerState *ledger, uint64_t index, int number, uint64_t reused, CoderState *coder,
+    uint8_t *page, bint exclusive,
+) noexcept nogil
 cdef uint32_t checksum_of(const uint8_t *data, size_t length, uint8_t codec) noexcept nogil
 
 

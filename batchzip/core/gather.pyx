@@ -69,13 +69,6 @@ cdef extern from "native.h" nogil:
 cdef enum:
     MOMENT_NS = 50_000_000  # between two looks at signals
 
-cdef enum Found:  # what `_load` returns, beside negative errnos
-    LOADED
-    NOT_STORED
-    ELSEWHERE  # in the file, or made by another codec than the coder's
-    CHANGED  # numbers of codecs, meanwhile
-    IS_CLOSED
-
 cdef CoderState _hasher
 _hasher.xxh3 = find_xxh3()
 
@@ -94,14 +87,6 @@ def checksum(data, uint8_t codec) -> int:
     return found
 
 
-cdef inline bint entry_is(const Entry *entry, const Entry *other) noexcept nogil:
-    """Return whether two entries are the same, whenever they were used."""
-    return (
-        entry.value == other.value and entry.checksum == other.checksum
-        and entry.kind == other.kind and entry.codec == other.codec
-    )
-
-
 cdef inline void fill_page(uint8_t *page, uint64_t word, size_t size) noexcept nogil:
     cdef size_t at
     for at in range(0, size, 8):
@@ -110,7 +95,7 @@ cdef inline void fill_page(uint8_t *page, uint64_t word, size_t size) noexcept n
 
 # One page, which is most of what there is: one call, and no Gathered.
 
-cdef int _load(
+cdef int load_page(
     LedgerState *ledger, uint64_t index, int number, uint64_t reused, CoderState *coder,
     uint8_t *page, bint exclusive,
 ) noexcept nogil:
@@ -213,7 +198,7 @@ def load(Ledger ledger not None, index, out=None, bint exclusive=False):
         try:
             coder = coders.take()
             with nogil:
-                found = _load(
+                found = load_page(
                     &ledger.state, where, number, reused, &coder.state, room, exclusive
                 )
             if found == ABORT:

@@ -1,11 +1,4 @@
-from collections.abc import Callable
-
 from batchzip.core.ledger import Ledger
-
-NORMAL: int
-SEQUENTIAL: int
-RANDOM: int
-BUCKETS: int
 
 class Pager:
     def __init__(

@@ -100,7 +100,7 @@ class Group(Owned):
         call only. Where the pool does not take it, it goes to the backing file, whole, if there is
         one. Raises StoreRejected, after which the indices hold nothing.
         """
-        self._enter()
+        self._enter_to_change()
         matrix = as_pages(pages, self._home.page_size)
         first, _ = as_range(index, len(matrix))
         self._storer.store(first, matrix)
@@ -109,6 +109,15 @@ class Group(Owned):
         """Refuse a group that cannot be used."""
         if self._unusable:
             self._refuse()
+
+    def _enter_to_change(self) -> None:
+        """Refuse a group that cannot be used, or whose pages are not its caller's to change."""
+        if self._unusable:
+            self._refuse()
+
+    def _region_status(self) -> dict[str, Any] | None:
+        """Say how a paged memory stands whose pages it has; None: it is an ordinary group."""
+        return None
 
     @overload
     def load(self, index: SupportsIndex, out: None = None, *, exclusive: bool = False) -> bytes: ...
@@ -125,6 +134,8 @@ class Group(Owned):
         take it at once one gets it. Raises PageNotStored; CorruptPage where the stored bytes are
         damaged, or PageError where the backing file cannot be read: the entry stays then.
         """
+        if exclusive:
+            self._enter_to_change()
         view = None if out is None else as_out(out, self.page_size)
         page = load(self._ledger, index, view, exclusive)
         if type(page) is Gathered:
@@ -187,7 +198,7 @@ class Group(Owned):
 
     def invalidate(self, index: SupportsIndex, count: SupportsIndex = 1) -> int:
         """Forget `count` pages from `index` on, stored or not; how many there were."""
-        self._enter()
+        self._enter_to_change()
         first, number = as_range(index, count)
         gone = self._ledger.erase(first, number)
         self._settle()
@@ -270,7 +281,7 @@ class Group(Owned):
         engine, which is only used. A page changes its form only where it then takes a smaller size
         class of the pool.
         """
-        self._enter()
+        self._enter_to_change()
         idle_for_s = as_seconds(idle_for_s, "idle_for_s")
         min_length = min(as_integer(min_length, "min_length", 0), self.page_size + 1)
         writer = self._home.second_writer(algorithm, parameters)

@@ -147,13 +147,15 @@ class SwapStore(Group):
             group.max_bytes = max_bytes
         return group
 
-    def _new_group(self, name: str, max_bytes: int | None) -> Group | None:
+    def _new_group(
+        self, name: str, max_bytes: int | None, kind: type[Group] = Group
+    ) -> Group | None:
         """Make a group; None if there is one of that name."""
         self._enter()
         _check_name(name)
         if name in self._groups:
             return None
-        made = Group(name, self._home, max_bytes)
+        made = kind(name, self._home, max_bytes)
         if self._groups.setdefault(name, made) is not made:
             made.close()
             return None
@@ -172,6 +174,8 @@ class SwapStore(Group):
         group = self._groups.get(name)
         if group is None:
             raise BadArgument(f"this store has no group {shown(name)}")
+        if group._region_status() is not None:  # noqa: SLF001 - a store is made of groups
+            raise BadArgument(f"group {shown(name)} has the pages of a PagedMemory: close that")
         pages = len(group)
         group.close()
         return pages
@@ -287,7 +291,8 @@ class SwapStore(Group):
         pool_total_size, compressed_bytes, table_bytes, pages; backing: where the backing file, which may have
         no name, can be looked at (/proc/PID/fd/N), what object it is, or None; groups: by name, pages, pool_bytes,
         max_bytes, page_stores and page_loads (since it was made) of each, and the values of a mapping, with the
-        bytes of those that lie on no pages; statistics: the engine's.
+        bytes of those that lie on no pages; regions: by name, the figures of paged memories, and their faults by
+        log2 of the nanoseconds that they took; statistics: the engine's.
         """
         self._enter()
         engine, pool, file = self.engine, self._home.pool, self._home.backing
@@ -317,6 +322,11 @@ class SwapStore(Group):
             "pages": sum(group["pages"] or 0 for group in groups.values()),
             "backing": None if file is None else file.name,
             "groups": groups,
+            "regions": {
+                group.name: region
+                for group in self._all_groups()
+                if (region := group._region_status()) is not None  # noqa: SLF001
+            },
             "statistics": engine.statistics,
         }
 

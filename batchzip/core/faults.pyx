@@ -1,0 +1,405 @@
+"""Faults: how pages come into memory, in threads that know nothing of the interpreter.
+
+    fault threads   read ─▶ a candidate: mapped again, its second chance
+                        ─▶ zeros, or pages from the ledger: a few at once ─▶ mapped, the program goes on
+                                 └─▶ the rest of the window ─▶ jobs
+    helper          jobs: readahead and prefetch, while the program works
+    reclaimer       from the low mark of free frames to the high mark (kernel counterpart: kswapd)
+
+A fault that finds no free frame reclaims by itself. If nothing can be reclaimed, the budget is
+exceeded rather than the program stopped: this is counted, and Python told.
+
+A fault thread stays on the CPU of the thread that faulted last. That CPU has nothing else to do
+then, and two changes of context cost 3 µs. Left to the scheduler, it is woken on an idle CPU, which
+in a virtual machine means twice the way out of the guest: 38 µs instead of 9.
+
+Readahead takes free frames only, and what it cannot restore it leaves: only a page that was touched
+can be lost.
+
+region.pyx has the states, the invariants and the locks.
+"""
+
+from libc.errno cimport EBADF, EFAULT, ENOMEM
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
+
+from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_step
+from batchzip.core.region cimport (
+    BUCKETS, BUSY, CANDIDATE, CLEAN, EMPTY, IN_MEMORY, JOBS, LOST, MOST_RUN, OVER_BUDGET, RANDOM,
+    RESIDENT, SEQUENTIAL, STORED, UNUSED, WANTED, Hand, Job, RegionState, address_of, bz_wait_for,
+    free_frames, high_mark, is_low, pthread_cond_broadcast, region_fill, region_lock,
+    region_lose, region_map, region_tell, region_unlock, region_unmap, region_wait, region_wake,
+)
+from batchzip.core.strides cimport strides_fault
+from batchzip.core.userfaultfd cimport bz_uffd_next
+
+cdef extern from *:
+    """
+    /* Go to the CPU that a thread ran on last, and stay there. */
+    static void bz_follow(uint32_t thread) {
+        char path[48], text[512], *at;
+        int cpu = -1;
+        snprintf(path, sizeof path, "/proc/self/task/%u/stat", thread);
+        int fd = thread ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+        if (fd < 0) return;
+        ssize_t length = read(fd, text, sizeof text - 1);
+        close(fd);
+        text[length > 0 ? length : 0] = 0;
+        at = strrchr(text, ')'); /* a name may contain anything */
+        for (int field = 2; at && field < 39; field++) at = strchr(at + 1, ' ');
+        if (at) cpu = atoi(at + 1);
+        if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == sched_getcpu()) return;
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        sched_setaffinity(0, sizeof one, &one);
+    }
+    static inline int bz_log2_of(uint64_t value) { return value ? 63 - __builtin_clzll(value) : 0; }
+    """
+    void bz_follow(uint32_t) nogil
+    int bz_log2_of(uint64_t) nogil
+    int64_t bz_now_ns() nogil
+    int mprotect(void *, size_t, int) nogil
+    enum: PROT_READ, PROT_WRITE
+
+cdef enum:
+    AT_ONCE = 16  # pages of a window that the faulting thread waits for; the helper does the others
+    DIRECT_RUN = 8  # pages that a fault reclaims by itself
+    PAUSE_NS = 2_000_000  # before what cannot be done now is tried again
+    FOLLOW_EVERY = 64  # faults
+    MOST_WAITS = 50  # pauses for a page that others reclaim
+
+
+# Frames. The mutex is held before and after.
+
+cdef void take_frame(Hand *hand) noexcept nogil:
+    """Take a free frame, or one beyond the budget where none can be freed."""
+    cdef RegionState *region = hand.region
+    cdef uint32_t waits = 0
+    cdef int progress
+    while not free_frames(region) and not region.closing:
+        region.figures.direct_reclaims += 1
+        region_unlock(region)
+        progress = reclaim_step(hand, DIRECT_RUN, True)
+        region_lock(region)
+        if progress != NOTHING or free_frames(region):
+            continue
+        if not (region.reclaiming or region.filling) or waits == MOST_WAITS:
+            region.figures.over_budget += 1
+            region_tell(region, OVER_BUDGET)
+            break
+        waits += 1
+        region_wait(region, PAUSE_NS)
+    region.resident += 1
+    region.filling += 1
+    if is_low(region):
+        pthread_cond_broadcast(&region.low)
+
+
+cdef inline bint _may_fill(const RegionState *region, uint64_t page, uint8_t kind) noexcept nogil:
+    return page < region.pages and region.states[page] == kind
+
+
+cdef uint32_t claim_pages(
+    RegionState *region, uint64_t page, int64_t stride, uint32_t count, uint8_t kind, uint64_t *claimed
+) noexcept nogil:
+    """Make pages after `page` busy, as long as they are of the same kind and frames are free.
+
+    Put the numbers of all of them into `claimed`, `page` itself first, and return how many they are.
+    """
+    cdef uint32_t number
+    claimed[0] = page
+    for number in range(1, count):
+        page += stride
+        if not _may_fill(region, page, kind) or not free_frames(region):
+            return number
+        region.states[page] = kind | BUSY
+        region.resident += 1
+        region.filling += 1
+        claimed[number] = page
+    return count
+
+
+cdef void post_job(RegionState *region, Job job) noexcept nogil:
+    """Leave pages to the helper. What it has no room for will be restored when it is touched."""
+    if region.job_count < JOBS:
+        region.jobs[(region.job_first + region.job_count) % JOBS] = job
+        region.job_count += 1
+        pthread_cond_broadcast(&region.work)
+
+
+# Filling.
+
+cdef void _fill(
+    Hand *hand, const uint64_t *claimed, uint32_t count, int64_t stride, uint8_t kind, bint writes,
+    uint64_t touched,
+) noexcept nogil:
+    """Bring claimed pages into memory, map them, and end their being busy.
+
+    `touched` is the page that a program waits for: if it cannot be restored, it is lost. Others may be, later.
+    """
+    cdef uint32_t number
+    if stride == 1:
+        fill_pages(hand, claimed[0], count, kind, writes, touched)
+    elif stride == -1:
+        fill_pages(hand, claimed[count - 1], count, kind, writes, touched)
+    else:
+        for number in range(count):
+            fill_pages(hand, claimed[number], 1, kind, writes, touched)
+
+
+cdef int fill_pages(
+    Hand *hand, uint64_t first, uint32_t count, uint8_t kind, bint writes, uint64_t touched
+) noexcept nogil:
+    """Do so for neighbours. Return 0, or the errno of a page that is not there: see `hand.codes`."""
+    cdef RegionState *region = hand.region
+    cdef uint32_t number
+    cdef int code = 0
+    cdef uint64_t page, left = 0
+    cdef bint is_lost = False
+    cdef uint32_t filled = region_fill(hand, first, count, kind, writes)
+    region_lock(region)
+    region.filling -= count
+    for number in range(count):
+        page = first + number
+        if not hand.codes[number]:
+            region.states[page] = RESIDENT
+            region.flags[page] &= <uint8_t>~CLEAN
+            continue
+        region.resident -= 1
+        code = hand.codes[number]
+        if page == touched and code != ENOMEM:
+            is_lost = True
+        else:
+            left |= <uint64_t>1 << number
+            region.states[page] = kind
+    if kind == EMPTY:
+        region.figures.zeroed_pages += filled
+    else:
+        region.figures.restored_pages += filled
+    region.figures.file_reads += hand.file_reads
+    hand.file_reads = 0
+    pthread_cond_broadcast(&region.changed)
+    region_unlock(region)
+    if left and code == ENOMEM:  # the machine has none now
+        reclaim_step(hand, DIRECT_RUN, True)
+        region_lock(region)
+        region_wait(region, PAUSE_NS)
+        region_unlock(region)
+    for number in range(count):
+        if left >> number & 1:  # whoever touched it meanwhile touches it again
+            region_wake(region, first + number)
+        elif is_lost and first + number == touched:
+            region_lose(region, touched, hand.codes[number], True)
+    return code
+
+
+# Faults.
+
+cdef void _handle_fault(Hand *hand, uint64_t page, bint writes) noexcept nogil:
+    cdef RegionState *region = hand.region
+    cdef int64_t started = bz_now_ns(), stride = 1
+    cdef uint64_t claimed[MOST_RUN]
+    cdef uint32_t count, window
+    cdef uint8_t state
+    cdef bint clean
+    cdef Job rest
+    region_lock(region)
+    state = region.states[page]
+    if state & BUSY:
+        region.states[page] = state | WANTED
+        region_unlock(region)
+        return
+    if state & IN_MEMORY:
+        region.figures.faults_minor += 1
+        clean = False
+        if state == CANDIDATE:
+            clean = region.flags[page] & CLEAN != 0 and not writes
+            region.candidates -= 1
+            region.figures.second_chances += 1
+        region.states[page] = RESIDENT | BUSY
+        region_unlock(region)
+        region_map(region, page, 1, clean)
+        region_lock(region)
+        region.states[page] = RESIDENT
+        pthread_cond_broadcast(&region.changed)
+    elif state == STORED or state == EMPTY:
+        region.figures.faults_missing += 1
+        region.states[page] = state | BUSY
+        window = _window(region, page, &stride)
+        take_frame(hand)
+        count = claim_pages(region, page, stride, min(window, <uint32_t>AT_ONCE), state, claimed)
+        if count < window and count == AT_ONCE:
+            rest.first = page + stride * <int64_t>count
+            rest.count = window - count
+            rest.stride = stride
+            rest.asked_for = False
+            post_job(region, rest)
+        region.figures.readahead_pages += count - 1
+        region_unlock(region)
+        _fill(hand, claimed, count, stride, state, writes, page)
+        region_lock(region)
+    else:
+        region.states[page] = state | BUSY
+        region_unlock(region)
+        region_lose(region, page, EFAULT, state == UNUSED)
+        return
+    region.latencies[min(bz_log2_of(bz_now_ns() - started), <int>BUCKETS - 1)] += 1
+    region_unlock(region)
+
+
+cdef uint32_t _window(RegionState *region, uint64_t page, int64_t *stride) noexcept nogil:
+    """Return how many pages to restore from this one on."""
+    stride[0] = 1
+    if region.advice[page] == RANDOM:
+        return 1
+    if region.advice[page] == SEQUENTIAL:
+        return region.run
+    return strides_fault(&region.strides, page, region.run, stride)
+
+
+cdef void *serve_faults(void *argument) noexcept nogil:
+    cdef Hand *hand = <Hand *>argument
+    cdef RegionState *region = hand.region
+    cdef uint64_t address = 0
+    cdef bint writes = False
+    cdef uint32_t thread = 0, faults = 0
+    while bz_uffd_next(region.uffd, region.watch, &address, &writes, &thread):
+        if faults % FOLLOW_EVERY == 0:
+            bz_follow(thread)
+        faults += 1
+        _handle_fault(hand, (address - <uint64_t>region.base) >> region.page_shift, writes)
+    return NULL
+
+
+cdef void *reclaim_ahead(void *argument) noexcept nogil:
+    cdef Hand *hand = <Hand *>argument
+    cdef RegionState *region = hand.region
+    cdef int progress
+    region_lock(region)
+    while not region.closing:
+        if not is_low(region):
+            bz_wait_for(&region.low, &region.mutex, -1)
+            continue
+        progress = FREED
+        while not region.closing and region.resident + high_mark(region) > region.budget:
+            region_unlock(region)
+            progress = reclaim_step(hand, MOST_RUN, False)
+            region_lock(region)
+            if progress == NOTHING:
+                break
+        if progress == NOTHING and not region.closing:  # all is pinned or busy, or the pool is full
+            bz_wait_for(&region.low, &region.mutex, 10 * PAUSE_NS)
+    region_unlock(region)
+    return NULL
+
+
+cdef void *help_faults(void *argument) noexcept nogil:
+    cdef Hand *hand = <Hand *>argument
+    cdef RegionState *region = hand.region
+    cdef Job job
+    region_lock(region)
+    while not region.closing:
+        if not region.job_count:
+            bz_wait_for(&region.work, &region.mutex, -1)
+            continue
+        job = region.jobs[region.job_first]
+        region.job_first = (region.job_first + 1) % JOBS
+        region.job_count -= 1
+        while job.count and not region.closing:
+            if not _do_piece(hand, &job):
+                break
+    region_unlock(region)
+    return NULL
+
+
+cdef bint _do_piece(Hand *hand, Job *job) noexcept nogil:
+    """Restore some pages of a job. Return False where the rest of it is given up."""
+    cdef RegionState *region = hand.region
+    cdef uint64_t claimed[MOST_RUN]
+    cdef uint64_t page = job.first
+    cdef uint32_t count
+    cdef uint8_t kind
+    cdef int found
+    if page >= region.pages:
+        return False
+    kind = region.states[page]
+    if kind != STORED and (kind != EMPTY or job.asked_for):
+        job.first += job.stride
+        job.count -= 1
+        return True
+    if not free_frames(region):
+        if not job.asked_for:
+            return False
+        region_unlock(region)
+        found = reclaim_step(hand, DIRECT_RUN, True)
+        region_lock(region)
+        return found != NOTHING
+    region.states[page] = kind | BUSY
+    take_frame(hand)
+    count = claim_pages(
+        region, page, job.stride, <uint32_t>min(job.count, <uint64_t>region.run), kind, claimed
+    )
+    job.first += job.stride * <int64_t>count
+    job.count -= count
+    if job.asked_for:
+        region.figures.prefetched_pages += count
+    else:
+        region.figures.readahead_pages += count
+    region_unlock(region)
+    _fill(hand, claimed, count, job.stride, kind, False, UINT64_MAX)
+    region_lock(region)
+    return True
+
+
+cdef int make_resident(Hand *hand, uint64_t *next, uint64_t end) noexcept nogil:
+    """Bring pinned pages [next, end) into memory and map them. Return 0, or the errno of page `next`."""
+    cdef RegionState *region = hand.region
+    cdef uint64_t claimed[MOST_RUN]
+    cdef uint64_t page
+    cdef uint32_t count
+    cdef uint8_t kind
+    cdef bint clean
+    cdef int code
+    region_lock(region)
+    while next[0] < end and not region.closing:
+        page = next[0]
+        kind = region.states[page]
+        if kind & BUSY:
+            region_wait(region, PAUSE_NS)
+        elif kind == RESIDENT:
+            next[0] += 1
+        elif kind == CANDIDATE:
+            clean = region.flags[page] & CLEAN != 0
+            region.candidates -= 1
+            region.states[page] = RESIDENT | BUSY
+            region_unlock(region)
+            region_map(region, page, 1, clean)
+            region_lock(region)
+            region.states[page] = RESIDENT
+            pthread_cond_broadcast(&region.changed)
+        elif kind == LOST:  # perhaps it can be restored by now
+            region.states[page] = kind | BUSY
+            region_unlock(region)
+            mprotect(address_of(region, page), region.page_size, PROT_READ | PROT_WRITE)
+            region_unmap(region, page, 1)
+            region_lock(region)
+            region.states[page] = STORED
+            pthread_cond_broadcast(&region.changed)
+        else:
+            region.states[page] = kind | BUSY
+            take_frame(hand)
+            count = claim_pages(
+                region, page, 1, <uint32_t>min(end - page, <uint64_t>region.run), kind, claimed
+            )
+            region_unlock(region)
+            code = fill_pages(hand, page, count, kind, False, UINT64_MAX)
+            if code:
+                for count in range(count):
+                    if hand.codes[count]:
+                        next[0] = page + count
+                        break
+                return code
+            region_lock(region)
+    code = EBADF if region.closing else 0
+    region_unlock(region)
+    return code

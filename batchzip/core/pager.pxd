@@ -1,0 +1,50 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from batchzip.core.coder cimport Coder, Coders
+from batchzip.core.ledger cimport Ledger
+from batchzip.core.region cimport Hand, RegionState
+
+cdef extern from "native.h" nogil:
+    ctypedef struct pthread_t:
+        pass
+
+
+cdef class Worker:
+    cdef Hand hand
+    cdef Coders coders
+    cdef Coder coder
+    cdef pthread_t thread
+
+
+cdef class Pager:
+    cdef RegionState region
+    cdef readonly Ledger ledger
+    cdef object codec
+    cdef Coders coders
+    cdef list workers  # those with a thread
+    cdef list spare  # those for calls from Python
+    cdef uint32_t made_in
+    cdef int way_number
+    cdef uint64_t extents
+    cdef bint opened
+    cdef bint held  # the codec's number
+    cdef bint ended
+    cdef int slot  # among the regions that a forked child closes
+    cdef int _open(self) except -1
+    cdef int _start(self, void *(*run)(void *) noexcept nogil) except -1
+    cdef int refuse(self) except -1
+    cdef Worker enter(self)
+    cdef void leave(self, Worker worker) noexcept
+    cdef int _check(self, uint64_t first, uint64_t count) except -1
+    cdef int _close_descriptors(self) except -1
+    cdef void _unmap_unused(self) noexcept
+    cdef void free_run(self, uint64_t first, uint64_t count) noexcept
+
+
+cdef class Extent:
+    cdef Pager pager
+    cdef readonly uint64_t first
+    cdef readonly uint64_t count
+    cdef readonly size_t nbytes
+    cdef Py_ssize_t shape[1]
+    cdef Py_ssize_t steps[1]

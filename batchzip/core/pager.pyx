@@ -1,0 +1,853 @@
+"""Pager: the region of a PagedMemory, its arrays and its threads, as Python has them.
+
+    allocate ─▶ Extent, the buffer of an array; gives its pages back when it goes
+    evict, prefetch, pin, advise, budget ─▶ pieces of work without the GIL, signals between them
+    close ─▶ threads end ─▶ an empty file takes the region's place ─▶ whoever waits is woken, and gets SIGBUS
+
+No thread of the core ever waits for the GIL, because a thread that faults may hold it. Nor may a
+thread hold the region's or the pool's mutex when it touches paged memory: the core copies what it
+reads from, or writes to, buffers of users without them.
+
+close() may be called anywhere, in a signal handler in the middle of another call, too: `users`
+counts only calls that are in the core at this moment, and these run no Python code.
+
+The addresses of a closed region stay reserved as long as an array has some of them. A forked child
+has no mapping of it (MADV_DONTFORK), and closes its descriptors, so that the memory goes with its
+owner.
+
+    field                        writer
+    workers, spare, extents      whoever holds the GIL, within one step
+    users, closing               whoever holds the region's mutex
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EBADMSG, errno as c_errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+import errno
+import fcntl
+import os
+from contextlib import suppress
+
+from batchzip.core.faults cimport (
+    help_faults, make_resident, post_job, reclaim_ahead, serve_faults,
+)
+from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_page
+from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
+from batchzip.core.region cimport (
+    BUCKETS, BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, LOST, MOST_RUN, NORMAL, RESIDENT,
+    RUN_BYTES, STORED, UNUSED, Job, RegionState, address_of, is_busy, kind_of,
+    pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget, region_lock,
+    region_punch, region_tell, region_unlock, region_unmap, region_wait,
+)
+from batchzip.core.ring cimport forks
+from batchzip.core.userfaultfd cimport (
+    POISON, THREAD_ID, bz_uffd_register, bz_uffd_watch, open_userfaultfd,
+)
+
+from batchzip.core.userfaultfd import CLEAN_PAGES, NEEDED, WAYS
+from batchzip.descriptors import above_standard
+from batchzip.errors import BadArgument, ClosedError, CorruptPage, ForkedProcess, PageError
+from batchzip.limits import named
+
+cdef extern from *:
+    """
+    static int bz_make_conditions(pthread_cond_t *a, pthread_cond_t *b, pthread_cond_t *c) {
+        pthread_condattr_t monotonic;
+        pthread_condattr_init(&monotonic);
+        pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+        int failed = pthread_cond_init(a, &monotonic) || pthread_cond_init(b, &monotonic) ||
+                     pthread_cond_init(c, &monotonic);
+        pthread_condattr_destroy(&monotonic);
+        return failed;
+    }
+    /* Descriptors of the regions there are, which a forked child has no use for. Changed under the GIL. */
+    #define BZ_REGIONS 256
+    static struct bz_ends { int fds[6]; uint64_t device, inode; } bz_regions[BZ_REGIONS];
+    static void bz_identify(int file, uint64_t *device, uint64_t *inode) {
+        struct stat status;
+        fstat(file, &status);
+        *device = status.st_dev;
+        *inode = status.st_ino;
+    }
+    static int bz_add_region(int uffd, int file, int pagemap, int pidfd, int stop, int watch,
+                             uint64_t device, uint64_t inode) {
+        for (int at = 0; at < BZ_REGIONS; at++)
+            if (!bz_regions[at].inode) {
+                struct bz_ends ends = {{file, uffd, pagemap, pidfd, stop, watch}, device, inode};
+                bz_regions[at] = ends;
+                return at;
+            }
+        return -1;
+    }
+    static void bz_drop_region(int at) { if (at >= 0) bz_regions[at].inode = 0; }
+    /* Whoever closes descriptors that it does not know closes the file, too. */
+    static void bz_close_ends(const struct bz_ends *ends) {
+        struct stat status;
+        if (fstat(ends->fds[0], &status) || status.st_dev != ends->device ||
+            status.st_ino != ends->inode)
+            return;
+        for (int at = 0; at < 6; at++) close(ends->fds[at]);
+    }
+    static void bz_close(int file, int uffd, int pagemap, int pidfd, int stop, int watch,
+                             uint64_t device, uint64_t inode) {
+        struct bz_ends ends = {{file, uffd, pagemap, pidfd, stop, watch}, device, inode};
+        bz_close_ends(&ends);
+    }
+    static void bz_close_in_child(void) {
+        for (int at = 0; at < BZ_REGIONS; at++)
+            if (bz_regions[at].inode) {
+                bz_close_ends(&bz_regions[at]);
+                bz_regions[at].inode = 0;
+            }
+    }
+    static void bz_watch_regions(void) { pthread_atfork(NULL, NULL, bz_close_in_child); }
+    """
+    int bz_make_conditions(pthread_cond_t *, pthread_cond_t *, pthread_cond_t *)
+    void bz_identify(int, uint64_t *, uint64_t *)
+    int bz_add_region(int, int, int, int, int, int, uint64_t, uint64_t)
+    void bz_drop_region(int)
+    void bz_close(int, int, int, int, int, int, uint64_t, uint64_t)
+    int mprotect(void *, size_t, int) nogil
+    long pread(int, void *, size_t, long) nogil
+    int memfd_create(const char *, unsigned int) nogil
+    int close(int) nogil
+    enum: MFD_CLOEXEC
+    void bz_watch_regions()
+    int pthread_mutex_init(pthread_mutex_t *, const void *)
+    int pthread_mutex_destroy(pthread_mutex_t *)
+    int pthread_cond_destroy(pthread_cond_t *)
+    int eventfd(unsigned int, int)
+    enum: EFD_CLOEXEC
+    void *MAP_FAILED
+    void *mmap(void *, size_t, int, int, int, long) nogil
+    int munmap(void *, size_t) nogil
+    int munlock(void *, size_t) nogil
+    int madvise(void *, size_t, int) nogil
+    enum: PROT_READ, PROT_WRITE, PROT_NONE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED
+    enum: MAP_NORESERVE, MADV_DONTFORK, MADV_NOHUGEPAGE
+    int bz_start_thread(pthread_t *, void *(*)(void *) noexcept nogil, void *)
+    void bz_join_thread(pthread_t) nogil
+    uint32_t bz_exchange32(uint32_t *, uint32_t) nogil
+    void bz_futex_wait(uint32_t *, uint32_t, int64_t) nogil
+
+FIGURES = (
+    "faults_missing",
+    "faults_minor",
+    "restored_pages",
+    "readahead_pages",
+    "prefetched_pages",
+    "zeroed_pages",
+    "file_reads",
+    "evicted_pages",
+    "dropped_clean_pages",
+    "dropped_empty_pages",
+    "second_chances",
+    "direct_reclaims",
+    "over_budget",
+    "lost_pages",
+)
+"""Names of the counters that only grow, in the order of region.pxd's Figures."""
+
+cdef enum:
+    AT_ONCE = 16  # pages of a window that the faulting thread waits for; the helper does the others
+    DIRECT_RUN = 8  # pages that a fault reclaims by itself
+    PAUSE_NS = 2_000_000  # before what cannot be done now is tried again
+    MOST_WAITS = 50  # pauses for a page that others reclaim
+    PIECE = 1024  # pages between two looks at signals
+    STEPS = 16  # of reclaim, likewise
+
+bz_watch_regions()
+
+
+# Python's side.
+
+cdef class Worker:
+    """What one thread works with."""
+
+    def __cinit__(self, Pager pager not None):
+        cdef RegionState *region = &pager.region
+        self.coders = pager.coders
+        self.coder = self.coders.take()
+        self.hand.region = region
+        self.hand.coder = &self.coder.state
+        self.hand.output_room = region.run * region.page_size + self.coder.state.bound + 64
+        self.hand.pages = <uint8_t *>bz_malloc(
+            region.run * region.page_size + self.hand.output_room
+        )
+        if self.hand.pages is NULL:
+            raise MemoryError("no memory for a pager's buffers")
+        self.hand.outputs = self.hand.pages + region.run * region.page_size
+
+    def __dealloc__(self):
+        free(self.hand.pages)
+
+
+@cython.no_gc_clear
+cdef class Pager:
+    """A region of `pages` pages, of which `budget` are in memory at most; the others are in `ledger`.
+
+    `number`         of the codec, which runs without the interpreter.
+    `fault_threads`  that serve faults.
+    `backing_fd`     descriptor of the store's backing file, or −1.
+
+    Raise LimitReached; PermissionError or OSError if no userfaultfd can be had: userfaultfd.probe() tells why.
+    """
+
+    def __cinit__(
+        self, Ledger ledger not None, int number, *, uint64_t pages, uint64_t budget,
+        uint32_t fault_threads=2, int backing_fd=-1,
+    ):
+        cdef RegionState *region = &self.region
+        self.made_in = forks()
+        self.slot = -1
+        region.uffd = region.file = region.pagemap = region.pidfd = region.stop = region.watch = -1
+        self.ledger = ledger
+        self.codec = ledger.objects.codec(number)
+        coders = ledger.objects.coders_of(number)
+        if coders is None or not coders.native:
+            raise BadArgument(
+                f"paged memory needs a codec that runs without the interpreter, not {self.codec}"
+            )
+        self.coders = coders
+        region.ledger = &ledger.state
+        region.number = number
+        region.backing = backing_fd
+        region.page_size = ledger.objects.page_size
+        while <size_t>1 << region.page_shift < region.page_size:
+            region.page_shift += 1
+        region.machine_page = <uint32_t>machine_page()
+        region.run = max(1, min(<uint32_t>MOST_RUN, <uint32_t>(RUN_BYTES // region.page_size)))
+        if region.page_size % region.machine_page or region.page_size > RUN_BYTES:
+            raise BadArgument(
+                f"a page of paged memory has {region.machine_page} to {<int>RUN_BYTES} bytes, not {region.page_size}"
+            )
+        region.pages = pages
+        region.budget = budget
+        self.workers = []
+        self.spare = []
+        if pthread_mutex_init(&region.mutex, NULL) or bz_make_conditions(
+            &region.changed, &region.work, &region.low
+        ):
+            raise MemoryError("no memory for the locks of paged memory")
+        self.opened = True
+        region.states = <uint8_t *>bz_calloc(pages, 3 + sizeof(uint16_t))
+        if region.states is NULL:
+            raise MemoryError("no memory for the table of paged memory")
+        region.pins = <uint16_t *>region.states  # aligned: it comes first
+        region.states = <uint8_t *>(region.pins + pages)
+        region.flags = region.states + pages
+        region.advice = region.flags + pages
+        if not ledger.objects.hold(number, self.codec):
+            raise ClosedError("the codec's number was given to another one")
+        self.held = True
+        try:
+            self._open()
+            for count in range(fault_threads + 2):
+                self._start(
+                    reclaim_ahead if count == 0 else (help_faults if count == 1 else serve_faults)
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    cdef int _open(self) except -1:
+        """Make memory, mapping and userfaultfd."""
+        cdef RegionState *region = &self.region
+        cdef uint64_t bytes = region.pages << region.page_shift
+        cdef uint64_t features = NEEDED | CLEAN_PAGES | POISON | THREAD_ID
+        cdef void *base
+        cdef int failed
+        with above_standard():
+            region.file = os.memfd_create("batchzip-paged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            bz_identify(region.file, &region.file_device, &region.file_inode)
+            os.fchmod(region.file, 0o600)
+            with suppress(OSError):  # not after setresuid(2), for instance, nor without /proc
+                region.pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            with suppress(OSError):
+                region.pidfd = os.pidfd_open(os.getpid())
+            region.stop = eventfd(0, EFD_CLOEXEC)
+            if region.stop < 0:
+                raise OSError(c_errno, os.strerror(c_errno))
+        try:
+            os.ftruncate(region.file, bytes)
+            fcntl.fcntl(region.file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        except OSError as error:
+            raise named(error, f"{bytes} bytes of paged memory") from None
+        base = MAP_FAILED
+        if bz_may_reserve():
+            # Without access for now: a program that locks all its memory (MCL_FUTURE) would fill it with pages.
+            base = mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, region.file, 0)
+        failed = c_errno
+        if base == MAP_FAILED:
+            raise named(OSError(failed or errno.ENOMEM, ""), f"{bytes} bytes of addresses")
+        region.base = <uint8_t *>base
+        munlock(base, bytes)
+        madvise(base, bytes, MADV_DONTFORK)
+        madvise(base, bytes, MADV_NOHUGEPAGE)
+        with above_standard():
+            region.uffd = open_userfaultfd(&features, &self.way_number)
+            region.watch = bz_uffd_watch(region.uffd, region.stop)
+            if region.watch < 0:
+                raise OSError(-region.watch, os.strerror(-region.watch))
+        region.can_poison = features & POISON != 0
+        region.tracks_writes = features & CLEAN_PAGES == CLEAN_PAGES and region.pagemap >= 0
+        failed = bz_uffd_register(region.uffd, region.base, bytes, region.tracks_writes)
+        if failed:
+            raise OSError(-failed, f"{os.strerror(-failed)}: userfaultfd refuses the region")
+        if mprotect(base, bytes, PROT_READ | PROT_WRITE):
+            raise OSError(c_errno, os.strerror(c_errno))
+        self.slot = bz_add_region(
+            region.uffd, region.file, region.pagemap, region.pidfd, region.stop, region.watch,
+            region.file_device, region.file_inode,
+        )
+        return 0
+
+    cdef int _start(self, void *(*run)(void *) noexcept nogil) except -1:
+        cdef Worker worker = Worker(self)
+        cdef int failed = bz_start_thread(&worker.thread, run, &worker.hand)
+        if failed:
+            raise named(OSError(failed, ""), "a thread of the core cannot be started")
+        self.workers.append(worker)
+        return 0
+
+    cdef int refuse(self) except -1:
+        if self.made_in != forks():
+            raise ForkedProcess("this paged memory belongs to the process that forked this one")
+        if self.ended:
+            raise ClosedError("this paged memory is closed")
+        return 0
+
+    cdef Worker enter(self):
+        """Begin a piece of work in the core. No Python code runs before `leave`, so that close() may wait."""
+        cdef Worker worker
+        self.refuse()
+        worker = <Worker>self.spare.pop() if self.spare else Worker(self)
+        if self.ended:  # while memory was asked for
+            self.coders.give(worker.coder)
+            self.refuse()
+        region_lock(&self.region)
+        self.region.users += 1
+        region_unlock(&self.region)
+        return worker
+
+    cdef void leave(self, Worker worker) noexcept:
+        region_lock(&self.region)
+        self.region.users -= 1
+        pthread_cond_broadcast(&self.region.changed)
+        region_unlock(&self.region)
+        self.spare.append(worker)
+
+    # Arrays.
+
+    def allocate(self, size_t nbytes):
+        """Return an Extent of `nbytes` zeros. Raise MemoryError if no run of pages is unused."""
+        cdef RegionState *region = &self.region
+        cdef uint64_t count = (nbytes + region.page_size - 1) >> region.page_shift
+        cdef uint64_t first = region.pages
+        cdef Extent extent
+        self.refuse()
+        if not nbytes:
+            raise BadArgument("an extent has at least a byte")
+        extent = Extent.__new__(Extent)
+        region_lock(region)
+        if count <= region.pages:
+            first = _find_unused(region, count)
+        if first < region.pages:
+            memset(region.states + first, EMPTY, count)
+            region.used += count
+            self.extents += 1
+        region_unlock(region)
+        if first == region.pages:
+            raise MemoryError(
+                f"no {count * region.page_size} bytes in one piece are free in paged memory of"
+                f" {region.pages * region.page_size} bytes, of which"
+                f" {region.used * region.page_size} are used"
+            )
+        extent.pager = self
+        extent.first = first
+        extent.count = count
+        extent.nbytes = nbytes
+        return extent
+
+    cdef void free_run(self, uint64_t first, uint64_t count) noexcept:
+        cdef RegionState *region = &self.region
+        self.extents -= 1
+        if self.made_in != forks():
+            return
+        if self.ended:
+            self._unmap_unused()
+            return
+        # The GIL is kept: an extent may go in a finalizer. Whoever makes pages busy never waits for it.
+        _free_pages(region, first, count)
+
+    def find(self, uint64_t address, uint64_t nbytes) -> tuple:
+        """Return the pages (first, count) that a range of bytes lies on.
+
+        Raise BadArgument unless it lies in arrays of this memory.
+        """
+        cdef RegionState *region = &self.region
+        cdef uint64_t offset = address - <uint64_t>region.base, first, end, page
+        cdef bint is_ours = True
+        self.refuse()
+        if offset >= region.pages << region.page_shift or nbytes > (region.pages << region.page_shift) - offset:
+            raise BadArgument("this is no array of this paged memory")
+        first = offset >> region.page_shift
+        end = (offset + nbytes + region.page_size - 1) >> region.page_shift
+        region_lock(region)
+        for page in range(first, end):
+            is_ours = is_ours and kind_of(region, page) != UNUSED
+        region_unlock(region)
+        if not is_ours:
+            raise BadArgument("this is no array of this paged memory")
+        return first, end - first
+
+    def offset_of(self, uint64_t page) -> int:
+        """Return the address of a page."""
+        return <uint64_t>address_of(&self.region, page)
+
+    def evict(self, uint64_t first, uint64_t count) -> int:
+        """Move pages out of memory, but for those that are pinned or touched. Return how many left."""
+        cdef uint64_t piece, freed = 0
+        cdef Worker worker
+        self._check(first, count)
+        while count:
+            piece = min(count, <uint64_t>PIECE)
+            worker = self.enter()
+            with nogil:
+                freed += reclaim_range(&worker.hand, first, piece)
+            self.leave(worker)
+            first += piece
+            count -= piece
+            PyErr_CheckSignals()
+        return freed
+
+    def prefetch(self, uint64_t first, uint64_t count) -> None:
+        """Have pages restored soon. Ask for less than the budget: what is restored first leaves again otherwise."""
+        cdef Job job
+        self._check(first, count)
+        self.refuse()
+        job.first = first
+        job.count = count
+        job.stride = 1
+        job.asked_for = True
+        region_lock(&self.region)
+        post_job(&self.region, job)
+        region_unlock(&self.region)
+
+    def advise(self, uint64_t first, uint64_t count, int advice) -> None:
+        """Say how pages are going to be touched: an Advice."""
+        self._check(first, count)
+        self.refuse()
+        region_lock(&self.region)
+        memset(self.region.advice + first, advice, count)
+        region_unlock(&self.region)
+
+    cdef int _check(self, uint64_t first, uint64_t count) except -1:
+        if first > self.region.pages or count > self.region.pages - first:
+            raise BadArgument(f"paged memory has pages 0 to {self.region.pages - 1}")
+        return 0
+
+    def pin(self, uint64_t first, uint64_t count) -> None:
+        """Restore pages, and keep them in memory and mapped until `unpin`.
+
+        Raise BadArgument if more pages than the budget were pinned, CorruptPage or PageError for a page that
+        cannot be restored; nothing is pinned then.
+        """
+        cdef RegionState *region = &self.region
+        cdef uint64_t page, more = 0, done = 0
+        cdef uint16_t most = 0
+        cdef Worker worker
+        cdef int code
+        self._check(first, count)
+        self.refuse()
+        region_lock(region)
+        for page in range(first, first + count):
+            more += region.pins[page] == 0
+            most = max(most, region.pins[page])
+        if region.pinned + more <= region.budget and most < 0xFFFF:
+            for page in range(first, first + count):
+                region.pins[page] += 1
+            region.pinned += more
+            done = 1
+        region_unlock(region)
+        if not done:
+            raise BadArgument(
+                f"{count} pages cannot be kept in memory beside {region.pinned} others: the budget is"
+                f" {region.budget} pages"
+            )
+        page = first
+        try:
+            while page < first + count:
+                worker = self.enter()
+                with nogil:
+                    code = make_resident(&worker.hand, &page, min(page + PIECE, first + count))
+                self.leave(worker)
+                if code == EBADMSG:
+                    raise CorruptPage(page)
+                if code:
+                    raise PageError(page, -code)
+                PyErr_CheckSignals()
+        except BaseException:
+            self.unpin(first, count)
+            raise
+
+    def unpin(self, uint64_t first, uint64_t count) -> None:
+        """Undo one `pin`. Do nothing once it is closed."""
+        cdef RegionState *region = &self.region
+        cdef uint64_t page
+        if self.ended or self.made_in != forks():
+            return
+        self._check(first, count)
+        region_lock(region)
+        for page in range(first, first + count):
+            if region.pins[page]:
+                region.pins[page] -= 1
+                region.pinned -= region.pins[page] == 0
+        pthread_cond_broadcast(&region.low)
+        region_unlock(region)
+
+    # Figures.
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.ended
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return self.region.page_size
+
+    @property
+    def pages(self) -> int:
+        """Pages of the region."""
+        return self.region.pages
+
+    @property
+    def way(self) -> str:
+        """How the userfaultfd was had: one of userfaultfd.WAYS."""
+        return WAYS[self.way_number]
+
+    @property
+    def tracks_writes(self) -> bool:
+        """Whether pages that were not written to leave without being compressed again."""
+        return self.region.tracks_writes
+
+    @property
+    def can_poison(self) -> bool:
+        """Whether a page that is lost raises SIGBUS; it raises SIGSEGV otherwise."""
+        return self.region.can_poison
+
+    @property
+    def budget(self) -> int:
+        """Pages that are in memory at most. If it is lowered, pages are evicted at once."""
+        return self.region.budget
+
+    @budget.setter
+    def budget(self, uint64_t pages) -> None:
+        cdef RegionState *region = &self.region
+        cdef Worker worker
+        cdef int number, progress = FREED
+        self.refuse()
+        region_lock(region)
+        region.budget = pages
+        pthread_cond_broadcast(&region.low)
+        region_unlock(region)
+        while progress != NOTHING and region.resident > region.budget:
+            worker = self.enter()
+            with nogil:
+                for number in range(STEPS):
+                    if region.resident > region.budget:
+                        progress = reclaim_step(&worker.hand, MOST_RUN, True)
+            self.leave(worker)
+            PyErr_CheckSignals()
+
+    def figures(self) -> dict:
+        """Return FIGURES, and how many pages there are of each kind, as they are now."""
+        cdef RegionState *region = &self.region
+        cdef uint64_t kinds[256]
+        cdef uint64_t page = 0, end
+        cdef const uint64_t *counters = <const uint64_t *>&region.figures
+        self.refuse()
+        memset(kinds, 0, sizeof(kinds))
+        with nogil:
+            while page < region.pages:
+                end = min(page + PIECE * 16, region.pages)
+                region_lock(region)
+                for page in range(page, end):
+                    kinds[kind_of(region, page)] += 1
+                region_unlock(region)
+                page = end
+        region_lock(region)
+        found = {name: counters[number] for number, name in enumerate(FIGURES)}
+        found |= {
+            "readahead_hits": region.strides.hits,
+            "pages": region.pages,
+            "budget_pages": region.budget,
+            "used_pages": region.used,
+            "resident_pages": region.resident,
+            "candidate_pages": region.candidates,
+            "pinned_pages": region.pinned,
+            "stored_pages": kinds[STORED],
+            "empty_pages": kinds[EMPTY],
+            "unrestorable_pages": kinds[LOST],
+            "arrays": self.extents,
+        }
+        region_unlock(region)
+        return found
+
+    def latencies(self) -> list:
+        """Return how many faults took 2ⁿ ns and more, but less than twice as long, from being read to being served."""
+        cdef int number
+        region_lock(&self.region)
+        found = [self.region.latencies[number] for number in range(BUCKETS)]
+        region_unlock(&self.region)
+        return found
+
+    # Events.
+
+    def await_event(self, double timeout_s) -> int:
+        """Wait for an Event, without the GIL. Return the bits of those that there were; 0 after `timeout_s`."""
+        cdef int64_t timeout_ns = <int64_t>(timeout_s * 1e9)
+        with nogil:
+            bz_futex_wait(&self.region.events, 0, timeout_ns)
+        return bz_exchange32(&self.region.events, 0)
+
+    def room_was_made(self) -> None:
+        """Say that the pool may take more now."""
+        region_lock(&self.region)
+        self.region.full_until = 0
+        pthread_cond_broadcast(&self.region.low)
+        region_unlock(&self.region)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where an invariant does not hold. Nobody may touch the region meanwhile."""
+        cdef RegionState *region = &self.region
+        cdef uint64_t page, resident = 0, candidates = 0, pinned = 0, used = 0
+        cdef uint8_t kind
+        cdef Worker worker
+        self.refuse()
+        region_lock(region)
+        while region.job_count or _is_anything_busy(region):
+            region_wait(region, 1_000_000)
+        fault = None
+        for page in range(region.pages):
+            kind = kind_of(region, page)
+            resident += kind & IN_MEMORY != 0
+            candidates += kind == CANDIDATE
+            pinned += region.pins[page] != 0
+            used += kind != UNUSED
+            if kind == STORED and not region.flags[page] & ENTRY:
+                fault = f"page {page} is stored, and has no entry"
+            if (kind == EMPTY or kind == UNUSED) and region.flags[page] & ENTRY:
+                fault = f"page {page} is empty, and has an entry"
+            if _is_mapped(region, page) != (kind == RESIDENT):
+                fault = f"page {page} is of kind {kind}, but mapped: {not kind == RESIDENT}"
+            if fault is not None:
+                break
+        else:
+            counts = (resident, candidates, pinned, used)
+            noted = (region.resident, region.candidates, region.pinned, region.used)
+            if counts != noted:
+                fault = f"{noted} pages in memory, candidates, pinned and used are noted, {counts} there"
+        region_unlock(region)
+        if fault is None:
+            for page in range(region.pages):
+                if region.flags[page] & ENTRY and not self.ledger.kind(page):
+                    fault = f"the ledger has no entry of page {page}"
+        assert fault is None, fault
+
+    # The end.
+
+    def close(self) -> int:
+        """End the threads and let go of the memory. Return how many arrays there still were.
+
+        Whoever touches one of these from now on, or does so meanwhile, gets SIGBUS. Calls in other threads end
+        first. In a forked child, do nothing.
+        """
+        cdef RegionState *region = &self.region
+        cdef uint64_t one = 1
+        cdef Worker worker
+        if self.ended:
+            return 0
+        self.ended = True
+        if self.made_in != forks():
+            region.base = NULL
+            return 0
+        with nogil:
+            region_lock(region)
+            region.closing = True
+            pthread_cond_broadcast(&region.changed)
+            pthread_cond_broadcast(&region.low)
+            pthread_cond_broadcast(&region.work)
+            while region.users:
+                region_wait(region, -1)
+            region_unlock(region)
+        if region.stop >= 0:
+            os.eventfd_write(region.stop, 1)
+        for worker in self.workers:
+            with nogil:
+                bz_join_thread(worker.thread)
+        for worker in self.workers + self.spare:
+            self.coders.give(worker.coder)
+        self.workers = []
+        self.spare = []
+        if region.base is not NULL:
+            _replace_mapping(region)
+        self._close_descriptors()
+        if self.held:
+            self.ledger.objects.let_go(region.number)
+        region_tell(region, CLOSING)
+        self._unmap_unused()
+        return self.extents
+
+    cdef void _unmap_unused(self) noexcept:
+        """Give up the addresses of a closed region that no array has any more."""
+        cdef RegionState *region = &self.region
+        if not self.extents and not region.users and region.base is not NULL:
+            munmap(region.base, region.pages << region.page_shift)
+            region.base = NULL
+
+    cdef int _close_descriptors(self) except -1:
+        bz_drop_region(self.slot)
+        bz_close(
+            self.region.file, self.region.uffd, self.region.pagemap, self.region.pidfd,
+            self.region.stop, self.region.watch, self.region.file_device, self.region.file_inode,
+        )
+        return 0
+
+    def __dealloc__(self):
+        cdef RegionState *region = &self.region
+        if not self.opened:
+            return
+        self.close()
+        if self.made_in == forks():
+            self._unmap_unused()
+            pthread_cond_destroy(&region.changed)
+            pthread_cond_destroy(&region.work)
+            pthread_cond_destroy(&region.low)
+            pthread_mutex_destroy(&region.mutex)
+        free(region.pins)
+
+
+cdef class Extent:
+    """Pages of a region that one array lies on; free again when nobody has a reference."""
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        view.buf = self.pager.region.base + (self.first << self.pager.region.page_shift)
+        view.len = self.nbytes
+        view.itemsize = 1
+        view.readonly = 0
+        view.ndim = 1
+        view.format = NULL
+        if flags & PyBUF_FORMAT:
+            view.format = <char *>"B"
+        self.shape[0] = self.nbytes
+        self.steps[0] = 1
+        view.shape = self.shape if flags & PyBUF_ND else NULL
+        view.strides = self.steps if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        view.suboffsets = NULL
+        view.internal = NULL
+        view.obj = self
+
+    @property
+    def address(self) -> int:
+        """Address of the first byte."""
+        return <uint64_t>address_of(&self.pager.region, self.first)
+
+    def __dealloc__(self):
+        if self.pager is not None:
+            self.pager.free_run(self.first, self.count)
+
+
+# Steps of these calls.
+
+cdef uint64_t _find_unused(RegionState *region, uint64_t count) noexcept nogil:
+    """Return the first of `count` unused pages in a row; `pages`: there are none."""
+    cdef uint64_t page = region.unused_hint, run = 0
+    while page < region.pages and region.states[page] != UNUSED:
+        page += 1
+    region.unused_hint = page
+    while page < region.pages:
+        run = run + 1 if region.states[page] == UNUSED else 0
+        page += 1
+        if run == count:
+            return page - count
+    return region.pages
+
+
+cdef void _free_pages(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
+    cdef uint64_t page, in_memory = 0, lost = 0
+    cdef bint has_entries = False, failed
+    region_lock(region)
+    for page in range(first, first + count):
+        while is_busy(region, page):
+            region_wait(region, -1)
+        in_memory += region.states[page] & IN_MEMORY != 0
+        region.candidates -= region.states[page] == CANDIDATE
+        lost += region.states[page] == LOST
+        has_entries = has_entries or region.flags[page] & ENTRY
+        region.states[page] |= BUSY
+    region_unlock(region)
+    if has_entries:
+        region_forget(region, first, count)
+    if lost:
+        mprotect(
+            address_of(region, first), count << region.page_shift, PROT_READ | PROT_WRITE
+        )
+    region_unmap(region, first, count)
+    failed = in_memory and region_punch(region, first, count)
+    region_lock(region)
+    # What cannot be punched is not used again: it is not zeros.
+    memset(region.states + first, LOST if failed else UNUSED, count)
+    memset(region.flags + first, 0, count)
+    memset(region.advice + first, NORMAL, count)
+    for page in range(first, first + count):
+        region.pinned -= region.pins[page] != 0
+        region.pins[page] = 0
+    region.resident -= in_memory
+    region.used -= 0 if failed else count
+    region.unused_hint = min(region.unused_hint, first)
+    pthread_cond_broadcast(&region.changed)
+    region_unlock(region)
+
+
+cdef bint _is_anything_busy(const RegionState *region) noexcept nogil:
+    cdef uint64_t page
+    for page in range(region.pages):
+        if is_busy(region, page):
+            return True
+    return False
+
+
+cdef bint _is_mapped(const RegionState *region, uint64_t page) noexcept nogil:
+    cdef uint64_t word = 0
+    cdef uint64_t at = <uint64_t>address_of(region, page) // region.machine_page * 8
+    pread(region.pagemap, &word, 8, at)
+    return word >> 63
+
+
+cdef void _replace_mapping(RegionState *region) noexcept nogil:
+    """Have every touch of the region raise SIGBUS: an empty file has no pages. Without one, SIGSEGV."""
+    cdef uint64_t bytes = region.pages << region.page_shift
+    cdef int fd = memfd_create("batchzip-closed", MFD_CLOEXEC)
+    cdef void *base = MAP_FAILED
+    if fd >= 0:
+        base = mmap(
+            region.base, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0
+        )
+        close(fd)
+    if base == MAP_FAILED:
+        base = mmap(
+            region.base, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
+            -1, 0,
+        )
+    if base == MAP_FAILED:
+        region.base = NULL
+    else:
+        madvise(base, bytes, MADV_DONTFORK)

@@ -1,0 +1,419 @@
+"""Reclaim: how cold pages leave the memory of a region: a clock with two hands.
+
+                    front hand: unmaps RESIDENT pages, which become CANDIDATE
+                    │
+    ○ ○ ○ ● ● ● ● ● ▼ ○ ○ ○ ○ ○ ○ ○        ○ RESIDENT   ● CANDIDATE   · elsewhere
+          ▲
+          back hand: evicts what is still CANDIDATE
+
+The hands go round the region in the order of pages, an eighth of the budget apart. A page that is
+touched between them is mapped again and stays (a minor fault). In this order neighbours leave
+together, so that one system call unmaps a run of them and one punches their holes. Source: the
+clock of 4.3BSD; kernel counterpart: the inactive list.
+
+    evicted    compressed, published in the ledger, its hole punched
+    dropped    because its entry still holds (CLEAN), or because it is all zeros
+
+If the pool takes no more, the pages stay, and Python is told (NO_ROOM). Until room was made, or
+FULL_NS have passed, only clean and empty pages leave.
+
+Rejected: a queue in the order in which pages came in. Its neighbours are no neighbours in the file, and pages that
+get a second chance leave stale places behind.
+"""
+
+from libc.errno cimport EINTR, errno as c_errno
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memset
+
+from batchzip.core.coder cimport COMPRESS, Tally, compress_page
+from batchzip.core.gather cimport checksum_of
+from batchzip.core.ledger cimport Prepared, ledger_publish
+from batchzip.core.region cimport (
+    BUSY, CANDIDATE, CLEAN, EMPTY, ENTRY, NO_ROOM, RESIDENT, STORED, WANTED, Hand, RegionState,
+    lag, pthread_cond_broadcast, region_clean, region_forget, region_lock,
+    region_map, region_punch, region_tell, region_unlock, region_unmap_many, region_wait, region_wake,
+)
+from batchzip.core.table cimport COMPRESSED, RAW, SAME_FILLED, Entry, check_word
+
+cdef extern from *:
+    """
+    #include "native.h"
+    """
+    long pread(int, void *, size_t, long) nogil
+    int64_t bz_now_ns() nogil
+    void bz_count(uint64_t *, uint64_t) nogil
+
+cdef uint64_t _no_word = 0
+
+cdef enum:
+    FULL_NS = 20_000_000
+
+cdef enum Fate:  # of a page of a run, in hand.codes
+    STAYS
+    IS_STORED
+    IS_EMPTY
+    WAS_CLEAN
+
+
+cdef inline bint _is_movable(const RegionState *region, uint64_t page, uint8_t kind) noexcept nogil:
+    return region.states[page] == kind and not region.pins[page]
+
+
+cdef uint64_t _seek(const RegionState *region, uint64_t page, uint64_t end, uint8_t kind) noexcept nogil:
+    """Return the first page from `page` on that may be taken; `end` if there is none."""
+    cdef uint64_t word
+    while page < end:
+        # Eight pages that are not in memory are passed at once.
+        if page + 8 <= end:
+            memcpy(&word, region.states + page, 8)
+            if not word & 0x8080808080808080u:
+                page += 8
+                continue
+        if _is_movable(region, page, kind):
+            return page
+        page += 1
+    return end
+
+
+cdef uint32_t _take_run(
+    RegionState *region, uint64_t first, uint64_t end, uint8_t kind, uint32_t most
+) noexcept nogil:
+    """Make a run of pages busy, from `first` on. Return how many."""
+    cdef uint32_t count = 0
+    while count < most and first + count < end and _is_movable(region, first + count, kind):
+        region.states[first + count] = kind | BUSY
+        count += 1
+    return count
+
+
+cdef void _unmap_picked(Hand *hand, uint32_t count) noexcept nogil:
+    """Make candidates of busy RESIDENT pages, but for those that are touched at this moment."""
+    cdef RegionState *region = hand.region
+    cdef uint64_t clean = 0, wanted = 0, page
+    cdef uint32_t number
+    cdef bint unmapped = region_unmap_many(region, hand.picked, count) == 0
+    if unmapped and region.tracks_writes:
+        for number in range(count):
+            if region.flags[hand.picked[number]] & ENTRY:
+                clean = region_clean(region, hand.picked, count)
+                break
+    region_lock(region)
+    for number in range(count):
+        page = hand.picked[number]
+        region.flags[page] &= <uint8_t>~CLEAN
+        if clean >> number & 1 and region.flags[page] & ENTRY:
+            region.flags[page] |= CLEAN
+        if region.states[page] & WANTED:
+            wanted |= <uint64_t>1 << number
+        elif unmapped:
+            region.states[page] = CANDIDATE
+            region.candidates += 1
+        else:
+            region.states[page] = RESIDENT
+    region.reclaiming -= count
+    pthread_cond_broadcast(&region.changed)
+    region_unlock(region)
+    for number in range(count):
+        if wanted >> number & 1:
+            _map_again(region, hand.picked[number])
+
+
+cdef void _map_again(RegionState *region, uint64_t page) noexcept nogil:
+    """Map a busy page that was touched meanwhile."""
+    region_map(region, page, 1, region.flags[page] & CLEAN != 0)
+    region_lock(region)
+    region.states[page] = RESIDENT
+    region.figures.second_chances += 1
+    pthread_cond_broadcast(&region.changed)
+    region_unlock(region)
+
+
+cdef inline bint _is_same_filled(const uint8_t *page, size_t size) noexcept nogil:
+    return memcmp(page, page + size - 8, 8) == 0 and memcmp(page, page + 8, size - 8) == 0
+
+
+cdef void _compress(Hand *hand, uint32_t number, Prepared *new, size_t *used) noexcept nogil:
+    """Prepare the entry of a page that was read to its row of `hand.pages`."""
+    cdef RegionState *region = hand.region
+    cdef size_t size = region.page_size
+    cdef const uint8_t *page = hand.pages + number * size
+    cdef Entry *entry = &new.entries[new.count]
+    cdef Tally *tally = &hand.coder.tallies[COMPRESS]
+    cdef int64_t length
+    cdef const uint8_t *data = page
+    memset(entry, 0, sizeof(Entry))
+    new.count += 1
+    if _is_same_filled(page, size):
+        memcpy(&entry.value, page, 8)
+        entry.kind = SAME_FILLED
+        entry.checksum = check_word(entry.value)
+        return
+    length = compress_page(
+        hand.coder, page, True, hand.outputs + used[0], hand.output_room - used[0]
+    )
+    bz_count(&tally.pages, 1)
+    bz_count(&tally.bytes_in, size)
+    if 0 < length < <int64_t>size:
+        data = hand.outputs + used[0]
+        used[0] += length
+        entry.kind = COMPRESSED
+        entry.codec = region.number
+        bz_count(&tally.bytes_out, length)
+    else:  # it does not shrink, or the codec fails
+        length = size
+        entry.kind = RAW
+    entry.checksum = checksum_of(data, length, entry.codec)
+    new.data[new.object_count] = data
+    new.lengths[new.object_count] = <uint32_t>length
+    new.object_count += 1
+
+
+cdef void _publish(Hand *hand, uint64_t first, uint32_t start, Prepared *new) noexcept nogil:
+    """Enter what was prepared for the pages of a run from `start` on."""
+    cdef RegionState *region = hand.region
+    cdef Prepared one
+    cdef uint32_t number, used = 0
+    cdef bint is_full = False
+    if not new.count:
+        return
+    if _enter(hand, first, start, new):
+        # The pool has no room for all of them, but perhaps for some.
+        for number in range(new.count):
+            one.count = 1
+            one.entries = new.entries + number
+            one.object_count = new.entries[number].kind != SAME_FILLED
+            one.data = new.data + used
+            one.lengths = new.lengths + used
+            one.values = new.values + used
+            used += one.object_count
+            is_full = _enter(hand, first, start + number, &one) != 0 or is_full
+    if is_full:
+        region_lock(region)
+        region.full_until = bz_now_ns() + FULL_NS
+        region_unlock(region)
+        region_tell(region, NO_ROOM)
+    new.count = new.object_count = 0
+
+
+cdef int _enter(Hand *hand, uint64_t first, uint32_t start, Prepared *new) noexcept nogil:
+    """Publish entries of a run, all or none. Return 0 or a negative errno."""
+    cdef RegionState *region = hand.region
+    cdef uint32_t number
+    cdef int code = ledger_publish(region.ledger, first + start, new, False, False, UINT64_MAX)
+    for number in range(start, start + new.count):
+        hand.codes[number] = STAYS if code else IS_STORED
+        # A refusal takes out what was there before: it is stale.
+        region.flags[first + number] &= <uint8_t>~(ENTRY | CLEAN)
+        if not code:
+            region.flags[first + number] |= ENTRY | (CLEAN if region.tracks_writes else 0)
+    return code
+
+
+cdef void _store_run(Hand *hand, uint64_t first, uint32_t count, bint full) noexcept nogil:
+    """Decide the fate of busy CANDIDATE pages, and publish those that are to be compressed."""
+    cdef RegionState *region = hand.region
+    cdef size_t size = region.page_size, used = 0
+    cdef uint32_t number, start = 0, have = 0
+    cdef const uint8_t *page
+    cdef Prepared new
+    memset(hand.codes, STAYS, count)
+    new.count = new.object_count = 0
+    new.entries, new.data, new.lengths, new.values = (
+        hand.entries, hand.data, hand.lengths, hand.values
+    )
+    for number in range(count):
+        if region.flags[first + number] & CLEAN:
+            hand.codes[number] = WAS_CLEAN
+            _publish(hand, first, start, &new)
+            continue
+        if number >= have:
+            have = _read_run(hand, first, number, count)
+            if number >= have:
+                break
+        page = hand.pages + number * size
+        if not memcmp(page, &_no_word, 8) and _is_same_filled(page, size):
+            _publish(hand, first, start, &new)
+            if region.flags[first + number] & ENTRY:
+                region_forget(region, first + number, 1)
+                region.flags[first + number] &= <uint8_t>~ENTRY
+            hand.codes[number] = IS_EMPTY
+            continue
+        if full:
+            continue
+        if not new.count:
+            start = number
+            used = 0
+        _compress(hand, number, &new, &used)
+    _publish(hand, first, start, &new)
+
+
+cdef uint32_t _read_run(Hand *hand, uint64_t first, uint32_t start, uint32_t count) noexcept nogil:
+    """Read the pages of a run from `start` on that are not clean, to their rows. Return the end of what is there."""
+    cdef RegionState *region = hand.region
+    cdef uint32_t end = start
+    cdef int64_t wanted, done = 0, got
+    while end < count and not region.flags[first + end] & CLEAN:
+        end += 1
+    wanted = <int64_t>(end - start) * region.page_size
+    while done < wanted:
+        got = pread(
+            region.file, hand.pages + start * region.page_size + done, wanted - done,
+            ((first + start) << region.page_shift) + done,
+        )
+        if got <= 0 and c_errno != EINTR:
+            return start
+        done += max(got, <int64_t>0)
+    return end
+
+
+cdef uint32_t _evict_run(Hand *hand, uint64_t first, uint32_t count) noexcept nogil:
+    """Evict busy CANDIDATE pages, but for those that are touched at this moment. Return how many."""
+    cdef RegionState *region = hand.region
+    cdef uint64_t wanted = 0, page, woken = 0
+    cdef uint32_t number, start, freed = 0
+    cdef bint full
+    region_lock(region)
+    full = bz_now_ns() < region.full_until
+    region_unlock(region)
+    _store_run(hand, first, count, full)
+    region_lock(region)
+    for number in range(count):
+        if region.states[first + number] & WANTED:
+            wanted |= <uint64_t>1 << number
+    region_unlock(region)
+    number = 0
+    while number < count:
+        start = number
+        while number < count and hand.codes[number] != STAYS and not wanted >> number & 1:
+            number += 1
+        if number > start and region_punch(region, first + start, number - start):
+            for start in range(start, number):
+                hand.codes[start] = STAYS
+        number += 1
+    region_lock(region)
+    for number in range(count):
+        if wanted >> number & 1:
+            continue
+        page = first + number
+        if region.states[page] & WANTED:
+            woken |= <uint64_t>1 << number
+        if hand.codes[number] == STAYS:
+            region.states[page] = CANDIDATE
+            region.candidates += 1
+            continue
+        region.states[page] = EMPTY if hand.codes[number] == IS_EMPTY else STORED
+        freed += 1
+        if hand.codes[number] == IS_EMPTY:
+            region.figures.dropped_empty_pages += 1
+        elif hand.codes[number] == WAS_CLEAN:
+            region.figures.dropped_clean_pages += 1
+        else:
+            region.figures.evicted_pages += 1
+    region.resident -= freed
+    region.reclaiming -= count
+    pthread_cond_broadcast(&region.changed)
+    region_unlock(region)
+    for number in range(count):
+        if wanted >> number & 1:
+            _map_again(region, first + number)
+        elif woken >> number & 1:
+            region_wake(region, first + number)
+    return freed
+
+
+cdef bint _advance_front(Hand *hand, uint32_t most) noexcept nogil:
+    """Make candidates of the next resident pages. Return whether there were any."""
+    cdef RegionState *region = hand.region
+    cdef uint64_t page
+    cdef uint32_t count = 0
+    region_lock(region)
+    page = _seek(region, region.front, region.pages, RESIDENT)
+    if page == region.pages:
+        page = _seek(region, 0, region.front, RESIDENT)
+        if page == region.front:
+            page = region.pages
+    while page < region.pages and count < most:
+        region.states[page] = RESIDENT | BUSY
+        hand.picked[count] = page
+        count += 1
+        region.front = page + 1
+        page = _seek(region, page + 1, region.pages, RESIDENT)
+    region.reclaiming += count
+    region_unlock(region)
+    if count:
+        _unmap_picked(hand, count)
+    return count != 0
+
+
+cdef int _advance_back(Hand *hand, uint32_t most) noexcept nogil:
+    """Evict the next run of candidates. Return how many pages left; −1: there was none."""
+    cdef RegionState *region = hand.region
+    cdef uint64_t first
+    cdef uint32_t count
+    region_lock(region)
+    if not region.candidates:
+        region_unlock(region)
+        return -1
+    first = _seek(region, region.back, region.pages, CANDIDATE)
+    if first == region.pages:
+        first = _seek(region, 0, region.back, CANDIDATE)
+        if first == region.back:
+            region_unlock(region)
+            return -1
+    count = _take_run(region, first, region.pages, CANDIDATE, most)
+    region.back = first + count if first + count < region.pages else 0
+    region.candidates -= count
+    region.reclaiming += count
+    region_unlock(region)
+    return <int>_evict_run(hand, first, count)
+
+
+cdef int reclaim_step(Hand *hand, uint32_t most, bint urgent) noexcept nogil:
+    """Move a hand of the clock on by a run of up to `most` pages.
+
+    `urgent`: something is to be freed, however few candidates there are.
+    """
+    cdef RegionState *region = hand.region
+    cdef bint moved = False
+    cdef int freed
+    cdef uint64_t candidates
+    region_lock(region)
+    candidates = region.candidates
+    region_unlock(region)
+    # A sixteenth of the budget at most, so that there is time between the hands.
+    most = min(most, min(region.run, max(<uint32_t>(region.budget // 16), <uint32_t>1)))
+    if candidates <= lag(region) or (urgent and not candidates):
+        moved = _advance_front(hand, most)
+        if moved and not urgent:
+            return UNMAPPED
+    freed = _advance_back(hand, most)
+    if freed > 0:
+        return FREED
+    return UNMAPPED if moved else NOTHING
+
+
+cdef uint64_t reclaim_range(Hand *hand, uint64_t first, uint64_t count) noexcept nogil:
+    """Evict the pages of a range that may be, at once. Return how many left."""
+    cdef RegionState *region = hand.region
+    cdef uint64_t page = first, end = first + count, freed = 0
+    cdef uint32_t run, number
+    while page < end and not region.closing:
+        region_lock(region)
+        while region.states[page] & BUSY:
+            region_wait(region, -1)
+        run = _take_run(region, page, end, RESIDENT, region.run)
+        region.reclaiming += run
+        region_unlock(region)
+        for number in range(run):
+            hand.picked[number] = page + number
+        if run:
+            _unmap_picked(hand, run)
+        region_lock(region)
+        run = _take_run(region, page, end, CANDIDATE, region.run)
+        region.candidates -= run
+        region.reclaiming += run
+        region_unlock(region)
+        if run:
+            freed += _evict_run(hand, page, run)
+        page += max(run, <uint32_t>1)
+    return freed
