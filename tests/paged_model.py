@@ -20,7 +20,7 @@ import numpy as np
 from paged_region import KINDS, MACHINE_PAGE, Region, content
 
 from batchzip import BadArgument, BatchzipError
-from batchzip.core.pager import NORMAL, RANDOM, SEQUENTIAL
+from batchzip.core.region import Advice
 from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Worker:
         self.region.pager.prefetch(*self._pages())
 
     def advise(self) -> None:
-        advice = self._choose.choice([NORMAL, SEQUENTIAL, RANDOM])
+        advice = self._choose.choice(list(Advice))
         self.region.pager.advise(*self._pages(), advice)
 
     def pin_some(self) -> None:

@@ -21,6 +21,7 @@ import pytest
 
 from batchzip import BatchzipError, ClosedError, Engine, SwapStore
 from batchzip.core.pager import Pager
+from batchzip.core.region import Event
 from batchzip.core.userfaultfd import probe
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.store.group import Group
-
-NO_ROOM, OVER_BUDGET, PAGE_LOST, CLOSING = 1, 2, 4, 8
-"""Bits of what `await_event` returns."""
 
 HANG_LIMIT_S = 60.0
 """Seconds after which something hangs, however slow the machine."""
@@ -74,9 +72,9 @@ class Watcher(threading.Thread):
             except ClosedError:
                 return
             self.events |= events
-            if events & CLOSING:
+            if events & Event.CLOSING:
                 return
-            if events & NO_ROOM:
+            if events & Event.NO_ROOM:
                 with contextlib.suppress(BatchzipError, OSError, MemoryError):
                     if self._store.shrink():
                         self._pager.room_was_made()

@@ -29,7 +29,8 @@ from paged_region import (
 from slow_codec import SlowCodec
 
 from batchzip import BadArgument, BatchzipError, ClosedError, Engine, ForkedProcess, SwapStore
-from batchzip.core.pager import BUCKETS, NORMAL, RANDOM, SEQUENTIAL, Pager
+from batchzip.core.pager import Pager
+from batchzip.core.region import Advice
 from batchzip.core.userfaultfd import CLEAN_PAGES, WAYS, probe
 from batchzip.testing import LeakCheck
 from batchzip.testing.plain import in_threads
@@ -221,21 +222,29 @@ def test_the_kernels_tracking_of_writes_is_used_where_it_has_it(region: Region) 
     assert region.pager.tracks_writes == (features & CLEAN_PAGES == CLEAN_PAGES)
 
 
-@pytest.mark.parametrize("budget", [128, 1024])
-def test_pages_in_use_get_a_second_chance(budget: int) -> None:
-    with opened(pages=8 * budget, budget=budget) as region:
-        array = region.array(8 * budget * SIZE)
-        hot = array[: budget // 3 * SIZE : SIZE]
-        for start in range(0, len(array), 4 * SIZE):
+def test_what_is_about_to_leave_gets_a_second_chance() -> None:
+    with opened(pages=1280, budget=1024) as region:
+        data = noisy(1280)
+        array = filled(region, data)
+        before = region.figures
+        assert before["candidate_pages"]
+        region.pager.budget = 1280
+        np.testing.assert_array_equal(array, data)
+        after = region.figures
+        for name, kind in (("second_chances", "candidate"), ("restored_pages", "stored")):
+            assert after[name] - before[name] == before[f"{kind}_pages"]
+        assert after["faults_minor"] >= after["second_chances"] > 0
+
+
+def test_pages_in_use_stay_though_all_others_go_through_memory() -> None:
+    with opened(pages=2048, budget=256) as region:
+        array = region.array(2048 * SIZE)
+        hot = array[: 80 * SIZE : SIZE]
+        for start in range(80 * SIZE, len(array), 4 * SIZE):
             array[start : start + 4 * SIZE] = start // SIZE % 250 + 1
             hot += 1
-        figures = region.figures
-        assert figures["second_chances"] > 0
-        assert figures["faults_minor"] >= figures["second_chances"]
-        # Most of the hot pages stay, though all others went through memory.
-        before = region.figures["restored_pages"]
-        assert hot.all()
-        assert region.figures["restored_pages"] - before < budget // 6
+        assert region.figures["evicted_pages"] > 1500
+        assert region.figures["restored_pages"] < 320
 
 
 def test_what_is_prefetched_needs_no_fault(region: Region) -> None:
@@ -282,12 +291,12 @@ def test_advised_random_pages_are_not_read_ahead() -> None:
         data = noisy(1000)
         array = filled(region, data)
         region.evict_all()
-        region.pager.advise(*region.pages_of(array), RANDOM)
+        region.pager.advise(*region.pages_of(array), Advice.RANDOM)
         before = region.figures["readahead_pages"]
         np.testing.assert_array_equal(array, data)
         assert region.figures["readahead_pages"] == before
         region.evict_all()
-        region.pager.advise(*region.pages_of(array), NORMAL)
+        region.pager.advise(*region.pages_of(array), Advice.NORMAL)
         np.testing.assert_array_equal(array, data)
         assert region.figures["readahead_pages"] > before
 
@@ -297,7 +306,7 @@ def test_advised_sequential_pages_are_read_ahead_from_the_first_one_on() -> None
         data = noisy(200)
         array = filled(region, data)
         region.evict_all()
-        region.pager.advise(*region.pages_of(array), SEQUENTIAL)
+        region.pager.advise(*region.pages_of(array), Advice.SEQUENTIAL)
         before = region.figures["readahead_pages"]
         assert array[0] == data[0]
         await_true(lambda: region.figures["readahead_pages"] > before, "pages behind the first")
@@ -470,7 +479,7 @@ def test_pages_that_are_not_there_are_refused(
     region: Region, call: str, where: tuple[int, int]
 ) -> None:
     array = filled(region, noisy(256))
-    advice = (RANDOM,) if call == "advise" else ()
+    advice = (Advice.RANDOM,) if call == "advise" else ()
     with pytest.raises((BadArgument, OverflowError)):
         getattr(region.pager, call)(*where, *advice)
     np.testing.assert_array_equal(array, noisy(256))
@@ -522,7 +531,6 @@ def test_figures_count_what_there_was(region: Region) -> None:
     resident, stored, empty = (figures[f"{kind}_pages"] for kind in ("resident", "stored", "empty"))
     assert resident + stored + empty == 200
     latencies = region.pager.latencies()
-    assert len(latencies) == BUCKETS
     assert sum(latencies) > 0
     np.testing.assert_array_equal(array, mixed(200))
     assert region.figures["restored_pages"] > 0
@@ -787,7 +795,7 @@ def test_eviction_beside_writes_loses_none() -> None:
 
         def write() -> None:
             try:
-                for turn in range(1, 3000):
+                for turn in range(1, 800):
                     array[:: SIZE // 8] = turn
                     assert (array[:: SIZE // 8] == turn).all()
             finally:

@@ -18,9 +18,6 @@ from forked import in_forked_child
 from paged_model import run_model
 from paged_region import (
     KINDS,
-    NO_ROOM,
-    OVER_BUDGET,
-    PAGE_LOST,
     Region,
     assert_sigbus,
     await_true,
@@ -34,7 +31,7 @@ from paged_region import (
 
 from batchzip import BatchzipError, ClosedError, CorruptPage, PageError
 from batchzip.core.memory import allocations, fail_allocation
-from batchzip.core.pager import NORMAL, RANDOM, SEQUENTIAL
+from batchzip.core.region import Advice, Event
 from batchzip.testing import LeakCheck
 
 if TYPE_CHECKING:
@@ -112,7 +109,7 @@ CALLS: dict[str, Callable[[Region, npt.NDArray[np.uint8]], object]] = {
     "prefetch": lambda region, array: region.pager.prefetch(*region.pages_of(array)),
     "pin": lambda region, array: _pin_and_unpin(region, array),
     "budget": lambda region, _array: setattr(region.pager, "budget", 4),
-    "advise": lambda region, array: region.pager.advise(*region.pages_of(array), SEQUENTIAL),
+    "advise": lambda region, array: region.pager.advise(*region.pages_of(array), Advice.SEQUENTIAL),
 }
 
 
@@ -128,7 +125,7 @@ def test_memory_that_is_out_loses_no_page(call: str, count: int, capfd: Any) -> 
     data = mixed(60)
     number = 0
     while True:
-        number += 1 + number // (20 if count == 1 else 2)
+        number += 1 + number // (20 if count == 1 else 1)
         with opened(pages=96, budget=16) as region:
             array = filled(region, data)
             asked = allocations()
@@ -190,7 +187,10 @@ def test_a_full_pool_without_a_file_exceeds_the_budget_and_says_so() -> None:
         figures = region.figures
         assert figures["over_budget"] > 0
         assert figures["resident_pages"] > region.pager.budget
-        assert region.pager.await_event(0.0) & (NO_ROOM | OVER_BUDGET) == NO_ROOM | OVER_BUDGET
+        assert (
+            region.pager.await_event(0.0) & (Event.NO_ROOM | Event.OVER_BUDGET)
+            == Event.NO_ROOM | Event.OVER_BUDGET
+        )
         np.testing.assert_array_equal(array, data)
         array[:] = data[::-1]
         np.testing.assert_array_equal(array, data[::-1])
@@ -268,7 +268,7 @@ def test_a_full_file_exceeds_the_budget_and_loses_nothing(tmp_path: Path) -> Non
         array = filled(region, data)
         assert region.figures["over_budget"] > 0
         assert region.watcher is not None
-        assert region.watcher.events & OVER_BUDGET
+        assert region.watcher.events & Event.OVER_BUDGET
         np.testing.assert_array_equal(array, data)
         array[::2] = data[::2] = 5
         np.testing.assert_array_equal(array, data)
@@ -447,8 +447,8 @@ def test_a_page_that_was_clean_is_a_sigbus_too() -> None:
     assert_sigbus(end, page)
 
 
-@pytest.mark.parametrize("advice", [NORMAL, RANDOM, SEQUENTIAL])
-def test_a_touch_of_its_neighbours_is_none_of_it(advice: int) -> None:
+@pytest.mark.parametrize("advice", list(Advice))
+def test_a_touch_of_its_neighbours_is_none_of_it(advice: Advice) -> None:
     def touch(region: Region, array: npt.NDArray[np.uint8], at: int) -> None:
         region.pager.advise(*region.pages_of(array), advice)
         data = text(100)
@@ -547,7 +547,7 @@ def test_a_guarded_touch_of_a_lost_page_is_an_error_and_all_else_goes_on(
     assert said.count("\n") == 1
     assert "page 40 " in said
     assert region.figures["lost_pages"] == 1
-    assert region.pager.await_event(0.0) & PAGE_LOST
+    assert region.pager.await_event(0.0) & Event.PAGE_LOST
     with pytest.raises((CorruptPage, PageError)):
         region.pager.pin(40, 1)
     for first, last in ((0, 40), (41, 100)):

@@ -118,10 +118,8 @@ def test_children_that_outlive_their_owner_hold_none_of_it(tmp_path: Path) -> No
             assert all(map(is_alive, children))
             for child in children:
                 held = [str(fd.readlink()) for fd in Path(f"/proc/{child}/fd").iterdir()]
-                assert not any("memfd:batchzip" in one or "userfaultfd" in one for one in held), (
-                    held
-                )
-                assert "memfd:batchzip" not in Path(f"/proc/{child}/maps").read_text()
+                assert not any("paged" in one or "userfaultfd" in one for one in held), held
+                assert "batchzip-paged" not in Path(f"/proc/{child}/maps").read_text()
             assert not list(tmp_path.iterdir())
         finally:
             owner.kill()
