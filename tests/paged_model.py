@@ -11,15 +11,14 @@ one that was written there, and none older than he has seen before.
 
 from __future__ import annotations
 
-import gc
 import os
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from paged_region import KINDS, MACHINE_PAGE, Region, content
+from paged_region import KINDS, Region, content
 
-from batchzip import BadArgument, BatchzipError
+from batchzip import BadArgument
 from batchzip.core.region import Advice
 from batchzip.testing.plain import in_threads
 
@@ -145,9 +144,9 @@ class Worker:
     def read_with_the_gil(self) -> None:
         """Read, and write, by what never lets go of the GIL."""
         a, b = self._block()
-        view = memoryview(self._own)
+        view = self._own.data
         assert view[a:b].tobytes() == self._copy[a:b].tobytes()
-        view[a:b] = memoryview(self._copy[b - 1 : a - 1 if a else None : -1].copy())
+        view[a:b] = self._copy[b - 1 : a - 1 if a else None : -1].copy().data
         self._copy[a:b] = self._copy[a:b][::-1].copy()
 
     # What changes where the pages are.
@@ -174,7 +173,7 @@ class Worker:
         self._pinned.append((first, count))
         size = count * self.region.pager.page_size
         part = self._own[: size // 8]
-        assert os.pwrite(self._file, part, 0) == part.nbytes
+        assert os.pwrite(self._file, part.data, 0) == part.nbytes
         assert os.pread(self._file, part.nbytes, 0) == self._copy[: len(part)].tobytes()
         if self._choose.random() < 0.7:
             self.unpin_all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import mmap
 import os
 import select
 import signal
@@ -92,7 +91,8 @@ class Region:
     def array(self, length: int, dtype: Any = np.uint8) -> npt.NDArray[Any]:
         """Allocate an array of zeros; its pages are free again when it and its views have gone."""
         extent = self.pager.allocate(length * np.dtype(dtype).itemsize)
-        return np.frombuffer(extent, dtype, length)
+        array: npt.NDArray[Any] = np.frombuffer(memoryview(extent), dtype, length)
+        return array
 
     def pages_of(self, array: npt.NDArray[Any]) -> tuple[int, int]:
         """Return the first of the pages of an array, and how many it has."""
@@ -247,6 +247,3 @@ def assert_sigbus(end: End, page: int) -> None:
     assert end.signal == signal.SIGBUS, end
     assert len(end.lines) == 1, end
     assert f"page {page} " in end.lines[0], end
-
-
-MACHINE_PAGE = mmap.PAGESIZE

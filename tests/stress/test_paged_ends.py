@@ -194,7 +194,7 @@ def writing(_region: Region, array: npt.NDArray[np.uint8]) -> None:
 
 
 def holding_the_gil(_region: Region, array: npt.NDArray[np.uint8]) -> None:
-    view = memoryview(array)
+    view = array.data
     while True:
         view[: 50 * SIZE].tobytes()
         time.sleep(0)
@@ -230,6 +230,10 @@ def test_close_while_threads_call_is_an_error_of_ours_to_them() -> None:
         begun = threading.Barrier(6)
         ended: list[BaseException] = []
 
+        def pin_and_unpin() -> None:
+            region.pager.pin(pages[0], 3)
+            region.pager.unpin(pages[0], 3)
+
         def call(work: Callable[[], object]) -> None:
             begun.wait(HANG_LIMIT_S)
             try:
@@ -241,7 +245,7 @@ def test_close_while_threads_call_is_an_error_of_ours_to_them() -> None:
         calls: list[Callable[[], object]] = [
             lambda: region.pager.evict(*pages),
             lambda: region.pager.prefetch(*pages),
-            lambda: (region.pager.pin(pages[0], 3), region.pager.unpin(pages[0], 3)),
+            pin_and_unpin,
             lambda: region.pager.allocate(SIZE),
             lambda: setattr(region.pager, "budget", 8),
         ]
@@ -336,11 +340,11 @@ def test_a_thread_that_faults_with_the_gil_waits_for_nobody_who_needs_it(tmp_pat
                 counted[number] += 1
 
         def touch() -> None:
-            view = memoryview(array)
+            view = array.data
             try:
                 for _ in range(20):
                     assert view.tobytes() == data.tobytes()
-                    view[:] = memoryview(data)
+                    view[:] = data.data
                     view[::-1].tobytes()
             finally:
                 over.set()
@@ -393,7 +397,7 @@ def test_direct_io_through_pinned_pages(tmp_path: Path) -> None:
                 part = array[start * SIZE : (start + 16) * SIZE]
                 pages = region.pages_of(part)
                 region.pager.pin(*pages)
-                assert os.preadv(fd, [part], start * SIZE) == len(part)
+                assert os.preadv(fd, [part.data], start * SIZE) == len(part)
                 region.pager.unpin(*pages)
                 assert (other == text(150)).all()
             np.testing.assert_array_equal(array, data)
@@ -457,7 +461,7 @@ with opened(pages=256, budget=32) as region:
 
 
 @needs_root
-def test_an_unprivileged_program_uses_it_in_user_mode(tmp_path: Path) -> None:
+def test_an_unprivileged_program_uses_it_in_user_mode() -> None:
     if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() != "0":
         pytest.skip("here anybody may handle all faults")
     with opened() as region:
@@ -481,7 +485,7 @@ def test_a_program_that_gave_up_its_privileges_uses_it_in_user_mode() -> None:
     def work() -> None:
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
-        exec(compile(AS_NOBODY.format(tracks="False"), "as nobody", "exec"), {})  # noqa: S102
+        exec(compile(AS_NOBODY.format(tracks="False"), "as nobody", "exec"), {})
 
     end = end_of(work)
     assert end.signal == 0, end
@@ -502,8 +506,7 @@ def test_nothing_grows_with_what_comes_and_goes() -> None:
             region.pager.prefetch(*region.pages_of(arrays[0]))
 
     def held() -> tuple[int, int, int, int]:
-        with open("/proc/self/statm") as statm:
-            resident = int(statm.read().split()[1]) * mmap.PAGESIZE
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
         return (
             len(os.listdir("/proc/self/fd")),  # noqa: PTH208
             len(tasks()),

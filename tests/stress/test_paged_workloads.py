@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from paged_region import Region, needs_paging, opened
 
+from batchzip.testing.plain import in_threads
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -205,14 +207,12 @@ def test_saving_and_loading(region: Region, paged: Make, tmp_path: Path) -> None
     array.tofile(tmp_path / "raw")
     array[:] = 0
     with (tmp_path / "raw").open("rb") as file:
-        assert file.readinto(memoryview(array).cast("B")) == array.nbytes
+        assert file.readinto(array.data.cast("B")) == array.nbytes
     np.testing.assert_array_equal(array, plain)
 
 
 def test_several_programs_at_once(paged: Make) -> None:
     """Threads that sort, multiply and search, each in arrays of its own."""
-    from batchzip.testing.plain import in_threads
-
     rng = np.random.default_rng(12)
     plain = [rng.integers(0, 1 << 40, BUDGET // 8) for _ in range(4)]
     arrays = [paged(each) for each in plain]
