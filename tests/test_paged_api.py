@@ -483,6 +483,26 @@ def test_statistics_add_up(memory: PagedMemory) -> None:
     assert 0 <= later.hit_ratio <= 1
 
 
+@needs_faults
+def test_garbage_that_has_arrays_may_be_collected_while_figures_are_read(
+    memory: PagedMemory,
+) -> None:
+    before = gc.get_threshold()
+    pager = memory._pager
+    try:
+        for read in (pager.figures, pager.latencies, pager.check_invariants):
+            for allocations in range(1, 16):
+                gc.collect(0)
+                gc.set_threshold(1 << 20)
+                cycle: list[Any] = [memory.array(10)]
+                cycle.append(cycle)
+                del cycle
+                gc.set_threshold(allocations)
+                read()  # it makes objects, and so collects
+    finally:
+        gc.set_threshold(*before)
+
+
 def test_percentiles_are_interpolated_in_their_bucket() -> None:
     assert percentile_s([0] * 40, 99) == 0.0
     counts = [0] * 40

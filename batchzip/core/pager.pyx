@@ -26,7 +26,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADMSG, errno as c_errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 import errno
 import fcntl
@@ -39,7 +39,7 @@ from batchzip.core.faults cimport (
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_page
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
-    BUCKETS, BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, LOST, MOST_RUN, NORMAL, RESIDENT,
+    BUCKETS, BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, Figures, LOST, MOST_RUN, NORMAL, RESIDENT,
     RUN_BYTES, STORED, UNUSED, Job, RegionState, address_of, is_busy, kind_of,
     pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget, region_lock,
     region_punch, region_tell, region_unlock, region_unmap, region_wait,
@@ -572,7 +572,9 @@ cdef class Pager:
         cdef RegionState *region = &self.region
         cdef uint64_t kinds[256]
         cdef uint64_t page = 0, end
-        cdef const uint64_t *counters = <const uint64_t *>&region.figures
+        cdef Figures counted
+        cdef uint64_t hits, budget, used, resident, candidates, pinned
+        cdef const uint64_t *counters = <const uint64_t *>&counted
         self.refuse()
         memset(kinds, 0, sizeof(kinds))
         with nogil:
@@ -583,31 +585,34 @@ cdef class Pager:
                     kinds[kind_of(region, page)] += 1
                 region_unlock(region)
                 page = end
+        # No object is made under the mutex: garbage that is collected then may have extents.
         region_lock(region)
-        found = {name: counters[number] for number, name in enumerate(FIGURES)}
-        found |= {
-            "readahead_hits": region.strides.hits,
+        counted, hits, budget, used = region.figures, region.strides.hits, region.budget, region.used
+        resident, candidates, pinned = region.resident, region.candidates, region.pinned
+        region_unlock(region)
+        return {
+            **{name: counters[number] for number, name in enumerate(FIGURES)},
+            "readahead_hits": hits,
             "pages": region.pages,
-            "budget_pages": region.budget,
-            "used_pages": region.used,
-            "resident_pages": region.resident,
-            "candidate_pages": region.candidates,
-            "pinned_pages": region.pinned,
+            "budget_pages": budget,
+            "used_pages": used,
+            "resident_pages": resident,
+            "candidate_pages": candidates,
+            "pinned_pages": pinned,
             "stored_pages": kinds[STORED],
             "empty_pages": kinds[EMPTY],
             "unrestorable_pages": kinds[LOST],
             "arrays": self.extents,
         }
-        region_unlock(region)
-        return found
 
     def latencies(self) -> list:
         """Return how many faults took 2ⁿ ns and more, but less than twice as long, from being read to being served."""
         cdef int number
+        cdef uint64_t counts[BUCKETS]
         region_lock(&self.region)
-        found = [self.region.latencies[number] for number in range(BUCKETS)]
+        memcpy(counts, self.region.latencies, sizeof(counts))
         region_unlock(&self.region)
-        return found
+        return [counts[number] for number in range(BUCKETS)]
 
     # Events.
 
@@ -629,33 +634,39 @@ cdef class Pager:
         """Raise AssertionError where an invariant does not hold. Nobody may touch the region meanwhile."""
         cdef RegionState *region = &self.region
         cdef uint64_t page, resident = 0, candidates = 0, pinned = 0, used = 0
-        cdef uint8_t kind
-        cdef Worker worker
+        cdef uint64_t noted[4]
+        cdef uint8_t kind = 0
+        cdef bint has_entry = False, mapped = False
         self.refuse()
+        # No object is made under the mutex, as in `figures`.
         region_lock(region)
         while region.job_count or _is_anything_busy(region):
             region_wait(region, 1_000_000)
-        fault = None
         for page in range(region.pages):
             kind = kind_of(region, page)
             resident += kind & IN_MEMORY != 0
             candidates += kind == CANDIDATE
             pinned += region.pins[page] != 0
             used += kind != UNUSED
-            if kind == STORED and not region.flags[page] & ENTRY:
-                fault = f"page {page} is stored, and has no entry"
-            if (kind == EMPTY or kind == UNUSED) and region.flags[page] & ENTRY:
-                fault = f"page {page} is empty, and has an entry"
-            if _is_mapped(region, page) != (kind == RESIDENT):
-                fault = f"page {page} is of kind {kind}, but mapped: {not kind == RESIDENT}"
-            if fault is not None:
+            has_entry = region.flags[page] & ENTRY != 0
+            mapped = kind == RESIDENT if region.pagemap < 0 else _is_mapped(region, page)
+            if mapped != (kind == RESIDENT):
+                break
+            if (kind == STORED and not has_entry) or (kind in (EMPTY, UNUSED) and has_entry):
                 break
         else:
-            counts = (resident, candidates, pinned, used)
-            noted = (region.resident, region.candidates, region.pinned, region.used)
-            if counts != noted:
-                fault = f"{noted} pages in memory, candidates, pinned and used are noted, {counts} there"
+            kind = KIND
+        noted[0], noted[1] = region.resident, region.candidates
+        noted[2], noted[3] = region.pinned, region.used
         region_unlock(region)
+        fault = None
+        if kind != KIND:
+            fault = f"page {page} is of kind {kind}, but mapped: {mapped}, with an entry: {has_entry}"
+        elif (resident, candidates, pinned, used) != (noted[0], noted[1], noted[2], noted[3]):
+            fault = (
+                f"pages in memory, candidates, pinned and used are noted as {list(noted)}, but there are"
+                f" {[resident, candidates, pinned, used]}"
+            )
         if fault is None:
             for page in range(region.pages):
                 if region.flags[page] & ENTRY and not self.ledger.kind(page):
@@ -671,7 +682,6 @@ cdef class Pager:
         first. In a forked child, do nothing.
         """
         cdef RegionState *region = &self.region
-        cdef uint64_t one = 1
         cdef Worker worker
         if self.ended:
             return 0

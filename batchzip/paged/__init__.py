@@ -6,6 +6,7 @@ ranges.py        the bytes of an array
 region.py        the group of its store that has its pages
 watcher.py       the thread that makes room in the pool
 statistics.py    what happened, and how long faults took
+report.py        what a check found
 availability.py  what this system offers for it, in words
 machine.py       the memory that the process may use
 

@@ -74,6 +74,7 @@ _RUN_BYTES = 256 << 10
 
 _MOST_THREADS = 64
 _DEFAULT_THREADS = 4
+"""At most, and one for two CPUs: the program that waits has work, too."""
 
 _ADVICE = {each.name.lower(): each for each in Advice}
 
@@ -88,7 +89,7 @@ class PagedMemory(Owned):
     `backing`     where compressed pages go that the pool has no room for, as in SwapStore; an object has to be
                   a file with a descriptor. With `max_pool_bytes` and `max_backing_bytes` it is as there.
     `name`        of the group in `store` that has the pages.
-    `fault_threads`  threads of the core that restore pages; by default one for each CPU, 4 at most.
+    `fault_threads`  threads of the core that restore pages; by default one for two CPUs, 1 to 4.
     `parameters`  the algorithm's own, and Engine's `shuffle` and `verify`.
 
     Reading and writing an array needs no call of this class: a touch of a cold page waits some microseconds. Any
@@ -162,7 +163,7 @@ class PagedMemory(Owned):
             watcher = Watcher(region.pager, weakref.ref(self))
             self._watcher = threading.Thread(target=watcher.run, name="batchzip-pager", daemon=True)
             begin(self._watcher)
-            weakref.finalize(self, _end, os.getpid(), engine, self._store, region).atexit = False
+            weakref.finalize(self, _end, os.getpid(), region).atexit = False
             self._engine = engine
             super().__init__()
             made.pop_all()
@@ -508,12 +509,10 @@ def _open(region: Region, pages: int, budget: int, threads: int) -> None:
         raise named(error, "no region can be made") from error
 
 
-def _end(pid: int, engine: Engine, store: SwapStore, region: Region) -> None:
-    """End what a memory had that nobody has any more."""
+def _end(pid: int, region: Region) -> None:
+    """End the pager of a memory that nobody has any more, and free its pages; the store goes with its last reference."""
     if os.getpid() == pid:
         region.close()
-        store.close()
-        engine.close()
 
 
 def _memory_limit() -> tuple[int, str] | None:
@@ -532,7 +531,7 @@ def _as_page_size(value: object) -> int:
 
 def _as_threads(value: object) -> int:
     if value is None:
-        return min(_DEFAULT_THREADS, usable_cpus())
+        return min(_DEFAULT_THREADS, max(1, usable_cpus() // 2))
     return as_integer(value, "fault_threads", 1, _MOST_THREADS)
 
 
