@@ -216,6 +216,8 @@ def end_of(work: Callable[[], object], timeout_s: float = HANG_LIMIT_S) -> End:
         try:
             os.dup2(writing, 2)
             faulthandler.disable()
+            for number in (signal.SIGBUS, signal.SIGSEGV):
+                signal.signal(number, signal.SIG_DFL)  # a sanitizer's, too
             signal.alarm(0)
             work()
             code = 0

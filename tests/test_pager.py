@@ -224,12 +224,12 @@ def test_the_kernels_tracking_of_writes_is_used_where_it_has_it(region: Region) 
 
 
 def test_what_is_about_to_leave_gets_a_second_chance() -> None:
-    with opened(pages=1280, budget=1024) as region:
+    with opened(pages=1400, budget=1024) as region:
         data = noisy(1280)
         array = filled(region, data)
         before = region.figures
         assert before["candidate_pages"]
-        region.pager.budget = 1280
+        region.pager.budget = 1400
         np.testing.assert_array_equal(array, data)
         after = region.figures
         assert after["second_chances"] - before["second_chances"] >= before["candidate_pages"]
@@ -532,8 +532,12 @@ def test_figures_count_what_there_was(region: Region) -> None:
     assert figures["faults_missing"] > 0
     assert figures["zeroed_pages"] > 0
     assert figures["evicted_pages"] + figures["dropped_empty_pages"] >= 200 - 32
-    resident, stored, empty = (figures[f"{kind}_pages"] for kind in ("resident", "stored", "empty"))
-    assert resident + stored + empty == 200
+
+    def there_are_all() -> bool:
+        kinds = ("resident", "stored", "empty")
+        return sum(region.figures[f"{kind}_pages"] for kind in kinds) == 200
+
+    await_true(there_are_all, "pages that are just restored")
     latencies = region.pager.latencies()
     assert sum(latencies) > 0
     np.testing.assert_array_equal(array, mixed(200))
@@ -599,7 +603,7 @@ def test_arrays_that_go_after_the_pager_was_closed_leave_nothing() -> None:
     del array, region
     gc.collect()
     await_true(lambda: tasks() <= before[0], "the end of its threads")
-    assert mappings() == before[1]
+    assert mappings() <= before[1]
 
 
 def test_many_regions_leave_nothing() -> None:
