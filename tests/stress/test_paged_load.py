@@ -23,7 +23,7 @@ THREADS = 3
     [pytest.param(100_000), pytest.param(10_000_000, marks=pytest.mark.stress, id="stress")],
 )
 def test_random_touches(touches: int, report: Callable[[str], None]) -> None:
-    with opened(pages=4096, budget=1024) as region:
+    with opened(pages=4096, budget=400) as region:
 
         def work(worker: Worker) -> None:
             worker.most_touches = 20_000
@@ -40,14 +40,21 @@ def test_random_touches(touches: int, report: Callable[[str], None]) -> None:
         )
 
 
+CODECS: list[tuple[str, dict[str, Any]]] = [
+    ("lz4", {}),
+    ("lz4", {"shuffle": "f8"}),
+    ("zstd", {"level": 1}),
+]
+PARTS = ("two pages", 16, 4, 1)
+CASES = [
+    (size, *CODECS[(at + shift) % len(CODECS)], part)
+    for at, part in enumerate(PARTS)
+    for shift, size in enumerate((4096, 8192, 16384, 32768, 65536))
+]
+
+
 @pytest.mark.stress
-@pytest.mark.parametrize("page_size", [4096, 8192, 16384, 32768, 65536])
-@pytest.mark.parametrize(
-    ("algorithm", "parameters"),
-    [("lz4", {}), ("lz4", {"shuffle": "f8"}), ("zstd", {"level": 1})],
-    ids=str,
-)
-@pytest.mark.parametrize("part", ["two pages", 16, 4, 1])
+@pytest.mark.parametrize(("page_size", "algorithm", "parameters", "part"), CASES, ids=str)
 def test_all_that_a_pager_offers(
     page_size: int,
     algorithm: str,
@@ -70,7 +77,7 @@ def test_all_that_a_pager_offers(
         fault_threads=1 + page_size % 3,
         **with_file,
     ) as region:
-        run_model(region, lambda worker: worker.run(600), threads=THREADS, seed=page_size + budget)
+        run_model(region, lambda worker: worker.run(400), threads=THREADS, seed=page_size + budget)
         figures = region.figures
         assert figures["lost_pages"] == 0
         report(

@@ -32,7 +32,7 @@ def region(request: pytest.FixtureRequest) -> Iterator[Region]:
     with opened(page_size=size, pages=24 * MIB // size, budget=BUDGET // size) as region:
         yield region
         figures = region.figures
-        assert figures["restored_pages"] > BUDGET // size
+        assert figures["restored_pages"] > BUDGET // size or not figures["zeroed_pages"]
         assert figures["over_budget"] == figures["lost_pages"] == 0
 
 
