@@ -11,6 +11,7 @@ one that was written there, and none older than he has seen before.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 _WRITER = 56
 _PLACE = 32
 """Where in a word its writer's number and its place begin; below is the version."""
+
+_LIMIT_S = 600.0
+"""Seconds after which threads hang: with two pages in memory each word may be a fault."""
 
 _MOST_PINNED = 4
 """A thread's share of the budget that it pins, at most, is one in so many."""
@@ -165,7 +169,9 @@ class Worker:
         """Pin pages, let a system call read them, and perhaps keep them pinned for a while."""
         first, count = self.region.pages_of(self._own)
         most = self.region.pager.budget // (_MOST_PINNED * self.shared.threads)
-        count = min(count, max(1, most))
+        if not most:
+            return
+        count = min(count, most)
         try:
             self.region.pager.pin(first, count)
         except BadArgument:  # the others' leave too little of the budget
@@ -185,12 +191,12 @@ class Worker:
     def change_budget(self) -> None:
         """Give the region from two pages to all of them."""
         pages = self.region.pager.pages
-        try:
-            self.region.pager.budget = self._choose.choice(
-                [2, 3, pages // 16, pages // 4, pages // 2, pages]
-            )
-        except BadArgument:  # more is pinned
-            assert self.region.figures["pinned_pages"]
+        budget = self._choose.choice([2, 3, pages // 16, pages // 4, pages // 2, pages])
+        pinned = self.region.figures["pinned_pages"]
+        if pinned:  # the others need some, too
+            budget = max(budget, pinned + 4 * self.shared.threads)
+        with contextlib.suppress(BadArgument):  # more was pinned meanwhile
+            self.region.pager.budget = min(budget, pages)
 
     def use_another_array(self) -> None:
         """Take memory, which must be empty, fill it, and give it back."""
@@ -294,7 +300,7 @@ def run_model(
         else:
             work(workers[number])
 
-    in_threads(threads + (beside is not None), run)
+    in_threads(threads + (beside is not None), run, limit_s=_LIMIT_S)
     for worker in workers:
         worker.may_fail = ()
         worker.end()
