@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 import batchzip
 from batchzip.backend import is_native
 from batchzip.codecs import make_codec
@@ -43,6 +45,21 @@ def check(algorithm: str | batchzip.Codec, backend: str) -> None:
             assert store.load_many([7, 106]).tobytes() == PAGES[0] + PAGES[99]
 
 
+def check_paged() -> None:
+    """Take an array of four times its budget there and back, and one of NumPy's own making."""
+    with batchzip.PagedMemory(4 << 20, 1 << 20) as memory:
+        array = memory.array(1 << 18, "i8")
+        array[:] = range(1 << 18)
+        memory.evict(array)
+        assert array.sum() == sum(range(1 << 18))
+        assert memory.statistics.evicted_pages > 0
+        with memory.allocator():
+            made = np.arange(1 << 18)
+        assert np.array_equal(made, array)
+        del made, array
+        assert memory.free_bytes == memory.size
+
+
 def main() -> None:
     """Check what a fresh install has and does."""
     assert batchzip.algorithms() == ["lz4", "lz4hc", "zstd"], batchzip.algorithms()
@@ -69,6 +86,9 @@ def main() -> None:
         assert error.command == "pip install 'distributed>=2025.1'", error
     else:
         raise AssertionError("the extra is not installed here")
+    print(batchzip.paged.available())
+    if batchzip.paged.available():
+        check_paged()
     print("smoke test: ok")
 
 

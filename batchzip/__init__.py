@@ -130,6 +130,7 @@ if TYPE_CHECKING:
     from batchzip.store import Counters as Counters
     from batchzip.store import Group as Group
     from batchzip.store import GroupView as GroupView
+    from batchzip.store import Latency as Latency
     from batchzip.store import Recompression as Recompression
     from batchzip.store import Share as Share
     from batchzip.store import StoreReport as StoreReport
@@ -159,7 +160,16 @@ _HOME = {
     "Statistics": "statistics",
     "Counters": "store",
     **dict.fromkeys(
-        ["Group", "GroupView", "Recompression", "Share", "StoreReport", "StoreView", "SwapStore"],
+        [
+            "Group",
+            "GroupView",
+            "Latency",
+            "Recompression",
+            "Share",
+            "StoreReport",
+            "StoreView",
+            "SwapStore",
+        ],
         "store",
     ),
     "attach": "store",

@@ -13,23 +13,27 @@ a mapping have the label of its group, which is its name;
 so have those of a paged memory. `batchzip_info` is 1, with version, codec and
 backend as labels.
 
-The faults of paged memories have a histogram of latencies, which has no sum. Nothing else has: no clock is read on
-the way of a page or a value.
+The histograms of latencies have a random one in 64 calls, as reading the clock at each would cost more than it
+tells. So their quantiles and means are those of all calls, but their counts are not: how many calls
+there were is told by the counters. What is timed is said by `batchzip.Latency`.
+The faults of paged memories are timed one and all, by the core; their histogram has no sum.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import batchzip
 from batchzip.checks import check_kind
+from batchzip.core.latency import BOUNDS_S
 from batchzip.errors import ClosedError, ForkedProcess
 from batchzip.extras import load_extra
 from batchzip.mapping import CompressedMapping
-from batchzip.store import SwapStore
+from batchzip.store import Latency, SwapStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -39,8 +43,8 @@ if TYPE_CHECKING:
 
     from batchzip.engine import Engine
 
-    _Row = tuple[str, list[str], float | list[tuple[str, float]]]
-    """Family, values of its labels, figure; of a histogram, its buckets."""
+    _Row = tuple[str, list[str], float | Latency | list[tuple[str, float]]]
+    """Family, values of its labels, figure; of a histogram, what was timed, or its buckets."""
 
 _ESCAPED = re.compile(r"\\ud[89a-f]")
 """How the escape of a surrogate begins."""
@@ -79,6 +83,14 @@ _MAPPINGS = {
 _MEMORY = {
     "total": ("mapping_memory_bytes", "Bytes of memory that the mapping takes, everything counted"),
     "in_dict": ("mapping_dict_bytes", "Bytes of memory that a dict of its values would take"),
+}
+_LATENCIES = {
+    "load": ("load_seconds", "Time of a random one in 64 loads of a page"),
+    "store": ("store_seconds", "Time of a random one in 64 stores of a folio"),
+}
+_MAPPING_LATENCIES = {
+    "get": ("mapping_get_seconds", "Time of a random one in 64 gets that found their value"),
+    "put": ("mapping_put_seconds", "Time of a random one in 64 puts of one value"),
 }
 _OPERATIONS = {
     "batches": ("engine_batches", "Batches that the engine did"),
@@ -191,6 +203,7 @@ class _Families:
     def __init__(self, core: Any, *, named: bool, classes: bool) -> None:
         self._families: dict[str, Any] = {}
         counter, gauge = core.CounterMetricFamily, core.GaugeMetricFamily
+        histogram = core.HistogramMetricFamily
         labels = ["store"] if named else []
 
         def make(kind: Any, names: Iterable[tuple[str, str]], *more: str) -> None:
@@ -202,6 +215,7 @@ class _Families:
         make(counter, _MAPPING_EVENTS.values(), "group")
         make(gauge, (*_MAPPINGS.values(), *_MEMORY.values()), "group")
         make(counter, _TRAFFIC.items(), "group")
+        make(histogram, (*_LATENCIES.values(), *_MAPPING_LATENCIES.values()), "group")
         make(gauge, _PAGES.items(), "group")
         make(
             gauge, [("compressed_bytes", "Bytes of compressed and raw pages in the pool")], "group"
@@ -230,7 +244,7 @@ class _Families:
         make(gauge, [("region_size_pages", "Pages that a paged memory may have")], "group")
         make(gauge, [("region_budget_pages", "Pages that may be resident")], "group")
         make(
-            core.HistogramMetricFamily,
+            histogram,
             [("region_fault_seconds", "Time from a fault being read to its page being mapped")],
             "group",
         )
@@ -243,12 +257,22 @@ class _Families:
     def __iter__(self) -> Iterator[Any]:
         return iter(self._families.values())
 
-    def add(self, name: str, labels: Sequence[str], value: float | list[Any]) -> None:
-        """Add one figure, or the buckets of a histogram."""
+    def add(
+        self,
+        name: str,
+        labels: Sequence[str],
+        value: float | Latency | list[tuple[str, float]],
+    ) -> None:
+        """Add one figure, or one histogram."""
+        family = self._families[name]
         if isinstance(value, list):
-            self._families[name].add_metric(labels, value, sum_value=None)
+            family.add_metric(labels, value, sum_value=None)
+        elif isinstance(value, Latency):
+            bounds = [*map(repr, BOUNDS_S), "+Inf"]
+            buckets = list(zip(bounds, itertools.accumulate(value.calls), strict=True))
+            family.add_metric(labels, buckets, value.total_s)
         else:
-            self._families[name].add_metric(labels, value)
+            family.add_metric(labels, value)
 
 
 def _rows(store: SwapStore, *, classes: bool) -> Iterator[_Row]:
@@ -276,9 +300,13 @@ def _of_groups(store: SwapStore) -> Iterator[_Row]:
         for key in (*_EVENTS, *_PAGES):
             yield key, [name], getattr(counters, key)
         yield "compressed_bytes", [name], counters.pool_total_size
+    with_values = {name for name, group in store.groups.items() if group._user is not None}  # noqa: SLF001
     for name, group in store.status()["groups"].items():
         for key in _TRAFFIC:
             yield key, [name], group[key]
+        if name not in with_values:
+            for key, (family, _) in _LATENCIES.items():
+                yield family, [name], group["latencies"][key]
         if group["max_bytes"] is not None:
             yield "group_limit_bytes", [name], group["max_bytes"]
 
@@ -289,7 +317,7 @@ def _of_mappings(store: SwapStore) -> Iterator[_Row]:
         if mapping is None:
             continue
         try:
-            stats, memory = mapping.stats(), mapping.memory_usage()
+            stats, memory, latencies = mapping.stats(), mapping.memory_usage(), mapping.latencies
         except ClosedError:
             continue
         for source, families in (
@@ -299,6 +327,8 @@ def _of_mappings(store: SwapStore) -> Iterator[_Row]:
         ):
             for key, (family, _) in families.items():
                 yield family, [name], getattr(source, key)
+        for key, (family, _) in _MAPPING_LATENCIES.items():
+            yield family, [name], latencies[key]
 
 
 def _of_regions(store: SwapStore) -> Iterator[_Row]:

@@ -17,26 +17,35 @@ import subprocess
 import sys
 import tempfile
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from command import COMMAND, absolute_path, assert_fits, assert_refused, children, cli
 
 import batchzip
 from batchzip import BadArgument, BatchzipError, NotStorable, ValuesAdvice, advise_values
-from batchzip.advice import spool, values
+from batchzip.advice import spool, weighing
 from batchzip.advice.holder import Holder, process_memory, weigh
 from batchzip.advice.layout import table
-from batchzip.advice.values import Held, recommend
+from batchzip.advice.suiting import Suiting
+from batchzip.advice.values import recommend, weigh_all
+from batchzip.advice.weighing import Held
 from batchzip.cli.main import main
 from batchzip.cli.value_files import open_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DICTS = [Holder("dict"), Holder("lz4.block")]
+
+def dicts_of(serializer: str) -> list[Holder]:
+    return [Holder("dict", serializer), Holder("lz4.block", serializer)]
+
+
+DICTS = dicts_of("bytes")
 
 
 def record(number: int) -> dict[str, Any]:
@@ -67,20 +76,22 @@ def advice() -> ValuesAdvice:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only dicts are measured: what is tested is not which holders there are."""
-    monkeypatch.setattr(values, "_worth_trying", lambda _: DICTS)
+    monkeypatch.setattr(weighing, "_dicts", lambda serializer, **_: dicts_of(serializer))
+    monkeypatch.setattr(weighing, "_worth_trying", lambda *_: [])
+    monkeypatch.setattr(Suiting, "names", ["pickle"])
 
 
 def run_code(code: str, value: object) -> None:
     """Paste the code in a fresh interpreter, and put a value in and get it."""
     script = f"""
-import sys, pickle
+import sys, pickle, numpy
 {code}
 value = pickle.load(sys.stdin.buffer)
 if "put" not in globals():
     put, get = cache.__setitem__, cache.__getitem__
 for number in range(3):
     put(str(number), value)
-assert len(cache) == 3 and get("2") == value
+assert len(cache) == 3 and numpy.array_equal(get("2"), value)
 """
     subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
@@ -129,28 +140,29 @@ def test_the_report_fits_its_width_and_breaks_no_word(advice: ValuesAdvice, widt
     assert "→" in advice.report(width)
 
 
-@pytest.mark.parametrize("serializer", ["bytes", "pickle"])
+@pytest.mark.parametrize("serializer", ["bytes", "pickle", "json", "msgpack"])
 @pytest.mark.parametrize(
     "holder",
     [
         *DICTS,
-        Holder("mapping", "lz4"),
-        Holder("mapping", "lz4", page_size=65536),
-        Holder("mapping", "zstd", 3, 16384, dictionary=True),
+        Holder("pickles"),
+        Holder("mapping", algorithm="lz4"),
+        Holder("mapping", algorithm="lz4", page_size=65536),
+        Holder("mapping", "", "zstd", 3, 16384, dictionary=True),
     ],
     ids=lambda holder: holder.name,
 )
 def test_any_code_runs_and_is_narrow(holder: Holder, serializer: str) -> None:
-    code = holder.code(serializer)
+    code = replace(holder, serializer=serializer).code
     assert max(map(len, code.splitlines())) <= 40
     run_code(code, LINES[0] if serializer == "bytes" else RECORDS[0])
 
 
 def test_code_and_measured_mapping_are_the_same_one() -> None:
-    holder = Holder("mapping", "zstd", 3, 16384, dictionary=True)
-    made = holder.make("pickle")
+    holder = Holder("mapping", "msgpack", "zstd", 3, 16384, dictionary=True)
+    made = holder.make()
     names: dict[str, Any] = {}
-    exec(holder.code("pickle"), names)
+    exec(holder.code, names)
     pasted = names["cache"]
     assert isinstance(made, batchzip.CompressedMapping)
     try:
@@ -165,20 +177,131 @@ def test_code_and_measured_mapping_are_the_same_one() -> None:
             store.engine.close()
 
 
-@pytest.mark.usefixtures("quick")
-def test_objects_are_pickled_and_a_dict_holds_them_as_they_are() -> None:
-    found = advise_values(RECORDS[:4000])
-    assert found.serializer == "pickle"
-    in_dict, compressed = found.held
-    assert in_dict.bytes > found.measured_bytes * 2, "60 floats, each an object"
+def few_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of mappings, only those are measured that are tried for their serializers."""
+
+    def worth_trying(_: object, serializer: str) -> list[Holder]:
+        return [Holder("mapping", serializer, "zstd", 1)]
+
+    monkeypatch.setattr(weighing, "_worth_trying", worth_trying)
+
+
+def test_serializers_that_suit_objects_are_tried_and_the_best_one_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few_mappings(monkeypatch)
+    done = []
+    found = advise_values(RECORDS[:4000], progress=lambda *step: done.append(step))
+    assert done == [(number, 6) for number in range(1, 7)]
+    assert [each.name for each in found.held] == [
+        "dict of objects",
+        "dict of pickles",
+        "dict of lz4.block",
+        "zstd 1, msgpack",
+        "zstd 1, json",
+        "zstd 1, pickle",
+    ]
+    in_dict, pickles, compressed, *tried = found.held
+    assert in_dict.bytes > pickles.bytes * 2, "60 floats, each an object"
     assert compressed.bytes < in_dict.bytes / 2
-    assert found.recommended is compressed
+    best = next(each for each in tried if each.holder.serializer == found.serializer)
+    assert best.bytes <= min(each.bytes for each in tried) * 1.05
+    assert any(note.startswith("Values are objects") for note in found.notes)
+    run_code(found.code, RECORDS[0])
+
+
+def test_arrays_are_kept_without_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_mappings(monkeypatch)
+    monkeypatch.setattr(weighing, "_dicts", lambda serializer, **_: [Holder("dict", serializer)])
+    arrays = [np.full(1000, number, np.int32) for number in range(1000)]
+    found = advise_values(arrays)
+    assert found.serializer == "numpy"
+    assert found.recommended.holder.serializer == "numpy"
+    assert 'serializer="numpy"' in found.code
+    assert "zstd 1, pickle" in [each.name for each in found.held]
+    run_code(found.code, arrays[7])
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ([{"a": [1, 2.5, None]}, "text", 7], ["msgpack", "json"]),
+        ([{"a": float("nan")}], ["msgpack"]),
+        ([{"a": b"bytes"}], ["msgpack"]),
+        ([{"a": 1 << 70}], ["json"]),
+        ([{"a": 1}, ("a", 1)], []),
+        ([{"a": 1}, np.ones(3)], []),
+        ([np.ones(3), np.float32(1)], ["numpy"]),
+        ([np.array([{}])], []),
+        ([RuntimeError()], []),
+        ([pa.table({"a": [1]})], ["arrow"]),
+    ],
+)
+def test_only_serializers_that_take_every_value_are_tried(
+    given: list[Any], names: list[str]
+) -> None:
+    suiting = Suiting()
+    for value in given:
+        suiting.note(value)
+    assert suiting.names == [*names, "pickle"]
+    assert suiting.missing == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    notes = advise_values(RECORDS[:10]).notes
+    assert any(
+        "serializer='json' needs msgspec" in note and "pip install" in note for note in notes
+    )
+
+
+def test_what_objects_share_is_there_once_for_each_few_of_them() -> None:
+    shared = "x" * 10_000
+    values = [[number, shared] for number in range(6400)]
+    with tempfile.TemporaryFile() as file:
+        spool.write(file, enumerate(values), 1 << 30)
+        found = weigh(Holder("dict", "pickle"), file.fileno(), len(values))
+    assert 100 * 10_000 < found.bytes < 400 * 10_000, "64 objects are written together"
+
+
+def test_lines_are_measured_parsed_too_but_are_what_is_to_be_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    few_mappings(monkeypatch)
+    path = tmp_path / "values.jsonl"
+    path.write_bytes(b"\n".join(LINES[:4000]))
+    found = weigh_all(open_values(str(path), 1 << 30, 0), 1 << 30)
+    names = ["dict", "dict of objects", "dict of lz4.block", "zstd 1"]
+    assert [each.name for each in found.held] == names
+    in_dict, parsed, *_ = found.held
+    assert parsed.bytes > in_dict.bytes * 1.5
+    assert parsed.of_dict == pytest.approx(parsed.bytes / in_dict.bytes)
+    assert found.recommended is not parsed
+    assert any("--parsed" in note for note in found.notes)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("sample", [1 << 20, 1 << 30])
+def test_parsed_lines_are_the_objects_that_they_say(tmp_path: Path, sample: int) -> None:
+    path = tmp_path / "values.jsonl"
+    path.write_bytes(b"\n".join(LINES))
+    source = open_values(str(path), sample, 0, is_parsed=True)
+    found = weigh_all(source, sample)
+    assert found.serializer == "pickle"
+    assert found.total_values == pytest.approx(8000, rel=0.05)
+    mean = np.mean([len(pickle.dumps(each, 5)) for each in RECORDS])
+    assert found.total_bytes == pytest.approx(8000 * mean, rel=0.05)
+    assert (found.measured_values == 8000) is (sample > 1 << 20)
+    assert found.measured_bytes <= 1.01 * sample
+    assert found.held[0].name == "dict of objects"
 
 
 def test_larger_pages_are_tried_for_larger_values() -> None:
     def tried(*lengths: int) -> set[tuple[int, bool]]:
         pairs = ((str(number), bytes(length)) for number, length in enumerate(lengths))
-        holders = values._worth_trying(spool.write(io.BytesIO(), pairs, 1 << 30))
+        spooled = spool.write(io.BytesIO(), pairs, 1 << 30)
+        holders = weighing._worth_trying(spooled, "bytes")
         return {(holder.page_size, holder.dictionary) for holder in holders}
 
     small = {(4096, False), (4096, True)}
@@ -190,8 +313,8 @@ def test_larger_pages_are_tried_for_larger_values() -> None:
 
 
 def test_what_cannot_be_learnt_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    zstd = Holder("mapping", "zstd", 1, dictionary=True)
-    monkeypatch.setattr(values, "_worth_trying", lambda _: [*DICTS, zstd])
+    zstd = Holder("mapping", "bytes", "zstd", 1, dictionary=True)
+    monkeypatch.setattr(weighing, "_worth_trying", lambda *_: [zstd])
     found = advise_values(LINES[:20])
     assert [held.holder for held in found.held] == DICTS
     assert any("a dictionary that was not learnt" in note for note in found.notes)
@@ -288,7 +411,7 @@ def test_keys_that_no_mapping_takes_are_said() -> None:
     said = pytest.raises(BatchzipError, match=r"lz4 could not be measured: a key is .*not float")
     with tempfile.TemporaryFile() as file, said:
         spool.write(file, [(1.5, b"value")], 100)
-        weigh(Holder("mapping", "lz4"), "bytes", file.fileno(), 1)
+        weigh(Holder("mapping", algorithm="lz4"), file.fileno(), 1)
 
 
 def test_values_come_out_of_the_spool_as_they_went_in(tmp_path: Path) -> None:
@@ -299,6 +422,7 @@ def test_values_come_out_of_the_spool_as_they_went_in(tmp_path: Path) -> None:
     assert list(spool.read(path)) == pairs
     assert list(spool.read_keys(path)) == [key for key, _ in pairs]
     assert (written.values, written.all_bytes, written.complete) == (5, False, True)
+    assert written.suiting.names == ["msgpack", "pickle"], "JSON has no bytes"
     assert written.bytes_up_to == {
         4096: written.value_bytes - 70000,
         16384: written.value_bytes - 70000,
@@ -324,9 +448,9 @@ def test_without_pss_memory_is_rss_and_says_so(monkeypatch: pytest.MonkeyPatch) 
 
 
 def held(name: str, size: int, cost: float = 1.0, *, of: int = 100 << 20) -> Held:
-    kinds = {"dict": Holder("dict"), "lz4.block": Holder("lz4.block")}
-    holder = kinds.get(name, Holder("mapping", name))
-    return Held(holder, size << 20, size << 20, cost, cost, (size << 20) / of, "")
+    kinds = {each: Holder(each) for each in ("dict", "parsed", "pickles", "lz4.block")}
+    holder = kinds.get(name, Holder("mapping", algorithm=name))
+    return Held(holder, size << 20, size << 20, cost, cost, (size << 20) / of)
 
 
 @pytest.mark.parametrize(
@@ -338,6 +462,8 @@ def held(name: str, size: int, cost: float = 1.0, *, of: int = 100 << 20) -> Hel
         ([held("lz4", 41), held("zstd", 40, 9)], "lz4"),
         ([held("lz4", 41, 1.05), held("zstd", 40, 1)], "lz4"),
         ([held("lz4.block", 30), held("zstd", 40)], "dict of lz4.block"),
+        ([held("pickles", 30), held("zstd", 29, 9)], "dict of pickles"),
+        ([held("parsed", 10), held("zstd", 40)], "zstd"),
     ],
 )
 def test_the_least_memory_wins_and_of_what_is_near_the_quickest(
@@ -419,7 +545,7 @@ def test_each_kind_of_file_has_its_keys_and_values() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_of_a_large_file_lines_from_all_over_it_are_taken() -> None:
-    source = open_values("values.jsonl", 2 << 20, 0, is_pickle=False)
+    source = open_values("values.jsonl", 2 << 20, 0)
     found = list(source.pairs)
     assert source.is_sample
     assert source.total_bytes == Path("values.jsonl").stat().st_size
@@ -434,7 +560,7 @@ def test_of_a_large_table_rows_are_picked_at_random(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "large.sqlite")) as connection, connection:
         connection.execute("CREATE TABLE entries (name TEXT PRIMARY KEY, value BLOB)")
         connection.executemany("INSERT INTO entries VALUES (?, ?)", enumerate(LINES))
-    source = open_values("large.sqlite:entries", 1 << 20, 0, is_pickle=False)
+    source = open_values("large.sqlite:entries", 1 << 20, 0)
     numbers = [LINES.index(value) for _, value in source.pairs]
     assert source.is_sample
     assert source.total_values == 8000
@@ -482,8 +608,13 @@ def test_no_pickle_is_read_without_consent(
         (["values.sqlite:nothing"], ["no table 'nothing'", "entries, hollow, log"]),
         (["values.sqlite:hollow"], ["table 'hollow' has no rows"]),
         (["values.jsonl:table"], ["values.jsonl is no SQLite file"]),
-        (["values.sqlite:log", "--pickle"], ["leave --pickle out"]),
-        (["tree", "--pickle"], ["tree is a folder, no pickle"]),
+        (["values.sqlite:log", "--pickle"], ["log is a table: leave --pickle out"]),
+        (["values.sqlite:log", "--parsed"], ["log is a table: leave --parsed out"]),
+        (["tree", "--pickle"], ["tree is a folder: leave --pickle out"]),
+        (["tree", "--parsed"], ["tree is a folder: leave --parsed out"]),
+        (["values.pickle", "--parsed"], ["is a pickle", "--pickle"]),
+        (["values.pickle", "--parsed", "--pickle"], ["--parsed is for lines of JSON", "leave one"]),
+        (["text.txt", "--parsed"], ["text.txt, line 1, is no JSON value"]),
         (["set.pickle", "--pickle"], ["a pickled set", "a dict or a list"]),
         (["broken.pickle", "--pickle"], ["broken.pickle cannot be unpickled"]),
         (["text.txt", "--pickle"], ["text.txt cannot be unpickled"]),
@@ -500,8 +631,11 @@ def test_odd_input_is_one_clear_line(
     assert_refused(capfd, ["advise", "--values", *arguments], *words)
 
 
-def test_pickle_alone_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
-    assert_refused(capfd, ["advise", "--pickle"], "--values FILE")
+@pytest.mark.parametrize("option", ["--pickle", "--parsed"])
+def test_an_option_of_values_alone_is_refused(
+    option: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert_refused(capfd, ["advise", option], f"{option} says what --values FILE is")
 
 
 # The command
@@ -537,6 +671,30 @@ def test_people_get_a_report_in_the_columns_there_are(
     assert max(map(len, out.splitlines())) <= 40
     assert re.search(r"^→ (dict|dict of lz4\.block)$", out, re.MULTILINE)
     assert list(own.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick", "folder")
+@pytest.mark.parametrize("kind", ["--values", "--file"])
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("length", [70, 200])
+def test_long_paths_stay_whole_and_nothing_else_is_too_wide(
+    kind: str,
+    width: int,
+    length: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = Path("a-b.c/" + "d-" * 50) / "e,f" if length == 200 else Path("a" * (length - 8))
+    path = path.with_name(path.name + "-x.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\n".join(LINES[:500]))
+    monkeypatch.setenv("COLUMNS", str(width))
+    more = ["--algorithm", "lz4"] if kind == "--file" else []
+    assert main(["advise", kind, str(path), *more]) == 0
+    out, _ = capfd.readouterr()
+    assert f"{path}:" in out.split()
+    for line in out.splitlines():
+        assert len(line) <= width or line == f"{path}:", line
 
 
 @pytest.mark.usefixtures("folder")

@@ -312,6 +312,7 @@ def test_without_shtab_the_command_to_install_it_is_given() -> None:
                 "file": None,
                 "values": None,
                 "pickle": False,
+                "parsed": False,
                 "sample": None,
                 "algorithms": None,
                 "max_load_us": None,

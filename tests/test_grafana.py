@@ -14,6 +14,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from promql_parser import parse
 
 from batchzip import CompressBatch, CompressedMapping, DecompressBatch, Engine, SwapStore
 from batchzip.metrics import collector
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 DASHBOARD = Path(__file__).parents[1] / "examples" / "grafana.json"
 SELECTOR = re.compile(r"(batchzip_\w+)(?:\{([^}]*)\})?")
+COUNTERS = ("_total", "_bucket", "_sum", "_count")
 SCRAPED = {"job", "instance"}
 """Labels that Prometheus adds."""
 
@@ -100,16 +102,24 @@ def test_every_query_names_figures_and_labels_that_there_are(
             assert name in labels, query
             has = labels[name] | SCRAPED
             assert set(re.findall(r'(\w+)=~?"', matchers)) <= has, query
+            assert name.endswith("_bucket") is ("histogram_quantile" in query), query
             for grouped in re.findall(r"by \(([^)]*)\)", query):
                 assert set(re.split(r",\s*", grouped)) <= has, query
             for wanted in re.findall(r"^label_values\(.*, (\w+)\)$", query):
                 assert wanted in has, query
-        assert query.count("(") == query.count(")"), query
         # A counter is of use as a rate only, and a rate of counters only.
         counters = re.findall(
             r"(?:rate|increase)\((batchzip_\w+)\{[^}]*\}\[\$__rate_interval\]\)", query
         )
-        assert counters == [name for name, _ in selectors if name.endswith("_total")], query
+        assert counters == [name for name, _ in selectors if name.endswith(COUNTERS)], query
+
+
+def test_every_query_is_one_of_prometheus(dashboard: dict[str, Any]) -> None:
+    for panel in panels_of(dashboard):
+        for target in panel["targets"]:
+            parse(target["expr"].replace("$__rate_interval", "1m"))
+    with pytest.raises(ValueError, match="expected type matrix"):
+        parse("rate(batchzip_page_loads_total)")
 
 
 def test_every_figure_but_a_few_is_on_it(
@@ -129,6 +139,7 @@ def test_legends_name_labels_that_the_query_keeps(dashboard: dict[str, Any]) -> 
                 for grouped in re.findall(r"by \(([^)]*)\)", target["expr"])
                 for label in re.split(r",\s*", grouped)
             }
+            kept -= {"le"} if "histogram_quantile" in target["expr"] else set()
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) == kept
 
 

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import batchzip
 from batchzip import ClosedError, CompressedMapping, Engine, MissingExtra, PageNotStored, SwapStore
+from batchzip.core.latency import BOUNDS_S
 from batchzip.core.records import shift_clock
 from batchzip.metrics import collector
 from batchzip.testing.plain import make_pages
@@ -123,6 +124,7 @@ def test_names_and_units_are_those_of_prometheus(store: SwapStore) -> None:
         assert family.name.startswith("batchzip_")
         assert family.documentation
         assert family.type in ("counter", "gauge", "histogram")
+        assert family.name.endswith("_seconds") >= (family.type == "histogram")
         for sample in family.samples:
             assert sample.name.endswith("_total") is (family.type == "counter")
         for unit in ("kib", "mib", "us", "ms", "s", "percent", "total"):
@@ -189,6 +191,37 @@ def test_a_mapping_stands_for_its_store() -> None:
         }
         assert {samples["batchzip_mapping_values", name] for name in (None, "a", "b")} == {1}
     assert not any(family.samples for family in collector(own).collect())
+
+
+def test_latencies_are_histograms_of_what_is_called(store: SwapStore) -> None:
+    registry = CollectorRegistry()
+    registry.register(collector(store))
+    with CompressedMapping(store, name="rows") as rows, served(registry) as address:
+        store.store(0, make_pages(1))
+        for number in range(500):
+            store.load(0)
+            rows[number] = b"value"
+            assert rows[number]
+        found, families = scrape(address)
+        told = {
+            "load": (store.latencies["load"], ""),
+            "mapping_get": (rows.latencies["get"], "rows"),
+            "mapping_put": (rows.latencies["put"], "rows"),
+        }
+        for name, (latency, of) in told.items():
+            family = f"batchzip_{name}_seconds"
+            assert found[f"{family}_count", group(of)] == latency.count > 0
+            assert found[f"{family}_sum", group(of)] == latency.total_s
+            calls = [
+                found[f"{family}_bucket", (*group(of), ("le", bound))]
+                for bound in (*map(str, BOUNDS_S), "+Inf")
+            ]
+            assert np.diff(calls, prepend=0).tolist() == list(latency.calls)
+        samples = [sample for family in families for sample in family.samples]
+        groups = {(sample.name, sample.labels.get("group")) for sample in samples}
+        assert ("batchzip_store_seconds_count", "") in groups
+        assert ("batchzip_load_seconds_count", "rows") not in groups
+        assert ("batchzip_mapping_get_seconds_count", "") not in groups
 
 
 def test_info_says_what_is_in_use(store: SwapStore) -> None:

@@ -20,7 +20,8 @@ from command import COMMAND, assert_one_clear_line, assert_refused, cli
 from rich.console import Console
 
 import batchzip
-from batchzip import ClosedError, Engine, SwapStore
+from batchzip import ClosedError, CompressedMapping, Engine, SwapStore
+from batchzip.cli.output import duration
 from batchzip.cli.snapshot import take_snapshot
 from batchzip.cli.top import shared_stores
 from batchzip.cli.top_screen import screen
@@ -28,6 +29,8 @@ from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from batchzip.cli.snapshot import Snapshot
 
 OWNER = """
 import sys
@@ -264,6 +267,13 @@ def test_bad_input_is_one_clear_line(
 # Figures
 
 
+def drawn(now: Snapshot, before: Snapshot | None) -> str:
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(screen(now, before, height=None))
+    return re.sub(r" +$", "", shown.get(), flags=re.MULTILINE)
+
+
 def test_rates_and_loads_are_those_between_two_looks() -> None:
     with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
         store.store(0, make_pages(10))
@@ -285,6 +295,50 @@ def test_rates_and_loads_are_those_between_two_looks() -> None:
             with pytest.raises(ClosedError):
                 take_snapshot(view)
         assert screen(now, before, height=None)
+
+
+def test_latencies_are_those_since_the_last_look_and_else_of_ever() -> None:
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+        with CompressedMapping(store, name="rows") as rows, batchzip.attach(store.share()) as view:
+            store.store(0, make_pages(1))
+            never = take_snapshot(view)
+            for number in range(500):
+                store.load(0)
+                rows[number] = b"value"
+            before = take_snapshot(view)
+            for _ in range(500):
+                store.load(0)
+            now = take_snapshot(view)
+            ever = store.latencies
+        assert never.latencies(None) == {}
+        assert before.latencies(never).keys() == {"load", "put"}
+        since = now.latencies(before)
+        assert since["load"] == ever["load"] - before.latencies(None)["load"]
+        assert since["put"] == ever["put"]
+        shown = drawn(now, before)
+        assert re.search(r"^latency +p50 +p99 +mean +timed calls$", shown, re.MULTILINE)
+        for operation, latency in since.items():
+            times = duration(latency.quantile(0.5)), duration(latency.quantile(0.99))
+            line = (operation, *times, duration(latency.mean_s), str(latency.count))
+            assert re.search(f"^{' +'.join(line)}$", shown, re.MULTILINE)
+        assert "latency" not in drawn(never, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (None, "-"),
+        (2.56e-7, "0.256 µs"),
+        (1.5e-6, "1.50 µs"),
+        (99.96e-6, "100 µs"),
+        (0.9994e-3, "999 µs"),
+        (0.9996e-3, "1.00 ms"),
+        (0.0305, "30.5 ms"),
+        (17.18, "17.2 s"),
+    ],
+)
+def test_times_have_three_digits_and_a_unit(seconds: float | None, shown: str) -> None:
+    assert duration(seconds) == shown
 
 
 def test_a_worker_s_load_is_the_share_of_the_time_it_was_busy() -> None:
@@ -309,7 +363,4 @@ def test_the_pool_s_share_of_its_limit_is_told() -> None:
         store.max_pool_bytes = 4 * store.counters.pool_total_size
         with batchzip.attach(store.share()) as view:
             now = take_snapshot(view)
-    console = Console(width=100)
-    with console.capture() as shown:
-        console.print(screen(now, None, height=None))
-    assert "(25%)" in shown.get()
+    assert "(25%)" in drawn(now, None)

@@ -15,7 +15,9 @@ option.py      what is found, and how it is said
 trial.py       one way to compress, tried
 judgement.py   the Pareto front and the recommendation
 values.py      what values take in a dict, and in a mapping: `batchzip.advise_values`
-holder.py      what they can be kept in, each measured in a fresh process
+weighing.py    what they can be kept in, and which of it is tried
+suiting.py     the serializers that take them
+holder.py      each measured in a fresh process
 spool.py       the file from which such a process reads them
 layout.py      reports that fit a width
 """

@@ -52,10 +52,18 @@ _READY = "batchzip weighed: "
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What values are kept in: a dict, a dict of lz4.block's results, or a CompressedMapping."""
+    """What values are kept in: a dict, with or without serializing or compressing them, or a mapping."""
 
     kind: str
-    """dict, lz4.block or mapping."""
+    """
+    dict       the values as they are
+    parsed     the same of what they are as JSON
+    pickles    a dict of pickles
+    lz4.block  a dict of lz4.block's results
+    mapping    a CompressedMapping
+    """
+    serializer: str = "bytes"
+    """What makes bytes of the values, unless they are that."""
     algorithm: str = ""
     level: int | None = None
     page_size: int = 4096
@@ -64,47 +72,33 @@ class Holder:
     @property
     def name(self) -> str:
         """What people call it."""
-        if self.kind == "dict":
-            return "dict"
-        if self.kind == "lz4.block":
-            return "dict of lz4.block"
+        has_objects = self.serializer != "bytes"
+        if self.kind != "mapping":
+            return {
+                "dict": "dict of objects" if has_objects else "dict",
+                "parsed": "dict of objects",
+                "pickles": "dict of pickles",
+                "lz4.block": "dict of lz4.block",
+            }[self.kind]
         words = [self.algorithm if self.level is None else f"{self.algorithm} {self.level}"]
+        words += [self.serializer] * has_objects
         if self.page_size != 4096:
             words.append(f"{self.page_size >> 10} KiB pages")
         if self.dictionary:
             words.append("dictionary")
         return ", ".join(words)
 
-    def code(self, serializer: str) -> str:
-        """Return Python that makes `cache`, in short lines."""
-        if self.kind == "dict":
+    @property
+    def code(self) -> str:
+        """Python that makes `cache`, in short lines; `put` and `get`, where the dict needs them."""
+        if self.kind in ("dict", "parsed"):
             return "cache = {}"
-        if self.kind == "lz4.block":
-            return "\n".join(
-                [
-                    "import lz4.block",
-                    *(["import pickle"] if serializer == "pickle" else []),
-                    "",
-                    "cache = {}",
-                    "",
-                    "def put(key, value):",
-                    *(["    value = pickle.dumps(value)"] if serializer == "pickle" else []),
-                    "    data = lz4.block.compress(value)",
-                    "    cache[key] = data",
-                    "",
-                    "def get(key):",
-                    "    data = cache[key]",
-                    *(
-                        ["    data = lz4.block.decompress(data)", "    return pickle.loads(data)"]
-                        if serializer == "pickle"
-                        else ["    return lz4.block.decompress(data)"]
-                    ),
-                ]
-            )
+        if self.kind != "mapping":
+            return self._dict_code()
         engine = [f'"{self.algorithm}"']
         engine += [f"{key}={value}" for key, value in self._parameters().items()]
         mapping = ["store"]
-        mapping += [f'{key}="{value}"' for key, value in self._options(serializer).items()]
+        mapping += [f'{key}="{value}"' for key, value in self._options().items()]
         return "\n".join(
             [
                 "import batchzip",
@@ -119,39 +113,55 @@ class Holder:
             ]
         )
 
+    def _dict_code(self) -> str:
+        """Return code of a dict of pickles, or of what lz4.block makes of them, or of bytes."""
+        is_pickled, is_compressed = self.serializer != "bytes", self.kind == "lz4.block"
+        lines = ["import lz4.block"] * is_compressed + ["import pickle"] * is_pickled
+        lines += ["", "cache = {}", "", "def put(key, value):"]
+        lines += ["    value = pickle.dumps(value)"] * is_pickled
+        lines += ["    value = lz4.block.compress(value)"] * is_compressed
+        lines += ["    cache[key] = value", "", "def get(key):", "    value = cache[key]"]
+        lines += ["    value = lz4.block.decompress(value)"] * is_compressed
+        lines += ["    value = pickle.loads(value)"] * is_pickled
+        return "\n".join([*lines, "    return value"])
+
     def _parameters(self) -> dict[str, Any]:
         level = {} if self.level is None else {"level": self.level}
         return level if self.page_size == 4096 else {**level, "page_size": self.page_size}
 
-    def _options(self, serializer: str) -> dict[str, Any]:
-        options = {} if serializer == "bytes" else {"serializer": serializer}
+    def _options(self) -> dict[str, Any]:
+        options = {} if self.serializer == "bytes" else {"serializer": self.serializer}
         return {**options, "dictionary": "auto"} if self.dictionary else options
 
-    def make(self, serializer: str) -> MutableMapping[Any, Any]:
+    def make(self) -> MutableMapping[Any, Any]:
         """Make it, empty."""
-        if self.kind == "dict":
+        if self.kind in ("dict", "parsed"):
             return {}
-        if self.kind == "lz4.block":
-            return _DictOfLz4(serializer == "pickle")
+        if self.kind != "mapping":
+            return _DictOfBytes(self.serializer != "bytes", self.kind == "lz4.block")
         # `Engine` has an overload for each algorithm, and none for a name that is not known yet.
         engine = Engine(self.algorithm, **self._parameters())
-        return CompressedMapping(SwapStore(engine), **self._options(serializer))
+        return CompressedMapping(SwapStore(engine), **self._options())
 
 
-class _DictOfLz4(dict[Any, Any]):
-    """Compressed values in a dict, as one writes it by hand."""
+class _DictOfBytes(dict[Any, Any]):
+    """Pickled or compressed values in a dict, or both, as one writes it by hand."""
 
-    def __init__(self, is_pickled: bool) -> None:
+    def __init__(self, is_pickled: bool, is_compressed: bool) -> None:
         super().__init__()
         self._is_pickled = is_pickled
+        self._is_compressed = is_compressed
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        data = pickle.dumps(value, protocol=5) if self._is_pickled else value
-        super().__setitem__(key, lz4.block.compress(data))
+        if self._is_pickled:
+            value = pickle.dumps(value)
+        super().__setitem__(key, lz4.block.compress(value) if self._is_compressed else value)
 
     def __getitem__(self, key: Any) -> Any:
-        data = lz4.block.decompress(super().__getitem__(key))
-        return pickle.loads(data) if self._is_pickled else data
+        value = super().__getitem__(key)
+        if self._is_compressed:
+            value = lz4.block.decompress(value)
+        return pickle.loads(value) if self._is_pickled else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +178,7 @@ class Weight:
     """PSS, or RSS where the kernel does not tell the PSS."""
 
 
-def weigh(holder: Holder, serializer: str, spool_fd: int, values: int) -> Weight:
+def weigh(holder: Holder, spool_fd: int, values: int) -> Weight:
     """Measure a holder with the spooled values in a fresh process, which ends with this one.
 
     Raise BatchzipError if that fails.
@@ -176,7 +186,7 @@ def weigh(holder: Holder, serializer: str, spool_fd: int, values: int) -> Weight
     # Values may be of classes of whatever was imported here.
     start = f"from {__name__} import main; main()"
     command = command_for(start, "what measures values", [*sys.modules])
-    arguments = json.dumps({**asdict(holder), "serializer": serializer, "values": values})
+    arguments = json.dumps({**asdict(holder), "values": values})
     done = subprocess.run(  # noqa: S603 - our own module in our own interpreter
         [*command, arguments, str(spool_fd), str(os.getpid())],
         pass_fds=[spool_fd],
@@ -224,32 +234,32 @@ class _Unreadable(Exception):
     """A value cannot be restored here."""
 
 
-def _restored(path: Path) -> Iterator[tuple[Any, Any]]:
+def _restored(holder: Holder, path: Path) -> Iterator[tuple[Any, Any]]:
     values = read(path)
     while True:
         try:
-            pair = next(values)
+            key, value = next(values)
         except StopIteration:
             return
         except Exception as error:  # whatever a class does when it is restored
             raise _Unreadable(f"{type(error).__name__}: {error}") from error
-        yield pair
-        del pair
+        yield key, json.loads(value) if holder.kind == "parsed" else value
+        del key, value
 
 
-def _measure(holder: Holder, serializer: str, path: Path, values: int) -> Weight:
+def _measure(holder: Holder, path: Path, values: int) -> Weight:
     clock = time.perf_counter_ns
     put_ns = np.ones(values, np.int64)
-    made = holder.make(serializer)
+    made = holder.make()
     passing = min(_PASSING, 1 + values // _PASSING)
-    for number, (key, value) in enumerate(islice(_restored(path), passing)):
+    for number, (key, value) in enumerate(islice(_restored(holder, path), passing)):
         if not number:  # what the first one brings with it is not what values take
             made[key] = value
     key = value = None
     gc.collect()
     _give_back()
     measure, before = process_memory()
-    for number, (key, value) in enumerate(_restored(path)):
+    for number, (key, value) in enumerate(_restored(holder, path)):
         start = clock()
         made[key] = value
         put_ns[number] = clock() - start
@@ -280,14 +290,14 @@ def _measure(holder: Holder, serializer: str, path: Path, values: int) -> Weight
 def main() -> None:
     """Measure one holder in this process, and write what was found."""
     options = json.loads(sys.argv[1])
-    serializer, values = options.pop("serializer"), options.pop("values")
+    values = options.pop("values")
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[3]):
         return  # it ended before that was set
     path = Path(f"/proc/self/fd/{sys.argv[2]}")
     answer: dict[str, Any]
     try:
-        answer = asdict(_measure(Holder(**options), serializer, path, values))
+        answer = asdict(_measure(Holder(**options), path, values))
     except _Unreadable as error:
         answer = {"unreadable": str(error)}
     except BatchzipError as error:

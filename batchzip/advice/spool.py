@@ -4,17 +4,20 @@ A value that lay in the process anyway would not count as what it takes. So the 
 to a file once, and each process that is measured reads it. The file has no name: nothing of it is
 left behind, however this process ends.
 
-A frame: bytes of the key, bytes of the value, whether the value is pickled; then both. Keys are
-always pickled. The file is of this process's own making, and no other user can open it.
+A frame: bytes of the keys, bytes of the values, whether they are pickled; then both. A value that is bytes has a
+frame of its own. Up to 64 objects share one, so that what they have in common in a dict (the same str as a key
+in each, for instance) is there once in its copy, too. Keys are always pickled. The file is of this process's own
+making, and no other user can open it.
 """
 
 from __future__ import annotations
 
 import pickle
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
+from batchzip.advice.suiting import Suiting
 from batchzip.errors import NotStorable
 from batchzip.wording import shown
 
@@ -22,21 +25,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-_HEAD = struct.Struct("<IQ?")
+_HEAD = struct.Struct("<QQ?")
+
+TOGETHER = 64
+"""Objects of a frame."""
+_TOGETHER_BYTES = 1 << 20
+"""Bytes of pickled objects from which a frame is complete."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Spooled:
     """What was written."""
 
-    values: int
-    value_bytes: int
-    bytes_up_to: dict[int, int]
+    values: int = 0
+    value_bytes: int = 0
+    bytes_up_to: dict[int, int] = field(default_factory=lambda: {4096: 0, 16384: 0})
     """Bytes of the values that fit a page, for pages of 4 and 16 KiB."""
-    all_bytes: bool
+    all_bytes: bool = True
     """Whether every value is bytes."""
-    complete: bool
+    complete: bool = True
     """Whether there were no more than these."""
+    suiting: Suiting = field(default_factory=Suiting)
+    """Serializers that take every value, where not all are bytes."""
 
 
 def write(file: IO[bytes], pairs: Iterable[tuple[Any, Any]], most_bytes: int) -> Spooled:
@@ -44,26 +54,38 @@ def write(file: IO[bytes], pairs: Iterable[tuple[Any, Any]], most_bytes: int) ->
 
     Raise NotStorable for what cannot be pickled, OSError.
     """
-    values = value_bytes = 0
-    bytes_up_to = {4096: 0, 16384: 0}
-    all_bytes = complete = True
+    done = Spooled()
+    objects: list[tuple[Any, Any]] = []
+    object_bytes = 0
+    has_bytes = False
     for key, value in pairs:
-        if value_bytes >= most_bytes:
-            complete = False
+        if done.value_bytes >= most_bytes:
+            done.complete = False
             break
-        is_object = not isinstance(value, bytes | bytearray | memoryview)
-        head = _pickled(key, "a key", key)
-        data = _pickled(value, "the value", key) if is_object else bytes(value)
-        file.write(_HEAD.pack(len(head), len(data), is_object))
-        file.write(head)
-        file.write(data)
-        values += 1
-        value_bytes += len(data)
-        for page_size in bytes_up_to:
-            bytes_up_to[page_size] += len(data) * (len(data) <= page_size)
-        all_bytes = all_bytes and not is_object
+        keys = _pickled([key], "a key", key)
+        if isinstance(value, bytes | bytearray | memoryview):
+            _write_objects(file, objects)
+            objects, object_bytes = [], 0
+            has_bytes = True
+            length = _write(file, keys, bytes(value), is_pickled=False)
+        else:
+            length = len(_pickled(value, "the value", key))
+            done.suiting.note(value)
+            done.all_bytes = False
+            objects.append((key, value))
+            object_bytes += length
+            if len(objects) == TOGETHER or object_bytes >= _TOGETHER_BYTES:
+                _write_objects(file, objects)
+                objects, object_bytes = [], 0
+        done.values += 1
+        done.value_bytes += length
+        for page_size in done.bytes_up_to:
+            done.bytes_up_to[page_size] += length * (length <= page_size)
+    _write_objects(file, objects)
+    if has_bytes and not done.all_bytes:
+        done.suiting.note(b"bytes")
     file.flush()
-    return Spooled(values, value_bytes, bytes_up_to, all_bytes, complete)
+    return done
 
 
 def _pickled(value: object, what: str, key: object) -> bytes:
@@ -75,15 +97,35 @@ def _pickled(value: object, what: str, key: object) -> bytes:
         ) from error
 
 
+def _write_objects(file: IO[bytes], objects: list[tuple[Any, Any]]) -> None:
+    if objects:
+        keys, values = map(list, zip(*objects, strict=True))
+        first = keys[0]
+        _write(
+            file, _pickled(keys, "keys", first), _pickled(values, "values", first), is_pickled=True
+        )
+
+
+def _write(file: IO[bytes], keys: bytes, values: bytes, *, is_pickled: bool) -> int:
+    file.write(_HEAD.pack(len(keys), len(values), is_pickled))
+    file.write(keys)
+    file.write(values)
+    return len(values)
+
+
 def read(path: Path) -> Iterator[tuple[Any, Any]]:
     """Yield keys and values."""
     with path.open("rb") as file:
         while head := file.read(_HEAD.size):
-            key_bytes, value_bytes, is_object = _HEAD.unpack(head)
-            key = pickle.loads(file.read(key_bytes))
+            key_bytes, value_bytes, is_pickled = _HEAD.unpack(head)
+            keys = pickle.loads(file.read(key_bytes))
             data = file.read(value_bytes)
-            yield key, pickle.loads(data) if is_object else data
-            del key, data
+            values = pickle.loads(data) if is_pickled else [data]
+            del data
+            keys.reverse()
+            values.reverse()
+            while keys:  # what was given is not kept here
+                yield keys.pop(), values.pop()
 
 
 def read_keys(path: Path) -> Iterator[Any]:
@@ -91,5 +133,5 @@ def read_keys(path: Path) -> Iterator[Any]:
     with path.open("rb") as file:
         while head := file.read(_HEAD.size):
             key_bytes, value_bytes, _ = _HEAD.unpack(head)
-            yield pickle.loads(file.read(key_bytes))
+            yield from pickle.loads(file.read(key_bytes))
             file.seek(value_bytes, 1)

@@ -1,7 +1,7 @@
 """Advice on values: what they would take in a dict, and in a CompressedMapping.
 
     values ─▶ spool: a file of them, or of a sample
-           ─▶ holder: each in a fresh process that reads the file: memory, cost of put and get
+           ─▶ weighing: which holders may pay; each in a fresh process that reads the file (holder.py)
            ─▶ one is recommended
 
 Rejected: measuring in a forked child. It has what its parent freed, and grows by what it touches.
@@ -12,14 +12,14 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchzip.advice.holder import Holder, weigh
 from batchzip.advice.layout import table, wrapped
 from batchzip.advice.option import amount
 from batchzip.advice.spool import write
+from batchzip.advice.weighing import Weighing, best
 from batchzip.checks import as_integer
 from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, BatchzipError
@@ -29,54 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from batchzip.advice.spool import Spooled
+    from batchzip.advice.weighing import Held
 
 SAMPLE_BYTES = 64 << 20
 """Bytes of values that are looked at by default."""
 
 _MOST_BYTES = 1 << 63
 
-_SOME = 0.1
-"""Share of all bytes from which it pays to try what is for values of some lengths: larger pages for
-those above 4 KiB, dictionaries for those of up to a page."""
-
 _WORTH = 0.1
 """Share of a dict's memory that has to be saved for anything else to be recommended."""
 
-_NEAR = 0.05
-"""Share of memory that is not worth a slower or a less simple choice."""
-
-_ALIKE = 1.1
-"""Costs within so much of each other are noise: the simpler choice is recommended then."""
-
-_FEW_BYTES = 4 << 20
-"""Bytes in a dict below which rounding of allocators blurs the figures."""
-
 _LEAST_BYTES = 1 << 20
 """Bytes in a dict below which the figures say nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What the values that were looked at took in one holder."""
-
-    holder: Holder
-    bytes: int
-    """Of memory, by which the process that held them grew."""
-    total_bytes: int
-    """The same of all values; dictionaries are there once, however many values there are."""
-    put_us: float
-    """Median of a put, of one value."""
-    get_us: float
-    """Median of a get in random order, of one value."""
-    of_dict: float
-    """Memory of all ÷ that of the dict."""
-    code: str
-    """Python that makes it."""
-
-    @property
-    def name(self) -> str:
-        """What people call it."""
-        return self.holder.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +56,9 @@ class ValuesAdvice:
     measure: str
     """How memory was counted: PSS, or RSS where the kernel does not tell the PSS."""
     serializer: str
-    """bytes, or pickle if any value is not bytes."""
+    """bytes; if any value is not bytes, the serializer that suits them: it takes all, and the least memory."""
     held: tuple[Held, ...]
-    """First in a dict, then in a dict of compressed bytes, then in each mapping."""
+    """First in a dict, then in dicts of what is made of them, then in each mapping."""
     recommended: Held
     sentence: str
     """The recommendation, for people."""
@@ -155,6 +119,8 @@ class ValueSource:
     total_bytes: int | None = None
     is_sample: bool = False
     """Whether `pairs` leaves some out."""
+    is_json: bool = False
+    """Whether each value is JSON, as bytes."""
     notes: tuple[str, ...] = ()
 
 
@@ -165,13 +131,14 @@ def advise_values(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ValuesAdvice:
-    """Measure what the values take in a dict, in a dict of compressed bytes, and in mappings.
+    """Measure what the values take in a dict, in dicts of what is made of them, and in mappings.
 
     `values` is a mapping, or an iterable of values, whose keys are then their numbers as str. Where
     they have more than `sample_bytes` when serialised, a random sample is measured; of an iterator,
     which cannot be looked at twice, the first ones. `seed` is that of the sample.
     `progress(done, all)` is called as each is measured.
 
+    If any value is not bytes, each serializer that takes all of them is tried, and the best one used.
     Each is measured in a fresh process, which reads the values from a file in the temporary folder:
     the classes of values have to be importable there, not of a script. Takes some seconds.
 
@@ -225,56 +192,22 @@ def weigh_all(
         spooled = write(spool, source.pairs, most)
         if not spooled.values:
             raise BadArgument("there are no values to advise on: give at least one")
-        serializer = "bytes" if spooled.all_bytes else "pickle"
-        holders = _worth_trying(spooled)
-        weights = []
-        for holder in holders:
-            weights.append(weigh(holder, serializer, spool.fileno(), spooled.values))
-            if progress is not None:
-                progress(len(weights), len(holders))
-    notes = list(source.notes)
+        weighing = Weighing(spooled, spool.fileno(), progress, is_json=source.is_json)
+        weighing.run()
+    notes = [*source.notes, *weighing.notes()]
     total_values, total_bytes = _totals(source, spooled)
     if total_values is None:
         notes.append(f"There are more values: the first {spooled.values:,} were looked at.")
         total_values, total_bytes = spooled.values, spooled.value_bytes
-    scale = total_values / spooled.values
-    in_dict = max(1, round(weights[0].bytes * scale))
-    held = []
-    for holder, weight in zip(holders, weights, strict=True):
-        if holder.dictionary and not weight.dictionary_bytes:
-            notes.append(
-                "Mappings with a dictionary that was not learnt are left out: it takes about a "
-                "thousand values of one kind, and is kept only where it pays."
-            )
-            continue
-        once = min(weight.bytes, weight.dictionary_bytes)
-        total = once + round((weight.bytes - once) * scale)
-        held.append(
-            Held(
-                holder=holder,
-                bytes=weight.bytes,
-                total_bytes=total,
-                put_us=weight.put_us,
-                get_us=weight.get_us,
-                of_dict=total / in_dict,
-                code=holder.code(serializer),
-            )
-        )
-    if weights[0].measure != "PSS":
-        notes.append("Memory is RSS here, not PSS: the kernel does not tell the PSS.")
-    if weights[0].bytes < _FEW_BYTES:
-        notes.append(
-            f"These are few values: with less than {amount(_FEW_BYTES)} of memory, rounding of "
-            "allocators blurs the figures."
-        )
+    held = weighing.held(total_values / spooled.values)
     recommended, sentence = recommend(held, is_sample=total_values != spooled.values)
     return ValuesAdvice(
         total_values=total_values,
         total_bytes=total_bytes,
         measured_values=spooled.values,
         measured_bytes=spooled.value_bytes,
-        measure=weights[0].measure,
-        serializer=serializer,
+        measure=weighing.weights[0].measure,
+        serializer=weighing.serializer,
         held=tuple(held),
         recommended=recommended,
         sentence=sentence,
@@ -293,20 +226,6 @@ def _totals(source: ValueSource, spooled: Spooled) -> tuple[int | None, int]:
     return count, round((count or 0) * each) if size is None else size
 
 
-def _worth_trying(spooled: Spooled) -> list[Holder]:
-    some = spooled.value_bytes * _SOME
-    is_large = spooled.value_bytes - spooled.bytes_up_to[4096] > some
-    holders = [Holder("dict"), Holder("lz4.block")]
-    for size in (4096, 16384, 65536) if is_large else (4096,):
-        for algorithm, level in (("lz4", None), ("zstd", 1), ("zstd", 3)):
-            plain = Holder("mapping", algorithm, level, size)
-            holders.append(plain)
-            # Longer values find what they have in common in themselves.
-            if algorithm == "zstd" and spooled.bytes_up_to.get(size, 0) > some:
-                holders.append(replace(plain, dictionary=True))
-    return holders
-
-
 def recommend(held: Sequence[Held], *, is_sample: bool) -> tuple[Held, str]:
     """Choose what to keep the values in, and say it in a sentence."""
     in_dict = held[0]
@@ -319,20 +238,18 @@ def recommend(held: Sequence[Held], *, is_sample: bool) -> tuple[Held, str]:
             f"Keep the dict: the values that were measured take {amount(in_dict.bytes)} in it, too "
             f"little to compare; give some MiB of values for advice."
         )
-    least = min(held, key=lambda each: each.total_bytes)
+    others = [each for each in held if each.holder.kind != "parsed"]  # values of another kind
+    least = min(others, key=lambda each: each.total_bytes)
     if least.of_dict > 1 - _WORTH:
         most = "nothing takes less"
         if least is not in_dict:
             most = f"the most that anything saves is {1 - least.of_dict:.0%} ({least.name})"
         return in_dict, f"Keep the dict: the values take {of_all(in_dict)} in it, and {most}."
-    near = [each for each in held if each.total_bytes <= least.total_bytes * (1 + _NEAR)]
-    cheapest = min(each.put_us + each.get_us for each in near)
-    chosen = next(each for each in near if each.put_us + each.get_us <= cheapest * _ALIKE)
-    what = (
-        "a dict of what lz4.block makes"
-        if chosen.holder.kind == "lz4.block"
-        else f"a CompressedMapping with {chosen.name}"
-    )
+    chosen = best(others)
+    what = {
+        "pickles": "a dict of pickles",
+        "lz4.block": "a dict of what lz4.block makes",
+    }.get(chosen.holder.kind, f"a CompressedMapping with {chosen.name}")
     return chosen, (
         f"Use {what}: the values take {of_all(chosen)} in it, {of_all(in_dict)} in a "
         f"dict ({1 - chosen.of_dict:.0%} less); a put takes {chosen.put_us:,.1f} µs, "

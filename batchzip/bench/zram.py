@@ -53,11 +53,21 @@ class Zram(Closing):
             self.close()
             raise
 
+    @property
+    def path(self) -> str:
+        """The device's node."""
+        return f"/dev/zram{self._number}"
+
+    @property
+    def folder(self) -> Path:
+        """The device's folder in /sys."""
+        return self._folder
+
     def _opened(self) -> int:
         deadline = time.monotonic() + _DEVICE_TIMEOUT_S
         while True:
             try:
-                return os.open(f"/dev/zram{self._number}", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+                return os.open(self.path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
             except FileNotFoundError:
                 if time.monotonic() > deadline:
                     raise

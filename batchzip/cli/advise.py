@@ -42,6 +42,7 @@ class Options:
     file: str | None
     values: str | None
     pickle: bool
+    parsed: bool
     sample: int | None
     algorithms: list[str] | None
     max_load_us: float | None
@@ -58,8 +59,9 @@ def run(options: Options) -> int:
     """
     if options.values is not None:
         return _advise_values(options, options.values)
-    if options.pickle:
-        raise BadArgument("--pickle says what --values FILE is: give that, too")
+    for option, given in (("--pickle", options.pickle), ("--parsed", options.parsed)):
+        if given:
+            raise BadArgument(f"{option} says what --values FILE is: give that, too")
     if options.sample is not None and options.sample < BLOCK_BYTES:
         raise BadArgument(f"a sample of {options.sample} bytes is too small: at least 64K")
     for name in options.algorithms or []:
@@ -117,7 +119,9 @@ def _advise_values(options: Options, name: str) -> int:
         if value:
             raise BadArgument(f"{option} is for memory pages: --pid or --file, not --values")
     sample = SAMPLE_BYTES if options.sample is None else options.sample
-    source = open_values(name, sample, options.seed, is_pickle=options.pickle)
+    source = open_values(
+        name, sample, options.seed, is_pickle=options.pickle, is_parsed=options.parsed
+    )
     with progress_bars("measured", shown=not options.json) as bar:
         advice = weigh_all(source, sample, _progress(bar, "putting and getting"))
     width = make_console().width
@@ -145,7 +149,7 @@ def values_document(name: str, advice: ValuesAdvice) -> dict[str, Any]:
         "recommendation": advice.sentence,
         "recommended": advice.held.index(advice.recommended),
         "code": advice.code,
-        "options": [{"name": held.name, **asdict(held)} for held in advice.held],
+        "options": [{"name": held.name, **asdict(held), "code": held.code} for held in advice.held],
         "notes": list(advice.notes),
     }
 

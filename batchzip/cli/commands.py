@@ -76,7 +76,8 @@ _ADVISE = """\
 With --values: measure what the values of a cache take in a dict, in a dict of compressed bytes
 and in a CompressedMapping of several kinds, each in a fresh process, with the cost of put and
 get, and print code for the best one. FILE has one JSON value in each line, or is a folder
-of files, a table of an SQLite file (FILE:TABLE), or with --pickle a pickled dict or list.
+of files, a table of an SQLite file (FILE:TABLE), or with --pickle a pickled dict or list. If values are
+objects, the serializers that take all of them are tried. Lines are bytes, with --parsed objects.
 
 With --pid or --file: sample memory pages, and say what zswap or a SwapStore would bring, which
 is not what replacing a dict would: memory saved, and what a store and a load of one page cost,
@@ -88,6 +89,7 @@ workload started for it. Costs are processor time of one core, in process.
 _ADVISE_EXAMPLES = """\
 examples:
   batchzip advise --values values.jsonl           what to keep these values in
+  batchzip advise --values values.jsonl --parsed  the same, if it holds them as dicts and lists
   batchzip advise --values cache.sqlite:entries   the rows of a table
   batchzip advise --values cache.pickle --pickle  a pickled dict that you trust
   batchzip advise --pid 4711                      the memory of a running process
@@ -133,7 +135,8 @@ examples:
 
 _TOP = """\
 Show how a store stands while it runs: its size against its limit, ratio, pages stored, loaded
-and written back a second, rejections by cause, workers and their load, groups, size classes.
+and written back a second, rejections by cause, workers and their load, groups, size classes; and
+how long calls take, of a random one in 64 since the last look, or ever if none was timed since.
 The store's process has to call store.share(), and belong to the same user. Without an address
 the one store that is shared is shown. q quits.
 """
@@ -203,6 +206,11 @@ def _add_advise(commands: Any) -> None:
         "--pickle",
         action="store_true",
         help="FILE is a pickle that you trust: reading it runs whatever code it holds",
+    )
+    add(
+        "--parsed",
+        action="store_true",
+        help="the cache holds what the lines of FILE say, as dicts and lists, and not their bytes",
     )
     add("--sample", type=size, metavar="SIZE", help="bytes looked at (8M, of values 64M)")
     add(

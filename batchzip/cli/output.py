@@ -31,6 +31,16 @@ def print_json(document: object) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
+def duration(seconds: float | None) -> str:
+    """Return a time for people, in three digits and the unit that fits; "-" for None."""
+    if seconds is None:
+        return "-"
+    for unit, scale in (("µs", 1e6), ("ms", 1e3)):
+        if seconds * scale < 999.5:
+            return f"{seconds * scale:#.3g}".rstrip(".") + f" {unit}"
+    return f"{seconds:#.3g}".rstrip(".") + " s"
+
+
 @contextlib.contextmanager
 def progress_bars(
     unit: str, *, shown: bool

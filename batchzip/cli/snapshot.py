@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchzip.store.latency import Latency
+
 if TYPE_CHECKING:
     from batchzip.pool.class_use import ClassUse
     from batchzip.store.counters import Counters
@@ -35,6 +37,26 @@ class Snapshot:
         if before is None:
             return None
         return (self.count(what) - before.count(what)) / (self.taken_s - before.taken_s)
+
+    def latencies(self, before: Snapshot | None) -> dict[str, Latency]:
+        """Give how long calls of each operation took since then, or ever; without those that nobody called.
+
+        If none was timed since then, which is so where calls are few, those that ever were count.
+        """
+        earlier = {} if before is None else before.status["groups"]
+        found: dict[str, tuple[Latency, Latency]] = {}
+        for name, group in self.status["groups"].items():
+            for operation, latency in group["latencies"].items():
+                since = latency
+                if name in earlier:
+                    since = latency - earlier[name]["latencies"][operation]
+                ever, new = found.get(operation, (Latency(), Latency()))
+                found[operation] = ever + latency, new + since
+        return {
+            operation: new if new.count else ever
+            for operation, (ever, new) in found.items()
+            if ever.count
+        }
 
     def loads(self, before: Snapshot | None) -> list[tuple[int, int, float | None]]:
         """Give each worker's pid, the pages it did, and the share of the time it worked since then."""

@@ -12,12 +12,14 @@ from rich.text import Text
 
 from batchzip.advice import amount
 from batchzip.cli.class_table import class_table
+from batchzip.cli.output import duration
 from batchzip.paged.statistics import hit_ratio, percentile_s
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from batchzip.cli.snapshot import Snapshot
+    from batchzip.store.latency import Latency
 
 _CAUSES = {
     "pool_limit_hit": "pool at its limit",
@@ -48,6 +50,9 @@ def screen(now: Snapshot, before: Snapshot | None, *, height: int | None) -> Ren
         _traffic(now, before),
     ]
     lines = 6 + 5 + len(_CAUSES) + 3
+    if latencies := now.latencies(before):
+        parts += [Text(), _latencies(latencies)]
+        lines += len(latencies) + 2
     if workers := now.loads(before):
         parts += [Text(), _workers(workers)]
         lines += len(workers) + 2
@@ -123,6 +128,16 @@ def _traffic(now: Snapshot, before: Snapshot | None) -> Table:
     return table
 
 
+def _latencies(latencies: dict[str, Latency]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("latency", "p50", "p99", "mean", "timed calls"):
+        table.add_column(heading, justify="left" if heading == "latency" else "right")
+    for operation, latency in latencies.items():
+        times = latency.quantile(0.5), latency.quantile(0.99), latency.mean_s
+        table.add_row(operation, *map(duration, times), f"{latency.count:,}")
+    return table
+
+
 def _workers(workers: list[tuple[int, int, float | None]]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("worker")
@@ -183,7 +198,7 @@ def _regions(now: Snapshot, before: Snapshot | None) -> Table:
             _per_second(rate),
             f"{hit_ratio(missing, minor, ahead):.0%}" if missing + minor + ahead else "-",
             *(
-                f"{percentile_s(latencies, percent) * 1e6:,.0f} µs" if any(latencies) else "-"
+                duration(percentile_s(latencies, percent) if any(latencies) else None)
                 for percent in (50, 90, 99)
             ),
         )

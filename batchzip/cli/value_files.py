@@ -1,6 +1,7 @@
 """Values in files: what `advise --values` reads, and what it says of files that it cannot read.
 
     FILE           one JSON value in each line; a value is its line, as bytes
+    FILE --parsed  the same; a value is what its line says: a dict, a list, a str …
     FILE --pickle  a pickled dict, list or tuple
     FOLDER         each file in it, and in folders beneath, is a value
     FILE:TABLE     each row of a table of an SQLite file; a value is the row's only column besides
@@ -41,46 +42,53 @@ KINDS = (
 )
 
 
-def open_values(name: str, sample_bytes: int, seed: int, *, is_pickle: bool) -> ValueSource:
+def open_values(
+    name: str, sample_bytes: int, seed: int, *, is_pickle: bool = False, is_parsed: bool = False
+) -> ValueSource:
     """Find what kind of values lie there, and prepare to read them.
 
     Raises OSError, or BadArgument with what would be right. Unpickling runs code that the
     file brings: it is done only where `is_pickle`.
     """
+    if is_pickle and is_parsed:
+        raise BadArgument("--parsed is for lines of JSON, and --pickle for a pickle: leave one out")
     rng = random.Random(seed)  # noqa: S311 - a sample
+    option = "--pickle" if is_pickle else "--parsed" if is_parsed else ""
     file_name, colon, table = name.rpartition(":")
     if colon and not os.path.lexists(name) and os.path.lexists(file_name):
-        if is_pickle:
-            raise BadArgument(f"{name} is a table, no pickle: leave --pickle out")
+        _refuse(option, f"{name} is a table")
         return _table(Path(file_name), table, sample_bytes, rng)
     path = Path(name)
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
-        if is_pickle:
-            raise BadArgument(f"{name} is a folder, no pickle: leave --pickle out")
+        _refuse(option, f"{name} is a folder")
         return _folder(path, rng)
     if not stat.S_ISREG(mode):
         raise BadArgument(f"{name} is neither a file nor a folder: {KINDS}")
     with path.open("rb") as file:
         start = file.read(len(_SQLITE))
+    if start == _SQLITE:
+        raise BadArgument(_tables_to_name(path))
+    if is_pickle and start:
+        return _pickle(path, seed)
+    _check_start(name, start)
+    return (_parsed_lines if is_parsed else _lines)(path, sample_bytes, rng)
+
+
+def _refuse(option: str, what: str) -> None:
+    if option:
+        raise BadArgument(f"{what}: leave {option} out")
+
+
+def _check_start(name: str, start: bytes) -> None:
+    """Raise BadArgument if a file that begins so is no file of lines, as far as that can be seen."""
     if not start:
         raise BadArgument(f"{name} is empty: {KINDS}")
-    if start == _SQLITE:
-        tables = _tables_of(path)
-        raise BadArgument(
-            f"{name} is an SQLite file: name a table of it, as in {name}:{tables[0]}; it has "
-            f"{', '.join(tables)}"
-            if tables
-            else f"{name} is an SQLite file without tables: {KINDS}"
-        )
-    if is_pickle:
-        return _pickle(path, seed)
     if start[0] == 0x80 and len(start) > 1 and start[1] <= pickle.HIGHEST_PROTOCOL:
         raise BadArgument(
             f"{name} is a pickle, and reading it runs whatever code it holds: if you trust it, add "
             "--pickle"
         )
-    return _lines(path, sample_bytes, rng)
 
 
 # JSON lines
@@ -89,27 +97,48 @@ def open_values(name: str, sample_bytes: int, seed: int, *, is_pickle: bool) -> 
 def _lines(path: Path, sample_bytes: int, rng: random.Random) -> ValueSource:
     size = path.stat().st_size
     is_sample = size > sample_bytes
-    pairs = _some_lines(path, size, sample_bytes, rng) if is_sample else _all_lines(path)
+    found = _some_lines(path, size, sample_bytes, rng) if is_sample else _all_lines(path)
     return ValueSource(
-        pairs,
+        ((key, line) for key, line, _ in found),
         total_bytes=size,
         is_sample=is_sample,
+        is_json=True,
         notes=("A value is a line of JSON, as bytes.",),
     )
 
 
-def _all_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+def _parsed_lines(path: Path, sample_bytes: int, rng: random.Random) -> ValueSource:
+    size = path.stat().st_size
+    # Objects are counted by their pickles, which may have more bytes than JSON.
+    is_sample = size > sample_bytes // 2
+    found = _some_lines(path, size, sample_bytes // 2, rng) if is_sample else _all_lines(path)
+    source = ValueSource(
+        iter(()), is_sample=is_sample, notes=("A value is a line of JSON, parsed.",)
+    )
+
+    def pairs() -> Iterator[tuple[str, object]]:
+        line_bytes = 0
+        for lines, (key, line, value) in enumerate(found, start=1):
+            line_bytes += len(line) + 1
+            source.total_values = max(lines, round(lines * size / line_bytes))
+            yield key, value
+
+    source.pairs = pairs()
+    return source
+
+
+def _all_lines(path: Path) -> Iterator[tuple[str, bytes, object]]:
+    """Yield the number of each line, the line, and what it says."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if value := line.strip():
-                _check_json(value, f"{path}, line {number}")
-                yield str(number), value
+                yield str(number), value, _parse(value, f"{path}, line {number}")
 
 
 def _some_lines(
     path: Path, size: int, sample_bytes: int, rng: random.Random
-) -> Iterator[tuple[str, bytes]]:
-    """Yield lines from places spread evenly, each at random within its stretch."""
+) -> Iterator[tuple[str, bytes, object]]:
+    """Yield the same of lines from places spread evenly, each at random within its stretch."""
     count = max(1, sample_bytes // _RUN_BYTES)
     length = min(_RUN_BYTES, sample_bytes)
     found = False
@@ -125,16 +154,15 @@ def _some_lines(
             while taken < length and (at := file.tell()) < end and (line := file.readline()):
                 taken += len(line)
                 if value := line.strip():
-                    _check_json(value, f"{path}, at byte {at}")
                     found = True
-                    yield str(at), value
+                    yield str(at), value, _parse(value, f"{path}, at byte {at}")
         if not found:  # the last line begins before all these places
             yield from itertools.islice(_all_lines(path), 1)
 
 
-def _check_json(line: bytes, where: str) -> None:
+def _parse(line: bytes, where: str) -> object:
     try:
-        json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise BadArgument(f"{where}, is no JSON value ({error}): {KINDS}") from None
 
@@ -197,6 +225,14 @@ def _tables_of(path: Path) -> list[str]:
             return [name for (name,) in rows]
     except sqlite3.Error as error:
         raise BadArgument(f"{path} cannot be read as an SQLite file: {error}") from None
+
+
+def _tables_to_name(path: Path) -> str:
+    tables = _tables_of(path)
+    if not tables:
+        return f"{path} is an SQLite file without tables: {KINDS}"
+    there = ", ".join(tables)
+    return f"{path} is an SQLite file: name a table of it, as in {path}:{tables[0]}; it has {there}"
 
 
 def _table(path: Path, table: str, sample_bytes: int, rng: random.Random) -> ValueSource:

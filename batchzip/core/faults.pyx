@@ -187,7 +187,7 @@ cdef int fill_pages(
         region_unlock(region)
     for number in range(count):
         if left >> number & 1:  # whoever touched it meanwhile touches it again
-            region_wake(region, first + number)
+            region_wake(region, first + number, 1)
         elif is_lost and first + number == touched:
             region_lose(region, touched, hand.codes[number], True)
     return code

@@ -44,5 +44,6 @@ cdef class Gathered:
     cdef uint8_t *copies
     cdef list given  # what `supply` was given
     cdef uint64_t reused
+    cdef readonly int64_t started  # when `load` began, if that is timed; or 0
     cdef int make_rows(self, size_t count) except -1
     cdef int64_t _exchange(self, uint32_t row, bytes output, uint8_t number)

@@ -40,6 +40,7 @@ from batchzip.core.coder cimport (
 from batchzip.core.ledger cimport (
     Ledger, LedgerState, Objects, ledger_count, ledger_forget, ledger_remove,
 )
+from batchzip.core.latency cimport TIMED_LOAD, timer_end, timer_start
 from batchzip.core.libraries cimport find_xxh3
 from batchzip.core.lru cimport lru_use
 from batchzip.core.memory cimport bz_calloc, bz_malloc
@@ -174,6 +175,7 @@ def load(Ledger ledger not None, index, out=None, bint exclusive=False):
     cdef uint64_t reused
     cdef uint8_t *room
     cdef Py_buffer view
+    cdef int64_t started = timer_start(&ledger.timers[TIMED_LOAD])
     ledger.refuse()
     if type(index) is not int:
         index = as_index(index)
@@ -185,7 +187,7 @@ def load(Ledger ledger not None, index, out=None, bint exclusive=False):
         reused = objects.state.reused
         made = objects.coders[number]
         if made is None:
-            return gather(ledger, index, use=True)
+            return _started(gather(ledger, index, use=True), started)
         coders = <Coders>made
         if out is None:
             page = PyBytes_FromStringAndSize(NULL, objects.page_size)
@@ -209,16 +211,23 @@ def load(Ledger ledger not None, index, out=None, bint exclusive=False):
             if out is not None:
                 PyBuffer_Release(&view)
         if found == LOADED:
+            if started:
+                timer_end(&ledger.timers[TIMED_LOAD], started)
             return page
     if found == NOT_STORED:
         raise PageNotStored(index)
     if found == IS_CLOSED:
         ledger.refuse()
     if found == ELSEWHERE:
-        return gather(ledger, index, use=True)
+        return _started(gather(ledger, index, use=True), started)
     coders.add_errors([found])
     ledger.count_event("decompress_fail")
     raise CorruptPage(index) if found == -EBADMSG else PageError(index, found)
+
+
+cdef Gathered _started(Gathered gathered, int64_t started):
+    gathered.started = started
+    return gathered
 
 
 # Several.

@@ -1,5 +1,6 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
+from batchzip.core.latency cimport TIMED_OPERATIONS, Timer
 from batchzip.core.lru cimport LruState
 from batchzip.core.pool cimport Allocator, PoolState
 from batchzip.core.table cimport KINDS, Entry, TableState
@@ -62,6 +63,7 @@ cdef class Ledger:
     cdef readonly Objects objects
     cdef object name
     cdef uint64_t events[7]
+    cdef Timer timers[TIMED_OPERATIONS]
     cdef int refuse(self) except -1
     cdef uint64_t figure(self, const uint64_t *address) noexcept
     cdef uint64_t drop_pages(self, uint64_t first, uint64_t count) noexcept

@@ -40,6 +40,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 
+from batchzip.core.latency cimport (
+    BUCKETS, TIMED_OPERATIONS, timer_end, timer_open, timer_start,
+)
 from batchzip.core.lru cimport lru_age, lru_close, lru_coldest, lru_idle_age, lru_open, lru_use
 from batchzip.core.memory cimport Memory, bz_malloc, memory_close
 from batchzip.core.pool cimport (
@@ -350,11 +353,14 @@ cdef class Ledger:
     """
 
     def __cinit__(self, Objects objects not None, name):
+        cdef int number
         self.objects = objects
         self.name = name
         self.state.objects = &objects.state
         table_open(&self.state.table)
         lru_open(&self.state.lru)
+        for number in range(TIMED_OPERATIONS):
+            timer_open(&self.timers[number])
 
     def __dealloc__(self):
         if self.objects is None:
@@ -433,6 +439,25 @@ cdef class Ledger:
         cdef int number = EVENTS.index(name)
         self.events[number] += more
         self.objects.events[number] += more
+
+    # Timing.
+
+    def start(self, int operation) -> int:
+        """Return when this call of an operation began, if it is one to be timed, or 0."""
+        return timer_start(&self.timers[operation])
+
+    def end(self, int operation, int64_t started) -> None:
+        """Count a call that began then and ends now."""
+        timer_end(&self.timers[operation], started)
+
+    def latencies(self) -> list[tuple[list[int], int]]:
+        """Return, by operation, the calls that were timed by bucket, and their nanoseconds."""
+        cdef int number, bucket
+        found = []
+        for number in range(TIMED_OPERATIONS):
+            calls = [self.timers[number].calls[bucket] for bucket in range(BUCKETS)]
+            found.append((calls, self.timers[number].total_ns))
+        return found
 
     # Looking.
 

@@ -67,18 +67,18 @@ cdef extern from *:
     }
     /* Descriptors of the regions there are, which a forked child has no use for. Changed under the GIL. */
     #define BZ_REGIONS 256
-    static struct bz_ends { int fds[6]; uint64_t device, inode; } bz_regions[BZ_REGIONS];
+    static struct bz_ends { int fds[5]; uint64_t device, inode; } bz_regions[BZ_REGIONS];
     static void bz_identify(int file, uint64_t *device, uint64_t *inode) {
         struct stat status;
         fstat(file, &status);
         *device = status.st_dev;
         *inode = status.st_ino;
     }
-    static int bz_add_region(int uffd, int file, int pagemap, int pidfd, int stop, int watch,
+    static int bz_add_region(int uffd, int file, int pagemap, int stop, int watch,
                              uint64_t device, uint64_t inode) {
         for (int at = 0; at < BZ_REGIONS; at++)
             if (!bz_regions[at].inode) {
-                struct bz_ends ends = {{file, uffd, pagemap, pidfd, stop, watch}, device, inode};
+                struct bz_ends ends = {{file, uffd, pagemap, stop, watch}, device, inode};
                 bz_regions[at] = ends;
                 return at;
             }
@@ -91,11 +91,11 @@ cdef extern from *:
         if (fstat(ends->fds[0], &status) || status.st_dev != ends->device ||
             status.st_ino != ends->inode)
             return;
-        for (int at = 0; at < 6; at++) close(ends->fds[at]);
+        for (int at = 0; at < 5; at++) close(ends->fds[at]);
     }
-    static void bz_close(int file, int uffd, int pagemap, int pidfd, int stop, int watch,
+    static void bz_close(int file, int uffd, int pagemap, int stop, int watch,
                              uint64_t device, uint64_t inode) {
-        struct bz_ends ends = {{file, uffd, pagemap, pidfd, stop, watch}, device, inode};
+        struct bz_ends ends = {{file, uffd, pagemap, stop, watch}, device, inode};
         bz_close_ends(&ends);
     }
     static void bz_close_in_child(void) {
@@ -109,9 +109,9 @@ cdef extern from *:
     """
     int bz_make_conditions(pthread_cond_t *, pthread_cond_t *, pthread_cond_t *)
     void bz_identify(int, uint64_t *, uint64_t *)
-    int bz_add_region(int, int, int, int, int, int, uint64_t, uint64_t)
+    int bz_add_region(int, int, int, int, int, uint64_t, uint64_t)
     void bz_drop_region(int)
-    void bz_close(int, int, int, int, int, int, uint64_t, uint64_t)
+    void bz_close(int, int, int, int, int, uint64_t, uint64_t)
     int mprotect(void *, size_t, int) nogil
     long pread(int, void *, size_t, long) nogil
     int memfd_create(const char *, unsigned int) nogil
@@ -205,7 +205,7 @@ cdef class Pager:
         cdef RegionState *region = &self.region
         self.made_in = forks()
         self.slot = -1
-        region.uffd = region.file = region.pagemap = region.pidfd = region.stop = region.watch = -1
+        region.uffd = region.file = region.pagemap = region.stop = region.watch = -1
         self.ledger = ledger
         self.codec = ledger.objects.codec(number)
         coders = ledger.objects.coders_of(number)
@@ -268,8 +268,6 @@ cdef class Pager:
             os.fchmod(region.file, 0o600)
             with suppress(OSError):  # not after setresuid(2), for instance, nor without /proc
                 region.pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-            with suppress(OSError):
-                region.pidfd = os.pidfd_open(os.getpid())
             region.stop = eventfd(0, EFD_CLOEXEC)
             if region.stop < 0:
                 raise OSError(c_errno, os.strerror(c_errno))
@@ -302,8 +300,8 @@ cdef class Pager:
         if mprotect(base, bytes, PROT_READ | PROT_WRITE):
             raise OSError(c_errno, os.strerror(c_errno))
         self.slot = bz_add_region(
-            region.uffd, region.file, region.pagemap, region.pidfd, region.stop, region.watch,
-            region.file_device, region.file_inode,
+            region.uffd, region.file, region.pagemap, region.stop, region.watch, region.file_device,
+            region.file_inode,
         )
         return 0
 
@@ -558,11 +556,11 @@ cdef class Pager:
         region.budget = pages
         pthread_cond_broadcast(&region.low)
         region_unlock(region)
-        while progress != NOTHING and region.resident > region.budget:
+        while progress != NOTHING and _is_beyond(region):
             worker = self.enter()
             with nogil:
                 for number in range(STEPS):
-                    if region.resident > region.budget:
+                    if _is_beyond(region):
                         progress = reclaim_step(&worker.hand, MOST_RUN, True)
             self.leave(worker)
             PyErr_CheckSignals()
@@ -726,8 +724,8 @@ cdef class Pager:
     cdef int _close_descriptors(self) except -1:
         bz_drop_region(self.slot)
         bz_close(
-            self.region.file, self.region.uffd, self.region.pagemap, self.region.pidfd,
-            self.region.stop, self.region.watch, self.region.file_device, self.region.file_inode,
+            self.region.file, self.region.uffd, self.region.pagemap, self.region.stop, self.region.watch,
+            self.region.file_device, self.region.file_inode,
         )
         return 0
 
@@ -825,6 +823,15 @@ cdef void _free_pages(RegionState *region, uint64_t first, uint64_t count) noexc
     region.unused_hint = min(region.unused_hint, first)
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
+
+
+cdef bint _is_beyond(RegionState *region) noexcept nogil:
+    """Return whether more pages are in memory than the budget."""
+    cdef bint found
+    region_lock(region)
+    found = region.resident > region.budget
+    region_unlock(region)
+    return found
 
 
 cdef bint _is_anything_busy(const RegionState *region) noexcept nogil:

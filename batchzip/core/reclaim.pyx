@@ -29,9 +29,9 @@ from batchzip.core.coder cimport COMPRESS, Tally, compress_page
 from batchzip.core.gather cimport checksum_of
 from batchzip.core.ledger cimport Prepared, ledger_publish
 from batchzip.core.region cimport (
-    BUSY, CANDIDATE, CLEAN, EMPTY, ENTRY, NO_ROOM, RESIDENT, STORED, WANTED, Hand, RegionState,
+    BUSY, CANDIDATE, CLEAN, EMPTY, ENTRY, KIND, NO_ROOM, RESIDENT, STORED, WANTED, Hand, RegionState,
     lag, pthread_cond_broadcast, region_clean, region_forget, region_lock,
-    region_map, region_punch, region_tell, region_unlock, region_unmap_many, region_wait, region_wake,
+    region_map, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
 )
 from batchzip.core.table cimport COMPRESSED, RAW, SAME_FILLED, Entry, check_word
 
@@ -47,6 +47,7 @@ cdef uint64_t _no_word = 0
 
 cdef enum:
     FULL_NS = 20_000_000
+    SPREAD = 4  # a span of pages ÷ those of them that are unmapped, at most
 
 cdef enum Fate:  # of a page of a run, in hand.codes
     STAYS
@@ -86,20 +87,28 @@ cdef uint32_t _take_run(
     return count
 
 
-cdef void _unmap_picked(Hand *hand, uint32_t count) noexcept nogil:
-    """Make candidates of busy RESIDENT pages, but for those that are touched at this moment."""
+cdef void _unmap_span(Hand *hand, uint64_t first, uint64_t end, uint32_t count) noexcept nogil:
+    """Make candidates of the `count` picked pages of a span, but for those that are touched at this moment.
+
+    All pages of the span are busy; those that were not picked are in no mapping, and are given back.
+    """
     cdef RegionState *region = hand.region
     cdef uint64_t clean = 0, wanted = 0, page
     cdef uint32_t number
-    cdef bint unmapped = region_unmap_many(region, hand.picked, count) == 0
+    cdef bint woken = False
+    cdef bint unmapped = region_unmap(region, first, end - first) == 0
     if unmapped and region.tracks_writes:
         for number in range(count):
             if region.flags[hand.picked[number]] & ENTRY:
                 clean = region_clean(region, hand.picked, count)
                 break
     region_lock(region)
-    for number in range(count):
-        page = hand.picked[number]
+    number = 0
+    for page in range(first, end):
+        if number == count or page != hand.picked[number]:
+            woken = woken or region.states[page] & WANTED
+            region.states[page] &= KIND
+            continue
         region.flags[page] &= <uint8_t>~CLEAN
         if clean >> number & 1 and region.flags[page] & ENTRY:
             region.flags[page] |= CLEAN
@@ -110,12 +119,15 @@ cdef void _unmap_picked(Hand *hand, uint32_t count) noexcept nogil:
             region.candidates += 1
         else:
             region.states[page] = RESIDENT
+        number += 1
     region.reclaiming -= count
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
     for number in range(count):
         if wanted >> number & 1:
             _map_again(region, hand.picked[number])
+    if woken:
+        region_wake(region, first, end - first)
 
 
 cdef void _map_again(RegionState *region, uint64_t page) noexcept nogil:
@@ -317,32 +329,43 @@ cdef uint32_t _evict_run(Hand *hand, uint64_t first, uint32_t count) noexcept no
         if wanted >> number & 1:
             _map_again(region, first + number)
         elif woken >> number & 1:
-            region_wake(region, first + number)
+            region_wake(region, first + number, 1)
     return freed
 
 
 cdef bint _advance_front(Hand *hand, uint32_t most) noexcept nogil:
-    """Make candidates of the next resident pages. Return whether there were any."""
+    """Make candidates of the next resident pages. Return whether there were any.
+
+    They are unmapped in one range, with what lies between them: each range flushes the TLBs of other CPUs,
+    which interrupts the program.
+    """
     cdef RegionState *region = hand.region
-    cdef uint64_t page
+    cdef uint64_t first, end, page
     cdef uint32_t count = 0
     region_lock(region)
-    page = _seek(region, region.front, region.pages, RESIDENT)
-    if page == region.pages:
-        page = _seek(region, 0, region.front, RESIDENT)
-        if page == region.front:
-            page = region.pages
-    while page < region.pages and count < most:
-        region.states[page] = RESIDENT | BUSY
-        hand.picked[count] = page
-        count += 1
-        region.front = page + 1
-        page = _seek(region, page + 1, region.pages, RESIDENT)
+    first = _seek(region, region.front, region.pages, RESIDENT)
+    if first == region.pages:
+        first = _seek(region, 0, region.front, RESIDENT)
+        if first == region.front:
+            region_unlock(region)
+            return False
+    end = page = first
+    while page < region.pages and count < most and page < first + SPREAD * most:
+        if _is_movable(region, page, RESIDENT):
+            hand.picked[count] = page
+            count += 1
+            end = page + 1
+        elif region.states[page] not in (STORED, EMPTY, CANDIDATE):
+            break
+        region.states[page] |= BUSY
+        page += 1
+    for page in range(end, page):
+        region.states[page] &= <uint8_t>~BUSY
     region.reclaiming += count
+    region.front = end
     region_unlock(region)
-    if count:
-        _unmap_picked(hand, count)
-    return count != 0
+    _unmap_span(hand, first, end, count)
+    return True
 
 
 cdef int _advance_back(Hand *hand, uint32_t most) noexcept nogil:
@@ -407,7 +430,7 @@ cdef uint64_t reclaim_range(Hand *hand, uint64_t first, uint64_t count) noexcept
         for number in range(run):
             hand.picked[number] = page + number
         if run:
-            _unmap_picked(hand, run)
+            _unmap_span(hand, page, page + run, run)
         region_lock(region)
         run = _take_run(region, page, end, CANDIDATE, region.run)
         region.candidates -= run

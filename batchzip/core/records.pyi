@@ -1,6 +1,6 @@
 """Records: the values of one mapping by their keys, and what a cache does with them."""
 
-from typing import Any, Self
+from typing import Any, Self, final
 
 from batchzip.buffers import Buffer
 from batchzip.core.coder import Coders
@@ -34,6 +34,15 @@ class Found:
     @property
     def data(self) -> bytes | None: ...
 
+class Timed:
+    """What `look_up` found, of a call that is timed, and when that began."""
+
+    @property
+    def found(self) -> bytes | LargeValue | Found: ...
+    @property
+    def started(self) -> int: ...
+
+@final
 class Records:
     """The values of one mapping, by key.
 
@@ -52,10 +61,16 @@ class Records:
     def require_open(self) -> None:
         """Raise what every call raises once the mapping is closed, or in a forked child."""
 
+    def start_put(self) -> int:
+        """Return when a put began, if it is to be timed, or 0. Raise as `require_open`."""
+
     def use_codec(self, number: int, coders: Coders) -> None:
         """Compress values that come with the codec of a number, which the caller holds, from now on."""
 
-    def get(self, key: Any, *, peek: bool = False) -> bytes | LargeValue | Found | object:
+    def look_up(self, key: Any) -> bytes | LargeValue | Found | Timed | object:
+        """Return what `get` does; a few that are there as Timed, whose end the caller tells the ledger."""
+
+    def get(self, key: Any, peek: bool = False) -> bytes | LargeValue | Found | object:
         """Return a value's bytes; MISSING; its LargeValue; or Found, where it lies in the file.
 
         With `peek`, the value does not count as used, and bytes are returned as Found, too. Raise PageError: −EBADMSG where

@@ -27,6 +27,7 @@ Invariants (`fault`)
 
 import secrets
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
@@ -47,6 +48,7 @@ from batchzip.core.keyindex cimport (
 )
 from batchzip.core.keys cimport Key, decode_key, encode_key
 from batchzip.core.ledger cimport Ledger, LedgerState, ledger_count, ledger_forget, ledger_remove
+from batchzip.core.latency cimport TIMED_GET, TIMED_PUT, timer_start
 from batchzip.core.lru cimport lru_coldest, lru_use
 from batchzip.core.memory cimport bz_malloc
 from batchzip.core.pool cimport pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_unlock
@@ -484,6 +486,14 @@ cdef class Found:
     cdef Got got
 
 
+cdef class Timed:
+    """What `look_up` found, of a call that is timed, and when that began."""
+
+    cdef readonly object found
+    cdef readonly int64_t started
+
+
+@cython.final
 cdef class Records:
     """The values of one mapping, by key.
 
@@ -525,6 +535,11 @@ cdef class Records:
         """Raise what every call raises once the mapping is closed, or in a forked child."""
         self.refuse()
 
+    def start_put(self) -> int:
+        """Return when a put began, if it is to be timed, or 0. Raise as `require_open`."""
+        self.refuse()
+        return timer_start(&self.ledger.timers[TIMED_PUT])
+
     def use_codec(self, int number, Coders coders not None) -> None:
         """Compress values that come with the codec of a number, which the caller holds, from now on."""
         cdef int other
@@ -536,7 +551,18 @@ cdef class Records:
 
     # One value.
 
-    def get(self, key, *, bint peek=False):
+    def look_up(self, key):
+        """Return what `get` does; a few that are there as Timed, whose end the caller tells the ledger."""
+        cdef int64_t started = timer_start(&self.ledger.timers[TIMED_GET])
+        cdef Timed timed
+        found = self.get(key)
+        if not started or found is MISSING:
+            return found
+        timed = Timed.__new__(Timed)
+        timed.found, timed.started = found, started
+        return timed
+
+    cpdef get(self, key, bint peek=False):
         """Return a value's bytes; MISSING; its LargeValue; or Found, where it lies in the file.
 
         With `peek`, the value does not count as used, and bytes are returned as Found, too. Raise PageError: −EBADMSG where

@@ -94,7 +94,6 @@ cdef struct RegionState:
     int uffd
     int file  # memfd of the pages
     int pagemap
-    int pidfd  # of this process
     int stop  # eventfd that ends the fault threads
     int watch  # epoll of uffd and stop
     int backing  # descriptor of the store's backing file, or −1
@@ -158,8 +157,7 @@ cdef void region_tell(RegionState *region, uint32_t event) noexcept nogil
 cdef int region_unmap(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef int region_punch(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef int region_map(RegionState *region, uint64_t first, uint64_t count, bint protect) noexcept nogil
-cdef void region_wake(RegionState *region, uint64_t page) noexcept nogil
-cdef int region_unmap_many(RegionState *region, const uint64_t *pages, uint32_t count) noexcept nogil
+cdef void region_wake(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef uint64_t region_clean(
     RegionState *region, const uint64_t *pages, uint32_t count
 ) noexcept nogil

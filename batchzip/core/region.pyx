@@ -67,28 +67,7 @@ from batchzip.core.zones cimport position_length, position_offset
 
 cdef extern from *:
     """
-    #include <sys/uio.h>
-
-    #ifndef SYS_process_madvise
-    #define SYS_process_madvise 440
-    #endif
     #define BZ_DONTNEED_LOCKED 24 /* Linux 5.18 */
-    static int bz_unmap(const struct iovec *ranges, int count) {
-        for (int at = 0; at < count; at++)
-            if (madvise(ranges[at].iov_base, ranges[at].iov_len, MADV_DONTNEED) &&
-                /* The program has locked it (mlock(2)). The budget counts for that, too. */
-                madvise(ranges[at].iov_base, ranges[at].iov_len, BZ_DONTNEED_LOCKED))
-                return errno;
-        return 0;
-    }
-    /* The same in one call, which flushes the TLBs of other CPUs once (Linux 6.16; before 6.13 it is
-     * refused). Each flush interrupts the program. */
-    static int bz_unmap_at_once(int pidfd, const struct iovec *ranges, int count) {
-        ssize_t bytes = 0;
-        for (int at = 0; at < count; at++) bytes += ranges[at].iov_len;
-        return pidfd < 0 ||
-               syscall(SYS_process_madvise, pidfd, ranges, count, MADV_DONTNEED, 0) != bytes;
-    }
     static const char *bz_why(int code, char *room, size_t size) {
         switch (code) {
         case EBADMSG: return "what is stored of it is damaged";
@@ -111,20 +90,16 @@ cdef extern from *:
         __atomic_fetch_or(word, bits, __ATOMIC_SEQ_CST);
     }
     """
-    ctypedef struct iovec "struct iovec":
-        void *iov_base
-        size_t iov_len
-    int bz_unmap(const iovec *, int) nogil
-    int bz_unmap_at_once(int, const iovec *, int) nogil
     void bz_say_lost(const void *, uint64_t, uint64_t, int) nogil
     void bz_or32(uint32_t *, uint32_t) nogil
     void bz_futex_wake(uint32_t *) nogil
     int pthread_mutex_lock(pthread_mutex_t *) nogil
     int pthread_mutex_unlock(pthread_mutex_t *) nogil
+    int madvise(void *, size_t, int) nogil
     int fallocate(int, int, long, long) nogil
     int mprotect(void *, size_t, int) nogil
     long pread(int, void *, size_t, long) nogil
-    enum: PROT_NONE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
+    enum: PROT_NONE, MADV_DONTNEED, BZ_DONTNEED_LOCKED, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
 
 cdef enum:
     MARKER_BIT = 57  # of a word of pagemap: the page was write-protected when it was unmapped
@@ -148,27 +123,11 @@ cdef void region_tell(RegionState *region, uint32_t event) noexcept nogil:
 
 cdef int region_unmap(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
     """Unmap pages; they stay in the file. Return 0 or an errno: some may be mapped still."""
-    cdef iovec range
-    range.iov_base = address_of(region, first)
-    range.iov_len = count << region.page_shift
-    return bz_unmap(&range, 1)
-
-
-cdef int region_unmap_many(RegionState *region, const uint64_t *pages, uint32_t count) noexcept nogil:
-    """Unmap up to MOST_RUN pages, in ascending order, likewise."""
-    cdef iovec ranges[MOST_RUN]
-    cdef uint32_t number = 0, used = 0
-    while number < count:
-        ranges[used].iov_base = address_of(region, pages[number])
-        ranges[used].iov_len = region.page_size
-        number += 1
-        while number < count and pages[number] == pages[number - 1] + 1:
-            ranges[used].iov_len += region.page_size
-            number += 1
-        used += 1
-    if used > 1 and bz_unmap_at_once(region.pidfd, ranges, used) == 0:
+    cdef uint64_t bytes = count << region.page_shift
+    if madvise(address_of(region, first), bytes, MADV_DONTNEED) == 0:
         return 0
-    return bz_unmap(ranges, used)
+    # The program has locked them (mlock(2)). The budget counts for these, too.
+    return c_errno if madvise(address_of(region, first), bytes, BZ_DONTNEED_LOCKED) else 0
 
 
 cdef int region_punch(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
@@ -193,9 +152,9 @@ cdef int region_map(RegionState *region, uint64_t first, uint64_t count, bint pr
     return code
 
 
-cdef void region_wake(RegionState *region, uint64_t page) noexcept nogil:
-    """Wake whoever waits for a page: they touch it again."""
-    bz_uffd_wake(region.uffd, address_of(region, page), region.page_size)
+cdef void region_wake(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
+    """Wake whoever waits for one of the pages: they touch it again."""
+    bz_uffd_wake(region.uffd, address_of(region, first), count << region.page_shift)
 
 
 cdef uint64_t region_clean(

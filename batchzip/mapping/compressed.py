@@ -30,7 +30,8 @@ from batchzip.checks import as_limit, as_positive, check_kind
 from batchzip.core.coder import Coders
 from batchzip.core.gather import gather
 from batchzip.core.keys import Opaque
-from batchzip.core.records import MISSING, Found, LargeValue, Records, now_ns
+from batchzip.core.latency import GET, PUT
+from batchzip.core.records import MISSING, Found, LargeValue, Records, Timed, now_ns
 from batchzip.engine import Engine
 from batchzip.errors import (
     BadArgument,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from batchzip.buffers import Flat
     from batchzip.mapping.serializers import Serializer
     from batchzip.store.group import Group
+    from batchzip.store.latency import Latency
 
 _NOTHING = object()
 
@@ -227,7 +229,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def _read(self, plain: Any, key: Any) -> Any:
         """Return a value, or MISSING."""
         try:
-            found = self._records.get(plain)
+            found = self._records.look_up(plain)
         except PageError as error:
             raise self._damage(key, error) from None
         return (
@@ -243,6 +245,13 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def _finish(self, plain: Any, key: Any, found: object) -> Any:
         """Return the value of what the core found, or MISSING."""
+        if type(found) is Timed:
+            here = found.found
+            value = (
+                self._restored(key, here) if type(here) is bytes else self._finish(plain, key, here)
+            )
+            self._records.ledger.end(GET, found.started)
+            return value
         while found is not MISSING:
             value = self._bytes_of(key, found)
             if value is not None:
@@ -296,6 +305,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def _put(self, key: Any, value: Any, *, deadline: int = -1, if_absent: bool = False) -> bool:
         """Store a value. Return whether it was: not, if the key has one, and `if_absent`."""
+        started = self._records.start_put()
         if deadline < 0:
             deadline = now_ns() + self._ttl_ns if self._ttl_ns else 0
         if self._writer is not self._home.writer:
@@ -304,7 +314,6 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 self._trainer = self._new_trainer(self._options["dictionary"])
             except BadArgument:  # an engine that has no dictionaries
                 self._trainer = None
-        self._records.require_open()
         plain: Any = key if type(key) in _QUICK else self._keys.add(key)
         if type(plain) is Opaque:
             self._keys.sweep(self._records.keys)
@@ -321,6 +330,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             plain = self._keys.add(key)
         self._room.keep(self._take)
         self._settle()
+        if started and code == 0:
+            self._records.ledger.end(PUT, started)
         return code == 0
 
     def _put_small(self, plain: Any, value: Flat, deadline: int, if_absent: bool) -> int:
@@ -607,11 +618,13 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         await asyncio.sleep(0)  # so that a task that does nothing else lets others work
         plain = self._find(key)
         try:
-            found = self._records.get(plain)
+            found = self._records.look_up(plain)
         except PageError as error:
             raise self._damage(key, error) from None
         if type(found) is bytes:
             value = self._restored(key, found)
+        elif type(found) is Timed and type(found.found) is bytes:
+            value = self._finish(plain, key, found)
         else:
             value = await self._home.threads.call(partial(self._finish, plain, key, found))
         return default if value is MISSING else value
@@ -676,6 +689,12 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             file_bytes=self._group._ledger.backed_bytes(),  # noqa: SLF001
             index_bytes=figures["index_bytes"],
         )
+
+    @property
+    def latencies(self) -> dict[str, Latency]:
+        """How long calls of "get" and "put" took; of a few calls: see Latency."""
+        found = self._group.latencies
+        return {operation: found[operation] for operation in ("get", "put")}
 
     def memory_usage(self) -> MemoryUsage:
         """Return the bytes of memory that the mapping takes, by part, beside those of a dict."""

@@ -15,6 +15,8 @@ import os
 from dataclasses import dataclass
 
 from batchzip.core.userfaultfd import CLEAN_PAGES, NEEDED, POISONING, WAYS, probe
+from batchzip.errors import PagingUnavailable
+from batchzip.limits import named
 
 _NAMES = {
     "syscall": "the system call userfaultfd",
@@ -90,7 +92,21 @@ class Availability:
 
 def available() -> Availability:
     """Find out whether paged memory works in this process, by which way, and why not by the others."""
+    return _explained(*probe())
+
+
+def require() -> None:
+    """Raise PagingUnavailable where paged memory does not work here, and LimitReached where a limit is why."""
     way, features, failed = probe()
+    for number in failed.values():
+        if way is None and number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise named(OSError(number, os.strerror(number)), "no userfaultfd can be had")
+    ways = _explained(way, features, failed)
+    if not ways:
+        raise PagingUnavailable(str(ways))
+
+
+def _explained(way: str | None, features: int, failed: dict[str, int]) -> Availability:
     refused = {each: _reason(each, failed[each]) for each in WAYS if failed.get(each)}
     if way is None:
         return Availability(None, refused, enough=False, wanted=())

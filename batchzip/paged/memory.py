@@ -40,7 +40,7 @@ from batchzip.errors import (
 )
 from batchzip.lifetime import Owned
 from batchzip.limits import begin, named
-from batchzip.paged.availability import available
+from batchzip.paged.availability import available, require
 from batchzip.paged.blocks import Block, block_of
 from batchzip.paged.machine import memory_limit
 from batchzip.paged.ranges import range_of
@@ -131,9 +131,7 @@ class PagedMemory(Owned):
         budget_pages = self._as_budget(budget, pages)
         threads = _as_threads(fault_threads)
         codec = _as_codec(algorithm, parameters)
-        ways = available()
-        if not ways:
-            raise PagingUnavailable(str(ways))
+        require()
         with contextlib.ExitStack() as made:
             engine = made.enter_context(
                 Engine(codec, backend="sequential", page_size=self._page_size)

@@ -3,8 +3,8 @@
     pager: no room ─▶ await_event ─▶ store.shrink(): cold pages to the backing file ─▶ room_was_made() ─▶ it goes on
                                      no file, or it is full ─▶ tried again each second, as long as the pager asks for it
 
-Until there is room, pages stay as they are: the budget is exceeded, and no page is lost. Each time that begins, the
-logger `batchzip` says so.
+Until there is room, pages stay as they are: the budget is exceeded, and no page is lost. The logger `batchzip`
+says so: at once if no room can be made, and where it lasts for a second; each time that begins, once.
 
 The thread keeps the pager, and the memory weakly: it ends with `close`, or when nobody has the memory any more,
 as both close the pager.
@@ -45,12 +45,15 @@ class Watcher:
         """Whether the pool has no room, and none could be made."""
         self._again_s = 0.0
         """When that is tried again, of the monotonic clock."""
-        self._warned = False
+        self._over_since_s: float | None = None
+        """When the budget was first seen exceeded."""
+        self._told = 0
+        """What was said of that: 1: that it lasts; 2: that no room can be made."""
 
     def run(self) -> None:
         """Answer events until the pager is closed."""
         while True:
-            watching = self._stuck or self._warned
+            watching = self._stuck or self._over_since_s is not None
             events = self._pager.await_event(_RETRY_S if watching else _IDLE_S)
             memory = self._memory()
             if events & Event.CLOSING or memory is None:
@@ -66,7 +69,18 @@ class Watcher:
             self._again_s = time.monotonic() + _RETRY_S
         elif events & Event.NO_ROOM:
             self._pager.room_was_made()
-        excess = memory._excess(stuck=self._stuck)  # noqa: SLF001
-        if excess and not self._warned:
+        self._look_at_budget(memory)
+
+    def _look_at_budget(self, memory: PagedMemory) -> None:
+        excess = memory._excess(stuck=self._stuck)  # noqa: SLF001 - a part of it
+        if not excess:
+            self._over_since_s = None
+            self._told = 2 if self._stuck and self._told else 0
+            return
+        now = time.monotonic()
+        if self._over_since_s is None:
+            self._over_since_s = now
+        serious = 2 if self._stuck else int(now - self._over_since_s >= _RETRY_S)
+        if serious > self._told:
+            self._told = serious
             _LOG.warning("batchzip: %s", excess)
-        self._warned = bool(excess) or (self._warned and self._stuck)

@@ -15,6 +15,7 @@ share.py, share_server.py, answers.py   the owner's half of readers in other pro
 view.py         theirs
 inspect.py      every checksum verified
 counters.py     zswap's counters, under zswap's names
+latency.py      how long calls took
 
 What is done per page is in batchzip/core: folio.pyx (pages on their way in), ledger.pyx (entries and what they
 refer to), table.pyx, lru.pyx, gather.pyx (copies of entries, and pages restored from them), pool.pyx,
@@ -26,6 +27,7 @@ from __future__ import annotations
 from batchzip.store.counters import Counters
 from batchzip.store.group import Group
 from batchzip.store.inspect import StoreReport
+from batchzip.store.latency import Latency
 from batchzip.store.recompress import Recompression
 from batchzip.store.share import Share
 from batchzip.store.swap_store import SwapStore
@@ -35,6 +37,7 @@ __all__ = [
     "Counters",
     "Group",
     "GroupView",
+    "Latency",
     "Recompression",
     "Share",
     "StoreReport",

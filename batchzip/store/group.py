@@ -26,12 +26,14 @@ from batchzip.checks import as_index, as_integer, as_limit, as_seconds
 from batchzip.codecs.dictionary import DEFAULT_SIZE, MIN_SIZE, SAMPLE_TIMES, train_dictionary
 from batchzip.codecs.zstd import DEFAULT_LEVEL, MAX_DICTIONARY
 from batchzip.core.gather import Gathered, gather, load
+from batchzip.core.latency import LOAD, OPERATIONS, STORE
 from batchzip.core.ledger import EVENTS, Ledger
 from batchzip.core.table import Kind
 from batchzip.errors import BadArgument, PageError
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_pages, as_range, as_room
 from batchzip.store.counters import Counters
+from batchzip.store.latency import Latency
 from batchzip.store.loader import Loader
 from batchzip.store.reach import open_to_read
 from batchzip.store.recompress import Recompression, Recompressor
@@ -100,10 +102,13 @@ class Group(Owned):
         call only. Where the pool does not take it, it goes to the backing file, whole, if there is
         one. Raises StoreRejected, after which the indices hold nothing.
         """
+        started = self._ledger.start(STORE)
         self._enter_to_change()
         matrix = as_pages(pages, self._home.page_size)
         first, _ = as_range(index, len(matrix))
         self._storer.store(first, matrix)
+        if started:
+            self._ledger.end(STORE, started)
 
     def _enter(self) -> None:
         """Refuse a group that cannot be used."""
@@ -139,7 +144,10 @@ class Group(Owned):
         view = None if out is None else as_out(out, self.page_size)
         page = load(self._ledger, index, view, exclusive)
         if type(page) is Gathered:
+            started = page.started
             page = self._loader.finish_one(page, view, exclusive=exclusive)
+            if started:
+                self._ledger.end(LOAD, started)
         return page if out is None else out
 
     def load_many(
@@ -155,6 +163,8 @@ class Group(Owned):
         fill. With `exclusive` they are taken out of the store, all or none. Raises as `load`, for the
         first index concerned; `out` is undefined then.
         """
+        if exclusive:
+            self._enter_to_change()
         self._enter()
         size = self._home.page_size
         where = as_indices(indices)
@@ -354,6 +364,18 @@ class Group(Owned):
         return Counters(
             **self._figures(), pool_total_size=self._ledger.pool_bytes, backing_file_size=0
         )
+
+    @property
+    def latencies(self) -> dict[str, Latency]:
+        """How long calls took: "load", "store", and "get" and "put" of a mapping. Of a few calls: see Latency."""
+        self._enter()
+        return self._latencies()
+
+    def _latencies(self) -> dict[str, Latency]:
+        return {
+            operation: Latency(tuple(calls), total / 1e9)
+            for operation, (calls, total) in zip(OPERATIONS, self._ledger.latencies(), strict=True)
+        }
 
     def _figures(self) -> dict[str, int]:
         """Return the counters of this group that add up over groups."""

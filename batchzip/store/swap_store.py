@@ -32,6 +32,7 @@ from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from batchzip.pool.class_use import ClassUse
+    from batchzip.store.latency import Latency
     from batchzip.store.share import Share
 
 _MOST_BATCH = 1 << 20
@@ -291,8 +292,8 @@ class SwapStore(Group):
         pool_total_size, compressed_bytes, table_bytes, pages; backing: where the backing file, which may have
         no name, can be looked at (/proc/PID/fd/N), what object it is, or None; groups: by name, pages, pool_bytes,
         max_bytes, page_stores and page_loads (since it was made) of each, and the values of a mapping, with the
-        bytes of those that lie on no pages; regions: by name, the figures of paged memories, and their faults by
-        log2 of the nanoseconds that they took; statistics: the engine's.
+        bytes of those that lie on no pages, and its latencies; regions: by name, the figures of paged memories, and
+        their faults by log2 of the nanoseconds that they took; statistics: the engine's.
         """
         self._enter()
         engine, pool, file = self.engine, self._home.pool, self._home.backing
@@ -307,6 +308,7 @@ class SwapStore(Group):
                 "values": values + figures["large"],
                 "value_bytes": figures["record_bytes"],
                 "max_bytes": group.max_bytes,
+                "latencies": group._latencies(),  # noqa: SLF001
             }
         return {
             "pid": os.getpid(),
@@ -359,6 +361,16 @@ class SwapStore(Group):
             pool_total_size=self._home.pool.held_bytes,
             backing_file_size=0 if backing is None else backing.held_bytes,
         )
+
+    @property
+    def latencies(self) -> dict[str, Latency]:
+        """How long calls took, of all groups that there are: see Group.latencies."""
+        self._enter()
+        first, *others = [group._latencies() for group in self._all_groups()]  # noqa: SLF001
+        return {
+            operation: sum((each[operation] for each in others), latency)
+            for operation, latency in first.items()
+        }
 
     def counters_by_group(self) -> dict[str, Counters]:
         """Return the counters of each group; pages of the store itself are group ""."""

@@ -3,7 +3,8 @@
     python examples/benchmarks/store.py [--parts store,load,many,clients,rivals] [--rounds 15] [--pages 8192]
                                         [--folios 1,8,64,256] [--batches 8,64,256,1024]
                                         [--algorithms lz4,zstd:1] [--backends sequential,threads]
-                                        [--cpu] [--json FILE] [--pid N | --file PATH | --workload KIND]
+                                        [--threads 8] [--cpu] [--json FILE]
+                                        [--pid N | --file PATH | --workload KIND]
 
 On pages of a real process, shuffled, without the same-filled ones. `bare` is a Python loop of codec calls. All
 that is compared is done in the same rounds, a piece of 256 pages each in turn, and never on the piece that
@@ -19,8 +20,8 @@ store    `store(index, pages)` of new pages, in a store made for the round, and 
 load     `load(index)` of random pages ÷ the bare decompress call on the same stored bytes; with out=, and
          with exclusive=True (of a store that is filled anew for each round).
 many     `load_many(indices, out)` ÷ a loop of bare calls; `engine`: `engine.decompress` with descriptors made before.
-clients  8 threads storing and loading folios of 16 ÷ one thread that does the same work. Beside it, what can be
-         reached: 8 threads of bare calls, which release the GIL for each page; 8 threads with a batch of 16 of
+clients  --threads threads storing and loading folios of 16 ÷ one thread that does the same work. Beside it, what can
+         be reached: as many threads of bare calls, which release the GIL for each page; as many with a batch of 16 of
          their own, one call of the core without the GIL; and as many processes of bare loops as there are CPUs.
 rivals   a dict of compressed bytes, zict.Func over a dict, and blosc2 (batchzip/bench/stores.py, peer_stores.py):
          stored in folios of 16, loaded one by one, and in batches of 256. `held` is the growth of the
@@ -76,9 +77,8 @@ STORE_GOALS = {1: 3.0, 8: 1.0, 64: 0.5, 256: 0.4}
 """µs per page on top of the work itself, at most, by the pages of a folio."""
 LOAD_GOAL = 1.0
 """One load ÷ the bare call, at most."""
-CLIENTS = 8
 CLIENTS_GOAL = 1.7
-"""8 threads ÷ one with 2 CPUs, at least."""
+"""Several threads ÷ one with 2 CPUs, at least."""
 RIVALS = ("dict", "zict", "blosc2 page", "blosc2 1 MiB")
 OWN = ("sequential", "threads")
 
@@ -267,8 +267,8 @@ class Bench:
         value = us["load many"] / us["bare"]
         return [self.row("load many", size, us, value=value, spread=_quartiles(ratios), goal=None)]
 
-    def client_rows(self, rounds: int) -> list[Row]:
-        """Measure 8 threads beside one, with the store and with what it is made of."""
+    def client_rows(self, threads: int, rounds: int) -> list[Row]:
+        """Measure several threads beside one, with the store and with what it is made of."""
         ways: dict[str, Callable[[], Callable[[range], None]]] = {
             "store and load": self._storing,
             "bare calls": self._bare_calling,
@@ -278,23 +278,24 @@ class Bench:
             range(at, at + FOLIO_PAGES)
             for at in range(0, len(self.pages) - FOLIO_PAGES + 1, FOLIO_PAGES)
         ]
-        with batchzip.SwapStore(self.engine) as self._shared, ThreadPoolExecutor(CLIENTS) as pool:
+        with batchzip.SwapStore(self.engine) as self._shared, ThreadPoolExecutor(threads) as pool:
             calls: dict[str, Callable[[], float]] = {}
             for name, make in ways.items():
-                for threads in (1, CLIENTS):
-                    calls[f"{name}, {threads}"] = partial(_at_once, pool, parts, threads, make)
+                for number in (1, threads):
+                    calls[f"{name}, {number}"] = partial(_at_once, pool, parts, number, make)
             with ExitStack() as stack:
                 if self.backend == "sequential":
                     # All CPUs ÷ one: each process does all pages, at the same time.
                     limit = stack.enter_context(Limit(self.load))
                     calls["processes, 1"] = self._bare_loop
-                    calls[f"processes, {CLIENTS}"] = partial(self._limit_loop, limit)
+                    calls[f"processes, {threads}"] = partial(self._limit_loop, limit)
                 found = seconds(calls, rounds)
         rows = []
         for name in [*ways, *(["processes"] if "processes, 1" in found else [])]:
-            one, eight = found[f"{name}, 1"], found[f"{name}, {CLIENTS}"]
-            ratio = spread([a / b for a, b in zip(one, eight, strict=True)])
-            us = {"1 thread": _us(one, len(self.pages)), "8 threads": _us(eight, len(self.pages))}
+            one, several = found[f"{name}, 1"], found[f"{name}, {threads}"]
+            ratio = spread([a / b for a, b in zip(one, several, strict=True)])
+            us = {"1 thread": _us(one, len(self.pages))}
+            us[f"{threads} threads"] = _us(several, len(self.pages))
             goal = CLIENTS_GOAL if name == "store and load" else None
             row = self.row(name, FOLIO_PAGES, us, value=ratio.median, goal=goal)
             rows.append({**row, "spread": (ratio.low, ratio.high)})
@@ -447,7 +448,7 @@ def show(rows: list[Row]) -> None:
         "store": ("µs per page; on top of the work itself", "on top", "≤"),
         "load": ("µs per page; one load ÷ the bare call", "÷ bare", "≤"),
         "many": ("µs per page; load_many ÷ bare calls", "÷ bare", "≤"),
-        "clients": (f"µs per page stored and loaded; {CLIENTS} threads ÷ one", "times", "≥"),
+        "clients": ("µs per page stored and loaded; threads ÷ one", "times", "≥"),
     }
     for part, (title, heading, relation) in kinds.items():
         some = [row for row in rows if row["part"] == part]
@@ -512,6 +513,7 @@ def main() -> None:
     parser.add_argument("--batches", default="8,64,256,1024", help="pages loaded together")
     parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
     parser.add_argument("--backends", default=",".join(OWN), help="with commas (%(default)s)")
+    parser.add_argument("--threads", type=_several, default=8, help="of clients (%(default)s)")
     parser.add_argument("--cpu", action="store_true", help="seconds of CPU, of the calling thread")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -538,7 +540,7 @@ def main() -> None:
         for backend in options.backends.split(","):
             bench = Bench(algorithm, backend, load, clock)
             with bench.engine:
-                rows += _measured(bench, parts, folios, batches, options.rounds)
+                rows += _measured(bench, options, parts, folios, batches)
         if "rivals" in parts:
             with ExitStack() as stack:
                 everybody = {
@@ -553,9 +555,21 @@ def main() -> None:
         options.json.write_text(json.dumps({"machine": result.machine, "rows": rows}, indent=2))
 
 
+def _several(text: str) -> int:
+    """Read a number of threads that can be measured beside one."""
+    if (found := int(text)) < 2:
+        raise argparse.ArgumentTypeError("several are measured beside one; give 2 or more")
+    return found
+
+
 def _measured(
-    bench: Bench, parts: list[str], folios: list[int], batches: list[int], rounds: int
+    bench: Bench,
+    options: argparse.Namespace,
+    parts: list[str],
+    folios: list[int],
+    batches: list[int],
 ) -> list[Row]:
+    rounds = options.rounds
     found: list[Row] = []
     for size in folios if "store" in parts else []:
         found += [{**row, "part": "store"} for row in bench.store_rows(size, rounds)]
@@ -565,7 +579,7 @@ def _measured(
         if size <= len(bench.pages):
             found += [{**row, "part": "many"} for row in bench.many_rows(size, rounds)]
     if "clients" in parts:
-        found += [{**row, "part": "clients"} for row in bench.client_rows(rounds)]
+        found += [{**row, "part": "clients"} for row in bench.client_rows(options.threads, rounds)]
     return found
 
 

@@ -1,7 +1,7 @@
 """A mapping of many values beside what one would use instead of it: memory, µs a value, threads; goals judged.
 
     python examples/benchmarks/values.py [--parts memory,speed,threads] [--values 30000] [--timed 4096] [--rounds 9]
-                                         [--kinds "JSON 280 B,JSON 1.3 KB,…"] [--json FILE]
+                                         [--threads 8] [--kinds "JSON 280 B,JSON 1.3 KB,…"] [--json FILE]
 
 memory   What the PSS of a fresh process grows by while it makes the contender and puts all values in, each
          under a string key. Imports are not counted: a small contender of the same kind was there before.
@@ -11,7 +11,7 @@ speed    µs a value, in pieces of up to 256 values, of which the contenders tak
          key; `update` and `get many` are one call where a contender has one for many, and else a loop. `put`
          and `update` fill what is empty. Values are bytes already: no serializer is on the clock. SQLite keeps them as they
          are, diskcache too, and zict the sixteenth that was used last; `lz4` and `zstd 1` are the codec calls alone, in a loop.
-threads  The values put in and read by 8 threads ÷ by one thread that does the same work: by single calls, and by
+threads  The values put in and read by --threads threads ÷ by one thread that does the same work: by single calls, and by
          `update` and `get_many` of a piece. `lz4 of 64 KiB` is what the machine gives: threads that
          compress blocks and need nothing of each other.
 
@@ -59,8 +59,7 @@ if TYPE_CHECKING:
 
 PARTS = ("memory", "speed", "threads")
 PIECE = 256
-CLIENTS = 8
-SEVERAL = f"{CLIENTS} threads"
+ONE = "one thread"
 MEMORY_ROUNDS = 3
 BASE = "dict of lz4"
 CONTROL = "lz4 of 64 KiB"
@@ -425,9 +424,10 @@ def _get_many(kept: Any, keys: list[str]) -> Iterable[Any]:
 # Threads.
 
 
-def measure_threads(result: Result, load: Load, rounds: int) -> None:
-    """Add µs a value of one thread and of CLIENTS that put values in and read them."""
-    pool = ThreadPoolExecutor(CLIENTS)
+def measure_threads(result: Result, load: Load, threads: int, rounds: int) -> None:
+    """Add µs a value of one thread and of several that put values in and read them."""
+    pool = ThreadPoolExecutor(threads)
+    many = f"{threads} threads"
     calls: dict[str, Callable[[], float]] = {}
     sizes: dict[str, int] = {}
     with ExitStack() as stack:
@@ -438,23 +438,21 @@ def measure_threads(result: Result, load: Load, rounds: int) -> None:
             sizes[name] = load.count
             for way, work in (("single calls", _singles), ("batches", _batches)):
                 job = partial(work, kept)
-                calls[f"{name}\0{way}\0one thread"] = timed(partial(_run, map, job, load.parts))
+                calls[f"{name}\0{way}\0{ONE}"] = timed(partial(_run, map, job, load.parts))
                 several = timed(partial(_run, pool.map, job, load.parts))
-                calls[f"{name}\0{way}\0{SEVERAL}"] = several
+                calls[f"{name}\0{way}\0{many}"] = several
         block = bytes(random.Random(4).choices(b"compressible", k=1 << 16))  # noqa: S311
         blocks = [block] * 64
         sizes[CONTROL] = len(blocks)
-        calls[f"{CONTROL}\0batches\0one thread"] = timed(
-            partial(_run, map, lz4.block.compress, blocks)
-        )
-        calls[f"{CONTROL}\0batches\0{SEVERAL}"] = timed(
+        calls[f"{CONTROL}\0batches\0{ONE}"] = timed(partial(_run, map, lz4.block.compress, blocks))
+        calls[f"{CONTROL}\0batches\0{many}"] = timed(
             partial(_run, pool.map, lz4.block.compress, blocks)
         )
         spent = seconds(calls, rounds)
     for label, found in spent.items():
-        name, way, threads = label.split("\0")
-        labels = load.labels(f"put and get, {way}") | {"threads": threads}
-        ratio = speed(spent[f"{name}\0{way}\0one thread"], found).median
+        name, way, number = label.split("\0")
+        labels = load.labels(f"put and get, {way}") | {"threads": number}
+        ratio = speed(spent[f"{name}\0{way}\0{ONE}"], found).median
         each = [value / sizes[name] * 1e6 for value in found]
         result.figures.append(figure(labels, name, "µs/value", each, ratio))
 
@@ -538,14 +536,14 @@ def goals(result: Result) -> Iterator[str]:
 
 
 def _thread_goals(result: Result) -> Iterator[str]:
-    several = [each for each in result.figures if each.labels.get("threads") == SEVERAL]
+    several = [each for each in result.figures if each.labels.get("threads", ONE) != ONE]
     given = {each.labels["kind"]: each.ratio for each in several if each.contender == CONTROL}
     for each in several:
         if each.contender in MAPPINGS and each.ratio:
             verdict = "reached" if each.ratio >= CLIENTS_GOAL else "not reached"
             what = f"{each.labels['kind']}, {each.labels['operation']}, {each.contender}"
             yield (
-                f"{what}: × {each.ratio:.2f} with {SEVERAL}, at least {CLIENTS_GOAL}: {verdict}; "
+                f"{what}: × {each.ratio:.2f} with {each.labels['threads']}, at least {CLIENTS_GOAL}: {verdict}; "
                 f"{CONTROL}: × {given[each.labels['kind']]:.2f}"
             )
 
@@ -567,14 +565,15 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS), help="with commas (%(default)s)")
     parser.add_argument("--values", type=int, default=30_000, help="in memory (%(default)s)")
     parser.add_argument("--timed", type=int, default=4096, help="for speed (%(default)s)")
+    parser.add_argument("--threads", type=int, default=8, help="beside one (%(default)s)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     parts, kinds = options.parts.split(","), options.kinds.split(",")
     if not (set(parts) <= set(PARTS) and set(kinds) <= set(KINDS)):
         parser.error(f"parts are {', '.join(PARTS)}; kinds are {', '.join(KINDS)}")
-    if min(options.values, options.timed, options.rounds) < 1:
-        parser.error("--values, --timed and --rounds are 1 or more")
+    if min(options.values, options.timed, options.rounds, options.threads - 1) < 1:
+        parser.error("--values, --timed and --rounds are 1 or more, and --threads 2 or more")
     settings = {"values": options.values, "timed": options.timed, "rounds": options.rounds}
     result = Result({**settings, "load": round(os.getloadavg()[0], 1)}, {"values": BASE})
     result.machine["versions"] |= _versions()
@@ -588,7 +587,7 @@ def main() -> None:
         if "speed" in parts:
             measure_speed(result, load, options.rounds)
         if "threads" in parts and kind in THREADED:
-            measure_threads(result, load, options.rounds)
+            measure_threads(result, load, options.threads, options.rounds)
     show(result)
     for line in (*goals(result), *(f"missing: {note}" for note in result.notes)):
         print(line)

@@ -1,0 +1,154 @@
+"""KernelSwap: the kernel's swap on zram, switched on for a measurement and off after it, whatever happens.
+
+A process of its own holds the swap area: the keeper. It switches the area off and removes its device and
+all groups of the program when the program closes it, or ends in any other way, by SIGKILL too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import mmap
+import os
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+from batchzip.bench.memory_group import MemoryGroup, find_controller, remove_groups
+from batchzip.bench.zram import Zram, aligned, end_orderly
+from batchzip.errors import BackendUnavailable
+from batchzip.interpreter import command_for
+from batchzip.lifetime import Closing
+
+_HEADER_AT = 1024
+_MAGIC = b"SWAPSPACE2"
+_PREFERRED, _PRIORITY = 0x8000, 32767
+"""SWAP_FLAG_PREFER and the highest priority: before any other swap of the machine."""
+
+_SUMMARY = "the kernel's swap on zram"
+
+
+class KernelSwap(Closing):
+    """Swap on a zram device of `size` bytes, and groups with limits; for root.
+
+    `missing` says why there is no swap; None where there is one. Groups there may be all the same.
+    """
+
+    def __init__(self, size: int, algorithm: str = "lz4") -> None:
+        self._keeper: subprocess.Popen[str] | None = None
+        self._groups = 0
+        self._folder = Path()
+        if os.geteuid():
+            self.missing: str | None = f"{_SUMMARY}: only root may switch it on"
+            self.groups_missing: str | None = "limits of memory: only root may set them"
+            return
+        command = command_for(
+            "from batchzip.bench.kernel_swap import keep; keep()", "what holds the swap area"
+        )
+        self._keeper = subprocess.Popen(  # noqa: S603 - our own
+            [*command, self._prefix, str(size), algorithm],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is the program's
+        )
+        assert self._keeper.stdout is not None  # noqa: S101 - a pipe
+        answer = json.loads(self._keeper.stdout.readline() or '{"missing": "its process ended"}')
+        self.missing = answer["missing"]
+        self.groups_missing = answer.get("groups_missing")
+        self._folder = Path(answer.get("folder", ""))
+
+    @property
+    def _prefix(self) -> str:
+        return f"batchzip-{os.getpid()}-"
+
+    def group(self, limit: int | None = None) -> MemoryGroup:
+        """Make a group with that limit in bytes; the keeper removes it if nobody else does."""
+        self._groups += 1
+        return MemoryGroup(f"{self._prefix}{self._groups}", limit)
+
+    def forget_peak(self) -> None:
+        """Begin to look for the highest `peak_bytes` anew."""
+        (self._folder / "mem_used_max").write_text("0", encoding="ascii")
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that the device has held."""
+        return int((self._folder / "mm_stat").read_text(encoding="ascii").split()[4])
+
+    def close(self) -> None:
+        """Switch it off, and remove all groups."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.communicate()  # the end of its input ends it
+
+
+class _Area(Closing):
+    """A swap area on a zram device, in the process that holds it."""
+
+    def __init__(self, size: int, algorithm: str) -> None:
+        self._zram = Zram(size, algorithm)
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._on = False
+        try:
+            header = aligned(mmap.PAGESIZE)
+            last = self._zram.size // mmap.PAGESIZE - 1
+            struct.pack_into(
+                "=III", header, _HEADER_AT, 1, last, 0
+            )  # version, last page, bad pages
+            header[-len(_MAGIC) :] = _MAGIC
+            self._zram.write(header, 0)
+            self._switch_on()
+        except BaseException:
+            self.close()
+            raise
+
+    def _switch_on(self) -> None:
+        if self._libc.swapon(self._path, _PREFERRED | _PRIORITY):
+            reason = os.strerror(ctypes.get_errno())
+            raise BackendUnavailable(f"{_SUMMARY}: swapon failed ({reason})")
+        self._on = True
+
+    @property
+    def _path(self) -> bytes:
+        return self._zram.path.encode()
+
+    @property
+    def folder(self) -> str:
+        """The device's folder in /sys."""
+        return str(self._zram.folder)
+
+    def close(self) -> None:
+        """Switch it off, and remove the device."""
+        if self._on and self._libc.swapoff(self._path):
+            raise OSError(ctypes.get_errno(), "swapoff failed", self._path)
+        self._on = False
+        self._zram.close()
+
+
+def keep() -> None:
+    """Hold a swap area until the input ends; the keeper's program."""
+    prefix, size, algorithm = sys.argv[1:]
+    end_orderly()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    answer: dict[str, str | None] = {"missing": None, "groups_missing": None}
+    with contextlib.ExitStack() as stack:
+        try:
+            find_controller()
+            area = stack.enter_context(_Area(int(size), algorithm))
+            answer["folder"] = area.folder
+        except BackendUnavailable as error:
+            answer["missing"] = str(error)
+        try:
+            # Before the area is switched off, which would bring back what they have in it.
+            find_controller()
+            stack.callback(remove_groups, prefix)
+        except BackendUnavailable as error:
+            answer["groups_missing"] = str(error)
+        with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+            sys.stdin.read()

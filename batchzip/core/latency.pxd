@@ -1,0 +1,27 @@
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef enum:
+    BUCKETS = 28
+
+cdef enum:  # operations
+    TIMED_LOAD
+    TIMED_STORE
+    TIMED_GET
+    TIMED_PUT
+    TIMED_OPERATIONS
+
+cdef struct Timer:  # of one operation
+    uint32_t left  # calls until the next one that is timed
+    uint32_t random
+    uint64_t calls[BUCKETS]  # that were timed, by how long they took
+    uint64_t total_ns
+
+cdef void timer_open(Timer *timer) noexcept
+cdef int64_t timer_choose(Timer *timer) noexcept
+cdef void timer_end(Timer *timer, int64_t started) noexcept
+
+
+cdef inline int64_t timer_start(Timer *timer) noexcept:
+    """Return the time, if this call is one to be timed, or 0."""
+    timer.left -= 1
+    return 0 if timer.left else timer_choose(timer)

@@ -1,0 +1,361 @@
+"""Arrays of three times the memory they may take: PagedMemory beside the kernel's swap, np.memmap and plain memory.
+
+    python examples/benchmarks/paged.py [--pid N | --file PATH | --workload KIND] [--mib 384] [--workload-mib 192]
+                                        [--works touches,sort,k-means,group-by,"matrix product"] [--rounds 5]
+                                        [--folder DIR] [--json FILE] [--plot PNG] [--show JSON]
+
+A third of each array may be in memory. The contenders:
+
+plain        anonymous memory without a limit
+kernel swap  the same in a cgroup with a limit of memory, swapped to zram with lz4. Only root can have it; the swap area is
+             switched off and removed at the end, whatever ends the program
+memmap       np.memmap on a file in --folder, in a cgroup with the same limit; advised (MADV_RANDOM) before random touches
+paged N KiB  PagedMemory with lz4 and pages of that size
+
+A process of its own measures one contender with one work. It enters its group when it has imported everything,
+so the limit holds for the array and what the work itself takes. The latter was measured with plain memory
+before, and is added to the limit: the array has the same budget everywhere.
+
+touches      fill: all pages written, one MiB after the other. scan: all words read and added, twice. Strided scan: a byte
+             every 68 KiB, as a column of a matrix, four columns. Random read and write: a byte anywhere, each on the clock, which is
+             on it itself: the column of plain memory has what it and Python take. 4 threads: each reads at random, without the GIL.
+             Random touches end after 5 s.
+sort, …      see paged_work.py. Filling the arrays is not on the clock.
+
+`RAM peak` is what the kernel charged to the group at most, and what zram held: resident pages, compressed pages, tables. All bytes
+read and all results are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from paged_work import PERCENTS, WORKLOADS
+from rich.table import Table
+
+from batchzip.bench import plot
+from batchzip.bench.figure import Result, load
+from batchzip.bench.kernel_swap import KernelSwap
+from batchzip.bench.pages import add_source, source_of, work_pages
+from batchzip.bench.rounds import figure, in_turns
+from batchzip.bench.table import console, spread_percent
+from batchzip.bench.zram import end_orderly
+
+if TYPE_CHECKING:
+    from batchzip.bench.figure import Figure, Labels
+
+PLAIN, KERNEL, MEMMAP = "plain", "kernel swap", "memmap"
+PAGED = ("paged 4 KiB", "paged 16 KiB", "paged 64 KiB")
+SHARE = 3
+"""An array ÷ its budget."""
+SOURCE_PAGES = 8192
+SLACK = 1 << 20
+"""Bytes: each array begins at a page, so several take a little more than their sizes."""
+MOST_KILLS = 10
+RAM = "RAM peak, MiB"
+SHOWN = ("time", "CPU", "p50", "p99", "p99.9", RAM)
+"""Quantities of the tables."""
+
+GOALS = {
+    ("fill", "time"): 1.0,
+    ("scan", "time"): 0.6,
+    ("random read", "time"): 0.8,
+    ("random read", "p99"): 0.2,
+}
+"""By row: PagedMemory ÷ kernel swap, at most."""
+
+
+class Killed(Exception):
+    """The kernel ended a process at its limit of memory."""
+
+
+class Measurement:
+    """All runs of the program."""
+
+    def __init__(
+        self, result: Result, swap: KernelSwap, source: int, folder: str, sizes: dict[str, int]
+    ) -> None:
+        self.result = result
+        self.swap = swap
+        self.source = source
+        self.folder = folder
+        self.sizes = sizes
+        self.digests: dict[str, int] = {}
+        self.kills: dict[tuple[str, str], int] = {}
+
+    def contenders(self) -> list[str]:
+        """Name everybody who can be measured here."""
+        names = [PLAIN, KERNEL, MEMMAP, *PAGED]
+        for missing in (self.swap.missing, self.swap.groups_missing):
+            if missing:
+                self.result.note(missing)
+        if self.swap.missing:
+            names.remove(KERNEL)
+        if self.swap.groups_missing:
+            self.result.note("memmap: measured without a limit")
+        return names
+
+    def measure(self, work: str, names: list[str], rounds: int) -> None:
+        """Add the figures of one work."""
+        nbytes = self.sizes[work]
+        own = max(0, round(self.run(work, PLAIN, None).get(RAM, 0) * 2**20) - nbytes)
+        values: dict[tuple[str, str], list[float]] = {}
+        for turn, name in in_turns(names, rounds):
+            if not turn:  # each process is cold
+                continue
+            limit = nbytes // SHARE + own if name in {KERNEL, MEMMAP} else None
+            print(f"{work}, round {turn} of {rounds}: {name}", file=sys.stderr, flush=True)
+            for quantity, value in self.repeated(work, name, limit).items():
+                values.setdefault((name, quantity), []).append(value)
+        for (kind, name), times in self.kills.items():
+            if kind == work:
+                self.result.note(
+                    f"{work}, {name}: the kernel killed it {times} ×, as it found nothing to swap out; repeated"
+                )
+        for (name, quantity), numbers in values.items():
+            row, _, what = quantity.rpartition(": ")
+            labels: Labels = {"benchmark": "paged", "work": work, "row": row or work}
+            self.result.figures.append(figure(labels, name, what, numbers))
+
+    def repeated(self, work: str, name: str, limit: int | None) -> dict[str, float]:
+        """Run again what the kernel kills because it finds nothing to swap out."""
+        for _ in range(MOST_KILLS):
+            try:
+                return self.run(work, name, limit)
+            except Killed:
+                self.kills[work, name] = self.kills.get((work, name), 0) + 1
+        return {}
+
+    def run(self, work: str, name: str, limit: int | None) -> dict[str, float]:
+        """Have a process do the work with a contender, and give what it found."""
+        job = {
+            "work": work,
+            "contender": name,
+            "nbytes": self.sizes[work],
+            "budget": self.sizes[work] // SHARE,
+            "slack": SLACK,
+            "folder": self.folder,
+            "source": self.source,
+        }
+        with contextlib.ExitStack() as stack:
+            group = (
+                None if self.swap.groups_missing else stack.enter_context(self.swap.group(limit))
+            )
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, Path(__file__).with_name("paged_work.py")],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    pass_fds=[self.source],
+                )
+            )
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            process.stdout.readline()
+            if group is not None:
+                group.take(process.pid)
+            if name == KERNEL:
+                self.swap.forget_peak()
+            output, _ = process.communicate(json.dumps(job) + "\n")
+            if process.returncode == -signal.SIGKILL and limit is not None:
+                raise Killed
+            if process.returncode:
+                raise SystemExit(f"{work} with {name}: its process ended with {process.returncode}")
+            found = json.loads(output)
+            digest = self.digests.setdefault(work, found["digest"])
+            assert digest == found["digest"], f"{work} with {name}: another result"
+            values: dict[str, float] = found["figures"]
+            if group is not None and group.peak_bytes:
+                peak = group.peak_bytes + (self.swap.peak_bytes if name == KERNEL else 0)
+                values[RAM] = peak / 2**20
+        return values
+
+
+def rows(result: Result) -> dict[tuple[str, str], dict[str, Figure]]:
+    """Sort the figures: (row, quantity) → contender → figure."""
+    found: dict[tuple[str, str], dict[str, Figure]] = {}
+    for one in result.of(benchmark="paged"):
+        found.setdefault((str(one.labels["row"]), one.quantity), {})[one.contender] = one
+    return found
+
+
+def show(result: Result) -> None:
+    """Print the figures, and the goals."""
+    out = console()
+    machine = result.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
+    for line in (
+        f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs",
+        versions,
+        settings,
+    ):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    found = rows(result)
+    shown = {key: row for key, row in found.items() if key[1] in SHOWN}
+    for title, of_workloads in (
+        ("µs a page of 4 KiB (fill, scans) or a touch", False),
+        ("seconds", True),
+    ):
+        part = {key: row for key, row in shown.items() if (key[0] in WORKLOADS) == of_workloads}
+        if part:
+            out.print(_table(f"{title}; medians ± half the quartiles' distance in %", part))
+    _show_goals(found)
+    for note in result.notes:
+        out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _names(found: dict[tuple[str, str], dict[str, Figure]]) -> list[str]:
+    everybody = {name for row in found.values() for name in row}
+    return [name for name in (PLAIN, KERNEL, MEMMAP, *PAGED) if name in everybody]
+
+
+def _table(title: str, found: dict[tuple[str, str], dict[str, Figure]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    names = _names(found)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    before = ""
+    for (row, quantity), of in found.items():
+        if row != before and before:
+            table.add_section()
+        table.add_row(
+            row if row != before else "",
+            quantity,
+            *(
+                f"{of[name].median:.{0 if quantity == RAM else 2}f} ±{spread_percent(of[name]):.0f}"
+                if name in of
+                else ""
+                for name in names
+            ),
+        )
+        before = row
+    return table
+
+
+def _show_goals(found: dict[tuple[str, str], dict[str, Figure]]) -> None:
+    table = Table(title="goals: PagedMemory ÷ kernel swap", title_justify="left")
+    for heading in ("", "", "at most", *PAGED):
+        table.add_column(heading, no_wrap=True)
+    for (row, quantity), most in GOALS.items():
+        of = found.get((row, quantity), {})
+        if KERNEL not in of:
+            continue
+        cells = []
+        for name in PAGED:
+            ratio = of[name].median / of[KERNEL].median if name in of else None
+            verdict = "" if ratio is None else "met" if ratio <= most else "MISSED"
+            cells.append("" if ratio is None else f"{ratio:.2f} {verdict}")
+        table.add_row(row, quantity, f"{most:g}", *cells)
+    if table.row_count:
+        console().print(table)
+
+
+_STYLES: dict[str, dict[str, Any]] = {
+    PLAIN: {"color": "0.6", "linestyle": ":"},
+    KERNEL: {"color": "#b2182b", "linestyle": "-.", "marker": "^"},
+    MEMMAP: {"color": "#2166ac", "linestyle": (0, (4, 1, 1, 1)), "marker": "x"},
+    PAGED[0]: {"color": "black", "linewidth": 2.6, "marker": "o"},
+    PAGED[1]: {"color": "black", "linewidth": 1.6, "linestyle": "--", "marker": "s"},
+    PAGED[2]: {"color": "black", "linewidth": 1.2, "linestyle": (0, (1, 1)), "marker": "d"},
+}
+
+
+def draw(result: Result, path: Path) -> None:
+    """Draw how long touches take: the latency over the share of touches that take longer."""
+    picture = plot.new_picture(13, 5.5)
+    found = rows(result)
+    axes = picture.subplots(1, 2, sharey=True)
+    places = [-np.log10(1 - percent / 100) for percent in PERCENTS]
+    ticks = [50, 90, 99, 99.9]
+    for one, row in zip(axes, ("random read", "random write"), strict=True):
+        for name in _names(found):
+            line = [found[row, f"p{percent:g}"][name].median for percent in PERCENTS]
+            one.plot(places, line, label=name, markersize=4, **_STYLES[name])
+        one.set_yscale("log")
+        one.yaxis.set_major_formatter("{x:g}")
+        one.set_xticks(
+            [-np.log10(1 - tick / 100) for tick in ticks], [f"p{tick}" for tick in ticks]
+        )
+        one.set_title(f"{row}, µs", loc="left", fontsize=11)
+        plot.tidy(one)
+    settings = result.settings
+    picture.suptitle(
+        f"How long one touch takes, {settings['MiB']} MiB in {settings['MiB'] // SHARE} MiB (less is better)"
+    )
+    picture.draw_without_rendering()
+    for one in axes:
+        plot.label_ends(one, plot.ends_of(one))
+    plot.save(picture, path)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_source(parser)
+    parser.add_argument("--mib", type=int, default=384, help="of the array touched (%(default)s)")
+    parser.add_argument(
+        "--workload-mib", type=int, default=192, help="of a workload's arrays (%(default)s)"
+    )
+    parser.add_argument("--works", default=",".join(("touches", *WORKLOADS)))
+    parser.add_argument("--contenders", help="only these, with commas")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--folder", default=tempfile.gettempdir(), help="of memmap's file (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--show", type=Path, help="only show and draw what --json wrote")
+    options = parser.parse_args()
+    result = load(options.show) if options.show else measured(options)
+    show(result)
+    if options.json:
+        result.save(options.json)
+    if options.plot:
+        draw(result, options.plot)
+
+
+def measured(options: argparse.Namespace) -> Result:
+    """Measure everybody."""
+    end_orderly()
+    sizes = {
+        "touches": options.mib << 20,
+        **dict.fromkeys(WORKLOADS, options.workload_mib << 20),
+    }
+    source = source_of(options)
+    settings = {
+        "source": source.name,
+        "MiB": options.mib,
+        "workload MiB": options.workload_mib,
+        "rounds": options.rounds,
+    }
+    result = Result(settings, {"paged": KERNEL})
+    with (
+        tempfile.TemporaryFile(dir="/dev/shm") as file,
+        KernelSwap(2 * max(sizes.values())) as swap,
+    ):
+        work_pages(source, SOURCE_PAGES).tofile(file)
+        file.flush()
+        measurement = Measurement(result, swap, file.fileno(), options.folder, sizes)
+        names = measurement.contenders()
+        if options.contenders:
+            names = [name for name in names if name in options.contenders.split(",")]
+        for work in options.works.split(","):
+            measurement.measure(work, names, options.rounds)
+    return result
+
+
+if __name__ == "__main__":
+    main()
