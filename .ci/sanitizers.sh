@@ -14,7 +14,6 @@ cd "$(dirname "$0")/.."
 .ci/with_core.sh asan -m pytest -q -n 2 tests/test_store.py tests/test_bit_flips.py tests/faults/test_memory.py \
     tests/faults/test_reentry.py tests/test_records.py tests/test_mapping_cache.py -k 'not file'
 .ci/with_core.sh tsan -m pytest -q -n 2 tests/test_store_threads.py tests/faults/test_memory.py tests/test_mapping_cache.py \
-    -k 'linearizable or whole_or_not or wavers or at_random or meet_whole_values'
-# Paged memory. Damage ends children by SIGBUS, which the sanitizers would tell of.
-.ci/with_core.sh asan -m pytest -q -n 2 tests/test_pager.py tests/faults/test_paged_faults.py -k 'not sigbus and not touched and not neighbours and not descriptor and not limit'
-.ci/with_core.sh tsan -m pytest -q -n 2 tests/test_pager.py -k 'threads or beside or prefetch or ahead or smaller'
+    tests/test_records.py -k 'linearizable or whole_or_not or wavers or at_random or whole_values or lanes or single_calls'
+.ci/with_core.sh asan -m pytest -q -n 2 tests/test_pager.py tests/faults/test_paged_faults.py -k 'not limit'
+.ci/with_core.sh tsan -m pytest -q -n 2 tests/test_pager.py -k 'threads_find or beside or come_and_go or at_once or prefetch or smaller'

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from batchzip.batch import Batch
     from batchzip.buffers import Buffer, Bytes
     from batchzip.codecs import Codec
+    from batchzip.core.ring import Ring
     from batchzip.request import Request
     from batchzip.statistics import WorkerStatistics
 
@@ -173,6 +174,11 @@ class Backend(ABC):
             for operation in _OPERATIONS
         )
         return Statistics(compress, decompress, self.coders.errors(), restarts, workers)
+
+    @property
+    def rings(self) -> tuple[Ring, ...]:
+        """The rings of the lanes that run now; none where the caller does everything."""
+        return ()
 
     @property
     def worker_pids(self) -> tuple[int, ...]:

@@ -309,7 +309,7 @@ def test_a_damaged_descriptor_costs_a_worker_and_no_result(engine: Engine) -> No
     os.kill(pid, signal.SIGSTOP)
     pages = some_pages(100)
     request = engine.submit(CompressBatch(pages))
-    await_true(lambda: engine.backend.rings[0].posted, "a share")  # type: ignore[attr-defined]
+    await_true(lambda: engine.backend.rings[0].posted, "a share")
     # The first slot lies behind a page of control words: its claim, then its descriptor.
     descriptor = slice(4096 + 64, 4096 + 64 + 32)
     place.ring._segment.memory[descriptor] = bytes(range(32))

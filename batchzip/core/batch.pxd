@@ -1,6 +1,12 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
-from batchzip.core.coder cimport Coders, CoderState
+from batchzip.core.coder cimport Coders, CoderState, Stored
+
+cdef struct Value:  # one of a batch of values, of up to a page each
+    const uint8_t *data  # the value, to be compressed
+    uint8_t *output  # room for what is kept of it; restored, for the value
+    Stored stored
+    int code  # of what cannot be restored, a negative errno
 
 cdef struct BatchState:  # plain memory: what lanes need of a batch
     int operation
@@ -24,6 +30,9 @@ cdef struct BatchState:  # plain memory: what lanes need of a batch
     const uint32_t *order  # index by position, or NULL: in order
     const uint32_t *row_table  # a worker's: where the output of each page goes, or NULL
     uint32_t row_limit  # the last row there is then
+    Value *values  # NULL: it is a batch of pages
+    CoderState **coders  # those of values, by the lane's number
+    int number  # of their codec
 
 cdef struct Packer:  # where a lane's next packed output goes
     uint32_t position

@@ -11,6 +11,9 @@ Packed outputs. A batch without `dsts` has room for `capacity` bytes per page, a
 one another, run by run: position p's output lies at p × capacity or before. They touch a sixth of
 that memory, stay in the cache, and never move. `offsets` tells where each begins.
 
+Values. A batch of a mapping has `values` instead, of any length up to a page, each with room of its own
+(records.pyx). Lanes do them with `coders` of their codec, which is not always the engine's.
+
 The Python classes check shapes, types and overlap before a Pointers is made. It keeps the buffers
 that it points to, so that their memory stays.
 """
@@ -26,8 +29,8 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from batchzip.core.coder cimport (
-    ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Tally, compress_page, hash_output,
-    raise_callback_error, restore_page,
+    ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Stored, Tally, compress_page, decode_value,
+    encode_value, hash_output, raise_callback_error, restore_page,
 )
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
 
@@ -48,9 +51,33 @@ cdef int64_t run_page(
     BatchState *batch, CoderState *coder, Packer *packer, uint32_t position, Done *done
 ) noexcept nogil:
     """Do the page at a position. Return ABORT where a callback gave up."""
+    if batch.values is not NULL:
+        return _do_value(batch, coder, &batch.values[position], done)
     if batch.operation == COMPRESS:
         return _compress(batch, coder, packer, position, &done.bytes_in, &done.bytes_out)
     return _restore(batch, coder, position, &done.bytes_in, &done.bytes_out)
+
+
+cdef int64_t _do_value(
+    BatchState *batch, CoderState *coder, Value *value, Done *done
+) noexcept nogil:
+    """Compress or restore a value to its room."""
+    cdef Stored *stored = &value.stored
+    cdef size_t length
+    if batch.operation == COMPRESS:
+        value.code = encode_value(coder, batch.number, value.data, stored)
+        length = stored.length
+        done.bytes_in += stored.raw_length
+    else:
+        done.bytes_in += stored.length
+        value.code = decode_value(coder, stored)
+        length = stored.raw_length
+    if value.code == 0:
+        memcpy(value.output, stored.data, length)
+        stored.data = value.output
+        if stored.codec:
+            done.bytes_out += length
+    return value.code
 
 
 cdef void count_done(CoderState *coder, int operation, const Done *done, int64_t started) noexcept nogil:

@@ -1,5 +1,5 @@
 from cpython.object cimport PyObject
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from batchzip.core.libraries cimport Lz4, Xxh3, Zstd
 
@@ -22,6 +22,13 @@ cdef struct BatchTally:  # what became of batches of one operation; written unde
     uint64_t waits
     uint64_t wait_ns
     uint64_t fallbacks
+
+cdef struct Stored:  # what is kept of a value
+    const uint8_t *data
+    uint32_t length
+    uint32_t raw_length  # of the value
+    uint32_t checksum
+    uint8_t codec  # its number; 0: what is kept is the value
 
 cdef struct CoderState:
     int library  # which functions do the work; CALLBACK: Python's
@@ -60,6 +67,12 @@ cdef int64_t compress_value(
 cdef int64_t restore_value(
     CoderState *coder, const uint8_t *src, size_t length, size_t size
 ) noexcept nogil
+cdef int encode_value(
+    CoderState *coder, int number, const uint8_t *value, Stored *stored
+) noexcept nogil
+cdef int decode_value(CoderState *coder, Stored *stored) noexcept nogil
+cdef void count_value(CoderState *coder, int operation, const Stored *stored) noexcept nogil
+cdef bint is_quick(const CoderState *coder, int operation, size_t size) noexcept nogil
 cdef uint64_t hash_output(const CoderState *coder, const uint8_t *output, size_t length) noexcept nogil
 cdef size_t check_page_size(size_t page_size) except 0
 cdef void raise_callback_error(CoderState *coder) except *

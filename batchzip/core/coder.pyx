@@ -120,6 +120,7 @@ cdef enum:
     ZSTD_STRATEGY = 107  # ZSTD_c_strategy; 1: ZSTD_fast
 
 cdef enum:
+    QUICK = 4096  # bytes that lz4 compresses, or either restores, in a few microseconds
     LEAST_PLANE = 64  # bytes; these two as batchzip.codecs.zstd has them
     DEFAULT_LEVEL = 3
 
@@ -316,6 +317,78 @@ cdef int64_t restore_value(
             bz_unshuffle(room, coder.restored, whole, coder.element_size, coder.floats)
         memcpy(coder.restored + whole, room + whole, size - whole)
     return restored
+
+
+cdef int encode_value(
+    CoderState *coder, int number, const uint8_t *value, Stored *stored
+) noexcept nogil:
+    """Make what is kept of a value of `raw_length` bytes, in the coder's memory. Return 0 or ABORT.
+
+    `number` is that of the codec.
+    """
+    cdef int64_t length = 0
+    if stored.raw_length:
+        length = compress_value(coder, value, stored.raw_length, &stored.data)
+        if length == ABORT:
+            return ABORT
+    if 0 < length < stored.raw_length:
+        stored.length = <uint32_t>length
+        stored.codec = <uint8_t>number
+    else:  # as it is; the coder has a private copy. An object has at least one byte
+        stored.data = coder.page
+        stored.length = max(stored.raw_length, <uint32_t>1)
+        stored.codec = 0
+    stored.checksum = _checksum(coder, stored)
+    return 0
+
+
+cdef int decode_value(CoderState *coder, Stored *stored) noexcept nogil:
+    """Restore the value of what is kept of it; `data` leads to it then. Return 0, a negative errno or ABORT.
+
+    `data` has four bytes of room in front of it, which are written to.
+    """
+    cdef int64_t restored
+    if stored.checksum != _checksum(coder, stored):
+        return -EBADMSG
+    if stored.codec == 0:
+        return 0 if stored.length == max(stored.raw_length, <uint32_t>1) else -EBADMSG
+    restored = restore_value(coder, stored.data, stored.length, stored.raw_length)
+    if restored < 0:
+        return <int>restored
+    stored.data = coder.restored
+    return 0
+
+
+cdef inline uint32_t _checksum(const CoderState *coder, const Stored *stored) noexcept nogil:
+    """Return the checksum of an entry, as gather.pyx has it."""
+    return <uint32_t>(hash_output(coder, stored.data, stored.length) ^ stored.codec)
+
+
+cdef void count_value(CoderState *coder, int operation, const Stored *stored) noexcept nogil:
+    """Count a value that was done by itself."""
+    cdef Tally *tally = &coder.tallies[operation]
+    cdef bint restores = operation == DECOMPRESS
+    if stored.raw_length:
+        bz_count(&tally.pages, 1)
+        bz_count(&tally.bytes_in, stored.length if restores else stored.raw_length)
+        if stored.codec:
+            bz_count(&tally.bytes_out, stored.raw_length if restores else stored.length)
+
+
+cdef bint is_quick(const CoderState *coder, int operation, size_t size) noexcept nogil:
+    """Return whether a value takes less time than it takes to hand over the GIL and get it back.
+
+    That is some ten microseconds where threads compete for it.
+    """
+    if coder.verify:
+        size *= 2
+    if coder.library == LZ4:
+        return size <= QUICK
+    if coder.library == ZSTD:
+        return size <= QUICK if operation == DECOMPRESS else (
+            coder.effort <= DEFAULT_LEVEL and size <= QUICK // 4
+        )
+    return False
 
 
 cdef uint64_t hash_output(const CoderState *coder, const uint8_t *output, size_t length) noexcept nogil:

@@ -39,6 +39,7 @@ class Divider:
                there.
     `blocks`   which memory workers share, so that pages and outputs there are not staged.
     `isolate`  no page is done by a caller.
+    `eager`    lanes get all of a batch that is started: its caller has other work until it runs it.
     `verify`   workers hash what they verified, and the hash is compared with what arrived.
     """
 
@@ -48,6 +49,7 @@ class Divider:
         blocks: Blocks | None = None,
         *,
         isolate: bool = False,
+        eager: bool = False,
         verify: bool = False,
     ) -> None: ...
     generous: bool

@@ -485,6 +485,7 @@ cdef class Divider:
     `coders`    of the engine's codec.
     `blocks`    what of this process's memory workers share.
     `isolate`   no page is done by a caller.
+    `eager`     lanes get all of a batch that is started: its caller has other work until it runs it.
     `generous`  may be set by tests: every batch is divided between all lanes, and callers take nothing
                 back.
     `verify`    workers hash what they verified, and the hash is compared with what arrived.
@@ -495,17 +496,20 @@ cdef class Divider:
     cdef Policy policy
     cdef CoderState hasher
     cdef bint isolate
+    cdef bint eager
     cdef bint verify
     cdef public bint generous
     cdef bint neglected  # a lane has had a share that was given up for too long
     cdef uint32_t made_in
 
     def __init__(
-        self, Coders coders not None, Blocks blocks=None, *, bint isolate=False, bint verify=False
+        self, Coders coders not None, Blocks blocks=None, *, bint isolate=False, bint eager=False,
+        bint verify=False,
     ):
         self.coders = coders
         self.blocks = blocks
         self.isolate = isolate
+        self.eager = eager
         self.verify = verify
         self.hasher.xxh3 = find_xxh3()
         self.made_in = forks()
@@ -554,6 +558,8 @@ cdef class Divider:
             return len(rings)
         if batch.state.count < 2:
             return 0
+        if self.eager and not self.generous and not self.policy.page_ns[batch.state.operation]:
+            return 0  # what it takes is found out here, and not by lanes
         if self.generous:
             return min(<uint32_t>len(rings), batch.state.count - 1)
         if self.policy.callers >= len(rings) + 1:
@@ -592,6 +598,7 @@ cdef class Job:
     cdef bint ended
     cdef object error  # the exception of a codec that ended the batch
     cdef int64_t begun_ns
+    cdef int64_t ran_ns  # in `run`: what the caller spent on it
     cdef uint64_t pages_before
     cdef uint64_t busy_before
 
@@ -660,6 +667,8 @@ cdef class Job:
         ring = self.rings[0]
         staged = staged and not ring.state.is_thread
         state.most = first_share(count, lanes, count, staged)
+        if self.divider.eager:
+            state.most = (count + lanes - 1) // lanes
         first = 0
         for at in range(state.ring_count):
             end = min(first + state.most, count)
@@ -704,13 +713,15 @@ cdef class Job:
 
         Where there is nothing to do but wait for lanes, wait if that is allowed.
         """
-        cdef int64_t until
+        cdef int64_t begun, until
         cdef int status
         if self.ended:
             return DONE
         with nogil:
-            until = bz_now_ns() + <int64_t>(seconds * 1e9)
+            begun = bz_now_ns()
+            until = begun + <int64_t>(seconds * 1e9)
             status = _run(&self.state, until, may_wait)
+            self.ran_ns += bz_now_ns() - begun
         if status == DONE:
             self.end()
         return status
@@ -819,7 +830,7 @@ cdef class Job:
         cdef int operation = self.batch.state.operation
         cdef Coders coders = self.divider.coders
         cdef Tally *tally
-        cdef int64_t now
+        cdef int64_t now, took_ns
         if self.ended:
             return
         self.ended = True
@@ -833,7 +844,8 @@ cdef class Job:
             )
             # What waking costs is reckoned with; it says nothing about lanes that are awake.
             if state.divided and not state.woke and not state.generous:
-                note_divided(state.policy, operation, state.batch.count, now - self.begun_ns)
+                took_ns = self.ran_ns if self.divider.eager else now - self.begun_ns
+                note_divided(state.policy, operation, state.batch.count, took_ns)
             try:
                 raise_callback_error(state.coder)
             except BaseException as error:

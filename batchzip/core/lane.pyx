@@ -219,6 +219,7 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
     cdef uint32_t first = 0, number
     cdef Packer packer
     cdef Done before, done
+    cdef CoderState *coder = lane.coder
     cdef int64_t started
     cdef uint64_t sum = first_sum(sequence)
     packer.position = 0
@@ -249,18 +250,21 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
         if _fails(lane, AT_TOOK):
             return False
         bz_point()
+        if batch.coders is not NULL:
+            coder = batch.coders[lane.number]
         before = done
-        if run_page(batch, lane.coder, &packer, first + number, &done) == ABORT:
+        if run_page(batch, coder, &packer, first + number, &done) == ABORT:
             lane.outcome = FAILED
             return False
         done.pages += 1
-        _count_page(lane.control.figures, descriptor.operation, &before, &done)
+        if coder == lane.coder:
+            _count_page(lane.control.figures, descriptor.operation, &before, &done)
         if not lane.is_thread:
             sum = _publish_result(lane, slot, &descriptor, number, sum)
         if _fails(lane, AT_CODED):
             return False
     slot.head.finished = sequence + 1
-    count_done(lane.coder, descriptor.operation, &done, started)
+    count_done(coder, descriptor.operation, &done, started)
     return True
 
 

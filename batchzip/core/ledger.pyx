@@ -31,7 +31,8 @@ Invariants
     tables, gauges, traffic        whoever holds the pool's mutex
     events, codecs, holds          whoever holds the GIL, within one call
 
-Lock order: the pool's mutex, then that of the zones. The GIL is never taken while one of them is held.
+Lock order: the pool's mutex, then that of the zones. The GIL is never taken while one of them is held. Who has it
+only tries to get the pool's (`figure`, records.pyx): nobody waits for that one with the GIL.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -46,7 +47,7 @@ from batchzip.core.latency cimport (
 from batchzip.core.lru cimport lru_age, lru_close, lru_coldest, lru_idle_age, lru_open, lru_use
 from batchzip.core.memory cimport Memory, bz_malloc, memory_close
 from batchzip.core.pool cimport (
-    pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_unlock,
+    pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_try_lock, pool_unlock,
 )
 from batchzip.core.ring cimport forks
 from batchzip.core.table cimport (
@@ -472,6 +473,10 @@ cdef class Ledger:
     cdef uint64_t figure(self, const uint64_t *address) noexcept:
         """Return a figure as it is between two changes, and not in the middle of one."""
         cdef uint64_t found
+        if pool_try_lock(self.state.objects.pool):  # most often, without giving up the GIL
+            found = address[0]
+            pool_unlock(self.state.objects.pool)
+            return found
         with nogil:
             pool_lock(self.state.objects.pool)
             found = address[0]

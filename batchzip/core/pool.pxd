@@ -2,9 +2,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from batchzip.core.zspages cimport PoolState
 
-# The caller holds the lock, but for `pool_lock`. After close() nothing is live, and nothing can be
+# The caller holds the lock, but for `pool_lock` and `pool_try_lock`. After close() nothing is live, and nothing can be
 # allocated (-EBADF).
 cdef void pool_lock(PoolState *pool) noexcept nogil
+cdef bint pool_try_lock(PoolState *pool) noexcept nogil
 cdef void pool_unlock(PoolState *pool) noexcept nogil
 # All or none: 0, -ENOMEM (no memory) or -ENOSPC (the limit). What the objects hold is undefined.
 cdef int pool_allocate(

@@ -51,8 +51,9 @@ Invariants (`audit.py` checks them)
   is in the list of its length.
 * A live word names an object whose bit is set in its zspage; each set bit has one word.
 
-Locks: one mutex a pool, taken without the GIL and held within one call. Nothing is called back
-under it.
+Locks: one mutex a pool, waited for without the GIL and held within one call. Nothing is called back
+under it. A thread tries for a moment before it sleeps: most of what is done under it takes a tenth of a
+microsecond, and going to sleep and being woken takes fifty times as long.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -91,11 +92,14 @@ cdef extern from *:
     uint64_t LEAST_BYTES "BZ_LEAST_BYTES"  # likewise, where there is a limit to it
     int pthread_mutex_init(Mutex *, void *) noexcept nogil
     int pthread_mutex_lock(Mutex *) noexcept nogil
+    int pthread_mutex_trylock(Mutex *) noexcept nogil
     int pthread_mutex_unlock(Mutex *) noexcept nogil
+    void bz_pause() noexcept nogil
 
 cdef enum:
     IDLE_PAGES = 32  # that may be kept, besides a 64th of what is held
     SETTLE_PAGES = 512  # idle ones given back in one go, at most
+    TRIES = 32  # of the mutex, about a microsecond, before a thread sleeps or does without it
 
 # Objects.
 
@@ -207,7 +211,19 @@ cdef uint32_t _free(PoolState *pool, uint64_t handle, bint is_unused) noexcept n
 
 
 cdef void pool_lock(PoolState *pool) noexcept nogil:
-    pthread_mutex_lock(&pool.mutex)
+    """Take the mutex. Most steps under it are shorter than going to sleep and being woken."""
+    if not pool_try_lock(pool):
+        pthread_mutex_lock(&pool.mutex)
+
+
+cdef bint pool_try_lock(PoolState *pool) noexcept nogil:
+    """Take the mutex, unless somebody else has it for longer than a moment."""
+    cdef int number
+    for number in range(TRIES):
+        if pthread_mutex_trylock(&pool.mutex) == 0:
+            return True
+        bz_pause()
+    return False
 
 
 cdef void pool_unlock(PoolState *pool) noexcept nogil:
@@ -268,6 +284,28 @@ cdef void pool_settle(PoolState *pool) noexcept nogil:
     cdef uint64_t most = IDLE_PAGES + (pool.held >> pool.page_shift) // 64
     if pool.idle > most:
         punch_idle(pool, most - min(most // 2, <uint64_t>SETTLE_PAGES))
+
+
+cdef struct Figures:
+    uint64_t held
+    uint64_t stored
+    uint64_t objects
+    uint64_t fragmented
+    uint64_t tables
+
+
+cdef bint _read_figures(PoolState *pool, bint waits, Figures *found) noexcept nogil:
+    """Read all figures of one moment. Return False where the caller keeps the GIL and the mutex was not free."""
+    if waits:
+        pool_lock(pool)
+    elif not pool_try_lock(pool):
+        return False
+    found.held, found.stored, found.objects = pool.held, pool.stored, pool.objects
+    found.fragmented = fragmented_bytes(pool)
+    found.tables = pool.slots * 8 + pool.range_room * sizeof(Range)
+    found.tables += pool.page_room * sizeof(uint32_t)
+    pool_unlock(pool)
+    return True
 
 
 # The face for Python.
@@ -339,7 +377,7 @@ cdef class Allocator:
         self.refuse()
         with nogil:
             pool_lock(&self.state)
-            self.state.limit = most
+            bz_store64(&self.state.limit, most)
             pool_unlock(&self.state)
 
     # Objects.
@@ -571,29 +609,21 @@ cdef class Allocator:
 
     def figures(self) -> dict[str, int]:
         """Return held, stored, objects, fragmented and table bytes, all of one moment."""
-        cdef PoolState *pool = &self.state
-        cdef uint64_t held, stored, objects, fragmented, tables
+        cdef Figures found
         self.refuse()
-        with nogil:
-            pool_lock(pool)
-            held, stored, objects = pool.held, pool.stored, pool.objects
-            fragmented = fragmented_bytes(pool)
-            tables = pool.slots * 8 + pool.range_room * sizeof(Range)
-            tables += pool.page_room * sizeof(uint32_t)
-            pool_unlock(pool)
+        if not _read_figures(&self.state, False, &found):
+            with nogil:
+                _read_figures(&self.state, True, &found)
         return {
-            "held": held, "stored": stored, "objects": objects,
-            "fragmented": fragmented, "tables": tables,
+            "held": found.held, "stored": found.stored, "objects": found.objects,
+            "fragmented": found.fragmented, "tables": found.tables,
         }
 
     def limit(self) -> int | None:
         """Return the bytes that may be held, or None."""
         cdef uint64_t limit
         self.refuse()
-        with nogil:
-            pool_lock(&self.state)
-            limit = self.state.limit
-            pool_unlock(&self.state)
+        limit = bz_load64(&self.state.limit)
         return None if limit == UINT64_MAX else limit
 
     def classes(self) -> list[tuple[int, int, int, int, int, int]]:

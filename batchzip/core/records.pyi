@@ -4,9 +4,11 @@ from typing import Any, Self, final
 
 from batchzip.buffers import Buffer
 from batchzip.core.coder import Coders
+from batchzip.core.division import Divider
 from batchzip.core.gather import Gathered
 from batchzip.core.indices import Reservation
 from batchzip.core.ledger import Ledger
+from batchzip.core.ring import Ring
 
 MISSING: object
 """What `get` returns for a key that is not there."""
@@ -58,6 +60,10 @@ class Records:
     def number(self) -> int:
         """The number of the codec that compresses what comes."""
 
+    @property
+    def divider(self) -> Divider:
+        """What divides batches of values between their callers and lanes."""
+
     def require_open(self) -> None:
         """Raise what every call raises once the mapping is closed, or in a forked child."""
 
@@ -107,13 +113,26 @@ class Records:
         `expected`: only if it is still the key's value.
         """
 
-    def get_many(self, keys: list[Any]) -> list[Any]:
-        """Return what `get` does for each of these keys; a value that fails is its PageError."""
+    def get_many(self, keys: list[Any], *, rings: tuple[Ring, ...] = ()) -> list[Any]:
+        """Return what `get` does for each of these keys; a value that fails is its PageError.
+
+        `rings` are those of lanes that help, if they are threads.
+        """
 
     def put_many(
-        self, keys: list[Any], values: list[Any], start: int, *, deadline: int = 0, limit: int = 0
+        self,
+        keys: list[Any],
+        values: list[Any],
+        start: int,
+        *,
+        deadline: int = 0,
+        limit: int = 0,
+        most: int = 0,
+        rings: tuple[Ring, ...] = (),
     ) -> tuple[int, int]:
-        """Store values of up to a page, from number `start` on.
+        """Store values of up to a page, from number `start` on; `most` bytes of them or so, if it is not 0.
+
+        `rings` are those of lanes that help, if they are threads.
 
         Return how many are stored, those before `start` included, and why not more: 0, or the negative
         errno of the next one.

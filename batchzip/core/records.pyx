@@ -15,6 +15,25 @@ What an entry was, and what it becomes, is decided in one step under the pool's 
 interpreter: two threads that change one key do so one after the other, and a handler that comes between two
 lines finds each key with one value.
 
+The GIL. A call for one short value keeps it: where others want it, giving it up costs a thread more than
+the value takes, and threads would be slower than one. While it has the GIL, a thread only tries to get the
+mutex, for a microsecond; then it gives the GIL up and waits. So nobody waits for the mutex with the GIL,
+and nobody for the GIL with the mutex, and a step that takes long does not stop the interpreter. (The mutex
+of the zones, which is waited for under the pool's, is held for a few stores and never during I/O.)
+
+    one value, short          GIL ─ compress ─ step                      is_quick (coder.pyx) says what is short
+    one value, long           GIL ▏compress ─ step▕ GIL
+    a batch, alone            GIL ─ keys, buffers ▏(compress ─ step) × 256▕ GIL ─ …
+    a batch, with lanes       the caller:  part 1 ready │ part 2 ready │ rest of 1 │ store 1 │ part 3 ready │ …
+                              lanes:                    └─ compress 1 ──────────┘ └─ compress 2 ──────…
+
+Lanes that are threads (division.pyx) help with a batch that takes one thread SHARED_NS, as long as no more
+batches than lanes are under way. They get a part whole, and the caller takes back what they have not begun.
+What a value takes is known from batches that were done alone; now and then one is, for that. Each lane has a
+coder of the values' codec, which may have a dictionary that the engine's has not. Rejected: lanes that store
+what they compressed (they would wait for the caller's mutex, and values would be stored in any order);
+worker processes (copying costs more than compressing).
+
 Invariants (`fault`)
 * A position is live if and only if its entry is a RECORD, a BACKED_RECORD or LARGE.
 * record_bytes of the ledger is the sum of the lengths of records, as they were serialised.
@@ -22,7 +41,8 @@ Invariants (`fault`)
 
     field                       writer
     index, gauges               whoever holds the pool's mutex
-    large, coders               whoever holds the GIL, within one call
+    large, coders, batches      whoever holds the GIL, within one call
+    a part's values             its caller, and lanes from `share` until its job is done
 """
 
 import secrets
@@ -31,16 +51,17 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EBADF, EBADMSG, EDQUOT, EEXIST, ENOMEM
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport EAGAIN, EBADF, EBADMSG, EDQUOT, EEXIST, ENOMEM
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
+from batchzip.core.batch cimport Pointers, Value
 from batchzip.core.coder cimport (
-    ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Tally, compress_value,
-    raise_callback_error, restore_value,
+    ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Stored, count_value, decode_value,
+    encode_value, is_quick, raise_callback_error,
 )
-from batchzip.core.gather cimport Gathered, checksum_of
+from batchzip.core.gather cimport Gathered
 from batchzip.core.keyindex cimport (
     NOWHERE, KeyBlock, KeyIndex, KeyView, block_of, index_add, index_bytes, index_close,
     index_drop_block, index_fault, index_find, index_hash, index_merge_into, index_move, index_open,
@@ -50,13 +71,17 @@ from batchzip.core.keys cimport Key, decode_key, encode_key
 from batchzip.core.ledger cimport Ledger, LedgerState, ledger_count, ledger_forget, ledger_remove
 from batchzip.core.latency cimport TIMED_GET, TIMED_PUT, timer_start
 from batchzip.core.lru cimport lru_coldest, lru_use
-from batchzip.core.memory cimport bz_malloc
-from batchzip.core.pool cimport pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_unlock
+from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
+from batchzip.core.pool cimport (
+    pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_try_lock, pool_unlock,
+)
+from batchzip.core.ring cimport Ring
 from batchzip.core.table cimport (
     ABSENT, BACKED_RECORD, BLOCK, BLOCK_BITS, LARGE, RECORD, Entry, table_bytes, table_clear,
     table_find, table_place, table_prepare, table_put,
 )
 
+from batchzip.core.division import DONE as _DONE, Divider
 from batchzip.errors import ClosedError, PageError
 
 cdef extern from "native.h" nogil:
@@ -64,17 +89,24 @@ cdef extern from "native.h" nogil:
     #define BZ_RECORDS ((uint64_t)1 << 63)
     """
     uint64_t RECORDS "BZ_RECORDS"  # index of the first; pages have lower ones
-    void bz_count(uint64_t *, uint64_t)
     int64_t bz_coarse_ns()
     int64_t bz_now_ns()
 
 cdef enum:
-    CHUNK = 64  # values of a batch between two looks at signals
-    AHEAD = 16  # bytes in front of a copy: restore_value needs four
+    CHUNK = 64  # values whose time is over that go in one step
+    PART = 256  # values of a batch that are done in one go,
+    SHARED = 128  # together with lanes,
+    FEW = 64  # or at least, however many bytes they have
+    PART_BYTES = 128 << 10  # and bytes that they have, or so
+    SHARED_NS = 200_000  # that a batch takes one thread that lanes are to help with
+    READ_NS = 900  # that each of its values takes if they are read: lanes need copies of them
+    AGAIN = 64  # batches with lanes, after which one is done alone, to see what values take by now
+    AHEAD = 16  # bytes in front of a copy: decode_value needs four
     LOOKS = 4  # deadlines that each new value looks at
 
 cdef enum Outcome:
-    LOADED
+    LOADED  # 0, as codes of success are
+    BUSY  # the mutex was not free
     MISSING_KEY
     IS_LARGE
     IN_FILE
@@ -89,20 +121,14 @@ cdef struct State:
     uint64_t expirations
     uint32_t cursor  # position whose deadline is looked at next
 
-cdef struct Value:  # about to be stored
-    const uint8_t *data
-    uint32_t length
-    uint32_t raw_length
+cdef struct New:  # a value that is about to be stored
+    Stored stored
     uint8_t kind
-    uint8_t codec
     uint64_t number  # of a LARGE one
     int64_t deadline
 
 cdef struct Got:  # what was found, or taken out
-    const uint8_t *data
-    uint32_t length  # of what is stored
-    uint32_t raw_length
-    uint8_t codec
+    Stored stored
     uint64_t index
     Entry entry
     uint64_t gone_large  # number of a LARGE value that went; 0: none
@@ -127,6 +153,14 @@ def now_ns() -> int:
 
 
 # Steps; the pool's mutex is held by the caller.
+
+cdef inline bint _lock(State *state, bint waits) noexcept nogil:
+    """Take the pool's mutex. Return False where the caller, who keeps the GIL, must not wait for it."""
+    if not waits:
+        return pool_try_lock(state.ledger.objects.pool)
+    pool_lock(state.ledger.objects.pool)
+    return True
+
 
 cdef inline Entry *_entry_of(State *state, uint32_t position) noexcept nogil:
     return table_find(&state.ledger.table, RECORDS | position)
@@ -231,7 +265,7 @@ cdef uint32_t _live_position(State *state, const KeyView *key, Got *got) noexcep
 
 
 cdef int _put(
-    State *state, const KeyView *key, const Value *value, bint if_absent, uint64_t limit, Got *got
+    State *state, const KeyView *key, const New *value, bint if_absent, uint64_t limit, Got *got
 ) noexcept nogil:
     """Store a value. Return 0, or −EEXIST, −EBADF (closed), −EDQUOT (`limit`), −ENOMEM, −ENOSPC (the pool's).
 
@@ -253,19 +287,18 @@ cdef int _put(
         place = NULL if position == NOWHERE else _entry_of(state, position)
         if place is not NULL and place.kind == RECORD:
             pool_bytes(ledger.objects.pool, place.value, &before)
-        if ledger.pool_bytes - before + value.length > limit:
+        if ledger.pool_bytes - before + value.stored.length > limit:
             return -EDQUOT
     entry.kind = value.kind
-    entry.codec = value.codec
+    entry.codec = value.stored.codec
     entry.value = value.number
-    entry.checksum = 0
+    entry.checksum = value.stored.checksum
     if value.kind == RECORD:
-        code = pool_allocate(ledger.objects.pool, 1, &value.length, &entry.value)
+        code = pool_allocate(ledger.objects.pool, 1, &value.stored.length, &entry.value)
         if code:
             return code
         room = pool_bytes(ledger.objects.pool, entry.value, &length)
-        memcpy(room, value.data, length)
-        entry.checksum = checksum_of(value.data, value.length, value.codec)
+        memcpy(room, value.stored.data, length)
     code = _enter(state, key, position, value, &entry, length, got)
     if code and value.kind == RECORD:
         pool_free(ledger.objects.pool, entry.value)
@@ -273,7 +306,7 @@ cdef int _put(
 
 
 cdef int _enter(
-    State *state, const KeyView *key, uint32_t position, const Value *value, Entry *entry,
+    State *state, const KeyView *key, uint32_t position, const New *value, Entry *entry,
     uint32_t length, Got *got,
 ) noexcept nogil:
     """Have a key lead to an entry, whose object is there. Return 0 or −ENOMEM: nothing has changed then."""
@@ -306,19 +339,19 @@ cdef int _enter(
         got.gone_large = old.value if old.kind == LARGE else 0
         ledger_forget(ledger, &old)
     block = block_of(&state.index, position)
-    state.ledger.record_bytes += value.raw_length - <uint64_t>block.lengths[position & (BLOCK - 1)]
-    block.lengths[position & (BLOCK - 1)] = value.raw_length
+    state.ledger.record_bytes += value.stored.raw_length - <uint64_t>block.lengths[position & (BLOCK - 1)]
+    block.lengths[position & (BLOCK - 1)] = value.stored.raw_length
     return 0
 
 
 cdef int _find(
-    State *state, const KeyView *key, CoderState *coder, int number, bint peek, Got *got
+    State *state, const KeyView *key, uint8_t *room, size_t size, int number, bint peek, Got *got
 ) noexcept nogil:
-    """Find a value and copy what the pool has of it to the coder's output. Unless `peek`, it is a use."""
+    """Find a value and copy what the pool has of it, `size` bytes at most. Unless `peek`, it is a use."""
     cdef LedgerState *ledger = state.ledger
     cdef uint32_t position
     cdef Entry *entry
-    cdef const uint8_t *data
+    cdef const uint8_t *data = NULL
     if ledger.closed:
         got.gone_large = 0
         return -EBADF
@@ -328,10 +361,16 @@ cdef int _find(
         return MISSING_KEY
     entry = _entry_of(state, position)
     got.index = RECORDS | position
-    got.codec = entry.codec
-    got.raw_length = block_of(&state.index, position).lengths[position & (BLOCK - 1)]
-    if entry.kind == RECORD and entry.codec and entry.codec != number:
-        return OTHER_CODEC
+    got.stored.length = 0
+    got.stored.codec = entry.codec
+    got.stored.checksum = entry.checksum
+    got.stored.raw_length = block_of(&state.index, position).lengths[position & (BLOCK - 1)]
+    if entry.kind == RECORD:
+        if entry.codec and entry.codec != number:
+            return OTHER_CODEC
+        data = pool_bytes(ledger.objects.pool, entry.value, &got.stored.length)
+        if got.stored.length > size or got.stored.raw_length > size:
+            return -EBADMSG
     if not peek:
         entry.epoch = lru_use(&ledger.lru, &ledger.table, 1, ledger.pages)
         ledger.page_loads += 1
@@ -341,52 +380,50 @@ cdef int _find(
         return IS_LARGE
     if entry.kind == BACKED_RECORD:
         return IN_FILE
-    got.data = coder.output + AHEAD
-    data = pool_bytes(ledger.objects.pool, entry.value, &got.length)
-    memcpy(coder.output + AHEAD, data, got.length)
+    got.stored.data = room
+    memcpy(room, data, got.stored.length)
     return LOADED
 
 
 # Values.
 
-cdef int _restore(CoderState *coder, Got *got) noexcept nogil:
-    """Restore a copied value; `got.data` leads to it then. Return LOADED, a negative errno or ABORT."""
-    cdef int64_t restored
-    cdef Tally *tally = &coder.tallies[DECOMPRESS]
-    if checksum_of(got.data, got.length, got.codec) != got.entry.checksum:
-        return -EBADMSG
-    if got.codec == 0:
-        return LOADED if got.length == max(got.raw_length, <uint32_t>1) else -EBADMSG
-    restored = restore_value(coder, got.data, got.length, got.raw_length)
-    bz_count(&tally.pages, 1)
-    bz_count(&tally.bytes_in, got.length)
-    if restored < 0:
-        return <int>restored
-    bz_count(&tally.bytes_out, got.raw_length)
-    got.data = coder.restored
-    return LOADED
-
-
-cdef int _get(
-    State *state, const KeyView *key, CoderState *coder, int number, bint peek, Got *got
+cdef int _find_one(
+    State *state, const KeyView *key, Coder coder, int number, bint peek, bint waits, Got *got
 ) noexcept nogil:
-    """Find and restore a value."""
+    """Copy what there is of a value to the coder's memory."""
     cdef int found
-    pool_lock(state.ledger.objects.pool)
-    found = _find(state, key, coder, number, peek, got)
+    if not _lock(state, waits):
+        return BUSY
+    found = _find(
+        state, key, coder.state.output + AHEAD, coder.state.page_size, number, peek, got
+    )
     pool_unlock(state.ledger.objects.pool)
-    return _restore(coder, got) if found == LOADED else found
+    return found
 
 
-cdef bint _remove_if(
-    State *state, const KeyView *key, const Entry *expected, Got *got
+cdef int _restore(CoderState *coder, Got *got) noexcept nogil:
+    """Restore a copied value; its data is there then. Return LOADED, a negative errno or ABORT."""
+    cdef Stored stored = got.stored
+    cdef int code = decode_value(coder, &got.stored)
+    if stored.codec:
+        stored.codec = 0 if code else stored.codec
+        count_value(coder, DECOMPRESS, &stored)
+    return code
+
+
+cdef int _remove_if(
+    State *state, const KeyView *key, const Entry *expected, bint waits, Got *got
 ) noexcept nogil:
-    """Take a value out, if it is there and its entry the one expected, or any for NULL."""
+    """Take a value out, if it is there and its entry the one expected, or any for NULL.
+
+    Return whether it was taken out, or −EAGAIN.
+    """
     cdef uint32_t position = NOWHERE
     cdef bint same = False
     cdef const Entry *entry
     got.gone_large = 0
-    pool_lock(state.ledger.objects.pool)
+    if not _lock(state, waits):
+        return -EAGAIN
     if not state.ledger.closed:
         position = index_find(&state.index, key)
     if position != NOWHERE:
@@ -406,44 +443,38 @@ cdef bint _remove_if(
     return same
 
 
-cdef int64_t _prepare(CoderState *coder, int number, const uint8_t *data, Value *value) noexcept nogil:
-    """Compress a value to the coder's memory, or copy it there. Return 0 or ABORT."""
-    cdef Tally *tally = &coder.tallies[COMPRESS]
-    cdef int64_t length = 0
-    value.kind = RECORD
-    value.number = 0
-    if value.raw_length:
-        length = compress_value(coder, data, value.raw_length, &value.data)
-        bz_count(&tally.pages, 1)
-        bz_count(&tally.bytes_in, value.raw_length)
-        if length == ABORT:
-            return ABORT
-    if 0 < length < value.raw_length:
-        bz_count(&tally.bytes_out, length)
-        value.length = <uint32_t>length
-        value.codec = <uint8_t>number
-    else:  # as it is; the coder has a private copy. An object has at least one byte
-        value.data = coder.page
-        value.length = max(value.raw_length, <uint32_t>1)
-        value.codec = 0
-    return 0
-
-
 cdef int _store(
-    State *state, const KeyView *key, const Value *value, bint if_absent, uint64_t limit, Got *got,
-    uint64_t *expired,
+    State *state, const KeyView *key, const New *value, bint if_absent, uint64_t limit, bint waits,
+    Got *got, uint64_t *expired,
 ) noexcept nogil:
-    """Store a value; if another one's time is over, take that out: `expired` is its number, if it is LARGE."""
+    """Store a value; if another one's time is over, take that out: `expired` is its number, if it is LARGE.
+
+    Return as `_put`, or −EAGAIN.
+    """
     cdef Got over
     cdef int code
-    expired[0] = 0
-    pool_lock(state.ledger.objects.pool)
+    got.gone_large = expired[0] = 0
+    if not _lock(state, waits):
+        return -EAGAIN
     if not state.ledger.closed and _expire_one(state, &over):
         expired[0] = over.gone_large
     code = _put(state, key, value, if_absent, limit, got)
     pool_settle(state.ledger.objects.pool)
     pool_unlock(state.ledger.objects.pool)
     return code
+
+
+cdef bint _contains(State *state, const KeyView *key, bint waits, bint *found) noexcept nogil:
+    """Look whether a key is there. Return False where the mutex was not free."""
+    cdef uint32_t position
+    if not _lock(state, waits):
+        return False
+    found[0] = False
+    if not state.ledger.closed:
+        position = index_find(&state.index, key)
+        found[0] = position != NOWHERE and not _is_over(state, position, _now())
+    pool_unlock(state.ledger.objects.pool)
+    return True
 
 
 cdef inline void _view(const KeyIndex *index, Key key, KeyView *view) noexcept:
@@ -494,6 +525,163 @@ cdef class Timed:
 
 
 @cython.final
+cdef class _Part(Pointers):
+    """Values of a batch that are done together, in part by lanes.
+
+    Who puts values in: `add_key` and `add_value` for each, then `set_places`. Who reads: `add_key` for
+    each, then `set_places`, and `_find_part` or `_get_part`.
+    """
+
+    cdef uint32_t room  # values that it may have
+    cdef uint32_t keys  # that it has
+    cdef KeyView *views
+    cdef Value *values  # those that are done; where they are read, fewer than keys
+    cdef Got *got
+    cdef int *outcomes
+    cdef Py_buffer *buffers
+    cdef uint32_t held  # of these
+    cdef uint8_t *key_bytes
+    cdef size_t key_room
+    cdef size_t key_used
+    cdef uint8_t *data  # what is kept of them
+    cdef size_t data_room
+    cdef size_t data_used
+    cdef uint8_t *outputs  # what is restored
+    cdef size_t output_used
+    cdef Coders coders
+    cdef object divider
+    cdef tuple rings
+    cdef list lane_coders
+    cdef _Part first  # whose memory this one has the other half of
+
+    cdef int begin_with(
+        self, uint32_t room, Coders coders, int number, divider, tuple rings, list lane_coders
+    ) except -1:
+        """Make room for so many values, for the codec of a number."""
+        cdef bint reads = self.state.operation == DECOMPRESS
+        cdef size_t at, lanes = 0 if lane_coders is None else len(lane_coders)
+        cdef uint8_t *tables
+        self.coders, self.divider, self.rings, self.lane_coders = coders, divider, rings, lane_coders
+        self.state.number = number
+        self.wants_order = False
+        tables = <uint8_t *>bz_calloc(
+            1, room * (sizeof(KeyView) + sizeof(Value) + 2 * sizeof(uint32_t))
+            + room * (sizeof(Got) + sizeof(int) if reads else sizeof(Py_buffer))
+            + lanes * sizeof(void *)
+        )
+        if tables is NULL:
+            raise MemoryError("no memory for a batch of values")
+        self.room = room
+        self.views = <KeyView *>tables
+        self.values = <Value *>(self.views + room)
+        self.state.values = self.values
+        self.state.coders = <CoderState **>(self.values + room)
+        tables = <uint8_t *>(self.state.coders + lanes)
+        if reads:
+            self.got = <Got *>tables
+            tables = <uint8_t *>(self.got + room)
+        else:
+            self.buffers = <Py_buffer *>tables
+            tables = <uint8_t *>(self.buffers + room)
+        self.state.dlens = <uint32_t *>tables
+        self.state.errors = <int32_t *>(self.state.dlens + room)
+        self.outcomes = <int *>(self.state.errors + room)
+        for at in range(lanes):
+            self.state.coders[at] = &(<Coder>lane_coders[at]).state
+        return 0
+
+    cdef _Part another(self):
+        """Make one of the same batch."""
+        cdef _Part part = _Part(self.state.operation, self.state.page_size)
+        cdef size_t half = self.data_room if self.outputs is NULL else 2 * self.data_room
+        part.begin_with(
+            self.room, self.coders, self.state.number, self.divider, self.rings, self.lane_coders
+        )
+        part.first = self
+        part.data_room = self.data_room
+        part.data = self.data + half
+        part.outputs = NULL if self.outputs is NULL else self.outputs + half
+        return part
+
+    cdef int make_room_for_two(self) except -1:
+        """Make room for this part and another one in one go: so malloc keeps it for the next batch."""
+        cdef size_t room = PART_BYTES + 2 * (self.state.page_size + AHEAD)
+        cdef bint reads = self.state.operation == DECOMPRESS
+        self.data = self.grown(NULL, 4 * room if reads else 2 * room)
+        self.outputs = self.data + room if reads else NULL
+        self.data_room = room
+        return 0
+
+    def __dealloc__(self):
+        self.forget()
+        free(self.key_bytes)
+        if self.first is None:
+            free(self.data)
+        free(self.views)
+
+    cdef void forget(self) noexcept:
+        """Let go of what it has."""
+        while self.held:
+            self.held -= 1
+            PyBuffer_Release(&self.buffers[self.held])
+        memset(self.state.errors, 0, self.room * sizeof(int32_t) if self.room else 0)
+        self.keys = self.state.count = 0
+        self.key_used = self.data_used = self.output_used = 0
+
+    cdef int add_key(self, const KeyIndex *index, Key key) except -1:
+        """Add a key; its address is set later, as memory may still move."""
+        cdef KeyView *view = &self.views[self.keys]
+        if self.key_used + key.length > self.key_room:
+            self.key_bytes = self.grown(self.key_bytes, 2 * (self.key_used + key.length) + 1024)
+            self.key_room = 2 * (self.key_used + key.length) + 1024
+        memcpy(self.key_bytes + self.key_used, key.data, key.length)
+        _view(index, key, view)
+        view.compared = <const uint8_t *>(self.key_used + (key.compared - key.data))
+        view.data = <const uint8_t *>self.key_used
+        self.key_used += key.length
+        self.keys += 1
+        return 0
+
+    cdef uint8_t *grown(self, uint8_t *memory, size_t room) except NULL:
+        cdef uint8_t *found = <uint8_t *>bz_realloc(memory, room)
+        if found is NULL:
+            raise MemoryError("no memory for a batch of values")
+        return found
+
+    cdef int add_value(self, value, size_t most) except -1:
+        """Add the value of the key that was added last."""
+        cdef uint32_t number = self.state.count
+        cdef Value *new = &self.values[number]
+        PyObject_GetBuffer(value, &self.buffers[number], PyBUF_SIMPLE)
+        self.held = number + 1
+        if <size_t>self.buffers[number].len > most:
+            raise ValueError("a value has at most a page")
+        new.data = <const uint8_t *>self.buffers[number].buf
+        new.stored.raw_length = <uint32_t>self.buffers[number].len
+        new.output = <uint8_t *>self.data_used
+        self.data_used += max(new.stored.raw_length, <uint32_t>1)
+        self.state.count = number + 1
+        return 0
+
+    cdef int set_places(self, size_t room) except -1:
+        """Make room for what is kept of them, or, without lanes, for what is restored. Set all addresses."""
+        cdef uint32_t number
+        if room > self.data_room:
+            self.data = self.grown(self.data, room)
+            self.data_room = room
+        for number in range(self.keys):
+            self.views[number].data = self.key_bytes + <size_t>self.views[number].data
+            self.views[number].compared = self.key_bytes + <size_t>self.views[number].compared
+        for number in range(self.state.count):
+            self.values[number].output = self.data + <size_t>self.values[number].output
+        return 0
+
+    cdef object share(self):
+        """Give all of it to lanes, if they are worth it. Return the job; None: nothing is to be done."""
+        return self.divider.start(self, self.rings) if self.state.count else None
+
+
+@cython.final
 cdef class Records:
     """The values of one mapping, by key.
 
@@ -509,6 +697,11 @@ cdef class Records:
     cdef uint64_t large_number
     cdef dict coders  # by the number of their codec
     cdef Coders current
+    cdef readonly object divider  # of batches of values of that codec
+    cdef tuple lane_coders  # Coders, rings, and a coder for each of these
+    cdef Py_ssize_t batches  # under way
+    cdef uint64_t value_ns[2]  # that a value takes in a batch, by operation; 0: not known yet
+    cdef uint32_t turns  # batches that were to be shared
     cdef readonly int number
     cdef object name
     cdef bint closed
@@ -522,6 +715,7 @@ cdef class Records:
         memcpy(self.state.index.seeds, PyBytes_AS_STRING(seeds), 16)
         self.large = {}
         self.coders = {}
+        self.lane_coders = (None, None, [])
 
     def __dealloc__(self):
         index_close(&self.state.index)
@@ -545,6 +739,7 @@ cdef class Records:
         cdef int other
         self.coders[number] = coders
         self.current, self.number = coders, number
+        self.divider = Divider(coders, eager=True)
         for other in list(self.coders):
             if other != number and not self.state.ledger.objects.entries_of[other]:
                 del self.coders[other]
@@ -581,17 +776,27 @@ cdef class Records:
         while found == OTHER_CODEC:
             coder = coders.take()
             try:
-                with nogil:
-                    found = _get(&self.state, &view, &coder.state, number, peek, &got)
+                # A short value is not worth giving the GIL up for.
+                found = _find_one(&self.state, &view, coder, number, peek, False, &got)
+                if found == LOADED and is_quick(&coder.state, DECOMPRESS, got.stored.raw_length):
+                    found = _restore(&coder.state, &got)
+                elif found == LOADED or found == BUSY:
+                    with nogil:
+                        if found == BUSY:
+                            found = _find_one(&self.state, &view, coder, number, peek, True, &got)
+                        if found == LOADED:
+                            found = _restore(&coder.state, &got)
                 if found == LOADED:
-                    result = PyBytes_FromStringAndSize(<const char *>got.data, got.raw_length)
+                    result = PyBytes_FromStringAndSize(
+                        <const char *>got.stored.data, got.stored.raw_length
+                    )
                 elif found == ABORT:
                     raise_callback_error(&coder.state)
             finally:
                 coders.give(coder)
-            if found == OTHER_CODEC and got.codec:
-                coders = <Coders>self.coders.get(got.codec)
-                number = got.codec
+            if found == OTHER_CODEC and got.stored.codec:
+                coders = <Coders>self.coders.get(got.stored.codec)
+                number = got.stored.codec
                 if coders is None:  # none of its values is left by now
                     coders, number = self.current, self.number
             elif found == IS_LARGE:
@@ -624,20 +829,22 @@ cdef class Records:
         cdef int found
         if entry.kind != got.entry.kind or entry.value != got.entry.value:
             return None
-        coders = <Coders>self.coders[got.codec or self.number]
+        coders = <Coders>self.coders[got.stored.codec or self.number]
         if gathered.rows[0].failure:
             return None if gathered.has_changed(0) else self._fail(coders, gathered.rows[0].failure)
         coder = coders.take()
         try:
-            got.length = gathered.rows[0].length
+            got.stored.length = gathered.rows[0].length
             found = -EBADMSG
-            if got.length and got.length <= self.ledger.objects.page_size:
-                memcpy(coder.state.output + AHEAD, gathered.rows[0].data, got.length)
-                got.data = coder.state.output + AHEAD
+            if got.stored.length and got.stored.length <= self.ledger.objects.page_size:
+                memcpy(coder.state.output + AHEAD, gathered.rows[0].data, got.stored.length)
+                got.stored.data = coder.state.output + AHEAD
                 with nogil:
                     found = _restore(&coder.state, &got)
             if found == LOADED:
-                return PyBytes_FromStringAndSize(<const char *>got.data, got.raw_length)
+                return PyBytes_FromStringAndSize(
+                    <const char *>got.stored.data, got.stored.raw_length
+                )
             if found == ABORT:
                 raise_callback_error(&coder.state)
         finally:
@@ -654,7 +861,7 @@ cdef class Records:
         cdef Got got
         cdef Entry same
         cdef const Entry *wanted = NULL
-        cdef bint removed
+        cdef int removed
         encode_key(room, key)
         self.refuse()
         _view(&self.state.index, room, &view)
@@ -665,11 +872,13 @@ cdef class Records:
             same.value = (<LargeValue>expected).number
             same.checksum = 0
             wanted = &same
-        with nogil:
-            removed = _remove_if(&self.state, &view, wanted, &got)
+        removed = _remove_if(&self.state, &view, wanted, False, &got)
+        if removed == -EAGAIN:
+            with nogil:
+                removed = _remove_if(&self.state, &view, wanted, True, &got)
         if got.gone_large:
             self.large.pop(got.gone_large, None)
-        return removed
+        return removed != 0
 
     def put(
         self, key, value, *, int64_t deadline=0, bint if_absent=False, uint64_t limit=0
@@ -683,13 +892,15 @@ cdef class Records:
         """
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
-        cdef Value new
+        cdef New new
         cdef Got got
         cdef Py_buffer buffer
         cdef Coders coders = self.current
         cdef Coder coder
         cdef int number = self.number, code
+        cdef bint quick
         cdef uint64_t expired = 0
+        got.gone_large = 0
         encode_key(room, key)
         self.refuse()
         _view(&self.state.index, room, &view)
@@ -699,24 +910,40 @@ cdef class Records:
                 raise ValueError("a value has at most a page")
             coder = coders.take()
             try:
-                new.raw_length = <uint32_t>buffer.len
+                new.kind = RECORD
+                new.number = 0
                 new.deadline = deadline
-                with nogil:
-                    code = <int>_prepare(
-                        &coder.state, number, <const uint8_t *>buffer.buf, &new
+                new.stored.raw_length = <uint32_t>buffer.len
+                quick = is_quick(&coder.state, COMPRESS, buffer.len)
+                code = -EAGAIN
+                if quick:
+                    code = encode_value(
+                        &coder.state, number, <const uint8_t *>buffer.buf, &new.stored
                     )
                     if code == 0:
                         code = _store(
-                            &self.state, &view, &new, if_absent, limit, &got, &expired
+                            &self.state, &view, &new, if_absent, limit, False, &got, &expired
                         )
+                if code == -EAGAIN:
+                    with nogil:
+                        code = 0
+                        if not quick:
+                            code = encode_value(
+                                &coder.state, number, <const uint8_t *>buffer.buf, &new.stored
+                            )
+                        if code == 0:
+                            code = _store(
+                                &self.state, &view, &new, if_absent, limit, True, &got, &expired
+                            )
                 if code == ABORT:
                     raise_callback_error(&coder.state)
-                if code != ABORT and got.gone_large:
-                    self.large.pop(got.gone_large, None)
+                count_value(&coder.state, COMPRESS, &new.stored)
             finally:
                 coders.give(coder)
         finally:
             PyBuffer_Release(&buffer)
+            if got.gone_large:
+                self.large.pop(got.gone_large, None)
             if expired:
                 self.large.pop(expired, None)
         if code == -EBADF:
@@ -729,7 +956,7 @@ cdef class Records:
         """Have a key lead to a value that lies on pages. Return as `put`."""
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
-        cdef Value new
+        cdef New new
         cdef Got got
         cdef int code
         cdef uint64_t expired = 0
@@ -739,12 +966,12 @@ cdef class Records:
         self.large_number += 1
         value.number = new.number = self.large_number
         new.kind = LARGE
-        new.codec = 0
-        new.length = new.raw_length = 0
+        new.stored.codec = 0
+        new.stored.checksum = new.stored.length = new.stored.raw_length = 0
         new.deadline = deadline
         self.large[new.number] = value
         with nogil:
-            code = _store(&self.state, &view, &new, if_absent, 0, &got, &expired)
+            code = _store(&self.state, &view, &new, if_absent, 0, True, &got, &expired)
         if code:
             self.large.pop(new.number, None)
         if got.gone_large:
@@ -755,125 +982,277 @@ cdef class Records:
             self.refuse()
         return code
 
-
     # Several values.
 
-    def get_many(self, list keys not None) -> list:
-        """Return what `get` does for each of these keys; a value that fails is its PageError."""
-        cdef Py_ssize_t start, count = len(keys), at, size
-        cdef Key rooms = None
-        cdef list found = [], chunk
-        cdef KeyView views[CHUNK]
-        cdef Got got[CHUNK]
-        cdef int outcomes[CHUNK]
-        cdef uint64_t offsets[CHUNK]
-        cdef size_t page = self.ledger.objects.page_size
-        cdef uint8_t *values
-        cdef Coders coders = self.current
-        cdef Coder coder
-        cdef int number = self.number
+    cdef list coders_for(self, Coders coders, tuple rings):
+        """Return a coder of these for each lane; nobody else uses it."""
+        cdef list made
+        if not rings or not (<Ring>rings[0]).state.is_thread:
+            return None
+        if self.lane_coders[0] is not coders or self.lane_coders[1] is not rings:
+            made = [coders.take() for _ in rings]
+            if self.lane_coders[0] is coders and self.lane_coders[1] is rings:
+                for coder in made:  # somebody was faster
+                    coders.give(<Coder>coder)
+            else:
+                self.lane_coders = (coders, rings, made)
+        return <list>self.lane_coders[2]
+
+    def get_many(self, list keys not None, *, tuple rings=()) -> list:
+        """Return what `get` does for each of these keys; a value that fails is its PageError.
+
+        `rings`   of lanes that help, if they are threads.
+        """
+        cdef list found = []
+        cdef _Part part
         self.refuse()
-        values = <uint8_t *>bz_malloc(CHUNK * page)
-        if values is NULL:
-            raise MemoryError("no memory for values")
+        self.batches += 1
         try:
-            for start in range(0, count, CHUNK):
-                size = min(<Py_ssize_t>CHUNK, count - start)
-                chunk = [Key.__new__(Key) for _ in range(size)]
-                for at in range(size):
-                    rooms = <Key>chunk[at]
-                    encode_key(rooms, keys[start + at])
-                    _view(&self.state.index, rooms, &views[at])
-                coder = coders.take()
-                try:
-                    with nogil:
-                        _get_chunk(
-                            &self.state, views, &coder.state, number, size, got, outcomes, values,
-                            offsets,
-                        )
-                    raise_callback_error(&coder.state)
-                finally:
-                    coders.give(coder)
-                for at in range(size):
-                    if outcomes[at] == LOADED:
-                        found.append(
-                            PyBytes_FromStringAndSize(
-                                <const char *>values + offsets[at], got[at].raw_length
-                            )
-                        )
-                        continue
-                    if got[at].gone_large:
-                        self.large.pop(got[at].gone_large, None)
-                    if outcomes[at] == MISSING_KEY:
-                        found.append(MISSING)
-                    elif outcomes[at] < 0:
-                        try:
-                            self._fail(coders, outcomes[at])
-                        except PageError as error:
-                            found.append(error)
-                    else:
-                        found.append(
-                            self.get(keys[start + at], peek=outcomes[at] != OTHER_CODEC)
-                        )
+            part = self.new_part(DECOMPRESS, len(keys), rings)
+            if part.lane_coders is None:
+                self.get_alone(part, keys, found)
+            else:
+                self.get_shared(part, keys, found)
+        finally:
+            self.batches -= 1
+        return found
+
+    cdef int get_alone(self, _Part part, list keys, list found) except -1:
+        cdef Coder coder = part.coders.take()
+        cdef Py_ssize_t start = 0
+        cdef int64_t took
+        try:
+            while start < len(keys):
+                self.fill_keys(part, keys, start)
+                with nogil:
+                    took = bz_now_ns()
+                    _get_part(&self.state, part, &coder.state)
+                    took = bz_now_ns() - took
+                self.note(DECOMPRESS, took, part.keys)
+                raise_callback_error(&coder.state)
+                self.collect(part, keys, start, found)
+                start += part.keys
                 PyErr_CheckSignals()
         finally:
-            free(values)
-        return found
+            part.coders.give(coder)
+        return 0
+
+    cdef int get_shared(self, _Part part, list keys, list found) except -1:
+        cdef _Part other = part.another()
+        cdef Py_ssize_t start = 0
+        cdef object job
+        self.fill_keys(part, keys, start)
+        with nogil:
+            _find_part(&self.state, part)
+        job = part.share()
+        while part.keys:
+            # The next ones are looked for while lanes restore these, and bytes are made of these after that.
+            self.fill_keys(other, keys, start + part.keys)
+            with nogil:
+                _find_part(&self.state, other)
+            _await(job)
+            job = other.share()
+            self.collect(part, keys, start, found)
+            start += part.keys
+            part, other = other, part
+            PyErr_CheckSignals()
+        return 0
+
+    cdef _Part new_part(self, int operation, Py_ssize_t count, tuple rings):
+        """Make a part of a batch of `count` values, for the codec of now.
+
+        Lanes help where that pays, unless other batches keep them busy.
+        """
+        cdef Coders coders = self.current
+        cdef object divider = self.divider
+        cdef int number = self.number
+        cdef list lane_coders = None
+        cdef _Part part = _Part(operation, self.ledger.objects.page_size)
+        if self.is_shared(operation, count, len(rings)):
+            lane_coders = self.coders_for(coders, rings)
+        part.begin_with(
+            max(1, min(count, PART if lane_coders is None else SHARED)), coders, number, divider,
+            rings, lane_coders,
+        )
+        if lane_coders is not None:
+            part.make_room_for_two()
+        return part
+
+    cdef bint is_shared(self, int operation, Py_ssize_t count, Py_ssize_t lanes) except -1:
+        cdef uint64_t value_ns = self.value_ns[operation]
+        if not lanes or not count or self.divider.generous:
+            return lanes > 0 and count > 0
+        if self.batches > lanes or value_ns * count < SHARED_NS:
+            return False
+        if operation == DECOMPRESS and value_ns < READ_NS:
+            return False
+        self.turns += 1
+        return self.turns % AGAIN != 0
+
+    cdef void note(self, int operation, int64_t took, uint32_t count) noexcept:
+        """Note what values took one thread. A thread that lost its CPU says nothing about them."""
+        cdef uint64_t seen = max(1, took // max(1, count)), known = self.value_ns[operation]
+        self.value_ns[operation] = min(seen, known + known // 4 + 1) if known else seen
+
+    cdef int fill_keys(self, _Part part, list keys, Py_ssize_t start) except -1:
+        """Take the next keys."""
+        cdef Key room = Key.__new__(Key)
+        cdef size_t most = self.ledger.objects.page_size + AHEAD
+        part.forget()
+        while start < len(keys) and part.keys < part.room:
+            encode_key(room, keys[start])
+            part.add_key(&self.state.index, room)
+            start += 1
+        part.set_places(min(part.keys * most, PART_BYTES) + most)
+        return 0
+
+    cdef int collect(
+        self, _Part part, list keys, Py_ssize_t start, list found
+    ) except -1:
+        """Append what was found of a part that is done."""
+        cdef uint32_t at, number = 0
+        cdef int code
+        cdef const Value *value
+        for at in range(part.keys):
+            if part.outcomes[at] == LOADED:
+                code = part.values[number].code or part.state.errors[number]
+                number += 1
+                if code == 0:
+                    value = &part.values[number - 1]
+                    found.append(
+                        PyBytes_FromStringAndSize(
+                            <const char *>value.output, value.stored.raw_length
+                        )
+                    )
+                    continue
+                part.outcomes[at] = code
+            if part.got[at].gone_large:
+                self.large.pop(part.got[at].gone_large, None)
+            if part.outcomes[at] == MISSING_KEY:
+                found.append(MISSING)
+            elif part.outcomes[at] < 0:
+                try:
+                    self._fail(part.coders, part.outcomes[at])
+                except PageError as error:
+                    found.append(error)
+            else:
+                found.append(self.get(keys[start + at], peek=part.outcomes[at] != OTHER_CODEC))
+        return 0
 
     def put_many(
         self, list keys not None, list values not None, Py_ssize_t start, *, int64_t deadline=0,
-        uint64_t limit=0,
+        uint64_t limit=0, uint64_t most=0, tuple rings=(),
     ) -> tuple[int, int]:
         """Store values of up to a page, from number `start` on.
+
+        `most`    bytes of values, or so, that are stored by one call, or FEW values; 0: all of them.
+        `rings`   of lanes that help, if they are threads.
 
         Return how many are stored, those before `start` included, and why not more: 0, or the negative
         errno of the next one.
         """
-        cdef Py_ssize_t count = len(keys), at, size, done
-        cdef list chunk
-        cdef KeyView views[CHUNK]
-        cdef Py_buffer buffers[CHUNK]
-        cdef uint64_t gone[2 * CHUNK]
-        cdef Coders coders = self.current
-        cdef Coder coder
-        cdef int number = self.number, code = 0
+        cdef _Part part
+        cdef int code = 0
         self.refuse()
-        while start < count and not code:
-            size = min(<Py_ssize_t>CHUNK, count - start)
-            chunk = [Key.__new__(Key) for _ in range(size)]
-            for at in range(size):
-                encode_key(<Key>chunk[at], keys[start + at])
-                _view(&self.state.index, <Key>chunk[at], &views[at])
-            done = 0
-            try:
-                for at in range(size):
-                    PyObject_GetBuffer(values[start + at], &buffers[at], PyBUF_SIMPLE)
-                    done += 1
-                    if <size_t>buffers[at].len > self.ledger.objects.page_size:
-                        raise ValueError("a value has at most a page")
-                coder = coders.take()
-                try:
-                    with nogil:
-                        done = _put_chunk(
-                            &self.state, views, buffers, &coder.state, number, size, deadline, limit,
-                            gone, &code,
-                        )
-                    for at in range(2 * size):
-                        if gone[at]:
-                            self.large.pop(gone[at], None)
-                    if code == ABORT:
-                        raise_callback_error(&coder.state)
-                finally:
-                    coders.give(coder)
-                    start += done
-                    done = size
-            finally:
-                for at in range(done):
-                    PyBuffer_Release(&buffers[at])
-            PyErr_CheckSignals()
+        self.batches += 1
+        try:
+            part = self.new_part(COMPRESS, len(keys) - start, rings)
+            if part.lane_coders is None:
+                self.put_alone(part, keys, values, &start, deadline, limit, most, &code)
+            else:
+                self.put_shared(part, keys, values, &start, deadline, limit, most, &code)
+        finally:
+            self.batches -= 1
         if code == -EBADF:
             self.refuse()
         return start, code
+
+    cdef int put_alone(
+        self, _Part part, list keys, list values, Py_ssize_t *start, int64_t deadline, uint64_t limit,
+        uint64_t most, int *code,
+    ) except -1:
+        cdef Coder coder = part.coders.take()
+        cdef uint64_t gone[2 * PART]
+        cdef uint64_t used = 0
+        cdef uint32_t done
+        cdef int64_t took
+        try:
+            while start[0] < len(keys) and not code[0] and (not most or used < most):
+                self.fill_part(part, keys, values, start[0], most)
+                used += part.data_used
+                with nogil:
+                    took = bz_now_ns()
+                    done = _put_part(
+                        &self.state, part, &coder.state, deadline, limit, gone, code
+                    )
+                    took = bz_now_ns() - took
+                self.note(COMPRESS, took, done)
+                start[0] += done
+                self.drop_gone(gone, min(2 * done + 2, 2 * part.keys))
+                raise_callback_error(&coder.state)
+                PyErr_CheckSignals()
+        finally:
+            part.coders.give(coder)
+        return 0
+
+    cdef int put_shared(
+        self, _Part part, list keys, list values, Py_ssize_t *start, int64_t deadline, uint64_t limit,
+        uint64_t most, int *code,
+    ) except -1:
+        cdef _Part other = part.another()
+        cdef uint64_t gone[2 * PART]
+        cdef uint64_t used
+        cdef uint32_t done
+        cdef object job, failure = None
+        self.fill_part(part, keys, values, start[0], most)
+        used = part.data_used
+        job = part.share()
+        while part.keys and not code[0]:
+            # The next ones are made ready while lanes are at these, which are stored after that.
+            other.forget()
+            if not most or used < most:
+                try:
+                    self.fill_part(other, keys, values, start[0] + part.keys, most)
+                except BaseException as error:
+                    failure = error
+                    other.forget()
+                used += other.data_used
+            _await(job)
+            job = other.share()
+            with nogil:
+                done = _put_part(&self.state, part, NULL, deadline, limit, gone, code)
+            start[0] += done
+            self.drop_gone(gone, min(2 * done + 2, 2 * part.keys))
+            if failure is not None:
+                raise failure
+            part, other = other, part
+            PyErr_CheckSignals()
+        return 0
+
+    cdef int drop_gone(self, const uint64_t *gone, uint32_t count) except -1:
+        """Drop the objects of large values that went."""
+        cdef uint32_t at
+        for at in range(count):
+            if gone[at]:
+                self.large.pop(gone[at], None)
+        return 0
+
+    cdef int fill_part(
+        self, _Part part, list keys, list values, Py_ssize_t start, uint64_t most
+    ) except -1:
+        """Take the next values; no more than FEW if these have `most` bytes, which is not 0."""
+        cdef Key room = Key.__new__(Key)
+        cdef bint alone = part.lane_coders is None
+        part.forget()
+        while start < len(keys) and part.keys < part.room and (alone or part.data_used < PART_BYTES):
+            if most and part.data_used >= most and part.keys >= FEW:
+                break
+            encode_key(room, keys[start])
+            part.add_key(&self.state.index, room)
+            part.add_value(values[start], self.ledger.objects.page_size)
+            start += 1
+        part.set_places(0 if alone else part.data_used)
+        return 0
 
     # All of them.
 
@@ -881,26 +1260,18 @@ cdef class Records:
         """Return whether a key is there; that is no use of its value."""
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
-        cdef uint32_t position
         cdef bint found = False
         encode_key(room, key)
         self.refuse()
         _view(&self.state.index, room, &view)
-        with nogil:
-            pool_lock(self.state.ledger.objects.pool)
-            if not self.state.ledger.closed:
-                position = index_find(&self.state.index, &view)
-                found = position != NOWHERE and not _is_over(&self.state, position, _now())
-            pool_unlock(self.state.ledger.objects.pool)
+        if not _contains(&self.state, &view, False, &found):
+            with nogil:
+                _contains(&self.state, &view, True, &found)
         return found
 
     def __len__(self) -> int:
-        cdef uint64_t found
-        with nogil:
-            pool_lock(self.state.ledger.objects.pool)
-            found = 0 if self.state.ledger.closed else self.state.index.count
-            pool_unlock(self.state.ledger.objects.pool)
-        return found
+        cdef uint64_t found = self.ledger.figure(&self.state.index.count)
+        return 0 if self.state.ledger.closed else found
 
     def keys(self) -> list:
         """Return all keys in the order in which they were put in first, as they are at one moment."""
@@ -1119,47 +1490,97 @@ cdef class Records:
 
 # Several values, in the core.
 
-cdef void _get_chunk(
-    State *state, const KeyView *views, CoderState *coder, int number, size_t count, Got *got,
-    int *outcomes, uint8_t *values, uint64_t *offsets,
-) noexcept nogil:
-    cdef size_t at
-    cdef uint64_t used = 0
-    for at in range(count):
-        outcomes[at] = _get(state, &views[at], coder, number, False, &got[at])
-        offsets[at] = used
-        if outcomes[at] == LOADED:
-            memcpy(values + used, got[at].data, got[at].raw_length)
-            used += got[at].raw_length
-        elif outcomes[at] == ABORT:
-            for at in range(at + 1, count):
-                outcomes[at] = MISSING_KEY
-                got[at].gone_large = 0
+cdef void _get_part(State *state, _Part part, CoderState *coder) noexcept nogil:
+    """Find and restore the values of a part's keys, as many as there is room for."""
+    cdef uint32_t at
+    cdef size_t size = coder.page_size
+    cdef Value *value
+    cdef Got *got
+    for at in range(part.keys):
+        if part.output_used + size > part.data_room:
+            part.keys = at
             return
+        got = &part.got[at]
+        pool_lock(state.ledger.objects.pool)
+        part.outcomes[at] = _find(
+            state, &part.views[at], coder.output + AHEAD, size, part.state.number, False, got
+        )
+        pool_unlock(state.ledger.objects.pool)
+        if part.outcomes[at] != LOADED:
+            continue
+        value = &part.values[part.state.count]
+        part.state.count += 1
+        value.code = _restore(coder, got)
+        if value.code == ABORT:
+            return
+        if value.code == 0:
+            value.stored = got.stored
+            value.output = part.data + part.output_used
+            memcpy(value.output, got.stored.data, got.stored.raw_length)
+            part.output_used += got.stored.raw_length
 
 
-cdef size_t _put_chunk(
-    State *state, const KeyView *views, const Py_buffer *buffers, CoderState *coder, int number,
-    size_t count, int64_t deadline, uint64_t limit, uint64_t *gone, int *code,
+cdef void _find_part(State *state, _Part part) noexcept nogil:
+    """Find the values of a part's keys, as many as there is room for, and copy what is kept of them."""
+    cdef uint32_t at
+    cdef size_t size = part.state.page_size
+    cdef Value *value
+    for at in range(part.keys):
+        if max(part.output_used, part.data_used + AHEAD) + size > part.data_room:
+            part.keys = at
+            return
+        pool_lock(state.ledger.objects.pool)
+        part.outcomes[at] = _find(
+            state, &part.views[at], part.data + part.data_used + AHEAD, size, part.state.number,
+            False, &part.got[at],
+        )
+        pool_unlock(state.ledger.objects.pool)
+        if part.outcomes[at] == LOADED:
+            value = &part.values[part.state.count]
+            part.state.count += 1
+            value.stored = part.got[at].stored
+            value.output = part.outputs + part.output_used
+            part.output_used += value.stored.raw_length
+            part.data_used += value.stored.length + AHEAD
+
+
+cdef void _await(job) except *:
+    """See a job done, and do what lanes have not; None: there was nothing to do."""
+    while job is not None and job.run() != _DONE:
+        pass
+
+
+cdef uint32_t _put_part(
+    State *state, _Part part, CoderState *coder, int64_t deadline, uint64_t limit, uint64_t *gone,
+    int *code,
 ) noexcept nogil:
-    """Store values until one cannot be. Return how many are, and the numbers of large ones that went."""
-    cdef size_t at, done = 0
-    cdef Value new
+    """Store values until one cannot be. Return how many are, and the numbers of large ones that went.
+
+    `coder` compresses them; NULL: that is done.
+    """
+    cdef uint32_t at
+    cdef Value *value
+    cdef New new
     cdef Got got
-    for at in range(2 * count):
-        gone[at] = 0
-    for at in range(count):
-        new.raw_length = <uint32_t>buffers[at].len
-        new.deadline = deadline
-        code[0] = <int>_prepare(coder, number, <const uint8_t *>buffers[at].buf, &new)
-        if code[0] == 0:
-            code[0] = _store(state, &views[at], &new, False, limit, &got, &gone[2 * at])
-        if code[0] != ABORT:
-            gone[2 * at + 1] = got.gone_large
+    new.kind = RECORD
+    new.number = 0
+    new.deadline = deadline
+    for at in range(part.keys):
+        gone[2 * at] = gone[2 * at + 1] = 0
+        value = &part.values[at]
+        if coder is not NULL:
+            value.code = encode_value(coder, part.state.number, value.data, &value.stored)
+            if value.code == 0:
+                count_value(coder, COMPRESS, &value.stored)
+        code[0] = value.code or part.state.errors[at]
         if code[0]:
-            break
-        done += 1
-    return done
+            return at
+        new.stored = value.stored
+        code[0] = _store(state, &part.views[at], &new, False, limit, True, &got, &gone[2 * at])
+        gone[2 * at + 1] = got.gone_large
+        if code[0]:
+            return at
+    return part.keys
 
 
 # Order.

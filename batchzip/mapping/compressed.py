@@ -52,18 +52,25 @@ from batchzip.store.swap_store import SwapStore
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
     from batchzip.buffers import Flat
+    from batchzip.core.ring import Ring
     from batchzip.mapping.serializers import Serializer
     from batchzip.store.group import Group
     from batchzip.store.latency import Latency
 
 _NOTHING = object()
 
-_BATCH = 64
-"""Values that are read or put in between two looks at what else there is to do."""
+_BATCH = 1024
+"""Values that are read or put in at a time, if pages are of 4 KiB."""
+
+_BATCH_BYTES = 4 << 20
+"""Bytes that they have at most; where pages are large, there may be as few as _FEW."""
+
+_FEW = 64
+"""Values that are put in at a time as long as a dictionary is learnt from them."""
 
 _MOST_NS = 1 << 61
 """Nanoseconds of a time to live, 73 years: what is longer is as long."""
@@ -148,6 +155,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._store = store
         self._home = store._home  # noqa: SLF001 - a mapping is a group of it, with other indices
         self._page_size = store.page_size
+        self._batch = max(_FEW, min(_BATCH, _BATCH_BYTES // store.page_size))
         try:
             self._group = self._new_group(name, None if on_full == "evict" else limit)
             self._pages = Pages(self._group)
@@ -206,6 +214,21 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         else:  # they copy what is stored as it is
             coders = Coders(codec, self._page_size)
         self._records.use_codec(writer.number, coders)
+
+    def _follow_engine(self) -> None:
+        """Use the store's engine of now, if it is another one."""
+        if self._writer is self._home.writer:
+            return
+        self._use_engine()
+        try:
+            self._trainer = self._new_trainer(self._options["dictionary"])
+        except BadArgument:  # an engine that has no dictionaries
+            self._trainer = None
+
+    @property
+    def _rings(self) -> tuple[Ring, ...]:
+        """The rings of the engine's lanes, which help with batches."""
+        return self._writer.engine.backend.rings if self._has_coders else ()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._group.name!r} of {len(self._records)} values>"
@@ -308,12 +331,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         started = self._records.start_put()
         if deadline < 0:
             deadline = now_ns() + self._ttl_ns if self._ttl_ns else 0
-        if self._writer is not self._home.writer:
-            self._use_engine()
-            try:
-                self._trainer = self._new_trainer(self._options["dictionary"])
-            except BadArgument:  # an engine that has no dictionaries
-                self._trainer = None
+        self._follow_engine()
         plain: Any = key if type(key) in _QUICK else self._keys.add(key)
         if type(plain) is Opaque:
             self._keys.sweep(self._records.keys)
@@ -453,10 +471,12 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def _values_of(self, plain: list[Any], keys: list[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield keys and values; those that are not there are left out."""
-        for start in range(0, len(keys), _BATCH):
-            some = plain[start : start + _BATCH]
-            found = self._records.get_many(some)
-            for each, where, key in zip(found, some, keys[start : start + _BATCH], strict=True):
+        for start in range(0, len(keys), self._batch):
+            some = plain[start : start + self._batch]
+            found = self._records.get_many(some, rings=self._rings)
+            for each, where, key in zip(
+                found, some, keys[start : start + self._batch], strict=True
+            ):
                 if type(each) is bytes:
                     yield key, self._restored(key, each)
                 elif isinstance(each, PageError):
@@ -473,34 +493,61 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         """
         deadline = self._deadline(ttl)
         pairs = items.items() if isinstance(items, Mapping) else items
+        pack, most = self._packer.pack, self._page_size
+        self._follow_engine()
         self._records.require_open()
+        batch = self._batch_now
         keys: list[Any] = []
         values: list[Any] = []
-        for key, value in pairs:
-            quick = type(key) in _QUICK and self._has_coders and self._writer is self._home.writer
-            parts = self._packer.pack(value) if quick else []
-            if quick and len(parts) == 1 and len(parts[0]) <= self._page_size:
-                keys.append(key)
-                values.append(parts[0])
-                if len(keys) == _BATCH:
-                    self._put_batch(keys, values, deadline)
-                    keys, values = [], []
-                continue
+        try:
+            for key, value in pairs:
+                parts: Sequence[Flat] = pack(value) if type(key) in _QUICK else ()
+                small = len(parts) == 1 and len(parts[0]) <= most
+                if small:
+                    keys.append(key)
+                    values.append(parts[0])
+                    if len(keys) < batch:
+                        continue
+                full, keys = keys, []
+                self._put_batch(full, values, deadline)
+                values, batch = [], self._batch_now
+                if not small:
+                    self._put(key, value, deadline=deadline)
+        finally:  # also where `items` end in an error
             self._put_batch(keys, values, deadline)
-            keys, values = [], []
-            self._put(key, value, deadline=deadline)
-        self._put_batch(keys, values, deadline)
+
+    @property
+    def _batch_now(self) -> int:
+        learns = self._trainer is not None and self._trainer.takes_samples
+        return _FEW if learns else self._batch
 
     def _put_batch(self, keys: list[Any], values: list[Flat], deadline: int) -> None:
-        """Store up to _BATCH small values under plain keys."""
+        """Store up to `_batch` small values under plain keys."""
+        if not keys:
+            return
+        self._follow_engine()
+        rings = self._rings
         done = 0
         while done < len(keys):
             self._room.check()
-            limit = self._room.hard_limit
-            done, code = self._records.put_many(keys, values, done, deadline=deadline, limit=limit)
+            code = -1
+            if self._has_coders:
+                done, code = self._records.put_many(
+                    keys,
+                    values,
+                    done,
+                    deadline=deadline,
+                    limit=self._room.hard_limit,
+                    most=self._room.slack,
+                    rings=rings,
+                )
             if code:  # the next one makes room, or says that there is none
-                self._put_small(keys[done], values[done], deadline, if_absent=False)
+                if self._has_coders:
+                    self._put_small(keys[done], values[done], deadline, if_absent=False)
+                else:
+                    self._put_large(keys[done], [values[done]], deadline, if_absent=False)
                 done += 1
+                rings = ()
             self._room.keep(self._take)
         if self._trainer is not None:
             for value in values:

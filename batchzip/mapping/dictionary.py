@@ -71,6 +71,11 @@ class Trainer:
         """Numbers of codecs that are held for the mapping."""
         self.dictionary_bytes = 0
 
+    @property
+    def takes_samples(self) -> bool:
+        """Whether values are kept until there are enough to learn from."""
+        return self._samples is not None
+
     def note(self, value: Flat) -> None:
         """Look at a value that was just put in."""
         samples = self._samples

@@ -8,7 +8,7 @@ Full is a mapping whose compressed values have `max_bytes` in the pool, or whose
 coldest value is the one that was not used for longest, with a second chance (core/lru.pyx).
 
 A value that is put in is never the one that goes, unless it alone is larger than the limit. For a moment
-the pool holds it beside those that go then.
+the pool holds it beside those that go then: it, or of a batch, a 64th of the limit, or 64 values.
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ class Room:
     def hard_limit(self) -> int:
         """Bytes that no value may take the mapping beyond; 0: there is no such limit."""
         return self.max_bytes or 0 if self.on_full == "raise" else 0
+
+    @property
+    def slack(self) -> int:
+        """Bytes of values of a batch that may be in before `keep` is called; 0: as many as there are."""
+        return 0 if self.max_bytes is None else max(1, self.max_bytes // 64)
 
     @property
     def _percent(self) -> int:

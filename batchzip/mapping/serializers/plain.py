@@ -19,6 +19,8 @@ class BytesPacker:
 
     def pack(self, value: object) -> list[Flat]:
         """View the value."""
+        if type(value) is bytes:
+            return [value]
         try:
             return [as_view(value, "the value")]  # type: ignore[arg-type] # refuses what is no buffer
         except BadBatch as error:
