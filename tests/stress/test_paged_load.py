@@ -77,7 +77,7 @@ def test_all_that_a_pager_offers(
         fault_threads=1 + page_size % 3,
         **with_file,
     ) as region:
-        run_model(region, lambda worker: worker.run(800), threads=THREADS, seed=page_size + budget)
+        run_model(region, lambda worker: worker.run(300), threads=THREADS, seed=page_size + budget)
         figures = region.figures
         assert figures["lost_pages"] == 0
         report(
