@@ -91,7 +91,8 @@ class Region:
     def array(self, length: int, dtype: Any = np.uint8) -> npt.NDArray[Any]:
         """Allocate an array of zeros; its pages are free again when it and its views have gone."""
         extent = self.pager.allocate(length * np.dtype(dtype).itemsize)
-        array: npt.NDArray[Any] = np.frombuffer(memoryview(extent), dtype, length)
+        view = memoryview(extent)  # type: ignore[arg-type] # it has the buffer protocol
+        array: npt.NDArray[Any] = np.frombuffer(view, dtype, length)
         return array
 
     def pages_of(self, array: npt.NDArray[Any]) -> tuple[int, int]:

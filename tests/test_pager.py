@@ -443,7 +443,7 @@ def test_sizes_that_make_no_sense_are_refused(region: Region, nbytes: int) -> No
 
 def test_an_array_lies_where_it_says(region: Region) -> None:
     extent = region.pager.allocate(3 * SIZE + 5)
-    view = memoryview(extent)
+    view = memoryview(extent)  # type: ignore[arg-type]
     assert extent.nbytes == view.nbytes == 3 * SIZE + 5
     assert not view.readonly
     array = np.frombuffer(view, np.uint8)
@@ -510,7 +510,7 @@ def test_arrays_hold_the_pager_that_nobody_else_holds() -> None:
     with LeakCheck(), Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
         before = tasks()
         pager = Pager(store.group("region")._ledger, store._home.writer.number, pages=64, budget=8)
-        array = np.frombuffer(memoryview(pager.allocate(60 * SIZE)), np.uint8)
+        array = np.frombuffer(memoryview(pager.allocate(60 * SIZE)), np.uint8)  # type: ignore[arg-type]
         data = noisy(60)
         array[:] = data
         del pager
