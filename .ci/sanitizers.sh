@@ -17,3 +17,5 @@ cd "$(dirname "$0")/.."
 .ci/with_core.sh tsan -m pytest -q -n 2 tests/test_store_threads.py tests/faults/test_memory.py tests/test_mapping_cache.py \
     tests/test_records.py tests/test_slices.py \
     -k 'linearizable or whole_or_not or wavers or at_random or whole_values or lanes or single_calls'
+.ci/with_core.sh asan -m pytest -q -n 2 tests/test_pager.py tests/faults/test_paged_faults.py -k 'not limit'
+.ci/with_core.sh tsan -m pytest -q -n 2 tests/test_pager.py -k 'threads_find or beside or come_and_go or at_once or prefetch or smaller'

@@ -4,6 +4,9 @@ from batchzip.core.coder cimport Coder, Coders
 from batchzip.core.ledger cimport Ledger
 from batchzip.core.region cimport Hand, RegionState
 
+cdef enum:
+    MOST_FAULT_THREADS = 64  # as batchzip.paged has it
+
 cdef extern from "native.h" nogil:
     ctypedef struct pthread_t:
         pass
@@ -13,7 +16,6 @@ cdef class Worker:
     cdef Hand hand
     cdef Coders coders
     cdef Coder coder
-    cdef pthread_t thread
 
 
 cdef class Pager:
@@ -22,6 +24,8 @@ cdef class Pager:
     cdef object codec
     cdef Coders coders
     cdef list workers  # those with a thread
+    cdef pthread_t threads[MOST_FAULT_THREADS + 2]
+    cdef uint32_t thread_count
     cdef list spare  # those for calls from Python
     cdef uint32_t made_in
     cdef int way_number
@@ -36,7 +40,6 @@ cdef class Pager:
     cdef Worker enter(self)
     cdef void leave(self, Worker worker) noexcept
     cdef int _check(self, uint64_t first, uint64_t count) except -1
-    cdef int _close_descriptors(self) except -1
     cdef void _unmap_unused(self) noexcept
     cdef void free_run(self, uint64_t first, uint64_t count) noexcept
 

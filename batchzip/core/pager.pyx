@@ -40,7 +40,7 @@ from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
     BUCKETS, BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, Figures, LOST, MOST_RUN, NORMAL, RESIDENT,
-    RUN_BYTES, STORED, UNUSED, Job, RegionState, address_of, is_busy, kind_of,
+    RUN_BYTES, STORED, UNUSED, Job, RegionState, address_of, is_busy, kept_frames, kind_of,
     pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget, region_lock,
     region_punch, region_tell, region_unlock, region_unmap, region_wait,
 )
@@ -111,7 +111,8 @@ cdef extern from *:
     void bz_identify(int, uint64_t *, uint64_t *)
     int bz_add_region(int, int, int, int, int, uint64_t, uint64_t)
     void bz_drop_region(int)
-    void bz_close(int, int, int, int, int, uint64_t, uint64_t)
+    void bz_close(int, int, int, int, int, uint64_t, uint64_t) nogil
+    long write(int, const void *, size_t) nogil
     int mprotect(void *, size_t, int) nogil
     long pread(int, void *, size_t, long) nogil
     int memfd_create(const char *, unsigned int) nogil
@@ -247,7 +248,7 @@ cdef class Pager:
         self.held = True
         try:
             self._open()
-            for count in range(fault_threads + 2):
+            for count in range(min(fault_threads, <uint32_t>MOST_FAULT_THREADS) + 2):
                 self._start(
                     reclaim_ahead if count == 0 else (help_faults if count == 1 else serve_faults)
                 )
@@ -307,10 +308,12 @@ cdef class Pager:
 
     cdef int _start(self, void *(*run)(void *) noexcept nogil) except -1:
         cdef Worker worker = Worker(self)
-        cdef int failed = bz_start_thread(&worker.thread, run, &worker.hand)
+        cdef int failed
+        self.workers.append(worker)
+        failed = bz_start_thread(&self.threads[self.thread_count], run, &worker.hand)
         if failed:
             raise named(OSError(failed, ""), "a thread of the core cannot be started")
-        self.workers.append(worker)
+        self.thread_count += 1
         return 0
 
     cdef int refuse(self) except -1:
@@ -467,7 +470,7 @@ cdef class Pager:
         for page in range(first, first + count):
             more += region.pins[page] == 0
             most = max(most, region.pins[page])
-        if region.pinned + more <= region.budget and most < 0xFFFF:
+        if region.pinned + more + kept_frames(region.budget) <= region.budget and most < 0xFFFF:
             for page in range(first, first + count):
                 region.pins[page] += 1
             region.pinned += more
@@ -476,7 +479,7 @@ cdef class Pager:
         if not done:
             raise BadArgument(
                 f"{count} pages cannot be kept in memory beside {region.pinned} others: the budget is"
-                f" {region.budget} pages"
+                f" {region.budget} pages, and {kept_frames(region.budget)} of them stay free for others"
             )
         page = first
         try:
@@ -551,11 +554,19 @@ cdef class Pager:
         cdef RegionState *region = &self.region
         cdef Worker worker
         cdef int number, progress = FREED
+        cdef bint fits
         self.refuse()
         region_lock(region)
-        region.budget = pages
+        fits = region.pinned + kept_frames(pages) <= pages
+        if fits:
+            region.budget = pages
         pthread_cond_broadcast(&region.low)
         region_unlock(region)
+        if not fits:
+            raise BadArgument(
+                f"a budget of {pages} pages has no room for the {region.pinned} that are kept in memory"
+                f" now, and {kept_frames(pages)} others"
+            )
         while progress != NOTHING and _is_beyond(region):
             worker = self.enter()
             with nogil:
@@ -681,12 +692,16 @@ cdef class Pager:
         """
         cdef RegionState *region = &self.region
         cdef Worker worker
+        cdef uint64_t one = 1
+        cdef uint32_t number
         if self.ended:
             return 0
         self.ended = True
         if self.made_in != forks():
             region.base = NULL
             return 0
+        bz_drop_region(self.slot)
+        # From the end of the fault threads on a thread that holds the GIL may wait for a page that nobody brings.
         with nogil:
             region_lock(region)
             region.closing = True
@@ -696,18 +711,19 @@ cdef class Pager:
             while region.users:
                 region_wait(region, -1)
             region_unlock(region)
-        if region.stop >= 0:
-            os.eventfd_write(region.stop, 1)
-        for worker in self.workers:
-            with nogil:
-                bz_join_thread(worker.thread)
+            write(region.stop, &one, sizeof(one))
+            for number in range(self.thread_count):
+                bz_join_thread(self.threads[number])
+            if region.base is not NULL:
+                _replace_mapping(region)
+            bz_close(
+                region.file, region.uffd, region.pagemap, region.stop, region.watch,
+                region.file_device, region.file_inode,
+            )
         for worker in self.workers + self.spare:
             self.coders.give(worker.coder)
         self.workers = []
         self.spare = []
-        if region.base is not NULL:
-            _replace_mapping(region)
-        self._close_descriptors()
         if self.held:
             self.ledger.objects.let_go(region.number)
         region_tell(region, CLOSING)
@@ -720,14 +736,6 @@ cdef class Pager:
         if not self.extents and not region.users and region.base is not NULL:
             munmap(region.base, region.pages << region.page_shift)
             region.base = NULL
-
-    cdef int _close_descriptors(self) except -1:
-        bz_drop_region(self.slot)
-        bz_close(
-            self.region.file, self.region.uffd, self.region.pagemap, self.region.stop, self.region.watch,
-            self.region.file_device, self.region.file_inode,
-        )
-        return 0
 
     def __dealloc__(self):
         cdef RegionState *region = &self.region

@@ -178,8 +178,12 @@ cdef inline uint8_t *address_of(const RegionState *region, uint64_t page) noexce
     return region.base + (page << region.page_shift)
 
 cdef inline uint64_t low_mark(const RegionState *region) noexcept nogil:
-    """Return the number of free frames below which the reclaimer begins."""
-    return min(region.budget // 64, <uint64_t>1024)
+    """Return the number of free frames below which the reclaimer begins; 0 if all arrays fit."""
+    return 0 if region.used <= region.budget else min(region.budget // 64, <uint64_t>1024)
+
+cdef inline uint64_t kept_frames(uint64_t budget) noexcept nogil:
+    """Return the number of frames that are not pinned: an instruction may need several pages at once."""
+    return min(budget // 2, <uint64_t>4)
 
 cdef inline bint is_low(const RegionState *region) noexcept nogil:
     """Return whether the reclaimer is needed."""

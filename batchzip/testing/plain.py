@@ -108,7 +108,7 @@ def check_round_trip(engine: Engine, pages: Bytes) -> None:
     check_restored(back, pages)
 
 
-def in_threads(count: int, work: Callable[[int], None]) -> None:
+def in_threads(count: int, work: Callable[[int], None], *, limit_s: float = SLACK_S) -> None:
     """Run work(0) … work(count - 1) in threads at once, and raise the first failure."""
     failures: list[BaseException] = []
 
@@ -122,7 +122,7 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(SLACK_S)
+        thread.join(limit_s)
         assert not thread.is_alive(), "a thread hangs"
     if failures:
         raise failures[0]
