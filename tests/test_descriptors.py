@@ -82,7 +82,7 @@ assert not of_workers(engine)
 engine = Engine("lz4", backend="threads", workers=1)
 store = SwapStore(engine)
 mapping = batchzip.CompressedMapping(store, name="values")
-mapping["key"] = bytes(10_000)
+mapping["key"] = bytes(100_000)
 view = attach(store.share())
 group = view.group("values")
 assert group.counters.stored_pages

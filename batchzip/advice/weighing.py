@@ -93,7 +93,7 @@ class Weighing:
         if len(probes) > 1:
             for probe in probes:
                 self._weigh(probe, all_holders)
-            self.serializer = best(self.held(1.0)[-len(probes) :]).holder.serializer
+            self.serializer = _best_serializer(self.held(1.0)[-len(probes) :])
         for holder in _worth_trying(spooled, self.serializer):
             if holder not in self.holders:
                 self._weigh(holder, all_holders)
@@ -171,6 +171,17 @@ def _worth_trying(spooled: Spooled, serializer: str) -> list[Holder]:
             if algorithm == "zstd" and spooled.short_bytes > some:
                 holders.append(replace(plain, dictionary=True))
     return holders
+
+
+def _best_serializer(held: Sequence[Held]) -> str:
+    """Choose one. Pickle, which runs code, only where it takes clearly less memory."""
+    least = min(each.total_bytes for each in held)
+    others = [
+        each
+        for each in held
+        if each.holder.serializer != "pickle" and each.total_bytes <= least * (1 + _NEAR)
+    ]
+    return best(others or held).holder.serializer
 
 
 def best(held: Sequence[Held]) -> Held:
