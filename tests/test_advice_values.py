@@ -213,7 +213,7 @@ def test_serializers_that_suit_objects_are_tried_and_the_best_one_is_used(
 def test_arrays_are_kept_without_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     few_mappings(monkeypatch)
     monkeypatch.setattr(weighing, "_dicts", lambda serializer, **_: [Holder("dict", serializer)])
-    steps = np.random.default_rng(17).integers(0, 3, (1000, 1000), np.int32)
+    steps = np.random.default_rng(17).integers(0, 3, (4000, 1000), np.int32)
     arrays = list(np.cumsum(steps, axis=1, dtype=np.int32))
     found = advise_values(arrays)
     assert found.serializer == "numpy"

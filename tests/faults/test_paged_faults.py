@@ -241,6 +241,8 @@ def test_entries_that_went_to_the_file_come_back(tmp_path: Path) -> None:
         array = filled(region, data)
         np.testing.assert_array_equal(array[::-1], data[::-1])
         array[:] = data[::-1]
+        region.evict_all()
+        region.group.writeback(20)
         np.testing.assert_array_equal(array, data[::-1])
         assert region.figures["file_reads"] > 0
         assert region.store.counters.written_back_pages > 0
