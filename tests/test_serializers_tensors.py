@@ -35,6 +35,7 @@ def assert_same(found: Any, value: Any) -> None:
     assert bytes_of(found) == bytes_of(value)
 
 
+@pytest.mark.filterwarnings("ignore:.*support is experimental")  # of some dtypes, torch says so
 @pytest.mark.parametrize("name", DTYPES)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 4), (60, 100)], ids=str)
 def test_tensors_of_every_dtype_come_back(name: str, shape: tuple[int, ...]) -> None:
