@@ -107,6 +107,7 @@ def test_making_a_store_leaves_nothing_where_memory_is_out(engine: Engine, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::batchzip.WorkerWarning")  # lanes that have no memory
 @pytest.mark.parametrize(
     "steps", [pytest.param(1500), pytest.param(30_000, marks=pytest.mark.stress, id="stress")]
 )
