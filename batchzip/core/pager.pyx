@@ -105,6 +105,8 @@ cdef extern from *:
                 bz_regions[at].inode = 0;
             }
     }
+    /* Return an empty file without a name, or -1. libc has the call since glibc 2.27 only. */
+    static int bz_empty_file(void) { return syscall(SYS_memfd_create, "batchzip-closed", 1 /* MFD_CLOEXEC */); }
     static void bz_watch_regions(void) { pthread_atfork(NULL, NULL, bz_close_in_child); }
     """
     int bz_make_conditions(pthread_cond_t *, pthread_cond_t *, pthread_cond_t *)
@@ -115,9 +117,8 @@ cdef extern from *:
     long write(int, const void *, size_t) nogil
     int mprotect(void *, size_t, int) nogil
     long pread(int, void *, size_t, long) nogil
-    int memfd_create(const char *, unsigned int) nogil
+    int bz_empty_file() nogil
     int close(int) nogil
-    enum: MFD_CLOEXEC
     void bz_watch_regions()
     int pthread_mutex_init(pthread_mutex_t *, const void *)
     int pthread_mutex_destroy(pthread_mutex_t *)
@@ -860,7 +861,7 @@ cdef bint _is_mapped(const RegionState *region, uint64_t page) noexcept nogil:
 cdef void _replace_mapping(RegionState *region) noexcept nogil:
     """Have every touch of the region raise SIGBUS: an empty file has no pages. Without one, SIGSEGV."""
     cdef uint64_t bytes = region.pages << region.page_shift
-    cdef int fd = memfd_create("batchzip-closed", MFD_CLOEXEC)
+    cdef int fd = bz_empty_file()
     cdef void *base = MAP_FAILED
     if fd >= 0:
         base = mmap(
