@@ -98,7 +98,7 @@ def fail_at(specs: list[str], workers: int) -> Run:
     A page that two workers in a row had in hand when they failed is taken for a deadly one.
     """
     may_kill = specs[0].startswith(IN_HAND)
-    deadline = time.monotonic() + HANG_LIMIT_S + 3 * len(specs)
+    deadline = time.monotonic() + HANG_LIMIT_S + 8 * len(specs)  # "rung" needs an owner who sleeps
     with armed(*specs), Engine("zstd", level=3, backend="workers", workers=workers) as engine:
         run = Run(engine, workers, rest=needs_rest(specs))
         while (ended := engine.statistics.restarts) < len(specs):
