@@ -53,6 +53,25 @@ def content(kind: str, seed: int, size: int) -> npt.NDArray[np.uint8]:
     return rng.integers(0, 256, size, np.uint8)
 
 
+def mixed(pages: int, seed: int = 1, size: int = 4096) -> npt.NDArray[np.uint8]:
+    """Make pages of all kinds, in turn."""
+    return np.concatenate(
+        [content(KINDS[page % len(KINDS)], seed + page, size) for page in range(pages)]
+    )
+
+
+def noisy(pages: int, seed: int = 1) -> npt.NDArray[np.uint8]:
+    """Make pages that are never the same, and never EMPTY."""
+    return content("text", seed, pages * 4096)
+
+
+def filled(region: Region, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Make an array of a region that has these bytes."""
+    array = region.array(len(data))
+    array[:] = data
+    return array
+
+
 class Watcher(threading.Thread):
     """Makes room in the pool by what the store has for it, as PagedMemory does."""
 

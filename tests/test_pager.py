@@ -22,8 +22,11 @@ from paged_region import (
     await_true,
     content,
     end_of,
+    filled,
     mappings,
+    mixed,
     needs_paging,
+    noisy,
     opened,
     tasks,
 )
@@ -39,8 +42,6 @@ from batchzip.testing.plain import in_threads
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy.typing as npt
-
 pytestmark = needs_paging
 
 SIZE = 4096
@@ -51,24 +52,6 @@ PAGE_SIZES = [4096 << shift for shift in range(5)]
 def region() -> Iterator[Region]:
     with opened() as region:
         yield region
-
-
-def mixed(pages: int, size: int = SIZE, seed: int = 1) -> npt.NDArray[np.uint8]:
-    """Make pages of all kinds, in turn."""
-    return np.concatenate(
-        [content(KINDS[page % len(KINDS)], seed + page, size) for page in range(pages)]
-    )
-
-
-def noisy(pages: int, seed: int = 1) -> npt.NDArray[np.uint8]:
-    """Make pages that are never the same, and never EMPTY."""
-    return content("text", seed, pages * SIZE)
-
-
-def filled(region: Region, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    array = region.array(len(data))
-    array[:] = data
-    return array
 
 
 # Contents.

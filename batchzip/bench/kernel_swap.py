@@ -71,7 +71,7 @@ class KernelSwap(Closing):
         return MemoryGroup(f"{self._prefix}{self._groups}", limit)
 
     def forget_peak(self) -> None:
-        """Begin to look for the highest `peak_bytes` anew."""
+        """Reset `peak_bytes` to what the device holds now."""
         (self._folder / "mem_used_max").write_text("0", encoding="ascii")
 
     @property

@@ -27,10 +27,11 @@ from batchzip.core.region cimport (
     BUCKETS, BUSY, CANDIDATE, CLEAN, EMPTY, IN_MEMORY, JOBS, LOST, MOST_RUN, OVER_BUDGET, RANDOM,
     RESIDENT, SEQUENTIAL, STORED, UNUSED, WANTED, Hand, Job, RegionState, address_of, bz_wait_for,
     free_frames, high_mark, is_low, pthread_cond_broadcast, region_fill, region_lock,
-    region_lose, region_map, region_tell, region_unlock, region_unmap, region_wait, region_wake,
+    region_lose, region_map_back, region_tell, region_unlock, region_unmap, region_wait, region_wake,
 )
 from batchzip.core.strides cimport strides_fault
 from batchzip.core.userfaultfd cimport bz_uffd_next
+from batchzip.core.zspages cimport bz_log2
 
 cdef extern from *:
     """
@@ -53,10 +54,8 @@ cdef extern from *:
         CPU_SET(cpu, &one);
         sched_setaffinity(0, sizeof one, &one);
     }
-    static inline int bz_log2_of(uint64_t value) { return value ? 63 - __builtin_clzll(value) : 0; }
     """
     void bz_follow(uint32_t) nogil
-    int bz_log2_of(uint64_t) nogil
     int64_t bz_now_ns() nogil
     int mprotect(void *, size_t, int) nogil
     enum: PROT_READ, PROT_WRITE
@@ -218,10 +217,8 @@ cdef void _handle_fault(Hand *hand, uint64_t page, bint writes) noexcept nogil:
             region.figures.second_chances += 1
         region.states[page] = RESIDENT | BUSY
         region_unlock(region)
-        region_map(region, page, 1, clean)
+        region_map_back(region, page, clean)
         region_lock(region)
-        region.states[page] = RESIDENT
-        pthread_cond_broadcast(&region.changed)
     elif state == STORED or state == EMPTY:
         region.figures.faults_missing += 1
         region.states[page] = state | BUSY
@@ -243,7 +240,7 @@ cdef void _handle_fault(Hand *hand, uint64_t page, bint writes) noexcept nogil:
         region_unlock(region)
         region_lose(region, page, EFAULT, state == UNUSED)
         return
-    region.latencies[min(bz_log2_of(bz_now_ns() - started), <int>BUCKETS - 1)] += 1
+    region.latencies[min(bz_log2(max(bz_now_ns() - started, 1)), <uint32_t>BUCKETS - 1)] += 1
     region_unlock(region)
 
 
@@ -373,10 +370,8 @@ cdef int make_resident(Hand *hand, uint64_t *next, uint64_t end) noexcept nogil:
             region.candidates -= 1
             region.states[page] = RESIDENT | BUSY
             region_unlock(region)
-            region_map(region, page, 1, clean)
+            region_map_back(region, page, clean)
             region_lock(region)
-            region.states[page] = RESIDENT
-            pthread_cond_broadcast(&region.changed)
         elif kind == LOST:  # perhaps it can be restored by now
             region.states[page] = kind | BUSY
             region_unlock(region)

@@ -28,7 +28,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADF, ENOSPC
 from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from batchzip.core.batch cimport BatchState, Pointers
 from batchzip.core.coder cimport (
@@ -37,7 +37,9 @@ from batchzip.core.coder cimport (
 from batchzip.core.gather cimport checksum_of
 from batchzip.core.ledger cimport Ledger, ledger_publish
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
-from batchzip.core.table cimport COMPRESSED, RAW, SAME_FILLED, Entry, check_word
+from batchzip.core.table cimport (
+    COMPRESSED, RAW, SAME_FILLED, Entry, check_word, is_same_filled,
+)
 from batchzip.core.zones cimport Reservation
 
 cdef extern from "native.h" nogil:
@@ -47,11 +49,6 @@ cdef extern from "native.h" nogil:
 cdef enum:
     MOMENT_NS = 50_000_000  # between two looks at signals
     PENDING = 255  # kind of an entry whose page is still to be compressed
-
-
-cdef inline bint is_same_filled(const uint8_t *page, size_t size) noexcept nogil:
-    # A caller's page may lie at an odd address. A page that repeats itself is equal to itself, a word on.
-    return memcmp(page, page + size - 8, 8) == 0 and memcmp(page, page + 8, size - 8) == 0
 
 
 cdef inline uint64_t first_word(const uint8_t *page) noexcept nogil:

@@ -78,8 +78,9 @@ class Pager:
         Raise BadArgument unless it lies in arrays of this memory.
         """
 
-    def offset_of(self, page: int) -> int:
-        """Return the address of a page."""
+    @property
+    def address(self) -> int:
+        """Address of the region's first byte."""
 
     def evict(self, first: int, count: int) -> int:
         """Move pages out of memory, but for those that are pinned or touched. Return how many left."""

@@ -39,15 +39,16 @@ from batchzip.core.faults cimport (
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_page
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
-    BUCKETS, BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, Figures, LOST, MOST_RUN, NORMAL, RESIDENT,
-    RUN_BYTES, STORED, UNUSED, Job, RegionState, address_of, is_busy, kept_frames, kind_of,
-    pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget, region_lock,
-    region_punch, region_tell, region_unlock, region_unmap, region_wait,
+    BUCKETS, BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, LOST, MOST_RUN, NORMAL,
+    RESIDENT, RUN_BYTES, STORED, UNUSED, Figures, Job, RegionState, address_of, is_busy,
+    kept_frames, kind_of, pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget,
+    region_lock, region_punch, region_tell, region_unlock, region_unmap, region_wait,
 )
 from batchzip.core.ring cimport forks
 from batchzip.core.userfaultfd cimport (
     POISON, THREAD_ID, bz_uffd_register, bz_uffd_watch, open_userfaultfd,
 )
+from batchzip.core.zspages cimport bz_log2
 
 from batchzip.core.userfaultfd import CLEAN_PAGES, NEEDED, WAYS
 from batchzip.descriptors import above_standard
@@ -220,8 +221,7 @@ cdef class Pager:
         region.number = number
         region.backing = backing_fd
         region.page_size = ledger.objects.page_size
-        while <size_t>1 << region.page_shift < region.page_size:
-            region.page_shift += 1
+        region.page_shift = bz_log2(region.page_size)
         region.machine_page = <uint32_t>machine_page()
         region.run = max(1, min(<uint32_t>MOST_RUN, <uint32_t>(RUN_BYTES // region.page_size)))
         if region.page_size % region.machine_page or region.page_size > RUN_BYTES:
@@ -408,9 +408,10 @@ cdef class Pager:
             raise BadArgument("this is no array of this paged memory")
         return first, end - first
 
-    def offset_of(self, uint64_t page) -> int:
-        """Return the address of a page."""
-        return <uint64_t>address_of(&self.region, page)
+    @property
+    def address(self) -> int:
+        """Address of the region's first byte."""
+        return <uint64_t>self.region.base
 
     def evict(self, uint64_t first, uint64_t count) -> int:
         """Move pages out of memory, but for those that are pinned or touched. Return how many left."""

@@ -31,9 +31,11 @@ from batchzip.core.ledger cimport Prepared, ledger_publish
 from batchzip.core.region cimport (
     BUSY, CANDIDATE, CLEAN, EMPTY, ENTRY, KIND, NO_ROOM, RESIDENT, STORED, WANTED, Hand, RegionState,
     lag, pthread_cond_broadcast, region_clean, region_forget, region_lock,
-    region_map, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
+    region_map_back, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
 )
-from batchzip.core.table cimport COMPRESSED, RAW, SAME_FILLED, Entry, check_word
+from batchzip.core.table cimport (
+    COMPRESSED, RAW, SAME_FILLED, Entry, check_word, is_same_filled,
+)
 
 cdef extern from *:
     """
@@ -114,6 +116,7 @@ cdef void _unmap_span(Hand *hand, uint64_t first, uint64_t end, uint32_t count) 
             region.flags[page] |= CLEAN
         if region.states[page] & WANTED:
             wanted |= <uint64_t>1 << number
+            region.figures.second_chances += 1
         elif unmapped:
             region.states[page] = CANDIDATE
             region.candidates += 1
@@ -125,23 +128,10 @@ cdef void _unmap_span(Hand *hand, uint64_t first, uint64_t end, uint32_t count) 
     region_unlock(region)
     for number in range(count):
         if wanted >> number & 1:
-            _map_again(region, hand.picked[number])
+            page = hand.picked[number]
+            region_map_back(region, page, region.flags[page] & CLEAN != 0)
     if woken:
         region_wake(region, first, end - first)
-
-
-cdef void _map_again(RegionState *region, uint64_t page) noexcept nogil:
-    """Map a busy page that was touched meanwhile."""
-    region_map(region, page, 1, region.flags[page] & CLEAN != 0)
-    region_lock(region)
-    region.states[page] = RESIDENT
-    region.figures.second_chances += 1
-    pthread_cond_broadcast(&region.changed)
-    region_unlock(region)
-
-
-cdef inline bint _is_same_filled(const uint8_t *page, size_t size) noexcept nogil:
-    return memcmp(page, page + size - 8, 8) == 0 and memcmp(page, page + 8, size - 8) == 0
 
 
 cdef void _compress(Hand *hand, uint32_t number, Prepared *new, size_t *used) noexcept nogil:
@@ -155,7 +145,7 @@ cdef void _compress(Hand *hand, uint32_t number, Prepared *new, size_t *used) no
     cdef const uint8_t *data = page
     memset(entry, 0, sizeof(Entry))
     new.count += 1
-    if _is_same_filled(page, size):
+    if is_same_filled(page, size):
         memcpy(&entry.value, page, 8)
         entry.kind = SAME_FILLED
         entry.checksum = check_word(entry.value)
@@ -243,7 +233,7 @@ cdef void _store_run(Hand *hand, uint64_t first, uint32_t count, bint full) noex
             if number >= have:
                 break
         page = hand.pages + number * size
-        if not memcmp(page, &_no_word, 8) and _is_same_filled(page, size):
+        if not memcmp(page, &_no_word, 8) and is_same_filled(page, size):
             _publish(hand, first, start, &new)
             if region.flags[first + number] & ENTRY:
                 region_forget(region, first + number, 1)
@@ -292,6 +282,7 @@ cdef uint32_t _evict_run(Hand *hand, uint64_t first, uint32_t count) noexcept no
     for number in range(count):
         if region.states[first + number] & WANTED:
             wanted |= <uint64_t>1 << number
+            region.figures.second_chances += 1
     region_unlock(region)
     number = 0
     while number < count:
@@ -327,7 +318,7 @@ cdef uint32_t _evict_run(Hand *hand, uint64_t first, uint32_t count) noexcept no
     region_unlock(region)
     for number in range(count):
         if wanted >> number & 1:
-            _map_again(region, first + number)
+            region_map_back(region, first + number, region.flags[first + number] & CLEAN != 0)
         elif woken >> number & 1:
             region_wake(region, first + number, 1)
     return freed

@@ -619,7 +619,7 @@ cdef class _Part(Pointers):
     cdef uint32_t room  # values that it may have
     cdef uint32_t keys  # that it has
     cdef KeyView *views
-    cdef Value *values  # those that are done; where they are read, fewer than keys
+    cdef Value *values  # to compress or to restore; keys that are not there have none
     cdef Got *got
     cdef int *outcomes
     cdef Py_buffer *buffers
@@ -641,7 +641,7 @@ cdef class _Part(Pointers):
     cdef int begin_with(
         self, uint32_t room, Coders coders, int number, divider, tuple rings, list lane_coders
     ) except -1:
-        """Make room for so many values, for the codec of a number."""
+        """Make room for `room` values of the codec that has this number."""
         cdef bint reads = self.state.operation == DECOMPRESS
         cdef size_t at, lanes = 0 if lane_coders is None else len(lane_coders)
         cdef uint8_t *tables

@@ -157,6 +157,7 @@ cdef void region_tell(RegionState *region, uint32_t event) noexcept nogil
 cdef int region_unmap(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef int region_punch(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef int region_map(RegionState *region, uint64_t first, uint64_t count, bint protect) noexcept nogil
+cdef void region_map_back(RegionState *region, uint64_t page, bint protect) noexcept nogil
 cdef void region_wake(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef uint64_t region_clean(
     RegionState *region, const uint64_t *pages, uint32_t count

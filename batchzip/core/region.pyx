@@ -152,6 +152,15 @@ cdef int region_map(RegionState *region, uint64_t first, uint64_t count, bint pr
     return code
 
 
+cdef void region_map_back(RegionState *region, uint64_t page, bint protect) noexcept nogil:
+    """Map a busy page that is in the file, and end its being busy."""
+    region_map(region, page, 1, protect)
+    region_lock(region)
+    region.states[page] = RESIDENT
+    pthread_cond_broadcast(&region.changed)
+    region_unlock(region)
+
+
 cdef void region_wake(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
     """Wake whoever waits for one of the pages: they touch it again."""
     bz_uffd_wake(region.uffd, address_of(region, first), count << region.page_shift)

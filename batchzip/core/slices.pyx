@@ -59,7 +59,7 @@ cdef inline Entry *_entry_of(LedgerState *ledger, uint32_t number) noexcept nogi
 
 
 cdef int _reserve(Slices *slices, uint32_t count) noexcept nogil:
-    """See that there are numbers for so many new slices. Return 0, or −1: no memory."""
+    """Make room in the table for `count` new slices. Return 0, or −1 without memory."""
     cdef uint64_t room = <uint64_t>slices.room + max(slices.room // 8, <uint32_t>LEAST_ROOM)
     cdef void *grown
     if <uint64_t>slices.used + count <= slices.room:

@@ -1,4 +1,5 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp
 
 from batchzip.core.memory cimport Memory
 
@@ -97,6 +98,14 @@ cdef inline uint8_t kind_in_file(const Entry *entry) noexcept nogil:
 cdef inline uint64_t spread(uint64_t word) noexcept nogil:
     """Return a number whose upper bits depend on every bit of a word: 2⁶⁴ ÷ the golden ratio, times it."""
     return word * 0x9E3779B97F4A7C15u
+
+
+cdef inline bint is_same_filled(const uint8_t *page, size_t size) noexcept nogil:
+    """Return whether a page is one word, repeated: then it is equal to itself, a word on.
+
+    Nearly all others differ in the first and the last word. A page of a caller may lie at an odd address.
+    """
+    return memcmp(page, page + size - 8, 8) == 0 and memcmp(page, page + 8, size - 8) == 0
 
 
 cdef inline uint32_t check_word(uint64_t word) noexcept nogil:

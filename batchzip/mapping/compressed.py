@@ -65,7 +65,7 @@ _BATCH = 1024
 """Values that are read or put in at a time, if pages are of 4 KiB."""
 
 _BATCH_BYTES = 4 << 20
-"""Bytes that they have at most; where pages are large, there may be as few as _FEW."""
+"""Most bytes of such a batch. If pages are large, a batch has fewer values, but at least _FEW."""
 
 _FEW = 64
 """Values that are put in at a time as long as a dictionary is learnt from them."""

@@ -24,11 +24,11 @@ class Block:
 
     __slots__ = ("__weakref__", "address", "count", "extent", "first", "memory", "nbytes")
 
-    def __init__(self, extent: Extent, first: int, count: int, memory: PagedMemory) -> None:
+    def __init__(self, extent: Extent, memory: PagedMemory) -> None:
         self.extent = extent
         self.address = extent.address
-        self.first = first
-        self.count = count
+        self.first = extent.first
+        self.count = extent.count
         self.memory = memory
         self.nbytes = extent.nbytes
 

@@ -246,7 +246,7 @@ class PagedMemory(Owned):
         return self._block(nbytes).array(lengths, kind)
 
     def _block(self, nbytes: int) -> Block:
-        """Take pages for so many bytes, zeros. Raise RegionFull."""
+        """Return unused pages with room for `nbytes`, all zeros. Raise RegionFull."""
         wanted = -(-nbytes // self._page_size)
         if wanted > self._pages:
             raise self._no_room(wanted)
@@ -254,9 +254,8 @@ class PagedMemory(Owned):
             extent = self._pager.allocate(nbytes)
         except MemoryError as error:
             raise self._no_room(wanted) from error
-        first, count = self._pager.find(extent.address, nbytes)
-        block = Block(extent, first, count, self)
-        self._blocks[first] = block
+        block = Block(extent, self)
+        self._blocks[block.first] = block
         return block
 
     @contextlib.contextmanager
@@ -271,7 +270,7 @@ class PagedMemory(Owned):
         """
         self._enter()
         least = as_integer(threshold, "threshold", self._page_size)
-        low = self._address()
+        low = self._pager.address
         this = weakref.ref(self)  # small arrays keep the handler, too
 
         def take(nbytes: int) -> Block | None:
@@ -287,13 +286,8 @@ class PagedMemory(Owned):
             for each in before:
                 restore(each)
 
-    def _address(self) -> int:
-        """Return where the region begins."""
-        block = next(iter(list(self._blocks.values())), None) or self._block(1)
-        return block.address - block.first * self._page_size
-
     def _no_room(self, wanted: int) -> Exception:
-        """Return what is raised for an array of so many pages that was not given room."""
+        """Return the exception for an array of `wanted` pages that could not be made."""
         free = largest = at = 0
         for first, count in [*self._taken(), (self._pages, 0)]:
             free += first - at

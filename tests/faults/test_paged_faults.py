@@ -19,14 +19,16 @@ from forked import in_forked_child
 from paged_model import run_model
 from paged_region import (
     HANG_LIMIT_S,
-    KINDS,
     Region,
     assert_sigbus,
     await_true,
     content,
     end_of,
+    filled,
     mappings,
+    mixed,
     needs_paging,
+    noisy,
     opened,
     tasks,
 )
@@ -64,22 +66,6 @@ def region() -> Iterator[Region]:
 
 def descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))  # noqa: PTH208
-
-
-def mixed(pages: int, seed: int = 1, size: int = SIZE) -> npt.NDArray[np.uint8]:
-    return np.concatenate(
-        [content(KINDS[page % len(KINDS)], seed + page, size) for page in range(pages)]
-    )
-
-
-def text(pages: int, seed: int = 1) -> npt.NDArray[np.uint8]:
-    return content("text", seed, pages * SIZE)
-
-
-def filled(region: Region, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    array = region.array(len(data))
-    array[:] = data
-    return array
 
 
 # Memory of the core.
@@ -211,7 +197,7 @@ def test_in_a_full_pool_zeros_and_clean_pages_still_leave() -> None:
     with opened(pages=256, budget=32) as region:
         if not region.pager.tracks_writes:
             pytest.skip("this kernel does not tell which pages were written to")
-        data = text(100)
+        data = noisy(100)
         array = filled(region, data)
         other = region.array(100 * SIZE)
         region.evict_all()
@@ -226,7 +212,7 @@ def test_in_a_full_pool_zeros_and_clean_pages_still_leave() -> None:
 def test_a_full_group_exceeds_the_budget() -> None:
     with opened(pages=256, budget=16) as region:
         region.group.max_bytes = 100 << 10
-        data = text(200)
+        data = noisy(200)
         array = filled(region, data)
         np.testing.assert_array_equal(array, data)
         region.group.max_bytes = None
@@ -394,7 +380,7 @@ def dies_of(
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder, opened(backing=folder) as region:
-            array = filled(region, text(100))
+            array = filled(region, noisy(100))
             prepare(region, array)
             region.evict_all()
             first, _ = region.pages_of(array)
@@ -457,7 +443,7 @@ def test_a_page_that_was_clean_is_a_sigbus_too() -> None:
 def test_a_touch_of_its_neighbours_is_none_of_it(advice: Advice) -> None:
     def touch(region: Region, array: npt.NDArray[np.uint8], at: int) -> None:
         region.pager.advise(*region.pages_of(array), advice)
-        data = text(100)
+        data = noisy(100)
         for page in (30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 41, 42, 43, 45, 60, 59):
             assert bytes(array[page * SIZE : (page + 1) * SIZE]) == bytes(
                 data[page * SIZE : (page + 1) * SIZE]
@@ -488,7 +474,7 @@ def test_pinning_a_page_that_cannot_be_restored_is_an_error(
     damage: Callable[[Region, int], None], tmp_path: Path
 ) -> None:
     with opened(backing=tmp_path) as region:
-        data = text(100)
+        data = noisy(100)
         array = filled(region, data)
         region.evict_all()
         damage(region, 40)
@@ -508,7 +494,7 @@ def test_pinning_a_page_that_cannot_be_restored_is_an_error(
 
 
 def test_what_pinning_found_damaged_and_was_put_right_is_there(region: Region) -> None:
-    data = text(100)
+    data = noisy(100)
     array = filled(region, data)
     region.evict_all()
     flip(region.group, 40)
@@ -522,7 +508,7 @@ def test_what_pinning_found_damaged_and_was_put_right_is_there(region: Region) -
 
 
 def test_check_finds_damage_before_a_touch_does(region: Region) -> None:
-    array = filled(region, text(100))
+    array = filled(region, noisy(100))
     region.evict_all()
     assert region.store.check().ok
     flip(region.group, 40)
@@ -530,7 +516,7 @@ def test_check_finds_damage_before_a_touch_does(region: Region) -> None:
     assert region.store.check().damaged == (("region", 40), ("region", 77))
     flip(region.group, 40)
     flip(region.group, 77)
-    np.testing.assert_array_equal(array, text(100))
+    np.testing.assert_array_equal(array, noisy(100))
 
 
 def test_a_guarded_touch_of_a_lost_page_is_an_error_and_all_else_goes_on(
@@ -539,7 +525,7 @@ def test_a_guarded_touch_of_a_lost_page_is_an_error_and_all_else_goes_on(
     """A system call that reads a lost page is not ended by a signal."""
     if region.pager.way == "user mode":
         pytest.skip("here the kernel may not fault")
-    data = text(100)
+    data = noisy(100)
     array = filled(region, data)
     region.evict_all()
     flip(region.group, 40)
@@ -611,7 +597,7 @@ def test_a_descriptor_that_is_another_file_by_now_gives_no_wrong_bytes(
     def work() -> None:
         fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
         with contextlib.suppress(OSError), opened(backing=fd) as region:
-            array = filled(region, text(100))
+            array = filled(region, noisy(100))
             region.evict_all()
             region.group.writeback(100)
             descriptor = region.store._home.backing.descriptor  # type: ignore[union-attr]

@@ -40,6 +40,9 @@ DEADLY_ACTIONS = [action for action in ACTIONS if action != "pause"]
 NEEDS_REST = ("asleep", "awake", "rung")
 """Steps of a lane that sleeps between batches, or whose owner waits for one that just woke."""
 
+RINGING = 4
+"""Times as many pages, so that the lane takes longer than its owner looks, and rings for it."""
+
 _REST_S = 0.002
 """Seconds between batches that put a lane to sleep: it looks for work for 0.1 ms."""
 
@@ -68,9 +71,10 @@ def only_hung_workers_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
 class Run:
     """Batches of every kind, one after the other, over an engine."""
 
-    def __init__(self, engine: Engine, lanes: int, *, rest: bool) -> None:
+    def __init__(self, engine: Engine, lanes: int, *, rest: bool, rings: bool = False) -> None:
         self._engine = engine
-        self._load = Load(engine.codec, PAGES // 2 * (lanes + 1))
+        pages = PAGES * RINGING if rings else PAGES
+        self._load = Load(engine.codec, pages // 2 * (lanes + 1))
         self._batches = [
             (kind, self._load.make_batch(engine, kind, 0, len(self._load.pages))) for kind in KINDS
         ]
@@ -98,9 +102,9 @@ def fail_at(specs: list[str], workers: int) -> Run:
     A page that two workers in a row had in hand when they failed is taken for a deadly one.
     """
     may_kill = specs[0].startswith(IN_HAND)
-    deadline = time.monotonic() + HANG_LIMIT_S + 8 * len(specs)  # "rung" needs an owner who sleeps
+    deadline = time.monotonic() + HANG_LIMIT_S + len(specs)
     with armed(*specs), Engine("zstd", level=3, backend="workers", workers=workers) as engine:
-        run = Run(engine, workers, rest=needs_rest(specs))
+        run = Run(engine, workers, rest=needs_rest(specs), rings=specs[0].startswith("rung"))
         while (ended := engine.statistics.restarts) < len(specs):
             assert time.monotonic() < deadline, (
                 f"{ended} of {specs} were hit in {run.turns} batches"
