@@ -40,6 +40,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol import pickle
 
 from batchzip.dask.members import Members
+from batchzip.dask.probe import check_from_scheduler, probe, unavailable
 from batchzip.dask.record import STRIPE
 from batchzip.dask.service import install
 from batchzip.dask.wire import DIRECTORY, GONE, OK, SHARD, STALE, Answer, failed
@@ -205,6 +206,32 @@ class _Store:
         """Return whether a stripe is not yet where it belongs."""
         return any((*self.pulls.values(), *self.pushes.values()))
 
+    def described(self, name: str) -> dict[str, Any]:
+        """Describe this store."""
+        shards: list[dict[str, Any]] = [
+            {"worker": shard.address, "state": state, "stripes": 0}
+            for state, shards in (("member", self.shards), ("leaving", self.leaving))
+            for shard in shards.values()
+        ]
+        positions = {shard: at for at, shard in enumerate((*self.shards, *self.leaving))}
+        for stripe in self.stripes.values():
+            for holder in stripe.holders:
+                shards[positions[holder]]["stripes"] += 1
+        return {
+            "store": name,
+            "page_size": self.page_size,
+            "replicas": self.options["replicas"],
+            "epoch": self.epoch,
+            "clients": len(self.clients),
+            "stripes": len(self.stripes),
+            "lost_stripes": len(self.lost),
+            "moving_stripes": sum(
+                len(stripes) for work in (self.pulls, self.pushes) for stripes in work.values()
+            ),
+            "moved_pages": self.moved_pages,
+            "shards": shards,
+        }
+
     def as_seen_by_shard(self, name: str) -> Answer:
         """Return what a shard has to know of this epoch."""
         return {
@@ -239,6 +266,8 @@ class Directory(SchedulerPlugin):
         try:
             if method == "renew":
                 return self._renew(**arguments)
+            if method == "list":
+                return self._list()
             if method == "leave":
                 return await self._leave_all(**arguments)
             if method == "create":
@@ -250,6 +279,10 @@ class Directory(SchedulerPlugin):
         except BatchzipError as error:
             return failed(error)
         return answer
+
+    def _list(self) -> Answer:
+        """Describe all stores, for whoever looks at the cluster."""
+        return {"status": OK, "stores": [one.described(name) for name, one in self.stores.items()]}
 
     # What clients ask.
 
@@ -273,6 +306,7 @@ class Directory(SchedulerPlugin):
             raise ClusterLost(f"the cluster has no workers at {missing}")
         if not here:
             raise ClusterLost("the cluster has no workers")
+        await check_from_scheduler(self._scheduler, here)
         store = _Store(options, bound, 0, epoch)
         store.joining.update(here)
         opened = await asyncio.gather(*(self._open(name, store, one) for one in here))
@@ -497,6 +531,12 @@ class Directory(SchedulerPlugin):
             return
         store.joining.add(address)
         try:
+            reasons = await probe(self._scheduler.rpc, [address])
+            if reasons:
+                error = unavailable(reasons, {address: worker.name})
+                store.refused[address] = failed(error)["error"]
+                _LOG.warning("Worker %s has no shard of store %s: %s", address, name, error)
+                return
             _, shard, answer = await self._open(name, store, address)
             if store.ended or address not in self._scheduler.workers:
                 await self._close_shard(address, shard)
@@ -518,7 +558,9 @@ class Directory(SchedulerPlugin):
         store.advance()
         self._push_all(name, store)
         until = time.monotonic() + timeout_s
-        while store.shards and (store.holds(shard) or store.is_moving()) and time.monotonic() < until:
+        while (
+            store.shards and (store.holds(shard) or store.is_moving()) and time.monotonic() < until
+        ):
             if shard not in store.leaving or store.ended:
                 return
             await asyncio.sleep(_LOOK_S)
@@ -553,7 +595,9 @@ class Directory(SchedulerPlugin):
             await asyncio.sleep(left_s)
             if what.lease_until > time.monotonic() and await self._lives(shard, what):
                 return
-        _LOG.warning("Shard %s of store %s on worker %s is lost: %s", shard, name, what.address, reason)
+        _LOG.warning(
+            "Shard %s of store %s on worker %s is lost: %s", shard, name, what.address, reason
+        )
         store.lose(shard, reason)
         self._push_all(name, store)
 
@@ -605,7 +649,7 @@ class Directory(SchedulerPlugin):
             if store.options["elastic"]:
                 self._begin(self._join(name, store, worker))
 
-    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # type: ignore[override]
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Give the shards of a worker up that is gone."""
         for name, store in self.stores.items():
             store.refused.pop(worker, None)
@@ -647,7 +691,9 @@ class Directory(SchedulerPlugin):
         # Together: what leaves with one is not moved to another that leaves, too.
         for address in list(workers):
             for store in self.stores.values():
-                store.refused.setdefault(address, failed(ClusterLost("it is being retired"))["error"])
+                store.refused.setdefault(
+                    address, failed(ClusterLost("it is being retired"))["error"]
+                )
         await asyncio.gather(*(self._leave_all(address, _DRAIN_S) for address in list(workers)))
         return await self._retire(*arguments, **options)
 
