@@ -1,11 +1,12 @@
 """batchzip in Dask (extra `dask`): a store whose pages are spread over workers, and workers' own data.
 
-sharded_store.py   ShardedStore: pages by index, in the workers' memory; its face
-session.py         Session: one client's use of it; place.py: asking one shard; record.py: what is stored
-directory.py       Directory: which shards there are, and where pages are; in the scheduler
-service.py         ShardService: a worker's shards; shard.py: one of them
-members.py         Members: which shard has which stripe; wire.py: the form of messages
-probe.py           whether batchzip is on the workers; shard_limits.py: how much a shard may have
+sharded_store.py   ShardedStore: pages by index, each in one of several shards, or in more
+session.py         Session: a store as one client has it; place.py: asking one shard; connect.py: a client of one's own
+directory.py       Directory: which shards there are, and where pages are; a plugin of the scheduler
+service.py         ShardService: the shards of one worker; shard.py: one of them; shard_limits.py: its memory
+members.py         Members: who has which stripe; record.py: which indices were stored; wire.py: messages
+probe.py           whether workers have batchzip, before anything is placed on them
+survey.py          Survey: how all stores stand; page.py: as a page of Dask's dashboard
 worker_data.py     WorkerData: a worker's data, compressed in RAM before anything spills to disk
 compressed_values.py, memory_limits.py   its values that are not live; how much of each kind there may be
 worker_end.py      what is closed with a worker
