@@ -54,7 +54,7 @@ _PLAIN = 1
 _ELEMENTS = (2, 4, 8)
 """Bytes of elements whose bytes are put together by place; see `shuffle` of Engine."""
 
-_SAMPLED = 128 << 10
+_SAMPLED = 64 << 10
 """Bytes from which on a buffer is worth a look at samples of it: that takes about 0.1 ms."""
 
 _FULL = 0.9

@@ -116,11 +116,15 @@ class Room:
             self._asked = at
 
     def live(self, pool: int) -> int:
-        """Return what live values may have beside so many bytes of compressed pages."""
+        """Return what live values may have beside so many bytes of compressed pages.
+
+        However much others have, that is a quarter at least: what tasks at work use is often theirs and live,
+        and to compress it would give nothing back.
+        """
         most = math.inf if self._live is None else self._live
         if self._live is None and self._both is not None:
             most = max(self._both // 2, self._both - pool)
-        return int(max(0, min(most, self._spill - self._others - pool, sys.maxsize)))
+        return int(min(most, max(most / 4, self._spill - self._others - pool), sys.maxsize))
 
     def compressed(self, pool: int, *, pressed: bool) -> int | None:
         """Return what compressed pages may have.

@@ -38,7 +38,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,12 @@ _LOG.addFilter(RateLimiterFilter("There is no room to compress"))
 
 _PAGE_SIZE = 64 << 10
 """Bytes of a page: values have megabytes, and a page of 64 KiB compresses better than 16 of 4."""
+
+_LOOKED_AT = 32
+"""Values that are looked at for one that nobody uses; small ones are often shared by many keys."""
+
+_UNUSED = 2
+"""References to a value that only the dictionary has: its own, and the argument of the call that counts."""
 
 
 class WorkerData(zict.Buffer[Any, Any], Closing):
@@ -372,8 +378,13 @@ class _Live(zict.LRU[Any, Any]):
         return -1
 
     def _coldest(self) -> Key | None:
+        """Return the key of the coldest value that can be compressed: one that nobody uses, if there is."""
         keys = chain(self.heavy, self.order)
-        return next((key for key in keys if not (key in self._stuck or key in self.leaving)), None)
+        able = (key for key in keys if not (key in self._stuck or key in self.leaving))
+        some = list(islice(able, _LOOKED_AT))
+        # Of one that a task has, too, the memory would stay.
+        unused = (key for key in some if sys.getrefcount(self.d[key]) <= _UNUSED)
+        return next(unused, some[0] if some else None)
 
     def evict(self, key: Any = None) -> tuple[Any, Any, float]:
         """Compress a value, the coldest if none is named; what it was, or (None, None, 0).

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import statistics
 import threading
 import time
@@ -85,14 +86,17 @@ class Run(NamedTuple):
 def make_frame(number: int) -> pd.DataFrame:
     """Make a partition: what lies in tables of orders."""
     rng = np.random.default_rng(number)
-    words = np.array(WORDS)[rng.integers(0, len(WORDS), (ROWS, 6))]
+    # Numbers in the texts make most of them different.
+    words = np.array(WORDS)[rng.integers(0, len(WORDS), (4096, 6))]
+    lines = [f"{' '.join(line)} {rng.integers(0, 10**6)}" for line in words]
+    text = pd.array(lines, dtype="str").take(rng.integers(0, len(lines), ROWS))
     return pd.DataFrame(
         {
             "number": np.arange(ROWS) + number * ROWS,
             "key": rng.integers(0, 10_000, ROWS),
             "price": rng.gamma(2, 20, ROWS).round(2),
             "measured": rng.normal(size=ROWS),
-            "text": pd.Series([" ".join(line) for line in words], dtype="str"),
+            "text": text,
         }
     )
 
@@ -312,15 +316,15 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading in {"work", "data"} else "right")
     for (work, kind), some in runs.items():
         done = [each for each in some if each.seconds == each.seconds]
-        # The median of all: one that was not done took longer than any.
-        seconds = statistics.median(each.seconds if each in done else 1e9 for each in some)
+        # Of all: one that was not done took longer than any.
+        seconds = statistics.median_high(each.seconds if each in done else math.inf for each in some)
         middle = [statistics.median(column) for column in zip(*(each[1:6] for each in some), strict=True)]
         failed = sorted({each.answer for each in some if each not in done})
         table.add_row(
             work,
             kind,
-            f"{seconds:.1f}" if seconds < 1e9 else f"- ({', '.join(failed)})",
-            *(f"{value:.0f}" for value in middle),
+            f"{seconds:.1f}" if seconds < math.inf else f"- ({', '.join(failed)})",
+            *(f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in middle),
         )
     console().print(table)
     for work in works:
