@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import pytest
 from dask_cluster import offload_thread
 from distributed import Client, wait
@@ -34,9 +33,16 @@ def offloading() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def dask_command(log: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def dask_command(
+    log: Path, *arguments: str, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command of Dask's until the end of the block, and see that it ends without an error."""
-    paths = [environment.pop("PYTHONPATH", ""), str(ROOT), str(ROOT / "backends"), str(ROOT / "tests")]
+    paths = [
+        environment.pop("PYTHONPATH", ""),
+        str(ROOT),
+        str(ROOT / "backends"),
+        str(ROOT / "tests"),
+    ]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     with (
         log.open("wb") as output,
@@ -60,7 +66,9 @@ def a_worker(folder: Path, *options: str, **environment: str) -> Iterator[Client
     """Start a scheduler and a worker, and give a client of theirs."""
     file = str(folder / "scheduler.json")
     with (
-        dask_command(folder / "scheduler.log", "scheduler", "--port", "0", "--scheduler-file", file),
+        dask_command(
+            folder / "scheduler.log", "scheduler", "--port", "0", "--scheduler-file", file
+        ),
         dask_command(
             folder / "worker.log",
             *("worker", "--scheduler-file", file, "--nthreads", "1", "--memory-limit", "1 GiB"),
@@ -127,11 +135,11 @@ def test_a_worker_without_batchzip_says_so_and_works(tmp_path: Path) -> None:
     shadow = tmp_path / "shadow" / "batchzip"
     shadow.mkdir(parents=True)
     (shadow / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'batchzip'\")")
-    with a_worker(
-        tmp_path, DASK_CONFIG=str(SETTINGS), PYTHONPATH=str(shadow.parent)
-    ) as client:
+    with a_worker(tmp_path, DASK_CONFIG=str(SETTINGS), PYTHONPATH=str(shadow.parent)) as client:
         assert client.submit(sum, [1, 2]).result() == 3
-        assert list(client.run(lambda dask_worker: type(dask_worker.data).__name__).values()) == ["SpillBuffer"]
+        assert list(client.run(lambda dask_worker: type(dask_worker.data).__name__).values()) == [
+            "SpillBuffer"
+        ]
     log = (tmp_path / "worker.log").read_text("utf-8")
     assert (
         "This worker has no WorkerData, and spills as Dask does by itself: No module named 'batchzip'. "
@@ -146,4 +154,4 @@ def test_the_settings_in_a_file_are_those_of_every_worker(tmp_path: Path) -> Non
         ((kind, live, codec),) = client.run(all_spilled).values()
         assert (kind, live) == ("WorkerData", 0)
         assert "Lz4" in codec
-    assert not psutil.pid_exists(pid)
+    assert not Path(f"/proc/{pid}").exists()

@@ -341,7 +341,9 @@ def test_a_preload_replaces_a_workers_data_wherever_dask_has_it() -> None:
                     value = await client.submit(noise, 1, key="a")
                     assert list(data) == ["a"]
                     assert data.evict() >= MIB
-                    np.testing.assert_array_equal(await client.gather(client.submit(abs, value)), value)
+                    np.testing.assert_array_equal(
+                        await client.gather(client.submit(abs, value)), value
+                    )
                     assert held() != at_first
             assert held() == at_first
 

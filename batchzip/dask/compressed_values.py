@@ -149,20 +149,22 @@ class CompressedValues(MutableMapping[Any, Any]):
         if self.closed:  # meanwhile, by another thread
             self.close()
 
-    def _write(self, key: Key, buffers: list[Flat]) -> Parts:
+    def _write(self, key: Key, buffers: Sequence[Flat]) -> Parts:
         """Compress frames, or write them as they are. Raise NotPicklable, NoRoom."""
         try:
             places = self._open()
             with context_meter.meter("compress"):
                 ways = tuple(map(places.way_of, buffers))
                 self._leave_room(sum(map(len, buffers)) // 2)
-                try:
+                raw = (None,) * len(ways)
+                with suppress(StoreRejected, OSError):
                     return places.write(buffers, ways, self._max_disk_bytes)
-                except (StoreRejected, OSError):
-                    while self._left:
-                        self._forget_one()
-                    # The store takes no small ones where it has no pool, and needs room to move others.
-                    return places.write(buffers, (None,) * len(ways), self._max_disk_bytes)
+                # Where it has no pool, a store takes no small values.
+                with suppress(StoreRejected, OSError):
+                    return places.write(buffers, raw, self._max_disk_bytes)
+                while self._left:
+                    self._forget_one()
+                return places.write(buffers, raw, self._max_disk_bytes)
         except NotStorable as error:
             raise NotPicklable(key) from (error.__cause__ or error)
         except Exception as error:
@@ -302,14 +304,13 @@ class _Places(Closing):
         max_disk_bytes: int | None,
     ) -> None:
         options = dict(options)
-        ways = (_PLAIN, *_ELEMENTS)
-        if "shuffle" in options or isinstance(options["backend"], Backend):
-            ways = (_PLAIN,)  # as it was asked for; an instance serves one engine
+        # One, as it was asked for, or as a backend that was made by hand serves one engine.
+        alone = "shuffle" in options or isinstance(options["backend"], Backend)
         with ExitStack() as stack:
             self._engines: dict[int, Engine] = {}
-            for way in ways:
-                shuffle = {"shuffle": way} if way != _PLAIN else {}
-                self._engines[way] = stack.enter_context(Engine(**options, **shuffle))
+            for way in (_PLAIN,) if alone else (_PLAIN, *_ELEMENTS):
+                own = options if way == _PLAIN else {**options, "shuffle": way}
+                self._engines[way] = stack.enter_context(Engine(**own))
             self._numbers = itertools.count()
             codecs = {way: engine.codec for way, engine in self._engines.items()}
             self._sampler = stack.enter_context(Sampler(codecs))

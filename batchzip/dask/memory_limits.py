@@ -108,11 +108,11 @@ class Room:
         """Bytes that others had when it was last asked."""
         self._asked = -math.inf
 
-    def look(self, pool: int, live: int, *, now: bool) -> None:
+    def look(self, pool: int, live: float, *, now: bool) -> None:
         """See what others have, beside so many bytes of values; if `now` is false, only now and then."""
         at = time.monotonic()
         if self._process is not None and (now or at - self._asked > _ASKED_S):
-            self._others = max(0, self._process() - pool - live)
+            self._others = max(0, self._process() - pool - int(live))
             self._asked = at
 
     def live(self, pool: int) -> int:

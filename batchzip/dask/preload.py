@@ -19,7 +19,9 @@ import dask.config
 if TYPE_CHECKING:
     from distributed import Worker
 
-_LOG = logging.getLogger("distributed.worker.memory")  # which Dask shows; batchzip's own it does not
+_LOG = logging.getLogger(
+    "distributed.worker.memory"
+)  # which Dask shows; batchzip's own it does not
 
 _SETTINGS = "batchzip.worker-data"
 
@@ -28,7 +30,7 @@ def dask_setup(worker: Worker) -> None:
     """Give a worker a WorkerData, before it has any task. Dask calls this as the worker starts."""
     try:
         _replace(worker)
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it is, the worker starts
         _LOG.exception("WorkerData cannot be used; this worker spills as Dask does by itself")
 
 

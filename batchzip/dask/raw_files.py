@@ -11,7 +11,6 @@ Lock: around the numbers of a segment; no call of the system is made under it, n
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from dataclasses import dataclass, field
@@ -112,7 +111,9 @@ class RawFiles(Closing):
                 return
             segment.used.remove(place.offset)
             self.held_bytes -= place.size
-            ended = not segment.used and (segment.end >= _SEGMENT or self._segments[-1:] != [segment])
+            ended = not segment.used and (
+                segment.end >= _SEGMENT or self._segments[-1:] != [segment]
+            )
             if ended and segment in self._segments:
                 self._segments.remove(segment)
         if ended:

@@ -29,10 +29,12 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import statistics
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
@@ -40,7 +42,6 @@ import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
-import psutil
 from dask.sizeof import sizeof
 from distributed import Client, LocalCluster, wait
 from rich.table import Table
@@ -55,10 +56,12 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 
+PAGE_SIZE = os.sysconf("SC_PAGESIZE")
+
 WORDS = (
     "order customer invoice paid open shipped returned london paris berlin madrid rome express "
     "standard gift fragile weekly monthly first second late early north south east west"
-).split()
+)
 
 ROWS = 1 << 16
 """Rows of a partition."""
@@ -87,7 +90,7 @@ def make_frame(number: int) -> pd.DataFrame:
     """Make a partition: what lies in tables of orders."""
     rng = np.random.default_rng(number)
     # Numbers in the texts make most of them different.
-    words = np.array(WORDS)[rng.integers(0, len(WORDS), (4096, 6))]
+    words = np.array(WORDS.split())[rng.integers(0, WORDS.count(" ") + 1, (4096, 6))]
     lines = [f"{' '.join(line)} {rng.integers(0, 10**6)}" for line in words]
     text = pd.array(lines, dtype="str").take(rng.integers(0, len(lines), ROWS))
     return pd.DataFrame(
@@ -101,22 +104,22 @@ def make_frame(number: int) -> pd.DataFrame:
     )
 
 
-def digest_frame(frame: pd.DataFrame) -> pd.Series:
+def digest_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Read all of a partition, and count what it has, whatever its order."""
-    return pd.Series(
-        [
-            len(frame),
-            int(frame["number"].sum()),
-            round(float(frame["price"].sum()), 2),
-            int(frame["text"].str.len().sum()),
-        ]
-    ).to_frame().T
+    found = {
+        "rows": len(frame),
+        "numbers": frame["number"].sum(),
+        "prices": frame["price"].sum(),
+        "letters": frame["text"].str.len().sum(),
+    }
+    return pd.DataFrame(found, index=[0], dtype=float)
 
 
 def frame_of(mib: int) -> dd.DataFrame:
     """Make a frame of about so many MiB."""
     parts = max(2, mib * MIB // sizeof(make_frame(0)))
-    return dd.from_map(make_frame, range(parts), meta=make_frame(0).iloc[:0])
+    frame: dd.DataFrame = dd.from_map(make_frame, range(parts), meta=make_frame(0).iloc[:0])
+    return frame
 
 
 def array_of(mib: int, *, noise: bool = False) -> da.Array:
@@ -128,17 +131,21 @@ def array_of(mib: int, *, noise: bool = False) -> da.Array:
         shape = (MIB // columns, columns)
         return rng.normal(size=shape) if noise else rng.poisson(3, shape)
 
-    return da.map_blocks(
+    array: da.Array = da.map_blocks(
         make_chunk,
         chunks=((MIB // columns,) * parts, (columns,)),
         dtype=np.float64 if noise else np.int64,
         meta=np.empty((0, 0)),
     )
+    return array
 
 
 def read_frame(frame: dd.DataFrame) -> dd.DataFrame:
     """Digest each partition."""
-    return frame.map_partitions(digest_frame, meta=digest_frame(make_frame(0).iloc[:1]))
+    digests: dd.DataFrame = frame.map_partitions(
+        digest_frame, meta=digest_frame(make_frame(0).iloc[:1])
+    )
+    return digests
 
 
 def answer_of(client: Client, collection: Any, timeout: float) -> Any:
@@ -150,9 +157,7 @@ def persisted_frame(client: Client, mib: int, timeout: float) -> Any:
     """Persist a frame, and read it twice."""
     frame = frame_of(mib).persist()
     wait(frame, timeout)
-    return [
-        answer_of(client, read_frame(frame), timeout).sum().round(0).tolist() for _ in range(2)
-    ]
+    return [answer_of(client, read_frame(frame), timeout).sum().round(0).tolist() for _ in range(2)]
 
 
 def persisted_array(client: Client, mib: int, timeout: float, *, noise: bool = False) -> Any:
@@ -200,10 +205,11 @@ WORKS: dict[str, Callable[[Client, int, float], Any]] = {
 
 
 class Watch:
-    """Samples this process's children, the workers: their memory, and what they wrote."""
+    """Samples the workers of a cluster: their memory, and what they wrote."""
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: LocalCluster) -> None:
         self.peak = 0
+        self._cluster = cluster
         self._written: dict[int, int] = {}
 
     @property
@@ -217,12 +223,10 @@ class Watch:
         done = threading.Event()
 
         def sample() -> None:
-            me = psutil.Process()
             while not done.wait(0.05):
-                for child in me.children(recursive=True):
-                    with suppress(psutil.Error):
-                        self.peak = max(self.peak, child.memory_info().rss)
-                        self._written[child.pid] = child.io_counters().write_bytes
+                for nanny in list(self._cluster.workers.values()):
+                    with suppress(OSError, IndexError):  # it has just died, or not started yet
+                        self._look_at(nanny.pid)
 
         thread = threading.Thread(target=sample)
         thread.start()
@@ -232,11 +236,18 @@ class Watch:
             done.set()
             thread.join()
 
+    def _look_at(self, pid: int | None) -> None:
+        process = Path(f"/proc/{pid}")
+        pages = int((process / "statm").read_text("ascii").split()[1])
+        self.peak = max(self.peak, pages * PAGE_SIZE)
+        io = dict(line.split(": ") for line in (process / "io").read_text("ascii").splitlines())
+        self._written[pid or 0] = int(io["write_bytes"])
 
-def pauses_in(cluster: LocalCluster) -> tuple[int, float, int]:
+
+def pauses_in(scheduler: Any) -> tuple[int, float, int]:
     """Return how often workers were paused, for how many seconds, and how many were killed."""
     count, seconds, killed, now = 0, 0.0, 0, time.time()
-    for topic, events in cluster.scheduler.get_events().items():
+    for topic, events in scheduler.get_events().items():
         since = None
         for at, event in events:
             if topic == "worker-restart-memory":
@@ -261,7 +272,6 @@ def run(work: str, data: str, given: argparse.Namespace) -> Run:
             "distributed.p2p.comm.buffer": limit,
             "distributed.p2p.storage.buffer": limit,
         }
-    watch = Watch()
     with (
         dask.config.set(settings),
         LocalCluster(
@@ -275,6 +285,7 @@ def run(work: str, data: str, given: argparse.Namespace) -> Run:
         Client(cluster) as client,
     ):
         client.wait_for_workers(given.workers)
+        watch = Watch(cluster)
         started = time.perf_counter()
         with watch.watching():
             try:
@@ -282,7 +293,7 @@ def run(work: str, data: str, given: argparse.Namespace) -> Run:
                 seconds = time.perf_counter() - started
             except Exception as error:  # noqa: BLE001 - TimeoutError, KilledWorker, and what follows from them
                 answer, seconds = type(error).__name__, float("nan")
-            pauses, paused, killed = pauses_in(cluster)
+            pauses, paused, killed = pauses_in(cluster.scheduler)
     return Run(seconds, watch.written / MIB, watch.peak / MIB, pauses, paused, killed, answer)
 
 
@@ -317,8 +328,12 @@ def main() -> None:
     for (work, kind), some in runs.items():
         done = [each for each in some if each.seconds == each.seconds]
         # Of all: one that was not done took longer than any.
-        seconds = statistics.median_high(each.seconds if each in done else math.inf for each in some)
-        middle = [statistics.median(column) for column in zip(*(each[1:6] for each in some), strict=True)]
+        seconds = statistics.median_high(
+            each.seconds if each in done else math.inf for each in some
+        )
+        middle = [
+            statistics.median(column) for column in zip(*(each[1:6] for each in some), strict=True)
+        ]
         failed = sorted({each.answer for each in some if each not in done})
         table.add_row(
             work,
@@ -328,10 +343,14 @@ def main() -> None:
         )
     console().print(table)
     for work in works:
-        answers = [each.answer for kind in kinds for each in runs[work, kind] if each.seconds == each.seconds]
+        answers = [
+            each.answer
+            for kind in kinds
+            for each in runs[work, kind]
+            if each.seconds == each.seconds
+        ]
         assert all(answer == answers[0] for answer in answers), f"{work}: answers differ: {answers}"
 
 
 if __name__ == "__main__":
     main()
-
