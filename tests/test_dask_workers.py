@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 MIB = 1 << 20
+PART = MIB // 4
 SMALL = (WorkerData, {"memory_limit": 4 * MIB, "live": 0.25, "compressed": 0.1})
 """Not the workers' own limit: this process has more, and they would not work."""
 
@@ -353,12 +354,12 @@ def test_a_preload_replaces_a_workers_data_wherever_dask_has_it() -> None:
 def test_a_process_that_is_too_large_makes_the_pool_smaller_then_lets_it_grow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    others = 100 * MIB
+    others = 100 * PART
 
     async def run() -> None:
         async with (
             a_cluster() as (scheduler, client),
-            Worker(scheduler.address, memory_limit=200 * MIB, data=WorkerData) as worker,
+            Worker(scheduler.address, memory_limit=200 * PART, data=WorkerData) as worker,
         ):
             data = is_ours(worker)
 
@@ -369,31 +370,31 @@ def test_a_process_that_is_too_large_makes_the_pool_smaller_then_lets_it_grow(
             monkeypatch.setattr("batchzip.dask.memory_limits._ASKED_S", -1.0)
             work = client.map(counts, range(64), pure=False)
             await wait(work)
-            assert data.disk, "150 MB of values, of which 140 MB may be there with the others"
-            assert process_memory(None) <= 140 * MIB
+            assert data.disk, "with the others there is room for 40 parts of 64"
+            assert process_memory(None) <= 140 * PART
             held = data.counters.pool_total_size
-            assert 0 < held <= 10 * MIB, "half of what the others leave of 120 MiB"
+            assert 0 < held <= 10 * PART, "half of what the others leave of 120 parts"
             assert data.spilled_total.disk == 0
 
             nonlocal others
-            others = 130 * MIB  # then nothing is left, and Dask has values evicted
+            others = 130 * PART  # then nothing is left, and Dask has values evicted
             while data.fast and data.evict() > 0:
                 pass
             assert len(data.fast) == 0
-            assert data.counters.pool_total_size <= MIB
-            assert data.spilled_total.disk > 2 * MIB
+            assert data.counters.pool_total_size <= PART
+            assert data.spilled_total.disk > 2 * PART
             assert not data.fast, "nothing makes room any more, and Dask says so"
 
-            others = 50 * MIB
+            others = 50 * PART
             sums = await client.gather(client.map(np.sum, work, pure=False))
             assert sums == [counts(seed).sum() for seed in range(64)]
             del work
             work = client.map(counts, range(128), pure=False)
             await wait(work)
-            assert data.counters.pool_total_size > 2 * MIB, "it may grow again"
+            assert data.counters.pool_total_size > 2 * PART, "it may grow again"
 
     asyncio.run(run())
 
 
 def counts(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).poisson(3, MIB // 8)
+    return np.random.default_rng(seed).poisson(3, PART // 8)

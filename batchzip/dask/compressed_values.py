@@ -1,11 +1,12 @@
 """CompressedValues: those of a worker's values that are not live, as pages of a store.
 
-    values[key] = value ─▶ Dask's serialisation ─▶ header and frames ─▶ CompressedMapping ─▶ SwapStore
+    values[key] = value ─▶ Dask's serialisation ─▶ frames ─▶ Sampler ─┬─▶ CompressedMapping ─▶ SwapStore
+                                                                     └─▶ RawFiles: what does not shrink
 
 Values are taken apart by Dask's own serialisation, so that arrays and frames are compressed from where they
 lie; what only cloudpickle can pickle is taken, too.
 
-Engine, store and file are made with the first value, so a worker that never needs them has none.
+Engines, store and files are made with the first value, so a worker that never needs them has none.
 
 What a value's own code raises says nothing of others: NotPicklable is about this value, NoRoom about all.
 """
@@ -16,6 +17,7 @@ import errno
 import itertools
 import os
 import pickle
+import threading
 from collections.abc import MutableMapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -121,6 +123,8 @@ class CompressedValues(MutableMapping[Any, Any]):
         self._values: dict[Key, Parts] = {}
         self._left: dict[Key, Parts] = {}
         """Of values that were taken out, the longest ago first."""
+        self._lock = threading.RLock()
+        """Around the step of a value from one dictionary to the other; a key's code may run under it."""
         self._places: dict[str, _Places] = {}
         """At the only key, once they are made."""
         self.closed = False
@@ -143,8 +147,10 @@ class CompressedValues(MutableMapping[Any, Any]):
             self._drop(left)
             parts = self._write(key, buffers)
             _count("disk-write", buffers)
-        replaced = self._values.get(key)
-        self._values[key] = parts._replace(size=size_of(value), header=head, digest=digest)
+        parts = parts._replace(size=size_of(value), header=head, digest=digest)
+        with self._lock:
+            replaced = self._values.get(key)
+            self._values[key] = parts
         self._drop(replaced)
         if self.closed:  # meanwhile, by another thread
             self.close()
@@ -175,7 +181,7 @@ class CompressedValues(MutableMapping[Any, Any]):
         try:
             with context_meter.meter("decompress"):
                 frames = self._open().read(key, parts)
-        except KeyError:
+        except (KeyError, CorruptValue, ClosedError):
             if self._values.get(key) is not parts:  # replaced, or deleted, by another thread
                 return self[key]
             raise
@@ -188,9 +194,11 @@ class CompressedValues(MutableMapping[Any, Any]):
             raise
 
     def __delitem__(self, key: Key) -> None:
-        parts = self._values.pop(key)
-        self._drop(self._left.pop(key, None))
-        self._left[key] = parts
+        with self._lock:
+            parts = self._values.pop(key)
+            older = self._left.pop(key, None)
+            self._left[key] = parts
+        self._drop(older)
 
     def forget(self, key: Key) -> None:
         """Give back what a value that was taken out has left, if it has."""

@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from xxhash import xxh3_64
 
 from batchzip.buffers import flat
+from batchzip.core.calls import Calls
 from batchzip.errors import ClosedError
 from batchzip.lifetime import Closing
 from batchzip.store.file_io import open_storage
@@ -44,7 +48,7 @@ _MOST_BUFFERS = 512
 class Segment:
     """A file, and which of it is in use."""
 
-    storage: Storage
+    calls: Calls[Storage]
     end: int = 0
     """Bytes that were given out, holes included."""
     used: set[int] = field(default_factory=set)
@@ -85,17 +89,22 @@ class RawFiles(Closing):
         segment, offset = self._reserve(_blocks(sum(lengths)))
         place = Place(segment, offset, lengths, checksum.intdigest())
         try:
-            self._move(os.pwritev, place, buffers)
+            with place.segment.calls.enter() as storage:
+                _move(os.pwritev, storage.descriptor, buffers, place.offset)
         except BaseException:
             self.free(place)
             raise
         return place
 
     def read(self, place: Place) -> list[memoryview] | None:
-        """Return buffers in memory that becomes the caller's; None if they are damaged. Raise OSError."""
+        """Return buffers in memory that becomes the caller's; None if they are damaged.
+
+        Raise OSError; ClosedError if they were given back.
+        """
         buffers = [flat(np.empty(length, np.uint8)) for length in place.lengths]
         try:
-            self._move(os.preadv, place, buffers)
+            with place.segment.calls.enter() as storage:
+                _move(os.preadv, storage.descriptor, buffers, place.offset)
         except EOFError:
             return None
         checksum = xxh3_64()
@@ -117,9 +126,10 @@ class RawFiles(Closing):
             if ended and segment in self._segments:
                 self._segments.remove(segment)
         if ended:
-            segment.storage.close()
+            segment.calls.close()
         else:
-            segment.storage.discard(place.offset, place.size)
+            with suppress(ClosedError), segment.calls.enter() as storage:
+                storage.discard(place.offset, place.size)
 
     def close(self) -> None:
         """Let go of all files; further calls do nothing."""
@@ -130,7 +140,7 @@ class RawFiles(Closing):
             for segment in segments:
                 segment.used.clear()
         for segment in segments:
-            segment.storage.close()
+            segment.calls.close()
 
     def _reserve(self, size: int) -> tuple[Segment, int]:
         while True:
@@ -142,28 +152,27 @@ class RawFiles(Closing):
                     segment.used.add(offset)
                     self.held_bytes += size
                     return segment, offset
-            made = Segment(open_storage(self._folder))
+            made = Segment(Calls(open_storage(self._folder), "worker's data"))
             with self._lock:
                 if not self._closed:
                     self._segments.append(made)
                     continue
-            made.storage.close()
+            made.calls.close()
             raise ClosedError("this worker's data is closed")
 
-    @staticmethod
-    def _move(call: object, place: Place, buffers: Sequence[Flat]) -> None:
-        """Read or write buffers, however many bytes the system takes at a time."""
-        descriptor, at = place.segment.storage.descriptor, place.offset
-        left = [buffer for buffer in buffers if len(buffer)]
-        while left:
-            moved = call(descriptor, left[:_MOST_BUFFERS], at)  # type: ignore[operator]
-            if not moved:
-                raise EOFError
-            at += moved
-            while left and moved >= len(left[0]):
-                moved -= len(left.pop(0))
-            if moved:
-                left[0] = left[0][moved:]
+
+def _move(call: object, descriptor: int | None, buffers: Sequence[Flat], at: int) -> None:
+    """Read or write buffers, however many bytes the system takes at a time."""
+    left = deque(buffer for buffer in buffers if len(buffer))
+    while left:
+        moved = call(descriptor, list(islice(left, _MOST_BUFFERS)), at)  # type: ignore[operator]
+        if not moved:
+            raise EOFError
+        at += moved
+        while left and moved >= len(left[0]):
+            moved -= len(left.popleft())
+        if moved:
+            left[0] = left[0][moved:]
 
 
 def _blocks(size: int) -> int:
