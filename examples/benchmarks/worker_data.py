@@ -31,6 +31,7 @@ import logging
 import math
 import os
 import statistics
+import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -319,7 +320,9 @@ def main() -> None:
     for _ in range(given.rounds):
         for work in works:
             for kind in kinds:
-                runs.setdefault((work, kind), []).append(run(work, kind, given))
+                last = run(work, kind, given)
+                runs.setdefault((work, kind), []).append(last)
+                print(f"{work}, {kind}: {last.seconds:.1f} s", file=sys.stderr)  # it takes a while
     table = Table(
         title=f"{given.mib} MiB in {given.workers} workers of {given.limit_mib} MiB, {given.rounds} rounds"
     )
