@@ -37,8 +37,8 @@ from batchzip.testing.plain import (
     make_pages,
 )
 from batchzip_dask import DaskBackend
-from batchzip_dask.flight import Flight
-from batchzip_dask.share import run_share
+from batchzip_dask.flight import Flight, Parcel
+from batchzip_dask.share import as_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,13 +90,13 @@ class TestDask(BackendContract):
 
     @classmethod
     def make_backend(cls) -> Backend:
-        return DaskBackend(os.environ[_ADDRESS])
+        return DaskBackend(os.environ[_ADDRESS], local="never")
 
 
 def test_the_clients_of_others_are_used_and_left_open(cluster: str) -> None:
     with Client(cluster, set_as_default=False) as client:
         for _ in range(2):
-            with Engine("lz4", backend=DaskBackend(client)) as engine:
+            with Engine("lz4", backend=DaskBackend(client, local="never")) as engine:
                 check_round_trip(engine, make_pages(100))
         assert client.submit(sum, [1, 2]).result(SLACK_S) == 3
 
@@ -134,9 +134,8 @@ def test_without_the_extra_the_error_has_the_command_that_installs_it(
 def test_a_share_is_a_few_buffers_whatever_its_number_of_pages(count: int) -> None:
     pages = make_pages(count)
     batch = CompressBatch([bytes(page) for page in pages])
-    flight = Flight(Request(batch), dask_codec(), threads=1)
-    share = flight.pack(range(count))
-    for message in (share, run_share(share)):
+    share = Parcel([(Flight(Request(batch)), range(count))]).pack(dask_codec())
+    for message in (as_task(share), as_task(share)()):
         header, frames = serialize(message)
         beside = sorted(memoryview(frame).nbytes for frame in frames)
         assert len(frames) <= 3
@@ -145,7 +144,7 @@ def test_a_share_is_a_few_buffers_whatever_its_number_of_pages(count: int) -> No
 
 def test_only_pages_that_were_done_count_as_bytes_out(cluster: str) -> None:
     pages = make_pages(50)
-    with Engine("lz4", backend=DaskBackend(cluster)) as engine:
+    with Engine("lz4", backend=DaskBackend(cluster, local="never")) as engine:
         batch = CompressBatch([*(bytes(page) for page in pages), b"odd"], page_size=4096)
         engine.compress(batch)
         done = engine.statistics
@@ -172,7 +171,7 @@ def dask_codec() -> bytes:
 
 def test_what_is_not_done_at_the_deadline_timed_out_and_the_rest_is_right(cluster: str) -> None:
     pages = make_pages(100)
-    with Engine(SlowCodec(0.02), backend=DaskBackend(cluster)) as engine:
+    with Engine(SlowCodec(0.02), backend=DaskBackend(cluster, local="never")) as engine:
         check_round_trip(engine, pages[:4])
         batch = engine.submit(CompressBatch(pages), deadline_s=0.6).wait(SLACK_S)
         assert set(batch.errors.tolist()) <= {0, -errno.ETIMEDOUT}
@@ -185,7 +184,7 @@ def test_what_is_not_done_at_the_deadline_timed_out_and_the_rest_is_right(cluste
 
 def test_an_interrupt_ends_a_batch_and_the_engine_goes_on(cluster: str) -> None:
     pages = make_pages(200)
-    with Engine(SlowCodec(0.02), backend=DaskBackend(cluster)) as engine:
+    with Engine(SlowCodec(0.02), backend=DaskBackend(cluster, local="never")) as engine:
         check_round_trip(engine, pages[:4])
         batch = CompressBatch(pages)
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
@@ -200,7 +199,7 @@ def test_an_interrupt_ends_a_batch_and_the_engine_goes_on(cluster: str) -> None:
 
 def test_bytes_of_pages_that_failed_are_not_counted(cluster: str) -> None:
     pages = make_pages(100)
-    with Engine("lz4", backend=DaskBackend(cluster)) as engine:
+    with Engine("lz4", backend=DaskBackend(cluster, local="never")) as engine:
         batch = CompressBatch(pages)
         engine.compress(batch)
         sources = [bytes(output) for output in batch.outputs()]
@@ -221,7 +220,10 @@ def test_a_worker_killed_in_the_middle_changes_no_result(tmp_path: Path) -> None
     flag.touch()
     codec = FaultyCodec(os.getpid(), str(flag))
     pages = marked(make_pages(5000), KILL_ONCE, 777)
-    with dask_cluster(2) as address, Engine(codec, backend=DaskBackend(address)) as engine:
+    with (
+        dask_cluster(2) as address,
+        Engine(codec, backend=DaskBackend(address, local="never")) as engine,
+    ):
         batch = CompressBatch(pages)
         engine.compress(batch)
         assert not flag.exists(), "a worker was killed"
@@ -238,7 +240,7 @@ def test_pages_that_kill_every_worker_are_eownerdead_and_the_engine_goes_on() ->
     codec = FaultyCodec(os.getpid())
     with (
         dask_cluster(1, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0") as address,
-        Engine(codec, backend=DaskBackend(address)) as engine,
+        Engine(codec, backend=DaskBackend(address, local="never")) as engine,
     ):
         batch = CompressBatch(marked(make_pages(16), KILL, 7))
         engine.compress(batch)
@@ -248,11 +250,11 @@ def test_pages_that_kill_every_worker_are_eownerdead_and_the_engine_goes_on() ->
 
 def test_a_scheduler_that_is_gone_and_workers_that_never_come_are_said_so() -> None:
     with dask_cluster(0) as address:
-        with Engine("lz4", backend=DaskBackend(address, workerless_s=0.5)) as engine:
+        with Engine("lz4", backend=DaskBackend(address, local="never", workerless_s=0.5)) as engine:
             assert not engine.wait_ready(0.1)
             with pytest.raises(ClusterLost, match=f"{address} has had no workers for 0.5 s"):
                 engine.compress(CompressBatch(make_pages(100)))
-        engine = Engine("lz4", backend=DaskBackend(address))
+        engine = Engine("lz4", backend=DaskBackend(address, local="never"))
         request = engine.submit(CompressBatch(make_pages(100)))
     with engine:
         for _ in range(2):

@@ -45,6 +45,11 @@ class RequestQueue:
         self._changed = threading.Condition(self._lock)
         self._closed = False
 
+    @property
+    def pages(self) -> int:
+        """Pages that are queued, and of requests that were taken and did not leave."""
+        return self._pages
+
     def put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
         """Queue a request. Raises EngineBusy if there is no room, now or for `timeout_s` seconds."""
         with self._lock:
