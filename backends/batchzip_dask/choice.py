@@ -76,13 +76,17 @@ class _Meter:
         """Return for how long anything was under way since the last measurement."""
         return self.busy_s + (now - self.began if self.active else 0.0)
 
+    def forget(self, now: float) -> None:
+        """Begin a measurement."""
+        self.busy_s, self.bytes, self.began = 0.0, 0, now
+
     def measure(self, now: float) -> None:
         """Have what was done since the last time as the speed."""
         seconds = self.seconds(now)
         if self.bytes and seconds > 0:
             speed = self.bytes / seconds
             self.speed = speed if self.speed is None else (self.speed + speed) / 2
-        self.busy_s, self.bytes, self.began = 0.0, 0, now
+        self.forget(now)
 
 
 @dataclass(slots=True)
@@ -119,11 +123,10 @@ class _Kind:
                 meter.measure(now)
         elif self.trial_left is not None:
             seconds = meter.seconds(now)
-            sent_all = self.trial_left <= 0 and not meter.active
-            if sent_all or (seconds >= _TRIAL_S and meter.bytes):
+            if not meter.active if self.trial_left <= 0 else seconds >= _TRIAL_S:
                 self._judge(now, meter, seconds)
-        elif not meter.active:
-            meter.measure(now)  # a trial's last ones
+        else:
+            meter.forget(now)  # the last ones before the place was changed
 
     def _judge(self, now: float, tried: _Meter, seconds: float) -> None:
         done = tried.bytes

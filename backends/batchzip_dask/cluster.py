@@ -21,7 +21,8 @@ from distributed import Client, default_client
 from distributed.protocol import pickle
 from distributed.scheduler import KilledWorker
 
-from batchzip.errors import BackendUnavailable, BadArgument, ClusterLost
+from batchzip.dask.probe import TIMEOUT_S, check_workers
+from batchzip.errors import BackendUnavailable, BadArgument, BatchzipError, ClusterLost
 from batchzip_dask.share import as_task
 
 if TYPE_CHECKING:
@@ -108,8 +109,10 @@ class Cluster:
                 f"the Dask scheduler at {self.address} is gone (the client is {self.client.status})"
             )
 
-    def why_not(self, error: BaseException) -> BackendUnavailable:
+    def named(self, error: BaseException) -> BatchzipError:
         """Return what to raise where a share failed, as no share does where batchzip runs."""
+        if isinstance(error, BatchzipError):
+            return error
         unavailable = BackendUnavailable(
             f"a worker of the cluster at {self.address} cannot do a share: {error!r}"
         )
@@ -127,7 +130,7 @@ class Cluster:
             )
         except Exception as error:
             self.check()
-            raise self.why_not(error) from error
+            raise self.named(error) from error
         waiting = self._ask(_result_of(self.client, future), tell)
 
         def drop() -> None:
@@ -150,12 +153,9 @@ class Cluster:
 
         self._ask(count(), told)
 
-    def check_workers(self) -> None:
+    def check_workers(self, timeout_s: float = TIMEOUT_S) -> None:
         """Raise BackendUnavailable if a worker that is there now cannot run batchzip."""
-        with suppress(ImportError):
-            from batchzip.dask.probe import check_workers  # noqa: PLC0415 - batchzip.dask needs more
-
-            check_workers(self.client)
+        check_workers(self.client, timeout_s=timeout_s)
 
     def threads(self) -> int:
         """Count the threads of all workers now."""
@@ -174,7 +174,7 @@ class Cluster:
             return False
         except Exception as error:
             self.check()
-            raise self.why_not(error) from error
+            raise self.named(error) from error
         return True
 
     def _ask(

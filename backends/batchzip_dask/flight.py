@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 class Flight:
-    """A request, what of it is to be handed out, and how much is out."""
+    """A request, what of it is to be handed out, and how much is not done."""
 
     def __init__(self, request: Request[Batch]) -> None:
         self.request = request
         self.over = False
         """Whether it is done or given up: what still comes back of it is nobody's."""
-        self.out = 0
-        """Parcels with pages of it that are out."""
+        self.undone = request.pages
+        """Pages whose results are not there."""
         self._order = request.batch.order()
         self._position = 0
 
@@ -69,6 +69,7 @@ class Flight:
         batch = self.request.batch
         if not batch.accept(indices, data, results):
             raise BackendUnavailable("a worker returned lengths that cannot be right")
+        self.undone -= len(indices)
         compresses = batch.operation == CompressBatch.operation
         worked[batch.operation].update(
             pages=len(indices),
@@ -77,6 +78,11 @@ class Flight:
             else sum(map(len, batch.inputs(indices))),
             bytes_out=int(results[results > 0].sum()),
         )
+
+    def fail(self, indices: Sequence[int], code: int) -> None:
+        """Give some pages that were handed out a negative errno."""
+        self.request.batch.fail(indices, code)
+        self.undone -= len(indices)
 
     def give_up(self, code: int) -> None:
         """Give every page that is not done the negative errno `code`."""
@@ -88,10 +94,18 @@ class Flight:
 class Parcel:
     """Pages of one or more flights, on their way in one task."""
 
-    def __init__(self, parts: list[tuple[Flight, Sequence[int]]], times: int = 1) -> None:
+    def __init__(
+        self,
+        parts: list[tuple[Flight, Sequence[int]]],
+        *,
+        cancelled: int = 0,
+        suspect: bool = False,
+    ) -> None:
         self.parts = parts
-        self.times = times
-        """How often these pages were handed out, this time included."""
+        self.cancelled = cancelled
+        """How often these pages were handed out before, and cancelled."""
+        self.suspect = suspect
+        """Whether every worker that had these pages has died; what travels so has one flight."""
         self.pages = sum(len(indices) for _, indices in parts)
         self.drop: Callable[[], None] = lambda: None
         """Has the cluster forget it."""

@@ -19,9 +19,9 @@ together. Nothing waits for company. What waits is divided among the cluster's t
 of a worker's time as measured, and of bytes.
 
 **Deaths.** Which worker has a parcel, and that it is given to another when that one dies, is the scheduler's
-business. It gives up a task whose workers died `distributed.scheduler.allowed-failures` + 1 times. Where
-the parcel has several requests' pages, each request's go once more alone: one's poison is no other's. Pages
-of a parcel of one request get -EOWNERDEAD.
+business. It gives up a task that was on `distributed.scheduler.allowed-failures` + 1 workers as they died,
+though another's may have been the cause. So what it gives up goes once more, one request's pages at a time
+and nothing else meanwhile: one's poison is no other's. Pages that it gives up then get -EOWNERDEAD.
 
 Looked after once a second: whether the scheduler is connected and has workers at all. Nothing waits for
 longer than that says, or for what can still come.
@@ -41,7 +41,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from batchzip.errors import BatchzipError, ClusterLost
+from batchzip.errors import ClusterLost
 from batchzip.limits import begin
 from batchzip_dask.cluster import CancelledError, KilledWorker
 from batchzip_dask.flight import Flight, Parcel
@@ -79,11 +79,14 @@ _CODEC_TIMES = 8
 _LOOK_S = 1.0
 """Seconds between two looks at the cluster while something is out."""
 
+_PROBE_S = 5.0
+"""Seconds that each worker has to say what it is, when one of them could not do a share."""
+
 _FULL_LOOK_S = 0.05
 """Seconds between two looks at the deadlines of requests that are still queued, as there is no room."""
 
-_MOST_TIMES = 4
-"""Times that pages are handed out which somebody else's `client.restart()` cancelled."""
+_MOST_CANCELLED = 3
+"""Times that pages are handed out again which somebody else's `client.restart()` cancelled."""
 
 
 class _LaneThread(threading.Thread):
@@ -109,6 +112,8 @@ class Lane:
         """What is over, and its callbacks not called."""
         self._out: set[Parcel] = set()
         self._out_pages = 0
+        self._suspects: deque[Parcel] = deque()
+        """What goes next, one by one."""
         self._page_s: dict[int, float] = {}
         """Seconds that a worker's thread takes for a page, by operation, as far as is known."""
         self._workerless_since = math.inf
@@ -150,7 +155,7 @@ class Lane:
             return None
         deadlines = [flight.request.deadline for flight in self._flights]
         look_at = self._look_at
-        if not self._has_room:  # requests wait, maybe, whose deadlines pass
+        if self._suspects or not self._has_room:  # requests wait, maybe, whose deadlines pass
             look_at = min(look_at, time.monotonic() + _FULL_LOOK_S)
         at = min([look_at, *(deadline for deadline in deadlines if deadline is not None)])
         return max(0.0, at - time.monotonic())
@@ -170,6 +175,13 @@ class Lane:
 
     def _feed(self) -> None:
         """Hand out parcels as long as there is room."""
+        while self._suspects:
+            if self._out:
+                return
+            if not self._suspects[0].live_parts:
+                self._suspects.popleft()
+            else:
+                self._hand_out(self._suspects.popleft())
         while self._has_room:
             parts: list[tuple[Flight, Sequence[int]]] = []
             room = 1
@@ -225,13 +237,12 @@ class Lane:
             share = parcel.pack(self._codec)
             parcel.drop = self._cluster.hand_out(share, partial(self._told, parcel))
         except BaseException as error:  # noqa: BLE001 - raised where the requests are waited for
-            for flight, _ in parcel.parts:
-                self._end(flight, error)
+            reason = self._cluster.named(error)
+            for flight, _ in parcel.live_parts:
+                self._end(flight, reason)
             return
         self._out.add(parcel)
         self._out_pages += parcel.pages
-        for flight, _ in parcel.parts:
-            flight.out += 1
 
     # Back.
 
@@ -242,8 +253,6 @@ class Lane:
         parcel.drop()
         self._out.discard(parcel)
         self._out_pages -= parcel.pages
-        for flight, _ in parcel.parts:
-            flight.out -= 1
 
     def _arrive(self, parcel: Parcel, outcome: Outcome | BaseException) -> None:
         if parcel not in self._out:
@@ -252,39 +261,40 @@ class Lane:
         parts = parcel.live_parts
         try:
             if isinstance(outcome, KilledWorker):
-                self._survive(parts)
+                self._bury(parcel)
             elif isinstance(outcome, CancelledError):
                 self._again(parcel, outcome)
             elif isinstance(outcome, BaseException):
                 self._cluster.check()
-                raise self._cluster.why_not(outcome)  # noqa: TRY301 - it fails the requests as what else may
+                self._cluster.check_workers(_PROBE_S)
+                raise outcome  # noqa: TRY301 - it fails the requests as what else may
             else:
                 parcel.accept(outcome, self._backend.worked)
                 self._learn(parcel, outcome)
         except BaseException as error:  # noqa: BLE001 - raised where the requests are waited for
-            reason = error if isinstance(error, BatchzipError) else self._cluster.why_not(error)
+            reason = self._cluster.named(error)
             for flight, _ in parts:
                 self._end(flight, reason)
         for flight, _ in parts:
-            if not flight.out and not flight.left:
+            if not flight.undone:
                 self._end(flight)
 
-    def _survive(self, parts: list[tuple[Flight, Sequence[int]]]) -> None:
-        """Go on when every worker that had a parcel died."""
-        if len(parts) == 1:
-            flight, indices = parts[0]
-            flight.request.batch.fail(indices, -errno.EOWNERDEAD)
-            return
-        for part in parts:
-            self._hand_out(Parcel([part]))
+    def _bury(self, parcel: Parcel) -> None:
+        """Go on when the workers that had a parcel died."""
+        for flight, indices in parcel.live_parts:
+            if parcel.suspect:
+                flight.fail(indices, -errno.EOWNERDEAD)
+            else:
+                self._suspects.append(Parcel([(flight, indices)], suspect=True))
 
     def _again(self, parcel: Parcel, reason: BaseException) -> None:
         """Hand out again what was cancelled, by the loss of the scheduler or by somebody."""
         self._cluster.check()
-        if parcel.times >= _MOST_TIMES:
+        if parcel.cancelled == _MOST_CANCELLED:
             raise ClusterLost(f"the cluster cancels what it is given: {reason}") from reason
         if parts := parcel.live_parts:
-            self._hand_out(Parcel(parts, parcel.times + 1))
+            cancelled = parcel.cancelled + 1
+            self._hand_out(Parcel(parts, cancelled=cancelled, suspect=parcel.suspect))
 
     def _learn(self, parcel: Parcel, outcome: Outcome) -> None:
         """Note how long workers take, half of it by the last parcel."""
@@ -306,8 +316,9 @@ class Lane:
             self._cut_last = None
         if error is not None:
             flight.give_up(-errno.EOWNERDEAD)
-        for parcel in [one for one in self._out if flight.out and not one.live_parts]:
-            self._take_back(parcel)
+        if flight.undone:
+            for parcel in [one for one in self._out if not one.live_parts]:
+                self._take_back(parcel)
         self._ended.append((flight, error))
 
     def _settle(self) -> None:
