@@ -190,7 +190,7 @@ class DaskBackend(Backend):
             request.wait()
         except BaseException:
             if not request.done():  # an interrupt: nobody writes to the batch any more after this
-                request.deadline = -1.0
+                self._requests.expire(request)
                 lane.wake()
                 request.wait()
             raise

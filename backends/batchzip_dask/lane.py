@@ -105,6 +105,8 @@ class Lane:
         self._codec = codec
         self._arrivals: queue.SimpleQueue[Arrival | int | None] = queue.SimpleQueue()
         """Outcomes; the number of the cluster's threads; None: look at the queue of requests."""
+        self._woken = False
+        """Whether there is a None among the arrivals."""
         self._flights: list[Flight] = []
         self._cut_last: Flight | None = None
         """The only one that may have pages to hand out, but for those whose deadline has passed."""
@@ -129,7 +131,9 @@ class Lane:
 
     def wake(self) -> None:
         """Say that a request was queued, or has a deadline that it had not."""
-        self._arrivals.put(None)
+        if not self._woken:
+            self._woken = True
+            self._arrivals.put(None)
 
     def _run(self) -> None:
         while True:
@@ -143,7 +147,9 @@ class Lane:
                 arrival = None
             if isinstance(arrival, tuple):
                 self._arrive(*arrival)
-            elif arrival is not None:
+            elif arrival is None:
+                self._woken = False  # what was queued up to now is seen below
+            else:
                 self._note_threads(arrival)
             del arrival  # nothing of a batch is kept while there is no next one
             self._expire()
