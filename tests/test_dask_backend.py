@@ -114,7 +114,7 @@ class TestDaskOrLocal(BackendContract):
             for operation in (CompressBatch, DecompressBatch):
                 engine.run(operation(list(make_pages(2))))  # what starts with the first batch
             while not any(one.name == "batchzip-requests" for one in threading.enumerate()):
-                engine.submit(CompressBatch(make_pages(2))).wait(SLACK_S)  # and with the first here
+                engine.submit(CompressBatch(make_pages(300))).wait(SLACK_S)  # and with one here
             yield engine
             places = engine.statistics.placements
             assert {one.operation for one in places} == {"compress", "decompress"}

@@ -61,6 +61,12 @@ if TYPE_CHECKING:
 _ROOM_BYTES = 512 << 20
 """Bytes of pages that may be submitted and not done."""
 
+_QUICK_S = 0.001
+"""Seconds of a batch that `submit` does itself: to have a thread do it takes a tenth of that."""
+
+_QUEUE_BATCHES = 2
+"""As `queue_batches`. Who waits for room has not chosen yet, and can be sent to the cluster when that is tried."""
+
 _UNDONE = [-errno.ETIMEDOUT, -errno.EOWNERDEAD, -errno.ECANCELED]
 """Errors of pages that nobody has done."""
 
@@ -120,6 +126,7 @@ class DaskBackend(Backend):
         self._keeps = local == "auto"
         self._local: LanesBackend | None = None
         self._choices = Choices(self._may_send)
+        self._inline = _Inline()
         self._lane: Lane | None = None
         self._lane_lock = threading.Lock()
         self._closed = False
@@ -208,6 +215,12 @@ class DaskBackend(Backend):
                 request.add_done_callback(partial(self._note_end, turn))
             if self._local is None or turn is None or turn.place == SENT:
                 self._put(request, timeout_s=timeout_s, block=block)
+            elif turn.seconds < _QUICK_S and not self._inline.active:
+                self._inline.active = True
+                try:
+                    super().submit(request)
+                finally:
+                    self._inline.active = False
             elif not _is_lane_thread():
                 self._local.submit(request, timeout_s=timeout_s, block=block)
             else:
@@ -300,6 +313,12 @@ class DaskBackend(Backend):
         self._cluster.close()
 
 
+class _Inline(threading.local):
+    """Whether the thread does a request within `submit`: callbacks that submit again are not nested."""
+
+    active = False
+
+
 class _CallerAlone(LanesBackend):
     """A backend without lanes: its caller does everything, and a thread what is submitted."""
 
@@ -318,8 +337,11 @@ class _CallerAlone(LanesBackend):
 def _make_local(codec: Codec) -> LanesBackend:
     """Make what does batches here: threads where they can run the codec, and have CPUs."""
     if is_native(codec) and usable_cpus() > 1:
-        return ThreadsBackend()
-    return _CallerAlone(workers=1)
+        local: LanesBackend = ThreadsBackend()
+    else:
+        local = _CallerAlone(workers=1)
+    local.queue_batches = _QUEUE_BATCHES
+    return local
 
 
 def _is_lane_thread() -> bool:

@@ -34,9 +34,11 @@ _OPERATIONS = "compress", "decompress"
 _SIZES = 256 << 10, 4 << 20
 """Bytes of pages between batches of three kinds of one operation."""
 
-_TRIAL_BYTES = 4 << 20
+_TRIAL_BYTES = 1 << 20, 4 << 20
+_TRIAL_BATCHES = 4
 _TRIAL_S = 0.1
-"""What a trial takes: so much, or so long if that is less; one batch at least."""
+"""What a trial takes: so much that it should take so long, within bounds; and one batch at least, on the cluster
+a few, as far as they fit. It ends after so long where its batches came one by one."""
 
 _TRIAL_SHARE = 50
 _SOONEST_S, _LATEST_S = 1.0, 600.0
@@ -104,10 +106,11 @@ class _Kind:
         other = 1 - self.place
         if self.trial_left is None and now >= self.trial_at and may_try:
             self.trials += 1
-            self.trial_left = _TRIAL_BYTES
-            meter = self.meters[other]
-            if meter.speed is not None:
-                self.trial_left = min(_TRIAL_BYTES, int(meter.speed * _TRIAL_S) + 1)
+            speed = self.meters[other].speed or self.meters[self.place].speed or 0.0
+            least, most = _TRIAL_BYTES
+            # Here there is no pipe to fill.
+            least = 1 if other == LOCAL else min(max(least, _TRIAL_BATCHES * size), most)
+            self.trial_left = int(min(max(speed * _TRIAL_S, least), most))
         place = self.place
         if self.trial_left is not None and self.trial_left > 0:
             self.trial_left -= size
@@ -130,18 +133,20 @@ class _Kind:
 
     def _judge(self, now: float, tried: _Meter, seconds: float) -> None:
         done = tried.bytes
+        first = tried.speed is None
+        if done:
+            tried.speed = None  # not half of what it was long ago
         tried.measure(now)
         kept = self.meters[self.place]
         if kept.speed is None:
             kept.measure(now)
         self.trial_left = None
-        if tried.speed is None:  # it was cancelled, or failed
-            cost_s = seconds
-        elif kept.speed is None or tried.speed > _BETTER * kept.speed:
+        cost_s = seconds if kept.speed is None else seconds - done / kept.speed
+        if done and tried.speed is not None and tried.speed > _BETTER * (kept.speed or 0.0):
             self.place = 1 - self.place
             cost_s = 0.0
-        else:
-            cost_s = seconds - done / kept.speed
+        elif first:
+            cost_s = 0.0  # it also paid for connections and imports: there is another one soon
         self.trial_at = now + min(max(_TRIAL_SHARE * cost_s, _SOONEST_S), _LATEST_S)
 
 
@@ -168,7 +173,7 @@ class Choices:
         may_send = self._may_send()
         with self._lock:
             place = kind.begin(time.monotonic(), size, may_try=may_send or kind.place == SENT)
-        return Turn(self, kind, place)
+        return Turn(self, kind, place, size / (kind.meters[place].speed or size))
 
     def end(self, kind: _Kind, place: int, size: int) -> None:
         """Note that a batch is over, of which `size` bytes were done."""
@@ -201,6 +206,8 @@ class Turn:
     _choices: Choices
     _kind: _Kind
     place: int
+    seconds: float
+    """What it should take, about."""
     _over: bool = False
 
     def end(self, size: int) -> None:

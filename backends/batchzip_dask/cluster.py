@@ -125,13 +125,14 @@ class Cluster:
         What is returned drops the share: it is done no more if it was not begun, and nobody is told.
         """
         try:
-            future = self.client.submit(
+            future: Any = self.client.submit(
                 as_task(share), key=f"batchzip-{uuid.uuid4().hex}", pure=False
             )
         except Exception as error:
             self.check()
             raise self.named(error) from error
-        waiting = self._ask(_result_of(self.client, future), tell)
+        # Not the client's gather: where that is cancelled, it leaves tasks behind, which complain.
+        waiting = self._ask(future._result(), tell)  # noqa: SLF001
 
         def drop() -> None:
             waiting.cancel()
@@ -231,10 +232,6 @@ def _close_here(client: Client, pid: int) -> None:
     """Close a client in the process that made it: a forked child has no event loop to do it."""
     if os.getpid() == pid:
         client.close(timeout=_CLOSE_S)
-
-
-async def _result_of(client: Client, future: Any) -> Any:
-    return await client.gather(future, asynchronous=True)
 
 
 def _current() -> Client | str:
