@@ -518,7 +518,7 @@ def test_threads_that_recover_at_once_lose_nothing_that_one_stores_then() -> Non
         stored: list[int] = []
 
         def use(number: int) -> None:
-            with contextlib.suppress(PagesLost):
+            with contextlib.suppress(PagesLost, PageNotStored):
                 store.load(number)
             lost.extend(store.recover())
             with contextlib.suppress(PagesLost):
@@ -560,11 +560,19 @@ def test_a_worker_that_comes_takes_its_share_and_one_that_goes_leaves_nothing_be
 
 def test_a_worker_that_is_terminated_gives_its_pages_away_first() -> None:
     pages = make_pages(6 * STRIPE)
-    with doomed_store(timeout_s=SLACK_S) as store:
+    with (
+        scheduler_command() as address,
+        worker_command(address),
+        worker_command(address) as doomed,
+        Client(address, set_as_default=False) as client,
+        ShardedStore(client, timeout_s=SLACK_S) as store,
+    ):
         store.store(0, pages)
-        os.kill(store.shards[0].pid, signal.SIGTERM)
+        assert all(shard.pages for shard in store.shards)
+        doomed.terminate()
         deadline = time.monotonic() + SLACK_S
-        while len(store.shards) > 1 and time.monotonic() < deadline:
+        while len(store.shards) > 1:
+            assert time.monotonic() < deadline
             np.testing.assert_array_equal(store.load_many(range(0, len(pages), 97)), pages[::97])
         np.testing.assert_array_equal(store.load_many(range(len(pages))), pages)
 

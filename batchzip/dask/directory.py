@@ -32,7 +32,8 @@ import time
 import uuid
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from distributed.core import Status
@@ -40,9 +41,11 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol import pickle
 
 from batchzip.dask.members import Members
+from batchzip.dask.page import add_page
 from batchzip.dask.probe import check_from_scheduler, probe, unavailable
 from batchzip.dask.record import STRIPE
 from batchzip.dask.service import install
+from batchzip.dask.survey import survey
 from batchzip.dask.wire import DIRECTORY, GONE, OK, SHARD, STALE, Answer, failed
 from batchzip.errors import BatchzipError, ClusterLost
 
@@ -206,32 +209,6 @@ class _Store:
         """Return whether a stripe is not yet where it belongs."""
         return any((*self.pulls.values(), *self.pushes.values()))
 
-    def described(self, name: str) -> dict[str, Any]:
-        """Describe this store."""
-        shards: list[dict[str, Any]] = [
-            {"worker": shard.address, "state": state, "stripes": 0}
-            for state, shards in (("member", self.shards), ("leaving", self.leaving))
-            for shard in shards.values()
-        ]
-        positions = {shard: at for at, shard in enumerate((*self.shards, *self.leaving))}
-        for stripe in self.stripes.values():
-            for holder in stripe.holders:
-                shards[positions[holder]]["stripes"] += 1
-        return {
-            "store": name,
-            "page_size": self.page_size,
-            "replicas": self.options["replicas"],
-            "epoch": self.epoch,
-            "clients": len(self.clients),
-            "stripes": len(self.stripes),
-            "lost_stripes": len(self.lost),
-            "moving_stripes": sum(
-                len(stripes) for work in (self.pulls, self.pushes) for stripes in work.values()
-            ),
-            "moved_pages": self.moved_pages,
-            "shards": shards,
-        }
-
     def as_seen_by_shard(self, name: str) -> Answer:
         """Return what a shard has to know of this epoch."""
         return {
@@ -260,14 +237,15 @@ class Directory(SchedulerPlugin):
         self._retire = scheduler.handlers["retire_workers"]
         scheduler.handlers[DIRECTORY] = self.handle
         scheduler.handlers["retire_workers"] = self.retire_workers
+        add_page(scheduler, partial(survey, scheduler, self.stores))
 
     async def handle(self, method: str, store: str = "", **arguments: Any) -> Answer:
         """Answer a client or a shard."""
         try:
             if method == "renew":
                 return self._renew(**arguments)
-            if method == "list":
-                return self._list()
+            if method == "survey":
+                return {"status": OK, "survey": asdict(await survey(self._scheduler, self.stores))}
             if method == "leave":
                 return await self._leave_all(**arguments)
             if method == "create":
@@ -279,10 +257,6 @@ class Directory(SchedulerPlugin):
         except BatchzipError as error:
             return failed(error)
         return answer
-
-    def _list(self) -> Answer:
-        """Describe all stores, for whoever looks at the cluster."""
-        return {"status": OK, "stores": [one.described(name) for name, one in self.stores.items()]}
 
     # What clients ask.
 

@@ -19,6 +19,7 @@ import asyncio
 import itertools
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -425,11 +426,11 @@ class Session:
 
     async def _undo(self, numbers: Sequence[int], first: int, count: int) -> None:
         """Have no shard keep, or get, what was to be stored; as far as they answer."""
-        try:
+        with suppress(ClusterLost):
             await self._drop(numbers, first, count)
-        except ClusterLost:
-            pass  # there are none
-        self._record.discard(first, count)
+        for stripe, at, number in cut(first, count):
+            if stripe not in self._lost:  # what was there is lost, and stays so
+                self._record.discard(at, number)
 
     async def _drop(self, numbers: Sequence[int], first: int, count: int) -> int:
         """Have all shards that may have some of these pages forget them; how many there were."""

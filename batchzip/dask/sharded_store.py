@@ -24,6 +24,7 @@ import numpy as np
 from distributed import Client, get_client, get_worker
 
 from batchzip.checks import as_fraction, as_index, as_integer, as_seconds
+from batchzip.dask.connect import aconnect, connect
 from batchzip.dask.session import Session, ShardStatus
 from batchzip.dask.wire import dump
 from batchzip.errors import BadArgument, ClosedError, ClusterLost, PageNotStored
@@ -174,10 +175,7 @@ class ShardedStore(Owned):
         if client is None:
             client = _client_here(scheduler)
         if client is None:
-            try:
-                client = own = Client(scheduler, set_as_default=False, timeout=timeout_s)
-            except (OSError, ValueError) as error:
-                raise ClusterLost(f"no scheduler at {scheduler}: {error}") from None
+            client = own = connect(scheduler, timeout_s)
         session = _session(client, name, timeout_s)
         try:
             self._run_in(client, session, session.attach())
@@ -197,13 +195,7 @@ class ShardedStore(Owned):
         if client is None:
             client = _client_here(scheduler)
         if client is None:
-            client = own = Client(
-                scheduler, asynchronous=True, set_as_default=False, timeout=timeout_s
-            )
-            try:
-                await client
-            except (OSError, ValueError) as error:
-                raise ClusterLost(f"no scheduler at {scheduler}: {error}") from None
+            client = own = await aconnect(scheduler, timeout_s)
         session = _session(client, name, timeout_s)
         try:
             await self._await_in(client, session, session.attach())
