@@ -23,7 +23,6 @@ from batchzip.errors import BackendUnavailable, BadArgument, ClusterLost
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
-    from distributed import Scheduler
 
 PROTOCOL = 1
 """Number of the messages between client, scheduler and workers; it changes with them."""
@@ -180,16 +179,6 @@ def check_scheduler(client: Client, timeout_s: float = TIMEOUT_S) -> None:
 async def acheck_scheduler(client: Client, timeout_s: float = TIMEOUT_S) -> None:
     """Do what `check_scheduler` does, from any event loop, with any client."""
     await _wait_async(client, _check_scheduler, timeout_s)
-
-
-async def check_from_scheduler(
-    scheduler: Scheduler, addresses: Iterable[str], timeout_s: float = TIMEOUT_S
-) -> None:
-    """Do what `check_workers` does, in the scheduler's process."""
-    reasons = await probe(scheduler.rpc, addresses, timeout_s)
-    if reasons:
-        names = {address: state.name for address, state in scheduler.workers.items()}
-        raise unavailable(reasons, names)
 
 
 def _listed(addresses: Iterable[str] | None) -> list[str] | None:
