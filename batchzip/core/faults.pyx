@@ -65,6 +65,7 @@ cdef enum:
     DIRECT_RUN = 8  # pages that a fault reclaims by itself
     FOLLOW_EVERY = 64  # faults
     MOST_WAITS = 50  # pauses for a page that others reclaim
+    STUCK_NS = 1_000_000_000  # that a prefetch waits for a frame: all may be busy, or the pool full
 
 
 # Frames. The mutex is held before and after.
@@ -230,6 +231,7 @@ cdef void _handle_fault(Hand *hand, uint64_t page, bint writes) noexcept nogil:
             rest.count = window - count
             rest.stride = stride
             rest.asked_for = False
+            rest.until = 0
             post_job(region, rest)
         region.figures.readahead_pages += count - 1
         region_unlock(region)
@@ -317,6 +319,7 @@ cdef bint _do_piece(Hand *hand, Job *job) noexcept nogil:
     cdef uint32_t count
     cdef uint8_t kind
     cdef int found
+    cdef int64_t now
     if page >= region.pages:
         return False
     kind = region.states[page]
@@ -330,7 +333,14 @@ cdef bint _do_piece(Hand *hand, Job *job) noexcept nogil:
         region_unlock(region)
         found = reclaim_step(hand, DIRECT_RUN, True)
         region_lock(region)
-        return found != NOTHING
+        if found != NOTHING:
+            job.until = 0
+            return True
+        now = bz_now_ns()
+        if not job.until:
+            job.until = now + STUCK_NS
+        region_wait(region, PAUSE_NS)
+        return now < job.until
     region.states[page] = kind | BUSY
     take_frame(hand)
     count = claim_pages(

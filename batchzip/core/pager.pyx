@@ -434,6 +434,7 @@ cdef class Pager:
         job.count = count
         job.stride = 1
         job.asked_for = True
+        job.until = 0
         region_lock(&self.region)
         post_job(&self.region, job)
         region_unlock(&self.region)

@@ -71,6 +71,7 @@ cdef struct Job:  # pages that may be restored before they are touched
     uint64_t count
     int64_t stride
     bint asked_for  # by prefetch, not guessed
+    int64_t until  # when it is given up; 0: it makes progress
 
 cdef struct Figures:
     uint64_t faults_missing
