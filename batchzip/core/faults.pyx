@@ -22,16 +22,16 @@ region.pyx has the states, the invariants and the locks.
 from libc.errno cimport EBADF, EFAULT
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
+from batchzip.core.latency cimport histogram_add
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_step
 from batchzip.core.region cimport (
-    BUCKETS, BUSY, CANDIDATE, CLEAN, EMPTY, IN_MEMORY, JOBS, LOST, MOST_RUN, OVER_BUDGET, PAUSE_NS,
+    BUSY, CANDIDATE, CLEAN, EMPTY, IN_MEMORY, JOBS, LOST, MOST_RUN, OVER_BUDGET, PAUSE_NS,
     RANDOM, RESIDENT, SEQUENTIAL, STORED, UNUSED, WANTED, Hand, Job, RegionState, address_of,
     bz_wait_for, free_frames, high_mark, is_low, is_passing, pthread_cond_broadcast, region_fill, region_lock,
     region_lose, region_map_back, region_tell, region_unlock, region_unmap, region_wait, region_wake,
 )
 from batchzip.core.strides cimport strides_fault
 from batchzip.core.userfaultfd cimport bz_uffd_next
-from batchzip.core.zspages cimport bz_log2
 
 cdef extern from *:
     """
@@ -242,7 +242,7 @@ cdef void _handle_fault(Hand *hand, uint64_t page, bint writes) noexcept nogil:
         region_unlock(region)
         region_lose(region, page, EFAULT, state == UNUSED)
         return
-    region.latencies[min(bz_log2(max(bz_now_ns() - started, 1)), <uint32_t>BUCKETS - 1)] += 1
+    histogram_add(&region.latencies, started)
     region_unlock(region)
 
 
