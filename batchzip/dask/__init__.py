@@ -8,7 +8,9 @@ members.py         Members: who has which stripe; record.py: which indices were 
 probe.py           whether workers have batchzip, before anything is placed on them
 survey.py          Survey: how all stores stand; page.py: as a page of Dask's dashboard
 worker_data.py     WorkerData: a worker's data, compressed in RAM before anything spills to disk
-compressed_values.py, memory_limits.py   its values that are not live; how much of each kind there may be
+compressed_values.py  its values that are not live; sampling.py, raw_files.py: how each is kept
+memory_limits.py   how much of each kind there may be
+preload.py         WorkerData for the workers of `dask worker`
 worker_end.py      what is closed with a worker
 
 (Batches of an engine go to a cluster by `backend=batchzip_dask.DaskBackend(…)`, which is another thing.)
