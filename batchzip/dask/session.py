@@ -184,18 +184,30 @@ class Session:
     async def _ask(self, method: str, within_s: float, **arguments: Any) -> Answer:
         """Ask the directory. Raise ClusterLost if it does not answer, and what it raises."""
         question = getattr(self._scheduler, DIRECTORY)(method=method, store=self.name, **arguments)
-        connected = self._client.status == "running"
-        try:
-            answer = await asyncio.wait_for(question, within_s if connected else _GONE_S)
-        except Exception as error:
-            if isinstance(error, TimeoutError) and connected:
-                raise ClusterLost(f"the scheduler has not answered in {within_s:g} s") from None
-            raise _Unreachable(f"the scheduler at {self._scheduler.address} is gone") from error
+        answer = await self._answer_in_time(asyncio.ensure_future(question), within_s)
         if answer is None:
             return {"status": GONE}
         if answer["status"] == ERROR:
             raise error_of(answer)
         return answer  # type: ignore[no-any-return]
+
+    async def _answer_in_time(self, asking: asyncio.Future[Any], within_s: float) -> Any:
+        until = time.monotonic() + within_s
+        try:
+            while not (await asyncio.wait({asking}, timeout=_GONE_S))[0]:
+                if self._client.status != "running":
+                    raise self._unreachable()
+                if time.monotonic() >= until:
+                    raise ClusterLost(f"the scheduler has not answered in {within_s:g} s")
+        finally:
+            asking.cancel()
+        try:
+            return asking.result()
+        except Exception as error:
+            raise self._unreachable() from error
+
+    def _unreachable(self) -> _Unreachable:
+        return _Unreachable(f"the scheduler at {self.scheduler_address} is gone")
 
     async def _ask_for(
         self, method: str, within_s: float = _DIRECTORY_S, **arguments: Any

@@ -11,6 +11,8 @@ Rejected: letting Dask start a lost shard again. It would be empty, and pages th
 reported as never stored.
 """
 
+# ruff: noqa: SLF001 - of what is made here in other ways than by its class
+
 from __future__ import annotations
 
 import asyncio
@@ -596,4 +598,4 @@ def _let_go(client: Client, session: Session) -> None:
 
 
 def _unpickle(address: str, timeout_s: float) -> ShardedStore:
-    return ShardedStore._absent(address, timeout_s)  # noqa: SLF001 - the same module
+    return ShardedStore._absent(address, timeout_s)
