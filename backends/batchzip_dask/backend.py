@@ -71,11 +71,14 @@ if TYPE_CHECKING:
 _ROOM_BYTES = 512 << 20
 """Bytes of pages that may be submitted and not done."""
 
-_QUICK_S = 0.001
+_QUICK_S = 0.002
 """Seconds of a batch that `submit` does itself: to have a thread do it takes a tenth of that."""
 
 _QUEUE_BATCHES = 2
 """As `queue_batches`. Who waits for room has not chosen yet, and can be sent to the cluster when that is tried."""
+
+_PATIENT_S = 1.0
+"""Seconds that a batch with a deadline must have left to be sent, or done here, by way of trial."""
 
 _ASK_S = 1.0
 """Seconds between two questions for the number of workers."""
@@ -239,7 +242,7 @@ class DaskBackend(Backend):
         if len(request.batch) == 1:
             super().submit(request)
             return
-        turn = self._begin(request.batch)
+        turn = self._begin(request.batch, request.deadline)
         if turn is None or self._local is None:
             self._queue(self._put, request, timeout_s=timeout_s, block=block)
             return
@@ -315,12 +318,14 @@ class DaskBackend(Backend):
         batch.reset()
         self.run_inline(batch, deadline)
 
-    def _begin(self, batch: Batch) -> Turn | None:
+    def _begin(self, batch: Batch, deadline: float | None = None) -> Turn | None:
         """Choose where a batch is done; None: there is no choice."""
         if self._local is None:
             return None
         size = len(batch) * self.page_size
-        return self._choices.begin(batch.operation, size, partial(self._sample, batch))
+        may_try = deadline is None or deadline > time.monotonic() + _PATIENT_S
+        sample = partial(self._sample, batch)
+        return self._choices.begin(batch.operation, size, sample, may_try=may_try)
 
     def _sample(self, batch: Batch) -> float:
         """Do a few pages here, throw them away, and return bytes per second."""

@@ -111,7 +111,7 @@ class _Kind:
 
     def begin(self, now: float, size: int, *, may_try: bool) -> int:
         other = 1 - self.place
-        if self.trial_left is None and now >= self.trial_at and may_try:
+        if may_try and self.trial_left is None and now >= self.trial_at:
             self.trials += 1
             speed = self.meters[other].speed or self.meters[self.place].speed or 0.0
             least, most = _TRIAL_BYTES
@@ -119,7 +119,7 @@ class _Kind:
             least = 1 if other == LOCAL else min(max(least, _TRIAL_BATCHES * size), most)
             self.trial_left = int(min(max(speed * _TRIAL_S, least), most))
         place = self.place
-        if self.trial_left is not None and self.trial_left > 0:
+        if may_try and self.trial_left is not None and self.trial_left > 0:
             self.trial_left -= size
             place = other
         self.meters[place].start(now)
@@ -168,10 +168,12 @@ class Choices:
         self._kinds: dict[tuple[int, int], _Kind] = {}
         self._lock = threading.RLock()
 
-    def begin(self, operation: int, size: int, sample: Callable[[], float]) -> Turn:
+    def begin(
+        self, operation: int, size: int, sample: Callable[[], float], *, may_try: bool = True
+    ) -> Turn:
         """Choose for a batch of `size` bytes of pages, and note that it begins.
 
-        `sample` measures a few pages here and returns bytes per second.
+        `sample` measures a few pages here and returns bytes per second. Without `may_try`, the batch is no trial.
         """
         key = operation, sum(size >= limit for limit in _SIZES)
         if key not in self._kinds:
@@ -181,9 +183,9 @@ class Choices:
             with self._lock:
                 self._kinds.setdefault(key, kind)
         kind = self._kinds[key]
-        may_send = self._may_send()
+        may_try = may_try and (self._may_send() or kind.place == SENT)
         with self._lock:
-            place = kind.begin(time.monotonic(), size, may_try=may_send or kind.place == SENT)
+            place = kind.begin(time.monotonic(), size, may_try=may_try)
             seconds = size / (kind.meters[place].speed or size)
             return Turn(self, kind, place, place != kind.place, seconds)
 

@@ -144,11 +144,12 @@ class Host:
 
     def limit(self, percent: int) -> None:
         """Give it a slice of a CPU from now on."""
-        quota = PERIOD_US * percent // 100
+        period = max(PERIOD_US, 100_000 // percent)  # a quota has a millisecond at least
+        quota = period * percent // 100
         if (self._group / "cpu.max").exists():
-            (self._group / "cpu.max").write_text(f"{quota} {PERIOD_US}")
+            (self._group / "cpu.max").write_text(f"{quota} {period}")
         else:
-            (self._group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+            (self._group / "cpu.cfs_period_us").write_text(str(period))
             (self._group / "cpu.cfs_quota_us").write_text(str(quota))
 
     def _end(self) -> None:
