@@ -217,6 +217,7 @@ class _Store:
             "epoch": self.epoch,
             "replicas": self.options["replicas"],
             "members": [list(member) for member in self.members.members],
+            "holds": [number for number, one in self.stripes.items() if name in one.holders],
             "pulls": [[number, where] for number, where in self.pulls.get(name, {}).items()],
             "pushes": [[number, where] for number, where in self.pushes.get(name, {}).items()],
         }
@@ -318,7 +319,7 @@ class Directory(SchedulerPlugin):
     async def _detach(self, store: _Store, attachment: str) -> Answer:
         store.clients.pop(attachment, None)
         if not store.clients:
-            await self._end(store)
+            self._end(store)
         return {"status": OK}
 
     async def _fetch(self, store: _Store, since: int) -> Answer:
@@ -576,15 +577,13 @@ class Directory(SchedulerPlugin):
         store.lose(shard, reason)
         self._push_all(store)
 
-    async def _end(self, store: _Store) -> None:
+    def _end(self, store: _Store) -> None:
         if store.ended:
             return
         store.ended = True
         self.stores.pop(store.name, None)
-        shards = {**store.shards, **store.leaving}
-        await asyncio.gather(
-            *(self._close_shard(what.address, shard) for shard, what in shards.items())
-        )
+        for shard, what in {**store.shards, **store.leaving}.items():
+            self._begin(self._close_shard(what.address, shard))
 
     def _push_all(self, store: _Store) -> None:
         """Tell all shards of the new epoch. Those that do not hear it learn of it with their lease."""

@@ -32,11 +32,11 @@ from batchzip.dask.record import STRIPE, Record, cut
 from batchzip.dask.shard_limits import store_options
 from batchzip.dask.wire import GONE, OK, Answer, Stale, dump
 from batchzip.engine import Engine
-from batchzip.errors import BatchzipError, CorruptPage, PageNotStored
+from batchzip.errors import BatchzipError, ClosedError, CorruptPage, PageNotStored
 from batchzip.store import SwapStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -95,7 +95,10 @@ class Shard:
         self._noted: defaultdict[int, set[str]] = defaultdict(set)
         """By stripe: clients that the directory knows to store there."""
         self._settled: OrderedDict[tuple[str, int], bytes | None] = OrderedDict()
+        self._outdated: set[int] = set()
+        """Stripes whose pages here are not to be used any more."""
         self._moving: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
         options = {"backend": "sequential", **engine}
         self._engine = Engine(**options)
@@ -125,9 +128,10 @@ class Shard:
             }
             self._pushes = {stripe: [tuple(one) for one in to] for stripe, to in state["pushes"]}
             self.epoch = state["epoch"]
-        discards = state.get("discards")
-        if discards:
-            asyncio.ensure_future(self._discard(discards))  # noqa: RUF006 - its end is nobody's business
+            # What others have taken over is outdated, even if its stripe comes back here.
+            self._outdated = self._record.stripes().difference(state["holds"])
+        if self._outdated or state.get("discards"):
+            self._begin(self._discard([*self._outdated, *state.get("discards", ())]))
         if (self._pulls or self._pushes) and self._moving is None and not self._ended:
             self._moving = asyncio.ensure_future(self._move())
 
@@ -198,6 +202,7 @@ class Shard:
         self, epoch: int, client: str, numbers: Sequence[int], runs: Sequence[Run]
     ) -> Answer:
         """Forget pages in runs; how many there were. Folios of these numbers are not stored any more."""
+        await self._reach(epoch)
         stripes = self._present(runs)
         await self._admit(epoch, stripes)
         async with self._locked(stripes):
@@ -296,6 +301,9 @@ class Shard:
         for stripe in stripes:
             if stripe in self._pulls:
                 await self._pull(stripe)
+            if stripe in self._outdated:
+                async with self._locked([stripe]):
+                    pass
         self._agree(epoch)
 
     async def _reach(self, epoch: int) -> None:
@@ -346,6 +354,10 @@ class Shard:
             for stripe in stripes:
                 lock = self._locks.setdefault(stripe, asyncio.Lock())
                 await stack.enter_async_context(lock)
+                if stripe in self._outdated:
+                    await self._drop([(stripe * STRIPE, STRIPE)])
+                    self._noted.pop(stripe, None)
+                    self._outdated.discard(stripe)
             yield
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -620,13 +632,23 @@ class Shard:
 
     async def _discard(self, stripes: Sequence[int]) -> None:
         """Drop stripes that others have now."""
-        with suppress(Stale):
-            for stripe in stripes:
-                async with self._locked([stripe]):
-                    owners = [owner.name for owner in self.members.owners(stripe)]
-                    if self.name not in owners:
-                        await self._drop([(stripe * STRIPE, STRIPE)])
-                        self._noted.pop(stripe, None)
+        for stripe in stripes:
+            async with self._locked([stripe]):
+                owners = [owner.name for owner in self.members.owners(stripe)]
+                if self.name not in owners:
+                    await self._drop([(stripe * STRIPE, STRIPE)])
+                    self._noted.pop(stripe, None)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do work in the background."""
+
+        async def quietly() -> None:
+            with suppress(Stale, ClosedError):
+                await work
+
+        task = asyncio.ensure_future(quietly())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # The end.
 
