@@ -474,18 +474,16 @@ def test_quick_codecs_stay_here_and_slow_ones_go(cluster: str) -> None:
     pages = make_pages(100)
     for codec, place in ((make_codec("lz4"), "local"), (SlowCodec(0.003), "sent")):
         with Engine(codec, backend=DaskBackend(cluster)) as engine:
-            placement, batches = None, 0
+            batches, placement = 0, None
             deadline = time.monotonic() + SLACK_S
             # The first trial may come to nothing, as it pays for imports, too.
-            while batches < 4 or (placement and placement.place != place):
+            while not placement or placement.sent_speed is None or placement.place != place:
                 assert time.monotonic() < deadline, placement
                 engine.compress(CompressBatch(pages))
                 batches += 1
                 (placement,) = engine.statistics.placements
-            assert placement is not None
-            assert (placement.operation, placement.place) == ("compress", place)
+            assert placement.operation == "compress"
             assert placement.local_speed is not None
-            assert placement.sent_speed is not None
             assert (placement.local_speed > placement.sent_speed) == (place == "local")
             assert placement.local_bytes + placement.sent_bytes == batches * pages.nbytes
             assert engine.statistics.compress.pages == batches * len(pages)
