@@ -377,6 +377,8 @@ class Directory(SchedulerPlugin):
         store.refused.clear()
         for address in list(self._scheduler.workers):
             await self._join(store, address)
+        while store.joining:  # noqa: ASYNC110 - as below
+            await asyncio.sleep(_LOOK_S)
         if store.refused:
             return {"status": "error", "error": next(iter(store.refused.values()))}
         while not store.ended and store.is_moving():  # noqa: ASYNC110 - it ends in many places
@@ -397,7 +399,9 @@ class Directory(SchedulerPlugin):
             what = store.shards.get(shard) or store.leaving.get(shard)
             if what is None:
                 if address not in store.joining:
+                    # It was given up, and is there all the same: it may begin anew.
                     news[shard] = {"status": GONE}
+                    self.add_worker(self._scheduler, address)
                 continue
             what.lease_until = now + LEASE_S
             news[shard] = {"status": OK} if epoch == store.epoch else store.as_seen_by_shard(shard)

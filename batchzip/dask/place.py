@@ -10,6 +10,7 @@ It lives in the event loop of its client. Not thread-safe.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -80,6 +81,8 @@ class Place:
         self, rpc: Callable[[str], Any], member: Member, client: str, page_size: int
     ) -> None:
         self.member = member
+        self.answered_at = 0.0
+        """When the last answer came, by the monotonic clock."""
         self._worker = rpc(member.address)
         self._client = client
         most = max(1, MESSAGE_BYTES // page_size)
@@ -115,6 +118,7 @@ class Place:
             )
         except Exception as error:
             raise Unanswered(f"{type(error).__name__}: {error}") from error
+        self.answered_at = time.monotonic()
         status = GONE if answer is None else answer["status"]
         if status == OK:
             return answer  # type: ignore[no-any-return]
