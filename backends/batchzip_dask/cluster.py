@@ -22,7 +22,7 @@ from distributed.protocol import pickle
 from distributed.scheduler import KilledWorker
 
 from batchzip.dask.connect import OwnClient
-from batchzip.dask.probe import TIMEOUT_S, check_workers
+from batchzip.dask.probe import check_workers
 from batchzip.errors import BackendUnavailable, BadArgument, BatchzipError, ClusterLost
 from batchzip_dask.share import as_task
 
@@ -140,9 +140,9 @@ class Cluster:
 
         self._ask(count(), told)
 
-    def check_workers(self, timeout_s: float = TIMEOUT_S) -> None:
+    def check_workers(self) -> None:
         """Raise BackendUnavailable if a worker that is there now cannot run batchzip."""
-        check_workers(self.client, timeout_s=timeout_s)
+        check_workers(self.client, timeout_s=self._connect_timeout_s, must_answer=False)
 
     def threads(self) -> int:
         """Count the threads of all workers now."""
