@@ -563,6 +563,25 @@ def test_a_worker_that_comes_takes_its_share_and_one_that_goes_leaves_nothing_be
         assert store.recover() == []
 
 
+def test_a_worker_that_comes_back_has_a_shard_again_though_nobody_asks() -> None:
+    with (
+        dask_cluster(1) as address,
+        Client(address, set_as_default=False) as client,
+        ShardedStore(client, timeout_s=SLACK_S) as store,
+    ):
+        first = store.shards[0]
+        store.store(0, make_pages(2))
+        os.kill(first.pid, signal.SIGKILL)
+        deadline = time.monotonic() + SLACK_S
+        lost = []
+        while not (lost and any(shard.lost is None for shard in store.shards)):
+            assert time.monotonic() < deadline
+            lost += store.recover()
+        assert lost == [range(2)]
+        store.store(0, make_pages(3))
+        assert len(store) == 3
+
+
 def test_a_worker_that_is_terminated_gives_its_pages_away_first() -> None:
     with (
         scheduler_command() as address,

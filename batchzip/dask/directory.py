@@ -80,6 +80,9 @@ _DRAIN_S = 600.0
 _GONE_S = 0.5
 """Seconds after which the scheduler knows that a worker is gone."""
 
+_LEAVING = {Status.closing_gracefully, Status.closing, Status.closed, Status.failed}
+"""What a worker is that gets no shard any more. One that has just come is not yet running."""
+
 _LOOK_S = 0.05
 """Seconds between two looks at whether pages have moved."""
 
@@ -540,7 +543,7 @@ class Directory(SchedulerPlugin):
         worker = self._scheduler.workers.get(address)
         if (
             worker is None
-            or worker.status != Status.running
+            or worker.status in _LEAVING
             or address in here
             or address in store.joining
             or address in store.refused
