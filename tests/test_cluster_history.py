@@ -38,7 +38,7 @@ class DictStore:
     def _planted(self, fault: str) -> bool:
         """Whether a fault is due: one chance in ten."""
         self._chances += self._fault == fault
-        return self._fault == fault and self._chances % 10 == 0
+        return self._fault == fault and self._chances % (1000 if fault == "hangs" else 10) == 0
 
     def lose(self, stripe: int) -> None:
         with self._lock:
