@@ -42,7 +42,8 @@ class _OwnClient(Client):
         try:
             super().__init__(address, **options)  # type: ignore[no-untyped-call] # theirs
         except BaseException:
-            self._loop_runner.stop()  # close() does nothing to a client that never was open
+            self.close()  # type: ignore[no-untyped-call] # nothing, where Dask gave it up by itself
+            self._loop_runner.stop()
             raise
 
 
@@ -81,7 +82,7 @@ class Cluster:
                 set_as_default=False,
                 direct_to_workers=True,
             )
-        except (OSError, ValueError) as error:  # ValueError: no address at all
+        except Exception as error:  # noqa: BLE001 - no address, no certificate, no such version, …
             raise BackendUnavailable(f"no Dask scheduler at {self._given}: {error}") from None
         # At the interpreter's exit, too: later there is no event loop that could do it.
         self._close_client = weakref.finalize(self, _close_here, self.client, os.getpid())

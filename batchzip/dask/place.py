@@ -1,122 +1,206 @@
-"""Place: where one shard is, whether it is still there, and asking it.
+"""Place: asking one shard, from a client.
 
-Dask's own call of an actor's method waits for ever where the worker dies at the wrong moment, or hangs.
-So the worker is asked directly, and while it is silent the scheduler's word on it is looked at: it
-learns of a death by the connection that breaks. A worker that answers nothing for the time that is
-allowed is given up, too.
+What is asked for while other messages to the same shard are under way waits, and goes in one message: many
+small calls cost little more than one. Loads and stores wait apart from each other, and no message is larger than
+a MiB or so, so that none waits for long.
 
-Once given up, a place stays so, whatever becomes of the worker: a shard that came back would have missed
-what was stored and invalidated meanwhile.
-
-Thread-safe: what changes is one reference, once.
+It lives in the event loop of its client. Not thread-safe.
 """
 
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import CancelledError
-from concurrent.futures import Future as Answer
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import numpy as np
 from distributed.protocol import to_serialize
 
-from batchzip.dask.shard import Failed, Shard
+from batchzip.dask.wire import ERROR, GONE, OK, SHARD, STALE, Answer, error_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from distributed import Client, Future
+    import numpy.typing as npt
 
-_LOOK_S = 0.2
-"""Seconds between two looks at what the scheduler knows of a worker that has not answered yet."""
+    from batchzip.buffers import Bytes
+    from batchzip.dask.members import Member
 
-_POLL_S = 0.02
-"""Seconds between two looks at whether a new actor was made."""
+MESSAGE_BYTES = 1 << 20
+"""Bytes of pages in a message; a larger one keeps the event loops at both ends from others for too long."""
+
+_UNDER_WAY = 2
+"""Messages of one kind that are under way to a shard: one is worked on while the next one travels."""
+
+Item = TypeVar("Item")
 
 
-class GoneError(Exception):
-    """A shard cannot be reached any more; its text says why."""
+class Unanswered(Exception):
+    """A shard gave no answer, and its text says why; or, without one, it is at another epoch."""
+
+
+@dataclass(slots=True)
+class _Load:
+    """Pages that somebody waits for."""
+
+    epoch: int
+    indices: npt.NDArray[np.int64]
+    done: asyncio.Future[tuple[Bytes, dict[int, Exception]]]
+
+    @property
+    def pages(self) -> int:
+        """Their number."""
+        return len(self.indices)
+
+
+@dataclass(slots=True)
+class _Folio:
+    """Pages that somebody stores."""
+
+    epoch: int
+    number: int
+    run: tuple[int, int]
+    matrix: Bytes
+    done: asyncio.Future[Exception | None]
+
+    @property
+    def pages(self) -> int:
+        """Their number."""
+        return len(self.matrix)
 
 
 class Place:
-    """A shard on the worker at `address`."""
+    """A shard as a client sees it."""
 
-    def __init__(self, client: Client, address: str, timeout_s: float) -> None:
-        self.address = address
-        self.timeout_s = timeout_s
-        """Seconds it has for an answer."""
-        self.pid = 0
-        self.lost: str | None = None
-        """Why it was given up."""
+    def __init__(self, rpc: Callable[[str], Any], member: Member, client: str, page_size: int) -> None:
+        self.member = member
+        self._worker = rpc(member.address)
         self._client = client
-        self._future: Future[Any] = client.submit(
-            Shard, actor=True, workers=[address], allow_other_workers=False, pure=False
+        most = max(1, MESSAGE_BYTES // page_size)
+        self._loads: _Queue[_Load] = _Queue(self._send_loads, most)
+        self._folios: _Queue[_Folio] = _Queue(self._send_folios, most)
+
+    def load(
+        self, epoch: int, indices: npt.NDArray[np.int64]
+    ) -> asyncio.Future[tuple[Bytes, dict[int, Exception]]]:
+        """Begin to load pages: in the order of `indices`, and errors by position; or Unanswered."""
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._loads.put(_Load(epoch, indices, done))
+        return done
+
+    def store(
+        self, epoch: int, number: int, run: tuple[int, int], matrix: Bytes
+    ) -> asyncio.Future[Exception | None]:
+        """Begin to store pages in a run: why they are not stored, or None; or Unanswered."""
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._folios.put(_Folio(epoch, number, run, matrix, done))
+        return done
+
+    def close(self) -> None:
+        """Wait for nothing any more: what is under way is Unanswered."""
+        self._loads.close()
+        self._folios.close()
+
+    async def ask(self, method: str, **arguments: Any) -> Answer:
+        """Ask the shard; raise what it raised, or Unanswered."""
+        try:
+            answer = await getattr(self._worker, SHARD)(
+                method=method, shard=self.member.name, **arguments
+            )
+        except Exception as error:
+            raise Unanswered(f"{type(error).__name__}: {error}") from error
+        status = GONE if answer is None else answer["status"]
+        if status == OK:
+            return answer  # type: ignore[no-any-return]
+        if status == STALE:
+            raise Unanswered
+        if status == ERROR:
+            raise error_of(answer)
+        raise Unanswered("its process has it no more")
+
+    async def _send_loads(self, loads: Sequence[_Load]) -> None:
+        indices = np.concatenate([load.indices for load in loads])
+        answer = await self.ask("get", epoch=loads[0].epoch, indices=indices.tobytes())
+        errors = {at: error_of({"error": error}) for at, error in answer["errors"]}
+        pages = answer["pages"]
+        if errors:  # those that are there are one behind the other
+            spread = np.empty((len(indices), *pages.shape[1:]), np.uint8)
+            spread[np.delete(np.arange(len(indices)), list(errors))] = pages
+            pages = spread
+        start = 0
+        for load in loads:
+            end = start + load.pages
+            own = {at - start: error for at, error in errors.items() if start <= at < end}
+            if not load.done.done():
+                load.done.set_result((pages[start:end], own))
+            start = end
+
+    async def _send_folios(self, folios: Sequence[_Folio]) -> None:
+        answer = await self.ask(
+            "put",
+            epoch=folios[0].epoch,
+            client=self._client,
+            folios=[[folio.number, [list(folio.run)]] for folio in folios],
+            pages=to_serialize(
+                folios[0].matrix
+                if len(folios) == 1
+                else np.concatenate([folio.matrix for folio in folios])
+            ),
         )
-
-    def ask(self, method: str, *arguments: object) -> Answer[Any]:
-        """Begin a call of a method of the shard; `answer` waits for it."""
-        loop: Any = self._client.loop
-        asking = self._ask(method, arguments)
-        try:
-            return asyncio.run_coroutine_threadsafe(asking, loop.asyncio_loop)
-        except RuntimeError:  # the loop is closed
-            asking.close()
-            refused: Answer[Any] = Answer()
-            refused.set_exception(GoneError("the client is closed"))
-            return refused
-
-    def answer(self, asked: Answer[Any], left_s: float) -> Any:
-        """Wait for an answer, and give it; a `Failed` is one, too.
-
-        Raises GoneError, and gives the place up, where there is none in the `left_s` seconds that are left
-        of its time, or can be none any more.
-        """
-        try:
-            return asked.result(left_s)
-        except GoneError as gone:
-            self.lost = self.lost or str(gone)
-        except TimeoutError:
-            asked.cancel()
-            self.lost = self.lost or f"no answer in {self.timeout_s:g} s"
-        except CancelledError:
-            self.lost = self.lost or "the client was closed"
-        raise GoneError(self.lost)
-
-    async def _ask(self, method: str, arguments: Sequence[object]) -> object:
-        if self.lost is not None:
-            raise GoneError(self.lost)
-        call = asyncio.ensure_future(self._call(method, arguments))
-        try:
-            while not (await asyncio.wait({call}, timeout=_LOOK_S))[0]:
-                self._check()
-            return call.result()
-        except GoneError:
-            raise
-        except Exception as error:  # whatever it is, there will be no answer
-            raise GoneError(f"{type(error).__name__}: {error}") from error
-        finally:
-            call.cancel()
-
-    def _check(self) -> None:
-        if self._client.status != "running":
-            raise GoneError("the scheduler is gone")
-        if self._future.status not in ("pending", "finished"):
-            raise GoneError("the worker was lost")
-
-    async def _call(self, method: str, arguments: Sequence[object]) -> object:
-        while self._future.status == "pending":  # noqa: ASYNC110 - Dask has no event for it
-            await asyncio.sleep(_POLL_S)
-        worker: Any = self._client.rpc(self.address)
-        message = await worker.actor_execute(
-            actor=self._future.key,
-            function=method,
-            args=[to_serialize(argument) for argument in arguments],
-        )
-        return message["result"] if message["status"] == "OK" else Failed(message["exception"])
-
-    def release(self) -> None:
-        """Let go of the shard: its worker forgets it."""
-        self._future.release()
+        for folio, error in zip(folios, answer["errors"], strict=True):
+            if not folio.done.done():
+                folio.done.set_result(None if error is None else error_of({"error": error}))
 
 
-__all__ = ["Failed", "GoneError", "Place"]
+class _Queue(Generic[Item]):
+    """Items that are sent together while others are under way."""
+
+    def __init__(self, send: Callable[[Sequence[Item]], Awaitable[None]], most: int) -> None:
+        self._send = send
+        self._most = most
+        self._items: deque[Any] = deque()
+        self._senders: set[asyncio.Task[None]] = set()
+
+    def put(self, item: Item) -> None:
+        """Have an item sent as soon as possible."""
+        self._items.append(item)
+        if len(self._senders) < _UNDER_WAY:
+            task = asyncio.ensure_future(self._send_all())
+            self._senders.add(task)
+            task.add_done_callback(self._senders.discard)
+
+    def close(self) -> None:
+        """End what is under way, and what waits."""
+        for task in self._senders:
+            task.cancel()
+        self._end(self._items, Unanswered("the connection was given up"))
+        self._items.clear()
+
+    async def _send_all(self) -> None:
+        while self._items:
+            first = self._items.popleft()
+            items, pages = [first], first.pages
+            while (
+                self._items
+                and self._items[0].epoch == first.epoch
+                and pages + self._items[0].pages <= self._most
+            ):
+                items.append(self._items.popleft())
+                pages += items[-1].pages
+            items = [item for item in items if not item.done.done()]
+            try:
+                if items:
+                    await self._send(items)
+            except asyncio.CancelledError:
+                self._end(items, Unanswered("the connection was given up"))
+                raise
+            except Exception as error:  # noqa: BLE001 - raised where it is waited for
+                self._end(items, error)
+
+    @staticmethod
+    def _end(items: Iterable[Any], error: Exception) -> None:
+        for item in items:
+            if not item.done.done():
+                item.done.set_exception(error)
+                item.done.exception()  # somebody may have stopped waiting

@@ -1,7 +1,7 @@
 """Record: which indices were stored where, so that those can be named that are lost.
 
-A bit for each page, in one integer for each stripe of STRIPE indices; a store is told what is its own by
-its shards, not by this. Not thread-safe: its store's lock is held around every call.
+A bit for each page, in one integer for each stripe of STRIPE indices. A client has one, to name what is lost,
+and each shard, to say what it has. Not thread-safe: it is used in an event loop.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 STRIPE = 512
-"""Indices that follow one another and lie in one shard: a block of a store's page table, so that the
+"""Indices that follow one another and have the same owners: a block of a store's page table, so that the
 tables of all shards together are no larger than those of one store."""
 
 
 class Record:
-    """Indices that are stored, as far as one client knows."""
+    """Indices that are stored."""
 
     def __init__(self) -> None:
         self._stripes: dict[int, int] = {}
@@ -33,16 +33,51 @@ class Record:
             )
 
     def discard(self, first: int, count: int) -> None:
-        """Note that these indices are not."""
+        """Note that these indices are not stored."""
+        self.take(first, count)
+
+    def take(self, first: int, count: int) -> dict[int, int]:
+        """Note that these indices are not stored; what was, as masks by stripe."""
+        taken: dict[int, int] = {}
         start, stop = first // STRIPE, (first + count - 1) // STRIPE + 1
         few = stop - start < len(self._stripes)
         for stripe in range(start, stop) if few else list(self._stripes):
             if start <= stripe < stop and stripe in self._stripes:
                 at = max(first - stripe * STRIPE, 0)
                 end = min(first + count - stripe * STRIPE, STRIPE)
-                self._stripes[stripe] &= ~_mask(at, end - at)
-                if not self._stripes[stripe]:
-                    del self._stripes[stripe]
+                mask = self._stripes[stripe] & _mask(at, end - at)
+                if mask:
+                    taken[stripe] = mask
+                    self.set_mask(stripe, self._stripes[stripe] & ~mask)
+        return taken
+
+    def give(self, masks: Mapping[int, int]) -> None:
+        """Note that what was taken is stored after all."""
+        for stripe, mask in masks.items():
+            self._stripes[stripe] = self._stripes.get(stripe, 0) | mask
+
+    def mask(self, stripe: int) -> int:
+        """Return a bit for each index of a stripe: whether it is stored."""
+        return self._stripes.get(stripe, 0)
+
+    def set_mask(self, stripe: int, mask: int) -> None:
+        """Note which indices of a stripe are stored."""
+        if mask:
+            self._stripes[stripe] = mask
+        else:
+            self._stripes.pop(stripe, None)
+
+    def stripes(self) -> set[int]:
+        """Return the stripes that have something."""
+        return set(self._stripes)
+
+    def indices(self, stripe: int) -> list[int]:
+        """Return what is stored in a stripe, in order."""
+        return [index for part in self._runs([stripe]) for index in part]
+
+    def count(self, stripes: Callable[[int], bool]) -> int:
+        """Return the number of indices in the stripes of which `stripes` is true."""
+        return sum(bits.bit_count() for stripe, bits in self._stripes.items() if stripes(stripe))
 
     def forget(self, stripes: Callable[[int], bool]) -> list[range]:
         """Forget all of the stripes of which `stripes` is true, and give what was stored there."""
@@ -57,7 +92,7 @@ class Record:
 
     def _runs(self, stripes: Iterable[int]) -> Iterator[range]:
         for stripe in stripes:
-            bits, at = self._stripes[stripe], stripe * STRIPE
+            bits, at = self._stripes.get(stripe, 0), stripe * STRIPE
             while bits:
                 zeros = (bits & -bits).bit_length() - 1
                 bits >>= zeros

@@ -1,100 +1,661 @@
-"""Shard: one part of a sharded store, an actor: a SwapStore in its worker's memory, with its own engine.
+"""Shard: the pages of some stripes of a sharded store, in one worker.
 
-    worker process:   Shard ── SwapStore ── Engine ── worker processes of its own, where it has some
+    request (epoch, …) ──▶ admitted? ──▶ stripes' locks ──▶ thread: SwapStore ──▶ other owners ──▶ answer
+                              │ no: STALE
 
-Indices are the sharded store's own. What a method raises is returned, wrapped, and not mistaken for what
-the way to it raises.
+A request is served at the shard's own epoch, under a lease, and when the stripes' pages are here: what an
+earlier holder has is pulled first, on demand, and all else in the background. What is stored is noted in the
+directory before, the first time that a client stores in a stripe, and goes to the stripe's other owners before it
+is acknowledged; they get it in the order in which it came here, as the primary has the stripe's lock meanwhile.
 
-Dask calls an actor's methods one after the other, in a thread for them alone. A shard is closed when its actor
-is dropped, or its worker ends.
+Lock order: stripes in ascending order. Under a stripe's lock, other shards are asked only for what needs no
+lock of a primary: a holder that is no primary any more gives its pages away, and an owner that is not the primary
+takes what it is given. So no two shards wait for each other.
+
+Everything but SwapStore's own work happens in the worker's event loop.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import os
-from dataclasses import dataclass
+import time
+from collections import OrderedDict, defaultdict
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from distributed import get_worker
+from distributed.protocol import to_serialize
+from distributed.system import MEMORY_LIMIT
 
-from batchzip.dask.worker_end import end_with
+from batchzip.dask.members import Member, Members
+from batchzip.dask.record import STRIPE, Record, cut
+from batchzip.dask.wire import GONE, OK, Answer, Stale, dump
 from batchzip.engine import Engine
-from batchzip.store import Counters, SwapStore
+from batchzip.errors import BatchzipError, CorruptPage, PageNotStored
+from batchzip.store import SwapStore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
+    from distributed import Worker
+
     from batchzip.buffers import Bytes
+    from batchzip.dask.service import ShardService
 
+    Run = Sequence[int]
+    """Index and count; those of a folio end with their stripe at the latest."""
 
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """What a method of a shard raised."""
+    Folio = tuple[int, Sequence[Run]]
+    """The number that its client gave it, and where its pages are to be."""
 
-    error: Exception
+_FEW = 16
+"""Pages that are loaded in the event loop: more take longer than a change of threads."""
+
+_MOVING = 2
+"""Stripes that are moved at once in the background."""
+
+_SETTLED = 1 << 14
+"""Stores that are remembered as done, so that none is done again by a message that comes late."""
+
+_UNDONE = dump(BatchzipError("the store was given up before it came here"))
+
+_PAUSE_S = 0.2
+"""Seconds before what could not be moved is tried again."""
 
 
 class Shard:
-    """Pages of some stripes of indices, in this process."""
+    """A SwapStore with its engine, and what is to be known of its stripes."""
 
-    _engine: Engine | None = None
-    _store: SwapStore
-
-    def open(self, engine: Mapping[str, Any], store: Mapping[str, Any]) -> tuple[int, int]:
-        """Make engine and store with these options; this process's id, and the page size."""
-        made = Engine(**engine)
+    def __init__(
+        self,
+        service: ShardService,
+        name: str,
+        store_name: str,
+        *,
+        engine: Mapping[str, Any],
+        store: Mapping[str, Any],
+        memory_fraction: float,
+        spill: bool,
+        timeout_s: float,
+    ) -> None:
+        self.name = name
+        self.store_name = store_name
+        self.made = time.monotonic()
+        self.epoch = 0
+        self.members = Members(0, (), 1)
+        self._service = service
+        self._timeout_s = timeout_s
+        self._pulls: dict[int, list[tuple[str, str]]] = {}
+        self._pushes: dict[int, list[tuple[str, str]]] = {}
+        self._locks: dict[int, asyncio.Lock] = {}
+        self._record = Record()
+        self._corrupt: set[int] = set()
+        """Indices whose page was damaged when it was moved here."""
+        self._noted: defaultdict[int, set[str]] = defaultdict(set)
+        """By stripe: clients that the directory knows to store there."""
+        self._settled: OrderedDict[tuple[str, int], bytes | None] = OrderedDict()
+        self._moving: asyncio.Task[None] | None = None
+        self._ended = False
+        options = {"backend": "sequential", **engine}
+        self._engine = Engine(**options)
         try:
-            self._store = SwapStore(made, **store)
+            limits = shard_limits(service.worker, memory_fraction, spill=spill)
+            self._store = SwapStore(self._engine, **{**limits, **store})
         except BaseException:
-            made.close()
+            self._engine.close()
             raise
-        self._engine = made
-        with contextlib.suppress(ValueError):  # there is no worker here
-            if not end_with(get_worker(), self):
-                self.close()
-        return os.getpid(), made.page_size
+        self.page_size = self._engine.page_size
 
-    def put(self, runs: Sequence[tuple[int, int]], pages: Bytes) -> None:
-        """Store pages in runs (index, count): all or none, and then nothing is held there."""
+    # What the directory says.
+
+    async def advance(self, state: Mapping[str, Any]) -> Answer:
+        """Learn of an epoch."""
+        self.learn(state)
+        return {"status": OK}
+
+    def learn(self, state: Mapping[str, Any]) -> None:
+        """Take over what the directory says of an epoch, and begin to move what has to move."""
+        if state.get("epoch", 0) > self.epoch:
+            members = [(str(name), str(address)) for name, address in state["members"]]
+            self.members = Members(state["epoch"], members, state["replicas"])
+            self._pulls = {stripe: [tuple(one) for one in where] for stripe, where in state["pulls"]}
+            self._pushes = {stripe: [tuple(one) for one in to] for stripe, to in state["pushes"]}
+            self.epoch = state["epoch"]
+        discards = state.get("discards")
+        if discards:
+            asyncio.ensure_future(self._discard(discards))  # noqa: RUF006 - its end is nobody's business
+        if (self._pulls or self._pushes) and self._moving is None and not self._ended:
+            self._moving = asyncio.ensure_future(self._move())
+
+    async def ping(self) -> Answer:
+        """Say that this shard is there."""
+        return {"status": OK}
+
+    # What clients ask.
+
+    async def get(self, epoch: int, indices: bytes) -> Answer:
+        """Give pages: those that are there, one behind the other, and which are not, or are damaged."""
+        where = np.frombuffer(indices, np.int64)
+        stripes = np.unique(where // STRIPE).tolist()
+        await self._admit(epoch, stripes)
+        present = np.fromiter((index in self._record for index in where.tolist()), bool, len(where))
+        errors: dict[int, bytes] = {}
+        if len(where) <= _FEW:
+            pages = self._load(where[present], np.flatnonzero(present), errors)
+        else:
+            pages = await self._in_thread(
+                self._load, where[present], np.flatnonzero(present), errors
+            )
+        for at in np.flatnonzero(~present).tolist():
+            index = int(where[at])
+            missing = CorruptPage(index) if index in self._corrupt else PageNotStored(index)
+            errors[at] = dump(missing)
+        await self._check(epoch)
+        return {
+            "status": OK,
+            "pages": to_serialize(pages),
+            "errors": [[at, error] for at, error in errors.items()],
+        }
+
+    def _load(
+        self, where: npt.NDArray[np.int64], at: npt.NDArray[np.intp], errors: dict[int, bytes]
+    ) -> Bytes:
+        try:
+            return self._store.load_many(where)
+        except BatchzipError:
+            pages = []
+            for index, position in zip(where.tolist(), at.tolist(), strict=True):
+                try:
+                    pages.append(np.frombuffer(self._store.load(index), np.uint8))
+                except BatchzipError as error:
+                    errors[position] = dump(error)
+            return np.stack(pages) if pages else np.empty((0, self.page_size), np.uint8)
+
+    async def put(
+        self, epoch: int, client: str, folios: Sequence[Folio], pages: Bytes
+    ) -> Answer:
+        """Store folios, each of them all or not; the answer has an error, or nothing, for each.
+
+        A folio is a number, which the client gives it, and runs (index, count).
+        """
+        stripes = stripes_of(run for _, runs in folios for run in runs)
+        await self._admit(epoch, stripes)
+        async with self._locked(stripes):
+            await self._recheck(epoch, stripes)
+            news = [stripe for stripe in stripes if client not in self._noted[stripe]]
+            if news:
+                await self._tell("note", epoch, attachment=client, stripes=news)
+                for stripe in news:
+                    self._noted[stripe].add(client)
+            errors = await self._put(client, folios, pages)
+            await self._forward(epoch, client, folios, pages, errors)
+            await self._check(epoch, may_be_past=True)
+        return {"status": OK, "errors": errors}
+
+    async def undo(
+        self, epoch: int, client: str, numbers: Sequence[int], runs: Sequence[Run]
+    ) -> Answer:
+        """Forget pages in runs; how many there were. Folios of these numbers are not stored any more."""
+        stripes = self._present(runs)
+        await self._admit(epoch, stripes)
+        async with self._locked(stripes):
+            await self._recheck(epoch, stripes)
+            for number in numbers:
+                self._settle(client, number, _UNDONE)
+            count = await self._drop(runs)
+            await self._forward_drop(epoch, client, numbers, runs)
+            await self._check(epoch, may_be_past=True)
+        return {"status": OK, "pages": count}
+
+    async def has(self, epoch: int, index: int) -> Answer:
+        """Return whether there is a page."""
+        await self._admit(epoch, [index // STRIPE])
+        here = index in self._record or index in self._corrupt
+        await self._check(epoch)
+        return {"status": OK, "has": here}
+
+    async def status(self, epoch: int | None) -> Answer:
+        """Count the pages, and give the counters; of an epoch, all are counted that move to this shard."""
+        if epoch is not None:
+            await self._admit(epoch, list(self._pulls))
+        counters = self._store.counters
+        return {
+            "status": OK,
+            "pid": os.getpid(),
+            "pages": self._record.count(self._is_primary),
+            "counters": dump(counters),
+            "max_pool_bytes": self._store.max_pool_bytes,
+            "moving": len(self._pulls) + len(self._pushes),
+        }
+
+    # What other shards ask.
+
+    async def give(self, epoch: int, stripe: int) -> Answer:
+        """Give a stripe to its new primary."""
+        await self._reach(epoch)
+        async with self._locked([stripe]):
+            await self._reach(epoch)
+            where = np.array(self._record.indices(stripe), np.int64)
+            errors: dict[int, bytes] = {}
+            pages = await self._in_thread(self._load, where, np.arange(len(where)), errors)
+            kept = np.delete(where, list(errors))
+            corrupt = {*where[list(errors)].tolist(), *self._corrupt_in(stripe)}
+        return {
+            "status": OK,
+            "indices": kept.tobytes(),
+            "pages": to_serialize(pages),
+            "corrupt": list(corrupt),
+        }
+
+    async def take(
+        self, epoch: int, stripe: int, indices: bytes, pages: Bytes, corrupt: Sequence[int]
+    ) -> Answer:
+        """Take all of a stripe from its primary."""
+        await self._reach(epoch)
+        async with self._locked([stripe]):
+            await self._reach(epoch)
+            await self._install(stripe, indices, pages, corrupt)
+        return {"status": OK}
+
+    async def put_copy(
+        self,
+        epoch: int,
+        client: str,
+        folios: Sequence[Folio],
+        pages: Bytes,
+    ) -> Answer:
+        """Store what the primary stored."""
+        await self._reach(epoch)
+        async with self._locked(stripes_of(run for _, runs in folios for run in runs)):
+            await self._reach(epoch)
+            errors = await self._put(client, folios, pages)
+        return {"status": OK, "errors": errors}
+
+    async def undo_copy(
+        self, epoch: int, client: str, numbers: Sequence[int], runs: Sequence[Run]
+    ) -> Answer:
+        """Forget what the primary forgot."""
+        await self._reach(epoch)
+        async with self._locked(stripes_of(runs)):
+            await self._reach(epoch)
+            for number in numbers:
+                self._settle(client, number, _UNDONE)
+            await self._drop(runs)
+        return {"status": OK}
+
+    # Admission.
+
+    async def _admit(self, epoch: int, stripes: Iterable[int]) -> None:
+        """Raise Stale unless these stripes may be served at this epoch; have them moved here if need be."""
+        await self._reach(epoch)
+        for stripe in stripes:
+            if stripe in self._pulls:
+                await self._pull(stripe)
+        self._agree(epoch)
+
+    async def _reach(self, epoch: int) -> None:
+        """Raise Stale unless this shard has a lease, and is at this epoch."""
+        if epoch > self.epoch or not self._service.has_lease():
+            await self._service.renew(self.name)
+        self._agree(epoch)
+
+    def _agree(self, epoch: int) -> None:
+        if epoch != self.epoch or self._ended:
+            raise Stale
+
+    async def _recheck(self, epoch: int, stripes: Iterable[int]) -> None:
+        """Under the stripes' locks, look again; what the other owners have not is pushed first."""
+        await self._reach(epoch)
+        for stripe in stripes:
+            if stripe in self._pulls:
+                raise Stale
+            if stripe in self._pushes:
+                await self._push(stripe)
+
+    async def _check(self, epoch: int, *, may_be_past: bool = False) -> None:
+        """Before an answer: raise Stale if this shard was given up meanwhile.
+
+        What was stored under its stripes' locks counts although the epoch is past: whoever comes next waits
+        for the locks, and gets it.
+        """
+        if not self._service.has_lease():
+            await self._service.renew(self.name)
+        if self._ended:
+            raise Stale
+        if not may_be_past:
+            self._agree(epoch)
+
+    async def _tell(self, method: str, epoch: int, **what: Any) -> None:
+        try:
+            answer = await self._service.ask_directory(
+                method, store=self.store_name, shard=self.name, epoch=epoch, **what
+            )
+        except Exception as error:
+            raise Stale from error
+        if answer["status"] != OK:
+            raise Stale
+
+    @asynccontextmanager
+    async def _locked(self, stripes: Iterable[int]) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            for stripe in stripes:
+                lock = self._locks.setdefault(stripe, asyncio.Lock())
+                await stack.enter_async_context(lock)
+            yield
+
+    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        if self._ended:
+            raise Stale
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._service.threads, work, *arguments)
+
+    # Pages. What SwapStore does is done in threads; what is known of it, in the event loop.
+
+    async def _put(
+        self, client: str, folios: Sequence[Folio], pages: Bytes
+    ) -> list[bytes | None]:
+        """Store folios that were not stored or undone before; return an error, or None, for each."""
+        work: list[tuple[int, int, Sequence[Run], Bytes]] = []
+        errors: list[bytes | None] = [None] * len(folios)
+        at = 0
+        for place, (number, runs) in enumerate(folios):
+            count = sum(run[1] for run in runs)
+            if (client, number) in self._settled:
+                errors[place] = self._settled[client, number]
+            else:
+                work.append((place, number, runs, pages[at : at + count]))
+            at += count
+        outcomes = await self._in_thread(
+            lambda: [self._store_runs(runs, matrix) for *_, runs, matrix in work]
+        )
+        for (place, number, runs, _), outcome in zip(work, outcomes, strict=True):
+            errors[place] = outcome
+            self._settle(client, number, outcome)
+            self._know(runs, stored=outcome is None)
+        return errors
+
+    def _store_runs(self, runs: Sequence[Run], pages: Bytes) -> bytes | None:
+        """Store pages in runs, all or none; return an error, if any."""
         at = 0
         try:
             for index, count in runs:
                 self._store.store(index, np.ascontiguousarray(pages[at : at + count]))
                 at += count
-        except BaseException:
+        except BatchzipError as error:
             for index, count in runs:
                 self._store.invalidate(index, count)
-            raise
+            return dump(error)
+        return None
 
-    def get(self, index: int) -> bytes:
-        """Give one page."""
-        return self._store.load(index)
+    def _know(self, runs: Iterable[Run], *, stored: bool) -> None:
+        """Take down what runs have now."""
+        for index, count in runs:
+            if stored:
+                self._record.add(index, count)
+            else:
+                self._record.discard(index, count)
+            if self._corrupt:
+                self._corrupt = {one for one in self._corrupt if not index <= one < index + count}
 
-    def get_many(self, indices: npt.NDArray[np.int64]) -> Bytes:
-        """Give pages, as one array."""
-        return self._store.load_many(indices)
-
-    def drop(self, index: int, count: int) -> int:
+    async def _drop(self, runs: Sequence[Run]) -> int:
         """Forget pages; how many there were."""
-        return self._store.invalidate(index, count)
+        counts = await self._in_thread(
+            lambda: [self._store.invalidate(index, count) for index, count in runs]
+        )
+        self._know(runs, stored=False)
+        return int(sum(counts))
 
-    def has(self, index: int) -> bool:
-        """Whether there is a page."""
-        return index in self._store
+    def _settle(self, client: str, number: int, outcome: bytes | None) -> None:
+        """Note what became of a folio, in case that it comes again: its answer was lost, or it was late."""
+        self._settled[client, number] = outcome
+        if len(self._settled) > _SETTLED:
+            self._settled.popitem(last=False)
 
-    def status(self) -> tuple[int, Counters]:
-        """Count the pages, and give the counters."""
-        return len(self._store), self._store.counters
+    def _present(self, runs: Sequence[Run]) -> list[int]:
+        """Return the stripes of runs, which may be very long, that can have something here."""
+        found: set[int] = set()
+        known = self._record.stripes() | self._pulls.keys()
+        for index, count in runs:
+            first, last = index // STRIPE, (index + count - 1) // STRIPE
+            if last - first < len(known):
+                found.update(range(first, last + 1))
+            else:
+                found.update(stripe for stripe in known if first <= stripe <= last)
+        return sorted(stripe for stripe in found if self._is_primary(stripe))
+
+    def _is_primary(self, stripe: int) -> bool:
+        owners = self.members.owners(stripe)
+        return bool(owners) and owners[0].name == self.name
+
+    def _corrupt_in(self, stripe: int) -> set[int]:
+        return {index for index in self._corrupt if index // STRIPE == stripe}
+
+    # Other owners.
+
+    async def _forward(
+        self, epoch: int, client: str, folios: Sequence[Folio], pages: Bytes, errors: list[bytes | None]
+    ) -> None:
+        """Have the other owners store what was stored here, and drop what was not.
+
+        Where one of them has no room, nobody keeps the folio, and `errors` has its error.
+        """
+        runs_of = [runs for _, runs in folios]
+        others = self._others(run for runs in runs_of for run in runs)
+        refused: set[int] = set()
+        for other, stripes in others.items():
+            parts: list[Folio] = []
+            rows: list[Bytes] = []
+            places: list[int] = []
+            at = 0
+            for place, (number, runs) in enumerate(folios):
+                kept: list[Run] = []
+                for index, count in runs:
+                    if index // STRIPE in stripes and errors[place] is None:
+                        kept.append((index, count))
+                        rows.append(pages[at : at + count])
+                    at += count
+                if kept:
+                    parts.append((number, kept))
+                    places.append(place)
+            if not parts:
+                continue
+            answer = await self._ask_peer(
+                epoch,
+                other,
+                "put_copy",
+                client=client,
+                folios=parts,
+                pages=to_serialize(rows[0] if len(rows) == 1 else np.concatenate(rows)),
+            )
+            for place, error in zip(places, answer["errors"], strict=True):
+                if error is not None:
+                    errors[place] = error
+                    self._settle(client, folios[place][0], error)
+                    refused.add(place)
+        gone = [run for place in refused for run in runs_of[place]]
+        if gone:
+            await self._drop(gone)
+        gone += [
+            run
+            for place, error in enumerate(errors)
+            if error is not None and place not in refused
+            for run in runs_of[place]
+        ]
+        if gone:
+            await self._forward_drop(epoch, client, (), gone)
+
+    async def _forward_drop(
+        self, epoch: int, client: str, numbers: Sequence[int], runs: Sequence[Run]
+    ) -> None:
+        """Have the other owners forget pages."""
+        for other, stripes in self._others(runs).items():
+            kept = [
+                (max(index, stripe * STRIPE), min(index + count, (stripe + 1) * STRIPE))
+                for stripe in stripes
+                for index, count in runs
+            ]
+            kept = [(start, stop - start) for start, stop in kept if start < stop]
+            await self._ask_peer(
+                epoch, other, "undo_copy", client=client, numbers=list(numbers), runs=kept
+            )
+
+    def _others(self, runs: Iterable[Run]) -> dict[Member, list[int]]:
+        """Return the other owners of the stripes of runs of which this is the primary, and their stripes."""
+        others: dict[Member, list[int]] = {}
+        if self.members.replicas > 1:
+            for stripe in self._present(list(runs)):
+                for owner in self.members.owners(stripe)[1:]:
+                    others.setdefault(owner, []).append(stripe)
+        return others
+
+    async def _ask_peer(
+        self, epoch: int, peer: tuple[str, str], method: str, **what: Any
+    ) -> Answer:
+        """Ask another shard. Raise Stale if there is no answer; then the directory looks after it."""
+        name, address = peer
+        asking = asyncio.ensure_future(
+            self._service.ask(address, name, method, epoch=epoch, **what)
+        )
+        try:
+            done, _ = await asyncio.wait({asking}, timeout=self._timeout_s)
+            if not done:
+                reason = f"no answer in {self._timeout_s:g} s"
+            else:
+                try:
+                    answer = asking.result()
+                except Exception as error:  # noqa: BLE001 - of the connection, mostly
+                    reason = f"{type(error).__name__}: {error}"
+                else:
+                    if answer["status"] == OK:
+                        return answer
+                    reason = "its process has it no more" if answer["status"] == GONE else ""
+        finally:
+            asking.cancel()
+        if reason:
+            with suppress(Exception):
+                await self._service.ask_directory(
+                    "report", 30.0, store=self.store_name, shard=name, reason=reason, since=epoch
+                )
+        await self._service.renew(self.name)
+        raise Stale
+
+    # Moving.
+
+    async def _move(self) -> None:
+        """Pull and push what has to be moved, until nothing has."""
+        try:
+            while (self._pulls or self._pushes) and not self._ended:
+                stripes = [*self._pulls, *self._pushes][:_MOVING]
+                done = await asyncio.gather(
+                    *(self._bring(stripe) for stripe in stripes), return_exceptions=True
+                )
+                if any(isinstance(one, BaseException) for one in done):
+                    await asyncio.sleep(_PAUSE_S)
+                    with suppress(Stale):
+                        await self._service.renew(self.name)
+        finally:
+            self._moving = None
+
+    async def _bring(self, stripe: int) -> None:
+        if stripe in self._pulls:
+            await self._pull(stripe)
+        if stripe in self._pushes:
+            async with self._locked([stripe]):
+                await self._push(stripe)
+
+    async def _pull(self, stripe: int) -> None:
+        """Get a stripe from one of its holders."""
+        async with self._locked([stripe]):
+            sources = self._pulls.get(stripe)
+            if sources is None:
+                return
+            epoch = self.epoch
+            answer = await self._ask_peer(epoch, sources[0], "give", stripe=stripe)
+            pages = answer["pages"]
+            await self._install(stripe, answer["indices"], pages, answer["corrupt"])
+            await self._tell("pulled", epoch, stripe=stripe, pages=len(pages))
+            if epoch == self.epoch:
+                del self._pulls[stripe]
+
+    async def _push(self, stripe: int) -> None:
+        """Bring the other owners of a stripe what they have not; its lock is held."""
+        epoch = self.epoch
+        where = np.array(self._record.indices(stripe), np.int64)
+        errors: dict[int, bytes] = {}
+        pages = await self._in_thread(self._load, where, np.arange(len(where)), errors)
+        what = {
+            "stripe": stripe,
+            "indices": np.delete(where, list(errors)).tobytes(),
+            "corrupt": [*where[list(errors)].tolist(), *self._corrupt_in(stripe)],
+        }
+        for other in list(self._pushes.get(stripe, ())):
+            await self._ask_peer(epoch, other, "take", pages=to_serialize(pages), **what)
+            await self._tell("synced", epoch, stripe=stripe, other=other[0], pages=len(pages))
+            if epoch != self.epoch:
+                raise Stale
+            left = [one for one in self._pushes.get(stripe, ()) if one != other]
+            if left:
+                self._pushes[stripe] = left
+            else:
+                self._pushes.pop(stripe, None)
+
+    async def _install(
+        self, stripe: int, indices: bytes, pages: Bytes, corrupt: Sequence[int]
+    ) -> None:
+        """Have these pages in a stripe, and no others, whatever the limit: it is for what is stored."""
+        await self._drop([(stripe * STRIPE, STRIPE)])
+        where = np.frombuffer(indices, np.int64)
+        cuts = np.flatnonzero(np.diff(where) != 1) + 1
+        runs = [(int(run[0]), len(run)) for run in np.split(where, cuts) if len(run)]
+        if await self._in_thread(self._store_beyond, runs, pages) is not None:
+            raise Stale  # there is no memory now
+        self._know(runs, stored=True)
+        self._corrupt.update(corrupt)
+
+    def _store_beyond(self, runs: Sequence[Run], pages: Bytes) -> bytes | None:
+        error = self._store_runs(runs, pages)
+        if error is not None:
+            limit, self._store.max_pool_bytes = self._store.max_pool_bytes, None
+            try:
+                error = self._store_runs(runs, pages)
+            finally:
+                self._store.max_pool_bytes = limit
+        return error
+
+    async def _discard(self, stripes: Sequence[int]) -> None:
+        """Drop stripes that others have now."""
+        with suppress(Stale):
+            for stripe in stripes:
+                async with self._locked([stripe]):
+                    owners = [owner.name for owner in self.members.owners(stripe)]
+                    if self.name not in owners:
+                        await self._drop([(stripe * STRIPE, STRIPE)])
+                        self._noted.pop(stripe, None)
+
+    # The end.
+
+    def end(self) -> None:
+        """Serve nothing any more."""
+        self._ended = True
 
     def close(self) -> None:
         """Release everything."""
-        if self._engine is not None:
-            self._store.close()
-            self._engine.close()
+        self._ended = True
+        self._store.close()
+        self._engine.close()
 
-    def __del__(self) -> None:
-        self.close()
+
+def stripes_of(runs: Iterable[Run]) -> list[int]:
+    """Return the stripes of runs in order."""
+    return sorted({stripe for index, count in runs for stripe, _, _ in cut(index, count)})
+
+
+def shard_limits(worker: Worker, fraction: float, *, spill: bool) -> dict[str, Any]:
+    limit = worker.memory_manager.memory_limit or MEMORY_LIMIT
+    return {
+        "max_pool_bytes": int(limit * fraction),
+        "backing": worker.local_directory if spill else None,
+    }

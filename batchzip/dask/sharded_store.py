@@ -1,379 +1,386 @@
 """ShardedStore: pages by index, in the memory of the workers of a Dask cluster.
 
-    index ─▶ stripe = index // 512 ─▶ shard = stripe mod shards
-                                        │
-    ShardedStore ── Place ── TCP ──▶ Shard (an actor) ── SwapStore, Engine   in worker 1
-                 └─ Place ── TCP ──▶ Shard            ── SwapStore, Engine   in worker 2
+    caller's thread or task ─▶ ShardedStore ─▶ Session, in the client's event loop ─▶ shards (session.py)
 
-Pages go straight to the worker that has their stripe, one message a shard and call, as one buffer, and
-are compressed there, by the shard's own engine. Shards are asked all at once.
+This is the face: it checks arguments, and brings calls to the event loop of its Dask client. The way of a page is
+in session.py (client), shard.py (worker) and directory.py (scheduler, which pages do not go through).
 
-A worker's memory is lost with it. Pages are kept once: who needs them twice stores them twice. What was
-stored there raises PagesLost, which names it, until it is invalidated, or `recover()` puts an empty shard in
-the place of the lost one; everything else goes on. Rejected: letting Dask start a lost actor again. It
-would be empty, and pages that were acknowledged would be reported as never stored.
-
-The number of shards is fixed: workers that come later are used by `recover()` only.
-
-Lock order: the store's lock is innermost; nothing is asked under it.
+A worker's memory is lost with it. With one replica, what was stored there raises PagesLost, which names it,
+until it is invalidated, or `recover` forgets it. With two, another worker has it, too, and gets a new companion.
+Rejected: letting Dask start a lost shard again. It would be empty, and pages that were acknowledged would be
+reported as never stored.
 """
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
-import threading
-import time
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, overload
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
-from distributed import Client
+from distributed import Client, get_client, get_worker
 
 from batchzip import buffers
-from batchzip.checks import as_index, as_integer, as_seconds
-from batchzip.dask.place import Failed, GoneError, Place
-from batchzip.dask.record import STRIPE, Record, cut, joined
-from batchzip.errors import BadArgument, ClusterLost, PageNotStored, PagesLost
+from batchzip.checks import as_fraction, as_index, as_integer, as_seconds
+from batchzip.dask.session import Session, ShardStatus
+from batchzip.dask.wire import dump
+from batchzip.errors import BadArgument, ClusterLost, PageNotStored
 from batchzip.lifetime import Owned
-from batchzip.store import Counters
 from batchzip.store.arguments import (
     MAX_INDEX,
     as_indices,
     as_out,
     as_pages,
     as_range,
+    as_room,
 )
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Coroutine, Iterable, Mapping, Sequence
+    from typing import Self, SupportsIndex
 
     import numpy.typing as npt
 
     from batchzip.buffers import Buffer, Bytes
+    from batchzip.store import Counters
 
-_MOST_SHARDS = 1 << 16
+__all__ = ["ShardStatus", "ShardedStore"]
+
+T = TypeVar("T")
+
+_MOST_REPLICAS = 8
 
 _LEAST_S = 0.001
 """Seconds of a timeout: within less, nothing answers."""
 
 _CLOSE_S = 5.0
-"""Seconds that a shard has to release what it holds when the store is closed."""
+"""Seconds that closing may take."""
 
+_LOOK_S = 0.5
+"""Seconds between two looks at whether the client is still there."""
 
-@dataclass(frozen=True, slots=True)
-class ShardStatus:
-    """One shard: its worker, and what it has."""
-
-    worker: str
-    pid: int
-    lost: str | None
-    """Why it is gone, or None."""
-    pages: int
-    """Pages stored; of a lost one, pages lost."""
-    counters: Counters | None
-    """None of a lost one."""
+_MARK = "/batchzip/"
 
 
 class ShardedStore(Owned):
     """Keeps pages compressed in the memory of Dask workers.
 
-    `client`     a `distributed.Client` that is not asynchronous; it stays the caller's. Workers must be
-                 reachable from here, and have batchzip installed.
-    `shards`     how many; default: one for each worker there is now. More than workers share them.
-    `engine`     keyword arguments of each shard's Engine: algorithm, level, workers, page_size, …
-    `store`      keyword arguments of each shard's SwapStore: max_pool_bytes, backing, …; limits are each
-                 shard's own, and paths are on its machine.
-    `timeout_s`  seconds after which a worker that does not answer counts as lost.
+    `client`           a `distributed.Client` that is not asynchronous (`acreate` takes one that is); it stays the
+                       caller's. Workers must be reachable from here; they and the scheduler need batchzip.
+    `workers`          addresses of the workers to use; default: all there are, and all that come.
+    `replicas`         how many workers have each page. With 2, a lost worker loses nothing.
+    `engine`           keyword arguments of each shard's Engine: algorithm, level, page_size, …
+    `store`            keyword arguments of each shard's SwapStore: max_pool_bytes, backing, …; limits are each
+                       shard's own, and paths are on its machine.
+    `memory_fraction`  of its worker's memory limit that a shard's pool may have, unless `store` says otherwise.
+    `spill`            whether pages go to the worker's local directory when that is full; otherwise they are
+                       rejected.
+    `timeout_s`        seconds after which a worker that does not answer counts as lost.
 
-    Thread-safe, and bound to its process. Not for use in the client's event loop: every call waits.
+    It lives while somebody has it open: `attach`, or a pickled copy, opens it in other processes and tasks; what
+    the last one closes is released. A worker that comes gets its part of the pages; what one has that is retired,
+    scaled down or terminated is moved to others before.
+
+    Thread-safe; each method that waits has a twin for asyncio, which may be awaited in any event loop: `astore`,
+    `aload`, …  Bound to its process.
     """
 
     def __init__(
         self,
         client: Client,
         *,
-        shards: int | None = None,
+        workers: Iterable[str] | None = None,
+        replicas: int = 1,
         engine: Mapping[str, Any] | None = None,
         store: Mapping[str, Any] | None = None,
+        memory_fraction: float = 0.4,
+        spill: bool = True,
         timeout_s: float = 60.0,
     ) -> None:
         if not isinstance(client, Client) or client.asynchronous:
             raise BadArgument(
                 f"client must be a distributed.Client that is not asynchronous, not {shown(client)}"
             )
-        if shards is not None:
-            shards = as_integer(shards, "shards", 1, _MOST_SHARDS)
-        timeout_s = as_seconds(timeout_s, "timeout_s", least=_LEAST_S)
-        self._client = client
-        self._options = dict(engine or {}), dict(store or {})
-        self._timeout_s = timeout_s
-        self._lock = threading.Lock()
-        self._record = Record()
-        workers = self._workers()
-        self._places: list[Place] = []
-        try:
-            for number in range(len(workers) if shards is None else shards):
-                self._places.append(Place(client, workers[number % len(workers)], timeout_s))
-            self.page_size = self._open_shards(self._places)
-        except BaseException:
-            self._release(self._places)
-            raise
+        options = _options(workers, replicas, engine, store, memory_fraction, spill, timeout_s)
+        self._begin(client, uuid.uuid4().hex, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
+        self._run(self._session.create(*options))
         super().__init__()
 
-    def _workers(self) -> list[str]:
-        if self._client.status != "running":
-            raise ClusterLost(f"the client is not connected, but {self._client.status}")
-        try:
-            workers = sorted(self._client.nthreads())
-        except (OSError, ValueError) as error:
-            raise ClusterLost(f"the scheduler does not answer: {error}") from error
-        if not workers:
-            raise ClusterLost("the cluster has no workers")
-        return workers
+    @classmethod
+    async def acreate(
+        cls,
+        client: Client,
+        *,
+        workers: Iterable[str] | None = None,
+        replicas: int = 1,
+        engine: Mapping[str, Any] | None = None,
+        store: Mapping[str, Any] | None = None,
+        memory_fraction: float = 0.4,
+        spill: bool = True,
+        timeout_s: float = 60.0,
+    ) -> Self:
+        """Make one in an asyncio program, with an asynchronous client; close it with `aclose`."""
+        if not isinstance(client, Client) or not client.asynchronous:
+            raise BadArgument(f"client must be an asynchronous Client, not {shown(client)}")
+        options = _options(workers, replicas, engine, store, memory_fraction, spill, timeout_s)
+        made = cls.__new__(cls)
+        made._begin(client, uuid.uuid4().hex, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
+        await made._session.create(*options)
+        Owned.__init__(made)
+        return made
 
-    def _open_shards(self, places: Sequence[Place]) -> int:
-        page_size = 0
-        for place, answer in zip(
-            places, self._ask([(place, "open", self._options) for place in places]), strict=True
-        ):
-            if isinstance(answer, PagesLost):
-                raise ClusterLost(f"no shard on worker {place.address}: {place.lost}")
-            if isinstance(answer, Failed):
-                raise answer.error
-            place.pid, page_size = answer
-        return page_size
+    @classmethod
+    def attach(cls, address: str, client: Client | None = None, *, timeout_s: float = 60.0) -> Self:
+        """Open a store that another process made, by its `address`.
 
-    def _ask(self, questions: Sequence[tuple[Place, str, Sequence[object]]]) -> list[Any]:
-        """Ask several shards at once; their answers, PagesLost in place of those that are gone."""
-        asked = [place.ask(method, *arguments) for place, method, arguments in questions]
-        deadline = time.monotonic() + self._timeout_s
-        answers: list[Any] = []
+        Without a client, a task uses its worker's; elsewhere the current one is used if it has the same
+        scheduler, or one is made, and closed with the store. Raise ClusterLost if the store is not there.
+        """
+        scheduler, name = _split(address)
+        timeout_s = as_seconds(timeout_s, "timeout_s", least=_LEAST_S)
+        own = None
+        if client is None:
+            client = _client_here(scheduler)
+        if client is None:
+            try:
+                client = own = Client(scheduler, set_as_default=False, timeout=timeout_s)
+            except (OSError, ValueError) as error:
+                raise ClusterLost(f"no scheduler at {scheduler}: {error}") from None
+        made = cls.__new__(cls)
+        made._begin(client, name, timeout_s)
+        made._own_client = own
         try:
-            for (place, _, _), one in zip(questions, asked, strict=True):
-                try:
-                    left_s = max(0.001, deadline - time.monotonic())
-                    answers.append(place.answer(one, left_s))
-                except GoneError:
-                    answers.append(self._loss_of(place))
+            made._run(made._session.attach())
         except BaseException:
-            # An interrupt. What was asked is not overtaken by what is asked next, to undo it.
-            concurrent.futures.wait(asked, self._timeout_s)
+            if own is not None:
+                own.close()
             raise
-        return answers
+        Owned.__init__(made)
+        return made
 
-    def _loss_of(self, place: Place) -> PagesLost:
-        with self._lock:
-            ranges = self._record.ranges(lambda stripe: self._place_of(stripe) is place)
-        return PagesLost(place.address, str(place.lost), ranges)
+    @classmethod
+    async def aattach(cls, address: str, client: Client, *, timeout_s: float = 60.0) -> Self:
+        """Open a store that another process made, with an asynchronous client."""
+        _, name = _split(address)
+        made = cls.__new__(cls)
+        made._begin(client, name, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
+        await made._session.attach()
+        Owned.__init__(made)
+        return made
 
-    def _place_of(self, stripe: int) -> Place:
-        return self._places[stripe % len(self._places)]
+    def _begin(self, client: Client, name: str, timeout_s: float) -> None:
+        if client.status != "running":
+            raise ClusterLost(f"the client is not connected, but {client.status}")
+        self._client = client
+        self._own_client: Client | None = None
+        self._session = Session(client, name, timeout_s)
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return self._session.page_size
+
+    @property
+    def address(self) -> str:
+        """What `attach` takes: the scheduler's address, and the store's name."""
+        scheduler: Any = self._client.scheduler
+        return f"{scheduler.address}{_MARK}{self._session.name}"
+
+    def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[override] # another can attach
+        self._enter()
+        return _attach, (self.address, self._session.timeout_s)
 
     def _enter(self) -> None:
         if self._unusable:
             self._refuse()
 
-    def store(self, index: int, pages: Buffer | Sequence[Buffer]) -> None:
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have work done in the client's event loop, and wait for it."""
+        loop = self._loop(work)
+        with suppress(RuntimeError):
+            if asyncio.get_running_loop() is loop:
+                work.close()
+                raise BadArgument(
+                    "this is the client's own event loop, where nothing may wait: await aload, astore, …"
+                )
+        begun = self._submit(loop, work)
+        try:
+            while True:
+                try:
+                    return begun.result(_LOOK_S)
+                except concurrent.futures.TimeoutError:
+                    if begun.done():
+                        return begun.result()
+                    if loop.is_closed() or self._client.status == "closed":
+                        raise self._session.gone("the client is closed") from None
+        except BaseException as error:
+            if not begun.done() and not isinstance(error, ClusterLost):
+                # An interrupt. What was begun is ended or undone before anything else is done.
+                begun.cancel()
+                with suppress(BaseException):
+                    self._wait_for_end(loop)
+            raise
+
+    def _wait_for_end(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.run_coroutine_threadsafe(self._session.idle(), loop).result(self._session.timeout_s)
+
+    async def _await(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have work done in the client's event loop, and await it in this one."""
+        loop = self._loop(work)
+        if asyncio.get_running_loop() is loop:
+            return await work
+        return await asyncio.wrap_future(self._submit(loop, work))
+
+    def _loop(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
+        client_loop: Any = self._client.loop
+        loop: asyncio.AbstractEventLoop = client_loop.asyncio_loop
+        if self._client.status == "closed" or loop.is_closed():
+            work.close()
+            raise self._session.gone("the client is closed")
+        return loop
+
+    def _submit(
+        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]
+    ) -> concurrent.futures.Future[T]:
+        try:
+            return asyncio.run_coroutine_threadsafe(work, loop)
+        except RuntimeError:  # it was closed just now
+            work.close()
+            raise self._session.gone("the client is closed") from None
+
+    # Pages.
+
+    def store(self, index: SupportsIndex, pages: Buffer | Sequence[Buffer]) -> None:
         """Store a folio at `index`, `index` + 1, …: all of its pages, or none.
 
-        `pages` has the forms that SwapStore.store takes. Raises what that raises, or PagesLost where a
-        shard that should have some is gone; nothing is stored at any of the indices then. Where a folio
-        spans stripes, readers may see its parts one after the other.
+        `pages` has the forms that SwapStore.store takes. Raise what that raises, or PagesLost if some of the
+        indices lie in a stripe of 512 that is lost; nothing is stored at any of the indices then. Readers may see
+        the parts of a folio that spans stripes, or has more than a MiB, one after the other.
         """
+        self._run(self._store(index, pages))
+
+    async def astore(self, index: SupportsIndex, pages: Buffer | Sequence[Buffer]) -> None:
+        """Store a folio, as `store`. Its pages must not change until it is stored."""
+        await self._await(self._store(index, pages))
+
+    def _store(
+        self, index: SupportsIndex, pages: Buffer | Sequence[Buffer]
+    ) -> Coroutine[Any, Any, None]:
         self._enter()
         matrix = as_pages(pages, self.page_size)
         if isinstance(matrix, list):
             matrix = np.frombuffer(b"".join(matrix), np.uint8).reshape(-1, self.page_size)
-        first, count = as_range(index, len(matrix))
-        runs: dict[Place, list[tuple[int, int]]] = {}
-        for stripe, at, number in cut(first, count):
-            runs.setdefault(self._place_of(stripe), []).append((at, number))
-        questions = [
-            (place, "put", (parts, _joined(matrix, [(at - first, n) for at, n in parts])))
-            for place, parts in runs.items()
-        ]
-        done = False
-        try:
-            failures = _failures(self._ask(questions))
-            if not failures:
-                with self._lock:
-                    # Those that were lost again, and replaced, before this is written down.
-                    gone = {
-                        place: parts
-                        for place, parts in runs.items()
-                        if self._place_of(parts[0][0] // STRIPE) is not place
-                    }
-                    if not gone:
-                        self._record.add(first, count)
-                        done = True
-                failures += [
-                    PagesLost(
-                        place.address, str(place.lost), [range(at, at + n) for at, n in parts]
-                    )
-                    for place, parts in gone.items()
-                ]
-        finally:
-            if not done:
-                # Shards that stored their part, and one that may still do so, hold stale pages.
-                self._ask([(place, "drop", (first, count)) for place in runs if not place.lost])
-                with self._lock:
-                    for at, number in [r for p, parts in runs.items() if not p.lost for r in parts]:
-                        self._record.discard(at, number)
-        if failures:
-            raise failures[0]
+        first, _ = as_range(index, len(matrix))
+        return self._session.store(first, matrix)
 
     @overload
-    def load(self, index: int, out: None = None) -> bytes: ...
+    def load(self, index: SupportsIndex, out: None = None) -> bytes: ...
 
     @overload
-    def load(self, index: int, out: Buffer) -> Buffer: ...
+    def load(self, index: SupportsIndex, out: Buffer) -> Buffer: ...
 
-    def load(self, index: int, out: Buffer | None = None) -> Buffer:
-        """Give the bytes of one page; with `out`, a writable buffer, fill it and return it.
+    def load(self, index: SupportsIndex, out: Buffer | None = None) -> Buffer:
+        """Return the bytes of one page; with `out`, a writable buffer, fill it and return it.
 
-        Raises as SwapStore.load; PagesLost if the page was in a worker that is gone.
+        Raise as SwapStore.load, or PagesLost if the page is lost.
         """
         self._enter()
-        where = as_index(index)
-        if not 0 <= where <= MAX_INDEX:
-            raise PageNotStored(where)
         view = None if out is None else as_out(out, self.page_size)
-        page: bytes = self._ask_one(where, "get", where)
+        return self._given(self._run(self._load(_stored(index))), view, out)
+
+    @overload
+    async def aload(self, index: SupportsIndex, out: None = None) -> bytes: ...
+
+    @overload
+    async def aload(self, index: SupportsIndex, out: Buffer) -> Buffer: ...
+
+    async def aload(self, index: SupportsIndex, out: Buffer | None = None) -> Buffer:
+        """Return the bytes of one page, as `load`. Many that are awaited at once travel together."""
+        self._enter()
+        view = None if out is None else as_out(out, self.page_size)
+        return self._given(await self._await(self._load(_stored(index))), view, out)
+
+    def _load(self, index: int) -> Coroutine[Any, Any, Bytes]:
+        return self._session.naming((index,), self._session.load(index))
+
+    def _load_many(
+        self, where: npt.NDArray[np.int64], pages: Bytes
+    ) -> Coroutine[Any, Any, None]:
+        return self._session.naming(where.tolist(), self._session.load_many(where, pages))
+
+    @staticmethod
+    def _given(page: Bytes, view: memoryview | None, out: Buffer | None) -> Buffer:
         if view is None:
-            return page
-        view[:] = page
+            return page.tobytes()
+        view[:] = page.data.cast("B")
         return out  # type: ignore[return-value] # view is None where out is
-
-    def _ask_one(self, index: int, method: str, argument: object) -> Any:
-        place = self._place_of(index // STRIPE)
-        (answer,) = self._ask([(place, method, (argument,))])
-        if isinstance(answer, PagesLost):
-            if self._place_of(index // STRIPE) is not place:  # another one was put there meanwhile
-                return self._ask_one(index, method, argument)
-            self._raise_loss(answer, [index])
-        elif isinstance(answer, Failed):
-            raise answer.error
-        return answer
-
-    def _raise_loss(self, loss: PagesLost, indices: Iterable[int]) -> None:
-        """Raise the loss if it concerns one of these indices; else they were never stored."""
-        with self._lock:
-            concerned = any(index in self._record for index in indices)
-        if concerned:
-            raise loss
-        raise PageNotStored(next(iter(indices)))
 
     def load_many(
         self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
     ) -> Bytes:
-        """Give pages, in the order of `indices`, as an (n, page_size) uint8 array.
+        """Return pages, in the order of `indices`, as an (n, page_size) uint8 array.
 
-        One message to each shard that has some of them. `out` is an array, or a flat buffer, to fill;
-        it is undefined where this raises, as `load` does.
+        `out` is an array, or a flat buffer, to fill; it is undefined where this raises, as `load` does.
         """
+        where, pages = self._room(indices, out)
+        if len(where):
+            self._run(self._load_many(where, pages))
+        return pages
+
+    async def aload_many(
+        self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
+    ) -> Bytes:
+        """Return pages, as `load_many`."""
+        where, pages = self._room(indices, out)
+        if len(where):
+            await self._await(self._load_many(where, pages))
+        return pages
+
+    def _room(
+        self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None
+    ) -> tuple[npt.NDArray[np.int64], Bytes]:
         self._enter()
         where = as_indices(indices)
-        if not len(where):
-            return np.empty((0, self.page_size), np.uint8)
-        if (where < 0).any():
+        if len(where) and (where < 0).any():
             raise PageNotStored(int(where[where < 0][0]))
-        pages = (
-            np.empty((len(where), self.page_size), np.uint8)
-            if out is None
-            else buffers.as_matrix(out, "out", rows=len(where), width=self.page_size, writable=True)
-        )
-        shard_of = where // STRIPE % len(self._places)
-        parts = [np.flatnonzero(shard_of == number) for number in np.unique(shard_of)]
-        questions = [
-            (self._places[shard_of[part[0]]], "get_many", (where[part],)) for part in parts
-        ]
-        answers = self._ask(questions)
-        for part, (place, _, _), answer in zip(parts, questions, answers, strict=True):
-            if isinstance(answer, PagesLost):
-                if self._places[shard_of[part[0]]] is not place:  # as in _ask_one
-                    return self.load_many(where, pages)
-                self._raise_loss(answer, where[part].tolist())
-            elif isinstance(answer, Failed):
-                raise answer.error
-            else:
-                pages[part] = answer
-        return pages
+        if not len(where):
+            return where, np.empty((0, self.page_size), np.uint8)
+        return where, as_room(out, len(where), self.page_size)
 
-    def invalidate(self, index: int, count: int = 1) -> int:
-        """Forget `count` pages from `index` on, stored, lost or not; how many there were."""
+    def invalidate(self, index: SupportsIndex, count: SupportsIndex = 1) -> int:
+        """Forget `count` pages from `index` on, stored or lost; return how many there were."""
         self._enter()
-        first, number = as_range(index, count)
-        answers = self._ask([(place, "drop", (first, number)) for place in self._places])
-        failures = [answer.error for answer in answers if isinstance(answer, Failed)]
-        if failures:
-            raise failures[0]
-        wanted = range(first, first + number)
-        pages = 0
-        for answer in answers:
-            if isinstance(answer, PagesLost):
-                pages += sum(
-                    max(0, min(part.stop, wanted.stop) - max(part.start, wanted.start))
-                    for part in answer.indices
-                )
-            else:
-                pages += answer
-        with self._lock:
-            self._record.discard(first, number)
-        return pages
+        return self._run(self._session.invalidate(*as_range(index, count)))
 
-    def recover(self) -> list[range]:
-        """Put empty shards in the place of lost ones, on workers that live; the indices that were lost.
-
-        They count as never stored afterwards. Raises ClusterLost where there are no workers.
-        """
+    async def ainvalidate(self, index: SupportsIndex, count: SupportsIndex = 1) -> int:
+        """Forget pages, as `invalidate`."""
         self._enter()
-        workers = self._workers()
-        lost: list[range] = []
-        for number, place in enumerate(self._places):
-            if place.lost is not None:
-                lost += self._replace(number, place, self._replaced(workers))
-        return joined(lost)
+        return await self._await(self._session.invalidate(*as_range(index, count)))
 
-    def _replace(self, number: int, place: Place, new: Place) -> list[range]:
-        """Put a place in that of a lost one, and forget what was there; what that was.
-
-        In one step: what another thread stores there afterwards is not forgotten. Where it was faster, its
-        place stays.
-        """
-        lost: list[range] = []
-        with self._lock:
-            first = self._places[number] is place
-            if first:
-                self._places[number] = new
-                shards = len(self._places)
-                lost = self._record.forget(lambda stripe: stripe % shards == number)
-        (place if first else new).release()
-        return lost
-
-    def _replaced(self, workers: Sequence[str]) -> Place:
-        taken = [place.address for place in self._places if place.lost is None]
-        place = Place(self._client, min(workers, key=taken.count), self._timeout_s)
-        try:
-            self._open_shards([place])
-        except BaseException:
-            self._release([place])
-            raise
-        return place
-
-    def __contains__(self, index: int) -> bool:
+    def __contains__(self, index: SupportsIndex) -> bool:
         self._enter()
         where = as_index(index)
-        if not 0 <= where <= MAX_INDEX:
-            return False
-        try:
-            held: bool = self._ask_one(where, "has", where)
-        except PageNotStored:
-            return False
-        return held
+        return 0 <= where <= MAX_INDEX and self._run(self._session.contains(where))
+
+    async def acontains(self, index: SupportsIndex) -> bool:
+        """Return whether a page is stored. Raise PagesLost if it is lost."""
+        self._enter()
+        where = as_index(index)
+        return 0 <= where <= MAX_INDEX and await self._await(self._session.contains(where))
+
+    # The whole.
 
     def __len__(self) -> int:
-        return sum(shard.pages for shard in self._living())
+        self._enter()
+        return self._run(self._session.count())
+
+    async def alen(self) -> int:
+        """Return the number of pages. Raise PagesLost if some are lost."""
+        self._enter()
+        return await self._await(self._session.count())
 
     def __bool__(self) -> bool:
         """Say yes: an empty store is a store."""
@@ -381,56 +388,132 @@ class ShardedStore(Owned):
 
     @property
     def counters(self) -> Counters:
-        """The counters of all shards together. Raises PagesLost if one is gone."""
-        shards = [shard.counters for shard in self._living()]
-        names = [field.name for field in fields(Counters)]
-        return Counters(**{name: sum(getattr(shard, name) for shard in shards) for name in names})
-
-    def _living(self) -> list[ShardStatus]:
-        shards = self.shards
-        for place, shard in zip(self._places, shards, strict=True):
-            if shard.lost is not None:
-                raise self._loss_of(place)
-        return list(shards)
+        """The counters of all shards together. Raises PagesLost if pages are lost."""
+        self._enter()
+        return self._run(self._session.counters())
 
     @property
     def shards(self) -> tuple[ShardStatus, ...]:
-        """Every shard, the lost ones too."""
+        """Every shard, and those whose pages are lost."""
         self._enter()
-        places = list(self._places)
-        answers = self._ask([(place, "status", ()) for place in places])
-        return tuple(map(_status, places, answers))
+        return self._run(self._session.shards())
 
-    @staticmethod
-    def _release(places: Iterable[Place]) -> None:
-        for place in places:
-            place.release()
+    async def ashards(self) -> tuple[ShardStatus, ...]:
+        """Return every shard, and those whose pages are lost."""
+        self._enter()
+        return await self._await(self._session.shards())
+
+    def recover(self) -> list[range]:
+        """Forget what is lost, and return it: these indices count as never stored.
+
+        What this client stored is named exactly; of a lost stripe of 512 in which other clients stored, too, all
+        indices are. If the scheduler was started anew, the store is made anew on its workers. Raise ClusterLost
+        if that cannot be.
+        """
+        self._enter()
+        return self._run(self._session.recover())
+
+    async def arecover(self) -> list[range]:
+        """Forget what is lost, and return it, as `recover`."""
+        self._enter()
+        return await self._await(self._session.recover())
+
+    def rebalance(self) -> int:
+        """Give each worker its part, and wait until all pages are where they belong; return those that moved.
+
+        New workers get their part without this; it waits for it, and tries again those that could have none. Raise
+        BackendUnavailable if one cannot, such as one without batchzip.
+        """
+        self._enter()
+        return self._run(self._session.rebalance())
+
+    async def arebalance(self) -> int:
+        """Give each worker its part, as `rebalance`."""
+        self._enter()
+        return await self._await(self._session.rebalance())
 
     def _close(self) -> None:
-        self._timeout_s = min(self._timeout_s, _CLOSE_S)
-        if self._client.status == "running":
-            self._ask([(place, "close", ()) for place in self._places])
-            self._release(self._places)
+        with suppress(ClusterLost, TimeoutError, concurrent.futures.TimeoutError):
+            work = self._session.detach()
+            loop = self._loop(work)
+            with suppress(RuntimeError):
+                if asyncio.get_running_loop() is loop:
+                    # It is told, and nobody can wait for it here.
+                    self._closing = loop.create_task(work)
+                    return
+            self._submit(loop, work).result(_CLOSE_S)
+        if self._own_client is not None:
+            self._own_client.close()
+
+    async def aclose(self) -> None:
+        """Close it, in an asyncio program."""
+        if self._unusable is None:
+            with suppress(ClusterLost):
+                await self._await(self._session.detach())
+        self._session = self._session
+        self._released = True
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        self._refuse()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
-def _status(place: Place, answer: Any) -> ShardStatus:
-    if isinstance(answer, PagesLost):
-        pages = sum(map(len, answer.indices))
-        return ShardStatus(place.address, place.pid, place.lost, pages, None)
-    if isinstance(answer, Failed):
-        raise answer.error
-    pages, counters = answer
-    return ShardStatus(place.address, place.pid, None, pages, counters)
+def _options(
+    workers: Iterable[str] | None,
+    replicas: int,
+    engine: Mapping[str, Any] | None,
+    store: Mapping[str, Any] | None,
+    memory_fraction: float,
+    spill: bool,
+    timeout_s: float,
+) -> tuple[dict[str, Any], list[str] | None]:
+    """Check the arguments of a store, and return what the directory takes."""
+    pickled = dump(
+        {
+            "engine": dict(engine or {}),
+            "store": dict(store or {}),
+            "memory_fraction": as_fraction(memory_fraction, "memory_fraction"),
+            "spill": bool(spill),
+            "timeout_s": as_seconds(timeout_s, "timeout_s", least=_LEAST_S),
+        }
+    )
+    bound = None if workers is None else [str(worker) for worker in workers]
+    if bound == []:
+        raise BadArgument("workers is a list of addresses, and has none; leave it out for all")
+    replicas = as_integer(replicas, "replicas", 1, _MOST_REPLICAS)
+    return {"replicas": replicas, "elastic": bound is None, "pickled": pickled}, bound
 
 
-def _failures(answers: Iterable[Any]) -> list[Exception]:
-    return [
-        answer.error if isinstance(answer, Failed) else answer
-        for answer in answers
-        if isinstance(answer, (Failed, PagesLost))
-    ]
+def _stored(index: SupportsIndex) -> int:
+    where = as_index(index)
+    if not 0 <= where <= MAX_INDEX:
+        raise PageNotStored(where)
+    return where
 
 
-def _joined(matrix: Bytes, parts: Sequence[tuple[int, int]]) -> Bytes:
-    rows = [matrix[at : at + number] for at, number in parts]
-    return rows[0] if len(rows) == 1 else np.concatenate(rows)
+def _split(address: str) -> tuple[str, str]:
+    scheduler, mark, name = str(address).rpartition(_MARK)
+    if not mark or not scheduler or not name:
+        raise BadArgument(f"an address is that of a ShardedStore, not {shown(address)}")
+    return scheduler, name
+
+
+def _client_here(scheduler: str) -> Client | None:
+    """Return a client of that scheduler that is already here, or None."""
+    with suppress(ValueError):
+        if get_worker().scheduler.address == scheduler:
+            return get_client()
+    with suppress(ValueError):
+        current = Client.current()
+        current_scheduler: Any = current.scheduler
+        if current_scheduler.address == scheduler and not current.asynchronous:
+            return current
+    return None
+
+
+def _attach(address: str, timeout_s: float) -> ShardedStore:
+    return ShardedStore.attach(address, timeout_s=timeout_s)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from distributed.core import Status
@@ -36,11 +37,13 @@ class WorkerEnd:
         """Have the `close` of a thing called at the worker's end."""
         self._things[id(thing)] = thing
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close all that is still there. It never raises: the worker would not end."""
         for thing in list(self._things.values()):
             try:
-                thing.close()
+                closing = thing.close()
+                if isawaitable(closing):
+                    await closing
             except Exception:  # noqa: BLE001 - of the system, mostly: nothing else can be done
                 _LOG.exception("Failed to close %r with its worker", thing)
 

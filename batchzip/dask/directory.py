@@ -1,0 +1,656 @@
+"""Directory: which shards a store has, and where its pages are. A plugin of the scheduler.
+
+    clients ── attach, fetch, report, recover ──▶ Directory ◀── renew, note, pulled, synced ── shards
+                                                     │
+                                                     └── open, advance, close ──▶ shards
+
+It is asked when something changes, or is about to, and for no page that is stored or loaded. For each store
+it keeps
+
+* the members, and an **epoch** that rises with each change. A shard serves requests of its own epoch only;
+* for each stripe that ever had a page, its **holders**: the shards that have all of its pages. Owners that
+  are not holders have the pages brought to them, by the primary: it pulls from a holder what it has not, and
+  pushes to the other owners what they have not. A stripe without holders is **lost**;
+* for each stripe the clients that stored there, which were noted before a page of theirs was acknowledged.
+
+A shard has a **lease**. Without it, it serves nothing; so one that was given up, and is not as dead as it
+seemed, neither acknowledges nor returns a page any more. A shard whose worker the scheduler does not have any
+more, or which does not answer, is given up when its lease has run out.
+
+Changes are made in one step of the event loop, which is what makes them atomic; nothing here locks.
+Rejected: that a client be the directory. It would die with it, and its pages with it.
+
+Everything here goes through the scheduler's messages as it is: numbers, texts, and pickled bytes, which are
+not unpickled here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from distributed.core import Status
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.protocol import pickle
+
+from batchzip.dask.members import Members
+from batchzip.dask.record import STRIPE
+from batchzip.dask.service import install
+from batchzip.dask.wire import DIRECTORY, GONE, OK, SHARD, STALE, Answer, failed
+from batchzip.errors import BatchzipError, ClusterLost
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable, Sequence
+
+    from distributed.scheduler import Scheduler
+
+_LOG = logging.getLogger("batchzip.dask")
+
+NAME = "batchzip"
+"""The plugin's name."""
+
+LEASE_S = 2.0
+"""Seconds that a lease lasts."""
+
+RENEW_S = 0.5
+"""Seconds after which a shard renews its lease."""
+
+_PING_S = 2.0
+"""Seconds in which a shard that somebody complained of has to answer."""
+
+_ABSENT_S = 10.0
+"""Seconds that a client may be away before it counts as gone: it may be connecting again."""
+
+_OPEN_S = 60.0
+"""Seconds that a worker has to open or close a shard."""
+
+_DRAIN_S = 600.0
+"""Seconds that a shard has to give its pages away before its worker is retired."""
+
+_LOOK_S = 0.05
+"""Seconds between two looks at whether pages have moved."""
+
+
+@dataclass(slots=True)
+class _Shard:
+    """A shard, a member or one that is leaving."""
+
+    address: str
+    lease_until: float
+
+
+@dataclass(slots=True)
+class _Stripe:
+    """A stripe in which something was stored."""
+
+    holders: tuple[str, ...]
+    """Shards that have all of its pages."""
+    clients: set[str]
+    """Clients that stored there."""
+
+
+@dataclass(slots=True)
+class _Lost:
+    """A stripe whose pages are gone."""
+
+    address: str
+    reason: str
+    clients: set[str]
+    forgotten: int = 0
+    """A bit for each index that was invalidated since."""
+
+
+@dataclass
+class _Store:
+    """A store's state."""
+
+    options: dict[str, Any]
+    workers: frozenset[str] | None
+    """Addresses it is bound to, or None."""
+    page_size: int
+    epoch: int
+    clients: dict[str, str] = field(default_factory=dict)
+    """By each that is attached: its Dask client."""
+    incarnation: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells it from one of the same name on an earlier scheduler."""
+    shards: dict[str, _Shard] = field(default_factory=dict)
+    leaving: dict[str, _Shard] = field(default_factory=dict)
+    stripes: dict[int, _Stripe] = field(default_factory=dict)
+    lost: dict[int, _Lost] = field(default_factory=dict)
+    recovered: dict[int, int] = field(default_factory=dict)
+    """The epoch at which a lost stripe was forgotten."""
+    joining: set[str] = field(default_factory=set)
+    """Addresses of workers that are getting a shard."""
+    refused: dict[str, bytes] = field(default_factory=dict)
+    """Workers that cannot have a shard, and the error that says why."""
+    pulls: dict[str, dict[int, list[list[str]]]] = field(default_factory=dict)
+    """By shard: the stripes it has to pull, and from where."""
+    pushes: dict[str, dict[int, list[list[str]]]] = field(default_factory=dict)
+    """By shard: the stripes it has to push, and where to."""
+    discards: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """By shard: stripes that it has, and does not hold any more."""
+    moved_pages: int = 0
+    ended: bool = False
+    members: Members = field(default_factory=lambda: Members(0, (), 1))
+
+    def advance(self) -> None:
+        """Begin the next epoch with the shards that there are, and find what has to move."""
+        self.epoch += 1
+        members = [(name, shard.address) for name, shard in self.shards.items()]
+        self.members = Members(self.epoch, members, self.options["replicas"])
+        self.pulls, self.pushes = defaultdict(dict), defaultdict(dict)
+        for number, stripe in self.stripes.items():
+            owners = self.members.owners(number)
+            if not owners:
+                continue
+            primary, names = owners[0].name, [owner.name for owner in owners]
+            if primary in stripe.holders:
+                # What others have is outdated with the next page that is stored.
+                for holder in set(stripe.holders).difference(names):
+                    self.discards[holder].add(number)
+                stripe.holders = tuple(name for name in names if name in stripe.holders)
+            holders = stripe.holders
+            if primary not in holders:
+                sources = [[name, self.address_of(name)] for name in holders]
+                self.pulls[primary][number] = sources
+            wanting = [list(owner) for owner in owners[1:] if owner.name not in holders]
+            if wanting:
+                self.pushes[primary][number] = wanting
+
+    def address_of(self, name: str) -> str:
+        """Return the address of a shard that is here."""
+        return (self.shards.get(name) or self.leaving[name]).address
+
+    def lose(self, name: str, reason: str) -> None:
+        """Take a shard out that is gone, and note which stripes are lost with it."""
+        shard = self.shards.pop(name, None) or self.leaving.pop(name, None)
+        if shard is None:
+            return
+        self.discards.pop(name, None)
+        for number, stripe in list(self.stripes.items()):
+            if name in stripe.holders:
+                stripe.holders = tuple(other for other in stripe.holders if other != name)
+                if not stripe.holders:
+                    del self.stripes[number]
+                    self.lost[number] = _Lost(shard.address, reason, stripe.clients)
+        self.advance()
+
+    def holds(self, name: str) -> bool:
+        """Return whether a shard has pages that no other has."""
+        return any(name in stripe.holders for stripe in self.stripes.values())
+
+    def as_seen_by_client(self, since: int) -> Answer:
+        """Return what a client has to know that knew the epoch `since`."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        for number, lost in self.lost.items():
+            groups.setdefault((lost.address, lost.reason), []).append(number)
+        return {
+            "status": OK,
+            "incarnation": self.incarnation,
+            "epoch": self.epoch,
+            "page_size": self.page_size,
+            "replicas": self.options["replicas"],
+            "members": [list(member) for member in self.members.members],
+            "lost": [[address, reason, numbers] for (address, reason), numbers in groups.items()],
+            "recovered": [[number, at] for number, at in self.recovered.items() if at > since],
+        }
+
+    def is_moving(self) -> bool:
+        """Return whether a stripe is not yet where it belongs."""
+        return any((*self.pulls.values(), *self.pushes.values()))
+
+    def as_seen_by_shard(self, name: str) -> Answer:
+        """Return what a shard has to know of this epoch."""
+        return {
+            "status": OK,
+            "epoch": self.epoch,
+            "replicas": self.options["replicas"],
+            "members": [list(member) for member in self.members.members],
+            "pulls": [[number, where] for number, where in self.pulls.get(name, {}).items()],
+            "pushes": [[number, where] for number, where in self.pushes.get(name, {}).items()],
+        }
+
+
+class Directory(SchedulerPlugin):
+    """The stores of a scheduler."""
+
+    name = NAME
+
+    def __init__(self) -> None:
+        self.stores: dict[str, _Store] = {}
+
+    def start(self, scheduler: Scheduler) -> None:  # type: ignore[override] # at once, on purpose
+        """Take up work in a scheduler."""
+        self.stores = {}
+        self._scheduler: Any = scheduler
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._retire = scheduler.handlers["retire_workers"]
+        scheduler.handlers[DIRECTORY] = self.handle
+        scheduler.handlers["retire_workers"] = self.retire_workers
+
+    async def handle(self, method: str, store: str = "", **arguments: Any) -> Answer:
+        """Answer a client or a shard."""
+        try:
+            if method == "renew":
+                return self._renew(**arguments)
+            if method == "leave":
+                return await self._leave_all(**arguments)
+            if method == "create":
+                return await self._create(store, **arguments)
+            found = self.stores.get(store)
+            if found is None:
+                return {"status": GONE}
+            answer: Answer = await getattr(self, f"_{method}")(found, **arguments)
+        except BatchzipError as error:
+            return failed(error)
+        return answer
+
+    # What clients ask.
+
+    async def _create(
+        self,
+        name: str,
+        client: str,
+        attachment: str,
+        options: dict[str, Any],
+        workers: Sequence[str] | None,
+        epoch: int,
+    ) -> Answer:
+        """Make a store, unless it is there, and attach the client."""
+        store = self.stores.get(name)
+        if store is not None:
+            return await self._attach(store, client, attachment)
+        bound = None if workers is None else frozenset(workers)
+        here = [one for one in self._scheduler.workers if bound is None or one in bound]
+        if bound is not None and len(here) < len(bound):
+            missing = ", ".join(sorted(bound.difference(here)))
+            raise ClusterLost(f"the cluster has no workers at {missing}")
+        if not here:
+            raise ClusterLost("the cluster has no workers")
+        store = _Store(options, bound, 0, epoch)
+        store.joining.update(here)
+        opened = await asyncio.gather(*(self._open(name, store, one) for one in here))
+        raced = self.stores.get(name)
+        failures = [answer for _, _, answer in opened if answer["status"] != OK]
+        if failures or raced is not None:
+            for address, shard, _ in opened:
+                self._begin(self._close_shard(address, shard))
+            return failures[0] if raced is None else await self._attach(raced, client, attachment)
+        now = time.monotonic()
+        for address, shard, answer in opened:
+            store.page_size = answer["page_size"]
+            store.shards[shard] = _Shard(address, now)
+        store.joining.clear()
+        store.advance()
+        self.stores[name] = store
+        self._push_all(name, store)
+        # One of them may have gone meanwhile, or come.
+        for shard, what in list(store.shards.items()):
+            if what.address not in self._scheduler.workers:
+                self._begin(self._lose(name, store, shard, "the worker was lost"))
+        for address in list(self._scheduler.workers):
+            self.add_worker(self._scheduler, address)
+        return await self._attach(store, client, attachment)
+
+    async def _attach(self, store: _Store, client: str, attachment: str) -> Answer:
+        store.clients[attachment] = client
+        if client not in self._scheduler.clients:
+            self.remove_client(self._scheduler, client)  # it has its time to come back
+        return {**store.as_seen_by_client(0), "options": store.options["pickled"]}
+
+    async def _detach(self, store: _Store, attachment: str) -> Answer:
+        store.clients.pop(attachment, None)
+        if not store.clients:
+            await self._end(store)
+        return {"status": OK}
+
+    async def _fetch(self, store: _Store, since: int) -> Answer:
+        return store.as_seen_by_client(since)
+
+    async def _report(self, store: _Store, shard: str, reason: str, since: int) -> Answer:
+        """Look after a shard of which somebody has no answer; return when it is clear what it is."""
+        name = self._name_of(store)
+        what = store.shards.get(shard) or store.leaving.get(shard)
+        if what is not None and not await self._lives(shard, what):
+            await self._lose(name, store, shard, reason)
+        return store.as_seen_by_client(since)
+
+    async def _losses(self, store: _Store) -> Answer:
+        """Say what is lost, stripe by stripe; shards of workers that are gone are given up before."""
+        name = self._name_of(store)
+        gone = [
+            self._lose(name, store, shard, "the worker was lost")
+            for shard, what in {**store.shards, **store.leaving}.items()
+            if what.address not in self._scheduler.workers
+        ]
+        await asyncio.gather(*gone)
+        losses = [
+            [number, lost.address, lost.reason, list(lost.clients), lost.forgotten.to_bytes(64)]
+            for number, lost in store.lost.items()
+        ]
+        return {"status": OK, "losses": losses}
+
+    async def _recover(self, store: _Store, stripes: Sequence[int], since: int) -> Answer:
+        """Forget lost stripes; which of them were lost, and are not lost any more."""
+        cleared = [number for number in stripes if store.lost.pop(number, None) is not None]
+        self._recovered(store, cleared)
+        return {**store.as_seen_by_client(since), "cleared": cleared}
+
+    def _recovered(self, store: _Store, stripes: Sequence[int]) -> None:
+        if stripes:
+            store.advance()
+            store.recovered.update(dict.fromkeys(stripes, store.epoch))
+            self._push_all(self._name_of(store), store)
+
+    async def _forget(self, store: _Store, ranges: Sequence[Sequence[int]], since: int) -> Answer:
+        """Note that indices of lost stripes were invalidated; a stripe without others is not lost."""
+        gone: list[int] = []
+        for number, at, count in ranges:
+            lost = store.lost.get(number)
+            if lost is not None:
+                lost.forgotten |= ((1 << count) - 1) << at
+                if lost.forgotten == (1 << STRIPE) - 1:
+                    gone.append(number)
+                    del store.lost[number]
+        self._recovered(store, gone)
+        return store.as_seen_by_client(since)
+
+    async def _rebalance(self, store: _Store, since: int) -> Answer:
+        """Give a shard to each worker that has none, and wait until all pages are where they belong."""
+        name, before = self._name_of(store), store.moved_pages
+        store.refused.clear()
+        for address in list(self._scheduler.workers):
+            await self._join(name, store, address)
+        if store.refused:
+            return {"status": "error", "error": next(iter(store.refused.values()))}
+        while not store.ended and store.is_moving():
+            await asyncio.sleep(_LOOK_S)
+        return {**store.as_seen_by_client(since), "moved": store.moved_pages - before}
+
+    # What shards ask.
+
+    def _renew(self, address: str, shards: Sequence[Sequence[Any]]) -> Answer:
+        """Give all shards of a worker their leases, and what is new to them."""
+        news: dict[str, Answer] = {}
+        now = time.monotonic()
+        for name, shard, epoch in shards:
+            store = self.stores.get(name)
+            if store is None:
+                news[shard] = {"status": GONE}
+                continue
+            what = store.shards.get(shard) or store.leaving.get(shard)
+            if what is None:
+                if address not in store.joining:
+                    news[shard] = {"status": GONE}
+                continue
+            what.lease_until = now + LEASE_S
+            news[shard] = {"status": OK} if epoch == store.epoch else store.as_seen_by_shard(shard)
+            if shard in store.discards:
+                news[shard]["discards"] = list(store.discards.pop(shard))
+        return {"status": OK, "lease_s": LEASE_S, "news": news}
+
+    async def _note(
+        self, store: _Store, shard: str, epoch: int, attachment: str, stripes: Sequence[int]
+    ) -> Answer:
+        """Note that a client stores in stripes."""
+        if epoch != store.epoch or shard not in store.shards:
+            return {"status": STALE}
+        for number in stripes:
+            stripe = store.stripes.get(number)
+            if stripe is None:
+                owners = tuple(owner.name for owner in store.members.owners(number))
+                stripe = store.stripes[number] = _Stripe(owners, set())
+            stripe.clients.add(attachment)
+        return {"status": OK}
+
+    async def _pulled(
+        self, store: _Store, shard: str, epoch: int, stripe: int, pages: int
+    ) -> Answer:
+        """Note that a shard, their primary, has the pages of a stripe; earlier holders have them no more."""
+        known = store.stripes.get(stripe)
+        if epoch != store.epoch or known is None or shard not in store.shards:
+            return {"status": STALE}
+        owners = {owner.name for owner in store.members.owners(stripe)}
+        for holder in known.holders:
+            if holder not in owners:
+                store.discards[holder].add(stripe)
+        known.holders = (shard, *(one for one in known.holders if one in owners and one != shard))
+        store.pulls.get(shard, {}).pop(stripe, None)
+        store.moved_pages += pages
+        return {"status": OK}
+
+    async def _synced(
+        self, store: _Store, shard: str, epoch: int, stripe: int, other: str, pages: int
+    ) -> Answer:
+        """Note that another owner has the pages of a stripe, too: its primary pushed them."""
+        known = store.stripes.get(stripe)
+        if epoch != store.epoch or known is None or shard not in store.shards:
+            return {"status": STALE}
+        if other not in known.holders:
+            known.holders = (*known.holders, other)
+        waiting = store.pushes.get(shard, {})
+        if stripe in waiting:
+            waiting[stripe] = [one for one in waiting[stripe] if one[0] != other]
+            if not waiting[stripe]:
+                del waiting[stripe]
+        store.moved_pages += pages
+        return {"status": OK}
+
+    async def _leave_all(self, address: str, timeout_s: float) -> Answer:
+        """Take a worker's shards out, after their pages were moved."""
+        await asyncio.gather(
+            *(
+                self._leave(name, store, shard, timeout_s)
+                for name, store in list(self.stores.items())
+                for shard, what in list(store.shards.items())
+                if what.address == address
+            )
+        )
+        return {"status": OK}
+
+    # Changes.
+
+    async def _open(self, name: str, store: _Store, address: str) -> tuple[str, str, Answer]:
+        """Make a shard on a worker; its address, its name and the worker's answer."""
+        shard = uuid.uuid4().hex
+        try:
+            await asyncio.wait_for(self._install(address), _OPEN_S)
+            answer = await self._ask(
+                address,
+                _OPEN_S,
+                method="open",
+                shard=shard,
+                store=name,
+                options=store.options["pickled"],
+            )
+        except BatchzipError as error:
+            answer = failed(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it has no shard
+            answer = failed(ClusterLost(f"no shard on worker {address}: {_said(error)}"))
+        return address, shard, answer
+
+    async def _install(self, address: str) -> None:
+        """Have a worker answer what shards are asked. Raise BackendUnavailable if it cannot."""
+        worker = self._scheduler.rpc(address)
+        answer = await worker.run(function=pickle.dumps(install))
+        if answer["status"] != OK:
+            raise ClusterLost(f"no shard on worker {address}: {answer}")
+
+    async def _join(self, name: str, store: _Store, address: str) -> None:
+        """Give a worker a shard, unless it has one, and its part of the stripes."""
+        here = {shard.address for shard in store.shards.values()}
+        worker = self._scheduler.workers.get(address)
+        if (
+            worker is None
+            or worker.status != Status.running
+            or address in here
+            or address in store.joining
+            or address in store.refused
+            or (store.workers is not None and address not in store.workers)
+        ):
+            return
+        store.joining.add(address)
+        try:
+            _, shard, answer = await self._open(name, store, address)
+            if store.ended or address not in self._scheduler.workers:
+                await self._close_shard(address, shard)
+            elif answer["status"] == OK:
+                store.shards[shard] = _Shard(address, time.monotonic())
+                store.advance()
+                self._push_all(name, store)
+            else:
+                store.refused[address] = answer["error"]
+                _LOG.warning("Worker %s has no shard of store %s", address, name)
+        finally:
+            store.joining.discard(address)
+
+    async def _leave(self, name: str, store: _Store, shard: str, timeout_s: float) -> None:
+        what = store.shards.pop(shard, None)
+        if what is None:
+            return
+        store.leaving[shard] = what
+        store.advance()
+        self._push_all(name, store)
+        until = time.monotonic() + timeout_s
+        while store.shards and (store.holds(shard) or store.is_moving()) and time.monotonic() < until:
+            if shard not in store.leaving or store.ended:
+                return
+            await asyncio.sleep(_LOOK_S)
+        if shard in store.leaving:
+            reason = (
+                "the worker was retired before its pages were moved"
+                if store.shards
+                else "the worker was retired, and there is no other"
+            )
+            store.lose(shard, reason)
+            self._push_all(name, store)
+            await self._close_shard(what.address, shard)
+
+    async def _lives(self, shard: str, what: _Shard) -> bool:
+        """Return whether a shard answers."""
+        if what.address not in self._scheduler.workers:
+            return False
+        with suppress(Exception):
+            answer = await self._ask(what.address, _PING_S, method="ping", shard=shard)
+            return bool(answer["status"] == OK)
+        return False
+
+    async def _lose(self, name: str, store: _Store, shard: str, reason: str) -> None:
+        """Give a shard up when its lease has run out."""
+        while True:
+            what = store.shards.get(shard) or store.leaving.get(shard)
+            if what is None or store.ended:
+                return
+            left_s = what.lease_until - time.monotonic()
+            if left_s <= 0:
+                break
+            await asyncio.sleep(left_s)
+            if what.lease_until > time.monotonic() and await self._lives(shard, what):
+                return
+        _LOG.warning("Shard %s of store %s on worker %s is lost: %s", shard, name, what.address, reason)
+        store.lose(shard, reason)
+        self._push_all(name, store)
+
+    async def _end(self, store: _Store) -> None:
+        if store.ended:
+            return
+        store.ended = True
+        self.stores.pop(self._name_of(store), None)
+        shards = {**store.shards, **store.leaving}
+        await asyncio.gather(
+            *(self._close_shard(what.address, shard) for shard, what in shards.items())
+        )
+
+    def _push_all(self, name: str, store: _Store) -> None:
+        """Tell all shards of the new epoch. Those that do not hear it learn of it with their lease."""
+        for shard, what in {**store.shards, **store.leaving}.items():
+            state = store.as_seen_by_shard(shard)
+            self._begin(
+                self._ask(what.address, LEASE_S, method="advance", shard=shard, state=state)
+            )
+
+    async def _close_shard(self, address: str, shard: str) -> None:
+        if address in self._scheduler.workers:
+            with suppress(Exception):
+                await self._ask(address, _OPEN_S, method="close", shard=shard)
+
+    async def _ask(self, address: str, timeout_s: float, **question: Any) -> Answer:
+        worker = self._scheduler.rpc(address)
+        answer = await asyncio.wait_for(getattr(worker, SHARD)(**question), timeout_s)
+        return {"status": GONE} if answer is None else answer
+
+    def _begin(self, work: Coroutine[Any, Any, Any]) -> None:
+        async def quietly() -> None:
+            with suppress(Exception):  # a worker that does not answer is found out otherwise
+                await work
+
+        task = asyncio.ensure_future(quietly())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _name_of(self, store: _Store) -> str:
+        return next((name for name, one in self.stores.items() if one is store), "")
+
+    # What the scheduler tells.
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Give a new worker its part of the stores that take new workers."""
+        for name, store in self.stores.items():
+            if store.options["elastic"]:
+                self._begin(self._join(name, store, worker))
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # type: ignore[override]
+        """Give the shards of a worker up that is gone."""
+        for name, store in self.stores.items():
+            store.refused.pop(worker, None)
+            for shard, what in {**store.shards, **store.leaving}.items():
+                if what.address == worker:
+                    self._begin(self._lose(name, store, shard, "the worker was lost"))
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """Detach a client that does not come back."""
+        stores = [store for store in self.stores.values() if client in store.clients.values()]
+
+        async def detach() -> None:
+            await asyncio.sleep(_ABSENT_S)
+            if client not in self._scheduler.clients:
+                for store in stores:
+                    for attachment, one in list(store.clients.items()):
+                        if one == client:
+                            await self._detach(store, attachment)
+
+        if stores:
+            self._begin(detach())
+
+    async def retire_workers(self, *arguments: Any, **options: Any) -> Any:
+        """Move the pages of workers that are to be retired; then retire them."""
+        workers: Iterable[str]
+        if arguments:
+            workers = arguments[0] or ()
+        elif options.get("workers") is not None:
+            workers = options["workers"]
+        elif options.get("names") is not None:
+            names = {str(name) for name in options["names"]}
+            workers = [w.address for w in self._scheduler.workers.values() if str(w.name) in names]
+        else:
+            kept = ("close_workers", "remove", "stimulus_id")
+            chosen = {name: value for name, value in options.items() if name not in kept}
+            workers = self._scheduler.workers_to_close(**chosen)
+            options = {name: value for name, value in options.items() if name in kept}
+            options["workers"] = list(workers)
+        # Together: what leaves with one is not moved to another that leaves, too.
+        for address in list(workers):
+            for store in self.stores.values():
+                store.refused.setdefault(address, failed(ClusterLost("it is being retired"))["error"])
+        await asyncio.gather(*(self._leave_all(address, _DRAIN_S) for address in list(workers)))
+        return await self._retire(*arguments, **options)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

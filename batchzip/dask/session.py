@@ -1,0 +1,735 @@
+"""Session: a sharded store as one client has it; all that it does, in the client's event loop.
+
+    index ─▶ stripe = index // 512 ─▶ Members: its primary ─▶ Place ── TCP ──▶ Shard in a worker
+                                          ▲
+                     Directory (scheduler), asked when a shard is at another epoch, or gives no answer
+
+What does not get through is repeated: at the next epoch, or with another shard, until the time is up. A piece of
+a folio that is repeated keeps its number, so that a shard which got it already does not store it again later.
+
+The record has what this client stored, and when a stripe is lost, it says which pages those were. It is written
+where a store is acknowledged: not for a stripe that was lost and recovered since, of which nobody would be told.
+
+Not thread-safe: everything happens in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from distributed.protocol import pickle
+
+from batchzip.dask.directory import NAME, Directory
+from batchzip.dask.members import Members
+from batchzip.dask.place import MESSAGE_BYTES, Place, Unanswered
+from batchzip.dask.record import STRIPE, Record, cut, joined
+from batchzip.dask.wire import DIRECTORY, ERROR, GONE, OK, Answer, error_of
+from batchzip.errors import ClosedError, ClusterLost, PageNotStored, PagesLost
+from batchzip.store import Counters
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    import numpy.typing as npt
+    from distributed import Client
+
+    from batchzip.buffers import Bytes
+
+T = TypeVar("T")
+
+_LOOK_S = 1.0
+"""Seconds of silence after which the directory is asked whether a shard is still there."""
+
+_PAUSE_S = 0.02
+"""Seconds before a question is repeated that a shard was not ready for."""
+
+_DIRECTORY_S = 5.0
+"""Seconds that the directory has to answer, beside the store's own limit."""
+
+_GONE_S = 1.0
+"""Seconds that a scheduler has whose connection broke: one that is there answers at once."""
+
+_ALL = (1 << STRIPE) - 1
+
+_FEW_STRIPES = 4096
+"""Stripes of a range that are looked up one by one; a longer range concerns every shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """One shard: its worker, and what it has."""
+
+    worker: str
+    pid: int
+    """Its process; 0 of a lost one."""
+    lost: str | None
+    """Why it is gone, or None."""
+    pages: int
+    """Pages stored, each counted at its primary; of a lost one, pages lost."""
+    counters: Counters | None
+    """None of a lost one."""
+    max_pool_bytes: int | None
+    """The limit of its pool."""
+    moving: int
+    """Stripes that are still to be brought here, or to others from here."""
+
+
+@dataclass(slots=True)
+class _Losses:
+    """What is lost with one worker, as far as this client can say."""
+
+    address: str
+    reason: str
+    record: Record
+
+    def error(self) -> PagesLost:
+        """Return the error that names it."""
+        return PagesLost(self.address, self.reason, self.record.ranges(lambda _: True))
+
+
+class _Unreachable(ClusterLost):
+    """The scheduler's connection is broken, and cannot be made again."""
+
+
+class Session:
+    """One client's use of a sharded store."""
+
+    def __init__(self, client: Client, name: str, timeout_s: float) -> None:
+        self.name = name
+        self.page_size = 0
+        self.timeout_s = timeout_s
+        self._client = client
+        self._scheduler: Any = client.scheduler
+        self._attachment = uuid.uuid4().hex
+        self._numbers = itertools.count()
+        self._incarnation = ""
+        self._members = Members(0, (), 1)
+        self._places: dict[str, Place] = {}
+        self._lost: dict[int, tuple[str, str]] = {}
+        """Lost stripes, with worker and reason."""
+        self._recovered: dict[int, int] = {}
+        """The epoch at which a lost stripe was forgotten."""
+        self._record = Record()
+        self._former = Record()
+        """What this client stored that was lost with a scheduler."""
+        self._recovering = 0
+        self._dropped = Record()
+        """What was in the record of stripes that were recovered, while this client recovers."""
+        self._options: tuple[dict[str, Any], list[str] | None] | None = None
+        self._undoing: set[asyncio.Future[None]] = set()
+        self._ended = False
+
+    # The directory.
+
+    async def create(self, options: dict[str, Any], workers: Sequence[str] | None) -> None:
+        """Make the store, unless it is there, and attach to it."""
+        self._options = options, None if workers is None else list(workers)
+        question: dict[str, Any] = {
+            "client": self._client.id,
+            "attachment": self._attachment,
+            "options": options,
+            "workers": self._options[1],
+            "epoch": self._members.epoch,
+        }
+        await self._place_directory()
+        self._take_in(await self._ask("create", 2 * self.timeout_s, **question))
+
+    async def _place_directory(self) -> None:
+        """Have the scheduler keep a directory, unless it does."""
+        register = self._client._register_scheduler_plugin  # noqa: SLF001 - the public one is not for both kinds
+        try:
+            await asyncio.wait_for(register(Directory(), NAME, idempotent=True), self.timeout_s)
+        except TimeoutError:
+            raise ClusterLost(f"the scheduler has not answered in {self.timeout_s:g} s") from None
+        except OSError as error:
+            raise ClusterLost(f"the scheduler is gone: {error}") from error
+
+    async def attach(self) -> None:
+        """Attach to a store that is there."""
+        answer = await self._ask(
+            "attach", _DIRECTORY_S, client=self._client.id, attachment=self._attachment
+        )
+        if answer["status"] == GONE:
+            raise ClusterLost(
+                "there is no store of this address: its last client closed it, or its scheduler is gone"
+            )
+        self._take_in(answer)
+
+    async def detach(self) -> None:
+        """Let go of the store."""
+        self._ended = True
+        for place in self._places.values():
+            place.close()
+        self._places.clear()
+        await self._ask("detach", _DIRECTORY_S, attachment=self._attachment)
+
+    async def _ask(self, method: str, within_s: float, **arguments: Any) -> Answer:
+        """Ask the directory. Raise ClusterLost if it does not answer, and what it raises."""
+        question = getattr(self._scheduler, DIRECTORY)(method=method, store=self.name, **arguments)
+        connected = self._client.status == "running"
+        try:
+            answer = await asyncio.wait_for(question, within_s if connected else _GONE_S)
+        except Exception as error:
+            if isinstance(error, TimeoutError) and connected:
+                raise ClusterLost(f"the scheduler has not answered in {within_s:g} s") from None
+            raise _Unreachable(f"the scheduler at {self._scheduler.address} is gone") from error
+        if answer is None:
+            return {"status": GONE}
+        if answer["status"] == ERROR:
+            raise error_of(answer)
+        return answer  # type: ignore[no-any-return]
+
+    async def _ask_for(self, method: str, within_s: float = _DIRECTORY_S, **arguments: Any) -> Answer:
+        """Ask the directory something about the store. Raise ClusterLost if it is not there any more."""
+        answer = await self._ask(method, within_s + self.timeout_s, **arguments)
+        if answer["status"] == GONE:
+            self._lose_all("its scheduler is gone, and with it all shards")
+            raise ClusterLost("the store is not there any more: `recover` makes it anew")
+        return answer
+
+    async def _refresh(self) -> None:
+        self._take_in(await self._ask_for("fetch", since=self._members.epoch))
+
+    def _take_in(self, answer: Mapping[str, Any]) -> None:
+        """Take over what the directory says."""
+        if self._ended:
+            raise ClosedError("this ShardedStore is closed")
+        if answer["incarnation"] != self._incarnation:
+            if self._incarnation:
+                self._lose_all("its scheduler was started anew")
+            self._incarnation = answer["incarnation"]
+        elif answer["epoch"] <= self._members.epoch:
+            return  # it was overtaken
+        self.page_size = answer["page_size"]
+        for stripe, epoch in answer["recovered"]:
+            if epoch > self._members.epoch:
+                mask = self._record.mask(stripe)
+                if self._recovering:
+                    self._dropped.set_mask(stripe, self._dropped.mask(stripe) | mask)
+                self._record.set_mask(stripe, 0)
+                self._recovered[stripe] = epoch
+        self._lost = {
+            stripe: (address, reason)
+            for address, reason, stripes in answer["lost"]
+            for stripe in stripes
+        }
+        self._members = Members(answer["epoch"], answer["members"], answer["replicas"])
+        for name in [name for name in self._places if name not in self._members.by_name]:
+            self._places.pop(name).close()
+
+    def _lose_all(self, reason: str) -> None:
+        """Note that the scheduler is gone, and all shards with it."""
+        for stripe in self._record.stripes():
+            self._former.set_mask(stripe, self._former.mask(stripe) | self._record.mask(stripe))
+        self._record = Record()
+        self._lost.clear()
+        self._why_former = reason
+        self._members = Members(self._members.epoch, (), self._members.replicas)
+        for place in self._places.values():
+            place.close()
+        self._places.clear()
+
+    # Shards.
+
+    def _place_of(self, stripe: int) -> Place:
+        owners = self._members.owners(stripe)
+        if not owners:
+            raise ClusterLost("the store has no shards any more: no worker is left")
+        return self._place(owners[0].name)
+
+    def _place(self, name: str) -> Place:
+        place = self._places.get(name)
+        if place is None:
+            if self._ended:
+                raise ClosedError("this ShardedStore is closed")
+            member = self._members.by_name[name]
+            place = Place(self._client.rpc, member, self._attachment, self.page_size)
+            self._places[name] = place
+        return place
+
+    async def _answer_of(self, asked: asyncio.Future[T], place: Place, until: float) -> T:
+        """Wait for an answer. Raise Unanswered where there is none in time, or can be none any more."""
+        while True:
+            left_s = max(0.0, until - time.monotonic())
+            done, _ = await asyncio.wait({asked}, timeout=min(_LOOK_S, left_s))
+            if done:
+                return asked.result()
+            if time.monotonic() >= until:
+                asked.cancel()
+                raise Unanswered(f"no answer in {self.timeout_s:g} s")
+            await self._refresh()
+            if place.member.name not in self._members.by_name:
+                asked.cancel()
+                raise Unanswered
+
+    async def _insist(
+        self, stripe: int, ask: Callable[[Place, int], Awaitable[T]], *, lost: bool = False
+    ) -> tuple[T, int]:
+        """Ask the primary of a stripe until it answers; the answer, and the epoch that it is of.
+
+        Raise PagesLost or PageNotStored for a stripe that is lost, if `lost` is true.
+        """
+        until = time.monotonic() + self.timeout_s
+        while True:
+            if lost:
+                await self._check_stripe(stripe)
+            place, epoch = self._place_of(stripe), self._members.epoch
+            try:
+                asked = asyncio.ensure_future(ask(place, epoch))
+                return await self._answer_of(asked, place, until), epoch
+            except Unanswered as reason:
+                until = await self._look_after(place, epoch, str(reason), until)
+
+    async def _look_after(self, place: Place, epoch: int, reason: str, until: float) -> float:
+        """See why a shard gave no answer; return the time until which it is worth asking again."""
+        if reason:
+            self._places.pop(place.member.name, None)
+            place.close()
+            answer = await self._ask_for(
+                "report",
+                _DIRECTORY_S,
+                shard=place.member.name,
+                reason=reason,
+                since=self._members.epoch,
+            )
+            self._take_in(answer)
+        else:
+            await self._refresh()
+        if self._members.epoch != epoch:
+            return time.monotonic() + self.timeout_s
+        if time.monotonic() > until:
+            raise ClusterLost(
+                f"worker {place.member.address} gives no answer"
+                + (f" ({reason})" if reason else "")
+                + ", though the scheduler reaches it"
+            )
+        await asyncio.sleep(_PAUSE_S)
+        return until
+
+    # Losses.
+
+    async def _losses(self) -> dict[int, _Losses]:
+        """Return what is lost by stripe; stripes of one worker have one object in common."""
+        answer = await self._ask_for("losses")
+        return self._described(answer["losses"])
+
+    def _described(self, losses: Iterable[Sequence[Any]]) -> dict[int, _Losses]:
+        found: dict[int, _Losses] = {}
+        by_worker: dict[tuple[str, str], _Losses] = {}
+        for stripe, address, reason, clients, forgotten in losses:
+            part = by_worker.setdefault((address, reason), _Losses(address, reason, Record()))
+            own = set(clients) <= {self._attachment}
+            mask = self._record.mask(stripe) | self._dropped.mask(stripe) if own else _ALL
+            part.record.set_mask(stripe, mask & ~int.from_bytes(forgotten))
+            found[stripe] = part
+        return found
+
+    async def _check_stripe(self, stripe: int) -> None:
+        """Raise PagesLost if a stripe is lost."""
+        while stripe in self._lost:
+            loss = (await self._losses()).get(stripe)
+            if loss is not None:
+                raise loss.error()
+            await self._refresh()  # it was recovered meanwhile
+
+    def _former_loss(self) -> PagesLost:
+        ranges = self._former.ranges(lambda _: True)
+        return PagesLost(str(self._scheduler.address), self._why_former, ranges)
+
+    async def _check_lost(self, indices: Iterable[int], stripes: Iterable[int]) -> None:
+        """Raise PagesLost if one of the indices is lost, and PageNotStored if it only might have been."""
+        if self._former.stripes():
+            for index in indices:
+                if index in self._former:
+                    raise self._former_loss()
+        if not self._lost or not any(stripe in self._lost for stripe in stripes):
+            return
+        losses = await self._losses()
+        for index in indices:
+            loss = losses.get(index // STRIPE)
+            if loss is not None:
+                if index in loss.record:
+                    raise loss.error()
+                raise PageNotStored(index)
+        await self._refresh()
+
+    # Pages.
+
+    async def store(self, first: int, matrix: Bytes) -> None:
+        """Store pages at `first` and after, all or none."""
+        pieces = list(self._pieces(first, matrix))
+        numbers = [next(self._numbers) for _ in pieces]
+        try:
+            for stripe, _, _ in pieces:
+                await self._check_stripe(stripe)
+            if len(pieces) == 1:
+                await self._store_piece(numbers[0], *pieces[0])
+            else:
+                await self._all(
+                    self._store_piece(number, *piece)
+                    for number, piece in zip(numbers, pieces, strict=True)
+                )
+        except BaseException:
+            # Finished even if this is cancelled: what is stored next is not to be undone.
+            undoing = asyncio.ensure_future(self._undo(numbers, first, len(matrix)))
+            self._undoing.add(undoing)
+            undoing.add_done_callback(self._undoing.discard)
+            await asyncio.shield(undoing)
+            raise
+
+    def _pieces(self, first: int, matrix: Bytes) -> Iterable[tuple[int, int, Bytes]]:
+        most = max(1, MESSAGE_BYTES // self.page_size)
+        for stripe, at, number in cut(first, len(matrix)):
+            for start in range(at, at + number, most):
+                stop = min(start + most, at + number)
+                yield stripe, start, matrix[start - first : stop - first]
+
+    async def _store_piece(self, number: int, stripe: int, at: int, rows: Bytes) -> None:
+        run = at, len(rows)
+        error, epoch = await self._insist(
+            stripe, lambda place, epoch: place.store(epoch, number, run, rows), lost=True
+        )
+        if error is not None:
+            raise error
+        if self._recovered.get(stripe, 0) > epoch:
+            raise PagesLost(
+                "of this stripe", "it was lost and recovered meanwhile", [range(at, at + len(rows))]
+            )
+        self._record.add(*run)
+        if self._former.stripes():
+            self._former.discard(*run)
+
+    async def idle(self) -> None:
+        """Wait until nothing is being undone."""
+        while self._undoing:
+            await asyncio.wait(self._undoing)
+
+    async def _undo(self, numbers: Sequence[int], first: int, count: int) -> None:
+        """Have no shard keep, or get, what was to be stored; as far as they answer."""
+        try:
+            await self._drop(numbers, first, count)
+        except ClusterLost:
+            pass  # there are none
+        self._record.discard(first, count)
+
+    async def _drop(self, numbers: Sequence[int], first: int, count: int) -> int:
+        """Have all shards that may have some of these pages forget them; how many there were."""
+        until = time.monotonic() + self.timeout_s
+        left = [(at, number) for _, at, number in cut(first, count)] if _is_short(first, count) else None
+        dropped = 0
+        while True:
+            epoch = self._members.epoch
+            runs: dict[str, list[tuple[int, int]]] = {}
+            if left is None:
+                runs = {member.name: [(first, count)] for member in self._members.members}
+            else:
+                for at, number in left:
+                    owners = self._members.owners(at // STRIPE)
+                    if owners and at // STRIPE not in self._lost:
+                        runs.setdefault(owners[0].name, []).append((at, number))
+            places = [self._place(name) for name in runs]
+            answers = await asyncio.gather(
+                *(
+                    self._drop_at(place, epoch, numbers, run, until)
+                    for place, run in zip(places, runs.values(), strict=True)
+                )
+            )
+            dropped += sum(answer for answer in answers if isinstance(answer, int))
+            missing = [
+                (place, run, str(answer))
+                for place, run, answer in zip(places, runs.values(), answers, strict=True)
+                if not isinstance(answer, int)
+            ]
+            if not missing:
+                return dropped
+            for place, _, reason in missing:
+                until = await self._look_after(place, epoch, reason, until)
+            if left is not None:
+                left = [part for _, run, _ in missing for part in run]
+
+    async def _drop_at(
+        self,
+        place: Place,
+        epoch: int,
+        numbers: Sequence[int],
+        runs: Sequence[tuple[int, int]],
+        until: float,
+    ) -> int | Unanswered:
+        question = place.ask(
+            "undo",
+            epoch=epoch,
+            client=self._attachment,
+            numbers=list(numbers),
+            runs=[list(run) for run in runs],
+        )
+        try:
+            answer = await self._answer_of(asyncio.ensure_future(question), place, until)
+        except Unanswered as reason:
+            return reason
+        return int(answer["pages"])
+
+    async def naming(self, indices: Iterable[int], work: Awaitable[T]) -> T:
+        """Do work about pages; if it ends as the cluster is lost, and these with it, name them."""
+        try:
+            return await work
+        except PagesLost:
+            raise
+        except ClusterLost as error:
+            if any(index in self._former for index in indices):
+                raise self._former_loss() from error
+            if isinstance(error, _Unreachable) and any(index in self._record for index in indices):
+                raise self.gone(str(error)) from error
+            raise
+
+    def gone(self, reason: str) -> ClusterLost:
+        """Return the error that says that nothing can be reached any more, and names what was stored."""
+        ranges = joined(
+            self._record.ranges(lambda _: True) + self._former.ranges(lambda _: True)
+        )
+        address = str(self._scheduler.address)
+        return PagesLost(address, reason, ranges) if ranges else ClusterLost(reason)
+
+    async def load(self, index: int) -> Bytes:
+        """Return one page."""
+        stripe = index // STRIPE
+        where = np.array([index], np.int64)
+        until = time.monotonic() + self.timeout_s
+        while True:
+            if self._lost or self._former.stripes():
+                await self._check_lost([index], [stripe])
+            place, epoch = self._place_of(stripe), self._members.epoch
+            try:
+                pages, errors = await self._answer_of(place.load(epoch, where), place, until)
+            except Unanswered as reason:
+                until = await self._look_after(place, epoch, str(reason), until)
+                continue
+            if errors:
+                raise errors[0]
+            return pages[0]  # type: ignore[no-any-return]
+
+    async def load_many(self, where: npt.NDArray[np.int64], pages: Bytes) -> None:
+        """Fill `pages` with those at `where`."""
+        most = max(1, MESSAGE_BYTES // self.page_size)
+        until = time.monotonic() + self.timeout_s
+        left = np.arange(len(where))
+        while len(left):
+            if self._lost or self._former.stripes():
+                indices = where[left]
+                await self._check_lost(indices.tolist(), np.unique(indices // STRIPE).tolist())
+            if not self._members.members:
+                raise ClusterLost("the store has no shards any more: no worker is left")
+            epoch, members = self._members.epoch, self._members.members
+            shard_of = self._members.primaries(where[left] // STRIPE)
+            parts: list[tuple[Place, npt.NDArray[np.intp]]] = []
+            for number in np.unique(shard_of).tolist():
+                rows = left[shard_of == number]
+                place = self._place(members[number].name)
+                parts += [(place, rows[at : at + most]) for at in range(0, len(rows), most)]
+            outcomes = await self._all(
+                self._load_part(place, epoch, where, rows, pages, until) for place, rows in parts
+            )
+            missing = [
+                (place, rows, outcome)
+                for (place, rows), outcome in zip(parts, outcomes, strict=True)
+                if outcome is not None
+            ]
+            for place, outcome in {place: outcome for place, _, outcome in missing}.items():
+                until = await self._look_after(place, epoch, outcome, until)
+            left = np.concatenate([rows for _, rows, _ in missing] or [left[:0]])
+
+    async def _load_part(
+        self,
+        place: Place,
+        epoch: int,
+        where: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.intp],
+        pages: Bytes,
+        until: float,
+    ) -> str | None:
+        """Load pages of one shard; why there is no answer, or None."""
+        try:
+            found, errors = await self._answer_of(place.load(epoch, where[rows]), place, until)
+        except Unanswered as reason:
+            return str(reason)
+        if errors:
+            raise errors[min(errors)]
+        pages[rows] = found
+        return None
+
+    async def contains(self, index: int) -> bool:
+        """Return whether there is a page."""
+        try:
+            await self._check_lost([index], [index // STRIPE])
+        except PageNotStored:
+            return False
+        answer, _ = await self._insist(
+            index // STRIPE, lambda place, epoch: place.ask("has", epoch=epoch, index=index), lost=True
+        )
+        return bool(answer["has"])
+
+    async def invalidate(self, first: int, count: int) -> int:
+        """Forget pages, stored, lost or not; how many there were."""
+        former = sum(mask.bit_count() for mask in self._former.take(first, count).values())
+        # Before it is done: what another task stores meanwhile stays in the record.
+        taken = self._record.take(first, count)
+        try:
+            dropped = await self._drop((), first, count) if self._members.members else 0
+            lost = await self._forget_lost(range(first, first + count), taken) if self._lost else 0
+        except BaseException:
+            self._record.give(taken)
+            raise
+        return former + dropped + lost
+
+    async def _forget_lost(self, wanted: range, taken: Mapping[int, int]) -> int:
+        self._record.give({stripe: mask for stripe, mask in taken.items() if stripe in self._lost})
+        losses = await self._losses()
+        pages, ranges = 0, []
+        for stripe, loss in losses.items():
+            common = _common(range(stripe * STRIPE, (stripe + 1) * STRIPE), wanted)
+            if common:
+                pages += sum(index in loss.record for index in common)
+                ranges.append([stripe, common.start - stripe * STRIPE, len(common)])
+        if ranges:
+            self._take_in(await self._ask_for("forget", ranges=ranges, since=self._members.epoch))
+            for stripe, at, count in ranges:
+                self._record.discard(stripe * STRIPE + at, count)
+        return pages
+
+    # All shards.
+
+    async def statuses(self, *, settled: bool = False) -> list[ShardStatus]:
+        """Ask every shard how it is; settled: count each page once, though it is being moved."""
+        until = time.monotonic() + self.timeout_s
+        while True:
+            await self._refresh()
+            epoch = self._members.epoch
+            places = [self._place(member.name) for member in self._members.members]
+            found: list[ShardStatus] = []
+            answers = await asyncio.gather(
+                *(self._status_of(place, epoch if settled else None, until) for place in places)
+            )
+            for place, answer in zip(places, answers, strict=True):
+                if isinstance(answer, str):
+                    until = await self._look_after(place, epoch, answer, until)
+                    break
+                found.append(answer)
+            else:
+                return found
+
+    async def _status_of(self, place: Place, epoch: int | None, until: float) -> ShardStatus | str:
+        asked = asyncio.ensure_future(place.ask("status", epoch=epoch))
+        try:
+            answer = await self._answer_of(asked, place, until)
+        except Unanswered as reason:
+            return str(reason)
+        return ShardStatus(
+            place.member.address,
+            answer["pid"],
+            None,
+            answer["pages"],
+            pickle.loads(answer["counters"]),
+            answer["max_pool_bytes"],
+            answer["moving"],
+        )
+
+    async def lost_statuses(self) -> list[ShardStatus]:
+        """Return a status for each lost worker, with the pages that this client knows to be lost."""
+        if not self._lost:
+            return []
+        found = {id(loss): loss for loss in (await self._losses()).values()}
+        return [
+            ShardStatus(loss.address, 0, loss.reason, loss.record.count(lambda _: True), None, None, 0)
+            for loss in found.values()
+        ]
+
+    async def shards(self) -> tuple[ShardStatus, ...]:
+        """Return the status of every shard, and of those that are lost."""
+        living = await self.statuses()
+        return (*living, *await self.lost_statuses())
+
+    async def living(self) -> list[ShardStatus]:
+        """Return the statuses of all shards. Raise PagesLost if pages of one are lost."""
+        statuses = await self.statuses(settled=True)
+        if self._former.stripes():
+            raise self._former_loss()
+        if self._lost:
+            for loss in (await self._losses()).values():
+                if loss.record.stripes():
+                    raise loss.error()
+        return statuses
+
+    async def count(self) -> int:
+        """Return the number of pages."""
+        return sum(shard.pages for shard in await self.living())
+
+    async def counters(self) -> Counters:
+        """Return the counters of all shards together."""
+        parts = [shard.counters for shard in await self.living()]
+        names = [field.name for field in fields(Counters)]
+        return Counters(**{name: sum(getattr(part, name) for part in parts) for name in names})
+
+    async def recover(self) -> list[range]:
+        """Forget what is lost; what that was."""
+        lost: list[range] = []
+        try:
+            await self._refresh()
+        except ClusterLost:
+            if self._options is None:
+                raise
+            await self.create(*self._options)
+        if self._former.stripes():
+            lost += self._former.ranges(lambda _: True)
+            self._former = Record()
+        self._recovering += 1
+        try:
+            losses = (await self._ask_for("losses"))["losses"]
+            if losses:
+                stripes = [loss[0] for loss in losses]
+                try:
+                    answer = await self._ask_for(
+                        "recover", stripes=stripes, since=self._members.epoch
+                    )
+                except ClusterLost:
+                    # It may have been done, and nobody else would be told.
+                    for loss in self._described(losses).values():
+                        raise loss.error() from None
+                    raise
+                cleared = set(answer["cleared"])
+                found = self._described(loss for loss in losses if loss[0] in cleared)
+                self._take_in(answer)
+                for part in {id(loss): loss for loss in found.values()}.values():
+                    lost += part.record.ranges(lambda _: True)
+        finally:
+            self._recovering -= 1
+            if not self._recovering:
+                self._dropped = Record()
+        return joined(lost)
+
+    async def rebalance(self) -> int:
+        """Give each worker its part, and wait until all is where it belongs; pages moved meanwhile."""
+        answer = await self._ask_for("rebalance", 3600.0, since=self._members.epoch)
+        self._take_in(answer)
+        return int(answer["moved"])
+
+    @staticmethod
+    async def _all(works: Iterable[Awaitable[T]]) -> list[T]:
+        """Wait for all of them, then raise the first error there was."""
+        outcomes = await asyncio.gather(*works, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return outcomes  # type: ignore[return-value]
+
+
+def _is_short(first: int, count: int) -> bool:
+    return (first + count - 1) // STRIPE - first // STRIPE < _FEW_STRIPES
+
+
+def _common(one: range, other: range) -> range:
+    return range(max(one.start, other.start), max(one.start, other.start, min(one.stop, other.stop)))
