@@ -88,6 +88,8 @@ class Load:
         self.options = options
         self.watch = Watch(log, options.limit_s)
         self.over = threading.Event()
+        self.said = ""
+        """What the last error of recover() said."""
         self._log = log
         self._indices = STRIPE * options.stripes
         self._versions = 0
@@ -146,6 +148,7 @@ class Load:
 
     def recover(self, **ask: Any) -> Any:
         noted = self._noted("recover")
+        noted.told = lambda error: setattr(self, "said", str(error))
         return noted.run(
             self._ask("recover", **ask), lambda ranges: noted.name(ranges, recovered=True)
         )
@@ -259,7 +262,7 @@ class Load:
             if outcome == "ok":
                 return "ok"
             time.sleep(0.2)
-        return f"recover: {outcome} for {limit_s:g} s"
+        return f"recover: {outcome} for {limit_s:g} s, {self.said[:500]}"
 
     def settled(self, shards: int, limit_s: float) -> str:
         end = time.monotonic() + limit_s
@@ -280,6 +283,8 @@ class _Noted:
     def __init__(self, log: Log, watch: Watch, key: int, kind: str) -> None:
         self.only: int | None = None
         """The index that it asks for, where that is one: an error of it that names others says that it is absent."""
+        self.told: Callable[[BaseException], None] | None = None
+        """Is called with the error, if there is one."""
         self._log = log
         self._watch = watch
         self._key = key
@@ -318,6 +323,8 @@ class _Noted:
         if self._change is not None:
             self._log.end(self._change, False)
         kind = type(error).__name__
+        if self.told is not None:
+            self.told(error)
         if isinstance(error, PagesLost):
             self._log.named(self._begin, error.indices, recovered=False)
             if self.only is not None and not any(self.only in part for part in error.indices):
