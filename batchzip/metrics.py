@@ -13,6 +13,9 @@ a mapping have the label of its group, which is its name;
 so have those of a paged memory. `batchzip_info` is 1, with version, codec and
 backend as labels.
 
+A `batchzip.dask.ShardedStore` has figures of each of its shards, by the address of the `worker`. Its scheduler is asked
+for them when somebody scrapes, and asks the shards. The scheduler's dashboard has them, too, of all stores: /batchzip/metrics.
+
 The histograms of latencies have a random one in 64 calls, as reading the clock at each would cost more than it
 tells. So their quantiles and means are those of all calls, but their counts are not: how many calls
 there were is told by the counters. What is timed is said by `batchzip.Latency`.
@@ -24,25 +27,31 @@ from __future__ import annotations
 import errno
 import itertools
 import re
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import batchzip
 from batchzip.checks import check_kind
 from batchzip.core.latency import BOUNDS_S
-from batchzip.errors import ClosedError, ForkedProcess
+from batchzip.errors import ClosedError, ClusterLost, ForkedProcess
 from batchzip.extras import load_extra
 from batchzip.mapping import CompressedMapping
 from batchzip.store import Latency, SwapStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from prometheus_client.core import Metric
     from prometheus_client.registry import Collector
 
+    from batchzip.dask import ShardedStore
+    from batchzip.dask.survey import StoreFigures, Survey
     from batchzip.engine import Engine
 
+    _Store: TypeAlias = SwapStore | CompressedMapping | ShardedStore
     _Row = tuple[str, list[str], float | Latency | list[tuple[str, float]]]
     """Family, values of its labels, figure; of a histogram, what was timed, or its buckets."""
 
@@ -119,6 +128,23 @@ _REGION_EVENTS = {
     "over_budget": "Times that a budget was exceeded, as the store had no room",
     "lost_pages": "Pages that could not be restored",
 }
+_SHARD = {
+    "pages": ("shard_pages", "Pages that the shard has, without copies of another one's"),
+    "pool_bytes": ("shard_pool_bytes", "Bytes of memory that the shard's pool holds"),
+    "pool_limit_bytes": ("shard_pool_limit_bytes", "Bytes of memory that it may hold"),
+    "file_bytes": ("shard_file_bytes", "Bytes that the shard has spilt to its worker's disk"),
+    "moving": ("shard_moving_stripes", "Stripes that it has still to get from others, or to give"),
+}
+_SHARD_EVENTS = {
+    "page_stores": ("shard_page_stores", "Pages stored in the shard, copies included"),
+    "page_loads": ("shard_page_loads", "Pages loaded from the shard"),
+    "refusals": ("shard_refusals", "Times that the pool was full, or a page was not compressed"),
+}
+_SHARDED = {
+    "clients": ("sharded_clients", "Clients that have the sharded store open"),
+    "epoch": ("sharded_epoch", "Number of the membership, which rises with each change of it"),
+    "lost_stripes": ("sharded_lost_stripes", "Stripes of 512 pages with lost pages"),
+}
 _FAULTS = "missing", "minor"
 _STATES = "resident", "candidate", "stored", "empty", "pinned"
 _SHORTEST, _LONGEST = 10, 30
@@ -126,13 +152,14 @@ _SHORTEST, _LONGEST = 10, 30
 
 
 def collector(
-    store: SwapStore | CompressedMapping | Mapping[str, SwapStore | CompressedMapping],
+    store: _Store | Mapping[str, _Store],
     *,
     classes: bool = False,
 ) -> Collector:
     """Make a collector of the store's figures, to be registered with prometheus_client.
 
     A CompressedMapping stands for its store.
+    A ShardedStore has figures of its shards alone.
     A registry takes one, as names may not come twice; several stores go together as a mapping, and
     have its keys in the label `store`. `classes` adds the pool's class table by `object_bytes`:
     some hundred lines. The collector keeps the store; once that is closed, and in
@@ -145,22 +172,27 @@ def collector(
 
 def _make_collector(
     core: Any,
-    store: SwapStore | CompressedMapping | Mapping[str, SwapStore | CompressedMapping],
+    store: _Store | Mapping[str, _Store],
     *,
     classes: bool,
 ) -> Collector:
     from prometheus_client.registry import Collector  # noqa: PLC0415 - an extra
 
-    given = {"": store} if isinstance(store, (SwapStore, CompressedMapping)) else store
-    named = given is store
-    check_kind(given, "store", SwapStore, CompressedMapping, Mapping)
-    stores: dict[str, tuple[SwapStore, object]] = {}
+    sharded = _sharded_kinds()
+    kinds: tuple[type, ...] = SwapStore, CompressedMapping, *sharded
+    named = not isinstance(store, kinds)
+    if named:
+        check_kind(store, "store", *kinds, Mapping)
+    given: Any = store if named else {"": store}
+    stores: dict[str, tuple[Callable[[], Iterable[_Row]], object]] = {}
     for name, one in given.items():
-        if isinstance(one, CompressedMapping):
-            stores[name] = one._store, one  # noqa: SLF001 - which it keeps open, where it made that
+        check_kind(one, "store", *kinds)
+        if isinstance(one, sharded):
+            stores[name] = partial(_of_sharded, one), None
         else:
-            check_kind(one, "store", SwapStore, CompressedMapping)
-            stores[name] = one, None
+            # The mapping keeps its store open, where it made that.
+            whole = one._store if isinstance(one, CompressedMapping) else one  # noqa: SLF001
+            stores[name] = partial(_rows, whole, classes=classes), one
 
     class StoreCollector(Collector):
         """The families of these stores."""
@@ -172,10 +204,10 @@ def _make_collector(
         def collect(self) -> Iterable[Metric]:
             """Read every store that is open."""
             families = _Families(core, named=named, classes=classes)
-            for name, (each, _) in stores.items():
+            for name, (read, _) in stores.items():
                 try:
-                    rows = list(_rows(each, classes=classes))
-                except (ClosedError, ForkedProcess):
+                    rows = list(read())
+                except (ClosedError, ClusterLost, ForkedProcess):
                     continue
                 for family, labels, value in rows:
                     shown = map(_printable, ([name] if named else []) + labels)
@@ -183,6 +215,25 @@ def _make_collector(
             return families
 
     return StoreCollector()
+
+
+def exposition(survey: Survey) -> bytes:
+    """Return the figures of a cluster's sharded stores as Prometheus reads them, by `store`. Raises MissingExtra."""
+    core = load_extra("prometheus_client.core", extra="metrics", needed_by="batchzip.metrics")
+    from prometheus_client import generate_latest  # noqa: PLC0415 - an extra, which is there
+
+    families = _Families(core, named=True, classes=False)
+    for store in survey.stores:
+        for family, labels, value in _of_shards(store):
+            families.add(family, [store.store, *labels], value)
+    filled: Any = SimpleNamespace(collect=lambda: [one for one in families if one.samples])
+    return generate_latest(filled)
+
+
+def _sharded_kinds() -> tuple[type[ShardedStore], ...]:
+    """Return ShardedStore, where somebody uses it."""
+    module = sys.modules.get("batchzip.dask.sharded_store")
+    return () if module is None else (module.ShardedStore,)
 
 
 def _printable(label: str) -> str:
@@ -248,6 +299,14 @@ class _Families:
             [("region_fault_seconds", "Time from a fault being read to its page being mapped")],
             "group",
         )
+        make(
+            gauge,
+            [("shard_up", "1: the shard serves; 0: it is lost, or does not answer")],
+            "worker",
+        )
+        make(gauge, _SHARD.values(), "worker")
+        make(counter, _SHARD_EVENTS.values(), "worker")
+        make(gauge, _SHARDED.values())
         make(counter, _OPERATIONS.values(), "operation")
         make(counter, [("engine_page_errors", "Pages that failed in the engine")], "errno")
         make(counter, [("engine_worker_restarts", "Workers that died and were replaced")])
@@ -358,3 +417,25 @@ def _of_engine(engine: Engine) -> Iterator[_Row]:
     for code, pages in done.errors.items():
         yield "engine_page_errors", [errno.errorcode.get(-code, str(code))], pages
     yield "engine_worker_restarts", [], done.restarts
+
+
+def _of_sharded(store: ShardedStore) -> Iterator[_Row]:
+    """Yield every figure of a sharded store. Raises ClosedError, ClusterLost, ForkedProcess."""
+    from batchzip.dask.survey import survey_of  # noqa: PLC0415 - an extra, which is there
+
+    return _of_shards(survey_of(store))
+
+
+def _of_shards(found: StoreFigures) -> Iterator[_Row]:
+    for key, (family, _) in _SHARDED.items():
+        yield family, [], getattr(found, key)
+    # One for each worker: a shard that was lost may have had the address of one that serves.
+    shards = {
+        shard.worker: shard for shard in sorted(found.shards, key=lambda one: not one.trouble)
+    }
+    for worker, shard in shards.items():
+        yield "shard_up", [worker], int(not shard.trouble)
+        for key, (family, _) in () if shard.trouble else (*_SHARD.items(), *_SHARD_EVENTS.items()):
+            value = getattr(shard, key)
+            if value is not None:
+                yield family, [worker], value

@@ -338,7 +338,7 @@ def test_without_shtab_the_command_to_install_it_is_given() -> None:
                 "compare": None,
             },
         ),
-        ("top", {"address": None, "interval": 1.0, "once": False}),
+        ("top", {"address": None, "dask": None, "interval": 1.0, "once": False}),
     ],
 )
 def test_a_command_without_options_has_its_defaults(

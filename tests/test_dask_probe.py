@@ -15,6 +15,7 @@ from distributed import Client
 
 import batchzip
 from batchzip import BackendUnavailable, BadArgument, ClusterLost
+from batchzip.dask import ShardedStore
 from batchzip.dask.probe import (
     PROTOCOL,
     Answer,
@@ -27,6 +28,7 @@ from batchzip.dask.probe import (
     why_unfit,
 )
 from batchzip.testing import LeakCheck
+from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,6 +119,30 @@ def test_a_worker_that_lacks_it_is_named_and_keeps_its_futures(
         kept.release()
 
 
+@pytest.mark.parametrize("kind", ["missing", "older"])
+def test_no_shard_is_placed_on_a_worker_that_lacks_it(
+    scheduler: str, client: Client, fit: str, tmp_path: Path, kind: Other
+) -> None:
+    with ShardedStore(client) as store:
+        store.store(0, make_pages(600))
+        environment = other_environment(kind, tmp_path)
+        with worker_command(scheduler, "--name", "odd one", **environment):
+            (odd,) = set(client.nthreads()) - {fit}
+            kept = client.scatter({"kept": 1}, workers=[odd])["kept"]
+            for make in (store.rebalance, lambda: ShardedStore(client)):
+                with pytest.raises(
+                    BackendUnavailable, match=r"\(named odd one\): .*batchzip"
+                ) as no:
+                    make()
+                assert COMMAND in str(no.value)
+            with ShardedStore(client, workers=[fit]) as other:
+                other.store(0, make_pages(1))
+            assert [shard.worker for shard in store.shards] == [fit]
+            assert store.load(599) == make_pages(600)[599].tobytes()
+            assert client.gather(kept) == 1
+            kept.release()
+
+
 def test_a_scheduler_that_lacks_it_is_named(tmp_path: Path) -> None:
     with (
         scheduler_command(**other_environment("missing", tmp_path)) as address,
@@ -128,6 +154,8 @@ def test_a_scheduler_that_lacks_it_is_named(tmp_path: Path) -> None:
         ) as no:
             check_scheduler(client)
         assert COMMAND in str(no.value)
+        with pytest.raises(BackendUnavailable, match=r"the scheduler at tcp:\S+: batchzip cannot"):
+            ShardedStore(client)
 
 
 def test_a_worker_that_hangs_or_is_gone_is_named_soon(

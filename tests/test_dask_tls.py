@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -9,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import dask.config
 import numpy as np
 import pytest
+from command import cli
 from dask_cluster import offload_thread
 from dask_commands import scheduler_command, worker_command
 from distributed import Client
 from distributed.security import Security
 
-from batchzip import BackendUnavailable, CompressBatch, DecompressBatch, Engine
+from batchzip import BackendUnavailable, ClusterLost, CompressBatch, DecompressBatch, Engine
 from batchzip.dask import ShardedStore
 from batchzip.dask.probe import check_scheduler, check_workers
 from batchzip.testing import LeakCheck
@@ -73,6 +76,14 @@ def settings_of(files: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def variables_of(files: dict[str, str]) -> dict[str, str]:
+    """Return the variables that set these settings in another process."""
+    return {
+        "DASK_" + name.upper().replace(".", "__").replace("-", "_"): value
+        for name, value in settings_of(files).items()
+    }
+
+
 def security_of(files: dict[str, str]) -> Security:
     sides = {
         f"tls_{side}_{part}": files[part]
@@ -117,6 +128,42 @@ def test_a_sharded_store_travels_by_tls(client: Client) -> None:
         store.store(0, pages)
         np.testing.assert_array_equal(store.load_many(range(len(pages))), pages)
         assert {shard.worker for shard in store.shards} == set(client.nthreads())
+
+
+def pages_in_a_task(store: ShardedStore) -> bytes:
+    with store:
+        return store.load(STRIPE)
+
+
+def test_a_sharded_store_is_attached_to_by_tls(
+    client: Client, cluster: str, files: dict[str, str]
+) -> None:
+    pages = make_pages(2 * STRIPE)
+    with ShardedStore(client) as store:
+        store.store(0, pages)
+        assert store.address.startswith("tls://")
+        assert client.submit(pages_in_a_task, store).result() == pages[STRIPE].tobytes()
+        with (
+            Client(cluster, security=security_of(files), set_as_default=False) as other,
+            ShardedStore.attach(store.address, other) as attached,
+        ):
+            assert attached.load(7) == pages[7].tobytes()
+        with dask.config.set(settings_of(files)):
+            with ShardedStore.attach(store.address) as attached:
+                assert attached.load(7) == pages[7].tobytes()
+            result = cli(
+                "top", "--once", "--dask", cluster, env={**os.environ, **variables_of(files)}
+            )
+        assert f"{2 * STRIPE:,} pages" in result.stdout, result.stderr
+        for address, settings in (
+            (store.address, {}),
+            (store.address.replace("tls", "tcp"), {"distributed.comm.require-encryption": True}),
+        ):
+            with dask.config.set(settings):
+                with pytest.raises(ClusterLost, match="no scheduler at t"):
+                    ShardedStore.attach(address, timeout_s=0.5)
+                with pytest.raises(ClusterLost, match="no scheduler at t"):
+                    asyncio.run(ShardedStore.aattach(address, timeout_s=0.5))
 
 
 def test_the_backend_travels_by_tls(client: Client, cluster: str, files: dict[str, str]) -> None:

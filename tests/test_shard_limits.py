@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,11 @@ import numpy as np
 import pytest
 from dask_cluster import offload_thread
 from dask_commands import scheduler_command, worker_command
-from distributed import Client, Scheduler, Worker, get_worker
+from distributed import Client, Scheduler, Worker
 from distributed.system import MEMORY_LIMIT
 
-from batchzip import BadArgument, Engine, StoreRejected, SwapStore
+from batchzip import BadArgument, StoreRejected
+from batchzip.dask import ShardedStore
 from batchzip.dask.shard_limits import store_options
 from batchzip.testing import LeakCheck
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 PAGES = 51_200  # 200 MiB
+FOLIO = 2048
 MEMORY = "distributed.worker.memory"
 
 
@@ -39,63 +43,49 @@ def leaves_nothing_behind() -> Iterator[None]:
         yield
 
 
-def fill(*, spill: bool) -> dict[str, Any]:
-    """Store pages that hardly compress in this worker, until they are in or one is refused."""
-    worker = get_worker()
-    options = store_options(worker, 0.4, spill=spill)
-    rng = np.random.default_rng(1)
-    peak, stored, reason = 0, 0, ""
-    with (
-        Engine("lz4", backend="sequential") as engine,
-        SwapStore(engine, **options) as store,
-    ):
-        for first in range(0, PAGES, 256):
-            pages = rng.integers(0, 256, (256, 4096), np.uint8)
-            pages[:, :512] = 0
-            try:
-                store.store(first, pages)
-            except StoreRejected as rejected:
-                reason = rejected.reason
-                break
-            stored += 256
-            peak = max(peak, worker.monitor.get_process_memory())
-        counters = store.counters
-        for index in range(0, stored, 1009):
-            store.load(index)
-    return {
-        "pid": os.getpid(),
-        "limit": options["max_pool_bytes"],
-        "peak": peak,
-        "stored": stored,
-        "reason": reason,
-        "in pool": counters.pool_total_size,
-        "in file": counters.backing_file_size,
-        "limit hit": counters.pool_limit_hit,
-    }
+def peak_bytes(pid: int) -> int:
+    """Return the most memory that a process ever had."""
+    status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
 @pytest.mark.slow
-def test_a_full_shard_neither_pauses_nor_ends_its_worker() -> None:
+@pytest.mark.parametrize("spill", [True, False])
+def test_a_full_shard_neither_pauses_nor_ends_its_worker(spill: bool) -> None:
+    pages = np.random.default_rng(1).integers(0, 256, (PAGES, 4096), np.uint8)
+    pages[:, :512] = 0
     with (
         scheduler_command() as address,
         worker_command(address, "--memory-limit", "256MiB"),
         Client(address, set_as_default=False) as client,
+        ShardedStore(client, spill=spill) as store,
     ):
-        spilt = client.submit(fill, spill=True).result()
-        assert spilt["stored"] == PAGES
-        assert spilt["in file"] > 100 * MIB
-        refused = client.submit(fill, spill=False).result()
-        assert refused["reason"] == "pool_limit_hit"
-        assert refused["limit hit"] == 1
-        assert 0 < refused["stored"] < PAGES
-        assert refused["in file"] == 0
-        for one in (spilt, refused):
-            assert one["in pool"] <= one["limit"]
-            assert one["limit"] > 32 * MIB, "a fair part"
-            assert one["peak"] < 0.8 * 256 * MIB, "Dask would pause the worker"
-        assert spilt["pid"] == refused["pid"] == client.submit(os.getpid).result()
+        (pid,) = client.run(os.getpid).values()
+        stored = 0
+        with suppress(StoreRejected) if not spill else nullcontext():
+            for first in range(0, PAGES, FOLIO):
+                store.store(first, pages[first : first + FOLIO])
+                stored += FOLIO
+        some = np.arange(0, stored, 11)
+        np.testing.assert_array_equal(store.load_many(some), pages[some])
+        (shard,) = store.shards
+        assert shard.pid == pid
+        assert shard.pages == stored
+        assert shard.counters is not None
+        assert shard.max_pool_bytes is not None
+        assert shard.max_pool_bytes > 32 * MIB, "a fair part"
+        assert shard.counters.pool_total_size <= shard.max_pool_bytes
+        assert shard.counters.pool_limit_hit > 0
+        if spill:
+            assert stored == PAGES
+            assert shard.counters.backing_file_size > 64 * MIB
+        else:
+            assert 0 < stored < PAGES
+            assert shard.counters.backing_file_size == 0
+        assert peak_bytes(pid) < 0.8 * 256 * MIB, "Dask would pause the worker"
         (lines,) = client.get_worker_logs().values()
         assert not [line for _, line in lines if "% memory usage" in line]
+        assert client.submit(os.getpid).result() == pid
 
 
 def with_worker(limit: int, use: Callable[[Worker], object]) -> None:

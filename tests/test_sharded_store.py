@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import os
 import pickle
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from dask_cluster import dask_cluster, offload_thread
+from dask_commands import scheduler_command, worker_command
 from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,15 +36,13 @@ from batchzip import (
     UnknownAlgorithm,
 )
 from batchzip.dask import ShardedStore
+from batchzip.dask.members import Members
 from batchzip.dask.record import STRIPE, Record, cut
-from batchzip.dask.shard import Shard
 from batchzip.testing import LeakCheck
 from batchzip.testing.plain import SLACK_S, in_threads, make_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from batchzip.dask.place import Place
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +113,23 @@ def test_pages_may_be_any_buffers(store: ShardedStore) -> None:
     assert store.load(5) == pages[9].tobytes()
 
 
+def test_counters_are_those_of_all_shards_together(store: ShardedStore) -> None:
+    pages = make_pages(8 * STRIPE)
+    pages[:] = pages[0]
+    pages[3] = 7
+    store.store(0, pages)
+    counters = store.counters
+    assert counters.stored_pages == 8 * STRIPE
+    assert counters.same_filled_pages == 1
+    shards = store.shards
+    assert sum(shard.pages for shard in shards) == 8 * STRIPE
+    assert sum(shard.page_stores for shard in shards) == 8 * STRIPE
+    parts = [shard.counters for shard in shards]
+    assert counters.pool_total_size == sum(part.pool_total_size for part in parts if part)
+    store.load_many(range(100))
+    assert sum(shard.page_loads for shard in store.shards) == 100
+
+
 def test_what_is_invalidated_stored_again_or_absent_is_told_apart(store: ShardedStore) -> None:
     pages = make_pages(2 * STRIPE)
     store.store(0, pages)
@@ -136,7 +154,7 @@ def test_a_folio_that_one_shard_rejects_is_kept_by_none(client: Client) -> None:
     rng = np.random.default_rng(0)
     pages = rng.integers(0, 256, (2 * STRIPE, PAGE), np.uint8)
     pages[:STRIPE] = make_pages(1)
-    with ShardedStore(client, store={"keep_incompressible": False}) as store:
+    with ShardedStore(client, store={"keep_incompressible": False}, spill=False) as store:
         store.store(STRIPE - 1, pages[:2])  # stale after what comes
         with pytest.raises(StoreRejected) as rejected:
             store.store(0, pages)
@@ -164,7 +182,10 @@ def test_bad_arguments_are_named_and_change_nothing(client: Client, store: Shard
         ({"engine": {"level": 99}}, BadArgument),
         ({"engine": {"nonsense": 1}}, Exception),
         ({"store": {"max_batch": 0}}, BadArgument),
-        ({"shards": 0}, BadArgument),
+        ({"replicas": 0}, BadArgument),
+        ({"workers": []}, BadArgument),
+        ({"workers": ["tcp://127.0.0.1:1"]}, ClusterLost),
+        ({"memory_fraction": 2}, BadArgument),
         ({"timeout_s": 0}, BadArgument),
     ]
     for wrong, kind in options:
@@ -265,3 +286,331 @@ def test_the_names_of_nine_lost_ranges_are_eight_and_one_more() -> None:
     assert str(PagesLost("tcp://x", "why", ranges[:8])).endswith("70…71")
 
 
+
+
+def test_shards_of_two_stores_do_not_mix(client: Client) -> None:
+    with ShardedStore(client) as one, ShardedStore(client, replicas=2) as other:
+        pages = make_pages(4 * STRIPE)
+        one.store(0, pages)
+        other.store(0, pages[::-1].copy())
+        assert one.load(3 * STRIPE) == pages[3 * STRIPE].tobytes()
+        assert other.load(0) == pages[-1].tobytes()
+        assert len(one) == len(other) == 4 * STRIPE
+
+
+def test_a_closed_store_refuses_and_its_workers_keep_nothing(client: Client) -> None:
+    with ShardedStore(client) as store:
+        store.store(0, make_pages(10))
+        address = store.address
+    for use in (lambda: store.load(0), lambda: len(store), lambda: store.counters):
+        with pytest.raises(ClosedError):
+            use()
+    store.close()
+
+    def shards_of(dask_worker: Any) -> int:
+        return len(dask_worker.handlers["batchzip_shard"].__self__.shards)
+
+    assert set(client.run(shards_of).values()) == {0}
+    with pytest.raises(ClusterLost, match="no store of this address"):
+        ShardedStore.attach(address, client)
+
+
+# Other processes, tasks and event loops.
+
+
+def test_a_store_is_open_in_every_task_and_process_that_it_is_sent_to(client: Client) -> None:
+    pages = make_pages(3)
+
+    def add(store: ShardedStore, index: int) -> int:
+        with store:
+            store.store(index, pages[index % 3])
+            return len(store)
+
+    with ShardedStore(client, engine={"algorithm": "lz4"}, timeout_s=SLACK_S) as store:
+        store.store(0, pages)
+        assert sorted(client.gather(client.map(add, [store] * 4, range(3, 7), pure=False)))[-1] == 7
+        assert store.load(5) == pages[2].tobytes()
+        other = ShardedStore.attach(store.address)
+        with other:
+            assert other.page_size == PAGE
+            np.testing.assert_array_equal(other.load_many([0, 1, 2]), pages)
+            other.store(0, pages[1])
+        assert store.load(0) == pages[1].tobytes(), "it lives while somebody has it open"
+
+
+def test_it_outlives_the_client_that_made_it_and_ends_with_its_last(client: Client) -> None:
+    first = ShardedStore(client)
+    first.store(0, make_pages(2))
+    with ShardedStore.attach(first.address, client) as second:
+        first.close()
+        assert second.load(1) == make_pages(2)[1].tobytes()
+    with pytest.raises(ClusterLost):
+        ShardedStore.attach(second_address(second), client)
+
+
+def second_address(store: ShardedStore) -> str:
+    scheduler: Any = store._client.scheduler
+    return f"{scheduler.address}/batchzip/{store._session.name}"
+
+
+def test_an_asyncio_program_has_thousands_of_calls_under_way(client: Client) -> None:
+    pages = make_pages(2000)
+    scheduler: Any = client.scheduler
+
+    async def program() -> None:
+        async with (
+            Client(scheduler.address, asynchronous=True, set_as_default=False) as own,
+            await ShardedStore.acreate(own, timeout_s=SLACK_S) as store,
+        ):
+            await asyncio.gather(*(store.astore(at, page) for at, page in enumerate(pages)))
+            found = await asyncio.gather(*(store.aload(at) for at in range(2000)))
+            assert found == [page.tobytes() for page in pages]
+            assert await store.alen() == 2000
+            assert sum(shard.page_stores for shard in await store.ashards()) == 2000
+            assert await store.ainvalidate(0, 10) == 10
+            assert not await store.acontains(3)
+            assert await store.acontains(11)
+            np.testing.assert_array_equal(await store.aload_many([11, 12]), pages[11:13])
+            assert await store.arecover() == []
+            assert await store.arebalance() == 0
+            with pytest.raises(BadArgument, match="await aload"):
+                store.load(11)
+            async with await ShardedStore.aattach(store.address, own) as other:
+                assert await other.aload(11) == pages[11].tobytes()
+
+    asyncio.run(program())
+
+
+def test_another_event_loop_than_the_clients_may_await_it(store: ShardedStore) -> None:
+    pages = make_pages(50)
+
+    async def program() -> None:
+        await asyncio.gather(*(store.astore(at, page) for at, page in enumerate(pages)))
+        assert await store.aload(49) == pages[49].tobytes()
+
+    asyncio.run(program())
+    assert len(store) == 50
+
+
+def test_an_interrupted_store_leaves_nothing(store: ShardedStore) -> None:
+    """The signal comes while the pages are under way."""
+    pages = make_pages(4096)
+    main = threading.main_thread().ident
+    assert main is not None
+    handler = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        for delay_s in (0.0, 0.003, 0.01):
+            timer = threading.Timer(delay_s, signal.pthread_kill, (main, signal.SIGUSR1))
+            timer.start()
+            try:
+                store.store(7, pages)
+                done = True
+                timer.join()
+            except KeyboardInterrupt:
+                done = False
+            assert len(store) == (4096 if done else 0)
+            store.invalidate(0, 1 << 20)
+    except KeyboardInterrupt:  # it came late
+        pass
+    finally:
+        signal.signal(signal.SIGUSR1, handler)
+
+
+# Losses.
+
+
+def test_a_worker_killed_in_the_middle_loses_its_pages_by_name_and_no_others() -> None:
+    pages = make_pages(8 * STRIPE)
+    with doomed_store() as store:
+        store.store(0, pages)
+        victim = min(store.shards, key=lambda shard: shard.pages)
+        assert victim.pages
+        os.kill(victim.pid, signal.SIGKILL)
+        with pytest.raises(PagesLost) as gone:
+            store.load_many(range(len(pages)))
+        named = {index for part in gone.value.indices for index in part}
+        assert len(named) == victim.pages
+        assert gone.value.worker == victim.worker
+        lost, kept = sorted(named), sorted(set(range(len(pages))) - named)
+        for _ in range(2):
+            with pytest.raises(PagesLost):
+                store.load(lost[0])
+            with pytest.raises(PagesLost):
+                lost[0] in store  # noqa: B015 - that it raises is the point
+            with pytest.raises(PagesLost):
+                store.counters  # noqa: B018
+        with pytest.raises(PageNotStored):
+            store.load(1 << 40)
+
+        # Everything else goes on.
+        np.testing.assert_array_equal(store.load_many(kept), pages[kept])
+        assert [shard.pages for shard in store.shards if shard.lost] == [victim.pages]
+        with pytest.raises(PagesLost):
+            store.store(lost[0], pages[:1])
+        assert store.invalidate(lost[0], 12) == 12
+        with pytest.raises(PageNotStored):
+            store.load(lost[0])
+
+        assert [index for part in store.recover() for index in part] == lost[12:]
+        with pytest.raises(PageNotStored):
+            store.load(lost[-1])
+        store.store(0, pages)
+        np.testing.assert_array_equal(store.load_many(range(len(pages))), pages)
+        assert store.recover() == []
+
+
+def test_a_worker_that_hangs_is_given_up_and_serves_nothing_when_it_wakes() -> None:
+    pages = make_pages(8 * STRIPE)
+    with doomed_store(timeout_s=2.0) as store:
+        store.store(0, pages)
+        victim = store.shards[0]
+        os.kill(victim.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(PagesLost, match="no answer in 2 s") as gone:
+                store.load_many(range(len(pages)))
+        finally:
+            os.kill(victim.pid, signal.SIGCONT)
+        index = gone.value.indices[0].start
+        with pytest.raises(PagesLost):
+            store.load(index)
+        lost = store.recover()
+        assert sum(map(len, lost)) == victim.pages
+        store.store(index, pages[1])
+        assert store.load(index) == pages[1].tobytes()
+
+
+def test_with_two_replicas_a_lost_worker_loses_nothing() -> None:
+    pages = make_pages(6 * STRIPE)
+    with (
+        dask_cluster(3) as address,
+        Client(address, set_as_default=False) as client,
+        ShardedStore(client, replicas=2, timeout_s=SLACK_S) as store,
+    ):
+        for turn in range(2):
+            store.store(0, pages)
+            os.kill(store.shards[turn].pid, signal.SIGKILL)
+            np.testing.assert_array_equal(store.load_many(range(len(pages))), pages)
+            client.wait_for_workers(3, timeout=SLACK_S)
+            store.rebalance()
+            pages = pages[::-1].copy()
+        assert store.recover() == []
+        assert len(store) == len(pages)
+
+
+def test_pages_of_another_client_are_named_by_their_stripe() -> None:
+    with doomed_store() as store:
+        with ShardedStore.attach(store.address) as other:
+            other.store(3, make_pages(1))
+        stripe = range(STRIPE)
+        os.kill(next(shard.pid for shard in store.shards if shard.pages), signal.SIGKILL)
+        with pytest.raises(PagesLost) as gone:
+            store.load(3)
+        assert gone.value.indices == (stripe,)
+        assert store.recover() == [stripe]
+
+
+def test_threads_that_recover_at_once_lose_nothing_that_one_stores_then() -> None:
+    pages = make_pages(4)
+    with doomed_store() as store:
+        store.store(0, pages)
+        os.kill(next(shard.pid for shard in store.shards if shard.pages), signal.SIGKILL)
+        lost: list[range] = []
+        stored: list[int] = []
+
+        def use(number: int) -> None:
+            with contextlib.suppress(PagesLost, PageNotStored):
+                store.load(number)
+            lost.extend(store.recover())
+            with contextlib.suppress(PagesLost):
+                store.store(number, pages[number])
+                stored.append(number)
+
+        in_threads(4, use)
+        assert sum(map(len, lost)) >= 4
+        for number in stored:
+            with contextlib.suppress(PagesLost):
+                assert store.load(number) == pages[number].tobytes()
+
+
+# Workers that come and go.
+
+
+def test_a_worker_that_comes_takes_its_share_and_one_that_goes_leaves_nothing_behind() -> None:
+    pages = make_pages(16 * STRIPE)
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(scheduler_command())
+        stack.enter_context(worker_command(address))
+        stack.enter_context(worker_command(address))
+        client = stack.enter_context(Client(address, set_as_default=False))
+        store = stack.enter_context(ShardedStore(client, timeout_s=SLACK_S))
+        store.store(0, pages)
+        stack.enter_context(worker_command(address))
+        client.wait_for_workers(3, timeout=SLACK_S)
+        moved = store.rebalance()
+        assert len(store.shards) == 3
+        assert all(shard.pages for shard in store.shards)
+        assert moved <= len(pages) // 2, "no page moves but to the new one"
+        np.testing.assert_array_equal(store.load_many(range(len(pages))), pages)
+
+        client.retire_workers([store.shards[0].worker])
+        assert sum(shard.pages for shard in store.shards) == len(pages)
+        np.testing.assert_array_equal(store.load_many(range(len(pages))), pages)
+        assert store.recover() == []
+
+
+def test_a_worker_that_is_terminated_gives_its_pages_away_first() -> None:
+    pages = make_pages(6 * STRIPE)
+    with (
+        scheduler_command() as address,
+        worker_command(address),
+        worker_command(address) as doomed,
+        Client(address, set_as_default=False) as client,
+        ShardedStore(client, timeout_s=SLACK_S) as store,
+    ):
+        store.store(0, pages)
+        assert all(shard.pages for shard in store.shards)
+        doomed.terminate()
+        deadline = time.monotonic() + SLACK_S
+        while len(store.shards) > 1:
+            assert time.monotonic() < deadline
+            np.testing.assert_array_equal(store.load_many(range(0, len(pages), 97)), pages[::97])
+        np.testing.assert_array_equal(store.load_many(range(len(pages))), pages)
+
+
+def test_a_scheduler_started_anew_loses_all_by_name() -> None:
+    pages = make_pages(5)
+    with contextlib.ExitStack() as stack:
+        with scheduler_command() as address, worker_command(address):
+            client = stack.enter_context(Client(address, set_as_default=False))
+            store = stack.enter_context(ShardedStore(client, timeout_s=5.0))
+            store.store(10, pages)
+        port = address.rpartition(":")[2]
+        with scheduler_command("--port", port), worker_command(address):
+            deadline = time.monotonic() + SLACK_S
+            while client.status != "running" or not client.nthreads():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            with pytest.raises(PagesLost, match="10…14"):
+                store.load(12)
+            assert store.recover() == [range(10, 15)]
+            with pytest.raises(PageNotStored):
+                store.load(12)
+            store.store(12, pages[1])
+            assert store.load(12) == pages[1].tobytes()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 9), st.integers(1, 3), st.lists(st.integers(0, 2**54 - 1), max_size=40))
+def test_every_stripe_has_its_owners_and_keeps_them(
+    count: int, replicas: int, stripes: list[int]
+) -> None:
+    members = [(f"shard {number}", f"tcp://{number}") for number in range(count)]
+    all_of_them = Members(1, members, replicas)
+    fewer = Members(2, members[1:], replicas)
+    primaries = all_of_them.primaries(np.array(stripes, np.int64)).tolist()
+    for stripe, primary in zip(stripes, primaries, strict=True):
+        owners = all_of_them.owners(stripe)
+        assert owners[0] == all_of_them.members[primary]
+        assert len(set(owners)) == min(replicas, count)
+        kept = [owner for owner in owners if owner != members[0]]
+        assert list(fewer.owners(stripe)[: len(kept)]) == kept

@@ -139,6 +139,9 @@ and written back a second, rejections by cause, workers and their load, groups, 
 how long calls take, of a random one in 64 since the last look, or ever if none was timed since.
 The store's process has to call store.share(), and belong to the same user. Without an address
 the one store that is shared is shown. q quits.
+
+--dask shows the sharded stores (batchzip.dask.ShardedStore) of a Dask cluster: of each shard its pages,
+its pool against its limit, what it has spilt to disk, and pages stored and loaded a second.
 """
 
 _TOP_EXAMPLES = """\
@@ -147,6 +150,7 @@ examples:
   batchzip top 4711                  that of process 4711
   batchzip top /proc/4711/fd/12      by its address: store.share().address
   batchzip top --once                one look, for pipes and files
+  batchzip top --dask tcp://host:8786   the sharded stores of a Dask cluster
 """
 
 
@@ -330,7 +334,13 @@ def _add_top(commands: Any) -> None:
     summary = "show a running store: size, ratio, traffic, rejections, workers, size classes"
     parser = _add(commands, "top", summary, _TOP, _TOP_EXAMPLES)
     add = parser.add_argument
-    add("address", nargs="?", metavar="ADDRESS", help="of store.share(), or a process id")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "address", nargs="?", metavar="ADDRESS", help="of store.share(), or a process id"
+    )
+    group.add_argument(
+        "--dask", metavar="SCHEDULER", help="address of a Dask scheduler, or of a sharded store"
+    )
     add(
         "--interval",
         type=seconds,

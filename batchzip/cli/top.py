@@ -1,7 +1,7 @@
-"""`batchzip top`: a live view of a store that shares itself.
+"""`batchzip top`: a live view of a store that shares itself, or of a Dask cluster's sharded stores.
 
     attach(address) ──▶ Snapshot, every interval ──▶ screen of two of them ──▶ rich.Live
-                                                    keys (q) ◀── stdin without line editing
+    scheduler ────────▶ Survey                      keys (q) ◀── stdin without line editing
 
 Whatever ends it (q, Ctrl-C, SIGTERM, SIGHUP, an owner that is gone), the way out is an exception
 through the `with` statements: Live gives back the screen and the cursor, then stdin gets back
@@ -19,8 +19,10 @@ import sys
 import termios
 import time
 import tty
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rich.live import Live
 
@@ -28,15 +30,27 @@ from batchzip.cli.output import make_console
 from batchzip.cli.snapshot import take_snapshot
 from batchzip.cli.top_screen import screen
 from batchzip.errors import BadArgument
+from batchzip.extras import load_extra
 from batchzip.store.reach import why_unreachable
 from batchzip.store.view import attach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from rich.console import Console
+    from rich.console import RenderableType
 
-    from batchzip.store.view import StoreView
+T = TypeVar("T")
+Look_contra = TypeVar("Look_contra", contravariant=True)
+
+
+class Draw(Protocol[Look_contra]):
+    """Draws a look and the one before, of so many lines; None: of all there are."""
+
+    def __call__(
+        self, now: Look_contra, before: Look_contra | None, *, height: int | None
+    ) -> RenderableType:
+        """Draw them."""
+
 
 _SHARED = re.compile(r".*/batchzip-[^/]*/socket \(deleted\)")
 """What the descriptor of a shared store is a link to."""
@@ -47,6 +61,7 @@ class Options:
     """What the command line said; the address may be a process id."""
 
     address: str | None
+    dask: str | None
     interval: float
     once: bool
 
@@ -56,23 +71,31 @@ def run(options: Options) -> int:
 
     Raises BatchzipError or OSError where there is no store to be seen, or no longer.
     """
-    with attach(_address(options.address)) as view:
-        console = make_console()
-        if options.once or not sys.stdout.isatty():
-            console.print(screen(take_snapshot(view), None, height=None))
+    with ExitStack() as stack:
+        if options.dask is None:
+            view = stack.enter_context(attach(_address(options.address)))
+            _show(options, partial(take_snapshot, view), screen)
         else:
-            _watch(view, console, options.interval)
+            load_extra("distributed", extra="dask", needed_by="batchzip top --dask")
+            from batchzip.cli.cluster import Cluster, cluster_screen  # noqa: PLC0415 - it needs that
+
+            cluster = stack.enter_context(Cluster(options.dask))
+            _show(options, cluster.survey, cluster_screen)
     return 0
 
 
-def _watch(view: StoreView, console: Console, interval_s: float) -> None:
+def _show(options: Options, look: Callable[[], T], draw: Draw[T]) -> None:
+    console = make_console()
+    if options.once or not sys.stdout.isatty():
+        console.print(draw(look(), None, height=None))
+        return
     with _ended_by_signals(), _keys() as pressed:
-        before = take_snapshot(view)
+        before = look()
         with Live(console=console, screen=True, auto_refresh=False) as live:
-            live.update(screen(before, None, height=console.height), refresh=True)
-            while not _wants_to_quit(pressed, interval_s):
-                now = take_snapshot(view)
-                live.update(screen(now, before, height=console.height), refresh=True)
+            live.update(draw(before, None, height=console.height), refresh=True)
+            while not _wants_to_quit(pressed, options.interval):
+                now = look()
+                live.update(draw(now, before, height=console.height), refresh=True)
                 before = now
 
 

@@ -32,7 +32,8 @@ import time
 import uuid
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from distributed.core import Status
@@ -40,8 +41,11 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol import pickle
 
 from batchzip.dask.members import Members
+from batchzip.dask.page import add_page
+from batchzip.dask.probe import check_from_scheduler, probe, unavailable
 from batchzip.dask.record import STRIPE
 from batchzip.dask.service import install
+from batchzip.dask.survey import survey
 from batchzip.dask.wire import DIRECTORY, GONE, OK, SHARD, STALE, Answer, failed
 from batchzip.errors import BatchzipError, ClusterLost
 
@@ -233,12 +237,15 @@ class Directory(SchedulerPlugin):
         self._retire = scheduler.handlers["retire_workers"]
         scheduler.handlers[DIRECTORY] = self.handle
         scheduler.handlers["retire_workers"] = self.retire_workers
+        add_page(scheduler, partial(survey, scheduler, self.stores))
 
     async def handle(self, method: str, store: str = "", **arguments: Any) -> Answer:
         """Answer a client or a shard."""
         try:
             if method == "renew":
                 return self._renew(**arguments)
+            if method == "survey":
+                return {"status": OK, "survey": asdict(await survey(self._scheduler, self.stores))}
             if method == "leave":
                 return await self._leave_all(**arguments)
             if method == "create":
@@ -273,6 +280,7 @@ class Directory(SchedulerPlugin):
             raise ClusterLost(f"the cluster has no workers at {missing}")
         if not here:
             raise ClusterLost("the cluster has no workers")
+        await check_from_scheduler(self._scheduler, here)
         store = _Store(options, bound, 0, epoch)
         store.joining.update(here)
         opened = await asyncio.gather(*(self._open(name, store, one) for one in here))
@@ -497,6 +505,12 @@ class Directory(SchedulerPlugin):
             return
         store.joining.add(address)
         try:
+            reasons = await probe(self._scheduler.rpc, [address])
+            if reasons:
+                error = unavailable(reasons, {address: worker.name})
+                store.refused[address] = failed(error)["error"]
+                _LOG.warning("Worker %s has no shard of store %s: %s", address, name, error)
+                return
             _, shard, answer = await self._open(name, store, address)
             if store.ended or address not in self._scheduler.workers:
                 await self._close_shard(address, shard)
@@ -518,7 +532,9 @@ class Directory(SchedulerPlugin):
         store.advance()
         self._push_all(name, store)
         until = time.monotonic() + timeout_s
-        while store.shards and (store.holds(shard) or store.is_moving()) and time.monotonic() < until:
+        while (
+            store.shards and (store.holds(shard) or store.is_moving()) and time.monotonic() < until
+        ):
             if shard not in store.leaving or store.ended:
                 return
             await asyncio.sleep(_LOOK_S)
@@ -553,7 +569,9 @@ class Directory(SchedulerPlugin):
             await asyncio.sleep(left_s)
             if what.lease_until > time.monotonic() and await self._lives(shard, what):
                 return
-        _LOG.warning("Shard %s of store %s on worker %s is lost: %s", shard, name, what.address, reason)
+        _LOG.warning(
+            "Shard %s of store %s on worker %s is lost: %s", shard, name, what.address, reason
+        )
         store.lose(shard, reason)
         self._push_all(name, store)
 
@@ -605,7 +623,7 @@ class Directory(SchedulerPlugin):
             if store.options["elastic"]:
                 self._begin(self._join(name, store, worker))
 
-    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # type: ignore[override]
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Give the shards of a worker up that is gone."""
         for name, store in self.stores.items():
             store.refused.pop(worker, None)
@@ -647,7 +665,9 @@ class Directory(SchedulerPlugin):
         # Together: what leaves with one is not moved to another that leaves, too.
         for address in list(workers):
             for store in self.stores.values():
-                store.refused.setdefault(address, failed(ClusterLost("it is being retired"))["error"])
+                store.refused.setdefault(
+                    address, failed(ClusterLost("it is being retired"))["error"]
+                )
         await asyncio.gather(*(self._leave_all(address, _DRAIN_S) for address in list(workers)))
         return await self._retire(*arguments, **options)
 

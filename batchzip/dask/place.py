@@ -73,7 +73,9 @@ class _Folio:
 class Place:
     """A shard as a client sees it."""
 
-    def __init__(self, rpc: Callable[[str], Any], member: Member, client: str, page_size: int) -> None:
+    def __init__(
+        self, rpc: Callable[[str], Any], member: Member, client: str, page_size: int
+    ) -> None:
         self.member = member
         self._worker = rpc(member.address)
         self._client = client

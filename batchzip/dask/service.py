@@ -104,7 +104,9 @@ class ShardService:
         answer = await getattr(worker, SHARD)(method=method, shard=shard, **arguments)
         return {"status": GONE} if answer is None else answer
 
-    async def ask_directory(self, method: str, within_s: float = _ASK_S, **arguments: Any) -> Answer:
+    async def ask_directory(
+        self, method: str, within_s: float = _ASK_S, **arguments: Any
+    ) -> Answer:
         """Ask the directory."""
         scheduler: Any = self.worker.scheduler
         question = getattr(scheduler, DIRECTORY)(method=method, **arguments)

@@ -19,6 +19,7 @@ import asyncio
 import itertools
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,8 +29,9 @@ from distributed.protocol import pickle
 from batchzip.dask.directory import NAME, Directory
 from batchzip.dask.members import Members
 from batchzip.dask.place import MESSAGE_BYTES, Place, Unanswered
+from batchzip.dask.probe import acheck_scheduler
 from batchzip.dask.record import STRIPE, Record, cut, joined
-from batchzip.dask.wire import DIRECTORY, ERROR, GONE, OK, Answer, error_of
+from batchzip.dask.wire import DIRECTORY, ERROR, GONE, Answer, error_of
 from batchzip.errors import ClosedError, ClusterLost, PageNotStored, PagesLost
 from batchzip.store import Counters
 
@@ -76,6 +78,10 @@ class ShardStatus:
     """None of a lost one."""
     max_pool_bytes: int | None
     """The limit of its pool."""
+    page_stores: int
+    """Pages that were stored there."""
+    page_loads: int
+    """Pages that were loaded from there."""
     moving: int
     """Stripes that are still to be brought here, or to others from here."""
 
@@ -125,6 +131,11 @@ class Session:
         self._undoing: set[asyncio.Future[None]] = set()
         self._ended = False
 
+    @property
+    def scheduler_address(self) -> str:
+        """The scheduler's address, as the client has it."""
+        return str(self._scheduler.address)
+
     # The directory.
 
     async def create(self, options: dict[str, Any], workers: Sequence[str] | None) -> None:
@@ -142,6 +153,7 @@ class Session:
 
     async def _place_directory(self) -> None:
         """Have the scheduler keep a directory, unless it does."""
+        await acheck_scheduler(self._client)
         register = self._client._register_scheduler_plugin  # noqa: SLF001 - the public one is not for both kinds
         try:
             await asyncio.wait_for(register(Directory(), NAME, idempotent=True), self.timeout_s)
@@ -185,7 +197,9 @@ class Session:
             raise error_of(answer)
         return answer  # type: ignore[no-any-return]
 
-    async def _ask_for(self, method: str, within_s: float = _DIRECTORY_S, **arguments: Any) -> Answer:
+    async def _ask_for(
+        self, method: str, within_s: float = _DIRECTORY_S, **arguments: Any
+    ) -> Answer:
         """Ask the directory something about the store. Raise ClusterLost if it is not there any more."""
         answer = await self._ask(method, within_s + self.timeout_s, **arguments)
         if answer["status"] == GONE:
@@ -340,7 +354,7 @@ class Session:
 
     def _former_loss(self) -> PagesLost:
         ranges = self._former.ranges(lambda _: True)
-        return PagesLost(str(self._scheduler.address), self._why_former, ranges)
+        return PagesLost(self.scheduler_address, self._why_former, ranges)
 
     async def _check_lost(self, indices: Iterable[int], stripes: Iterable[int]) -> None:
         """Raise PagesLost if one of the indices is lost, and PageNotStored if it only might have been."""
@@ -412,16 +426,20 @@ class Session:
 
     async def _undo(self, numbers: Sequence[int], first: int, count: int) -> None:
         """Have no shard keep, or get, what was to be stored; as far as they answer."""
-        try:
+        with suppress(ClusterLost):
             await self._drop(numbers, first, count)
-        except ClusterLost:
-            pass  # there are none
-        self._record.discard(first, count)
+        for stripe, at, number in cut(first, count):
+            if stripe not in self._lost:  # what was there is lost, and stays so
+                self._record.discard(at, number)
 
     async def _drop(self, numbers: Sequence[int], first: int, count: int) -> int:
         """Have all shards that may have some of these pages forget them; how many there were."""
         until = time.monotonic() + self.timeout_s
-        left = [(at, number) for _, at, number in cut(first, count)] if _is_short(first, count) else None
+        left = (
+            [(at, number) for _, at, number in cut(first, count)]
+            if _is_short(first, count)
+            else None
+        )
         dropped = 0
         while True:
             epoch = self._members.epoch
@@ -474,10 +492,10 @@ class Session:
             return reason
         return int(answer["pages"])
 
-    async def naming(self, indices: Iterable[int], work: Awaitable[T]) -> T:
+    async def naming(self, indices: Iterable[int], work: Callable[[], Awaitable[T]]) -> T:
         """Do work about pages; if it ends as the cluster is lost, and these with it, name them."""
         try:
-            return await work
+            return await work()
         except PagesLost:
             raise
         except ClusterLost as error:
@@ -489,10 +507,8 @@ class Session:
 
     def gone(self, reason: str) -> ClusterLost:
         """Return the error that says that nothing can be reached any more, and names what was stored."""
-        ranges = joined(
-            self._record.ranges(lambda _: True) + self._former.ranges(lambda _: True)
-        )
-        address = str(self._scheduler.address)
+        ranges = joined(self._record.ranges(lambda _: True) + self._former.ranges(lambda _: True))
+        address = self.scheduler_address
         return PagesLost(address, reason, ranges) if ranges else ClusterLost(reason)
 
     async def load(self, index: int) -> Bytes:
@@ -569,7 +585,9 @@ class Session:
         except PageNotStored:
             return False
         answer, _ = await self._insist(
-            index // STRIPE, lambda place, epoch: place.ask("has", epoch=epoch, index=index), lost=True
+            index // STRIPE,
+            lambda place, epoch: place.ask("has", epoch=epoch, index=index),
+            lost=True,
         )
         return bool(answer["has"])
 
@@ -635,6 +653,8 @@ class Session:
             answer["pages"],
             pickle.loads(answer["counters"]),
             answer["max_pool_bytes"],
+            answer["page_stores"],
+            answer["page_loads"],
             answer["moving"],
         )
 
@@ -644,7 +664,9 @@ class Session:
             return []
         found = {id(loss): loss for loss in (await self._losses()).values()}
         return [
-            ShardStatus(loss.address, 0, loss.reason, loss.record.count(lambda _: True), None, None, 0)
+            ShardStatus(
+                loss.address, 0, loss.reason, loss.record.count(lambda _: True), None, None, 0, 0, 0
+            )
             for loss in found.values()
         ]
 
@@ -732,4 +754,6 @@ def _is_short(first: int, count: int) -> bool:
 
 
 def _common(one: range, other: range) -> range:
-    return range(max(one.start, other.start), max(one.start, other.start, min(one.stop, other.stop)))
+    return range(
+        max(one.start, other.start), max(one.start, other.start, min(one.stop, other.stop))
+    )

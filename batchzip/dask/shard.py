@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from distributed.protocol import to_serialize
-from distributed.system import MEMORY_LIMIT
 
 from batchzip.dask.members import Member, Members
 from batchzip.dask.record import STRIPE, Record, cut
+from batchzip.dask.shard_limits import store_options
 from batchzip.dask.wire import GONE, OK, Answer, Stale, dump
 from batchzip.engine import Engine
 from batchzip.errors import BatchzipError, CorruptPage, PageNotStored
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
-
-    from distributed import Worker
 
     from batchzip.buffers import Bytes
     from batchzip.dask.service import ShardService
@@ -102,8 +100,9 @@ class Shard:
         options = {"backend": "sequential", **engine}
         self._engine = Engine(**options)
         try:
-            limits = shard_limits(service.worker, memory_fraction, spill=spill)
-            self._store = SwapStore(self._engine, **{**limits, **store})
+            others = [shard.pages for shard in service.shards.values()]
+            limits = store_options(service.worker, memory_fraction, spill=spill, others=others)
+            self.pages: SwapStore = SwapStore(self._engine, **{**limits, **store})
         except BaseException:
             self._engine.close()
             raise
@@ -121,7 +120,9 @@ class Shard:
         if state.get("epoch", 0) > self.epoch:
             members = [(str(name), str(address)) for name, address in state["members"]]
             self.members = Members(state["epoch"], members, state["replicas"])
-            self._pulls = {stripe: [tuple(one) for one in where] for stripe, where in state["pulls"]}
+            self._pulls = {
+                stripe: [tuple(one) for one in where] for stripe, where in state["pulls"]
+            }
             self._pushes = {stripe: [tuple(one) for one in to] for stripe, to in state["pushes"]}
             self.epoch = state["epoch"]
         discards = state.get("discards")
@@ -164,19 +165,17 @@ class Shard:
         self, where: npt.NDArray[np.int64], at: npt.NDArray[np.intp], errors: dict[int, bytes]
     ) -> Bytes:
         try:
-            return self._store.load_many(where)
+            return self.pages.load_many(where)
         except BatchzipError:
             pages = []
             for index, position in zip(where.tolist(), at.tolist(), strict=True):
                 try:
-                    pages.append(np.frombuffer(self._store.load(index), np.uint8))
+                    pages.append(np.frombuffer(self.pages.load(index), np.uint8))
                 except BatchzipError as error:
                     errors[position] = dump(error)
             return np.stack(pages) if pages else np.empty((0, self.page_size), np.uint8)
 
-    async def put(
-        self, epoch: int, client: str, folios: Sequence[Folio], pages: Bytes
-    ) -> Answer:
+    async def put(self, epoch: int, client: str, folios: Sequence[Folio], pages: Bytes) -> Answer:
         """Store folios, each of them all or not; the answer has an error, or nothing, for each.
 
         A folio is a number, which the client gives it, and runs (index, count).
@@ -221,13 +220,16 @@ class Shard:
         """Count the pages, and give the counters; of an epoch, all are counted that move to this shard."""
         if epoch is not None:
             await self._admit(epoch, list(self._pulls))
-        counters = self._store.counters
+        counters = self.pages.counters
+        group = self.pages.status()["groups"][""]
         return {
             "status": OK,
             "pid": os.getpid(),
             "pages": self._record.count(self._is_primary),
             "counters": dump(counters),
-            "max_pool_bytes": self._store.max_pool_bytes,
+            "max_pool_bytes": self.pages.max_pool_bytes,
+            "page_stores": group["page_stores"],
+            "page_loads": group["page_loads"],
             "moving": len(self._pulls) + len(self._pushes),
         }
 
@@ -354,9 +356,7 @@ class Shard:
 
     # Pages. What SwapStore does is done in threads; what is known of it, in the event loop.
 
-    async def _put(
-        self, client: str, folios: Sequence[Folio], pages: Bytes
-    ) -> list[bytes | None]:
+    async def _put(self, client: str, folios: Sequence[Folio], pages: Bytes) -> list[bytes | None]:
         """Store folios that were not stored or undone before; return an error, or None, for each."""
         work: list[tuple[int, int, Sequence[Run], Bytes]] = []
         errors: list[bytes | None] = [None] * len(folios)
@@ -382,11 +382,11 @@ class Shard:
         at = 0
         try:
             for index, count in runs:
-                self._store.store(index, np.ascontiguousarray(pages[at : at + count]))
+                self.pages.store(index, np.ascontiguousarray(pages[at : at + count]))
                 at += count
         except BatchzipError as error:
             for index, count in runs:
-                self._store.invalidate(index, count)
+                self.pages.invalidate(index, count)
             return dump(error)
         return None
 
@@ -403,7 +403,7 @@ class Shard:
     async def _drop(self, runs: Sequence[Run]) -> int:
         """Forget pages; how many there were."""
         counts = await self._in_thread(
-            lambda: [self._store.invalidate(index, count) for index, count in runs]
+            lambda: [self.pages.invalidate(index, count) for index, count in runs]
         )
         self._know(runs, stored=False)
         return int(sum(counts))
@@ -436,7 +436,12 @@ class Shard:
     # Other owners.
 
     async def _forward(
-        self, epoch: int, client: str, folios: Sequence[Folio], pages: Bytes, errors: list[bytes | None]
+        self,
+        epoch: int,
+        client: str,
+        folios: Sequence[Folio],
+        pages: Bytes,
+        errors: list[bytes | None],
     ) -> None:
         """Have the other owners store what was stored here, and drop what was not.
 
@@ -618,11 +623,11 @@ class Shard:
     def _store_beyond(self, runs: Sequence[Run], pages: Bytes) -> bytes | None:
         error = self._store_runs(runs, pages)
         if error is not None:
-            limit, self._store.max_pool_bytes = self._store.max_pool_bytes, None
+            limit, self.pages.max_pool_bytes = self.pages.max_pool_bytes, None
             try:
                 error = self._store_runs(runs, pages)
             finally:
-                self._store.max_pool_bytes = limit
+                self.pages.max_pool_bytes = limit
         return error
 
     async def _discard(self, stripes: Sequence[int]) -> None:
@@ -644,18 +649,10 @@ class Shard:
     def close(self) -> None:
         """Release everything."""
         self._ended = True
-        self._store.close()
+        self.pages.close()
         self._engine.close()
 
 
 def stripes_of(runs: Iterable[Run]) -> list[int]:
     """Return the stripes of runs in order."""
     return sorted({stripe for index, count in runs for stripe, _, _ in cut(index, count)})
-
-
-def shard_limits(worker: Worker, fraction: float, *, spill: bool) -> dict[str, Any]:
-    limit = worker.memory_manager.memory_limit or MEMORY_LIMIT
-    return {
-        "max_pool_bytes": int(limit * fraction),
-        "backing": worker.local_directory if spill else None,
-    }

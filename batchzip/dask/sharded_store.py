@@ -16,17 +16,18 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import uuid
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from distributed import Client, get_client, get_worker
 
-from batchzip import buffers
 from batchzip.checks import as_fraction, as_index, as_integer, as_seconds
+from batchzip.dask.connect import aconnect, connect
 from batchzip.dask.session import Session, ShardStatus
 from batchzip.dask.wire import dump
-from batchzip.errors import BadArgument, ClusterLost, PageNotStored
+from batchzip.errors import BadArgument, ClosedError, ClusterLost, PageNotStored
 from batchzip.lifetime import Owned
 from batchzip.store.arguments import (
     MAX_INDEX,
@@ -88,6 +89,9 @@ class ShardedStore(Owned):
     `aload`, …  Bound to its process.
     """
 
+    _elsewhere: tuple[str, float] | None = None
+    """Address and timeout of one that is not yet attached."""
+
     def __init__(
         self,
         client: Client,
@@ -105,8 +109,9 @@ class ShardedStore(Owned):
                 f"client must be a distributed.Client that is not asynchronous, not {shown(client)}"
             )
         options = _options(workers, replicas, engine, store, memory_fraction, spill, timeout_s)
-        self._begin(client, uuid.uuid4().hex, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
-        self._run(self._session.create(*options))
+        session = _session(client, uuid.uuid4().hex, float(timeout_s))
+        self._run_in(client, session, session.create(*options))
+        self._take(client, session)
         super().__init__()
 
     @classmethod
@@ -126,9 +131,10 @@ class ShardedStore(Owned):
         if not isinstance(client, Client) or not client.asynchronous:
             raise BadArgument(f"client must be an asynchronous Client, not {shown(client)}")
         options = _options(workers, replicas, engine, store, memory_fraction, spill, timeout_s)
+        session = _session(client, uuid.uuid4().hex, float(timeout_s))
+        await cls._await_in(client, session, session.create(*options))
         made = cls.__new__(cls)
-        made._begin(client, uuid.uuid4().hex, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
-        await made._session.create(*options)
+        made._take(client, session)
         Owned.__init__(made)
         return made
 
@@ -139,74 +145,120 @@ class ShardedStore(Owned):
         Without a client, a task uses its worker's; elsewhere the current one is used if it has the same
         scheduler, or one is made, and closed with the store. Raise ClusterLost if the store is not there.
         """
+        made = cls._absent(address, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
+        made._open(client)
+        return made
+
+    @classmethod
+    async def aattach(
+        cls, address: str, client: Client | None = None, *, timeout_s: float = 60.0
+    ) -> Self:
+        """Open a store that another process made, in an asyncio program, as `attach`."""
+        made = cls._absent(address, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
+        await made._aopen(client)
+        return made
+
+    @classmethod
+    def _absent(cls, address: str, timeout_s: float) -> Self:
+        """Return what is a store with its first use: pickles are made and read where none can be opened."""
+        _split(address)
+        made = cls.__new__(cls)
+        made._elsewhere = address, timeout_s
+        Owned.__init__(made)
+        return made
+
+    def _open(self, client: Client | None = None) -> None:
+        """Attach to the store that this is to be."""
+        address, timeout_s = self._elsewhere  # type: ignore[misc] # it is absent
         scheduler, name = _split(address)
-        timeout_s = as_seconds(timeout_s, "timeout_s", least=_LEAST_S)
         own = None
         if client is None:
             client = _client_here(scheduler)
         if client is None:
-            try:
-                client = own = Client(scheduler, set_as_default=False, timeout=timeout_s)
-            except (OSError, ValueError) as error:
-                raise ClusterLost(f"no scheduler at {scheduler}: {error}") from None
-        made = cls.__new__(cls)
-        made._begin(client, name, timeout_s)
-        made._own_client = own
+            client = own = connect(scheduler, timeout_s)
+        session = _session(client, name, timeout_s)
         try:
-            made._run(made._session.attach())
+            self._run_in(client, session, session.attach())
         except BaseException:
             if own is not None:
                 own.close()
             raise
-        Owned.__init__(made)
-        return made
+        if self._elsewhere is None:  # another thread was faster
+            self._run_in(client, session, session.detach())
+        else:
+            self._take(client, session, own)
 
-    @classmethod
-    async def aattach(cls, address: str, client: Client, *, timeout_s: float = 60.0) -> Self:
-        """Open a store that another process made, with an asynchronous client."""
-        _, name = _split(address)
-        made = cls.__new__(cls)
-        made._begin(client, name, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
-        await made._session.attach()
-        Owned.__init__(made)
-        return made
+    async def _aopen(self, client: Client | None = None) -> None:
+        address, timeout_s = self._elsewhere  # type: ignore[misc] # it is absent
+        scheduler, name = _split(address)
+        own = None
+        if client is None:
+            client = _client_here(scheduler)
+        if client is None:
+            client = own = await aconnect(scheduler, timeout_s)
+        session = _session(client, name, timeout_s)
+        try:
+            await self._await_in(client, session, session.attach())
+        except BaseException:
+            if own is not None:
+                await own.close()
+            raise
+        if self._elsewhere is None:
+            await self._await_in(client, session, session.detach())
+        else:
+            self._take(client, session, own)
 
-    def _begin(self, client: Client, name: str, timeout_s: float) -> None:
-        if client.status != "running":
-            raise ClusterLost(f"the client is not connected, but {client.status}")
-        self._client = client
-        self._own_client: Client | None = None
-        self._session = Session(client, name, timeout_s)
+    def _take(self, client: Client, session: Session, own: Client | None = None) -> None:
+        self._client, self._session, self._own_client = client, session, own
+        self._letting_go = weakref.finalize(self, _let_go, client, session)
+        self._letting_go.atexit = False
+        self._elsewhere = None
 
     @property
     def page_size(self) -> int:
         """Bytes of a page."""
+        self._enter()
         return self._session.page_size
 
     @property
     def address(self) -> str:
         """What `attach` takes: the scheduler's address, and the store's name."""
-        scheduler: Any = self._client.scheduler
-        return f"{scheduler.address}{_MARK}{self._session.name}"
+        if self._elsewhere is not None:
+            return self._elsewhere[0]
+        return f"{self._session.scheduler_address}{_MARK}{self._session.name}"
 
     def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[override] # another can attach
-        self._enter()
-        return _attach, (self.address, self._session.timeout_s)
+        if self._unusable:
+            self._refuse()
+        timeout_s = self._elsewhere[1] if self._elsewhere else self._session.timeout_s
+        return _unpickle, (self.address, timeout_s)
 
     def _enter(self) -> None:
         if self._unusable:
             self._refuse()
+        if self._elsewhere is not None:
+            self._open()
+
+    async def _aenter(self) -> None:
+        if self._unusable:
+            self._refuse()
+        if self._elsewhere is not None:
+            await self._aopen()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._run_in(self._client, self._session, work)
+
+    @classmethod
+    def _run_in(cls, client: Client, session: Session, work: Coroutine[Any, Any, T]) -> T:
         """Have work done in the client's event loop, and wait for it."""
-        loop = self._loop(work)
+        loop = _loop_of(client, session, work)
         with suppress(RuntimeError):
             if asyncio.get_running_loop() is loop:
                 work.close()
                 raise BadArgument(
                     "this is the client's own event loop, where nothing may wait: await aload, astore, …"
                 )
-        begun = self._submit(loop, work)
+        begun = _submit(loop, session, work)
         try:
             while True:
                 try:
@@ -214,42 +266,27 @@ class ShardedStore(Owned):
                 except concurrent.futures.TimeoutError:
                     if begun.done():
                         return begun.result()
-                    if loop.is_closed() or self._client.status == "closed":
-                        raise self._session.gone("the client is closed") from None
+                    if loop.is_closed() or client.status == "closed":
+                        raise session.gone("the client is closed") from None
         except BaseException as error:
             if not begun.done() and not isinstance(error, ClusterLost):
                 # An interrupt. What was begun is ended or undone before anything else is done.
                 begun.cancel()
+                idle = asyncio.run_coroutine_threadsafe(session.idle(), loop)
                 with suppress(BaseException):
-                    self._wait_for_end(loop)
+                    idle.result(session.timeout_s)
             raise
 
-    def _wait_for_end(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.run_coroutine_threadsafe(self._session.idle(), loop).result(self._session.timeout_s)
-
     async def _await(self, work: Coroutine[Any, Any, T]) -> T:
+        return await self._await_in(self._client, self._session, work)
+
+    @staticmethod
+    async def _await_in(client: Client, session: Session, work: Coroutine[Any, Any, T]) -> T:
         """Have work done in the client's event loop, and await it in this one."""
-        loop = self._loop(work)
+        loop = _loop_of(client, session, work)
         if asyncio.get_running_loop() is loop:
             return await work
-        return await asyncio.wrap_future(self._submit(loop, work))
-
-    def _loop(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
-        client_loop: Any = self._client.loop
-        loop: asyncio.AbstractEventLoop = client_loop.asyncio_loop
-        if self._client.status == "closed" or loop.is_closed():
-            work.close()
-            raise self._session.gone("the client is closed")
-        return loop
-
-    def _submit(
-        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]
-    ) -> concurrent.futures.Future[T]:
-        try:
-            return asyncio.run_coroutine_threadsafe(work, loop)
-        except RuntimeError:  # it was closed just now
-            work.close()
-            raise self._session.gone("the client is closed") from None
+        return await asyncio.wrap_future(_submit(loop, session, work))
 
     # Pages.
 
@@ -260,16 +297,17 @@ class ShardedStore(Owned):
         indices lie in a stripe of 512 that is lost; nothing is stored at any of the indices then. Readers may see
         the parts of a folio that spans stripes, or has more than a MiB, one after the other.
         """
+        self._enter()
         self._run(self._store(index, pages))
 
     async def astore(self, index: SupportsIndex, pages: Buffer | Sequence[Buffer]) -> None:
         """Store a folio, as `store`. Its pages must not change until it is stored."""
+        await self._aenter()
         await self._await(self._store(index, pages))
 
     def _store(
         self, index: SupportsIndex, pages: Buffer | Sequence[Buffer]
     ) -> Coroutine[Any, Any, None]:
-        self._enter()
         matrix = as_pages(pages, self.page_size)
         if isinstance(matrix, list):
             matrix = np.frombuffer(b"".join(matrix), np.uint8).reshape(-1, self.page_size)
@@ -299,17 +337,15 @@ class ShardedStore(Owned):
 
     async def aload(self, index: SupportsIndex, out: Buffer | None = None) -> Buffer:
         """Return the bytes of one page, as `load`. Many that are awaited at once travel together."""
-        self._enter()
+        await self._aenter()
         view = None if out is None else as_out(out, self.page_size)
         return self._given(await self._await(self._load(_stored(index))), view, out)
 
     def _load(self, index: int) -> Coroutine[Any, Any, Bytes]:
-        return self._session.naming((index,), self._session.load(index))
+        return self._session.naming((index,), lambda: self._session.load(index))
 
-    def _load_many(
-        self, where: npt.NDArray[np.int64], pages: Bytes
-    ) -> Coroutine[Any, Any, None]:
-        return self._session.naming(where.tolist(), self._session.load_many(where, pages))
+    def _load_many(self, where: npt.NDArray[np.int64], pages: Bytes) -> Coroutine[Any, Any, None]:
+        return self._session.naming(where.tolist(), lambda: self._session.load_many(where, pages))
 
     @staticmethod
     def _given(page: Bytes, view: memoryview | None, out: Buffer | None) -> Buffer:
@@ -325,6 +361,7 @@ class ShardedStore(Owned):
 
         `out` is an array, or a flat buffer, to fill; it is undefined where this raises, as `load` does.
         """
+        self._enter()
         where, pages = self._room(indices, out)
         if len(where):
             self._run(self._load_many(where, pages))
@@ -334,6 +371,7 @@ class ShardedStore(Owned):
         self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
     ) -> Bytes:
         """Return pages, as `load_many`."""
+        await self._aenter()
         where, pages = self._room(indices, out)
         if len(where):
             await self._await(self._load_many(where, pages))
@@ -342,7 +380,6 @@ class ShardedStore(Owned):
     def _room(
         self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None
     ) -> tuple[npt.NDArray[np.int64], Bytes]:
-        self._enter()
         where = as_indices(indices)
         if len(where) and (where < 0).any():
             raise PageNotStored(int(where[where < 0][0]))
@@ -357,7 +394,7 @@ class ShardedStore(Owned):
 
     async def ainvalidate(self, index: SupportsIndex, count: SupportsIndex = 1) -> int:
         """Forget pages, as `invalidate`."""
-        self._enter()
+        await self._aenter()
         return await self._await(self._session.invalidate(*as_range(index, count)))
 
     def __contains__(self, index: SupportsIndex) -> bool:
@@ -367,7 +404,7 @@ class ShardedStore(Owned):
 
     async def acontains(self, index: SupportsIndex) -> bool:
         """Return whether a page is stored. Raise PagesLost if it is lost."""
-        self._enter()
+        await self._aenter()
         where = as_index(index)
         return 0 <= where <= MAX_INDEX and await self._await(self._session.contains(where))
 
@@ -379,7 +416,7 @@ class ShardedStore(Owned):
 
     async def alen(self) -> int:
         """Return the number of pages. Raise PagesLost if some are lost."""
-        self._enter()
+        await self._aenter()
         return await self._await(self._session.count())
 
     def __bool__(self) -> bool:
@@ -400,7 +437,7 @@ class ShardedStore(Owned):
 
     async def ashards(self) -> tuple[ShardStatus, ...]:
         """Return every shard, and those whose pages are lost."""
-        self._enter()
+        await self._aenter()
         return await self._await(self._session.shards())
 
     def recover(self) -> list[range]:
@@ -415,7 +452,7 @@ class ShardedStore(Owned):
 
     async def arecover(self) -> list[range]:
         """Forget what is lost, and return it, as `recover`."""
-        self._enter()
+        await self._aenter()
         return await self._await(self._session.recover())
 
     def rebalance(self) -> int:
@@ -429,33 +466,41 @@ class ShardedStore(Owned):
 
     async def arebalance(self) -> int:
         """Give each worker its part, as `rebalance`."""
-        self._enter()
+        await self._aenter()
         return await self._await(self._session.rebalance())
 
     def _close(self) -> None:
-        with suppress(ClusterLost, TimeoutError, concurrent.futures.TimeoutError):
+        if self._elsewhere is not None:
+            return
+        self._letting_go.detach()
+        with suppress(ClusterLost, concurrent.futures.TimeoutError):
             work = self._session.detach()
-            loop = self._loop(work)
+            loop = _loop_of(self._client, self._session, work)
+            begun = _submit(loop, self._session, work)
             with suppress(RuntimeError):
                 if asyncio.get_running_loop() is loop:
-                    # It is told, and nobody can wait for it here.
-                    self._closing = loop.create_task(work)
-                    return
-            self._submit(loop, work).result(_CLOSE_S)
+                    return  # it is told, and nobody can wait for it here
+            begun.result(_CLOSE_S)
         if self._own_client is not None:
             self._own_client.close()
 
     async def aclose(self) -> None:
-        """Close it, in an asyncio program."""
-        if self._unusable is None:
+        """Release it, in an asyncio program; further calls do nothing."""
+        if self._unusable is not None:
+            return
+        self._unusable = (ClosedError, f"this {type(self).__name__} is closed")
+        self._released = True
+        if self._elsewhere is None:
+            self._letting_go.detach()
             with suppress(ClusterLost):
                 await self._await(self._session.detach())
-        self._session = self._session
-        self._released = True
-        self.close()
+            if self._own_client is not None:
+                closing = self._own_client.close()
+                if closing is not None:
+                    await closing
 
     async def __aenter__(self) -> Self:
-        self._refuse()
+        await self._aenter()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -506,14 +551,49 @@ def _client_here(scheduler: str) -> Client | None:
     """Return a client of that scheduler that is already here, or None."""
     with suppress(ValueError):
         if get_worker().scheduler.address == scheduler:
-            return get_client()
+            client: Client = get_client()
+            return client
     with suppress(ValueError):
-        current = Client.current()
+        current: Client = Client.current()
         current_scheduler: Any = current.scheduler
         if current_scheduler.address == scheduler and not current.asynchronous:
             return current
     return None
 
 
-def _attach(address: str, timeout_s: float) -> ShardedStore:
-    return ShardedStore.attach(address, timeout_s=timeout_s)
+def _session(client: Client, name: str, timeout_s: float) -> Session:
+    if client.status != "running":
+        raise ClusterLost(f"the client is not connected, but {client.status}")
+    return Session(client, name, timeout_s)
+
+
+def _loop_of(
+    client: Client, session: Session, work: Coroutine[Any, Any, Any]
+) -> asyncio.AbstractEventLoop:
+    client_loop: Any = client.loop
+    loop: asyncio.AbstractEventLoop = client_loop.asyncio_loop
+    if client.status == "closed" or loop.is_closed():
+        work.close()
+        raise session.gone("the client is closed")
+    return loop
+
+
+def _submit(
+    loop: asyncio.AbstractEventLoop, session: Session, work: Coroutine[Any, Any, T]
+) -> concurrent.futures.Future[T]:
+    try:
+        return asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:  # it was closed just now
+        work.close()
+        raise session.gone("the client is closed") from None
+
+
+def _let_go(client: Client, session: Session) -> None:
+    """Detach a store that nobody has any more, without waiting."""
+    with suppress(ClusterLost):
+        work = session.detach()
+        _submit(_loop_of(client, session, work), session, work)
+
+
+def _unpickle(address: str, timeout_s: float) -> ShardedStore:
+    return ShardedStore._absent(address, timeout_s)  # noqa: SLF001 - the same module

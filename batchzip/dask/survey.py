@@ -1,0 +1,203 @@
+"""Survey: how the sharded stores of a cluster stand, as `batchzip top --dask` and the dashboard's page show it.
+
+The scheduler's process makes it: it asks each shard for its figures. It travels as plain numbers and texts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from distributed.protocol import pickle
+
+from batchzip.dask.wire import DIRECTORY, OK, SHARD
+from batchzip.errors import ClusterLost
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from distributed import Scheduler
+
+    from batchzip.dask.directory import _Store
+    from batchzip.dask.sharded_store import ShardedStore
+
+_ASK_S = 2.0
+"""Seconds that a shard has for its figures."""
+
+_ANSWER_S = 10.0
+"""Seconds that the scheduler has for all of them."""
+
+_REFUSALS = (
+    "pool_limit_hit",
+    "reject_alloc_fail",
+    "reject_compress_poor",
+    "reject_compress_fail",
+    "reject_reclaim_fail",
+)
+"""Counters of what a shard had no room for, or could not do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFigures:
+    """A shard, as it was asked."""
+
+    worker: str
+    """Its address."""
+    name: str
+    """The worker's name."""
+    trouble: str
+    """Why there are no figures: its worker did not answer, or is gone. Empty where all is well."""
+    pid: int = 0
+    pages: int = 0
+    """Pages it has now, without those that are copies of another shard's."""
+    page_stores: int = 0
+    """Pages stored since it was made, copies included."""
+    page_loads: int = 0
+    pool_bytes: int = 0
+    pool_limit_bytes: int | None = None
+    file_bytes: int = 0
+    """Bytes that it has spilt to its worker's disk."""
+    refusals: int = 0
+    """Times that there was no room in its pool, or a page could not be compressed."""
+    moving: int = 0
+    """Stripes that it has still to get from others, or to give them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFigures:
+    """A store."""
+
+    store: str
+    """Its name on the scheduler."""
+    page_size: int
+    replicas: int
+    epoch: int
+    clients: int
+    """Clients that have it open."""
+    lost_stripes: int
+    """Stripes of 512 pages of which some are lost, until somebody recovers."""
+    shards: tuple[ShardFigures, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All sharded stores of a scheduler."""
+
+    scheduler: str
+    taken_s: float
+    """Of the scheduler's monotonic clock."""
+    stores: tuple[StoreFigures, ...]
+
+    @classmethod
+    def of(cls, message: dict[str, Any]) -> Survey:
+        """Return what `dataclasses.asdict` made a message of."""
+        stores = []
+        for store in message["stores"]:
+            shards = tuple(ShardFigures(**shard) for shard in store["shards"])
+            stores.append(StoreFigures(**{**store, "shards": shards}))
+        return cls(message["scheduler"], message["taken_s"], tuple(stores))
+
+    def rate(
+        self, what: str, store: StoreFigures, shard: ShardFigures, before: Survey | None
+    ) -> float | None:
+        """Return how much a figure of a shard grew a second since then; None if it was not there."""
+        for earlier in () if before is None or shard.trouble else before.stores:
+            for one in earlier.shards:
+                same = (earlier.store, one.worker, one.pid) == (
+                    store.store,
+                    shard.worker,
+                    shard.pid,
+                )
+                if same and before is not None and not one.trouble:
+                    grown: int = getattr(shard, what) - getattr(one, what)
+                    return grown / (self.taken_s - before.taken_s)
+        return None
+
+
+async def ask_survey(scheduler: Any, timeout_s: float) -> Survey | None:
+    """Ask a scheduler by its RPC how its stores stand; None if it never had one."""
+    asking = getattr(scheduler, DIRECTORY)(method="survey")
+    answer = await asyncio.wait_for(asking, timeout_s)
+    return None if answer is None else Survey.of(answer["survey"])
+
+
+def survey_of(store: ShardedStore) -> StoreFigures:
+    """Ask how one store stands. Raise ClusterLost where it is not there, or its scheduler does not answer."""
+    store._enter()  # noqa: SLF001 - a part of it, as what follows
+    scheduler = store._client.scheduler  # noqa: SLF001
+    try:
+        found = store._run(ask_survey(scheduler, _ANSWER_S))  # noqa: SLF001
+    except TimeoutError:
+        raise ClusterLost(f"the scheduler has not answered in {_ANSWER_S:g} s") from None
+    except OSError as error:
+        raise ClusterLost(f"the scheduler is gone: {error}") from error
+    for one in () if found is None else found.stores:
+        if store.address.endswith(f"/{one.store}"):
+            return one
+    raise ClusterLost("the store is not there any more: `recover` makes it anew")
+
+
+async def survey(scheduler: Scheduler, stores: Mapping[str, _Store]) -> Survey:
+    """Ask all shards of all stores; in the scheduler's event loop."""
+    found = await asyncio.gather(
+        *(_store_of(scheduler, name, store) for name, store in list(stores.items()))
+    )
+    return Survey(str(scheduler.address), time.monotonic(), tuple(found))
+
+
+async def _store_of(scheduler: Scheduler, name: str, store: _Store) -> StoreFigures:
+    members = {**store.shards, **store.leaving}
+    shards = await asyncio.gather(
+        *(_shard_of(scheduler, shard, one.address) for shard, one in members.items())
+    )
+    return StoreFigures(
+        store=name,
+        page_size=store.page_size,
+        replicas=store.options["replicas"],
+        epoch=store.epoch,
+        clients=len(store.clients),
+        lost_stripes=len(store.lost),
+        shards=(*shards, *_lost_of(store)),
+    )
+
+
+async def _shard_of(scheduler: Scheduler, shard: str, address: str) -> ShardFigures:
+    state = scheduler.workers.get(address)
+    name = "" if state is None else str(state.name)
+    asking = getattr(scheduler.rpc(address), SHARD)(method="status", shard=shard, epoch=None)
+    try:
+        answer = await asyncio.wait_for(asking, _ASK_S)
+    except TimeoutError:
+        return ShardFigures(address, name, f"no answer in {_ASK_S:g} s")
+    except Exception as error:  # noqa: BLE001 - of the network, mostly
+        return ShardFigures(address, name, f"no answer ({type(error).__name__}: {error})")
+    if answer is None or answer["status"] != OK:
+        return ShardFigures(address, name, "the worker has no such shard any more")
+    counters = pickle.loads(answer["counters"])
+    return ShardFigures(
+        worker=address,
+        name=name,
+        trouble="",
+        pid=answer["pid"],
+        pages=answer["pages"],
+        page_stores=answer["page_stores"],
+        page_loads=answer["page_loads"],
+        pool_bytes=counters.pool_total_size,
+        pool_limit_bytes=answer["max_pool_bytes"],
+        file_bytes=counters.backing_file_size,
+        refusals=sum(getattr(counters, one) for one in _REFUSALS),
+        moving=answer["moving"],
+    )
+
+
+def _lost_of(store: _Store) -> list[ShardFigures]:
+    """Return the workers that are gone, and have taken pages with them."""
+    stripes: dict[tuple[str, str], int] = {}
+    for lost in store.lost.values():
+        stripes[lost.address, lost.reason] = stripes.get((lost.address, lost.reason), 0) + 1
+    return [
+        ShardFigures(address, "", f"lost ({reason}): pages of {count} stripes")
+        for (address, reason), count in stripes.items()
+    ]
