@@ -417,7 +417,7 @@ def _connected(options: Options) -> Client:
     end = time.monotonic() + options.limit_s
     while True:
         try:
-            return Client(options.scheduler, set_as_default=False, timeout=10)
+            return Client(options.scheduler, set_as_default=False, timeout=60)
         except OSError:
             if time.monotonic() > end:
                 raise

@@ -59,6 +59,7 @@ def faulty_run(
         return run.end(losses=losses)
 
 
+@pytest.mark.stress
 def test_without_faults_nothing_is_lost(
     tmp_path: Path, report_verdict: Callable[[Verdict], None]
 ) -> None:
