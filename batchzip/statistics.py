@@ -55,6 +55,29 @@ class WorkerStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Where batches of one operation and size are done, this machine or a cluster, and why.
+
+    Speeds are bytes of pages per second while such batches were under way at that place, as measured last;
+    None: not measured.
+    """
+
+    operation: str
+    """compress or decompress."""
+    below_bytes: int | None
+    """Batches of fewer bytes of pages than this, and of as many as the kind before has; None: of any more."""
+    place: str
+    """local or sent: where they are done now, but for trials."""
+    local_speed: float | None
+    sent_speed: float | None
+    local_bytes: int
+    """Bytes of pages that were done there, trials included."""
+    sent_bytes: int
+    trials: int
+    """Times that the other place was tried."""
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """What an engine did. Figures of work under way may be a batch apart from each other."""
 
@@ -66,3 +89,5 @@ class Statistics:
     """Workers that died and were replaced."""
     workers: tuple[WorkerStatistics, ...] = ()
     """The workers that run now."""
+    placements: tuple[Placement, ...] = ()
+    """Where batches are done, for a backend that chooses: the dask backend."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import os
+import random
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import dask
 import numpy as np
 import pytest
 from dask_cluster import dask_cluster, offload_thread
+from dask_commands import other_environment, scheduler_command, worker_command
 from distributed import Client
 from distributed.protocol import serialize
 from faulty_codec import KILL, KILL_ONCE, FaultyCodec
@@ -26,6 +30,7 @@ from batchzip import (
     DecompressBatch,
     Engine,
     MissingExtra,
+    RequestCancelled,
 )
 from batchzip.codecs import make_codec
 from batchzip.request import Request
@@ -34,17 +39,19 @@ from batchzip.testing.plain import (
     SLACK_S,
     Plain,
     check_round_trip,
+    in_threads,
     make_pages,
 )
 from batchzip_dask import DaskBackend
-from batchzip_dask.flight import Flight
-from batchzip_dask.share import run_share
+from batchzip_dask.flight import Flight, Parcel
+from batchzip_dask.share import as_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from batchzip import Backend
+    from batchzip.batch import Batch
 
 pytestmark = pytest.mark.slow
 
@@ -90,13 +97,38 @@ class TestDask(BackendContract):
 
     @classmethod
     def make_backend(cls) -> Backend:
+        return DaskBackend(os.environ[_ADDRESS], local="never")
+
+
+@pytest.mark.usefixtures("cluster")
+class TestDaskOrLocal(BackendContract):
+    """The same where the backend chooses, with trials that come often."""
+
+    codecs = ("zstd",)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls, request: pytest.FixtureRequest) -> Iterator[Engine]:
+        """As above."""
+        with LeakCheck(), cls.make_engine(request.param) as engine:
+            for operation in (CompressBatch, DecompressBatch):
+                engine.run(operation(list(make_pages(2))))  # what starts with the first batch
+            while not any(one.name == "batchzip-requests" for one in threading.enumerate()):
+                engine.submit(CompressBatch(make_pages(300))).wait(SLACK_S)  # and with one here
+            yield engine
+            places = engine.statistics.placements
+            assert {one.operation for one in places} == {"compress", "decompress"}
+            assert all(one.local_bytes and one.sent_bytes for one in places)
+
+    @classmethod
+    def make_backend(cls) -> Backend:
         return DaskBackend(os.environ[_ADDRESS])
 
 
 def test_the_clients_of_others_are_used_and_left_open(cluster: str) -> None:
     with Client(cluster, set_as_default=False) as client:
         for _ in range(2):
-            with Engine("lz4", backend=DaskBackend(client)) as engine:
+            with Engine("lz4", backend=DaskBackend(client, local="never")) as engine:
                 check_round_trip(engine, make_pages(100))
         assert client.submit(sum, [1, 2]).result(SLACK_S) == 3
 
@@ -134,9 +166,8 @@ def test_without_the_extra_the_error_has_the_command_that_installs_it(
 def test_a_share_is_a_few_buffers_whatever_its_number_of_pages(count: int) -> None:
     pages = make_pages(count)
     batch = CompressBatch([bytes(page) for page in pages])
-    flight = Flight(Request(batch), dask_codec(), threads=1)
-    share = flight.pack(range(count))
-    for message in (share, run_share(share)):
+    share = Parcel([(Flight(Request(batch)), range(count))]).pack(dask_codec())
+    for message in (as_task(share), as_task(share)()):
         header, frames = serialize(message)
         beside = sorted(memoryview(frame).nbytes for frame in frames)
         assert len(frames) <= 3
@@ -145,7 +176,7 @@ def test_a_share_is_a_few_buffers_whatever_its_number_of_pages(count: int) -> No
 
 def test_only_pages_that_were_done_count_as_bytes_out(cluster: str) -> None:
     pages = make_pages(50)
-    with Engine("lz4", backend=DaskBackend(cluster)) as engine:
+    with Engine("lz4", backend=DaskBackend(cluster, local="never")) as engine:
         batch = CompressBatch([*(bytes(page) for page in pages), b"odd"], page_size=4096)
         engine.compress(batch)
         done = engine.statistics
@@ -172,7 +203,7 @@ def dask_codec() -> bytes:
 
 def test_what_is_not_done_at_the_deadline_timed_out_and_the_rest_is_right(cluster: str) -> None:
     pages = make_pages(100)
-    with Engine(SlowCodec(0.02), backend=DaskBackend(cluster)) as engine:
+    with Engine(SlowCodec(0.02), backend=DaskBackend(cluster, local="never")) as engine:
         check_round_trip(engine, pages[:4])
         batch = engine.submit(CompressBatch(pages), deadline_s=0.6).wait(SLACK_S)
         assert set(batch.errors.tolist()) <= {0, -errno.ETIMEDOUT}
@@ -185,7 +216,7 @@ def test_what_is_not_done_at_the_deadline_timed_out_and_the_rest_is_right(cluste
 
 def test_an_interrupt_ends_a_batch_and_the_engine_goes_on(cluster: str) -> None:
     pages = make_pages(200)
-    with Engine(SlowCodec(0.02), backend=DaskBackend(cluster)) as engine:
+    with Engine(SlowCodec(0.02), backend=DaskBackend(cluster, local="never")) as engine:
         check_round_trip(engine, pages[:4])
         batch = CompressBatch(pages)
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
@@ -200,7 +231,7 @@ def test_an_interrupt_ends_a_batch_and_the_engine_goes_on(cluster: str) -> None:
 
 def test_bytes_of_pages_that_failed_are_not_counted(cluster: str) -> None:
     pages = make_pages(100)
-    with Engine("lz4", backend=DaskBackend(cluster)) as engine:
+    with Engine("lz4", backend=DaskBackend(cluster, local="never")) as engine:
         batch = CompressBatch(pages)
         engine.compress(batch)
         sources = [bytes(output) for output in batch.outputs()]
@@ -221,7 +252,10 @@ def test_a_worker_killed_in_the_middle_changes_no_result(tmp_path: Path) -> None
     flag.touch()
     codec = FaultyCodec(os.getpid(), str(flag))
     pages = marked(make_pages(5000), KILL_ONCE, 777)
-    with dask_cluster(2) as address, Engine(codec, backend=DaskBackend(address)) as engine:
+    with (
+        dask_cluster(2) as address,
+        Engine(codec, backend=DaskBackend(address, local="never")) as engine,
+    ):
         batch = CompressBatch(pages)
         engine.compress(batch)
         assert not flag.exists(), "a worker was killed"
@@ -238,7 +272,7 @@ def test_pages_that_kill_every_worker_are_eownerdead_and_the_engine_goes_on() ->
     codec = FaultyCodec(os.getpid())
     with (
         dask_cluster(1, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0") as address,
-        Engine(codec, backend=DaskBackend(address)) as engine,
+        Engine(codec, backend=DaskBackend(address, local="never")) as engine,
     ):
         batch = CompressBatch(marked(make_pages(16), KILL, 7))
         engine.compress(batch)
@@ -248,11 +282,11 @@ def test_pages_that_kill_every_worker_are_eownerdead_and_the_engine_goes_on() ->
 
 def test_a_scheduler_that_is_gone_and_workers_that_never_come_are_said_so() -> None:
     with dask_cluster(0) as address:
-        with Engine("lz4", backend=DaskBackend(address, workerless_s=0.5)) as engine:
+        with Engine("lz4", backend=DaskBackend(address, local="never", workerless_s=0.5)) as engine:
             assert not engine.wait_ready(0.1)
             with pytest.raises(ClusterLost, match=f"{address} has had no workers for 0.5 s"):
                 engine.compress(CompressBatch(make_pages(100)))
-        engine = Engine("lz4", backend=DaskBackend(address))
+        engine = Engine("lz4", backend=DaskBackend(address, local="never"))
         request = engine.submit(CompressBatch(make_pages(100)))
     with engine:
         for _ in range(2):
@@ -261,3 +295,227 @@ def test_a_scheduler_that_is_gone_and_workers_that_never_come_are_said_so() -> N
             request = engine.submit(CompressBatch(make_pages(100)))
         with pytest.raises(ClusterLost):
             engine.compress(CompressBatch(make_pages(100)))
+
+
+# Several requests in one task.
+
+
+@pytest.fixture
+def parcels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests each task had pages of, in the order they were handed out."""
+    sizes: list[int] = []
+    pack = Parcel.pack
+
+    def note(parcel: Parcel, codec: bytes) -> object:
+        sizes.append(len(parcel.parts))
+        return pack(parcel, codec)
+
+    monkeypatch.setattr(Parcel, "pack", note)
+    return sizes
+
+
+def test_a_batch_alone_goes_at_once_and_many_go_together(cluster: str, parcels: list[int]) -> None:
+    with Engine("lz4", backend=DaskBackend(cluster, local="never")) as engine:
+        pages = make_pages(16)
+        engine.compress(CompressBatch(pages))
+        assert parcels == [1]
+        requests = [engine.submit(CompressBatch(pages)) for _ in range(200)]
+        expected = Plain(engine).compress(pages)
+        for request in requests:
+            assert request.wait(SLACK_S).outputs() == expected
+        assert sum(parcels) < 300, "few were divided"
+        assert len(parcels) < 60
+        done = engine.statistics.compress
+        assert (done.batches, done.divided, done.pages) == (201, 201, 201 * 16)
+        assert done.bytes_out == 201 * sum(map(len, expected))
+
+
+class Submitted(NamedTuple):
+    """A request, and what must become of it."""
+
+    request: Request[Any]
+    expected: Batch
+    """The same batch, done by the sequential backend."""
+    may_end: bool
+    """Whether it has a deadline, or is cancelled."""
+
+
+def submit_some(engine: Engine, plain: Engine, seed: int) -> list[Submitted]:
+    """Submit batches of all kinds, some of which end early."""
+    rng = random.Random(seed)
+    submitted = []
+    for number in range(30):
+        pages = [bytes(page) for page in make_pages(rng.choice([2, 3, 16, 40, 700]), seed=number)]
+        capacity = rng.choice([2 * 4096, 2 * 4096, 1500, 3])
+        if rng.random() < 0.3:
+            pages[rng.randrange(len(pages))] = b"of another size"
+        twins: list[Batch] = [
+            CompressBatch(pages, page_size=4096, capacity=capacity) for _ in range(2)
+        ]
+        if rng.random() < 0.5:
+            packed = CompressBatch(make_pages(len(pages), seed=number))
+            plain.compress(packed)
+            srcs = [bytes(output) for output in packed.outputs()]
+            for bad in (b"", b"bad", bytes(9000)):
+                srcs[rng.randrange(len(srcs))] = bad
+            twins = [DecompressBatch(srcs) for _ in range(2)]
+        plain.run(twins[1])
+        ends = rng.random() < 0.3
+        deadline_s = rng.choice([0, 0.005, 0.02]) if ends and rng.random() < 0.6 else None
+        request = engine.submit(twins[0], deadline_s=deadline_s)
+        if ends and deadline_s is None:
+            request.cancel()
+        submitted.append(Submitted(request, twins[1], ends))
+    return submitted
+
+
+def outputs_of(batch: Batch) -> list[bytes]:
+    if isinstance(batch, DecompressBatch):
+        return [bytes(page) for page in batch.pages]
+    assert isinstance(batch, CompressBatch)
+    return [bytes(output) for output in batch.outputs()]
+
+
+@pytest.mark.parametrize("local", ["never", "auto"])
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_travels_together_each_batch_has_what_the_sequential_backend_gives(
+    cluster: str, seed: int, local: Literal["never", "auto"]
+) -> None:
+    ended: list[Submitted] = []
+
+    def work(thread: int) -> None:
+        ended.extend(submit_some(engine, plain, 10 * seed + thread))
+
+    with (
+        Engine("lz4", backend=DaskBackend(cluster, local=local)) as engine,
+        Engine("lz4", backend="sequential") as plain,
+    ):
+        in_threads(3, work)
+        for request, expected, may_end in ended:
+            with contextlib.suppress(RequestCancelled):
+                request.wait(SLACK_S)
+            batch = request.batch
+            done = ~np.isin(batch.errors, [-errno.ETIMEDOUT, -errno.ECANCELED])
+            assert may_end or done.all()
+            np.testing.assert_array_equal(batch.errors[done], expected.errors[done])
+            np.testing.assert_array_equal(batch.dlens[done], expected.dlens[done])
+            assert not batch.dlens[~done].any()
+            results = zip(outputs_of(batch), outputs_of(expected), batch.errors, strict=True)
+            assert all(output == other for output, other, error in results if not error)
+        statistics = engine.statistics
+    for operation, kind in ((CompressBatch, "compress"), (DecompressBatch, "decompress")):
+        certain = [one.expected for one in ended if not one.may_end]
+        least = sum(len(batch) for batch in certain if isinstance(batch, operation))
+        assert getattr(statistics, kind).pages >= least
+
+
+def test_a_worker_killed_with_pages_of_many_batches_changes_no_result(
+    tmp_path: Path, parcels: list[int]
+) -> None:
+    flag = tmp_path / "flag"
+    codec = FaultyCodec(os.getpid(), str(flag))
+    with (
+        dask_cluster(2) as address,
+        Engine(codec, backend=DaskBackend(address, local="never")) as engine,
+    ):
+        engine.compress(CompressBatch(make_pages(4)))
+        flag.touch()
+        work = [make_pages(16, seed=seed) for seed in range(100)]
+        marked(work[50], KILL_ONCE, 7)
+        requests = [engine.submit(CompressBatch(pages)) for pages in work]
+        plain = Plain(engine)
+        for pages, request in zip(work, requests, strict=True):
+            assert request.wait(SLACK_S).outputs() == plain.compress(pages)
+        assert not flag.exists(), "a worker was killed"
+        assert max(parcels) > 1
+        assert engine.statistics.compress.pages == 4 + 100 * 16
+
+
+def test_a_page_that_kills_every_worker_fails_its_own_batch_and_no_other() -> None:
+    codec = FaultyCodec(os.getpid())
+    with (
+        dask_cluster(1, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0") as address,
+        Engine(codec, backend=DaskBackend(address, local="never")) as engine,
+    ):
+        work = [make_pages(16, seed=seed) for seed in range(20)]
+        marked(work[10], KILL, 7)
+        requests = [engine.submit(CompressBatch(pages)) for pages in work]
+        errors = [set(request.wait(SLACK_S).errors.tolist()) for request in requests]
+        assert errors == [{0}] * 10 + [{-errno.EOWNERDEAD}] + [{0}] * 9
+
+
+# Workers that cannot.
+
+
+def test_a_worker_without_batchzip_is_named_when_the_engine_opens_and_when_it_joins_later(
+    tmp_path: Path,
+) -> None:
+    with (
+        scheduler_command() as address,
+        Client(address, set_as_default=False) as client,
+        Engine("lz4", backend=DaskBackend(client, local="never")) as engine,
+        worker_command(address, "--name", "odd one", **other_environment("missing", tmp_path)),
+    ):
+        pid = client.submit(os.getpid).result(SLACK_S)
+        command = r"pip install 'batchzip\[dask\]==.*(?s:.)*named odd one"
+        with pytest.raises(BackendUnavailable, match=command):
+            Engine("lz4", backend=DaskBackend(client))
+        for _ in range(2):
+            with pytest.raises(BackendUnavailable, match=command):
+                engine.compress(CompressBatch(make_pages(100)))
+        assert client.submit(os.getpid, pure=False).result(SLACK_S) == pid, "it lives on"
+
+
+# Here or there.
+
+
+def test_quick_codecs_stay_here_and_slow_ones_go(cluster: str) -> None:
+    pages = make_pages(256)
+    for codec, place in ((make_codec("lz4"), "local"), (SlowCodec(0.002), "sent")):
+        with Engine(codec, backend=DaskBackend(cluster)) as engine:
+            for _ in range(4):
+                engine.compress(CompressBatch(pages))
+            (placement,) = engine.statistics.placements
+            assert (placement.operation, placement.place) == ("compress", place)
+            assert placement.local_speed is not None
+            assert placement.sent_speed is not None
+            assert (placement.local_speed > placement.sent_speed) == (place == "local")
+            assert placement.local_bytes + placement.sent_bytes == 4 * pages.nbytes
+            assert engine.statistics.compress.pages == 4 * len(pages)
+
+
+def test_where_it_has_no_choice_it_sends(cluster: str) -> None:
+    with Engine("lz4", backend=DaskBackend(cluster, local="never")) as engine:
+        check_round_trip(engine, make_pages(100))
+        statistics = engine.statistics
+        assert (statistics.compress.inline_pages, statistics.placements) == (0, ())
+    with pytest.raises(BadArgument, match="local must be 'auto' or 'never', not 'always'"):
+        DaskBackend(cluster, local="always")  # type: ignore[arg-type] # that is the question
+
+
+def test_a_batch_within_a_callback_does_not_wait_for_its_own_thread(cluster: str) -> None:
+    with Engine("lz4", backend=DaskBackend(cluster, local="never")) as engine:
+        batch = CompressBatch(make_pages(50))
+        over = threading.Event()
+
+        def again(_: object) -> None:
+            engine.compress(batch)
+            over.set()
+
+        engine.submit(CompressBatch(make_pages(50))).add_done_callback(again)
+        assert over.wait(SLACK_S)
+        assert batch.outputs() == Plain(engine).compress(make_pages(50))
+
+
+def test_asyncio_goes_on_while_batches_are_on_the_cluster(cluster: str) -> None:
+    async def both(engine: Engine) -> int:
+        doing = asyncio.ensure_future(engine.compress_async(CompressBatch(make_pages(50))))
+        turns = 0
+        while not doing.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert not (await doing).has_errors
+        return turns
+
+    with Engine(SlowCodec(0.01), backend=DaskBackend(cluster, local="never")) as engine:
+        assert asyncio.run(both(engine)) > 10

@@ -124,7 +124,7 @@ def test_the_probe_asks_by_tls(client: Client) -> None:
 
 def test_a_sharded_store_travels_by_tls(client: Client) -> None:
     pages = make_pages(2 * STRIPE)
-    with ShardedStore(client) as store:
+    with ShardedStore(client, replicas=2) as store:  # so that shards talk to each other, too
         store.store(0, pages)
         np.testing.assert_array_equal(store.load_many(range(len(pages))), pages)
         assert {shard.worker for shard in store.shards} == set(client.nthreads())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+import sys
 import threading
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from dask_cluster import offload_thread
 from distributed import Client, LocalCluster, Scheduler, Worker, wait
 from distributed.core import Status
 from distributed.http.worker.prometheus.core import WorkerMetricCollector
+from distributed.spill import SpillBuffer
+from distributed.system_monitor import SystemMonitor
 
 from batchzip import PagesLost
 from batchzip.dask import ShardedStore, WorkerData
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 MIB = 1 << 20
+PART = MIB // 4
 SMALL = (WorkerData, {"memory_limit": 4 * MIB, "live": 0.25, "compressed": 0.1})
 """Not the workers' own limit: this process has more, and they would not work."""
 
@@ -175,7 +179,7 @@ def test_a_value_that_comes_as_the_worker_ends_makes_nothing() -> None:
 @pytest.mark.parametrize(
     ("limit", "options", "live"),
     [
-        ("64 MiB", {}, 64 * MIB * 3 // 10),
+        ("64 MiB", {}, 64 * MIB * 6 // 10),
         ("64 MiB", {"memory_limit": "32 MiB", "live": 0.5}, 16 * MIB),
         (0, {}, None),
         ("64 MiB", {"memory_limit": None}, None),
@@ -183,8 +187,10 @@ def test_a_value_that_comes_as_the_worker_ends_makes_nothing() -> None:
     ids=str,
 )
 def test_the_workers_own_limit_counts_unless_another_is_given(
-    limit: Any, options: dict[str, Any], live: int | None
+    limit: Any, options: dict[str, Any], live: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(SystemMonitor, "get_process_memory", lambda _: MIB)
+
     async def run() -> None:
         async with (
             a_cluster() as (scheduler, client),
@@ -192,7 +198,7 @@ def test_the_workers_own_limit_counts_unless_another_is_given(
         ):
             await client.scatter({"a": 1})
             data = is_ours(worker)
-            assert data.n == (live or np.iinfo(np.int64).max)
+            assert data.n == (live or sys.maxsize)
             assert data.evict() > 0
             assert await client.gather(await client.scatter({"b": 2})) == {"b": 2}
 
@@ -295,3 +301,100 @@ def test_data_that_a_worker_is_given_ends_with_it(tmp_path: Path) -> None:
 
     with LeakCheck():
         asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"engine": {"algorithm": "nix"}}, "UnknownAlgorithm: unknown algorithm 'nix'"),
+        ({"much": 1}, "unexpected keyword argument 'much'"),
+        ([1], "batchzip.worker-data has names and values, not [1]"),
+    ],
+    ids=str,
+)
+def test_a_preload_that_fails_leaves_a_worker_dasks_own_data(
+    settings: object, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with a_cluster() as (scheduler, client):
+            with dask.config.set({"batchzip.worker-data": settings}):
+                async with Worker(scheduler.address, preload=["batchzip.dask.preload"]) as worker:
+                    assert type(worker.data) is SpillBuffer
+                    assert await client.submit(sum, [1, 2]) == 3
+
+    with caplog.at_level("ERROR", "distributed.worker.memory"):
+        asyncio.run(run())
+    assert "WorkerData cannot be used; this worker spills as Dask does by itself" in caplog.text
+    assert said in caplog.text
+
+
+def test_a_preload_replaces_a_workers_data_wherever_dask_has_it() -> None:
+    async def run() -> None:
+        at_first = held()
+        async with a_cluster() as (scheduler, client):
+            settings = {"live": 0.5, "max-disk-bytes": 10**9, "engine": {"algorithm": "zstd"}}
+            with dask.config.set({"batchzip.worker-data": settings}):
+                async with Worker(
+                    scheduler.address, preload=["batchzip.dask.preload"], memory_limit="1 GiB"
+                ) as worker:
+                    data = is_ours(worker)
+                    assert worker.state.data is worker.memory_manager.data is data
+                    value = await client.submit(noise, 1, key="a")
+                    assert list(data) == ["a"]
+                    assert data.evict() >= MIB
+                    np.testing.assert_array_equal(
+                        await client.gather(client.submit(abs, value)), value
+                    )
+                    assert held() != at_first
+            assert held() == at_first
+
+    asyncio.run(run())
+
+
+def test_a_process_that_is_too_large_makes_the_pool_smaller_then_lets_it_grow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    others = 100 * PART
+
+    async def run() -> None:
+        async with (
+            a_cluster() as (scheduler, client),
+            Worker(scheduler.address, memory_limit=200 * PART, data=WorkerData) as worker,
+        ):
+            data = is_ours(worker)
+
+            def process_memory(_: object) -> int:
+                return int(others + data.fast.total_weight + data.counters.pool_total_size)
+
+            monkeypatch.setattr(SystemMonitor, "get_process_memory", process_memory)
+            monkeypatch.setattr("batchzip.dask.memory_limits._ASKED_S", -1.0)
+            work = client.map(counts, range(64), pure=False)
+            await wait(work)
+            assert data.disk, "with the others there is room for 40 parts of 64"
+            assert process_memory(None) <= 140 * PART
+            held = data.counters.pool_total_size
+            assert 0 < held <= 10 * PART, "half of what the others leave of 120 parts"
+            assert data.spilled_total.disk == 0
+
+            nonlocal others
+            others = 130 * PART  # then nothing is left, and Dask has values evicted
+            while data.fast and data.evict() > 0:
+                pass
+            assert len(data.fast) == 0
+            assert data.counters.pool_total_size <= PART
+            assert data.spilled_total.disk > 2 * PART
+            assert not data.fast, "nothing makes room any more, and Dask says so"
+
+            others = 50 * PART
+            sums = await client.gather(client.map(np.sum, work, pure=False))
+            assert sums == [counts(seed).sum() for seed in range(64)]
+            del work
+            work = client.map(counts, range(128), pure=False)
+            await wait(work)
+            assert data.counters.pool_total_size > 2 * PART, "it may grow again"
+
+    asyncio.run(run())
+
+
+def counts(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).poisson(3, PART // 8)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
-import time
 from typing import TYPE_CHECKING
 
 import pytest
-from command import COMMAND, assert_one_clear_line, assert_refused, cli
+from command import Screen, assert_one_clear_line, assert_refused, cli
 from rich.console import Console
 
 import batchzip
@@ -86,58 +80,6 @@ def owner() -> Iterator[Owner]:
     owner = Owner()
     yield owner
     owner.close()
-
-
-class Screen:
-    """The command on a terminal of its own, with all three of its streams."""
-
-    def __init__(self, *arguments: object, rows: int = 50) -> None:
-        self.master, self.slave = pty.openpty()
-        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 100, 0, 0))
-        self.before = termios.tcgetattr(self.slave)
-        others = {"NO_COLOR", "COLUMNS", "LINES"}  # the terminal says how large it is
-        environment = {name: os.environ[name] for name in os.environ if name not in others}
-        self.process = subprocess.Popen(
-            [*COMMAND, "top", "--interval", "0.1", *map(str, arguments)],
-            stdin=self.slave,
-            stdout=self.slave,
-            stderr=self.slave,
-            env={**environment, "TERM": "xterm"},
-            start_new_session=True,
-        )
-        self.seen = b""
-
-    def read_until(self, words: bytes) -> bytes:
-        """Read until `words` come after what was read before; what came."""
-        deadline = time.monotonic() + 60
-        start = len(self.seen)
-        while words not in self.seen[start:]:
-            left = max(0.0, deadline - time.monotonic())
-            assert select.select([self.master], [], [], left)[0], self.seen[start:]
-            self.seen += os.read(self.master, 65536)
-        return self.seen[start:]
-
-    def end(self, code: int) -> str:
-        """Wait for its end; what was left on the terminal, which must be as it was."""
-        deadline = time.monotonic() + 60
-        while self.process.poll() is None or select.select([self.master], [], [], 0)[0]:
-            assert time.monotonic() < deadline
-            if select.select([self.master], [], [], 0.05)[0]:
-                self.seen += os.read(self.master, 65536)
-        assert self.process.returncode == code, self.seen[-500:]
-        assert termios.tcgetattr(self.slave) == self.before
-        shown, _, left = self.seen.rpartition(b"\x1b[?1049l")
-        assert shown.count(b"\x1b[?1049h") == shown.count(b"\x1b[?1049l") + 1
-        assert self.seen.rindex(b"\x1b[?25h") > self.seen.rindex(b"\x1b[?25l")
-        assert b"Traceback" not in self.seen
-        return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", left.decode()).replace("\r\n", "\n")
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-        os.close(self.slave)
 
 
 @pytest.fixture

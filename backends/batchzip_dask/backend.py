@@ -3,9 +3,13 @@
     with Client("tcp://scheduler:8786") as client:
         with batchzip.Engine("zstd", level=19, backend=DaskBackend(client)) as engine: ...
 
-Where pages are done, what happens when a worker dies, and that new workers get their part, is Dask's
-business. A batch of one page is done by the caller. Two or more go to the cluster, which pays where
-compressing takes longer than sending: with strong algorithms, or where the caller's cores are busy.
+    execute, submit ─▶ Choices ─┬─▶ the local backend: threads, or the caller alone
+                                └─▶ RequestQueue ─▶ Lane ─▶ the cluster
+
+Where pages are done there, what happens when a worker dies, and that new workers get their part, is Dask's
+business. A batch of one page is done by the caller. Two or more go where they are done faster, by
+measurement (choice.py): to the cluster where compressing takes longer than sending, with strong algorithms or
+where the caller's cores are busy.
 
 A share is a task, and the task has its pages in it, so that the scheduler can give it to another worker
 when one dies. Rejected: scattering pages to workers first. They take one hop less, but what a dead
@@ -16,30 +20,61 @@ Threads: any number may run batches at once; one thread of each engine talks to 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import sys
 import threading
+import time
 import weakref
 from collections import Counter
-from typing import TYPE_CHECKING
+from dataclasses import astuple, replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
-from batchzip.backend import Backend
+import numpy as np
+
+from batchzip.backend import Backend, deadline_ns, is_native
+from batchzip.batch import CompressBatch, DecompressBatch
 from batchzip.checks import as_seconds
-from batchzip.errors import BadArgument, ClosedError, MissingExtra
+from batchzip.core.coder import Coders
+from batchzip.cpus import usable_cpus
+from batchzip.errors import BadArgument, ClosedError, EngineBusy, MissingExtra
+from batchzip.lanes import LanesBackend
+from batchzip.lanes.dispatcher import Dispatcher
 from batchzip.lanes.queue import RequestQueue
 from batchzip.request import Request
+from batchzip.statistics import OperationStatistics
+from batchzip.wording import shown
+from batchzip_dask.choice import LOCAL, SENT, Choices
+from batchzip_threads import ThreadsBackend
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from batchzip.batch import Batch
     from batchzip.codecs import Codec
+    from batchzip.core.ring import Ring
     from batchzip.statistics import Statistics
+    from batchzip_dask.choice import Turn
     from batchzip_dask.lane import Lane
 
 _ROOM_BYTES = 512 << 20
-"""Bytes of pages that may be submitted and not done: four times what is out at once."""
+"""Bytes of pages that may be submitted and not done."""
+
+_QUICK_S = 0.001
+"""Seconds of a batch that `submit` does itself: to have a thread do it takes a tenth of that."""
+
+_QUEUE_BATCHES = 2
+"""As `queue_batches`. Who waits for room has not chosen yet, and can be sent to the cluster when that is tried."""
+
+_UNDONE = [-errno.ETIMEDOUT, -errno.EOWNERDEAD, -errno.ECANCELED]
+"""Errors of pages that nobody has done."""
 
 _EXIT_S = 2.0
 """Seconds that requests under way may take at the interpreter's exit; queued ones are cancelled."""
+
+_SAMPLE_PAGES, _SAMPLE_S = 16, 0.05
+"""What is done here of the first batch to learn how long the rest would take: so much, or for so long."""
 
 
 class DaskBackend(Backend):
@@ -48,27 +83,34 @@ class DaskBackend(Backend):
     `cluster`            a `distributed.Client` that is not asynchronous, which stays the caller's, or a
                          scheduler's address. Default: the current client, else what Dask's own setting
                          `scheduler-address` (DASK_SCHEDULER_ADDRESS) says.
+    `local`              "auto": batches are done on this machine while that is faster; `statistics.placements`
+                         says what was done where, and how fast each was. "never": all of two pages and more
+                         are sent.
     `connect_timeout_s`  seconds to connect to an address.
     `workerless_s`       seconds that batches wait where the cluster has no workers; then ClusterLost.
 
     Pages whose workers die more often than `distributed.scheduler.allowed-failures` says get
-    -EOWNERDEAD, with all others of their share. Where the scheduler is gone, a batch raises
-    ClusterLost; where workers cannot run batchzip, BackendUnavailable. Results go through the scheduler,
-    or straight to a client made with `direct_to_workers=True`.
+    -EOWNERDEAD, with all others of their share; never those of another batch. Where the scheduler is gone, a
+    batch that was sent raises ClusterLost; where workers cannot run batchzip, BackendUnavailable. Results go
+    through the scheduler, or straight to a client made with `direct_to_workers=True`.
     """
 
     name = "dask"
+    asynchronous = True
 
     def __init__(
         self,
         cluster: str | Client | None = None,
         *,
         workers: int | None = None,
+        local: Literal["auto", "never"] = "auto",
         connect_timeout_s: float = 10.0,
         workerless_s: float = 30.0,
     ) -> None:
         if workers is not None:
             raise BadArgument("the dask backend has the cluster's workers: leave workers= out")
+        if local not in ("auto", "never"):
+            raise BadArgument(f"local must be 'auto' or 'never', not {shown(local)}")
         connect_timeout_s = as_seconds(connect_timeout_s, "connect_timeout_s")
         workerless_s = as_seconds(workerless_s, "workerless_s")
         try:
@@ -78,45 +120,51 @@ class DaskBackend(Backend):
         self.workerless_s = workerless_s
         self.worked: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         """What the cluster did, by operation; the lane's thread writes it."""
+        self.threads = 0
+        """Threads of all workers, as far as is known; the lane's thread writes it."""
         self._cluster = Cluster(cluster, connect_timeout_s=connect_timeout_s)
+        self._keeps = local == "auto"
+        self._local: LanesBackend | None = None
+        self._choices = Choices(self._may_send)
+        self._inline = _Inline()
         self._lane: Lane | None = None
         self._lane_lock = threading.Lock()
         self._closed = False
 
     def open(self, codec: Codec, page_size: int) -> None:
-        """Connect to the scheduler; raises BackendUnavailable if it does not answer."""
-        from distributed.protocol import pickle  # noqa: PLC0415 - as above
+        """Connect to the scheduler, and see that its workers can run batchzip.
 
-        from batchzip_dask.flight import MOST_BYTES  # noqa: PLC0415
+        Raise BackendUnavailable if it does not answer, or if a worker cannot.
+        """
+        from batchzip_dask.cluster import pickled  # noqa: PLC0415 - as above
+        from batchzip_dask.lane import MOST_BYTES  # noqa: PLC0415
 
         super().open(codec, page_size)
         self.batch_size = max(2, MOST_BYTES // page_size)
-        self._codec: bytes = pickle.dumps(codec)
+        self._pickled = pickled(codec)
         self._requests = RequestQueue(max(1, _ROOM_BYTES // page_size))
         self._cluster.open()
         try:
+            self._cluster.check_workers()
             self.threads = self._cluster.threads()
+            if self._keeps:
+                self._sampling = Coders(codec, page_size)
+                self._local = _make_local(codec)
+                self._local.open(codec, page_size)
         except BaseException:
             self._cluster.close()
             raise
 
     def wait_ready(self, timeout_s: float) -> bool:
-        """Wait until the cluster has a worker."""
-        return self._cluster.wait_for_worker(timeout_s)
+        """Wait until the cluster has a worker, and local threads work."""
+        until = time.monotonic() + timeout_s
+        if not self._cluster.wait_for_worker(timeout_s):
+            return False
+        local = self._local
+        return local is None or local.wait_ready(max(0.0, until - time.monotonic()))
 
-    def run(self, batch: Batch) -> None:
-        """Do a batch on the cluster."""
-        batch.reset()
-        request = Request(batch)
-        lane = self._put(request, timeout_s=None, block=True)
-        try:
-            request.wait()
-        except BaseException:
-            if not request.done():  # an interrupt: nobody writes to the batch any more after this
-                request.deadline = -1.0
-                lane.wake()
-                request.wait()
-            raise
+    def _may_send(self) -> bool:
+        return self.threads > 0 and self._cluster.is_connected
 
     def execute(self, batch: Batch) -> None:
         """Do a batch; one page in the calling thread."""
@@ -125,14 +173,100 @@ class DaskBackend(Backend):
         else:
             self.run(batch)
 
+    def run(self, batch: Batch) -> None:
+        """Do a batch here or on the cluster."""
+        turn = self._begin(batch)
+        done = 0
+        try:
+            if self._local is not None and turn is not None and turn.place == LOCAL:
+                self._local.execute(batch)
+            elif _is_lane_thread():  # a callback, that would wait for its own thread
+                self.run_inline(batch)
+            else:
+                self._send(batch)
+            done = self._done_bytes(batch)
+        finally:
+            if turn is not None:
+                turn.end(done)
+
+    def _send(self, batch: Batch) -> None:
+        batch.reset()
+        request = Request(batch)
+        lane = self._put(request, timeout_s=None, block=True)
+        try:
+            request.wait()
+        except BaseException:
+            if not request.done():  # an interrupt: nobody writes to the batch any more after this
+                self._requests.expire(request)
+                lane.wake()
+                request.wait()
+            raise
+
     def submit(
         self, request: Request[Batch], *, timeout_s: float | None = None, block: bool = True
     ) -> None:
-        """Queue a request; one page is done in the calling thread."""
+        """Queue a request, here or for the cluster; one page is done in the calling thread."""
         if len(request.batch) == 1:
             super().submit(request)
+            return
+        turn = self._begin(request.batch)
+        try:
+            if turn is not None:
+                request.add_done_callback(partial(self._note_end, turn))
+            if self._local is None or turn is None or turn.place == SENT:
+                self._put(request, timeout_s=timeout_s, block=block)
+            elif turn.seconds < _QUICK_S and not self._inline.active:
+                self._inline.active = True
+                try:
+                    super().submit(request)
+                finally:
+                    self._inline.active = False
+            elif not _is_lane_thread():
+                self._local.submit(request, timeout_s=timeout_s, block=block)
+            else:
+                # A callback: it must not wait for room that the other thread makes, whose callbacks may
+                # be waiting for this one.
+                try:
+                    self._local.submit(request, block=False)
+                except EngineBusy:
+                    self._put(request, timeout_s=timeout_s, block=block)
+        except BaseException as error:
+            if turn is not None:
+                turn.end(0)
+            # After an interrupt it may be queued all the same, and who submitted it never knows of it.
+            if not isinstance(error, (EngineBusy, ClosedError)) and not request.cancel():
+                request.wait()
+            raise
+
+    def _begin(self, batch: Batch) -> Turn | None:
+        """Choose where a batch is done; None: there is no choice."""
+        if self._local is None:
+            return None
+        size = len(batch) * self.page_size
+        return self._choices.begin(batch.operation, size, partial(self._sample, batch))
+
+    def _sample(self, batch: Batch) -> float:
+        """Do a few pages here, throw them away, and return bytes per second."""
+        inputs = batch.inputs(batch.order()[:_SAMPLE_PAGES])
+        sample: Batch
+        if batch.operation == CompressBatch.operation:
+            sample = CompressBatch(inputs, page_size=self.page_size)
         else:
-            self._put(request, timeout_s=timeout_s, block=block)
+            sample = DecompressBatch(inputs, page_size=self.page_size)
+        began = time.monotonic()
+        sample.pointers.run(self._sampling, deadline_ns(began + _SAMPLE_S))
+        done = len(sample) - int((sample.errors == -errno.ETIMEDOUT).sum())
+        return max(1, done) * self.page_size / max(1e-9, time.monotonic() - began)
+
+    def _note_end(self, turn: Turn, request: Request[Batch]) -> None:
+        done = 0
+        with contextlib.suppress(Exception):  # it is raised where it is waited for, too
+            done = self._done_bytes(request.wait())
+        turn.end(done)
+
+    def _done_bytes(self, batch: Batch) -> int:
+        undone = np.isin(batch.errors, _UNDONE).sum() if batch.has_errors else 0
+        return (len(batch) - int(undone)) * self.page_size
 
     def _put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> Lane:
         from batchzip_dask.lane import Lane  # noqa: PLC0415 - as above
@@ -141,11 +275,12 @@ class DaskBackend(Backend):
             if self._closed:
                 raise ClosedError("this engine is closed")
             if self._lane is None:
-                self._lane = Lane(self, self._cluster, self._requests, self._codec)
+                self._lane = Lane(self, self._cluster, self._requests, self._pickled)
                 self._end_lane = weakref.finalize(self, self._lane.abandon, _EXIT_S)
             lane = self._lane
-        if lane.is_here():
-            # A callback: it would wait for room that its own thread has to make.
+        if lane.is_here() or Dispatcher.is_here():
+            # A callback: it would wait for room that its own thread has to make, or that the other's
+            # has to, whose callbacks may be waiting for this one.
             self._requests.put_anyway(request)
         else:
             self._requests.put(request, timeout_s=timeout_s, block=block)
@@ -154,7 +289,17 @@ class DaskBackend(Backend):
 
     def statistics(self) -> Statistics:
         """Add up what was done here and by the cluster."""
-        return self.add_statistics(self.worked)
+        here = self.add_statistics(self.worked)
+        if self._local is None:
+            return here
+        local = self._local.statistics()
+        return replace(
+            here,
+            compress=_sum(here.compress, local.compress),
+            decompress=_sum(here.decompress, local.decompress),
+            errors=dict(Counter(here.errors) + Counter(local.errors)),
+            placements=self._choices.placements(),
+        )
 
     def close(self) -> None:
         """Finish every request, then let go of the cluster, whose workers go on."""
@@ -163,4 +308,48 @@ class DaskBackend(Backend):
         if self._lane is not None:
             self._lane.close()
             self._end_lane.detach()
+        if self._local is not None:
+            self._local.close()
         self._cluster.close()
+
+
+class _Inline(threading.local):
+    """Whether the thread does a request within `submit`: callbacks that submit again are not nested."""
+
+    active = False
+
+
+class _CallerAlone(LanesBackend):
+    """A backend without lanes: its caller does everything, and a thread what is submitted."""
+
+    name = "caller"
+
+    @property
+    def rings(self) -> tuple[Ring, ...]:
+        """None."""
+        return ()
+
+    def close(self) -> None:
+        """Finish every request."""
+        self.close_requests()
+
+
+def _make_local(codec: Codec) -> LanesBackend:
+    """Make what does batches here: threads where they can run the codec, and have CPUs."""
+    if is_native(codec) and usable_cpus() > 1:
+        local: LanesBackend = ThreadsBackend()
+    else:
+        local = _CallerAlone(workers=1)
+    local.queue_batches = _QUEUE_BATCHES
+    return local
+
+
+def _is_lane_thread() -> bool:
+    lane = sys.modules.get("batchzip_dask.lane")
+    return lane is not None and lane.Lane.is_here()
+
+
+def _sum(first: OperationStatistics, second: OperationStatistics) -> OperationStatistics:
+    return OperationStatistics(
+        *(a + b for a, b in zip(astuple(first), astuple(second), strict=True))
+    )

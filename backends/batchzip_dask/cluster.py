@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import uuid
 import weakref
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -17,15 +18,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dask
 from distributed import Client, default_client
+from distributed.protocol import pickle
 from distributed.scheduler import KilledWorker
 
-from batchzip.errors import BackendUnavailable, BadArgument, ClusterLost
-from batchzip_dask.share import Share, run_share
+from batchzip.dask.probe import TIMEOUT_S, check_workers
+from batchzip.errors import BackendUnavailable, BadArgument, BatchzipError, ClusterLost
+from batchzip_dask.share import as_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from batchzip_dask.share import Outcome
+    from batchzip.codecs import Codec
+    from batchzip_dask.share import Outcome, Share
 
     Tell: TypeAlias = Callable[[Outcome | BaseException], object]
 
@@ -93,20 +97,42 @@ class Cluster:
         scheduler = self.client.scheduler
         return self._given if isinstance(self._given, str) else str(scheduler and scheduler.address)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the scheduler is connected."""
+        return self.client.status == "running"
+
     def check(self) -> None:
         """Raise ClusterLost unless the scheduler is connected."""
-        if self.client.status != "running":
+        if not self.is_connected:
             raise ClusterLost(
                 f"the Dask scheduler at {self.address} is gone (the client is {self.client.status})"
             )
+
+    def named(self, error: BaseException) -> BatchzipError:
+        """Return what to raise where a share failed, as no share does where batchzip runs."""
+        if isinstance(error, BatchzipError):
+            return error
+        unavailable = BackendUnavailable(
+            f"a worker of the cluster at {self.address} cannot do a share: {error!r}"
+        )
+        unavailable.__cause__ = error
+        return unavailable
 
     def hand_out(self, share: Share, tell: Tell) -> Callable[[], None]:
         """Have a share done by some worker; `tell` is called with the outcome, or why there is none.
 
         What is returned drops the share: it is done no more if it was not begun, and nobody is told.
         """
-        future = self.client.submit(run_share, share, pure=False)
-        waiting = self._ask(_result_of(self.client, future), tell)
+        try:
+            future: Any = self.client.submit(
+                as_task(share), key=f"batchzip-{uuid.uuid4().hex}", pure=False
+            )
+        except Exception as error:
+            self.check()
+            raise self.named(error) from error
+        # Not the client's gather: where that is cancelled, it leaves tasks behind, which complain.
+        waiting = self._ask(future._result(), tell)  # noqa: SLF001
 
         def drop() -> None:
             waiting.cancel()
@@ -128,11 +154,15 @@ class Cluster:
 
         self._ask(count(), told)
 
+    def check_workers(self, timeout_s: float = TIMEOUT_S) -> None:
+        """Raise BackendUnavailable if a worker that is there now cannot run batchzip."""
+        check_workers(self.client, timeout_s=timeout_s)
+
     def threads(self) -> int:
         """Count the threads of all workers now."""
         try:
             return sum(self.client.nthreads().values())
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a client raises whose scheduler is going
             raise BackendUnavailable(
                 f"the Dask scheduler at {self.address} does not answer: {error}"
             ) from None
@@ -143,6 +173,9 @@ class Cluster:
             self.client.wait_for_workers(1, timeout=timeout_s)
         except TimeoutError:
             return False
+        except Exception as error:
+            self.check()
+            raise self.named(error) from error
         return True
 
     def _ask(
@@ -186,14 +219,19 @@ class Cluster:
         self._close_client()
 
 
+def pickled(codec: Codec) -> bytes:
+    """Pickle a codec as Dask would. Raise BadArgument where that cannot be done."""
+    try:
+        dumped: bytes = pickle.dumps(codec)
+    except Exception as error:
+        raise BadArgument(f"{codec} cannot be pickled for workers: {error}") from error
+    return dumped
+
+
 def _close_here(client: Client, pid: int) -> None:
     """Close a client in the process that made it: a forked child has no event loop to do it."""
     if os.getpid() == pid:
         client.close(timeout=_CLOSE_S)
-
-
-async def _result_of(client: Client, future: Any) -> Any:
-    return await client.gather(future, asynchronous=True)
 
 
 def _current() -> Client | str:

@@ -1,23 +1,33 @@
 """Lane: the thread through which an engine's requests go to the cluster and come back.
 
-    submit ─▶ RequestQueue ─▶ Flight ─▶ shares ─▶ scheduler ─▶ workers
-                                                                  │
-    request.finish ◀── batch ◀── Lane ◀── arrivals (a queue) ◀────┘ told by the client's event loop
+    submit ─▶ RequestQueue ─▶ Flights ─▶ Parcels ─▶ scheduler ─▶ workers
+                                                                    │
+    request.finish ◀── batch ◀── Lane ◀──── arrivals (a queue) ◀────┘ told by the client's event loop
 
 The client's event loop must never wait, and callbacks of requests may: so it only puts what arrives in a
 queue, and this thread does all that touches a batch. Rejected: a thread for each request (thousands may
 be under way); doing it in the event loop (a callback that waits for the next request would wait for
 ever, and the heartbeats with it).
 
-What is out is bounded in bytes, as it lies in the scheduler's memory on its way; more is cut when
-something came back. Which worker has a share, and that it is given to another when that one dies, is the
-scheduler's business. It gives up a task whose workers died `distributed.scheduler.allowed-failures` + 1
-times: the share's pages get -EOWNERDEAD then.
+**Room.** What is out is bounded, in bytes as it lies in the scheduler's memory on its way, and in tasks, two
+for each of the cluster's threads: one is done, the next is there. The rest waits where it was submitted and
+is not copied.
+
+**Parcels.** A task costs 5 ms, whatever it carries, most of it in the scheduler. So a parcel takes pages of
+whatever waits when there is room for it: alone a request goes at once, and of many a whole parcel's worth goes
+together. Nothing waits for company. What waits is divided among the cluster's threads, within bounds: those
+of a worker's time as measured, and of bytes.
+
+**Deaths.** Which worker has a parcel, and that it is given to another when that one dies, is the scheduler's
+business. It gives up a task that was on `distributed.scheduler.allowed-failures` + 1 workers as they died,
+though another's may have been the cause. So what it gives up goes once more, one request's pages at a time
+and nothing else meanwhile: one's poison is no other's. Pages that it gives up then get -EOWNERDEAD.
 
 Looked after once a second: whether the scheduler is connected and has workers at all. Nothing waits for
 longer than that says, or for what can still come.
 
-A thread takes requests until `close()`; the two queues are all that is shared.
+A thread takes requests until `close()`; the two queues are all that is shared. Requests are finished at one
+place (`_settle`), as their callbacks may do anything, close the engine included.
 """
 
 from __future__ import annotations
@@ -27,35 +37,56 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from batchzip.errors import BackendUnavailable, ClusterLost
+from batchzip.errors import ClusterLost
 from batchzip.limits import begin
 from batchzip_dask.cluster import CancelledError, KilledWorker
-from batchzip_dask.flight import Flight
+from batchzip_dask.flight import Flight, Parcel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from batchzip.batch import Batch
     from batchzip.lanes import RequestQueue
+    from batchzip.request import Request
     from batchzip_dask.backend import DaskBackend
     from batchzip_dask.cluster import Cluster
     from batchzip_dask.share import Outcome
 
-    Arrival: TypeAlias = tuple[Flight, int, Outcome | BaseException]
+    Arrival: TypeAlias = tuple[Parcel, Outcome | BaseException]
 
-OUT_BYTES = 128 << 20
-"""Bytes of pages that are out: a share each for 128 threads, in the scheduler's memory."""
+OUT_BYTES = 64 << 20
+"""Bytes of pages that are out, in the scheduler's memory."""
+
+_TASKS_PER_THREAD = 2
+
+MOST_BYTES = 4 << 20
+"""Bytes of pages of a parcel; those of 1 MiB took twice as long a page, those of 8 no less. What a dead
+worker had is done again whole."""
+
+_LEAST_BYTES = 64 << 10
+"""Bytes of pages below which dividing work among more threads costs more messages than it saves."""
+
+_LEAST_S, _MOST_S = 0.01, 0.2
+"""Seconds of a worker's thread that a parcel takes at least and at most, within the bounds in bytes."""
+
+_CODEC_TIMES = 8
+"""A parcel is at least so many times as long as the codec that travels with it, a dictionary maybe."""
 
 _LOOK_S = 1.0
 """Seconds between two looks at the cluster while something is out."""
 
+_PROBE_S = 5.0
+"""Seconds that each worker has to say what it is, when one of them could not do a share."""
+
 _FULL_LOOK_S = 0.05
 """Seconds between two looks at the deadlines of requests that are still queued, as there is no room."""
 
-_CANCELLED_TIMES = 3
-"""Times a request's shares are handed out again that somebody else's `client.restart()` cancelled."""
+_MOST_CANCELLED = 3
+"""Times that pages are handed out again which somebody else's `client.restart()` cancelled."""
 
 
 class _LaneThread(threading.Thread):
@@ -74,12 +105,19 @@ class Lane:
         self._codec = codec
         self._arrivals: queue.SimpleQueue[Arrival | int | None] = queue.SimpleQueue()
         """Outcomes; the number of the cluster's threads; None: look at the queue of requests."""
+        self._woken = False
+        """Whether there is a None among the arrivals."""
         self._flights: list[Flight] = []
+        self._cut_last: Flight | None = None
+        """The only one that may have pages to hand out, but for those whose deadline has passed."""
+        self._ended: deque[tuple[Flight, BaseException | None]] = deque()
+        """What is over, and its callbacks not called."""
+        self._out: set[Parcel] = set()
         self._out_pages = 0
-        self._room = max(1, OUT_BYTES // backend.page_size)
-        self._number = 0
-        self._cancelled: dict[Flight, int] = {}
-        self._threads = backend.threads
+        self._suspects: deque[Parcel] = deque()
+        """What goes next, one by one."""
+        self._page_s: dict[int, float] = {}
+        """Seconds that a worker's thread takes for a page, by operation, as far as is known."""
         self._workerless_since = math.inf
         self._look_at = 0.0
         self._closed = False
@@ -93,11 +131,14 @@ class Lane:
 
     def wake(self) -> None:
         """Say that a request was queued, or has a deadline that it had not."""
-        self._arrivals.put(None)
+        if not self._woken:
+            self._woken = True
+            self._arrivals.put(None)
 
     def _run(self) -> None:
         while True:
             self._feed()
+            self._settle()
             if self._closed and not self._flights:
                 return
             try:
@@ -106,7 +147,9 @@ class Lane:
                 arrival = None
             if isinstance(arrival, tuple):
                 self._arrive(*arrival)
-            elif arrival is not None:
+            elif arrival is None:
+                self._woken = False  # what was queued up to now is seen below
+            else:
                 self._note_threads(arrival)
             del arrival  # nothing of a batch is kept while there is no next one
             self._expire()
@@ -118,112 +161,191 @@ class Lane:
             return None
         deadlines = [flight.request.deadline for flight in self._flights]
         look_at = self._look_at
-        if self._out_pages >= self._room:  # requests wait, maybe, whose deadlines pass
+        if self._suspects or not self._has_room:  # requests wait, maybe, whose deadlines pass
             look_at = min(look_at, time.monotonic() + _FULL_LOOK_S)
         at = min([look_at, *(deadline for deadline in deadlines if deadline is not None)])
         return max(0.0, at - time.monotonic())
 
-    def _feed(self) -> None:
-        """Hand out shares as long as there is room."""
-        while self._out_pages < self._room:
-            flight = next((one for one in self._flights if one.has_more), None)
-            if flight is None and not self._take_up():
-                return
-            if flight is not None:
-                self._hand_out(flight, flight.cut())
+    # Out.
 
-    def _take_up(self) -> bool:
-        """Take up the next request; whether there was one."""
-        request = self._requests.take(wait=False)
-        if request is None:
-            return False
+    @property
+    def _most_tasks(self) -> int:
+        return _TASKS_PER_THREAD * max(1, self._backend.threads)
+
+    @property
+    def _has_room(self) -> bool:
+        return (
+            len(self._out) < self._most_tasks
+            and self._out_pages * self._backend.page_size < OUT_BYTES
+        )
+
+    def _feed(self) -> None:
+        """Hand out parcels as long as there is room."""
+        while self._suspects:
+            if self._out:
+                return
+            if not self._suspects[0].live_parts:
+                self._suspects.popleft()
+            else:
+                self._hand_out(self._suspects.popleft())
+        while self._has_room:
+            parts: list[tuple[Flight, Sequence[int]]] = []
+            room = 1
+            while room > 0 and (flight := self._next_flight()) is not None:
+                if not parts:
+                    room = self._parcel_pages(flight.request.batch.operation)
+                indices = flight.cut(room)
+                parts.append((flight, indices))
+                room -= len(indices)
+            if not parts:
+                return
+            self._hand_out(Parcel(parts))
+
+    def _next_flight(self) -> Flight | None:
+        """Return a flight with pages that are to go out, of a request that is taken up now if need be."""
+        now = time.monotonic()
+        flight = self._cut_last
+        while flight is None or not flight.left or flight.request.is_late(now):
+            request = self._requests.take(wait=False)
+            if request is None:
+                return None
+            flight = self._cut_last = self._take_up(request)
+        return flight
+
+    def _take_up(self, request: Request[Batch]) -> Flight | None:
+        """Take up a request, unless it was cancelled."""
         if not request.take_up():
-            self._requests.leave(request.pages)  # it was cancelled
-            return True
+            self._requests.leave(request.pages)
+            return None
         if not self._flights:
             self._look_at, self._workerless_since = 0.0, math.inf
-        self._flights.append(Flight(request, self._codec, self._threads))
-        self._expire()
-        return True
+        flight = Flight(request)
+        self._flights.append(flight)
+        return flight
 
-    def _hand_out(self, flight: Flight, indices: Sequence[int]) -> None:
-        self._number = number = self._number + 1
+    def _parcel_pages(self, operation: int) -> int:
+        """Say how many pages the next parcel has at most."""
+        size = self._backend.page_size
+        least = max(_LEAST_BYTES, _CODEC_TIMES * len(self._codec))
+        most = max(least, min(MOST_BYTES, OUT_BYTES // self._most_tasks))
+        if operation in self._page_s:
+            byte_s = self._page_s[operation] / size
+            least = max(least, min(most // 4, int(_LEAST_S / byte_s)))
+            most = max(least, min(most, int(_MOST_S / byte_s)))
+        taken = sum(flight.request.pages - flight.left for flight in self._flights)
+        waiting = size * max(0, self._requests.pages - taken)
+        fair = waiting // max(1, self._backend.threads)
+        return max(1, min(max(fair, least), most) // size)
+
+    def _hand_out(self, parcel: Parcel) -> None:
         try:
             self._cluster.check()
-            tell = partial(self._told, flight, number)
-            drop = self._cluster.hand_out(flight.pack(indices), tell)
-        except BaseException as error:  # noqa: BLE001 - raised where the request is waited for
-            self._end(flight, error)
+            share = parcel.pack(self._codec)
+            parcel.drop = self._cluster.hand_out(share, partial(self._told, parcel))
+        except BaseException as error:  # noqa: BLE001 - raised where the requests are waited for
+            reason = self._cluster.named(error)
+            for flight, _ in parcel.live_parts:
+                self._end(flight, reason)
             return
-        flight.out[number] = indices, drop
-        self._out_pages += len(indices)
+        self._out.add(parcel)
+        self._out_pages += parcel.pages
 
-    def _told(self, flight: Flight, number: int, outcome: Outcome | BaseException) -> None:
-        self._arrivals.put((flight, number, outcome))
+    # Back.
 
-    def _arrive(self, flight: Flight, number: int, outcome: Outcome | BaseException) -> None:
-        if number not in flight.out:
+    def _told(self, parcel: Parcel, outcome: Outcome | BaseException) -> None:
+        self._arrivals.put((parcel, outcome))
+
+    def _take_back(self, parcel: Parcel) -> None:
+        parcel.drop()
+        self._out.discard(parcel)
+        self._out_pages -= parcel.pages
+
+    def _arrive(self, parcel: Parcel, outcome: Outcome | BaseException) -> None:
+        if parcel not in self._out:
             return  # given up meanwhile
-        indices, drop = flight.out.pop(number)
-        self._out_pages -= len(indices)
-        drop()
+        self._take_back(parcel)
+        parts = parcel.live_parts
         try:
             if isinstance(outcome, KilledWorker):
-                flight.request.batch.fail(indices, -errno.EOWNERDEAD)
+                self._bury(parcel)
             elif isinstance(outcome, CancelledError):
-                self._again(flight, indices, outcome)
+                self._again(parcel, outcome)
             elif isinstance(outcome, BaseException):
                 self._cluster.check()
-                raise BackendUnavailable(  # noqa: TRY301 - it fails the request as what else may
-                    f"a worker of the cluster at {self._cluster.address} cannot do a share: {outcome!r}"
-                ) from outcome
+                self._cluster.check_workers(_PROBE_S)
+                raise outcome  # noqa: TRY301 - it fails the requests as what else may
             else:
-                flight.accept(indices, outcome, self._backend.worked)
-        except BaseException as error:  # noqa: BLE001 - raised where the request is waited for
-            self._end(flight, error)
-        else:
-            if not flight.out and not flight.has_more:
+                parcel.accept(outcome, self._backend.worked)
+                self._learn(parcel, outcome)
+        except BaseException as error:  # noqa: BLE001 - raised where the requests are waited for
+            reason = self._cluster.named(error)
+            for flight, _ in parts:
+                self._end(flight, reason)
+        for flight, _ in parts:
+            if not flight.undone:
                 self._end(flight)
 
-    def _again(self, flight: Flight, indices: Sequence[int], reason: BaseException) -> None:
-        """Hand out a share again that was cancelled, by the loss of the scheduler or by somebody."""
+    def _bury(self, parcel: Parcel) -> None:
+        """Go on when the workers that had a parcel died."""
+        for flight, indices in parcel.live_parts:
+            if parcel.suspect:
+                flight.fail(indices, -errno.EOWNERDEAD)
+            else:
+                self._suspects.append(Parcel([(flight, indices)], suspect=True))
+
+    def _again(self, parcel: Parcel, reason: BaseException) -> None:
+        """Hand out again what was cancelled, by the loss of the scheduler or by somebody."""
         self._cluster.check()
-        times = self._cancelled[flight] = self._cancelled.get(flight, 0) + 1
-        shares = len(flight.out) + 1
-        if times > _CANCELLED_TIMES * shares:
+        if parcel.cancelled == _MOST_CANCELLED:
             raise ClusterLost(f"the cluster cancels what it is given: {reason}") from reason
-        self._hand_out(flight, indices)
+        if parts := parcel.live_parts:
+            cancelled = parcel.cancelled + 1
+            self._hand_out(Parcel(parts, cancelled=cancelled, suspect=parcel.suspect))
+
+    def _learn(self, parcel: Parcel, outcome: Outcome) -> None:
+        """Note how long workers take, half of it by the last parcel."""
+        operations = {flight.request.batch.operation for flight, _ in parcel.parts}
+        if len(operations) == 1:
+            (operation,) = operations
+            now = max(1e-9, float(outcome.busy_s) / parcel.pages)
+            self._page_s[operation] = (self._page_s.get(operation, now) + now) / 2
+
+    # The end.
 
     def _end(self, flight: Flight, error: BaseException | None = None) -> None:
-        """Finish a request: the last thing done in a turn, as callbacks may do anything."""
-        if flight not in self._flights:
+        """Say that a flight is over."""
+        if flight.over:
             return
+        flight.over = True
         self._flights.remove(flight)
-        self._cancelled.pop(flight, None)
+        if self._cut_last is flight:
+            self._cut_last = None
         if error is not None:
-            self._give_up(flight, -errno.EOWNERDEAD)
-        request = flight.request
-        self._backend.count_elsewhere(request.batch, divided=True)
-        # First, so that a callback finds room for the next.
-        self._requests.leave(request.pages)
-        request.finish(error)
+            flight.give_up(-errno.EOWNERDEAD)
+        if flight.undone:
+            for parcel in [one for one in self._out if not one.live_parts]:
+                self._take_back(parcel)
+        self._ended.append((flight, error))
+
+    def _settle(self) -> None:
+        """Finish what is over."""
+        while self._ended:
+            flight, error = self._ended.popleft()
+            request = flight.request
+            self._backend.count_elsewhere(request.batch, divided=True)
+            # First, so that a callback finds room for the next.
+            self._requests.leave(request.pages)
+            request.finish(error)
+            del flight, error, request
 
     def _expire(self) -> None:
         """End the requests whose deadline has passed, queued or under way."""
-        now = time.monotonic()
         for request in self._requests.take_expired():
-            if request.take_up():
-                self._flights.append(Flight(request, self._codec, self._threads))
-            else:
-                self._requests.leave(request.pages)
+            self._take_up(request)
+        now = time.monotonic()
         for flight in [one for one in self._flights if one.request.is_late(now)]:
-            if flight in self._flights:  # a callback that closes the engine has done all of them
-                self._give_up(flight, -errno.ETIMEDOUT)
-                self._end(flight)
-
-    def _give_up(self, flight: Flight, code: int) -> None:
-        self._out_pages -= sum(len(indices) for indices, _ in flight.out.values())
-        flight.give_up(code)
+            flight.give_up(-errno.ETIMEDOUT)
+            self._end(flight)
 
     def _look(self) -> None:
         """Look after the cluster now and then, while something is out."""
@@ -243,8 +365,8 @@ class Lane:
                 self._end(flight, error)
 
     def _note_threads(self, threads: int) -> None:
+        self._backend.threads = threads
         if threads:
-            self._threads = threads
             self._workerless_since = math.inf
         else:
             self._workerless_since = min(self._workerless_since, time.monotonic())

@@ -1,12 +1,17 @@
-"""Share: some pages of a batch as they travel, and what a Dask worker does with them.
+"""Share: pages as they travel, and what a Dask worker does with them.
 
-    Share                                          Outcome
-      codec    the pickled codec                     results  int32: bytes of each, or a negative errno
-      data     inputs, one behind the other   ─▶     data     outputs, one behind the other
+    Share                                             Outcome
+      codec    the pickled codec                        results  int32: bytes of each, or a negative errno
+      groups   operation, capacity, number of pages     data     outputs, one behind the other
+      data     inputs, one behind the other      ─▶     busy_s   seconds that a worker's thread took
       lengths  uint32: bytes of each
 
-`data`, `lengths` and `results` are arrays: pickle 5 hands them over as buffers beside the message, so a
-share is a few frames whatever its number of pages. What is said of `Batch.accept` holds for `data`.
+A share has pages of one request or of several; a group are those in a row that are done alike. `data`,
+`lengths` and `results` are arrays: pickle 5 hands them over as buffers beside the message, so a share is a
+few frames whatever its number of pages. What is said of `Batch.accept` holds for `data`.
+
+A message that a Dask worker cannot unpickle ends its connection, then the worker, then its nanny. So what
+travels there names nothing of batchzip (`as_task`): where that is missing, the task fails and nothing else.
 
 A worker's thread keeps the codec contexts that it used last, as making one takes longer than most
 shares.
@@ -14,9 +19,10 @@ shares.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from distributed.protocol import pickle
@@ -26,24 +32,34 @@ from batchzip.batch import CompressBatch, DecompressBatch
 from batchzip.core.coder import Coders
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from batchzip.batch import Batch
-    from batchzip.buffers import Bytes
+    from batchzip.buffers import Bytes, Flat
 
 _CODECS = 8
 """Codecs that a process keeps ready: several engines use one cluster, and each holds some 100 KiB."""
 
+_CALL = "__import__('batchzip_dask.share', fromlist=['share']).run_share(*share)"
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Pages or compressed sources, and what is to be done with them."""
+
+class Group(NamedTuple):
+    """Pages of a share that lie in a row and are done alike."""
 
     operation: int
-    codec: bytes
-    page_size: int
     capacity: int
     """Most bytes an output may have."""
+    pages: int
+
+
+class Share(NamedTuple):
+    """Pages and compressed sources, and what is to be done with them."""
+
+    codec: bytes
+    page_size: int
+    groups: tuple[Group, ...]
     data: Bytes
     lengths: npt.NDArray[np.uint32]
 
@@ -54,28 +70,54 @@ class Outcome:
 
     results: npt.NDArray[np.int32]
     data: Bytes
+    busy_s: float
 
 
-def run_share(share: Share) -> Outcome:
+def as_task(share: Share) -> Callable[[], Outcome]:
+    """Return what does a share when it is called, and unpickles without batchzip."""
+    return partial(
+        eval, _CALL, {}, {"share": (*share[:2], tuple(map(tuple, share[2])), *share[3:])}
+    )
+
+
+def run_share(
+    codec: bytes,
+    page_size: int,
+    groups: tuple[tuple[int, int, int], ...],
+    data: Bytes,
+    lengths: npt.NDArray[np.uint32],
+) -> Outcome:
     """Do a share; a page that fails has its negative errno and hides no other."""
-    flat = buffers.flat(share.data)
-    inputs, at = [], 0
-    for length in share.lengths.tolist():
-        inputs.append(flat[at : at + length])
-        at += length
-    coders = _coders(share.codec, share.page_size)
-    batch: Batch
-    if share.operation == CompressBatch.operation:
-        capacity = min(share.capacity, 2 * share.page_size)
-        batch = packed = CompressBatch(inputs, page_size=share.page_size, capacity=capacity)
+    began = time.perf_counter()
+    flat = buffers.flat(data)
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    inputs: list[Flat] = [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    coders = _coders(codec, page_size)
+    parts: list[Bytes] = []
+    results: list[npt.NDArray[np.int32]] = []
+    at = 0
+    for operation, capacity, pages in groups:
+        batch, outputs = _run(coders, page_size, operation, capacity, inputs[at : at + pages])
+        at += pages
+        parts.append(outputs)
+        results.append(np.where(batch.errors != 0, batch.errors, batch.dlens.astype(np.int32)))
+    return Outcome(
+        np.concatenate(results),
+        parts[0] if len(parts) == 1 else np.concatenate(parts),
+        time.perf_counter() - began,
+    )
+
+
+def _run(
+    coders: Coders, page_size: int, operation: int, capacity: int, inputs: list[Flat]
+) -> tuple[Batch, Bytes]:
+    if operation == CompressBatch.operation:
+        packed = CompressBatch(inputs, page_size=page_size, capacity=capacity)
         packed.pointers.run(coders)
-        data = np.frombuffer(b"".join(packed.outputs()), np.uint8)
-    else:
-        batch = restored = DecompressBatch(inputs, page_size=share.page_size)
-        restored.pointers.run(coders)
-        data = restored.pages.reshape(-1)
-    results = np.where(batch.errors != 0, batch.errors, batch.dlens.astype(np.int32))
-    return Outcome(results, data)
+        return packed, np.frombuffer(b"".join(packed.outputs()), np.uint8)
+    restored = DecompressBatch(inputs, page_size=page_size)
+    restored.pointers.run(coders)
+    return restored, restored.pages.reshape(-1)
 
 
 @lru_cache(_CODECS)

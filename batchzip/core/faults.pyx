@@ -19,14 +19,14 @@ can be lost.
 region.pyx has the states, the invariants and the locks.
 """
 
-from libc.errno cimport EBADF, EFAULT, ENOMEM
+from libc.errno cimport EBADF, EFAULT
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_step
 from batchzip.core.region cimport (
-    BUCKETS, BUSY, CANDIDATE, CLEAN, EMPTY, IN_MEMORY, JOBS, LOST, MOST_RUN, OVER_BUDGET, RANDOM,
-    RESIDENT, SEQUENTIAL, STORED, UNUSED, WANTED, Hand, Job, RegionState, address_of, bz_wait_for,
-    free_frames, high_mark, is_low, pthread_cond_broadcast, region_fill, region_lock,
+    BUCKETS, BUSY, CANDIDATE, CLEAN, EMPTY, IN_MEMORY, JOBS, LOST, MOST_RUN, OVER_BUDGET, PAUSE_NS,
+    RANDOM, RESIDENT, SEQUENTIAL, STORED, UNUSED, WANTED, Hand, Job, RegionState, address_of,
+    bz_wait_for, free_frames, high_mark, is_low, is_passing, pthread_cond_broadcast, region_fill, region_lock,
     region_lose, region_map_back, region_tell, region_unlock, region_unmap, region_wait, region_wake,
 )
 from batchzip.core.strides cimport strides_fault
@@ -63,7 +63,6 @@ cdef extern from *:
 cdef enum:
     AT_ONCE = 16  # pages of a window that the faulting thread waits for; the helper does the others
     DIRECT_RUN = 8  # pages that a fault reclaims by itself
-    PAUSE_NS = 2_000_000  # before what cannot be done now is tried again
     FOLLOW_EVERY = 64  # faults
     MOST_WAITS = 50  # pauses for a page that others reclaim
 
@@ -153,7 +152,7 @@ cdef int fill_pages(
     cdef RegionState *region = hand.region
     cdef uint32_t number
     cdef int code = 0
-    cdef uint64_t page, left = 0
+    cdef uint64_t page, woken = 0
     cdef bint is_lost = False
     cdef uint32_t filled = region_fill(hand, first, count, kind, writes)
     region_lock(region)
@@ -161,15 +160,16 @@ cdef int fill_pages(
     for number in range(count):
         page = first + number
         if not hand.codes[number]:
+            woken |= <uint64_t>(region.states[page] & WANTED != 0) << number
             region.states[page] = RESIDENT
             region.flags[page] &= <uint8_t>~CLEAN
             continue
         region.resident -= 1
         code = hand.codes[number]
-        if page == touched and code != ENOMEM:
+        if page == touched and not is_passing(code):
             is_lost = True
         else:
-            left |= <uint64_t>1 << number
+            woken |= <uint64_t>1 << number
             region.states[page] = kind
     if kind == EMPTY:
         region.figures.zeroed_pages += filled
@@ -179,13 +179,13 @@ cdef int fill_pages(
     hand.file_reads = 0
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
-    if left and code == ENOMEM:  # the machine has none now
+    if is_passing(code):  # the machine has no memory now
         reclaim_step(hand, DIRECT_RUN, True)
         region_lock(region)
         region_wait(region, PAUSE_NS)
         region_unlock(region)
     for number in range(count):
-        if left >> number & 1:  # whoever touched it meanwhile touches it again
+        if woken >> number & 1:  # whoever touched it meanwhile touches it again
             region_wake(region, first + number, 1)
         elif is_lost and first + number == touched:
             region_lose(region, touched, hand.codes[number], True)
@@ -355,7 +355,7 @@ cdef int make_resident(Hand *hand, uint64_t *next, uint64_t end) noexcept nogil:
     cdef uint64_t page
     cdef uint32_t count
     cdef uint8_t kind
-    cdef bint clean
+    cdef bint clean, woken
     cdef int code
     region_lock(region)
     while next[0] < end and not region.closing:
@@ -378,8 +378,13 @@ cdef int make_resident(Hand *hand, uint64_t *next, uint64_t end) noexcept nogil:
             mprotect(address_of(region, page), region.page_size, PROT_READ | PROT_WRITE)
             region_unmap(region, page, 1)
             region_lock(region)
+            woken = region.states[page] & WANTED != 0
             region.states[page] = STORED
             pthread_cond_broadcast(&region.changed)
+            if woken:
+                region_unlock(region)
+                region_wake(region, page, 1)
+                region_lock(region)
         else:
             region.states[page] = kind | BUSY
             take_frame(hand)

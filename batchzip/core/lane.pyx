@@ -53,6 +53,7 @@ cdef extern from "native.h" nogil:
     void bz_count(uint64_t *, uint64_t)
     void bz_set_figure(uint64_t *, uint64_t)
     int64_t bz_now_ns()
+    void bz_sleep_ns(int64_t)
     void bz_pause()
     void bz_futex_wait(uint32_t *, uint32_t, int64_t)
     void bz_futex_wake(uint32_t *)
@@ -80,6 +81,10 @@ ACTIONS = ("kill", "stop", "raise", "pause")
 cdef enum:
     AT_READY = 1, AT_POSTED, AT_BEGAN, AT_OPENED, AT_TOOK, AT_CODED, AT_NOTED, AT_DONE, AT_RUNG
     AT_ASLEEP, AT_AWAKE
+
+cdef enum:
+    NAP_NS = 50_000
+    MOST_NAPS = 40
 
 cdef enum:
     DO_KILL, DO_STOP, DO_RAISE, DO_PAUSE
@@ -138,6 +143,18 @@ cdef inline bint _fails(Lane *lane, int step) noexcept nogil:
     return bz_unlikely(bz_peek32(&lane.failpoint) == <uint32_t>step) and _hit(lane, step)
 
 
+cdef void _await_owner(Lane *lane) noexcept nogil:
+    """Wait until the owner sleeps, but not for ever: it may wait for another lane.
+
+    A lane that is to fail at `rung` does so, as only an owner who sleeps is rung for.
+    """
+    cdef int turn
+    for turn in range(MOST_NAPS):
+        if bz_load32(&lane.control.waiters):
+            break
+        bz_sleep_ns(NAP_NS)
+
+
 cdef void _loop(Lane *lane) noexcept nogil:
     """Take shares in the order they were posted until the lane is told to stop."""
     cdef Control *control = lane.control
@@ -166,6 +183,8 @@ cdef void _loop(Lane *lane) noexcept nogil:
         bz_count(&control.figures[BUSY_NS], bz_now_ns() - begun)
         if _fails(lane, AT_NOTED):
             return
+        if bz_unlikely(bz_peek32(&lane.failpoint) == <uint32_t>AT_RUNG):
+            _await_owner(lane)
         bz_store32(&control.done, done)
         if _fails(lane, AT_DONE):
             return

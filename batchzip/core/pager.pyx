@@ -40,9 +40,9 @@ from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
     BUCKETS, BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, LOST, MOST_RUN, NORMAL,
-    RESIDENT, RUN_BYTES, STORED, UNUSED, Figures, Job, RegionState, address_of, is_busy,
+    RESIDENT, RUN_BYTES, STORED, UNUSED, WANTED, Figures, Job, RegionState, address_of, is_busy,
     kept_frames, kind_of, pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget,
-    region_lock, region_punch, region_tell, region_unlock, region_unmap, region_wait,
+    region_lock, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
 )
 from batchzip.core.ring cimport forks
 from batchzip.core.userfaultfd cimport (
@@ -157,10 +157,6 @@ FIGURES = (
 """Names of the counters that only grow, in the order of region.pxd's Figures."""
 
 cdef enum:
-    AT_ONCE = 16  # pages of a window that the faulting thread waits for; the helper does the others
-    DIRECT_RUN = 8  # pages that a fault reclaims by itself
-    PAUSE_NS = 2_000_000  # before what cannot be done now is tried again
-    MOST_WAITS = 50  # pauses for a page that others reclaim
     PIECE = 1024  # pages between two looks at signals
     STEPS = 16  # of reclaim, likewise
 
@@ -801,7 +797,7 @@ cdef uint64_t _find_unused(RegionState *region, uint64_t count) noexcept nogil:
 
 cdef void _free_pages(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
     cdef uint64_t page, in_memory = 0, lost = 0
-    cdef bint has_entries = False, failed
+    cdef bint has_entries = False, woken = False, failed
     region_lock(region)
     for page in range(first, first + count):
         while is_busy(region, page):
@@ -821,6 +817,8 @@ cdef void _free_pages(RegionState *region, uint64_t first, uint64_t count) noexc
     region_unmap(region, first, count)
     failed = in_memory and region_punch(region, first, count)
     region_lock(region)
+    for page in range(first, first + count):
+        woken = woken or region.states[page] & WANTED
     # What cannot be punched is not used again: it is not zeros.
     memset(region.states + first, LOST if failed else UNUSED, count)
     memset(region.flags + first, 0, count)
@@ -833,6 +831,8 @@ cdef void _free_pages(RegionState *region, uint64_t first, uint64_t count) noexc
     region.unused_hint = min(region.unused_hint, first)
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
+    if woken:  # who uses memory that was freed gets SIGBUS, and does not wait
+        region_wake(region, first, count)
 
 
 cdef bint _is_beyond(RegionState *region) noexcept nogil:

@@ -1,3 +1,4 @@
+from libc.errno cimport EAGAIN, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from batchzip.core.coder cimport CoderState
@@ -33,6 +34,7 @@ cdef enum:
     RUN_BYTES = 256 << 10  # that are restored or evicted in one go, at most
     MOST_RUN = 64  # pages, likewise
     JOBS = 64  # that wait for the helper, at most
+    PAUSE_NS = 2_000_000  # before what cannot be done now is tried again
     BUCKETS = 40  # of latencies: the last one begins at 9 minutes
 
 cdef enum:  # kinds of pages; see region.pyx
@@ -156,7 +158,6 @@ cdef inline void region_wait(RegionState *region, int64_t timeout_ns) noexcept n
 cdef void region_tell(RegionState *region, uint32_t event) noexcept nogil
 cdef int region_unmap(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef int region_punch(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
-cdef int region_map(RegionState *region, uint64_t first, uint64_t count, bint protect) noexcept nogil
 cdef void region_map_back(RegionState *region, uint64_t page, bint protect) noexcept nogil
 cdef void region_wake(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
 cdef uint64_t region_clean(
@@ -168,6 +169,10 @@ cdef void region_forget(RegionState *region, uint64_t first, uint64_t count) noe
 cdef uint32_t region_fill(
     Hand *hand, uint64_t first, uint32_t count, uint8_t kind, bint writes
 ) noexcept nogil
+
+cdef inline bint is_passing(int code) noexcept nogil:
+    """Return whether what failed with an errno may be done later."""
+    return code == ENOMEM or code == EAGAIN
 
 cdef inline uint8_t kind_of(const RegionState *region, uint64_t page) noexcept nogil:
     return region.states[page] & KIND

@@ -19,7 +19,8 @@ A page is in one of these states:
 
 A thread that works on a page sets BUSY, and does so without the mutex. A touch of a busy page sets
 WANTED, and its thread sleeps in the kernel until the page is mapped or woken. Whoever ends BUSY
-does one of these.
+wakes those who wait for a WANTED page, even if it has just mapped the page or marked it as lost,
+which wakes, too: a thread may go to sleep after that, as to the kernel a mark is no page.
 
 A page cannot change while it is unmapped, and only BUSY pages are mapped or unmapped, so what is
 compressed is what the program wrote last.
@@ -77,20 +78,29 @@ cdef extern from *:
         default: return strerror_r(code, room, size);
         }
     }
-    static void bz_say_lost(const void *region, uint64_t page, uint64_t offset, int code) {
+    static void bz_say_lost(const void *region, uint64_t page, uint64_t offset, int code, int can_poison) {
         char line[320], room[80];
         int length = snprintf(line, sizeof line,
                               "batchzip: page %llu of the paged memory at %p (byte %llu) cannot be "
-                              "restored: %s. A touch raises SIGBUS.\\n",
+                              "restored: %s. A touch raises %s.\\n",
                               (unsigned long long)page, region, (unsigned long long)offset,
-                              bz_why(code, room, sizeof room));
+                              bz_why(code, room, sizeof room), can_poison ? "SIGBUS" : "SIGSEGV");
+        if (write(2, line, length) < 0) return;
+    }
+    static void bz_say_not_marked(const void *region, uint64_t page, int code) {
+        char line[320], room[80];
+        int length = snprintf(line, sizeof line,
+                              "batchzip: the kernel cannot mark page %llu of the paged memory at %p as "
+                              "lost: %s. A touch raises SIGSEGV.\\n",
+                              (unsigned long long)page, region, strerror_r(code, room, sizeof room));
         if (write(2, line, length) < 0) return;
     }
     static inline void bz_or32(uint32_t *word, uint32_t bits) {
         __atomic_fetch_or(word, bits, __ATOMIC_SEQ_CST);
     }
     """
-    void bz_say_lost(const void *, uint64_t, uint64_t, int) nogil
+    void bz_say_lost(const void *, uint64_t, uint64_t, int, bint) nogil
+    void bz_say_not_marked(const void *, uint64_t, int) nogil
     void bz_or32(uint32_t *, uint32_t) nogil
     void bz_futex_wake(uint32_t *) nogil
     int pthread_mutex_lock(pthread_mutex_t *) nogil
@@ -141,24 +151,34 @@ cdef int region_punch(RegionState *region, uint64_t first, uint64_t count) noexc
     return 0
 
 
-cdef int region_map(RegionState *region, uint64_t first, uint64_t count, bint protect) noexcept nogil:
-    """Map pages that are in the file, and wake whoever waits for them."""
-    cdef uint64_t bytes = count << region.page_shift
-    cdef int code = bz_uffd_continue(
-        region.uffd, address_of(region, first), bytes, protect, region.machine_page
-    )
-    if code:
-        bz_uffd_wake(region.uffd, address_of(region, first), bytes)
-    return code
-
-
 cdef void region_map_back(RegionState *region, uint64_t page, bint protect) noexcept nogil:
-    """Map a busy page that is in the file, and end its being busy."""
-    region_map(region, page, 1, protect)
+    """Map a busy page that is in the file, and end its being busy.
+
+    Where the kernel cannot do so now, the page is a candidate again, and whoever waits touches it again.
+    """
+    cdef bint woken
+    cdef int code = -bz_uffd_continue(
+        region.uffd, address_of(region, page), region.page_size, protect, region.machine_page
+    )
+    if code and not is_passing(code):  # its memory is damaged: EIO
+        region_forget(region, page, 1)
+        region_punch(region, page, 1)
+        region_lock(region)
+        region.flags[page] &= <uint8_t>~(ENTRY | CLEAN)
+        region.resident -= 1
+        region_unlock(region)
+        region_lose(region, page, code, True)
+        return
     region_lock(region)
-    region.states[page] = RESIDENT
+    if code:
+        region_wait(region, PAUSE_NS)
+        region.candidates += 1
+    woken = code != 0 or region.states[page] & WANTED
+    region.states[page] = CANDIDATE if code else RESIDENT
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
+    if woken:
+        region_wake(region, page, 1)
 
 
 cdef void region_wake(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
@@ -196,18 +216,30 @@ cdef uint64_t region_clean(
 
 
 cdef void region_lose(RegionState *region, uint64_t page, int code, bint say) noexcept nogil:
-    """Have touches of a busy page raise SIGBUS, and end its being busy."""
+    """Have touches of a busy page raise SIGBUS, and end its being busy.
+
+    A page may be lost twice: each of two threads that touched it at once may have a fault of its own, and the
+    second one may be looked at after the page was lost for the first one.
+    """
     cdef uint8_t *address = address_of(region, page)
+    cdef int failed = 0
+    cdef bint woken
     if say:
-        bz_say_lost(region.base, page, page << region.page_shift, code)
-    if not region.can_poison or bz_uffd_poison(region.uffd, address, region.page_size):
-        mprotect(address, region.page_size, PROT_NONE)  # SIGSEGV, then
-        bz_uffd_wake(region.uffd, address, region.page_size)
+        bz_say_lost(region.base, page, page << region.page_shift, code, region.can_poison)
+    if region.can_poison:
+        failed = -bz_uffd_poison(region.uffd, address, region.page_size, region.machine_page)
+        if failed:
+            bz_say_not_marked(region.base, page, failed)
+    if failed or not region.can_poison:
+        mprotect(address, region.page_size, PROT_NONE)
     region_lock(region)
+    woken = failed or not region.can_poison or region.states[page] & WANTED
     region.states[page] = LOST
     region.figures.lost_pages += say
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
+    if woken:
+        region_wake(region, page, 1)
     if say:
         region_tell(region, PAGE_LOST)
 
@@ -311,7 +343,7 @@ cdef uint32_t region_fill(
         if _fill_run(hand, first + start, start, number - start, kind, protect) == 0:
             filled += number - start
             continue
-        # No memory for all of them: what there is goes page by page.
+        # Not all of them, for want of memory, say: what there is goes page by page.
         _take_back(region, first + start, number - start)
         for number in range(start, number):
             hand.codes[number] = <uint8_t>_fill_run(hand, first + number, number, 1, kind, protect)
@@ -333,9 +365,10 @@ cdef int _fill_run(
     if not bz_may_reserve():
         return ENOMEM
     if kind == EMPTY:
-        return -bz_uffd_zero(region.uffd, address, bytes)
+        return -bz_uffd_zero(region.uffd, address, bytes, region.machine_page)
     return -bz_uffd_copy(
-        region.uffd, address, hand.pages + row * region.page_size, bytes, protect
+        region.uffd, address, hand.pages + row * region.page_size, bytes, protect,
+        region.machine_page,
     )
 
 

@@ -46,63 +46,75 @@ cdef extern from *:
         };
         return ioctl(fd, UFFDIO_REGISTER, &what) ? -errno : 0;
     }
-    /* Each of these maps whole pages and wakes whoever waits for them. A change of the mappings of
-     * the process stops it in the middle (EAGAIN); it goes on from there. */
-    static int bz_uffd_copy(int fd, uint8_t *to, const uint8_t *from, uint64_t bytes, int protect) {
-        while (bytes) {
-            struct uffdio_copy copy = {(uintptr_t)to, (uintptr_t)from, bytes,
-                                       protect ? UFFDIO_COPY_MODE_WP : 0, 0};
-            if (!ioctl(fd, UFFDIO_COPY, &copy)) return 0;
-            if (errno != EAGAIN) return -errno;
-            if (copy.copy > 0) {
-                to += copy.copy;
-                from += copy.copy;
-                bytes -= copy.copy;
-            }
-        }
-        return 0;
-    }
-    static int bz_uffd_zero(int fd, uint8_t *to, uint64_t bytes) {
-        while (bytes) {
-            struct uffdio_zeropage zero = {{(uintptr_t)to, bytes}, 0, 0};
-            if (!ioctl(fd, UFFDIO_ZEROPAGE, &zero)) return 0;
-            if (errno != EAGAIN) return -errno;
-            if (zero.zeropage > 0) {
-                to += zero.zeropage;
-                bytes -= zero.zeropage;
-            }
-        }
-        return 0;
-    }
     static int bz_uffd_wake(int fd, uint8_t *base, uint64_t bytes) {
         struct uffdio_range range = {(uintptr_t)base, bytes};
         return ioctl(fd, UFFDIO_WAKE, &range) ? -errno : 0;
     }
-    /* Map pages that are in the file; those that are mapped already stay so. */
-    static int bz_uffd_continue(int fd, uint8_t *base, uint64_t bytes, int protect, uint64_t page) {
-        int mapped = 0;
-        while (bytes) {
-            struct bz_filling what = {{(uintptr_t)base, bytes}, protect ? BZ_CONTINUE_WP : 0, 0};
-            if (!ioctl(fd, BZ_CONTINUE, &what)) break;
-            if (errno == EEXIST) {
-                mapped = 1;
-                what.done = page;
-            } else if (errno != EAGAIN) {
-                return -errno;
-            }
-            if (what.done > 0) {
-                base += what.done;
-                bytes -= what.done;
-            }
-        }
-        return mapped;
+    /* Fill some machine pages, and wake whoever waits for them. Return their bytes or a negative errno.
+     * `from`: what UFFDIO_COPY copies; the other calls have the same argument as each other. */
+    static int64_t bz_uffd_fill_some(int fd, unsigned long call, uint8_t *to, const uint8_t *from,
+                                     uint64_t bytes, uint64_t mode) {
+        struct uffdio_copy copy = {(uintptr_t)to, (uintptr_t)from, bytes, mode, 0};
+        struct bz_filling other = {{(uintptr_t)to, bytes}, mode, 0};
+        int copies = call == UFFDIO_COPY;
+        if (!ioctl(fd, call, copies ? (void *)&copy : (void *)&other)) return bytes;
+        int64_t done = copies ? copy.copy : other.done;
+        return errno == EAGAIN && done > 0 ? done : -errno;
     }
-    static int bz_uffd_poison(int fd, uint8_t *base, uint64_t bytes) {
-        /* A marker of an earlier protection is in the way; without protection there is none. */
-        struct uffdio_writeprotect lift = {{(uintptr_t)base, bytes}, UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
-        struct bz_filling what = {{(uintptr_t)base, bytes}, 0, 0};
+    /* Fill all of them. What the kernel may say:
+     *   EAGAIN  it stopped in the middle, and goes on from there; or it has to be asked again, which
+     *           is done BZ_TRIES times, so that its caller can try later
+     *   ENOENT  they lie in several mappings, as the program locked or protected some of them (mlock,
+     *           mprotect, madvise): they are filled one at a time
+     *   EEXIST  to CONTINUE and POISON: one is there already, or is marked; that is what was wanted
+     *   EFAULT  to CONTINUE: one is not in the file, as the program removed it (MADV_REMOVE): zeros
+     * Any other errno, and EEXIST to COPY and ZEROPAGE, is the caller's. */
+    #define BZ_TRIES 100
+    static int bz_uffd_fill(int fd, unsigned long call, uint8_t *to, const uint8_t *from,
+                            uint64_t bytes, uint64_t mode, uint64_t page) {
+        uint64_t most = bytes;
+        int tries = 0;
+        while (bytes) {
+            int64_t done = bz_uffd_fill_some(fd, call, to, from, bytes < most ? bytes : most, mode);
+            if (done == -ENOENT && most > page) {
+                most = page;
+                continue;
+            }
+            if (done == -EAGAIN && tries++ < BZ_TRIES) {
+                sched_yield();
+                continue;
+            }
+            if (done == -EEXIST && (call == BZ_CONTINUE || call == BZ_POISON_RANGE)) {
+                bz_uffd_wake(fd, to, page);
+                done = page;
+            }
+            if (done == -EFAULT && call == BZ_CONTINUE)
+                done = bz_uffd_fill_some(fd, UFFDIO_ZEROPAGE, to, NULL, page, 0);
+            if (done < 0) return (int)done;
+            to += done;
+            if (from) from += done;
+            bytes -= done;
+        }
+        return 0;
+    }
+    static int bz_uffd_copy(int fd, uint8_t *to, const uint8_t *from, uint64_t bytes, int protect,
+                            uint64_t page) {
+        return bz_uffd_fill(fd, UFFDIO_COPY, to, from, bytes, protect ? UFFDIO_COPY_MODE_WP : 0, page);
+    }
+    static int bz_uffd_zero(int fd, uint8_t *to, uint64_t bytes, uint64_t page) {
+        return bz_uffd_fill(fd, UFFDIO_ZEROPAGE, to, NULL, bytes, 0, page);
+    }
+    /* Map pages that are in the file; those that are mapped already stay so. */
+    static int bz_uffd_continue(int fd, uint8_t *to, uint64_t bytes, int protect, uint64_t page) {
+        return bz_uffd_fill(fd, BZ_CONTINUE, to, NULL, bytes, protect ? BZ_CONTINUE_WP : 0, page);
+    }
+    /* Have touches of pages that are not mapped raise SIGBUS. */
+    static int bz_uffd_poison(int fd, uint8_t *to, uint64_t bytes, uint64_t page) {
+        /* A marker of an earlier protection is in the way; without protection there is none. If it
+         * stays, a touch is a fault again, and this is done again. */
+        struct uffdio_writeprotect lift = {{(uintptr_t)to, bytes}, UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
         ioctl(fd, UFFDIO_WRITEPROTECT, &lift);
-        return ioctl(fd, BZ_POISON_RANGE, &what) ? -errno : 0;
+        return bz_uffd_fill(fd, BZ_POISON_RANGE, to, NULL, bytes, 0, page);
     }
     /* Faults wake one thread each: whoever polls the userfaultfd itself is woken by all of them. */
     static int bz_uffd_watch(int fd, int stop) {
@@ -148,11 +160,11 @@ cdef extern from *:
     uint64_t WP_ASYNC "BZ_WP_ASYNC"
     int bz_uffd_open_api(int, uint64_t *) nogil
     int bz_uffd_register(int, uint8_t *, uint64_t, bint) nogil
-    int bz_uffd_copy(int, uint8_t *, const uint8_t *, uint64_t, bint) nogil
-    int bz_uffd_zero(int, uint8_t *, uint64_t) nogil
+    int bz_uffd_copy(int, uint8_t *, const uint8_t *, uint64_t, bint, uint64_t) nogil
+    int bz_uffd_zero(int, uint8_t *, uint64_t, uint64_t) nogil
     int bz_uffd_wake(int, uint8_t *, uint64_t) nogil
     int bz_uffd_continue(int, uint8_t *, uint64_t, bint, uint64_t) nogil
-    int bz_uffd_poison(int, uint8_t *, uint64_t) nogil
+    int bz_uffd_poison(int, uint8_t *, uint64_t, uint64_t) nogil
     int bz_uffd_watch(int, int) nogil
     bint bz_uffd_next(int, int, uint64_t *, bint *, uint32_t *) nogil
 

@@ -114,6 +114,7 @@ class _Lost:
 class _Store:
     """A store's state."""
 
+    name: str
     options: dict[str, Any]
     workers: frozenset[str] | None
     """Addresses it is bound to, or None."""
@@ -216,6 +217,7 @@ class _Store:
             "epoch": self.epoch,
             "replicas": self.options["replicas"],
             "members": [list(member) for member in self.members.members],
+            "holds": [number for number, one in self.stripes.items() if name in one.holders],
             "pulls": [[number, where] for number, where in self.pulls.get(name, {}).items()],
             "pushes": [[number, where] for number, where in self.pushes.get(name, {}).items()],
         }
@@ -242,18 +244,20 @@ class Directory(SchedulerPlugin):
     async def handle(self, method: str, store: str = "", **arguments: Any) -> Answer:
         """Answer a client or a shard."""
         try:
-            if method == "renew":
-                return self._renew(**arguments)
-            if method == "survey":
-                return {"status": OK, "survey": asdict(await survey(self._scheduler, self.stores))}
-            if method == "leave":
-                return await self._leave_all(**arguments)
-            if method == "create":
-                return await self._create(store, **arguments)
-            found = self.stores.get(store)
-            if found is None:
-                return {"status": GONE}
-            answer: Answer = await getattr(self, f"_{method}")(found, **arguments)
+            match method:
+                case "renew":
+                    answer = self._renew(**arguments)
+                case "survey":
+                    found = await survey(self._scheduler, self.stores)
+                    answer = {"status": OK, "survey": asdict(found)}
+                case "leave":
+                    answer = await self._leave_all(**arguments)
+                case "create":
+                    answer = await self._create(store, **arguments)
+                case _ if store not in self.stores:
+                    answer = {"status": GONE}
+                case _:
+                    answer = await getattr(self, f"_{method}")(self.stores[store], **arguments)
         except BatchzipError as error:
             return failed(error)
         return answer
@@ -281,9 +285,9 @@ class Directory(SchedulerPlugin):
         if not here:
             raise ClusterLost("the cluster has no workers")
         await check_from_scheduler(self._scheduler, here)
-        store = _Store(options, bound, 0, epoch)
+        store = _Store(name, options, bound, 0, epoch)
         store.joining.update(here)
-        opened = await asyncio.gather(*(self._open(name, store, one) for one in here))
+        opened = await asyncio.gather(*(self._open(store, one) for one in here))
         raced = self.stores.get(name)
         failures = [answer for _, _, answer in opened if answer["status"] != OK]
         if failures or raced is not None:
@@ -297,11 +301,11 @@ class Directory(SchedulerPlugin):
         store.joining.clear()
         store.advance()
         self.stores[name] = store
-        self._push_all(name, store)
+        self._push_all(store)
         # One of them may have gone meanwhile, or come.
         for shard, what in list(store.shards.items()):
             if what.address not in self._scheduler.workers:
-                self._begin(self._lose(name, store, shard, "the worker was lost"))
+                self._begin(self._lose(store, shard, "the worker was lost"))
         for address in list(self._scheduler.workers):
             self.add_worker(self._scheduler, address)
         return await self._attach(store, client, attachment)
@@ -315,7 +319,7 @@ class Directory(SchedulerPlugin):
     async def _detach(self, store: _Store, attachment: str) -> Answer:
         store.clients.pop(attachment, None)
         if not store.clients:
-            await self._end(store)
+            self._end(store)
         return {"status": OK}
 
     async def _fetch(self, store: _Store, since: int) -> Answer:
@@ -323,17 +327,15 @@ class Directory(SchedulerPlugin):
 
     async def _report(self, store: _Store, shard: str, reason: str, since: int) -> Answer:
         """Look after a shard of which somebody has no answer; return when it is clear what it is."""
-        name = self._name_of(store)
         what = store.shards.get(shard) or store.leaving.get(shard)
         if what is not None and not await self._lives(shard, what):
-            await self._lose(name, store, shard, reason)
+            await self._lose(store, shard, reason)
         return store.as_seen_by_client(since)
 
     async def _losses(self, store: _Store) -> Answer:
         """Say what is lost, stripe by stripe; shards of workers that are gone are given up before."""
-        name = self._name_of(store)
         gone = [
-            self._lose(name, store, shard, "the worker was lost")
+            self._lose(store, shard, "the worker was lost")
             for shard, what in {**store.shards, **store.leaving}.items()
             if what.address not in self._scheduler.workers
         ]
@@ -354,7 +356,7 @@ class Directory(SchedulerPlugin):
         if stripes:
             store.advance()
             store.recovered.update(dict.fromkeys(stripes, store.epoch))
-            self._push_all(self._name_of(store), store)
+            self._push_all(store)
 
     async def _forget(self, store: _Store, ranges: Sequence[Sequence[int]], since: int) -> Answer:
         """Note that indices of lost stripes were invalidated; a stripe without others is not lost."""
@@ -371,13 +373,13 @@ class Directory(SchedulerPlugin):
 
     async def _rebalance(self, store: _Store, since: int) -> Answer:
         """Give a shard to each worker that has none, and wait until all pages are where they belong."""
-        name, before = self._name_of(store), store.moved_pages
+        before = store.moved_pages
         store.refused.clear()
         for address in list(self._scheduler.workers):
-            await self._join(name, store, address)
+            await self._join(store, address)
         if store.refused:
             return {"status": "error", "error": next(iter(store.refused.values()))}
-        while not store.ended and store.is_moving():
+        while not store.ended and store.is_moving():  # noqa: ASYNC110 - it ends in many places
             await asyncio.sleep(_LOOK_S)
         return {**store.as_seen_by_client(since), "moved": store.moved_pages - before}
 
@@ -454,8 +456,8 @@ class Directory(SchedulerPlugin):
         """Take a worker's shards out, after their pages were moved."""
         await asyncio.gather(
             *(
-                self._leave(name, store, shard, timeout_s)
-                for name, store in list(self.stores.items())
+                self._leave(store, shard, timeout_s)
+                for store in list(self.stores.values())
                 for shard, what in list(store.shards.items())
                 if what.address == address
             )
@@ -464,7 +466,7 @@ class Directory(SchedulerPlugin):
 
     # Changes.
 
-    async def _open(self, name: str, store: _Store, address: str) -> tuple[str, str, Answer]:
+    async def _open(self, store: _Store, address: str) -> tuple[str, str, Answer]:
         """Make a shard on a worker; its address, its name and the worker's answer."""
         shard = uuid.uuid4().hex
         try:
@@ -474,7 +476,7 @@ class Directory(SchedulerPlugin):
                 _OPEN_S,
                 method="open",
                 shard=shard,
-                store=name,
+                store=store.name,
                 options=store.options["pickled"],
             )
         except BatchzipError as error:
@@ -490,7 +492,7 @@ class Directory(SchedulerPlugin):
         if answer["status"] != OK:
             raise ClusterLost(f"no shard on worker {address}: {answer}")
 
-    async def _join(self, name: str, store: _Store, address: str) -> None:
+    async def _join(self, store: _Store, address: str) -> None:
         """Give a worker a shard, unless it has one, and its part of the stripes."""
         here = {shard.address for shard in store.shards.values()}
         worker = self._scheduler.workers.get(address)
@@ -509,28 +511,28 @@ class Directory(SchedulerPlugin):
             if reasons:
                 error = unavailable(reasons, {address: worker.name})
                 store.refused[address] = failed(error)["error"]
-                _LOG.warning("Worker %s has no shard of store %s: %s", address, name, error)
+                _LOG.warning("Worker %s has no shard of store %s: %s", address, store.name, error)
                 return
-            _, shard, answer = await self._open(name, store, address)
+            _, shard, answer = await self._open(store, address)
             if store.ended or address not in self._scheduler.workers:
                 await self._close_shard(address, shard)
             elif answer["status"] == OK:
                 store.shards[shard] = _Shard(address, time.monotonic())
                 store.advance()
-                self._push_all(name, store)
+                self._push_all(store)
             else:
                 store.refused[address] = answer["error"]
-                _LOG.warning("Worker %s has no shard of store %s", address, name)
+                _LOG.warning("Worker %s has no shard of store %s", address, store.name)
         finally:
             store.joining.discard(address)
 
-    async def _leave(self, name: str, store: _Store, shard: str, timeout_s: float) -> None:
+    async def _leave(self, store: _Store, shard: str, timeout_s: float) -> None:
         what = store.shards.pop(shard, None)
         if what is None:
             return
         store.leaving[shard] = what
         store.advance()
-        self._push_all(name, store)
+        self._push_all(store)
         until = time.monotonic() + timeout_s
         while (
             store.shards and (store.holds(shard) or store.is_moving()) and time.monotonic() < until
@@ -545,7 +547,7 @@ class Directory(SchedulerPlugin):
                 else "the worker was retired, and there is no other"
             )
             store.lose(shard, reason)
-            self._push_all(name, store)
+            self._push_all(store)
             await self._close_shard(what.address, shard)
 
     async def _lives(self, shard: str, what: _Shard) -> bool:
@@ -557,7 +559,7 @@ class Directory(SchedulerPlugin):
             return bool(answer["status"] == OK)
         return False
 
-    async def _lose(self, name: str, store: _Store, shard: str, reason: str) -> None:
+    async def _lose(self, store: _Store, shard: str, reason: str) -> None:
         """Give a shard up when its lease has run out."""
         while True:
             what = store.shards.get(shard) or store.leaving.get(shard)
@@ -570,22 +572,20 @@ class Directory(SchedulerPlugin):
             if what.lease_until > time.monotonic() and await self._lives(shard, what):
                 return
         _LOG.warning(
-            "Shard %s of store %s on worker %s is lost: %s", shard, name, what.address, reason
+            "Shard %s of store %s on worker %s is lost: %s", shard, store.name, what.address, reason
         )
         store.lose(shard, reason)
-        self._push_all(name, store)
+        self._push_all(store)
 
-    async def _end(self, store: _Store) -> None:
+    def _end(self, store: _Store) -> None:
         if store.ended:
             return
         store.ended = True
-        self.stores.pop(self._name_of(store), None)
-        shards = {**store.shards, **store.leaving}
-        await asyncio.gather(
-            *(self._close_shard(what.address, shard) for shard, what in shards.items())
-        )
+        self.stores.pop(store.name, None)
+        for shard, what in {**store.shards, **store.leaving}.items():
+            self._begin(self._close_shard(what.address, shard))
 
-    def _push_all(self, name: str, store: _Store) -> None:
+    def _push_all(self, store: _Store) -> None:
         """Tell all shards of the new epoch. Those that do not hear it learn of it with their lease."""
         for shard, what in {**store.shards, **store.leaving}.items():
             state = store.as_seen_by_shard(shard)
@@ -612,26 +612,23 @@ class Directory(SchedulerPlugin):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _name_of(self, store: _Store) -> str:
-        return next((name for name, one in self.stores.items() if one is store), "")
-
     # What the scheduler tells.
 
-    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:  # noqa: ARG002 - as Dask calls it
         """Give a new worker its part of the stores that take new workers."""
-        for name, store in self.stores.items():
+        for store in self.stores.values():
             if store.options["elastic"]:
-                self._begin(self._join(name, store, worker))
+                self._begin(self._join(store, worker))
 
-    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # noqa: ARG002 - as Dask calls it
         """Give the shards of a worker up that is gone."""
-        for name, store in self.stores.items():
+        for store in self.stores.values():
             store.refused.pop(worker, None)
             for shard, what in {**store.shards, **store.leaving}.items():
                 if what.address == worker:
-                    self._begin(self._lose(name, store, shard, "the worker was lost"))
+                    self._begin(self._lose(store, shard, "the worker was lost"))
 
-    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:  # noqa: ARG002 - as Dask calls it
         """Detach a client that does not come back."""
         stores = [store for store in self.stores.values() if client in store.clients.values()]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import time
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import dask.config
@@ -25,6 +26,7 @@ from batchzip.errors import BadArgument
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import SupportsFloat
 
     MemoryLimit: TypeAlias = SupportsFloat | str | None
@@ -33,6 +35,9 @@ _LOG = logging.getLogger("batchzip.dask")
 
 _SETTINGS = "distributed.worker.memory"
 
+_ASKED_S = 0.02
+"""Seconds for which it is known what the process has: to ask takes about 20 µs."""
+
 
 class MemoryLimits(NamedTuple):
     """What a worker's data may have; None: no limit."""
@@ -40,11 +45,17 @@ class MemoryLimits(NamedTuple):
     memory: int | str | None
     """Bytes of the worker's memory, or "auto"."""
     live: float | None
-    """Fraction of it for live values."""
+    """Fraction of it for live values, if it was given."""
     compressed: float | None
     """Fraction of it for compressed pages."""
+    both: float | None
+    """Fraction of it for live values and compressed pages together."""
+    target: float | None
+    """Fraction of the worker's own limit at which Dask wants its process; `spill` where that is off."""
+    spill: float | None
+    """Fraction of it at which Dask makes room."""
     disk: int | None
-    """Bytes of the file."""
+    """Bytes of the files."""
 
     @classmethod
     def make(
@@ -52,17 +63,16 @@ class MemoryLimits(NamedTuple):
     ) -> MemoryLimits:
         """Check what was given, and take the rest from Dask's settings. Raise BadArgument."""
         target, spill = _fraction("target"), _fraction("spill")
-        if live is None:
-            live = None if target is None else target / 2
-        else:
+        process = spill if target is None else target
+        if live is not None:
             live = as_fraction(live, "live")
         if compressed is None:
-            of = spill if target is None else target
-            compressed = None if of is None else of / 2
+            compressed = None if process is None else process / 2
         else:
             compressed = as_fraction(compressed, "compressed")
         disk = _max_spill() if disk is None else as_limit(disk, "max_disk_bytes")
-        return cls("auto" if _is_auto(memory) else as_memory_limit(memory), live, compressed, disk)
+        bytes_or_auto = "auto" if _is_auto(memory) else as_memory_limit(memory)
+        return cls(bytes_or_auto, live, compressed, target, process, spill, disk)
 
     def bytes_of(self, fraction: float | None, worker_limit: int | None) -> int | None:
         """Return the bytes of a fraction, in a worker with that limit; None: no limit."""
@@ -70,6 +80,64 @@ class MemoryLimits(NamedTuple):
         return (
             None if limit is None or fraction is None else int(min(limit * fraction, sys.maxsize))
         )
+
+
+class Room:
+    """What live values and compressed pages of one worker may have now, in bytes; None: no limit.
+
+    `process` says what its process has, as Dask counts it: others have memory there, too, tasks at work, modules,
+    messages. What they leave below Dask's thresholds is divided. Dask looks at the process ten times a second;
+    in that time values come back by the hundred million bytes. A limit that was given is not the process's.
+    """
+
+    def __init__(
+        self, limits: MemoryLimits, worker_limit: int | None, process: Callable[[], int] | None
+    ) -> None:
+        self._live = limits.bytes_of(limits.live, worker_limit)
+        self._both = limits.bytes_of(limits.both, worker_limit)
+        self._compressed = limits.bytes_of(limits.compressed, worker_limit)
+        self._process = None if limits.memory != "auto" or worker_limit is None else process
+        self._target, self._spill = math.inf, math.inf
+        if self._process is not None and worker_limit is not None:
+            self._target = worker_limit * (limits.target or math.inf)
+            self._spill = worker_limit * (limits.spill or math.inf)
+        self._part = 1.0
+        if limits.compressed is not None and limits.target is not None:
+            self._part = min(1.0, limits.compressed / limits.target)
+        self._others = 0
+        """Bytes that others had when it was last asked."""
+        self._asked = -math.inf
+
+    def look(self, pool: int, live: float, *, now: bool) -> None:
+        """See what others have, beside so many bytes of values; if `now` is false, only now and then."""
+        at = time.monotonic()
+        if self._process is not None and (now or at - self._asked > _ASKED_S):
+            self._others = max(0, self._process() - pool - int(live))
+            self._asked = at
+
+    def live(self, pool: int) -> int:
+        """Return what live values may have beside so many bytes of compressed pages.
+
+        However much others have, that is a quarter at least: what tasks at work use is often theirs and live,
+        and to compress it would give nothing back.
+        """
+        most = math.inf if self._live is None else self._live
+        if self._live is None and self._both is not None:
+            most = max(self._both // 2, self._both - pool)
+        return int(min(most, max(most / 4, self._spill - self._others - pool), sys.maxsize))
+
+    def compressed(self, pool: int, *, pressed: bool) -> int | None:
+        """Return what compressed pages may have.
+
+        Only where Dask says that the process is too large, `pressed`, that may be less than they have: tasks
+        come and go.
+        """
+        left = max(0.0, (self._target - self._others) * self._part)
+        if not pressed:
+            left = max(left, pool)
+        most = math.inf if self._compressed is None else self._compressed
+        least = min(left, most)
+        return None if least == math.inf else int(least)
 
 
 def as_memory_limit(value: MemoryLimit) -> int | None:

@@ -14,7 +14,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from distributed import Client
-from distributed.protocol import Serialized, deserialize, pickle
+from distributed.protocol import Serialize, Serialized, deserialize, pickle
 
 from batchzip import __version__
 from batchzip.checks import as_seconds, check_kind
@@ -150,6 +150,8 @@ def _reason_of(reply: Mapping[str, Any]) -> str | None:
     answer = reply["result"]
     if isinstance(answer, Serialized):  # the scheduler unpacks nothing by itself
         answer = deserialize(answer.header, answer.frames)
+    elif isinstance(answer, Serialize):  # a worker of this process packs nothing
+        answer = answer.data
     return why_unfit(cast("Answer", answer))
 
 

@@ -88,7 +88,7 @@ class Record:
 
     def ranges(self, stripes: Callable[[int], bool]) -> list[range]:
         """Give what is stored in the stripes of which `stripes` is true, as ranges that are apart."""
-        return joined(self._runs(stripe for stripe in self._stripes if stripes(stripe)))
+        return joined(self._runs(stripe for stripe in list(self._stripes) if stripes(stripe)))
 
     def _runs(self, stripes: Iterable[int]) -> Iterator[range]:
         for stripe in stripes:

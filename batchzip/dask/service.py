@@ -24,7 +24,7 @@ from distributed.protocol import pickle
 from batchzip.dask.shard import Shard
 from batchzip.dask.wire import DIRECTORY, GONE, OK, SHARD, STALE, Answer, Stale, failed
 from batchzip.dask.worker_end import end_with
-from batchzip.errors import BatchzipError, ClusterLost
+from batchzip.errors import BatchzipError, ClosedError, ClusterLost
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -58,26 +58,30 @@ class ShardService:
         self.lease_until = 0.0
         self._renewing: asyncio.Task[None] | None = None
         self._renewed = asyncio.Lock()
+        self._renewals = 0
         self._closing = False
 
     async def handle(self, method: str, shard: str, **arguments: Any) -> Answer:
         """Answer a client, another shard, or the directory."""
         try:
             if method == "open":
-                return await self._open(shard, **arguments)
-            found = self.shards.get(shard)
-            if found is None:
-                return {"status": GONE}
-            if method == "close":
-                return await self._close(shard)
-            answer: Answer = await getattr(found, method)(**arguments)
+                answer = await self._open(shard, **arguments)
+            elif shard not in self.shards:
+                answer = {"status": GONE}
+            elif method == "close":
+                answer = await self._close(shard)
+            else:
+                answer = await getattr(self.shards[shard], method)(**arguments)
         except Stale:
-            return {"status": STALE}
+            answer = {"status": STALE}
         except BatchzipError as error:
-            return failed(error)
-        except Exception as error:  # nothing else comes out of a store, by its own promise
+            # Of one that was closed meanwhile, nothing else is to be said.
+            answer = {"status": GONE} if isinstance(error, ClosedError) else failed(error)
+        except Exception as error:  # noqa: BLE001 - it is logged, and told to whoever asked
             _LOG.exception("A shard failed to %s", method)
-            return failed(BatchzipError(f"worker {self.address}: {type(error).__name__}: {error}"))
+            answer = failed(
+                BatchzipError(f"worker {self.address}: {type(error).__name__}: {error}")
+            )
         return answer
 
     async def _open(self, shard: str, store: str, options: bytes) -> Answer:
@@ -122,7 +126,10 @@ class ShardService:
 
         A shard that was just made is not yet known there, unless it is `asking`, as it was asked for a page.
         """
+        seen = self._renewals
         async with self._renewed:
+            if self._renewals != seen:
+                return  # another request did, while this one waited
             begun = time.monotonic()
             known: list[tuple[str, str, int]] = [
                 (one.store_name, name, one.epoch)
@@ -146,6 +153,7 @@ class ShardService:
                     await self._close(name)
                 else:
                     shard.learn(new)
+            self._renewals += 1
 
     async def _renew_often(self) -> None:
         while self.shards:

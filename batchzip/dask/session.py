@@ -19,7 +19,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,7 +36,7 @@ from batchzip.errors import ClosedError, ClusterLost, PageNotStored, PagesLost
 from batchzip.store import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
     from distributed import Client
@@ -99,10 +99,6 @@ class _Losses:
         return PagesLost(self.address, self.reason, self.record.ranges(lambda _: True))
 
 
-class _Unreachable(ClusterLost):
-    """The scheduler's connection is broken, and cannot be made again."""
-
-
 class Session:
     """One client's use of a sharded store."""
 
@@ -124,6 +120,7 @@ class Session:
         self._record = Record()
         self._former = Record()
         """What this client stored that was lost with a scheduler."""
+        self._why_former = ""
         self._recovering = 0
         self._dropped = Record()
         """What was in the record of stripes that were recovered, while this client recovers."""
@@ -184,18 +181,30 @@ class Session:
     async def _ask(self, method: str, within_s: float, **arguments: Any) -> Answer:
         """Ask the directory. Raise ClusterLost if it does not answer, and what it raises."""
         question = getattr(self._scheduler, DIRECTORY)(method=method, store=self.name, **arguments)
-        connected = self._client.status == "running"
-        try:
-            answer = await asyncio.wait_for(question, within_s if connected else _GONE_S)
-        except Exception as error:
-            if isinstance(error, TimeoutError) and connected:
-                raise ClusterLost(f"the scheduler has not answered in {within_s:g} s") from None
-            raise _Unreachable(f"the scheduler at {self._scheduler.address} is gone") from error
+        answer = await self._answer_in_time(asyncio.ensure_future(question), within_s)
         if answer is None:
             return {"status": GONE}
         if answer["status"] == ERROR:
             raise error_of(answer)
         return answer  # type: ignore[no-any-return]
+
+    async def _answer_in_time(self, asking: asyncio.Future[Any], within_s: float) -> Any:
+        until = time.monotonic() + within_s
+        try:
+            while not (await asyncio.wait({asking}, timeout=_GONE_S))[0]:
+                if self._client.status != "running":
+                    raise self._unreachable()
+                if time.monotonic() >= until:
+                    raise ClusterLost(f"the scheduler has not answered in {within_s:g} s")
+        finally:
+            asking.cancel()
+        try:
+            return asking.result()
+        except Exception as error:
+            raise self._unreachable() from error
+
+    def _unreachable(self) -> ClusterLost:
+        return ClusterLost(f"the scheduler at {self.scheduler_address} is gone")
 
     async def _ask_for(
         self, method: str, within_s: float = _DIRECTORY_S, **arguments: Any
@@ -254,8 +263,13 @@ class Session:
     def _place_of(self, stripe: int) -> Place:
         owners = self._members.owners(stripe)
         if not owners:
-            raise ClusterLost("the store has no shards any more: no worker is left")
+            raise self._no_shards()
         return self._place(owners[0].name)
+
+    def _no_shards(self) -> ClusterLost:
+        if self._why_former:
+            return ClusterLost(f"{self._why_former}: recover() makes the store anew")
+        return ClusterLost("the store has no shards any more: no worker is left")
 
     def _place(self, name: str) -> Place:
         place = self._places.get(name)
@@ -492,24 +506,20 @@ class Session:
             return reason
         return int(answer["pages"])
 
-    async def naming(self, indices: Iterable[int], work: Callable[[], Awaitable[T]]) -> T:
-        """Do work about pages; if it ends as the cluster is lost, and these with it, name them."""
+    @contextmanager
+    def naming(self, indices: Iterable[int]) -> Iterator[None]:
+        """Raise PagesLost instead of ClusterLost if pages of these are lost with the cluster. Any thread."""
         try:
-            return await work()
+            yield
         except PagesLost:
             raise
         except ClusterLost as error:
             if any(index in self._former for index in indices):
                 raise self._former_loss() from error
-            if isinstance(error, _Unreachable) and any(index in self._record for index in indices):
-                raise self.gone(str(error)) from error
+            if self._client.status != "running" and any(index in self._record for index in indices):
+                ranges = self._record.ranges(lambda _: True)
+                raise PagesLost(self.scheduler_address, str(error), ranges) from error
             raise
-
-    def gone(self, reason: str) -> ClusterLost:
-        """Return the error that says that nothing can be reached any more, and names what was stored."""
-        ranges = joined(self._record.ranges(lambda _: True) + self._former.ranges(lambda _: True))
-        address = self.scheduler_address
-        return PagesLost(address, reason, ranges) if ranges else ClusterLost(reason)
 
     async def load(self, index: int) -> Bytes:
         """Return one page."""
@@ -539,7 +549,7 @@ class Session:
                 indices = where[left]
                 await self._check_lost(indices.tolist(), np.unique(indices // STRIPE).tolist())
             if not self._members.members:
-                raise ClusterLost("the store has no shards any more: no worker is left")
+                raise self._no_shards()
             epoch, members = self._members.epoch, self._members.members
             shard_of = self._members.primaries(where[left] // STRIPE)
             parts: list[tuple[Place, npt.NDArray[np.intp]]] = []

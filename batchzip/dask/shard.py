@@ -32,11 +32,11 @@ from batchzip.dask.record import STRIPE, Record, cut
 from batchzip.dask.shard_limits import store_options
 from batchzip.dask.wire import GONE, OK, Answer, Stale, dump
 from batchzip.engine import Engine
-from batchzip.errors import BatchzipError, CorruptPage, PageNotStored
+from batchzip.errors import BatchzipError, ClosedError, CorruptPage, PageNotStored
 from batchzip.store import SwapStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -95,7 +95,10 @@ class Shard:
         self._noted: defaultdict[int, set[str]] = defaultdict(set)
         """By stripe: clients that the directory knows to store there."""
         self._settled: OrderedDict[tuple[str, int], bytes | None] = OrderedDict()
+        self._outdated: set[int] = set()
+        """Stripes whose pages here are not to be used any more."""
         self._moving: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
         options = {"backend": "sequential", **engine}
         self._engine = Engine(**options)
@@ -125,9 +128,10 @@ class Shard:
             }
             self._pushes = {stripe: [tuple(one) for one in to] for stripe, to in state["pushes"]}
             self.epoch = state["epoch"]
-        discards = state.get("discards")
-        if discards:
-            asyncio.ensure_future(self._discard(discards))  # noqa: RUF006 - its end is nobody's business
+            # What others have taken over is outdated, even if its stripe comes back here.
+            self._outdated = self._record.stripes().difference(state["holds"])
+        if self._outdated or state.get("discards"):
+            self._begin(self._discard([*self._outdated, *state.get("discards", ())]))
         if (self._pulls or self._pushes) and self._moving is None and not self._ended:
             self._moving = asyncio.ensure_future(self._move())
 
@@ -190,7 +194,7 @@ class Shard:
                 for stripe in news:
                     self._noted[stripe].add(client)
             errors = await self._put(client, folios, pages)
-            await self._forward(epoch, client, folios, pages, errors)
+            await self._forward(epoch, stripes, client, folios, pages, errors)
             await self._check(epoch, may_be_past=True)
         return {"status": OK, "errors": errors}
 
@@ -198,6 +202,7 @@ class Shard:
         self, epoch: int, client: str, numbers: Sequence[int], runs: Sequence[Run]
     ) -> Answer:
         """Forget pages in runs; how many there were. Folios of these numbers are not stored any more."""
+        await self._reach(epoch)
         stripes = self._present(runs)
         await self._admit(epoch, stripes)
         async with self._locked(stripes):
@@ -205,7 +210,7 @@ class Shard:
             for number in numbers:
                 self._settle(client, number, _UNDONE)
             count = await self._drop(runs)
-            await self._forward_drop(epoch, client, numbers, runs)
+            await self._forward_drop(epoch, stripes, client, numbers, runs)
             await self._check(epoch, may_be_past=True)
         return {"status": OK, "pages": count}
 
@@ -296,6 +301,9 @@ class Shard:
         for stripe in stripes:
             if stripe in self._pulls:
                 await self._pull(stripe)
+            if stripe in self._outdated:
+                async with self._locked([stripe]):
+                    pass
         self._agree(epoch)
 
     async def _reach(self, epoch: int) -> None:
@@ -346,6 +354,10 @@ class Shard:
             for stripe in stripes:
                 lock = self._locks.setdefault(stripe, asyncio.Lock())
                 await stack.enter_async_context(lock)
+                if stripe in self._outdated:
+                    await self._drop([(stripe * STRIPE, STRIPE)])
+                    self._noted.pop(stripe, None)
+                    self._outdated.discard(stripe)
             yield
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -418,6 +430,7 @@ class Shard:
         """Return the stripes of runs, which may be very long, that can have something here."""
         found: set[int] = set()
         known = self._record.stripes() | self._pulls.keys()
+        known |= {stripe for stripe, lock in self._locks.items() if lock.locked()}  # being stored
         for index, count in runs:
             first, last = index // STRIPE, (index + count - 1) // STRIPE
             if last - first < len(known):
@@ -438,6 +451,7 @@ class Shard:
     async def _forward(
         self,
         epoch: int,
+        stripes: Sequence[int],
         client: str,
         folios: Sequence[Folio],
         pages: Bytes,
@@ -447,59 +461,45 @@ class Shard:
 
         Where one of them has no room, nobody keeps the folio, and `errors` has its error.
         """
-        runs_of = [runs for _, runs in folios]
-        others = self._others(run for runs in runs_of for run in runs)
         refused: set[int] = set()
-        for other, stripes in others.items():
-            parts: list[Folio] = []
-            rows: list[Bytes] = []
-            places: list[int] = []
-            at = 0
-            for place, (number, runs) in enumerate(folios):
-                kept: list[Run] = []
-                for index, count in runs:
-                    if index // STRIPE in stripes and errors[place] is None:
-                        kept.append((index, count))
-                        rows.append(pages[at : at + count])
-                    at += count
-                if kept:
-                    parts.append((number, kept))
-                    places.append(place)
+        others = self._others(stripes)
+        for other, common in others.items():
+            places, parts, rows = _parts(folios, pages, common, errors)
             if not parts:
                 continue
+            what = to_serialize(rows[0] if len(rows) == 1 else np.concatenate(rows))
             answer = await self._ask_peer(
-                epoch,
-                other,
-                "put_copy",
-                client=client,
-                folios=parts,
-                pages=to_serialize(rows[0] if len(rows) == 1 else np.concatenate(rows)),
+                epoch, other, "put_copy", client=client, folios=parts, pages=what
             )
             for place, error in zip(places, answer["errors"], strict=True):
                 if error is not None:
                     errors[place] = error
                     self._settle(client, folios[place][0], error)
                     refused.add(place)
-        gone = [run for place in refused for run in runs_of[place]]
-        if gone:
-            await self._drop(gone)
-        gone += [
+        if refused:
+            await self._drop([run for place in refused for run in folios[place][1]])
+        gone = [
             run
-            for place, error in enumerate(errors)
-            if error is not None and place not in refused
-            for run in runs_of[place]
+            for (_, runs), error in zip(folios, errors, strict=True)
+            if error is not None
+            for run in runs
         ]
-        if gone:
-            await self._forward_drop(epoch, client, (), gone)
+        if gone and others:
+            await self._forward_drop(epoch, stripes, client, (), gone)
 
     async def _forward_drop(
-        self, epoch: int, client: str, numbers: Sequence[int], runs: Sequence[Run]
+        self,
+        epoch: int,
+        stripes: Sequence[int],
+        client: str,
+        numbers: Sequence[int],
+        runs: Sequence[Run],
     ) -> None:
         """Have the other owners forget pages."""
-        for other, stripes in self._others(runs).items():
+        for other, common in self._others(stripes).items():
             kept = [
                 (max(index, stripe * STRIPE), min(index + count, (stripe + 1) * STRIPE))
-                for stripe in stripes
+                for stripe in common
                 for index, count in runs
             ]
             kept = [(start, stop - start) for start, stop in kept if start < stop]
@@ -507,11 +507,11 @@ class Shard:
                 epoch, other, "undo_copy", client=client, numbers=list(numbers), runs=kept
             )
 
-    def _others(self, runs: Iterable[Run]) -> dict[Member, list[int]]:
-        """Return the other owners of the stripes of runs of which this is the primary, and their stripes."""
+    def _others(self, stripes: Iterable[int]) -> dict[Member, list[int]]:
+        """Return the other owners of stripes, and the stripes of each."""
         others: dict[Member, list[int]] = {}
         if self.members.replicas > 1:
-            for stripe in self._present(list(runs)):
+            for stripe in stripes:
                 for owner in self.members.owners(stripe)[1:]:
                     others.setdefault(owner, []).append(stripe)
         return others
@@ -632,13 +632,23 @@ class Shard:
 
     async def _discard(self, stripes: Sequence[int]) -> None:
         """Drop stripes that others have now."""
-        with suppress(Stale):
-            for stripe in stripes:
-                async with self._locked([stripe]):
-                    owners = [owner.name for owner in self.members.owners(stripe)]
-                    if self.name not in owners:
-                        await self._drop([(stripe * STRIPE, STRIPE)])
-                        self._noted.pop(stripe, None)
+        for stripe in stripes:
+            async with self._locked([stripe]):
+                owners = [owner.name for owner in self.members.owners(stripe)]
+                if self.name not in owners:
+                    await self._drop([(stripe * STRIPE, STRIPE)])
+                    self._noted.pop(stripe, None)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do work in the background."""
+
+        async def quietly() -> None:
+            with suppress(Stale, ClosedError):
+                await work
+
+        task = asyncio.ensure_future(quietly())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # The end.
 
@@ -656,3 +666,27 @@ class Shard:
 def stripes_of(runs: Iterable[Run]) -> list[int]:
     """Return the stripes of runs in order."""
     return sorted({stripe for index, count in runs for stripe, _, _ in cut(index, count)})
+
+
+def _parts(
+    folios: Sequence[Folio],
+    pages: Bytes,
+    stripes: Sequence[int],
+    errors: Sequence[bytes | None],
+) -> tuple[list[int], list[Folio], list[Bytes]]:
+    """Return what lies in `stripes` of folios without errors: their positions, the parts, and their pages."""
+    places: list[int] = []
+    parts: list[Folio] = []
+    rows: list[Bytes] = []
+    at = 0
+    for place, (number, runs) in enumerate(folios):
+        kept: list[Run] = []
+        for index, count in runs:
+            if index // STRIPE in stripes and errors[place] is None:
+                kept.append((index, count))
+                rows.append(pages[at : at + count])
+            at += count
+        if kept:
+            places.append(place)
+            parts.append((number, kept))
+    return places, parts, rows

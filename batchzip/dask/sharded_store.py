@@ -11,6 +11,8 @@ Rejected: letting Dask start a lost shard again. It would be empty, and pages th
 reported as never stored.
 """
 
+# ruff: noqa: SLF001 - of what is made here in other ways than by its class
+
 from __future__ import annotations
 
 import asyncio
@@ -132,7 +134,7 @@ class ShardedStore(Owned):
             raise BadArgument(f"client must be an asynchronous Client, not {shown(client)}")
         options = _options(workers, replicas, engine, store, memory_fraction, spill, timeout_s)
         session = _session(client, uuid.uuid4().hex, float(timeout_s))
-        await cls._await_in(client, session, session.create(*options))
+        await cls._await_in(client, session.create(*options))
         made = cls.__new__(cls)
         made._take(client, session)
         Owned.__init__(made)
@@ -198,13 +200,13 @@ class ShardedStore(Owned):
             client = own = await aconnect(scheduler, timeout_s)
         session = _session(client, name, timeout_s)
         try:
-            await self._await_in(client, session, session.attach())
+            await self._await_in(client, session.attach())
         except BaseException:
             if own is not None:
                 await own.close()
             raise
         if self._elsewhere is None:
-            await self._await_in(client, session, session.detach())
+            await self._await_in(client, session.detach())
         else:
             self._take(client, session, own)
 
@@ -251,14 +253,14 @@ class ShardedStore(Owned):
     @classmethod
     def _run_in(cls, client: Client, session: Session, work: Coroutine[Any, Any, T]) -> T:
         """Have work done in the client's event loop, and wait for it."""
-        loop = _loop_of(client, session, work)
+        loop = _loop_of(client, work)
         with suppress(RuntimeError):
             if asyncio.get_running_loop() is loop:
                 work.close()
                 raise BadArgument(
                     "this is the client's own event loop, where nothing may wait: await aload, astore, …"
                 )
-        begun = _submit(loop, session, work)
+        begun = _submit(loop, work)
         try:
             while True:
                 try:
@@ -267,7 +269,7 @@ class ShardedStore(Owned):
                     if begun.done():
                         return begun.result()
                     if loop.is_closed() or client.status == "closed":
-                        raise session.gone("the client is closed") from None
+                        raise ClusterLost("the client is closed") from None
         except BaseException as error:
             if not begun.done() and not isinstance(error, ClusterLost):
                 # An interrupt. What was begun is ended or undone before anything else is done.
@@ -278,15 +280,15 @@ class ShardedStore(Owned):
             raise
 
     async def _await(self, work: Coroutine[Any, Any, T]) -> T:
-        return await self._await_in(self._client, self._session, work)
+        return await self._await_in(self._client, work)
 
     @staticmethod
-    async def _await_in(client: Client, session: Session, work: Coroutine[Any, Any, T]) -> T:
+    async def _await_in(client: Client, work: Coroutine[Any, Any, T]) -> T:
         """Have work done in the client's event loop, and await it in this one."""
-        loop = _loop_of(client, session, work)
+        loop = _loop_of(client, work)
         if asyncio.get_running_loop() is loop:
             return await work
-        return await asyncio.wrap_future(_submit(loop, session, work))
+        return await asyncio.wrap_future(_submit(loop, work))
 
     # Pages.
 
@@ -327,7 +329,10 @@ class ShardedStore(Owned):
         """
         self._enter()
         view = None if out is None else as_out(out, self.page_size)
-        return self._given(self._run(self._load(_stored(index))), view, out)
+        where = _stored(index)
+        with self._session.naming((where,)):
+            page = self._run(self._session.load(where))
+        return self._given(page, view, out)
 
     @overload
     async def aload(self, index: SupportsIndex, out: None = None) -> bytes: ...
@@ -339,13 +344,10 @@ class ShardedStore(Owned):
         """Return the bytes of one page, as `load`. Many that are awaited at once travel together."""
         await self._aenter()
         view = None if out is None else as_out(out, self.page_size)
-        return self._given(await self._await(self._load(_stored(index))), view, out)
-
-    def _load(self, index: int) -> Coroutine[Any, Any, Bytes]:
-        return self._session.naming((index,), lambda: self._session.load(index))
-
-    def _load_many(self, where: npt.NDArray[np.int64], pages: Bytes) -> Coroutine[Any, Any, None]:
-        return self._session.naming(where.tolist(), lambda: self._session.load_many(where, pages))
+        where = _stored(index)
+        with self._session.naming((where,)):
+            page = await self._await(self._session.load(where))
+        return self._given(page, view, out)
 
     @staticmethod
     def _given(page: Bytes, view: memoryview | None, out: Buffer | None) -> Buffer:
@@ -364,7 +366,8 @@ class ShardedStore(Owned):
         self._enter()
         where, pages = self._room(indices, out)
         if len(where):
-            self._run(self._load_many(where, pages))
+            with self._session.naming(where.tolist()):
+                self._run(self._session.load_many(where, pages))
         return pages
 
     async def aload_many(
@@ -374,7 +377,8 @@ class ShardedStore(Owned):
         await self._aenter()
         where, pages = self._room(indices, out)
         if len(where):
-            await self._await(self._load_many(where, pages))
+            with self._session.naming(where.tolist()):
+                await self._await(self._session.load_many(where, pages))
         return pages
 
     def _room(
@@ -475,8 +479,8 @@ class ShardedStore(Owned):
         self._letting_go.detach()
         with suppress(ClusterLost, concurrent.futures.TimeoutError):
             work = self._session.detach()
-            loop = _loop_of(self._client, self._session, work)
-            begun = _submit(loop, self._session, work)
+            loop = _loop_of(self._client, work)
+            begun = _submit(loop, work)
             with suppress(RuntimeError):
                 if asyncio.get_running_loop() is loop:
                     return  # it is told, and nobody can wait for it here
@@ -567,33 +571,31 @@ def _session(client: Client, name: str, timeout_s: float) -> Session:
     return Session(client, name, timeout_s)
 
 
-def _loop_of(
-    client: Client, session: Session, work: Coroutine[Any, Any, Any]
-) -> asyncio.AbstractEventLoop:
+def _loop_of(client: Client, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
     client_loop: Any = client.loop
     loop: asyncio.AbstractEventLoop = client_loop.asyncio_loop
     if client.status == "closed" or loop.is_closed():
         work.close()
-        raise session.gone("the client is closed")
+        raise ClusterLost("the client is closed")
     return loop
 
 
 def _submit(
-    loop: asyncio.AbstractEventLoop, session: Session, work: Coroutine[Any, Any, T]
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]
 ) -> concurrent.futures.Future[T]:
     try:
         return asyncio.run_coroutine_threadsafe(work, loop)
     except RuntimeError:  # it was closed just now
         work.close()
-        raise session.gone("the client is closed") from None
+        raise ClusterLost("the client is closed") from None
 
 
 def _let_go(client: Client, session: Session) -> None:
     """Detach a store that nobody has any more, without waiting."""
     with suppress(ClusterLost):
         work = session.detach()
-        _submit(_loop_of(client, session, work), session, work)
+        _submit(_loop_of(client, work), work)
 
 
 def _unpickle(address: str, timeout_s: float) -> ShardedStore:
-    return ShardedStore._absent(address, timeout_s)  # noqa: SLF001 - the same module
+    return ShardedStore._absent(address, timeout_s)

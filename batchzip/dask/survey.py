@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from batchzip.dask.directory import _Store
     from batchzip.dask.sharded_store import ShardedStore
 
-_ASK_S = 2.0
+_ASK_S = 5.0
 """Seconds that a shard has for its figures."""
 
 _ANSWER_S = 10.0

@@ -5,13 +5,18 @@
     data[key] = value ─▶ live values, the most recently used ones
                             │ too many, or the process too large: the coldest
                             ▼
-                         CompressedValues: pages in the pool of a SwapStore
-                            │ the pool is at its limit: the coldest pages, as they are compressed
-                            ▼
-                         an unnamed file in the worker's local directory
+                         CompressedValues: pages in the pool of a SwapStore ── of what does not shrink: ─┐
+                            │ the pool is at its limit: the coldest pages, as they are compressed        │
+                            ▼                                                                            ▼
+                         unnamed files in the worker's local directory
 
-A value that is used is live again. What cannot be pickled, or finds no room anywhere, stays live, and the log
+A value that is used is live again. What it was compressed to is kept as long as there is room, so if it goes again
+unchanged, it costs next to nothing. What cannot be pickled, or finds no room anywhere, stays live, and the log
 says so; others make room instead of what cannot be pickled.
+
+Live values and compressed pages share what Dask's `target` leaves to values: the pool grows at their cost, up to
+its limit. Both are memory of the process. When Dask finds that too large, the pool's limit is lowered to its part
+of what the process leaves it, and what is beyond goes to disk.
 
 It has all that Dask asks of its own buffer: to take part in memory management (`fast`, `evict`), and what
 heartbeats, Prometheus and the dashboard show (`spilled_total`, `cumulative_metrics`, `memory`, `disk`).
@@ -28,11 +33,12 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+import weakref
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +53,7 @@ from distributed.worker import Worker
 from batchzip.backend import Backend
 from batchzip.checks import check_kind
 from batchzip.dask.compressed_values import CompressedValues, NoRoom, NotPicklable, size_of
-from batchzip.dask.memory_limits import MemoryLimits
+from batchzip.dask.memory_limits import MemoryLimits, Room
 from batchzip.dask.worker_end import end_with
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, ClosedError
@@ -57,7 +63,7 @@ from batchzip.wording import shown
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, MutableMapping
+    from collections.abc import Callable, Iterator
 
     from batchzip.dask.compressed_values import Key
     from batchzip.dask.memory_limits import MemoryLimit
@@ -68,6 +74,12 @@ _LOG.addFilter(RateLimiterFilter("There is no room to compress"))
 _PAGE_SIZE = 64 << 10
 """Bytes of a page: values have megabytes, and a page of 64 KiB compresses better than 16 of 4."""
 
+_LOOKED_AT = 32
+"""Values that are looked at for one that nobody uses; small ones are often shared by many keys."""
+
+_UNUSED = 2
+"""References to a value that only the dictionary has: its own, and the argument of the call that counts."""
+
 
 class WorkerData(zict.Buffer[Any, Any], Closing):
     """The mapping for `distributed.Worker(data=…)`, `Nanny(data=…)` or `LocalCluster(data=…)`.
@@ -75,15 +87,17 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
     `worker_local_directory`  given by Dask: where the file lies that has neither name nor traces.
     `memory_limit`            "auto": the worker's own; or as Dask takes it: bytes, a text as "4 GiB", a
                               fraction of the machine's memory; None or 0 for no limit.
-    `live`                    fraction of it that live values may have, by `dask.sizeof`; by default half of
-                              what Dask's setting `distributed.worker.memory.target` says.
+    `live`                    fraction of it that live values may have, by `dask.sizeof`; by default what
+                              Dask's setting `distributed.worker.memory.target` says, less what compressed pages
+                              have, but at least half of it.
     `compressed`              fraction of it that compressed pages may have; then they go to disk. By default
-                              the other half, or half of `spill` where `target` is off.
+                              half of `target`, or half of `spill` where that is off.
     `engine`                  keyword arguments of the Engine: algorithm, level, shuffle, …; lz4 in the
-                              worker's own process, without others.
-    `max_disk_bytes`          bytes the file may have; by default what the setting `max-spill` says.
+                              worker's own process, without others. Without `shuffle`, each large buffer of a
+                              value is compressed as whatever makes it smallest: bytes, or numbers of 2, 4 or 8.
+    `max_disk_bytes`          bytes the files may have; by default what the setting `max-spill` says.
 
-    Live values are handed out as they are, compressed ones as equal copies. Raises BadArgument for what
+    Live values are handed out as they are, others as equal copies. Raises BadArgument for what
     cannot be right. It is closed with its worker, and then empty.
     """
 
@@ -117,11 +131,11 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
         # A value that is still in use somewhere is not made a second time.
         slow = zict.Cache(self._values, zict.WeakValueMapping())
         super().__init__(fast={}, slow=slow, n=sys.maxsize, weight=_weight)
-        self.fast: _Live = _Live(self.slow)
+        self.fast: _Live = _Live(self)
+        self._room: Room | None = None
         self.cumulative_metrics: defaultdict[tuple[str, str], float] = defaultdict(float)
         """By activity and unit, as Dask's own buffer counts: "disk-read" and "disk-write" are of values that
         are not live, wherever they lie, and of their bytes before compression."""
-        self._joined = False
         self._restoring: dict[Key, object] = {}
         """What is being restored, as long as nothing else becomes of it."""
 
@@ -134,6 +148,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
                 old = self.fast.d.get(key)
                 self._restoring.pop(key, None)
                 zict.common.discard(self.slow, key)
+                self._values.forget(key)
                 self.fast.put(key, value, size)
             del old  # not before: it may have a finalizer
             self.fast.evict_until_below_target()
@@ -143,6 +158,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
             old = self.fast.d.get(key)
             self._restoring.pop(key, None)
             super().__delitem__(key)
+            self._values.forget(key)
         del old
 
     def __getitem__(self, key: Key) -> object:
@@ -191,7 +207,31 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
         if self._values.closed:
             return -1
         with self._counting():
-            return self.fast.evict_coldest()
+            freed = self._divide(pressed=True)
+            return max(self.fast.evict_coldest(), freed or -1)
+
+    def _divide(self, *, pressed: bool = False) -> int:
+        """Divide what there is between live values and compressed pages; bytes that the pool gave back.
+
+        `pressed`: the process has become too large, as Dask says, and the pool makes room, too.
+        """
+        values, room = self._values, self._room
+        if room is None:
+            return 0
+        held = values.pool_bytes
+        room.look(held, self.fast.total_weight, now=pressed)
+        values.max_pool_bytes = room.compressed(held, pressed=pressed)
+        left = values.pool_bytes if pressed else held
+        self.n = room.live(left)
+        return max(0, held - left)
+
+    def _pool_is_too_large(self) -> bool:
+        """Say whether compressed pages have more than the process leaves to them."""
+        if self._room is None or not (held := self._values.pool_bytes):
+            return False
+        self._room.look(held, self.fast.total_weight, now=True)
+        limit = self._room.compressed(held, pressed=True)
+        return limit is not None and held > limit
 
     def pop(self, key: Key, default: object = None) -> object:
         """Refused, as by Dask's own buffer: it would restore what is to be thrown away."""
@@ -210,11 +250,11 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
     @property
     def spilled_total(self) -> SpilledSize:
         """Bytes that values which are not live would have in memory, and bytes on disk."""
-        return SpilledSize(self._values.whole_bytes, self.counters.backing_file_size)
+        return SpilledSize(self._values.whole_bytes, self._values.disk_bytes)
 
     @property
     def counters(self) -> Counters:
-        """The store's counters: what compressed values take in memory, and on disk."""
+        """The store's counters: what compressed values take in memory, and, if they shrink, on disk."""
         store = self._values.store
         if store is None:
             return Counters(**{field.name: 0 for field in fields(Counters)})
@@ -229,7 +269,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
             yield
 
     def _enter(self) -> None:
-        if not self._joined:
+        if self._room is None:
             self._join()
         if self._values.closed:
             raise ClosedError("this worker's data is closed, as its worker is")
@@ -242,14 +282,14 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
         # A list: other threads may make workers meanwhile.
         workers = [one for one in list(Worker._instances) if one.data is self]  # noqa: SLF001
         limit: int | None = MEMORY_LIMIT
+        process: Callable[[], int] | None = None
         for worker in workers:
             limit = worker.memory_manager.memory_limit
+            process = worker.monitor.get_process_memory
             if not end_with(worker, self):
                 self.close()
-        live = self._limits.bytes_of(self._limits.live, limit)
-        self.n = sys.maxsize if live is None else live
-        self._values.max_pool_bytes = self._limits.bytes_of(self._limits.compressed, limit)
-        self._joined = True
+        self._room = Room(self._limits, limit, process)
+        self._divide()
 
     def close(self) -> None:
         """Release everything, values included; further calls do nothing."""
@@ -272,14 +312,19 @@ class _Live(zict.LRU[Any, Any]):
     zict's own ends at the first one that cannot: from then on nothing would be compressed any more.
     """
 
-    def __init__(self, slow: MutableMapping[Key, object]) -> None:
+    def __init__(self, data: WorkerData) -> None:
         super().__init__(sys.maxsize, {}, weight=_weight)
-        self._slow = slow
+        self._slow = data.slow
+        self._data = weakref.proxy(data)
         self._stuck: set[Key] = set()
         """Keys whose values cannot be pickled."""
         self.leaving: dict[Key, bool] = {}
         """Keys whose values are being compressed; whether they were set or deleted meanwhile."""
         self._told: set[tuple[str, str]] = set()
+
+    def __bool__(self) -> bool:
+        """Say whether there is anything to make room with, live or in the pool: Dask asks so."""
+        return len(self) > 0 or self._data._pool_is_too_large()  # noqa: SLF001 - they are one
 
     def set_noevict(self, key: Key, value: object) -> None:
         """Take a value, and compress none for it."""
@@ -305,8 +350,9 @@ class _Live(zict.LRU[Any, Any]):
 
     def evict_until_below_target(self, n: float | None = None) -> None:
         """Compress the coldest values until the others have no more than `n` bytes, or none can be."""
-        most = self.n if n is None else n
         for _ in range(len(self)):  # values may come meanwhile, from their own code, too
+            self._data._divide()  # noqa: SLF001
+            most = self.n if n is None else n
             if self.closed or self.total_weight + self.offset <= most or self.evict_coldest() < 0:
                 return
 
@@ -332,8 +378,13 @@ class _Live(zict.LRU[Any, Any]):
         return -1
 
     def _coldest(self) -> Key | None:
+        """Return the key of the coldest value that can be compressed: one that nobody uses, if there is."""
         keys = chain(self.heavy, self.order)
-        return next((key for key in keys if not (key in self._stuck or key in self.leaving)), None)
+        able = (key for key in keys if not (key in self._stuck or key in self.leaving))
+        some = list(islice(able, _LOOKED_AT))
+        # Of one that a task has, too, the memory would stay.
+        unused = (key for key in some if sys.getrefcount(self.d[key]) <= _UNUSED)
+        return next(unused, some[0] if some else None)
 
     def evict(self, key: Any = None) -> tuple[Any, Any, float]:
         """Compress a value, the coldest if none is named; what it was, or (None, None, 0).
@@ -366,6 +417,7 @@ class _Live(zict.LRU[Any, Any]):
         finally:
             if undo:
                 zict.common.discard(self._slow, key)
+                self._data._values.forget(key)  # noqa: SLF001
             del self.leaving[key]
 
     def _tell(self, key: Key, refused: NotPicklable) -> None:

@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from batchzip.core.ring import Ring
     from batchzip.request import Request
 
-_QUEUE_BATCHES = 16
-"""Times the pages that lanes and caller take in one go that may be submitted and not done."""
-
 _EXIT_S = 2.0
 """Seconds that a request under way may take at the interpreter's exit; queued ones are cancelled."""
 
@@ -58,6 +55,9 @@ class LanesBackend(Backend):
     """
 
     asynchronous = True
+
+    queue_batches = 16
+    """Times the pages that lanes and caller take in one go that may be submitted and not done."""
 
     def __init__(self, *, workers: int | None = None, isolate: bool = False) -> None:
         self.workers = (
@@ -77,7 +77,7 @@ class LanesBackend(Backend):
         self.divider = Divider(
             self.coders, self.make_blocks(), isolate=self.isolate, verify=codec.plan().verify
         )
-        self._queue = RequestQueue(_QUEUE_BATCHES * self.batch_size)
+        self._queue = RequestQueue(self.queue_batches * self.batch_size)
 
     def make_blocks(self) -> Blocks | None:
         """Make what tells which memory the lanes share; None if they share none, or all of it."""

@@ -39,11 +39,18 @@ class RequestQueue:
         self._pages = 0
         self._lines: OrderedDict[int, deque[Request[Batch]]] = OrderedDict()
         """A line for each thread that has requests here; the first is served next."""
+        self._soonest = NEVER_S
+        """No request here has an earlier deadline."""
         self._waiting: dict[Request[Batch], int] = {}
         """What waits for room, in the order they came, and in which thread."""
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._closed = False
+
+    @property
+    def pages(self) -> int:
+        """Pages that are queued, and of requests that were taken and did not leave."""
+        return self._pages
 
     def put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
         """Queue a request. Raises EngineBusy if there is no room, now or for `timeout_s` seconds."""
@@ -68,6 +75,8 @@ class RequestQueue:
     def _join(self, request: Request[Batch]) -> None:
         thread = threading.get_ident()
         new_line = deque([request])
+        if request.deadline is not None:
+            self._soonest = min(self._soonest, request.deadline)
         # An interrupt may come behind any call: the pages are counted just when the request is in.
         self._pages += request.pages
         if thread in self._lines:
@@ -130,6 +139,8 @@ class RequestQueue:
     def take_expired(self) -> list[Request[Batch]]:
         """Take the requests whose deadline has passed."""
         now = clock()
+        if now < self._soonest:
+            return []
         with self._lock:
             expired = [
                 request for line in self._lines.values() for request in line if request.is_late(now)
@@ -140,7 +151,14 @@ class RequestQueue:
                     self._lines[thread] = left
                 else:
                     del self._lines[thread]
+            left_deadlines = [r.deadline for line in self._lines.values() for r in line]
+            self._soonest = min((at for at in left_deadlines if at is not None), default=NEVER_S)
         return expired
+
+    def expire(self, request: Request[Batch]) -> None:
+        """Let the deadline of a request pass now, wherever it is."""
+        with self._lock:
+            request.deadline = self._soonest = -1.0
 
     def close(self) -> None:
         """Let nobody in any more; what is queued can still be taken."""

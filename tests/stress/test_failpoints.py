@@ -37,11 +37,8 @@ PAGES = 8
 
 DEADLY_ACTIONS = [action for action in ACTIONS if action != "pause"]
 
-NEEDS_REST = ("asleep", "awake", "rung")
-"""Steps of a lane that sleeps between batches, or whose owner waits for one that just woke."""
-
-RINGING = 4
-"""Times as many pages, so that the lane takes longer than its owner looks, and rings for it."""
+NEEDS_REST = ("asleep", "awake")
+"""Steps of a lane that sleeps between batches."""
 
 _REST_S = 0.002
 """Seconds between batches that put a lane to sleep: it looks for work for 0.1 ms."""
@@ -71,10 +68,9 @@ def only_hung_workers_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
 class Run:
     """Batches of every kind, one after the other, over an engine."""
 
-    def __init__(self, engine: Engine, lanes: int, *, rest: bool, rings: bool = False) -> None:
+    def __init__(self, engine: Engine, lanes: int, *, rest: bool) -> None:
         self._engine = engine
-        pages = PAGES * RINGING if rings else PAGES
-        self._load = Load(engine.codec, pages // 2 * (lanes + 1))
+        self._load = Load(engine.codec, PAGES // 2 * (lanes + 1))
         self._batches = [
             (kind, self._load.make_batch(engine, kind, 0, len(self._load.pages))) for kind in KINDS
         ]
@@ -104,7 +100,7 @@ def fail_at(specs: list[str], workers: int) -> Run:
     may_kill = specs[0].startswith(IN_HAND)
     deadline = time.monotonic() + HANG_LIMIT_S + len(specs)
     with armed(*specs), Engine("zstd", level=3, backend="workers", workers=workers) as engine:
-        run = Run(engine, workers, rest=needs_rest(specs), rings=specs[0].startswith("rung"))
+        run = Run(engine, workers, rest=needs_rest(specs))
         while (ended := engine.statistics.restarts) < len(specs):
             assert time.monotonic() < deadline, (
                 f"{ended} of {specs} were hit in {run.turns} batches"

@@ -1,0 +1,218 @@
+"""Choice: where batches of one kind are done, on this machine or on the cluster, by measurement.
+
+A kind is an operation and a size, as what sending costs depends on both. Compared are throughputs, bytes of
+pages a second while any batch of the kind is under way there: those of callers that wait for each batch, and of
+others that submit hundreds at once, come out as they are, and so do callers whose CPUs others use. Rejected:
+the time that one batch takes, by which sending loses wherever its latency could be hidden; CPU time, which
+does not tell of a CPU that is not to be had.
+
+The place that was faster has the work. Now and then the other has a part, a trial, long enough to fill the
+pipe, so that the news of idle workers or busy CPUs is noticed. A trial that costs t seconds, against what
+the better place would have taken, is followed by none for 50 t, so that trials take 2 % of the time.
+
+First of all a few pages are compressed and thrown away, as a batch of 16 MiB may take a minute here.
+
+Thread-safe. Locks: one, innermost, reentrant as a signal handler may begin a batch, too.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from batchzip.statistics import Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOCAL, SENT = 0, 1
+_NAMES = "local", "sent"
+_OPERATIONS = "compress", "decompress"
+
+_SIZES = 256 << 10, 4 << 20
+"""Bytes of pages between batches of three kinds of one operation."""
+
+_TRIAL_BYTES = 1 << 20, 4 << 20
+_TRIAL_BATCHES = 4
+_TRIAL_S = 0.1
+"""What a trial takes: so much that it should take so long, within bounds; and one batch at least, on the cluster
+a few, as far as they fit. It ends after so long where its batches came one by one."""
+
+_TRIAL_SHARE = 50
+_SOONEST_S, _LATEST_S = 1.0, 600.0
+"""Seconds between two trials: 50 times what one cost, within these bounds."""
+
+_BETTER = 1.15
+"""Times that a place must be faster to be changed to."""
+
+
+@dataclass(slots=True)
+class _Meter:
+    """What was done at one place, and how fast."""
+
+    speed: float | None = None
+    """Bytes per second, half of it by the last measurement."""
+    active: int = 0
+    began: float = 0.0
+    """Since when what is not measured yet has been under way."""
+    busy_s: float = 0.0
+    bytes: int = 0
+    all_bytes: int = 0
+
+    def start(self, now: float) -> None:
+        if not self.active:
+            self.began = now
+        self.active += 1
+
+    def stop(self, now: float, size: int) -> None:
+        self.active -= 1
+        self.bytes += size
+        self.all_bytes += size
+        if not self.active:
+            self.busy_s += now - self.began
+            self.began = now
+
+    def seconds(self, now: float) -> float:
+        """Return for how long anything was under way since the last measurement."""
+        return self.busy_s + (now - self.began if self.active else 0.0)
+
+    def forget(self, now: float) -> None:
+        """Begin a measurement."""
+        self.busy_s, self.bytes, self.began = 0.0, 0, now
+
+    def measure(self, now: float) -> None:
+        """Have what was done since the last time as the speed."""
+        seconds = self.seconds(now)
+        if self.bytes and seconds > 0:
+            speed = self.bytes / seconds
+            self.speed = speed if self.speed is None else (self.speed + speed) / 2
+        self.forget(now)
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Batches of one operation and size."""
+
+    place: int = LOCAL
+    meters: tuple[_Meter, _Meter] = field(default_factory=lambda: (_Meter(), _Meter()))
+    trial_at: float = 0.0
+    trial_left: int | None = None
+    """Bytes that the trial under way still takes; None: there is none."""
+    trials: int = 0
+
+    def begin(self, now: float, size: int, *, may_try: bool) -> int:
+        other = 1 - self.place
+        if self.trial_left is None and now >= self.trial_at and may_try:
+            self.trials += 1
+            speed = self.meters[other].speed or self.meters[self.place].speed or 0.0
+            least, most = _TRIAL_BYTES
+            # Here there is no pipe to fill.
+            least = 1 if other == LOCAL else min(max(least, _TRIAL_BATCHES * size), most)
+            self.trial_left = int(min(max(speed * _TRIAL_S, least), most))
+        place = self.place
+        if self.trial_left is not None and self.trial_left > 0:
+            self.trial_left -= size
+            place = other
+        self.meters[place].start(now)
+        return place
+
+    def end(self, now: float, place: int, size: int) -> None:
+        meter = self.meters[place]
+        meter.stop(now, size)
+        if place == self.place:
+            if meter.seconds(now) >= _TRIAL_S:
+                meter.measure(now)
+        elif self.trial_left is not None:
+            seconds = meter.seconds(now)
+            if not meter.active if self.trial_left <= 0 else seconds >= _TRIAL_S:
+                self._judge(now, meter, seconds)
+        else:
+            meter.forget(now)  # the last ones before the place was changed
+
+    def _judge(self, now: float, tried: _Meter, seconds: float) -> None:
+        done = tried.bytes
+        first = tried.speed is None
+        if done:
+            tried.speed = None  # not half of what it was long ago
+        tried.measure(now)
+        kept = self.meters[self.place]
+        if kept.speed is None:
+            kept.measure(now)
+        self.trial_left = None
+        cost_s = seconds if kept.speed is None else seconds - done / kept.speed
+        if done and tried.speed is not None and tried.speed > _BETTER * (kept.speed or 0.0):
+            self.place = 1 - self.place
+            cost_s = 0.0
+        elif first:
+            cost_s = 0.0  # it also paid for connections and imports: there is another one soon
+        self.trial_at = now + min(max(_TRIAL_SHARE * cost_s, _SOONEST_S), _LATEST_S)
+
+
+class Choices:
+    """Chooses for each batch of an engine. `may_send` says whether the cluster has workers now."""
+
+    def __init__(self, may_send: Callable[[], bool]) -> None:
+        self._may_send = may_send
+        self._kinds: dict[tuple[int, int], _Kind] = {}
+        self._lock = threading.RLock()
+
+    def begin(self, operation: int, size: int, sample: Callable[[], float]) -> Turn:
+        """Choose for a batch of `size` bytes of pages, and note that it begins.
+
+        `sample` measures a few pages here and returns bytes per second.
+        """
+        key = operation, sum(size >= limit for limit in _SIZES)
+        if key not in self._kinds:
+            kind = _Kind()
+            kind.meters[LOCAL].speed = sample()
+            with self._lock:
+                self._kinds.setdefault(key, kind)
+        kind = self._kinds[key]
+        may_send = self._may_send()
+        with self._lock:
+            place = kind.begin(time.monotonic(), size, may_try=may_send or kind.place == SENT)
+        return Turn(self, kind, place, size / (kind.meters[place].speed or size))
+
+    def end(self, kind: _Kind, place: int, size: int) -> None:
+        """Note that a batch is over, of which `size` bytes were done."""
+        with self._lock:
+            kind.end(time.monotonic(), place, size)
+
+    def placements(self) -> tuple[Placement, ...]:
+        """Say what was done where, and why."""
+        with self._lock:
+            kinds = sorted(self._kinds.items())
+        return tuple(
+            Placement(
+                operation=_OPERATIONS[operation],
+                below_bytes=_SIZES[size] if size < len(_SIZES) else None,
+                place=_NAMES[kind.place],
+                local_speed=kind.meters[LOCAL].speed,
+                sent_speed=kind.meters[SENT].speed,
+                local_bytes=kind.meters[LOCAL].all_bytes,
+                sent_bytes=kind.meters[SENT].all_bytes,
+                trials=kind.trials,
+            )
+            for (operation, size), kind in kinds
+        )
+
+
+@dataclass(slots=True)
+class Turn:
+    """A batch that was given a place."""
+
+    _choices: Choices
+    _kind: _Kind
+    place: int
+    seconds: float
+    """What it should take, about."""
+    _over: bool = False
+
+    def end(self, size: int) -> None:
+        """Note that the batch is over, of which `size` bytes of pages were done."""
+        if self._over:
+            return
+        self._over = True
+        self._choices.end(self._kind, self.place, size)

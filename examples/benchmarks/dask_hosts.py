@@ -1,0 +1,392 @@
+"""Where the backend `dask` pays: a cluster of simulated hosts, each with a slice of a CPU and a slow link.
+
+    sudo python examples/benchmarks/dask_hosts.py [--hosts 1,2,4] [--algorithms lz4,zstd:1,…] [--batches 16,256,4096]
+                                                  [--cpu 20] [--mbit 1000] [--seconds 3] [--alone] [--json FILE]
+
+**This is a simulation.** All hosts are this machine: a network namespace each, which a bridge joins, and a
+control group each, with --cpu % of one CPU: the caller's, the scheduler's, and those of 1, 2 and 4 workers. So a
+host is a slow one, its caches are everybody's, and there is no distance: what is sent takes its CPU time at
+both ends and its share of --mbit Mbit/s per host, and no time on the way (tc netem would add some; --delay-ms
+asks for it, where the kernel has it). All hosts together should take less than the machine has: six at
+20 % take 1.2 CPUs. Ratios of one run are what it is for.
+
+MB of pages compressed per second, by a caller that has 8 MiB of batches under way, two at least; with --alone,
+by one that waits for each batch. "local": by the caller's host alone, backend `sequential`. "sent": by the
+cluster, `DaskBackend(local="never")`. "auto": `DaskBackend()`, which chooses; and which place it chose.
+
+Needs root, `ip` and `tc` (iproute2), and control groups of either version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+
+import batchzip
+from batchzip.bench.algorithm import parse_algorithms
+from batchzip.bench.pages import Source, work_pages
+from batchzip.bench.table import console
+from batchzip_dask import DaskBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from batchzip.backend import Backend
+    from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.pages import Pages
+    from batchzip.request import Request
+
+UNDER_WAY_BYTES = 8 << 20
+PERIOD_US = 10_000
+"""A quota is given out so often: with the kernel's 100 ms, a host would stand still for most of them."""
+
+_NAME = f"bz{os.getpid() % 100_000}"
+_NETWORK = "10.77.0"
+_PORT = 8786
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """One cell of the table."""
+
+    algorithm: str
+    batch: int
+    way: str
+    hosts: int
+    mb_s: float
+    chosen: str = ""
+    """The place that "auto" had chosen in the end."""
+
+
+# The hosts.
+
+
+def _sh(*words: str) -> None:
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def _network() -> Iterator[str]:
+    bridge = f"{_NAME}br"
+    _sh("ip", "link", "add", bridge, "type", "bridge")
+    try:
+        _sh("ip", "link", "set", bridge, "up")
+        yield bridge
+    finally:
+        _sh("ip", "link", "del", bridge)
+
+
+class Host:
+    """A namespace with one address, and a control group."""
+
+    def __init__(self, number: int, bridge: str, options: argparse.Namespace) -> None:
+        self.address = f"{_NETWORK}.{number}"
+        self._name = f"{_NAME}h{number}"
+        self._options = options
+        self._processes: list[subprocess.Popen[str]] = []
+        inside, outside = f"{_NAME}i{number}", f"{_NAME}o{number}"
+        with contextlib.ExitStack() as undo:
+            _sh("ip", "netns", "add", self._name)
+            undo.callback(_sh, "ip", "netns", "del", self._name)
+            _sh("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
+            undo.callback(_sh, "ip", "link", "del", outside)
+            _sh("ip", "link", "set", inside, "netns", self._name)
+            _sh("ip", "link", "set", outside, "master", bridge, "up")
+            within = "ip", "-n", self._name
+            _sh(*within, "addr", "add", f"{self.address}/24", "dev", inside)
+            _sh(*within, "link", "set", inside, "up")
+            _sh(*within, "link", "set", "lo", "up")
+            self._limit_link(("tc", "-n", self._name), inside)
+            self._limit_link(("tc",), outside)
+            self._group = _make_group(self._name)
+            undo.callback(_remove_group, self._group)
+            undo.callback(self._end)
+            self.close = undo.pop_all().close
+            """Ends what runs there, and the host."""
+
+    def _limit_link(self, tc: tuple[str, ...], device: str) -> None:
+        add = *tc, "qdisc", "add", "dev", device
+        parent = ["root"]
+        if self._options.delay_ms:
+            # Half at either end of the link, so that a round trip between two hosts has it twice.
+            delay = f"{self._options.delay_ms / 4}ms"
+            _sh(*add, "root", "handle", "1:", "netem", "delay", delay, "limit", "100000")
+            parent = ["parent", "1:"]
+        if self._options.mbit:
+            rate = f"{self._options.mbit}mbit"
+            _sh(*add, *parent, "tbf", "rate", rate, "burst", "1mb", "latency", "200ms")
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Run a command there; its CPU is limited by `limit`."""
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self._name, *words],  # noqa: S607 - wherever it is
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if self._options.verbose else subprocess.DEVNULL,
+            text=True,
+        )
+        self._processes.append(process)
+        (self._group / "cgroup.procs").write_text(str(process.pid))
+        return process
+
+    def limit(self) -> None:
+        """Give it its slice of a CPU from now on."""
+        quota = PERIOD_US * self._options.cpu // 100
+        if (self._group / "cpu.max").exists():
+            (self._group / "cpu.max").write_text(f"{quota} {PERIOD_US}")
+        else:
+            (self._group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+            (self._group / "cpu.cfs_quota_us").write_text(str(quota))
+
+    def _end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+
+_ROOT = Path("/sys/fs/cgroup")
+
+
+def _groups() -> Path:
+    """Return the folder in which groups are made."""
+    return (_ROOT if (_ROOT / "cgroup.controllers").exists() else _ROOT / "cpu") / _NAME
+
+
+def _make_group(name: str) -> Path:
+    group = _groups() / name
+    group.mkdir()
+    return group
+
+
+def _remove_group(group: Path) -> None:
+    deadline = time.monotonic() + 5
+    while True:  # what was killed leaves its group a moment later
+        try:
+            group.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+@contextlib.contextmanager
+def _all_groups() -> Iterator[None]:
+    top = _groups()
+    top.mkdir()
+    try:
+        # Others on the machine take nothing of what the hosts may have.
+        if (top / "cgroup.controllers").exists():
+            (_ROOT / "cgroup.subtree_control").write_text("+cpu")
+            (top / "cgroup.subtree_control").write_text("+cpu")
+            (top / "cpu.weight").write_text("10000")
+        else:
+            (top / "cpu.shares").write_text("100000")
+        yield
+    finally:
+        top.rmdir()
+
+
+# The caller, in a process of its own on its host.
+
+
+def _rate(
+    backend: str | Backend,
+    algorithm: Algorithm,
+    batch: int,
+    pages: Pages,
+    alone: bool,
+    seconds: float,
+) -> tuple[float, str]:
+    """Return MB per second of an engine, and the place that it chose last."""
+    most = 1 if alone else max(2, UNDER_WAY_BYTES // (batch * 4096))
+    room = threading.Semaphore(most)
+    done = 0
+    lock = threading.Lock()
+
+    def over(request: Request[batchzip.CompressBatch]) -> None:
+        nonlocal done
+        with lock:
+            done += int((request.batch.dlens > 0).sum())
+        room.release()
+
+    engine = batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters)
+    with engine:
+        warm = batchzip.CompressBatch(pages[:batch])
+        engine.submit(warm, deadline_s=1.0).wait()  # what starts with the first batch
+        began = time.monotonic()
+        end = began + seconds
+        at = 0
+        while (left := end - time.monotonic()) > 0 and room.acquire(timeout=left):
+            at = at + batch if at + 2 * batch <= len(pages) else 0
+            # Pages that are not done at the end do not count.
+            request = engine.submit(
+                batchzip.CompressBatch(pages[at : at + batch]),
+                deadline_s=max(0.0, end - time.monotonic()),
+            )
+            request.add_done_callback(over)
+            del request
+        for _ in range(most):
+            room.acquire()
+        took = time.monotonic() - began
+        placements = engine.statistics.placements
+        print(*placements, file=sys.stderr, flush=True)
+    return done * 4096 / took / 1e6, placements[-1].place if placements else ""
+
+
+def _call(options: argparse.Namespace) -> None:
+    """Measure what is asked for, a line of JSON each."""
+    pages = np.load(options.pages)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for algorithm in parse_algorithms(options.algorithms):
+        for batch in options.batches:
+            if options.hosts == [0]:
+                ways: list[tuple[str, str | Backend]] = [("local", "sequential")]
+            else:
+                ways = [
+                    ("sent", DaskBackend(options.call, local="never")),
+                    ("auto", DaskBackend(options.call)),
+                ]
+            for way, backend in ways:
+                # It chooses between trials that take seconds themselves.
+                seconds = options.seconds * (3 if way == "auto" else 1)
+                mb_s, chosen = _rate(backend, algorithm, batch, pages, options.alone, seconds)
+                speed = Speed(algorithm.label, batch, way, options.hosts[0], mb_s, chosen)
+                print(json.dumps(asdict(speed)), flush=True)
+
+
+# All of it.
+
+
+def measure(hosts: int, pages: str, bridge: str, options: argparse.Namespace) -> Iterator[Speed]:
+    """Measure with so many workers; with 0, on the caller's host alone."""
+    with contextlib.ExitStack() as stack:
+        made = []
+        for number in range(1, 3 + hosts):
+            made.append(Host(number, bridge, options))
+            stack.callback(made[-1].close)
+        caller, scheduler, *workers = made
+        address = f"tcp://{scheduler.address}:{_PORT}"
+        python = sys.executable
+        common = "--no-dashboard", "--host"
+        if workers:
+            scheduler.start(
+                python, "-m", "dask", "scheduler", *common, scheduler.address, "--port", str(_PORT)
+            )
+        for worker in workers:
+            worker.start(
+                python, "-m", "dask", "worker", address, *common, worker.address,
+                "--nthreads", "1", "--no-nanny",
+            )  # fmt: skip
+        if workers:
+            waits = f"from distributed import Client; Client({address!r}).wait_for_workers({hosts})"
+            if caller.start(python, "-c", waits).wait(120):
+                raise RuntimeError("the cluster did not start: --verbose shows why")
+        measuring = caller.start(
+            python, __file__, "--call", address, "--pages", pages, "--hosts", str(hosts),
+            "--algorithms", options.algorithms, "--batches", ",".join(map(str, options.batches)),
+            "--seconds", str(options.seconds), *(["--alone"] if options.alone else []),
+        )  # fmt: skip
+        assert measuring.stdout is not None
+        assert measuring.stdin is not None
+        if measuring.stdout.readline() != "ready\n":
+            raise RuntimeError("the caller did not start: --verbose shows why")
+        for host in made:
+            host.limit()
+        measuring.stdin.write("go\n")
+        measuring.stdin.flush()
+        for line in measuring.stdout:
+            yield Speed(**json.loads(line))
+        if measuring.wait():
+            raise RuntimeError("the caller failed: --verbose shows why")
+
+
+def show(speeds: list[Speed], options: argparse.Namespace) -> None:
+    """Print the table."""
+    callers = "waits for each batch" if options.alone else "has 8 MiB under way"
+    link = f"{options.mbit} Mbit/s" if options.mbit else "no limit"
+    table = Table(
+        title=f"MB/s of pages, simulated hosts with {options.cpu} % of a CPU each, links of {link}; the caller {callers}"
+    )
+    for name in ("", "batch", "local"):
+        table.add_column(name, justify="right" if name else "left")
+    counts = [hosts for hosts in options.hosts if hosts]
+    for hosts in counts:
+        table.add_column(f"sent to {hosts}", justify="right")
+        table.add_column("auto", justify="right")
+    cells = {(one.algorithm, one.batch, one.way, one.hosts): one for one in speeds}
+    for algorithm in parse_algorithms(options.algorithms):
+        for batch in options.batches:
+            key = algorithm.label, batch
+            row = [f"{cells[*key, 'local', 0].mb_s:.2f}"]
+            for hosts in counts:
+                auto = cells[*key, "auto", hosts]
+                row += [
+                    f"{cells[*key, 'sent', hosts].mb_s:.2f}",
+                    f"{auto.mb_s:.2f} {auto.chosen}",
+                ]
+            table.add_row(algorithm.label, str(batch), *row)
+    console().print(table)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    """Do as the command line says."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--hosts", type=_numbers, default=[1, 2, 4], help="numbers of workers")
+    parser.add_argument("--algorithms", default="lz4,zstd:1,zstd:9,zstd:19,brotli")
+    parser.add_argument("--batches", type=_numbers, default=[16, 256, 4096])
+    parser.add_argument("--cpu", type=int, default=20, help="%% of one CPU that a host has")
+    parser.add_argument("--mbit", type=int, default=1000, help="of a host's link; 0: no limit")
+    parser.add_argument("--delay-ms", type=float, default=0, help="of a round trip, by tc netem")
+    parser.add_argument(
+        "--seconds", type=float, default=3, help="of a measurement; three times for auto"
+    )
+    parser.add_argument("--alone", action="store_true", help="one batch at a time")
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--verbose", action="store_true", help="show what the hosts say")
+    parser.add_argument("--call", help=argparse.SUPPRESS)
+    parser.add_argument("--pages", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.call:
+        _call(options)
+        return
+    if os.geteuid():
+        parser.error("network namespaces and control groups take root")
+    print(
+        "A simulation: network namespaces and control groups of this one machine, no distance between them.",
+        flush=True,
+    )
+    speeds: list[Speed] = []
+    with tempfile.TemporaryDirectory() as folder, _network() as bridge, _all_groups():
+        pages = f"{folder}/pages.npy"
+        np.save(pages, work_pages(Source(), 2 * max(options.batches)))
+        for hosts in [0, *(count for count in options.hosts if count)]:
+            for speed in measure(hosts, pages, bridge, options):
+                speeds.append(speed)
+                print(speed, file=sys.stderr, flush=True)
+    show(speeds, options)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(speed) for speed in speeds], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

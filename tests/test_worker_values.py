@@ -1,0 +1,241 @@
+"""How WorkerData keeps values that are not live: what shrinks, what does not, and what was not changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from batchzip import ClosedError, CorruptValue
+from batchzip.dask import WorkerData
+from batchzip.dask.raw_files import RawFiles
+from batchzip.testing.plain import in_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[WorkerData]:
+    """Room for 8 MiB of compressed values; they are live until they are evicted."""
+    with WorkerData(str(tmp_path), memory_limit=16 * MIB, live=1.0, compressed=0.5) as data:
+        yield data
+
+
+def noise(seed: int, size: int = MIB) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+
+
+def counts(seed: int, size: int = MIB) -> np.ndarray:
+    return np.random.default_rng(seed).poisson(3, size // 8)
+
+
+def text(seed: int, size: int = MIB) -> np.ndarray:
+    words = np.array([b"order   ", b"customer", b"invoice ", b"paid    "])
+    return np.random.default_rng(seed).choice(words, size // 8).view(np.uint8)
+
+
+def written(data: WorkerData) -> float:
+    return data.cumulative_metrics["disk-write", "count"]
+
+
+def kept(data: WorkerData) -> int:
+    """Return the bytes of what was compressed, in memory and on disk."""
+    store = data._values.store
+    return data.spilled_total.disk + (store.status()["compressed_bytes"] if store else 0)
+
+
+def files_of(folder: Path) -> list[int]:
+    """Return the descriptors of files without names in a folder."""
+    found = []
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(fd.readlink())
+        except OSError:
+            continue
+        if target.startswith(f"{folder}/") and target.endswith("(deleted)"):
+            found.append(int(fd.name))
+    return found
+
+
+def test_each_buffer_is_compressed_as_what_makes_it_smallest(data: WorkerData) -> None:
+    value = {
+        "counts": counts(1),
+        "floats": np.cumsum(np.random.default_rng(2).normal(size=MIB // 4)).astype("f4"),
+        "text": text(3),
+        "noise": noise(4),
+        "few": np.arange(10),
+    }
+    data["a"] = value
+    assert data.evict() > 4 * MIB
+    assert data.counters.pool_total_size < 1.5 * MIB, "0.11, 0.66 and 0.25 of a MiB, and some pages"
+    whole, disk = data.spilled_total
+    assert MIB <= disk < 1.01 * MIB, "noise gains nothing in memory"
+    assert whole > 4 * MIB
+    restored = data["a"]
+    assert isinstance(restored, dict)
+    for name, array in value.items():
+        np.testing.assert_array_equal(restored[name], array)
+        assert restored[name].dtype == array.dtype
+        assert restored[name].flags.writeable
+    data.evict()
+    del data["a"]
+    assert data.spilled_total == (0, 0)
+
+
+@pytest.mark.parametrize("make", [counts, noise])
+def test_a_value_that_was_not_changed_is_compressed_once(data: WorkerData, make: object) -> None:
+    assert callable(make)
+    data["a"] = make(1)
+    for _ in range(3):
+        assert data.evict() > 0
+        assert not data.fast
+        np.testing.assert_array_equal(data["a"], make(1))
+        assert list(data.fast) == ["a"]
+        assert data.spilled_total.memory == 0
+        assert len(data) == 1
+    assert written(data) == 1
+    assert data["a"] is data.fast["a"]
+    value = data.fast["a"]
+    assert isinstance(value, np.ndarray)
+    value[1000] ^= 1
+    changed = value.copy()
+    del value
+    data.evict()
+    assert written(data) == 2
+    np.testing.assert_array_equal(data["a"], changed)
+
+
+@pytest.mark.parametrize("make", [counts, noise])
+def test_what_was_kept_of_a_value_goes_with_it(data: WorkerData, make: object) -> None:
+    assert callable(make)
+    data["a"] = make(1)
+    data.evict()
+    np.testing.assert_array_equal(data["a"], make(1))
+    assert kept(data) > 0
+    data["a"] = 1
+    assert kept(data) == 0
+    data["b"] = make(2)
+    data.evict()
+    data.evict()
+    assert len(data["b"])  # type: ignore[arg-type]
+    del data["a"], data["b"]
+    assert kept(data) == 0
+
+
+def test_what_was_kept_makes_room_before_anything_goes_to_disk(data: WorkerData) -> None:
+    size = 3 * MIB
+    for number in range(4):
+        data[number] = text(number, size)
+    while data.evict() > 0:
+        pass
+    for number in range(4):
+        np.testing.assert_array_equal(data[number], text(number, size))
+    assert list(data.fast) == [0, 1, 2, 3]
+    had = kept(data)
+    assert had > 3 * MIB, "of values that are all live"
+    for number in range(4, 10):
+        data[number] = text(number, size)
+        data.fast.evict(number)
+    assert data.spilled_total.disk == 0
+    assert kept(data) < 10 * had / 4
+    for number in range(10):
+        np.testing.assert_array_equal(data[number], text(number, size))
+
+
+def test_a_value_that_is_larger_than_its_room_leaves_nothing(tmp_path: Path) -> None:
+    with WorkerData(tmp_path, memory_limit=MIB, live=1.0, max_disk_bytes=2 * MIB) as data:
+        data["a"] = [counts(1), text(2), noise(3, 3 * MIB)]
+        assert data.evict() == -1
+        assert kept(data) == 0
+        assert list(data.fast) == ["a"]
+
+
+def test_a_damaged_file_is_noticed(data: WorkerData, tmp_path: Path) -> None:
+    data["a"], data["b"] = noise(1), noise(2)
+    data.evict()
+    data.evict()
+    for fd in files_of(tmp_path):
+        if os.fstat(fd).st_size:
+            os.pwrite(fd, bytes([os.pread(fd, 1, 500)[0] ^ 1]), 500)
+    damaged, other = ("a", 2) if "a" in str(_error(data, "a")) else ("b", 1)
+    assert isinstance(_error(data, damaged), CorruptValue)
+    np.testing.assert_array_equal(data["b" if damaged == "a" else "a"], noise(other))
+
+
+def _error(data: WorkerData, key: str) -> Exception | None:
+    try:
+        data[key]
+    except CorruptValue as error:
+        return error
+    return None
+
+
+def test_small_values_are_kept_where_there_is_no_pool(tmp_path: Path) -> None:
+    with WorkerData(tmp_path, memory_limit=MIB, compressed=0.0) as data:
+        data["a"] = b"small" * 100
+        assert data.evict() > 0
+        assert data.counters.pool_total_size == 0
+        assert data["a"] == b"small" * 100
+
+
+def test_values_that_are_in_use_are_not_the_first_to_go(data: WorkerData) -> None:
+    used = data["used"] = counts(1)
+    data["other"] = counts(2)
+    data.evict()
+    assert list(data.fast) == ["used"]
+    data.evict()
+    assert not data.fast
+    assert data["used"] is used
+
+
+def test_raw_files_end_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchzip.dask.raw_files._SEGMENT", 3 * MIB)
+    with RawFiles(str(tmp_path)) as files:
+        places = [files.write([noise(seed).data, b"", b"tail"]) for seed in range(9)]
+        assert files.held_bytes == 9 * (MIB + 4096)
+        assert len(files_of(tmp_path)) == 3
+        for seed, place in enumerate(places[:3]):
+            found = files.read(place)
+            assert found is not None
+            assert [bytes(one) for one in found] == [noise(seed).tobytes(), b"", b"tail"]
+            files.free(place)
+            files.free(place)
+        assert len(files_of(tmp_path)) == 2
+        used = sum(os.fstat(fd).st_blocks * 512 for fd in files_of(tmp_path))
+        assert used == files.held_bytes == 6 * (MIB + 4096)
+        files.free(places[4])
+        used = sum(os.fstat(fd).st_blocks * 512 for fd in files_of(tmp_path))
+        assert used == files.held_bytes == 5 * (MIB + 4096), "a hole"
+    assert not files_of(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ClosedError):
+        files.write([b"late"])
+
+
+def test_raw_files_take_as_many_buffers_as_there_are(tmp_path: Path) -> None:
+    buffers = [bytes([number % 256]) * (number % 7) for number in range(3000)]
+    with RawFiles(str(tmp_path)) as files:
+        place = files.write(buffers)
+        found = files.read(place)
+        assert found is not None
+        assert [bytes(one) for one in found] == buffers
+        assert files.read(files.write([])) == []
+
+
+def test_threads_may_spill_and_restore_noise_at_the_same_time(data: WorkerData) -> None:
+    def work(number: int) -> None:
+        for seed in range(20):
+            key = number, seed % 3
+            data[key] = noise(seed, 200_000)
+            data.evict()
+            np.testing.assert_array_equal(data[key], noise(seed, 200_000))
+            if seed % 4 == 0:
+                del data[key]
+
+    in_threads(3, work)
