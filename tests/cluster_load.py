@@ -417,7 +417,8 @@ def _connected(options: Options) -> Client:
     end = time.monotonic() + options.limit_s
     while True:
         try:
-            return Client(options.scheduler, set_as_default=False, timeout=60)
+            # The timeout is also how long it tries to find a scheduler again before it closes for good.
+            return Client(options.scheduler, set_as_default=False, timeout=240)
         except OSError:
             if time.monotonic() > end:
                 raise

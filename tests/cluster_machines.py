@@ -156,9 +156,16 @@ class Machines:
         self._rng.choice(self.workers).kill()
 
     def restart_scheduler(self, *, kill: bool) -> None:
-        """End the scheduler; `mend` starts it again."""
+        """End the scheduler, and start it again, which takes seconds."""
         (self.scheduler.kill if kill else self.scheduler.terminate)()
         self.scheduler.wait(60)
+        self.mend()
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)):
+                return
+            time.sleep(0.2)
+        raise TimeoutError("the scheduler does not start again")
 
     def worker_address(self) -> str | None:
         """Give the address of one worker, if there is one."""
