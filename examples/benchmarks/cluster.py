@@ -131,7 +131,7 @@ class Cluster:
                     stdout=log,
                     stderr=log,
                     env={**os.environ, **environment},
-                    start_new_session=True,
+                    process_group=0,
                 )
             )
 
@@ -206,8 +206,16 @@ class Case:
 
 
 def _kill_one(store: ShardedStore) -> None:
-    """Kill the worker that has the most pages."""
-    os.kill(max(store.shards, key=lambda shard: shard.pages).pid, signal.SIGKILL)
+    """Kill the worker that has the most pages, as soon as there is one that has some."""
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        with contextlib.suppress(ClusterLost, ProcessLookupError):
+            there = [shard for shard in store.shards if shard.lost is None and shard.pages]
+            if there:
+                os.kill(max(there, key=lambda shard: shard.pages).pid, signal.SIGKILL)
+                return
+        time.sleep(0.1)
+    raise TimeoutError("no shard has pages")
 
 
 def _wait_until_lost(store: ShardedStore, indices: Sequence[int]) -> set[int]:
@@ -270,11 +278,13 @@ def store_beside_recover(case: Case) -> None:
                 time.sleep(0.01)
 
         def kill() -> None:
-            for _ in range(3):
-                time.sleep(2)
-                with contextlib.suppress(PagesLost):
+            try:
+                for _ in range(3):
+                    time.sleep(2)
                     _kill_one(store)
-            over.set()
+                time.sleep(2)
+            finally:
+                over.set()
 
         with ThreadPoolExecutor(2) as threads:
             helpers = [threads.submit(recover), threads.submit(kill)]
@@ -693,7 +703,8 @@ def _latency_table(figures: Sequence[Figure]) -> Table:
     for each in figures:
         key = str(each.labels["way"]), str(each.labels["beside"])
         cases.setdefault(key, {})[each.quantity] = each.median
-    for (way, beside), of in cases.items():
+    order = [*ONES, *MANY]
+    for (way, beside), of in sorted(cases.items(), key=lambda case: order.index(case[0][0])):
         quantities = ("p50, µs", "p99, µs", "most, µs", "µs/page")
         cells = [f"{of[quantity]:,.0f}" if quantity in of else "" for quantity in quantities]
         before = BEFORE.get(way if beside == "nothing" else f"{way} beside {beside}", "")
