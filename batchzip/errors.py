@@ -233,7 +233,8 @@ class ClusterLost(BatchzipError, ConnectionError):
 class PagesLost(ClusterLost):
     """Pages of a sharded store were in the memory of a worker that is gone.
 
-    `indices` has all that were stored there and are lost, as ranges; `worker` is its address.
+    `indices` has all that are lost with it, as ranges: exactly those that this client stored; where other
+    clients stored, too, the whole stripe of 512. `worker` is its address, or the scheduler's if that is gone.
     """
 
     _SHOWN = 8

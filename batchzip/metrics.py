@@ -19,7 +19,7 @@ for them when somebody scrapes, and asks the shards. The scheduler's dashboard h
 The histograms of latencies have a random one in 64 calls, as reading the clock at each would cost more than it
 tells. So their quantiles and means are those of all calls, but their counts are not: how many calls
 there were is told by the counters. What is timed is said by `batchzip.Latency`.
-The faults of paged memories are timed one and all, by the core; their histogram has no sum.
+The faults of paged memories are timed one and all.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from batchzip.engine import Engine
 
     _Store: TypeAlias = SwapStore | CompressedMapping | ShardedStore
-    _Row = tuple[str, list[str], float | Latency | list[tuple[str, float]]]
-    """Family, values of its labels, figure; of a histogram, what was timed, or its buckets."""
+    _Row = tuple[str, list[str], float | Latency]
+    """Family, values of its labels, figure; of a histogram, what was timed."""
 
 _ESCAPED = re.compile(r"\\ud[89a-f]")
 """How the escape of a surrogate begins."""
@@ -147,8 +147,6 @@ _SHARDED = {
 }
 _FAULTS = "missing", "minor"
 _STATES = "resident", "candidate", "stored", "empty", "pinned"
-_SHORTEST, _LONGEST = 10, 30
-"""Bounds of a histogram's buckets, as powers of two of nanoseconds: 1 µs to 1 s."""
 
 
 def collector(
@@ -320,13 +318,11 @@ class _Families:
         self,
         name: str,
         labels: Sequence[str],
-        value: float | Latency | list[tuple[str, float]],
+        value: float | Latency,
     ) -> None:
         """Add one figure, or one histogram."""
         family = self._families[name]
-        if isinstance(value, list):
-            family.add_metric(labels, value, sum_value=None)
-        elif isinstance(value, Latency):
+        if isinstance(value, Latency):
             bounds = [*map(repr, BOUNDS_S), "+Inf"]
             buckets = list(zip(bounds, itertools.accumulate(value.calls), strict=True))
             family.add_metric(labels, buckets, value.total_s)
@@ -400,12 +396,7 @@ def _of_regions(store: SwapStore) -> Iterator[_Row]:
             yield "region_pages", [name, state], region[f"{state}_pages"]
         yield "region_size_pages", [name], region["pages"]
         yield "region_budget_pages", [name], region["budget_pages"]
-        latencies = region["latencies"]
-        buckets: list[tuple[str, float]] = [
-            (str((1 << power) / 1e9), sum(latencies[:power]))
-            for power in range(_SHORTEST, _LONGEST + 1)
-        ]
-        yield "region_fault_seconds", [name], [*buckets, ("+Inf", sum(latencies))]
+        yield "region_fault_seconds", [name], region["latency"]
 
 
 def _of_engine(engine: Engine) -> Iterator[_Row]:

@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import dask
@@ -117,8 +118,8 @@ class TestDaskOrLocal(BackendContract):
                 engine.submit(CompressBatch(make_pages(300))).wait(SLACK_S)  # and with one here
             yield engine
             places = engine.statistics.placements
-            assert {one.operation for one in places} == {"compress", "decompress"}
-            assert all(one.local_bytes and one.sent_bytes for one in places)
+            assert any(one.local_bytes for one in places)
+            assert any(one.sent_bytes for one in places)
 
     @classmethod
     def make_backend(cls) -> Backend:
@@ -470,18 +471,45 @@ def test_a_worker_without_batchzip_is_named_when_the_engine_opens_and_when_it_jo
 
 
 def test_quick_codecs_stay_here_and_slow_ones_go(cluster: str) -> None:
-    pages = make_pages(256)
-    for codec, place in ((make_codec("lz4"), "local"), (SlowCodec(0.002), "sent")):
+    pages = make_pages(100)
+    for codec, place in ((make_codec("lz4"), "local"), (SlowCodec(0.003), "sent")):
         with Engine(codec, backend=DaskBackend(cluster)) as engine:
-            for _ in range(4):
+            batches, placement = 0, None
+            deadline = time.monotonic() + SLACK_S
+            # The first trial may come to nothing, as it pays for imports, too.
+            while not placement or placement.sent_speed is None or placement.place != place:
+                assert time.monotonic() < deadline, placement
                 engine.compress(CompressBatch(pages))
-            (placement,) = engine.statistics.placements
-            assert (placement.operation, placement.place) == ("compress", place)
+                batches += 1
+                (placement,) = engine.statistics.placements
+            assert placement.operation == "compress"
             assert placement.local_speed is not None
-            assert placement.sent_speed is not None
             assert (placement.local_speed > placement.sent_speed) == (place == "local")
-            assert placement.local_bytes + placement.sent_bytes == 4 * pages.nbytes
-            assert engine.statistics.compress.pages == 4 * len(pages)
+            assert placement.local_bytes + placement.sent_bytes == batches * pages.nbytes
+            assert engine.statistics.compress.pages == batches * len(pages)
+
+
+def test_a_trial_that_fails_is_done_here(tmp_path: Path) -> None:
+    with (
+        scheduler_command() as address,
+        Client(address, set_as_default=False) as client,
+        Engine("lz4", backend=DaskBackend(client)) as engine,
+        worker_command(address, "--name", "odd one", **other_environment("missing", tmp_path)),
+    ):
+        pages = make_pages(100)
+        expected = Plain(engine).compress(pages)
+        for number in range(1000):
+            batch = CompressBatch(pages)
+            if number % 2:
+                engine.submit(batch).wait(SLACK_S)
+            else:
+                engine.compress(batch)
+            assert batch.outputs() == expected
+            (placement,) = engine.statistics.placements
+            if placement.trials:
+                break
+            time.sleep(0.01)  # until the engine hears of the worker
+        assert (placement.place, placement.sent_bytes) == ("local", 0)
 
 
 def test_where_it_has_no_choice_it_sends(cluster: str) -> None:

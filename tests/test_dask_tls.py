@@ -100,11 +100,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def cluster(files: dict[str, str]) -> Iterator[str]:
+    preload = ["--preload", "batchzip.dask.preload"]
     options = [word for name, path in files.items() for word in (f"--tls-{name}", path)]
     with (
         scheduler_command("--protocol", "tls", *options) as address,
-        worker_command(address, *options),
-        worker_command(address, *options),
+        worker_command(address, *options, *preload),
+        worker_command(address, *options, *preload),
     ):
         assert address.startswith("tls://")
         yield address
@@ -164,6 +165,16 @@ def test_a_sharded_store_is_attached_to_by_tls(
                     ShardedStore.attach(address, timeout_s=0.5)
                 with pytest.raises(ClusterLost, match="no scheduler at t"):
                     asyncio.run(ShardedStore.aattach(address, timeout_s=0.5))
+
+
+def test_values_of_workers_travel_by_tls(client: Client) -> None:
+    values = {str(seed): make_pages(2000, seed=seed) for seed in range(4)}
+    kept = client.scatter(values, hash=False)
+    kinds = client.run(lambda dask_worker: (type(dask_worker.data).__name__, len(dask_worker.data)))
+    assert sorted(kinds.values()) == [("WorkerData", 2), ("WorkerData", 2)]
+    client.run(lambda dask_worker: dask_worker.data.evict())
+    for name, value in client.gather(kept).items():
+        np.testing.assert_array_equal(value, values[name])
 
 
 def test_the_backend_travels_by_tls(client: Client, cluster: str, files: dict[str, str]) -> None:

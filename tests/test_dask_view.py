@@ -221,6 +221,15 @@ def test_shards_are_seen_with_what_they_have_and_do(cluster: tuple[str, Client])
 
 
 @pytest.mark.slow
+def test_pages_of_a_dashboard_with_bokeh_link_to_it(cluster: tuple[str, Client]) -> None:
+    pytest.importorskip("bokeh")
+    _, client = cluster
+    with ShardedStore(client):
+        assert '<a href="batchzip">' in fetched(client, "/status")
+        assert "<h1>Sharded stores</h1>" in fetched(client, "/batchzip")
+
+
+@pytest.mark.slow
 def test_top_shows_what_happens_until_it_is_ended(cluster: tuple[str, Client]) -> None:
     address, client = cluster
     with ShardedStore(client) as store:

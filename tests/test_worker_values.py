@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from batchzip import ClosedError, CorruptValue
 from batchzip.dask import WorkerData
@@ -15,7 +17,7 @@ from batchzip.dask.raw_files import RawFiles
 from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MIB = 1 << 20
 
@@ -239,3 +241,48 @@ def test_threads_may_spill_and_restore_noise_at_the_same_time(data: WorkerData) 
                 del data[key]
 
     in_threads(3, work)
+
+
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "get", "delete", "evict", "change", "pool"]),
+        st.integers(0, 4),
+        st.sampled_from([noise, counts, text]),
+        st.sampled_from([100, 70_000, 300_000]),
+    ),
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(_STEPS)
+def test_values_are_what_was_put_in_or_made_of_them_since(
+    steps: list[tuple[str, int, Callable[[int, int], np.ndarray], int]],
+) -> None:
+    """Whatever is live, compressed, on disk, or kept of an older state; and nothing is left of it."""
+    model: dict[int, np.ndarray] = {}
+    with WorkerData("/tmp", memory_limit=1_000_000) as data:
+        for number, (what, key, make, size) in enumerate(steps):
+            if what == "put":
+                data[key] = make(number, size)
+                model[key] = make(number, size)
+            elif what == "evict":
+                data.evict()
+            elif what == "pool":
+                data._values.max_pool_bytes = size
+            elif key in model:
+                if what == "delete":
+                    del data[key], model[key]
+                    continue
+                value = data[key]
+                assert isinstance(value, np.ndarray)
+                np.testing.assert_array_equal(value, model[key])
+                if what == "change" and key in data.fast:
+                    value[0] += 1
+                    model[key][0] += 1
+                del value
+        assert len(data) == len(model)
+        for key, expected in model.items():
+            np.testing.assert_array_equal(data[key], expected)
+            del data[key]
+        assert kept(data) == 0

@@ -38,7 +38,15 @@ from batchzip.batch import CompressBatch, DecompressBatch
 from batchzip.checks import as_seconds
 from batchzip.core.coder import Coders
 from batchzip.cpus import usable_cpus
-from batchzip.errors import BadArgument, ClosedError, EngineBusy, MissingExtra
+from batchzip.errors import (
+    BadArgument,
+    BatchzipError,
+    ClosedError,
+    ClusterLost,
+    EngineBusy,
+    MissingExtra,
+    RequestCancelled,
+)
 from batchzip.lanes import LanesBackend
 from batchzip.lanes.dispatcher import Dispatcher
 from batchzip.lanes.queue import RequestQueue
@@ -49,6 +57,8 @@ from batchzip_dask.choice import LOCAL, SENT, Choices
 from batchzip_threads import ThreadsBackend
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from distributed import Client
 
     from batchzip.batch import Batch
@@ -61,11 +71,17 @@ if TYPE_CHECKING:
 _ROOM_BYTES = 512 << 20
 """Bytes of pages that may be submitted and not done."""
 
-_QUICK_S = 0.001
+_QUICK_S = 0.002
 """Seconds of a batch that `submit` does itself: to have a thread do it takes a tenth of that."""
 
 _QUEUE_BATCHES = 2
 """As `queue_batches`. Who waits for room has not chosen yet, and can be sent to the cluster when that is tried."""
+
+_PATIENT_S = 1.0
+"""Seconds that a batch with a deadline must have left to be sent, or done here, by way of trial."""
+
+_ASK_S = 1.0
+"""Seconds between two questions for the number of workers."""
 
 _UNDONE = [-errno.ETIMEDOUT, -errno.EOWNERDEAD, -errno.ECANCELED]
 """Errors of pages that nobody has done."""
@@ -86,13 +102,14 @@ class DaskBackend(Backend):
     `local`              "auto": batches are done on this machine while that is faster; `statistics.placements`
                          says what was done where, and how fast each was. "never": all of two pages and more
                          are sent.
-    `connect_timeout_s`  seconds to connect to an address.
+    `connect_timeout_s`  seconds to connect to an address, and for workers to say which batchzip they have.
     `workerless_s`       seconds that batches wait where the cluster has no workers; then ClusterLost.
 
     Pages whose workers die more often than `distributed.scheduler.allowed-failures` says get
     -EOWNERDEAD, with all others of their share; never those of another batch. Where the scheduler is gone, a
-    batch that was sent raises ClusterLost; where workers cannot run batchzip, BackendUnavailable. Results go
-    through the scheduler, or straight to a client made with `direct_to_workers=True`.
+    batch that was sent raises ClusterLost; where workers cannot run batchzip, BackendUnavailable: not so
+    where it was sent by way of trial, as local work is faster. Results go through the scheduler, or straight to
+    a client made with `direct_to_workers=True`.
     """
 
     name = "dask"
@@ -121,11 +138,12 @@ class DaskBackend(Backend):
         self.worked: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         """What the cluster did, by operation; the lane's thread writes it."""
         self.threads = 0
-        """Threads of all workers, as far as is known; the lane's thread writes it."""
+        """Threads of all workers, as far as is known."""
         self._cluster = Cluster(cluster, connect_timeout_s=connect_timeout_s)
         self._keeps = local == "auto"
         self._local: LanesBackend | None = None
         self._choices = Choices(self._may_send)
+        self._ask_at = 0.0
         self._inline = _Inline()
         self._lane: Lane | None = None
         self._lane_lock = threading.Lock()
@@ -164,7 +182,16 @@ class DaskBackend(Backend):
         return local is None or local.wait_ready(max(0.0, until - time.monotonic()))
 
     def _may_send(self) -> bool:
+        """Whether the cluster has workers, as far as is known; asked for now and then."""
+        now = time.monotonic()
+        if now >= self._ask_at:
+            self._ask_at = now + _ASK_S
+            with contextlib.suppress(ClusterLost):
+                self._cluster.count_threads(self._note_threads)
         return self.threads > 0 and self._cluster.is_connected
+
+    def _note_threads(self, threads: int) -> None:
+        self.threads = threads
 
     def execute(self, batch: Batch) -> None:
         """Do a batch; one page in the calling thread."""
@@ -182,6 +209,12 @@ class DaskBackend(Backend):
                 self._local.execute(batch)
             elif _is_lane_thread():  # a callback, that would wait for its own thread
                 self.run_inline(batch)
+            elif turn is not None and turn.is_trial:
+                try:
+                    self._send(batch)
+                except BatchzipError:
+                    self._do_here(batch, None)
+                    return
             else:
                 self._send(batch)
             done = self._done_bytes(batch)
@@ -209,12 +242,15 @@ class DaskBackend(Backend):
         if len(request.batch) == 1:
             super().submit(request)
             return
-        turn = self._begin(request.batch)
+        turn = self._begin(request.batch, request.deadline)
+        if turn is None or self._local is None:
+            self._queue(self._put, request, timeout_s=timeout_s, block=block)
+            return
+        request.add_done_callback(partial(self._note_end, turn))
         try:
-            if turn is not None:
-                request.add_done_callback(partial(self._note_end, turn))
-            if self._local is None or turn is None or turn.place == SENT:
-                self._put(request, timeout_s=timeout_s, block=block)
+            if turn.place == SENT:
+                sent = self._tried(request, turn) if turn.is_trial else request
+                self._queue(self._put, sent, timeout_s=timeout_s, block=block)
             elif turn.seconds < _QUICK_S and not self._inline.active:
                 self._inline.active = True
                 try:
@@ -222,7 +258,7 @@ class DaskBackend(Backend):
                 finally:
                     self._inline.active = False
             elif not _is_lane_thread():
-                self._local.submit(request, timeout_s=timeout_s, block=block)
+                self._queue(self._local.submit, request, timeout_s=timeout_s, block=block)
             else:
                 # A callback: it must not wait for room that the other thread makes, whose callbacks may
                 # be waiting for this one.
@@ -230,20 +266,66 @@ class DaskBackend(Backend):
                     self._local.submit(request, block=False)
                 except EngineBusy:
                     self._put(request, timeout_s=timeout_s, block=block)
-        except BaseException as error:
-            if turn is not None:
-                turn.end(0)
-            # After an interrupt it may be queued all the same, and who submitted it never knows of it.
-            if not isinstance(error, (EngineBusy, ClosedError)) and not request.cancel():
+        except BaseException:
+            turn.end(0)
+            raise
+
+    @staticmethod
+    def _queue(
+        put: Callable[..., object],
+        request: Request[Batch],
+        *,
+        timeout_s: float | None,
+        block: bool,
+    ) -> None:
+        try:
+            put(request, timeout_s=timeout_s, block=block)
+        except (EngineBusy, ClosedError):
+            raise
+        except BaseException:
+            # An interrupt: it may be queued all the same, and who submitted it never gets to know of it.
+            if not request.cancel():
                 request.wait()
             raise
 
-    def _begin(self, batch: Batch) -> Turn | None:
+    def _tried(self, request: Request[Batch], turn: Turn) -> Request[Batch]:
+        """Return what is sent for a request by way of trial: what fails as a whole is done here instead."""
+        request.take_up()
+        sent = Request(request.batch, request.deadline)
+
+        def finish(_: object) -> None:
+            error: Exception | None = None
+            try:
+                self._wait_or_do(sent, turn)
+            except Exception as raised:  # noqa: BLE001 - it is raised where the request is waited for
+                error = raised
+            request.finish(error)
+
+        sent.add_done_callback(finish)
+        return sent
+
+    def _wait_or_do(self, sent: Request[Batch], turn: Turn) -> None:
+        """Wait for what was sent by way of trial; do it here where it fails as a whole."""
+        try:
+            sent.wait()
+        except RequestCancelled:
+            raise
+        except BatchzipError:
+            turn.end(0)
+            self._do_here(sent.batch, sent.deadline)
+
+    def _do_here(self, batch: Batch, deadline: float | None) -> None:
+        batch.reset()
+        self.run_inline(batch, deadline)
+
+    def _begin(self, batch: Batch, deadline: float | None = None) -> Turn | None:
         """Choose where a batch is done; None: there is no choice."""
         if self._local is None:
             return None
         size = len(batch) * self.page_size
-        return self._choices.begin(batch.operation, size, partial(self._sample, batch))
+        may_try = deadline is None or deadline > time.monotonic() + _PATIENT_S
+        sample = partial(self._sample, batch)
+        return self._choices.begin(batch.operation, size, sample, may_try=may_try)
 
     def _sample(self, batch: Batch) -> float:
         """Do a few pages here, throw them away, and return bytes per second."""

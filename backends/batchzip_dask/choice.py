@@ -34,15 +34,18 @@ _OPERATIONS = "compress", "decompress"
 _SIZES = 256 << 10, 4 << 20
 """Bytes of pages between batches of three kinds of one operation."""
 
-_TRIAL_BYTES = 1 << 20, 4 << 20
+_TRIAL_BYTES = 1 << 20, 8 << 20
 _TRIAL_BATCHES = 4
-_TRIAL_S = 0.1
+_TRIAL_S = 0.5
 """What a trial takes: so much that it should take so long, within bounds; and one batch at least, on the cluster
-a few, as far as they fit. It ends after so long where its batches came one by one."""
+a few, as far as they fit."""
+
+_MEASURED_S = 0.1
+"""Seconds of work that make a measurement; of a trial whose batches come one by one, too."""
 
 _TRIAL_SHARE = 50
 _SOONEST_S, _LATEST_S = 1.0, 600.0
-"""Seconds between two trials: 50 times what one cost, within these bounds."""
+"""Seconds between two trials: 50 times what one cost, within these bounds; after one that failed, the most."""
 
 _BETTER = 1.15
 """Times that a place must be faster to be changed to."""
@@ -54,6 +57,8 @@ class _Meter:
 
     speed: float | None = None
     """Bytes per second, half of it by the last measurement."""
+    is_guess: bool = False
+    """Whether that comes of a few pages that were done in a moment, when the CPU may have been free."""
     active: int = 0
     began: float = 0.0
     """Since when what is not measured yet has been under way."""
@@ -87,7 +92,9 @@ class _Meter:
         seconds = self.seconds(now)
         if self.bytes and seconds > 0:
             speed = self.bytes / seconds
-            self.speed = speed if self.speed is None else (self.speed + speed) / 2
+            known = speed if self.speed is None or self.is_guess else self.speed
+            self.speed = (known + speed) / 2
+            self.is_guess = False
         self.forget(now)
 
 
@@ -104,7 +111,7 @@ class _Kind:
 
     def begin(self, now: float, size: int, *, may_try: bool) -> int:
         other = 1 - self.place
-        if self.trial_left is None and now >= self.trial_at and may_try:
+        if may_try and self.trial_left is None and now >= self.trial_at:
             self.trials += 1
             speed = self.meters[other].speed or self.meters[self.place].speed or 0.0
             least, most = _TRIAL_BYTES
@@ -112,7 +119,7 @@ class _Kind:
             least = 1 if other == LOCAL else min(max(least, _TRIAL_BATCHES * size), most)
             self.trial_left = int(min(max(speed * _TRIAL_S, least), most))
         place = self.place
-        if self.trial_left is not None and self.trial_left > 0:
+        if may_try and self.trial_left is not None and self.trial_left > 0:
             self.trial_left -= size
             place = other
         self.meters[place].start(now)
@@ -122,11 +129,11 @@ class _Kind:
         meter = self.meters[place]
         meter.stop(now, size)
         if place == self.place:
-            if meter.seconds(now) >= _TRIAL_S:
+            if meter.seconds(now) >= _MEASURED_S:
                 meter.measure(now)
         elif self.trial_left is not None:
             seconds = meter.seconds(now)
-            if not meter.active if self.trial_left <= 0 else seconds >= _TRIAL_S:
+            if not meter.active if self.trial_left <= 0 else seconds >= _MEASURED_S:
                 self._judge(now, meter, seconds)
         else:
             meter.forget(now)  # the last ones before the place was changed
@@ -141,12 +148,15 @@ class _Kind:
         if kept.speed is None:
             kept.measure(now)
         self.trial_left = None
-        cost_s = seconds if kept.speed is None else seconds - done / kept.speed
-        if done and tried.speed is not None and tried.speed > _BETTER * (kept.speed or 0.0):
+        if not done:  # it failed
+            cost_s = _LATEST_S
+        elif tried.speed is not None and tried.speed > _BETTER * (kept.speed or 0.0):
             self.place = 1 - self.place
             cost_s = 0.0
-        elif first:
+        elif first or kept.speed is None:
             cost_s = 0.0  # it also paid for connections and imports: there is another one soon
+        else:
+            cost_s = seconds - done / kept.speed
         self.trial_at = now + min(max(_TRIAL_SHARE * cost_s, _SOONEST_S), _LATEST_S)
 
 
@@ -158,22 +168,26 @@ class Choices:
         self._kinds: dict[tuple[int, int], _Kind] = {}
         self._lock = threading.RLock()
 
-    def begin(self, operation: int, size: int, sample: Callable[[], float]) -> Turn:
+    def begin(
+        self, operation: int, size: int, sample: Callable[[], float], *, may_try: bool = True
+    ) -> Turn:
         """Choose for a batch of `size` bytes of pages, and note that it begins.
 
-        `sample` measures a few pages here and returns bytes per second.
+        `sample` measures a few pages here and returns bytes per second. Without `may_try`, the batch is no trial.
         """
         key = operation, sum(size >= limit for limit in _SIZES)
         if key not in self._kinds:
             kind = _Kind()
-            kind.meters[LOCAL].speed = sample()
+            local = kind.meters[LOCAL]
+            local.speed, local.is_guess = sample(), True
             with self._lock:
                 self._kinds.setdefault(key, kind)
         kind = self._kinds[key]
-        may_send = self._may_send()
+        may_try = may_try and (self._may_send() or kind.place == SENT)
         with self._lock:
-            place = kind.begin(time.monotonic(), size, may_try=may_send or kind.place == SENT)
-        return Turn(self, kind, place, size / (kind.meters[place].speed or size))
+            place = kind.begin(time.monotonic(), size, may_try=may_try)
+            seconds = size / (kind.meters[place].speed or size)
+            return Turn(self, kind, place, place != kind.place, seconds)
 
     def end(self, kind: _Kind, place: int, size: int) -> None:
         """Note that a batch is over, of which `size` bytes were done."""
@@ -206,6 +220,7 @@ class Turn:
     _choices: Choices
     _kind: _Kind
     place: int
+    is_trial: bool
     seconds: float
     """What it should take, about."""
     _over: bool = False

@@ -21,7 +21,8 @@ from distributed import Client, default_client
 from distributed.protocol import pickle
 from distributed.scheduler import KilledWorker
 
-from batchzip.dask.probe import TIMEOUT_S, check_workers
+from batchzip.dask.connect import OwnClient
+from batchzip.dask.probe import check_workers
 from batchzip.errors import BackendUnavailable, BadArgument, BatchzipError, ClusterLost
 from batchzip_dask.share import as_task
 
@@ -37,18 +38,6 @@ __all__ = ["CancelledError", "Cluster", "KilledWorker"]
 
 _CLOSE_S = 5.0
 """Seconds that the client's event loop has for ending what still waits there."""
-
-
-class _OwnClient(Client):
-    """A client that leaves no thread behind where it cannot connect."""
-
-    def __init__(self, address: str, **options: Any) -> None:
-        try:
-            super().__init__(address, **options)  # type: ignore[no-untyped-call] # theirs
-        except BaseException:
-            self.close()  # type: ignore[no-untyped-call] # nothing, where Dask gave it up by itself
-            self._loop_runner.stop()
-            raise
 
 
 class Cluster:
@@ -80,11 +69,8 @@ class Cluster:
             self.check()
             return
         try:
-            self.client = _OwnClient(
-                self._given,
-                timeout=self._connect_timeout_s,
-                set_as_default=False,
-                direct_to_workers=True,
+            self.client = OwnClient(
+                self._given, timeout=self._connect_timeout_s, direct_to_workers=True
             )
         except Exception as error:  # noqa: BLE001 - no address, no certificate, no such version, …
             raise BackendUnavailable(f"no Dask scheduler at {self._given}: {error}") from None
@@ -154,9 +140,9 @@ class Cluster:
 
         self._ask(count(), told)
 
-    def check_workers(self, timeout_s: float = TIMEOUT_S) -> None:
+    def check_workers(self) -> None:
         """Raise BackendUnavailable if a worker that is there now cannot run batchzip."""
-        check_workers(self.client, timeout_s=timeout_s)
+        check_workers(self.client, timeout_s=self._connect_timeout_s, must_answer=False)
 
     def threads(self) -> int:
         """Count the threads of all workers now."""

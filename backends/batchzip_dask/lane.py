@@ -79,9 +79,6 @@ _CODEC_TIMES = 8
 _LOOK_S = 1.0
 """Seconds between two looks at the cluster while something is out."""
 
-_PROBE_S = 5.0
-"""Seconds that each worker has to say what it is, when one of them could not do a share."""
-
 _FULL_LOOK_S = 0.05
 """Seconds between two looks at the deadlines of requests that are still queued, as there is no room."""
 
@@ -228,10 +225,11 @@ class Lane:
         size = self._backend.page_size
         least = max(_LEAST_BYTES, _CODEC_TIMES * len(self._codec))
         most = max(least, min(MOST_BYTES, OUT_BYTES // self._most_tasks))
-        if operation in self._page_s:
-            byte_s = self._page_s[operation] / size
-            least = max(least, min(most // 4, int(_LEAST_S / byte_s)))
-            most = max(least, min(most, int(_MOST_S / byte_s)))
+        if operation not in self._page_s:
+            return max(1, least // size)  # a page may take 3 µs or 30 ms
+        byte_s = self._page_s[operation] / size
+        least = max(least, min(most // 4, int(_LEAST_S / byte_s)))
+        most = max(least, min(most, int(_MOST_S / byte_s)))
         taken = sum(flight.request.pages - flight.left for flight in self._flights)
         waiting = size * max(0, self._requests.pages - taken)
         fair = waiting // max(1, self._backend.threads)
@@ -272,7 +270,7 @@ class Lane:
                 self._again(parcel, outcome)
             elif isinstance(outcome, BaseException):
                 self._cluster.check()
-                self._cluster.check_workers(_PROBE_S)
+                self._cluster.check_workers()
                 raise outcome  # noqa: TRY301 - it fails the requests as what else may
             else:
                 parcel.accept(outcome, self._backend.worked)

@@ -13,7 +13,7 @@ from rich.text import Text
 from batchzip.advice import amount
 from batchzip.cli.class_table import class_table
 from batchzip.cli.output import duration
-from batchzip.paged.statistics import hit_ratio, percentile_s
+from batchzip.paged.statistics import hit_ratio
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -184,12 +184,11 @@ def _regions(now: Snapshot, before: Snapshot | None) -> Table:
             region[key] - (0 if earlier is None else earlier[key])
             for key in ("faults_missing", "faults_minor", "readahead_hits")
         )
-        latencies = region["latencies"]
+        latency: Latency = region["latency"]
         rate = None
         if before is not None and earlier is not None:
             rate = (missing + minor) / (now.taken_s - before.taken_s)
-            pairs = zip(latencies, earlier["latencies"], strict=True)
-            latencies = [count - past for count, past in pairs]
+            latency -= earlier["latency"]
         table.add_row(
             Text(name),
             amount(region["pages"] * size),
@@ -197,10 +196,7 @@ def _regions(now: Snapshot, before: Snapshot | None) -> Table:
             amount(region["resident_pages"] * size),
             _per_second(rate),
             f"{hit_ratio(missing, minor, ahead):.0%}" if missing + minor + ahead else "-",
-            *(
-                duration(percentile_s(latencies, percent) if any(latencies) else None)
-                for percent in (50, 90, 99)
-            ),
+            *(duration(latency.quantile(share)) for share in (0.5, 0.9, 0.99)),
         )
     return table
 

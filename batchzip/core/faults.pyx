@@ -22,16 +22,16 @@ region.pyx has the states, the invariants and the locks.
 from libc.errno cimport EBADF, EFAULT
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
+from batchzip.core.latency cimport histogram_add
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_step
 from batchzip.core.region cimport (
-    BUCKETS, BUSY, CANDIDATE, CLEAN, EMPTY, IN_MEMORY, JOBS, LOST, MOST_RUN, OVER_BUDGET, PAUSE_NS,
+    BUSY, CANDIDATE, CLEAN, EMPTY, IN_MEMORY, JOBS, LOST, MOST_RUN, OVER_BUDGET, PAUSE_NS,
     RANDOM, RESIDENT, SEQUENTIAL, STORED, UNUSED, WANTED, Hand, Job, RegionState, address_of,
     bz_wait_for, free_frames, high_mark, is_low, is_passing, pthread_cond_broadcast, region_fill, region_lock,
     region_lose, region_map_back, region_tell, region_unlock, region_unmap, region_wait, region_wake,
 )
 from batchzip.core.strides cimport strides_fault
 from batchzip.core.userfaultfd cimport bz_uffd_next
-from batchzip.core.zspages cimport bz_log2
 
 cdef extern from *:
     """
@@ -65,6 +65,7 @@ cdef enum:
     DIRECT_RUN = 8  # pages that a fault reclaims by itself
     FOLLOW_EVERY = 64  # faults
     MOST_WAITS = 50  # pauses for a page that others reclaim
+    STUCK_NS = 1_000_000_000  # that a prefetch waits for a frame: all may be busy, or the pool full
 
 
 # Frames. The mutex is held before and after.
@@ -230,6 +231,7 @@ cdef void _handle_fault(Hand *hand, uint64_t page, bint writes) noexcept nogil:
             rest.count = window - count
             rest.stride = stride
             rest.asked_for = False
+            rest.until = 0
             post_job(region, rest)
         region.figures.readahead_pages += count - 1
         region_unlock(region)
@@ -240,7 +242,7 @@ cdef void _handle_fault(Hand *hand, uint64_t page, bint writes) noexcept nogil:
         region_unlock(region)
         region_lose(region, page, EFAULT, state == UNUSED)
         return
-    region.latencies[min(bz_log2(max(bz_now_ns() - started, 1)), <uint32_t>BUCKETS - 1)] += 1
+    histogram_add(&region.latencies, started)
     region_unlock(region)
 
 
@@ -317,6 +319,7 @@ cdef bint _do_piece(Hand *hand, Job *job) noexcept nogil:
     cdef uint32_t count
     cdef uint8_t kind
     cdef int found
+    cdef int64_t now
     if page >= region.pages:
         return False
     kind = region.states[page]
@@ -330,7 +333,14 @@ cdef bint _do_piece(Hand *hand, Job *job) noexcept nogil:
         region_unlock(region)
         found = reclaim_step(hand, DIRECT_RUN, True)
         region_lock(region)
-        return found != NOTHING
+        if found != NOTHING:
+            job.until = 0
+            return True
+        now = bz_now_ns()
+        if not job.until:
+            job.until = now + STUCK_NS
+        region_wait(region, PAUSE_NS)
+        return now < job.until
     region.states[page] = kind | BUSY
     take_frame(hand)
     count = claim_pages(

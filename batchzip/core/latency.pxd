@@ -10,12 +10,17 @@ cdef enum:  # operations
     TIMED_PUT
     TIMED_OPERATIONS
 
+cdef struct Histogram:
+    uint64_t calls[BUCKETS]  # by how long they took
+    uint64_t total_ns
+
 cdef struct Timer:  # of one operation
     uint32_t left  # calls until the next one that is timed
     uint32_t random
-    uint64_t calls[BUCKETS]  # that were timed, by how long they took
-    uint64_t total_ns
+    Histogram timed
 
+cdef void histogram_add(Histogram *histogram, int64_t started) noexcept nogil
+cdef tuple histogram_of(const Histogram *histogram)
 cdef void timer_open(Timer *timer) noexcept
 cdef int64_t timer_choose(Timer *timer) noexcept
 cdef void timer_end(Timer *timer, int64_t started) noexcept

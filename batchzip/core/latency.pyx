@@ -8,8 +8,9 @@ down takes less than one. The calls between two that are timed are a random numb
 regular intervals is met as often as it is there. What failed is not counted.
 
 Bucket n has what took up to 2^(n + 8) ns, and longer than the bucket before it: 256 ns to 17 s; the last one
-has whatever took longer. Whoever holds the GIL is the only writer: a call starts and ends with it, and
-what it waits for in between (a mutex, the GIL, the backing file) is part of what its caller sees.
+has whatever took longer. Of a Timer whoever holds the GIL is the only writer: a call starts and ends with it,
+and what it waits for in between (a mutex, the GIL, the backing file) is part of what its caller sees.
+Faults of paged memory have the same Histogram, and are counted one and all, under their region's mutex.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -33,6 +34,19 @@ BOUNDS_S = tuple([(1 << number + LEAST_BITS) / 1e9 for number in range(BUCKETS -
 """The longest time of each bucket but the last, in seconds."""
 
 
+cdef void histogram_add(Histogram *histogram, int64_t started) noexcept nogil:
+    """Count what began then and ends now."""
+    cdef uint64_t took = max(bz_now_ns() - started, 1)
+    histogram.calls[min(max(bz_bits(took - 1) - LEAST_BITS, 0), BUCKETS - 1)] += 1
+    histogram.total_ns += took
+
+
+cdef tuple histogram_of(const Histogram *histogram):
+    """Return what was counted, by bucket, and its nanoseconds."""
+    cdef int bucket
+    return [histogram.calls[bucket] for bucket in range(BUCKETS)], histogram.total_ns
+
+
 cdef inline uint32_t _gap(Timer *timer) noexcept:
     timer.random ^= timer.random << 13
     timer.random ^= timer.random >> 17
@@ -53,6 +67,4 @@ cdef int64_t timer_choose(Timer *timer) noexcept:
 
 cdef void timer_end(Timer *timer, int64_t started) noexcept:
     """Count a call that began then and ends now."""
-    cdef uint64_t took = max(bz_now_ns() - started, 1)
-    timer.calls[min(max(bz_bits(took - 1) - LEAST_BITS, 0), BUCKETS - 1)] += 1
-    timer.total_ns += took
+    histogram_add(&timer.timed, started)

@@ -42,7 +42,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from batchzip.core.latency cimport (
-    BUCKETS, TIMED_OPERATIONS, timer_end, timer_open, timer_start,
+    TIMED_OPERATIONS, histogram_of, timer_end, timer_open, timer_start,
 )
 from batchzip.core.lru cimport lru_age, lru_close, lru_coldest, lru_idle_age, lru_open, lru_use
 from batchzip.core.memory cimport Memory, bz_malloc, memory_close
@@ -453,12 +453,8 @@ cdef class Ledger:
 
     def latencies(self) -> list[tuple[list[int], int]]:
         """Return, by operation, the calls that were timed by bucket, and their nanoseconds."""
-        cdef int number, bucket
-        found = []
-        for number in range(TIMED_OPERATIONS):
-            calls = [self.timers[number].calls[bucket] for bucket in range(BUCKETS)]
-            found.append((calls, self.timers[number].total_ns))
-        return found
+        cdef int number
+        return [histogram_of(&self.timers[number].timed) for number in range(TIMED_OPERATIONS)]
 
     # Looking.
 

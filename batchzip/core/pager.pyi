@@ -110,8 +110,8 @@ class Pager:
     def figures(self) -> dict[str, int]:
         """Return FIGURES, and how many pages there are of each kind, as they are now."""
 
-    def latencies(self) -> list[int]:
-        """Return how many faults took 2ⁿ ns and more, but less than twice as long, from being read to being served."""
+    def latencies(self) -> tuple[list[int], int]:
+        """Return faults by how long they took from being read to being served, by bucket, and their nanoseconds."""
 
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold. Nobody may touch the region meanwhile."""

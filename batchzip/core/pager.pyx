@@ -26,7 +26,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADMSG, errno as c_errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 import errno
 import fcntl
@@ -36,10 +36,11 @@ from contextlib import suppress
 from batchzip.core.faults cimport (
     help_faults, make_resident, post_job, reclaim_ahead, serve_faults,
 )
+from batchzip.core.latency cimport Histogram, histogram_of
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_page
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
-    BUCKETS, BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, LOST, MOST_RUN, NORMAL,
+    BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, LOST, MOST_RUN, NORMAL,
     RESIDENT, RUN_BYTES, STORED, UNUSED, WANTED, Figures, Job, RegionState, address_of, is_busy,
     kept_frames, kind_of, pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget,
     region_lock, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
@@ -434,6 +435,7 @@ cdef class Pager:
         job.count = count
         job.stride = 1
         job.asked_for = True
+        job.until = 0
         region_lock(&self.region)
         post_job(&self.region, job)
         region_unlock(&self.region)
@@ -612,14 +614,13 @@ cdef class Pager:
             "arrays": self.extents,
         }
 
-    def latencies(self) -> list:
-        """Return how many faults took 2ⁿ ns and more, but less than twice as long, from being read to being served."""
-        cdef int number
-        cdef uint64_t counts[BUCKETS]
+    def latencies(self) -> tuple:
+        """Return faults by how long they took from being read to being served, by bucket, and their nanoseconds."""
+        cdef Histogram counted
         region_lock(&self.region)
-        memcpy(counts, self.region.latencies, sizeof(counts))
+        counted = self.region.latencies
         region_unlock(&self.region)
-        return [counts[number] for number in range(BUCKETS)]
+        return histogram_of(&counted)
 
     # Events.
 

@@ -2,6 +2,7 @@ from libc.errno cimport EAGAIN, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from batchzip.core.coder cimport CoderState
+from batchzip.core.latency cimport Histogram
 from batchzip.core.ledger cimport LedgerState
 from batchzip.core.strides cimport StridesState
 from batchzip.core.table cimport Entry
@@ -35,7 +36,6 @@ cdef enum:
     MOST_RUN = 64  # pages, likewise
     JOBS = 64  # that wait for the helper, at most
     PAUSE_NS = 2_000_000  # before what cannot be done now is tried again
-    BUCKETS = 40  # of latencies: the last one begins at 9 minutes
 
 cdef enum:  # kinds of pages; see region.pyx
     UNUSED
@@ -71,6 +71,7 @@ cdef struct Job:  # pages that may be restored before they are touched
     uint64_t count
     int64_t stride
     bint asked_for  # by prefetch, not guessed
+    int64_t until  # when it is given up; 0: it makes progress
 
 cdef struct Figures:
     uint64_t faults_missing
@@ -134,7 +135,7 @@ cdef struct RegionState:
     uint32_t job_count
     StridesState strides
     Figures figures
-    uint64_t latencies[BUCKETS]
+    Histogram latencies  # of faults
 
 cdef struct Hand:  # what a thread works with
     RegionState *region

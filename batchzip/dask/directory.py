@@ -42,11 +42,11 @@ from distributed.protocol import pickle
 
 from batchzip.dask.members import Members
 from batchzip.dask.page import add_page
-from batchzip.dask.probe import check_from_scheduler, probe, unavailable
+from batchzip.dask.probe import probe, unavailable
 from batchzip.dask.record import STRIPE
 from batchzip.dask.service import install
 from batchzip.dask.survey import survey
-from batchzip.dask.wire import DIRECTORY, GONE, OK, SHARD, STALE, Answer, failed
+from batchzip.dask.wire import DIRECTORY, GONE, OK, SHARD, STALE, Answer, error_of, failed
 from batchzip.errors import BatchzipError, ClusterLost
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ _OPEN_S = 60.0
 
 _DRAIN_S = 600.0
 """Seconds that a shard has to give its pages away before its worker is retired."""
+
+_GONE_S = 0.5
+"""Seconds after which the scheduler knows that a worker is gone."""
 
 _LOOK_S = 0.05
 """Seconds between two looks at whether pages have moved."""
@@ -278,27 +281,17 @@ class Directory(SchedulerPlugin):
         if store is not None:
             return await self._attach(store, client, attachment)
         bound = None if workers is None else frozenset(workers)
-        here = [one for one in self._scheduler.workers if bound is None or one in bound]
-        if bound is not None and len(here) < len(bound):
-            missing = ", ".join(sorted(bound.difference(here)))
-            raise ClusterLost(f"the cluster has no workers at {missing}")
-        if not here:
-            raise ClusterLost("the cluster has no workers")
-        await check_from_scheduler(self._scheduler, here)
         store = _Store(name, options, bound, 0, epoch)
-        store.joining.update(here)
-        opened = await asyncio.gather(*(self._open(store, one) for one in here))
+        opened = await self._open_all(store, await self._fit_workers(bound))
         raced = self.stores.get(name)
-        failures = [answer for _, _, answer in opened if answer["status"] != OK]
-        if failures or raced is not None:
+        if raced is not None:
             for address, shard, _ in opened:
                 self._begin(self._close_shard(address, shard))
-            return failures[0] if raced is None else await self._attach(raced, client, attachment)
+            return await self._attach(raced, client, attachment)
         now = time.monotonic()
-        for address, shard, answer in opened:
-            store.page_size = answer["page_size"]
+        for address, shard, page_size in opened:
+            store.page_size = page_size
             store.shards[shard] = _Shard(address, now)
-        store.joining.clear()
         store.advance()
         self.stores[name] = store
         self._push_all(store)
@@ -309,6 +302,39 @@ class Directory(SchedulerPlugin):
         for address in list(self._scheduler.workers):
             self.add_worker(self._scheduler, address)
         return await self._attach(store, client, attachment)
+
+    async def _fit_workers(self, bound: frozenset[str] | None) -> list[str]:
+        """Return the addresses of all workers that a store is to use. Raise unless they can be used."""
+        here = [one for one in self._scheduler.workers if bound is None or one in bound]
+        if bound is not None and len(here) < len(bound):
+            missing = ", ".join(sorted(bound.difference(here)))
+            raise ClusterLost(f"the cluster has no workers at {missing}")
+        unfit = await self._unfit(here)
+        if unfit:
+            raise unavailable(unfit, self._names())
+        return here
+
+    async def _open_all(self, store: _Store, workers: Sequence[str]) -> list[tuple[str, str, int]]:
+        """Make a shard on each of these workers that is still there: address, name and page size.
+
+        Raise what one says that cannot have a shard; then none has.
+        """
+        store.joining.update(workers)
+        answers = await asyncio.gather(*(self._open(store, one) for one in workers))
+        store.joining.clear()
+        opened = [
+            (address, shard, answer["page_size"])
+            for address, shard, answer in answers
+            if answer["status"] == OK
+        ]
+        for address, _, answer in answers:
+            if answer["status"] != OK and address in self._scheduler.workers:
+                for other, shard, _ in opened:
+                    self._begin(self._close_shard(other, shard))
+                raise error_of(answer)
+        if not opened:
+            raise ClusterLost("the cluster has no workers")
+        return opened
 
     async def _attach(self, store: _Store, client: str, attachment: str) -> Answer:
         store.clients[attachment] = client
@@ -377,6 +403,8 @@ class Directory(SchedulerPlugin):
         store.refused.clear()
         for address in list(self._scheduler.workers):
             await self._join(store, address)
+        while store.joining:  # noqa: ASYNC110 - as below
+            await asyncio.sleep(_LOOK_S)
         if store.refused:
             return {"status": "error", "error": next(iter(store.refused.values()))}
         while not store.ended and store.is_moving():  # noqa: ASYNC110 - it ends in many places
@@ -397,7 +425,9 @@ class Directory(SchedulerPlugin):
             what = store.shards.get(shard) or store.leaving.get(shard)
             if what is None:
                 if address not in store.joining:
+                    # It was given up, and is there all the same: it may begin anew.
                     news[shard] = {"status": GONE}
+                    self.add_worker(self._scheduler, address)
                 continue
             what.lease_until = now + LEASE_S
             news[shard] = {"status": OK} if epoch == store.epoch else store.as_seen_by_shard(shard)
@@ -485,6 +515,18 @@ class Directory(SchedulerPlugin):
             answer = failed(ClusterLost(f"no shard on worker {address}: {_said(error)}"))
         return address, shard, answer
 
+    async def _unfit(self, addresses: Iterable[str]) -> dict[str, str]:
+        """Return why those workers cannot have shards that cannot, and have not left meanwhile."""
+        unfit = await probe(self._scheduler.rpc, addresses)
+        if unfit:
+            await asyncio.sleep(_GONE_S)  # one that died was in the list for a moment
+            left = [address for address in unfit if address in self._scheduler.workers]
+            unfit = await probe(self._scheduler.rpc, left)
+        return unfit
+
+    def _names(self) -> dict[str, object]:
+        return {address: worker.name for address, worker in self._scheduler.workers.items()}
+
     async def _install(self, address: str) -> None:
         """Have a worker answer what shards are asked. Raise BackendUnavailable if it cannot."""
         worker = self._scheduler.rpc(address)
@@ -507,9 +549,9 @@ class Directory(SchedulerPlugin):
             return
         store.joining.add(address)
         try:
-            reasons = await probe(self._scheduler.rpc, [address])
-            if reasons:
-                error = unavailable(reasons, {address: worker.name})
+            unfit = await self._unfit([address])
+            if unfit:
+                error = unavailable(unfit, self._names())
                 store.refused[address] = failed(error)["error"]
                 _LOG.warning("Worker %s has no shard of store %s: %s", address, store.name, error)
                 return

@@ -27,6 +27,15 @@ _CACHED = 1 << 16
 """Stripes whose owners are remembered."""
 
 
+_SILENT_S = 5.0
+"""Seconds after which a shard is looked after whose pages another one has."""
+
+
+def patience_s(timeout_s: float, replicas: int) -> float:
+    """Return the seconds for which to wait for a shard: fewer if it is missed by nobody."""
+    return timeout_s if replicas == 1 else min(timeout_s, _SILENT_S)
+
+
 class Member(NamedTuple):
     """A shard: its name, which is never used again, and its worker's address."""
 

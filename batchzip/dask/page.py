@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from dataclasses import asdict
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -130,3 +132,9 @@ def add_page(scheduler: Scheduler, survey: Callable[[], Awaitable[Survey]]) -> N
     application: Any = scheduler.http_application
     paths = r".*/batchzip(|\.json|/metrics)"
     application.add_handlers(".*$", [(paths, _Page, {"survey": survey})])
+    dashboard = sys.modules.get("distributed.dashboard.scheduler")
+    if (
+        dashboard is not None
+    ):  # it has bokeh, and pages that link to each other; there is no documented way
+        with suppress(Exception):
+            dashboard.template_variables(scheduler)["pages"].append("batchzip")

@@ -10,6 +10,7 @@ It lives in the event loop of its client. Not thread-safe.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
 MESSAGE_BYTES = 1 << 20
 """Bytes of pages in a message; a larger one keeps the event loops at both ends from others for too long."""
 
-_UNDER_WAY = 2
-"""Messages of one kind that are under way to a shard: one is worked on while the next one travels."""
+_LOADS = 2
+"""Messages with loads that are under way to a shard: one is answered while the next one travels."""
+
+_STORES = 1
+"""Messages with stores that are under way to a shard. With two, as much is stored, and loads wait twice as long."""
 
 Item = TypeVar("Item")
 
@@ -77,11 +81,13 @@ class Place:
         self, rpc: Callable[[str], Any], member: Member, client: str, page_size: int
     ) -> None:
         self.member = member
+        self.answered_at = 0.0
+        """When the last answer came, by the monotonic clock."""
         self._worker = rpc(member.address)
         self._client = client
         most = max(1, MESSAGE_BYTES // page_size)
-        self._loads: _Queue[_Load] = _Queue(self._send_loads, most)
-        self._folios: _Queue[_Folio] = _Queue(self._send_folios, most)
+        self._loads: _Queue[_Load] = _Queue(self._send_loads, most, _LOADS)
+        self._folios: _Queue[_Folio] = _Queue(self._send_folios, most, _STORES)
 
     def load(
         self, epoch: int, indices: npt.NDArray[np.int64]
@@ -112,6 +118,7 @@ class Place:
             )
         except Exception as error:
             raise Unanswered(f"{type(error).__name__}: {error}") from error
+        self.answered_at = time.monotonic()
         status = GONE if answer is None else answer["status"]
         if status == OK:
             return answer  # type: ignore[no-any-return]
@@ -158,16 +165,19 @@ class Place:
 class _Queue(Generic[Item]):
     """Items that are sent together while others are under way."""
 
-    def __init__(self, send: Callable[[Sequence[Item]], Awaitable[None]], most: int) -> None:
+    def __init__(
+        self, send: Callable[[Sequence[Item]], Awaitable[None]], most: int, under_way: int
+    ) -> None:
         self._send = send
         self._most = most
         self._items: deque[Any] = deque()
         self._senders: set[asyncio.Task[None]] = set()
+        self._under_way = under_way
 
     def put(self, item: Item) -> None:
         """Have an item sent as soon as possible."""
         self._items.append(item)
-        if len(self._senders) < _UNDER_WAY:
+        if len(self._senders) < self._under_way:
             task = asyncio.ensure_future(self._send_all())
             self._senders.add(task)
             task.add_done_callback(self._senders.discard)

@@ -23,7 +23,6 @@ from batchzip.errors import BackendUnavailable, BadArgument, ClusterLost
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
-    from distributed import Scheduler
 
 PROTOCOL = 1
 """Number of the messages between client, scheduler and workers; it changes with them."""
@@ -33,6 +32,8 @@ TIMEOUT_S = 20.0
 
 _AT_ONCE = 64
 """Workers that are asked at a time."""
+
+_SILENT = "no answer"
 
 _QUESTION = """
 import importlib, sys
@@ -138,9 +139,9 @@ async def _reason(asking: Coroutine[Any, Any, Any], timeout_s: float) -> str | N
     try:
         reply = await asyncio.wait_for(asking, timeout_s)
     except TimeoutError:
-        return f"no answer in {timeout_s:g} s"
+        return f"{_SILENT} in {timeout_s:g} s"
     except Exception as error:  # noqa: BLE001 - of the network, or whatever went wrong there
-        return f"no answer ({type(error).__name__}: {error})"
+        return f"{_SILENT} ({type(error).__name__}: {error})"
     return _reason_of(reply)
 
 
@@ -156,20 +157,29 @@ def _reason_of(reply: Mapping[str, Any]) -> str | None:
 
 
 def check_workers(
-    client: Client, addresses: Iterable[str] | None = None, timeout_s: float = TIMEOUT_S
+    client: Client,
+    addresses: Iterable[str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    *,
+    must_answer: bool = True,
 ) -> None:
     """Raise BackendUnavailable, which names them, unless all these workers can be used; None: all there are.
 
-    They are asked through the scheduler. Raises ClusterLost where that does not answer.
+    They are asked through the scheduler. Raises ClusterLost where that does not answer. Without `must_answer`,
+    a worker passes that gives no answer in time: it may be busy with others' tasks.
     """
-    _wait(client, _check_workers, _listed(addresses), timeout_s)
+    _wait(client, _check_workers, _listed(addresses), timeout_s, must_answer)
 
 
 async def acheck_workers(
-    client: Client, addresses: Iterable[str] | None = None, timeout_s: float = TIMEOUT_S
+    client: Client,
+    addresses: Iterable[str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    *,
+    must_answer: bool = True,
 ) -> None:
     """Do what `check_workers` does, from any event loop, with any client."""
-    await _wait_async(client, _check_workers, _listed(addresses), timeout_s)
+    await _wait_async(client, _check_workers, _listed(addresses), timeout_s, must_answer)
 
 
 def check_scheduler(client: Client, timeout_s: float = TIMEOUT_S) -> None:
@@ -180,16 +190,6 @@ def check_scheduler(client: Client, timeout_s: float = TIMEOUT_S) -> None:
 async def acheck_scheduler(client: Client, timeout_s: float = TIMEOUT_S) -> None:
     """Do what `check_scheduler` does, from any event loop, with any client."""
     await _wait_async(client, _check_scheduler, timeout_s)
-
-
-async def check_from_scheduler(
-    scheduler: Scheduler, addresses: Iterable[str], timeout_s: float = TIMEOUT_S
-) -> None:
-    """Do what `check_workers` does, in the scheduler's process."""
-    reasons = await probe(scheduler.rpc, addresses, timeout_s)
-    if reasons:
-        names = {address: state.name for address, state in scheduler.workers.items()}
-        raise unavailable(reasons, names)
 
 
 def _listed(addresses: Iterable[str] | None) -> list[str] | None:
@@ -210,7 +210,9 @@ class _ThroughScheduler:
         return await self._scheduler.proxy(worker=self._address, msg={"op": "run", **arguments})
 
 
-async def _check_workers(client: Client, addresses: list[str] | None, timeout_s: float) -> None:
+async def _check_workers(
+    client: Client, addresses: list[str] | None, timeout_s: float, must_answer: bool
+) -> None:
     timeout_s = as_seconds(timeout_s, "timeout_s")
     scheduler: Any = client.scheduler  # its methods are made as they are called
     known = (await _answered(client, scheduler.identity(), timeout_s))["workers"]
@@ -221,6 +223,8 @@ async def _check_workers(client: Client, addresses: list[str] | None, timeout_s:
         [one for one in asked if one in known],
         timeout_s,
     )
+    if not must_answer:
+        reasons = {one: why for one, why in reasons.items() if not why.startswith(_SILENT)}
     if reasons:
         raise unavailable(reasons, {address: one["name"] for address, one in known.items()})
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -27,7 +28,7 @@ import numpy as np
 from distributed.protocol import pickle
 
 from batchzip.dask.directory import NAME, Directory
-from batchzip.dask.members import Members
+from batchzip.dask.members import Members, patience_s
 from batchzip.dask.place import MESSAGE_BYTES, Place, Unanswered
 from batchzip.dask.probe import acheck_scheduler
 from batchzip.dask.record import STRIPE, Record, cut, joined
@@ -84,6 +85,13 @@ class ShardStatus:
     """Pages that were loaded from there."""
     moving: int
     """Stripes that are still to be brought here, or to others from here."""
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """How long a call that did not get through is repeated, while nothing changes."""
+
+    until: float = math.inf
 
 
 @dataclass(slots=True)
@@ -281,20 +289,20 @@ class Session:
             self._places[name] = place
         return place
 
-    async def _answer_of(self, asked: asyncio.Future[T], place: Place, until: float) -> T:
-        """Wait for an answer. Raise Unanswered where there is none in time, or can be none any more."""
-        while True:
-            left_s = max(0.0, until - time.monotonic())
-            done, _ = await asyncio.wait({asked}, timeout=min(_LOOK_S, left_s))
-            if done:
-                return asked.result()
-            if time.monotonic() >= until:
+    async def _answer_of(self, asked: asyncio.Future[T], place: Place) -> T:
+        """Wait for an answer. Raise Unanswered where the shard is silent for too long, or is gone."""
+        patient_s = patience_s(self.timeout_s, self._members.replicas)
+        begun = time.monotonic()
+        while not (await asyncio.wait({asked}, timeout=min(_LOOK_S, patient_s)))[0]:
+            # While it answers others, this only waits for its turn.
+            if time.monotonic() - max(begun, place.answered_at) >= patient_s:
                 asked.cancel()
-                raise Unanswered(f"no answer in {self.timeout_s:g} s")
+                raise Unanswered(f"no answer in {patient_s:g} s")
             await self._refresh()
             if place.member.name not in self._members.by_name:
                 asked.cancel()
                 raise Unanswered
+        return asked.result()
 
     async def _insist(
         self, stripe: int, ask: Callable[[Place, int], Awaitable[T]], *, lost: bool = False
@@ -303,21 +311,24 @@ class Session:
 
         Raise PagesLost or PageNotStored for a stripe that is lost, if `lost` is true.
         """
-        until = time.monotonic() + self.timeout_s
+        trouble = _Trouble()
         while True:
             if lost:
                 await self._check_stripe(stripe)
             place, epoch = self._place_of(stripe), self._members.epoch
             try:
-                asked = asyncio.ensure_future(ask(place, epoch))
-                return await self._answer_of(asked, place, until), epoch
+                return await self._answer_of(asyncio.ensure_future(ask(place, epoch)), place), epoch
             except Unanswered as reason:
-                until = await self._look_after(place, epoch, str(reason), until)
+                await self._look_after(place, epoch, str(reason), trouble)
 
-    async def _look_after(self, place: Place, epoch: int, reason: str, until: float) -> float:
-        """See why a shard gave no answer; return the time until which it is worth asking again."""
+    async def _look_after(self, place: Place, epoch: int, reason: str, trouble: _Trouble) -> None:
+        """See why a shard gave no answer, before it is asked again, or another.
+
+        Raise ClusterLost where nothing changes for as long as a worker may be silent.
+        """
         if reason:
-            self._places.pop(place.member.name, None)
+            if self._places.get(place.member.name) is place:
+                del self._places[place.member.name]
             place.close()
             answer = await self._ask_for(
                 "report",
@@ -329,16 +340,18 @@ class Session:
             self._take_in(answer)
         else:
             await self._refresh()
+        now = time.monotonic()
         if self._members.epoch != epoch:
-            return time.monotonic() + self.timeout_s
-        if time.monotonic() > until:
+            trouble.until = math.inf
+        elif trouble.until == math.inf:
+            trouble.until = now + self.timeout_s
+        elif now > trouble.until:
             raise ClusterLost(
                 f"worker {place.member.address} gives no answer"
                 + (f" ({reason})" if reason else "")
                 + ", though the scheduler reaches it"
             )
         await asyncio.sleep(_PAUSE_S)
-        return until
 
     # Losses.
 
@@ -448,7 +461,7 @@ class Session:
 
     async def _drop(self, numbers: Sequence[int], first: int, count: int) -> int:
         """Have all shards that may have some of these pages forget them; how many there were."""
-        until = time.monotonic() + self.timeout_s
+        trouble = _Trouble()
         left = (
             [(at, number) for _, at, number in cut(first, count)]
             if _is_short(first, count)
@@ -468,7 +481,7 @@ class Session:
             places = [self._place(name) for name in runs]
             answers = await asyncio.gather(
                 *(
-                    self._drop_at(place, epoch, numbers, run, until)
+                    self._drop_at(place, epoch, numbers, run)
                     for place, run in zip(places, runs.values(), strict=True)
                 )
             )
@@ -481,7 +494,7 @@ class Session:
             if not missing:
                 return dropped
             for place, _, reason in missing:
-                until = await self._look_after(place, epoch, reason, until)
+                await self._look_after(place, epoch, reason, trouble)
             if left is not None:
                 left = [part for _, run, _ in missing for part in run]
 
@@ -491,7 +504,6 @@ class Session:
         epoch: int,
         numbers: Sequence[int],
         runs: Sequence[tuple[int, int]],
-        until: float,
     ) -> int | Unanswered:
         question = place.ask(
             "undo",
@@ -501,7 +513,7 @@ class Session:
             runs=[list(run) for run in runs],
         )
         try:
-            answer = await self._answer_of(asyncio.ensure_future(question), place, until)
+            answer = await self._answer_of(asyncio.ensure_future(question), place)
         except Unanswered as reason:
             return reason
         return int(answer["pages"])
@@ -525,15 +537,15 @@ class Session:
         """Return one page."""
         stripe = index // STRIPE
         where = np.array([index], np.int64)
-        until = time.monotonic() + self.timeout_s
+        trouble = _Trouble()
         while True:
             if self._lost or self._former.stripes():
                 await self._check_lost([index], [stripe])
             place, epoch = self._place_of(stripe), self._members.epoch
             try:
-                pages, errors = await self._answer_of(place.load(epoch, where), place, until)
+                pages, errors = await self._answer_of(place.load(epoch, where), place)
             except Unanswered as reason:
-                until = await self._look_after(place, epoch, str(reason), until)
+                await self._look_after(place, epoch, str(reason), trouble)
                 continue
             if errors:
                 raise errors[0]
@@ -542,7 +554,7 @@ class Session:
     async def load_many(self, where: npt.NDArray[np.int64], pages: Bytes) -> None:
         """Fill `pages` with those at `where`."""
         most = max(1, MESSAGE_BYTES // self.page_size)
-        until = time.monotonic() + self.timeout_s
+        trouble = _Trouble()
         left = np.arange(len(where))
         while len(left):
             if self._lost or self._former.stripes():
@@ -558,7 +570,7 @@ class Session:
                 place = self._place(members[number].name)
                 parts += [(place, rows[at : at + most]) for at in range(0, len(rows), most)]
             outcomes = await self._all(
-                self._load_part(place, epoch, where, rows, pages, until) for place, rows in parts
+                self._load_part(place, epoch, where, rows, pages) for place, rows in parts
             )
             missing = [
                 (place, rows, outcome)
@@ -566,7 +578,7 @@ class Session:
                 if outcome is not None
             ]
             for place, outcome in {place: outcome for place, _, outcome in missing}.items():
-                until = await self._look_after(place, epoch, outcome, until)
+                await self._look_after(place, epoch, outcome, trouble)
             left = np.concatenate([rows for _, rows, _ in missing] or [left[:0]])
 
     async def _load_part(
@@ -576,11 +588,10 @@ class Session:
         where: npt.NDArray[np.int64],
         rows: npt.NDArray[np.intp],
         pages: Bytes,
-        until: float,
     ) -> str | None:
         """Load pages of one shard; why there is no answer, or None."""
         try:
-            found, errors = await self._answer_of(place.load(epoch, where[rows]), place, until)
+            found, errors = await self._answer_of(place.load(epoch, where[rows]), place)
         except Unanswered as reason:
             return str(reason)
         if errors:
@@ -633,27 +644,27 @@ class Session:
 
     async def statuses(self, *, settled: bool = False) -> list[ShardStatus]:
         """Ask every shard how it is; settled: count each page once, though it is being moved."""
-        until = time.monotonic() + self.timeout_s
+        trouble = _Trouble()
         while True:
             await self._refresh()
             epoch = self._members.epoch
             places = [self._place(member.name) for member in self._members.members]
             found: list[ShardStatus] = []
             answers = await asyncio.gather(
-                *(self._status_of(place, epoch if settled else None, until) for place in places)
+                *(self._status_of(place, epoch if settled else None) for place in places)
             )
             for place, answer in zip(places, answers, strict=True):
                 if isinstance(answer, str):
-                    until = await self._look_after(place, epoch, answer, until)
+                    await self._look_after(place, epoch, answer, trouble)
                     break
                 found.append(answer)
             else:
                 return found
 
-    async def _status_of(self, place: Place, epoch: int | None, until: float) -> ShardStatus | str:
+    async def _status_of(self, place: Place, epoch: int | None) -> ShardStatus | str:
         asked = asyncio.ensure_future(place.ask("status", epoch=epoch))
         try:
-            answer = await self._answer_of(asked, place, until)
+            answer = await self._answer_of(asked, place)
         except Unanswered as reason:
             return str(reason)
         return ShardStatus(

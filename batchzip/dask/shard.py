@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from distributed.protocol import to_serialize
 
-from batchzip.dask.members import Member, Members
+from batchzip.dask.members import Member, Members, patience_s
 from batchzip.dask.record import STRIPE, Record, cut
 from batchzip.dask.shard_limits import store_options
 from batchzip.dask.wire import GONE, OK, Answer, Stale, dump
@@ -59,6 +59,9 @@ _SETTLED = 1 << 14
 """Stores that are remembered as done, so that none is done again by a message that comes late."""
 
 _UNDONE = dump(BatchzipError("the store was given up before it came here"))
+
+_LOOK_S = 0.25
+"""Seconds between two looks at whether an answer is still of use."""
 
 _PAUSE_S = 0.2
 """Seconds before what could not be moved is tried again."""
@@ -516,6 +519,15 @@ class Shard:
                     others.setdefault(owner, []).append(stripe)
         return others
 
+    async def _answered(self, asking: asyncio.Future[Answer], epoch: int) -> bool:
+        """Wait for an answer. Return whether there is one in time; raise Stale if nobody wants it any more."""
+        until = time.monotonic() + patience_s(self._timeout_s, self.members.replicas)
+        while not (await asyncio.wait({asking}, timeout=_LOOK_S))[0]:
+            self._agree(epoch)  # the other one may be known to be gone
+            if time.monotonic() >= until:
+                return False
+        return True
+
     async def _ask_peer(
         self, epoch: int, peer: tuple[str, str], method: str, **what: Any
     ) -> Answer:
@@ -525,9 +537,8 @@ class Shard:
             self._service.ask(address, name, method, epoch=epoch, **what)
         )
         try:
-            done, _ = await asyncio.wait({asking}, timeout=self._timeout_s)
-            if not done:
-                reason = f"no answer in {self._timeout_s:g} s"
+            if not await self._answered(asking, epoch):
+                reason = f"no answer in {patience_s(self._timeout_s, self.members.replicas):g} s"
             else:
                 try:
                     answer = asking.result()

@@ -78,7 +78,8 @@ class ShardedStore(Owned):
     `engine`           keyword arguments of each shard's Engine: algorithm, level, page_size, …
     `store`            keyword arguments of each shard's SwapStore: max_pool_bytes, backing, …; limits are each
                        shard's own, and paths are on its machine.
-    `memory_fraction`  of its worker's memory limit that a shard's pool may have, unless `store` says otherwise.
+    `memory_fraction`  of its worker's memory limit that a shard's pool may have, unless `store` says otherwise;
+                       less where Dask would spill its own data, or pause the worker, on account of it.
     `spill`            whether pages go to the worker's local directory when that is full; otherwise they are
                        rejected.
     `timeout_s`        seconds after which a worker that does not answer counts as lost.

@@ -10,6 +10,8 @@ Each answer is a dictionary with a `status`:
 All else is numbers, texts and bytes, which go through the scheduler as they are, and arrays, which go from
 client to worker beside the message. No answer at all (None) says that the other side has no such handler:
 the scheduler was started anew, or the worker was.
+
+Who changes messages so that another version would misunderstand them raises `probe.PROTOCOL`.
 """
 
 from __future__ import annotations

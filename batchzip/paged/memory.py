@@ -46,8 +46,9 @@ from batchzip.paged.machine import memory_limit
 from batchzip.paged.ranges import range_of
 from batchzip.paged.region import Region
 from batchzip.paged.report import PagedDamage, PagedReport
-from batchzip.paged.statistics import PagedStatistics, percentile_s
+from batchzip.paged.statistics import PagedStatistics
 from batchzip.paged.watcher import Watcher
+from batchzip.store.latency import Latency
 from batchzip.store.swap_store import SwapStore
 from batchzip.wording import shown
 
@@ -385,7 +386,7 @@ class PagedMemory(Owned):
         """What it did so far, and what it has now; added up when it is asked for."""
         self._enter()
         figures = self._pager.figures()
-        latencies = self._pager.latencies()
+        latency = Latency.of(self._pager.latencies())
         ledger, size = self._region._ledger, self._page_size  # noqa: SLF001 - as `store`
         pooled = ledger.pool_bytes
         known = {name: figures[name] for name in _FIGURES}
@@ -397,9 +398,9 @@ class PagedMemory(Owned):
             compressed_bytes=pooled,
             file_bytes=ledger.backed_bytes(),
             saved_bytes=figures["stored_pages"] * size - pooled,
-            latency_p50_s=percentile_s(latencies, 50),
-            latency_p90_s=percentile_s(latencies, 90),
-            latency_p99_s=percentile_s(latencies, 99),
+            latency_p50_s=latency.quantile(0.5) or 0.0,
+            latency_p90_s=latency.quantile(0.9) or 0.0,
+            latency_p99_s=latency.quantile(0.99) or 0.0,
             **known,
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 from batchzip.core.pager import Pager
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.store.group import Group
+from batchzip.store.latency import Latency
 
 
 class Region(Group):
@@ -56,7 +57,7 @@ class Region(Group):
             return None
         return {
             **pager.figures(),
-            "latencies": pager.latencies(),
+            "latency": Latency.of(pager.latencies()),
             "way": pager.way,
             "compressed_bytes": self._pool_bytes(),
         }

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +84,3 @@ def hit_ratio(missing: int, minor: int, ahead: int) -> float:
     """Return the share of touches that found their page in memory, or already restored."""
     every = missing + minor + ahead
     return (minor + ahead) / every if every else 0.0
-
-
-def percentile_s(counts: Sequence[int], percent: float) -> float:
-    """Return the seconds within which `percent` of faults were served; 0.0 where there was none.
-
-    `counts[n]` faults took 2ⁿ up to 2ⁿ⁺¹ nanoseconds. Within these, they are taken to lie evenly.
-    """
-    total = sum(counts)
-    wanted = total * percent / 100
-    for power, count in enumerate(counts):
-        if count and wanted <= count:
-            return (1 << power) * (1 + wanted / count) / 1e9
-        wanted -= count
-    return 0.0

@@ -374,8 +374,8 @@ class Group(Owned):
 
     def _latencies(self) -> dict[str, Latency]:
         return {
-            operation: Latency(tuple(calls), total / 1e9)
-            for operation, (calls, total) in zip(OPERATIONS, self._ledger.latencies(), strict=True)
+            operation: Latency.of(counted)
+            for operation, counted in zip(OPERATIONS, self._ledger.latencies(), strict=True)
         }
 
     def _figures(self) -> dict[str, int]:

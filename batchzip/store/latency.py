@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from batchzip.core.latency import BOUNDS_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long calls took: of a random one in 64, so that the others pay nothing for it.
+    """How long calls took: of a random one in 64, so that the others pay nothing for it; or faults, all of them.
 
     A call is one of `load`, of `store` with its whole folio, of a mapping's `get` that finds its value, or of
     its putting one value in: all that the caller waits for, serializers and the backing file included. Calls that
@@ -17,9 +21,15 @@ class Latency:
     """
 
     calls: tuple[int, ...] = (0,) * (len(BOUNDS_S) + 1)
-    """Timed calls by bucket: `BOUNDS_S` has the longest time of each; what took longer is in the last."""
+    """What was timed, by bucket: `BOUNDS_S` has the longest time of each; what took longer is in the last."""
     total_s: float = 0.0
     """Seconds that all of them took together."""
+
+    @classmethod
+    def of(cls, counted: tuple[Iterable[int], int]) -> Latency:
+        """Return what the core counted: by bucket, and the nanoseconds."""
+        calls, total_ns = counted
+        return cls(tuple(calls), total_ns / 1e9)
 
     @property
     def count(self) -> int:

@@ -1,7 +1,7 @@
 """Where the backend `dask` pays: a cluster of simulated hosts, each with a slice of a CPU and a slow link.
 
     sudo python examples/benchmarks/dask_hosts.py [--hosts 1,2,4] [--algorithms lz4,zstd:1,…] [--batches 16,256,4096]
-                                                  [--cpu 20] [--mbit 1000] [--seconds 3] [--alone] [--json FILE]
+                                                  [--cpu 20] [--caller-cpu 20] [--mbit 1000] [--seconds 3] [--alone] [--json FILE]
 
 **This is a simulation.** All hosts are this machine: a network namespace each, which a bridge joins, and a
 control group each, with --cpu % of one CPU: the caller's, the scheduler's, and those of 1, 2 and 4 workers. So a
@@ -142,13 +142,14 @@ class Host:
         (self._group / "cgroup.procs").write_text(str(process.pid))
         return process
 
-    def limit(self) -> None:
-        """Give it its slice of a CPU from now on."""
-        quota = PERIOD_US * self._options.cpu // 100
+    def limit(self, percent: int) -> None:
+        """Give it a slice of a CPU from now on."""
+        period = max(PERIOD_US, 100_000 // percent)  # a quota has a millisecond at least
+        quota = period * percent // 100
         if (self._group / "cpu.max").exists():
-            (self._group / "cpu.max").write_text(f"{quota} {PERIOD_US}")
+            (self._group / "cpu.max").write_text(f"{quota} {period}")
         else:
-            (self._group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+            (self._group / "cpu.cfs_period_us").write_text(str(period))
             (self._group / "cpu.cfs_quota_us").write_text(str(quota))
 
     def _end(self) -> None:
@@ -307,7 +308,7 @@ def measure(hosts: int, pages: str, bridge: str, options: argparse.Namespace) ->
         if measuring.stdout.readline() != "ready\n":
             raise RuntimeError("the caller did not start: --verbose shows why")
         for host in made:
-            host.limit()
+            host.limit((options.caller_cpu if host is caller else 0) or options.cpu)
         measuring.stdin.write("go\n")
         measuring.stdin.flush()
         for line in measuring.stdout:
@@ -320,8 +321,9 @@ def show(speeds: list[Speed], options: argparse.Namespace) -> None:
     """Print the table."""
     callers = "waits for each batch" if options.alone else "has 8 MiB under way"
     link = f"{options.mbit} Mbit/s" if options.mbit else "no limit"
+    busy = f", the caller's {options.caller_cpu} %" if options.caller_cpu else ""
     table = Table(
-        title=f"MB/s of pages, simulated hosts with {options.cpu} % of a CPU each, links of {link}; the caller {callers}"
+        title=f"MB/s of pages, simulated hosts with {options.cpu} % of a CPU each{busy}, links of {link}; the caller {callers}"
     )
     for name in ("", "batch", "local"):
         table.add_column(name, justify="right" if name else "left")
@@ -355,6 +357,7 @@ def main() -> None:
     parser.add_argument("--algorithms", default="lz4,zstd:1,zstd:9,zstd:19,brotli")
     parser.add_argument("--batches", type=_numbers, default=[16, 256, 4096])
     parser.add_argument("--cpu", type=int, default=20, help="%% of one CPU that a host has")
+    parser.add_argument("--caller-cpu", type=int, default=0, help="as --cpu, of the caller's")
     parser.add_argument("--mbit", type=int, default=1000, help="of a host's link; 0: no limit")
     parser.add_argument("--delay-ms", type=float, default=0, help="of a round trip, by tc netem")
     parser.add_argument(

@@ -209,6 +209,23 @@ def test_in_a_full_pool_zeros_and_clean_pages_still_leave() -> None:
         region.await_budget()
 
 
+def test_a_prefetch_that_finds_no_room_for_a_moment_is_not_given_up() -> None:
+    with opened(budget=32) as region:
+        cold = filled(region, noisy(8))
+        region.evict_all()
+        region.store.max_pool_bytes = 1
+        hot = filled(region, noisy(32, 2))
+        region.pager.prefetch(*region.pages_of(cold))
+        for _ in range(3):
+            assert region.pager.await_event(HANG_LIMIT_S) & Event.NO_ROOM
+        assert region.figures["prefetched_pages"] < 8
+        region.store.max_pool_bytes = None
+        region.pager.room_was_made()
+        await_true(lambda: region.figures["prefetched_pages"] == 8, "what was asked for")
+        np.testing.assert_array_equal(cold, noisy(8))
+        np.testing.assert_array_equal(hot, noisy(32, 2))
+
+
 def test_a_full_group_exceeds_the_budget() -> None:
     with opened(pages=256, budget=16) as region:
         region.group.max_bytes = 100 << 10

@@ -1,0 +1,186 @@
+"""Shard: what one shard does with requests that come late, twice, or at another epoch; without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from batchzip import BatchzipError, PageNotStored, StoreRejected
+from batchzip.dask.record import STRIPE
+from batchzip.dask.shard import Shard
+from batchzip.dask.wire import Stale, error_of
+from batchzip.testing.plain import make_pages
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+PAGE = 4096
+ONE, OTHER = ["one", "tcp://1"], ["other", "tcp://2"]
+
+
+class Service:
+    """What a shard needs of its worker; the directory agrees to all."""
+
+    def __init__(self) -> None:
+        memory = SimpleNamespace(memory_limit=None)
+        state = SimpleNamespace(nthreads=1)
+        self.worker: Any = SimpleNamespace(memory_manager=memory, state=state, local_directory=None)
+        self.threads = ThreadPoolExecutor(1)
+        self.shards: dict[str, Shard] = {}
+        self.leased = True
+        self.told: list[tuple[str, Any]] = []
+
+    def has_lease(self) -> bool:
+        return self.leased
+
+    async def renew(self, _: str = "") -> None:
+        if not self.leased:
+            raise Stale
+
+    async def ask_directory(self, method: str, _: float = 0, **what: Any) -> dict[str, Any]:
+        self.told.append((method, what))
+        return {"status": "OK"}
+
+
+def state(epoch: int, members: list[list[str]], holds: list[int]) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "replicas": 1,
+        "members": members,
+        "holds": holds,
+        "pulls": [],
+        "pushes": [],
+    }
+
+
+@asynccontextmanager
+async def opened(**store: Any) -> AsyncIterator[tuple[Shard, Service]]:
+    service = Service()
+    shard = Shard(
+        service,  # type: ignore[arg-type] # as much of it as is used
+        "one",
+        "store",
+        engine={"algorithm": "lz4"},
+        store={"max_pool_bytes": None, **store},
+        memory_fraction=0.5,
+        spill=False,
+        timeout_s=5.0,
+    )
+    try:
+        shard.learn(state(1, [ONE], []))
+        yield shard, service
+    finally:
+        shard.close()
+        service.threads.shutdown()
+
+
+async def put(shard: Shard, number: int, index: int, pages: Any, epoch: int = 1) -> Any:
+    answer = await shard.put(epoch, "me", [(number, [(index, len(pages))])], pages)
+    (error,) = answer["errors"]
+    return error and error_of({"error": error})
+
+
+async def get(shard: Shard, index: int, epoch: int = 1) -> Any:
+    answer = await shard.get(epoch, np.array([index], np.int64).tobytes())
+    errors = answer["errors"]
+    return error_of({"error": errors[0][1]}) if errors else answer["pages"].data[0].tobytes()
+
+
+def test_a_folio_that_comes_twice_is_stored_once() -> None:
+    pages = make_pages(3)
+
+    async def run() -> None:
+        async with opened() as (shard, service):
+            assert await put(shard, 0, 5, pages[:1]) is None
+            assert await put(shard, 1, 5, pages[1:2]) is None
+            assert await put(shard, 0, 5, pages[:1]) is None, "its answer was lost, it was not"
+            assert await get(shard, 5) == pages[1].tobytes()
+            assert [method for method, _ in service.told] == ["note"]
+
+    asyncio.run(run())
+
+
+def test_what_was_undone_is_not_stored_when_it_comes_late() -> None:
+    pages = make_pages(1)
+
+    async def run() -> None:
+        async with opened() as (shard, _):
+            assert (await shard.undo(1, "me", [7], [(0, 1)]))["pages"] == 0
+            assert isinstance(await put(shard, 7, 0, pages), BatchzipError)
+            assert isinstance(await get(shard, 0), PageNotStored)
+
+    asyncio.run(run())
+
+
+def test_an_undo_waits_for_what_is_just_being_stored() -> None:
+    pages = make_pages(STRIPE)
+
+    async def run() -> None:
+        async with opened() as (shard, _):
+            storing = asyncio.ensure_future(put(shard, 0, 0, pages))
+            await asyncio.sleep(0)
+            await shard.undo(1, "me", [0], [(0, STRIPE)])
+            await storing
+            assert isinstance(await get(shard, 0), PageNotStored)
+
+    asyncio.run(run())
+
+
+def test_a_rejected_folio_is_kept_in_none_of_its_runs_and_its_answer_stays() -> None:
+    pages = make_pages(4)
+    pages[:] = pages[0]
+    pages[3] = np.random.default_rng(0).integers(0, 256, PAGE, np.uint8)
+
+    async def run() -> None:
+        async with opened(keep_incompressible=False) as (shard, _):
+            for _ in range(2):
+                answer = await shard.put(1, "me", [(0, [(0, 2), (10, 2)])], pages)
+                assert isinstance(error_of({"error": answer["errors"][0]}), StoreRejected)
+            for index in (0, 1, 10, 11):
+                assert isinstance(await get(shard, index), PageNotStored)
+            assert (await shard.status(1))["pages"] == 0
+
+    asyncio.run(run())
+
+
+def test_other_epochs_are_stale_and_so_is_all_without_a_lease() -> None:
+    pages = make_pages(1)
+
+    async def run() -> None:
+        async with opened() as (shard, service):
+            for epoch in (0, 2):
+                with pytest.raises(Stale):
+                    await put(shard, 0, 0, pages, epoch)
+            service.leased = False
+            for ask in (put(shard, 0, 0, pages), get(shard, 0), shard.has(1, 0)):
+                with pytest.raises(Stale):
+                    await ask
+            service.leased = True
+            assert isinstance(await get(shard, 0), PageNotStored)
+
+    asyncio.run(run())
+
+
+def test_a_stripe_that_left_and_comes_back_has_nothing_of_its_old_pages() -> None:
+    """The one that took it over was lost before this shard dropped it, and with it newer pages."""
+    pages = make_pages(2)
+
+    async def run() -> None:
+        async with opened() as (shard, service):
+            await put(shard, 0, 0, pages)
+            shard.learn(state(2, [OTHER], [0]))
+            shard.learn(state(3, [ONE], []))
+            assert isinstance(await get(shard, 0, 3), PageNotStored)
+            assert await put(shard, 1, 1, pages[:1], 3) is None
+            assert isinstance(await get(shard, 0, 3), PageNotStored)
+            assert await get(shard, 1, 3) == pages[0].tobytes()
+            notes = [what["epoch"] for method, what in service.told if method == "note"]
+            assert notes == [1, 3], "the directory knows of nobody in this stripe any more"
+
+    asyncio.run(run())
