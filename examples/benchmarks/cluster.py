@@ -1,0 +1,802 @@
+"""A sharded store on Dask clusters over TCP: what happens in a row of hard cases, µs a page, bytes on the wire.
+
+    python examples/benchmarks/cluster.py [--parts cases,latency,throughput] [--cases "recover race,…"] [--rounds 3]
+                                          [--seconds 1] [--workers 1,2,4] [--clients 1,2,4] [--json FILE]
+
+cases       What went wrong once, each on a cluster of its own: how many pages were acknowledged, how many are there,
+            lost with and without a name, and what the user was told.
+latency     µs of single calls, alone and beside another client's stream of folios of 4,096 pages, which is where
+            loads were queued; many calls under way, from threads and from coroutines. Two workers.
+throughput  µs a page of all clients together, each a process: folios of 256 pages stored, 256 pages drawn at random
+            loaded by one call, single loads; beside `client.scatter` and `gather` of the same pages, compressed
+            with lz4 in the client, one object a folio, over the scheduler and direct. Bytes a page on the wire are what
+            the kernel counts on all TCP connections of the client.
+
+Scheduler, workers (with a nanny each, and one thread) and clients are processes of this machine. Contenders take turns; a
+figure is the median of the rounds.
+(A long run by faults, and what clients may see meanwhile, is `python tests/stress/cluster_faults.py`.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from distributed import Client, LocalCluster
+from rich.table import Table
+
+from batchzip.bench.figure import Figure, Result
+from batchzip.bench.pages import add_source, source_of, work_pages
+from batchzip.bench.rounds import figure, in_turns
+from batchzip.bench.table import console
+from batchzip.dask import ShardedStore
+from batchzip.errors import BatchzipError, ClusterLost, PageNotStored, PagesLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+PARTS = ("cases", "latency", "throughput")
+STRIPE = 512
+PAGE = 4096
+WAIT_S = 60.0
+
+LOAD_GOAL_MS = 5.0
+"""p99 of a single load beside a stream of large folios."""
+
+ONES = ("load", "in", "invalidate", "store 1", "gather 1", "scatter 1")
+MANY = {"aload, 64 under way": ("aload", 64), "astore, 64 under way": ("astore", 64)} | {
+    "load, 8 threads": ("load", 8),
+    "store 1, 8 threads": ("store 1", 8),
+}
+STREAMS: dict[str, dict[str, Any]] = {
+    "lz4": {"algorithm": "lz4"},
+    "zstd 19": {"algorithm": "zstd", "level": 19},
+}
+WAYS = ("store", "load_many", "load", "scatter", "scatter direct", "gather", "gather direct")
+BESIDE = {
+    "scatter": "store",
+    "scatter direct": "store",
+    "gather": "load_many",
+    "gather direct": "load_many",
+}
+
+_OTHER = """
+import sys
+from importlib.machinery import PathFinder
+
+class Other:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name != "batchzip":
+            return None
+        spec = PathFinder.find_spec(name, [{folder!r}])
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        return spec
+
+sys.meta_path.insert(0, Other)
+"""
+
+
+class Cluster:
+    """`dask scheduler` and `dask worker` commands, which end with it."""
+
+    def __init__(self, workers: int, *, memory_limit: str = "1GiB") -> None:
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.folder = Path(self._folder.name)
+        self._memory_limit = memory_limit
+        self.commands: list[subprocess.Popen[bytes]] = []
+        options = ("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0")
+        self._start("scheduler", *options, "--no-dashboard")
+        self.address = self._said("scheduler", r"Scheduler at:\s*(tcp://\S+)")
+        for _ in range(workers):
+            self.add()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for command in reversed(self.commands):
+            command.terminate()
+        for command in self.commands:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                command.wait(10)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(command.pid, signal.SIGKILL)
+            command.wait()
+        self._folder.cleanup()
+
+    def _start(self, name: str, *arguments: str, **environment: str) -> None:
+        kind = name.split("-", maxsplit=1)[0]
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.commands.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **environment},
+                    process_group=0,
+                )
+            )
+
+    def _said(self, name: str, pattern: str) -> str:
+        """Wait until a command has said something."""
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            found = re.search(pattern, (self.folder / f"{name}.log").read_text(errors="replace"))
+            if found:
+                return found[1]
+            time.sleep(0.05)
+        raise TimeoutError(f"{name} does not start")
+
+    def add(self, *options: str, **environment: str) -> str:
+        """Start a worker; its address, once it has one."""
+        name = f"worker-{len(self.commands)}"
+        self._start(
+            name,
+            *(self.address, "--host", "127.0.0.1", "--name", name, "--no-dashboard"),
+            *("--nthreads", "1", "--memory-limit", self._memory_limit),
+            *("--local-directory", str(self.folder / name), *options),
+            **environment,
+        )
+        return self._said(name, r"Start worker at:\s*(tcp://\S+)")
+
+    @contextlib.contextmanager
+    def client(self, workers: int | None = None) -> Iterator[Client]:
+        """Give a client, when so many workers are there."""
+        with Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(workers or len(self.commands) - 1, timeout=WAIT_S)
+            yield client
+
+
+def other_batchzip(folder: Path, version: str | None) -> dict[str, str]:
+    """Return variables with which Python finds a batchzip of another version, or none."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_OTHER.format(folder=str(folder)))
+    if version:
+        (folder / "batchzip").mkdir()
+        (folder / "batchzip" / "__init__.py").write_text(f'__version__ = "{version}"\n')
+    return {"PYTHONPATH": str(folder)}
+
+
+# Cases.
+
+
+class Case:
+    """What became of one case: numbers, and what was said."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, float] = {}
+        self.said: list[str] = []
+
+    def count(self, what: str, number: float = 1) -> None:
+        """Add to a number."""
+        self.numbers[what] = self.numbers.get(what, 0) + number
+
+    def say(self, text: object) -> None:
+        """Note what the user reads."""
+        self.said.append(" ".join(str(text).split()))
+
+    def look(self, store: ShardedStore, indices: Sequence[int], named: set[int]) -> None:
+        """Count which of these acknowledged pages are there, lost by name, or just gone."""
+        for index in indices:
+            try:
+                store.load(index)
+                self.count("there")
+            except PagesLost as lost:
+                self.count("named" if any(index in part for part in lost.indices) else "UNNAMED")
+            except PageNotStored:
+                self.count("named" if index in named else "UNNAMED")
+
+
+def _kill_one(store: ShardedStore) -> None:
+    """Kill the worker that has the most pages, as soon as there is one that has some."""
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        with contextlib.suppress(ClusterLost, ProcessLookupError):
+            there = [shard for shard in store.shards if shard.lost is None and shard.pages]
+            if there:
+                os.kill(max(there, key=lambda shard: shard.pages).pid, signal.SIGKILL)
+                return
+        time.sleep(0.1)
+    raise TimeoutError("no shard has pages")
+
+
+def _wait_until_lost(store: ShardedStore, indices: Sequence[int]) -> set[int]:
+    """Ask for pages until one is lost; which ones are said to be."""
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        try:
+            store.load_many(indices)
+        except PagesLost as lost:
+            return {index for part in lost.indices for index in part}
+    raise TimeoutError("no page is lost")
+
+
+def _recovered(store: ShardedStore) -> set[int]:
+    end = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return {index for part in store.recover() for index in part}
+        except ClusterLost:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+
+
+def recover_race(case: Case) -> None:
+    """Four threads recover at once, each stores right after, and all that was acknowledged is looked for."""
+    with Cluster(2) as cluster, cluster.client() as client, ShardedStore(client) as store:
+        mine = [[STRIPE * (4 * n + thread) for n in range(4)] for thread in range(4)]
+        everything = [index for indices in mine for index in indices]
+        for index in everything:
+            store.store(index, bytes(PAGE))
+        for _ in range(3):
+            _kill_one(store)
+            _wait_until_lost(store, everything)
+            gate = threading.Barrier(4)
+
+            def use(indices: list[int], gate: threading.Barrier = gate) -> None:
+                gate.wait()
+                time.sleep(0.01 * mine.index(indices))
+                _recovered(store)  # whatever it names, what is stored from here on has to be there
+                for index in indices:
+                    store.store(index, bytes(PAGE))
+
+            with ThreadPoolExecutor(4) as threads:
+                list(threads.map(use, mine))
+            case.count("acknowledged", len(everything))
+            case.look(store, everything, set())
+
+
+def store_beside_recover(case: Case) -> None:
+    """One thread stores folios over eight stripes while another recovers, and workers are killed."""
+    with Cluster(2) as cluster, cluster.client() as client, ShardedStore(client) as store:
+        over = threading.Event()
+        named: list[tuple[float, set[int]]] = []
+
+        def recover() -> None:
+            while not over.is_set():
+                lost = _recovered(store)
+                named.append((time.monotonic(), lost))
+                time.sleep(0.01)
+
+        def kill() -> None:
+            try:
+                for _ in range(3):
+                    time.sleep(2)
+                    _kill_one(store)
+                time.sleep(2)
+            finally:
+                over.set()
+
+        with ThreadPoolExecutor(2) as threads:
+            helpers = [threads.submit(recover), threads.submit(kill)]
+            while not over.is_set():
+                with contextlib.suppress(ClusterLost):
+                    _store_and_look(case, store, named)
+            for helper in helpers:
+                helper.result()
+
+
+def _store_and_look(
+    case: Case, store: ShardedStore, named: Sequence[tuple[float, set[int]]]
+) -> None:
+    """Store a folio, and count what became of its pages by then, if it was acknowledged."""
+    begun = time.monotonic()
+    pages = 8 * STRIPE
+    store.store(0, np.arange(pages * PAGE // 8).view(np.uint8))
+    case.count("acknowledged", pages)
+    try:
+        store.load_many(np.arange(pages))
+        case.count("there", pages)
+    except PagesLost:
+        case.count("named", pages)
+    except PageNotStored as gone:
+        time.sleep(1)  # until a recover() that is just under way has said what it lost
+        later = any(at > begun and gone.index in lost for at, lost in list(named))
+        case.count("named" if later else "UNNAMED", pages)
+
+
+def _with_other(case: Case, version: str | None) -> None:
+    with Cluster(1) as cluster:
+        environment = other_batchzip(cluster.folder / "other", version)
+        address = cluster.add(**environment)
+        with cluster.client() as client:
+            mine = client.submit(int, 7, workers=[address], pure=False)
+            mine.result(WAIT_S)
+            begun = time.monotonic()
+            try:
+                with ShardedStore(client, timeout_s=30) as store:
+                    store.store(0, bytes(64 * STRIPE * PAGE))
+                    case.say("accepted")
+            except BatchzipError as error:
+                case.say(f"{type(error).__name__}: {error}")
+            case.count("seconds", time.monotonic() - begun)
+            case.count("nannies that gave up", sum(c.poll() is not None for c in cluster.commands))
+            case.count("futures lost", mine.status != "finished")
+
+
+def without_batchzip(case: Case) -> None:
+    """One of two workers has no batchzip; another future is on it."""
+    _with_other(case, None)
+
+
+def other_version(case: Case) -> None:
+    """One of two workers has another batchzip."""
+    _with_other(case, "0.0.1")
+
+
+def _full(case: Case, pages: int, **options: Any) -> None:
+    rng = np.random.default_rng(1)
+    with (
+        Cluster(1, memory_limit="256MiB") as cluster,
+        cluster.client() as client,
+        ShardedStore(client, **options) as store,
+    ):
+        (shard,) = store.shards
+        folio = rng.integers(0, 256, (256, PAGE), np.uint8)
+        held: list[int] = []
+        for first in range(0, pages, len(folio)):
+            folio[:, :8] = np.arange(first, first + 256)[:, None].view(np.uint8)
+            try:
+                store.store(first, folio)
+                held += range(first, first + 256)
+            except BatchzipError as error:
+                case.count("rejected", len(folio))
+                if not case.said:
+                    case.say(f"{type(error).__name__}: {error}")
+        case.count("acknowledged", len(held))
+        case.look(store, held, set())
+        case.count("workers that died", shard.pid not in [now.pid for now in store.shards])
+        (info,) = client.scheduler_info()["workers"].values()
+        case.say(f"the worker is {info['status']}")
+
+
+def full_worker(case: Case) -> None:
+    """Store 51,200 pages that do not compress, 200 MiB, on one worker with a memory limit of 256 MiB."""
+    _full(case, 51_200)
+
+
+def full_worker_rejects(case: Case) -> None:
+    """Do the same with `spill=False`."""
+    _full(case, 51_200, spill=False)
+
+
+def _elastic(case: Case, change: Callable[[LocalCluster], object]) -> None:
+    with (
+        LocalCluster(
+            n_workers=3,
+            threads_per_worker=1,
+            processes=True,
+            protocol="tcp",
+            host="127.0.0.1",
+            dashboard_address=":0",
+            memory_limit="1GiB",
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        ShardedStore(client) as store,
+    ):
+        indices = _fill(case, store)
+        change(cluster)
+        end = time.monotonic() + WAIT_S
+        while len(client.scheduler_info()["workers"]) >= 3 and time.monotonic() < end:
+            time.sleep(0.1)
+        time.sleep(2)
+        case.count("workers left", len(client.scheduler_info()["workers"]))
+        case.look(store, indices, set())
+
+
+def _fill(case: Case, store: ShardedStore) -> range:
+    indices = range(0, 64 * STRIPE, 8)
+    for index in indices:
+        store.store(index, index.to_bytes(8, "little") * (PAGE // 8))
+    case.count("acknowledged", len(indices))
+    return indices
+
+
+def scaled(case: Case) -> None:
+    """Scale from three workers to one by `cluster.scale(1)`."""
+    _elastic(case, lambda cluster: cluster.scale(1))
+
+
+def adapted(case: Case) -> None:
+    """Have three workers with nothing to do adapt to one."""
+    _elastic(case, lambda cluster: cluster.adapt(minimum=1, interval="200ms", wait_count=2))
+
+
+def retired(case: Case) -> None:
+    """Retire one of three workers."""
+
+    def retire(cluster: LocalCluster) -> None:
+        with Client(cluster, set_as_default=False) as client:
+            client.retire_workers([min(client.nthreads())])
+
+    _elastic(case, retire)
+
+
+def lifetime(case: Case) -> None:
+    """Have one of two workers end by its `--lifetime`."""
+    with Cluster(1) as cluster:
+        cluster.add("--lifetime", "12s")
+        with cluster.client() as client, ShardedStore(client) as store:
+            indices = _fill(case, store)
+            cluster.commands[-1].wait(WAIT_S)
+            case.look(store, indices, set())
+
+
+CASES = {
+    "recover race": recover_race,
+    "store beside recover": store_beside_recover,
+    "worker without batchzip": without_batchzip,
+    "worker with another version": other_version,
+    "full worker that spills": full_worker,
+    "full worker that rejects": full_worker_rejects,
+    "scale(1)": scaled,
+    "adaptive": adapted,
+    "retire_workers": retired,
+    "--lifetime": lifetime,
+}
+
+BEFORE = {
+    "recover race": "acknowledged pages unknown, unnamed",
+    "store beside recover": "part of a folio gone after store returned",
+    "worker without batchzip": 'nanny gives up, futures lost, "no answer in 60 s"',
+    "worker with another version": "accepted silently",
+    "full worker that spills": "pauses, then dies with 51,200 pages",
+    "scale(1)": "shards dropped without a drain",
+    "adaptive": "shards dropped without a drain",
+    "retire_workers": "retired workers keep serving",
+    "--lifetime": "shards dropped without a drain",
+    "load": "1,140 µs",
+    "in": "1,150 µs",
+    "invalidate": "1,300 to 12,500 µs",
+    "load beside lz4": "p50 46 ms, p99 388 ms",
+    "load beside zstd 19": "up to 4,900 ms",
+}
+"""What was measured before shards had leases, an epoch and handlers of their own."""
+
+
+def run_cases(result: Result, names: Sequence[str]) -> None:
+    """Run cases, and add their numbers."""
+    said: dict[str, list[str]] = result.settings.setdefault("said", {})
+    for name in names:
+        case = Case()
+        begun = time.monotonic()
+        try:
+            CASES[name](case)
+        except Exception as error:  # noqa: BLE001 - the others are to be seen, too
+            case.count("FAILED")
+            case.say(f"{type(error).__name__}: {error}")
+        said[name] = case.said
+        labels: dict[str, str | int] = {"benchmark": "cluster", "part": "cases", "case": name}
+        for what, number in case.numbers.items():
+            result.figures.append(figure(labels, "store", what, [number]))
+        print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+
+
+# Clients.
+
+
+class Clients:
+    """Clients of one store, each a process."""
+
+    def __init__(self, cluster: Cluster, address: str, pages: Path, number: int) -> None:
+        script = Path(__file__).with_name("cluster_client.py")
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, str(script), cluster.address, address, str(pages), str(one)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for one in range(number)
+        ]
+        for one in range(number):
+            self.answer(one)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.close()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+    def tell(self, one: int, **asked: Any) -> None:
+        """Have a client begin."""
+        stdin = self._processes[one].stdin
+        assert stdin is not None
+        stdin.write(json.dumps(asked) + "\n")
+        stdin.flush()
+
+    def answer(self, one: int) -> dict[str, Any]:
+        """Wait for what a client says."""
+        stdout = self._processes[one].stdout
+        assert stdout is not None
+        line = stdout.readline()
+        if not line:
+            raise RuntimeError(f"client {one} ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, number: int, **asked: Any) -> list[dict[str, Any]]:
+        """Have so many clients do something at the same time."""
+        for one in range(number):
+            self.tell(one, **asked)
+        return [self.answer(one) for one in range(number)]
+
+
+@contextlib.contextmanager
+def clients_of(
+    pages: Path, workers: int, number: int, **engine: Any
+) -> Iterator[tuple[Clients, ShardedStore]]:
+    """Give clients of a store on a cluster of their own."""
+    with ExitStack() as stack:
+        cluster = stack.enter_context(Cluster(workers))
+        client = stack.enter_context(cluster.client())
+        store = stack.enter_context(ShardedStore(client, engine=engine))
+        yield stack.enter_context(Clients(cluster, store.address, pages, number)), store
+
+
+# Latency.
+
+
+def measure_latency(result: Result, pages: Path, rounds: int, seconds: float) -> None:
+    """Add µs of single calls alone, many at once, and of loads beside a stream."""
+
+    def add(found: dict[str, list[dict[str, Any]]], **labels: str | int) -> None:
+        for way, answers in found.items():
+            where: dict[str, str | int] = {
+                "benchmark": "cluster",
+                "part": "latency",
+                "way": way,
+                **labels,
+            }
+            for place, quantity in enumerate(("p50, µs", "p99, µs", "most, µs")):
+                values = [answer["quantiles"][place] * 1e6 for answer in answers]
+                if any(values):
+                    result.figures.append(figure(where, "store", quantity, values))
+            each = [a["seconds"] / a["pages"] * 1e6 for a in answers if a["pages"]]
+            result.figures.append(figure(where, "store", "µs/page", each))
+
+    with clients_of(pages, 2, 1, algorithm="lz4") as (clients, _):
+        found: dict[str, list[dict[str, Any]]] = {}
+        for turn, way in in_turns((*ONES, *MANY), rounds):
+            call, many = MANY.get(way, (way, 1))
+            answer = clients.ask(1, way=call, seconds=seconds, threads=many)[0]
+            if turn:
+                found.setdefault(way, []).append(answer)
+        add(found, beside="nothing")
+    for stream, engine in STREAMS.items():
+        with clients_of(pages, 2, 2, **engine) as (clients, _):
+            alone = [clients.ask(1, way="load", seconds=seconds)[0] for _ in range(rounds)]
+            clients.tell(1, **{"way": "store large", "until told": True})
+            time.sleep(seconds)
+            beside = [clients.ask(1, way="load", seconds=3 * seconds)[0] for _ in range(rounds)]
+            clients.tell(1)
+            done = clients.answer(1)["pages"]
+            add({"load": alone}, beside=f"nothing, {stream}")
+            add({"load": beside}, beside=stream)
+            if done < 4096:
+                result.note(f"the stream of {stream} stored no folio")
+
+
+# Throughput.
+
+
+def measure_throughput(
+    result: Result,
+    pages: Path,
+    workers: Sequence[int],
+    several: Sequence[int],
+    rounds: int,
+    seconds: float,
+) -> None:
+    """Add µs a page, and bytes a page on the wire, of all clients together."""
+    for number in workers:
+        with clients_of(pages, number, max(several), algorithm="lz4") as (clients, _):
+            jobs = {f"{way}\0{count}": (way, count) for way in WAYS for count in several}
+            found: dict[str, list[list[dict[str, Any]]]] = {}
+            for turn, job in in_turns(jobs, rounds):
+                way, count = jobs[job]
+                answers = clients.ask(count, way=way, seconds=seconds)
+                if turn:
+                    found.setdefault(job, []).append(answers)
+        for job, (way, count) in jobs.items():
+            labels: dict[str, str | int] = {
+                "benchmark": "cluster",
+                "part": "throughput",
+                "operation": BESIDE.get(way, way),
+                "workers": number,
+                "clients": count,
+            }
+            _add_throughput(result, labels, way if way in BESIDE else "store", found[job])
+
+
+def _add_throughput(
+    result: Result, labels: dict[str, str | int], who: str, found: list[list[dict[str, Any]]]
+) -> None:
+    values: dict[str, list[float]] = {"µs/page": [], "B/page sent": [], "B/page received": []}
+    for answers in found:
+        done = sum(answer["pages"] for answer in answers)
+        # Each for its own time: they all run at once, and the last call of one may be late.
+        rate = sum(answer["pages"] / answer["seconds"] for answer in answers)
+        values["µs/page"].append(1e6 / rate)
+        values["B/page sent"].append(sum(answer["sent"] for answer in answers) / done)
+        values["B/page received"].append(sum(answer["received"] for answer in answers) / done)
+    result.figures += [figure(labels, who, name, numbers) for name, numbers in values.items()]
+
+
+# What it shows.
+
+
+def show(result: Result) -> None:
+    """Print a table of each part that there are figures of."""
+    out = console()
+    for part, table in (
+        ("cases", partial(_cases_table, result.settings.get("said", {}))),
+        ("latency", _latency_table),
+        ("throughput", _throughput_table),
+    ):
+        figures = result.of(part=part)
+        if figures:
+            out.print(table(figures))
+
+
+def _table(title: str, *heads: str, numbers: int) -> Table:
+    table = Table(title=title, title_justify="left")
+    for place, head in enumerate(heads):
+        right = place >= len(heads) - numbers
+        table.add_column(head, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _cases_table(said: dict[str, list[str]], figures: Sequence[Figure]) -> Table:
+    table = _table("hard cases", "case", "before", "pages and seconds", "what was said", numbers=0)
+    for case in dict.fromkeys(str(each.labels["case"]) for each in figures):
+        mine = [each for each in figures if each.labels["case"] == case]
+        numbers = ", ".join(
+            f"{each.quantity} {each.median:,.4g}".replace(".0 ", " ") for each in mine
+        )
+        table.add_row(case, BEFORE.get(case, ""), numbers, "; ".join(said[case])[:400])
+    return table
+
+
+def _latency_table(figures: Sequence[Figure]) -> Table:
+    table = _table(
+        "single calls, 2 workers, µs",
+        "call",
+        "beside",
+        "before",
+        "p50",
+        "p99",
+        "most",
+        "a page",
+        numbers=4,
+    )
+    cases: dict[tuple[str, str], dict[str, float]] = {}
+    for each in figures:
+        key = str(each.labels["way"]), str(each.labels["beside"])
+        cases.setdefault(key, {})[each.quantity] = each.median
+    order = [*ONES, *MANY]
+    for (way, beside), of in sorted(cases.items(), key=lambda case: order.index(case[0][0])):
+        quantities = ("p50, µs", "p99, µs", "most, µs", "µs/page")
+        cells = [f"{of[quantity]:,.0f}" if quantity in of else "" for quantity in quantities]
+        before = BEFORE.get(way if beside == "nothing" else f"{way} beside {beside}", "")
+        table.add_row(way, beside, before, *cells)
+    return table
+
+
+def _throughput_table(figures: Sequence[Figure]) -> Table:
+    table = _table(
+        "µs a page of all clients together; bytes a page that a client sends and receives",
+        *("call", "workers", "clients", "who", "µs/page", "MB/s", "sent", "received"),
+        numbers=4,
+    )
+    by: dict[tuple[Any, ...], dict[str, float]] = {}
+    for each in figures:
+        of = each.labels
+        key = of["operation"], of["workers"], of["clients"], each.contender
+        by.setdefault(key, {})[each.quantity] = each.median
+    last = None
+    for (operation, workers, clients, who), values in sorted(by.items()):
+        if last not in (None, (operation, workers)):
+            table.add_section()
+        last = operation, workers
+        table.add_row(
+            *(str(operation), str(workers), str(clients), str(who)),
+            f"{values['µs/page']:,.1f}",
+            f"{PAGE / values['µs/page']:,.0f}",
+            f"{values['B/page sent']:,.0f}",
+            f"{values['B/page received']:,.0f}",
+        )
+    return table
+
+
+def goals(result: Result) -> Iterator[str]:
+    """Yield a line for each goal: reached, or how far off."""
+    for each in result.figures:
+        if each.labels["part"] == "cases" and each.quantity in ("UNNAMED", "FAILED"):
+            yield f"{each.labels['case']}: {each.median:,.0f} {each.quantity}, at most 0: not reached"
+        beside = each.labels.get("beside")
+        if beside in STREAMS and each.quantity == "p99, µs":
+            took = each.median / 1000
+            verdict = "reached" if took <= LOAD_GOAL_MS else f"{took / LOAD_GOAL_MS:.1f} × as much"
+            yield f"p99 of a load beside {beside}: {took:.2f} ms, at most {LOAD_GOAL_MS:g} ms: {verdict}"
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_source(parser)
+    parser.add_argument("--parts", default=",".join(PARTS), help="with commas (%(default)s)")
+    parser.add_argument("--cases", default=",".join(CASES), help="with commas (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a contender's turn")
+    parser.add_argument("--workers", default="1,2,4")
+    parser.add_argument("--clients", default="1,2,4")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    parts, cases = options.parts.split(","), options.cases.split(",")
+    if not (set(parts) <= set(PARTS) and set(cases) <= set(CASES)):
+        parser.error(f"parts are {', '.join(PARTS)}; cases are {', '.join(CASES)}")
+    source = source_of(options)
+    settings = {"source": source.name, "rounds": options.rounds, "seconds": options.seconds}
+    result = Result({**settings, "load": round(os.getloadavg()[0], 1)}, {"cluster": "store"})
+    machine = result.machine
+    print(
+        f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs, {settings}",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pages.npy"
+        np.save(path, work_pages(source, 8192))
+        measure: dict[str, Callable[[], None]] = {
+            "cases": partial(run_cases, result, cases),
+            "latency": partial(measure_latency, result, path, options.rounds, options.seconds),
+            "throughput": partial(
+                measure_throughput,
+                result,
+                path,
+                [int(number) for number in options.workers.split(",")],
+                [int(number) for number in options.clients.split(",")],
+                options.rounds,
+                options.seconds,
+            ),
+        }
+        for part in parts:
+            measure[part]()
+    show(result)
+    for line in (*goals(result), *(f"missing: {note}" for note in result.notes)):
+        print(line)
+    if options.json:
+        result.save(options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""A sharded store in real clusters: clients use it at random while workers, schedulers and clients come and go.
+
+What they saw is checked afterwards, see cluster_history.py.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cluster_run import ELASTIC, FAULTS, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from cluster_history import Verdict
+
+pytestmark = pytest.mark.slow
+
+QUICK = {"engine": {"algorithm": "lz4"}, "timeout_s": 20.0}
+NO_SCHEDULER = tuple(fault for fault in FAULTS if not fault.startswith("scheduler"))
+
+
+@pytest.fixture
+def report_verdict(report: Callable[[str], None]) -> Callable[[Verdict], None]:
+    def judge(verdict: Verdict) -> None:
+        assert verdict.wrong == [], str(verdict)
+        assert verdict.unnamed == [], str(verdict)
+        assert verdict.stored, str(verdict)
+        report(str(verdict))
+
+    return judge
+
+
+def faulty_run(
+    folder: Path,
+    faults: Sequence[str],
+    *,
+    losses: bool = True,
+    between_s: float = 3.0,
+    settled: bool = False,
+    replicas: int = 1,
+    **options: Any,
+) -> Verdict:
+    """Have these faults happen one after the other, each when what the one before did has `settled`."""
+    made = {**QUICK, "replicas": replicas}
+    with Run(folder, options=made, **options) as run:
+        run.begin()
+        run.go_on(1)
+        for fault in faults:
+            if settled:
+                run.settle()
+            run.inflict(fault)
+            run.go_on(between_s)
+        if settled:
+            run.settle()
+        return run.end(losses=losses)
+
+
+@pytest.mark.stress
+def test_without_faults_nothing_is_lost(
+    tmp_path: Path, report_verdict: Callable[[Verdict], None]
+) -> None:
+    report_verdict(faulty_run(tmp_path, [], losses=False))
+
+
+def test_a_killed_worker_loses_only_what_is_named(
+    tmp_path: Path, report_verdict: Callable[[Verdict], None]
+) -> None:
+    report_verdict(faulty_run(tmp_path, ["kill a worker"]))
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", range(3))
+def test_workers_and_clients_come_and_go(
+    tmp_path: Path, report_verdict: Callable[[Verdict], None], seed: int
+) -> None:
+    faults = random.Random(seed).choices(NO_SCHEDULER, k=12)
+    report_verdict(faulty_run(tmp_path, faults, seed=seed, workers=3))
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", range(2))
+def test_schedulers_come_and_go_too(
+    tmp_path: Path, report_verdict: Callable[[Verdict], None], seed: int
+) -> None:
+    faults = random.Random(seed).choices(FAULTS, k=8)
+    faults.insert(2, "scheduler killed")
+    faults.insert(6, "scheduler terminated")
+    report_verdict(faulty_run(tmp_path, faults, seed=seed, between_s=6))
+
+
+@pytest.mark.stress
+def test_what_is_retired_terminated_or_added_loses_nothing(
+    tmp_path: Path, report_verdict: Callable[[Verdict], None]
+) -> None:
+    faults = [*ELASTIC, *ELASTIC]
+    report_verdict(faulty_run(tmp_path, faults, losses=False, between_s=4, settled=True))
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(
+    "fault", ["kill a worker", "kill a nanny", "terminate a worker", "stop a worker for long"]
+)
+def test_two_copies_outlive_one_worker_at_a_time(
+    tmp_path: Path, report_verdict: Callable[[Verdict], None], fault: str
+) -> None:
+    faults = [fault] * 3
+    report_verdict(faulty_run(tmp_path, faults, losses=False, replicas=2, workers=3, settled=True))
