@@ -573,7 +573,7 @@ def test_a_worker_that_comes_back_has_a_shard_again_though_nobody_asks() -> None
         store.store(0, make_pages(2))
         os.kill(first.pid, signal.SIGKILL)
         deadline = time.monotonic() + SLACK_S
-        lost = []
+        lost: list[range] = []
         while not (lost and any(shard.lost is None for shard in store.shards)):
             assert time.monotonic() < deadline
             lost += store.recover()
