@@ -294,10 +294,8 @@ def _judge(index: int, of: _Index, verdict: Verdict, ended: list[int]) -> None:
             if last < 0 or max(named.most_before(end), dropped.most_before(end)) > last:
                 continue
             restarted = any(last < at < end for at in ended)
-            if restarted and any(until > last for _, until in of.named):
-                verdict.named_late += 1
-            elif restarted and _client_of(last, acknowledged) in verdict.killed:
-                verdict.orphaned += 1
+            if restarted and _is_explained(of, last, verdict):
+                pass
             elif undone.most_before(end) > last:
                 verdict.undone += 1
             else:
@@ -318,8 +316,14 @@ def _judge(index: int, of: _Index, verdict: Verdict, ended: list[int]) -> None:
     verdict.named += len(counted - {-1})
 
 
-def _client_of(begin: int, stores: Iterable[_Store]) -> int:
-    return next(store.version >> 40 for store in stores if store.begin == begin)
+def _is_explained(of: _Index, last: int, verdict: Verdict) -> bool:
+    """Whether a page that went with a scheduler was named later, or is one of a killed client; count it."""
+    late = any(until > last for _, until in of.named)
+    client = next(store.version >> 40 for store in of.stores.values() if store.begin == last)
+    orphaned = not late and client in verdict.killed
+    verdict.named_late += late
+    verdict.orphaned += orphaned
+    return late or orphaned
 
 
 class Watch:
