@@ -119,6 +119,10 @@ class Verdict:
     """Of these, such that were the last ones at their index when they were named."""
     named_late: int = 0
     """Absent pages that were named only later: another client's, whom a lost scheduler cost all of its own."""
+    orphaned: int = 0
+    """Absent pages of a client that was killed before a scheduler was lost: there is nobody to be told of them."""
+    killed: set[int] = field(default_factory=set)
+    """Numbers of the clients that were."""
     undone: int = 0
     """Absent pages whose last store failed, and that nobody named."""
     longest: dict[str, float] = field(default_factory=dict)
@@ -130,7 +134,7 @@ class Verdict:
             f"{self.stored:,} pages stored, {self.named:,} lost and named",
             f"{len(self.unnamed):,} lost and unnamed, {len(self.wrong):,} wrong",
             f"{self.reads:,} pages read, {self.absent:,} of them absent",
-            f"of these {self.named_late:,} named later, {self.undone:,} after a store that failed",
+            f"of these {self.named_late:,} named later, {self.orphaned:,} of killed clients, {self.undone:,} after a store that failed",
             "calls: " + ", ".join(f"{what} {n:,}" for what, n in sorted(self.calls.items())),
             "faults: " + ", ".join(f"{what} {n}" for what, n in sorted(self.faults.items())),
             "longest calls: "
@@ -263,6 +267,9 @@ class _Reader:
         if kind.startswith("scheduler"):
             self._ended.append(time)
 
+    def killed(self, number: int) -> None:
+        self._verdict.killed.add(number)
+
     def close(self) -> None:
         """What had begun when the log ends may have happened, and may still."""
         for number in list(self._begun):
@@ -287,8 +294,8 @@ def _judge(index: int, of: _Index, verdict: Verdict, ended: list[int]) -> None:
             if last < 0 or max(named.most_before(end), dropped.most_before(end)) > last:
                 continue
             restarted = any(last < at < end for at in ended)
-            if restarted and any(until > last for _, until in of.named):
-                verdict.named_late += 1
+            if restarted and _is_explained(of, last, verdict):
+                pass
             elif undone.most_before(end) > last:
                 verdict.undone += 1
             else:
@@ -307,6 +314,16 @@ def _judge(index: int, of: _Index, verdict: Verdict, ended: list[int]) -> None:
                 )
     counted = {last_begin.most_before(end) for _, end in of.named}
     verdict.named += len(counted - {-1})
+
+
+def _is_explained(of: _Index, last: int, verdict: Verdict) -> bool:
+    """Whether a page that went with a scheduler was named later, or is one of a killed client; count it."""
+    late = any(until > last for _, until in of.named)
+    client = next(store.version >> 40 for store in of.stores.values() if store.begin == last)
+    orphaned = not late and client in verdict.killed
+    verdict.named_late += late
+    verdict.orphaned += orphaned
+    return late or orphaned
 
 
 class Watch:

@@ -197,7 +197,9 @@ class Run:
 
     def _replace_client(self) -> None:
         # The first one stays: it does what the others are asked for.
-        self.clients.pop().kill()
+        client = self.clients.pop()
+        client.kill()
+        self._log.write("killed", client.number)
         self._add_client().ask(f"run {self._rng.randrange(1 << 20)}")
 
     def go_on(self, seconds: float) -> None:

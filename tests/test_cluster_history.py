@@ -104,7 +104,9 @@ class DictStore:
             if self._fault != "raises the dead":
                 for index in gone:
                     del self._pages[index]
-            return [range(i, i + 1) for i in gone if self._fault != "recovers in silence"]
+            if gone and self._fault == "recovers too much":
+                self._pages.clear()
+            return [range(i, i + 1) for i in gone]
 
     def rebalance(self) -> int:
         return 0
@@ -158,12 +160,12 @@ def test_a_store_that_is_right_is_believed(tmp_path: Path, lose: bool) -> None:
     "fault",
     [
         *("does not store", "forgets", "tears", "mixes up", "keeps", "says yes"),
-        *("raises its own", "raises the dead", "recovers in silence", "names nothing"),
+        *("raises its own", "raises the dead", "recovers too much", "names nothing"),
     ],
 )
 def test_a_fault_that_is_planted_is_found(tmp_path: Path, fault: str) -> None:
     verdict = verdict_on(DictStore(fault), tmp_path)
-    absent = {"forgets", "recovers in silence", "names nothing"}
+    absent = {"forgets", "recovers too much", "names nothing"}
     assert verdict.unnamed if fault in absent else verdict.wrong, str(verdict)
 
 
