@@ -34,9 +34,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import batchzip
-from batchzip.checks import check_kind
 from batchzip.core.latency import BOUNDS_S
-from batchzip.errors import ClosedError, ClusterLost, ForkedProcess
+from batchzip.errors import BadArgument, ClosedError, ClusterLost, ForkedProcess
 from batchzip.extras import load_extra
 from batchzip.mapping import CompressedMapping
 from batchzip.store import Latency, SwapStore
@@ -179,17 +178,18 @@ def _make_collector(
     sharded = _sharded_kinds()
     kinds: tuple[type, ...] = SwapStore, CompressedMapping, *sharded
     named = not isinstance(store, kinds)
-    if named:
-        check_kind(store, "store", *kinds, Mapping)
+    if named and not isinstance(store, Mapping):
+        raise _no_store(store, ", or a mapping of such")
     given: Any = store if named else {"": store}
     stores: dict[str, tuple[Callable[[], Iterable[_Row]], object]] = {}
     for name, one in given.items():
-        check_kind(one, "store", *kinds)
+        if not isinstance(one, kinds):
+            raise _no_store(one)
         if isinstance(one, sharded):
             stores[name] = partial(_of_sharded, one), None
         else:
             # The mapping keeps its store open, where it made that.
-            whole = one._store if isinstance(one, CompressedMapping) else one  # noqa: SLF001
+            whole: Any = one._store if isinstance(one, CompressedMapping) else one  # noqa: SLF001
             stores[name] = partial(_rows, whole, classes=classes), one
 
     class StoreCollector(Collector):
@@ -226,6 +226,11 @@ def exposition(survey: Survey) -> bytes:
             families.add(family, [store.store, *labels], value)
     filled: Any = SimpleNamespace(collect=lambda: [one for one in families if one.samples])
     return generate_latest(filled)
+
+
+def _no_store(value: object, more: str = "") -> BadArgument:
+    kinds = "a SwapStore, a CompressedMapping or a ShardedStore"
+    return BadArgument(f"store is {kinds}{more}, not {type(value).__name__}")
 
 
 def _sharded_kinds() -> tuple[type[ShardedStore], ...]:

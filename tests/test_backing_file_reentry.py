@@ -74,8 +74,10 @@ class Interrupt(BaseException):
 
 @contextlib.contextmanager
 def every_millisecond(handler: Callable[[], None]) -> Iterator[None]:
-    # An interrupt in a finalizer of what other tests left would keep the frames that it came in.
+    # An interrupt in a finalizer of what other tests left would keep the frames that it came in, and
+    # one in a callback of the collector, such as Hypothesis has, would be lost there.
     gc.collect()
+    callbacks, gc.callbacks[:] = gc.callbacks[:], []
     before = signal.signal(signal.SIGALRM, lambda *_: handler())
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:
@@ -83,6 +85,7 @@ def every_millisecond(handler: Callable[[], None]) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        gc.callbacks[:] = callbacks
 
 
 SECONDS = [1.5, pytest.param(30, marks=pytest.mark.stress)]

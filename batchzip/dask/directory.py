@@ -160,19 +160,26 @@ class _Store:
             owners = self.members.owners(number)
             if not owners:
                 continue
-            primary, names = owners[0].name, [owner.name for owner in owners]
-            if primary in stripe.holders:
-                # What others have is outdated with the next page that is stored.
-                for holder in set(stripe.holders).difference(names):
-                    self.discards[holder].add(number)
-                stripe.holders = tuple(name for name in names if name in stripe.holders)
-            holders = stripe.holders
+            self.trim(number, stripe)
+            primary, holders = owners[0].name, stripe.holders
             if primary not in holders:
                 sources = [[name, self.address_of(name)] for name in holders]
                 self.pulls[primary][number] = sources
             wanting = [list(owner) for owner in owners[1:] if owner.name not in holders]
             if wanting:
                 self.pushes[primary][number] = wanting
+
+    def trim(self, number: int, stripe: _Stripe) -> None:
+        """Have nobody but the owners hold a stripe, once all of these do.
+
+        Until then no page is stored there, as the primary brings it to the other owners first: what others
+        have is as good.
+        """
+        owners = [owner.name for owner in self.members.owners(number)]
+        if owners and all(owner in stripe.holders for owner in owners):
+            for holder in set(stripe.holders).difference(owners):
+                self.discards[holder].add(number)
+            stripe.holders = tuple(owners)
 
     def address_of(self, name: str) -> str:
         """Return the address of a shard that is here."""
@@ -459,11 +466,8 @@ class Directory(SchedulerPlugin):
         known = store.stripes.get(stripe)
         if epoch != store.epoch or known is None or shard not in store.shards:
             return {"status": STALE}
-        owners = {owner.name for owner in store.members.owners(stripe)}
-        for holder in known.holders:
-            if holder not in owners:
-                store.discards[holder].add(stripe)
-        known.holders = (shard, *(one for one in known.holders if one in owners and one != shard))
+        known.holders = (shard, *(one for one in known.holders if one != shard))
+        store.trim(stripe, known)
         store.pulls.get(shard, {}).pop(stripe, None)
         store.moved_pages += pages
         return {"status": OK}
@@ -477,6 +481,7 @@ class Directory(SchedulerPlugin):
             return {"status": STALE}
         if other not in known.holders:
             known.holders = (*known.holders, other)
+            store.trim(stripe, known)
         waiting = store.pushes.get(shard, {})
         if stripe in waiting:
             waiting[stripe] = [one for one in waiting[stripe] if one[0] != other]
