@@ -18,14 +18,16 @@ import numpy as np
 import pytest
 from dask_cluster import dask_cluster, offload_thread
 from dask_commands import other_environment, scheduler_command, worker_command
-from distributed import Client
+from distributed import Client, Future
 from distributed.protocol import serialize
 from faulty_codec import KILL, KILL_ONCE, FaultyCodec
 from slow_codec import SlowCodec
+from unshowable import UnshowableCodec
 
 from batchzip import (
     BackendUnavailable,
     BadArgument,
+    ClosedError,
     ClusterLost,
     CompressBatch,
     DecompressBatch,
@@ -45,10 +47,11 @@ from batchzip.testing.plain import (
 )
 from batchzip_dask import DaskBackend
 from batchzip_dask.flight import Flight, Parcel
+from batchzip_dask.lane import Lane
 from batchzip_dask.share import as_task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from batchzip import Backend
@@ -547,3 +550,57 @@ def test_asyncio_goes_on_while_batches_are_on_the_cluster(cluster: str) -> None:
 
     with Engine(SlowCodec(0.01), backend=DaskBackend(cluster, local="never")) as engine:
         assert asyncio.run(both(engine)) > 10
+
+
+# The thread of the engine goes on, or says why it does not.
+
+
+def fails_once(error: Exception, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, whose first call raises."""
+    errors = [error]
+
+    def failing(*arguments: object, **options: object) -> object:
+        if errors:
+            raise errors.pop()
+        return function(*arguments, **options)
+
+    return failing
+
+
+def test_an_error_of_a_worker_that_cannot_be_shown_fails_its_batch_alone(cluster: str) -> None:
+    with Engine(UnshowableCodec(0), backend=DaskBackend(cluster, local="never")) as engine:
+        for _ in range(2):
+            with pytest.raises(BackendUnavailable, match="a value of UnshowableError"):
+                engine.submit(CompressBatch(make_pages(10))).wait(SLACK_S)
+
+
+@pytest.mark.parametrize("place", ["order", "parcel", "dropping"])
+def test_where_memory_is_out_one_batch_fails_and_the_engine_goes_on(
+    cluster: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = make_pages(10)
+    with Engine("lz4", backend=DaskBackend(cluster, local="never")) as engine:
+        check_round_trip(engine, pages)
+        kind, name = {
+            "order": (CompressBatch, "order"),
+            "parcel": (Parcel, "__init__"),
+            "dropping": (Future, "release"),
+        }[place]
+        monkeypatch.setattr(kind, name, fails_once(MemoryError(), getattr(kind, name)))
+        request = engine.submit(CompressBatch(pages))
+        with pytest.raises((MemoryError, BackendUnavailable)):
+            request.wait(SLACK_S)
+        check_round_trip(engine, pages)
+
+
+def test_a_fault_of_the_engines_thread_ends_all_batches_and_those_to_come(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine(SlowCodec(0.02), backend=DaskBackend(cluster, local="never")) as engine:
+        requests = [engine.submit(CompressBatch(make_pages(100))) for _ in range(20)]
+        monkeypatch.setattr(Lane, "_expire", fails_once(ValueError("odd"), Lane._expire))
+        for request in requests[1:]:
+            with pytest.raises(BackendUnavailable, match=r"the dask backend has failed: .*odd"):
+                request.wait(SLACK_S)
+        with pytest.raises(ClosedError):
+            engine.compress(CompressBatch(make_pages(100)))

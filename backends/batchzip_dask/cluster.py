@@ -24,6 +24,7 @@ from distributed.scheduler import KilledWorker
 from batchzip.dask.connect import OwnClient
 from batchzip.dask.probe import check_workers
 from batchzip.errors import BackendUnavailable, BadArgument, BatchzipError, ClusterLost
+from batchzip.wording import shown
 from batchzip_dask.share import as_task
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Cluster:
         if isinstance(error, BatchzipError):
             return error
         unavailable = BackendUnavailable(
-            f"a worker of the cluster at {self.address} cannot do a share: {error!r}"
+            f"a worker of the cluster at {self.address} cannot do a share: {shown(error)}"
         )
         unavailable.__cause__ = error
         return unavailable

@@ -37,17 +37,19 @@ import math
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from batchzip.errors import ClusterLost
-from batchzip.limits import begin
+from batchzip.errors import BackendUnavailable, ClusterLost
+from batchzip.limits import begin, is_out_of_memory
+from batchzip.wording import shown
 from batchzip_dask.cluster import CancelledError, KilledWorker
 from batchzip_dask.flight import Flight, Parcel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from batchzip.batch import Batch
     from batchzip.lanes import RequestQueue
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
     from batchzip_dask.cluster import Cluster
     from batchzip_dask.share import Outcome
 
-    Arrival: TypeAlias = tuple[Parcel, Outcome | BaseException]
+    Arrival: TypeAlias = Callable[[], None]
 
 OUT_BYTES = 64 << 20
 """Bytes of pages that are out, in the scheduler's memory."""
@@ -82,6 +84,9 @@ _LOOK_S = 1.0
 _FULL_LOOK_S = 0.05
 """Seconds between two looks at the deadlines of requests that are still queued, as there is no room."""
 
+_NO_MEMORY_S = 0.005
+"""Seconds until the thread goes on where memory was out."""
+
 _MOST_CANCELLED = 3
 """Times that pages are handed out again which somebody else's `client.restart()` cancelled."""
 
@@ -100,14 +105,20 @@ class Lane:
         self._cluster = cluster
         self._requests = requests
         self._codec = codec
-        self._arrivals: queue.SimpleQueue[Arrival | int | None] = queue.SimpleQueue()
-        """Outcomes; the number of the cluster's threads; None: look at the queue of requests."""
+        self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
+        """What is to be done in the thread with an answer; None: look at the queue of requests."""
         self._woken = False
         """Whether there is a None among the arrivals."""
         self._flights: list[Flight] = []
         self._cut_last: Flight | None = None
         """The only one that may have pages to hand out, but for those whose deadline has passed."""
-        self._ended: deque[tuple[Flight, BaseException | None]] = deque()
+        self._taken: Request[Batch] | None = None
+        """What was taken from the queue and has no flight yet; it stays here where memory is out."""
+        self._late: list[Request[Batch]] = []
+        """The same, of requests whose deadline has passed."""
+        self._failure: BaseException | None = None
+        """What went wrong in the thread; what it has cost is not ended yet."""
+        self._ended: deque[tuple[Request[Batch], BaseException | None]] = deque()
         """What is over, and its callbacks not called."""
         self._out: set[Parcel] = set()
         self._out_pages = 0
@@ -133,24 +144,62 @@ class Lane:
             self._arrivals.put(None)
 
     def _run(self) -> None:
-        while True:
-            self._feed()
-            self._settle()
-            if self._closed and not self._flights:
-                return
+        goes_on = True
+        while goes_on:
             try:
-                arrival = self._arrivals.get(timeout=self._patience_s())
-            except queue.Empty:
-                arrival = None
-            if isinstance(arrival, tuple):
-                self._arrive(*arrival)
-            elif arrival is None:
-                self._woken = False  # what was queued up to now is seen below
-            else:
-                self._note_threads(arrival)
-            del arrival  # nothing of a batch is kept while there is no next one
-            self._expire()
-            self._look()
+                goes_on = self._go_on()
+            except BaseException as error:  # noqa: BLE001 - raised where the requests are waited for
+                if self._failure is None or _is_out_of_memory(self._failure):
+                    self._failure = error
+                if _is_out_of_memory(error):
+                    time.sleep(_NO_MEMORY_S)
+
+    def _go_on(self) -> bool:
+        """Do what is next. Return False where there is nothing any more."""
+        if self._failure is not None:
+            self._end_lost(self._failure)
+            self._failure = None
+        self._feed()
+        self._settle()
+        if self._closed and not self._flights:
+            return False
+        try:
+            arrival = self._arrivals.get(timeout=self._patience_s())
+        except queue.Empty:
+            arrival = None
+        if arrival is None:
+            self._woken = False  # what was queued up to now is seen below
+        else:
+            arrival()
+        del arrival  # nothing of a batch is kept while there is no next one
+        self._expire()
+        self._look()
+        return True
+
+    def _end_lost(self, failure: BaseException) -> None:
+        """End what a failure of this thread has cost.
+
+        Where memory was out, these are flights with pages that were in hand, of which nothing will come.
+        Anything else is a fault that nobody has thought of: everything ends, and nothing is taken any more.
+        """
+        if _is_out_of_memory(failure):
+            self._take_up_late()
+            kept = Counter[Flight]()
+            for parcel in (*self._out, *self._suspects):
+                for flight, indices in parcel.parts:
+                    kept[flight] += len(indices)
+            lost = [one for one in self._flights if kept[one] + one.left < one.undone]
+            reason = failure
+        else:
+            self._requests.close()
+            self._closed = True
+            self._late += self._requests.take_all()
+            self._take_up_late()
+            lost = self._flights[:]
+            reason = BackendUnavailable(f"the dask backend has failed: {shown(failure)}")
+            reason.__cause__ = failure
+        for flight in lost:
+            self._end(flight, reason)
 
     def _patience_s(self) -> float | None:
         """Seconds until something must be looked at."""
@@ -203,22 +252,38 @@ class Lane:
         now = time.monotonic()
         flight = self._cut_last
         while flight is None or not flight.left or flight.request.is_late(now):
-            request = self._requests.take(wait=False)
-            if request is None:
+            if self._taken is None:
+                self._taken = self._requests.take(wait=False)
+            if self._taken is None:
                 return None
-            flight = self._cut_last = self._take_up(request)
+            flight = self._cut_last = self._take_up(self._taken)
+            self._taken = None
         return flight
 
     def _take_up(self, request: Request[Batch]) -> Flight | None:
         """Take up a request, unless it was cancelled."""
-        if not request.take_up():
-            self._requests.leave(request.pages)
-            return None
         if not self._flights:
             self._look_at, self._workerless_since = 0.0, math.inf
-        flight = Flight(request)
+        try:
+            flight = Flight(request)
+        except Exception as error:  # noqa: BLE001 - no memory to put pages in order, most likely
+            self._ended.append((request, error))
+            if not request.take_up():
+                self._ended.pop()
+                self._requests.leave(request.pages)
+            return None
         self._flights.append(flight)
-        return flight
+        # From here on nothing needs memory, so that no request is lost where there is none.
+        if request.take_up():
+            return flight
+        self._flights.remove(flight)
+        self._requests.leave(request.pages)
+        return None
+
+    def _take_up_late(self) -> None:
+        while self._late:
+            self._take_up(self._late[-1])
+            self._late.pop()
 
     def _parcel_pages(self, operation: int) -> int:
         """Say how many pages the next parcel has at most."""
@@ -251,12 +316,12 @@ class Lane:
     # Back.
 
     def _told(self, parcel: Parcel, outcome: Outcome | BaseException) -> None:
-        self._arrivals.put((parcel, outcome))
+        self._arrivals.put(partial(self._arrive, parcel, outcome))
 
     def _take_back(self, parcel: Parcel) -> None:
-        parcel.drop()
         self._out.discard(parcel)
         self._out_pages -= parcel.pages
+        parcel.drop()
 
     def _arrive(self, parcel: Parcel, outcome: Outcome | BaseException) -> None:
         if parcel not in self._out:
@@ -314,32 +379,35 @@ class Lane:
         """Say that a flight is over."""
         if flight.over:
             return
+        if error is not None:
+            with suppress(Exception):  # no memory: the error says enough
+                flight.give_up(-errno.EOWNERDEAD)
+        self._ended.append((flight.request, error))
+        # From here on nothing needs memory but to drop what is out.
         flight.over = True
         self._flights.remove(flight)
         if self._cut_last is flight:
             self._cut_last = None
-        if error is not None:
-            flight.give_up(-errno.EOWNERDEAD)
         if flight.undone:
             for parcel in [one for one in self._out if not one.live_parts]:
                 self._take_back(parcel)
-        self._ended.append((flight, error))
 
     def _settle(self) -> None:
         """Finish what is over."""
         while self._ended:
-            flight, error = self._ended.popleft()
-            request = flight.request
-            self._backend.count_elsewhere(request.batch, divided=True)
-            # First, so that a callback finds room for the next.
-            self._requests.leave(request.pages)
-            request.finish(error)
-            del flight, error, request
+            request, error = self._ended.popleft()
+            try:
+                self._backend.count_elsewhere(request.batch, divided=True)
+            finally:
+                # First, so that a callback finds room for the next.
+                self._requests.leave(request.pages)
+                request.finish(error)
+                del error, request
 
     def _expire(self) -> None:
         """End the requests whose deadline has passed, queued or under way."""
-        for request in self._requests.take_expired():
-            self._take_up(request)
+        self._late = self._requests.take_expired()
+        self._take_up_late()
         now = time.monotonic()
         for flight in [one for one in self._flights if one.request.is_late(now)]:
             flight.give_up(-errno.ETIMEDOUT)
@@ -357,10 +425,13 @@ class Lane:
                 raise ClusterLost(  # noqa: TRY301 - as where the scheduler is gone
                     f"the Dask cluster at {self._cluster.address} has had no workers for {self._backend.workerless_s} s"
                 )
-            self._cluster.count_threads(self._arrivals.put)
+            self._cluster.count_threads(self._told_threads)
         except ClusterLost as error:
             for flight in self._flights[:]:
                 self._end(flight, error)
+
+    def _told_threads(self, threads: int) -> None:
+        self._arrivals.put(partial(self._note_threads, threads))
 
     def _note_threads(self, threads: int) -> None:
         self._backend.threads = threads
@@ -390,3 +461,7 @@ class Lane:
         self._closed = True
         self.wake()
         self._thread.join(timeout_s)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error)
