@@ -36,6 +36,8 @@ from batchzip import (
     RequestCancelled,
 )
 from batchzip.codecs import make_codec
+from batchzip.lanes import RequestQueue
+from batchzip.lanes import backend as lanes_backend
 from batchzip.request import Request
 from batchzip.testing import BackendContract, LeakCheck
 from batchzip.testing.plain import (
@@ -46,6 +48,7 @@ from batchzip.testing.plain import (
     make_pages,
 )
 from batchzip_dask import DaskBackend
+from batchzip_dask import backend as dask_backend
 from batchzip_dask.flight import Flight, Parcel
 from batchzip_dask.lane import Lane
 from batchzip_dask.share import as_task
@@ -597,10 +600,42 @@ def test_a_fault_of_the_engines_thread_ends_all_batches_and_those_to_come(
     cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Engine(SlowCodec(0.02), backend=DaskBackend(cluster, local="never")) as engine:
-        requests = [engine.submit(CompressBatch(make_pages(100))) for _ in range(20)]
+        requests = [engine.submit(CompressBatch(make_pages(40))) for _ in range(4)]
         monkeypatch.setattr(Lane, "_expire", fails_once(ValueError("odd"), Lane._expire))
         for request in requests[1:]:
             with pytest.raises(BackendUnavailable, match=r"the dask backend has failed: .*odd"):
                 request.wait(SLACK_S)
         with pytest.raises(ClosedError):
             engine.compress(CompressBatch(make_pages(100)))
+
+
+def test_callbacks_of_an_engine_here_and_one_on_the_cluster_do_not_wait_for_each_other(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (dask_backend, lanes_backend):
+        monkeypatch.setattr(module, "RequestQueue", lambda _: RequestQueue(128))
+    finished = threading.Semaphore(0)
+    with (
+        Engine("lz4", backend=DaskBackend(cluster, local="never")) as there,
+        Engine("lz4", backend="threads", workers=1) as here,
+    ):
+
+        def do_there(_: object) -> None:
+            there.compress(CompressBatch(make_pages(100)))
+            finished.release()
+
+        def submit_here(_: object) -> None:
+            here.submit(CompressBatch(make_pages(100))).add_done_callback(do_there)
+
+        def start(engine: Engine, then: Callable[[object], None]) -> None:
+            for _ in range(20):
+                engine.submit(CompressBatch(make_pages(100))).add_done_callback(then)
+
+        works = ((there, submit_here), (here, do_there))
+        threads = [threading.Thread(target=start, args=work, daemon=True) for work in works]
+        for thread in threads:
+            thread.start()
+        for _ in range(40):
+            assert finished.acquire(timeout=SLACK_S)
+        for thread in threads:
+            thread.join()

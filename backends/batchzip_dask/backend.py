@@ -47,9 +47,7 @@ from batchzip.errors import (
     MissingExtra,
     RequestCancelled,
 )
-from batchzip.lanes import LanesBackend
-from batchzip.lanes.dispatcher import Dispatcher
-from batchzip.lanes.queue import RequestQueue
+from batchzip.lanes import LanesBackend, RequestQueue, RequestThread
 from batchzip.request import Request
 from batchzip.statistics import OperationStatistics
 from batchzip.wording import shown
@@ -257,15 +255,8 @@ class DaskBackend(Backend):
                     super().submit(request)
                 finally:
                     self._inline.active = False
-            elif not _is_lane_thread():
-                self._queue(self._local.submit, request, timeout_s=timeout_s, block=block)
             else:
-                # A callback: it must not wait for room that the other thread makes, whose callbacks may
-                # be waiting for this one.
-                try:
-                    self._local.submit(request, block=False)
-                except EngineBusy:
-                    self._put(request, timeout_s=timeout_s, block=block)
+                self._queue(self._local.submit, request, timeout_s=timeout_s, block=block)
         except BaseException:
             turn.end(0)
             raise
@@ -360,7 +351,7 @@ class DaskBackend(Backend):
                 self._lane = Lane(self, self._cluster, self._requests, self._pickled)
                 self._end_lane = weakref.finalize(self, self._lane.abandon, _EXIT_S)
             lane = self._lane
-        if lane.is_here() or Dispatcher.is_here():
+        if RequestThread.is_here():
             # A callback: it would wait for room that its own thread has to make, or that the other's
             # has to, whose callbacks may be waiting for this one.
             self._requests.put_anyway(request)

@@ -43,6 +43,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from batchzip.errors import BackendUnavailable, ClusterLost
+from batchzip.lanes import RequestThread
 from batchzip.limits import begin, is_out_of_memory
 from batchzip.wording import shown
 from batchzip_dask.cluster import CancelledError, KilledWorker
@@ -91,7 +92,7 @@ _MOST_CANCELLED = 3
 """Times that pages are handed out again which somebody else's `client.restart()` cancelled."""
 
 
-class _LaneThread(threading.Thread):
+class _LaneThread(RequestThread):
     """The thread of a lane, to know one by."""
 
 

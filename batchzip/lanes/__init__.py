@@ -9,6 +9,7 @@ dispatcher.py  Dispatcher: the thread that does requests, for `submit`
 from __future__ import annotations
 
 from batchzip.lanes.backend import LanesBackend
+from batchzip.lanes.dispatcher import RequestThread
 from batchzip.lanes.queue import RequestQueue
 
-__all__ = ["LanesBackend", "RequestQueue"]
+__all__ = ["LanesBackend", "RequestQueue", "RequestThread"]

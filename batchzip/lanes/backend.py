@@ -27,7 +27,7 @@ from batchzip.core.division import Divider
 from batchzip.core.ring import share_pages
 from batchzip.cpus import MOST_WORKERS, default_lanes
 from batchzip.errors import ClosedError, EngineBusy, LimitReached, PageError, WorkerWarning
-from batchzip.lanes.dispatcher import Dispatcher
+from batchzip.lanes.dispatcher import Dispatcher, RequestThread
 from batchzip.lanes.queue import RequestQueue
 from batchzip.lanes.watch import Watch, withdraw
 
@@ -198,7 +198,7 @@ class LanesBackend(Backend):
             # None can be started; or this is a signal handler, and it is being; or one of the last
             # handlers of a program that exits.
             self._do_now(request)
-        elif dispatcher.is_here():
+        elif RequestThread.is_here():
             # A callback: it would wait for room that its own thread has to make, or that another
             # engine's has to, whose callbacks may be waiting for this one.
             self._queue.put_anyway(request)

@@ -32,8 +32,16 @@ _WAIT_S = 0.005
 """Seconds that the thread waits for a lane before it looks whether there is another request."""
 
 
-class _DispatcherThread(threading.Thread):
-    """The thread of a dispatcher, to know one by."""
+class RequestThread(threading.Thread):
+    """A thread of an engine that calls the callbacks of requests, to know one by.
+
+    None may wait for room that another makes: its callbacks may be waiting for this one.
+    """
+
+    @staticmethod
+    def is_here() -> bool:
+        """Return whether this is called in such a thread, any engine's, by a callback."""
+        return isinstance(threading.current_thread(), RequestThread)
 
 
 class _Flight:
@@ -76,13 +84,8 @@ class Dispatcher:
         self._gives_up = False
         self.is_over = False
         """Whether it was abandoned: what is submitted now, its submitter has to do."""
-        self._thread = _DispatcherThread(target=self._run, name="batchzip-requests", daemon=True)
+        self._thread = RequestThread(target=self._run, name="batchzip-requests", daemon=True)
         begin(self._thread)
-
-    @staticmethod
-    def is_here() -> bool:
-        """Return whether this is called in the thread of a dispatcher, any one's, by a callback."""
-        return isinstance(threading.current_thread(), _DispatcherThread)
 
     @property
     def is_current(self) -> bool:
