@@ -483,3 +483,8 @@ def test_a_page_that_the_batch_does_not_have_is_an_index_error(index: int) -> No
     batch = CompressBatch(bytes(8192), page_size=4096)
     with pytest.raises(IndexError, match="the batch has 2 pages"):
         batch.output(index)
+
+
+def test_pages_of_another_size_do_not_travel() -> None:
+    batch = CompressBatch([bytes(4096), bytes(64 << 20), b"odd"], page_size=4096)
+    assert [len(page) for page in batch.inputs(range(3))] == [4096, 0, 0]

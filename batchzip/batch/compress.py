@@ -139,11 +139,12 @@ class CompressBatch(Batch):
         self.pointers.drop_inputs()
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
-        """Return views of the pages of `share`."""
-        pages = self._pages
+        """Return views of the pages of `share`; an empty one in place of one of another size."""
+        pages, size = self._pages, self.page_size
         if isinstance(pages, list):
-            return [pages[index] for index in share]
-        flat, size = buffers.flat(pages), self.page_size
+            given = [pages[index] for index in share]
+            return [page if len(page) == size else b"" for page in given]
+        flat = buffers.flat(pages)
         return [flat[index * size : (index + 1) * size] for index in share]
 
     def outputs(self) -> list[memoryview]:
