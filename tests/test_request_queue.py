@@ -237,3 +237,28 @@ TestQueueAgainstAModel.settings = settings(
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+def test_what_is_put_while_expired_ones_are_taken_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A finalizer or a signal handler may submit at any call."""
+    queue = RequestQueue(ROOM)
+    late = [make_request(1, deadline=0.0) for _ in range(2)]
+    early, there = make_request(1, deadline=0.0), make_request(1)
+    for request in late:
+        queue.put(request, timeout_s=None, block=False)
+    is_late = Request.is_late
+    meanwhile = [early, there]
+
+    def interrupted(request: Request[Batch], now: float) -> bool:
+        answer = is_late(request, now)
+        while meanwhile:
+            queue.put(meanwhile.pop(), timeout_s=None, block=False)
+        return answer
+
+    monkeypatch.setattr(Request, "is_late", interrupted)
+    assert queue.take_expired() == late
+    assert queue.take_expired() == [early]
+    assert queue.take(wait=False) is there
+    assert queue.take(wait=False) is None

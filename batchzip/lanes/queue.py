@@ -142,17 +142,26 @@ class RequestQueue:
         if now < self._soonest:
             return []
         with self._lock:
-            expired = [
-                request for line in self._lines.values() for request in line if request.is_late(now)
-            ]
-            for thread in list(self._lines) if expired else ():
-                left = deque(r for r in self._lines[thread] if not r.is_late(now))
-                if left:
-                    self._lines[thread] = left
-                else:
-                    del self._lines[thread]
-            left_deadlines = [r.deadline for line in self._lines.values() for r in line]
-            self._soonest = min((at for at in left_deadlines if at is not None), default=NEVER_S)
+            # What comes meanwhile, from a signal handler or a finalizer, finds the lines as they are.
+            self._soonest = NEVER_S
+            expired: list[Request[Batch]] = []
+            try:
+                for thread, line in list(self._lines.items()):
+                    for request in list(line):
+                        if request.is_late(now):
+                            expired.append(request)
+                            if request in line:
+                                line.remove(request)
+                            else:
+                                expired.pop()
+                        elif request.deadline is not None:
+                            self._soonest = min(self._soonest, request.deadline)
+                    if self._lines.get(thread) is line and not line:
+                        del self._lines[thread]
+            except BaseException as error:
+                self._soonest = -1.0  # somebody has to look again
+                if not expired or not isinstance(error, MemoryError):
+                    raise
         return expired
 
     def expire(self, request: Request[Batch]) -> None:
