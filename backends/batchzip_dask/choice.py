@@ -75,9 +75,15 @@ class _Meter:
         self.active -= 1
         self.bytes += size
         self.all_bytes += size
-        if not self.active:
+        self.busy_s += now - self.began
+        self.began = now
+
+    def drop(self, now: float) -> None:
+        """Take back a start: nothing was done. Of the time, only what others were under way counts."""
+        if self.active > 1:
             self.busy_s += now - self.began
-            self.began = now
+        self.active -= 1
+        self.began = now
 
     def seconds(self, now: float) -> float:
         """Return for how long anything was under way since the last measurement."""
@@ -124,6 +130,11 @@ class _Kind:
             place = other
         self.meters[place].start(now)
         return place
+
+    def drop(self, now: float, place: int, size: int) -> None:
+        self.meters[place].drop(now)
+        if place != self.place and self.trial_left is not None:
+            self.trial_left += size
 
     def end(self, now: float, place: int, size: int) -> None:
         meter = self.meters[place]
@@ -187,12 +198,17 @@ class Choices:
         with self._lock:
             place = kind.begin(time.monotonic(), size, may_try=may_try)
             seconds = size / (kind.meters[place].speed or size)
-            return Turn(self, kind, place, place != kind.place, seconds)
+            return Turn(self, kind, size, place, place != kind.place, seconds)
 
     def end(self, kind: _Kind, place: int, size: int) -> None:
         """Note that a batch is over, of which `size` bytes were done."""
         with self._lock:
             kind.end(time.monotonic(), place, size)
+
+    def drop(self, kind: _Kind, place: int, size: int) -> None:
+        """Note that a batch of `size` bytes was not done there after all."""
+        with self._lock:
+            kind.drop(time.monotonic(), place, size)
 
     def placements(self) -> tuple[Placement, ...]:
         """Say what was done where, and why."""
@@ -219,6 +235,7 @@ class Turn:
 
     _choices: Choices
     _kind: _Kind
+    _size: int
     place: int
     is_trial: bool
     seconds: float
@@ -231,3 +248,10 @@ class Turn:
             return
         self._over = True
         self._choices.end(self._kind, self.place, size)
+
+    def drop(self) -> None:
+        """Note that the batch was refused, cancelled or done elsewhere: that says nothing of the place."""
+        if self._over:
+            return
+        self._over = True
+        self._choices.drop(self._kind, self.place, self._size)
