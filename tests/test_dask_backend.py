@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import dask
@@ -21,6 +22,7 @@ from dask_commands import other_environment, scheduler_command, worker_command
 from distributed import Client, Future
 from distributed.protocol import serialize
 from faulty_codec import KILL, KILL_ONCE, FaultyCodec
+from interrupt_lines import interrupted_at
 from slow_codec import SlowCodec
 from unshowable import UnshowableCodec
 
@@ -49,18 +51,20 @@ from batchzip.testing.plain import (
 )
 from batchzip_dask import DaskBackend
 from batchzip_dask import backend as dask_backend
+from batchzip_dask import lane as dask_lane
 from batchzip_dask.flight import Flight, Parcel
 from batchzip_dask.lane import Lane
 from batchzip_dask.share import as_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from batchzip import Backend
     from batchzip.batch import Batch
 
 pytestmark = pytest.mark.slow
+
+DASK_BACKEND, DASK_LANE = (Path(module.__file__) for module in (dask_backend, dask_lane))
 
 _ADDRESS = "BATCHZIP_TEST_SCHEDULER"
 """Environment variable with the cluster's address: the contract also uses backends in subprocesses."""
@@ -639,3 +643,85 @@ def test_callbacks_of_an_engine_here_and_one_on_the_cluster_do_not_wait_for_each
             assert finished.acquire(timeout=SLACK_S)
         for thread in threads:
             thread.join()
+
+
+@pytest.mark.parametrize("how", ["execute", "submit"])
+def test_an_interrupt_at_any_line_leaves_nothing_queued_and_the_engine_goes_on(
+    cluster: str, how: str
+) -> None:
+    pages = make_pages(4)
+    with Engine("lz4", backend=DaskBackend(cluster, local="never")) as engine:
+        backend = engine.backend
+        assert isinstance(backend, DaskBackend)
+        check_round_trip(engine, pages)
+        seen: list[str] = []
+        for step in range(1, 500):
+            batch = CompressBatch(pages)
+
+            def work(batch: CompressBatch = batch) -> None:
+                if how == "execute":
+                    engine.compress(batch)
+                else:
+                    engine.submit(batch).wait(SLACK_S)
+
+            place = interrupted_at(step, work, lambda path: path in (DASK_BACKEND, DASK_LANE))
+            if place is None:
+                break
+            seen.append(place)
+            before = batch.dlens.tolist(), batch.errors.tolist()
+            if how == "execute":  # nothing is written any more to what is the caller's again
+                check_round_trip(engine, pages)
+                assert (batch.dlens.tolist(), batch.errors.tolist()) == before
+            until = time.monotonic() + 3
+            while backend._requests.pages:
+                assert time.monotonic() < until, place
+                time.sleep(0.001)
+        assert len(seen) > 10
+
+
+def test_a_trial_that_fails_is_not_done_by_the_thread_that_others_need(tmp_path: Path) -> None:
+    """It may take minutes, and others' deadlines pass meanwhile."""
+    threads: list[str] = []
+
+    def note(request: object) -> None:
+        assert request is not None
+        threads.append(threading.current_thread().name)
+
+    with (
+        scheduler_command() as address,
+        Client(address, set_as_default=False) as client,
+        Engine("lz4", backend=DaskBackend(client)) as engine,
+        worker_command(address, "--name", "odd one", **other_environment("missing", tmp_path)),
+    ):
+        pages = make_pages(100)
+        expected = Plain(engine).compress(pages)
+        placement = None
+        for _ in range(1000):
+            request = engine.submit(CompressBatch(pages))
+            request.add_done_callback(note)
+            assert request.wait(SLACK_S).outputs() == expected
+            (placement,) = engine.statistics.placements
+            if placement.trials:
+                break
+            time.sleep(0.01)  # until the engine hears of the worker
+        assert placement is not None
+        assert placement.trials
+        assert threads[-1] != "batchzip-dask"
+
+
+def test_a_handler_that_comes_while_the_engine_starts_its_thread_does_its_batch_itself(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Lane.__init__
+    batches = [CompressBatch(make_pages(10)) for _ in range(2)]
+
+    def interrupted(*arguments: Any) -> None:
+        engine.compress(batches[0])
+        engine.submit(batches[1]).wait(SLACK_S)
+        start(*arguments)
+
+    monkeypatch.setattr(Lane, "__init__", interrupted)
+    with Engine("lz4", backend=DaskBackend(cluster, local="never")) as engine:
+        check_round_trip(engine, make_pages(10))
+        for batch in batches:
+            assert batch.outputs() == Plain(engine).compress(make_pages(10))

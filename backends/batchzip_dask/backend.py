@@ -144,7 +144,8 @@ class DaskBackend(Backend):
         self._ask_at = 0.0
         self._inline = _Inline()
         self._lane: Lane | None = None
-        self._lane_lock = threading.Lock()
+        self._starts_lane = False
+        self._lane_lock = threading.RLock()  # a signal handler or a finalizer may submit, too
         self._closed = False
 
     def open(self, codec: Codec, page_size: int) -> None:
@@ -201,37 +202,53 @@ class DaskBackend(Backend):
     def run(self, batch: Batch) -> None:
         """Do a batch here or on the cluster."""
         turn = self._begin(batch)
-        done = 0
-        try:
-            if self._local is not None and turn is not None and turn.place == LOCAL:
-                self._local.execute(batch)
-            elif _is_lane_thread():  # a callback, that would wait for its own thread
+        if turn is None or self._local is None:
+            if _is_lane_thread():  # a callback, that would wait for its own thread
                 self.run_inline(batch)
-            elif turn is not None and turn.is_trial:
-                try:
-                    self._send(batch)
-                except BatchzipError:
-                    self._do_here(batch, None)
-                    return
             else:
                 self._send(batch)
-            done = self._done_bytes(batch)
-        finally:
-            if turn is not None:
-                turn.end(done)
+            return
+        try:
+            if turn.place == LOCAL:
+                self._local.execute(batch)
+            elif _is_lane_thread():
+                turn.drop()
+                self.run_inline(batch)
+            else:
+                self._send(batch)
+        except BatchzipError:
+            turn.end(0)
+            if not turn.is_trial or turn.place == LOCAL:
+                raise
+            self._do_here(batch, None)
+        except BaseException:
+            turn.drop()
+            raise
+        else:
+            turn.end(self._done_bytes(batch))
 
     def _send(self, batch: Batch) -> None:
         batch.reset()
         request = Request(batch)
-        lane = self._put(request, timeout_s=None, block=True)
         try:
+            self._put(request, timeout_s=None, block=True)
             request.wait()
+        except (EngineBusy, ClosedError):
+            raise
         except BaseException:
             if not request.done():  # an interrupt: nobody writes to the batch any more after this
-                self._requests.expire(request)
-                lane.wake()
-                request.wait()
+                self._withdraw(request)
             raise
+
+    def _withdraw(self, request: Request[Batch]) -> None:
+        """End a request that an interrupt came over, wherever it is by now."""
+        cancelled = request.cancel()
+        if not cancelled:
+            self._requests.expire(request)
+        if self._lane is not None:  # which makes room for others, too
+            self._lane.wake(surely=True)
+        if not cancelled:
+            request.wait()
 
     def submit(
         self, request: Request[Batch], *, timeout_s: float | None = None, block: bool = True
@@ -247,7 +264,7 @@ class DaskBackend(Backend):
         request.add_done_callback(partial(self._note_end, turn))
         try:
             if turn.place == SENT:
-                sent = self._tried(request, turn) if turn.is_trial else request
+                sent = self._tried(request, turn, self._local) if turn.is_trial else request
                 self._queue(self._put, sent, timeout_s=timeout_s, block=block)
             elif turn.seconds < _QUICK_S and not self._inline.active:
                 self._inline.active = True
@@ -258,11 +275,11 @@ class DaskBackend(Backend):
             else:
                 self._queue(self._local.submit, request, timeout_s=timeout_s, block=block)
         except BaseException:
-            turn.end(0)
+            turn.drop()
             raise
 
-    @staticmethod
     def _queue(
+        self,
         put: Callable[..., object],
         request: Request[Batch],
         *,
@@ -275,35 +292,49 @@ class DaskBackend(Backend):
             raise
         except BaseException:
             # An interrupt: it may be queued all the same, and who submitted it never gets to know of it.
-            if not request.cancel():
-                request.wait()
+            self._withdraw(request)
             raise
 
-    def _tried(self, request: Request[Batch], turn: Turn) -> Request[Batch]:
+    def _tried(self, request: Request[Batch], turn: Turn, local: LanesBackend) -> Request[Batch]:
         """Return what is sent for a request by way of trial: what fails as a whole is done here instead."""
         request.take_up()
         sent = Request(request.batch, request.deadline)
 
         def finish(_: object) -> None:
-            error: Exception | None = None
             try:
-                self._wait_or_do(sent, turn)
-            except Exception as raised:  # noqa: BLE001 - it is raised where the request is waited for
-                error = raised
-            request.finish(error)
+                sent.wait()
+            except RequestCancelled as error:
+                turn.drop()
+                request.finish(error)
+            except BatchzipError:
+                turn.end(0)
+                self._do_instead(request, local)
+            except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
+                request.finish(error)
+            else:
+                request.finish()
 
         sent.add_done_callback(finish)
         return sent
 
-    def _wait_or_do(self, sent: Request[Batch], turn: Turn) -> None:
-        """Wait for what was sent by way of trial; do it here where it fails as a whole."""
+    def _do_instead(self, request: Request[Batch], local: LanesBackend) -> None:
+        """Have a request that is taken up done here; this is the engine's thread, which must not do it."""
+        again = Request(request.batch, request.deadline)
+        again.batch.reset()
+
+        def finish(_: object) -> None:
+            try:
+                again.wait()
+            except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
+                request.finish(error)
+            else:
+                request.finish()
+
+        again.add_done_callback(finish)
         try:
-            sent.wait()
-        except RequestCancelled:
-            raise
-        except BatchzipError:
-            turn.end(0)
-            self._do_here(sent.batch, sent.deadline)
+            local.submit(again, block=False)
+        except (EngineBusy, ClosedError):
+            self._do_now(again)
 
     def _do_here(self, batch: Batch, deadline: float | None) -> None:
         batch.reset()
@@ -332,25 +363,34 @@ class DaskBackend(Backend):
         return max(1, done) * self.page_size / max(1e-9, time.monotonic() - began)
 
     def _note_end(self, turn: Turn, request: Request[Batch]) -> None:
-        done = 0
-        with contextlib.suppress(Exception):  # it is raised where it is waited for, too
-            done = self._done_bytes(request.wait())
-        turn.end(done)
+        try:
+            turn.end(self._done_bytes(request.wait()))
+        except RequestCancelled:
+            turn.drop()
+        except Exception:  # noqa: BLE001 - it is raised where it is waited for, too
+            turn.end(0)
 
     def _done_bytes(self, batch: Batch) -> int:
         undone = np.isin(batch.errors, _UNDONE).sum() if batch.has_errors else 0
         return (len(batch) - int(undone)) * self.page_size
 
-    def _put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> Lane:
+    def _put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
         from batchzip_dask.lane import Lane  # noqa: PLC0415 - as above
 
         with self._lane_lock:
             if self._closed:
                 raise ClosedError("this engine is closed")
-            if self._lane is None:
-                self._lane = Lane(self, self._cluster, self._requests, self._pickled)
-                self._end_lane = weakref.finalize(self, self._lane.abandon, _EXIT_S)
+            if self._lane is None and not self._starts_lane:
+                self._starts_lane = True
+                try:
+                    self._lane = Lane(self, self._cluster, self._requests, self._pickled)
+                    self._end_lane = weakref.finalize(self, self._lane.abandon, _EXIT_S)
+                finally:
+                    self._starts_lane = False
             lane = self._lane
+        if lane is None:  # this is a signal handler or a finalizer, and it is being started
+            self._do_now(request)
+            return
         if RequestThread.is_here():
             # A callback: it would wait for room that its own thread has to make, or that the other's
             # has to, whose callbacks may be waiting for this one.
@@ -358,7 +398,16 @@ class DaskBackend(Backend):
         else:
             self._requests.put(request, timeout_s=timeout_s, block=block)
         lane.wake()
-        return lane
+
+    def _do_now(self, request: Request[Batch]) -> None:
+        """Do a request in the calling thread."""
+        if request.take_up():
+            try:
+                self.run_inline(request.batch, request.deadline)
+            except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
+                request.finish(error)
+            else:
+                request.finish()
 
     def statistics(self) -> Statistics:
         """Add up what was done here and by the cluster."""

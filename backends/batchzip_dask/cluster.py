@@ -61,7 +61,7 @@ class Cluster:
         self._close_client: Callable[[], object] = lambda: None
         """Closes the client that was made here."""
         self._waiting: set[Future[None]] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may come here again
 
     def open(self) -> None:
         """Connect; raises BackendUnavailable where nobody answers."""

@@ -138,9 +138,12 @@ class Lane:
         """Whether this is called in the thread of a lane, this one or another's, by a callback."""
         return isinstance(threading.current_thread(), _LaneThread)
 
-    def wake(self) -> None:
-        """Say that a request was queued, or has a deadline that it had not."""
-        if not self._woken:
+    def wake(self, *, surely: bool = False) -> None:
+        """Say that a request was queued or cancelled, or has a deadline that it had not.
+
+        Surely: though an interrupt may have come in the middle of saying so.
+        """
+        if surely or not self._woken:
             self._woken = True
             self._arrivals.put(None)
 
