@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-DASK_BACKEND, DASK_LANE = (Path(module.__file__) for module in (dask_backend, dask_lane))
+DASK_BACKEND, DASK_LANE = (Path(str(module.__file__)) for module in (dask_backend, dask_lane))
 
 _ADDRESS = "BATCHZIP_TEST_SCHEDULER"
 """Environment variable with the cluster's address: the contract also uses backends in subprocesses."""
@@ -725,3 +725,41 @@ def test_a_handler_that_comes_while_the_engine_starts_its_thread_does_its_batch_
         check_round_trip(engine, make_pages(10))
         for batch in batches:
             assert batch.outputs() == Plain(engine).compress(make_pages(10))
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_deadlines_are_kept_while_workers_are_asked_why_a_batch_failed() -> None:
+    with dask_cluster(2) as address, Client(address, set_as_default=False) as client:
+        pids = list(client.run(os.getpid).values())
+        codec = UnshowableCodec(0)
+        with Engine(codec, backend=DaskBackend(client, local="never")) as engine:
+            with stopped(pids[0]):
+                failing = [engine.submit(CompressBatch(make_pages(1000))) for _ in range(4)]
+                late = engine.submit(CompressBatch(make_pages(10)), deadline_s=0.3)
+                assert set(late.wait(5).errors.tolist()) == {-errno.ETIMEDOUT}
+            for request in failing:
+                with pytest.raises(BackendUnavailable, match="cannot do a share"):
+                    request.wait(SLACK_S)
+
+
+def test_a_scheduler_that_is_silent_is_lost_and_works_again_when_it_answers() -> None:
+    with dask_cluster(1) as address, Client(address, set_as_default=False) as client:
+        pid = client.run_on_scheduler(os.getpid)
+        backend = DaskBackend(client, local="never", workerless_s=0.5)
+        with Engine("lz4", backend=backend) as engine:
+            check_round_trip(engine, make_pages(10))
+            with (
+                stopped(pid),
+                pytest.raises(ClusterLost, match=f"{address} has not answered for 0.5 s"),
+            ):
+                engine.submit(CompressBatch(make_pages(10))).wait(SLACK_S)
+            client.submit(int).result(SLACK_S)
+            check_round_trip(engine, make_pages(10))

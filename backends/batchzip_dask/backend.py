@@ -20,7 +20,6 @@ Threads: any number may run batches at once; one thread of each engine talks to 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import sys
 import threading
@@ -101,7 +100,8 @@ class DaskBackend(Backend):
                          says what was done where, and how fast each was. "never": all of two pages and more
                          are sent.
     `connect_timeout_s`  seconds to connect to an address, and for workers to say which batchzip they have.
-    `workerless_s`       seconds that batches wait where the cluster has no workers; then ClusterLost.
+    `workerless_s`       seconds that batches wait where the cluster has no workers, or its scheduler is silent;
+                         then ClusterLost.
 
     Pages whose workers die more often than `distributed.scheduler.allowed-failures` says get
     -EOWNERDEAD, with all others of their share; never those of another batch. Where the scheduler is gone, a
@@ -142,6 +142,8 @@ class DaskBackend(Backend):
         self._local: LanesBackend | None = None
         self._choices = Choices(self._may_send)
         self._ask_at = 0.0
+        self._asks = False
+        """Whether the scheduler owes an answer."""
         self._inline = _Inline()
         self._lane: Lane | None = None
         self._starts_lane = False
@@ -185,12 +187,18 @@ class DaskBackend(Backend):
         now = time.monotonic()
         if now >= self._ask_at:
             self._ask_at = now + _ASK_S
-            with contextlib.suppress(ClusterLost):
-                self._cluster.count_threads(self._note_threads)
+            if not self._asks:
+                self._asks = True
+                try:
+                    self._cluster.count_threads(self._note_threads)
+                except ClusterLost:
+                    self._asks = False
         return self.threads > 0 and self._cluster.is_connected
 
-    def _note_threads(self, threads: int) -> None:
-        self.threads = threads
+    def _note_threads(self, threads: int | None) -> None:
+        self._asks = False
+        if threads is not None:
+            self.threads = threads
 
     def execute(self, batch: Batch) -> None:
         """Do a batch; one page in the calling thread."""

@@ -22,7 +22,7 @@ from distributed.protocol import pickle
 from distributed.scheduler import KilledWorker
 
 from batchzip.dask.connect import OwnClient
-from batchzip.dask.probe import check_workers
+from batchzip.dask.probe import acheck_workers, check_workers
 from batchzip.errors import BackendUnavailable, BadArgument, BatchzipError, ClusterLost
 from batchzip.wording import shown
 from batchzip_dask.share import as_task
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     Tell: TypeAlias = Callable[[Outcome | BaseException], object]
 
 __all__ = ["CancelledError", "Cluster", "KilledWorker"]
+
+_WORKERS_S = 1.0
+"""Seconds that workers have to say what they lack, while batches wait to fail."""
 
 _CLOSE_S = 5.0
 """Seconds that the client's event loop has for ending what still waits there."""
@@ -127,8 +130,8 @@ class Cluster:
 
         return drop
 
-    def count_threads(self, tell: Callable[[int], object]) -> None:
-        """Have the threads of all workers counted; nobody is told where the scheduler is gone."""
+    def count_threads(self, tell: Callable[[int | None], object]) -> None:
+        """Have the threads of all workers counted; None is told where the scheduler is gone."""
 
         async def count() -> int:
             scheduler: Any = self.client.scheduler  # its methods are made as they are called
@@ -136,10 +139,17 @@ class Cluster:
             return sum(threads.values())
 
         def told(answer: int | BaseException) -> None:
-            if isinstance(answer, int):
-                tell(answer)
+            tell(answer if isinstance(answer, int) else None)
 
         self._ask(count(), told)
+
+    def ask_workers(self, tell: Callable[[BackendUnavailable | None], object]) -> None:
+        """Have all workers asked whether they can run batchzip; what is told names those that cannot."""
+
+        def told(answer: BaseException | None) -> None:
+            tell(answer if isinstance(answer, BackendUnavailable) else None)
+
+        self._ask(acheck_workers(self.client, timeout_s=_WORKERS_S, must_answer=False), told)
 
     def check_workers(self) -> None:
         """Raise BackendUnavailable if a worker that is there now cannot run batchzip."""

@@ -85,6 +85,9 @@ _LOOK_S = 1.0
 _FULL_LOOK_S = 0.05
 """Seconds between two looks at the deadlines of requests that are still queued, as there is no room."""
 
+_EXPLAINED_S = 2.0
+"""Seconds for which holds what workers said that they lack: many batches may fail at once."""
+
 _NO_MEMORY_S = 0.005
 """Seconds until the thread goes on where memory was out."""
 
@@ -125,9 +128,17 @@ class Lane:
         self._out_pages = 0
         self._suspects: deque[Parcel] = deque()
         """What goes next, one by one."""
+        self._unexplained: list[tuple[Parcel, BaseException]] = []
+        """What workers could not do, and how it failed, until they have said what they lack."""
+        self._why: BackendUnavailable | None = None
+        """What they said last."""
+        self._explained_at = -math.inf
+        self._asks_why = False
         self._page_s: dict[int, float] = {}
         """Seconds that a worker's thread takes for a page, by operation, as far as is known."""
         self._workerless_since = math.inf
+        self._silent_s: float | None = None
+        """Seconds that the scheduler has owed an answer, of those that this process ran; None: it owes none."""
         self._look_at = 0.0
         self._closed = False
         self._thread = _LaneThread(target=self._run, name="batchzip-dask", daemon=True)
@@ -189,7 +200,8 @@ class Lane:
         if _is_out_of_memory(failure):
             self._take_up_late()
             kept = Counter[Flight]()
-            for parcel in (*self._out, *self._suspects):
+            unexplained = [parcel for parcel, _ in self._unexplained]
+            for parcel in (*self._out, *self._suspects, *unexplained):
                 for flight, indices in parcel.parts:
                     kept[flight] += len(indices)
             lost = [one for one in self._flights if kept[one] + one.left < one.undone]
@@ -339,8 +351,7 @@ class Lane:
                 self._again(parcel, outcome)
             elif isinstance(outcome, BaseException):
                 self._cluster.check()
-                self._cluster.check_workers()
-                raise outcome  # noqa: TRY301 - it fails the requests as what else may
+                self._ask_why(parcel, outcome)
             else:
                 parcel.accept(outcome, self._backend.worked)
                 self._learn(parcel, outcome)
@@ -351,6 +362,33 @@ class Lane:
         for flight, _ in parts:
             if not flight.undone:
                 self._end(flight)
+
+    def _ask_why(self, parcel: Parcel, error: BaseException) -> None:
+        """Fail a parcel when workers have said what they lack, which tells more than how a task failed."""
+        is_known = time.monotonic() < self._explained_at + _EXPLAINED_S
+        if not is_known and not self._asks_why:
+            self._cluster.ask_workers(self._told_why)
+            self._asks_why = True
+        self._unexplained.append((parcel, error))
+        if is_known:
+            self._explain()
+
+    def _told_why(self, reason: BackendUnavailable | None) -> None:
+        self._arrivals.put(partial(self._note_why, reason))
+
+    def _note_why(self, reason: BackendUnavailable | None) -> None:
+        self._asks_why = False
+        self._why, self._explained_at = reason, time.monotonic()
+        self._explain()
+
+    def _explain(self) -> None:
+        """Fail what a worker could not do."""
+        while self._unexplained:
+            parcel, error = self._unexplained[-1]
+            reason = self._why or self._cluster.named(error)
+            for flight, _ in parcel.live_parts:
+                self._end(flight, reason)
+            self._unexplained.pop()
 
     def _bury(self, parcel: Parcel) -> None:
         """Go on when the workers that had a parcel died."""
@@ -429,15 +467,26 @@ class Lane:
                 raise ClusterLost(  # noqa: TRY301 - as where the scheduler is gone
                     f"the Dask cluster at {self._cluster.address} has had no workers for {self._backend.workerless_s} s"
                 )
-            self._cluster.count_threads(self._told_threads)
+            if self._silent_s is None:
+                self._cluster.count_threads(self._told_threads)
+                self._silent_s = 0.0
+            elif self._silent_s >= self._backend.workerless_s:
+                raise ClusterLost(  # noqa: TRY301 - as above
+                    f"the Dask scheduler at {self._cluster.address} has not answered for {self._backend.workerless_s} s"
+                )
+            else:
+                self._silent_s += _LOOK_S
         except ClusterLost as error:
             for flight in self._flights[:]:
                 self._end(flight, error)
 
-    def _told_threads(self, threads: int) -> None:
+    def _told_threads(self, threads: int | None) -> None:
         self._arrivals.put(partial(self._note_threads, threads))
 
-    def _note_threads(self, threads: int) -> None:
+    def _note_threads(self, threads: int | None) -> None:
+        self._silent_s = None
+        if threads is None:
+            return
         self._backend.threads = threads
         if threads:
             self._workerless_since = math.inf
