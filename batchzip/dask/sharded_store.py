@@ -309,7 +309,8 @@ class ShardedStore(Owned):
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            if waiting.done():
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
                 raise ClusterLost("the client was closed") from None
             # What was begun is ended or undone before anything else is done.
             begun.cancel()
@@ -473,7 +474,7 @@ class ShardedStore(Owned):
         return await self._await(self._session.shards())
 
     def recover(self) -> list[range]:
-        """Forget what is lost, and return it: these indices count as never stored.
+        """Forget what is lost, and return it: these indices count as never stored until they are stored again.
 
         What this client stored is named exactly; of a lost stripe of 512 in which other clients stored, too, all
         indices are. If the scheduler was started anew, the store is made anew on its workers. Raise ClusterLost
