@@ -280,10 +280,7 @@ class _Reader:
 
 def _judge(index: int, of: _Index, verdict: Verdict, ended: list[int]) -> None:
     acknowledged = [store for store in of.stores.values() if store.done]
-    # After a scheduler ended, a client is told what it had lost with it, wherever others have stored since.
-    for span in of.recovered:
-        certain = not any(at < span[1] for at in ended)
-        (of.dropped if certain else of.maybe_dropped).append(span)
+    _sort_recoveries(of, ended)
     overwritten = _Overwritten([*((s.begin, s.end) for s in acknowledged), *of.dropped])
     last_begin = _Spans((store.end, store.begin) for store in acknowledged)
     named = _Spans(of.named)
@@ -320,6 +317,16 @@ def _judge(index: int, of: _Index, verdict: Verdict, ended: list[int]) -> None:
                 )
     counted = {last_begin.most_before(end) for _, end in of.named}
     verdict.named += len(counted - {-1})
+
+
+def _sort_recoveries(of: _Index, ended: list[int]) -> None:
+    """Take recoveries for invalidations; they are not certain after a scheduler ended.
+
+    Then a client is told what it had lost with it, wherever others have stored since.
+    """
+    for span in of.recovered:
+        certain = not any(at < span[1] for at in ended)
+        (of.dropped if certain else of.maybe_dropped).append(span)
 
 
 def _is_explained(of: _Index, last: int, verdict: Verdict) -> bool:
