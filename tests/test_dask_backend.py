@@ -600,6 +600,16 @@ def test_where_memory_is_out_one_batch_fails_and_the_engine_goes_on(
         check_round_trip(engine, pages)
 
 
+def test_where_memory_is_out_at_the_end_of_a_batch_it_ends_all_the_same(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = make_pages(10)
+    with Engine("lz4", backend=DaskBackend(cluster, local="never")) as engine:
+        monkeypatch.setattr(Lane, "_end", fails_once(MemoryError(), Lane._end))
+        batch = engine.submit(CompressBatch(pages)).wait(SLACK_S)
+        assert batch.outputs() == Plain(engine).compress(pages)
+
+
 def test_a_fault_of_the_engines_thread_ends_all_batches_and_those_to_come(
     cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

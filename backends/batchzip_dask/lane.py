@@ -204,7 +204,9 @@ class Lane:
             for parcel in (*self._out, *self._suspects, *unexplained):
                 for flight, indices in parcel.parts:
                     kept[flight] += len(indices)
-            lost = [one for one in self._flights if kept[one] + one.left < one.undone]
+            lost = [
+                one for one in self._flights if not one.undone or kept[one] + one.left < one.undone
+            ]
             reason = failure
         else:
             self._requests.close()
@@ -215,7 +217,7 @@ class Lane:
             reason = BackendUnavailable(f"the dask backend has failed: {shown(failure)}")
             reason.__cause__ = failure
         for flight in lost:
-            self._end(flight, reason)
+            self._end(flight, reason if flight.undone else None)
 
     def _patience_s(self) -> float | None:
         """Seconds until something must be looked at."""
