@@ -220,6 +220,24 @@ def test_raw_files_end_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         files.write([b"late"])
 
 
+def test_values_without_bytes_take_no_other_values_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchzip.dask.raw_files._SEGMENT", 2 * MIB)
+    with WorkerData(tmp_path, memory_limit=16 * MIB, live=1.0, compressed=0.0) as data:
+        data["none"] = np.empty(0)
+        data.evict()
+        for number in range(3):  # the last one begins a second segment
+            data[number] = noise(number)
+            data.evict()
+        assert not data.fast
+        del data["none"], data[1]
+        np.testing.assert_array_equal(data[0], noise(0))
+        for number in (0, 2):
+            del data[number]
+        assert data.spilled_total == (0, 0)
+
+
 def test_raw_files_take_as_many_buffers_as_there_are(tmp_path: Path) -> None:
     buffers = [bytes([number % 256]) * (number % 7) for number in range(3000)]
     with RawFiles(str(tmp_path)) as files:

@@ -176,4 +176,5 @@ def _move(call: object, descriptor: int | None, buffers: Sequence[Flat], at: int
 
 
 def _blocks(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
+    """Return whole blocks for so many bytes; one for none, as each place has an offset of its own."""
+    return max(1, -(-size // _BLOCK)) * _BLOCK
