@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from distributed import Worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchzip import ClosedError, CorruptValue
 from batchzip.dask import WorkerData
+from batchzip.dask.compressed_values import CompressedValues, NoRoom
 from batchzip.dask.raw_files import RawFiles
 from batchzip.testing.plain import in_threads
 
@@ -27,6 +30,17 @@ def data(tmp_path: Path) -> Iterator[WorkerData]:
     """Room for 8 MiB of compressed values; they are live until they are evicted."""
     with WorkerData(str(tmp_path), memory_limit=16 * MIB, live=1.0, compressed=0.5) as data:
         yield data
+
+
+class _Pickled:
+    """A value that does some work as it is pickled."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.work = work
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        self.work()
+        return int, (7,)
 
 
 def noise(seed: int, size: int = MIB) -> np.ndarray:
@@ -246,6 +260,87 @@ def test_raw_files_take_as_many_buffers_as_there_are(tmp_path: Path) -> None:
         assert found is not None
         assert [bytes(one) for one in found] == buffers
         assert files.read(files.write([])) == []
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("again", [True, False], ids=["set again", "deleted"])
+def test_a_value_that_is_deleted_while_it_is_compressed_stays_so(
+    data: WorkerData, monkeypatch: pytest.MonkeyPatch, early: bool, again: bool
+) -> None:
+    store = CompressedValues.__setitem__
+
+    def delete() -> None:
+        if again:
+            data["a"] = 2
+        del data["a"]
+
+    def store_and_delete(values: CompressedValues, key: str, value: object) -> None:
+        if early:
+            delete()
+        store(values, key, value)
+        if not early:
+            delete()
+        assert "a" not in data
+        assert list(data) == ["b"]
+        assert len(data) == 1
+        with pytest.raises(KeyError):
+            data["a"]
+
+    data["a"], data["b"] = 1, 2
+    monkeypatch.setattr(CompressedValues, "__setitem__", store_and_delete)
+    data.fast.evict("a")
+    assert "a" not in data
+    assert dict(data) == {"b": 2}
+    assert data.spilled_total == (0, 0)
+
+
+def test_values_are_counted_while_an_eviction_ends(data: WorkerData) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        begun.set()
+        may_end.wait(60)
+        raise MemoryError
+
+    def evict() -> None:
+        with pytest.raises(NoRoom):
+            data.fast.evict(key)
+
+    class Part:
+        """A part of a key; as the values are counted, the eviction ends, unless it has to wait."""
+
+        def __hash__(self) -> int:
+            if threading.current_thread() is threading.main_thread() and begun.is_set():
+                may_end.set()
+                evicting.join(0.1)
+            return 1
+
+    key = "a", Part()
+    data[key] = _Pickled(fail)
+    evicting = threading.Thread(target=evict)
+    evicting.start()
+    begun.wait(60)
+    assert len(data) == 1
+    evicting.join()
+    assert not data.fast.leaving
+
+
+def test_workers_may_be_made_while_one_finds_its_own(
+    data: WorkerData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Changing(list[object]):
+        """Workers, of which another thread makes one."""
+
+        changes = iter([True, True, False])
+
+        def __iter__(self) -> Iterator[object]:
+            if next(self.changes):
+                raise RuntimeError("Set changed size during iteration")
+            return super().__iter__()
+
+    monkeypatch.setattr(Worker, "_instances", Changing())
+    data["a"] = 1
+    assert data["a"] == 1
 
 
 def test_threads_may_spill_and_restore_noise_at_the_same_time(data: WorkerData) -> None:
