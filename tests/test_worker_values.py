@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from batchzip import ClosedError, CorruptValue
 from batchzip.dask import WorkerData
-from batchzip.dask.compressed_values import CompressedValues, NoRoom
-from batchzip.dask.raw_files import RawFiles
+from batchzip.dask.compressed_values import CompressedValues, NoRoom, _digest
+from batchzip.dask.raw_files import RawFiles, _move
 from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from batchzip.buffers import Flat
 
 MIB = 1 << 20
 
@@ -124,6 +126,53 @@ def test_a_value_that_was_not_changed_is_compressed_once(data: WorkerData, make:
     del value
     data.evict()
     assert written(data) == 2
+    np.testing.assert_array_equal(data["a"], changed)
+
+
+@pytest.mark.parametrize("make", [counts, noise])
+def test_a_value_that_changes_while_it_is_stored_is_not_taken_for_unchanged(
+    data: WorkerData,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[int], np.ndarray],
+) -> None:
+    value: Any = make(1)
+    data["a"] = value
+    changes, changing = iter([7]), [value]
+
+    def digest(head: bytes, buffers: Sequence[Flat]) -> bytes:
+        found = _digest(head, buffers)
+        for one in changing:
+            one[5] += next(changes, 0)
+        return found
+
+    monkeypatch.setattr("batchzip.dask.compressed_values._digest", digest)
+    data.fast.evict("a")
+    assert data["a"] is value
+    value[5] -= 7  # what it was as its eviction began
+    data.fast.evict("a")
+    changing.clear()
+    del value
+    np.testing.assert_array_equal(data["a"], make(1))
+
+
+def test_a_value_that_changes_while_it_is_written_is_no_damage(
+    data: WorkerData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value: Any = noise(1)
+    data["a"] = value
+    changes, changing = iter([7]), [value]
+
+    def move(*rest: Any) -> None:
+        for one in changing:
+            one[5] += next(changes, 0)
+        _move(*rest)
+
+    monkeypatch.setattr("batchzip.dask.raw_files._move", move)
+    data.fast.evict("a")
+    changed = value.copy()
+    changing.clear()
+    del value
+    monkeypatch.undo()
     np.testing.assert_array_equal(data["a"], changed)
 
 
