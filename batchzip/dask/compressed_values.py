@@ -31,6 +31,7 @@ from xxhash import xxh3_128
 from batchzip.backend import Backend
 from batchzip.dask.raw_files import RawFiles
 from batchzip.dask.sampling import Sampler
+from batchzip.dask.whole_values import SERIALIZERS
 from batchzip.engine import Engine
 from batchzip.errors import ClosedError, CorruptValue, NotStorable, StoreRejected
 from batchzip.lifetime import Closing
@@ -134,7 +135,7 @@ class CompressedValues(MutableMapping[Any, Any]):
     def __setitem__(self, key: Key, value: object) -> None:
         try:
             with context_meter.meter("serialize"):
-                header, frames = serialize(value, serializers=("dask", "pickle"), on_error="raise")
+                header, frames = serialize(value, serializers=SERIALIZERS, on_error="raise")
                 buffers = [pickle.PickleBuffer(frame).raw() for frame in frames]
                 head = pickle.dumps(header, pickle.HIGHEST_PROTOCOL)
                 digest = _digest(head, buffers)
