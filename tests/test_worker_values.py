@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from distributed import Worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchzip import ClosedError, CorruptValue
+from batchzip import ClosedError, CorruptValue, StoreRejected
 from batchzip.dask import WorkerData
 from batchzip.dask.compressed_values import CompressedValues, NoRoom, _digest
 from batchzip.dask.raw_files import RawFiles, _move
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from batchzip.buffers import Flat
+    from batchzip.dask.raw_files import Place
 
 MIB = 1 << 20
 
@@ -355,6 +357,34 @@ def test_values_without_bytes_take_no_other_values_room(
         for number in (0, 2):
             del data[number]
         assert data.spilled_total == (0, 0)
+
+
+def test_files_have_no_more_than_their_limit(tmp_path: Path) -> None:
+    size, blocks = 70_000, 18 * 4096
+    with WorkerData(
+        tmp_path, memory_limit=16 * MIB, live=1.0, compressed=0.0, max_disk_bytes=9 * blocks + size
+    ) as data:
+        for number in range(12):
+            data[number] = noise(number, size)
+        while data.evict() > 0:
+            pass
+        assert data.spilled_total.disk == 9 * blocks
+        for number in range(12):
+            np.testing.assert_array_equal(data[number], noise(number, size))
+
+
+def test_threads_take_no_more_than_the_limit_at_the_same_time(tmp_path: Path) -> None:
+    with RawFiles(str(tmp_path)) as files:
+        places: list[Place] = []
+
+        def work(number: int) -> None:
+            for _ in range(50):
+                with suppress(StoreRejected):
+                    places.append(files.write([bytes([number]) * 5000], 20 * 8192 + 100))
+
+        in_threads(3, work)
+        assert len(places) == 20
+        assert files.held_bytes == 20 * 8192
 
 
 def test_raw_files_take_as_many_buffers_as_there_are(tmp_path: Path) -> None:

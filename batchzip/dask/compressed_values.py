@@ -380,13 +380,11 @@ class _Places(Closing):
                 if way is not None:
                     self._compress(parts.number, way, some)
             if None in of_way:
-                size = sum(map(len, of_way[None]))
-                if max_disk_bytes is not None and self.disk_bytes + size > max_disk_bytes:
-                    raise StoreRejected(  # noqa: TRY301 - it ends as all that fails does
-                        "reject_reclaim_fail",
-                        f"the files have no room for it in {max_disk_bytes} bytes",
-                    )
-                parts = parts._replace(raw=self._raw.write(of_way[None]))
+                most = None
+                if max_disk_bytes is not None:
+                    most = max_disk_bytes - (self.disk_bytes - self._raw.held_bytes)
+                raw = self._raw.write(of_way[None], most)
+                parts = parts._replace(raw=raw)
                 self.share_disk(max_disk_bytes)
         except BaseException:
             self.erase(parts)
