@@ -159,7 +159,9 @@ class _Index:
 
     stores: dict[int, _Store] = field(default_factory=dict)
     dropped: list[tuple[int, int]] = field(default_factory=list)
-    """Invalidations, and recoveries that named it, that are certain."""
+    """Invalidations that are certain."""
+    recovered: list[tuple[int, int]] = field(default_factory=list)
+    """Recoveries that named it."""
     maybe_dropped: list[tuple[int, int]] = field(default_factory=list)
     named: list[tuple[int, int]] = field(default_factory=list)
     reads: list[tuple[int, int, int | None, str]] = field(default_factory=list)
@@ -248,7 +250,7 @@ class _Reader:
         for index in itertools.chain.from_iterable(range(*part) for part in parts):
             self._indices[index].named.append((begin, end))
             if recovered:
-                self._indices[index].dropped.append((begin, end))
+                self._indices[index].recovered.append((begin, end))
 
     def read(self, begin: int, end: int, found: list[tuple[int, int | None]]) -> None:
         for index, version in found:
@@ -278,6 +280,7 @@ class _Reader:
 
 def _judge(index: int, of: _Index, verdict: Verdict, ended: list[int]) -> None:
     acknowledged = [store for store in of.stores.values() if store.done]
+    _sort_recoveries(of, ended)
     overwritten = _Overwritten([*((s.begin, s.end) for s in acknowledged), *of.dropped])
     last_begin = _Spans((store.end, store.begin) for store in acknowledged)
     named = _Spans(of.named)
@@ -314,6 +317,16 @@ def _judge(index: int, of: _Index, verdict: Verdict, ended: list[int]) -> None:
                 )
     counted = {last_begin.most_before(end) for _, end in of.named}
     verdict.named += len(counted - {-1})
+
+
+def _sort_recoveries(of: _Index, ended: list[int]) -> None:
+    """Take recoveries for invalidations; they are not certain after a scheduler ended.
+
+    Then a client is told what it had lost with it, wherever others have stored since.
+    """
+    for span in of.recovered:
+        certain = not any(at < span[1] for at in ended)
+        (of.dropped if certain else of.maybe_dropped).append(span)
 
 
 def _is_explained(of: _Index, last: int, verdict: Verdict) -> bool:

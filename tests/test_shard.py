@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from batchzip.dask.wire import Stale, error_of
 from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 PAGE = 4096
 ONE, OTHER = ["one", "tcp://1"], ["other", "tcp://2"]
@@ -33,29 +34,37 @@ class Service:
         self.worker: Any = SimpleNamespace(memory_manager=memory, state=state, local_directory=None)
         self.threads = ThreadPoolExecutor(1)
         self.shards: dict[str, Shard] = {}
-        self.leased = True
         self.told: list[tuple[str, Any]] = []
-
-    def has_lease(self) -> bool:
-        return self.leased
+        self.asked: list[tuple[str, str, Any]] = []
+        """What other shards were asked."""
+        self.answers: dict[str, Any] = {}
+        self.deaf = False
 
     async def renew(self, _: str = "") -> None:
-        if not self.leased:
-            raise Stale
+        raise Stale
 
     async def ask_directory(self, method: str, _: float = 0, **what: Any) -> dict[str, Any]:
         self.told.append((method, what))
+        if self.deaf:
+            raise TimeoutError
         return {"status": "OK"}
 
+    async def ask(self, _: str, shard: str, method: str, **what: Any) -> dict[str, Any]:
+        self.asked.append((shard, method, what))
+        return {"status": "OK", **self.answers.get(method, {"errors": [None]})}
 
-def state(epoch: int, members: list[list[str]], holds: list[int]) -> dict[str, Any]:
+
+def state(
+    epoch: int, members: list[list[str]], holds: Sequence[int], replicas: int = 1, **more: Any
+) -> dict[str, Any]:
     return {
         "epoch": epoch,
-        "replicas": 1,
+        "replicas": replicas,
         "members": members,
         "holds": holds,
         "pulls": [],
         "pushes": [],
+        **more,
     }
 
 
@@ -74,6 +83,7 @@ async def opened(**store: Any) -> AsyncIterator[tuple[Shard, Service]]:
     )
     try:
         shard.learn(state(1, [ONE], []))
+        shard.lease_until = math.inf
         yield shard, service
     finally:
         shard.close()
@@ -153,15 +163,15 @@ def test_other_epochs_are_stale_and_so_is_all_without_a_lease() -> None:
     pages = make_pages(1)
 
     async def run() -> None:
-        async with opened() as (shard, service):
+        async with opened() as (shard, _):
             for epoch in (0, 2):
                 with pytest.raises(Stale):
                     await put(shard, 0, 0, pages, epoch)
-            service.leased = False
+            shard.lease_until = 0.0
             for ask in (put(shard, 0, 0, pages), get(shard, 0), shard.has(1, 0)):
                 with pytest.raises(Stale):
                     await ask
-            service.leased = True
+            shard.lease_until = math.inf
             assert isinstance(await get(shard, 0), PageNotStored)
 
     asyncio.run(run())
@@ -182,5 +192,84 @@ def test_a_stripe_that_left_and_comes_back_has_nothing_of_its_old_pages() -> Non
             assert await get(shard, 1, 3) == pages[0].tobytes()
             notes = [what["epoch"] for method, what in service.told if method == "note"]
             assert notes == [1, 3], "the directory knows of nobody in this stripe any more"
+
+    asyncio.run(run())
+
+
+def test_a_stripe_whose_pages_are_all_gone_is_noted_again() -> None:
+    """It went to another shard while it was empty, and was lost with it."""
+    pages = make_pages(1)
+
+    async def run() -> None:
+        async with opened() as (shard, service):
+            await put(shard, 0, 0, pages)
+            await shard.undo(1, "me", [], [(0, 1)])
+            shard.learn(state(2, [OTHER], [0]))
+            shard.learn(state(3, [ONE], []))
+            await put(shard, 1, 0, pages, 3)
+            notes = [what["epoch"] for method, what in service.told if method == "note"]
+            assert notes == [1, 3]
+
+    asyncio.run(run())
+
+
+def test_with_two_copies_nothing_is_acknowledged_that_the_other_owner_has_not() -> None:
+    """The owners change while a page is being stored; the next ones would not hear of it."""
+    pages = make_pages(1)
+
+    async def run() -> None:
+        async with opened() as (shard, service):
+            both = [ONE, OTHER]
+            shard.learn(state(2, both, [], 2))
+            stripe = next(s for s in range(99) if shard.members.owners(s)[0].name == "one")
+            at = stripe * STRIPE
+            assert await put(shard, 0, at, pages, 2) is None
+            assert [(name, method) for name, method, _ in service.asked] == [("other", "put_copy")]
+
+            tell = shard._tell
+
+            async def changed_meanwhile(*arguments: Any, **what: Any) -> None:
+                await tell(*arguments, **what)
+                shard.learn(state(3, [OTHER], [stripe], 2))
+
+            shard._tell = changed_meanwhile  # type: ignore[method-assign]
+            with pytest.raises(Stale):
+                await shard.put(2, "another", [(0, [(at, 1)])], pages)
+            assert len(service.asked) == 1
+
+    asyncio.run(run())
+
+
+def test_an_undo_of_a_long_range_drops_only_what_it_has_the_locks_of() -> None:
+    """It may be the copy of another primary's page, which was stored since."""
+    pages = make_pages(1)
+
+    async def run() -> None:
+        async with opened() as (shard, _):
+            shard.learn(state(2, [ONE, OTHER], [], 2))
+            other = next(s for s in range(99) if shard.members.owners(s)[0].name == "other")
+            await shard.put_copy(2, "me", [(0, [(other * STRIPE, 1)])], pages)
+            assert (await shard.undo(2, "me", [], [(0, 1 << 40)]))["pages"] == 0
+            assert shard._record.mask(other) == 1
+
+    asyncio.run(run())
+
+
+def test_a_directory_that_does_not_answer_is_told_again_and_nothing_is_pulled_twice() -> None:
+    """The first one was heard, and its source has dropped the stripe since."""
+    pages = make_pages(2)
+
+    async def run() -> None:
+        async with opened() as (shard, service):
+            indices = np.arange(2, dtype=np.int64).tobytes()
+            service.answers["give"] = {"indices": indices, "pages": pages, "corrupt": []}
+            service.deaf = True
+            shard.learn(state(2, [ONE], [], pulls=[[0, [OTHER]]]))
+            with pytest.raises(Stale):
+                await shard._pull(0)
+            service.answers["give"] = {"indices": b"", "pages": pages[:0], "corrupt": []}
+            service.deaf = False
+            assert await get(shard, 1, 2) == pages[1].tobytes()
+            assert [method for _, method, _ in service.asked].count("give") == 1
 
     asyncio.run(run())

@@ -403,6 +403,37 @@ def test_another_event_loop_than_the_clients_may_await_it(store: ShardedStore) -
     assert len(store) == 50
 
 
+@pytest.mark.parametrize("own_loop", [True, False])
+def test_a_cancelled_store_undoes_nothing_that_is_stored_after_it(
+    client: Client, store: ShardedStore, own_loop: bool
+) -> None:
+    pages = make_pages(2)
+    scheduler: Any = client.scheduler
+
+    async def use(used: ShardedStore) -> None:
+        for turn in range(20):
+            storing = asyncio.ensure_future(used.astore(turn, pages[0]))
+            await asyncio.sleep(turn * 1e-4)
+            storing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await storing
+            await used.astore(turn, pages[1])
+            assert await used.aload(turn) == pages[1].tobytes()
+
+    async def program() -> None:
+        if own_loop:
+            async with (
+                Client(scheduler.address, asynchronous=True, set_as_default=False) as own,
+                await ShardedStore.aattach(store.address, own) as used,
+            ):
+                await use(used)
+        else:
+            await use(store)
+
+    asyncio.run(program())
+    assert len(store) == 20
+
+
 def test_an_interrupted_store_leaves_nothing(store: ShardedStore) -> None:
     """The signal comes while the pages are under way."""
     pages = make_pages(4096)

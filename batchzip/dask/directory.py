@@ -30,7 +30,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -42,7 +42,7 @@ from distributed.protocol import pickle
 
 from batchzip.dask.members import Members
 from batchzip.dask.page import add_page
-from batchzip.dask.probe import probe, unavailable
+from batchzip.dask.probe import SILENT, probe, unavailable
 from batchzip.dask.record import STRIPE
 from batchzip.dask.service import install
 from batchzip.dask.survey import survey
@@ -248,6 +248,8 @@ class Directory(SchedulerPlugin):
         """Take up work in a scheduler."""
         self.stores = {}
         self._scheduler: Any = scheduler
+        self._retiring: Counter[str] = Counter()
+        """Addresses of workers that are being retired."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retire = scheduler.handlers["retire_workers"]
         scheduler.handlers[DIRECTORY] = self.handle
@@ -292,16 +294,18 @@ class Directory(SchedulerPlugin):
             return await self._attach(store, client, attachment)
         bound = None if workers is None else frozenset(workers)
         store = _Store(name, options, bound, 0, epoch)
+        if epoch:  # it was on an earlier scheduler, whose shards may have their leases yet
+            await asyncio.sleep(LEASE_S)
         opened = await self._open_all(store, await self._fit_workers(bound))
         raced = self.stores.get(name)
         if raced is not None:
             for address, shard, _ in opened:
                 self._begin(self._close_shard(address, shard))
             return await self._attach(raced, client, attachment)
-        now = time.monotonic()
+        lease_until = time.monotonic() + LEASE_S
         for address, shard, page_size in opened:
             store.page_size = page_size
-            store.shards[shard] = _Shard(address, now)
+            store.shards[shard] = _Shard(address, lease_until)
         store.advance()
         self.stores[name] = store
         self._push_all(store)
@@ -358,7 +362,9 @@ class Directory(SchedulerPlugin):
             self._end(store)
         return {"status": OK}
 
-    async def _fetch(self, store: _Store, since: int) -> Answer:
+    async def _fetch(self, store: _Store, client: str, attachment: str, since: int) -> Answer:
+        """Tell what is new to a client, which counts as attached again if it was away for long."""
+        store.clients.setdefault(attachment, client)
         return store.as_seen_by_client(since)
 
     async def _report(self, store: _Store, shard: str, reason: str, since: int) -> Answer:
@@ -376,17 +382,13 @@ class Directory(SchedulerPlugin):
             if what.address not in self._scheduler.workers
         ]
         await asyncio.gather(*gone)
-        losses = [
-            [number, lost.address, lost.reason, list(lost.clients), lost.forgotten.to_bytes(64)]
-            for number, lost in store.lost.items()
-        ]
-        return {"status": OK, "losses": losses}
+        return {"status": OK, "losses": _described(store.lost)}
 
     async def _recover(self, store: _Store, stripes: Sequence[int], since: int) -> Answer:
         """Forget lost stripes; which of them were lost, and are not lost any more."""
-        cleared = [number for number in stripes if store.lost.pop(number, None) is not None]
-        self._recovered(store, cleared)
-        return {**store.as_seen_by_client(since), "cleared": cleared}
+        losses = {number: store.lost.pop(number) for number in stripes if number in store.lost}
+        self._recovered(store, list(losses))
+        return {**store.as_seen_by_client(since), "losses": _described(losses)}
 
     def _recovered(self, store: _Store, stripes: Sequence[int]) -> None:
         if stripes:
@@ -434,7 +436,7 @@ class Directory(SchedulerPlugin):
                 continue
             what = store.shards.get(shard) or store.leaving.get(shard)
             if what is None:
-                if address not in store.joining:
+                if epoch or address not in store.joining:
                     # It was given up, and is there all the same: it may begin anew.
                     news[shard] = {"status": GONE}
                     self.add_worker(self._scheduler, address)
@@ -552,6 +554,7 @@ class Directory(SchedulerPlugin):
             or address in here
             or address in store.joining
             or address in store.refused
+            or address in self._retiring
             or (store.workers is not None and address not in store.workers)
         ):
             return
@@ -560,14 +563,15 @@ class Directory(SchedulerPlugin):
             unfit = await self._unfit([address])
             if unfit:
                 error = unavailable(unfit, self._names())
-                store.refused[address] = failed(error)["error"]
+                if not unfit[address].startswith(SILENT):
+                    store.refused[address] = failed(error)["error"]
                 _LOG.warning("Worker %s has no shard of store %s: %s", address, store.name, error)
                 return
             _, shard, answer = await self._open(store, address)
             if store.ended or address not in self._scheduler.workers:
                 await self._close_shard(address, shard)
             elif answer["status"] == OK:
-                store.shards[shard] = _Shard(address, time.monotonic())
+                store.shards[shard] = _Shard(address, time.monotonic() + LEASE_S)
                 store.advance()
                 self._push_all(store)
             else:
@@ -626,6 +630,8 @@ class Directory(SchedulerPlugin):
         )
         store.lose(shard, reason)
         self._push_all(store)
+        # A worker that was started anew may have the address, and got no shard while this one had it.
+        self.add_worker(self._scheduler, what.address)
 
     def _end(self, store: _Store) -> None:
         if store.ended:
@@ -711,12 +717,19 @@ class Directory(SchedulerPlugin):
             options["workers"] = list(workers)
         # Together: what leaves with one is not moved to another that leaves, too.
         for address in list(workers):
-            for store in self.stores.values():
-                store.refused.setdefault(
-                    address, failed(ClusterLost("it is being retired"))["error"]
-                )
-        await asyncio.gather(*(self._leave_all(address, _DRAIN_S) for address in list(workers)))
-        return await self._retire(*arguments, **options)
+            self._retiring[address] += 1
+        try:
+            await asyncio.gather(*(self._leave_all(address, _DRAIN_S) for address in list(workers)))
+            return await self._retire(*arguments, **options)
+        finally:
+            self._retiring -= Counter(list(workers))
+
+
+def _described(losses: dict[int, _Lost]) -> list[list[Any]]:
+    return [
+        [number, lost.address, lost.reason, list(lost.clients), lost.forgotten.to_bytes(64)]
+        for number, lost in losses.items()
+    ]
 
 
 def _said(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -21,7 +22,7 @@ from distributed.protocol import to_serialize
 from batchzip.dask.wire import ERROR, GONE, OK, SHARD, STALE, Answer, error_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 
     import numpy.typing as npt
 
@@ -81,13 +82,16 @@ class Place:
         self, rpc: Callable[[str], Any], member: Member, client: str, page_size: int
     ) -> None:
         self.member = member
-        self.answered_at = 0.0
-        """When the last answer came, by the monotonic clock."""
+        self._sent: weakref.WeakKeyDictionary[asyncio.Future[Any], float | None] = (
+            weakref.WeakKeyDictionary()
+        )
+        """When what was asked for went out, by the monotonic clock; None while it waits for its turn."""
+        self._answered_at = 0.0
         self._worker = rpc(member.address)
         self._client = client
         most = max(1, MESSAGE_BYTES // page_size)
-        self._loads: _Queue[_Load] = _Queue(self._send_loads, most, _LOADS)
-        self._folios: _Queue[_Folio] = _Queue(self._send_folios, most, _STORES)
+        self._loads: _Queue[_Load] = _Queue(self._send_loads, most, _LOADS, self._sent)
+        self._folios: _Queue[_Folio] = _Queue(self._send_folios, most, _STORES, self._sent)
 
     def load(
         self, epoch: int, indices: npt.NDArray[np.int64]
@@ -105,6 +109,11 @@ class Place:
         self._folios.put(_Folio(epoch, number, run, matrix, done))
         return done
 
+    def sent_at(self, asked: asyncio.Future[Any]) -> float:
+        """Return when it went out, or when the last answer came if it still waits for its turn."""
+        sent_at = self._sent.get(asked, 0.0)
+        return self._answered_at if sent_at is None else sent_at
+
     def close(self) -> None:
         """Wait for nothing any more: what is under way is Unanswered."""
         self._loads.close()
@@ -118,7 +127,7 @@ class Place:
             )
         except Exception as error:
             raise Unanswered(f"{type(error).__name__}: {error}") from error
-        self.answered_at = time.monotonic()
+        self._answered_at = time.monotonic()
         status = GONE if answer is None else answer["status"]
         if status == OK:
             return answer  # type: ignore[no-any-return]
@@ -166,17 +175,24 @@ class _Queue(Generic[Item]):
     """Items that are sent together while others are under way."""
 
     def __init__(
-        self, send: Callable[[Sequence[Item]], Awaitable[None]], most: int, under_way: int
+        self,
+        send: Callable[[Sequence[Item]], Awaitable[None]],
+        most: int,
+        under_way: int,
+        sent: MutableMapping[asyncio.Future[Any], float | None],
     ) -> None:
         self._send = send
         self._most = most
         self._items: deque[Any] = deque()
         self._senders: set[asyncio.Task[None]] = set()
         self._under_way = under_way
+        self._sent = sent
 
     def put(self, item: Item) -> None:
         """Have an item sent as soon as possible."""
-        self._items.append(item)
+        waiting: Any = item
+        self._sent[waiting.done] = None
+        self._items.append(waiting)
         if len(self._senders) < self._under_way:
             task = asyncio.ensure_future(self._send_all())
             self._senders.add(task)
@@ -201,6 +217,8 @@ class _Queue(Generic[Item]):
                 items.append(self._items.popleft())
                 pages += items[-1].pages
             items = [item for item in items if not item.done.done()]
+            for item in items:
+                self._sent[item.done] = time.monotonic()
             try:
                 if items:
                     await self._send(items)

@@ -33,7 +33,7 @@ TIMEOUT_S = 20.0
 _AT_ONCE = 64
 """Workers that are asked at a time."""
 
-_SILENT = "no answer"
+SILENT = "no answer"
 
 _QUESTION = """
 import importlib, sys
@@ -139,9 +139,9 @@ async def _reason(asking: Coroutine[Any, Any, Any], timeout_s: float) -> str | N
     try:
         reply = await asyncio.wait_for(asking, timeout_s)
     except TimeoutError:
-        return f"{_SILENT} in {timeout_s:g} s"
+        return f"{SILENT} in {timeout_s:g} s"
     except Exception as error:  # noqa: BLE001 - of the network, or whatever went wrong there
-        return f"{_SILENT} ({type(error).__name__}: {error})"
+        return f"{SILENT} ({type(error).__name__}: {error})"
     return _reason_of(reply)
 
 
@@ -224,7 +224,7 @@ async def _check_workers(
         timeout_s,
     )
     if not must_answer:
-        reasons = {one: why for one, why in reasons.items() if not why.startswith(_SILENT)}
+        reasons = {one: why for one, why in reasons.items() if not why.startswith(SILENT)}
     if reasons:
         raise unavailable(reasons, {address: one["name"] for address, one in known.items()})
 

@@ -54,7 +54,7 @@ class Record:
     def give(self, masks: Mapping[int, int]) -> None:
         """Note that what was taken is stored after all."""
         for stripe, mask in masks.items():
-            self._stripes[stripe] = self._stripes.get(stripe, 0) | mask
+            self.set_mask(stripe, self._stripes.get(stripe, 0) | mask)
 
     def mask(self, stripe: int) -> int:
         """Return a bit for each index of a stripe: whether it is stored."""

@@ -55,7 +55,6 @@ class ShardService:
         self.address: str = worker.address
         self.shards: dict[str, Shard] = {}
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="batchzip-shard")
-        self.lease_until = 0.0
         self._renewing: asyncio.Task[None] | None = None
         self._renewed = asyncio.Lock()
         self._renewals = 0
@@ -85,15 +84,25 @@ class ShardService:
         return answer
 
     async def _open(self, shard: str, store: str, options: bytes) -> Answer:
-        if self._closing or not end_with(self.worker, self):
-            raise ClusterLost(f"worker {self.address} is closing")
+        self._check_open()
+        others = [one.pages for one in self.shards.values()]
         made = await asyncio.get_running_loop().run_in_executor(
-            self.threads, lambda: Shard(self, shard, store, **pickle.loads(options))
+            self.threads,
+            lambda: Shard(self, shard, store, others=others, **pickle.loads(options)),
         )
+        try:
+            self._check_open()
+        except ClusterLost:
+            made.close()
+            raise
         self.shards[shard] = made
         if self._renewing is None:
             self._renewing = asyncio.ensure_future(self._renew_often())
         return {"status": OK, "page_size": made.page_size}
+
+    def _check_open(self) -> None:
+        if self._closing or not end_with(self.worker, self):
+            raise ClusterLost(f"worker {self.address} is closing")
 
     async def _close(self, shard: str) -> Answer:
         made = self.shards.pop(shard)
@@ -117,10 +126,6 @@ class ShardService:
         answer = await asyncio.wait_for(question, within_s)
         return {"status": GONE} if answer is None else answer
 
-    def has_lease(self) -> bool:
-        """Return whether pages may be served now."""
-        return time.monotonic() < self.lease_until
-
     async def renew(self, asking: str = "") -> None:
         """Renew the leases, and learn what is new. Raise Stale if the directory does not answer.
 
@@ -140,25 +145,29 @@ class ShardService:
                 answer = await self.ask_directory("renew", address=self.address, shards=known)
             except Exception as error:
                 raise Stale from error
-            if answer["status"] != OK:
-                news = {name: {"status": GONE} for _, name, _ in known}
-            else:
-                news = answer["news"]
-                self.lease_until = begun + answer["lease_s"]
+            gone = {"status": GONE}
+            news = answer["news"] if answer["status"] == OK else {}
+            ended = [name for _, name, _ in known if news.get(name, gone)["status"] == GONE]
+            for name in ended:  # all of them, before anything is waited for
+                if name in self.shards:
+                    self.shards[name].end()
             for name, new in news.items():
-                shard = self.shards.get(name)
-                if shard is None:
-                    continue
-                if new["status"] == GONE:
+                if new["status"] == OK and name in self.shards:
+                    self.shards[name].lease_until = begun + answer["lease_s"]
+                    self.shards[name].learn(new)
+            for name in ended:
+                if name in self.shards:
                     await self._close(name)
-                else:
-                    shard.learn(new)
             self._renewals += 1
 
     async def _renew_often(self) -> None:
         while self.shards:
-            with suppress(Stale):
+            try:
                 await self.renew()
+            except Stale:
+                pass
+            except Exception:  # noqa: BLE001 - the leases of others do not end with one shard's trouble
+                _LOG.exception("Failed to close a shard")
             await asyncio.sleep(_RENEW_S)
         self._renewing = None
 

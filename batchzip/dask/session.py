@@ -31,7 +31,7 @@ from batchzip.dask.directory import NAME, Directory
 from batchzip.dask.members import Members, patience_s
 from batchzip.dask.place import MESSAGE_BYTES, Place, Unanswered
 from batchzip.dask.probe import acheck_scheduler
-from batchzip.dask.record import STRIPE, Record, cut, joined
+from batchzip.dask.record import STRIPE, Record, cut
 from batchzip.dask.wire import DIRECTORY, ERROR, GONE, Answer, error_of
 from batchzip.errors import ClosedError, ClusterLost, PageNotStored, PagesLost
 from batchzip.store import Counters
@@ -133,7 +133,8 @@ class Session:
         self._dropped = Record()
         """What was in the record of stripes that were recovered, while this client recovers."""
         self._options: tuple[dict[str, Any], list[str] | None] | None = None
-        self._undoing: set[asyncio.Future[None]] = set()
+        self._losses_of_all = 0
+        """How often a scheduler was lost."""
         self._ended = False
 
     @property
@@ -154,7 +155,10 @@ class Session:
             "epoch": self._members.epoch,
         }
         await self._place_directory()
-        self._take_in(await self._ask("create", 2 * self.timeout_s, **question))
+        answer = await self._ask("create", 2 * self.timeout_s, keep=True, **question)
+        if answer["status"] == GONE:
+            raise ClusterLost("the scheduler was started anew meanwhile")
+        self._take_in(answer)
 
     async def _place_directory(self) -> None:
         """Have the scheduler keep a directory, unless it does."""
@@ -170,7 +174,11 @@ class Session:
     async def attach(self) -> None:
         """Attach to a store that is there."""
         answer = await self._ask(
-            "attach", _DIRECTORY_S, client=self._client.id, attachment=self._attachment
+            "attach",
+            _DIRECTORY_S + self.timeout_s,
+            keep=True,
+            client=self._client.id,
+            attachment=self._attachment,
         )
         if answer["status"] == GONE:
             raise ClusterLost(
@@ -186,10 +194,23 @@ class Session:
         self._places.clear()
         await self._ask("detach", _DIRECTORY_S, attachment=self._attachment)
 
-    async def _ask(self, method: str, within_s: float, **arguments: Any) -> Answer:
-        """Ask the directory. Raise ClusterLost if it does not answer, and what it raises."""
+    async def _ask(
+        self, method: str, within_s: float, *, keep: bool = False, **arguments: Any
+    ) -> Answer:
+        """Ask the directory. Raise ClusterLost if it does not answer, and what it raises.
+
+        If nobody waits any more for what attaches this client, it is detached when the answer comes (`keep`).
+        """
         question = getattr(self._scheduler, DIRECTORY)(method=method, store=self.name, **arguments)
-        answer = await self._answer_in_time(asyncio.ensure_future(question), within_s)
+        asking = asyncio.ensure_future(question)
+        try:
+            answer = await self._answer_in_time(asking, within_s)
+        except BaseException:
+            if keep:
+                asking.add_done_callback(self._detach_later)
+            else:
+                asking.cancel()
+            raise
         if answer is None:
             return {"status": GONE}
         if answer["status"] == ERROR:
@@ -198,18 +219,25 @@ class Session:
 
     async def _answer_in_time(self, asking: asyncio.Future[Any], within_s: float) -> Any:
         until = time.monotonic() + within_s
-        try:
-            while not (await asyncio.wait({asking}, timeout=_GONE_S))[0]:
-                if self._client.status != "running":
-                    raise self._unreachable()
-                if time.monotonic() >= until:
-                    raise ClusterLost(f"the scheduler has not answered in {within_s:g} s")
-        finally:
-            asking.cancel()
+        while not (await asyncio.wait({asking}, timeout=_GONE_S))[0]:
+            if self._client.status != "running":
+                raise self._unreachable()
+            if time.monotonic() >= until:
+                raise ClusterLost(f"the scheduler has not answered in {within_s:g} s")
         try:
             return asking.result()
         except Exception as error:
             raise self._unreachable() from error
+
+    def _detach_later(self, asked: asyncio.Future[Any]) -> None:
+        if asked.cancelled() or asked.exception() is not None:
+            return
+
+        async def detach() -> None:
+            with suppress(ClusterLost):
+                await self._ask("detach", _DIRECTORY_S, attachment=self._attachment)
+
+        self._detaching = asyncio.ensure_future(detach())
 
     def _unreachable(self) -> ClusterLost:
         return ClusterLost(f"the scheduler at {self.scheduler_address} is gone")
@@ -225,7 +253,13 @@ class Session:
         return answer
 
     async def _refresh(self) -> None:
-        self._take_in(await self._ask_for("fetch", since=self._members.epoch))
+        answer = await self._ask_for(
+            "fetch",
+            client=self._client.id,
+            attachment=self._attachment,
+            since=self._members.epoch,
+        )
+        self._take_in(answer)
 
     def _take_in(self, answer: Mapping[str, Any]) -> None:
         """Take over what the directory says."""
@@ -256,6 +290,7 @@ class Session:
 
     def _lose_all(self, reason: str) -> None:
         """Note that the scheduler is gone, and all shards with it."""
+        self._losses_of_all += 1
         for stripe in self._record.stripes():
             self._former.set_mask(stripe, self._former.mask(stripe) | self._record.mask(stripe))
         self._record = Record()
@@ -293,15 +328,18 @@ class Session:
         """Wait for an answer. Raise Unanswered where the shard is silent for too long, or is gone."""
         patient_s = patience_s(self.timeout_s, self._members.replicas)
         begun = time.monotonic()
-        while not (await asyncio.wait({asked}, timeout=min(_LOOK_S, patient_s)))[0]:
-            # While it answers others, this only waits for its turn.
-            if time.monotonic() - max(begun, place.answered_at) >= patient_s:
+        try:
+            while not (await asyncio.wait({asked}, timeout=min(_LOOK_S, patient_s)))[0]:
+                # While it answers what was asked before, this only waits for its turn.
+                now, since = time.monotonic(), max(begun, place.sent_at(asked))
+                if now - since >= patient_s:
+                    raise Unanswered(f"no answer in {patient_s:g} s")
+                await self._refresh()
+                if place.member.name not in self._members.by_name:
+                    raise Unanswered
+        finally:
+            if not asked.done():
                 asked.cancel()
-                raise Unanswered(f"no answer in {patient_s:g} s")
-            await self._refresh()
-            if place.member.name not in self._members.by_name:
-                asked.cancel()
-                raise Unanswered
         return asked.result()
 
     async def _insist(
@@ -360,13 +398,17 @@ class Session:
         answer = await self._ask_for("losses")
         return self._described(answer["losses"])
 
-    def _described(self, losses: Iterable[Sequence[Any]]) -> dict[int, _Losses]:
+    def _described(
+        self, losses: Iterable[Sequence[Any]], more: Mapping[int, int] | None = None
+    ) -> dict[int, _Losses]:
+        """Return what losses are to this client; `more` was in its record, too."""
         found: dict[int, _Losses] = {}
         by_worker: dict[tuple[str, str], _Losses] = {}
         for stripe, address, reason, clients, forgotten in losses:
             part = by_worker.setdefault((address, reason), _Losses(address, reason, Record()))
             own = set(clients) <= {self._attachment}
-            mask = self._record.mask(stripe) | self._dropped.mask(stripe) if own else _ALL
+            known = self._record.mask(stripe) | self._dropped.mask(stripe)
+            mask = known | (more or {}).get(stripe, 0) if own else _ALL
             part.record.set_mask(stripe, mask & ~int.from_bytes(forgotten))
             found[stripe] = part
         return found
@@ -383,7 +425,7 @@ class Session:
         ranges = self._former.ranges(lambda _: True)
         return PagesLost(self.scheduler_address, self._why_former, ranges)
 
-    async def _check_lost(self, indices: Iterable[int], stripes: Iterable[int]) -> None:
+    async def _check_lost(self, indices: Sequence[int], stripes: Sequence[int]) -> None:
         """Raise PagesLost if one of the indices is lost, and PageNotStored if it only might have been."""
         if self._former.stripes():
             for index in indices:
@@ -398,7 +440,8 @@ class Session:
                 if index in loss.record:
                     raise loss.error()
                 raise PageNotStored(index)
-        await self._refresh()
+        await self._refresh()  # it was recovered meanwhile, and others may be lost
+        await self._check_lost(indices, stripes)
 
     # Pages.
 
@@ -418,10 +461,7 @@ class Session:
                 )
         except BaseException:
             # Finished even if this is cancelled: what is stored next is not to be undone.
-            undoing = asyncio.ensure_future(self._undo(numbers, first, len(matrix)))
-            self._undoing.add(undoing)
-            undoing.add_done_callback(self._undoing.discard)
-            await asyncio.shield(undoing)
+            await _finish(asyncio.ensure_future(self._undo(numbers, first, len(matrix))))
             raise
 
     def _pieces(self, first: int, matrix: Bytes) -> Iterable[tuple[int, int, Bytes]]:
@@ -432,13 +472,13 @@ class Session:
                 yield stripe, start, matrix[start - first : stop - first]
 
     async def _store_piece(self, number: int, stripe: int, at: int, rows: Bytes) -> None:
-        run = at, len(rows)
+        run, before = (at, len(rows)), self._losses_of_all
         error, epoch = await self._insist(
             stripe, lambda place, epoch: place.store(epoch, number, run, rows), lost=True
         )
         if error is not None:
             raise error
-        if self._recovered.get(stripe, 0) > epoch:
+        if self._recovered.get(stripe, 0) > epoch or self._losses_of_all != before:
             raise PagesLost(
                 "of this stripe", "it was lost and recovered meanwhile", [range(at, at + len(rows))]
             )
@@ -446,18 +486,16 @@ class Session:
         if self._former.stripes():
             self._former.discard(*run)
 
-    async def idle(self) -> None:
-        """Wait until nothing is being undone."""
-        while self._undoing:
-            await asyncio.wait(self._undoing)
-
     async def _undo(self, numbers: Sequence[int], first: int, count: int) -> None:
         """Have no shard keep, or get, what was to be stored; as far as they answer."""
-        with suppress(ClusterLost):
+        taken = self._record.take(first, count)  # before: what others store meanwhile stays
+        try:
             await self._drop(numbers, first, count)
-        for stripe, at, number in cut(first, count):
-            if stripe not in self._lost:  # what was there is lost, and stays so
-                self._record.discard(at, number)
+        except (ClusterLost, ClosedError):
+            self._record.give(taken)
+        else:  # what was there and is lost stays so
+            lost = {stripe: mask for stripe, mask in taken.items() if stripe in self._lost}
+            self._record.give(lost)
 
     async def _drop(self, numbers: Sequence[int], first: int, count: int) -> int:
         """Have all shards that may have some of these pages forget them; how many there were."""
@@ -626,18 +664,16 @@ class Session:
         return former + dropped + lost
 
     async def _forget_lost(self, wanted: range, taken: Mapping[int, int]) -> int:
-        self._record.give({stripe: mask for stripe, mask in taken.items() if stripe in self._lost})
-        losses = await self._losses()
+        """Have lost pages forgotten; how many there were. `taken` was in the record."""
+        answer = await self._ask_for("losses")
         pages, ranges = 0, []
-        for stripe, loss in losses.items():
+        for stripe, loss in self._described(answer["losses"], taken).items():
             common = _common(range(stripe * STRIPE, (stripe + 1) * STRIPE), wanted)
             if common:
                 pages += sum(index in loss.record for index in common)
                 ranges.append([stripe, common.start - stripe * STRIPE, len(common)])
         if ranges:
             self._take_in(await self._ask_for("forget", ranges=ranges, since=self._members.epoch))
-            for stripe, at, count in ranges:
-                self._record.discard(stripe * STRIPE + at, count)
         return pages
 
     # All shards.
@@ -718,41 +754,40 @@ class Session:
         return Counters(**{name: sum(getattr(part, name) for part in parts) for name in names})
 
     async def recover(self) -> list[range]:
-        """Forget what is lost; what that was."""
-        lost: list[range] = []
+        """Forget what is lost; what that was.
+
+        What was told by the directory and not to the caller yet stays lost here.
+        """
         try:
             await self._refresh()
         except ClusterLost:
             if self._options is None:
                 raise
             await self.create(*self._options)
-        if self._former.stripes():
-            lost += self._former.ranges(lambda _: True)
-            self._former = Record()
         self._recovering += 1
+        named: dict[int, int] = {}
         try:
             losses = (await self._ask_for("losses"))["losses"]
             if losses:
-                stripes = [loss[0] for loss in losses]
-                try:
-                    answer = await self._ask_for(
-                        "recover", stripes=stripes, since=self._members.epoch
-                    )
-                except ClusterLost:
-                    # It may have been done, and nobody else would be told.
-                    for loss in self._described(losses).values():
-                        raise loss.error() from None
-                    raise
-                cleared = set(answer["cleared"])
-                found = self._described(loss for loss in losses if loss[0] in cleared)
+                named = _masks(self._described(losses))
+                answer = await self._ask_for(
+                    "recover", stripes=list(named), since=self._members.epoch
+                )
+                named = _masks(self._described(answer["losses"]))
                 self._take_in(answer)
-                for part in {id(loss): loss for loss in found.values()}.values():
-                    lost += part.record.ranges(lambda _: True)
+        except BaseException as error:
+            # It may have been done, and nobody else would be told.
+            self._former.give(named)
+            self._why_former = self._why_former or f"it was lost, and recover() failed: {error}"
+            raise
         finally:
             self._recovering -= 1
             if not self._recovering:
                 self._dropped = Record()
-        return joined(lost)
+        self._former.give(named)
+        ranges = self._former.ranges(lambda _: True)
+        self._former = Record()
+        return ranges
 
     async def rebalance(self) -> int:
         """Give each worker its part, and wait until all is where it belongs; pages moved meanwhile."""
@@ -778,3 +813,15 @@ def _common(one: range, other: range) -> range:
     return range(
         max(one.start, other.start), max(one.start, other.start, min(one.stop, other.stop))
     )
+
+
+def _masks(losses: Mapping[int, _Losses]) -> dict[int, int]:
+    return {stripe: loss.record.mask(stripe) for stripe, loss in losses.items()}
+
+
+async def _finish(work: asyncio.Future[None]) -> None:
+    """Wait until work is done, whoever wants this to be cancelled."""
+    while not work.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(work)
+    work.result()

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections import OrderedDict, defaultdict
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -30,7 +31,7 @@ from distributed.protocol import to_serialize
 from batchzip.dask.members import Member, Members, patience_s
 from batchzip.dask.record import STRIPE, Record, cut
 from batchzip.dask.shard_limits import store_options
-from batchzip.dask.wire import GONE, OK, Answer, Stale, dump
+from batchzip.dask.wire import GONE, OK, Answer, Stale, dump, error_of
 from batchzip.engine import Engine
 from batchzip.errors import BatchzipError, ClosedError, CorruptPage, PageNotStored
 from batchzip.store import SwapStore
@@ -81,11 +82,14 @@ class Shard:
         memory_fraction: float,
         spill: bool,
         timeout_s: float,
+        others: Iterable[SwapStore] = (),
     ) -> None:
         self.name = name
         self.store_name = store_name
         self.made = time.monotonic()
         self.epoch = 0
+        self.lease_until = 0.0
+        """When it may not serve any more, by the monotonic clock."""
         self.members = Members(0, (), 1)
         self._service = service
         self._timeout_s = timeout_s
@@ -98,6 +102,10 @@ class Shard:
         self._noted: defaultdict[int, set[str]] = defaultdict(set)
         """By stripe: clients that the directory knows to store there."""
         self._settled: OrderedDict[tuple[str, int], bytes | None] = OrderedDict()
+        self._brought: dict[int, int] = {}
+        """Stripes that were pulled at this epoch, and their pages."""
+        self._discarded: set[int] = set()
+        """Stripes that were dropped at this epoch, as others have them."""
         self._outdated: set[int] = set()
         """Stripes whose pages here are not to be used any more."""
         self._moving: asyncio.Task[None] | None = None
@@ -106,12 +114,14 @@ class Shard:
         options = {"backend": "sequential", **engine}
         self._engine = Engine(**options)
         try:
-            others = [shard.pages for shard in service.shards.values()]
             limits = store_options(service.worker, memory_fraction, spill=spill, others=others)
             self.pages: SwapStore = SwapStore(self._engine, **{**limits, **store})
         except BaseException:
             self._engine.close()
             raise
+        self._limit = self.pages.max_pool_bytes
+        self._beyond = threading.Lock()
+        """Around what is stored without the limit; a lock of threads that run nobody's code."""
         self.page_size = self._engine.page_size
 
     # What the directory says.
@@ -132,7 +142,12 @@ class Shard:
             self._pushes = {stripe: [tuple(one) for one in to] for stripe, to in state["pushes"]}
             self.epoch = state["epoch"]
             # What others have taken over is outdated, even if its stripe comes back here.
-            self._outdated = self._record.stripes().difference(state["holds"])
+            holds = set(state["holds"])
+            self._outdated = self._record.stripes().difference(holds)
+            for stripe in [stripe for stripe in self._noted if stripe not in holds]:
+                del self._noted[stripe]
+            self._brought.clear()
+            self._discarded.clear()
         if self._outdated or state.get("discards"):
             self._begin(self._discard([*self._outdated, *state.get("discards", ())]))
         if (self._pulls or self._pushes) and self._moving is None and not self._ended:
@@ -194,10 +209,10 @@ class Shard:
             news = [stripe for stripe in stripes if client not in self._noted[stripe]]
             if news:
                 await self._tell("note", epoch, attachment=client, stripes=news)
+                self._agree(epoch)
                 for stripe in news:
                     self._noted[stripe].add(client)
-            errors = await self._put(client, folios, pages)
-            await self._forward(epoch, stripes, client, folios, pages, errors)
+            errors = await self._put_everywhere(epoch, stripes, client, folios, pages)
             await self._check(epoch, may_be_past=True)
         return {"status": OK, "errors": errors}
 
@@ -212,8 +227,9 @@ class Shard:
             await self._recheck(epoch, stripes)
             for number in numbers:
                 self._settle(client, number, _UNDONE)
-            count = await self._drop(runs)
-            await self._forward_drop(epoch, stripes, client, numbers, runs)
+            kept = _within(runs, stripes)
+            await self._forward_drop(epoch, stripes, client, numbers, kept)
+            count = await self._drop(kept)
             await self._check(epoch, may_be_past=True)
         return {"status": OK, "pages": count}
 
@@ -248,17 +264,10 @@ class Shard:
         await self._reach(epoch)
         async with self._locked([stripe]):
             await self._reach(epoch)
-            where = np.array(self._record.indices(stripe), np.int64)
-            errors: dict[int, bytes] = {}
-            pages = await self._in_thread(self._load, where, np.arange(len(where)), errors)
-            kept = np.delete(where, list(errors))
-            corrupt = {*where[list(errors)].tolist(), *self._corrupt_in(stripe)}
-        return {
-            "status": OK,
-            "indices": kept.tobytes(),
-            "pages": to_serialize(pages),
-            "corrupt": list(corrupt),
-        }
+            if stripe in self._discarded:
+                raise Stale
+            indices, pages, corrupt = await self._content(stripe)
+        return {"status": OK, "indices": indices, "pages": to_serialize(pages), "corrupt": corrupt}
 
     async def take(
         self, epoch: int, stripe: int, indices: bytes, pages: Bytes, corrupt: Sequence[int]
@@ -281,7 +290,8 @@ class Shard:
         await self._reach(epoch)
         async with self._locked(stripes_of(run for _, runs in folios for run in runs)):
             await self._reach(epoch)
-            errors = await self._put(client, folios, pages)
+            errors = [self._settled.get((client, number)) for number, _ in folios]
+            await self._put(client, folios, pages, errors)
         return {"status": OK, "errors": errors}
 
     async def undo_copy(
@@ -311,9 +321,12 @@ class Shard:
 
     async def _reach(self, epoch: int) -> None:
         """Raise Stale unless this shard has a lease, and is at this epoch."""
-        if epoch > self.epoch or not self._service.has_lease():
+        if epoch > self.epoch or not self._has_lease():
             await self._service.renew(self.name)
         self._agree(epoch)
+
+    def _has_lease(self) -> bool:
+        return time.monotonic() < self.lease_until
 
     def _agree(self, epoch: int) -> None:
         if epoch != self.epoch or self._ended:
@@ -334,7 +347,7 @@ class Shard:
         What was stored under its stripes' locks counts although the epoch is past: whoever comes next waits
         for the locks, and gets it.
         """
-        if not self._service.has_lease():
+        if not self._has_lease():
             await self._service.renew(self.name)
         if self._ended:
             raise Stale
@@ -371,16 +384,43 @@ class Shard:
 
     # Pages. What SwapStore does is done in threads; what is known of it, in the event loop.
 
-    async def _put(self, client: str, folios: Sequence[Folio], pages: Bytes) -> list[bytes | None]:
-        """Store folios that were not stored or undone before; return an error, or None, for each."""
+    async def _put_everywhere(
+        self,
+        epoch: int,
+        stripes: Sequence[int],
+        client: str,
+        folios: Sequence[Folio],
+        pages: Bytes,
+    ) -> list[bytes | None]:
+        """Store folios here and at the other owners: each everywhere or nowhere. Return errors, or None.
+
+        The others come first: nobody reads a page here that would be gone with this worker.
+        """
+        errors = [self._settled.get((client, number)) for number, _ in folios]
+        fresh = [(client, number) not in self._settled for number, _ in folios]
+        await self._forward(epoch, stripes, client, folios, pages, errors)
+        await self._put(client, folios, pages, errors)
+        failed = [
+            folio
+            for folio, error, new in zip(folios, errors, fresh, strict=True)
+            if new and error is not None
+        ]
+        if failed and self.members.replicas > 1:
+            runs = [run for _, runs in failed for run in runs]
+            await self._drop(runs)
+            numbers = [number for number, _ in failed]
+            await self._forward_drop(epoch, stripes, client, numbers, runs)
+        return errors
+
+    async def _put(
+        self, client: str, folios: Sequence[Folio], pages: Bytes, errors: list[bytes | None]
+    ) -> None:
+        """Store the folios that were not stored or undone before, and have no error yet."""
         work: list[tuple[int, int, Sequence[Run], Bytes]] = []
-        errors: list[bytes | None] = [None] * len(folios)
         at = 0
         for place, (number, runs) in enumerate(folios):
             count = sum(run[1] for run in runs)
-            if (client, number) in self._settled:
-                errors[place] = self._settled[client, number]
-            else:
+            if errors[place] is None and (client, number) not in self._settled:
                 work.append((place, number, runs, pages[at : at + count]))
             at += count
         outcomes = await self._in_thread(
@@ -390,7 +430,6 @@ class Shard:
             errors[place] = outcome
             self._settle(client, number, outcome)
             self._know(runs, stored=outcome is None)
-        return errors
 
     def _store_runs(self, runs: Sequence[Run], pages: Bytes) -> bytes | None:
         """Store pages in runs, all or none; return an error, if any."""
@@ -446,8 +485,16 @@ class Shard:
         owners = self.members.owners(stripe)
         return bool(owners) and owners[0].name == self.name
 
-    def _corrupt_in(self, stripe: int) -> set[int]:
-        return {index for index in self._corrupt if index // STRIPE == stripe}
+    async def _content(self, stripe: int) -> tuple[bytes, Bytes, list[int]]:
+        """Return a stripe: its indices, their pages, and the indices of damaged ones. Raise Stale."""
+        where = np.array(self._record.indices(stripe), np.int64)
+        errors: dict[int, bytes] = {}
+        pages = await self._in_thread(self._load, where, np.arange(len(where)), errors)
+        if not all(isinstance(error_of({"error": one}), CorruptPage) for one in errors.values()):
+            raise Stale  # they may be read another time
+        corrupt = {index for index in self._corrupt if index // STRIPE == stripe}
+        corrupt.update(where[list(errors)].tolist())
+        return np.delete(where, list(errors)).tobytes(), pages, list(corrupt)
 
     # Other owners.
 
@@ -460,13 +507,10 @@ class Shard:
         pages: Bytes,
         errors: list[bytes | None],
     ) -> None:
-        """Have the other owners store what was stored here, and drop what was not.
-
-        Where one of them has no room, nobody keeps the folio, and `errors` has its error.
-        """
-        refused: set[int] = set()
-        others = self._others(stripes)
-        for other, common in others.items():
+        """Have the other owners store folios that have no error; `errors` gets those of the others."""
+        if self.members.replicas > 1:
+            self._agree(epoch)  # at another, others own these stripes
+        for other, common in self._others(stripes).items():
             places, parts, rows = _parts(folios, pages, common, errors)
             if not parts:
                 continue
@@ -478,17 +522,6 @@ class Shard:
                 if error is not None:
                     errors[place] = error
                     self._settle(client, folios[place][0], error)
-                    refused.add(place)
-        if refused:
-            await self._drop([run for place in refused for run in folios[place][1]])
-        gone = [
-            run
-            for (_, runs), error in zip(folios, errors, strict=True)
-            if error is not None
-            for run in runs
-        ]
-        if gone and others:
-            await self._forward_drop(epoch, stripes, client, (), gone)
 
     async def _forward_drop(
         self,
@@ -499,15 +532,16 @@ class Shard:
         runs: Sequence[Run],
     ) -> None:
         """Have the other owners forget pages."""
+        if self.members.replicas > 1:
+            self._agree(epoch)
         for other, common in self._others(stripes).items():
-            kept = [
-                (max(index, stripe * STRIPE), min(index + count, (stripe + 1) * STRIPE))
-                for stripe in common
-                for index, count in runs
-            ]
-            kept = [(start, stop - start) for start, stop in kept if start < stop]
             await self._ask_peer(
-                epoch, other, "undo_copy", client=client, numbers=list(numbers), runs=kept
+                epoch,
+                other,
+                "undo_copy",
+                client=client,
+                numbers=list(numbers),
+                runs=_within(runs, common),
             )
 
     def _others(self, stripes: Iterable[int]) -> dict[Member, list[int]]:
@@ -569,6 +603,10 @@ class Shard:
                     *(self._bring(stripe) for stripe in stripes), return_exceptions=True
                 )
                 if any(isinstance(one, BaseException) for one in done):
+                    for stripe in stripes:  # others first
+                        for waiting in (self._pulls, self._pushes):
+                            if stripe in waiting:
+                                waiting[stripe] = waiting.pop(stripe)
                     await asyncio.sleep(_PAUSE_S)
                     with suppress(Stale):
                         await self._service.renew(self.name)
@@ -580,6 +618,8 @@ class Shard:
             await self._pull(stripe)
         if stripe in self._pushes:
             async with self._locked([stripe]):
+                if stripe in self._pulls:
+                    raise Stale
                 await self._push(stripe)
 
     async def _pull(self, stripe: int) -> None:
@@ -589,24 +629,24 @@ class Shard:
             if sources is None:
                 return
             epoch = self.epoch
-            answer = await self._ask_peer(epoch, sources[0], "give", stripe=stripe)
-            pages = answer["pages"]
-            await self._install(stripe, answer["indices"], pages, answer["corrupt"])
-            await self._tell("pulled", epoch, stripe=stripe, pages=len(pages))
-            if epoch == self.epoch:
-                del self._pulls[stripe]
+            if stripe not in self._brought:
+                answer = await self._ask_peer(epoch, sources[0], "give", stripe=stripe)
+                self._agree(epoch)
+                pages = answer["pages"]
+                await self._install(stripe, answer["indices"], pages, answer["corrupt"])
+                self._agree(epoch)
+                # If the directory is not heard, it is told again, and nothing is pulled: its source may
+                # have dropped it by then.
+                self._brought[stripe] = len(pages)
+            await self._tell("pulled", epoch, stripe=stripe, pages=self._brought[stripe])
+            self._agree(epoch)
+            del self._pulls[stripe]
 
     async def _push(self, stripe: int) -> None:
         """Bring the other owners of a stripe what they have not; its lock is held."""
         epoch = self.epoch
-        where = np.array(self._record.indices(stripe), np.int64)
-        errors: dict[int, bytes] = {}
-        pages = await self._in_thread(self._load, where, np.arange(len(where)), errors)
-        what = {
-            "stripe": stripe,
-            "indices": np.delete(where, list(errors)).tobytes(),
-            "corrupt": [*where[list(errors)].tolist(), *self._corrupt_in(stripe)],
-        }
+        indices, pages, corrupt = await self._content(stripe)
+        what = {"stripe": stripe, "indices": indices, "corrupt": corrupt}
         for other in list(self._pushes.get(stripe, ())):
             await self._ask_peer(epoch, other, "take", pages=to_serialize(pages), **what)
             await self._tell("synced", epoch, stripe=stripe, other=other[0], pages=len(pages))
@@ -634,11 +674,12 @@ class Shard:
     def _store_beyond(self, runs: Sequence[Run], pages: Bytes) -> bytes | None:
         error = self._store_runs(runs, pages)
         if error is not None:
-            limit, self.pages.max_pool_bytes = self.pages.max_pool_bytes, None
-            try:
-                error = self._store_runs(runs, pages)
-            finally:
-                self.pages.max_pool_bytes = limit
+            with self._beyond:
+                self.pages.max_pool_bytes = None
+                try:
+                    error = self._store_runs(runs, pages)
+                finally:
+                    self.pages.max_pool_bytes = self._limit
         return error
 
     async def _discard(self, stripes: Sequence[int]) -> None:
@@ -647,6 +688,7 @@ class Shard:
             async with self._locked([stripe]):
                 owners = [owner.name for owner in self.members.owners(stripe)]
                 if self.name not in owners:
+                    self._discarded.add(stripe)
                     await self._drop([(stripe * STRIPE, STRIPE)])
                     self._noted.pop(stripe, None)
 
@@ -701,3 +743,13 @@ def _parts(
             places.append(place)
             parts.append((number, kept))
     return places, parts, rows
+
+
+def _within(runs: Sequence[Run], stripes: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the parts of runs that lie in stripes."""
+    parts = [
+        (max(index, stripe * STRIPE), min(index + count, (stripe + 1) * STRIPE))
+        for stripe in stripes
+        for index, count in runs
+    ]
+    return [(start, stop - start) for start, stop in parts if start < stop]

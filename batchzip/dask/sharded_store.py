@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 import uuid
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 from distributed import Client, get_client, get_worker
@@ -67,6 +68,9 @@ _LOOK_S = 0.5
 
 _MARK = "/batchzip/"
 
+_taking = threading.RLock()
+"""Around what decides which of several first uses of a store attaches it."""
+
 
 class ShardedStore(Owned):
     """Keeps pages compressed in the memory of Dask workers.
@@ -94,6 +98,8 @@ class ShardedStore(Owned):
 
     _elsewhere: tuple[str, float] | None = None
     """Address and timeout of one that is not yet attached."""
+
+    _letting_go: weakref.finalize[Any, Any] | None = None
 
     def __init__(
         self,
@@ -186,10 +192,10 @@ class ShardedStore(Owned):
             if own is not None:
                 own.close()
             raise
-        if self._elsewhere is None:  # another thread was faster
+        if not self._take(client, session, own):  # another thread was faster
             self._run_in(client, session, session.detach())
-        else:
-            self._take(client, session, own)
+            if own is not None:
+                own.close()
 
     async def _aopen(self, client: Client | None = None) -> None:
         address, timeout_s = self._elsewhere  # type: ignore[misc] # it is absent
@@ -199,6 +205,8 @@ class ShardedStore(Owned):
             client = _client_here(scheduler)
         if client is None:
             client = own = await aconnect(scheduler, timeout_s)
+        elif client.asynchronous and client.status in ("newly-created", "connecting"):
+            await client  # a worker's own, in a task that is a coroutine
         session = _session(client, name, timeout_s)
         try:
             await self._await_in(client, session.attach())
@@ -206,16 +214,21 @@ class ShardedStore(Owned):
             if own is not None:
                 await own.close()
             raise
-        if self._elsewhere is None:
+        if not self._take(client, session, own):
             await self._await_in(client, session.detach())
-        else:
-            self._take(client, session, own)
+            if own is not None:
+                await own.close()
 
-    def _take(self, client: Client, session: Session, own: Client | None = None) -> None:
-        self._client, self._session, self._own_client = client, session, own
-        self._letting_go = weakref.finalize(self, _let_go, client, session)
-        self._letting_go.atexit = False
-        self._elsewhere = None
+    def _take(self, client: Client, session: Session, own: Client | None = None) -> bool:
+        """Be attached with these from now on. Return False if others were there first."""
+        with _taking:
+            if self._letting_go is not None:
+                return False
+            self._client, self._session, self._own_client = client, session, own
+            self._letting_go = weakref.finalize(self, _let_go, client, session, own)
+            self._letting_go.atexit = False
+            self._elsewhere = None
+        return True
 
     @property
     def page_size(self) -> int:
@@ -261,23 +274,25 @@ class ShardedStore(Owned):
                 raise BadArgument(
                     "this is the client's own event loop, where nothing may wait: await aload, astore, …"
                 )
-        begun = _submit(loop, work)
+        begun = _Begun(loop, work)
         try:
             while True:
                 try:
-                    return begun.result(_LOOK_S)
+                    return begun.outcome.result(_LOOK_S)
                 except concurrent.futures.TimeoutError:
-                    if begun.done():
-                        return begun.result()
+                    if begun.outcome.done():
+                        return begun.outcome.result()
                     if loop.is_closed() or client.status == "closed":
                         raise ClusterLost("the client is closed") from None
-        except BaseException as error:
-            if not begun.done() and not isinstance(error, ClusterLost):
-                # An interrupt. What was begun is ended or undone before anything else is done.
-                begun.cancel()
-                idle = asyncio.run_coroutine_threadsafe(session.idle(), loop)
-                with suppress(BaseException):
-                    idle.result(session.timeout_s)
+                except concurrent.futures.CancelledError:
+                    raise ClusterLost("the client was closed") from None
+        except (Exception, concurrent.futures.CancelledError):
+            raise
+        except BaseException:
+            # An interrupt. What was begun is ended or undone before anything else is done.
+            begun.cancel()
+            with suppress(Exception, concurrent.futures.CancelledError):
+                begun.outcome.result(session.timeout_s)
             raise
 
     async def _await(self, work: Coroutine[Any, Any, T]) -> T:
@@ -289,7 +304,20 @@ class ShardedStore(Owned):
         loop = _loop_of(client, work)
         if asyncio.get_running_loop() is loop:
             return await work
-        return await asyncio.wrap_future(_submit(loop, work))
+        begun = _Begun(loop, work)
+        waiting = asyncio.wrap_future(begun.outcome)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                raise ClusterLost("the client was closed") from None
+            # What was begun is ended or undone before anything else is done.
+            begun.cancel()
+            while not waiting.done():
+                with suppress(BaseException):
+                    await asyncio.shield(waiting)
+            raise
 
     # Pages.
 
@@ -446,7 +474,7 @@ class ShardedStore(Owned):
         return await self._await(self._session.shards())
 
     def recover(self) -> list[range]:
-        """Forget what is lost, and return it: these indices count as never stored.
+        """Forget what is lost, and return it: these indices count as never stored until they are stored again.
 
         What this client stored is named exactly; of a lost stripe of 512 in which other clients stored, too, all
         indices are. If the scheduler was started anew, the store is made anew on its workers. Raise ClusterLost
@@ -477,15 +505,17 @@ class ShardedStore(Owned):
     def _close(self) -> None:
         if self._elsewhere is not None:
             return
-        self._letting_go.detach()
-        with suppress(ClusterLost, concurrent.futures.TimeoutError):
+        self._let_be()
+        with suppress(
+            ClusterLost, concurrent.futures.TimeoutError, concurrent.futures.CancelledError
+        ):
             work = self._session.detach()
             loop = _loop_of(self._client, work)
-            begun = _submit(loop, work)
+            begun = _Begun(loop, work)
             with suppress(RuntimeError):
                 if asyncio.get_running_loop() is loop:
                     return  # it is told, and nobody can wait for it here
-            begun.result(_CLOSE_S)
+            begun.outcome.result(_CLOSE_S)
         if self._own_client is not None:
             self._own_client.close()
 
@@ -496,13 +526,17 @@ class ShardedStore(Owned):
         self._unusable = (ClosedError, f"this {type(self).__name__} is closed")
         self._released = True
         if self._elsewhere is None:
-            self._letting_go.detach()
+            self._let_be()
             with suppress(ClusterLost):
                 await self._await(self._session.detach())
             if self._own_client is not None:
                 closing = self._own_client.close()
                 if closing is not None:
                     await closing
+
+    def _let_be(self) -> None:
+        if self._letting_go is not None:
+            self._letting_go.detach()
 
     async def __aenter__(self) -> Self:
         await self._aenter()
@@ -581,21 +615,52 @@ def _loop_of(client: Client, work: Coroutine[Any, Any, Any]) -> asyncio.Abstract
     return loop
 
 
-def _submit(
-    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]
-) -> concurrent.futures.Future[T]:
-    try:
-        return asyncio.run_coroutine_threadsafe(work, loop)
-    except RuntimeError:  # it was closed just now
-        work.close()
-        raise ClusterLost("the client is closed") from None
+class _Begun(Generic[T]):
+    """Work in a client's event loop. Its `outcome` is there when it has ended, even if it was cancelled."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> None:
+        self.outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._loop = loop
+        self._work = work
+        self._task: asyncio.Task[T] | None = None
+        try:
+            loop.call_soon_threadsafe(self._start)
+        except RuntimeError:  # it was closed just now
+            work.close()
+            raise ClusterLost("the client is closed") from None
+
+    def _start(self) -> None:
+        self._task = self._loop.create_task(self._work)
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.outcome.set_exception(concurrent.futures.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(task.result())
+
+    def cancel(self) -> None:
+        """Have it end soon."""
+
+        def cancel() -> None:
+            if self._task is not None:
+                self._task.cancel()
+
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(cancel)
 
 
-def _let_go(client: Client, session: Session) -> None:
+def _let_go(client: Client, session: Session, own: Client | None) -> None:
     """Detach a store that nobody has any more, without waiting."""
     with suppress(ClusterLost):
         work = session.detach()
-        _submit(_loop_of(client, work), work)
+        begun = _Begun(_loop_of(client, work), work)
+        if own is not None:  # in a thread: its own cannot wait for its end
+            begun.outcome.add_done_callback(
+                lambda _: threading.Thread(target=own.close, daemon=True).start()
+            )
 
 
 def _unpickle(address: str, timeout_s: float) -> ShardedStore:
