@@ -4,7 +4,7 @@
                                                                      └─▶ RawFiles: what does not shrink
 
 Values are taken apart by Dask's own serialisation, so that arrays and frames are compressed from where they
-lie; what only cloudpickle can pickle is taken, too.
+lie; what it does not keep whole is pickled (whole_values.py), by cloudpickle where nothing else can.
 
 Engines, store and files are made with the first value, so a worker that never needs them has none.
 
