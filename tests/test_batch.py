@@ -173,6 +173,16 @@ def test_one_page_of_another_size_is_that_pages_error_not_the_batchs(engine: Eng
     assert [bool(output) for output in batch.outputs()] == [True, False, True]
 
 
+def test_pages_of_a_wrong_size_do_not_travel() -> None:
+    page, large = bytes(4096), bytes(1 << 20)
+    batch = CompressBatch([page, large, b"odd", page], page_size=4096)
+    assert [len(source) for source in batch.inputs(range(4))] == [4096, 0, 0, 4096]
+    with Engine("lz4", backend="sequential") as engine:
+        engine.compress(CompressBatch(batch.inputs([1, 0]), page_size=4096))
+        engine.compress(batch)
+    assert batch.errors.tolist() == [0, -errno.EINVAL, -errno.EINVAL, 0]
+
+
 # Where compress writes
 
 
@@ -483,8 +493,3 @@ def test_a_page_that_the_batch_does_not_have_is_an_index_error(index: int) -> No
     batch = CompressBatch(bytes(8192), page_size=4096)
     with pytest.raises(IndexError, match="the batch has 2 pages"):
         batch.output(index)
-
-
-def test_pages_of_another_size_do_not_travel() -> None:
-    batch = CompressBatch([bytes(4096), bytes(64 << 20), b"odd"], page_size=4096)
-    assert [len(page) for page in batch.inputs(range(3))] == [4096, 0, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -244,10 +245,22 @@ class Unspeakable(Exception):
         raise OwnError
 
 
+class Unshowable:
+    """What raises where it is shown."""
+
+    def __repr__(self) -> str:
+        raise OwnError
+
+
+def _caused(error: BaseException) -> BaseException:
+    error.__cause__ = OwnError("first")
+    return error
+
+
 class Unpicklable:
     """A value whose pickling raises, as long as there is an error for it."""
 
-    def __init__(self, error: Exception | None) -> None:
+    def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
     def __reduce__(self) -> Any:
@@ -267,11 +280,14 @@ class Unpicklable:
         (TypeError("Could not"), "TypeError: Could not"),
         (NotImplementedError("so"), "Could not serialize object of type Unpicklable"),
         (Unspeakable(), "test_worker_data.Unspeakable: <exception str() failed>"),
+        (_caused(TypeError(Unshowable())), "TypeError: <exception str() failed>"),
+        (SystemExit(1), "SystemExit: 1"),
+        (asyncio.CancelledError(), "CancelledError"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_cannot_be_pickled_keeps_no_other_value_live(
-    data: WorkerData, caplog: pytest.LogCaptureFixture, error: Exception, said: str
+    data: WorkerData, caplog: pytest.LogCaptureFixture, error: BaseException, said: str
 ) -> None:
     bad = {f"bad {number}": Unpicklable(error) for number in range(3)}
     data.update(bad)
@@ -309,6 +325,13 @@ class SaysNoSize:
         raise OwnError
 
 
+class SaysToEnd:
+    """A value that ends its thread where it is asked for its size."""
+
+    def __sizeof__(self) -> int:
+        raise SystemExit
+
+
 class SaysOdd:
     """A value whose size, as its library says, is `size`."""
 
@@ -323,6 +346,7 @@ sizeof.register(SaysOdd, lambda value: value.size)
     "value",
     [
         SaysNoSize(),
+        SaysToEnd(),
         *map(SaysOdd, (float("nan"), float("inf"), -5, None, "many", np.int8(100), 1.5)),
     ],
     ids=lambda value: repr(getattr(value, "size", "none")),

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from distributed import Worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchzip import ClosedError, CorruptValue
+from batchzip import ClosedError, CorruptValue, StoreRejected
 from batchzip.dask import WorkerData
-from batchzip.dask.raw_files import RawFiles
+from batchzip.dask.compressed_values import CompressedValues, NoRoom, _digest
+from batchzip.dask.raw_files import RawFiles, _move
 from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from batchzip.buffers import Flat
+    from batchzip.dask.raw_files import Place
 
 MIB = 1 << 20
 
@@ -27,6 +34,17 @@ def data(tmp_path: Path) -> Iterator[WorkerData]:
     """Room for 8 MiB of compressed values; they are live until they are evicted."""
     with WorkerData(str(tmp_path), memory_limit=16 * MIB, live=1.0, compressed=0.5) as data:
         yield data
+
+
+class _Pickled:
+    """A value that does some work as it is pickled."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.work = work
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        self.work()
+        return int, (7,)
 
 
 def noise(seed: int, size: int = MIB) -> np.ndarray:
@@ -114,6 +132,53 @@ def test_a_value_that_was_not_changed_is_compressed_once(data: WorkerData, make:
 
 
 @pytest.mark.parametrize("make", [counts, noise])
+def test_a_value_that_changes_while_it_is_stored_is_not_taken_for_unchanged(
+    data: WorkerData,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[int], np.ndarray],
+) -> None:
+    value: Any = make(1)
+    data["a"] = value
+    changes, changing = iter([7]), [value]
+
+    def digest(head: bytes, buffers: Sequence[Flat]) -> bytes:
+        found = _digest(head, buffers)
+        for one in changing:
+            one[5] += next(changes, 0)
+        return found
+
+    monkeypatch.setattr("batchzip.dask.compressed_values._digest", digest)
+    data.fast.evict("a")
+    assert data["a"] is changing[0]
+    value[5] -= 7  # what it was as its eviction began
+    data.fast.evict("a")
+    changing.clear()
+    del value
+    np.testing.assert_array_equal(data["a"], make(1))
+
+
+def test_a_value_that_changes_while_it_is_written_is_no_damage(
+    data: WorkerData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value: Any = noise(1)
+    data["a"] = value
+    changes, changing = iter([7]), [value]
+
+    def move(*rest: Any) -> None:
+        for one in changing:
+            one[5] += next(changes, 0)
+        _move(*rest)
+
+    monkeypatch.setattr("batchzip.dask.raw_files._move", move)
+    data.fast.evict("a")
+    changed = value.copy()
+    changing.clear()
+    del value
+    monkeypatch.undo()
+    np.testing.assert_array_equal(data["a"], changed)
+
+
+@pytest.mark.parametrize("make", [counts, noise])
 def test_what_was_kept_of_a_value_goes_with_it(data: WorkerData, make: object) -> None:
     assert callable(make)
     data["a"] = make(1)
@@ -196,6 +261,62 @@ def test_values_that_are_in_use_are_not_the_first_to_go(data: WorkerData) -> Non
     assert data["used"] is used
 
 
+class _Array(np.ndarray):
+    """An array with an attribute."""
+
+    name = ""
+
+    def __reduce__(self) -> Any:
+        return _named, (np.asarray(self), self.name)
+
+
+def _named(values: np.ndarray, name: str) -> _Array:
+    array = values.view(_Array)
+    array.name = name
+    return array
+
+
+class _Bytes(bytes):
+    """Bytes of a kind of their own."""
+
+
+class _Bytearray(bytearray):
+    """The same, writable."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        _named(np.arange(1000.0), "x"),
+        np.zeros(3, "i4,f8").view(np.recarray),
+        np.array(["ab", "c"]).view(np.char.chararray),
+        np.zeros(3, np.dtype("f8", metadata={"unit": "m"})),
+        np.ma.masked_array([1, 2, 3], mask=[False, True, False], hard_mask=True),
+        np.ma.masked_array([1, 2, 3], mask=[False, True, False]),
+        _Bytes(b"some"),
+        _Bytearray(b"some"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a list"])
+def test_values_come_back_as_what_they_were(data: WorkerData, value: Any, inside: bool) -> None:
+    data["a"] = [value, np.zeros(3)] if inside else value
+    data.evict()
+    data._values.forget("a")
+    slow: Any = data.slow
+    slow.cache.clear()  # of values that are still in use
+    found: Any = data["a"]
+    found = found[0] if inside else found
+    assert found is not value
+    assert type(found) is type(value)
+    assert np.all(found == value)
+    for name in ("name", "hardmask", "mask"):
+        assert str(getattr(found, name, None)) == str(getattr(value, name, None))
+    if isinstance(value, np.ndarray):
+        assert found.dtype == value.dtype
+        assert found.dtype.metadata == value.dtype.metadata
+
+
 def test_raw_files_end_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchzip.dask.raw_files._SEGMENT", 3 * MIB)
     with RawFiles(str(tmp_path)) as files:
@@ -220,6 +341,52 @@ def test_raw_files_end_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         files.write([b"late"])
 
 
+def test_values_without_bytes_take_no_other_values_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchzip.dask.raw_files._SEGMENT", 2 * MIB)
+    with WorkerData(tmp_path, memory_limit=16 * MIB, live=1.0, compressed=0.0) as data:
+        data["none"] = np.empty(0)
+        data.evict()
+        for number in range(3):  # the last one begins a second segment
+            data[number] = noise(number)
+            data.evict()
+        assert not data.fast
+        del data["none"], data[1]
+        np.testing.assert_array_equal(data[0], noise(0))
+        for number in (0, 2):
+            del data[number]
+        assert data.spilled_total == (0, 0)
+
+
+def test_files_have_no_more_than_their_limit(tmp_path: Path) -> None:
+    size, blocks = 70_000, 18 * 4096
+    with WorkerData(
+        tmp_path, memory_limit=16 * MIB, live=1.0, compressed=0.0, max_disk_bytes=9 * blocks + size
+    ) as data:
+        for number in range(12):
+            data[number] = noise(number, size)
+        while data.evict() > 0:
+            pass
+        assert data.spilled_total.disk == 9 * blocks
+        for number in range(12):
+            np.testing.assert_array_equal(data[number], noise(number, size))
+
+
+def test_threads_take_no_more_than_the_limit_at_the_same_time(tmp_path: Path) -> None:
+    with RawFiles(str(tmp_path)) as files:
+        places: list[Place] = []
+
+        def work(number: int) -> None:
+            for _ in range(50):
+                with suppress(StoreRejected):
+                    places.append(files.write([bytes([number]) * 5000], 20 * 8192 + 100))
+
+        in_threads(3, work)
+        assert len(places) == 20
+        assert files.held_bytes == 20 * 8192
+
+
 def test_raw_files_take_as_many_buffers_as_there_are(tmp_path: Path) -> None:
     buffers = [bytes([number % 256]) * (number % 7) for number in range(3000)]
     with RawFiles(str(tmp_path)) as files:
@@ -228,6 +395,87 @@ def test_raw_files_take_as_many_buffers_as_there_are(tmp_path: Path) -> None:
         assert found is not None
         assert [bytes(one) for one in found] == buffers
         assert files.read(files.write([])) == []
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("again", [True, False], ids=["set again", "deleted"])
+def test_a_value_that_is_deleted_while_it_is_compressed_stays_so(
+    data: WorkerData, monkeypatch: pytest.MonkeyPatch, early: bool, again: bool
+) -> None:
+    store = CompressedValues.__setitem__
+
+    def delete() -> None:
+        if again:
+            data["a"] = 2
+        del data["a"]
+
+    def store_and_delete(values: CompressedValues, key: str, value: object) -> None:
+        if early:
+            delete()
+        store(values, key, value)
+        if not early:
+            delete()
+        assert "a" not in data
+        assert list(data) == ["b"]
+        assert len(data) == 1
+        with pytest.raises(KeyError):
+            data["a"]
+
+    data["a"], data["b"] = 1, 2
+    monkeypatch.setattr(CompressedValues, "__setitem__", store_and_delete)
+    data.fast.evict("a")
+    assert "a" not in data
+    assert dict(data) == {"b": 2}
+    assert data.spilled_total == (0, 0)
+
+
+def test_values_are_counted_while_an_eviction_ends(data: WorkerData) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        begun.set()
+        may_end.wait(60)
+        raise MemoryError
+
+    def evict() -> None:
+        with pytest.raises(NoRoom):
+            data.fast.evict(key)
+
+    class Part:
+        """A part of a key; as the values are counted, the eviction ends, unless it has to wait."""
+
+        def __hash__(self) -> int:
+            if threading.current_thread() is threading.main_thread() and begun.is_set():
+                may_end.set()
+                evicting.join(0.1)
+            return 1
+
+    key = "a", Part()
+    data[key] = _Pickled(fail)
+    evicting = threading.Thread(target=evict)
+    evicting.start()
+    begun.wait(60)
+    assert len(data) == 1
+    evicting.join()
+    assert not data.fast.leaving
+
+
+def test_workers_may_be_made_while_one_finds_its_own(
+    data: WorkerData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Changing(list[object]):
+        """Workers, of which another thread makes one."""
+
+        changes = iter([True, True, False])
+
+        def __iter__(self) -> Iterator[object]:
+            if next(self.changes):
+                raise RuntimeError("Set changed size during iteration")
+            return super().__iter__()
+
+    monkeypatch.setattr(Worker, "_instances", Changing())
+    data["a"] = 1
+    assert data["a"] == 1
 
 
 def test_threads_may_spill_and_restore_noise_at_the_same_time(data: WorkerData) -> None:

@@ -139,11 +139,11 @@ class CompressBatch(Batch):
         self.pointers.drop_inputs()
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
-        """Return views of the pages of `share`; an empty one in place of one of another size."""
+        """Return views of the pages of `share`; empty for one of a wrong size, which fails whatever it has."""
         pages, size = self._pages, self.page_size
         if isinstance(pages, list):
-            given = [pages[index] for index in share]
-            return [page if len(page) == size else b"" for page in given]
+            sources = (pages[index] for index in share)
+            return [source if len(source) == size else source[:0] for source in sources]
         flat = buffers.flat(pages)
         return [flat[index * size : (index + 1) * size] for index in share]
 

@@ -4,7 +4,7 @@
                                                                      └─▶ RawFiles: what does not shrink
 
 Values are taken apart by Dask's own serialisation, so that arrays and frames are compressed from where they
-lie; what only cloudpickle can pickle is taken, too.
+lie; what it does not keep whole is pickled (whole_values.py), by cloudpickle where nothing else can.
 
 Engines, store and files are made with the first value, so a worker that never needs them has none.
 
@@ -31,6 +31,7 @@ from xxhash import xxh3_128
 from batchzip.backend import Backend
 from batchzip.dask.raw_files import RawFiles
 from batchzip.dask.sampling import Sampler
+from batchzip.dask.whole_values import SERIALIZERS
 from batchzip.engine import Engine
 from batchzip.errors import ClosedError, CorruptValue, NotStorable, StoreRejected
 from batchzip.lifetime import Closing
@@ -83,7 +84,9 @@ def size_of(value: object) -> int:
     """Return the bytes that a value has in memory, as far as it says so; never raise."""
     try:
         return max(0, int(safe_sizeof(value)))
-    except (TypeError, ValueError, OverflowError):  # no number, or none that counts
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - no number, none that counts, or what its own code raises
         return _UNKNOWN_SIZE
 
 
@@ -132,11 +135,13 @@ class CompressedValues(MutableMapping[Any, Any]):
     def __setitem__(self, key: Key, value: object) -> None:
         try:
             with context_meter.meter("serialize"):
-                header, frames = serialize(value, serializers=("dask", "pickle"), on_error="raise")
+                header, frames = serialize(value, serializers=SERIALIZERS, on_error="raise")
                 buffers = [pickle.PickleBuffer(frame).raw() for frame in frames]
                 head = pickle.dumps(header, pickle.HIGHEST_PROTOCOL)
                 digest = _digest(head, buffers)
-        except Exception as error:  # noqa: BLE001 - whatever the value's own code raises
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the value's own code raises
             cause = _own_error(error)
             kind = NoRoom if isinstance(cause, MemoryError) else NotPicklable
             raise kind(key) from cause
@@ -145,7 +150,7 @@ class CompressedValues(MutableMapping[Any, Any]):
             parts = left
         else:
             self._drop(left)
-            parts = self._write(key, buffers)
+            digest, parts = self._write(key, head, buffers, digest)
             _count("disk-write", buffers)
         parts = parts._replace(size=size_of(value), header=head, digest=digest)
         with self._lock:
@@ -155,26 +160,38 @@ class CompressedValues(MutableMapping[Any, Any]):
         if self.closed:  # meanwhile, by another thread
             self.close()
 
-    def _write(self, key: Key, buffers: Sequence[Flat]) -> Parts:
-        """Compress frames, or write them as they are. Raise NotPicklable, NoRoom."""
+    def _write(
+        self, key: Key, head: bytes, buffers: Sequence[Flat], digest: bytes
+    ) -> tuple[bytes, Parts]:
+        """Store frames; their digest as they were stored. Raise NotPicklable, NoRoom."""
         try:
-            places = self._open()
             with context_meter.meter("compress"):
-                ways = tuple(map(places.way_of, buffers))
-                self._leave_room(sum(map(len, buffers)) // 2)
-                raw = (None,) * len(ways)
-                with suppress(StoreRejected, OSError):
-                    return places.write(buffers, ways, self._max_disk_bytes)
-                # Where it has no pool, a store takes no small values.
-                with suppress(StoreRejected, OSError):
-                    return places.write(buffers, raw, self._max_disk_bytes)
-                while self._left:
-                    self._forget_one()
-                return places.write(buffers, raw, self._max_disk_bytes)
+                parts = self._place(buffers)
+                if _digest(head, buffers) != digest:
+                    # A task changes it meanwhile, so what was stored may be of no digest at all.
+                    self._drop(parts)
+                    copies = [memoryview(bytes(buffer)) for buffer in buffers]
+                    digest, parts = _digest(head, copies), self._place(copies)
+                return digest, parts
         except NotStorable as error:
             raise NotPicklable(key) from (error.__cause__ or error)
         except Exception as error:
             raise NoRoom(key) from error
+
+    def _place(self, buffers: Sequence[Flat]) -> Parts:
+        """Compress frames, or write them as they are. Raise what the store raises."""
+        places = self._open()
+        ways = tuple(map(places.way_of, buffers))
+        self._leave_room(sum(map(len, buffers)) // 2)
+        raw = (None,) * len(ways)
+        with suppress(StoreRejected, OSError):
+            return places.write(buffers, ways, self._max_disk_bytes)
+        # Where it has no pool, a store takes no small values.
+        with suppress(StoreRejected, OSError):
+            return places.write(buffers, raw, self._max_disk_bytes)
+        while self._left:
+            self._forget_one()
+        return places.write(buffers, raw, self._max_disk_bytes)
 
     def __getitem__(self, key: Key) -> object:
         parts = self._values[key]
@@ -363,13 +380,11 @@ class _Places(Closing):
                 if way is not None:
                     self._compress(parts.number, way, some)
             if None in of_way:
-                size = sum(map(len, of_way[None]))
-                if max_disk_bytes is not None and self.disk_bytes + size > max_disk_bytes:
-                    raise StoreRejected(  # noqa: TRY301 - it ends as all that fails does
-                        "reject_reclaim_fail",
-                        f"the files have no room for it in {max_disk_bytes} bytes",
-                    )
-                parts = parts._replace(raw=self._raw.write(of_way[None]))
+                most = None
+                if max_disk_bytes is not None:
+                    most = max_disk_bytes - (self.disk_bytes - self._raw.held_bytes)
+                raw = self._raw.write(of_way[None], most)
+                parts = parts._replace(raw=raw)
                 self.share_disk(max_disk_bytes)
         except BaseException:
             self.erase(parts)
@@ -437,9 +452,10 @@ def _digest(head: bytes, buffers: Sequence[Flat]) -> bytes:
 def _own_error(error: BaseException) -> BaseException:
     """Return what a value's own code raised, without what Dask's serialisation makes of it."""
     while (
-        isinstance(error, TypeError)
+        type(error) is TypeError
         and error.__cause__ is not None
-        and str(error.args[:1]).startswith("('Could not serialize object of type")
+        and type(text := next(iter(error.args), None)) is str
+        and text.startswith("Could not serialize object of type")
     ):
         error = error.__cause__
     return error

@@ -24,7 +24,7 @@ from xxhash import xxh3_64
 
 from batchzip.buffers import flat
 from batchzip.core.calls import Calls
-from batchzip.errors import ClosedError
+from batchzip.errors import ClosedError, StoreRejected
 from batchzip.lifetime import Closing
 from batchzip.store.file_io import open_storage
 
@@ -80,13 +80,16 @@ class RawFiles(Closing):
         self._segments: list[Segment] = []
         self._closed = False
 
-    def write(self, buffers: Sequence[Flat]) -> Place:
-        """Write buffers. Raise OSError, and nothing of them is kept then; ClosedError."""
+    def write(self, buffers: Sequence[Flat], max_bytes: int | None = None) -> Place:
+        """Write buffers. Raise OSError, and nothing of them is kept then; ClosedError.
+
+        Raise StoreRejected if the files would have more than `max_bytes`.
+        """
         lengths = tuple(map(len, buffers))
         checksum = xxh3_64()
         for buffer in buffers:
             checksum.update(buffer)
-        segment, offset = self._reserve(_blocks(sum(lengths)))
+        segment, offset = self._reserve(_blocks(sum(lengths)), max_bytes)
         place = Place(segment, offset, lengths, checksum.intdigest())
         try:
             with place.segment.calls.enter() as storage:
@@ -142,9 +145,14 @@ class RawFiles(Closing):
         for segment in segments:
             segment.calls.close()
 
-    def _reserve(self, size: int) -> tuple[Segment, int]:
+    def _reserve(self, size: int, max_bytes: int | None) -> tuple[Segment, int]:
         while True:
             with self._lock:
+                if max_bytes is not None and self.held_bytes + size > max_bytes:
+                    raise StoreRejected(
+                        "reject_reclaim_fail",
+                        f"the files have no room for {size} bytes beside {self.held_bytes}, of {max_bytes}",
+                    )
                 if self._segments and self._segments[-1].end < _SEGMENT:
                     segment = self._segments[-1]
                     offset = segment.end
@@ -176,4 +184,5 @@ def _move(call: object, descriptor: int | None, buffers: Sequence[Flat], at: int
 
 
 def _blocks(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
+    """Return whole blocks for so many bytes; one for none, as each place has an offset of its own."""
+    return max(1, -(-size // _BLOCK)) * _BLOCK

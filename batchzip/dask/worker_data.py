@@ -36,7 +36,7 @@ import traceback
 import weakref
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import chain, islice
 from pathlib import Path
@@ -158,6 +158,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
             old = self.fast.d.get(key)
             self._restoring.pop(key, None)
             super().__delitem__(key)
+            zict.common.discard(self.slow, key)  # it may be there, too, as its eviction ends
             self._values.forget(key)
         del old
 
@@ -173,11 +174,29 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
 
     def __len__(self) -> int:
         with self.lock, self.fast.lock:
-            twice = sum(key in self.fast and key in self.slow for key in self.fast.leaving)
-            return len(self.fast) + len(self.slow) - twice
+            leaving = list(self.fast.leaving.items())
+            not_there = sum(
+                key in self.slow and (changed or key in self.fast) for key, changed in leaving
+            )
+            return len(self.fast) + len(self.slow) - not_there
+
+    def __contains__(self, key: object) -> bool:
+        if key in self.fast:
+            return True
+        gone = self._is_gone(key)  # before: as an eviction ends, this does, too
+        return key in self.slow and not gone
+
+    def __iter__(self) -> Iterator[Key]:
+        return (key for key in super().__iter__() if key in self)
+
+    def _is_gone(self, key: object) -> bool:
+        """Say whether a value was deleted while it was compressed: that it is in `slow` means nothing."""
+        return self.fast.leaving.get(key, False) and key not in self.fast
 
     def slow_to_fast(self, key: Key) -> object:
         """Restore a value, and make it live unless it is larger than all live ones may be."""
+        if self._is_gone(key):
+            raise KeyError(key)
         mark = self._restoring.setdefault(key, object())
         try:
             with self.unlock():
@@ -279,8 +298,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
 
         It is there when it has something to keep, and not yet when it makes its data.
         """
-        # A list: other threads may make workers meanwhile.
-        workers = [one for one in list(Worker._instances) if one.data is self]  # noqa: SLF001
+        workers = [one for one in _all_workers() if one.data is self]
         limit: int | None = MEMORY_LIMIT
         process: Callable[[], int] | None = None
         for worker in workers:
@@ -318,7 +336,7 @@ class _Live(zict.LRU[Any, Any]):
         self._data = weakref.proxy(data)
         self._stuck: set[Key] = set()
         """Keys whose values cannot be pickled."""
-        self.leaving: dict[Key, bool] = {}
+        self.leaving: dict[object, bool] = {}
         """Keys whose values are being compressed; whether they were set or deleted meanwhile."""
         self._told: set[tuple[str, str]] = set()
 
@@ -418,7 +436,8 @@ class _Live(zict.LRU[Any, Any]):
             if undo:
                 zict.common.discard(self._slow, key)
                 self._data._values.forget(key)  # noqa: SLF001
-            del self.leaving[key]
+            with self.lock:
+                del self.leaving[key]
 
     def _tell(self, key: Key, refused: NotPicklable) -> None:
         """Log what cannot be pickled, once for each kind: there may be thousands of them."""
@@ -432,6 +451,13 @@ class _Live(zict.LRU[Any, Any]):
                 kind,
                 _said(refused),
             )
+
+
+def _all_workers() -> list[Worker]:
+    """Return this process's workers; other threads may make some meanwhile."""
+    while True:
+        with suppress(RuntimeError):
+            return list(Worker._instances)  # noqa: SLF001
 
 
 def _said(refused: NoRoom | NotPicklable) -> str:
