@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from distributed.protocol import pickle
 
-from batchzip.dask.directory import NAME, Directory
+from batchzip.dask.directory import LEASE_S, NAME, Directory
 from batchzip.dask.members import Members, patience_s
 from batchzip.dask.place import MESSAGE_BYTES, Place, Unanswered
 from batchzip.dask.probe import acheck_scheduler
@@ -135,6 +135,8 @@ class Session:
         self._options: tuple[dict[str, Any], list[str] | None] | None = None
         self._losses_of_all = 0
         """How often a scheduler was lost."""
+        self._all_lost_at = -math.inf
+        """When that was seen last, by the monotonic clock."""
         self._ended = False
 
     @property
@@ -291,6 +293,7 @@ class Session:
     def _lose_all(self, reason: str) -> None:
         """Note that the scheduler is gone, and all shards with it."""
         self._losses_of_all += 1
+        self._all_lost_at = time.monotonic()
         for stripe in self._record.stripes():
             self._former.set_mask(stripe, self._former.mask(stripe) | self._record.mask(stripe))
         self._record = Record()
@@ -656,7 +659,12 @@ class Session:
         # Before it is done: what another task stores meanwhile stays in the record.
         taken = self._record.take(first, count)
         try:
-            dropped = await self._drop((), first, count) if self._members.members else 0
+            if self._members.members:
+                dropped = await self._drop((), first, count)
+            else:
+                # Others may still be served by shards of the scheduler that is gone, until their leases end.
+                await asyncio.sleep(self._all_lost_at + LEASE_S - time.monotonic())
+                dropped = 0
             lost = await self._forget_lost(range(first, first + count), taken) if self._lost else 0
         except BaseException:
             self._record.give(taken)
