@@ -32,7 +32,7 @@ from batchzip.dask.members import Members, patience_s
 from batchzip.dask.place import MESSAGE_BYTES, Place, Unanswered
 from batchzip.dask.probe import acheck_scheduler
 from batchzip.dask.record import STRIPE, Record, cut
-from batchzip.dask.wire import DIRECTORY, ERROR, GONE, Answer, error_of
+from batchzip.dask.wire import DIRECTORY, ERROR, GONE, OK, Answer, error_of
 from batchzip.errors import ClosedError, ClusterLost, PageNotStored, PagesLost
 from batchzip.store import Counters
 
@@ -293,7 +293,8 @@ class Session:
     def _lose_all(self, reason: str) -> None:
         """Note that the scheduler is gone, and all shards with it."""
         self._losses_of_all += 1
-        self._all_lost_at = time.monotonic()
+        if self._members.members:
+            self._all_lost_at = time.monotonic()
         for stripe in self._record.stripes():
             self._former.set_mask(stripe, self._former.mask(stripe) | self._record.mask(stripe))
         self._record = Record()
@@ -655,21 +656,33 @@ class Session:
 
     async def invalidate(self, first: int, count: int) -> int:
         """Forget pages, stored, lost or not; how many there were."""
-        former = sum(mask.bit_count() for mask in self._former.take(first, count).values())
+        former = self._former.take(first, count)
         # Before it is done: what another task stores meanwhile stays in the record.
         taken = self._record.take(first, count)
         try:
-            if self._members.members:
-                dropped = await self._drop((), first, count)
-            else:
-                # Others may still be served by shards of the scheduler that is gone, until their leases end.
-                await asyncio.sleep(self._all_lost_at + LEASE_S - time.monotonic())
-                dropped = 0
+            dropped = await self._drop((), first, count) if await self._has_shards() else 0
             lost = await self._forget_lost(range(first, first + count), taken) if self._lost else 0
         except BaseException:
             self._record.give(taken)
+            self._former.give(former)
             raise
-        return former + dropped + lost
+        return sum(mask.bit_count() for mask in former.values()) + dropped + lost
+
+    async def _has_shards(self) -> bool:
+        """Return whether there are shards; if not, nobody is served by former ones any more, either."""
+        if not self._members.members:
+            answer = await self._ask(
+                "fetch",
+                _DIRECTORY_S,
+                client=self._client.id,
+                attachment=self._attachment,
+                since=self._members.epoch,
+            )
+            if answer["status"] == OK:  # somebody has made it anew
+                self._take_in(answer)
+            else:
+                await asyncio.sleep(self._all_lost_at + LEASE_S - time.monotonic())
+        return bool(self._members.members)
 
     async def _forget_lost(self, wanted: range, taken: Mapping[int, int]) -> int:
         """Have lost pages forgotten; how many there were. `taken` was in the record."""
