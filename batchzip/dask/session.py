@@ -666,7 +666,8 @@ class Session:
             self._record.give(taken)
             self._former.give(former)
             raise
-        return sum(mask.bit_count() for mask in former.values()) + dropped + lost
+        # Where a page was lost with a scheduler, others may have stored again.
+        return min(count, sum(mask.bit_count() for mask in former.values()) + dropped + lost)
 
     async def _has_shards(self) -> bool:
         """Return whether there are shards; if not, nobody is served by former ones any more, either."""
