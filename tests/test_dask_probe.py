@@ -9,8 +9,8 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from dask_cluster import offload_thread
 from dask_commands import other_environment, scheduler_command, worker_command
+from dask_fixtures import leaves_nothing_behind, offloading  # noqa: F401 - used by every test
 from distributed import Client
 
 import batchzip
@@ -46,18 +46,6 @@ FIT: Answer = {
     "protocol": PROTOCOL,
     "error": None,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing_behind() -> Iterator[None]:
-    with LeakCheck(ignore="socket:"):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,14 @@ import dask.config
 import numpy as np
 import pytest
 from command import cli
-from dask_cluster import offload_thread
 from dask_commands import scheduler_command, worker_command
+from dask_fixtures import leaves_nothing_behind, offloading  # noqa: F401 - used by every test
 from distributed import Client
 from distributed.security import Security
 
 from batchzip import BackendUnavailable, ClusterLost, CompressBatch, DecompressBatch, Engine
 from batchzip.dask import ShardedStore
 from batchzip.dask.probe import check_scheduler, check_workers
-from batchzip.testing import LeakCheck
 from batchzip.testing.plain import make_pages
 from batchzip_dask import DaskBackend
 
@@ -34,18 +33,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing_behind() -> Iterator[None]:
-    with LeakCheck(ignore="socket:"):
-        yield
 
 
 def make_certificate(folder: Path) -> dict[str, str]:

@@ -12,35 +12,22 @@ from typing import TYPE_CHECKING, Any
 import dask.config
 import numpy as np
 import pytest
-from dask_cluster import offload_thread
 from dask_commands import scheduler_command, worker_command
+from dask_fixtures import leaves_nothing_behind, offloading  # noqa: F401 - used by every test
 from distributed import Client, Scheduler, Worker
 from distributed.system import MEMORY_LIMIT
 
 from batchzip import BadArgument, StoreRejected
 from batchzip.dask import ShardedStore
 from batchzip.dask.shard_limits import store_options
-from batchzip.testing import LeakCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 MIB = 1 << 20
 PAGES = 51_200  # 200 MiB
 FOLIO = 2048
 MEMORY = "distributed.worker.memory"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing_behind() -> Iterator[None]:
-    with LeakCheck(ignore="socket:"):
-        yield
 
 
 def peak_bytes(pid: int) -> int:

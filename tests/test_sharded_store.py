@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from dask_cluster import dask_cluster, offload_thread
+from dask_cluster import dask_cluster
 from dask_commands import scheduler_command, worker_command
+from dask_fixtures import leaves_nothing_behind, offloading  # noqa: F401 - used by every test
 from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,19 +50,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 PAGE = 4096
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing_behind() -> Iterator[None]:
-    """As everywhere, but for sockets: a client opens them as it needs them, and closes them at its end."""
-    with LeakCheck(ignore="socket:"):
-        yield
 
 
 @pytest.fixture(scope="module")

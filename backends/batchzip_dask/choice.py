@@ -4,7 +4,7 @@ A kind is an operation and a size, as what sending costs depends on both. Compar
 pages a second while any batch of the kind is under way there: those of callers that wait for each batch, and of
 others that submit hundreds at once, come out as they are, and so do callers whose CPUs others use. Rejected:
 the time that one batch takes, by which sending loses wherever its latency could be hidden; CPU time, which
-does not tell of a CPU that is not to be had.
+does not show that no CPU is free.
 
 The place that was faster has the work. Now and then the other has a part, a trial, long enough to fill the
 pipe, so that the news of idle workers or busy CPUs is noticed. A trial that costs t seconds, against what

@@ -77,7 +77,7 @@ _LEAST_S, _MOST_S = 0.01, 0.2
 """Seconds of a worker's thread that a parcel takes at least and at most, within the bounds in bytes."""
 
 _CODEC_TIMES = 8
-"""A parcel is at least so many times as long as the codec that travels with it, a dictionary maybe."""
+"""Times that a parcel is longer than the pickled codec it carries, which may have a dictionary. A minimum."""
 
 _LOOK_S = 1.0
 """Seconds between two looks at the cluster while something is out."""
@@ -121,7 +121,7 @@ class Lane:
         self._late: list[Request[Batch]] = []
         """The same, of requests whose deadline has passed."""
         self._failure: BaseException | None = None
-        """What went wrong in the thread; what it has cost is not ended yet."""
+        """The error that the thread met; the requests that it affects have not ended yet."""
         self._ended: deque[tuple[Request[Batch], BaseException | None]] = deque()
         """What is over, and its callbacks not called."""
         self._out: set[Parcel] = set()

@@ -44,7 +44,7 @@ Look_contra = TypeVar("Look_contra", contravariant=True)
 
 
 class Draw(Protocol[Look_contra]):
-    """Draws a look and the one before, of so many lines; None: of all there are."""
+    """A function that draws a look beside the one before, in `height` lines; in all it needs if that is None."""
 
     def __call__(
         self, now: Look_contra, before: Look_contra | None, *, height: int | None

@@ -20,7 +20,7 @@ A page is in one of these states:
 A thread that works on a page sets BUSY, and does so without the mutex. A touch of a busy page sets
 WANTED, and its thread sleeps in the kernel until the page is mapped or woken. Whoever ends BUSY
 wakes those who wait for a WANTED page, even if it has just mapped the page or marked it as lost,
-which wakes, too: a thread may go to sleep after that, as to the kernel a mark is no page.
+which wakes, too. The kernel takes a mark for no page, so a thread may go to sleep after that.
 
 A page cannot change while it is unmapped, and only BUSY pages are mapped or unmapped, so what is
 compressed is what the program wrote last.

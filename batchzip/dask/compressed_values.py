@@ -229,7 +229,7 @@ class CompressedValues(MutableMapping[Any, Any]):
                 places.share_disk(self._max_disk_bytes)
 
     def _leave_room(self, size: int) -> None:
-        """Give back what values have left, as far as the pool has no room for so many more bytes."""
+        """Free what deleted or restored values left in the pool until `size` more bytes fit."""
         limit = self._max_pool_bytes
         places = self._places.get("places")
         if limit is None or places is None:

@@ -20,8 +20,8 @@ more, or which does not answer, is given up when its lease has run out.
 Changes are made in one step of the event loop, which is what makes them atomic; nothing here locks.
 Rejected: that a client be the directory. It would die with it, and its pages with it.
 
-Everything here goes through the scheduler's messages as it is: numbers, texts, and pickled bytes, which are
-not unpickled here.
+Messages are numbers, texts and pickled bytes. Of these, only errors and counters are unpickled here; options
+of a store go on to its shards as they are.
 """
 
 from __future__ import annotations
@@ -61,9 +61,6 @@ NAME = "batchzip"
 
 LEASE_S = 2.0
 """Seconds that a lease lasts."""
-
-RENEW_S = 0.5
-"""Seconds after which a shard renews its lease."""
 
 _PING_S = 2.0
 """Seconds in which a shard that somebody complained of has to answer."""
@@ -437,7 +434,7 @@ class Directory(SchedulerPlugin):
             what = store.shards.get(shard) or store.leaving.get(shard)
             if what is None:
                 if epoch or address not in store.joining:
-                    # It was given up, and is there all the same: it may begin anew.
+                    # The shard was given up, but its worker still runs, and may get a new one.
                     news[shard] = {"status": GONE}
                     self.add_worker(self._scheduler, address)
                 continue
@@ -630,7 +627,7 @@ class Directory(SchedulerPlugin):
         )
         store.lose(shard, reason)
         self._push_all(store)
-        # A worker that was started anew may have the address, and got no shard while this one had it.
+        # A restarted worker may have the same address. It got no shard while this one had it.
         self.add_worker(self._scheduler, what.address)
 
     def _end(self, store: _Store) -> None:

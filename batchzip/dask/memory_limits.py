@@ -109,17 +109,17 @@ class Room:
         self._asked = -math.inf
 
     def look(self, pool: int, live: float, *, now: bool) -> None:
-        """See what others have, beside so many bytes of values; if `now` is false, only now and then."""
+        """Measure what the rest of the process has, beside `pool` and `live` bytes; only now and then unless `now`."""
         at = time.monotonic()
         if self._process is not None and (now or at - self._asked > _ASKED_S):
             self._others = max(0, self._process() - pool - int(live))
             self._asked = at
 
     def live(self, pool: int) -> int:
-        """Return what live values may have beside so many bytes of compressed pages.
+        """Return the bytes that live values may have beside `pool` bytes of compressed pages.
 
-        However much others have, that is a quarter at least: what tasks at work use is often theirs and live,
-        and to compress it would give nothing back.
+        That is a quarter at least, however much the rest of the process has: it is often live values that
+        tasks use, and compressing these would free nothing.
         """
         most = math.inf if self._live is None else self._live
         if self._live is None and self._both is not None:

@@ -1,4 +1,4 @@
-"""The page /batchzip of the scheduler's dashboard: its sharded stores, without scripts, anew every few seconds.
+"""The page /batchzip of the scheduler's dashboard: its sharded stores, without scripts. It reloads every few seconds.
 
 /batchzip.json and /batchzip/metrics have the same for programs, and for Prometheus.
 """
@@ -133,8 +133,7 @@ def add_page(scheduler: Scheduler, survey: Callable[[], Awaitable[Survey]]) -> N
     paths = r".*/batchzip(|\.json|/metrics)"
     application.add_handlers(".*$", [(paths, _Page, {"survey": survey})])
     dashboard = sys.modules.get("distributed.dashboard.scheduler")
-    if (
-        dashboard is not None
-    ):  # it has bokeh, and pages that link to each other; there is no documented way
+    if dashboard is not None:
+        # With bokeh, its pages link to each other, by a list that Dask does not document.
         with suppress(Exception):
             dashboard.template_variables(scheduler)["pages"].append("batchzip")

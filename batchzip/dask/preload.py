@@ -19,9 +19,8 @@ import dask.config
 if TYPE_CHECKING:
     from distributed import Worker
 
-_LOG = logging.getLogger(
-    "distributed.worker.memory"
-)  # which Dask shows; batchzip's own it does not
+_LOG = logging.getLogger("distributed.worker.memory")
+"""A logger that Dask shows; it does not show batchzip's own."""
 
 _SETTINGS = "batchzip.worker-data"
 

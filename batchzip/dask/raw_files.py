@@ -184,5 +184,5 @@ def _move(call: object, descriptor: int | None, buffers: Sequence[Flat], at: int
 
 
 def _blocks(size: int) -> int:
-    """Return whole blocks for so many bytes; one for none, as each place has an offset of its own."""
+    """Return `size` in whole blocks, one at least: each place needs an offset of its own."""
     return max(1, -(-size // _BLOCK)) * _BLOCK

@@ -32,7 +32,7 @@ from batchzip.dask.members import Members, patience_s
 from batchzip.dask.place import MESSAGE_BYTES, Place, Unanswered
 from batchzip.dask.probe import acheck_scheduler
 from batchzip.dask.record import STRIPE, Record, cut
-from batchzip.dask.wire import DIRECTORY, ERROR, GONE, OK, Answer, error_of
+from batchzip.dask.wire import DIRECTORY, ERROR, GONE, NO_STORE, OK, Answer, error_of
 from batchzip.errors import ClosedError, ClusterLost, PageNotStored, PagesLost
 from batchzip.store import Counters
 
@@ -144,14 +144,18 @@ class Session:
         """The scheduler's address, as the client has it."""
         return str(self._scheduler.address)
 
+    @property
+    def _who(self) -> dict[str, Any]:
+        """Return what tells the directory who asks."""
+        return {"client": self._client.id, "attachment": self._attachment}
+
     # The directory.
 
     async def create(self, options: dict[str, Any], workers: Sequence[str] | None) -> None:
         """Make the store, unless it is there, and attach to it."""
         self._options = options, None if workers is None else list(workers)
         question: dict[str, Any] = {
-            "client": self._client.id,
-            "attachment": self._attachment,
+            **self._who,
             "options": options,
             "workers": self._options[1],
             "epoch": self._members.epoch,
@@ -159,7 +163,7 @@ class Session:
         await self._place_directory()
         answer = await self._ask("create", 2 * self.timeout_s, keep=True, **question)
         if answer["status"] == GONE:
-            raise ClusterLost("the scheduler was started anew meanwhile")
+            raise ClusterLost("the scheduler was restarted meanwhile")
         self._take_in(answer)
 
     async def _place_directory(self) -> None:
@@ -179,12 +183,11 @@ class Session:
             "attach",
             _DIRECTORY_S + self.timeout_s,
             keep=True,
-            client=self._client.id,
-            attachment=self._attachment,
+            **self._who,
         )
         if answer["status"] == GONE:
             raise ClusterLost(
-                "there is no store of this address: its last client closed it, or its scheduler is gone"
+                "there is no store of this address: its last client closed it, or its scheduler ended"
             )
         self._take_in(answer)
 
@@ -251,14 +254,13 @@ class Session:
         answer = await self._ask(method, within_s + self.timeout_s, **arguments)
         if answer["status"] == GONE:
             self._lose_all("its scheduler is gone, and with it all shards")
-            raise ClusterLost("the store is not there any more: `recover` makes it anew")
+            raise ClusterLost(NO_STORE)
         return answer
 
     async def _refresh(self) -> None:
         answer = await self._ask_for(
             "fetch",
-            client=self._client.id,
-            attachment=self._attachment,
+            **self._who,
             since=self._members.epoch,
         )
         self._take_in(answer)
@@ -315,7 +317,7 @@ class Session:
 
     def _no_shards(self) -> ClusterLost:
         if self._why_former:
-            return ClusterLost(f"{self._why_former}: recover() makes the store anew")
+            return ClusterLost(f"{self._why_former}: call recover() to make the store again")
         return ClusterLost("the store has no shards any more: no worker is left")
 
     def _place(self, name: str) -> Place:
@@ -347,16 +349,15 @@ class Session:
         return asked.result()
 
     async def _insist(
-        self, stripe: int, ask: Callable[[Place, int], Awaitable[T]], *, lost: bool = False
+        self, stripe: int, ask: Callable[[Place, int], Awaitable[T]]
     ) -> tuple[T, int]:
         """Ask the primary of a stripe until it answers; the answer, and the epoch that it is of.
 
-        Raise PagesLost or PageNotStored for a stripe that is lost, if `lost` is true.
+        Raise PagesLost for a stripe that is lost.
         """
         trouble = _Trouble()
         while True:
-            if lost:
-                await self._check_stripe(stripe)
+            await self._check_stripe(stripe)
             place, epoch = self._place_of(stripe), self._members.epoch
             try:
                 return await self._answer_of(asyncio.ensure_future(ask(place, epoch)), place), epoch
@@ -478,7 +479,7 @@ class Session:
     async def _store_piece(self, number: int, stripe: int, at: int, rows: Bytes) -> None:
         run, before = (at, len(rows)), self._losses_of_all
         error, epoch = await self._insist(
-            stripe, lambda place, epoch: place.store(epoch, number, run, rows), lost=True
+            stripe, lambda place, epoch: place.store(epoch, number, run, rows)
         )
         if error is not None:
             raise error
@@ -650,7 +651,6 @@ class Session:
         answer, _ = await self._insist(
             index // STRIPE,
             lambda place, epoch: place.ask("has", epoch=epoch, index=index),
-            lost=True,
         )
         return bool(answer["has"])
 
@@ -675,8 +675,7 @@ class Session:
             answer = await self._ask(
                 "fetch",
                 _DIRECTORY_S,
-                client=self._client.id,
-                attachment=self._attachment,
+                **self._who,
                 since=self._members.epoch,
             )
             if answer["status"] == OK:  # somebody has made it anew

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.protocol import pickle
 
-from batchzip.dask.wire import DIRECTORY, OK, SHARD
+from batchzip.dask.wire import DIRECTORY, NO_STORE, OK, SHARD
 from batchzip.errors import ClusterLost
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def survey_of(store: ShardedStore) -> StoreFigures:
     for one in () if found is None else found.stores:
         if store.address.endswith(f"/{one.store}"):
             return one
-    raise ClusterLost("the store is not there any more: `recover` makes it anew")
+    raise ClusterLost(NO_STORE)
 
 
 async def survey(scheduler: Scheduler, stores: Mapping[str, _Store]) -> Survey:

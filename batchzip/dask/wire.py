@@ -36,6 +36,9 @@ DIRECTORY = "batchzip_directory"
 SHARD = "batchzip_shard"
 """Name of a worker's handler."""
 
+NO_STORE = "the store does not exist any more: call recover() to make it again"
+"""What a client says of a store that its scheduler does not know."""
+
 Answer = dict[str, Any]
 
 
