@@ -31,7 +31,7 @@ def length(group: Group, index: int) -> int:
 
 def in_pool(group: Group, index: int) -> memoryview:
     """View what the pool holds for an index, writable: the shared memory itself."""
-    return object_of(group._home.pool, gather(group._ledger, index).value(0))
+    return object_of(group._resources.pool, gather(group._ledger, index).value(0))
 
 
 def in_file(group: Group, index: int) -> range:

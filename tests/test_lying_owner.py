@@ -33,7 +33,7 @@ from batchzip import (
 )
 from batchzip.codecs.lz4 import Lz4
 from batchzip.store.remote import view
-from batchzip.store.remote.share import LENGTH
+from batchzip.store.remote.wire import LENGTH
 from batchzip.system.segment import Segment
 
 spawn = multiprocessing.get_context("spawn")

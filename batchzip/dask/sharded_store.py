@@ -27,7 +27,6 @@ import numpy as np
 from distributed import Client, get_client, get_worker
 
 from batchzip.arguments.checks import as_fraction, as_index, as_integer, as_seconds
-from batchzip.arguments.wording import shown
 from batchzip.dask.connect import aconnect, connect
 from batchzip.dask.session import Session, ShardStatus
 from batchzip.dask.wire import dump
@@ -41,6 +40,7 @@ from batchzip.store.arguments import (
     as_room,
 )
 from batchzip.system.lifetime import Owned
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping, Sequence
