@@ -29,6 +29,7 @@ from distributed import Client, get_client, get_worker
 from batchzip.arguments.checks import as_fraction, as_index, as_integer, as_seconds
 from batchzip.dask.connect import aconnect, connect
 from batchzip.dask.session import Session, ShardStatus
+from batchzip.dask.survey import ask_store
 from batchzip.dask.wire import dump
 from batchzip.errors import BadArgument, ClosedError, ClusterLost, PageNotStored
 from batchzip.store.arguments import (
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.arguments.buffers import Buffer, Bytes
+    from batchzip.dask.survey import StoreFigures
     from batchzip.store import Counters
 
 __all__ = ["ShardStatus", "ShardedStore"]
@@ -260,6 +262,11 @@ class ShardedStore(Owned):
             self._refuse()
         if self._elsewhere is not None:
             await self._aopen()
+
+    def _survey(self) -> StoreFigures:
+        """Return how the store stands, with every shard's figures, for metrics."""
+        self._enter()
+        return self._run(ask_store(self._client.scheduler, _split(self.address)[1]))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._run_in(self._client, self._session, work)
