@@ -289,8 +289,7 @@ class ShardedStore(Owned):
                 except concurrent.futures.TimeoutError:
                     if begun.outcome.done():
                         return begun.outcome.result()
-                    if loop.is_closed() or client.status == "closed":
-                        raise ClusterLost("the client is closed") from None
+                    begun.check(client)
                 except concurrent.futures.CancelledError:
                     raise ClusterLost("the client was closed") from None
         except (Exception, concurrent.futures.CancelledError):
@@ -313,17 +312,22 @@ class ShardedStore(Owned):
             return await work
         begun = _Begun(loop, work)
         waiting = asyncio.wrap_future(begun.outcome)
+        waiting.add_done_callback(_take)
         try:
-            return await asyncio.shield(waiting)
+            while not (await asyncio.wait({waiting}, timeout=_LOOK_S))[0]:
+                begun.check(client)
+            return waiting.result()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or not task.cancelling():
                 raise ClusterLost("the client was closed") from None
             # What was begun is ended or undone before anything else is done.
             begun.cancel()
-            while not waiting.done():
-                with suppress(BaseException):
-                    await asyncio.shield(waiting)
+            with suppress(ClusterLost):
+                while not waiting.done():
+                    begun.check(client)
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait({waiting}, timeout=_LOOK_S)
             raise
 
     # Pages.
@@ -648,6 +652,15 @@ class _Begun(Generic[T]):
         else:
             self.outcome.set_result(task.result())
 
+    def check(self, client: Client) -> None:
+        """Raise ClusterLost if it has not ended, and the client is closed: its loop ends nothing any more."""
+        if self.outcome.done():
+            return
+        if self._loop.is_closed() and self._task is None:
+            self._work.close()
+        if self._loop.is_closed() or client.status == "closed":
+            raise ClusterLost("the client is closed") from None
+
     def cancel(self) -> None:
         """Have it end soon."""
 
@@ -657,6 +670,12 @@ class _Begun(Generic[T]):
 
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(cancel)
+
+
+def _take(outcome: asyncio.Future[Any]) -> None:
+    """Take an outcome that nobody asks for, which asyncio would complain of."""
+    if not outcome.cancelled():
+        outcome.exception()
 
 
 def _let_go(client: Client, session: Session, own: Client | None) -> None:
