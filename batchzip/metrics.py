@@ -162,6 +162,16 @@ def collector(
     some hundred lines. The collector keeps the store; once that is closed, and in
     a forked child, there are no figures.
     Thread-safe. Raises MissingExtra.
+
+    Examples:
+        >>> from prometheus_client import CollectorRegistry, generate_latest
+        >>> import batchzip.metrics
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, [bytes(4096)])
+        ...     registry = CollectorRegistry()
+        ...     registry.register(batchzip.metrics.collector(store))
+        ...     b"batchzip_stored_pages" in generate_latest(registry)
+        True
     """
     core = load_extra("prometheus_client.core", extra="metrics", needed_by="batchzip.metrics")
     return _make_collector(core, store, classes=classes)

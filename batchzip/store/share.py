@@ -75,6 +75,15 @@ class Share:
 
     Good while the store is open, in processes of the same user on the same machine (and the same PID
     namespace). `address` alone serves, too; but once the owner is gone another store may come to have it.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(7, [b"x" * 4096])
+        ...     share = store.share()  # picklable: send it to another process
+        ...     with share.attach() as view:
+        ...         view.load(7)[:3]
+        b'xxx'
     """
 
     address: str
