@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     _Row = tuple[str, list[str], float | Latency]
     """Family, values of its labels, figure; of a histogram, what was timed."""
 
+__all__ = ["collector"]
+
 _ESCAPED = re.compile(r"\\ud[89a-f]")
 """How the escape of a surrogate begins."""
 

@@ -39,6 +39,8 @@ except ModuleNotFoundError as missing:
 if TYPE_CHECKING:
     from batchzip.buffers import Buffer, Bytes
 
+__all__ = ["Batchzip"]
+
 _MAGIC = b"bzc1"
 _HEADER = struct.Struct("<4sBBHQ")
 _CHECKSUM = struct.Struct("<Q")

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
 
+__all__ = ["BatchzipCodec"]
+
+
 class BatchzipCodec(BytesBytesCodec):
     """One of batchzip's algorithms as a Zarr codec; parameters are those of `batchzip.numcodecs.Batchzip`.
 
