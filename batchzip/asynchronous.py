@@ -33,7 +33,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from batchzip.errors import ClosedError, EngineBusy, LimitReached
-from batchzip.limits import start_thread
+from batchzip.system.limits import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

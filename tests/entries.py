@@ -5,8 +5,8 @@ import numpy.typing as npt
 from pool_memory import object_of, own_mapping
 
 from batchzip.core.gather import gather
+from batchzip.store.backing.positions import LENGTH_BITS
 from batchzip.store.group import Group
-from batchzip.store.positions import LENGTH_BITS
 
 DIRECTORY = 4096
 """Where the blocks of the rows of a shared table begin (core/table.pyx)."""

@@ -14,7 +14,7 @@ from faulty_file import FaultyFile
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 
 PAGE = 16384
 CALLS = ["pread", "pwrite", "sync", "discard", "truncate"]

@@ -14,7 +14,7 @@ from faulty_file import FaultyFile
 from store_pages import SIZE, noise, text
 
 from batchzip import CorruptPage, Engine, StoreRejected, SwapStore
-from batchzip.store import cleaning
+from batchzip.store.reclaim import cleaning
 
 ZONE = 1 << 20
 PAGES = 4 * ZONE // SIZE

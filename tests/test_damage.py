@@ -11,7 +11,7 @@ from pool_memory import memory_of
 
 from batchzip import CorruptPage, Engine, SwapStore
 from batchzip.core.gather import gather
-from batchzip.segment import PAGE
+from batchzip.system.segment import PAGE
 from batchzip.testing.plain import make_layered_codec
 
 if TYPE_CHECKING:

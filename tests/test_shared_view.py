@@ -29,7 +29,7 @@ from batchzip import (
 )
 from batchzip.codecs import Codec
 from batchzip.core.view import SharedPool, SharedTable
-from batchzip.segment import Segment
+from batchzip.system.segment import Segment
 from batchzip_workers.backend import WorkersBackend
 
 SIZE = 4096

@@ -31,7 +31,7 @@ from batchzip.core.gather import gather
 from batchzip.core.memory import allocations, fail_allocation
 from batchzip.core.records import Found
 from batchzip.core.table import Kind
-from batchzip.store.writeback import write_back
+from batchzip.store.reclaim.writeback import write_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from batchzip.arguments.checks import as_seconds
+from batchzip.arguments.wording import shown
 from batchzip.backend import Backend, deadline_ns, is_native
 from batchzip.batch import CompressBatch, DecompressBatch
-from batchzip.checks import as_seconds
 from batchzip.core.coder import Coders
-from batchzip.cpus import usable_cpus
 from batchzip.errors import (
     BadArgument,
     BatchzipError,
@@ -49,7 +49,7 @@ from batchzip.errors import (
 from batchzip.lanes import LanesBackend, RequestQueue, RequestThread
 from batchzip.request import Request
 from batchzip.statistics import OperationStatistics
-from batchzip.wording import shown
+from batchzip.system.cpus import usable_cpus
 from batchzip_dask.choice import LOCAL, SENT, Choices
 from batchzip_threads import ThreadsBackend
 

@@ -34,17 +34,17 @@ from batchzip.dask.sampling import Sampler
 from batchzip.dask.whole_values import SERIALIZERS
 from batchzip.engine import Engine
 from batchzip.errors import ClosedError, CorruptValue, NotStorable, StoreRejected
-from batchzip.lifetime import Closing
 from batchzip.mapping import CompressedMapping
 from batchzip.store import SwapStore
-from batchzip.store.file_io import open_storage
+from batchzip.store.backing.file_io import open_storage
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.dask.raw_files import Place
-    from batchzip.store.file_io import Storage
+    from batchzip.store.backing.file_io import Storage
 
     Key: TypeAlias = str | int | float | tuple[Any, ...]
 

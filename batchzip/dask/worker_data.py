@@ -50,16 +50,16 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import RateLimiterFilter
 from distributed.worker import Worker
 
+from batchzip.arguments.checks import check_kind
+from batchzip.arguments.wording import shown
 from batchzip.backend import Backend
-from batchzip.checks import check_kind
 from batchzip.dask.compressed_values import CompressedValues, NoRoom, NotPicklable, size_of
 from batchzip.dask.memory_limits import MemoryLimits, Room
 from batchzip.dask.worker_end import end_with
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, ClosedError
-from batchzip.lifetime import Closing
 from batchzip.store import Counters
-from batchzip.wording import shown
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     import os

@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING
 
 from batchzip.lanes.watch import LOOK_S
-from batchzip.limits import begin, is_out_of_memory
+from batchzip.system.limits import begin, is_out_of_memory
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch

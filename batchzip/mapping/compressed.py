@@ -24,7 +24,8 @@ from collections.abc import ItemsView, Iterable, Mapping, MutableMapping, Values
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from batchzip.checks import as_limit, as_positive, check_kind
+from batchzip.arguments.checks import as_limit, as_positive, check_kind
+from batchzip.arguments.wording import shown
 from batchzip.core.coder import Coders, most_value_bytes
 from batchzip.core.gather import gather
 from batchzip.core.keys import Opaque
@@ -39,7 +40,6 @@ from batchzip.errors import (
     StoreRejected,
     UnreadableValue,
 )
-from batchzip.lifetime import Closing
 from batchzip.mapping.dictionary import Trainer
 from batchzip.mapping.figures import MappingStatistics, MemoryUsage, dict_bytes
 from batchzip.mapping.keys import Key, Keys
@@ -47,13 +47,13 @@ from batchzip.mapping.pages import Pages
 from batchzip.mapping.room import Room
 from batchzip.mapping.serializers import packer_of
 from batchzip.store.swap_store import SwapStore
-from batchzip.wording import shown
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.core.ring import Ring
     from batchzip.mapping.serializers import Serializer
     from batchzip.store.group import Group

@@ -26,7 +26,7 @@ from batchzip.core.coder import Coders
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs import Codec
     from batchzip.core.records import Records
     from batchzip.store.home import Home

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchzip.arguments.checks import as_integer
+from batchzip.arguments.wording import shown
 from batchzip.backend import is_native
-from batchzip.checks import as_integer
 from batchzip.core.allocator import Handler, restore
 from batchzip.core.region import Advice
-from batchzip.cpus import usable_cpus
 from batchzip.engine import Engine, codec_of
 from batchzip.errors import (
     BadArgument,
@@ -38,8 +38,6 @@ from batchzip.errors import (
     PagingUnavailable,
     RegionFull,
 )
-from batchzip.lifetime import Owned
-from batchzip.limits import begin, named
 from batchzip.paged.availability import available, require
 from batchzip.paged.blocks import Block, block_of
 from batchzip.paged.machine import memory_limit
@@ -50,7 +48,9 @@ from batchzip.paged.statistics import PagedStatistics
 from batchzip.paged.watcher import Watcher
 from batchzip.store.latency import Latency
 from batchzip.store.swap_store import SwapStore
-from batchzip.wording import shown
+from batchzip.system.cpus import usable_cpus
+from batchzip.system.lifetime import Owned
+from batchzip.system.limits import begin, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

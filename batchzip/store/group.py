@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
-from batchzip.checks import as_index, as_integer, as_limit, as_seconds
+from batchzip.arguments.checks import as_index, as_integer, as_limit, as_seconds
 from batchzip.codecs.dictionary import DEFAULT_SIZE, MIN_SIZE, SAMPLE_TIMES, train_dictionary
 from batchzip.codecs.zstd import DEFAULT_LEVEL, MAX_DICTIONARY
 from batchzip.core.gather import Gathered, gather, load
@@ -30,16 +30,16 @@ from batchzip.core.latency import LOAD, OPERATIONS, STORE
 from batchzip.core.ledger import EVENTS, Ledger
 from batchzip.core.table import Kind
 from batchzip.errors import BadArgument, PageError
-from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_pages, as_range, as_room
 from batchzip.store.counters import Counters
 from batchzip.store.latency import Latency
 from batchzip.store.loader import Loader
-from batchzip.store.reach import open_to_read
-from batchzip.store.recompress import Recompression, Recompressor
+from batchzip.store.reclaim.recompress import Recompression, Recompressor
+from batchzip.store.reclaim.writeback import write_back
+from batchzip.store.remote.reach import open_to_read
 from batchzip.store.sample import sample
 from batchzip.store.storer import Storer
-from batchzip.store.writeback import write_back
+from batchzip.system.lifetime import Owned
 
 if TYPE_CHECKING:
     import weakref
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip import buffers
-    from batchzip.buffers import Buffer
+    from batchzip.arguments import buffers
+    from batchzip.arguments.buffers import Buffer
     from batchzip.engine import Engine
     from batchzip.store.home import Home
 

@@ -28,17 +28,17 @@ from batchzip.engine import Engine, codec_of
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.store.hysteresis import Hysteresis
 from batchzip.store.loader import Restorer
-from batchzip.store.reach import open_to_read
+from batchzip.store.remote.reach import open_to_read
 from batchzip.store.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
     from batchzip.codecs import Codec
     from batchzip.core.gather import Gathered
     from batchzip.pool import Pool
-    from batchzip.store.backing_file import BackingFile
+    from batchzip.store.backing.backing_file import BackingFile
     from batchzip.store.group import Group
 
 _MOST_ENGINES = 4

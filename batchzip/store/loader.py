@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.buffers import Bytes, Flat
+    from batchzip.arguments.buffers import Bytes, Flat
     from batchzip.core.ledger import Ledger
     from batchzip.engine import Engine
     from batchzip.store.home import Home

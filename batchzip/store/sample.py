@@ -14,7 +14,7 @@ from batchzip.core.gather import gather
 from batchzip.core.table import Kind
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
     from batchzip.core.ledger import Ledger
     from batchzip.store.home import Home
 

@@ -17,12 +17,12 @@ import errno
 from typing import TYPE_CHECKING, NamedTuple
 
 from batchzip.errors import StoreRejected
-from batchzip.store.cleaning import write
 from batchzip.store.hysteresis import Hysteresis
+from batchzip.store.reclaim.cleaning import write
 from batchzip.store.writer import failures
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Bytes, Flat
+    from batchzip.arguments.buffers import Bytes, Flat
     from batchzip.core.folio import Folio
     from batchzip.core.ledger import Ledger
     from batchzip.store.home import Home

@@ -15,25 +15,25 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from batchzip.checks import as_integer, as_limit, check_kind
+from batchzip.arguments.checks import as_integer, as_limit, check_kind
+from batchzip.arguments.wording import shown
 from batchzip.core.ledger import EVENTS
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument
 from batchzip.pool import Pool
-from batchzip.store.backing_file import BackingFile
-from batchzip.store.cleaning import clean
+from batchzip.store.backing.backing_file import BackingFile
 from batchzip.store.counters import Counters
 from batchzip.store.group import Group
 from batchzip.store.home import Home, unless_dropped
 from batchzip.store.inspect import StoreReport, inspect
-from batchzip.store.share_server import ShareServer
-from batchzip.store.shrinker import Shrinker
-from batchzip.wording import shown
+from batchzip.store.reclaim.cleaning import clean
+from batchzip.store.reclaim.shrinker import Shrinker
+from batchzip.store.remote.share_server import ShareServer
 
 if TYPE_CHECKING:
     from batchzip.pool.class_use import ClassUse
     from batchzip.store.latency import Latency
-    from batchzip.store.share import Share
+    from batchzip.store.remote.share import Share
 
 _MOST_BATCH = 1 << 20
 """Pages of one batch: more than memory has room for."""

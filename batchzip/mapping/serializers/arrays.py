@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchzip.arguments.wording import kind_of
 from batchzip.errors import NotStorable, UnreadableValue
 from batchzip.mapping.serializers import dense
 from batchzip.mapping.serializers.dense import READ_ONLY, SCALAR, Dense
-from batchzip.wording import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
 
 _SIMPLE = re.compile(r"[<>|][biufcSUVMm]\d+(\[\d*[a-zA-Z]+\])?", re.ASCII)
 """How the dtypes that have no parts write themselves; NumPy itself would take much more."""

@@ -25,7 +25,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from batchzip.errors import LimitReached
-from batchzip.limits import start_thread
+from batchzip.system.limits import start_thread
 
 if TYPE_CHECKING:
     from batchzip.store.swap_store import SwapStore

@@ -41,13 +41,13 @@ from io import TextIOBase
 from pathlib import Path
 from typing import Any
 
-from batchzip.checks import as_integer
+from batchzip.arguments.checks import as_integer
+from batchzip.arguments.wording import shown
 from batchzip.core.memory import Descriptor
-from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, LimitReached
-from batchzip.lifetime import Closing
-from batchzip.store.claims import Claim
-from batchzip.wording import shown
+from batchzip.store.backing.claims import Claim
+from batchzip.system.descriptors import above_standard
+from batchzip.system.lifetime import Closing
 
 HEADER_BYTES = 4096
 """One block of any disk, so that zones begin where blocks do."""

@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
-from batchzip.checks import as_index
+from batchzip.arguments.checks import as_index
+from batchzip.arguments.wording import shown
 from batchzip.codecs import Codec
 from batchzip.core.memory import Descriptor
 from batchzip.core.view import SharedPool, SharedTable
-from batchzip.descriptors import above_standard
 from batchzip.errors import (
     BadArgument,
     BatchzipError,
@@ -44,11 +44,10 @@ from batchzip.errors import (
     LimitReached,
     RequestTimeout,
 )
-from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_room
 from batchzip.store.counters import Counters
-from batchzip.store.reach import why_unreachable
-from batchzip.store.share import (
+from batchzip.store.remote.reach import why_unreachable
+from batchzip.store.remote.share import (
     TOKEN_BYTES,
     AnswerThread,
     Descriptors,
@@ -59,14 +58,15 @@ from batchzip.store.share import (
     receive,
     send,
 )
-from batchzip.wording import shown
+from batchzip.system.descriptors import above_standard
+from batchzip.system.lifetime import Owned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import numpy.typing as npt
 
-    from batchzip.buffers import Buffer, Bytes
+    from batchzip.arguments.buffers import Buffer, Bytes
     from batchzip.pool.class_use import ClassUse
 
 Answer = TypeVar("Answer")
@@ -179,7 +179,7 @@ class _Owner:
         """Ask over the socket; not in a thread that would have to answer itself."""
         until = time.monotonic() + _ANSWER_S
         if isinstance(threading.current_thread(), AnswerThread) and self._pid == os.getpid():
-            from batchzip.store.share_server import reply_here  # noqa: PLC0415 - readers need no server
+            from batchzip.store.remote.share_server import reply_here  # noqa: PLC0415 - readers need no server
 
             return reply_here(self._address, request)
         with above_standard():

@@ -19,7 +19,7 @@ import numpy as np
 
 from batchzip.core.gather import gather
 from batchzip.core.table import IN_POOL
-from batchzip.store.cleaning import write
+from batchzip.store.reclaim.cleaning import write
 
 if TYPE_CHECKING:
     import numpy.typing as npt

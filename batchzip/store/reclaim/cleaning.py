@@ -34,10 +34,10 @@ from batchzip.store.home import Turn, unless_dropped
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.core.ledger import Ledger
     from batchzip.core.zones import Reservation
-    from batchzip.store.backing_file import BackingFile
+    from batchzip.store.backing.backing_file import BackingFile
     from batchzip.store.home import Home
 
 _PAUSE_S = 0.001

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batchzip.checks import as_index
+from batchzip.arguments.checks import as_index
+from batchzip.arguments.wording import shown
 from batchzip.errors import BadArgument
 from batchzip.store.arguments import MAX_INDEX
-from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from batchzip.limits import named
+from batchzip.system.limits import named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

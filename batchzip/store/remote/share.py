@@ -36,17 +36,17 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchzip.arguments.wording import shown
 from batchzip.core.memory import Descriptor
-from batchzip.descriptors import above_standard, moved_above_standard
 from batchzip.errors import BadArgument
-from batchzip.limits import named
-from batchzip.store.reach import make_folder
-from batchzip.wording import shown
+from batchzip.store.remote.reach import make_folder
+from batchzip.system.descriptors import above_standard, moved_above_standard
+from batchzip.system.limits import named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.store.view import StoreView
+    from batchzip.store.remote.view import StoreView
 
 LENGTH = struct.Struct("<I")
 _INT = struct.calcsize("i")
@@ -92,7 +92,7 @@ class Share:
 
     def attach(self) -> StoreView:
         """Open the store for reading, as `batchzip.attach`."""
-        from batchzip.store.view import attach  # noqa: PLC0415 - the owner needs no view
+        from batchzip.store.remote.view import attach  # noqa: PLC0415 - the owner needs no view
 
         return attach(self)
 

@@ -8,8 +8,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from batchzip.descriptors import above_standard
 from batchzip.errors import BatchzipError
+from batchzip.system.descriptors import above_standard
 
 _ELSEWHERE = "/dev/shm"  # noqa: S108 - mkdtemp makes a name that nobody else has
 """Where there may be a socket if nothing can be written where temporary files go: often so in containers."""

@@ -34,12 +34,11 @@ from collections import OrderedDict
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
+from batchzip.arguments.wording import shown
 from batchzip.core.memory import Descriptor
-from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, BatchzipError, ClosedError, LimitReached
-from batchzip.limits import begin
-from batchzip.store.answers import answer
-from batchzip.store.share import (
+from batchzip.store.remote.answers import answer
+from batchzip.store.remote.share import (
     LENGTH,
     MOST_REQUEST,
     TOKEN_BYTES,
@@ -49,7 +48,8 @@ from batchzip.store.share import (
     listen,
     peer,
 )
-from batchzip.wording import shown
+from batchzip.system.descriptors import above_standard
+from batchzip.system.limits import begin
 
 if TYPE_CHECKING:
     from batchzip.store.swap_store import SwapStore

@@ -1,0 +1,8 @@
+"""A store's pages for other processes of the same user.
+
+share.py          Share: where a store's pages are, and the protocol between both sides
+share_server.py   the owner's thread that serves all readers
+answers.py        the owner's answer to each question of a reader
+view.py           StoreView, GroupView: the reader's side
+reach.py          addresses of shared stores, and why one cannot be reached
+"""
