@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import pytest
 
 ROOT = next(parent for parent in Path(__file__).parents if (parent / "mkdocs.yml").exists())
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+BIN = Path(sys.executable).parent
+"""Where the commands are."""
 
 PARTS = ["advice", "dask", "metrics", "numcodecs", "paged", "testing", "zarr"]
 """Submodules whose names are public."""
@@ -57,6 +61,7 @@ def run_script(script: Path) -> str:
         timeout=120,
         check=False,
         cwd=script.parent,
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "80"},
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
@@ -156,7 +161,7 @@ def test_a_command_prints_what_a_page_shows(page: Path, text: str, tmp_path: Pat
         timeout=120,
         check=False,
         cwd=tmp_path,
-        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "COLUMNS": "80"},
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "80", "NO_COLOR": "1"},
     )
     assert blurred(done.stdout + done.stderr) == blurred(output), done.stdout + done.stderr
 
