@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     _Row = tuple[str, list[str], float | Latency]
     """Family, values of its labels, figure; of a histogram, what was timed."""
 
+__all__ = ["collector"]
+
 _ESCAPED = re.compile(r"\\ud[89a-f]")
 """How the escape of a surrogate begins."""
 
@@ -199,6 +201,16 @@ def collector(
     some hundred lines. The collector keeps the store; once that is closed, and in
     a forked child, there are no figures.
     Thread-safe. Raises MissingExtra.
+
+    Examples:
+        >>> from prometheus_client import CollectorRegistry, generate_latest
+        >>> import batchzip.metrics
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, [bytes(4096)])
+        ...     registry = CollectorRegistry()
+        ...     registry.register(batchzip.metrics.collector(store))
+        ...     b"batchzip_stored_pages" in generate_latest(registry)
+        True
     """
     core = load_extra("prometheus_client.core", extra="metrics", needed_by="batchzip.metrics")
     return _make_collector(core, store, classes=classes)

@@ -96,6 +96,17 @@ class ShardedStore(Owned):
 
     Thread-safe; each method that waits has a twin for asyncio, which may be awaited in any event loop: `astore`,
     `aload`, …  Bound to its process.
+
+    Examples:
+        >>> import batchzip.dask
+        >>> from distributed import Client, LocalCluster
+        >>> here = {"processes": False, "dashboard_address": ":0", "memory_limit": "1 GiB"}
+        >>> with LocalCluster(n_workers=1, **here) as cluster, Client(cluster) as client:
+        ...     with batchzip.dask.ShardedStore(client, engine={"algorithm": "lz4"}) as store:
+        ...         store.store(0, [bytes([n]) * 4096 for n in range(100)])
+        ...         with batchzip.dask.ShardedStore.attach(store.address, client) as same:
+        ...             same.load(42)[:2], len(same)
+        (b'**', 100)
     """
 
     _elsewhere: tuple[str, float] | None = None
