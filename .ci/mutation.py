@@ -10,8 +10,8 @@ makes: the checkout stays as it is. Results are in `build/mutation/GROUP.sqlite`
 and `cr-html` read, too. A run that was ended goes on where it stopped; `--fresh` begins again.
 
 The sample is random, and the same for the same seed and sources. Mutants of one place and one kind
-are alike, so one of them is taken. Annotations, imports for type checking and mutants that do not
-compile are left out.
+are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is` and
+mutants that do not compile are left out.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ def mutants(modules: list[Path], seed: int) -> list[WorkItem]:
     sources = {module: module.read_text() for module in modules}
     for item in _all_work_items(modules, {}):
         (mutation,) = item.mutations
+        if mutation.operator_name.endswith(("_Is_Eq", "_IsNot_NotEq")):
+            continue  # no class that is compared by identity here has an __eq__
         if is_type(get_leaf(sources[mutation.module_path], mutation.start_pos)):
             continue
         family = mutation.operator_name.partition("_")[0]
