@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from entries import flip, in_file, in_pool
-from forked import in_forked_child
-from paged_model import run_model
-from paged_region import (
+from support.entries import flip, in_file, in_pool
+from support.forked import in_forked_child
+from support.paged_model import run_model
+from support.paged_region import (
     HANG_LIMIT_S,
     Region,
     assert_sigbus,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from faults.faulty_object import CALLS, STREAM_CALLS, Answer, FaultyObject, FaultyStream
-from faults.model import SIZE, Beside, Model, make_page
+from support.faulty_object import CALLS, STREAM_CALLS, Answer, FaultyObject, FaultyStream
+from support.thread_model import SIZE, Beside, Model, make_page
 
 from batchzip import (
     BadArgument,

@@ -1,6 +1,6 @@
 """A sharded store in real clusters: clients use it at random while workers, schedulers and clients come and go.
 
-What they saw is checked afterwards, see cluster_history.py.
+What they saw is checked afterwards, see support/cluster/history.py.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cluster_run import ELASTIC, FAULTS, Run
+from support.cluster.run import ELASTIC, FAULTS, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from cluster_history import Verdict
+    from support.cluster.history import Verdict
 
 pytestmark = pytest.mark.slow
 
