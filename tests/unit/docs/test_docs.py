@@ -166,7 +166,9 @@ def test_a_command_prints_what_a_page_shows(page: Path, text: str, tmp_path: Pat
     assert blurred(done.stdout + done.stderr) == blurred(output), done.stdout + done.stderr
 
 
-LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(?:#[^)]*)?\)|(?:src|href|srcset)=\"(?!https?:|#)([^\"#]+)")
+LINK = re.compile(
+    r"\]\((?!https?:|mailto:|#)([^)#\s]+)(?:#[^)]*)?\)|(?:src|href|srcset)=\"(?!https?:|#)([^\"#]+)"
+)
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
