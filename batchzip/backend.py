@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.checks import NEVER_S
+from batchzip.arguments.checks import NEVER_S
 from batchzip.core.coder import Coders, is_available
-from batchzip.cpus import usable_cpus
 from batchzip.errors import BackendUnavailable, BadArgument, UnknownBackend
-from batchzip.limits import named
 from batchzip.plugins import plugin_entry_points
 from batchzip.statistics import OperationStatistics, Statistics
+from batchzip.system.cpus import usable_cpus
+from batchzip.system.limits import named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from batchzip.arguments.buffers import Buffer, Bytes
     from batchzip.batch import Batch
-    from batchzip.buffers import Buffer, Bytes
     from batchzip.codecs import Codec
     from batchzip.core.ring import Ring
     from batchzip.request import Request

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from xxhash import xxh3_64
 
+from batchzip.arguments.buffers import flat
 from batchzip.batch import CompressBatch, DecompressBatch
-from batchzip.buffers import flat
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, BadBatch, CorruptPage, MissingExtra
 from batchzip.wording import kind_of
@@ -37,7 +37,7 @@ except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(said, name="numcodecs") from missing
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Buffer, Bytes
+    from batchzip.arguments.buffers import Buffer, Bytes
 
 _MAGIC = b"bzc1"
 _HEADER = struct.Struct("<4sBBHQ")

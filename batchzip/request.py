@@ -20,9 +20,9 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from batchzip.arguments.checks import as_seconds
 from batchzip.asynchronous import waker_of
 from batchzip.batch import Batch
-from batchzip.checks import as_seconds
 from batchzip.errors import ForkedProcess, RequestCancelled, RequestTimeout
 
 if TYPE_CHECKING:

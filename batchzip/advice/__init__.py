@@ -32,8 +32,8 @@ import numpy as np
 from batchzip.advice.judgement import recommend, with_front
 from batchzip.advice.option import Advice, Option, amount
 from batchzip.advice.trial import BLOCK_BYTES, LEAST_TO_TRAIN, TABLE_BYTES, trials_of
-from batchzip.buffers import as_matrix
-from batchzip.checks import as_integer, as_positive
+from batchzip.arguments.buffers import as_matrix
+from batchzip.arguments.checks import as_integer, as_positive
 from batchzip.codecs import algorithms as usable_algorithms
 from batchzip.codecs import make_codec
 from batchzip.errors import BadArgument
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from batchzip.advice.trial import Trial
-    from batchzip.buffers import Buffer, Bytes
+    from batchzip.arguments.buffers import Buffer, Bytes
 
 __all__ = ["BLOCK_BYTES", "TABLE_BYTES", "Advice", "Option", "advise", "amount"]
 

@@ -20,9 +20,9 @@ from batchzip.advice.layout import table, wrapped
 from batchzip.advice.option import amount
 from batchzip.advice.spool import write
 from batchzip.advice.weighing import Weighing, best
-from batchzip.checks import as_integer
-from batchzip.descriptors import above_standard
+from batchzip.arguments.checks import as_integer
 from batchzip.errors import BadArgument, BatchzipError
+from batchzip.system.descriptors import above_standard
 from batchzip.wording import shown
 
 if TYPE_CHECKING:

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip import buffers
+from batchzip.arguments import buffers
+from batchzip.arguments.checks import as_index, as_integer
 from batchzip.batch.descriptor import Batch
-from batchzip.checks import as_index, as_integer
 from batchzip.errors import BadBatch, PageError
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Buffer, Flat
+    from batchzip.arguments.buffers import Buffer, Flat
 
 _MOST_CAPACITY = (1 << 32) - 1
 """Bytes; lengths have 32 bits."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from batchzip import buffers
+from batchzip.arguments import buffers
 from batchzip.batch.descriptor import Batch
 from batchzip.errors import BadBatch
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.buffers import Buffer, Flat
+    from batchzip.arguments.buffers import Buffer, Flat
 
     Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 

@@ -19,7 +19,7 @@ from batchzip.core.plan import Native, Plan
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
 
     Transcode: TypeAlias = Callable[[Flat], bytes]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
-from batchzip.buffers import as_inputs, as_matrix, flat, is_sequence
-from batchzip.checks import as_integer
+from batchzip.arguments.buffers import as_inputs, as_matrix, flat, is_sequence
+from batchzip.arguments.checks import as_integer
 from batchzip.codecs.shuffled import shuffle_bytes
 from batchzip.codecs.zstd import DEFAULT_LEVEL, MAX_DICTIONARY, Zstd
 from batchzip.errors import BadArgument
@@ -19,7 +19,7 @@ from batchzip.errors import BadArgument
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Buffer, Flat
+    from batchzip.arguments.buffers import Buffer, Flat
 
 DEFAULT_SIZE = 64 << 10
 """Bytes. Ratios of 4 KiB pages not trained on, level 1, without and with 4, 16, 64, 256 KiB: Python

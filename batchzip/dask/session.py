@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from distributed import Client
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
 
 T = TypeVar("T")
 

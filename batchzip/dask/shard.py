@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
     from batchzip.dask.service import ShardService
 
     Run = Sequence[int]

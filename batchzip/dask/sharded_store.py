@@ -26,12 +26,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import numpy as np
 from distributed import Client, get_client, get_worker
 
-from batchzip.checks import as_fraction, as_index, as_integer, as_seconds
+from batchzip.arguments.checks import as_fraction, as_index, as_integer, as_seconds
 from batchzip.dask.connect import aconnect, connect
 from batchzip.dask.session import Session, ShardStatus
 from batchzip.dask.wire import dump
 from batchzip.errors import BadArgument, ClosedError, ClusterLost, PageNotStored
-from batchzip.lifetime import Owned
 from batchzip.store.arguments import (
     MAX_INDEX,
     as_indices,
@@ -40,6 +39,7 @@ from batchzip.store.arguments import (
     as_range,
     as_room,
 )
+from batchzip.system.lifetime import Owned
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.buffers import Buffer, Bytes
+    from batchzip.arguments.buffers import Buffer, Bytes
     from batchzip.store import Counters
 
 __all__ = ["ShardStatus", "ShardedStore"]

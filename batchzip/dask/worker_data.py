@@ -50,15 +50,15 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import RateLimiterFilter
 from distributed.worker import Worker
 
+from batchzip.arguments.checks import check_kind
 from batchzip.backend import Backend
-from batchzip.checks import check_kind
 from batchzip.dask.compressed_values import CompressedValues, NoRoom, NotPicklable, size_of
 from batchzip.dask.memory_limits import MemoryLimits, Room
 from batchzip.dask.worker_end import end_with
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, ClosedError
-from batchzip.lifetime import Closing
 from batchzip.store import Counters
+from batchzip.system.lifetime import Closing
 from batchzip.wording import shown
 
 if TYPE_CHECKING:

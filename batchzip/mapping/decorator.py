@@ -14,7 +14,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from batchzip.checks import check_kind
+from batchzip.arguments.checks import check_kind
 from batchzip.core.records import MISSING
 from batchzip.errors import BadArgument
 from batchzip.mapping.compressed import CompressedMapping

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from batchzip.core.userfaultfd import CLEAN_PAGES, NEEDED, POISONING, WAYS, probe
 from batchzip.errors import PagingUnavailable
-from batchzip.limits import named
+from batchzip.system.limits import named
 
 _NAMES = {
     "syscall": "the system call userfaultfd",

@@ -53,8 +53,8 @@ from batchzip.testing.request_contract import RequestContract
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from batchzip.arguments.buffers import Bytes
     from batchzip.backend import Backend
-    from batchzip.buffers import Bytes
 
 
 class BackendContract(RequestContract, EngineContract):

@@ -11,7 +11,7 @@ from support.pool_memory import memory_of
 
 from batchzip import CorruptPage, Engine, SwapStore
 from batchzip.core.gather import gather
-from batchzip.segment import PAGE
+from batchzip.system.segment import PAGE
 from batchzip.testing.plain import make_layered_codec
 
 if TYPE_CHECKING:
@@ -170,10 +170,10 @@ def test_a_piece_of_memory_that_was_lost_reads_as_damage_never_as_zeros(
 ) -> None:
     pages = {index: page_of(kind, index) for index in range(64)}
     store.store(0, b"".join(pages.values()))
-    segment = memory_of(store._home.pool)
+    segment = memory_of(store._resources.pool)
     whole = {index: bytes(in_pool(store, index)) for index in pages}
     handle = gather(store._ledger, 7).value(0)
-    offset = store._home.pool.allocator.extent(handle)[0] // PAGE * PAGE
+    offset = store._resources.pool.allocator.extent(handle)[0] // PAGE * PAGE
     content = bytes(segment.view[offset : offset + PAGE])
 
     segment.release(offset, PAGE)

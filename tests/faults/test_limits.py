@@ -31,7 +31,7 @@ from batchzip import (
     RequestTimeout,
     SwapStore,
 )
-from batchzip.store import view
+from batchzip.store.remote import view
 from batchzip.testing import LeakCheck
 from batchzip.testing.plain import make_pages
 from batchzip_workers import backend as workers

@@ -32,9 +32,9 @@ from batchzip import (
     attach,
 )
 from batchzip.codecs.lz4 import Lz4
-from batchzip.segment import Segment
-from batchzip.store import view
-from batchzip.store.share import LENGTH
+from batchzip.store.remote import view
+from batchzip.store.remote.wire import LENGTH
+from batchzip.system.segment import Segment
 
 spawn = multiprocessing.get_context("spawn")
 

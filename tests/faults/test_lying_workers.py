@@ -19,8 +19,8 @@ from batchzip.testing.plain import PAGE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batchzip.arguments.buffers import Bytes
     from batchzip.batch import Batch
-    from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
     from batchzip.core.division import Job
 

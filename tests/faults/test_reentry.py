@@ -22,13 +22,13 @@ from support.stamps import SIZE, stamp, stamped
 
 from batchzip import BatchzipError, CompressedMapping, Engine, Pool, SwapStore, attach
 from batchzip.codecs.codec import Codec
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs.codec import Transcode
 
 INDICES = 40

@@ -402,7 +402,7 @@ NESTED: dict[str, Callable[[SwapStore], object]] = {
     "recompress": lambda store: store.recompress(store.engine),
     "limits": lambda store: setattr(store, "max_pool_bytes", 0),
     "engine": lambda store: setattr(store, "engine", store.engine),
-    "second store": lambda store: SwapStore(store.engine, backing=store._home.backing),
+    "second store": lambda store: SwapStore(store.engine, backing=store._resources.backing),
 }
 
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from batchzip.arena import Arena
-from batchzip.segment import PAGE
+from batchzip.system.arena import Arena
+from batchzip.system.segment import PAGE
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
 
 
 NUMBERS = st.integers(0, 1000)

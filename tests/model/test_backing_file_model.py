@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from support.backing import free, write
 from support.faulty_file import FaultyFile
 
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 
 PAGE = 16384
 CALLS = ["pread", "pwrite", "sync", "discard", "truncate"]

@@ -20,7 +20,7 @@ from support.pool_memory import content, figures, memory_of, put
 from batchzip.core.memory import fail_allocation
 from batchzip.errors import BadHandle, PoolFull
 from batchzip.pool import Pool
-from batchzip.segment import PAGE
+from batchzip.system.segment import PAGE
 
 PAGE_SIZES = [512, 4096, 65536, 2 << 20]
 

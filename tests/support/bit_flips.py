@@ -86,7 +86,7 @@ def sweep_around(flips: int, seed: int) -> int:
     rng = random.Random(seed)
     moved = 0
     with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
-        pool = store._home.pool
+        pool = store._resources.pool
         memory = memory_of(pool).view
         held: dict[int, bytes] = {}
         left = flips

@@ -5,8 +5,8 @@ import numpy.typing as npt
 from support.pool_memory import object_of, own_mapping
 
 from batchzip.core.gather import gather
+from batchzip.store.backing.positions import LENGTH_BITS
 from batchzip.store.group import Group
-from batchzip.store.positions import LENGTH_BITS
 
 DIRECTORY = 4096
 """Where the blocks of the rows of a shared table begin (core/table.pyx)."""
@@ -31,7 +31,7 @@ def length(group: Group, index: int) -> int:
 
 def in_pool(group: Group, index: int) -> memoryview:
     """View what the pool holds for an index, writable: the shared memory itself."""
-    return object_of(group._home.pool, gather(group._ledger, index).value(0))
+    return object_of(group._resources.pool, gather(group._ledger, index).value(0))
 
 
 def in_file(group: Group, index: int) -> range:

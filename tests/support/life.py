@@ -22,7 +22,7 @@ from batchzip import (
     WorkerWarning,
     attach,
 )
-from batchzip.store import view as view_module
+from batchzip.store.remote import view as view_module
 from batchzip.testing import LeakCheck
 from batchzip.testing.plain import SLACK_S, make_pages
 

@@ -215,7 +215,7 @@ class Worker:
 
     def write_back(self) -> None:
         """Have the store move entries to its file."""
-        if self.region.store._home.backing is not None:
+        if self.region.store._resources.backing is not None:
             self.region.group.writeback(self._choose.randrange(1, 20))
 
     # How it goes on.

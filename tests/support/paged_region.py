@@ -163,10 +163,10 @@ def opened(
         SwapStore(engine, **options) as store,
     ):
         group = store.group("region")
-        backing = store._home.backing
+        backing = store._resources.backing
         pager = Pager(
             group._ledger,
-            store._home.writer.number,
+            store._resources.writer.number,
             pages=pages,
             budget=budget,
             fault_threads=fault_threads,

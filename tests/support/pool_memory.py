@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from batchzip.pool import Pool
-from batchzip.segment import Segment
+from batchzip.system.segment import Segment
 
 
 def own_mapping(fd: int) -> memoryview:

@@ -50,7 +50,7 @@ def assert_nothing_is_stored(store: SwapStore) -> None:
     counters = store.counters
     assert len(store) == counters.stored_pages == 0
     assert counters.stored_incompressible_pages == counters.same_filled_pages == 0
-    assert store.compressed_bytes == store._home.pool.objects == 0
+    assert store.compressed_bytes == store._resources.pool.objects == 0
 
 
 def strided() -> np.ndarray:

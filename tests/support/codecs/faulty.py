@@ -17,7 +17,7 @@ import lz4.block
 from batchzip.codecs.codec import Codec
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs.codec import Transcode
 
 KILL = b"KILL"

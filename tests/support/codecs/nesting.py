@@ -12,7 +12,7 @@ from batchzip import CompressBatch, Engine
 from batchzip.codecs.codec import Codec
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs.codec import Transcode
 
 

@@ -19,13 +19,13 @@ from support.sample_pages import arrays, json_pages
 from batchzip import BadArgument, BadBatch, UnknownAlgorithm, UnreadableProcess
 from batchzip.advice import BLOCK_BYTES, TABLE_BYTES, Advice, Option, advise, amount
 from batchzip.advice.judgement import recommend, with_front
-from batchzip.cli import sampling
 from batchzip.cli.advise import report
 from batchzip.cli.main import main
-from batchzip.cli.process_memory import ProcessMemory
-from batchzip.cli.sampling import sample_file, sample_process
 from batchzip.codecs import make_codec
 from batchzip.pool import Pool
+from batchzip.sources import sampling
+from batchzip.sources.process_memory import ProcessMemory
+from batchzip.sources.sampling import sample_file, sample_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -35,7 +35,7 @@ from batchzip.advice.suiting import Suiting
 from batchzip.advice.values import recommend, weigh_all
 from batchzip.advice.weighing import Held
 from batchzip.cli.main import main
-from batchzip.cli.value_files import open_values
+from batchzip.sources.value_files import open_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
 
 
 def some_pages(count: int, *deadly: int) -> Bytes:

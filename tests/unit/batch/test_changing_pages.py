@@ -16,7 +16,7 @@ from batchzip.testing.plain import PAGE, SLACK_S
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
 
 COUNT = 32
 ROUNDS = 20

@@ -27,11 +27,11 @@ from support.command import (
 
 import batchzip
 from batchzip.cli import swap
-from batchzip.cli.file_pages import FilePages
 from batchzip.cli.main import main
-from batchzip.cli.process_memory import ProcessMemory
 from batchzip.core import build
 from batchzip.core.libraries import libraries
+from batchzip.sources.file_pages import FilePages
+from batchzip.sources.process_memory import ProcessMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ from batchzip.testing.plain import PAGE, SLACK_S, check_restored, make_pages
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
 
 BACKENDS: list[dict[str, Any]] = [
     {"backend": "sequential"},

@@ -30,7 +30,7 @@ from batchzip.core.coder import Coder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs.codec import Transcode
 
 SIZES = [512 << power for power in range(13)]

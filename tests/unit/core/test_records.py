@@ -27,6 +27,7 @@ from batchzip.core.keys import NotPlain, Opaque, decode, encode
 from batchzip.core.memory import allocations, fail_allocation
 from batchzip.core.records import MISSING, Found, LargeValue, Records, now_ns, shift_clock
 from batchzip.core.table import Kind
+from batchzip.store.loader import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ MOST = 64 << 10
 def records_in(store: SwapStore, name: str = "values") -> Records:
     """Make the records of a group of a store, with its engine's codec."""
     made = Records(store.group(name)._ledger, "CompressedMapping")
-    writer = store._home.writer
+    writer = store._resources.writer
     made.use_codec(writer.number, writer.engine.backend.coders)
     return made
 
@@ -182,7 +183,7 @@ def test_a_damaged_value_says_so_and_the_others_stay(store: SwapStore, values: R
     values.put("good", text(1))
     values.put("bad", text(2))
     handles = np.frombuffer(values.ledger.values(Kind.RECORD), np.uint64)
-    object_of(store._home.pool, int(handles[1]))[3] ^= 16
+    object_of(store._resources.pool, int(handles[1]))[3] ^= 16
     with pytest.raises(PageError) as damage:
         values.get("bad")
     assert damage.value.errno == -74  # EBADMSG
@@ -208,7 +209,7 @@ def test_a_value_in_the_file_is_found_there(tmp_path: Path) -> None:
         found: Any = made.get(77)
         assert isinstance(found, Found)
         gathered = gather(made.ledger, found.indices)
-        store._home.read(gathered)
+        read(store._resources, gathered)
         assert made.finish(found, gathered) == text(77, 700)
         made.put(77, b"new")
         assert made.finish(found, gather(made.ledger, found.indices)) is None
@@ -514,8 +515,8 @@ def test_damaged_values_are_told_apart_by_lanes(
     keys, values = list(range(1000)), [text(key, 1500) for key in range(1000)]
     assert made.put_many(keys, values, 0, rings=rings) == (1000, 0)
     handles = np.frombuffer(made.ledger.values(Kind.RECORD), np.uint64)
-    damaged = store._home.pool.read(int(handles[500]))
-    store._home.pool.write(int(handles[500]), bytes(reversed(damaged)))
+    damaged = store._resources.pool.read(int(handles[500]))
+    store._resources.pool.write(int(handles[500]), bytes(reversed(damaged)))
     found = made.get_many(keys, rings=rings)
     failed = [key for key in keys if isinstance(found[key], PageError)]
     assert len(failed) == 1

@@ -31,7 +31,8 @@ from batchzip.core.gather import gather
 from batchzip.core.memory import allocations, fail_allocation
 from batchzip.core.records import Found
 from batchzip.core.table import Kind
-from batchzip.store.writeback import write_back
+from batchzip.store.loader import read
+from batchzip.store.reclaim.writeback import write_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ def slices_of(mapping: CompressedMapping, kind: Kind = Kind.SLICE) -> list[int]:
 def write_slices(mapping: CompressedMapping, slices: list[int]) -> None:
     """Move slices to the file."""
     group = mapping.group
-    moved = write_back(group._home, group._ledger, np.array(slices, np.uint64).view(np.int64))
+    moved = write_back(group._resources, group._ledger, np.array(slices, np.uint64).view(np.int64))
     assert moved == len(slices)
 
 
@@ -283,12 +284,12 @@ def test_a_value_that_is_replaced_while_it_is_read_from_the_file_is_read_again(
     found: Any = records.get("key")
     assert isinstance(found, Found)
     gathered = gather(records.ledger, found.indices)
-    store._home.read(gathered)
+    read(store._resources, gathered)
     assert records.finish(found, gathered) == mixed(1, 20_000)
     mapping["key"] = mixed(2, 20_000)
     mapping["other"] = mixed(3, 20_000)  # in the slices that the old one had
     again = gather(records.ledger, found.indices)
-    store._home.read(again)
+    read(store._resources, again)
     assert records.finish(found, again) is None
     assert not records.remove("key", found)
     assert mapping["key"] == mixed(2, 20_000)

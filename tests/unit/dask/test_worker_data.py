@@ -598,8 +598,8 @@ def test_dasks_own_settings_count(
         store = data._values.store
         assert store is not None
         assert store.max_pool_bytes == pool
-        assert store._home.backing is not None
-        assert store._home.backing.max_bytes == disk
+        assert store._resources.backing is not None
+        assert store._resources.backing.max_bytes == disk
 
 
 @pytest.mark.parametrize(

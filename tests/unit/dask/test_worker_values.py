@@ -23,7 +23,7 @@ from batchzip.testing.plain import in_threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.dask.raw_files import Place
 
 MIB = 1 << 20

@@ -29,8 +29,8 @@ from batchzip.testing.plain import PAGE, SLACK_S, check_compressed, check_round_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from batchzip.arguments.buffers import Bytes
     from batchzip.batch import Batch
-    from batchzip.buffers import Bytes
 
 SOON_S = 0.3
 """A deadline that passes while a worker hangs."""

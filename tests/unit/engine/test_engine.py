@@ -24,12 +24,12 @@ from batchzip import (
     UnknownAlgorithm,
     UnknownBackend,
     backend,
-    cpus,
 )
 from batchzip.backend import is_native
 from batchzip.codecs import make_codec
 from batchzip.codecs.lz4 import Lz4
 from batchzip.codecs.zstd import Zstd
+from batchzip.system import cpus
 from batchzip_sequential import SequentialBackend
 
 PAGE = bytes(range(256)) * 16

@@ -39,8 +39,8 @@ from batchzip_workers.backend import WorkersBackend
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from batchzip.arguments.buffers import Bytes
     from batchzip.batch import Batch
-    from batchzip.buffers import Bytes
 
 ROOM = 128
 """Pages that a small engine has room for."""

@@ -43,7 +43,7 @@ from batchzip.testing.plain import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
 
 LARGE = 65536
 """Bytes of pages that zstd takes some milliseconds for at a high level."""

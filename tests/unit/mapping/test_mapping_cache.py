@@ -603,7 +603,7 @@ def test_a_dictionary_goes_with_the_engine_of_the_store(zstd: SwapStore, diction
         for engine in (other, third):
             zstd.engine = engine
             mapping.update((-number, row(number)) for number in range(2000))
-            codec: Any = zstd._home.objects.codec(mapping._records.number)
+            codec: Any = zstd._resources.objects.codec(mapping._records.number)
             assert (getattr(codec, "dictionary", None) is not None) == (engine is third)
         assert mapping.get_many(range(2000)) == {number: row(number) for number in range(2000)}
 

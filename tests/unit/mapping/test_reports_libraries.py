@@ -580,7 +580,7 @@ def test_pages_are_recompressed_with_what_an_engine_takes(backend: str) -> None:
         for given in (dictionary, bytearray(dictionary), np.frombuffer(dictionary, np.uint8)):
             store.store(0, pages)
             assert store.recompress("zstd", level=1, dictionary=given).pages == 100
-        assert len(store._home._engines) == 1
+        assert len(store._resources._engines) == 1
         for options in ({"shuffle": 4}, {"verify": True}, {"level": np.int8(3)}):
             assert isinstance(store.recompress("zstd", **options), Recompression)
         assert store.load_many(range(100)).tobytes() == b"".join(pages)

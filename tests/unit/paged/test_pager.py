@@ -116,7 +116,7 @@ def test_same_filled_pages_take_no_memory_of_the_pool(region: Region) -> None:
     array = filled(region, content("same", 5, 200 * SIZE))
     region.evict_all()
     assert region.group.counters.same_filled_pages == 200
-    assert region.store._home.pool.objects == 0
+    assert region.store._resources.pool.objects == 0
     np.testing.assert_array_equal(array, content("same", 5, 200 * SIZE))
 
 
@@ -383,7 +383,7 @@ def test_a_codec_in_python_is_refused() -> None:
     ):
         Pager(
             store.group("region")._ledger,
-            store._home.writer.number,
+            store._resources.writer.number,
             pages=64,
             budget=8,
         )
@@ -498,7 +498,9 @@ def test_views_of_every_kind_keep_the_memory(region: Region) -> None:
 def test_arrays_hold_the_pager_that_nobody_else_holds() -> None:
     with LeakCheck(), Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
         before = tasks()
-        pager = Pager(store.group("region")._ledger, store._home.writer.number, pages=64, budget=8)
+        pager = Pager(
+            store.group("region")._ledger, store._resources.writer.number, pages=64, budget=8
+        )
         array = np.frombuffer(memoryview(pager.allocate(60 * SIZE)), np.uint8)  # type: ignore[arg-type]
         data = noisy(60)
         array[:] = data

@@ -24,7 +24,7 @@ from batchzip.core.memory import allocations
 from batchzip.errors import BadArgument, BadHandle, PoolFull
 from batchzip.pool import Pool
 from batchzip.pool.audit import ONE, RETIRED, SLOT
-from batchzip.segment import PAGE
+from batchzip.system.segment import PAGE
 
 PAGE_SIZES = [512, 4096, 65536, 2 << 20]
 GRAIN = 16

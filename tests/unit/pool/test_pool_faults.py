@@ -22,7 +22,7 @@ from support.pool_memory import (
 from batchzip.core.memory import allocations, fail_allocation
 from batchzip.errors import ClosedError, ForkedProcess, PoolFull
 from batchzip.pool import Pool
-from batchzip.segment import PAGE
+from batchzip.system.segment import PAGE
 
 
 @pytest.fixture

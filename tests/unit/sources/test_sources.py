@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from batchzip.cli.file_pages import FilePages
-from batchzip.cli.process_memory import ProcessMemory
-from batchzip.cli.workload import Workload
 from batchzip.errors import BadArgument, BatchzipError, UnreadableProcess
+from batchzip.sources.file_pages import FilePages
+from batchzip.sources.process_memory import ProcessMemory
+from batchzip.sources.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -269,7 +269,7 @@ def test_the_workload_is_ready_readable_and_gone_afterwards() -> None:
 def test_the_workload_ends_with_its_parent() -> None:
     script = (
         "import os, signal\n"
-        "from batchzip.cli.workload import Workload\n"
+        "from batchzip.sources.workload import Workload\n"
         "with Workload(1) as workload:\n"
         "    print(workload.pid, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -302,7 +302,7 @@ def test_a_workload_that_cannot_be_built_says_why() -> None:
 def test_the_workload_holds_every_kind_of_data() -> None:
     # In a process of its own: how far memory has grown says nothing in one that freed some before.
     script = (
-        "from batchzip.cli.workload import build\n"
+        "from batchzip.sources.workload import build\n"
         "print(*sorted({type(item).__name__ for item in build(8)}))"
     )
     command = [sys.executable, "-c", script]

@@ -106,7 +106,7 @@ def test_more_codecs_than_numbers_over_time_and_never_one_for_another() -> None:
                     kept[turn + 1] = text(turn)
                     store.store(turn + 1, text(turn))
         store.engine = first
-        assert store._home.objects.reused > 0
+        assert store._resources.objects.reused > 0
         assert store.load_many(list(kept)).tobytes() == b"".join(kept.values())
 
 

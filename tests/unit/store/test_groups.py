@@ -233,7 +233,7 @@ def test_a_group_that_is_closed_is_dropped(store: SwapStore) -> None:
     group.close()
     group.close()
     assert store.groups == {}
-    assert len(store._home.pool) == 0
+    assert len(store._resources.pool) == 0
     with pytest.raises(BadArgument, match="'one'"):
         store.drop_group("one")
     store.check_invariants()
@@ -269,7 +269,7 @@ def test_a_group_that_is_dropped_while_threads_use_it(store: SwapStore) -> None:
         for user in users:
             user.result()
     store.check_invariants()
-    assert len(store._home.ledgers) == 1 + len(store.groups)
+    assert len(store._resources.ledgers) == 1 + len(store.groups)
 
 
 def test_a_group_can_be_made_with_a_limit_of_nothing(store: SwapStore) -> None:

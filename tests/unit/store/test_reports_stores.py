@@ -185,7 +185,7 @@ def test_a_serializer_may_close_what_it_serves(method: str, closes: str) -> None
             mapping.close()
             if not store.closed:
                 store.check_invariants()
-                assert len(store._home.pool) == 0
+                assert len(store._resources.pool) == 0
 
 
 def test_values_that_are_rejected_take_nothing_in_the_long_run(engine: Engine) -> None:

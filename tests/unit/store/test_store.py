@@ -162,9 +162,9 @@ def test_what_is_overwritten_is_freed(store: SwapStore) -> None:
         store.store(0, [noise(seed), text(seed), word(seed)])
         assert store.load_many([2, 1, 0]).tobytes() == word(seed) + text(seed) + noise(seed)
     assert len(store) == 3
-    assert store._home.pool.objects == 2
+    assert store._resources.pool.objects == 2
     store.store(0, [ZEROS] * 3)
-    assert store._home.pool.objects == 0
+    assert store._resources.pool.objects == 0
 
 
 def test_loading_keeps_the_page(store: SwapStore) -> None:
@@ -285,7 +285,7 @@ def test_a_number_that_became_another_codecs_meanwhile_is_no_damage(
     store: SwapStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An entry is copied, its page stored anew, and the number of its codec given to another."""
-    home, first = store._home, store.engine
+    home, first = store._resources, store.engine
     with Engine("zstd", backend="sequential") as second:
         store.engine = second
         store.store(0, text(1))

@@ -251,7 +251,7 @@ def test_a_folio_interrupted_in_any_of_its_batches_leaves_the_store_whole_and_em
             store.store(0, pages)
         store.check_invariants()
         assert len(store) == 0
-        assert store._home.pool.objects == 0
+        assert store._resources.pool.objects == 0
         store.store(0, pages)
         assert store.load_many(range(16)).tobytes() == b"".join(pages)
         store.check_invariants()

@@ -168,7 +168,7 @@ def test_memory_the_system_does_not_give_is_a_failed_allocation_not_the_limit(
         fail_allocation(1, 1000)
         try:
             with pytest.raises(PoolFull) as full:
-                store._home.pool.malloc_many([SIZE] * 64)
+                store._resources.pool.malloc_many([SIZE] * 64)
             assert not full.value.at_limit
             with pytest.raises(StoreRejected) as rejection:
                 store.store(0, [noise(number) for number in range(12)])

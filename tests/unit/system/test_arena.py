@@ -15,10 +15,11 @@ from support.dividing import divide_always
 from support.forked import in_forked_child
 from support.interrupt_lines import interrupted_at
 
-from batchzip import BadArgument, ClosedError, CompressBatch, DecompressBatch, Engine, buffers
-from batchzip import arena as arena_module
-from batchzip.arena import Arena
-from batchzip.segment import PAGE as MACHINE_PAGE
+from batchzip import BadArgument, ClosedError, CompressBatch, DecompressBatch, Engine
+from batchzip.arguments import buffers
+from batchzip.system import arena as arena_module
+from batchzip.system.arena import Arena
+from batchzip.system.segment import PAGE as MACHINE_PAGE
 from batchzip.testing.plain import (
     PAGE,
     SLACK_S,
@@ -32,7 +33,7 @@ from batchzip_workers.backend import WorkersBackend
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from batchzip import cpus
-from batchzip.cpus import MOST_LANES, cpu_quota, default_lanes, usable_cpus
+from batchzip.system import cpus
+from batchzip.system.cpus import MOST_LANES, cpu_quota, default_lanes, usable_cpus
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,9 @@ import pytest
 from support.forked import in_forked_child
 
 from batchzip import BadArgument, CompressBatch, CompressedMapping, Engine, SwapStore, attach
-from batchzip.arena import Arena
 from batchzip.pool import Pool
-from batchzip.segment import Segment
+from batchzip.system.arena import Arena
+from batchzip.system.segment import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ BEGIN = """
 import os, sys, threading
 import batchzip
 from batchzip import CompressBatch, Engine, SwapStore
-from batchzip.descriptors import above_standard, moved_above_standard
+from batchzip.system.descriptors import above_standard, moved_above_standard
 from batchzip.store import attach
 report = open(sys.argv[1], "w")
 for fd in {closed}:
@@ -165,7 +165,7 @@ def test_numbers_that_the_program_closed_and_has_again_are_the_programs(tmp_path
     source = """
 import os, sys
 import batchzip
-from batchzip.store import share_server
+from batchzip.store.remote import share_server
 share_server._END_S = 0.01  # its thread sleeps on numbers that are none
 store = batchzip.SwapStore(batchzip.Engine("lz4", backend="sequential"))
 store.store(0, bytes(4096))

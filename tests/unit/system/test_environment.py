@@ -21,10 +21,10 @@ from support.paths import SUPPORT, TESTS
 
 from batchzip import BackendUnavailable, BatchzipError, Engine, SwapStore
 from batchzip.cli.main import main
-from batchzip.cli.workload import Workload
-from batchzip.cpus import usable_cpus
-from batchzip.interpreter import why_no_python
 from batchzip.plugins import plugin_entry_points
+from batchzip.sources.workload import Workload
+from batchzip.system.cpus import usable_cpus
+from batchzip.system.interpreter import why_no_python
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -338,7 +338,7 @@ def test_who_gave_up_root_is_attached_to_or_one_hears_why_not() -> None:
 @needs_root
 def test_another_user_hears_whose_process_it_is() -> None:
     source = (
-        "import os, sys, batchzip, batchzip.store.view\n"
+        "import os, sys, batchzip, batchzip.store.remote.view\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
         "try: batchzip.attach(sys.argv[1])\n"
         "except PermissionError as error: print(error.strerror)\n"

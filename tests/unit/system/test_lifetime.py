@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from batchzip import ClosedError
-from batchzip.lifetime import Owned
+from batchzip.system.lifetime import Owned
 
 
 class Thing(Owned):

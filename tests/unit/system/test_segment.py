@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from batchzip.errors import BadArgument, ClosedError
-from batchzip.segment import PAGE, Segment
+from batchzip.system.segment import PAGE, Segment
 
 
 def test_a_new_segment_holds_no_memory_and_reads_as_zero() -> None:
@@ -69,7 +69,7 @@ def test_growth_keeps_old_views_on_the_same_memory() -> None:
 def test_another_process_attaches_by_descriptor() -> None:
     program = (
         "import sys\n"
-        "from batchzip.segment import Segment\n"
+        "from batchzip.system.segment import Segment\n"
         "with Segment.attach(int(sys.argv[1])) as segment:\n"
         "    assert bytes(segment.view[:5]) == b'owner'\n"
         "    segment.view[:5] = b'child'\n"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batchzip import Engine
-from batchzip.segment import Segment
+from batchzip.system.segment import Segment
 from batchzip.testing import LeakCheck, start_resource_trackers
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batchzip import Engine, SwapStore
-from batchzip.store.file_io import MAGIC
+from batchzip.store.backing.file_io import MAGIC
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,8 +22,8 @@ from support.backing import NOTHING, free, write
 from support.faulty_file import FaultyFile
 
 from batchzip.errors import BadArgument, ClosedError
-from batchzip.store.backing_file import BackingFile
-from batchzip.store.file_io import open_storage
+from batchzip.store.backing.backing_file import BackingFile
+from batchzip.store.backing.file_io import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -255,7 +255,7 @@ def test_an_empty_file_is_used_and_left_empty(tmp_path: Path) -> None:
 
 OWNER = """
 import os, signal, sys
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 file = BackingFile(sys.argv[1], page_size=4096)
 kept = file.write([b"secret" * 100] * 5000)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ from support.faulty_file import CODES, FaultyFile
 from support.interrupt_lines import interrupted_at
 
 from batchzip.errors import ClosedError
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -405,7 +405,7 @@ LIMITED = """
 import errno, resource, sys
 import numpy as np
 from batchzip.errors import ClosedError
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 with BackingFile(sys.argv[1], page_size=4096) as file:
     kept = file.write([b"k" * 4096] * 100).keep()
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, resource.RLIM_INFINITY))

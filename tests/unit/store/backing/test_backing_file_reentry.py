@@ -15,7 +15,7 @@ import pytest
 from support.backing import NOTHING
 from support.faulty_file import FaultyFile
 
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -23,7 +23,7 @@ from support.backing import free, write
 from support.forked import in_forked_child
 
 from batchzip import BadArgument, CorruptPage, Engine, PageError, StoreRejected, SwapStore
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

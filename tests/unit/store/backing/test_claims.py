@@ -23,7 +23,7 @@ from support.interrupt_lines import interrupted_at
 
 from batchzip import BadArgument, CompressedMapping, Engine, PageNotStored, SwapStore
 from batchzip.core.memory import fail_allocation
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -224,7 +224,7 @@ def test_a_forked_child_may_use_its_copy_of_what_is_in_memory() -> None:
 OTHER = """
 import sys
 from batchzip import BadArgument
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 path, how = sys.argv[1:]
 try:
     BackingFile(open(path, "r+b") if how == "file" else path, page_size=4096).close()
@@ -249,7 +249,7 @@ def test_another_process_is_refused(how: str, path: Path, stack: ExitStack) -> N
 
 OWNER = """
 import os, signal, sys
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 file = BackingFile(open(sys.argv[1], "r+b"), page_size=4096)
 if os.fork() == 0:
     print(os.getpid(), flush=True)

@@ -14,7 +14,7 @@ from support.faulty_file import FaultyFile
 from support.store_pages import SIZE, noise, text
 
 from batchzip import CorruptPage, Engine, StoreRejected, SwapStore
-from batchzip.store import cleaning
+from batchzip.store.reclaim import cleaning
 
 ZONE = 1 << 20
 PAGES = 4 * ZONE // SIZE
@@ -205,8 +205,8 @@ def test_one_thread_cleans_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyP
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(use, range(8)))
-        assert store._home.current_turn() is None
-        assert not store._home.turns
+        assert store._resources.current_turn() is None
+        assert not store._resources.turns
 
 
 @pytest.mark.parametrize("limit", [ZONE, 0])

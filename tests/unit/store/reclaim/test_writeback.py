@@ -76,7 +76,7 @@ def test_writing_back_frees_the_pool(store: SwapStore) -> None:
     store.store(0, [noise(number) for number in range(300)])
     assert store.writeback(300) == 300
     assert store.compressed_bytes == 0
-    assert store._home.pool.objects == 0
+    assert store._resources.pool.objects == 0
 
 
 def test_what_is_stored_again_leaves_the_file_and_its_place_is_used_again(store: SwapStore) -> None:

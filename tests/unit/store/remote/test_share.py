@@ -223,7 +223,7 @@ def test_a_number_that_is_another_codecs_now_is_learned(store: SwapStore, view: 
             if level % 50 == 0 or level == -1:
                 store.store(0, text(level + 400))
                 assert view.load(0) == text(level + 400)
-    assert store._home.objects.reused > 0
+    assert store._resources.objects.reused > 0
     store.engine = first
     store.store(1, text(1))
     assert view.load_many([0, 1]).tobytes() == text(399) + text(1)

@@ -35,8 +35,8 @@ from batchzip import (
     SwapStore,
     attach,
 )
-from batchzip.store import reach, share_server, view
-from batchzip.store.answers import answer
+from batchzip.store.remote import reach, share_server, view
+from batchzip.store.remote.answers import answer
 
 spawn = multiprocessing.get_context("spawn")
 

@@ -29,7 +29,7 @@ from batchzip import (
 )
 from batchzip.codecs import Codec
 from batchzip.core.view import SharedPool, SharedTable
-from batchzip.segment import Segment
+from batchzip.system.segment import Segment
 from batchzip_workers.backend import WorkersBackend
 
 SIZE = 4096
@@ -150,7 +150,7 @@ class Copy:
     """A store's memory, copied, and a view of that: nobody puts right what is written there."""
 
     def __init__(self, view: StoreView, store: SwapStore) -> None:
-        given = *store._home.descriptors(), store._share_table()
+        given = *store._resources.descriptors(), store._share_table()
         self.fds = [self._copied(fd) for fd in given]
         for fd in given:
             os.close(fd)
@@ -285,8 +285,8 @@ def is_sealed(fd: int) -> bool:
 
 def test_tables_and_words_are_written_by_their_owner_only(store: SwapStore) -> None:
     store.store(0, text(0))
-    objects, words = store._home.pool.descriptors
-    given = store._home.descriptors()
+    objects, words = store._resources.pool.descriptors
+    given = store._resources.descriptors()
     table = store._share_table()
     for fd in (*given, table):
         assert is_refused(lambda fd=fd: os.pwrite(fd, b"x", 0))  # type: ignore[misc]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from batchzip.checks import as_integer, is_masked
+from batchzip.arguments.checks import as_integer, is_masked
 from batchzip.errors import BadArgument, BadBatch
 from batchzip.wording import kind_of, shown
 

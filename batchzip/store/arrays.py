@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from batchzip.checks import as_index, check_kind, is_masked
+from batchzip.arguments.checks import as_index, check_kind, is_masked
 from batchzip.errors import BadArgument, NotStorable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.store.group import Group
-    from batchzip.store.view import GroupView
+    from batchzip.store.remote.view import GroupView
 
 Array: TypeAlias = "npt.NDArray[Any]"
 

@@ -41,12 +41,12 @@ from io import TextIOBase
 from pathlib import Path
 from typing import Any
 
-from batchzip.checks import as_integer
+from batchzip.arguments.checks import as_integer
 from batchzip.core.memory import Descriptor
-from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, LimitReached
-from batchzip.lifetime import Closing
-from batchzip.store.claims import Claim
+from batchzip.store.backing.claims import Claim
+from batchzip.system.descriptors import above_standard
+from batchzip.system.lifetime import Closing
 from batchzip.wording import shown
 
 HEADER_BYTES = 4096

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip.errors import BadArgument, UnreadableProcess
-from batchzip.lifetime import Closing
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Home: what the groups of one store share: pool, backing file, codecs, and the engine of now.
+"""Resources: what the groups of one store share: pool, backing file, codecs, and the engine of now.
 
 The engine can be changed at run time. What it takes to write with it stands in one object, `writer`,
 so that a call which began with one engine ends with it.
@@ -27,19 +27,16 @@ from batchzip.core.table import IN_FILE, IN_POOL
 from batchzip.engine import Engine, codec_of
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.store.hysteresis import Hysteresis
-from batchzip.store.loader import Restorer
-from batchzip.store.reach import open_to_read
 from batchzip.store.writer import Writer
+from batchzip.system.descriptors import open_to_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
-    from batchzip.core.gather import Gathered
     from batchzip.pool import Pool
-    from batchzip.store.backing_file import BackingFile
-    from batchzip.store.group import Group
+    from batchzip.store.backing.backing_file import BackingFile
+    from batchzip.system.lifetime import Owned
 
 _MOST_ENGINES = 4
 """Engines that are kept for recompression: each has lanes, and a dictionary perhaps."""
@@ -66,7 +63,7 @@ class Turn:
         self.thread = threading.get_ident()
 
 
-class Home:
+class Resources:
     """The shared parts of a store; no life cycle of its own."""
 
     def __init__(
@@ -93,7 +90,7 @@ class Home:
         self.writer = self.writer_of(engine, current=True)
         self.wake: Callable[[], None] = lambda: None
         """Called when a limit was met."""
-        self.forget: Callable[[Group], None] = lambda _: None
+        self.forget: Callable[[Owned], None] = lambda _: None
         """Called with a group that is closed."""
         self.accept_threshold_percent = 90
         self.full = Hysteresis()
@@ -138,14 +135,6 @@ class Home:
             if same and objects.hold(number, known):
                 return number
         return objects.add_codec(codec)
-
-    def restore(self, gathered: Gathered, pages: Bytes) -> dict[int, OSError]:
-        """Restore gathered entries to pages, as Restorer does."""
-        return Restorer(self).restore(gathered, pages)  # kept, each would keep the other
-
-    def read(self, gathered: Gathered) -> dict[int, OSError]:
-        """Read what lies in the backing file, as Restorer does."""
-        return Restorer(self).read(gathered)
 
     def engine_of(self, number: int) -> Engine | None:
         """Return the engine that made pages of a number last, or None."""

@@ -40,15 +40,15 @@ import numpy as np
 from batchzip.core.batch import Blocks
 from batchzip.core.calls import Calls
 from batchzip.core.memory import Descriptor
-from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, LimitReached
-from batchzip.limits import named
-from batchzip.segment import PAGE, WITHOUT_DESCRIPTOR
+from batchzip.system.descriptors import above_standard
+from batchzip.system.limits import named
+from batchzip.system.segment import PAGE, WITHOUT_DESCRIPTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
 
 
 _LARGE = 64 << 20

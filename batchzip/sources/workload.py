@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from batchzip.errors import BatchzipError
-from batchzip.interpreter import command_for
-from batchzip.lifetime import Closing
+from batchzip.system.interpreter import command_for
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ class Workload(Closing):
     """
 
     def __init__(self, mib: int = 64) -> None:
-        start = "from batchzip.cli.workload import hold; hold(int(sys.argv[1]))"
+        start = "from batchzip.sources.workload import hold; hold(int(sys.argv[1]))"
         self._child = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
             [*command_for(start, "the workload"), str(mib)],
             stdin=subprocess.PIPE,

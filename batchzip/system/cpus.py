@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from batchzip.control_groups import own_groups, words
+from batchzip.system.control_groups import own_groups, words
 
 MOST_LANES = 15
 """Lanes besides the caller that an engine has at most unless more are asked for."""

@@ -29,10 +29,10 @@ import sys
 from typing import Any
 
 from batchzip.core.memory import Descriptor
-from batchzip.descriptors import above_standard
 from batchzip.errors import BadArgument, ClosedError
-from batchzip.lifetime import Closing
-from batchzip.limits import named
+from batchzip.system.descriptors import above_standard
+from batchzip.system.lifetime import Closing
+from batchzip.system.limits import named
 
 PAGE = mmap.PAGESIZE
 """Bytes of one page of the machine: the grain of reserve() and release()."""

@@ -1,22 +1,7 @@
-"""Share: a store's pages for other processes of the same user: where they are, and how both sides talk.
+"""Wire: how the owner of a store and its readers talk, over a Unix socket.
 
-    owner                                     any process of the same user
-    store.share() ─▶ Share(address) ─────────▶ share.attach(), batchzip.attach(address)
-    ShareServer  ◀── Unix socket ──▶ StoreView
-       descriptors, read-only: table, objects, words, file      once, at the start
-       counters, status, classes, codecs                        when asked for
-                                loads: from shared memory, by the reader alone (core/view.pyx)
-
-The address is the path of a descriptor, /proc/<pid>/fd/<n>, of a socket that was unlinked as soon as it
-was bound: nothing is left behind however the owner ends, and no name is there to be guessed or taken.
-Its mode is 0600, and each side asks the kernel who the other one is. `str()` of a Share has a random token
-behind the path. Each reply begins with it, and nothing else of a reply is looked at before the token is:
-what has the process id and the descriptor's number by now is not taken for the store.
-
-What comes from a client is JSON of a few words. What goes to it is pickled, as codecs are anybody's classes.
-docs/threat-model.md says who trusts whom, and with what.
-
-Rejected: serving loads over the connection, at 30 µs each and the cost of the owner's interpreter.
+What comes from a reader is JSON of a few words. What goes to it is pickled, as codecs are anybody's classes.
+Each reply begins with the store's token. Descriptors travel beside the bytes.
 
 Locks: none.
 """
@@ -25,32 +10,25 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 import struct
 import threading
 import time
 from array import array
-from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchzip.core.memory import Descriptor
-from batchzip.descriptors import above_standard, moved_above_standard
-from batchzip.errors import BadArgument
-from batchzip.limits import named
-from batchzip.store.reach import make_folder
-from batchzip.wording import shown
+from batchzip.store.remote.reach import make_folder
+from batchzip.system.descriptors import above_standard, moved_above_standard
+from batchzip.system.limits import named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.store.view import StoreView
-
 LENGTH = struct.Struct("<I")
 _INT = struct.calcsize("i")
-_ADDRESS = re.compile(r"(/proc/[1-9][0-9]*/fd/[0-9]+)(?:#([0-9a-f]{16}))?")
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 MOST_REQUEST = 4096
@@ -69,30 +47,15 @@ MOST_WAITING = 65535
 """Readers that wait to be let in, where the system does not say fewer (net.core.somaxconn, 4096)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Where a store can be read from. Picklable, and `str()` of it says the same.
-
-    Good while the store is open, in processes of the same user on the same machine (and the same PID
-    namespace). `address` alone serves, too; but once the owner is gone another store may come to have it.
-    """
-
-    address: str
-    token: str = ""
-    """What tells the store from any other that has the same address later."""
-
-    def attach(self) -> StoreView:
-        """Open the store for reading, as `batchzip.attach`."""
-        from batchzip.store.view import attach  # noqa: PLC0415 - the owner needs no view
-
-        return attach(self)
-
-    def __str__(self) -> str:
-        return f"{self.address}#{self.token}" if self.token else self.address
-
-
 class AnswerThread(threading.Thread):
     """A thread that answers readers. A finalizer that reads a store in it must not wait for it."""
+
+    def reply_here(self, address: str, request: dict[str, object]) -> tuple[bytes, Descriptors]:
+        """Reply to what this process asks itself in this thread: nobody else would.
+
+        Raise ClosedError where nobody has that address.
+        """
+        raise NotImplementedError
 
 
 class Descriptors(list[int]):
@@ -229,16 +192,3 @@ def listen() -> tuple[socket.socket, Descriptor]:
         folders.close()
         (folder / "socket").unlink(missing_ok=True)
         folder.rmdir()
-
-
-def as_share(where: object) -> Share:
-    """Make a Share of what a caller gave. Raises BadArgument."""
-    text = str(where) if isinstance(where, Share) else where
-    if not isinstance(text, (str, os.PathLike)):
-        raise BadArgument(f"an address is a path, as str(store.share()), not {shown(where)}")
-    found = _ADDRESS.fullmatch(os.fsdecode(text))
-    if found is None:
-        raise BadArgument(
-            f"an address is like /proc/<pid>/fd/<n>#<token>, as str(store.share()): {shown(text)} is not"
-        )
-    return Share(found[1], found[2] or "")

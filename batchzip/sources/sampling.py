@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchzip.advice import BLOCK_BYTES, amount
-from batchzip.cli.file_pages import FilePages
-from batchzip.cli.process_memory import ProcessMemory
 from batchzip.errors import BadArgument, UnreadableProcess
+from batchzip.sources.file_pages import FilePages
+from batchzip.sources.process_memory import ProcessMemory
 
 if TYPE_CHECKING:
     import os

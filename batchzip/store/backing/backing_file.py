@@ -36,21 +36,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.buffers import check_page_size
-from batchzip.checks import as_limit
+from batchzip.arguments.buffers import check_page_size
+from batchzip.arguments.checks import as_limit
 from batchzip.core.calls import Calls
 from batchzip.core.zones import Zones
 from batchzip.errors import BadArgument, ClosedError
-from batchzip.lifetime import Closing
-from batchzip.store.file_io import Storage, open_storage
-from batchzip.store.positions import lengths_of, offsets_of
+from batchzip.store.backing.file_io import Storage, open_storage
+from batchzip.store.backing.positions import lengths_of, offsets_of
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.core.zones import Reservation
-    from batchzip.store.positions import Numbers, Positions
+    from batchzip.store.backing.positions import Numbers, Positions
 
 _GAP = 8192
 """Bytes between two objects that are read rather than skipped: copying them from the page cache takes
