@@ -99,6 +99,16 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
 
     Live values are handed out as they are, others as equal copies. Raises BadArgument for what
     cannot be right. It is closed with its worker, and then empty.
+
+    Examples:
+        >>> import batchzip.dask
+        >>> from distributed import Client, LocalCluster
+        >>> here = {"processes": False, "dashboard_address": ":0", "memory_limit": "1 GiB"}
+        >>> data = batchzip.dask.WorkerData
+        >>> with LocalCluster(n_workers=1, data=data, **here) as cluster, Client(cluster) as client:
+        ...     future = client.submit(bytes, 1000)
+        ...     len(future.result())
+        1000
     """
 
     def __init__(

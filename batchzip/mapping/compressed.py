@@ -112,6 +112,26 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     Thread-safe, also in finalizers and signal handlers, and where keys and serializers call it; bound to the
     process that made it. Closing or losing it gives the memory back to the store and ends its group.
+
+    Examples:
+        >>> import batchzip
+        >>> rows = {f"user:{n}": f'{{"mail": "{n * 31}@example.org"}}' for n in range(20_000)}
+        >>> with batchzip.CompressedMapping(serializer="pickle", dictionary="auto") as cache:
+        ...     cache.update(rows)
+        ...     cache["user:7"], "nobody" in cache, len(cache)
+        ...     cache.get_many(["user:1", "nobody"])
+        ...     usage = cache.memory_usage()
+        ('{"mail": "217@example.org"}', False, 20000)
+        {'user:1': '{"mail": "31@example.org"}'}
+        >>> usage.total < usage.in_dict
+        True
+
+        A cache with a limit and a time to live:
+
+        >>> with batchzip.CompressedMapping(max_bytes=1 << 20, on_full="evict", ttl=3600) as cache:
+        ...     cache.set("session", b"short-lived", ttl=60)
+        ...     cache.get("session"), cache.get("other", b"none")
+        (b'short-lived', b'none')
     """
 
     def __init__(

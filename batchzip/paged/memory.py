@@ -109,6 +109,17 @@ class PagedMemory(Owned):
     Raises BadArgument; PagingUnavailable where the system has no userfaultfd for this process; LimitReached,
     which names the limit, where it has no memory, addresses, threads or descriptors; OSError where the
     backing file cannot be had. Nothing is left then.
+
+    Examples:
+        >>> import numpy as np
+        >>> import batchzip
+        >>> with batchzip.PagedMemory(size=32 << 20, budget=8 << 20, algorithm="lz4") as memory:
+        ...     a = memory.array((4, 1 << 19), "f8")  # 16 MiB of zeros in 8 MiB of RAM
+        ...     a[:] = np.arange(1 << 19)
+        ...     a[:, -1].tolist()
+        ...     memory.statistics.resident_bytes <= 16 << 20
+        [524287.0, 524287.0, 524287.0, 524287.0]
+        True
     """
 
     _instead = ": pickle its arrays, which are copied then"
@@ -575,6 +586,13 @@ def paged_empty(
 
     `budget` is what of it may lie in RAM as it is, in bytes; one above the array's size is as good as that.
     `options` are those of PagedMemory. `batchzip.paged.memory_of` gives the memory. Raises as PagedMemory and its `array`.
+
+    Examples:
+        >>> import batchzip
+        >>> x = batchzip.paged_empty((1000, 1000), "f4", budget=1 << 20)  # its memory goes with it
+        >>> x[:] = 1
+        >>> float(x.sum())
+        1000000.0
     """
     kind = _as_dtype(dtype)
     lengths = _as_shape(shape)
@@ -586,7 +604,16 @@ def paged_empty(
 
 
 def memory_of(array: object) -> PagedMemory:
-    """Return the PagedMemory that an array, or a view of one, is of. Raise BadArgument if it is of none."""
+    """Return the PagedMemory that an array, or a view of one, is of. Raise BadArgument if it is of none.
+
+    Examples:
+        >>> import batchzip
+        >>> x = batchzip.paged_empty((1000, 1000), "f4", budget=1 << 20)
+        >>> memory = batchzip.paged.memory_of(x[10:20])
+        >>> memory.budget = 2 << 20
+        >>> memory.budget
+        2097152
+    """
     block = block_of(array)
     memory = None if block is None else block.memory
     if not isinstance(memory, PagedMemory):

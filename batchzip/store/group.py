@@ -63,6 +63,15 @@ class Group(Owned):
     Its indices are its own: index 7 of one group is not index 7 of another. Pool, engine and backing
     file are the store's. Thread-safe, and bound to its process, as the store is, with which it is
     closed.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     tiles = store.group("tiles", max_bytes=16 << 20)
+        ...     tiles.store(0, [b"a" * 4096, b"b" * 4096])
+        ...     page = tiles.load(1, exclusive=True)  # it is out of the store now
+        ...     page[:3], len(tiles), 0 in store
+        (b'bbb', 1, False)
     """
 
     _instead = ": what the store's share() gives can"

@@ -32,7 +32,16 @@ _KINDS = (*IN_POOL, *IN_FILE, Kind.SAME_FILLED)
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """What `SwapStore.check` found."""
+    """What `SwapStore.check` found.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, [bytes([n]) * 2048 + bytes(2048) for n in range(10)])
+        ...     report = store.check()
+        >>> report.ok, report.pages, report.damaged
+        (True, 10, ())
+    """
 
     pages: int
     """Pages that were looked at."""

@@ -65,6 +65,18 @@ class SwapStore(Group):
 
     Thread-safe: a folio becomes visible at once, and a load gives a version that was current during
     the call. Bound to the process that made it; contents do not survive it.
+
+    Examples:
+        >>> import batchzip
+        >>> pages = [f"row {n:3}, ".encode().ljust(16) * 256 for n in range(1000)]
+        >>> with batchzip.Engine("zstd", level=1) as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, pages)  # a folio at 0 … 999: all of it, or nothing
+        ...     store.load(42) == pages[42], store.load_many([7, 3, 998]).shape
+        ...     store.invalidate(0, 10), len(store), 3 in store
+        ...     store.counters.stored_pages, store.check().ok
+        (True, (3, 4096))
+        (10, 990, False)
+        (990, True)
     """
 
     def __init__(

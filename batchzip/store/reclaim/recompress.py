@@ -32,7 +32,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Recompression:
-    """What a call of `recompress` did."""
+    """What a call of `recompress` did.
+
+    Examples:
+        >>> import batchzip
+        >>> rows = [f'{{"id": {n}, "mail": "{n * n}@example.org"}}' for n in range(10000)]
+        >>> pages = ["".join(rows[n : n + 200]).encode()[:4096] for n in range(0, 10000, 200)]
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, pages)
+        ...     done = store.recompress("zstd", level=9)  # of pages that were idle for 0 s or more
+        >>> done.pages, done.recompressed, done.saved_bytes > 10_000
+        (50, 50, True)
+    """
 
     pages: int
     """Pages that were tried."""

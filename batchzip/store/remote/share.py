@@ -42,6 +42,15 @@ class Share:
 
     Good while the store is open, in processes of the same user on the same machine (and the same PID
     namespace). `address` alone serves, too; but once the owner is gone another store may come to have it.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(7, [b"x" * 4096])
+        ...     share = store.share()  # picklable: send it to another process
+        ...     with share.attach() as view:
+        ...         view.load(7)[:3]
+        b'xxx'
     """
 
     address: str
@@ -64,6 +73,20 @@ def attach(address: str | os.PathLike[str] | Share) -> StoreView:
     PermissionError where it is another user's, ClosedError where another store is in its place,
     BadArgument for what is no address, or where what answers is no store, and LimitReached where this
     process or the owner has no descriptors or memory for it.
+
+    Examples:
+        >>> import subprocess, sys
+        >>> import batchzip
+        >>> reader = '''
+        ... import sys, batchzip
+        ... with batchzip.attach(sys.argv[1]) as view:
+        ...     print(view.load(0)[:3])
+        ... '''
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, [b"abc" + bytes(4093)])
+        ...     command = [sys.executable, "-c", reader, str(store.share())]
+        ...     print(subprocess.run(command, capture_output=True, text=True).stdout.strip())
+        b'abc'
     """
     from batchzip.store.remote.view import StoreView  # noqa: PLC0415 - the owner needs no view
 

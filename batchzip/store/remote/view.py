@@ -279,6 +279,14 @@ class GroupView(Owned):
     """The pages of one group of a store in another process, to read.
 
     What is lost, and not closed, gives up what it has, too.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.group("tiles").store(0, [b"a" * 4096])
+        ...     with batchzip.attach(str(store.share())) as view, view.group("tiles") as tiles:
+        ...         tiles.load(0)[:3], tiles.counters.stored_pages
+        (b'aaa', 1)
     """
 
     def __init__(self, name: str, shared: _Shared, table: Descriptors | None = None) -> None:
@@ -364,6 +372,14 @@ class StoreView(GroupView):
 
     Costs the owner nothing while pages are loaded. Thread-safe; bound to the process that opened it. It keeps
     the owner's memory alive until it is closed or lost; loads that are under way then end first.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, [b"a" * 4096, b"b" * 4096])
+        ...     with batchzip.attach(str(store.share())) as view:  # in any process of the same user
+        ...         view.load_many([1, 0])[:, 0].tobytes(), view.counters.stored_pages
+        (b'ba', 2)
     """
 
     def __init__(self, address: str, token: str) -> None:

@@ -358,6 +358,12 @@ class Watch:
         with self._lock:
             del self._under_way[key]
 
+    def longest_s(self) -> float:
+        """Give the seconds that the oldest call takes by now; 0 if none is under way."""
+        with self._lock:
+            begins = [begin for _, begin in self._under_way.values()]
+        return max(0.0, (now() - min(begins, default=_FOREVER)) / 1e9)
+
     def look(self) -> list[Any]:
         """Note what has taken too long by now, once; what that is."""
         with self._lock:

@@ -45,6 +45,8 @@ _LOST = "PagesLost"
 _ALLOWED = (PagesLost, PageNotStored, ClusterLost)
 _PIECE = 256
 _LOOK_S = 0.5
+_SLOW_S = 10.0
+"""Seconds after which it is told on stderr where a call waits."""
 
 
 @dataclass
@@ -393,10 +395,28 @@ class Threads:
         return f"{hanging} threads hang" if hanging else "ok"
 
     def _look(self) -> None:
+        told = False
         while True:
             time.sleep(_LOOK_S)
-            if self._load.watch.look():
+            self._load.watch.look()
+            slow = self._load.watch.longest_s() > _SLOW_S
+            if slow and not told:
                 faulthandler.dump_traceback()
+                loop = self._load.store._client.loop.asyncio_loop
+                loop.call_soon_threadsafe(_tell_waits, loop)
+            told = slow
+
+
+def _tell_waits(loop: asyncio.AbstractEventLoop) -> None:
+    """Tell on stderr where each task of a loop waits; runs there."""
+    for task in asyncio.all_tasks(loop):
+        at: Any = task.get_coro()
+        way = []
+        while getattr(at, "cr_frame", None) is not None:
+            way.append(f"{at.__qualname__}:{at.cr_frame.f_lineno}")
+            at = at.cr_await
+        sys.stderr.write(f"{task.get_name()}: {' > '.join(way)} > {at!r}\n")
+    sys.stderr.flush()
 
 
 def _open(client: Client, options: Options) -> ShardedStore:

@@ -8,28 +8,29 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from batchzip.dask.directory import Directory, _Shard, _Store, _Stripe
+from batchzip.dask.directory import Directory
+from batchzip.dask.placement import PlacedShard, PlacedStripe, Placement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def made(shards: Sequence[str], replicas: int, stripes: int = 64) -> _Store:
-    store = _Store("store", {"replicas": replicas}, None, 4096, 0)
+def made(shards: Sequence[str], replicas: int, stripes: int = 64) -> Placement:
+    store = Placement("store", {"replicas": replicas}, None, 4096, 0)
     for name in shards:
         add(store, name)
     for number in range(stripes):
         owners = tuple(owner.name for owner in store.members.owners(number))
-        store.stripes[number] = _Stripe(owners, {"me"})
+        store.stripes[number] = PlacedStripe(owners, {"me"})
     return store
 
 
-def add(store: _Store, name: str) -> None:
-    store.shards[name] = _Shard(f"tcp://{name}", 0.0)
+def add(store: Placement, name: str) -> None:
+    store.shards[name] = PlacedShard(f"tcp://{name}", 0.0)
     store.advance()
 
 
-async def move(store: _Store, most: int) -> int:
+async def move(store: Placement, most: int) -> int:
     """Have up to `most` stripes moved, as shards would; how many were."""
     directory = Directory()
     moved = 0
