@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Literal, SupportsIndex, Unpack
 
     from batchzip.arguments.buffers import Buffer, Bytes
-    from batchzip.arguments.options import EngineOptions, LevelOptions, Lz4Options, ZstdOptions
+    from batchzip.options import EngineOptions, LevelOptions, Lz4Options, ZstdOptions
     from batchzip.statistics import Statistics
 
 

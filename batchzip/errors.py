@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import os
 
-from batchzip.arguments.wording import shown
+from batchzip.wording import shown
 
 TYPE_CHECKING = False  # from typing, it would cost each worker 1.6 MiB
 if TYPE_CHECKING:

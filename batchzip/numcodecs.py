@@ -24,10 +24,10 @@ import numpy as np
 from xxhash import xxh3_64
 
 from batchzip.arguments.buffers import flat
-from batchzip.arguments.wording import kind_of
 from batchzip.batch import CompressBatch, DecompressBatch
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, BadBatch, CorruptPage, MissingExtra
+from batchzip.wording import kind_of
 
 try:
     from numcodecs.abc import Codec

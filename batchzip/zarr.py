@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from batchzip.arguments.wording import shown
 from batchzip.errors import BadArgument, MissingExtra
 from batchzip.numcodecs import Batchzip
+from batchzip.wording import shown
 
 try:
     from zarr.abc.codec import BytesBytesCodec

@@ -21,9 +21,9 @@ from batchzip.advice.option import amount
 from batchzip.advice.spool import write
 from batchzip.advice.weighing import Weighing, best
 from batchzip.arguments.checks import as_integer
-from batchzip.arguments.wording import shown
 from batchzip.errors import BadArgument, BatchzipError
 from batchzip.system.descriptors import above_standard
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

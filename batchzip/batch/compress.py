@@ -8,9 +8,9 @@ import numpy as np
 
 from batchzip.arguments import buffers
 from batchzip.arguments.checks import as_index, as_integer
-from batchzip.arguments.wording import shown
 from batchzip.batch.descriptor import Batch
 from batchzip.errors import BadBatch, PageError
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -51,7 +51,6 @@ from distributed.utils import RateLimiterFilter
 from distributed.worker import Worker
 
 from batchzip.arguments.checks import check_kind
-from batchzip.arguments.wording import shown
 from batchzip.backend import Backend
 from batchzip.dask.compressed_values import CompressedValues, NoRoom, NotPicklable, size_of
 from batchzip.dask.memory_limits import MemoryLimits, Room
@@ -60,6 +59,7 @@ from batchzip.engine import Engine
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.store import Counters
 from batchzip.system.lifetime import Closing
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     import os

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchzip.arguments.checks import as_integer
-from batchzip.arguments.wording import shown
 from batchzip.backend import is_native
 from batchzip.core.allocator import Handler, restore
 from batchzip.core.region import Advice
@@ -51,6 +50,7 @@ from batchzip.store.swap_store import SwapStore
 from batchzip.system.cpus import usable_cpus
 from batchzip.system.lifetime import Owned
 from batchzip.system.limits import begin, named
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -156,7 +156,7 @@ class PagedMemory(Owned):
                     max_backing_bytes=max_backing_bytes,
                 )
             )
-            file = self._store._home.backing  # noqa: SLF001 - a region is a group of it, with other means
+            file = self._store._resources.backing  # noqa: SLF001 - a region is a group of it, with other means
             if file is not None and file.descriptor is None:
                 raise BadArgument(
                     f"pages are read from the backing file by its descriptor, and {file.name} has none: give a path, or a file"
@@ -443,11 +443,11 @@ class PagedMemory(Owned):
     def _make_room(self) -> bool:
         """Move cold pages to the backing file. Return whether that made room in the pool."""
         store = self._store
-        home = store._home  # noqa: SLF001 - as above
-        if home.backing is None:
+        resources = store._resources  # noqa: SLF001 - as above
+        if resources.backing is None:
             return False
-        pool, held = home.pool, home.pool.held_bytes
-        home.full.full = True  # whatever it holds, it has no room for what the pager has
+        pool, held = resources.pool, resources.pool.held_bytes
+        resources.full.full = True  # whatever it holds, it has no room for what the pager has
         try:
             moved = store.shrink()
             if pool.max_bytes is not None and pool.max_bytes - pool.held_bytes < _RUN_BYTES:
@@ -463,7 +463,7 @@ class PagedMemory(Owned):
         now, budget = figures["resident_pages"], figures["budget_pages"]
         if now <= (budget if stuck else budget + budget // 8):  # a little, for a moment, is no news
             return ""
-        pool, file = self._store._home.pool, self._store._home.backing  # noqa: SLF001 - as above
+        pool, file = self._store._resources.pool, self._store._resources.backing  # noqa: SLF001 - as above
         limit = pool.max_bytes
         if figures["pinned_pages"] >= budget:
             cause = "resident() keeps as much"
@@ -486,7 +486,7 @@ class PagedMemory(Owned):
 
     def _close(self) -> None:
         self._region.close()  # the pager's threads end before what they use
-        wait = not self._store._home.in_a_call_of_the_file()  # noqa: SLF001 - as above
+        wait = not self._store._resources.in_a_call_of_the_file()  # noqa: SLF001 - as above
         if wait and self._watcher is not threading.current_thread():
             self._watcher.join()
         self._store.close()
@@ -615,6 +615,7 @@ def memory_of(array: object) -> PagedMemory:
         2097152
     """
     block = block_of(array)
-    if block is None:
+    memory = None if block is None else block.memory
+    if not isinstance(memory, PagedMemory):
         raise BadArgument(f"{shown(array)} is of no PagedMemory")
-    return block.memory
+    return memory

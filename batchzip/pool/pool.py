@@ -20,12 +20,12 @@ import numpy as np
 
 from batchzip.arguments.buffers import check_page_size
 from batchzip.arguments.checks import as_integer, as_limit
-from batchzip.arguments.wording import shown
 from batchzip.core.pool import Allocator
 from batchzip.errors import BadArgument, BadHandle
 from batchzip.pool import audit
 from batchzip.pool.class_use import ClassUse
 from batchzip.system.lifetime import Closing
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """Makes Markdown of the lists in docstrings.
 
-    `level`     what it means,
-                over two lines             →  a definition list
+`level`     what it means,
+over two lines             →  a definition list
 """
 
 from __future__ import annotations
