@@ -45,7 +45,10 @@ def way(call: Callable[[], object]) -> list[tuple[int, str]]:
 
 def main(what: str) -> None:
     """Print the way of a store, or of a load."""
-    with batchzip.Engine("lz4", backend="sequential") as engine, batchzip.SwapStore(engine) as store:
+    with (
+        batchzip.Engine("lz4", backend="sequential") as engine,
+        batchzip.SwapStore(engine) as store,
+    ):
         calls = {"store": lambda: store.store(0, PAGES), "load": lambda: store.load(7)}
         store.store(0, PAGES)  # warm
         store.load(7)
