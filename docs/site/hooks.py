@@ -28,7 +28,7 @@ def _with_output(found: re.Match[str]) -> str:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "COLUMNS": "80", "NO_COLOR": "1"}
     command = ["bash", "-c", found[1]]
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, env=environment, check=True, cwd=_ROOT
     )
     return f"```console\n$ {found[1]}\n{done.stdout.rstrip()}\n```"

@@ -13,12 +13,19 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
+from support.paths import ROOT, python_path
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 BIN = Path(sys.executable).parent
 """Where the commands are."""
+
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{BIN}:{os.environ['PATH']}",
+    "COLUMNS": "80",
+    "NO_COLOR": "1",
+}
 
 PARTS = ["advice", "dask", "metrics", "numcodecs", "paged", "testing", "zarr"]
 """Submodules whose names are public."""
@@ -64,7 +71,7 @@ def run_script(script: Path) -> str:
         timeout=120,
         check=False,
         cwd=script.parent,
-        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "80"},
+        env={**ENVIRONMENT, "PYTHONPATH": python_path(str(Path(__file__).parent))},
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
@@ -93,13 +100,11 @@ def test_the_example_of_a_public_name_runs(name: str) -> None:
     run_examples(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in public_names() if name.startswith(APART)])
 def test_the_example_of_a_name_runs_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
     script = tmp_path / "example.py"
-    script.write_text(
-        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"from {Path(__file__).stem} import run_examples\nrun_examples({name!r})\n"
-    )
+    script.write_text(f"from {Path(__file__).stem} import run_examples\nrun_examples({name!r})\n")
     run_script(script)
 
 
@@ -111,6 +116,7 @@ def code_blocks(page: Path) -> list[tuple[str, str, str]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(block[0] == "python" for block in code_blocks(page))],
@@ -143,6 +149,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "text"),
     COMMANDS,
@@ -158,7 +165,7 @@ def test_a_command_prints_what_a_page_shows(page: Path, text: str, tmp_path: Pat
         timeout=120,
         check=False,
         cwd=ROOT if "docs/" in first else tmp_path,
-        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "80", "NO_COLOR": "1"},
+        env=ENVIRONMENT,
     )
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
@@ -166,6 +173,7 @@ def test_a_command_prints_what_a_page_shows(page: Path, text: str, tmp_path: Pat
         assert blurred(printed) == blurred(output), printed
 
 
+@pytest.mark.slow
 def test_the_first_example_of_the_readme_saves_more_than_half(tmp_path: Path) -> None:
     (tmp_path / "first.py").write_text(code_blocks(ROOT / "README.md")[0][2])
     held, whole = (
