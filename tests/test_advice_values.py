@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from batchzip.advice.layout import table
 from command import COMMAND, absolute_path, assert_fits, assert_refused, children, cli
 
 import batchzip
 from batchzip import BadArgument, BatchzipError, NotStorable, ValuesAdvice, advise_values
 from batchzip.advice import spool, weighing
 from batchzip.advice.holder import Holder, process_memory, weigh
-from batchzip.advice.layout import table
 from batchzip.advice.suiting import Suiting
 from batchzip.advice.values import recommend, weigh_all
 from batchzip.advice.weighing import Held
