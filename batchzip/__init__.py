@@ -12,7 +12,7 @@ that a worker process, which needs few of them, starts sooner.
 import os
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def _read_names() -> dict[str, str]:

@@ -11,24 +11,24 @@ if TYPE_CHECKING:
     from typing import Any
 
 COLUMNS = (
-    ("object bytes", "size"),
-    ("zspages", "zspages"),
-    ("room", "room"),
-    ("objects", "objects"),
-    ("bytes", "bytes"),
-    ("freeable", "freeable"),
+    ("object bytes", "size", 0),
+    ("zspages", "zspages", 3),
+    ("room", "room", 4),
+    ("objects", "objects", 2),
+    ("bytes", "bytes", 1),
+    ("freeable", "freeable", 1),
 )
-"""Heading and field of `Pool.classes()`: zspages, the objects that they have room for, the objects that
-are in them, the bytes of the zspages, and the bytes that compaction would free."""
+"""Heading, field of `Pool.classes()` and rank: zspages, the objects that they have room for, the objects
+that are in them, the bytes of the zspages, and the bytes that compaction would free."""
 
 
 def class_table(lines: Iterable[Mapping[str, Any]]) -> Table:
     """Return a table of the lines of `SwapStore.classes()`, as dicts, with a line of sums."""
     lines = list(lines)
     table = Table()
-    for heading, key in COLUMNS:
+    for heading, key, rank in COLUMNS:
         total = "all" if key == "size" else f"{sum(line[key] for line in lines):,}"
-        table.add_column(heading, left=False, footer=total)
+        table.add_column(heading, rank=rank, left=False, footer=total)
     for line in lines:
-        table.add_row(*(f"{line[key]:,}" for _, key in COLUMNS))
+        table.add_row(*(f"{line[key]:,}" for _, key, _ in COLUMNS))
     return table

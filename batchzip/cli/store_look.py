@@ -192,12 +192,9 @@ def _region(name: str, region: dict[str, Any], now: Snapshot, before: Snapshot |
 
 
 def _classes(now: Snapshot) -> Section:
-    columns = tuple(
-        Column(heading, rank=at and len(COLUMNS) - abs(at - 4))
-        for at, (heading, _) in enumerate(COLUMNS)
-    )
+    columns = tuple(Column(heading, rank=rank) for heading, _, rank in COLUMNS)
     lines = [asdict(line) for line in now.classes]
-    rows: list[Row] = [tuple(line[key] for _, key in COLUMNS) for line in lines]
+    rows: list[Row] = [tuple(line[key] for _, key, _ in COLUMNS) for line in lines]
     total = ("all", *(sum(row[at] for row in rows) for at in range(1, len(COLUMNS))))
     return Section("Classes", columns, rows, total=total)
 

@@ -23,7 +23,7 @@ from batchzip.cli.store_look import store_look
 from batchzip.errors import BadArgument, MissingExtra
 from batchzip.extras import load_extra
 from batchzip.store.remote.reach import why_unreachable
-from batchzip.store.remote.view import attach
+from batchzip.store.remote.share import attach
 from batchzip.terminal.console import make_console
 from batchzip.terminal.streams import say
 

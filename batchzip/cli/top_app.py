@@ -1,6 +1,6 @@
 """The full screen of `batchzip top`, by textual. Extra `top`.
 
-    thread: look, wait, look, … ──▶ event loop: TopApp ──▶ Head   title, facts, warnings
+    thread: look, wait, look, … ──▶ event loop: TopApp ──▶ facts  title, facts, warnings
                                                        ──▶ Tabs   one for each table
                                                        ──▶ Grid   the rows of one, as far as they are seen
 
@@ -21,7 +21,6 @@ from rich.style import Style
 from rich.text import Text
 from textual.app import App
 from textual.binding import Binding
-from textual.containers import VerticalScroll
 from textual.geometry import Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
@@ -104,8 +103,10 @@ class Grid(ScrollView, can_focus=True):
     ) -> None:
         """Show these rows of a section, which are sorted by the column `order`."""
         if self._section is None or section.name != self._section.name:
-            self._widths = []
             self.scroll_to(y=0, animate=False)
+            self._widths = []
+        if order != self._order:
+            self._widths = []
         self._section, self._rows = section, rows
         self._order, self._largest_first = order, largest_first
         lines = 1 + len(rows) + (section.total is not None)
@@ -204,7 +205,7 @@ class TopApp(App[BaseException]):
     TITLE = "batchzip top"
     ENABLE_COMMAND_PALETTE = False
     CSS = """
-    #head { height: auto; max-height: 40%; }
+    #facts { height: auto; max-height: 40%; }
     #filter { display: none; height: 1; border: none; padding: 0; }
     #filter.asked { display: block; }
     """
@@ -235,7 +236,7 @@ class TopApp(App[BaseException]):
 
     def compose(self) -> ComposeResult:
         """Make the parts of the screen."""
-        yield VerticalScroll(Static("", id="facts"), id="head", can_focus=False)
+        yield Static("", id="facts")
         yield Tabs(id="tabs")
         yield Input(placeholder="show only lines with …", id="filter")
         yield Grid()
