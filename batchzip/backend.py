@@ -50,6 +50,20 @@ class Backend(ABC):
 
     Made by name, it is called without arguments, or with `workers=` and `isolate=` where the engine was
     given them.
+
+    Examples:
+        >>> import batchzip
+        >>> class Here(batchzip.Backend):
+        ...     '''Everything in the calling thread.'''
+        ...
+        ...     name = "here"
+        ...
+        ...     def run(self, batch):
+        ...         self.run_inline(batch)
+        >>> with batchzip.Engine("lz4", backend=Here()) as engine:
+        ...     engine.compress(batch := batchzip.CompressBatch([bytes(4096)] * 3))
+        >>> batch.errors.tolist()
+        [0, 0, 0]
     """
 
     name: str
@@ -194,7 +208,13 @@ class Backend(ABC):
 
 
 def backends() -> list[str]:
-    """Names of the registered backends, sorted."""
+    """Names of the registered backends, sorted.
+
+    Examples:
+        >>> import batchzip
+        >>> batchzip.backends()
+        ['dask', 'sequential', 'threads', 'workers']
+    """
     return sorted(plugin_entry_points(_GROUP))
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Literal, SupportsIndex, Unpack
 
     from batchzip.arguments.buffers import Buffer, Bytes
-    from batchzip.arguments.options import EngineOptions, LevelOptions, Lz4Options, ZstdOptions
+    from batchzip.options import EngineOptions, LevelOptions, Lz4Options, ZstdOptions
     from batchzip.statistics import Statistics
 
 
@@ -64,6 +64,19 @@ class Engine(Owned):
 
     Raises LimitReached where the system has no descriptors left for what lanes need. Where threads or workers
     cannot be started, the caller does the work: a WorkerWarning says so once, and lanes are tried again.
+
+    Examples:
+        >>> import batchzip
+        >>> pages = [f"row {n:3}, ".encode().ljust(16) * 256 for n in range(100)]
+        >>> with batchzip.Engine("zstd", level=1) as engine:
+        ...     batch = batchzip.CompressBatch(pages)
+        ...     engine.compress(batch)
+        ...     back = batchzip.DecompressBatch(batch.outputs())
+        ...     engine.decompress(back)
+        >>> bytes(back.pages[42]) == pages[42]
+        True
+        >>> int(batch.dlens.sum()) < 100 * 4096 // 10
+        True
     """
 
     _open = False

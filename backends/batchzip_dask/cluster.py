@@ -21,10 +21,10 @@ from distributed import Client, default_client
 from distributed.protocol import pickle
 from distributed.scheduler import KilledWorker
 
-from batchzip.arguments.wording import shown
 from batchzip.dask.connect import OwnClient
 from batchzip.dask.probe import acheck_workers, check_workers
 from batchzip.errors import BackendUnavailable, BadArgument, BatchzipError, ClusterLost
+from batchzip.wording import shown
 from batchzip_dask.share import as_task
 
 if TYPE_CHECKING:

@@ -42,10 +42,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from batchzip.arguments.wording import shown
 from batchzip.errors import BackendUnavailable, ClusterLost
 from batchzip.lanes import RequestThread
 from batchzip.system.limits import begin, is_out_of_memory
+from batchzip.wording import shown
 from batchzip_dask.cluster import CancelledError, KilledWorker
 from batchzip_dask.flight import Flight, Parcel
 

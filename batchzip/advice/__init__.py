@@ -75,6 +75,13 @@ def advise(
 
     Blocks are only read. Takes about 0.5 s for each MiB of them, in the calling thread, and the memory
     of a compressed part. Raises BadBatch for another shape, UnknownAlgorithm, MissingExtra.
+
+    Examples:
+        >>> import batchzip.advice
+        >>> rows = "".join(f'{{"id": {n}, "mail": "{n * n}@example.org"}}' for n in range(20_000))
+        >>> advice = batchzip.advice.advise(rows.encode()[: 8 << 16], algorithms=["lz4", "zstd"])
+        >>> advice.recommended.algorithm in ("lz4", "zstd")
+        True
     """
     matrix = as_matrix(blocks, "blocks", rows=None, width=BLOCK_BYTES)
     names = usable_algorithms() if algorithms is None else list(dict.fromkeys(algorithms))

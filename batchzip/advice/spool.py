@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from batchzip.advice.suiting import Suiting
-from batchzip.arguments.wording import shown
 from batchzip.core.coder import most_value_bytes
 from batchzip.errors import NotStorable
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batchzip.arguments.checks import as_integer, is_masked
-from batchzip.arguments.wording import kind_of, shown
 from batchzip.errors import BadArgument, BadBatch
+from batchzip.wording import kind_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

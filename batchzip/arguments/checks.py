@@ -18,8 +18,8 @@ import math
 import operator
 import sys
 
-from batchzip.arguments.wording import kind_of, shown
 from batchzip.errors import BadArgument
+from batchzip.wording import kind_of, shown
 
 NEVER_S = 4e9
 """Seconds that no clock reaches: 126 years. As nanoseconds, they fit 64 bits."""

@@ -26,10 +26,10 @@ import numpy as np
 
 from batchzip.arguments.buffers import flat
 from batchzip.arguments.checks import as_integer
-from batchzip.arguments.wording import shown
 from batchzip.codecs.codec import Codec
 from batchzip.core.plan import Plan
 from batchzip.errors import BadArgument
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from typing import Any

@@ -77,7 +77,7 @@ from batchzip.core.zspages cimport (
 )
 
 from batchzip.errors import BadArgument, BadHandle, ClosedError, ForkedProcess, PoolFull
-from batchzip.arguments.wording import shown
+from batchzip.wording import shown
 
 cdef extern from "Python.h":
     int PyGC_Disable()

@@ -71,7 +71,7 @@ from xxhash import xxh3_64_intdigest
 from batchzip.errors import (
     BadArgument, BatchzipError, ClosedError, CorruptPage, PageError, PageNotStored,
 )
-from batchzip.arguments.wording import shown
+from batchzip.wording import shown
 
 cdef extern from "native.h" nogil:
     """

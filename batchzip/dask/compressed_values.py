@@ -355,12 +355,12 @@ class _Places(Closing):
     @property
     def pool_bytes(self) -> int:
         """Bytes of memory that the pool has."""
-        return self.store._home.pool.held_bytes  # noqa: SLF001 - `counters` adds up much more
+        return self.store._resources.pool.held_bytes  # noqa: SLF001 - `counters` adds up much more
 
     @property
     def disk_bytes(self) -> int:
         """Bytes of all files."""
-        backing = self.store._home.backing  # noqa: SLF001 - as above
+        backing = self.store._resources.backing  # noqa: SLF001 - as above
         return self._raw.held_bytes + (0 if backing is None else backing.held_bytes)
 
     def way_of(self, buffer: Flat) -> int | None:

@@ -22,8 +22,8 @@ from dask.utils import parse_bytes
 from distributed.worker_memory import parse_memory_limit
 
 from batchzip.arguments.checks import as_fraction, as_limit, as_positive
-from batchzip.arguments.wording import shown
 from batchzip.errors import BadArgument
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

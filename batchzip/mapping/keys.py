@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from batchzip.arguments.wording import shown
 from batchzip.core.keys import Opaque
 from batchzip.errors import NotStorable
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable

@@ -2,7 +2,7 @@
 
 swap_store.py   SwapStore: what a store has once: limits, engine, groups, shrinking, checking
 group.py        Group: what is called: store, load, invalidate, writeback, recompress
-home.py         what the groups of a store share
+resources.py         what the groups of a store share
 storer.py       a folio, all or nothing: limits, what is refused, what goes to the file
 writer.py       a folio made ready, in the calling thread or by an engine's lanes
 loader.py       entries back to pages: by codec, from the file, by lanes
@@ -27,8 +27,8 @@ from batchzip.store.group import Group
 from batchzip.store.inspect import StoreReport
 from batchzip.store.latency import Latency
 from batchzip.store.reclaim.recompress import Recompression
-from batchzip.store.remote.share import Share
-from batchzip.store.remote.view import GroupView, StoreView, attach
+from batchzip.store.remote.share import Share, attach
+from batchzip.store.remote.view import GroupView, StoreView
 from batchzip.store.swap_store import SwapStore
 
 __all__ = [

@@ -8,8 +8,8 @@ import numpy as np
 
 from batchzip.arguments import buffers
 from batchzip.arguments.checks import as_index, as_integer, is_masked
-from batchzip.arguments.wording import shown
 from batchzip.errors import BadArgument, BadBatch, PageNotStored
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

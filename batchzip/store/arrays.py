@@ -31,7 +31,19 @@ _DLPACK_CPU = 1
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
-    """Where an array lies in a store, and what it is; made by `store_array`."""
+    """Where an array lies in a store, and what it is; made by `store_array`.
+
+    Examples:
+        >>> import pickle
+        >>> import numpy as np
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     stored = batchzip.store_array(store, 100, np.zeros((3, 1000), "f4"))
+        >>> stored.shape, stored.nbytes, stored.pages
+        ((3, 1000), 12000, 3)
+        >>> pickle.loads(pickle.dumps(stored)) == stored
+        True
+    """
 
     index: int
     """The first of its pages."""
@@ -63,6 +75,15 @@ def store_array(store: Group, index: int, array: object) -> StoredArray:
     ticket of what they held before finds the old array, none (PageNotStored), or the new one's bytes.
 
     Raises NotStorable, a TypeError, for what is no array, has Python objects in it, or lies in another device.
+
+    Examples:
+        >>> import numpy as np
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4", shuffle=4) as engine, batchzip.SwapStore(engine) as store:
+        ...     first = batchzip.store_array(store, 0, np.arange(5000, dtype="i4"))
+        ...     second = batchzip.store_array(store, first.index + first.pages, np.eye(50))
+        ...     batchzip.load_array(store, second).sum()
+        np.float64(50.0)
     """
     size = _page_size(store)
     index = as_index(index)
@@ -98,6 +119,16 @@ def load_array(store: Group | GroupView, stored: StoredArray, out: Array | None 
     `store` is the store or group it was put in, or a view of it in another process. `out` has the same shape,
     type and order. Raises as `store.load_many`: PageNotStored, CorruptPage, PageError; `out` is
     undefined then.
+
+    Examples:
+        >>> import numpy as np
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     stored = batchzip.store_array(store, 0, np.arange(12).reshape(3, 4))
+        ...     batchzip.load_array(store, stored, out=np.empty((3, 4), np.int64))
+        array([[ 0,  1,  2,  3],
+               [ 4,  5,  6,  7],
+               [ 8,  9, 10, 11]])
     """
     check_kind(stored, "stored", StoredArray)
     if stored.page_size != (size := _page_size(store)):

@@ -12,6 +12,7 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from batchzip.errors import BatchzipError
 from batchzip.system.limits import named
 
 if TYPE_CHECKING:
@@ -134,3 +135,20 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
+
+
+def open_to_read(fd: int) -> int:
+    """Open what a descriptor refers to once more, so that who is given it cannot write.
+
+    Raise OSError, or BatchzipError where it is another user's by now.
+    """
+    try:
+        with above_standard():
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        if os.fstat(fd).st_uid == os.geteuid():
+            raise
+        raise BatchzipError(
+            "the store's memory is of the user that its process was when it made the store, and "
+            "changed since: make the store afterwards"
+        ) from None

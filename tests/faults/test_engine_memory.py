@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from dividing import divide_always
+from support.dividing import divide_always
 
 from batchzip import (
     BatchzipError,

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pytest
-from faults.life import live
-from forked import in_forked_child
+from support.forked import in_forked_child
+from support.life import live
 
 from batchzip import (
     BatchzipError,

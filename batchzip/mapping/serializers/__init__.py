@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batchzip.arguments.wording import shown
 from batchzip.errors import BadArgument
 from batchzip.mapping.serializers.arrays import ArrayPacker
 from batchzip.mapping.serializers.messages import MessagePacker
@@ -31,6 +30,7 @@ from batchzip.mapping.serializers.pickles import PicklePacker
 from batchzip.mapping.serializers.plain import BytesPacker, HookPacker
 from batchzip.mapping.serializers.tables import TablePacker
 from batchzip.mapping.serializers.tensors import TensorPacker
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

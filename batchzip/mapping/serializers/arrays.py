@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchzip.arguments.wording import kind_of
 from batchzip.errors import NotStorable, UnreadableValue
 from batchzip.mapping.serializers import dense
 from batchzip.mapping.serializers.dense import READ_ONLY, SCALAR, Dense
+from batchzip.wording import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batchzip.arguments.wording import kind_of
 from batchzip.errors import NotStorable, UnreadableValue
 from batchzip.extras import load_extra
+from batchzip.wording import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

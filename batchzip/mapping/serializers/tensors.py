@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batchzip.arguments.wording import kind_of
 from batchzip.errors import NotStorable, UnreadableValue
 from batchzip.extras import load_extra
 from batchzip.mapping.serializers import dense
 from batchzip.mapping.serializers.dense import Dense
+from batchzip.wording import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

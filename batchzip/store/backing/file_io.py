@@ -42,12 +42,12 @@ from pathlib import Path
 from typing import Any
 
 from batchzip.arguments.checks import as_integer
-from batchzip.arguments.wording import shown
 from batchzip.core.memory import Descriptor
 from batchzip.errors import BadArgument, LimitReached
 from batchzip.store.backing.claims import Claim
 from batchzip.system.descriptors import above_standard
 from batchzip.system.lifetime import Closing
+from batchzip.wording import shown
 
 HEADER_BYTES = 4096
 """One block of any disk, so that zones begin where blocks do."""

@@ -29,7 +29,7 @@ import numpy as np
 
 from batchzip.core.gather import gather
 from batchzip.core.table import IN_FILE
-from batchzip.store.home import Turn, unless_dropped
+from batchzip.store.resources import Turn, unless_dropped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from batchzip.core.ledger import Ledger
     from batchzip.core.zones import Reservation
     from batchzip.store.backing.backing_file import BackingFile
-    from batchzip.store.home import Home
+    from batchzip.store.resources import Resources
 
 _PAUSE_S = 0.001
 
@@ -55,28 +55,28 @@ _FULL_EIGHTHS = 7
 """How much may live in those: writing 7 bytes anew for one of room is better than no room."""
 
 
-def clean(home: Home) -> int:
+def clean(resources: Resources) -> int:
     """Clean all zones that are sparse now. Return the bytes of the file given back. Raise OSError.
 
     Return 0 if another thread does so.
     """
-    backing = home.backing
+    backing = resources.backing
     if backing is None:
         return 0
     turn = Turn()
     try:
-        if not _has_turn(home, turn, wait=False):
+        if not _has_turn(resources, turn, wait=False):
             return 0
         held = backing.held_bytes
-        _clean(home, backing)
+        _clean(resources, backing)
         return max(0, held - backing.held_bytes)
     finally:
         turn.over = True
 
 
-def write(home: Home, objects: Sequence[Flat]) -> Reservation:
+def write(resources: Resources, objects: Sequence[Flat]) -> Reservation:
     """Write objects to the backing file, after cleaning it where it has no room. Raise OSError."""
-    backing = home.backing
+    backing = resources.backing
     assert backing is not None  # noqa: S101 - the callers' check
     held, room = backing.held_bytes, sum(map(len, objects))
     try:
@@ -86,11 +86,11 @@ def write(home: Home, objects: Sequence[Flat]) -> Reservation:
     turn = Turn()
     try:
         # A handler or finalizer in the middle of a call of the file may be what others wait for.
-        if not _has_turn(home, turn, wait=not backing.is_locked_here):
+        if not _has_turn(resources, turn, wait=not backing.is_locked_here):
             raise cause
         for _ in range(_TRIES):
             with contextlib.suppress(OSError):
-                _clean(home, backing, room)
+                _clean(resources, backing, room)
             can_be = cause.errno == errno.ENOSPC and backing.room_for(room)[1]
             if backing.held_bytes >= held and not can_be:
                 break
@@ -104,28 +104,28 @@ def write(home: Home, objects: Sequence[Flat]) -> Reservation:
         del cause  # its traceback leads to this frame
 
 
-def _clean(home: Home, backing: BackingFile, room: int = 0) -> None:
+def _clean(resources: Resources, backing: BackingFile, room: int = 0) -> None:
     """Clean all sparse zones, and fuller ones until `room` bytes are free below the limit."""
     tried: set[int] = set()
     while zones := backing.zones.sparse(tried, most=_ROUND_ZONES):
         tried.update(zones)
-        _clean_zones(home, backing, zones)
+        _clean_zones(resources, backing, zones)
     while room and backing.room_for(room) == (False, True):
         zones = backing.zones.sparse(tried, _FULL_EIGHTHS, most=_FULL_ZONES)
         if not zones:
             break
         tried.update(zones)
-        _clean_zones(home, backing, zones)
+        _clean_zones(resources, backing, zones)
 
 
-def _has_turn(home: Home, turn: Turn, *, wait: bool) -> bool:
+def _has_turn(resources: Resources, turn: Turn, *, wait: bool) -> bool:
     """Queue, and return whether it is this turn; with `wait`, once those who came before are done.
 
     No lock: an interrupt between taking one and the `try` after it would leave it taken. A handler
     or finalizer in the middle of its own thread's turn has it, too.
     """
-    home.turns.append(weakref.ref(turn))
-    while (other := home.current_turn()) is not turn:
+    resources.turns.append(weakref.ref(turn))
+    while (other := resources.current_turn()) is not turn:
         if other is not None and other.thread == turn.thread:
             break
         if not wait:
@@ -134,20 +134,22 @@ def _has_turn(home: Home, turn: Turn, *, wait: bool) -> bool:
     return True
 
 
-def _clean_zones(home: Home, backing: BackingFile, zones: dict[int, int]) -> None:
-    for ledger in list(home.ledgers.values()):
+def _clean_zones(resources: Resources, backing: BackingFile, zones: dict[int, int]) -> None:
+    for ledger in list(resources.ledgers.values()):
         with unless_dropped(ledger):
-            _write_anew(home, ledger, backing, zones)
+            _write_anew(resources, ledger, backing, zones)
     backing.settle()
 
 
-def _write_anew(home: Home, ledger: Ledger, backing: BackingFile, zones: dict[int, int]) -> None:
+def _write_anew(
+    resources: Resources, ledger: Ledger, backing: BackingFile, zones: dict[int, int]
+) -> None:
     """Write what a group has in these zones to others."""
     marks = np.zeros(max(zones) + 1, np.uint8)
     marks[list(zones)] = 1
     indices = np.frombuffer(ledger.choose(IN_FILE, zones=marks.tobytes()), np.int64)
-    for start in range(0, len(indices), home.max_batch):
-        gathered = gather(ledger, indices[start : start + home.max_batch])
+    for start in range(0, len(indices), resources.max_batch):
+        gathered = gather(ledger, indices[start : start + resources.max_batch])
         rows = gathered.rows_of(*IN_FILE)
         positions = np.array([gathered.value(row) for row in rows], np.uint64)
         # What was stored anew since lies elsewhere; and so does all of a zone that was used again.

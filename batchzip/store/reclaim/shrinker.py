@@ -22,22 +22,26 @@ import sys
 import threading
 import weakref
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from batchzip.errors import LimitReached
 from batchzip.system.limits import start_thread
-
-if TYPE_CHECKING:
-    from batchzip.store.swap_store import SwapStore
 
 _LOOK_S = 0.05
 """Seconds between two looks at whether it is to end, while somebody holds `pause`."""
 
 
-class Shrinker:
-    """Runs `store.shrink()` in a thread whenever it is woken."""
+class Shrinkable(Protocol):
+    """What a store does for its shrinker."""
 
-    def __init__(self, store: SwapStore) -> None:
+    def _shrink_quietly(self) -> None:
+        """Shrink; what fails is counted, and tried again at the next wake-up."""
+
+
+class Shrinker:
+    """Has a store shrink in a thread whenever it is woken."""
+
+    def __init__(self, store: Shrinkable) -> None:
         self._store = weakref.ref(store, self._forget)
         self._calls: SimpleQueue[None] = SimpleQueue()
         self.pause = threading.RLock()

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.core.ledger import Ledger
-    from batchzip.store.home import Home
+    from batchzip.store.resources import Resources
 
 
-def write_back(home: Home, ledger: Ledger, indices: npt.NDArray[np.int64]) -> int:
+def write_back(resources: Resources, ledger: Ledger, indices: npt.NDArray[np.int64]) -> int:
     """Move pages, no index twice, to the backing file. Return how many were; others are passed over.
 
     Raise OSError if the file fails; every page is where it was then.
     """
-    backing = home.backing
+    backing = resources.backing
     assert backing is not None  # noqa: S101 - the callers' check
     gathered = gather(ledger, np.ascontiguousarray(indices))
     damaged = set(gathered.damaged())
@@ -45,7 +45,7 @@ def write_back(home: Home, ledger: Ledger, indices: npt.NDArray[np.int64]) -> in
     if not rows:
         return 0
     try:
-        where = write(home, [gathered.stored(row) for row in rows])
+        where = write(resources, [gathered.stored(row) for row in rows])
     except OSError:
         ledger.count_event("reject_reclaim_fail", len(rows))
         raise

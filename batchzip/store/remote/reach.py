@@ -8,9 +8,6 @@ import os
 import tempfile
 from pathlib import Path
 
-from batchzip.errors import BatchzipError
-from batchzip.system.descriptors import above_standard
-
 _ELSEWHERE = "/dev/shm"  # noqa: S108 - mkdtemp makes a name that nobody else has
 """Where there may be a socket if nothing can be written where temporary files go: often so in containers."""
 
@@ -33,23 +30,6 @@ def make_folder() -> Path:
             raise error from None
     folder.chmod(0o700)  # of which a umask may have taken something away
     return folder
-
-
-def open_to_read(fd: int) -> int:
-    """Open what a descriptor refers to once more, so that who is given it cannot write.
-
-    Raise OSError, or BatchzipError where it is another user's by now.
-    """
-    try:
-        with above_standard():
-            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    except PermissionError:
-        if os.fstat(fd).st_uid == os.geteuid():
-            raise
-        raise BatchzipError(
-            "the store's memory is of the user that its process was when it made the store, and "
-            "changed since: make the store afterwards"
-        ) from None
 
 
 def why_unreachable(number: int, pid: int, address: str) -> str:

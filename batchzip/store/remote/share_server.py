@@ -34,25 +34,25 @@ from collections import OrderedDict
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
-from batchzip.arguments.wording import shown
 from batchzip.core.memory import Descriptor
 from batchzip.errors import BadArgument, BatchzipError, ClosedError, LimitReached
 from batchzip.store.remote.answers import answer
-from batchzip.store.remote.share import (
+from batchzip.store.remote.share import Share
+from batchzip.store.remote.wire import (
     LENGTH,
     MOST_REQUEST,
     TOKEN_BYTES,
     AnswerThread,
     Descriptors,
-    Share,
     listen,
     peer,
 )
 from batchzip.system.descriptors import above_standard
 from batchzip.system.limits import begin
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
-    from batchzip.store.swap_store import SwapStore
+    from batchzip.store.remote.answers import SharedStore
 
 _MOST_READERS = 1024
 """Connections at a time, if the process may have four times as many descriptors."""
@@ -135,7 +135,7 @@ class ShareServer:
 
     _inode: int | None = None
 
-    def __init__(self, store: SwapStore) -> None:
+    def __init__(self, store: SharedStore) -> None:
         self._token = os.urandom(TOKEN_BYTES)
         """Tells its readers that it is not a store that has the same address later."""
         self._ended = False
@@ -170,7 +170,7 @@ class ShareServer:
         if self._seat:
             return
         try:
-            begin(AnswerThread(target=self._run, name="batchzip-share", daemon=True))
+            begin(_ServerThread(target=self._run, name="batchzip-share", daemon=True))
         except LimitReached:
             if self._sit() is threading.current_thread():  # nobody else has started one
                 self.close()
@@ -408,16 +408,13 @@ def _pickle_error(error: BaseException) -> bytes:
     return pickle.dumps(BadArgument(f"a reader's request failed: {shown(error)}"), protocol=5)
 
 
-def reply_here(address: str, request: dict[str, object]) -> tuple[bytes, Descriptors]:
-    """Reply to what this process asks itself in a thread that answers: nobody else would.
-
-    Raises ClosedError where nobody has that address.
-    """
-    for server in list(_servers):
-        if server.share.address == address and not server.ended:
-            descriptors = Descriptors()
-            return server.reply_to(json.dumps(request).encode(), descriptors), descriptors
-    raise ClosedError("the store is closed")
+class _ServerThread(AnswerThread):
+    def reply_here(self, address: str, request: dict[str, object]) -> tuple[bytes, Descriptors]:
+        for server in list(_servers):
+            if server.share.address == address and not server.ended:
+                descriptors = Descriptors()
+                return server.reply_to(json.dumps(request).encode(), descriptors), descriptors
+        raise ClosedError("the store is closed")
 
 
 def _disown() -> None:

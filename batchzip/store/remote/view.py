@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 import numpy as np
 
 from batchzip.arguments.checks import as_index
-from batchzip.arguments.wording import shown
 from batchzip.codecs import Codec
 from batchzip.core.memory import Descriptor
 from batchzip.core.view import SharedPool, SharedTable
@@ -47,19 +46,18 @@ from batchzip.errors import (
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_room
 from batchzip.store.counters import Counters
 from batchzip.store.remote.reach import why_unreachable
-from batchzip.store.remote.share import (
+from batchzip.store.remote.wire import (
     TOKEN_BYTES,
     AnswerThread,
     Descriptors,
     NoAnswerError,
-    Share,
-    as_share,
     peer,
     receive,
     send,
 )
 from batchzip.system.descriptors import above_standard
 from batchzip.system.lifetime import Owned
+from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,11 +86,11 @@ class _Owner:
     _process: Descriptor | None = None
     _answered = False
 
-    def __init__(self, share: Share) -> None:
-        self._address = share.address
-        self._token = bytes.fromhex(share.token)
+    def __init__(self, address: str, token: str) -> None:
+        self._address = address
+        self._token = bytes.fromhex(token)
         """What its replies begin with; empty until there was one, where the caller did not know."""
-        self._pid = int(share.address.split("/")[2])
+        self._pid = int(address.split("/")[2])
         # What was at that address may have gone, and its number be another's: this tells.
         opened: list[Descriptor] = []
         try:
@@ -100,7 +98,7 @@ class _Owner:
                 number = map(os.pidfd_open, (self._pid,))
                 opened.extend(map(Descriptor, number))  # one step, as in share.py
         except (ProcessLookupError, OverflowError):
-            raise _unreachable(errno.ENOENT, self._pid, share.address) from None
+            raise _unreachable(errno.ENOENT, self._pid, address) from None
         self._process = opened.pop()
 
     def attach(self) -> tuple[Any, Descriptors]:
@@ -178,10 +176,9 @@ class _Owner:
     def _reply(self, request: dict[str, object]) -> tuple[bytes, Descriptors]:
         """Ask over the socket; not in a thread that would have to answer itself."""
         until = time.monotonic() + _ANSWER_S
-        if isinstance(threading.current_thread(), AnswerThread) and self._pid == os.getpid():
-            from batchzip.store.remote.share_server import reply_here  # noqa: PLC0415 - readers need no server
-
-            return reply_here(self._address, request)
+        thread = threading.current_thread()
+        if isinstance(thread, AnswerThread) and self._pid == os.getpid():
+            return thread.reply_here(self._address, request)
         with above_standard():
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with connection:
@@ -249,8 +246,8 @@ def _unreachable(number: int, pid: int, address: str) -> OSError:
 class _Shared:
     """What the views of a store's groups have in common."""
 
-    def __init__(self, share: Share) -> None:
-        self.owner = _Owner(share)
+    def __init__(self, address: str, token: str) -> None:
+        self.owner = _Owner(address, token)
         descriptors = Descriptors()
         try:
             answer, descriptors = self.owner.attach()
@@ -282,6 +279,14 @@ class GroupView(Owned):
     """The pages of one group of a store in another process, to read.
 
     What is lost, and not closed, gives up what it has, too.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.group("tiles").store(0, [b"a" * 4096])
+        ...     with batchzip.attach(str(store.share())) as view, view.group("tiles") as tiles:
+        ...         tiles.load(0)[:3], tiles.counters.stored_pages
+        (b'aaa', 1)
     """
 
     def __init__(self, name: str, shared: _Shared, table: Descriptors | None = None) -> None:
@@ -367,12 +372,20 @@ class StoreView(GroupView):
 
     Costs the owner nothing while pages are loaded. Thread-safe; bound to the process that opened it. It keeps
     the owner's memory alive until it is closed or lost; loads that are under way then end first.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, [b"a" * 4096, b"b" * 4096])
+        ...     with batchzip.attach(str(store.share())) as view:  # in any process of the same user
+        ...         view.load_many([1, 0])[:, 0].tobytes(), view.counters.stored_pages
+        (b'ba', 2)
     """
 
-    def __init__(self, share: Share) -> None:
-        self.address = share.address
+    def __init__(self, address: str, token: str) -> None:
+        self.address = address
         self._groups: dict[str, GroupView] = {}
-        shared = _Shared(share)
+        shared = _Shared(address, token)
         try:
             super().__init__("", shared, shared.table)
         except BaseException:
@@ -407,15 +420,3 @@ class StoreView(GroupView):
             group.close()
         super()._close()
         self._shared.close()
-
-
-def attach(address: str | os.PathLike[str] | Share) -> StoreView:
-    """Open another process's store for reading: `address` is what its `share()` gave, or its address.
-
-    Any process of the same user may; not a forked child of the owner with the owner's own objects, but
-    with the address. Raises FileNotFoundError or ConnectionRefusedError where no store is there,
-    PermissionError where it is another user's, ClosedError where another store is in its place,
-    BadArgument for what is no address, or where what answers is no store, and LimitReached where this
-    process or the owner has no descriptors or memory for it.
-    """
-    return StoreView(as_share(address))
