@@ -1,4 +1,4 @@
-"""A descriptor that is used again tells of its new pages alone."""
+"""Descriptors at their bounds: those that are used again, and sources of up to two pages."""
 
 from __future__ import annotations
 
@@ -62,3 +62,10 @@ def test_a_source_of_up_to_two_pages_reaches_the_codec(extra: int, code: int) ->
         assert batch.errors.tolist() == [code]
         if not code:
             assert batch.pages.tobytes() == page
+
+
+def test_a_source_of_more_than_two_pages_is_handed_to_nobody() -> None:
+    lengths = [0, 1, 8191, 8192, 8193]
+    batch = DecompressBatch([bytes(length) for length in lengths])
+    given = [len(source) for source in batch.inputs(range(len(lengths)))]
+    assert given == [0, 1, 8191, 8192, 0]
