@@ -74,6 +74,7 @@ class Resources:
         *,
         max_batch: int,
         keep_incompressible: bool,
+        accept_threshold_percent: int,
     ) -> None:
         self.page_size = engine.page_size
         self.max_batch = max_batch
@@ -92,7 +93,7 @@ class Resources:
         """Called when a limit was met."""
         self.forget: Callable[[Owned], None] = lambda _: None
         """Called with a group that is closed."""
-        self.accept_threshold_percent = 90
+        self.accept_threshold_percent = accept_threshold_percent
         self.full = Hysteresis()
         self._engines: dict[Codec, Engine] = {}
         """Engines for recompression."""
