@@ -38,7 +38,7 @@ from batchzip.core.faults cimport (
 )
 from batchzip.core.latency cimport Histogram, histogram_of
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_page
-from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
+from batchzip.core.reclaim cimport FREED, MOVED, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
     BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, LOST, MOST_RUN, NORMAL,
     RESIDENT, RUN_BYTES, STORED, UNUSED, WANTED, Figures, Job, RegionState, address_of, is_busy,
@@ -567,7 +567,7 @@ cdef class Pager:
                 f"a budget of {pages} pages has no room for the {region.pinned} that are kept in memory"
                 f" now, and {kept_frames(pages)} others"
             )
-        while progress != NOTHING and _is_beyond(region):
+        while progress >= MOVED and _is_beyond(region):
             worker = self.enter()
             with nogil:
                 for number in range(STEPS):

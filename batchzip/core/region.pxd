@@ -121,8 +121,6 @@ cdef struct RegionState:
     uint64_t candidates
     uint64_t pinned
     uint64_t used  # pages of arrays
-    uint64_t reclaiming  # pages on their way out of memory
-    uint64_t filling  # pages on their way into it, which have a frame
     uint64_t front  # hands of the clock
     uint64_t back
     uint64_t unused_hint  # no page below it is UNUSED
