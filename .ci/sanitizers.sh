@@ -4,18 +4,22 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-.ci/with_core.sh asan -m pytest -q -n 2 tests/test_core_codecs.py tests/test_core_libraries.py \
-    tests/test_core_ring.py tests/test_batch.py tests/test_codecs.py tests/test_shuffled.py tests/test_verify.py \
-    tests/test_shared_view.py tests/test_lying_owner.py tests/test_lying_workers.py \
-    -k 'not largest_pages'
-.ci/with_core.sh asan -m pytest -q -n 2 tests/test_pool.py tests/test_pool_faults.py tests/test_pool_model.py -k 'not 300000'
-.ci/with_core.sh tsan -m pytest -q -n 2 tests/test_pool_faults.py -k 'threads or interrupt or forked'
-.ci/with_core.sh asan -m pytest -q -n 2 tests/test_backends.py -k 'Thread or Sequential'
-.ci/with_core.sh asan -m pytest -q -n 2 tests/test_store.py tests/test_bit_flips.py tests/faults/test_memory.py \
-    tests/faults/test_reentry.py tests/test_records.py tests/test_slices.py tests/test_mapping_cache.py \
-    -k 'not file'
-.ci/with_core.sh tsan -m pytest -q -n 2 tests/test_store_threads.py tests/faults/test_memory.py tests/test_mapping_cache.py \
-    tests/test_records.py tests/test_slices.py \
+unit=tests/unit
+asan() { .ci/with_core.sh asan -m pytest -q -n 2 "$@"; }
+tsan() { .ci/with_core.sh tsan -m pytest -q -n 2 "$@"; }
+
+asan $unit/core/test_core_codecs.py $unit/core/test_core_libraries.py $unit/core/test_core_ring.py \
+    $unit/batch/test_batch.py $unit/codecs/test_codecs.py $unit/codecs/test_shuffled.py \
+    $unit/codecs/test_verify.py $unit/store/remote/test_shared_view.py tests/faults/test_lying_owner.py \
+    tests/faults/test_lying_workers.py -k 'not largest_pages'
+asan $unit/pool tests/model/test_pool_model.py -k 'not 300000'
+tsan $unit/pool/test_pool_faults.py -k 'threads or interrupt or forked'
+asan $unit/backends/test_backends.py -k 'Thread or Sequential'
+asan $unit/store/test_store.py $unit/store/test_bit_flips.py tests/faults/test_memory.py \
+    tests/faults/test_reentry.py $unit/core/test_records.py $unit/core/test_slices.py \
+    $unit/mapping/test_mapping_cache.py -k 'not file'
+tsan $unit/store/test_store_threads.py tests/faults/test_memory.py $unit/mapping/test_mapping_cache.py \
+    $unit/core/test_records.py $unit/core/test_slices.py \
     -k 'linearizable or whole_or_not or wavers or at_random or whole_values or lanes or single_calls'
-.ci/with_core.sh asan -m pytest -q -n 2 tests/test_pager.py tests/faults/test_paged_faults.py -k 'not limit'
-.ci/with_core.sh tsan -m pytest -q -n 2 tests/test_pager.py -k 'threads_find or beside or come_and_go or at_once or prefetch or smaller'
+asan $unit/paged/test_pager.py tests/faults/test_paged_faults.py -k 'not limit'
+tsan $unit/paged/test_pager.py -k 'threads_find or beside or come_and_go or at_once or prefetch or smaller'

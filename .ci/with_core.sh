@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run Python with a core of another profile, beside the install and without touching it:
-#     .ci/with_core.sh asan -m pytest tests/test_core_build.py
+#     .ci/with_core.sh asan -m pytest tests/unit/core/test_core_build.py
 #     .ci/with_core.sh coverage -m pytest tests      (line coverage of the .pyx files, CPython 3.11)
 # The tree is build/trees/PROFILE: a copy of the packages with their core, and links to the rest.
 set -euo pipefail

@@ -33,14 +33,13 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from batchzip.errors import ClosedError, EngineBusy, LimitReached
-from batchzip.limits import start_thread
+from batchzip.system.limits import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchzip.request import AnyBatch, Request
-
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _MOST_THREADS = 4
 """Threads of a store. One waits for a file while others compute; more would wait for the interpreter."""
@@ -59,6 +58,13 @@ class Pending(Protocol):
 
     def add_done_callback(self, callback: Callable[..., object], /) -> None:
         """Call it once, when done or cancelled, in any thread."""
+
+
+class Submitted(Pending, Protocol[T_co]):
+    """What `Request` has besides."""
+
+    def wait(self) -> T_co:
+        """Return the result, or raise what failed it."""
 
 
 def waker_of(pending: Pending) -> asyncio.Future[None]:
@@ -190,7 +196,7 @@ class Turns:
         self._of: dict[asyncio.AbstractEventLoop, _Turn] = {}
         """Those of loops whose tasks ask just now; a lock that was waited for keeps its loop."""
 
-    async def submit(self, submit: Callable[[], Request[AnyBatch]]) -> AnyBatch:
+    async def submit(self, submit: Callable[[], Submitted[T]]) -> T:
         """Submit when there is room, and wait until it is done. `submit` raises EngineBusy, or begins."""
         request = await self._submit(submit)
         try:
@@ -199,7 +205,7 @@ class Turns:
         finally:
             del request, submit  # as in Threads.call
 
-    async def _submit(self, submit: Callable[[], Request[AnyBatch]]) -> Request[AnyBatch]:
+    async def _submit(self, submit: Callable[[], Submitted[T]]) -> Submitted[T]:
         loop = asyncio.get_running_loop()
         turn = self._of.setdefault(loop, _Turn())
         turn.tasks += 1

@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.checks import NEVER_S
+from batchzip.arguments.checks import NEVER_S
 from batchzip.core.coder import Coders, is_available
-from batchzip.cpus import usable_cpus
 from batchzip.errors import BackendUnavailable, BadArgument, UnknownBackend
-from batchzip.limits import named
 from batchzip.plugins import plugin_entry_points
 from batchzip.statistics import OperationStatistics, Statistics
+from batchzip.system.cpus import usable_cpus
+from batchzip.system.limits import named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from batchzip.arguments.buffers import Buffer, Bytes
     from batchzip.batch import Batch
-    from batchzip.buffers import Buffer, Bytes
     from batchzip.codecs import Codec
     from batchzip.core.ring import Ring
     from batchzip.request import Request
@@ -50,6 +50,20 @@ class Backend(ABC):
 
     Made by name, it is called without arguments, or with `workers=` and `isolate=` where the engine was
     given them.
+
+    Examples:
+        >>> import batchzip
+        >>> class Here(batchzip.Backend):
+        ...     '''Everything in the calling thread.'''
+        ...
+        ...     name = "here"
+        ...
+        ...     def run(self, batch):
+        ...         self.run_inline(batch)
+        >>> with batchzip.Engine("lz4", backend=Here()) as engine:
+        ...     engine.compress(batch := batchzip.CompressBatch([bytes(4096)] * 3))
+        >>> batch.errors.tolist()
+        [0, 0, 0]
     """
 
     name: str
@@ -194,7 +208,13 @@ class Backend(ABC):
 
 
 def backends() -> list[str]:
-    """Names of the registered backends, sorted."""
+    """Names of the registered backends, sorted.
+
+    Examples:
+        >>> import batchzip
+        >>> batchzip.backends()
+        ['dask', 'sequential', 'threads', 'workers']
+    """
     return sorted(plugin_entry_points(_GROUP))
 
 

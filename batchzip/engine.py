@@ -15,23 +15,23 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, overload
 
+from batchzip.arguments.buffers import as_view, check_page_size
+from batchzip.arguments.checks import as_integer, as_seconds
 from batchzip.asynchronous import Threads, Turns
 from batchzip.backend import Backend, choose_backend, make_backend
 from batchzip.batch import Batch, CompressBatch, DecompressBatch
-from batchzip.buffers import as_view, check_page_size
-from batchzip.checks import as_integer, as_seconds
 from batchzip.codecs import Codec, make_codec
 from batchzip.codecs.shuffled import Shuffled, as_elements
 from batchzip.codecs.verified import Verified
-from batchzip.cpus import MOST_WORKERS
 from batchzip.errors import BadArgument, BadBatch, ClosedError
-from batchzip.lifetime import Owned
 from batchzip.request import AnyBatch, Request
+from batchzip.system.cpus import MOST_WORKERS
+from batchzip.system.lifetime import Owned
 
 if TYPE_CHECKING:
     from typing import Literal, SupportsIndex, Unpack
 
-    from batchzip.buffers import Buffer, Bytes
+    from batchzip.arguments.buffers import Buffer, Bytes
     from batchzip.options import EngineOptions, LevelOptions, Lz4Options, ZstdOptions
     from batchzip.statistics import Statistics
 
@@ -64,6 +64,19 @@ class Engine(Owned):
 
     Raises LimitReached where the system has no descriptors left for what lanes need. Where threads or workers
     cannot be started, the caller does the work: a WorkerWarning says so once, and lanes are tried again.
+
+    Examples:
+        >>> import batchzip
+        >>> pages = [f"row {n:3}, ".encode().ljust(16) * 256 for n in range(100)]
+        >>> with batchzip.Engine("zstd", level=1) as engine:
+        ...     batch = batchzip.CompressBatch(pages)
+        ...     engine.compress(batch)
+        ...     back = batchzip.DecompressBatch(batch.outputs())
+        ...     engine.decompress(back)
+        >>> bytes(back.pages[42]) == pages[42]
+        True
+        >>> int(batch.dlens.sum()) < 100 * 4096 // 10
+        True
     """
 
     _open = False

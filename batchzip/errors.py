@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
 
 class BatchzipError(Exception):
-    """Root of everything batchzip raises on purpose. They pickle, and so come from other machines."""
+    """Root of everything batchzip raises on purpose. They pickle, and so come from other machines.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     try:
+        ...         store.load(7)
+        ...     except batchzip.BatchzipError as error:
+        ...         print(type(error).__name__, error, sep=": ")
+        PageNotStored: no page is stored at index 7
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default a class would be called with its own message.
@@ -36,11 +46,27 @@ def _unpickle(kind: type[BatchzipError], args: tuple[object, ...]) -> BatchzipEr
 
 
 class BadArgument(BatchzipError, ValueError):
-    """A parameter that cannot be right whatever the state: the message says what would be."""
+    """A parameter that cannot be right whatever the state: the message says what would be.
+
+    Examples:
+        >>> import batchzip
+        >>> batchzip.Engine("lz4", workers=0)
+        Traceback (most recent call last):
+            ...
+        batchzip.errors.BadArgument: workers ...
+    """
 
 
 class BadBatch(BatchzipError, ValueError):
-    """A batch about whose pages nothing can be said: wrong shape, wrong buffers."""
+    """A batch about whose pages nothing can be said: wrong shape, wrong buffers.
+
+    Examples:
+        >>> import batchzip
+        >>> batchzip.CompressBatch(bytes(5000), page_size=4096)
+        Traceback (most recent call last):
+            ...
+        batchzip.errors.BadBatch: ...
+    """
 
 
 class _UnknownName(BatchzipError, LookupError):
@@ -55,30 +81,72 @@ class _UnknownName(BatchzipError, LookupError):
 
 
 class UnknownAlgorithm(_UnknownName):
-    """No codec of that name is registered; the message names those that are."""
+    """No codec of that name is registered; the message names those that are.
+
+    Examples:
+        >>> import batchzip
+        >>> batchzip.Engine("lzma")
+        Traceback (most recent call last):
+            ...
+        batchzip.errors.UnknownAlgorithm: unknown algorithm 'lzma'; there are: ...
+    """
 
     kind = "algorithm"
 
 
 class UnknownBackend(_UnknownName):
-    """No backend of that name is registered; the message names those that are."""
+    """No backend of that name is registered; the message names those that are.
+
+    Examples:
+        >>> import batchzip
+        >>> batchzip.Engine("lz4", backend="gpu")
+        Traceback (most recent call last):
+            ...
+        batchzip.errors.UnknownBackend: unknown backend 'gpu'; there are: ...
+    """
 
     kind = "backend"
 
 
 class BackendUnavailable(BatchzipError, RuntimeError):
-    """A registered backend that cannot work here; the message says why."""
+    """A registered backend that cannot work here; the message says why.
+
+    Examples:
+        >>> import batchzip
+        >>> batchzip.Engine("deflate", backend="threads")
+        Traceback (most recent call last):
+            ...
+        batchzip.errors.BackendUnavailable: ...
+    """
 
 
 class PagingUnavailable(BatchzipError, OSError):
     """This system lets the process handle no page faults, or not all that paged memory needs.
 
     The message is that of `batchzip.paged.available()`: what was tried, and what would help.
+
+    Examples:
+        >>> import batchzip
+        >>> try:
+        ...     memory = batchzip.PagedMemory(size=1 << 20, budget=1 << 18)
+        ... except batchzip.PagingUnavailable as error:
+        ...     print("use plain arrays:", error)
+        ... else:
+        ...     memory.close()
     """
 
 
 class MissingExtra(BatchzipError, ImportError):
-    """A library that an extra brings is not installed; the message has the command to install it."""
+    """A library that an extra brings is not installed; the message has the command to install it.
+
+    Examples:
+        >>> import batchzip
+        >>> error = batchzip.MissingExtra("batchzip.metrics", "prometheus_client", "metrics")
+        >>> print(error)
+        batchzip.metrics needs prometheus_client, which is not installed: pip install ...
+        >>> error.extra
+        'metrics'
+    """
 
     def __init__(self, needed_by: str, module: str, extra: str) -> None:
         command = _install_command(module, extra)
@@ -105,17 +173,55 @@ def _install_command(module: str, extra: str) -> str:
 
 
 class ClosedError(BatchzipError, ValueError):
-    """Use after `close()`."""
+    """Use after `close()`.
+
+    Examples:
+        >>> import batchzip
+        >>> engine = batchzip.Engine("lz4")
+        >>> engine.close()
+        >>> engine.compress_page(bytes(4096))
+        Traceback (most recent call last):
+            ...
+        batchzip.errors.ClosedError: ...
+    """
 
 
 class ForkedProcess(BatchzipError, RuntimeError):
-    """Use, in a forked child, of an object that belongs to the parent process."""
+    """Use, in a forked child, of an object that belongs to the parent process.
+
+    Examples:
+        >>> import os
+        >>> import batchzip
+        >>> engine = batchzip.Engine("lz4", backend="sequential")
+        >>> if (pid := os.fork()) == 0:
+        ...     try:
+        ...         engine.compress_page(bytes(4096))
+        ...     except batchzip.ForkedProcess:
+        ...         os._exit(7)
+        ...     finally:
+        ...         os._exit(1)
+        >>> os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        7
+        >>> engine.close()
+    """
 
 
 class PageError(BatchzipError):
     """One page's error, raised when that page is asked for by itself.
 
     `errno` is the negative code, as it stands in `batch.errors`.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine:
+        ...     batch = batchzip.CompressBatch([bytes(4096), b"short"])
+        ...     engine.compress(batch)
+        >>> batch.errors.tolist()
+        [0, -22]
+        >>> batch.output(1)
+        Traceback (most recent call last):
+            ...
+        batchzip.errors.PageError: page 1: Invalid argument (-22)
     """
 
     def __init__(self, index: int, errno: int, what: str = "page") -> None:
@@ -132,29 +238,94 @@ class LimitReached(BatchzipError, OSError):
     """A limit of the system: no more descriptors, memory, threads, processes or bytes of a file.
 
     The message names the limit; `errno` says what the system said. What failed has left nothing behind.
+
+    Examples:
+        >>> import batchzip
+        >>> engine = batchzip.Engine("lz4", backend="workers", workers=1)
+        >>> try:
+        ...     engine.arena(1 << 40)  # 4 PiB
+        ... except batchzip.LimitReached as error:
+        ...     print(type(error.errno).__name__)
+        int
+        >>> engine.close()
     """
 
 
 class EngineBusy(BatchzipError, BlockingIOError):
-    """Too many requests are under way to begin another; nothing was begun."""
+    """Too many requests are under way to begin another; nothing was begun.
+
+    Examples:
+        >>> import batchzip
+        >>> error = batchzip.EngineBusy("256 requests are under way")
+        >>> isinstance(error, BlockingIOError)
+        True
+    """
 
 
 class RequestTimeout(BatchzipError, TimeoutError):
-    """`Request.wait(timeout_s=…)` ran out; the request itself goes on."""
+    """`Request.wait(timeout_s=…)` ran out; the request itself goes on.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("zstd", level=19) as engine:
+        ...     request = engine.submit(batchzip.CompressBatch([bytes(range(256)) * 16] * 4))
+        ...     try:
+        ...         batch = request.wait(timeout_s=0.000001)
+        ...     except batchzip.RequestTimeout:
+        ...         batch = request.wait()  # the request went on
+        >>> batch.errors.tolist()
+        [0, 0, 0, 0]
+    """
 
 
 class RequestCancelled(BatchzipError):
-    """The request was cancelled before it was taken up; every page has -ECANCELED."""
+    """The request was cancelled before it was taken up; every page has -ECANCELED.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("zstd", level=19) as engine:
+        ...     pages = [bytes(range(256)) * 16] * 64
+        ...     requests = [engine.submit(batchzip.CompressBatch(pages)) for _ in range(8)]
+        ...     cancelled = [request for request in requests if request.cancel()]
+        ...     for request in cancelled:
+        ...         try:
+        ...             request.wait()
+        ...         except batchzip.RequestCancelled:
+        ...             assert set(request.batch.errors) == {-125}  # -ECANCELED
+    """
 
 
 class BadHandle(BatchzipError, ValueError):
-    """A pool handle that was never given out or was freed since; nothing was changed."""
+    """A pool handle that was never given out or was freed since; nothing was changed.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Pool() as pool:
+        ...     handle = pool.put(b"some bytes")
+        ...     _ = pool.free(handle)
+        ...     try:
+        ...         pool.read(handle)
+        ...     except batchzip.BadHandle as error:
+        ...         print(str(error).replace(str(handle), "H"))
+        handle H was never given out, or is freed
+    """
 
 
 class PoolFull(BatchzipError, MemoryError):
     """The pool's byte limit, or the machine's memory, does not allow the allocation.
 
     Nothing was allocated. `at_limit` tells the first from the second.
+
+    Examples:
+        >>> import os
+        >>> import batchzip
+        >>> with batchzip.Pool(max_bytes=64 << 10) as pool:
+        ...     try:
+        ...         while True:
+        ...             _ = pool.put(os.urandom(4000))
+        ...     except batchzip.PoolFull as error:
+        ...         print(error.at_limit, pool.held_bytes <= 64 << 10)
+        True True
     """
 
     def __init__(self, message: str, *, at_limit: bool = False) -> None:
@@ -166,6 +337,14 @@ class RegionFull(BatchzipError, MemoryError):
     """A paged memory has no room for an array; nothing was changed.
 
     `wanted_bytes` is what it takes in whole pages; `free_bytes` are those of all pages that are free.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.PagedMemory(size=1 << 20, budget=1 << 18) as memory:
+        ...     memory.array(2 << 20, "u1")
+        Traceback (most recent call last):
+            ...
+        batchzip.errors.RegionFull: an array that takes 2,097,152 bytes does not fit: ...
     """
 
     def __init__(self, wanted_bytes: int, free_bytes: int, largest_bytes: int) -> None:
@@ -184,6 +363,18 @@ class StoreRejected(BatchzipError):
     `reason` is the name of the counter of its cause; `errors` has a negative errno or 0 for each
     page of the folio where compression failed, else it is None. (A store refused while the pool
     recovers from its limit has the reason pool_limit_hit, which was counted when it was hit.)
+
+    Examples:
+        >>> import os
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine:
+        ...     with batchzip.SwapStore(engine, max_pool_bytes=64 << 10) as store:
+        ...         try:
+        ...             for index in range(64):
+        ...                 store.store(index, [os.urandom(4096)])
+        ...         except batchzip.StoreRejected as error:
+        ...             print(error.reason)
+        pool_limit_hit
     """
 
     def __init__(self, reason: str, message: str, errors: Sequence[int] | None = None) -> None:
@@ -193,7 +384,16 @@ class StoreRejected(BatchzipError):
 
 
 class PageNotStored(BatchzipError, KeyError):
-    """No page is stored at that index."""
+    """No page is stored at that index.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.load(7)
+        Traceback (most recent call last):
+            ...
+        batchzip.errors.PageNotStored: no page is stored at index 7
+    """
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
@@ -204,7 +404,20 @@ class PageNotStored(BatchzipError, KeyError):
 
 
 class CorruptPage(BatchzipError):
-    """The stored bytes of that index are damaged; every other index stays readable."""
+    r"""The stored bytes of that index are damaged; every other index stays readable.
+
+    Examples:
+        >>> import batchzip
+        >>> def load_or_make(store, index, make):
+        ...     try:
+        ...         return store.load(index)
+        ...     except (batchzip.PageNotStored, batchzip.CorruptPage):
+        ...         store.store(index, [page := make(index)])
+        ...         return page
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     load_or_make(store, 7, lambda index: bytes([index]) * 4096)[:2]
+        b'\x07\x07'
+    """
 
     def __init__(self, index: int) -> None:
         super().__init__(f"the stored bytes of page {shown(index)} are damaged")
@@ -212,7 +425,16 @@ class CorruptPage(BatchzipError):
 
 
 class CorruptValue(CorruptPage):
-    """The stored bytes of a mapping's value are damaged; those of every other key stay readable."""
+    """The stored bytes of a mapping's value are damaged; those of every other key stay readable.
+
+    Examples:
+        >>> import batchzip
+        >>> error = batchzip.CorruptValue("user:7")
+        >>> print(error)
+        the stored bytes of the value of key 'user:7' are damaged
+        >>> error.key
+        'user:7'
+    """
 
     def __init__(self, key: object) -> None:
         BatchzipError.__init__(
@@ -223,11 +445,47 @@ class CorruptValue(CorruptPage):
 
 
 class UnreadableValue(BatchzipError, ValueError):
-    """Bytes that are not what a mapping's serializer makes of a value."""
+    """Bytes that are not what a mapping's serializer makes of a value.
+
+    Examples:
+        >>> import batchzip
+        >>> class Upper:
+        ...     '''Keeps text that is upper case.'''
+        ...
+        ...     def dumps(self, text):
+        ...         return text.encode()
+        ...
+        ...     def loads(self, data):
+        ...         if not data.isupper():
+        ...             raise batchzip.UnreadableValue(f"{data!r} is not upper case")
+        ...         return data.decode()
+        >>> with batchzip.CompressedMapping(serializer=Upper()) as mapping:
+        ...     mapping["a"] = "lower"
+        ...     try:
+        ...         mapping["a"]
+        ...     except batchzip.UnreadableValue as error:
+        ...         print(error, *error.__notes__, sep="; ")
+        b'lower' is not upper case; it is the value of key 'a'
+    """
 
 
 class ClusterLost(BatchzipError, ConnectionError):
-    """The Dask cluster, or the connection to it, is gone: the scheduler, or every worker."""
+    """The Dask cluster, or the connection to it, is gone: the scheduler, or every worker.
+
+    Examples:
+        >>> import batchzip
+        >>> def page_of(store, index, default):
+        ...     try:
+        ...         return store.load(index)
+        ...     except batchzip.PagesLost as error:  # some pages went with a worker
+        ...         print("lost:", error.indices)
+        ...         store.recover()
+        ...         return default
+        ...     except batchzip.ClusterLost:  # the scheduler, or every worker
+        ...         return default
+        >>> issubclass(batchzip.ClusterLost, ConnectionError)
+        True
+    """
 
 
 class PagesLost(ClusterLost):
@@ -235,6 +493,14 @@ class PagesLost(ClusterLost):
 
     `indices` has all that are lost with it, as ranges: exactly those that this client stored; where other
     clients stored, too, the whole stripe of 512. `worker` is its address, or the scheduler's if that is gone.
+
+    Examples:
+        >>> import batchzip
+        >>> error = batchzip.PagesLost("tcp://node7:4000", "it left", [range(512), range(900, 901)])
+        >>> print(error)
+        worker tcp://node7:4000 is gone (it left), and with it 513 pages: 0…511, 900
+        >>> sum(len(lost) for lost in error.indices)
+        513
     """
 
     _SHOWN = 8
@@ -255,11 +521,26 @@ class PagesLost(ClusterLost):
 
 
 class NotStorable(BatchzipError, TypeError):
-    """A key or value of a kind that a mapping does not keep; nothing was changed."""
+    """A key or value of a kind that a mapping does not keep; nothing was changed.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.CompressedMapping(serializer="json") as mapping:
+        ...     mapping["a"] = {1, 2, 3}
+        Traceback (most recent call last):
+            ...
+        batchzip.errors.NotStorable: ...
+    """
 
 
 class UnreadableProcess(BatchzipError, OSError):
-    """The memory of a process cannot be read: it is gone, or permission is missing."""
+    """The memory of a process cannot be read: it is gone, or permission is missing.
+
+    Examples:
+        >>> import batchzip
+        >>> issubclass(batchzip.UnreadableProcess, OSError)  # `batchzip swap --pid 1`, for instance
+        True
+    """
 
 
 class WorkerWarning(RuntimeWarning):
@@ -267,4 +548,13 @@ class WorkerWarning(RuntimeWarning):
 
     Once all of them work again, the logger `batchzip` says so (at level WARNING, so that it shows where
     this did), and the next loss is warned of anew.
+
+    Examples:
+        >>> import warnings
+        >>> import batchzip
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", batchzip.WorkerWarning)  # lanes are required here
+        ...     with batchzip.Engine("lz4", backend="threads", workers=1) as engine:
+        ...         engine.wait_ready()
+        True
     """

@@ -27,11 +27,10 @@ from __future__ import annotations
 import errno
 import itertools
 import re
-import sys
 from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import batchzip
 from batchzip.core.latency import BOUNDS_S
@@ -46,13 +45,13 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
     from prometheus_client.registry import Collector
 
-    from batchzip.dask import ShardedStore
-    from batchzip.dask.survey import StoreFigures, Survey
     from batchzip.engine import Engine
 
-    _Store: TypeAlias = SwapStore | CompressedMapping | ShardedStore
+    _Store: TypeAlias = "SwapStore | CompressedMapping | Surveyed"
     _Row = tuple[str, list[str], float | Latency]
     """Family, values of its labels, figure; of a histogram, what was timed."""
+
+__all__ = ["collector"]
 
 _ESCAPED = re.compile(r"\\ud[89a-f]")
 """How the escape of a surrogate begins."""
@@ -148,6 +147,46 @@ _FAULTS = "missing", "minor"
 _STATES = "resident", "candidate", "stored", "empty", "pinned"
 
 
+class ShardFigures(Protocol):
+    """A shard of a sharded store, with the figures of `_SHARD` and `_SHARD_EVENTS`."""
+
+    @property
+    def worker(self) -> str:
+        """Return the worker's address."""
+
+    @property
+    def trouble(self) -> str:
+        """Return why there are no figures, or ""."""
+
+
+class StoreFigures(Protocol):
+    """A sharded store, with the figures of `_SHARDED`."""
+
+    @property
+    def store(self) -> str:
+        """Return its name."""
+
+    @property
+    def shards(self) -> Sequence[ShardFigures]:
+        """Return its shards."""
+
+
+class Survey(Protocol):
+    """The sharded stores of a scheduler."""
+
+    @property
+    def stores(self) -> Sequence[StoreFigures]:
+        """Return them."""
+
+
+@runtime_checkable
+class Surveyed(Protocol):
+    """A sharded store that can be asked for its figures: `batchzip.dask.ShardedStore`."""
+
+    def _survey(self) -> StoreFigures:
+        """Return its figures. Raise ClosedError, ClusterLost, ForkedProcess."""
+
+
 def collector(
     store: _Store | Mapping[str, _Store],
     *,
@@ -162,6 +201,16 @@ def collector(
     some hundred lines. The collector keeps the store; once that is closed, and in
     a forked child, there are no figures.
     Thread-safe. Raises MissingExtra.
+
+    Examples:
+        >>> from prometheus_client import CollectorRegistry, generate_latest
+        >>> import batchzip.metrics
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, [bytes(4096)])
+        ...     registry = CollectorRegistry()
+        ...     registry.register(batchzip.metrics.collector(store))
+        ...     b"batchzip_stored_pages" in generate_latest(registry)
+        True
     """
     core = load_extra("prometheus_client.core", extra="metrics", needed_by="batchzip.metrics")
     return _make_collector(core, store, classes=classes)
@@ -175,8 +224,7 @@ def _make_collector(
 ) -> Collector:
     from prometheus_client.registry import Collector  # noqa: PLC0415 - an extra
 
-    sharded = _sharded_kinds()
-    kinds: tuple[type, ...] = SwapStore, CompressedMapping, *sharded
+    kinds: tuple[type, ...] = SwapStore, CompressedMapping, Surveyed
     named = not isinstance(store, kinds)
     if named and not isinstance(store, Mapping):
         raise _no_store(store, ", or a mapping of such")
@@ -185,7 +233,7 @@ def _make_collector(
     for name, one in given.items():
         if not isinstance(one, kinds):
             raise _no_store(one)
-        if isinstance(one, sharded):
+        if isinstance(one, Surveyed):
             stores[name] = partial(_of_sharded, one), None
         else:
             # The mapping keeps its store open, where it made that.
@@ -231,12 +279,6 @@ def exposition(survey: Survey) -> bytes:
 def _no_store(value: object, more: str = "") -> BadArgument:
     kinds = "a SwapStore, a CompressedMapping or a ShardedStore"
     return BadArgument(f"store is {kinds}{more}, not {type(value).__name__}")
-
-
-def _sharded_kinds() -> tuple[type[ShardedStore], ...]:
-    """Return ShardedStore, where somebody uses it."""
-    module = sys.modules.get("batchzip.dask.sharded_store")
-    return () if module is None else (module.ShardedStore,)
 
 
 def _printable(label: str) -> str:
@@ -415,11 +457,9 @@ def _of_engine(engine: Engine) -> Iterator[_Row]:
     yield "engine_worker_restarts", [], done.restarts
 
 
-def _of_sharded(store: ShardedStore) -> Iterator[_Row]:
+def _of_sharded(store: Surveyed) -> Iterator[_Row]:
     """Yield every figure of a sharded store. Raises ClosedError, ClusterLost, ForkedProcess."""
-    from batchzip.dask.survey import survey_of  # noqa: PLC0415 - an extra, which is there
-
-    return _of_shards(survey_of(store))
+    return _of_shards(store._survey())  # noqa: SLF001 - for metrics only
 
 
 def _of_shards(found: StoreFigures) -> Iterator[_Row]:

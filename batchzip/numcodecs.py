@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from xxhash import xxh3_64
 
+from batchzip.arguments.buffers import flat
 from batchzip.batch import CompressBatch, DecompressBatch
-from batchzip.buffers import flat
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, BadBatch, CorruptPage, MissingExtra
 from batchzip.wording import kind_of
@@ -37,7 +37,9 @@ except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(said, name="numcodecs") from missing
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Buffer, Bytes
+    from batchzip.arguments.buffers import Buffer, Bytes
+
+__all__ = ["Batchzip"]
 
 _MAGIC = b"bzc1"
 _HEADER = struct.Struct("<4sBBHQ")
@@ -58,6 +60,17 @@ class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
     `parameters`  the algorithm's own numbers: `level`, `acceleration`, …
 
     Picklable; thread-safe. Raises BadArgument for what no engine could be made with.
+
+    Examples:
+        >>> import numcodecs
+        >>> import numpy as np
+        >>> from batchzip.numcodecs import Batchzip
+        >>> codec = Batchzip("lz4", shuffle=8)
+        >>> chunk = codec.encode(np.arange(100_000))
+        >>> np.frombuffer(codec.decode(chunk), np.int64)[-1]
+        np.int64(99999)
+        >>> numcodecs.get_codec(codec.get_config()) == codec
+        True
     """
 
     codec_id: ClassVar[str] = "batchzip"

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING
 
-from batchzip.descriptors import above_standard
+from batchzip.system.descriptors import above_standard
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

@@ -20,9 +20,9 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from batchzip.arguments.checks import as_seconds
 from batchzip.asynchronous import waker_of
 from batchzip.batch import Batch
-from batchzip.checks import as_seconds
 from batchzip.errors import ForkedProcess, RequestCancelled, RequestTimeout
 
 if TYPE_CHECKING:
@@ -39,6 +39,16 @@ class Request(Generic[AnyBatch]):
 
     Until the request is done, the batch and the memory it refers to belong to the engine: reading
     results or changing pages then gives undefined pages, never a crash.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine:
+        ...     request = engine.submit(batchzip.CompressBatch([bytes(4096)] * 8))
+        ...     request.add_done_callback(lambda done: print(len(done.batch), "pages"))
+        ...     batch = request.wait(timeout_s=10)
+        8 pages
+        >>> request.done(), request.cancel()
+        (True, False)
     """
 
     __slots__ = ("_future", "_lock", "_pid", "_taken", "batch", "deadline", "pages")

@@ -79,7 +79,15 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What an engine did. Figures of work under way may be a batch apart from each other."""
+    """What an engine did. Figures of work under way may be a batch apart from each other.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4", backend="sequential") as engine:
+        ...     engine.compress(batchzip.CompressBatch([bytes(4096), b"too short"]))
+        >>> engine.statistics.compress.pages, engine.statistics.errors
+        (2, {-22: 1})
+    """
 
     compress: OperationStatistics
     decompress: OperationStatistics

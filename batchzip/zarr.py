@@ -32,8 +32,22 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
 
+__all__ = ["BatchzipCodec"]
+
+
 class BatchzipCodec(BytesBytesCodec):
-    """One of batchzip's algorithms as a Zarr codec; parameters are those of `batchzip.numcodecs.Batchzip`."""
+    """One of batchzip's algorithms as a Zarr codec; parameters are those of `batchzip.numcodecs.Batchzip`.
+
+    Examples:
+        >>> import numpy as np
+        >>> import zarr
+        >>> from batchzip.zarr import BatchzipCodec
+        >>> codec = BatchzipCodec("zstd", level=1, shuffle=4)
+        >>> array = zarr.create_array({}, shape=100_000, dtype="i4", compressors=[codec])
+        >>> array[:] = np.arange(100_000)
+        >>> int(array[99_999])
+        99999
+    """
 
     is_fixed_size = False
 

@@ -32,6 +32,7 @@ def document(number: int) -> bytes:
     return f"<html><title>Page {number}</title><table>{''.join(rows)}</table></html>".encode()
 
 
+# --8<-- [start:cache]
 class Cache:
     """What was fetched from the origin in the last minute, by path."""
 
@@ -49,6 +50,9 @@ class Cache:
                 body = await response.read()
             await self.mapping.aset(path, body, ttl=60)
         return web.Response(body=body, content_type="text/html")
+
+
+# --8<-- [end:cache]
 
 
 @asynccontextmanager

@@ -28,6 +28,7 @@ def show(what: str, memory: batchzip.PagedMemory) -> None:
     )
 
 
+# --8<-- [start:compute]
 def compute() -> None:
     """Fill, scan, sort and search an array of 96 MiB in 32 MiB."""
     with batchzip.PagedMemory(size=4 * BUDGET, budget=BUDGET, algorithm="lz4") as memory:
@@ -57,6 +58,9 @@ def compute() -> None:
         print(
             f"faults took {took.latency_p50_s * 1e6:.0f} µs (p50), {took.latency_p99_s * 1e6:.0f} µs (p99)"
         )
+
+
+# --8<-- [end:compute]
 
 
 if __name__ == "__main__":

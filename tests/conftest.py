@@ -11,7 +11,7 @@ import pytest
 from loky.backend import resource_tracker as loky_tracker
 
 from batchzip import Engine, SwapStore
-from batchzip.cpus import usable_cpus
+from batchzip.system.cpus import usable_cpus
 from batchzip.testing import LeakCheck, start_resource_trackers
 
 if TYPE_CHECKING:

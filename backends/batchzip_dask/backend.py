@@ -28,15 +28,14 @@ import weakref
 from collections import Counter
 from dataclasses import astuple, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
-from batchzip.backend import Backend, deadline_ns, is_native
+from batchzip.arguments.checks import as_seconds
+from batchzip.backend import Backend, deadline_ns, is_native, make_backend
 from batchzip.batch import CompressBatch, DecompressBatch
-from batchzip.checks import as_seconds
 from batchzip.core.coder import Coders
-from batchzip.cpus import usable_cpus
 from batchzip.errors import (
     BadArgument,
     BatchzipError,
@@ -49,9 +48,9 @@ from batchzip.errors import (
 from batchzip.lanes import LanesBackend, RequestQueue, RequestThread
 from batchzip.request import Request
 from batchzip.statistics import OperationStatistics
+from batchzip.system.cpus import usable_cpus
 from batchzip.wording import shown
 from batchzip_dask.choice import LOCAL, SENT, Choices
-from batchzip_threads import ThreadsBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -467,7 +466,7 @@ class _CallerAlone(LanesBackend):
 def _make_local(codec: Codec) -> LanesBackend:
     """Make what does batches here: threads where they can run the codec, and have CPUs."""
     if is_native(codec) and usable_cpus() > 1:
-        local: LanesBackend = ThreadsBackend()
+        local = cast("LanesBackend", make_backend("threads"))
     else:
         local = _CallerAlone(workers=1)
     local.queue_batches = _QUEUE_BATCHES

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from batchzip.arguments.buffers import Flat
     from batchzip.batch import Batch
-    from batchzip.buffers import Flat
     from batchzip.request import Request
     from batchzip_dask.share import Outcome
 

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from batchzip.errors import BackendUnavailable, ClusterLost
 from batchzip.lanes import RequestThread
-from batchzip.limits import begin, is_out_of_memory
+from batchzip.system.limits import begin, is_out_of_memory
 from batchzip.wording import shown
 from batchzip_dask.cluster import CancelledError, KilledWorker
 from batchzip_dask.flight import Flight, Parcel

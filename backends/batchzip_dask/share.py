@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from distributed.protocol import pickle
 
-from batchzip import buffers
+from batchzip.arguments import buffers
 from batchzip.batch import CompressBatch, DecompressBatch
 from batchzip.core.coder import Coders
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from batchzip.arguments.buffers import Bytes, Flat
     from batchzip.batch import Batch
-    from batchzip.buffers import Bytes, Flat
 
 _CODECS = 8
 """Codecs that a process keeps ready: several engines use one cluster, and each holds some 100 KiB."""

@@ -14,11 +14,11 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
-from batchzip.arena import Arena
 from batchzip.backend import is_native
 from batchzip.errors import BackendUnavailable
-from batchzip.interpreter import why_no_python
 from batchzip.lanes import LanesBackend
+from batchzip.system.arena import Arena
+from batchzip.system.interpreter import why_no_python
 from batchzip_workers.failpoints import next_armed
 from batchzip_workers.launch import Task
 from batchzip_workers.pickled import pickled
@@ -26,8 +26,8 @@ from batchzip_workers.ring import WorkerRing
 from batchzip_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from batchzip.arguments.buffers import Bytes
     from batchzip.batch import Batch
-    from batchzip.buffers import Bytes
     from batchzip.codecs import Codec
     from batchzip.core.batch import Blocks
     from batchzip.core.ring import Ring

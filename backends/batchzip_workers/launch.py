@@ -3,7 +3,7 @@
     Task ─▶ memory ─▶ python -P … -c START <its descriptor> ─▶ startup.run ─▶ module.main(*arguments)
                  ◀── why it could not start ──┘
 
-The process is a new interpreter with its owner's flags and import path (see batchzip/interpreter.py). It finds what it is to do in
+The process is a new interpreter with its owner's flags and import path (see batchzip/system/interpreter.py). It finds what it is to do in
 memory that it inherits, as a pipe's writer would wait for ever if the process died before it read.
 
 Rejected: loky and multiprocessing's spawn. They start an interpreter with modules of their own, keep a
@@ -23,8 +23,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from batchzip.descriptors import above_standard
-from batchzip.interpreter import command, import_path
+from batchzip.system.descriptors import above_standard
+from batchzip.system.interpreter import command, import_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -52,7 +52,7 @@ class Task:
     descriptors: Sequence[int] = ()
     """What it inherits, under the same numbers."""
     needs: Collection[str] = ()
-    """Further modules that it imports; see `batchzip.interpreter.import_path`."""
+    """Further modules that it imports; see `batchzip.system.interpreter.import_path`."""
 
 
 class Process:

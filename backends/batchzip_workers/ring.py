@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchzip.core.ring import Ring, ring_bytes
-from batchzip.segment import Segment
+from batchzip.system.segment import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

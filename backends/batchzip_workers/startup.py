@@ -61,6 +61,6 @@ def _open_nowhere() -> int:
     try:
         return os.open(os.devnull, os.O_RDWR)
     except OSError:  # there is no /dev, as after chroot
-        from batchzip.descriptors import open_nowhere  # noqa: PLC0415 - it brings typing
+        from batchzip.system.descriptors import open_nowhere  # noqa: PLC0415 - it brings typing
 
         return open_nowhere()

@@ -20,9 +20,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from batchzip.descriptors import above_standard
 from batchzip.errors import LimitReached
-from batchzip.limits import begin
+from batchzip.system.descriptors import above_standard
+from batchzip.system.limits import begin
 from batchzip_workers.launch import launch
 from batchzip_workers.place import FIRST_RETRY_S, Attempts, Place, worked
 

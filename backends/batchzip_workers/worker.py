@@ -11,7 +11,7 @@ import os
 import sys
 
 from batchzip.core.lane import ENDED, serve
-from batchzip.descriptors import seal_writing
+from batchzip.system.descriptors import seal_writing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ import numpy as np
 from batchzip.advice.judgement import recommend, with_front
 from batchzip.advice.option import Advice, Option, amount
 from batchzip.advice.trial import BLOCK_BYTES, LEAST_TO_TRAIN, TABLE_BYTES, trials_of
-from batchzip.buffers import as_matrix
-from batchzip.checks import as_integer, as_positive
+from batchzip.arguments.buffers import as_matrix
+from batchzip.arguments.checks import as_integer, as_positive
 from batchzip.codecs import algorithms as usable_algorithms
 from batchzip.codecs import make_codec
 from batchzip.errors import BadArgument
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from batchzip.advice.trial import Trial
-    from batchzip.buffers import Buffer, Bytes
+    from batchzip.arguments.buffers import Buffer, Bytes
 
 __all__ = ["BLOCK_BYTES", "TABLE_BYTES", "Advice", "Option", "advise", "amount"]
 
@@ -75,6 +75,13 @@ def advise(
 
     Blocks are only read. Takes about 0.5 s for each MiB of them, in the calling thread, and the memory
     of a compressed part. Raises BadBatch for another shape, UnknownAlgorithm, MissingExtra.
+
+    Examples:
+        >>> import batchzip.advice
+        >>> rows = "".join(f'{{"id": {n}, "mail": "{n * n}@example.org"}}' for n in range(20_000))
+        >>> advice = batchzip.advice.advise(rows.encode()[: 8 << 16], algorithms=["lz4", "zstd"])
+        >>> advice.recommended.algorithm in ("lz4", "zstd")
+        True
     """
     matrix = as_matrix(blocks, "blocks", rows=None, width=BLOCK_BYTES)
     names = usable_algorithms() if algorithms is None else list(dict.fromkeys(algorithms))

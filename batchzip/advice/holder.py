@@ -30,9 +30,9 @@ import numpy as np
 from batchzip.advice.spool import read, read_keys
 from batchzip.engine import Engine
 from batchzip.errors import BatchzipError
-from batchzip.interpreter import command_for
 from batchzip.mapping import CompressedMapping
 from batchzip.store import SwapStore
+from batchzip.system.interpreter import command_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping

@@ -11,7 +11,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to compress, and what it brought. Shares are of 1, times of one page."""
+    """One way to compress, and what it brought. Shares are of 1, times of one page.
+
+    Examples:
+        >>> import batchzip.advice
+        >>> advice = batchzip.advice.advise((b"some text " * 60_000)[: 8 << 16], algorithms=["lz4"])
+        >>> option = advice.options[0]
+        >>> option.name, option.page_size
+        ('lz4', 4096)
+        >>> option.store_us > 0 and option.load_us > 0
+        True
+    """
 
     algorithm: str
     parameters: dict[str, Any]
@@ -61,7 +71,16 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What `advise` found: every option, those with the smallest pages first."""
+    """What `advise` found: every option, those with the smallest pages first.
+
+    Examples:
+        >>> import batchzip.advice
+        >>> advice = batchzip.advice.advise((b"some text " * 60_000)[: 8 << 16], algorithms=["lz4"])
+        >>> advice.sample_bytes, len(advice.options) > 2
+        (524288, True)
+        >>> print(advice.sentence)
+        Use ...
+    """
 
     total_bytes: int
     sample_bytes: int
@@ -76,7 +95,13 @@ class Advice:
 
 
 def amount(size: int) -> str:
-    """Bytes for people, in the unit of 2^10, 2^20 … that fits."""
+    """Bytes for people, in the unit of 2^10, 2^20 … that fits.
+
+    Examples:
+        >>> from batchzip.advice import amount
+        >>> amount(3 << 20)
+        '3.0 MiB'
+    """
     value = size / 1024
     for unit in ("KiB", "MiB", "GiB"):
         if value < 1024:

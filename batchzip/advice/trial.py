@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from typing import Any
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
 
 BLOCK_BYTES = 64 << 10
 """Bytes of a block of the sample: the largest page that is tried."""

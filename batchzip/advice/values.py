@@ -20,9 +20,9 @@ from batchzip.advice.layout import table, wrapped
 from batchzip.advice.option import amount
 from batchzip.advice.spool import write
 from batchzip.advice.weighing import Weighing, best
-from batchzip.checks import as_integer
-from batchzip.descriptors import above_standard
+from batchzip.arguments.checks import as_integer
 from batchzip.errors import BadArgument, BatchzipError
+from batchzip.system.descriptors import above_standard
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
@@ -45,7 +45,15 @@ _LEAST_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ValuesAdvice:
-    """What `advise_values` found; as a str, a report of 80 columns."""
+    """What `advise_values` found; as a str, a report of 80 columns.
+
+    Examples:
+        >>> import batchzip
+        >>> cache = {str(n): f'{{"mail": "{n * n}@example.org"}}'.encode() for n in range(3000)}
+        >>> advice = batchzip.advise_values(cache)
+        >>> advice.recommended in advice.held
+        True
+    """
 
     total_values: int
     """All there are; of a sample of a file, an estimate."""
@@ -144,6 +152,13 @@ def advise_values(
 
     Raises BadArgument where there are no values, NotStorable for values that cannot be pickled,
     OSError if the file cannot be written, BatchzipError if a process fails.
+
+    Examples:
+        >>> import batchzip
+        >>> cache = {str(n): f'{{"mail": "{n * n}@example.org"}}'.encode() for n in range(3000)}
+        >>> advice = batchzip.advise_values(cache)
+        >>> print(str(advice).splitlines()[0])
+        values: 3,000 values, ...
     """
     return weigh_all(source_of(values, seed), sample_bytes, progress)
 

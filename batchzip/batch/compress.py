@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip import buffers
+from batchzip.arguments import buffers
+from batchzip.arguments.checks import as_index, as_integer
 from batchzip.batch.descriptor import Batch
-from batchzip.checks import as_index, as_integer
 from batchzip.errors import BadBatch, PageError
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Buffer, Flat
+    from batchzip.arguments.buffers import Buffer, Flat
 
 _MOST_CAPACITY = (1 << 32) - 1
 """Bytes; lengths have 32 bits."""
@@ -39,6 +39,16 @@ class CompressBatch(Batch):
     Afterwards `dlens` (n,) uint32 has the bytes produced, 0 where it failed, and `errors` (n,)
     int32 has 0 or a negative errno: -ENOSPC the output does not fit, -EINVAL the page has another
     size, -EIO the codec failed, -ENOMEM. What `dsts` holds beyond a page's length is undefined.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine:
+        ...     batch = batchzip.CompressBatch([bytes(4096), b"x" * 4096, b"too short"])
+        ...     engine.compress(batch)
+        >>> batch.errors.tolist()
+        [0, 0, -22]
+        >>> len(batch.output(1)) < 100
+        True
     """
 
     __slots__ = ("_flat", "_full", "_offsets", "_pages", "_rows", "_run", "_views")

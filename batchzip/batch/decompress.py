@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from batchzip import buffers
+from batchzip.arguments import buffers
 from batchzip.batch.descriptor import Batch
 from batchzip.errors import BadBatch
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.buffers import Buffer, Flat
+    from batchzip.arguments.buffers import Buffer, Flat
 
     Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 
@@ -37,6 +37,17 @@ class DecompressBatch(Batch):
     CompressBatch; -EBADMSG the source cannot be decoded to exactly a page. A page that failed is
     left as it was, unless the pages were made here. `pages` is an (n, page_size) array, or the
     sequence that was given.
+
+    Examples:
+        >>> import numpy as np
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine:
+        ...     batch = batchzip.CompressBatch([b"a" * 4096, b"b" * 4096])
+        ...     engine.compress(batch)
+        ...     pages = np.empty((2, 4096), np.uint8)
+        ...     engine.decompress(batchzip.DecompressBatch((batch.dsts, batch.dlens), pages))
+        >>> bytes(pages[1, :3])
+        b'bbb'
     """
 
     __slots__ = ("_matrix", "_sources", "pages", "slens")

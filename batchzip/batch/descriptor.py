@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from batchzip import buffers
+from batchzip.arguments import buffers
 from batchzip.core.batch import Pointers
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
 
 
 class Batch:

@@ -21,7 +21,7 @@ from batchzip.bench.figure import default_lanes
 from batchzip.bench.pages import PAGE
 from batchzip.codecs.zstd import DEFAULT_LEVEL
 from batchzip.errors import BackendUnavailable
-from batchzip.lifetime import Closing
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

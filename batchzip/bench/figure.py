@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import batchzip
-import batchzip.cpus
-from batchzip.cpus import usable_cpus
+import batchzip.system.cpus
 from batchzip.errors import BadArgument
+from batchzip.system.cpus import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -156,7 +156,7 @@ def describe_machine() -> dict[str, Any]:
 
 def default_lanes() -> int:
     """Return the lanes of an engine as it comes: the caller, and its default of `workers`."""
-    return 1 + batchzip.cpus.default_lanes()
+    return 1 + batchzip.system.cpus.default_lanes()
 
 
 def _processor() -> str:

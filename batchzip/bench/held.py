@@ -21,7 +21,7 @@ from batchzip.bench.figure import Result
 from batchzip.bench.pages import PAGE
 from batchzip.bench.peer_stores import contenders
 from batchzip.errors import BatchzipError
-from batchzip.interpreter import command_for
+from batchzip.system.interpreter import command_for
 
 if TYPE_CHECKING:
     from batchzip.bench.algorithm import Algorithm

@@ -20,8 +20,8 @@ from pathlib import Path
 from batchzip.bench.memory_group import MemoryGroup, find_controller, remove_groups
 from batchzip.bench.zram import Zram, aligned, end_orderly
 from batchzip.errors import BackendUnavailable
-from batchzip.interpreter import command_for
-from batchzip.lifetime import Closing
+from batchzip.system.interpreter import command_for
+from batchzip.system.lifetime import Closing
 
 _HEADER_AT = 1024
 _MAGIC = b"SWAPSPACE2"

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from batchzip.bench.compressors import bare_calls, each
 from batchzip.bench.pages import PAGE
 from batchzip.bench.rounds import timed
-from batchzip.interpreter import command_for
-from batchzip.lifetime import Closing
+from batchzip.system.interpreter import command_for
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from batchzip.bench.compressors import Load

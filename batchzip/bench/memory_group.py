@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchzip.errors import BackendUnavailable
-from batchzip.lifetime import Closing
+from batchzip.system.lifetime import Closing
 
 _REMOVAL_TIMEOUT_S = 10.0
 """The kernel refuses to remove a group until the last process in it is gone altogether."""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchzip.cli.file_pages import FilePages
-from batchzip.cli.process_memory import ProcessMemory
-from batchzip.cli.workload import Workload
 from batchzip.errors import BadArgument
+from batchzip.sources.file_pages import FilePages
+from batchzip.sources.process_memory import ProcessMemory
+from batchzip.sources.workload import Workload
 
 if TYPE_CHECKING:
     import argparse

@@ -14,7 +14,7 @@ import numpy as np
 
 import batchzip
 from batchzip.bench.compressors import bare_calls
-from batchzip.lifetime import Closing
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

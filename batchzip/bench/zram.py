@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from batchzip.errors import BackendUnavailable
-from batchzip.lifetime import Closing
+from batchzip.system.lifetime import Closing
 
 _CONTROL = Path("/sys/class/zram-control")
 _DEVICE_TIMEOUT_S = 5.0

@@ -12,18 +12,18 @@ from batchzip.advice import BLOCK_BYTES, MAX_LOAD_US, advise, amount
 from batchzip.advice.layout import table, wrapped
 from batchzip.advice.values import SAMPLE_BYTES, weigh_all
 from batchzip.cli.output import make_console, print_json, progress_bars
-from batchzip.cli.sampling import sample_file, sample_process
-from batchzip.cli.value_files import open_values
-from batchzip.cli.workload import Workload
 from batchzip.codecs import make_codec
 from batchzip.errors import BadArgument
+from batchzip.sources.sampling import sample_file, sample_process
+from batchzip.sources.value_files import open_values
+from batchzip.sources.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchzip.advice import Advice, Option
     from batchzip.advice.values import ValuesAdvice
-    from batchzip.cli.sampling import Sample
+    from batchzip.sources.sampling import Sample
 
 _WORKLOAD_MIB = 64
 _PAGES_SAMPLE = 8 << 20

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.buffers import as_view
+from batchzip.arguments.buffers import as_view
 from batchzip.errors import CorruptPage, PageNotStored, StoreRejected
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from batchzip import Engine, SwapStore
-    from batchzip.buffers import Buffer
+    from batchzip.arguments.buffers import Buffer
 
     Pages = NDArray[np.uint8]
     """(n, page_size)"""

@@ -11,7 +11,7 @@ from batchzip.store.latency import Latency
 if TYPE_CHECKING:
     from batchzip.pool.class_use import ClassUse
     from batchzip.store.counters import Counters
-    from batchzip.store.view import StoreView
+    from batchzip.store.remote.view import StoreView
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from batchzip.descriptors import open_nowhere
+from batchzip.system.descriptors import open_nowhere
 
 if TYPE_CHECKING:
     from typing import TextIO

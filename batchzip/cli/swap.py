@@ -15,16 +15,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchzip import Engine, SwapStore
-from batchzip.cli.file_pages import FilePages
 from batchzip.cli.output import make_console, print_json, progress_bars
-from batchzip.cli.process_memory import ProcessMemory
 from batchzip.cli.report import as_document, print_report
 from batchzip.cli.round_trip import ROUND_BYTES, RoundTrip
 from batchzip.cli.side import Side
 from batchzip.cli.streams import say
-from batchzip.cli.workload import Workload
-from batchzip.cpus import default_lanes
 from batchzip.errors import BackendUnavailable, BadArgument
+from batchzip.sources.file_pages import FilePages
+from batchzip.sources.process_memory import ProcessMemory
+from batchzip.sources.workload import Workload
+from batchzip.system.cpus import default_lanes
 
 if TYPE_CHECKING:
     from batchzip.cli.round_trip import PageSource

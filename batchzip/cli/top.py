@@ -31,8 +31,8 @@ from batchzip.cli.snapshot import take_snapshot
 from batchzip.cli.top_screen import screen
 from batchzip.errors import BadArgument
 from batchzip.extras import load_extra
-from batchzip.store.reach import why_unreachable
-from batchzip.store.view import attach
+from batchzip.store.remote.reach import why_unreachable
+from batchzip.store.remote.share import attach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from batchzip.checks import as_integer
+from batchzip.arguments.checks import as_integer
 from batchzip.codecs.codec import Codec
 from batchzip.extras import load_extra
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs.codec import Transcode
 
 _WINDOW = 16

@@ -19,13 +19,33 @@ from batchzip.core.plan import Native, Plan
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
 
     Transcode: TypeAlias = Callable[[Flat], bytes]
 
 
 class Codec(ABC):
-    """One algorithm with its parameters; immutable, picklable, shared freely between threads."""
+    """One algorithm with its parameters; immutable, picklable, shared freely between threads.
+
+    Examples:
+        >>> import zlib
+        >>> from dataclasses import dataclass
+        >>> import batchzip
+        >>> @dataclass(frozen=True)
+        ... class Zlib(batchzip.Codec):
+        ...     name = "zlib"
+        ...     level: int = 6
+        ...
+        ...     def compressor(self, page_size):
+        ...         return lambda page: zlib.compress(page, self.level)
+        ...
+        ...     def decompressor(self, page_size):
+        ...         return lambda src: zlib.decompressobj().decompress(src, page_size)
+        >>> with batchzip.Engine(Zlib(level=9), backend="sequential") as engine:
+        ...     src = engine.compress_page(b"page" * 1024)
+        ...     engine.decompress_page(src)[:8]
+        b'pagepage'
+    """
 
     __slots__ = ()
 

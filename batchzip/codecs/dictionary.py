@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
-from batchzip.buffers import as_inputs, as_matrix, flat, is_sequence
-from batchzip.checks import as_integer
+from batchzip.arguments.buffers import as_inputs, as_matrix, flat, is_sequence
+from batchzip.arguments.checks import as_integer
 from batchzip.codecs.shuffled import shuffle_bytes
 from batchzip.codecs.zstd import DEFAULT_LEVEL, MAX_DICTIONARY, Zstd
 from batchzip.errors import BadArgument
@@ -19,7 +19,7 @@ from batchzip.errors import BadArgument
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Buffer, Flat
+    from batchzip.arguments.buffers import Buffer, Flat
 
 DEFAULT_SIZE = 64 << 10
 """Bytes. Ratios of 4 KiB pages not trained on, level 1, without and with 4, 16, 64, 256 KiB: Python
@@ -63,6 +63,19 @@ def train_dictionary(
 
     Raises BadArgument where the pages are too few or too much alike, or noise. Thread-safe; takes
     a tenth of a second and as much memory as the samples used, up to 100 times `size`.
+
+    Examples:
+        >>> import random
+        >>> import batchzip
+        >>> words = [name.encode() for name in sorted(dir(int) + dir(str) + dir(bytes) + dir(dict))]
+        >>> draw = random.Random(0).choices
+        >>> pages = [b" ".join(draw(words, k=1000))[:4096] for _ in range(256)]
+        >>> dictionary = batchzip.train_dictionary(pages[::2], size=4096, level=1)
+        >>> with batchzip.Engine("zstd", level=1) as plain:
+        ...     without = len(plain.compress_page(pages[1]))
+        >>> with batchzip.Engine("zstd", level=1, dictionary=dictionary) as trained:
+        ...     len(trained.compress_page(pages[1])) < without
+        True
     """
     size = as_integer(size, "size", MIN_SIZE, MAX_DICTIONARY)
     level = Zstd(level).level or DEFAULT_LEVEL

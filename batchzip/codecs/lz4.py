@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import lz4.block
 
-from batchzip.checks import as_integer
+from batchzip.arguments.checks import as_integer
 from batchzip.codecs.codec import Codec
 from batchzip.core.plan import Native
 from batchzip.errors import BadArgument

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from batchzip.checks import as_integer
+from batchzip.arguments.checks import as_integer
 from batchzip.codecs.codec import Codec
 from batchzip.codecs.lz4 import MAX_HC_LEVEL, Lz4
 from batchzip.core.plan import Native

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from batchzip.buffers import flat
-from batchzip.checks import as_integer
+from batchzip.arguments.buffers import flat
+from batchzip.arguments.checks import as_integer
 from batchzip.codecs.codec import Codec
 from batchzip.core.plan import Plan
 from batchzip.errors import BadArgument
@@ -34,7 +34,7 @@ from batchzip.wording import shown
 if TYPE_CHECKING:
     from typing import Any
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs.codec import Transcode
 
 ELEMENT_SIZES = (2, 4, 8)

@@ -15,7 +15,7 @@ from batchzip.extras import load_extra
 if TYPE_CHECKING:
     from typing import Any
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs.codec import Transcode
 
 

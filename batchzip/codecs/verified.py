@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from batchzip.codecs.codec import Codec
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs.codec import Transcode
     from batchzip.core.plan import Plan
 

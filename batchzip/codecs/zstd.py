@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import zstandard
 
-from batchzip.checks import as_integer
+from batchzip.arguments.checks import as_integer
 from batchzip.codecs.codec import Codec
 from batchzip.core.plan import Native
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs.codec import Transcode
 
 _MIN_WINDOW = 1 << 10

@@ -18,7 +18,7 @@ from typing import Self, final
 import numpy as np
 import numpy.typing as npt
 
-from batchzip.buffers import Buffer, Bytes, Flat
+from batchzip.arguments.buffers import Buffer, Bytes, Flat
 from batchzip.core.coder import Coders
 
 @final

@@ -17,7 +17,7 @@ here.
 
 from typing import Self, final
 
-from batchzip.buffers import Buffer
+from batchzip.arguments.buffers import Buffer
 from batchzip.codecs.codec import Codec
 from batchzip.core.plan import Native, Plan
 

@@ -110,7 +110,7 @@ cdef enum:
 cdef dict _LIBRARIES = {"lz4": LZ4, "lz4hc": LZ4HC, "zstd": ZSTD}
 
 cdef enum:
-    MOST_PAGE_BYTES = 2 << 20  # as batchzip.buffers has it
+    MOST_PAGE_BYTES = 2 << 20  # as batchzip.arguments.buffers has it
     MOST_VALUE_BYTES = 64 << 10  # what is restored without a thread of its own takes microseconds
 
 cdef enum:

@@ -1,6 +1,6 @@
 from typing import Any
 
-from batchzip.buffers import Bytes, Flat
+from batchzip.arguments.buffers import Bytes, Flat
 from batchzip.core.batch import Pointers
 from batchzip.core.coder import Coders
 from batchzip.core.ledger import Ledger

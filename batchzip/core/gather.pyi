@@ -3,7 +3,7 @@ from typing import Any, SupportsIndex, overload
 import numpy as np
 import numpy.typing as npt
 
-from batchzip.buffers import Buffer, Bytes
+from batchzip.arguments.buffers import Buffer, Bytes
 from batchzip.core.batch import Pointers
 from batchzip.core.coder import Coders
 from batchzip.core.ledger import Ledger

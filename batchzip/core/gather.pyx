@@ -53,7 +53,7 @@ from batchzip.core.table cimport (
 )
 from batchzip.core.zones cimport Reservation, zones_free
 
-from batchzip.checks import as_index
+from batchzip.arguments.checks import as_index
 from batchzip.errors import CorruptPage, PageError, PageNotStored
 
 cdef extern from "native.h" nogil:

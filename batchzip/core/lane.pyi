@@ -5,7 +5,7 @@ Each lane has a ring (`batchzip.core.ring`), from which it takes the pages of ba
 
 from typing import Final, Literal, Self, final
 
-from batchzip.buffers import Buffer
+from batchzip.arguments.buffers import Buffer
 from batchzip.codecs.codec import Codec
 from batchzip.core.plan import Plan
 from batchzip.core.ring import LOOK_NS as LOOK_NS

@@ -32,7 +32,7 @@ from batchzip.core.ring cimport (
 
 from batchzip.core.ring import LOOK_NS
 from batchzip.errors import BadArgument
-from batchzip.limits import named
+from batchzip.system.limits import named
 
 cdef extern from "native.h" nogil:
     """

@@ -6,7 +6,7 @@ stays open; the package is never imported. Thread-safe.
 
 from typing import NamedTuple
 
-from batchzip.buffers import Buffer
+from batchzip.arguments.buffers import Buffer
 
 class Library(NamedTuple):
     """A C library, and what was found of it here."""

@@ -25,8 +25,8 @@ from libc.errno cimport EINTR, ENOMEM, errno as c_errno
 from libc.stdlib cimport calloc, malloc, realloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from batchzip.descriptors import above_standard, seal_writing
-from batchzip.limits import named
+from batchzip.system.descriptors import above_standard, seal_writing
+from batchzip.system.limits import named
 
 cdef extern from *:
     """

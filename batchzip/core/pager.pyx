@@ -52,9 +52,9 @@ from batchzip.core.userfaultfd cimport (
 from batchzip.core.zspages cimport bz_log2
 
 from batchzip.core.userfaultfd import CLEAN_PAGES, NEEDED, WAYS
-from batchzip.descriptors import above_standard
+from batchzip.system.descriptors import above_standard
 from batchzip.errors import BadArgument, ClosedError, CorruptPage, ForkedProcess, PageError
-from batchzip.limits import named
+from batchzip.system.limits import named
 
 cdef extern from *:
     """

@@ -10,10 +10,20 @@ holds plain values only, so that a worker process needs no codec class to use it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from batchzip.codecs.codec import Codec
+    from collections.abc import Callable
+
+
+class Callables(Protocol):
+    """What the core calls of a codec that is no C function."""
+
+    def compressor(self, page_size: int) -> Callable[[Any], bytes]:
+        """Make a callable that compresses a page."""
+
+    def decompressor(self, page_size: int) -> Callable[[Any], bytes]:
+        """Make a callable that restores a page."""
 
 
 class Native(NamedTuple):
@@ -31,7 +41,7 @@ class Native(NamedTuple):
 class Plan(NamedTuple):
     """A codec, taken apart."""
 
-    codec: Codec | None
+    codec: Callables | None
     """The innermost codec; None in a worker that uses a C function."""
     native: Native | None
     element_size: int = 0

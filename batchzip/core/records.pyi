@@ -2,7 +2,7 @@
 
 from typing import Any, Self, final
 
-from batchzip.buffers import Buffer
+from batchzip.arguments.buffers import Buffer
 from batchzip.core.coder import Coders
 from batchzip.core.division import Divider
 from batchzip.core.gather import Gathered

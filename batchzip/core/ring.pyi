@@ -9,7 +9,7 @@ may die at any instruction. Its ring is not used again then.
 
 from typing import Final, Self, final
 
-from batchzip.buffers import Buffer
+from batchzip.arguments.buffers import Buffer
 
 FIGURES: Final[tuple[str, ...]]
 """The names of what `Ring.figures` returns."""

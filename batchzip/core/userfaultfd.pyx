@@ -17,7 +17,7 @@ import os
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport uint64_t
 
-from batchzip.descriptors import moved_above_standard
+from batchzip.system.descriptors import moved_above_standard
 
 cdef extern from *:
     long syscall(long, ...) nogil

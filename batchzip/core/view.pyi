@@ -14,7 +14,7 @@ from typing import Self, final
 import numpy as np
 import numpy.typing as npt
 
-from batchzip.buffers import Buffer
+from batchzip.arguments.buffers import Buffer
 from batchzip.codecs.codec import Codec
 
 @final

@@ -34,17 +34,17 @@ from batchzip.dask.sampling import Sampler
 from batchzip.dask.whole_values import SERIALIZERS
 from batchzip.engine import Engine
 from batchzip.errors import ClosedError, CorruptValue, NotStorable, StoreRejected
-from batchzip.lifetime import Closing
 from batchzip.mapping import CompressedMapping
 from batchzip.store import SwapStore
-from batchzip.store.file_io import open_storage
+from batchzip.store.backing.file_io import open_storage
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.dask.raw_files import Place
-    from batchzip.store.file_io import Storage
+    from batchzip.store.backing.file_io import Storage
 
     Key: TypeAlias = str | int | float | tuple[Any, ...]
 
@@ -355,12 +355,12 @@ class _Places(Closing):
     @property
     def pool_bytes(self) -> int:
         """Bytes of memory that the pool has."""
-        return self.store._home.pool.held_bytes  # noqa: SLF001 - `counters` adds up much more
+        return self.store._resources.pool.held_bytes  # noqa: SLF001 - `counters` adds up much more
 
     @property
     def disk_bytes(self) -> int:
         """Bytes of all files."""
-        backing = self.store._home.backing  # noqa: SLF001 - as above
+        backing = self.store._resources.backing  # noqa: SLF001 - as above
         return self._raw.held_bytes + (0 if backing is None else backing.held_bytes)
 
     def way_of(self, buffer: Flat) -> int | None:

@@ -30,9 +30,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,8 @@ from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol import pickle
 
-from batchzip.dask.members import Members
 from batchzip.dask.page import add_page
+from batchzip.dask.placement import LostStripe, PlacedShard, PlacedStripe, Placement
 from batchzip.dask.probe import SILENT, probe, unavailable
 from batchzip.dask.record import STRIPE
 from batchzip.dask.service import install
@@ -84,162 +84,13 @@ _LOOK_S = 0.05
 """Seconds between two looks at whether pages have moved."""
 
 
-@dataclass(slots=True)
-class _Shard:
-    """A shard, a member or one that is leaving."""
-
-    address: str
-    lease_until: float
-
-
-@dataclass(slots=True)
-class _Stripe:
-    """A stripe in which something was stored."""
-
-    holders: tuple[str, ...]
-    """Shards that have all of its pages."""
-    clients: set[str]
-    """Clients that stored there."""
-
-
-@dataclass(slots=True)
-class _Lost:
-    """A stripe whose pages are gone."""
-
-    address: str
-    reason: str
-    clients: set[str]
-    forgotten: int = 0
-    """A bit for each index that was invalidated since."""
-
-
-@dataclass
-class _Store:
-    """A store's state."""
-
-    name: str
-    options: dict[str, Any]
-    workers: frozenset[str] | None
-    """Addresses it is bound to, or None."""
-    page_size: int
-    epoch: int
-    clients: dict[str, str] = field(default_factory=dict)
-    """By each that is attached: its Dask client."""
-    incarnation: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Tells it from one of the same name on an earlier scheduler."""
-    shards: dict[str, _Shard] = field(default_factory=dict)
-    leaving: dict[str, _Shard] = field(default_factory=dict)
-    stripes: dict[int, _Stripe] = field(default_factory=dict)
-    lost: dict[int, _Lost] = field(default_factory=dict)
-    recovered: dict[int, int] = field(default_factory=dict)
-    """The epoch at which a lost stripe was forgotten."""
-    joining: set[str] = field(default_factory=set)
-    """Addresses of workers that are getting a shard."""
-    refused: dict[str, bytes] = field(default_factory=dict)
-    """Workers that cannot have a shard, and the error that says why."""
-    pulls: dict[str, dict[int, list[list[str]]]] = field(default_factory=dict)
-    """By shard: the stripes it has to pull, and from where."""
-    pushes: dict[str, dict[int, list[list[str]]]] = field(default_factory=dict)
-    """By shard: the stripes it has to push, and where to."""
-    discards: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
-    """By shard: stripes that it has, and does not hold any more."""
-    moved_pages: int = 0
-    ended: bool = False
-    members: Members = field(default_factory=lambda: Members(0, (), 1))
-
-    def advance(self) -> None:
-        """Begin the next epoch with the shards that there are, and find what has to move."""
-        self.epoch += 1
-        members = [(name, shard.address) for name, shard in self.shards.items()]
-        self.members = Members(self.epoch, members, self.options["replicas"])
-        self.pulls, self.pushes = defaultdict(dict), defaultdict(dict)
-        for number, stripe in self.stripes.items():
-            owners = self.members.owners(number)
-            if not owners:
-                continue
-            self.trim(number, stripe)
-            primary, holders = owners[0].name, stripe.holders
-            if primary not in holders:
-                sources = [[name, self.address_of(name)] for name in holders]
-                self.pulls[primary][number] = sources
-            wanting = [list(owner) for owner in owners[1:] if owner.name not in holders]
-            if wanting:
-                self.pushes[primary][number] = wanting
-
-    def trim(self, number: int, stripe: _Stripe) -> None:
-        """Have nobody but the owners hold a stripe, once all of these do.
-
-        Until then no page is stored there, as the primary brings it to the other owners first: what others
-        have is as good.
-        """
-        owners = [owner.name for owner in self.members.owners(number)]
-        if owners and all(owner in stripe.holders for owner in owners):
-            for holder in set(stripe.holders).difference(owners):
-                self.discards[holder].add(number)
-            stripe.holders = tuple(owners)
-
-    def address_of(self, name: str) -> str:
-        """Return the address of a shard that is here."""
-        return (self.shards.get(name) or self.leaving[name]).address
-
-    def lose(self, name: str, reason: str) -> None:
-        """Take a shard out that is gone, and note which stripes are lost with it."""
-        shard = self.shards.pop(name, None) or self.leaving.pop(name, None)
-        if shard is None:
-            return
-        self.discards.pop(name, None)
-        for number, stripe in list(self.stripes.items()):
-            if name in stripe.holders:
-                stripe.holders = tuple(other for other in stripe.holders if other != name)
-                if not stripe.holders:
-                    del self.stripes[number]
-                    self.lost[number] = _Lost(shard.address, reason, stripe.clients)
-        self.advance()
-
-    def holds(self, name: str) -> bool:
-        """Return whether a shard has pages that no other has."""
-        return any(name in stripe.holders for stripe in self.stripes.values())
-
-    def as_seen_by_client(self, since: int) -> Answer:
-        """Return what a client has to know that knew the epoch `since`."""
-        groups: dict[tuple[str, str], list[int]] = {}
-        for number, lost in self.lost.items():
-            groups.setdefault((lost.address, lost.reason), []).append(number)
-        return {
-            "status": OK,
-            "incarnation": self.incarnation,
-            "epoch": self.epoch,
-            "page_size": self.page_size,
-            "replicas": self.options["replicas"],
-            "members": [list(member) for member in self.members.members],
-            "lost": [[address, reason, numbers] for (address, reason), numbers in groups.items()],
-            "recovered": [[number, at] for number, at in self.recovered.items() if at > since],
-        }
-
-    def is_moving(self) -> bool:
-        """Return whether a stripe is not yet where it belongs."""
-        return any((*self.pulls.values(), *self.pushes.values()))
-
-    def as_seen_by_shard(self, name: str) -> Answer:
-        """Return what a shard has to know of this epoch."""
-        return {
-            "status": OK,
-            "epoch": self.epoch,
-            "replicas": self.options["replicas"],
-            "members": [list(member) for member in self.members.members],
-            "holds": [number for number, one in self.stripes.items() if name in one.holders],
-            "pulls": [[number, where] for number, where in self.pulls.get(name, {}).items()],
-            "pushes": [[number, where] for number, where in self.pushes.get(name, {}).items()],
-        }
-
-
 class Directory(SchedulerPlugin):
     """The stores of a scheduler."""
 
     name = NAME
 
     def __init__(self) -> None:
-        self.stores: dict[str, _Store] = {}
+        self.stores: dict[str, Placement] = {}
 
     def start(self, scheduler: Scheduler) -> None:  # type: ignore[override] # at once, on purpose
         """Take up work in a scheduler."""
@@ -290,7 +141,7 @@ class Directory(SchedulerPlugin):
         if store is not None:
             return await self._attach(store, client, attachment)
         bound = None if workers is None else frozenset(workers)
-        store = _Store(name, options, bound, 0, epoch)
+        store = Placement(name, options, bound, 0, epoch)
         if epoch:  # it was on an earlier scheduler, whose shards may have their leases yet
             await asyncio.sleep(LEASE_S)
         opened = await self._open_all(store, await self._fit_workers(bound))
@@ -302,7 +153,7 @@ class Directory(SchedulerPlugin):
         lease_until = time.monotonic() + LEASE_S
         for address, shard, page_size in opened:
             store.page_size = page_size
-            store.shards[shard] = _Shard(address, lease_until)
+            store.shards[shard] = PlacedShard(address, lease_until)
         store.advance()
         self.stores[name] = store
         self._push_all(store)
@@ -325,7 +176,9 @@ class Directory(SchedulerPlugin):
             raise unavailable(unfit, self._names())
         return here
 
-    async def _open_all(self, store: _Store, workers: Sequence[str]) -> list[tuple[str, str, int]]:
+    async def _open_all(
+        self, store: Placement, workers: Sequence[str]
+    ) -> list[tuple[str, str, int]]:
         """Make a shard on each of these workers that is still there: address, name and page size.
 
         Raise what one says that cannot have a shard; then none has.
@@ -347,31 +200,31 @@ class Directory(SchedulerPlugin):
             raise ClusterLost("the cluster has no workers")
         return opened
 
-    async def _attach(self, store: _Store, client: str, attachment: str) -> Answer:
+    async def _attach(self, store: Placement, client: str, attachment: str) -> Answer:
         store.clients[attachment] = client
         if client not in self._scheduler.clients:
             self.remove_client(self._scheduler, client)  # it has its time to come back
         return {**store.as_seen_by_client(0), "options": store.options["pickled"]}
 
-    async def _detach(self, store: _Store, attachment: str) -> Answer:
+    async def _detach(self, store: Placement, attachment: str) -> Answer:
         store.clients.pop(attachment, None)
         if not store.clients:
             self._end(store)
         return {"status": OK}
 
-    async def _fetch(self, store: _Store, client: str, attachment: str, since: int) -> Answer:
+    async def _fetch(self, store: Placement, client: str, attachment: str, since: int) -> Answer:
         """Tell what is new to a client, which counts as attached again if it was away for long."""
         store.clients.setdefault(attachment, client)
         return store.as_seen_by_client(since)
 
-    async def _report(self, store: _Store, shard: str, reason: str, since: int) -> Answer:
+    async def _report(self, store: Placement, shard: str, reason: str, since: int) -> Answer:
         """Look after a shard of which somebody has no answer; return when it is clear what it is."""
         what = store.shards.get(shard) or store.leaving.get(shard)
         if what is not None and not await self._lives(shard, what):
             await self._lose(store, shard, reason)
         return store.as_seen_by_client(since)
 
-    async def _losses(self, store: _Store) -> Answer:
+    async def _losses(self, store: Placement) -> Answer:
         """Say what is lost, stripe by stripe; shards of workers that are gone are given up before."""
         gone = [
             self._lose(store, shard, "the worker was lost")
@@ -381,19 +234,21 @@ class Directory(SchedulerPlugin):
         await asyncio.gather(*gone)
         return {"status": OK, "losses": _described(store.lost)}
 
-    async def _recover(self, store: _Store, stripes: Sequence[int], since: int) -> Answer:
+    async def _recover(self, store: Placement, stripes: Sequence[int], since: int) -> Answer:
         """Forget lost stripes; which of them were lost, and are not lost any more."""
         losses = {number: store.lost.pop(number) for number in stripes if number in store.lost}
         self._recovered(store, list(losses))
         return {**store.as_seen_by_client(since), "losses": _described(losses)}
 
-    def _recovered(self, store: _Store, stripes: Sequence[int]) -> None:
+    def _recovered(self, store: Placement, stripes: Sequence[int]) -> None:
         if stripes:
             store.advance()
             store.recovered.update(dict.fromkeys(stripes, store.epoch))
             self._push_all(store)
 
-    async def _forget(self, store: _Store, ranges: Sequence[Sequence[int]], since: int) -> Answer:
+    async def _forget(
+        self, store: Placement, ranges: Sequence[Sequence[int]], since: int
+    ) -> Answer:
         """Note that indices of lost stripes were invalidated; a stripe without others is not lost."""
         gone: list[int] = []
         for number, at, count in ranges:
@@ -406,7 +261,7 @@ class Directory(SchedulerPlugin):
         self._recovered(store, gone)
         return store.as_seen_by_client(since)
 
-    async def _rebalance(self, store: _Store, since: int) -> Answer:
+    async def _rebalance(self, store: Placement, since: int) -> Answer:
         """Give a shard to each worker that has none, and wait until all pages are where they belong."""
         before = store.moved_pages
         store.refused.clear()
@@ -445,7 +300,7 @@ class Directory(SchedulerPlugin):
         return {"status": OK, "lease_s": LEASE_S, "news": news}
 
     async def _note(
-        self, store: _Store, shard: str, epoch: int, attachment: str, stripes: Sequence[int]
+        self, store: Placement, shard: str, epoch: int, attachment: str, stripes: Sequence[int]
     ) -> Answer:
         """Note that a client stores in stripes."""
         if epoch != store.epoch or shard not in store.shards:
@@ -454,12 +309,12 @@ class Directory(SchedulerPlugin):
             stripe = store.stripes.get(number)
             if stripe is None:
                 owners = tuple(owner.name for owner in store.members.owners(number))
-                stripe = store.stripes[number] = _Stripe(owners, set())
+                stripe = store.stripes[number] = PlacedStripe(owners, set())
             stripe.clients.add(attachment)
         return {"status": OK}
 
     async def _pulled(
-        self, store: _Store, shard: str, epoch: int, stripe: int, pages: int
+        self, store: Placement, shard: str, epoch: int, stripe: int, pages: int
     ) -> Answer:
         """Note that a shard, their primary, has the pages of a stripe; earlier holders have them no more."""
         known = store.stripes.get(stripe)
@@ -472,7 +327,7 @@ class Directory(SchedulerPlugin):
         return {"status": OK}
 
     async def _synced(
-        self, store: _Store, shard: str, epoch: int, stripe: int, other: str, pages: int
+        self, store: Placement, shard: str, epoch: int, stripe: int, other: str, pages: int
     ) -> Answer:
         """Note that another owner has the pages of a stripe, too: its primary pushed them."""
         known = store.stripes.get(stripe)
@@ -503,7 +358,7 @@ class Directory(SchedulerPlugin):
 
     # Changes.
 
-    async def _open(self, store: _Store, address: str) -> tuple[str, str, Answer]:
+    async def _open(self, store: Placement, address: str) -> tuple[str, str, Answer]:
         """Make a shard on a worker; its address, its name and the worker's answer."""
         shard = uuid.uuid4().hex
         try:
@@ -541,7 +396,7 @@ class Directory(SchedulerPlugin):
         if answer["status"] != OK:
             raise ClusterLost(f"no shard on worker {address}: {answer}")
 
-    async def _join(self, store: _Store, address: str) -> None:
+    async def _join(self, store: Placement, address: str) -> None:
         """Give a worker a shard, unless it has one, and its part of the stripes."""
         here = {shard.address for shard in store.shards.values()}
         worker = self._scheduler.workers.get(address)
@@ -568,7 +423,7 @@ class Directory(SchedulerPlugin):
             if store.ended or address not in self._scheduler.workers:
                 await self._close_shard(address, shard)
             elif answer["status"] == OK:
-                store.shards[shard] = _Shard(address, time.monotonic() + LEASE_S)
+                store.shards[shard] = PlacedShard(address, time.monotonic() + LEASE_S)
                 store.advance()
                 self._push_all(store)
             else:
@@ -577,7 +432,7 @@ class Directory(SchedulerPlugin):
         finally:
             store.joining.discard(address)
 
-    async def _leave(self, store: _Store, shard: str, timeout_s: float) -> None:
+    async def _leave(self, store: Placement, shard: str, timeout_s: float) -> None:
         what = store.shards.pop(shard, None)
         if what is None:
             return
@@ -601,7 +456,7 @@ class Directory(SchedulerPlugin):
             self._push_all(store)
             await self._close_shard(what.address, shard)
 
-    async def _lives(self, shard: str, what: _Shard) -> bool:
+    async def _lives(self, shard: str, what: PlacedShard) -> bool:
         """Return whether a shard answers."""
         if what.address not in self._scheduler.workers:
             return False
@@ -610,7 +465,7 @@ class Directory(SchedulerPlugin):
             return bool(answer["status"] == OK)
         return False
 
-    async def _lose(self, store: _Store, shard: str, reason: str) -> None:
+    async def _lose(self, store: Placement, shard: str, reason: str) -> None:
         """Give a shard up when its lease has run out."""
         while True:
             what = store.shards.get(shard) or store.leaving.get(shard)
@@ -630,7 +485,7 @@ class Directory(SchedulerPlugin):
         # A restarted worker may have the same address. It got no shard while this one had it.
         self.add_worker(self._scheduler, what.address)
 
-    def _end(self, store: _Store) -> None:
+    def _end(self, store: Placement) -> None:
         if store.ended:
             return
         store.ended = True
@@ -638,7 +493,7 @@ class Directory(SchedulerPlugin):
         for shard, what in {**store.shards, **store.leaving}.items():
             self._begin(self._close_shard(what.address, shard))
 
-    def _push_all(self, store: _Store) -> None:
+    def _push_all(self, store: Placement) -> None:
         """Tell all shards of the new epoch. Those that do not hear it learn of it with their lease."""
         for shard, what in {**store.shards, **store.leaving}.items():
             state = store.as_seen_by_shard(shard)
@@ -722,7 +577,7 @@ class Directory(SchedulerPlugin):
             self._retiring -= Counter(list(workers))
 
 
-def _described(losses: dict[int, _Lost]) -> list[list[Any]]:
+def _described(losses: dict[int, LostStripe]) -> list[list[Any]]:
     return [
         [number, lost.address, lost.reason, list(lost.clients), lost.forgotten.to_bytes(64)]
         for number, lost in losses.items()

@@ -21,7 +21,7 @@ from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed.worker_memory import parse_memory_limit
 
-from batchzip.checks import as_fraction, as_limit, as_positive
+from batchzip.arguments.checks import as_fraction, as_limit, as_positive
 from batchzip.errors import BadArgument
 from batchzip.wording import shown
 

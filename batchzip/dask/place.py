@@ -22,11 +22,11 @@ from distributed.protocol import to_serialize
 from batchzip.dask.wire import ERROR, GONE, OK, SHARD, STALE, Answer, error_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     import numpy.typing as npt
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
     from batchzip.dask.members import Member
 
 MESSAGE_BYTES = 1 << 20
@@ -37,6 +37,8 @@ _LOADS = 2
 
 _STORES = 1
 """Messages with stores that are under way to a shard. With two, as much is stored, and loads wait twice as long."""
+
+_GIVEN_UP = "the connection was given up"
 
 Item = TypeVar("Item")
 
@@ -82,16 +84,11 @@ class Place:
         self, rpc: Callable[[str], Any], member: Member, client: str, page_size: int
     ) -> None:
         self.member = member
-        self._sent: weakref.WeakKeyDictionary[asyncio.Future[Any], float | None] = (
-            weakref.WeakKeyDictionary()
-        )
-        """When what was asked for went out, by the monotonic clock; None while it waits for its turn."""
-        self._answered_at = 0.0
         self._worker = rpc(member.address)
         self._client = client
         most = max(1, MESSAGE_BYTES // page_size)
-        self._loads: _Queue[_Load] = _Queue(self._send_loads, most, _LOADS, self._sent)
-        self._folios: _Queue[_Folio] = _Queue(self._send_folios, most, _STORES, self._sent)
+        self._loads: _Queue[_Load] = _Queue(self._send_loads, most, _LOADS)
+        self._folios: _Queue[_Folio] = _Queue(self._send_folios, most, _STORES)
 
     def load(
         self, epoch: int, indices: npt.NDArray[np.int64]
@@ -110,12 +107,11 @@ class Place:
         return done
 
     def sent_at(self, asked: asyncio.Future[Any]) -> float:
-        """Return when it went out, or when the last answer came if it still waits for its turn."""
-        sent_at = self._sent.get(asked, 0.0)
-        return self._answered_at if sent_at is None else sent_at
+        """Return when it went out, or when the last answer to its like came if it waits for its turn."""
+        return max(self._loads.sent_at(asked), self._folios.sent_at(asked))
 
     def close(self) -> None:
-        """Wait for nothing any more: what is under way is Unanswered."""
+        """Wait for nothing any more: what is under way, or comes later, is Unanswered."""
         self._loads.close()
         self._folios.close()
 
@@ -127,7 +123,6 @@ class Place:
             )
         except Exception as error:
             raise Unanswered(f"{type(error).__name__}: {error}") from error
-        self._answered_at = time.monotonic()
         status = GONE if answer is None else answer["status"]
         if status == OK:
             return answer  # type: ignore[no-any-return]
@@ -179,54 +174,79 @@ class _Queue(Generic[Item]):
         send: Callable[[Sequence[Item]], Awaitable[None]],
         most: int,
         under_way: int,
-        sent: MutableMapping[asyncio.Future[Any], float | None],
     ) -> None:
         self._send = send
         self._most = most
         self._items: deque[Any] = deque()
         self._senders: set[asyncio.Task[None]] = set()
-        self._under_way = under_way
-        self._sent = sent
+        self._idle = under_way
+        """Senders that may begin: all others look at the items again before they end."""
+        self._sent: weakref.WeakKeyDictionary[asyncio.Future[Any], float | None] = (
+            weakref.WeakKeyDictionary()
+        )
+        """When an item went out, by the monotonic clock; None while it waits for its turn."""
+        self._answered_at = 0.0
+        self._closed = False
 
     def put(self, item: Item) -> None:
         """Have an item sent as soon as possible."""
         waiting: Any = item
+        if self._closed:
+            self._end([waiting], Unanswered(_GIVEN_UP))
+            return
         self._sent[waiting.done] = None
         self._items.append(waiting)
-        if len(self._senders) < self._under_way:
+        if self._idle:
+            self._idle -= 1
             task = asyncio.ensure_future(self._send_all())
             self._senders.add(task)
             task.add_done_callback(self._senders.discard)
 
+    def sent_at(self, asked: asyncio.Future[Any]) -> float:
+        """Return when it went out, or when the last answer came if it waits; 0.0 of what is not from here."""
+        sent_at = self._sent.get(asked, 0.0)
+        return self._answered_at if sent_at is None else sent_at
+
     def close(self) -> None:
-        """End what is under way, and what waits."""
+        """End what is under way, what waits, and what comes later."""
+        self._closed = True
         for task in self._senders:
             task.cancel()
-        self._end(self._items, Unanswered("the connection was given up"))
+        self._end(self._items, Unanswered(_GIVEN_UP))
         self._items.clear()
 
     async def _send_all(self) -> None:
-        while self._items:
-            first = self._items.popleft()
-            items, pages = [first], first.pages
-            while (
-                self._items
-                and self._items[0].epoch == first.epoch
-                and pages + self._items[0].pages <= self._most
-            ):
-                items.append(self._items.popleft())
-                pages += items[-1].pages
-            items = [item for item in items if not item.done.done()]
-            for item in items:
-                self._sent[item.done] = time.monotonic()
-            try:
-                if items:
-                    await self._send(items)
-            except asyncio.CancelledError:
-                self._end(items, Unanswered("the connection was given up"))
-                raise
-            except Exception as error:  # noqa: BLE001 - raised where it is waited for
-                self._end(items, error)
+        try:
+            while self._items:
+                await self._send_some()
+        finally:
+            # In the step that found no items, not when the task has ended: what is put between the two
+            # would be sent by nobody.
+            self._idle += 1
+
+    async def _send_some(self) -> None:
+        """Send the first items, as many as go together, and wait for the answer."""
+        first = self._items.popleft()
+        items, pages = [first], first.pages
+        while (
+            self._items
+            and self._items[0].epoch == first.epoch
+            and pages + self._items[0].pages <= self._most
+        ):
+            items.append(self._items.popleft())
+            pages += items[-1].pages
+        items = [item for item in items if not item.done.done()]
+        for item in items:
+            self._sent[item.done] = time.monotonic()
+        try:
+            if items:
+                await self._send(items)
+        except asyncio.CancelledError:
+            self._end(items, Unanswered(_GIVEN_UP))
+            raise
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            self._end(items, error)
+        self._answered_at = time.monotonic()
 
     @staticmethod
     def _end(items: Iterable[Any], error: Exception) -> None:

@@ -17,7 +17,7 @@ from distributed import Client
 from distributed.protocol import Serialize, Serialized, deserialize, pickle
 
 from batchzip import __version__
-from batchzip.checks import as_seconds, check_kind
+from batchzip.arguments.checks import as_seconds, check_kind
 from batchzip.errors import BackendUnavailable, BadArgument, ClusterLost
 
 if TYPE_CHECKING:

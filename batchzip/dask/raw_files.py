@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from xxhash import xxh3_64
 
-from batchzip.buffers import flat
+from batchzip.arguments.buffers import flat
 from batchzip.core.calls import Calls
 from batchzip.errors import ClosedError, StoreRejected
-from batchzip.lifetime import Closing
-from batchzip.store.file_io import open_storage
+from batchzip.store.backing.file_io import open_storage
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Flat
-    from batchzip.store.file_io import Storage
+    from batchzip.arguments.buffers import Flat
+    from batchzip.store.backing.file_io import Storage
 
 _SEGMENT = 1 << 30
 """Bytes after which a new segment is begun: few descriptors, and no file grows for ever."""

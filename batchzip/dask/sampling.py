@@ -14,12 +14,12 @@ import numpy as np
 
 from batchzip.batch import CompressBatch
 from batchzip.engine import Engine
-from batchzip.lifetime import Closing
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs.codec import Codec
 
 _PAGE_SIZE = 4096

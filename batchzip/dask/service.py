@@ -155,10 +155,10 @@ class ShardService:
                 if new["status"] == OK and name in self.shards:
                     self.shards[name].lease_until = begun + answer["lease_s"]
                     self.shards[name].learn(new)
-            for name in ended:
-                if name in self.shards:
-                    await self._close(name)
             self._renewals += 1
+        for name in ended:  # which takes as long as what is under way there
+            if name in self.shards:
+                await self._close(name)
 
     async def _renew_often(self) -> None:
         while self.shards:

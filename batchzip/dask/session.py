@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from distributed import Client
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
 
 T = TypeVar("T")
 
@@ -66,7 +66,19 @@ _FEW_STRIPES = 4096
 
 @dataclass(frozen=True, slots=True)
 class ShardStatus:
-    """One shard: its worker, and what it has."""
+    """One shard: its worker, and what it has.
+
+    Examples:
+        >>> import batchzip.dask
+        >>> from distributed import Client, LocalCluster
+        >>> here = {"processes": False, "dashboard_address": ":0", "memory_limit": "1 GiB"}
+        >>> with LocalCluster(n_workers=1, **here) as cluster, Client(cluster) as client:
+        ...     with batchzip.dask.ShardedStore(client) as store:
+        ...         store.store(0, [bytes(4096)] * 10)
+        ...         for shard in store.shards:
+        ...             print(shard.lost, shard.pages, shard.page_stores)
+        None 10 10
+    """
 
     worker: str
     pid: int

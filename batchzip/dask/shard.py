@@ -23,7 +23,7 @@ import threading
 import time
 from collections import OrderedDict, defaultdict
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from distributed.protocol import to_serialize
@@ -38,11 +38,12 @@ from batchzip.store import SwapStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+    from concurrent.futures import ThreadPoolExecutor
 
     import numpy.typing as npt
+    from distributed import Worker
 
-    from batchzip.buffers import Bytes
-    from batchzip.dask.service import ShardService
+    from batchzip.arguments.buffers import Bytes
 
     Run = Sequence[int]
     """Index and count; those of a folio end with their stripe at the latest."""
@@ -68,12 +69,33 @@ _PAUSE_S = 0.2
 """Seconds before what could not be moved is tried again."""
 
 
+class ShardHost(Protocol):
+    """What a shard asks of its worker's service."""
+
+    @property
+    def worker(self) -> Worker:
+        """Return the worker."""
+
+    @property
+    def threads(self) -> ThreadPoolExecutor:
+        """Return the threads for calls that block."""
+
+    async def ask(self, address: str, shard: str, method: str, **arguments: Any) -> Answer:
+        """Ask another shard."""
+
+    async def ask_directory(self, method: str, within_s: float = ..., **arguments: Any) -> Answer:
+        """Ask the directory."""
+
+    async def renew(self, asking: str = "") -> None:
+        """Renew the leases of the worker's shards."""
+
+
 class Shard:
     """A SwapStore with its engine, and what is to be known of its stripes."""
 
     def __init__(
         self,
-        service: ShardService,
+        service: ShardHost,
         name: str,
         store_name: str,
         *,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import dask.config
 from distributed.worker_memory import parse_memory_limit
 
-from batchzip.checks import as_fraction
+from batchzip.arguments.checks import as_fraction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

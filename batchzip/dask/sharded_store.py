@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import numpy as np
 from distributed import Client, get_client, get_worker
 
-from batchzip.checks import as_fraction, as_index, as_integer, as_seconds
+from batchzip.arguments.checks import as_fraction, as_index, as_integer, as_seconds
 from batchzip.dask.connect import aconnect, connect
 from batchzip.dask.session import Session, ShardStatus
+from batchzip.dask.survey import ask_store
 from batchzip.dask.wire import dump
 from batchzip.errors import BadArgument, ClosedError, ClusterLost, PageNotStored
-from batchzip.lifetime import Owned
 from batchzip.store.arguments import (
     MAX_INDEX,
     as_indices,
@@ -40,6 +40,7 @@ from batchzip.store.arguments import (
     as_range,
     as_room,
 )
+from batchzip.system.lifetime import Owned
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.buffers import Buffer, Bytes
+    from batchzip.arguments.buffers import Buffer, Bytes
+    from batchzip.dask.survey import StoreFigures
     from batchzip.store import Counters
 
 __all__ = ["ShardStatus", "ShardedStore"]
@@ -94,6 +96,17 @@ class ShardedStore(Owned):
 
     Thread-safe; each method that waits has a twin for asyncio, which may be awaited in any event loop: `astore`,
     `aload`, …  Bound to its process.
+
+    Examples:
+        >>> import batchzip.dask
+        >>> from distributed import Client, LocalCluster
+        >>> here = {"processes": False, "dashboard_address": ":0", "memory_limit": "1 GiB"}
+        >>> with LocalCluster(n_workers=1, **here) as cluster, Client(cluster) as client:
+        ...     with batchzip.dask.ShardedStore(client, engine={"algorithm": "lz4"}) as store:
+        ...         store.store(0, [bytes([n]) * 4096 for n in range(100)])
+        ...         with batchzip.dask.ShardedStore.attach(store.address, client) as same:
+        ...             same.load(42)[:2], len(same)
+        (b'**', 100)
     """
 
     _elsewhere: tuple[str, float] | None = None
@@ -261,6 +274,11 @@ class ShardedStore(Owned):
         if self._elsewhere is not None:
             await self._aopen()
 
+    def _survey(self) -> StoreFigures:
+        """Return how the store stands, with every shard's figures, for metrics."""
+        self._enter()
+        return self._run(ask_store(self._client.scheduler, _split(self.address)[1]))
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._run_in(self._client, self._session, work)
 
@@ -282,8 +300,7 @@ class ShardedStore(Owned):
                 except concurrent.futures.TimeoutError:
                     if begun.outcome.done():
                         return begun.outcome.result()
-                    if loop.is_closed() or client.status == "closed":
-                        raise ClusterLost("the client is closed") from None
+                    begun.check(client)
                 except concurrent.futures.CancelledError:
                     raise ClusterLost("the client was closed") from None
         except (Exception, concurrent.futures.CancelledError):
@@ -306,17 +323,22 @@ class ShardedStore(Owned):
             return await work
         begun = _Begun(loop, work)
         waiting = asyncio.wrap_future(begun.outcome)
+        waiting.add_done_callback(_take)
         try:
-            return await asyncio.shield(waiting)
+            while not (await asyncio.wait({waiting}, timeout=_LOOK_S))[0]:
+                begun.check(client)
+            return waiting.result()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or not task.cancelling():
                 raise ClusterLost("the client was closed") from None
             # What was begun is ended or undone before anything else is done.
             begun.cancel()
-            while not waiting.done():
-                with suppress(BaseException):
-                    await asyncio.shield(waiting)
+            with suppress(ClusterLost):
+                while not waiting.done():
+                    begun.check(client)
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait({waiting}, timeout=_LOOK_S)
             raise
 
     # Pages.
@@ -641,6 +663,15 @@ class _Begun(Generic[T]):
         else:
             self.outcome.set_result(task.result())
 
+    def check(self, client: Client) -> None:
+        """Raise ClusterLost if it has not ended, and the client is closed: its loop ends nothing any more."""
+        if self.outcome.done():
+            return
+        if self._loop.is_closed() and self._task is None:
+            self._work.close()
+        if self._loop.is_closed() or client.status == "closed":
+            raise ClusterLost("the client is closed") from None
+
     def cancel(self) -> None:
         """Have it end soon."""
 
@@ -650,6 +681,12 @@ class _Begun(Generic[T]):
 
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(cancel)
+
+
+def _take(outcome: asyncio.Future[Any]) -> None:
+    """Take an outcome that nobody asks for, which asyncio would complain of."""
+    if not outcome.cancelled():
+        outcome.exception()
 
 
 def _let_go(client: Client, session: Session, own: Client | None) -> None:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from distributed import Scheduler
 
-    from batchzip.dask.directory import _Store
-    from batchzip.dask.sharded_store import ShardedStore
+    from batchzip.dask.placement import Placement
 
 _ASK_S = 5.0
 """Seconds that a shard has for its figures."""
@@ -123,23 +122,21 @@ async def ask_survey(scheduler: Any, timeout_s: float) -> Survey | None:
     return None if answer is None else Survey.of(answer["survey"])
 
 
-def survey_of(store: ShardedStore) -> StoreFigures:
+async def ask_store(scheduler: Any, name: str) -> StoreFigures:
     """Ask how one store stands. Raise ClusterLost where it is not there, or its scheduler does not answer."""
-    store._enter()  # noqa: SLF001 - a part of it, as what follows
-    scheduler = store._client.scheduler  # noqa: SLF001
     try:
-        found = store._run(ask_survey(scheduler, _ANSWER_S))  # noqa: SLF001
+        found = await ask_survey(scheduler, _ANSWER_S)
     except TimeoutError:
         raise ClusterLost(f"the scheduler has not answered in {_ANSWER_S:g} s") from None
     except OSError as error:
         raise ClusterLost(f"the scheduler is gone: {error}") from error
     for one in () if found is None else found.stores:
-        if store.address.endswith(f"/{one.store}"):
+        if one.store == name:
             return one
     raise ClusterLost(NO_STORE)
 
 
-async def survey(scheduler: Scheduler, stores: Mapping[str, _Store]) -> Survey:
+async def survey(scheduler: Scheduler, stores: Mapping[str, Placement]) -> Survey:
     """Ask all shards of all stores; in the scheduler's event loop."""
     found = await asyncio.gather(
         *(_store_of(scheduler, name, store) for name, store in list(stores.items()))
@@ -147,7 +144,7 @@ async def survey(scheduler: Scheduler, stores: Mapping[str, _Store]) -> Survey:
     return Survey(str(scheduler.address), time.monotonic(), tuple(found))
 
 
-async def _store_of(scheduler: Scheduler, name: str, store: _Store) -> StoreFigures:
+async def _store_of(scheduler: Scheduler, name: str, store: Placement) -> StoreFigures:
     members = {**store.shards, **store.leaving}
     shards = await asyncio.gather(
         *(_shard_of(scheduler, shard, one.address) for shard, one in members.items())
@@ -192,7 +189,7 @@ async def _shard_of(scheduler: Scheduler, shard: str, address: str) -> ShardFigu
     )
 
 
-def _lost_of(store: _Store) -> list[ShardFigures]:
+def _lost_of(store: Placement) -> list[ShardFigures]:
     """Return the workers that are gone, and have taken pages with them."""
     stripes: dict[tuple[str, str], int] = {}
     for lost in store.lost.values():

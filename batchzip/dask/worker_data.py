@@ -50,15 +50,15 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import RateLimiterFilter
 from distributed.worker import Worker
 
+from batchzip.arguments.checks import check_kind
 from batchzip.backend import Backend
-from batchzip.checks import check_kind
 from batchzip.dask.compressed_values import CompressedValues, NoRoom, NotPicklable, size_of
 from batchzip.dask.memory_limits import MemoryLimits, Room
 from batchzip.dask.worker_end import end_with
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, ClosedError
-from batchzip.lifetime import Closing
 from batchzip.store import Counters
+from batchzip.system.lifetime import Closing
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
@@ -99,6 +99,16 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
 
     Live values are handed out as they are, others as equal copies. Raises BadArgument for what
     cannot be right. It is closed with its worker, and then empty.
+
+    Examples:
+        >>> import batchzip.dask
+        >>> from distributed import Client, LocalCluster
+        >>> here = {"processes": False, "dashboard_address": ":0", "memory_limit": "1 GiB"}
+        >>> data = batchzip.dask.WorkerData
+        >>> with LocalCluster(n_workers=1, data=data, **here) as cluster, Client(cluster) as client:
+        ...     future = client.submit(bytes, 1000)
+        ...     len(future.result())
+        1000
     """
 
     def __init__(

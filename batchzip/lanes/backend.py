@@ -19,23 +19,23 @@ import weakref
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+from batchzip.arguments.checks import as_integer
 from batchzip.backend import Backend, deadline_ns
 from batchzip.batch.compress import CompressBatch
 from batchzip.batch.decompress import DecompressBatch
-from batchzip.checks import as_integer
 from batchzip.core.division import Divider
 from batchzip.core.ring import share_pages
-from batchzip.cpus import MOST_WORKERS, default_lanes
 from batchzip.errors import ClosedError, EngineBusy, LimitReached, PageError, WorkerWarning
 from batchzip.lanes.dispatcher import Dispatcher, RequestThread
 from batchzip.lanes.queue import RequestQueue
 from batchzip.lanes.watch import Watch, withdraw
+from batchzip.system.cpus import MOST_WORKERS, default_lanes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batchzip.arguments.buffers import Buffer
     from batchzip.batch import Batch
-    from batchzip.buffers import Buffer
     from batchzip.codecs import Codec
     from batchzip.core.batch import Blocks
     from batchzip.core.ring import Ring

@@ -16,14 +16,13 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from batchzip.lanes.watch import LOOK_S
-from batchzip.limits import begin, is_out_of_memory
+from batchzip.system.limits import begin, is_out_of_memory
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch
-    from batchzip.lanes.backend import LanesBackend
     from batchzip.lanes.queue import RequestQueue
     from batchzip.lanes.watch import Watch
     from batchzip.request import Request
@@ -70,13 +69,23 @@ class _Flight:
         return not self.over and self.watch is not None and self.watch.has_own_work
 
 
+class BatchStarter(Protocol):
+    """What the dispatcher asks of its backend."""
+
+    def begin(self, batch: Batch, deadline: float | None) -> Watch:
+        """Begin a batch that is looked after while others are done."""
+
+    def count_elsewhere(self, batch: Batch, *, divided: bool) -> None:
+        """Count a batch that no lane has done."""
+
+
 class Dispatcher:
     """Takes up requests, does them together with the lanes, and finishes each.
 
     Raise LimitReached where no thread can be started.
     """
 
-    def __init__(self, backend: LanesBackend, queue: RequestQueue) -> None:
+    def __init__(self, backend: BatchStarter, queue: RequestQueue) -> None:
         self._backend = backend
         self._queue = queue
         self._under_way: list[_Flight] = []

@@ -20,7 +20,7 @@ import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from batchzip.checks import NEVER_S
+from batchzip.arguments.checks import NEVER_S
 from batchzip.errors import ClosedError, EngineBusy
 
 if TYPE_CHECKING:

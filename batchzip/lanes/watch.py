@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from batchzip.core.division import DONE, GAVE_UP, LATE, NEGLECT_S
 from batchzip.errors import ClosedError
@@ -25,7 +25,7 @@ from batchzip.errors import ClosedError
 if TYPE_CHECKING:
     from batchzip.batch import Batch
     from batchzip.core.division import Job
-    from batchzip.lanes.backend import LanesBackend
+    from batchzip.core.ring import Ring
 
 HANG_S = NEGLECT_S
 """Seconds without a finished page after which a lane that has some is killed."""
@@ -40,12 +40,40 @@ LOOK_S = 0.05
 """Seconds between two looks at what else there is."""
 
 
+class Lanes(Protocol):
+    """What a backend says of its lanes, and does with them."""
+
+    isolate: bool
+
+    @property
+    def rings(self) -> tuple[Ring, ...]:
+        """Return the rings of the lanes that run now."""
+
+    @property
+    def may_replace(self) -> bool:
+        """Return whether lanes that end are replaced, as far as is known."""
+
+    @property
+    def closed(self) -> bool:
+        """Return whether the engine is closed, or finishes its requests for that."""
+
+    @property
+    def ends(self) -> bool:
+        """Return whether no lane will be started any more."""
+
+    def kill(self, ring: Ring) -> None:
+        """End the lane of a ring, which hangs."""
+
+    def replace_soon(self) -> None:
+        """Start the lanes that are missing soon."""
+
+
 class Watch:
     """Looks after a batch that a backend has begun."""
 
     __slots__ = ("_backend", "_batch", "_give_up_at", "_job")
 
-    def __init__(self, backend: LanesBackend, batch: Batch, job: Job) -> None:
+    def __init__(self, backend: Lanes, batch: Batch, job: Job) -> None:
         self._backend = backend
         self._batch = batch
         self._job = job
@@ -109,7 +137,7 @@ class Watch:
             backend.replace_soon()
 
 
-def withdraw(backend: LanesBackend, job: Job, code: int | None) -> None:
+def withdraw(backend: Lanes, job: Job, code: int | None) -> None:
     """Take back what no lane has begun; on return no lane writes to the batch's memory.
 
     Pages without a result get the negative errno `code`. Do nothing if the job has ended.

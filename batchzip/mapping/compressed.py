@@ -24,7 +24,7 @@ from collections.abc import ItemsView, Iterable, Mapping, MutableMapping, Values
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from batchzip.checks import as_limit, as_positive, check_kind
+from batchzip.arguments.checks import as_limit, as_positive, check_kind
 from batchzip.core.coder import Coders, most_value_bytes
 from batchzip.core.gather import gather
 from batchzip.core.keys import Opaque
@@ -39,21 +39,22 @@ from batchzip.errors import (
     StoreRejected,
     UnreadableValue,
 )
-from batchzip.lifetime import Closing
 from batchzip.mapping.dictionary import Trainer
 from batchzip.mapping.figures import MappingStatistics, MemoryUsage, dict_bytes
 from batchzip.mapping.keys import Key, Keys
 from batchzip.mapping.pages import Pages
 from batchzip.mapping.room import Room
 from batchzip.mapping.serializers import packer_of
+from batchzip.store.loader import read
 from batchzip.store.swap_store import SwapStore
+from batchzip.system.lifetime import Closing
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.core.ring import Ring
     from batchzip.mapping.serializers import Serializer
     from batchzip.store.group import Group
@@ -111,6 +112,26 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     Thread-safe, also in finalizers and signal handlers, and where keys and serializers call it; bound to the
     process that made it. Closing or losing it gives the memory back to the store and ends its group.
+
+    Examples:
+        >>> import batchzip
+        >>> rows = {f"user:{n}": f'{{"mail": "{n * 31}@example.org"}}' for n in range(20_000)}
+        >>> with batchzip.CompressedMapping(serializer="pickle", dictionary="auto") as cache:
+        ...     cache.update(rows)
+        ...     cache["user:7"], "nobody" in cache, len(cache)
+        ...     cache.get_many(["user:1", "nobody"])
+        ...     usage = cache.memory_usage()
+        ('{"mail": "217@example.org"}', False, 20000)
+        {'user:1': '{"mail": "31@example.org"}'}
+        >>> usage.total < usage.in_dict
+        True
+
+        A cache with a limit and a time to live:
+
+        >>> with batchzip.CompressedMapping(max_bytes=1 << 20, on_full="evict", ttl=3600) as cache:
+        ...     cache.set("session", b"short-lived", ttl=60)
+        ...     cache.get("session"), cache.get("other", b"none")
+        (b'short-lived', b'none')
     """
 
     def __init__(
@@ -152,7 +173,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             store = SwapStore(engine)
             self._own.insert(0, store)
         self._store = store
-        self._home = store._home  # noqa: SLF001 - a mapping is a group of it, with other indices
+        self._resources = store._resources  # noqa: SLF001 - a mapping is a group of it, with other indices
         self._page_size = store.page_size
         self._batch = max(_FEW, min(_BATCH, _BATCH_BYTES // store.page_size))
         try:
@@ -162,12 +183,12 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             self._records = Records(self._group._ledger, type(self).__name__)  # noqa: SLF001
             self._held: list[int] = []
             weakref.finalize(
-                self, _let_go, self._group, self._held, self._home.objects
+                self, _let_go, self._group, self._held, self._resources.objects
             ).atexit = False
             self._use_engine()
             self._trainer = self._new_trainer(dictionary)
             if on_full is None:
-                on_full = "raise" if self._home.backing is None else "spill"
+                on_full = "raise" if self._resources.backing is None else "spill"
             room = Room(self._group, self._records, self._keys, on_full, limit, on_evict)
             self._room = room
             self._group._user = weakref.ref(self)  # noqa: SLF001 - whole by now, for whoever scrapes
@@ -189,7 +210,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def _new_trainer(self, dictionary: str | bytes | None) -> Trainer | None:
         if dictionary is None:
             return None
-        trainer = Trainer(self._home, self._records, self._home.writer.engine.codec, self._held)
+        trainer = Trainer(
+            self._resources, self._records, self._resources.writer.engine.codec, self._held
+        )
         if dictionary != "auto":
             if not isinstance(dictionary, bytes):
                 raise BadArgument(
@@ -201,22 +224,22 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def _use_engine(self) -> None:
         """Compress what comes with the codec of the store's engine of now."""
-        writer = self._home.writer
+        writer = self._resources.writer
         self._writer = writer
         # Small values are compressed by their caller; where the codec must not run in this process, on pages.
         self._has_coders = not writer.engine.backend.isolate
         codec = writer.engine.codec
-        if self._home.objects.hold(writer.number, codec):
+        if self._resources.objects.hold(writer.number, codec):
             self._held.append(writer.number)
         if self._has_coders:
-            coders = self._home.coders_of(writer.number)
+            coders = self._resources.coders_of(writer.number)
         else:  # they copy what is stored as it is
             coders = Coders(codec, self._page_size)
         self._records.use_codec(writer.number, coders)
 
     def _follow_engine(self) -> None:
         """Use the store's engine of now, if it is another one."""
-        if self._writer is self._home.writer:
+        if self._writer is self._resources.writer:
             return
         self._use_engine()
         try:
@@ -301,7 +324,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         if where.data is not None:
             return (self._restored(key, where.data),)
         gathered = gather(self._group._ledger, where.indices)  # noqa: SLF001
-        self._home.read(gathered)
+        read(self._resources, gathered)
         try:
             data = self._records.finish(where, gathered)
         except PageError as error:
@@ -393,7 +416,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             )
         if code == -errno.ENOSPC:
             self._group._ledger.count_event("pool_limit_hit")  # noqa: SLF001
-            limit = self._home.pool.max_bytes
+            limit = self._resources.pool.max_bytes
             return self._room.rejection(
                 "pool_limit_hit", f"the store's pool is full, at its limit of {limit} bytes"
             )
@@ -674,42 +697,42 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         elif type(found) is Timed and type(found.found) is bytes:
             value = self._finish(plain, key, found)
         else:
-            value = await self._home.threads.call(partial(self._finish, plain, key, found))
+            value = await self._resources.threads.call(partial(self._finish, plain, key, found))
         return default if value is MISSING else value
 
     async def aset(self, key: Key, value: Any, *, ttl: float | None = None) -> None:
         """Put a value in as `set`, without blocking the event loop; cancelled, it is in, or not begun."""
-        await self._home.threads.call(partial(self.set, key, value, ttl=ttl))
+        await self._resources.threads.call(partial(self.set, key, value, ttl=ttl))
 
     async def apop(self, key: Key, default: Any = _NOTHING) -> Any:
         """Take a value out as `pop`, without blocking the event loop."""
-        return await self._home.threads.call(partial(self.pop, key, default))
+        return await self._resources.threads.call(partial(self.pop, key, default))
 
     async def adelete(self, key: Key) -> None:
         """Take a value out as `del`, without blocking the event loop. Raise KeyError."""
-        await self._home.threads.call(partial(self.__delitem__, key))
+        await self._resources.threads.call(partial(self.__delitem__, key))
 
     async def asetdefault(self, key: Key, default: Any = None) -> Any:
         """Return or put in a value as `setdefault`, without blocking the event loop."""
-        return await self._home.threads.call(partial(self.setdefault, key, default))
+        return await self._resources.threads.call(partial(self.setdefault, key, default))
 
     async def aget_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
         """Return values as `get_many`, without blocking the event loop."""
-        return await self._home.threads.call(partial(self.get_many, list(keys)))
+        return await self._resources.threads.call(partial(self.get_many, list(keys)))
 
     async def aset_many(
         self, items: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, ttl: float | None = None
     ) -> None:
         """Put values in as `set_many`, without blocking the event loop."""
-        await self._home.threads.call(partial(self.set_many, items, ttl=ttl))
+        await self._resources.threads.call(partial(self.set_many, items, ttl=ttl))
 
     async def adelete_many(self, keys: Iterable[Key]) -> int:
         """Take values out as `delete_many`, without blocking the event loop."""
-        return await self._home.threads.call(partial(self.delete_many, list(keys)))
+        return await self._resources.threads.call(partial(self.delete_many, list(keys)))
 
     async def aupdate(self, *others: Any, **values: Any) -> None:
         """Put items in as `update`, without blocking the event loop."""
-        await self._home.threads.call(partial(self.update, *others, **values))
+        await self._resources.threads.call(partial(self.update, *others, **values))
 
     # What it has, and what it takes.
 
@@ -748,7 +771,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         """Return the bytes of memory that the mapping takes, by part, beside those of a dict."""
         figures = self._records.figures()
         ledger = self._group._ledger.figures()  # noqa: SLF001
-        pool = self._home.pool
+        pool = self._resources.pool
         stored = pool.stored_bytes
         share = ledger["pool_bytes"] / stored if stored else 0.0
         objects = ledger["records"] + ledger["slices"] + ledger["compressed"] + ledger["raw"]
@@ -806,7 +829,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             self._keys.clear()
         group = getattr(self, "_group", None)
         if group is not None:
-            _let_go(group, self._held, self._home.objects)
+            _let_go(group, self._held, self._resources.objects)
         for each in self._own:
             each.close()
 
@@ -837,7 +860,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def _settle(self) -> None:
         """Give back what values that went had in the backing file."""
-        if self._home.backing is not None and not self._group.closed:
+        if self._resources.backing is not None and not self._group.closed:
             self._group._settle()  # noqa: SLF001
 
 

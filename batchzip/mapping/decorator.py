@@ -14,7 +14,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from batchzip.checks import check_kind
+from batchzip.arguments.checks import check_kind
 from batchzip.core.records import MISSING
 from batchzip.errors import BadArgument
 from batchzip.mapping.compressed import CompressedMapping
@@ -44,6 +44,19 @@ def cached(
     `ttl`   seconds for which a value is good; by default the mapping's.
 
     The function gets the attributes `cache`, the mapping, and `cache_key`, which returns the key of a call.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.CompressedMapping(serializer="pickle") as cache:
+        ...     @batchzip.cached(cache, ttl=60)
+        ...     def squares(n):
+        ...         print("computing", n)
+        ...         return [k * k for k in range(n)]
+        ...     squares(4), squares(4)
+        ...     squares.cache_key(4) in cache
+        computing 4
+        ([0, 1, 4, 9], [0, 1, 4, 9])
+        True
     """
     check_kind(mapping, "mapping", CompressedMapping)
     if key is not None and not callable(key):

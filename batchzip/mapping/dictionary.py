@@ -26,10 +26,10 @@ from batchzip.core.coder import Coders
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs import Codec
     from batchzip.core.records import Records
-    from batchzip.store.home import Home
+    from batchzip.store.resources import Resources
 
 _SAMPLES = 1024
 """Values that a dictionary is trained with, at least 64 bytes each."""
@@ -55,8 +55,10 @@ _WAIT = 16
 class Trainer:
     """Finds dictionaries for the values of one mapping."""
 
-    def __init__(self, home: Home, records: Records, codec: Codec, held: list[int]) -> None:
-        self._home = home
+    def __init__(
+        self, resources: Resources, records: Records, codec: Codec, held: list[int]
+    ) -> None:
+        self._resources = resources
         self._records = records
         with_dictionary(codec, None)  # refuses codecs that have none
         self._plain = codec
@@ -124,14 +126,14 @@ class Trainer:
     def use(self, dictionary: bytes, samples: list[bytes] | None = None) -> bool:
         """Compress what comes with a dictionary; where samples are given, only if that pays."""
         codec = with_dictionary(self._plain, dictionary)
-        coders = Coders(codec, self._home.page_size, names_dictionary=False)
+        coders = Coders(codec, self._resources.page_size, names_dictionary=False)
         if samples is not None:
-            present = self.coders or Coders(self._plain, self._home.page_size)
+            present = self.coders or Coders(self._plain, self._resources.page_size)
             if coders.size_of(samples) > _WORTH * present.size_of(samples):
                 return False
-        number = self._home.objects.add_codec(codec)
+        number = self._resources.objects.add_codec(codec)
         self._held.append(number)
-        self._home.objects.set_coders(number, coders)
+        self._resources.objects.set_coders(number, coders)
         self.coders = coders
         self.dictionary_bytes += len(dictionary)
         self._first_ratio, self._before, self._window = 0.0, (0, 0), _WINDOW

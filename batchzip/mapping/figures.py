@@ -16,7 +16,17 @@ _DICT_PLACE = 24
 
 @dataclass(frozen=True, slots=True)
 class MappingStatistics:
-    """What became of calls so far, and what the mapping has now."""
+    """What became of calls so far, and what the mapping has now.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.CompressedMapping() as cache:
+        ...     cache["a"] = b"value"
+        ...     _ = cache.get("a"), cache.get("a"), cache.get("b")
+        ...     statistics = cache.stats()
+        >>> statistics.hits, statistics.misses, round(statistics.hit_ratio, 2)
+        (2, 1, 0.67)
+    """
 
     values: int
     hits: int
@@ -43,7 +53,18 @@ class MappingStatistics:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUsage:
-    """Bytes of memory that a mapping takes, by part, and what a dict of the same values would."""
+    """Bytes of memory that a mapping takes, by part, and what a dict of the same values would.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.CompressedMapping() as cache:
+        ...     cache.update({str(n): b"a value that repeats itself, " * 40 for n in range(10_000)})
+        ...     usage = cache.memory_usage()
+        >>> usage.total == usage.values + usage.tables + usage.index + usage.dictionaries
+        True
+        >>> usage.in_dict > 4 * usage.total
+        True
+    """
 
     values: int
     """Compressed values in the pool, with what the allocator loses to headers and gaps."""

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.buffers import flat
+from batchzip.arguments.buffers import flat
 from batchzip.core.indices import IndexSpace
 from batchzip.core.records import LargeValue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.store.group import Group
 
 

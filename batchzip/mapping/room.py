@@ -50,7 +50,7 @@ class Room:
     ) -> None:
         if on_full not in ON_FULL:
             raise BadArgument(f"on_full is 'raise', 'spill' or 'evict', not {on_full!r}")
-        if on_full == "spill" and group._home.backing is None:  # noqa: SLF001 - a mapping is a group's user
+        if on_full == "spill" and group._resources.backing is None:  # noqa: SLF001 - a mapping is a group's user
             raise BadArgument(
                 "on_full='spill' needs a store with a backing file: SwapStore(…, backing=folder)"
             )
@@ -58,7 +58,7 @@ class Room:
         self.max_bytes = max_bytes
         self.on_evict = on_evict
         self._group = group
-        self._home = group._home  # noqa: SLF001
+        self._resources = group._resources  # noqa: SLF001
         self._records = records
         self._keys = keys
 
@@ -74,12 +74,12 @@ class Room:
 
     @property
     def _percent(self) -> int:
-        return self._home.accept_threshold_percent
+        return self._resources.accept_threshold_percent
 
     def check(self) -> None:
         """Raise StoreRejected if nothing is taken in now."""
         if self.on_full != "raise" or (
-            self.max_bytes is None and self._home.pool.max_bytes is None
+            self.max_bytes is None and self._resources.pool.max_bytes is None
         ):
             return
         refusal = self._group._storer.look_at_limits()  # noqa: SLF001
@@ -103,7 +103,7 @@ class Room:
         if self.on_full == "evict":
             self.evict_to(limit, take)
         elif self.on_full == "spill":
-            self._home.wake()
+            self._resources.wake()
             with contextlib.suppress(OSError):  # the next value is told
                 self._group._shrink_to(limit * self._percent // 100)  # noqa: SLF001
 
@@ -111,10 +111,10 @@ class Room:
         """Make room for a value that the pool has none for. Return whether it is worth another try."""
         if code != -errno.ENOSPC or tries >= _MOST_TRIES:
             return False
-        self._home.full.full = True
-        self._home.compact()
+        self._resources.full.full = True
+        self._resources.compact()
         if self.on_full == "raise":
-            self._home.wake()
+            self._resources.wake()
             return tries == 0
         held = self._group._pool_bytes()  # noqa: SLF001
         if not held:
@@ -123,7 +123,7 @@ class Room:
             less = max(held // 64, 2 * self._group.page_size << min(tries, 16))
             self.evict_to(max(0, held - less), take)
             return True
-        self._home.wake()
+        self._resources.wake()
         try:
             return bool(self._group._write_back_coldest(_SPILLED))  # noqa: SLF001
         except OSError:

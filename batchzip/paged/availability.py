@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from batchzip.core.userfaultfd import CLEAN_PAGES, NEEDED, POISONING, WAYS, probe
 from batchzip.errors import PagingUnavailable
-from batchzip.limits import named
+from batchzip.system.limits import named
 
 _NAMES = {
     "syscall": "the system call userfaultfd",
@@ -58,7 +58,14 @@ _WANTED = {
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether paged memory works here, and how. True if it does; `str()` says it in words."""
+    """Whether paged memory works here, and how. True if it does; `str()` says it in words.
+
+    Examples:
+        >>> import batchzip
+        >>> here = batchzip.paged.available()
+        >>> bool(here) == (here.way is not None and here.enough)
+        True
+    """
 
     way: str | None
     """How a userfaultfd is had: "syscall", "device" or "user mode"; None: not at all."""
@@ -91,7 +98,13 @@ class Availability:
 
 
 def available() -> Availability:
-    """Find out whether paged memory works in this process, by which way, and why not by the others."""
+    """Find out whether paged memory works in this process, by which way, and why not by the others.
+
+    Examples:
+        >>> import batchzip
+        >>> if not batchzip.paged.available():
+        ...     print(batchzip.paged.available())  # says in words what is missing
+    """
     return _explained(*probe())
 
 

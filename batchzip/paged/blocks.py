@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.core.pager import Extent
-    from batchzip.paged.memory import PagedMemory
+    from batchzip.system.lifetime import Owned
 
 
 class Block:
@@ -24,7 +24,7 @@ class Block:
 
     __slots__ = ("__weakref__", "address", "count", "extent", "first", "memory", "nbytes")
 
-    def __init__(self, extent: Extent, memory: PagedMemory) -> None:
+    def __init__(self, extent: Extent, memory: Owned) -> None:
         self.extent = extent
         self.address = extent.address
         self.first = extent.first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from batchzip.control_groups import own_groups, words
+from batchzip.system.control_groups import own_groups, words
 
 _LIMITS = "memory.max", "memory.limit_in_bytes"
 """Where a control group says its limit, in version 2 and in version 1."""

@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchzip.arguments.checks import as_integer
 from batchzip.backend import is_native
-from batchzip.checks import as_integer
 from batchzip.core.allocator import Handler, restore
 from batchzip.core.region import Advice
-from batchzip.cpus import usable_cpus
 from batchzip.engine import Engine, codec_of
 from batchzip.errors import (
     BadArgument,
@@ -38,8 +37,6 @@ from batchzip.errors import (
     PagingUnavailable,
     RegionFull,
 )
-from batchzip.lifetime import Owned
-from batchzip.limits import begin, named
 from batchzip.paged.availability import available, require
 from batchzip.paged.blocks import Block, block_of
 from batchzip.paged.machine import memory_limit
@@ -50,6 +47,9 @@ from batchzip.paged.statistics import PagedStatistics
 from batchzip.paged.watcher import Watcher
 from batchzip.store.latency import Latency
 from batchzip.store.swap_store import SwapStore
+from batchzip.system.cpus import usable_cpus
+from batchzip.system.lifetime import Owned
+from batchzip.system.limits import begin, named
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
@@ -109,6 +109,17 @@ class PagedMemory(Owned):
     Raises BadArgument; PagingUnavailable where the system has no userfaultfd for this process; LimitReached,
     which names the limit, where it has no memory, addresses, threads or descriptors; OSError where the
     backing file cannot be had. Nothing is left then.
+
+    Examples:
+        >>> import numpy as np
+        >>> import batchzip
+        >>> with batchzip.PagedMemory(size=32 << 20, budget=8 << 20, algorithm="lz4") as memory:
+        ...     a = memory.array((4, 1 << 19), "f8")  # 16 MiB of zeros in 8 MiB of RAM
+        ...     a[:] = np.arange(1 << 19)
+        ...     a[:, -1].tolist()
+        ...     memory.statistics.resident_bytes <= 16 << 20
+        [524287.0, 524287.0, 524287.0, 524287.0]
+        True
     """
 
     _instead = ": pickle its arrays, which are copied then"
@@ -145,7 +156,7 @@ class PagedMemory(Owned):
                     max_backing_bytes=max_backing_bytes,
                 )
             )
-            file = self._store._home.backing  # noqa: SLF001 - a region is a group of it, with other means
+            file = self._store._resources.backing  # noqa: SLF001 - a region is a group of it, with other means
             if file is not None and file.descriptor is None:
                 raise BadArgument(
                     f"pages are read from the backing file by its descriptor, and {file.name} has none: give a path, or a file"
@@ -432,11 +443,11 @@ class PagedMemory(Owned):
     def _make_room(self) -> bool:
         """Move cold pages to the backing file. Return whether that made room in the pool."""
         store = self._store
-        home = store._home  # noqa: SLF001 - as above
-        if home.backing is None:
+        resources = store._resources  # noqa: SLF001 - as above
+        if resources.backing is None:
             return False
-        pool, held = home.pool, home.pool.held_bytes
-        home.full.full = True  # whatever it holds, it has no room for what the pager has
+        pool, held = resources.pool, resources.pool.held_bytes
+        resources.full.full = True  # whatever it holds, it has no room for what the pager has
         try:
             moved = store.shrink()
             if pool.max_bytes is not None and pool.max_bytes - pool.held_bytes < _RUN_BYTES:
@@ -452,7 +463,7 @@ class PagedMemory(Owned):
         now, budget = figures["resident_pages"], figures["budget_pages"]
         if now <= (budget if stuck else budget + budget // 8):  # a little, for a moment, is no news
             return ""
-        pool, file = self._store._home.pool, self._store._home.backing  # noqa: SLF001 - as above
+        pool, file = self._store._resources.pool, self._store._resources.backing  # noqa: SLF001 - as above
         limit = pool.max_bytes
         if figures["pinned_pages"] >= budget:
             cause = "resident() keeps as much"
@@ -475,7 +486,7 @@ class PagedMemory(Owned):
 
     def _close(self) -> None:
         self._region.close()  # the pager's threads end before what they use
-        wait = not self._store._home.in_a_call_of_the_file()  # noqa: SLF001 - as above
+        wait = not self._store._resources.in_a_call_of_the_file()  # noqa: SLF001 - as above
         if wait and self._watcher is not threading.current_thread():
             self._watcher.join()
         self._store.close()
@@ -575,6 +586,13 @@ def paged_empty(
 
     `budget` is what of it may lie in RAM as it is, in bytes; one above the array's size is as good as that.
     `options` are those of PagedMemory. `batchzip.paged.memory_of` gives the memory. Raises as PagedMemory and its `array`.
+
+    Examples:
+        >>> import batchzip
+        >>> x = batchzip.paged_empty((1000, 1000), "f4", budget=1 << 20)  # its memory goes with it
+        >>> x[:] = 1
+        >>> float(x.sum())
+        1000000.0
     """
     kind = _as_dtype(dtype)
     lengths = _as_shape(shape)
@@ -586,8 +604,18 @@ def paged_empty(
 
 
 def memory_of(array: object) -> PagedMemory:
-    """Return the PagedMemory that an array, or a view of one, is of. Raise BadArgument if it is of none."""
+    """Return the PagedMemory that an array, or a view of one, is of. Raise BadArgument if it is of none.
+
+    Examples:
+        >>> import batchzip
+        >>> x = batchzip.paged_empty((1000, 1000), "f4", budget=1 << 20)
+        >>> memory = batchzip.paged.memory_of(x[10:20])
+        >>> memory.budget = 2 << 20
+        >>> memory.budget
+        2097152
+    """
     block = block_of(array)
-    if block is None:
+    memory = None if block is None else block.memory
+    if not isinstance(memory, PagedMemory):
         raise BadArgument(f"{shown(array)} is of no PagedMemory")
-    return block.memory
+    return memory

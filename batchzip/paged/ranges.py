@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batchzip.arrays import as_numpy
+from batchzip.store.arrays import as_numpy
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -22,8 +22,8 @@ class Region(Group):
 
     def open(self, *, pages: int, budget: int, fault_threads: int) -> None:
         """Make its pager, which compresses with the codec of the store's engine of now."""
-        home, writer = self._home, self._home.writer
-        backing = home.backing
+        resources, writer = self._resources, self._resources.writer
+        backing = resources.backing
         self._pager = Pager(
             self._ledger,
             writer.number,

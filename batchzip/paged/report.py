@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PagedDamage:
-    """A page that cannot be restored: touching it ends in SIGBUS."""
+    """A page that cannot be restored: touching it ends in SIGBUS.
+
+    Examples:
+        >>> import batchzip
+        >>> damage = batchzip.paged.PagedDamage(page=3, address=None, offset=12288)
+        >>> damage.page, damage.offset
+        (3, 12288)
+    """
 
     page: int
     """Its number in the region, and its index in the group of the store."""
@@ -24,7 +31,18 @@ class PagedDamage:
 
 @dataclass(frozen=True, slots=True)
 class PagedReport:
-    """What `PagedMemory.check` found."""
+    """What `PagedMemory.check` found.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.PagedMemory(size=4 << 20, budget=1 << 20) as memory:
+        ...     a = memory.array(1 << 20, "u1")
+        ...     a[:] = 1
+        ...     evicted = memory.evict(a)
+        ...     report = memory.check()
+        >>> report.ok, report.damaged
+        (True, ())
+    """
 
     pages: int
     """Compressed pages that were looked at."""

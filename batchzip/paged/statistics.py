@@ -11,6 +11,19 @@ class PagedStatistics:
 
     A fault is a touch of a page that is not mapped. Its latency is the time that a thread of the core took for it:
     what the kernel takes to hand it over, and to wake who waits, comes on top.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.PagedMemory(size=4 << 20, budget=1 << 20) as memory:
+        ...     a = memory.array(1 << 20, "u1")
+        ...     a[:] = 1
+        ...     evicted = memory.evict(a)
+        ...     _ = a.sum()
+        ...     statistics = memory.statistics
+        >>> statistics.size_bytes, statistics.budget_bytes
+        (4194304, 1048576)
+        >>> evicted == 256 and statistics.restored_pages >= 256
+        True
     """
 
     size_bytes: int

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from batchzip.core.region import Event
 from batchzip.errors import BatchzipError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import weakref
 
     from batchzip.core.pager import Pager
-    from batchzip.paged.memory import PagedMemory
 
 _IDLE_S = 3600.0
 """Seconds of a wait for events when there is nothing else to do."""
@@ -35,10 +34,20 @@ _RETRY_S = 1.0
 _LOG = logging.getLogger("batchzip")
 
 
+class Watched(Protocol):
+    """What the watcher asks of a paged memory."""
+
+    def _make_room(self) -> bool:
+        """Move cold pages to the backing file. Return whether that made room in the pool."""
+
+    def _excess(self, *, stuck: bool) -> str:
+        """Return a text that says by how much the budget is exceeded, and why; "" if it is not."""
+
+
 class Watcher:
     """Answers a pager's events, as long as it is open."""
 
-    def __init__(self, pager: Pager, memory: weakref.ref[PagedMemory]) -> None:
+    def __init__(self, pager: Pager, memory: weakref.ref[Watched]) -> None:
         self._pager = pager
         self._memory = memory
         self._stuck = False
@@ -63,7 +72,7 @@ class Watcher:
                     self._answer(memory, events)
             del memory
 
-    def _answer(self, memory: PagedMemory, events: int) -> None:
+    def _answer(self, memory: Watched, events: int) -> None:
         self._stuck = bool(events & Event.NO_ROOM) and not memory._make_room()  # noqa: SLF001 - a part of it
         if self._stuck:
             self._again_s = time.monotonic() + _RETRY_S
@@ -71,7 +80,7 @@ class Watcher:
             self._pager.room_was_made()
         self._look_at_budget(memory)
 
-    def _look_at_budget(self, memory: PagedMemory) -> None:
+    def _look_at_budget(self, memory: Watched) -> None:
         excess = memory._excess(stuck=self._stuck)  # noqa: SLF001 - a part of it
         if not excess:
             self._over_since_s = None

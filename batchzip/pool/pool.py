@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.buffers import check_page_size
-from batchzip.checks import as_integer, as_limit
+from batchzip.arguments.buffers import check_page_size
+from batchzip.arguments.checks import as_integer, as_limit
 from batchzip.core.pool import Allocator
 from batchzip.errors import BadArgument, BadHandle
-from batchzip.lifetime import Closing
 from batchzip.pool import audit
 from batchzip.pool.class_use import ClassUse
+from batchzip.system.lifetime import Closing
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
@@ -54,6 +54,15 @@ class Pool(Closing):
 
     A handle is an int from 0 to 2**64 - 1 and is never given out twice. Many of them are a uint64 array,
     or any sequence of ints. Data is any contiguous buffer; it is copied and stays the caller's.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Pool(max_bytes=1 << 20) as pool:
+        ...     handle = pool.put(b"a compressed object")
+        ...     pool.read(handle), pool.stored_bytes
+        ...     pool.free(handle), pool.objects
+        (b'a compressed object', 19)
+        (19, 0)
     """
 
     def __init__(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip import buffers
-from batchzip.checks import as_index, as_integer, is_masked
+from batchzip.arguments import buffers
+from batchzip.arguments.checks import as_index, as_integer, is_masked
 from batchzip.errors import BadArgument, BadBatch, PageNotStored
 from batchzip.wording import shown
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.buffers import Buffer
+    from batchzip.arguments.buffers import Buffer
 
 MAX_INDEX = (1 << 63) - 1
 """Largest index: indices travel in int64 arrays."""

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """A snapshot of a store's counters; consistent, as each group's are taken in one step."""
+    """A snapshot of a store's counters; consistent, as each group's are taken in one step.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, [bytes(4096), bytes(range(256)) * 16])
+        ...     counters = store.counters
+        >>> counters.stored_pages, counters.same_filled_pages, counters.reject_compress_fail
+        (2, 1, 0)
+    """
 
     pool_limit_hit: int
     """Stores whose limit check found the pool, or their group, at its maximum."""

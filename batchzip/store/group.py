@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
-from batchzip.checks import as_index, as_integer, as_limit, as_seconds
+from batchzip.arguments.checks import as_index, as_integer, as_limit, as_seconds
 from batchzip.codecs.dictionary import DEFAULT_SIZE, MIN_SIZE, SAMPLE_TIMES, train_dictionary
 from batchzip.codecs.zstd import DEFAULT_LEVEL, MAX_DICTIONARY
 from batchzip.core.gather import Gathered, gather, load
@@ -30,16 +30,16 @@ from batchzip.core.latency import LOAD, OPERATIONS, STORE
 from batchzip.core.ledger import EVENTS, Ledger
 from batchzip.core.table import Kind
 from batchzip.errors import BadArgument, PageError
-from batchzip.lifetime import Owned
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_pages, as_range, as_room
 from batchzip.store.counters import Counters
 from batchzip.store.latency import Latency
-from batchzip.store.loader import Loader
-from batchzip.store.reach import open_to_read
-from batchzip.store.recompress import Recompression, Recompressor
+from batchzip.store.loader import Loader, read
+from batchzip.store.reclaim.recompress import Recompression, Recompressor
+from batchzip.store.reclaim.writeback import write_back
 from batchzip.store.sample import sample
 from batchzip.store.storer import Storer
-from batchzip.store.writeback import write_back
+from batchzip.system.descriptors import open_to_read
+from batchzip.system.lifetime import Owned
 
 if TYPE_CHECKING:
     import weakref
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip import buffers
-    from batchzip.buffers import Buffer
+    from batchzip.arguments import buffers
+    from batchzip.arguments.buffers import Buffer
     from batchzip.engine import Engine
-    from batchzip.store.home import Home
+    from batchzip.store.resources import Resources
 
 
 _QUICK_BYTES = 16 << 10
@@ -63,28 +63,37 @@ class Group(Owned):
     Its indices are its own: index 7 of one group is not index 7 of another. Pool, engine and backing
     file are the store's. Thread-safe, and bound to its process, as the store is, with which it is
     closed.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     tiles = store.group("tiles", max_bytes=16 << 20)
+        ...     tiles.store(0, [b"a" * 4096, b"b" * 4096])
+        ...     page = tiles.load(1, exclusive=True)  # it is out of the store now
+        ...     page[:3], len(tiles), 0 in store
+        (b'bbb', 1, False)
     """
 
     _instead = ": what the store's share() gives can"
 
-    def __init__(self, name: str, home: Home, max_bytes: int | None = None) -> None:
+    def __init__(self, name: str, resources: Resources, max_bytes: int | None = None) -> None:
         self.name = name
-        self.page_size = home.page_size
-        self._home = home
-        self._ledger = Ledger(home.objects, type(self).__name__)
-        self._storer = Storer(home, self._ledger, name)
-        self._loader = Loader(home, self._ledger)
+        self.page_size = resources.page_size
+        self._resources = resources
+        self._ledger = Ledger(resources.objects, type(self).__name__)
+        self._storer = Storer(resources, self._ledger, name)
+        self._loader = Loader(resources, self._ledger)
         self.max_bytes = max_bytes
         self._user: weakref.ref[Any] | None = None
         """The mapping whose values it has."""
         super().__init__()
-        home.ledgers[id(self._ledger)] = self._ledger
+        resources.ledgers[id(self._ledger)] = self._ledger
 
     def __repr__(self) -> str:
         name = f"{type(self).__name__} {self.name!r}" if self.name else type(self).__name__
         if self.closed:
             return f"<{name}, closed>"
-        return f"<{name} of {len(self._ledger)} pages, {self._home.writer.engine.codec.algorithm}>"
+        return f"<{name} of {len(self._ledger)} pages, {self._resources.writer.engine.codec.algorithm}>"
 
     @property
     def max_bytes(self) -> int | None:
@@ -104,7 +113,7 @@ class Group(Owned):
         """
         started = self._ledger.start(STORE)
         self._enter_to_change()
-        matrix = as_pages(pages, self._home.page_size)
+        matrix = as_pages(pages, self._resources.page_size)
         first, _ = as_range(index, len(matrix))
         self._storer.store(first, matrix)
         if started:
@@ -166,7 +175,7 @@ class Group(Owned):
         if exclusive:
             self._enter_to_change()
         self._enter()
-        size = self._home.page_size
+        size = self._resources.page_size
         where = as_indices(indices)
         if not len(where):
             return np.empty((0, size), np.uint8)
@@ -180,7 +189,7 @@ class Group(Owned):
         Cancelled, the folio is stored whole or not at all, and `pages` are not read any more.
         """
         self._enter()
-        await self._home.threads.call(partial(self.store, index, pages))
+        await self._resources.threads.call(partial(self.store, index, pages))
 
     async def aload(self, index: SupportsIndex) -> bytes:
         """Give the bytes of one page as `load`, without blocking the event loop.
@@ -189,12 +198,12 @@ class Group(Owned):
         microseconds, fewer than to have a thread do it. Others are left to a thread.
         """
         self._enter()
-        if self._home.page_size <= _QUICK_BYTES:
+        if self._resources.page_size <= _QUICK_BYTES:
             await asyncio.sleep(0)  # so that a task that does nothing else lets others work
             where = as_index(index)
             if not 0 <= where <= MAX_INDEX or self._ledger.kind(where) != Kind.BACKED:
                 return self.load(where)
-        return await self._home.threads.call(partial(self.load, index))
+        return await self._resources.threads.call(partial(self.load, index))
 
     async def aload_many(
         self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
@@ -204,7 +213,7 @@ class Group(Owned):
         When this ends, in whatever way, nothing is written to `out` any more.
         """
         self._enter()
-        return await self._home.threads.call(partial(self.load_many, as_indices(indices), out))
+        return await self._resources.threads.call(partial(self.load_many, as_indices(indices), out))
 
     def invalidate(self, index: SupportsIndex, count: SupportsIndex = 1) -> int:
         """Forget `count` pages from `index` on, stored or not; how many there were."""
@@ -216,8 +225,8 @@ class Group(Owned):
 
     def _settle(self) -> None:
         """Give room in the file back to the system, after pages went."""
-        if self._home.backing is not None:
-            self._home.backing.settle()
+        if self._resources.backing is not None:
+            self._resources.backing.settle()
 
     def writeback(self, pages: int | Iterable[int] | npt.NDArray[np.int64]) -> int:
         """Move pages from the pool to the backing file; how many were.
@@ -227,7 +236,7 @@ class Group(Owned):
         fails: what was not moved is where it was, and readable.
         """
         self._enter()
-        if self._home.backing is None:
+        if self._resources.backing is None:
             raise BadArgument("this store has no backing file: give it one with backing=")
         if isinstance(pages, (int, np.integer)):
             return self._write_back_coldest(as_integer(pages, "the number of pages", 0))
@@ -235,20 +244,20 @@ class Group(Owned):
             as_indices(pages)
         )  # np.unique would import numpy.ma, within a signal handler
         given = given[np.diff(given, prepend=-1) > 0]
-        step = self._home.max_batch
+        step = self._resources.max_batch
         return sum(
-            write_back(self._home, self._ledger, given[at : at + step])
+            write_back(self._resources, self._ledger, given[at : at + step])
             for at in range(0, len(given), step)
         )
 
     def _write_back_coldest(self, wanted: int) -> int:
         done = tries = 0
         while done < wanted and tries <= len(self._ledger):
-            coldest = self._coldest(min(wanted - done, self._home.max_batch))
+            coldest = self._coldest(min(wanted - done, self._resources.max_batch))
             if not len(coldest):
                 break
             tries += len(coldest)  # pages that cannot be moved would come again and again
-            done += write_back(self._home, self._ledger, coldest)
+            done += write_back(self._resources, self._ledger, coldest)
         return done
 
     def _pool_bytes(self) -> int:
@@ -266,12 +275,12 @@ class Group(Owned):
             # As many as should do by the mean length, and one more.
             kinds = ("compressed", "raw", "records", "slices")
             pooled = sum(figures[kind] for kind in kinds)
-            share = min(self._home.max_batch, 1 + over * pooled // max(1, over + target))
+            share = min(self._resources.max_batch, 1 + over * pooled // max(1, over + target))
             coldest = self._coldest(share)
             if not len(coldest):
                 break
             tries -= len(coldest)
-            done += write_back(self._home, self._ledger, coldest)
+            done += write_back(self._resources, self._ledger, coldest)
         return done
 
     def _coldest(self, count: int) -> npt.NDArray[np.int64]:
@@ -295,8 +304,8 @@ class Group(Owned):
         self._enter_to_change()
         idle_for_s = as_seconds(idle_for_s, "idle_for_s")
         min_length = min(as_integer(min_length, "min_length", 0), self.page_size + 1)
-        writer = self._home.second_writer(algorithm, parameters)
-        recompressor = Recompressor(self._home, self._ledger, writer)
+        writer = self._resources.second_writer(algorithm, parameters)
+        recompressor = Recompressor(self._resources, self._ledger, writer)
         return recompressor.run(recompressor.choose(idle_for_s, min_length))
 
     def _share_table(self) -> int:
@@ -312,7 +321,7 @@ class Group(Owned):
         if gathered.kind(0) != Kind.BACKED:
             return None
         try:
-            causes = self._home.read(gathered)
+            causes = read(self._resources, gathered)
         except BaseException as error:
             if isinstance(error, Exception):
                 raise
@@ -339,8 +348,8 @@ class Group(Owned):
         """
         self._enter()
         size = as_integer(size, "size", MIN_SIZE, MAX_DICTIONARY)
-        most = -(-SAMPLE_TIMES * size // self._home.page_size)
-        pages = sample(self._home, self._ledger, most)
+        most = -(-SAMPLE_TIMES * size // self._resources.page_size)
+        pages = sample(self._resources, self._ledger, most)
         if not len(pages):
             raise BadArgument("no pages are stored that a codec made smaller: store some first")
         return train_dictionary(list(pages), size=size, level=level, shuffle=shuffle)
@@ -407,5 +416,5 @@ class Group(Owned):
 
     def _close(self) -> None:
         self._ledger.close()
-        self._home.ledgers.pop(id(self._ledger), None)
-        self._home.forget(self)
+        self._resources.ledgers.pop(id(self._ledger), None)
+        self._resources.forget(self)

@@ -13,7 +13,8 @@ import numpy as np
 
 from batchzip.core.gather import gather
 from batchzip.core.table import IN_FILE, IN_POOL, Kind
-from batchzip.store.home import unless_dropped
+from batchzip.store.loader import read
+from batchzip.store.resources import unless_dropped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.core.ledger import Ledger
-    from batchzip.store.home import Home
+    from batchzip.store.resources import Resources
 
 _BATCH = 512
 """Pages that are looked at in one go."""
@@ -31,7 +32,16 @@ _KINDS = (*IN_POOL, *IN_FILE, Kind.SAME_FILLED)
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """What `SwapStore.check` found."""
+    """What `SwapStore.check` found.
+
+    Examples:
+        >>> import batchzip
+        >>> with batchzip.Engine("lz4") as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, [bytes([n]) * 2048 + bytes(2048) for n in range(10)])
+        ...     report = store.check()
+        >>> report.ok, report.pages, report.damaged
+        (True, 10, ())
+    """
 
     pages: int
     """Pages that were looked at."""
@@ -49,8 +59,8 @@ class StoreReport:
 
 
 class _Inspection:
-    def __init__(self, home: Home) -> None:
-        self.home = home
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
         self.pages = 0
         self.bytes = 0
         self.damaged: list[tuple[str, int]] = []
@@ -59,7 +69,7 @@ class _Inspection:
     def look(self, name: str, ledger: Ledger, indices: npt.NDArray[np.int64]) -> None:
         """Verify the pages of a group that are stored at these indices."""
         gathered = gather(ledger, indices)
-        self.home.read(gathered)
+        read(self.resources, gathered)
         bad = set(gathered.damaged())
         for row in gathered.rows_of(*_KINDS):
             self.pages += 1
@@ -71,9 +81,9 @@ class _Inspection:
                 found.append((name, gathered.index(row)))
 
 
-def inspect(home: Home, ledgers: Mapping[str, Ledger]) -> StoreReport:
+def inspect(resources: Resources, ledgers: Mapping[str, Ledger]) -> StoreReport:
     """Verify the pages of these groups, by name."""
-    inspection = _Inspection(home)
+    inspection = _Inspection(resources)
     for name, ledger in ledgers.items():
         with unless_dropped(ledger):
             found = ledger.choose(_KINDS)

@@ -31,24 +31,25 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.buffers import Bytes, Flat
+    from batchzip.arguments.buffers import Bytes, Flat
     from batchzip.core.ledger import Ledger
     from batchzip.engine import Engine
-    from batchzip.store.home import Home
+    from batchzip.store.backing.backing_file import BackingFile
+    from batchzip.store.resources import Resources
 
 
 class Loader:
     """Loads the pages of one group. Thread-safe."""
 
-    def __init__(self, home: Home, ledger: Ledger) -> None:
-        self._home = home
+    def __init__(self, resources: Resources, ledger: Ledger) -> None:
+        self._resources = resources
         self._ledger = ledger
 
     def finish_one(
         self, gathered: Gathered, out: memoryview | None, *, exclusive: bool
     ) -> bytes | memoryview:
         """Restore one page that was gathered, to `out` or to new bytes. Raise as `Group.load`."""
-        room = bytearray(self._home.page_size) if out is None else out
+        room = bytearray(self._resources.page_size) if out is None else out
         pages = np.frombuffer(room, np.uint8).reshape(1, -1)
         where = np.array([gathered.index(0)], np.int64)
         self._finish(gathered, where, pages, exclusive=exclusive)
@@ -68,7 +69,7 @@ class Loader:
 
     def _restore(self, gathered: Gathered, pages: Bytes, *, exclusive: bool) -> bool:
         """Restore once. Return whether nothing came between that has to be looked at again."""
-        causes = self._home.restore(gathered, pages)
+        causes = restore(self._resources, gathered, pages)
         failed = gathered.first_failed()
         if not gathered.is_current:
             return False
@@ -85,49 +86,48 @@ class Loader:
         return not exclusive or gathered.take()
 
 
-class Restorer:
-    """Restores gathered entries to pages, with the codecs that made them. Thread-safe."""
+def restore(resources: Resources, gathered: Gathered, pages: Bytes) -> dict[int, OSError]:
+    """Restore gathered entries to pages, with the codecs that made them.
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    `gathered` has the errors of rows that could not be restored. Return what `read` does.
+    """
+    causes = read(resources, gathered)
+    waiting = gathered.pending() if gathered.check(pages) else {}
+    for number, count in waiting.items():
+        engine = resources.engine_of(number)
+        alone = engine is None or engine.closed or engine.works_alone(count)
+        if alone or not _use_lanes(engine, gathered, number, pages):
+            gathered.restore(resources.coders_of(number), number, pages)
+    return causes
 
-    def restore(self, gathered: Gathered, pages: Bytes) -> dict[int, OSError]:
-        """Restore what can be; `gathered` tells what could not. Return what `read` does."""
-        home = self._home
-        causes = self.read(gathered)
-        waiting = gathered.pending() if gathered.check(pages) else {}
-        for number, count in waiting.items():
-            engine = home.engine_of(number)
-            alone = engine is None or engine.closed or engine.works_alone(count)
-            if alone or not _use_lanes(engine, gathered, number, pages):
-                gathered.restore(home.coders_of(number), number, pages)
-        return causes
 
-    def read(self, gathered: Gathered) -> dict[int, OSError]:
-        """Read what lies in the backing file. Return the errors of rows that could not be read."""
-        causes: dict[int, OSError] = {}
-        backed = gathered.rows_of(*IN_FILE)
-        if backed:
-            self._read(gathered, backed, causes)
-        return causes
+def read(resources: Resources, gathered: Gathered) -> dict[int, OSError]:
+    """Read what lies in the backing file. Return the errors of rows that could not be read."""
+    causes: dict[int, OSError] = {}
+    backed = gathered.rows_of(*IN_FILE)
+    if backed:
+        assert resources.backing is not None  # noqa: S101 - there are such entries
+        _read_rows(resources.backing, gathered, backed, causes)
+    return causes
 
-    def _read(self, gathered: Gathered, backed: list[int], causes: dict[int, OSError]) -> None:
-        """Read rows; one that cannot be read must not hide the others."""
-        backing = self._home.backing
-        assert backing is not None  # noqa: S101 - there are such entries
-        positions = np.array([gathered.value(row) for row in backed], np.uint64)
-        try:
-            found = backing.read(positions)
-        except OSError as error:
-            if len(backed) == 1:
-                gathered.fail(backed[0], -(error.errno or errno.EIO))
-                causes[backed[0]] = error.with_traceback(None)  # it would lead back here
-                return
-            for row in backed:
-                self._read(gathered, [row], causes)
+
+def _read_rows(
+    backing: BackingFile, gathered: Gathered, rows: list[int], causes: dict[int, OSError]
+) -> None:
+    """Read rows; one that cannot be read must not hide the others."""
+    positions = np.array([gathered.value(row) for row in rows], np.uint64)
+    try:
+        found = backing.read(positions)
+    except OSError as error:
+        if len(rows) == 1:
+            gathered.fail(rows[0], -(error.errno or errno.EIO))
+            causes[rows[0]] = error.with_traceback(None)  # it would lead back here
             return
-        for row, data in zip(backed, found, strict=True):
-            gathered.supply(row, data)
+        for row in rows:
+            _read_rows(backing, gathered, [row], causes)
+        return
+    for row, data in zip(rows, found, strict=True):
+        gathered.supply(row, data)
 
 
 def _use_lanes(engine: Engine | None, gathered: Gathered, number: int, pages: Bytes) -> bool:

@@ -12,22 +12,25 @@ import numpy as np
 
 from batchzip.core.gather import gather
 from batchzip.core.table import Kind
+from batchzip.store.loader import restore
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
     from batchzip.core.ledger import Ledger
-    from batchzip.store.home import Home
+    from batchzip.store.resources import Resources
 
 
-def sample(home: Home, ledger: Ledger, most: int) -> Bytes:
+def sample(resources: Resources, ledger: Ledger, most: int) -> Bytes:
     """Return up to `most` pages that a codec made smaller, as an (n, page_size) array."""
     indices = np.frombuffer(ledger.choose((Kind.COMPRESSED, Kind.BACKED)), np.int64)
     indices = indices[:: max(1, -(-len(indices) // most))]
-    found = [np.empty((0, home.page_size), np.uint8)]
-    for start in range(0, len(indices), home.max_batch):
-        gathered = gather(ledger, np.ascontiguousarray(indices[start : start + home.max_batch]))
-        pages = np.empty((len(gathered), home.page_size), np.uint8)
-        home.restore(gathered, pages)
+    found = [np.empty((0, resources.page_size), np.uint8)]
+    for start in range(0, len(indices), resources.max_batch):
+        gathered = gather(
+            ledger, np.ascontiguousarray(indices[start : start + resources.max_batch])
+        )
+        pages = np.empty((len(gathered), resources.page_size), np.uint8)
+        restore(resources, gathered, pages)
         if gathered.is_current:
             held = gathered.rows_of(Kind.COMPRESSED, Kind.RAW, Kind.BACKED)
             found.append(pages[[row for row in held if not gathered.outcome(row)]])

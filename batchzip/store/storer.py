@@ -17,15 +17,15 @@ import errno
 from typing import TYPE_CHECKING, NamedTuple
 
 from batchzip.errors import StoreRejected
-from batchzip.store.cleaning import write
 from batchzip.store.hysteresis import Hysteresis
+from batchzip.store.reclaim.cleaning import write
 from batchzip.store.writer import failures
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Bytes, Flat
+    from batchzip.arguments.buffers import Bytes, Flat
     from batchzip.core.folio import Folio
     from batchzip.core.ledger import Ledger
-    from batchzip.store.home import Home
+    from batchzip.store.resources import Resources
 
 
 class Refusal(NamedTuple):
@@ -40,10 +40,10 @@ class Refusal(NamedTuple):
 class Storer:
     """Stores the folios of one group. Thread-safe."""
 
-    def __init__(self, home: Home, ledger: Ledger, name: str) -> None:
+    def __init__(self, resources: Resources, ledger: Ledger, name: str) -> None:
         self.max_bytes: int | None = None
         """Bytes of compressed pages that the group may have in the pool; None: the store's limit alone."""
-        self._home = home
+        self._resources = resources
         self._ledger = ledger
         self._name = name
         self._full = Hysteresis()
@@ -56,8 +56,8 @@ class Storer:
             if refusal is not None:
                 reason, text, errors, cause = refusal
                 raise StoreRejected(reason, text, errors) from cause  # noqa: TRY301 - it ends as all that fails does
-            if self._home.backing is not None:
-                self._home.backing.settle()
+            if self._resources.backing is not None:
+                self._resources.backing.settle()
         except BaseException as error:
             self._ledger.drop(first, count)  # before anything else, as interrupts may come in twos
             if isinstance(error, MemoryError):
@@ -67,7 +67,7 @@ class Storer:
 
     def _store(self, first: int, pages: Bytes | list[Flat]) -> Refusal | None:
         """Store a folio in the pool, or else in the file. Return why it is in neither, which is counted."""
-        writer = self._home.writer
+        writer = self._resources.writer
         folio, failed = None, 0
         refusal = self.look_at_limits()
         try:
@@ -77,8 +77,8 @@ class Storer:
             if refusal is None:
                 return None
             if refusal.reason == "pool_limit_hit":
-                self._home.wake()
-            if self._home.backing is None:
+                self._resources.wake()
+            if self._resources.backing is None:
                 return refusal
             if folio is None or failed:
                 if folio is not None:
@@ -91,7 +91,7 @@ class Storer:
                 writer.give_back(folio)
 
     def _publish(self, first: int, folio: Folio) -> Refusal | None:
-        spare, own_limit = self._home.backing is not None, self.max_bytes
+        spare, own_limit = self._resources.backing is not None, self.max_bytes
         code = folio.publish(self._ledger, first, may_go_elsewhere=spare, limit=own_limit)
         if code == 0:
             return None
@@ -100,8 +100,8 @@ class Storer:
             text = f"the folio does not fit the {own_limit} bytes of group {self._name!r}"
             refusal = Refusal("pool_limit_hit", text)
         elif code == -errno.ENOSPC:
-            limit = self._home.pool.max_bytes
-            self._home.full.full = True
+            limit = self._resources.pool.max_bytes
+            self._resources.full.full = True
             refusal = Refusal("pool_limit_hit", f"the folio does not fit the pool's {limit} bytes")
         else:
             refusal = Refusal("reject_alloc_fail", "the system has no memory for the folio")
@@ -110,7 +110,7 @@ class Storer:
 
     def _publish_in_file(self, first: int, folio: Folio) -> Refusal | None:
         try:
-            where = write(self._home, folio.objects())
+            where = write(self._resources, folio.objects())
         except OSError as error:
             self._ledger.count_event("reject_reclaim_fail")
             return Refusal("reject_reclaim_fail", f"the backing file: {error}", cause=error)
@@ -121,15 +121,15 @@ class Storer:
 
     def look_at_limits(self) -> Refusal | None:
         """Refuse a store while the pool, or this group, counts as full."""
-        home = self._home
-        limit, own_limit = home.pool.max_bytes, self.max_bytes
+        resources = self._resources
+        limit, own_limit = resources.pool.max_bytes, self.max_bytes
         if limit is None and own_limit is None:
             return None
-        percent = home.accept_threshold_percent
-        if limit is not None and home.pool.held_bytes >= limit:
-            home.compact()
-        held, own = home.pool.held_bytes, self._ledger.pool_bytes
-        at_limit, pool_is_full = home.full.check(held, limit, percent)
+        percent = resources.accept_threshold_percent
+        if limit is not None and resources.pool.held_bytes >= limit:
+            resources.compact()
+        held, own = resources.pool.held_bytes, self._ledger.pool_bytes
+        at_limit, pool_is_full = resources.full.check(held, limit, percent)
         over, is_full = self._full.check(own, own_limit, percent)
         if at_limit or over:
             self._ledger.count_event("pool_limit_hit")
@@ -156,5 +156,5 @@ class Storer:
 
     def is_full(self) -> bool:
         """Return whether the group counts as full."""
-        percent = self._home.accept_threshold_percent
+        percent = self._resources.accept_threshold_percent
         return self._full.check(self._ledger.pool_bytes, self.max_bytes, percent)[1]

@@ -2,7 +2,7 @@
 
     SwapStore ── is the group without a name, and has:
       ├─ Group …      tables, limits and counters of their own; store, load, invalidate, writeback
-      ├─ Home         lock, pool, backing file, codecs, the engine: shared by all groups
+      ├─ Resources         lock, pool, backing file, codecs, the engine: shared by all groups
       └─ Shrinker     writes back when a limit was met
 
 Locks: none of Python's around data: every change is one call of the core (core/ledger.pyx).
@@ -15,25 +15,26 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from batchzip.checks import as_integer, as_limit, check_kind
+from batchzip.arguments.checks import as_integer, as_limit, check_kind
 from batchzip.core.ledger import EVENTS
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument
 from batchzip.pool import Pool
-from batchzip.store.backing_file import BackingFile
-from batchzip.store.cleaning import clean
+from batchzip.store.backing.backing_file import BackingFile
 from batchzip.store.counters import Counters
 from batchzip.store.group import Group
-from batchzip.store.home import Home, unless_dropped
 from batchzip.store.inspect import StoreReport, inspect
-from batchzip.store.share_server import ShareServer
-from batchzip.store.shrinker import Shrinker
+from batchzip.store.reclaim.cleaning import clean
+from batchzip.store.reclaim.shrinker import Shrinker
+from batchzip.store.remote.share_server import ShareServer
+from batchzip.store.resources import Resources, unless_dropped
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
     from batchzip.pool.class_use import ClassUse
     from batchzip.store.latency import Latency
-    from batchzip.store.share import Share
+    from batchzip.store.remote.share import Share
+    from batchzip.system.lifetime import Owned
 
 _MOST_BATCH = 1 << 20
 """Pages of one batch: more than memory has room for."""
@@ -64,6 +65,18 @@ class SwapStore(Group):
 
     Thread-safe: a folio becomes visible at once, and a load gives a version that was current during
     the call. Bound to the process that made it; contents do not survive it.
+
+    Examples:
+        >>> import batchzip
+        >>> pages = [f"row {n:3}, ".encode().ljust(16) * 256 for n in range(1000)]
+        >>> with batchzip.Engine("zstd", level=1) as engine, batchzip.SwapStore(engine) as store:
+        ...     store.store(0, pages)  # a folio at 0 … 999: all of it, or nothing
+        ...     store.load(42) == pages[42], store.load_many([7, 3, 998]).shape
+        ...     store.invalidate(0, 10), len(store), 3 in store
+        ...     store.counters.stored_pages, store.check().ok
+        (True, (3, 4096))
+        (10, 990, False)
+        (990, True)
     """
 
     def __init__(
@@ -89,7 +102,7 @@ class SwapStore(Group):
         try:
             if backing is not None:
                 file = BackingFile(backing, page_size=engine.page_size, max_bytes=max_backing_bytes)
-            home = Home(
+            resources = Resources(
                 engine, pool, file, max_batch=max_batch, keep_incompressible=keep_incompressible
             )
         except BaseException:
@@ -97,24 +110,28 @@ class SwapStore(Group):
             if file is not None:
                 file.close()
             raise
-        home.accept_threshold_percent = percent
+        resources.accept_threshold_percent = percent
         self._shrinker = Shrinker(self)
         if file is not None and shrinker_enabled:
-            home.wake = self._shrinker.wake
+            resources.wake = self._shrinker.wake
         self._groups: dict[str, Group] = {}
         this = weakref.ref(self)  # the groups keep what keeps this
 
-        def forget(group: Group) -> None:
+        def forget(group: Owned) -> None:
             store = this()
-            if store is not None and store._groups.get(group.name) is group:  # noqa: SLF001
-                store._groups.pop(group.name, None)  # noqa: SLF001
+            if store is not None and isinstance(group, Group):
+                store._forget(group)  # noqa: SLF001
 
-        home.forget = forget
+        resources.forget = forget
         self._numbers = itertools.count()
         """For names of groups that nobody named."""
         self._servers: dict[int, ShareServer] = {}
         """By number; the last one answers, unless an error of the system ended it."""
-        super().__init__("", home)
+        super().__init__("", resources)
+
+    def _forget(self, group: Group) -> None:
+        if self._groups.get(group.name) is group:
+            self._groups.pop(group.name, None)
 
     @property
     def engine(self) -> Engine:
@@ -123,13 +140,13 @@ class SwapStore(Group):
         Another can be set at any time: what is stored stays readable, as each entry knows its codec;
         the old engine may be closed. Its pages must have the same size.
         """
-        return self._home.writer.engine
+        return self._resources.writer.engine
 
     @engine.setter
     def engine(self, engine: Engine) -> None:
         self._enter()
         check_kind(engine, "engine", Engine)
-        self._home.writer = self._home.writer_of(engine, current=True)
+        self._resources.writer = self._resources.writer_of(engine, current=True)
 
     def group(self, name: str, *, max_bytes: int | None = None) -> Group:
         """Give the group of that name; it is made the first time.
@@ -156,7 +173,7 @@ class SwapStore(Group):
         _check_name(name)
         if name in self._groups:
             return None
-        made = kind(name, self._home, max_bytes)
+        made = kind(name, self._resources, max_bytes)
         if self._groups.setdefault(name, made) is not made:
             made.close()
             return None
@@ -197,9 +214,9 @@ class SwapStore(Group):
         Raises BadArgument without a backing file, OSError where it fails.
         """
         self._enter()
-        if self._home.backing is None:
+        if self._resources.backing is None:
             raise BadArgument("this store has no backing file: give it one with backing=")
-        percent = self._home.accept_threshold_percent
+        percent = self._resources.accept_threshold_percent
         done = 0
         for group in self._all_groups():
             limit = group.max_bytes
@@ -207,15 +224,15 @@ class SwapStore(Group):
                 with unless_dropped(group._ledger):  # noqa: SLF001
                     done += group._shrink_to(limit * percent // 100)  # noqa: SLF001
         done += self._shrink_pool(percent)
-        clean(self._home)
+        clean(self._resources)
         return done
 
     def _shrink_pool(self, percent: int) -> int:
-        pool = self._home.pool
+        pool = self._resources.pool
         done = 0
         while (limit := pool.max_bytes) is not None:
-            self._home.compact()
-            if not self._home.full.check(pool.held_bytes, limit, percent)[1]:
+            self._resources.compact()
+            if not self._resources.full.check(pool.held_bytes, limit, percent)[1]:
                 break
             over = pool.held_bytes - limit * percent // 100
             if over <= 0:
@@ -252,11 +269,11 @@ class SwapStore(Group):
         Raises OSError where the file fails: nothing is lost then.
         """
         self._enter()
-        pool = self._home.pool
+        pool = self._resources.pool
         total = 0
         while freed := pool.compact():
             total += freed
-        return total + clean(self._home)
+        return total + clean(self._resources)
 
     def share(self) -> Share:
         """Let other processes of the same user read this store; what they need to, which is picklable.
@@ -296,7 +313,7 @@ class SwapStore(Group):
         their faults by log2 of the nanoseconds that they took; statistics: the engine's.
         """
         self._enter()
-        engine, pool, file = self.engine, self._home.pool, self._home.backing
+        engine, pool, file = self.engine, self._resources.pool, self._resources.backing
         groups = {}
         for group in self._all_groups():
             figures = group._ledger.figures()  # noqa: SLF001 - a store is made of groups
@@ -318,8 +335,8 @@ class SwapStore(Group):
             "backend": engine.backend.name,
             "page_size": self.page_size,
             "max_pool_bytes": pool.max_bytes,
-            "accept_threshold_percent": self._home.accept_threshold_percent,
-            "pool_full": self._home.full.full,
+            "accept_threshold_percent": self._resources.accept_threshold_percent,
+            "pool_full": self._resources.full.full,
             "pool_total_size": pool.held_bytes,
             "compressed_bytes": pool.stored_bytes,
             "table_bytes": self.table_bytes,
@@ -341,7 +358,7 @@ class SwapStore(Group):
         """
         self._enter()
         return inspect(
-            self._home,
+            self._resources,
             {group.name: group._ledger for group in self._all_groups()},  # noqa: SLF001
         )
 
@@ -352,15 +369,15 @@ class SwapStore(Group):
         What happened in groups that were closed since still counts.
         """
         self._enter()
-        backing = self._home.backing
-        figures = self._home.objects.counted()
+        backing = self._resources.backing
+        figures = self._resources.objects.counted()
         for group in self._all_groups():
             for name, value in group._figures().items():  # noqa: SLF001
                 if name not in EVENTS:
                     figures[name] = figures.get(name, 0) + value
         return Counters(
             **figures,
-            pool_total_size=self._home.pool.held_bytes,
+            pool_total_size=self._resources.pool.held_bytes,
             backing_file_size=0 if backing is None else backing.held_bytes,
         )
 
@@ -389,12 +406,12 @@ class SwapStore(Group):
     @property
     def max_pool_bytes(self) -> int | None:
         """Bytes of memory the pool may hold, or None. Lowered below what it holds, it only refuses."""
-        return self._home.pool.max_bytes
+        return self._resources.pool.max_bytes
 
     @max_pool_bytes.setter
     def max_pool_bytes(self, value: int | None) -> None:
         self._enter()
-        self._home.pool.max_bytes = as_limit(value, "max_pool_bytes")
+        self._resources.pool.max_bytes = as_limit(value, "max_pool_bytes")
 
     @property
     def max_backing_bytes(self) -> int | None:
@@ -402,40 +419,40 @@ class SwapStore(Group):
 
         Setting it raises BadArgument where there is no backing file.
         """
-        backing = self._home.backing
+        backing = self._resources.backing
         return None if backing is None else backing.max_bytes
 
     @max_backing_bytes.setter
     def max_backing_bytes(self, value: int | None) -> None:
         self._enter()
         limit = as_limit(value, "max_backing_bytes")
-        if self._home.backing is None:
+        if self._resources.backing is None:
             raise BadArgument("max_backing_bytes limits a backing file: give one with backing=")
-        self._home.backing.max_bytes = limit
+        self._resources.backing.max_bytes = limit
 
     @property
     def accept_threshold_percent(self) -> int:
         """Share of the limit, in percent, below which a pool that was full accepts again."""
-        return self._home.accept_threshold_percent
+        return self._resources.accept_threshold_percent
 
     @accept_threshold_percent.setter
     def accept_threshold_percent(self, value: int) -> None:
-        self._home.accept_threshold_percent = _as_percent(value)
+        self._resources.accept_threshold_percent = _as_percent(value)
 
     @property
     def compressed_bytes(self) -> int:
         """Sum of the lengths of everything in the pool, raw pages included."""
-        return self._home.pool.stored_bytes
+        return self._resources.pool.stored_bytes
 
     @property
     def table_bytes(self) -> int:
         """Bytes of the tables of all groups, and of the pool."""
         own = sum(group._own_table_bytes() for group in self._all_groups())  # noqa: SLF001
-        return own + self._home.pool.table_bytes
+        return own + self._resources.pool.table_bytes
 
     def classes(self) -> list[ClassUse]:
         """List the pool's size classes and what they hold."""
-        return self._home.pool.classes()
+        return self._resources.pool.classes()
 
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold.
@@ -444,17 +461,17 @@ class SwapStore(Group):
         """
         self._enter()
         with self._shrinker.pause:
-            self._home.check_invariants()
+            self._resources.check_invariants()
 
     def _close(self) -> None:
         for server in list(self._servers.values()):
             server.close()
-        wait = not self._home.in_a_call_of_the_file()
-        self._home.threads.close(wait=wait)
+        wait = not self._resources.in_a_call_of_the_file()
+        self._resources.threads.close(wait=wait)
         self._shrinker.close(wait=wait)
         for group in list(self._groups.values()):
             group.close()
-        self._home.close()
+        self._resources.close()
 
 
 def _check_name(name: str) -> None:

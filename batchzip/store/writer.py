@@ -25,7 +25,7 @@ from batchzip.errors import LimitReached
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Bytes, Flat
+    from batchzip.arguments.buffers import Bytes, Flat
     from batchzip.core.ledger import Objects
     from batchzip.engine import Engine
 

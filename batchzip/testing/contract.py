@@ -53,12 +53,23 @@ from batchzip.testing.request_contract import RequestContract
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from batchzip.arguments.buffers import Bytes
     from batchzip.backend import Backend
-    from batchzip.buffers import Bytes
 
 
 class BackendContract(RequestContract, EngineContract):
-    """Every promise of a backend; a subclass, called Test…, says how the backend is made."""
+    """Every promise of a backend; a subclass, called Test…, says how the backend is made.
+
+    Examples:
+        >>> from batchzip.testing import BackendContract
+        >>> from batchzip_sequential import SequentialBackend
+        >>> class TestSequential(BackendContract):  # pytest collects its tests
+        ...     @classmethod
+        ...     def make_backend(cls):
+        ...         return SequentialBackend()
+        >>> sum(name.startswith("test_") for name in dir(TestSequential)) > 30
+        True
+    """
 
     places: ClassVar = [0, 1, 149, 150, 298, 299]
     """Where bad pages lie in a batch of 300: at the first, middle and last places."""

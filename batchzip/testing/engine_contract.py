@@ -24,8 +24,8 @@ from batchzip.testing.plain import (
 )
 
 if TYPE_CHECKING:
+    from batchzip.arguments.buffers import Bytes
     from batchzip.backend import Backend
-    from batchzip.buffers import Bytes
     from batchzip.statistics import OperationStatistics
 
 

@@ -44,6 +44,16 @@ class LeakCheck:
     fixture, `with LeakCheck(): yield` checks the test and every fixture set up after this one.
     Call `start_resource_trackers()` first, or the pipes to them count as left behind. What `ignore`, a
     regular expression, finds in the description of a thing is allowed to it.
+
+    Examples:
+        >>> import os
+        >>> from batchzip.testing import LeakCheck
+        >>> with LeakCheck(grace_s=0.1):
+        ...     fd = os.open("/dev/null", os.O_RDONLY)
+        Traceback (most recent call last):
+            ...
+        AssertionError: ...
+        >>> os.close(fd)
     """
 
     def __init__(self, *, grace_s: float = GRACE_S, ignore: str | None = None) -> None:
@@ -89,6 +99,12 @@ def start_resource_trackers() -> None:
     """Start the helper process of multiprocessing now, so that no check sees it come.
 
     No backend of batchzip's needs it, but programs around it may.
+
+    Examples:
+        >>> from batchzip.testing import LeakCheck, start_resource_trackers
+        >>> start_resource_trackers()
+        >>> with LeakCheck():
+        ...     pass
     """
     from multiprocessing import resource_tracker  # noqa: PLC0415 - only who asks for it pays
 

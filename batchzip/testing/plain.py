@@ -18,7 +18,7 @@ from batchzip.errors import PageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
     from batchzip.codecs import Codec
     from batchzip.engine import Engine
 

@@ -24,7 +24,7 @@ from batchzip.testing.plain import (
 )
 
 if TYPE_CHECKING:
-    from batchzip.buffers import Bytes
+    from batchzip.arguments.buffers import Bytes
     from batchzip.engine import Engine
     from batchzip.request import Request
 

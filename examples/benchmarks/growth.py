@@ -34,7 +34,7 @@ from batchzip.bench.figure import Result
 from batchzip.bench.pages import PAGE
 from batchzip.bench.rounds import figure
 from batchzip.bench.table import console
-from batchzip.segment import Segment
+from batchzip.system.segment import Segment
 
 if TYPE_CHECKING:
     from batchzip.bench.pages import Pages

@@ -40,7 +40,7 @@ from rich.table import Table
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
 from batchzip.bench.table import console
 from batchzip.pool import Pool
-from batchzip.segment import Segment
+from batchzip.system.segment import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -47,7 +47,7 @@ from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.peers import available
 from batchzip.bench.rounds import seconds, speed, spread, timed
 from batchzip.bench.table import console
-from batchzip.cpus import usable_cpus
+from batchzip.system.cpus import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

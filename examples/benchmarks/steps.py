@@ -98,7 +98,7 @@ class Steps:
         """Return the steps of a load, what a load takes, and the bare call on the same bytes."""
         ledger, out = self._ledger, self._out
         coders = self.engine.backend.coders
-        number = self.store._home.writer.number  # noqa: SLF001 - as above
+        number = self.store._resources.writer.number  # noqa: SLF001 - as above
         far = _FAR // 2
         filled = [[far + index for index in some] for some in self._indices]
         absent = [[_FAR + index for index in some] for some in self._indices]
@@ -192,7 +192,7 @@ class Steps:
         matrices = np.split(self.pages, len(self.pages) // size)
         count = PIECE // size
         coders = self.engine.backend.coders
-        number = self.store._home.writer.number  # noqa: SLF001 - as above
+        number = self.store._resources.writer.number  # noqa: SLF001 - as above
         folio, other, same = Folio(PAGE), Folio(PAGE), self.same[:size]
         steps: dict[str, list[float]] = {name: [] for name in ("taken", "compressed", "published")}
         kinds = {"keep_poor": True, "keep_failed": False}

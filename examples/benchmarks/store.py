@@ -57,8 +57,8 @@ from batchzip.bench.peer_stores import contenders
 from batchzip.bench.rounds import in_pieces, of_pages, seconds, spread
 from batchzip.bench.stores import FOLIO_PAGES
 from batchzip.bench.table import console
-from batchzip.cpus import usable_cpus
-from batchzip.segment import Segment
+from batchzip.system.cpus import usable_cpus
+from batchzip.system.segment import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -42,7 +42,7 @@ from batchzip.bench.pages import PAGE, add_source, source_of
 from batchzip.bench.rounds import figure, in_turns
 from batchzip.bench.table import console
 from batchzip.cli.side import WorkerCpu
-from batchzip.lifetime import Closing
+from batchzip.system.lifetime import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -52,7 +52,7 @@ from batchzip.bench.figure import Result
 from batchzip.bench.held import process_pss
 from batchzip.bench.rounds import figure, in_pieces, in_turns, seconds, speed, timed
 from batchzip.bench.table import console
-from batchzip.cpus import usable_cpus
+from batchzip.system.cpus import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

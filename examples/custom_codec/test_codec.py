@@ -10,6 +10,7 @@ from batchzip.backend import Backend, make_backend
 from batchzip.testing import BackendContract
 
 
+# --8<-- [start:contract]
 class TestOnSequential(BackendContract):
     """Every promise of a backend, with this codec on it."""
 
@@ -19,6 +20,9 @@ class TestOnSequential(BackendContract):
     def make_backend(cls) -> Backend:
         """Make the reference."""
         return make_backend("sequential")
+
+
+# --8<-- [end:contract]
 
 
 def test_zlib_goes_to_a_worker_and_back() -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from faults.model import INTERRUPTS
+from support.thread_model import INTERRUPTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from dividing import divide_always
+from support.dividing import divide_always
 
 from batchzip import (
     BatchzipError,
@@ -20,7 +20,7 @@ from batchzip import (
     attach,
 )
 from batchzip.core.memory import allocations, fail_allocation
-from batchzip.store import share_server
+from batchzip.store.remote import share_server
 from batchzip.testing.plain import PAGE, SLACK_S, make_layered_codec, make_pages
 
 if TYPE_CHECKING:

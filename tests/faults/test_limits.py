@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pytest
-from faults.life import live
-from forked import in_forked_child
+from support.forked import in_forked_child
+from support.life import live
 
 from batchzip import (
     BatchzipError,
@@ -31,7 +31,7 @@ from batchzip import (
     RequestTimeout,
     SwapStore,
 )
-from batchzip.store import view
+from batchzip.store.remote import view
 from batchzip.testing import LeakCheck
 from batchzip.testing.plain import make_pages
 from batchzip_workers import backend as workers

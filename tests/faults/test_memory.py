@@ -7,9 +7,9 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from faults.faulty_object import FaultyObject
-from faults.model import SIZE, Beside
 from faults.test_store_interrupts import CALLS, filled
+from support.faulty_object import FaultyObject
+from support.thread_model import SIZE, Beside
 
 from batchzip import BatchzipError, Engine, PageError, SwapStore
 from batchzip.core.memory import allocations, fail_allocation
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from faults.model import Model
+    from support.thread_model import Model
 
 OUT_OF_MEMORY = (MemoryError, OSError, BatchzipError)
 """What a call may raise then."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from entries import flip, in_file, in_pool
-from forked import in_forked_child
-from paged_model import run_model
-from paged_region import (
+from support.entries import flip, in_file, in_pool
+from support.forked import in_forked_child
+from support.paged_model import run_model
+from support.paged_region import (
     HANG_LIMIT_S,
     Region,
     assert_sigbus,
@@ -342,14 +342,14 @@ def damage_in_pool(region: Region, page: int) -> None:
 def damage_in_file(region: Region, page: int) -> None:
     assert region.group.writeback([page]) == 1
     offset = in_file(region.group, page)[7]
-    descriptor = region.store._home.backing.descriptor  # type: ignore[union-attr]
+    descriptor = region.store._resources.backing.descriptor  # type: ignore[union-attr]
     byte = os.pread(descriptor, 1, offset)[0]  # type: ignore[arg-type]
     os.pwrite(descriptor, bytes([byte ^ 16]), offset)  # type: ignore[arg-type]
 
 
 def cut_the_file(region: Region, page: int) -> None:
     assert region.group.writeback([page]) == 1
-    os.truncate(region.store._home.backing.descriptor, in_file(region.group, page)[0] + 3)  # type: ignore[union-attr,arg-type]
+    os.truncate(region.store._resources.backing.descriptor, in_file(region.group, page)[0] + 3)  # type: ignore[union-attr,arg-type]
 
 
 def blank(region: Region, page: int) -> None:
@@ -593,7 +593,7 @@ def test_no_damaged_bit_ever_gives_wrong_bytes(where: str, tmp_path: Path) -> No
                 stored[at] ^= bit
             else:
                 region.group.writeback([page])
-                descriptor: int = region.store._home.backing.descriptor  # type: ignore[union-attr,assignment]
+                descriptor: int = region.store._resources.backing.descriptor  # type: ignore[union-attr,assignment]
                 offset, bit = rng.choice(in_file(region.group, page)), 1 << rng.randrange(8)
                 byte = os.pread(descriptor, 1, offset)[0]
                 os.pwrite(descriptor, bytes([byte ^ bit]), offset)
@@ -621,7 +621,7 @@ def test_a_descriptor_that_is_another_file_by_now_gives_no_wrong_bytes(
             array = filled(region, noisy(100))
             region.evict_all()
             region.group.writeback(100)
-            descriptor = region.store._home.backing.descriptor  # type: ignore[union-attr]
+            descriptor = region.store._resources.backing.descriptor  # type: ignore[union-attr]
             if replaced:
                 other = os.open(os.devnull, os.O_RDWR)
                 os.dup2(other, descriptor)  # type: ignore[arg-type]
@@ -649,7 +649,7 @@ def test_a_limit_of_the_system_is_named_and_nothing_is_left(which: int, value: i
         # The store comes first; what is short is what the region asks for.
         with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
             ledger = store.group("region")._ledger
-            number = store._home.writer.number
+            number = store._resources.writer.number
             held = descriptors()
             before = resource.getrlimit(which)
             limit = value

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from entries import flip
-from paged_region import (
+from support.entries import flip
+from support.paged_region import (
     assert_sigbus,
     await_true,
     end_of,

@@ -1,7 +1,7 @@
 """The whole API called in the middle of any of its own calls: by finalizers, weak references and a 1 kHz signal.
 
 Nothing may wait for its own thread, and no page may be half one and half another. A page says which it is
-(test_store_threads.py); folios of a group are stored whole, so one that is loaded has one version.
+(support/stamps.py); folios of a group are stored whole, so one that is loaded has one version.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
-from test_store_threads import SIZE, stamp, stamped
+from support.stamps import SIZE, stamp, stamped
 
 from batchzip import BatchzipError, CompressedMapping, Engine, Pool, SwapStore, attach
 from batchzip.codecs.codec import Codec
-from batchzip.store.backing_file import BackingFile
+from batchzip.store.backing.backing_file import BackingFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.codecs.codec import Transcode
 
 INDICES = 40

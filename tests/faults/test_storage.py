@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from faults.faulty_object import CALLS, STREAM_CALLS, Answer, FaultyObject, FaultyStream
-from faults.model import SIZE, Beside, Model, make_page
+from support.faulty_object import CALLS, STREAM_CALLS, Answer, FaultyObject, FaultyStream
+from support.thread_model import SIZE, Beside, Model, make_page
 
 from batchzip import (
     BadArgument,
@@ -402,7 +402,7 @@ NESTED: dict[str, Callable[[SwapStore], object]] = {
     "recompress": lambda store: store.recompress(store.engine),
     "limits": lambda store: setattr(store, "max_pool_bytes", 0),
     "engine": lambda store: setattr(store, "engine", store.engine),
-    "second store": lambda store: SwapStore(store.engine, backing=store._home.backing),
+    "second store": lambda store: SwapStore(store.engine, backing=store._resources.backing),
 }
 
 

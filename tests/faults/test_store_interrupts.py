@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from faults.model import INTERRUPTS, SIZE, Model, make_page
-from stress.interrupts import STORE, InterruptAt
+from support.interrupts import STORE, InterruptAt
+from support.thread_model import INTERRUPTS, SIZE, Model, make_page
 
 from batchzip import Engine, SwapStore
 

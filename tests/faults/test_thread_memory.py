@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from dividing import divide_always
+from support.dividing import divide_always
 
 from batchzip import CompressBatch, Engine, WorkerWarning
 from batchzip.testing.plain import SLACK_S, make_pages

@@ -58,7 +58,7 @@ class Chaos:
         self._rng = np.random.default_rng(seed)
 
     def plan(self) -> Plan:
-        return Plan(codec=self, native=None, verify=bool(self._rng.integers(2)))  # type: ignore[arg-type]
+        return Plan(codec=self, native=None, verify=bool(self._rng.integers(2)))
 
     def compressor(self, page_size: int) -> Callable[[bytes], Any]:
         return lambda page: self._answer(page, page_size)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cluster_run import FAULTS, Run
+from support.cluster.run import FAULTS, Run
 
 
 def tell(line: str) -> None:

@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from dividing import divide_always
-from stress.load import HANG_LIMIT_S
+from support.batch_load import HANG_LIMIT_S
+from support.dividing import divide_always
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

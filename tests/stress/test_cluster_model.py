@@ -1,6 +1,6 @@
 """A sharded store in real clusters: clients use it at random while workers, schedulers and clients come and go.
 
-What they saw is checked afterwards, see cluster_history.py.
+What they saw is checked afterwards, see support/cluster/history.py.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cluster_run import ELASTIC, FAULTS, Run
+from support.cluster.run import ELASTIC, FAULTS, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from cluster_history import Verdict
+    from support.cluster.history import Verdict
 
 pytestmark = pytest.mark.slow
 
-QUICK = {"engine": {"algorithm": "lz4"}, "timeout_s": 20.0}
+SILENT_S = 20.0
+QUICK = {"engine": {"algorithm": "lz4"}, "timeout_s": SILENT_S}
 NO_SCHEDULER = tuple(fault for fault in FAULTS if not fault.startswith("scheduler"))
 
 
@@ -59,11 +60,22 @@ def faulty_run(
         return run.end(losses=losses)
 
 
+def waited_for_nothing(verdict: Verdict) -> dict[str, float]:
+    """Give calls that took as long as one that waits for a silent worker; a rebalance waits for new ones."""
+    return {
+        kind: seconds
+        for kind, seconds in verdict.longest.items()
+        if kind != "rebalance" and seconds >= SILENT_S
+    }
+
+
 @pytest.mark.stress
 def test_without_faults_nothing_is_lost(
     tmp_path: Path, report_verdict: Callable[[Verdict], None]
 ) -> None:
-    report_verdict(faulty_run(tmp_path, [], losses=False))
+    verdict = faulty_run(tmp_path, [], losses=False)
+    report_verdict(verdict)
+    assert waited_for_nothing(verdict) == {}
 
 
 def test_a_killed_worker_loses_only_what_is_named(
@@ -97,7 +109,9 @@ def test_what_is_retired_terminated_or_added_loses_nothing(
     tmp_path: Path, report_verdict: Callable[[Verdict], None]
 ) -> None:
     faults = [*ELASTIC, *ELASTIC]
-    report_verdict(faulty_run(tmp_path, faults, losses=False, between_s=4, settled=True))
+    verdict = faulty_run(tmp_path, faults, losses=False, between_s=4, settled=True)
+    report_verdict(verdict)
+    assert waited_for_nothing(verdict) == {}
 
 
 @pytest.mark.stress

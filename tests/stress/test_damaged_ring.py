@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pytest
-from stress.load import (
+from support.batch_load import (
     HANG_LIMIT_S,
     KINDS,
     PAGE,
@@ -28,7 +28,7 @@ from stress.load import (
     rings,
     state,
 )
-from stress.ring_map import CONTROL, NAMES, SLOTS, RingMap
+from support.ring_map import CONTROL, NAMES, SLOTS, RingMap
 
 from batchzip import Engine
 from batchzip.lanes import watch

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from stress.killer_codec import KILLS_COMPRESSOR, KILLS_DECOMPRESSOR, KillerCodec
-from stress.load import (
+from support.batch_load import (
     KINDS,
     PAGE,
     Kind,
@@ -20,6 +19,7 @@ from stress.load import (
     do,
     make_pages,
 )
+from support.codecs.killer import KILLS_COMPRESSOR, KILLS_DECOMPRESSOR, KillerCodec
 
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip_workers.failpoints import armed, waiting

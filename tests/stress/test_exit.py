@@ -6,8 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from stress.load import await_true, is_alive
-from stress.scripts import BEGIN, check_ended_well, run
+from support.batch_load import await_true, is_alive
+from support.scripts import BEGIN, check_ended_well, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,7 +112,7 @@ def test_a_forked_child_with_an_engine_of_its_own_ends(before: str, end: str) ->
 
 
 NESTED = """
-from stress.nesting_codec import NestingCodec
+from support.codecs.nesting import NestingCodec
 with Engine(NestingCodec(), backend="workers", workers=1) as engine:
     assert engine.wait_ready()
     for _ in range(3):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from stress.load import (
+from support.batch_load import (
     HANG_LIMIT_S,
     KINDS,
     Load,

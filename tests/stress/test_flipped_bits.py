@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from bit_flips import KINDS, sweep, sweep_around
+from support.bit_flips import KINDS, sweep, sweep_around
 
 pytestmark = pytest.mark.stress
 

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from stress.load import KINDS, Load, await_true, is_alive, state
+from support.batch_load import KINDS, Load, await_true, is_alive, state
 
 from batchzip import CompressBatch, Engine
 from batchzip.lanes import watch

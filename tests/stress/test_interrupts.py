@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from stress import interrupts
-from stress.interrupted_codec import INTERRUPTS, InterruptedCodec
-from stress.interrupts import SHARING, InterruptAt
-from stress.load import (
+from support import interrupts
+from support.batch_load import (
     HANG_LIMIT_S,
     KINDS,
     PAGE,
@@ -29,6 +27,8 @@ from stress.load import (
     blank,
     do,
 )
+from support.codecs.interrupted import INTERRUPTS, InterruptedCodec
+from support.interrupts import SHARING, InterruptAt
 
 from batchzip import CompressBatch, DecompressBatch, Engine, PageNotStored, StoreView, SwapStore
 from batchzip.lanes import LanesBackend, watch

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from stress import owner, store_owner
-from stress.load import await_true, is_alive
+from support.batch_load import await_true, is_alive
+from support.owners import engine as owner
+from support.owners import store as store_owner
 
 from batchzip import Engine, SwapStore, attach
 

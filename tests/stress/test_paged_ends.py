@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from paged_region import (
+from stress.test_owner_killed import all_pids, shared_memory
+from support.batch_load import is_alive
+from support.owners import paged as paged_owner
+from support.paged_region import (
     HANG_LIMIT_S,
     Region,
     await_true,
@@ -27,10 +30,8 @@ from paged_region import (
     opened,
     tasks,
 )
-from stress import paged_owner
-from stress.load import is_alive
-from stress.scripts import TESTS, check_ended_well, run
-from stress.test_owner_killed import all_pids, shared_memory
+from support.paths import TESTS
+from support.scripts import check_ended_well, run
 
 from batchzip import BatchzipError
 from batchzip.testing.plain import in_threads
@@ -86,7 +87,7 @@ def test_nothing_is_left_of_a_killed_owner(
 OUTLIVED = """
 import os, subprocess, sys, time
 import numpy as np
-from paged_region import opened
+from support.paged_region import opened
 scope = opened(backing=sys.argv[1])
 region = scope.__enter__()
 array = region.array(200 * 4096)
@@ -133,7 +134,7 @@ def test_children_that_outlive_their_owner_hold_none_of_it(tmp_path: Path) -> No
 BEGIN = """
 import atexit, gc, os, sys, threading, time, warnings
 import numpy as np
-from paged_region import opened
+from support.paged_region import opened
 scope = opened(pages=256, budget=16)
 region = scope.__enter__()
 rng = np.random.default_rng(1)
@@ -427,7 +428,7 @@ def test_other_ways_to_the_memory_of_a_process() -> None:
 AS_NOBODY = """
 import os, sys
 import numpy as np
-from paged_region import opened
+from support.paged_region import opened
 with opened(pages=256, budget=32) as region:
     assert region.pager.way == "user mode", region.pager.way
     data = np.random.default_rng(1).integers(0, 6, 200 * 4096, np.uint8)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from paged_model import Worker, run_model
-from paged_region import needs_paging, opened
+from support.paged_model import Worker, run_model
+from support.paged_region import needs_paging, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable

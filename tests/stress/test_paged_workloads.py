@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from paged_region import Region, needs_paging, opened
+from support.paged_region import Region, needs_paging, opened
 
 from batchzip.testing.plain import in_threads
 

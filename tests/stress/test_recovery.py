@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from stress.load import KINDS, Load, await_true, rings
+from support.batch_load import KINDS, Load, await_true, rings
 
 from batchzip import Engine
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from share_churn import churn
+from support.share_churn import churn
 
 from batchzip import Engine
 

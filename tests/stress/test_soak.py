@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from stress.load import HANG_LIMIT_S, KINDS, PAGE, Load, assert_all_slots_are_free, blank
+from support.batch_load import HANG_LIMIT_S, KINDS, PAGE, Load, assert_all_slots_are_free, blank
 
 from batchzip import CompressBatch, Engine
 from batchzip.lanes import LanesBackend, watch

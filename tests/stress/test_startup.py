@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stress.scripts import BEGIN, check_ended_well, run
+from support.scripts import BEGIN, check_ended_well, run
 
 _IMPORT_ALL = """
 with Engine("lz4", backend="workers", workers=1) as engine:

@@ -23,7 +23,7 @@ from batchzip.wording import kind_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
 
 _SIMPLE = re.compile(r"[<>|][biufcSUVMm]\d+(\[\d*[a-zA-Z]+\])?", re.ASCII)
 """How the dtypes that have no parts write themselves; NumPy itself would take much more."""

@@ -17,7 +17,7 @@ from batchzip.errors import UnreadableValue
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
 
 READ_ONLY = 1
 SCALAR = 2

@@ -16,7 +16,7 @@ from batchzip.extras import load_extra
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
 
 _TAKES = {
     "json": "str, int, finite float, bool and None, lists of these and dicts with keys of str",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Buffer, Flat
+    from batchzip.arguments.buffers import Buffer, Flat
 
 
 class Serializer(Protocol):

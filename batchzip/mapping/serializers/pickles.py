@@ -15,7 +15,7 @@ from batchzip.errors import NotStorable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
 
 
 class PicklePacker:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batchzip.buffers import as_view
+from batchzip.arguments.buffers import as_view
 from batchzip.errors import BadBatch, NotStorable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
     from batchzip.mapping.serializers.packer import Serializer
 
 

@@ -17,7 +17,7 @@ from batchzip.wording import kind_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchzip.buffers import Flat
+    from batchzip.arguments.buffers import Flat
 
 _TAKES = "serializer='arrow' takes pyarrow's Table and RecordBatch"
 

@@ -32,6 +32,7 @@ MOST_WAITING = 64
 """Requests that wait for the thread; the next ones wait in `submit`."""
 
 
+# --8<-- [start:backend]
 class ThreadBackend(Backend):
     """Does submitted batches one after the other in a thread, all others in the caller's."""
 
@@ -100,3 +101,6 @@ class ThreadBackend(Backend):
             self._changed.notify_all()
         if self._thread is not threading.current_thread():  # a callback may close the engine
             self._thread.join()
+
+
+# --8<-- [end:backend]

@@ -1,0 +1,74 @@
+# The public names of batchzip, each with the module that has it. Type checkers and editors read this list;
+# at run time `__init__.py` reads it, too, and imports a name when it is first used.
+# Each name is on a line of its own: `from MODULE import NAME as NAME`.
+
+from batchzip import advice as advice
+from batchzip import dask as dask
+from batchzip import metrics as metrics
+from batchzip import numcodecs as numcodecs
+from batchzip import paged as paged
+from batchzip import testing as testing
+from batchzip import zarr as zarr
+from batchzip.advice.values import ValuesAdvice as ValuesAdvice
+from batchzip.advice.values import advise_values as advise_values
+from batchzip.backend import Backend as Backend
+from batchzip.backend import backends as backends
+from batchzip.batch import CompressBatch as CompressBatch
+from batchzip.batch import DecompressBatch as DecompressBatch
+from batchzip.codecs import Codec as Codec
+from batchzip.codecs import algorithms as algorithms
+from batchzip.codecs.dictionary import train_dictionary as train_dictionary
+from batchzip.engine import Engine as Engine
+from batchzip.errors import BackendUnavailable as BackendUnavailable
+from batchzip.errors import BadArgument as BadArgument
+from batchzip.errors import BadBatch as BadBatch
+from batchzip.errors import BadHandle as BadHandle
+from batchzip.errors import BatchzipError as BatchzipError
+from batchzip.errors import ClosedError as ClosedError
+from batchzip.errors import ClusterLost as ClusterLost
+from batchzip.errors import CorruptPage as CorruptPage
+from batchzip.errors import CorruptValue as CorruptValue
+from batchzip.errors import EngineBusy as EngineBusy
+from batchzip.errors import ForkedProcess as ForkedProcess
+from batchzip.errors import LimitReached as LimitReached
+from batchzip.errors import MissingExtra as MissingExtra
+from batchzip.errors import NotStorable as NotStorable
+from batchzip.errors import PageError as PageError
+from batchzip.errors import PageNotStored as PageNotStored
+from batchzip.errors import PagesLost as PagesLost
+from batchzip.errors import PagingUnavailable as PagingUnavailable
+from batchzip.errors import PoolFull as PoolFull
+from batchzip.errors import RegionFull as RegionFull
+from batchzip.errors import RequestCancelled as RequestCancelled
+from batchzip.errors import RequestTimeout as RequestTimeout
+from batchzip.errors import StoreRejected as StoreRejected
+from batchzip.errors import UnknownAlgorithm as UnknownAlgorithm
+from batchzip.errors import UnknownBackend as UnknownBackend
+from batchzip.errors import UnreadableProcess as UnreadableProcess
+from batchzip.errors import UnreadableValue as UnreadableValue
+from batchzip.errors import WorkerWarning as WorkerWarning
+from batchzip.mapping import CompressedMapping as CompressedMapping
+from batchzip.mapping import MappingStatistics as MappingStatistics
+from batchzip.mapping import MemoryUsage as MemoryUsage
+from batchzip.mapping import cached as cached
+from batchzip.paged.memory import PagedMemory as PagedMemory
+from batchzip.paged.memory import paged_empty as paged_empty
+from batchzip.paged.statistics import PagedStatistics as PagedStatistics
+from batchzip.pool import Pool as Pool
+from batchzip.request import Request as Request
+from batchzip.statistics import Statistics as Statistics
+from batchzip.store import Counters as Counters
+from batchzip.store import Group as Group
+from batchzip.store import GroupView as GroupView
+from batchzip.store import Latency as Latency
+from batchzip.store import Recompression as Recompression
+from batchzip.store import Share as Share
+from batchzip.store import StoreReport as StoreReport
+from batchzip.store import StoreView as StoreView
+from batchzip.store import SwapStore as SwapStore
+from batchzip.store import attach as attach
+from batchzip.store.arrays import StoredArray as StoredArray
+from batchzip.store.arrays import load_array as load_array
+from batchzip.store.arrays import store_array as store_array
+
+__version__: str

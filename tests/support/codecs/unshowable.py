@@ -1,0 +1,33 @@
+"""A codec that workers cannot unpickle, and whose error cannot be shown. Workers import it by name."""
+
+from __future__ import annotations
+
+import os
+
+from support.codecs.slow import SlowCodec
+
+
+class UnshowableError(Exception):
+    """Its `repr` fails in the process `owner`."""
+
+    def __init__(self, owner: int) -> None:
+        super().__init__(owner)
+        self.owner = owner
+
+    def __repr__(self) -> str:
+        if os.getpid() == self.owner:
+            raise RuntimeError("this error cannot be shown")
+        return "UnshowableError"
+
+    __str__ = __repr__
+
+
+def refuse(owner: int) -> None:
+    raise UnshowableError(owner)
+
+
+class UnshowableCodec(SlowCodec):
+    """Cannot be unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return refuse, (os.getpid(),)

@@ -1,0 +1,522 @@
+"""The workers backend under faults: the caller never notices, and nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from support.codecs.faulty import HUNGRY, KILL, KILL_ONCE, RAISE, STOP_ONCE, FaultyCodec
+from support.dividing import divide_always
+
+import batchzip
+from batchzip import CompressBatch, DecompressBatch, Engine
+from batchzip.lanes import watch
+from batchzip_workers import backend as backend_module
+from batchzip_workers import place as place_module
+from batchzip_workers import supervisor as supervisor_module
+from batchzip_workers.backend import WorkersBackend
+from batchzip_workers.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+    from batchzip_workers.place import Place
+
+PAGE = 4096
+
+
+def some_pages(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Pages that compress to about a third, each different."""
+    rng = np.random.default_rng(seed)
+    pages = rng.integers(0, 6, (count, PAGE), dtype=np.uint8)
+    pages[:, :4] = 0  # no marks by chance
+    return pages
+
+
+def marked(pages: npt.NDArray[np.uint8], mark: bytes, *indices: int) -> npt.NDArray[np.uint8]:
+    for index in indices:
+        pages[index, :4] = np.frombuffer(mark, np.uint8)
+    return pages
+
+
+def check_round_trip(
+    engine: Engine, pages: npt.NDArray[np.uint8], failed: tuple[int, ...] = ()
+) -> CompressBatch:
+    """Compress and restore; every page but the failed ones comes back byte for byte."""
+    batch = CompressBatch(pages)
+    engine.compress(batch)
+    assert np.flatnonzero(batch.errors).tolist() == sorted(failed)
+    good = [index for index in range(len(pages)) if index not in failed]
+    back = DecompressBatch([batch.output(index) for index in good])
+    engine.decompress(back)
+    assert not back.errors.any()
+    np.testing.assert_array_equal(back.pages, pages[good])
+    return batch
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine("lz4", backend="workers", workers=1) as engine:
+        assert engine.wait_ready()
+        yield engine
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Iterator[Engine]:
+    """An engine whose marked pages do harm; the flag for those that do so once is set."""
+    flag = tmp_path / "flag"
+    flag.touch()
+    with Engine(FaultyCodec(os.getpid(), str(flag)), backend="workers", workers=1) as engine:
+        assert engine.wait_ready()
+        yield engine
+
+
+@pytest.fixture
+def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give workers their share whatever it costs, so that faults happen where they are meant to."""
+    divide_always(monkeypatch)
+
+
+def run_script(source: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", source, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def await_true(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for: {what}"
+        time.sleep(0.005)
+
+
+def end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    await_true(lambda: not is_alive(pid), "its end")
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_workers_take_part(engine: Engine) -> None:
+    (pid,) = engine.worker_pids
+    before = _cpu_ticks(pid)
+    for _ in range(200):
+        check_round_trip(engine, some_pages(64))
+        if _cpu_ticks(pid) > before + 3:
+            return
+    pytest.fail("the worker used no CPU")
+
+
+def test_a_killed_worker_changes_no_result_and_is_replaced(engine: Engine) -> None:
+    (first,) = engine.worker_pids
+    os.kill(first, signal.SIGKILL)
+    check_round_trip(engine, some_pages(300))
+    await_true(lambda: engine.worker_pids not in ((), (first,)), "another worker")
+    assert engine.wait_ready()
+    check_round_trip(engine, some_pages(300))
+
+
+def test_wait_ready_waits_for_the_successor_of_a_worker_that_died(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody has noticed yet that it did."""
+    notice = threading.Event()
+    bury = Supervisor._bury
+
+    def bury_later(self: Supervisor, place: Place) -> None:
+        notice.wait(60)
+        bury(self, place)
+
+    monkeypatch.setattr(Supervisor, "_bury", bury_later)
+    (first,) = engine.worker_pids
+    end(first)
+    assert not engine.wait_ready(0)
+    assert engine.worker_pids == (first,)
+    notice.set()
+    assert engine.wait_ready(60)
+    assert engine.worker_pids not in ((), (first,))
+
+
+def test_a_loss_of_workers_is_told_and_so_is_their_recovery(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with Engine("lz4", backend="workers", workers=2) as engine:
+        for _ in range(2):
+            assert engine.wait_ready(60)
+            with monkeypatch.context() as patch:
+                patch.setattr(subprocess, "Popen", refuse)
+                (pid, _) = engine.worker_pids
+                end(pid)
+                with pytest.warns(batchzip.WorkerWarning, match="could not be started"):
+                    assert not engine.wait_ready(60)
+                check_round_trip(engine, some_pages(20))
+                assert not caplog.records
+            await_true(lambda: engine.wait_ready(60), "workers")
+            check_round_trip(engine, some_pages(20))
+            assert [one.getMessage() for one in caplog.records] == [
+                "batchzip: all workers work again"
+            ]
+            assert caplog.records[0].name == "batchzip"
+            caplog.clear()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::batchzip.WorkerWarning")  # some die while they start
+def test_workers_killed_at_random_moments_change_no_result() -> None:
+    stop = threading.Event()
+    kills = 0
+
+    def kill_now_and_then(engine: Engine) -> None:
+        nonlocal kills
+        rng = np.random.default_rng(1)
+        while not stop.wait(rng.uniform(0.0, 0.1)):
+            if rng.random() < 0.7:  # else some die as they start, but not all of them for ever
+                engine.wait_ready(1)
+            for pid in engine.worker_pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    kills += 1
+
+    with Engine("lz4", backend="workers", workers=2) as engine:
+        assert engine.wait_ready()
+        killer = threading.Thread(target=kill_now_and_then, args=(engine,))
+        killer.start()
+        try:
+            deadline = time.monotonic() + 5
+            size = 0
+            while time.monotonic() < deadline:
+                size = size % 400 + 7
+                check_round_trip(engine, some_pages(size, seed=size))
+        finally:
+            stop.set()
+            killer.join()
+    assert kills
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_a_page_that_kills_twice_gets_eownerdead_and_its_mates_succeed(faulty: Engine) -> None:
+    # The first four go to the worker.
+    batch = check_round_trip(faulty, marked(some_pages(8), KILL, 1), failed=(1,))
+    assert batch.errors[1] == -errno.EOWNERDEAD
+    with pytest.raises(batchzip.PageError, match="Owner died"):
+        batch.output(1)
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_a_page_that_kills_once_is_run_again(faulty: Engine) -> None:
+    (first,) = faulty.worker_pids
+    check_round_trip(faulty, marked(some_pages(8), KILL_ONCE, 0))
+    assert not is_alive(first)
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_pages_that_met_a_kill_wait_for_workers_that_die_as_they_start(
+    faulty: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Being killed while it starts says nothing of the pages that an earlier worker died on."""
+    monkeypatch.setattr(place_module, "LAST_RETRY_S", 0.05)
+    start, starts = supervisor_module.Supervisor._start, 0
+
+    def start_and_kill(self: Any, place: Any) -> None:
+        nonlocal starts
+        starts += 1
+        start(self, place)
+        if starts <= 6:
+            os.kill(place.process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(supervisor_module.Supervisor, "_start", start_and_kill)
+    with pytest.warns(batchzip.WorkerWarning):
+        check_round_trip(faulty, marked(some_pages(8), KILL_ONCE, 0))
+    assert starts > 6
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_a_worker_that_hangs_is_killed_and_its_share_run_again(
+    faulty: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "HANG_S", 0.3)
+    (first,) = faulty.worker_pids
+    check_round_trip(faulty, marked(some_pages(8), STOP_ONCE, 0))
+    await_true(lambda: not is_alive(first), "the stopped worker's end")
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_several_workers_that_hang_cost_one_patience_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are killed at the same look: none of them gets the other's pages first."""
+    monkeypatch.setattr(watch, "HANG_S", 0.5)
+    codec = FaultyCodec(os.getpid(), str(tmp_path / "flag"))
+    with Engine(codec, backend="workers", workers=2) as engine:
+        assert engine.wait_ready()
+        pids = engine.worker_pids
+        killed: list[tuple[float, int]] = []
+        kill = WorkersBackend.kill
+
+        def note(backend: WorkersBackend, ring: Any) -> None:
+            killed.append((time.monotonic(), ring.number))
+            kill(backend, ring)
+
+        monkeypatch.setattr(WorkersBackend, "kill", note)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        check_round_trip(engine, some_pages(60))
+        await_true(lambda: not any(map(is_alive, pids)), "the stopped workers' end")
+        assert sorted(number for _, number in killed[:2]) == [0, 1]
+        assert killed[1][0] - killed[0][0] < watch.HANG_S
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_an_exception_in_a_worker_is_its_pages_error(faulty: Engine) -> None:
+    pages = marked(marked(some_pages(8), RAISE, 1, 2), HUNGRY, 3, 4)
+    batch = check_round_trip(faulty, pages, failed=(1, 2, 3, 4))
+    assert batch.errors[1:5].tolist() == [-errno.EIO, -errno.EIO, -errno.ENOMEM, -errno.ENOMEM]
+
+
+def test_a_damaged_descriptor_costs_a_worker_and_no_result(engine: Engine) -> None:
+    assert isinstance(engine.backend, WorkersBackend)
+    (pid,) = engine.worker_pids
+    (place,) = engine.backend._supervisor._workers
+    assert place.ring is not None
+    engine.backend.divider.generous = True
+    os.kill(pid, signal.SIGSTOP)
+    pages = some_pages(100)
+    request = engine.submit(CompressBatch(pages))
+    await_true(lambda: engine.backend.rings[0].posted, "a share")
+    # The first slot lies behind a page of control words: its claim, then its descriptor.
+    descriptor = slice(4096 + 64, 4096 + 64 + 32)
+    place.ring._segment.memory[descriptor] = bytes(range(32))
+    os.kill(pid, signal.SIGCONT)
+    batch = request.wait(60)
+    assert not batch.errors.any()
+    await_true(lambda: not is_alive(pid), "the worker refusing the descriptor")
+    check_round_trip(engine, pages)
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_a_full_ring_and_batches_larger_than_it() -> None:
+    with Engine("lz4", backend="workers", workers=3) as engine:
+        assert engine.wait_ready()
+        check_round_trip(engine, some_pages(3000))
+
+
+def test_batches_are_right_before_any_worker_is_ready() -> None:
+    with Engine("lz4", backend="workers", workers=2) as engine:
+        check_round_trip(engine, some_pages(100))
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_several_threads_share_the_workers(engine: Engine) -> None:
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for turn in range(15):
+                check_round_trip(engine, some_pages(20 + 31 * turn, seed=seed))
+        except BaseException as error:  # noqa: BLE001 - reported in the main thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.usefixtures("always_hand_over")
+def test_an_interrupted_batch_leaves_the_engine_usable(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the core has come back to Python because there is nothing to do but wait."""
+    (pid,) = engine.worker_pids
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(6):  # more than a ring has slots
+        os.kill(pid, signal.SIGSTOP)
+        with monkeypatch.context() as patch:
+            patch.setattr(watch.Watch, "_look_after", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                engine.compress(CompressBatch(some_pages(8)))
+        os.kill(pid, signal.SIGCONT)
+        check_round_trip(engine, some_pages(64))
+    assert engine.worker_pids == (pid,)
+
+
+def test_an_idle_engine_uses_no_cpu(engine: Engine) -> None:
+    check_round_trip(engine, some_pages(64))
+    (pid,) = engine.worker_pids
+    time.sleep(0.05)  # what it may spin
+    before = _cpu_ticks(pid)
+    time.sleep(1.0)
+    assert _cpu_ticks(pid) == before
+
+
+def _cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_workers_ignore_ctrl_c(engine: Engine) -> None:
+    (pid,) = engine.worker_pids
+    os.kill(pid, signal.SIGINT)
+    check_round_trip(engine, some_pages(64))
+    assert engine.worker_pids == (pid,)
+    assert is_alive(pid)
+
+
+def test_descriptors_are_not_inherited_by_others(engine: Engine) -> None:
+    assert isinstance(engine.backend, WorkersBackend)
+    (place,) = engine.backend._supervisor._workers
+    assert place.ring is not None
+    assert place.process is not None
+    for fd in (*place.ring.descriptors, engine.backend._arena.fd, place.process.sentinel):
+        assert not os.get_inheritable(fd)
+
+
+def test_where_workers_cannot_start_it_says_so_once_and_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(backend_module, "WorkerRing", no_memory)
+    with Engine("lz4", backend="workers", workers=2) as engine:
+        with pytest.warns(batchzip.WorkerWarning, match="No space left"):
+            assert not engine.wait_ready()
+        check_round_trip(engine, some_pages(100))
+
+
+OWNER = """
+import os, signal, sys
+import numpy as np, batchzip
+engine = batchzip.Engine("lz4", backend="workers", workers=2)
+engine.wait_ready()
+pages = np.zeros((500, 4096), np.uint8)
+engine.compress(batchzip.CompressBatch(pages))
+print(*engine.worker_pids, flush=True)
+"""
+
+
+def test_workers_of_a_killed_owner_are_gone() -> None:
+    done = run_script(OWNER + "os.kill(os.getpid(), signal.SIGKILL)")
+    assert done.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    await_true(lambda: not any(map(is_alive, pids)), "the workers' end", timeout_s=2.0)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param("", id="at the end of the script"),
+        pytest.param("sys.exit(0)", id="by sys.exit"),
+        pytest.param(
+            "requests = [engine.submit(batchzip.CompressBatch(pages)) for _ in range(20)]",
+            id="with requests in flight",
+        ),
+        pytest.param("engine.close(); engine.close()", id="closed twice"),
+        pytest.param("del engine", id="dropped"),
+    ],
+)
+def test_an_interpreter_ends_quietly_and_takes_its_workers_along(ending: str) -> None:
+    done = run_script(OWNER + ending)
+    assert (done.returncode, done.stderr) == (0, "")
+    await_true(lambda: not any(is_alive(int(p)) for p in done.stdout.split()), "the workers' end")
+
+
+def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(OWNER + "print('once')")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("once") == 1
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_neither_uses_nor_harms_the_workers(engine: Engine) -> None:
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - another process
+        status = 1
+        try:
+            engine.compress(CompressBatch(some_pages(8)))
+        except batchzip.ForkedProcess:
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    script = "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n" + OWNER
+    script += (
+        "pid = os.fork()\n"
+        "if pid == 0: sys.exit(0)\n"
+        "assert os.waitpid(pid, 0)[1] == 0\n"
+        "for p in engine.worker_pids: os.kill(p, 0)\n"
+        "engine.compress(batchzip.CompressBatch(pages))\n"
+        "print(engine.backend._supervisor.restarts)"
+    )
+    done = run_script(script)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()[-1] == "0"
+
+
+def test_in_a_daemonic_process_workers_work_and_end_with_it() -> None:
+    source = """
+import multiprocessing, os, time
+def child(queue):
+    import numpy as np, batchzip
+    engine = batchzip.Engine("lz4", backend="workers", workers=1)
+    assert engine.wait_ready()
+    batch = batchzip.CompressBatch(np.zeros((100, 4096), np.uint8))
+    engine.compress(batch)
+    assert not batch.errors.any()
+    queue.put(engine.worker_pids)
+    time.sleep(60)
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue,), daemon=True)
+    process.start()
+    print(*queue.get(timeout=30))
+"""
+    done = run_script(source)
+    assert (done.returncode, done.stderr) == (0, "")
+    (pid,) = map(int, done.stdout.split())
+    await_true(lambda: not is_alive(pid), "the end of a terminated daemon's worker")
+
+
+def test_ready_is_the_workers_word(engine: Engine) -> None:
+    assert isinstance(engine.backend, WorkersBackend)
+    (ring,) = engine.backend.rings
+    assert ring.ready
+    ring.check_invariants()

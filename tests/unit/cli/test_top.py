@@ -1,0 +1,308 @@
+"""`batchzip top` on a terminal: what it shows, and that it leaves the terminal as it found it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+from support.command import Screen, assert_one_clear_line, assert_refused, cli
+
+import batchzip
+from batchzip import ClosedError, CompressedMapping, Engine, SwapStore
+from batchzip.cli.output import duration
+from batchzip.cli.snapshot import take_snapshot
+from batchzip.cli.top import shared_stores
+from batchzip.cli.top_screen import screen
+from batchzip.testing.plain import make_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from batchzip.cli.snapshot import Snapshot
+
+OWNER = """
+import sys
+import batchzip
+from batchzip.testing.plain import make_pages
+stores = int(sys.argv[1])
+with batchzip.Engine("lz4", backend="workers", workers=1) as engine:
+    made = [batchzip.SwapStore(engine, max_pool_bytes=64 << 20) for _ in range(stores)]
+    for store in made:
+        store.share()
+        store.store(0, make_pages(100))
+        store.group("tiles", max_bytes=1 << 20).store(0, make_pages(50, seed=1))
+    print(*(store.share().address for store in made), flush=True)
+    for line in sys.stdin:
+        made[0].store(0, make_pages(int(line), seed=2))
+        print(flush=True)
+    for store in made:
+        store.close()
+"""
+
+
+class Owner:
+    """A process that shares stores, and stores pages when told to."""
+
+    def __init__(self, stores: int = 1) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", OWNER, str(stores)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.addresses = self.say(None).split()
+
+    def say(self, pages: int | None) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        if pages is not None:
+            self.process.stdin.write(f"{pages}\n")
+            self.process.stdin.flush()
+        return self.process.stdout.readline()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def owner() -> Iterator[Owner]:
+    owner = Owner()
+    yield owner
+    owner.close()
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Screen]]:
+    opened = []
+
+    def start(*arguments: object, rows: int = 50) -> Screen:
+        opened.append(Screen(*arguments, rows=rows))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+def test_it_shows_the_store_and_what_happens_to_it(
+    terminal: Callable[..., Screen], owner: Owner
+) -> None:
+    shown = terminal(owner.addresses[0])
+    first = shown.read_until(b"freeable").decode()
+    assert f"process {owner.process.pid}: Lz4(acceleration=1" in first
+    assert "of 64.0 MiB" in first
+    for words in ("same-filled", "written back", "pool at its limit", "worker", "tiles"):
+        assert words in first
+    owner.say(12_345)
+    shown.read_until(b"12,395 in memory")
+    shown.read_until(b"12,495")  # pages stored in all
+    os.write(shown.master, b"q")
+    assert shown.end(0) == ""
+
+
+def test_a_pid_is_an_address(terminal: Callable[..., Screen], owner: Owner) -> None:
+    shown = terminal(owner.process.pid)
+    shown.read_until(f"{owner.addresses[0]}   q quits".encode())
+    os.write(shown.master, b"x")
+    os.write(shown.master, b"Q")
+    assert shown.end(0) == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGINT, 130, "batchzip: interrupted\n"),
+        (signal.SIGTERM, 143, ""),
+        (signal.SIGHUP, 129, ""),
+    ],
+)
+def test_a_signal_ends_it_and_leaves_the_terminal_clean(
+    terminal: Callable[..., Screen], owner: Owner, number: int, code: int, line: str
+) -> None:
+    shown = terminal(owner.addresses[0])
+    shown.read_until(b"freeable")
+    shown.process.send_signal(number)
+    assert shown.end(code) == line
+
+
+def test_an_owner_that_is_killed_is_one_line(terminal: Callable[..., Screen], owner: Owner) -> None:
+    shown = terminal(owner.addresses[0])
+    shown.read_until(b"freeable")
+    owner.kill()
+    assert shown.end(2) == "batchzip: the store is closed, or its owner gone\n"
+
+
+def test_an_owner_that_closes_its_store_is_one_line(
+    terminal: Callable[..., Screen], owner: Owner
+) -> None:
+    shown = terminal(owner.addresses[0])
+    shown.read_until(b"freeable")
+    owner.process.communicate()
+    assert shown.end(2) == "batchzip: the store is closed, or its owner gone\n"
+
+
+def test_a_low_screen_has_the_largest_classes(
+    terminal: Callable[..., Screen], owner: Owner
+) -> None:
+    shown = terminal(owner.addresses[0], rows=24)
+    seen = shown.read_until(b"worker").decode()
+    assert f"process {owner.process.pid}" in seen
+    os.write(shown.master, b"q")
+    assert shown.end(0) == ""
+
+
+def test_without_a_terminal_it_is_one_look(owner: Owner) -> None:
+    for once in ([], ["--once"]):
+        result = cli("top", owner.addresses[0], *once)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "\x1b" not in result.stdout
+        assert "150 in memory (600.0 KiB)" in result.stdout
+        assert "q quits" not in result.stdout
+        words = [line.split() for line in result.stdout.splitlines()]
+        assert ["tiles", "50"] in [line[:2] for line in words]
+        with batchzip.attach(owner.addresses[0]) as view:
+            lines = [[f"{line.size:,}", f"{line.zspages:,}"] for line in view.classes()]
+        assert [line for line in lines if line not in [found[:2] for found in words]] == []
+
+
+def test_the_stores_of_a_process_are_found() -> None:
+    owner = Owner(stores=2)
+    try:
+        assert shared_stores(owner.process.pid) == owner.addresses
+        assert set(owner.addresses) <= set(shared_stores())
+        result = cli("top", owner.process.pid)
+        assert_one_clear_line(result, "several stores", *owner.addresses)
+    finally:
+        owner.close()
+    assert not set(owner.addresses) & set(shared_stores())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["4194305"], ["no store of this user is shared in process 4194305", "store.share()"]),
+        (["/proc/4194305/fd/3"], ["no store can be reached", "/proc/4194305/fd/3"]),
+        (["somewhere"], ["'somewhere'", "/proc/<pid>/fd/<n>"]),
+        (["one", "two"], ["two"]),
+        (["--interval", "0"], ["'0' is no time"]),
+        (["--interval", "soon"], ["'soon' is no time"]),
+        (["--interval", "1e9"], ["at most 86400"]),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments: list[str], words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert_refused(capfd, ["top", *arguments], *words)
+
+
+# Figures
+
+
+def drawn(now: Snapshot, before: Snapshot | None) -> str:
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(screen(now, before, height=None))
+    return re.sub(r" +$", "", shown.get(), flags=re.MULTILINE)
+
+
+def test_rates_and_loads_are_those_between_two_looks() -> None:
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+        store.store(0, make_pages(10))
+        with batchzip.attach(store.share()) as view:
+            before = take_snapshot(view)
+            store.store(100, make_pages(30))
+            store.group("more").store(0, make_pages(7))
+            for index in range(5):
+                store.load(index)
+            now = take_snapshot(view)
+            seconds = now.taken_s - before.taken_s
+            assert before.rate("page_stores", None) is None
+            assert now.rate("page_stores", before) == 37 / seconds
+            assert now.rate("page_loads", before) == 5 / seconds
+            assert now.rate("pool_limit_hit", before) == 0
+            assert now.count("page_stores") == 47
+            assert now.loads(before) == []
+            store.close()
+            with pytest.raises(ClosedError):
+                take_snapshot(view)
+        assert screen(now, before, height=None)
+
+
+def test_latencies_are_those_since_the_last_look_and_else_of_ever() -> None:
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+        with CompressedMapping(store, name="rows") as rows, batchzip.attach(store.share()) as view:
+            store.store(0, make_pages(1))
+            never = take_snapshot(view)
+            for number in range(500):
+                store.load(0)
+                rows[number] = b"value"
+            before = take_snapshot(view)
+            for _ in range(500):
+                store.load(0)
+            now = take_snapshot(view)
+            ever = store.latencies
+        assert never.latencies(None) == {}
+        assert before.latencies(never).keys() == {"load", "put"}
+        since = now.latencies(before)
+        assert since["load"] == ever["load"] - before.latencies(None)["load"]
+        assert since["put"] == ever["put"]
+        shown = drawn(now, before)
+        assert re.search(r"^latency +p50 +p99 +mean +timed calls$", shown, re.MULTILINE)
+        for operation, latency in since.items():
+            times = duration(latency.quantile(0.5)), duration(latency.quantile(0.99))
+            line = (operation, *times, duration(latency.mean_s), str(latency.count))
+            assert re.search(f"^{' +'.join(line)}$", shown, re.MULTILINE)
+        assert "latency" not in drawn(never, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (None, "-"),
+        (2.56e-7, "0.256 µs"),
+        (1.5e-6, "1.50 µs"),
+        (99.96e-6, "100 µs"),
+        (0.9994e-3, "999 µs"),
+        (0.9996e-3, "1.00 ms"),
+        (0.0305, "30.5 ms"),
+        (17.18, "17.2 s"),
+    ],
+)
+def test_times_have_three_digits_and_a_unit(seconds: float | None, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_a_worker_s_load_is_the_share_of_the_time_it_was_busy() -> None:
+    with Engine("zstd", backend="workers", workers=1) as engine, SwapStore(engine) as store:
+        assert engine.wait_ready(60)
+        with batchzip.attach(store.share()) as view:
+            before = take_snapshot(view)
+            assert [load for _, _, load in before.loads(None)] == [None]
+            for turn in range(4):
+                store.store(0, make_pages(256, seed=turn))
+            now = take_snapshot(view)
+        ((pid, pages, load),) = now.loads(before)
+        assert pid == engine.worker_pids[0]
+        assert pages == now.status["statistics"].workers[0].pages
+        assert load is not None
+        assert 0 <= load <= 1
+
+
+def test_the_pool_s_share_of_its_limit_is_told() -> None:
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+        store.store(0, make_pages(100))
+        store.max_pool_bytes = 4 * store.counters.pool_total_size
+        with batchzip.attach(store.share()) as view:
+            now = take_snapshot(view)
+    assert "(25%)" in drawn(now, None)

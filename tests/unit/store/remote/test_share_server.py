@@ -1,0 +1,618 @@
+"""The server of a shared store: a thousand readers, odd clients, and what the system refuses."""
+
+import contextlib
+import errno
+import gc
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import share_readers
+from support.forked import in_forked_child
+from support.share_readers import page
+from support.store_pages import text
+
+from batchzip import (
+    BadArgument,
+    BatchzipError,
+    ClosedError,
+    Engine,
+    RequestTimeout,
+    Share,
+    StoreView,
+    SwapStore,
+    attach,
+)
+from batchzip.store.remote import reach, share_server, view
+from batchzip.store.remote.answers import answer
+
+spawn = multiprocessing.get_context("spawn")
+
+READERS = 1000
+PROCESSES = 4
+
+
+def descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+def connect(store: SwapStore) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(30)
+    connection.connect(store.share().address)
+    return connection
+
+
+def ask(connection: socket.socket, **request: object) -> None:
+    data = json.dumps(request).encode()
+    connection.sendall(len(data).to_bytes(4, "little") + data)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def shared(store: SwapStore) -> SwapStore:
+    store.store(0, [page(index, 1) for index in range(100)])
+    store.share()
+    return store
+
+
+# A thousand readers
+
+
+@pytest.mark.slow
+def test_a_thousand_readers_attach_at_the_same_time_and_cost_the_owner_no_descriptor(
+    shared: SwapStore,
+) -> None:
+    # Each needs four descriptors, and one more while it asks.
+    most = (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 200) // 5
+    each = min(READERS // PROCESSES, most)
+    pipes, processes = [], []
+    start = spawn.Event()
+    for _ in range(PROCESSES):
+        here, there = spawn.Pipe()
+        arguments = (shared.share(), each, start, there)
+        process = spawn.Process(target=share_readers.attach_many, args=arguments)
+        process.start()
+        there.close()
+        pipes.append(here)
+        processes.append(process)
+    start.set()
+    assert [pipe.recv() for pipe in pipes] == [(each, [])] * PROCESSES
+    wait_until(lambda: not shared._servers[0]._readers)
+    assert shared.load(1) == page(1, 1)
+    for pipe in pipes:
+        pipe.send("done")
+    for pipe, process in zip(pipes, processes, strict=True):
+        process.join()
+        process.close()
+        pipe.close()
+
+
+def test_a_view_that_is_lost_closes_its_descriptors(shared: SwapStore) -> None:
+    shared.group("one").store(0, text(1))
+    with shared.share().attach() as first:  # the tables are moved to shared memory
+        first.group("one")
+    wait_until(lambda: not shared._servers[0]._readers)
+    before = descriptors()
+    gc.disable()
+    try:
+        opened = shared.share().attach()
+        assert opened.load(0) == page(0, 1)
+        with contextlib.suppress(KeyError):  # pytest.raises() would keep the view
+            opened.load(4000)
+        assert opened.group("one").load(0) == text(1)
+        group = opened.group("one")
+        del opened
+        assert group.load(0) == text(1)
+        assert descriptors() > before
+        del group
+        wait_until(lambda: not shared._servers[0]._readers)
+        assert descriptors() == before
+    finally:
+        gc.enable()
+
+
+# Odd clients
+
+
+def test_clients_that_stand_still_hold_up_nobody(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a request, replies that nobody takes, more connections than there may be."""
+    monkeypatch.setattr(share_server, "_CROWDED_S", 0.05)
+    shared._servers[0]._most = 8
+    with contextlib.ExitStack() as stack:
+        for number in range(40):
+            client = stack.enter_context(connect(shared))
+            if number % 2:
+                client.sendall(b"\x10\x00\x00\x00{")
+        with shared.share().attach() as reader:
+            assert reader.counters == shared.counters
+    assert len(shared._servers[0]._readers) <= 8
+
+
+def test_a_client_that_takes_no_reply_can_ask_no_more(shared: SwapStore) -> None:
+    """So nothing piles up in the owner but one reply."""
+    with connect(shared) as client:
+        client.setblocking(False)
+        sent = 0
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            try:
+                ask(client, what="attach")
+                sent += 1
+            except BlockingIOError:
+                with shared.share().attach() as reader:  # all that came is served by now
+                    assert reader.load(0) == page(0, 1)
+                with contextlib.suppress(BlockingIOError):
+                    ask(client, what="attach")
+                    continue
+                break
+        else:
+            pytest.fail("it could ask for ever")
+        assert sent < 100_000
+    with shared.share().attach() as reader:
+        assert reader.load(0) == page(0, 1)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"[" * 4000,
+        b"[" * 2000 + b"]" * 2000,
+        b'{"what":' * 450 + b"1" + b"}" * 450,
+        b'{"what": "attach", "index": ' + b"9" * 4000 + b"}",
+        b'{"what": ["attach"]}',
+        b"\xff\xfe\x00",
+        b"",
+    ],
+)
+def test_a_request_that_is_none_ends_in_an_error(shared: SwapStore, request_: bytes) -> None:
+    with connect(shared) as client:
+        client.sendall(len(request_).to_bytes(4, "little") + request_)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(1 << 16):
+            pass
+    with shared.share().attach() as reader:
+        assert reader.counters == shared.counters
+
+
+def odd_requests(rng: random.Random) -> Iterator[bytes]:
+    """Make bytes that look more or less like a request, framed and not."""
+    words = ["what", "group", "index", "attach", "stored", "codecs", "table", "status", ""]
+
+    def value(depth: int) -> object:
+        kind = rng.randrange(9 if depth < 3 else 7)
+        if kind < 4:
+            odd = (rng.choice(words), rng.randrange(-5, 1000), None, rng.random() * 1e308)
+            return odd[kind]
+        if kind < 7:
+            return rng.choice((True, -(10**300), 2**63, "\ud800", "\0" * 50, float("nan")))
+        if kind == 7:
+            return [value(depth + 1) for _ in range(rng.randrange(4))]
+        return {rng.choice(words): value(depth + 1) for _ in range(rng.randrange(4))}
+
+    for _ in range(60):
+        request = {"what": rng.choice(words), "group": value(1), "index": value(1)}
+        kinds = request, value(0), {**request, "what": value(1)}
+        data = bytearray(json.dumps(rng.choice(kinds)).encode())
+        if rng.random() < 0.3:
+            for _ in range(rng.randrange(1, 4)):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        length = len(data) + rng.choice((0, 0, 0, 0, 1, -1, 5000, 1 << 31))
+        yield max(0, length).to_bytes(4, "little") + data * rng.choice((1, 1, 3))
+        yield rng.randbytes(rng.randrange(1, 40))
+
+
+def test_whatever_comes_ends_in_a_reply_or_a_closed_connection(
+    shared: SwapStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shared.share().attach().close()  # the table is in shared memory from here on
+    wait_until(lambda: not shared._servers[0]._readers)
+    before = descriptors()
+    for request in odd_requests(random.Random(1)):
+        with connect(shared) as client, contextlib.suppress(ConnectionError):
+            client.sendall(request)
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(1 << 16):
+                pass
+    with shared.share().attach() as reader:
+        assert reader.counters == shared.counters
+    wait_until(lambda: not shared._servers[0]._readers)
+    assert descriptors() == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_request_may_come_byte_by_byte_and_a_reply_be_left_in_the_middle(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = json.dumps({"what": "counters"}).encode()
+    with connect(shared) as client:
+        for byte in len(request).to_bytes(4, "little") + request:
+            client.sendall(bytes([byte]))
+        assert int.from_bytes(client.recv(4, socket.MSG_WAITALL), "little") > 50
+    with monkeypatch.context() as patch:
+        patch.setattr(share_server, "answer", lambda *_: bytes(8 << 20))
+        for _ in range(3):
+            with connect(shared) as client:
+                ask(client, what="status")
+                client.recv(100, socket.MSG_WAITALL)
+    with shared.share().attach() as reader:
+        assert reader.counters == shared.counters
+
+
+def test_who_sends_a_byte_now_and_then_does_not_stay_for_ever(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share_server, "_IDLE_S", 0.05)
+    with connect(shared) as client:
+        client.sendall((4000).to_bytes(4, "little"))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(3000):
+                client.sendall(b" ")
+                time.sleep(0.002)
+            pytest.fail("it stays")
+
+
+def test_descriptors_that_a_client_sends_are_closed(shared: SwapStore) -> None:
+    before = descriptors()
+    reading, writing = os.pipe()
+    with connect(shared) as client:
+        socket.send_fds(client, [b"\x12\x00\x00\x00"], [writing] * 100)
+        os.close(writing)
+        socket.send_fds(client, [b'{"what": "status"}'], [reading])
+        client.recv(4)
+        assert os.read(reading, 1) == b"", "nobody has its other end any more"
+    os.close(reading)
+    wait_until(lambda: not shared._servers[0]._readers)
+    assert descriptors() == before
+
+
+class UnspeakableError(Exception):
+    """Has no text."""
+
+    def __repr__(self) -> str:
+        raise ValueError
+
+    __str__ = __repr__
+
+
+class OwnError(BatchzipError):
+    """A reader does not have this class, or another one of that name."""
+
+
+class OwnOSError(OSError):
+    """Likewise."""
+
+
+@pytest.mark.parametrize(
+    "raised", [SystemExit, KeyboardInterrupt, GeneratorExit, UnspeakableError, OwnError, OwnOSError]
+)
+def test_whatever_a_file_object_or_a_codec_raises_is_told_the_reader(
+    shared: SwapStore,
+    raised: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> object:
+        raise raised
+
+    with shared.share().attach() as reader:
+        with monkeypatch.context() as patch:
+            patch.setattr(share_server, "answer", fail)
+            with pytest.raises(BadArgument, match=rf"request failed: .*{raised.__name__}"):
+                reader.counters  # noqa: B018 - raises
+            patch.setattr(share_server, "answer", lambda *_: threading.Lock())
+            with pytest.raises(BadArgument, match=r"request failed: .*cannot pickle"):
+                reader.counters  # noqa: B018 - raises
+        assert reader.counters == shared.counters
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"what": "stored", "index": 1 << 63},
+        {"what": "stored", "index": -(1 << 70)},
+        {"what": "stored", "index": True},
+        {"what": "stored", "index": float("inf")},
+        {"what": "counters", "group": [[]]},
+        {"what": "counters", "group": "\ud800"},
+        {"what": "nothing"},
+    ],
+    ids=str,
+)
+def test_a_reader_that_asks_for_what_is_not_is_told(
+    shared: SwapStore, wrong: dict[str, object]
+) -> None:
+    with shared.share().attach() as reader:
+        owner = reader._shared.owner
+        with contextlib.suppress(BatchzipError):
+            assert owner.ask(kind=object, **wrong) is None  # type: ignore[arg-type]
+        assert reader.counters == shared.counters
+
+
+def test_readers_of_a_store_that_was_there_before_are_told(engine: Engine) -> None:
+    with SwapStore(engine) as first:
+        share = first.share()
+        reader = share.attach()
+    with SwapStore(engine) as second:
+        # As if it had got the same number.
+        reader._shared.owner._address = address = second.share().address
+        with pytest.raises(ClosedError):
+            reader.counters  # noqa: B018 - raises
+        with pytest.raises(ClosedError):
+            Share(address, share.token).attach()
+    reader.close()
+
+
+# In the thread that answers
+
+
+def test_a_finalizer_in_the_thread_that_answers_may_read_the_store(
+    shared: SwapStore, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for itself."""
+    shared.group("one").store(0, text(1))
+    found: list[object] = []
+    with SwapStore(engine) as other, SwapStore(engine) as closed:
+        other.store(0, text(2))
+        over = closed.share()
+        closed.close()
+
+        def read_all_first(store: SwapStore, *rest: Any) -> object:
+            monkeypatch.setattr(share_server, "answer", answer)
+            with shared.share().attach() as reader, other.share().attach() as another:
+                found.extend((reader.load(0), reader.group("one").load(0), another.load(0)))
+                found.append(reader.counters.stored_pages)
+            with pytest.raises(ClosedError):
+                over.attach()
+            return answer(store, *rest)
+
+        monkeypatch.setattr(share_server, "answer", read_all_first)
+        with shared.share().attach() as reader:
+            assert reader.load(1) == page(1, 1)
+    assert found == [page(0, 1), text(1), text(2), 101]
+
+
+# What the system refuses
+
+
+def test_an_owner_out_of_descriptors_waits_and_recovers(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share_server, "_PAUSE_S", 0.01)
+    refusals = iter([errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED])
+    accepted = share_server._accepted
+    calls = []
+
+    def refuse(listener: socket.socket) -> socket.socket:
+        calls.append(0)
+        for number in refusals:
+            raise OSError(number, os.strerror(number))
+        return accepted(listener)
+
+    monkeypatch.setattr(share_server, "_accepted", refuse)
+    with shared.share().attach() as reader:
+        assert reader.load(0) == page(0, 1)
+    assert len(calls) < 12
+
+
+def test_a_reply_that_finds_no_descriptors_is_sent_later(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share_server, "_PAUSE_S", 0.01)
+    refusals = iter([errno.EMFILE, errno.ETOOMANYREFS])
+
+    def refuse(*arguments: object) -> object:
+        for number in refusals:
+            raise OSError(number, os.strerror(number))
+        return answer(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(share_server, "answer", refuse)
+    with shared.share().attach() as reader:
+        assert reader.load(0) == page(0, 1)
+    assert next(refusals, None) is None
+
+
+def test_a_listener_that_fails_ends_the_server_and_the_next_share_makes_another(
+    shared: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = shared.share().address
+
+    def fail(_: socket.socket) -> socket.socket:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(share_server, "_accepted", fail)
+        with pytest.raises((ClosedError, ConnectionError)):
+            attach(address)
+    with shared.share().attach() as reader:
+        assert reader.load(0) == page(0, 1)
+
+
+def test_no_thread_for_the_server_is_an_error_that_leaves_nothing(
+    store: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.store(0, text(0))
+    before = descriptors()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(BatchzipError, match="no thread"):
+            store.share()
+    assert descriptors() == before
+    with store.share().attach() as reader:
+        assert reader.load(0) == text(0)
+
+
+def test_no_folder_for_the_socket_is_an_error_that_leaves_nothing(
+    store: SwapStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store.store(0, text(0))
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        patch.setattr(reach, "_ELSEWHERE", str(tmp_path / "nor this"))
+        with pytest.raises(FileNotFoundError, match="missing"):
+            store.share()
+    assert descriptors() == before
+    with store.share().attach() as reader:
+        assert reader.load(0) == text(0)
+
+
+def test_a_store_does_not_wait_for_an_answer_that_takes_long(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(share_server, "_END_S", 0.01)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def answer_late(*_: object) -> object:
+        begun.set()
+        return go_on.wait(60)
+
+    with SwapStore(engine) as store:
+        monkeypatch.setattr(share_server, "answer", answer_late)
+        with connect(store) as client:
+            ask(client, what="attach")
+            begun.wait(60)
+            store.close()
+            go_on.set()
+            threads = [each for each in threading.enumerate() if each.name == "batchzip-share"]
+            for thread in threads:
+                thread.join(60)
+                assert not thread.is_alive()
+
+
+def test_an_owner_that_is_stopped_answers_too_late_and_its_pages_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, there = spawn.Pipe()
+    owner = spawn.Process(target=share_readers.own_and_change, args=(there,))
+    owner.start()
+    there.close()
+    with attach(here.recv()) as reader:
+        for number in range(20):
+            time.sleep(0.003 * (number % 7))  # somewhere in the middle of a change
+            os.kill(owner.pid or 0, signal.SIGSTOP)
+            for index in range(64):
+                share_readers.version_of(reader.load(index), index)
+            os.kill(owner.pid or 0, signal.SIGCONT)
+        os.kill(owner.pid or 0, signal.SIGSTOP)
+        with monkeypatch.context() as patch:
+            patch.setattr(view, "_ANSWER_S", 0.2)
+            with pytest.raises(RequestTimeout):
+                reader.counters  # noqa: B018 - raises
+        os.kill(owner.pid or 0, signal.SIGCONT)
+        assert reader.counters.stored_pages == 64
+        owner.kill()
+        owner.join()
+        owner.close()
+        assert len(reader.load_many(range(64))) == 64
+    here.close()
+
+
+# Forks, signals, threads
+
+
+def test_a_forked_child_has_nothing_of_the_server(shared: SwapStore) -> None:
+    number = int(Path(shared.share().address).name)
+    server = shared._servers[0]
+    listener = server._listener.fileno()
+    with connect(shared) as client:
+        ask(client, what="status")
+        client.recv(4)
+        connections = [reader.connection.fileno() for reader in server._readers]
+        assert connections
+
+        def look() -> None:
+            for fd in (number, listener, *connections):
+                with pytest.raises(OSError, match="Bad file"):
+                    os.fstat(fd)
+
+        in_forked_child(look)
+    with shared.share().attach() as reader:
+        assert reader.load(0) == page(0, 1)
+
+
+@contextlib.contextmanager
+def ringing(call: Callable[[], object]) -> Iterator[list[int]]:
+    """Have something called from a signal handler, a thousand times a second; count how often."""
+    rung: list[int] = []
+    depth = 0
+
+    def handle(*_: object) -> None:
+        nonlocal depth
+        if depth < 2:
+            depth += 1
+            try:
+                call()
+            finally:
+                depth -= 1
+            rung.append(0)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        yield rung
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_handler_may_do_all_that_it_interrupts(shared: SwapStore) -> None:
+    shared.group("one").store(0, text(1))
+    with shared.share().attach() as reader:
+
+        def use_all() -> None:
+            assert reader.load(3) == page(3, 1)
+            assert reader.load_many([5, 6]).tobytes() == page(5, 1) + page(6, 1)
+            assert reader.counters.stored_pages == 101
+            assert reader.group("one").load(0) == text(1)
+            shared.share().attach().close()
+
+        with ringing(use_all) as rung:
+            while len(rung) < 50:
+                use_all()
+
+
+def load_until_closed(reader: StoreView, begun: threading.Barrier) -> type[BaseException] | None:
+    begun.wait()
+    try:
+        while True:
+            assert reader.load_many([1, 2]).tobytes() == page(1, 1) + page(2, 1)
+    except ClosedError as error:
+        return type(error)
+
+
+def test_a_view_can_be_closed_while_others_load(shared: SwapStore) -> None:
+    with ThreadPoolExecutor(4) as executor:
+        for _ in range(20):
+            reader = shared.share().attach()
+            begun = threading.Barrier(5)
+            loads = [executor.submit(load_until_closed, reader, begun) for _ in range(4)]
+            begun.wait()
+            time.sleep(0.002)
+            reader.close()
+            assert [load.result() for load in loads] == [ClosedError] * 4
