@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from paged_region import HANG_LIMIT_S, await_true, content, filled, needs_paging, noisy, opened
+from support.paged_region import (
+    HANG_LIMIT_S,
+    await_true,
+    content,
+    filled,
+    needs_paging,
+    noisy,
+    opened,
+)
 
 from batchzip.core.region import Advice
 
