@@ -211,8 +211,8 @@ class LanesBackend(Backend):
         except (EngineBusy, ClosedError):
             raise
         except BaseException:
-            # Ctrl-C, or whatever a signal handler raises: it may be queued all the same, and whoever
-            # submitted it never gets to know the request.
+            # Ctrl-C, or whatever a signal handler raises: it may be queued all the same, and
+            # whoever submitted it never gets to know the request.
             if not request.cancel():
                 request.wait()
             self._queue.notify()

@@ -1,16 +1,16 @@
 """RequestQueue: requests that were submitted and not taken up yet, in a fair order.
 
-Each submitting thread has a line of its own, and lines are served in turn, so that one that floods the
-engine delays another's request by one of its own, not by all of them. What is in the queue and under
-way is bounded in pages: `put` waits for room, or raises EngineBusy. Those that wait for room get it in
-the order they came.
+Each submitting thread has a line of its own, and lines are served in turn, so that one that floods
+the engine delays another's request by one of its own, not by all of them. What is in the queue and
+under way is bounded in pages: `put` waits for room, or raises EngineBusy. Those that wait for room
+get it in the order they came.
 
 Rejected: `queue.Queue`, one line for all, bounded by requests whatever their size.
 
-Locks: one, innermost; nothing is called under it but a request's own bookkeeping. It is taken by itself
-and not by the condition's `with`: that is a Python function, in which an interrupt may come when the
-lock is taken and nobody yet there to release it. It is reentrant: a signal handler or a finalizer may
-come here again at any call, so what is changed is changed between two calls.
+Locks: one, innermost; nothing is called under it but a request's own bookkeeping. It is taken by
+itself and not by the condition's `with`: that is a Python function, in which an interrupt may come
+when the lock is taken and nobody yet there to release it. It is reentrant: a signal handler or a
+finalizer may come here again at any call, so what is changed is changed between two calls.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ class RequestQueue:
         if now < self._soonest:
             return []
         with self._lock:
-            # What comes meanwhile, from a signal handler or a finalizer, finds the lines as they are.
+            # What comes meanwhile, from a signal handler or a finalizer, finds the lines as they
+            # are.
             self._soonest = NEVER_S
             expired: list[Request[Batch]] = []
             try:

@@ -1,12 +1,13 @@
 """Watch: looks after one batch while lanes have pages of it.
 
-The core divides the batch and does the caller's share (core/division.pyx). It comes back when there is
-nothing to do but wait; what then has to be decided is decided here:
+The core divides the batch and does the caller's share (core/division.pyx). It comes back when there
+is nothing to do but wait; what then has to be decided is decided here:
 
     a lane that finishes nothing for HANG_S, or reports what cannot be   is killed, and replaced
-    pages that ended a lane                                              wait for another, REPLACE_S at most
-    the deadline has passed                                              what is not done gets -ETIMEDOUT
-    an interrupt, or a codec that gave up                                what is not begun is taken back
+    pages that ended a lane                                              wait for another, REPLACE_S
+    at most the deadline has passed                                              what is not done
+    gets -ETIMEDOUT an interrupt, or a codec that gave up                                what is not
+    begun is taken back
 
 Lanes that hang at the same time are noticed at the same time: each has its own clock, and all run.
 
@@ -82,7 +83,8 @@ class Watch:
     def run(self) -> None:
         """Do the batch, and return when every page has a result.
 
-        Raise the exception of a codec that ended the batch, once no lane writes to the batch any more.
+        Raise the exception of a codec that ended the batch, once no lane writes to the batch any
+        more.
         """
         while not self.step(LOOK_S):
             pass
