@@ -5,8 +5,8 @@
         store.store(0, pages)
         store.load(0)
 
-The public names are listed in `__init__.pyi`, and nowhere else. Each is imported when it is first
-used, so that a worker process, which needs few of them, starts sooner.
+The public names are listed only in `__init__.pyi`. Each is imported when it is first used, so that a
+worker process, which needs few of them, starts faster.
 """
 
 import os

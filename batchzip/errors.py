@@ -236,10 +236,9 @@ class PageError(BatchzipError):
 
 
 class LimitReached(BatchzipError, OSError):
-    """A limit of the system: no more descriptors, memory, threads, processes or bytes of a file.
+    """The system's limit of descriptors, memory, threads, processes or file size was reached.
 
-    The message names the limit; `errno` says what the system said. What failed has left nothing
-    behind.
+    The message names the limit. `errno` is the system's error. The failed call left nothing behind.
 
     Examples:
         >>> import batchzip
@@ -336,10 +335,9 @@ class PoolFull(BatchzipError, MemoryError):
 
 
 class RegionFull(BatchzipError, MemoryError):
-    """A paged memory has no room for an array; nothing was changed.
+    """A paged memory has no room for an array. Nothing was changed.
 
-    `wanted_bytes` is what it takes in whole pages; `free_bytes` are those of all pages that are
-    free.
+    `wanted_bytes` is the array's size in whole pages. `free_bytes` is the size of all free pages.
 
     Examples:
         >>> import batchzip
@@ -493,11 +491,11 @@ class ClusterLost(BatchzipError, ConnectionError):
 
 
 class PagesLost(ClusterLost):
-    """Pages of a sharded store were in the memory of a worker that is gone.
+    """Pages of a sharded store were in the memory of a worker that has ended.
 
-    `indices` has all that are lost with it, as ranges: exactly those that this client stored; where
-    other clients stored, too, the whole stripe of 512. `worker` is its address, or the scheduler's
-    if that is gone.
+    `indices` has the indices of all pages lost with it, as ranges. They are exact for stripes in
+    which only this client stored pages, and whole stripes of 512 otherwise. `worker` is the worker's
+    address, or the scheduler's if that has ended.
 
     Examples:
         >>> import batchzip
@@ -549,10 +547,10 @@ class UnreadableProcess(BatchzipError, OSError):
 
 
 class WorkerWarning(RuntimeWarning):
-    """Lanes could not be started or keep dying; the caller does the work instead.
+    """Lanes could not be started or keep dying. The caller does the work instead.
 
-    Once all of them work again, the logger `batchzip` says so (at level WARNING, so that it shows
-    where this did), and the next loss is warned of anew.
+    Once all lanes work again, the logger `batchzip` reports it, at level WARNING, so that it appears
+    where this warning did. The next loss is warned of again.
 
     Examples:
         >>> import warnings

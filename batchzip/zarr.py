@@ -64,7 +64,7 @@ class BatchzipCodec(BytesBytesCodec):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Return the codec that an array's metadata describes. Raise BadArgument for another one."""
+        """Return the codec that an array's metadata describes. Raise BadArgument for another."""
         given = data if isinstance(data, dict) else {}
         configuration = given.get("configuration", {})
         if given.get("name") != Batchzip.codec_id or not isinstance(configuration, dict):

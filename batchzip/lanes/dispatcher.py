@@ -62,7 +62,7 @@ class _Flight:
 
     @property
     def begun(self) -> bool:
-        """Whether its beginning is complete. It is not while a codec closes the engine within it."""
+        """Whether it has begun completely. It has not if a codec closes the engine in `begin`."""
         return self.over or self.watch is not None
 
     @property
@@ -208,7 +208,7 @@ class Dispatcher:
         self._run()
 
     def abandon(self, timeout_s: float) -> None:
-        """Cancel queued requests at the interpreter's exit, and give begun ones `timeout_s` to end."""
+        """Cancel queued requests at the interpreter's exit. Give begun ones `timeout_s` to end."""
         self._queue.close()
         for request in self._queue.take_all():
             request.cancel()

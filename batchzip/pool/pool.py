@@ -178,7 +178,7 @@ class Pool(Closing):
         return lengths.astype(np.int64)
 
     def class_size(self, size: int) -> int:
-        """Return the bytes of memory that an object of `size` bytes takes, which its class decides."""
+        """Return the bytes of memory of an object of `size` bytes, which depend on its class."""
         size = as_integer(size, "the size of an object", 1, self.page_size)
         return self.allocator.class_bytes(size)
 
@@ -201,7 +201,7 @@ class Pool(Closing):
 
     @property
     def max_bytes(self) -> int | None:
-        """Bytes of memory the pool may hold, or None. A limit below `held_bytes` only stops growth."""
+        """Bytes of memory the pool may hold, or None. One below `held_bytes` only stops growth."""
         return self.allocator.limit()
 
     @max_bytes.setter

@@ -99,7 +99,7 @@ class Resources:
         self._engines: dict[Codec, Engine] = {}
         """Engines for recompression."""
         self.turns: list[weakref.ref[CleaningTurn]] = []
-        """The turn of the thread that cleans the backing file, then those that wait: cleaning.py."""
+        """The turn of the thread that cleans the backing file, then those that wait."""
 
     def writer_of(self, engine: Engine, *, current: bool = False) -> Writer:
         """Return a Writer that uses an engine, after giving the engine's codec a number.
@@ -156,7 +156,7 @@ class Resources:
         if isinstance(algorithm, Engine):
             if parameters:
                 raise BadArgument(
-                    "an engine has its own parameters: give the name of an algorithm, or no parameters"
+                    "an engine has its own parameters: give an algorithm's name, or no parameters"
                 )
             return self.writer_of(algorithm)
         codec = codec_of(algorithm, **parameters)  # type: ignore[arg-type] # it checks them

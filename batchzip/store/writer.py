@@ -147,7 +147,7 @@ class FolioBatch(Batch):
         self.pointers.set_outputs(rows, self.capacity, self.capacity)
 
     def take(self, folio: Folio, first: int) -> list[int]:
-        """Take the next pages to compress, from page `first` of a folio on. Return their numbers."""
+        """Take the next pages of a folio to compress, from `first` on. Return their numbers."""
         self._folio = folio
         self._pages = pages = folio.lend(first, len(self._rows), self.pointers)
         self._count = len(pages)

@@ -24,8 +24,8 @@ the inner sync fails the outer one, too.
 
 Invariants
 * A ZoneReservation is returned only after its bytes were written and synced.
-* An interrupted call loses nothing and counts nothing twice. Reserved space, and zones that are being
-  discarded, belong to objects that give them back when they are dropped.
+* An interrupted call loses nothing and counts nothing twice. Reserved space, and zones that are
+  being discarded, belong to objects that give them back when they are dropped.
 
 Locks: the storage's (file_io.py), within the core's `sync` and `cut`.
 """
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from batchzip.store.backing.positions import Numbers, Positions
 
 _GAP = 8192
-"""Largest gap between two objects, in bytes, that is read rather than skipped. Copying 8 KiB from the
-page cache takes about as long as another pread."""
+"""Largest gap between two objects, in bytes, that is read rather than skipped. Copying 8 KiB from
+the page cache takes about as long as another pread."""
 
 
 class BackingFile(Closing):
@@ -149,7 +149,7 @@ class BackingFile(Closing):
         return [found[at] for at in back.tolist()]
 
     def settle(self) -> None:
-        """Return freed zones to the system. Call it after freeing objects; it is cheap if none were.
+        """Return freed zones to the system. Call it after freeing objects; otherwise it is cheap.
 
         Zones that another call is returning are left to that call. Zones that cannot be returned
         are reused. Finalizers may call this, also after `close`. An interrupt passes through, and
@@ -184,7 +184,7 @@ class BackingFile(Closing):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the file in use: `live_bytes`, and freed bytes in zones that are not empty yet."""
+        """Bytes of the file in use: `live_bytes`, and freed bytes in zones that are not empty."""
         return self.zones.figures[0]
 
     @property

@@ -85,7 +85,7 @@ class Claim:
         _forget(self._keys, self._mine)
 
     def disown(self) -> None:
-        """Close a forked child's copy of the descriptor, if the number still belongs to the file."""
+        """Close a forked child's copy of the descriptor, if the number is still the file's."""
         if self.file is not None:
             self.file.close()
 

@@ -3,8 +3,8 @@
     target                                    becomes directory, or path of no file
     DescriptorIO of a new file without a name path of an empty file, or of a device     DescriptorIO
     of it; the file is empty again after close
-    descriptor, or an object with fileno(),   DescriptorIO of the same file, opened again: closing or
-      read, write and seek                      seeking the user's descriptor does not affect it
+    descriptor, or an object with fileno(),   DescriptorIO of the same file, opened again, so that
+      read, write and seek                      closing or seeking the user's one has no effect
     object with pread and pwrite              ObjectIO: the user's storage; tests inject faults here
     any other seekable binary object          StreamIO: seek, then read or write, under its lock
 
@@ -303,8 +303,8 @@ def open_storage(target: object) -> Storage:
         return _open_descriptor(fd, f"descriptor {shown(fd)}")
     if not _has(target, "read", "write", "seek"):
         raise BadArgument(
-            "a backing file must be a path, a directory, a descriptor, a binary file object that can "
-            f"read, write and seek, or an object with pread and pwrite, not {shown(target)}"
+            "a backing file must be a path, a directory, a descriptor, a binary file object that "
+            f"can read, write and seek, or an object with pread and pwrite, not {shown(target)}"
         )
     own = _fileno(target)
     if own is not None:

@@ -1,7 +1,7 @@
 """Cleaning: rewrites the live objects of sparse zones elsewhere, so that whole zones become free.
 
-    sparse zones, the emptiest first ─▶ entries of all groups in them ─▶ read, verified, written to
-    other zones ─▶ entries that are still the same are updated ─▶ zones empty ─▶ returned to the system
+    sparse zones, the emptiest first ─▶ entries of all groups in them ─▶ read, verified, written
+    to other zones ─▶ entries that are still the same updated ─▶ zones empty ─▶ returned to the system
 
 Pages are freed all over the file, but only whole zones return to the system (core/zones.pyx).
 Without cleaning, a file that is one tenth live may stay as long as it ever was. Kernel counterpart:
@@ -57,7 +57,7 @@ _FULL_EIGHTHS = 7
 
 
 def clean(resources: Resources) -> int:
-    """Clean all sparse zones. Return the bytes given back to the system, 0 if another thread cleans.
+    """Clean all sparse zones. Return the bytes given back, 0 if another thread is cleaning.
 
     Raise OSError if the file fails.
     """

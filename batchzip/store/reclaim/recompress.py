@@ -72,7 +72,7 @@ class Recompressor:
         return np.frombuffer(found, np.int64)
 
     def run(self, indices: npt.NDArray[np.int64]) -> Recompression:
-        """Recompress pages, batch by batch. An interrupt leaves each page in one form or the other."""
+        """Recompress pages by batches. An interrupt leaves each page in its old or new form."""
         tried = kept = saved = 0
         for start in range(0, len(indices), self._resources.max_batch):
             done = self._run_batch(indices[start : start + self._resources.max_batch])

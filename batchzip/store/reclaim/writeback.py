@@ -5,7 +5,7 @@ its compressed bytes, like zram's compressed writeback, and keeps their checksum
 
     gather     take entries and copies of their bytes, at one moment
     write      write the intact ones with one call, and sync
-    to_file    entries that are still the same ─▶ refer to the file; their memory in the pool is freed
+    to_file    make entries that are still the same refer to the file; free their memory in the pool
 
 Memory is freed only after the write succeeded. A page that was meanwhile stored again, loaded
 exclusively or invalidated is left alone, and its space in the file is freed.

@@ -69,7 +69,7 @@ class Share:
 
 
 def attach(address: str | os.PathLike[str] | Share) -> StoreView:
-    """Open another process's store for reading. `address` is the Share from its `share()`, or its text.
+    """Open another process's store for reading. `address` is what its `share()` returned, or text.
 
     Any process of the same user may do so. A forked child of the owner must use the address, too,
     not the owner's own objects. Raise FileNotFoundError or ConnectionRefusedError if there is no

@@ -91,7 +91,7 @@ class _Reader:
         """Time when it was accepted, or when its last request or reply was whole."""
 
     def receive(self) -> bool:
-        """Read the available bytes. Return whether the request is whole. Raise EOFError or OSError."""
+        """Read available bytes. Return whether the request is whole. Raise EOFError or OSError."""
         part = self.connection.recv(self._wanted() - len(self.request))
         if not part:
             raise EOFError
@@ -296,7 +296,7 @@ class ShareServer:
         reader.reply = memoryview(LENGTH.pack(len(data)) + data)
 
     def reply_to(self, request: bytes, descriptors: Descriptors) -> bytes:
-        """Return the reply to a request. Append the descriptors sent with it, which the caller owns.
+        """Return the reply to a request. Append its descriptors, which the caller owns.
 
         Raise OSError or MemoryError if a resource is exhausted. Any other error becomes the reply.
         """

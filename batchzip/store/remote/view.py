@@ -70,8 +70,8 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _ANSWER_S = 30.0
-"""Time-out of a request, in seconds. An answer takes 0.1 ms, but on an overloaded machine the owner's
-thread may wait long for a processor."""
+"""Time-out of a request, in seconds. An answer takes 0.1 ms, but on an overloaded machine the
+owner's thread may wait long for a processor."""
 
 _FULL_S = 0.005
 """Seconds between two attempts to connect while the owner's queue of readers is full."""
@@ -89,7 +89,7 @@ class _Owner:
     def __init__(self, address: str, token: str) -> None:
         self._address = address
         self._token = bytes.fromhex(token)
-        """The first bytes of its replies. Empty until the first reply if the caller has no token."""
+        """The first bytes of its replies. Empty until the first reply if no token was given."""
         self._pid = int(address.split("/")[2])
         # A pidfd, because the process may end and its PID be reused.
         opened: list[Descriptor] = []
@@ -102,7 +102,7 @@ class _Owner:
         self._process = opened.pop()
 
     def attach(self) -> tuple[Any, Descriptors]:
-        """Return the first answer, with three or four descriptors. Raise BatchzipError or OSError."""
+        """Return the first answer and its descriptors. Raise BatchzipError or OSError."""
         try:
             return self._ask("attach", (3, 4))
         except BatchzipError:
