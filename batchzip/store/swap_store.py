@@ -103,14 +103,18 @@ class SwapStore(Group):
             if backing is not None:
                 file = BackingFile(backing, page_size=engine.page_size, max_bytes=max_backing_bytes)
             resources = Resources(
-                engine, pool, file, max_batch=max_batch, keep_incompressible=keep_incompressible
+                engine,
+                pool,
+                file,
+                max_batch=max_batch,
+                keep_incompressible=keep_incompressible,
+                accept_threshold_percent=percent,
             )
         except BaseException:
             pool.close()
             if file is not None:
                 file.close()
             raise
-        resources.accept_threshold_percent = percent
         self._shrinker = Shrinker(self)
         if file is not None and shrinker_enabled:
             resources.wake = self._shrinker.wake
@@ -253,7 +257,7 @@ class SwapStore(Group):
         """Shrink in the shrinker's thread: what fails is counted, and tried again when it is woken."""
         try:
             self.shrink()
-        except (OSError, BadArgument, MemoryError):
+        except (OSError, MemoryError):
             return
         except Exception:
             if self.closed:

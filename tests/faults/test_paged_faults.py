@@ -36,7 +36,7 @@ from support.paged_region import (
 from batchzip import BatchzipError, CorruptPage, Engine, LimitReached, PageError, SwapStore
 from batchzip.core.memory import allocations, fail_allocation
 from batchzip.core.pager import Pager
-from batchzip.core.region import Advice, Event
+from batchzip.core.region import AccessAdvice, Event
 from batchzip.testing import LeakCheck
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ CALLS: dict[str, Callable[[Region, npt.NDArray[np.uint8]], object]] = {
     "prefetch": lambda region, array: region.pager.prefetch(*region.pages_of(array)),
     "pin": _pin_and_unpin,
     "budget": lambda region, _array: setattr(region.pager, "budget", 4),
-    "advise": lambda region, array: region.pager.advise(*region.pages_of(array), Advice.SEQUENTIAL),
+    "advise": lambda region, array: region.pager.advise(
+        *region.pages_of(array), AccessAdvice.SEQUENTIAL
+    ),
 }
 
 
@@ -456,8 +458,8 @@ def test_a_page_that_was_clean_is_a_sigbus_too() -> None:
     assert_sigbus(end, page)
 
 
-@pytest.mark.parametrize("advice", list(Advice))
-def test_a_touch_of_its_neighbours_is_none_of_it(advice: Advice) -> None:
+@pytest.mark.parametrize("advice", list(AccessAdvice))
+def test_a_touch_of_its_neighbours_is_none_of_it(advice: AccessAdvice) -> None:
     def touch(region: Region, array: npt.NDArray[np.uint8], at: int) -> None:
         region.pager.advise(*region.pages_of(array), advice)
         data = noisy(100)
