@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from batchzip.core.coder cimport CoderState
 from batchzip.core.latency cimport Histogram
-from batchzip.core.ledger cimport LedgerState
+from batchzip.core.entries cimport EntriesState
 from batchzip.core.strides cimport StridesState
 from batchzip.core.table cimport Entry
 
@@ -52,10 +52,10 @@ cdef enum:
     KIND = 0x83
 
 cdef enum:  # flags of a page
-    ENTRY = 1  # the ledger has an entry of it
+    ENTRY = 1  # the entries has an entry of it
     CLEAN = 2  # of a CANDIDATE: nobody has written to it since the entry was made
 
-cpdef enum Advice:  # how a page is going to be used
+cpdef enum AccessAdvice:  # how a page is going to be used
     NORMAL
     SEQUENTIAL
     RANDOM
@@ -110,9 +110,9 @@ cdef struct RegionState:
     uint32_t run  # pages of a run, at most
     uint8_t *states  # kinds, with BUSY and WANTED
     uint8_t *flags
-    uint8_t *advice  # Advice
+    uint8_t *advice  # AccessAdvice
     uint16_t *pins
-    LedgerState *ledger
+    EntriesState *entries
     uint8_t number  # of the codec
     bint tracks_writes
     bint can_poison
@@ -121,8 +121,6 @@ cdef struct RegionState:
     uint64_t candidates
     uint64_t pinned
     uint64_t used  # pages of arrays
-    uint64_t reclaiming  # pages on their way out of memory
-    uint64_t filling  # pages on their way into it, which have a frame
     uint64_t front  # hands of the clock
     uint64_t back
     uint64_t unused_hint  # no page below it is UNUSED

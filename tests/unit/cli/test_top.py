@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from batchzip.cli.top_screen import screen
 from rich.console import Console
 from support.command import Screen, assert_one_clear_line, assert_refused, cli
 
@@ -17,7 +18,6 @@ import batchzip
 from batchzip import ClosedError, CompressedMapping, Engine, SwapStore
 from batchzip.cli.snapshot import take_snapshot
 from batchzip.cli.top import shared_stores
-from batchzip.cli.top_screen import screen
 from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:
