@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from support.batch_load import HANG_LIMIT_S
@@ -15,6 +14,7 @@ from support.paths import TESTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 BEGIN = """
 import os, signal, sys, threading, time, warnings
