@@ -4,7 +4,7 @@ from batchzip.arguments.buffers import Bytes, Flat
 from batchzip.core.batch import Pointers
 from batchzip.core.coder import Coders
 from batchzip.core.ledger import Ledger
-from batchzip.core.zones import Reservation
+from batchzip.core.zones import ZoneReservation
 
 class Folio:
     def __init__(self, page_size: int) -> None: ...
@@ -34,7 +34,7 @@ class Folio:
         self,
         ledger: Ledger,
         first: int,
-        where: Reservation | None = None,
+        where: ZoneReservation | None = None,
         *,
         may_go_elsewhere: bool = False,
         limit: int | None = None,

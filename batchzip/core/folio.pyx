@@ -40,7 +40,7 @@ from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
 from batchzip.core.table cimport (
     COMPRESSED, RAW, SAME_FILLED, Entry, check_word, is_same_filled,
 )
-from batchzip.core.zones cimport Reservation
+from batchzip.core.zones cimport ZoneReservation
 
 cdef extern from "native.h" nogil:
     void bz_count(uint64_t *, uint64_t)
@@ -383,7 +383,7 @@ cdef class Folio:
         ]
 
     def publish(
-        self, Ledger ledger not None, uint64_t first, Reservation where=None, *,
+        self, Ledger ledger not None, uint64_t first, ZoneReservation where=None, *,
         bint may_go_elsewhere=False, limit=None,
     ) -> int:
         """Enter the folio at `first` and on, in the pool, or `where` its objects lie in the backing file.

@@ -51,7 +51,7 @@ from batchzip.core.table cimport (
     ABSENT, BACKED, COMPRESSED, LARGE, RAW, SAME_FILLED, SLICED, Entry, is_in_file, is_in_pool,
     kind_in_file, table_find, table_put,
 )
-from batchzip.core.zones cimport Reservation, zones_free
+from batchzip.core.zones cimport ZoneReservation, zones_free
 
 from batchzip.arguments.checks import as_index
 from batchzip.errors import CorruptPage, PageError, PageNotStored
@@ -524,7 +524,7 @@ cdef class Gathered:
             pool_unlock(ledger.objects.pool)
         return same
 
-    def to_file(self, list rows, Reservation reservation not None) -> int:
+    def to_file(self, list rows, ZoneReservation reservation not None) -> int:
         """Let rows refer to what was written to the backing file, where an entry is still the same.
 
         Return how many did. Room in the file that is not needed is given up.

@@ -5,7 +5,7 @@ from typing import Self, final
 from batchzip.core.ledger import Ledger
 
 @final
-class Reservation:
+class IndexReservation:
     """A range of indices, `first` and `count`, for as long as this object is held."""
 
     @property
@@ -29,7 +29,7 @@ class IndexSpace:
     def taken(self) -> int:
         """How many indices are taken."""
 
-    def reserve(self, count: int) -> Reservation:
+    def reserve(self, count: int) -> IndexReservation:
         """Give out `count` consecutive indices, at least 1."""
 
     def check_invariants(self) -> None:

@@ -99,7 +99,7 @@ class Pager:
         """Undo one `pin`. Do nothing once it is closed."""
 
     def advise(self, first: int, count: int, advice: int) -> None:
-        """Say how pages are going to be touched: a region.Advice."""
+        """Say how pages are going to be touched: a region.AccessAdvice."""
 
     def await_event(self, timeout_s: float) -> int:
         """Wait for a region.Event, without the GIL. Return the bits of those that there were; 0 after `timeout_s`."""

@@ -41,7 +41,7 @@ from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_
 from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
     BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, LOST, MOST_RUN, NORMAL,
-    RESIDENT, RUN_BYTES, STORED, UNUSED, WANTED, Figures, Job, RegionState, address_of, is_busy,
+    RESIDENT, RUN_BYTES, STORED, UNUSED, WANTED, RegionFigures, Job, RegionState, address_of, is_busy,
     kept_frames, kind_of, pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget,
     region_lock, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
 )
@@ -155,7 +155,7 @@ FIGURES = (
     "over_budget",
     "lost_pages",
 )
-"""Names of the counters that only grow, in the order of region.pxd's Figures."""
+"""Names of the counters that only grow, in the order of region.pxd's RegionFigures."""
 
 cdef enum:
     PIECE = 1024  # pages between two looks at signals
@@ -441,7 +441,7 @@ cdef class Pager:
         region_unlock(&self.region)
 
     def advise(self, uint64_t first, uint64_t count, int advice) -> None:
-        """Say how pages are going to be touched: an Advice."""
+        """Say how pages are going to be touched: an AccessAdvice."""
         self._check(first, count)
         self.refuse()
         region_lock(&self.region)
@@ -512,7 +512,7 @@ cdef class Pager:
         pthread_cond_broadcast(&region.low)
         region_unlock(region)
 
-    # Figures.
+    # RegionFigures.
 
     @property
     def closed(self) -> bool:
@@ -581,7 +581,7 @@ cdef class Pager:
         cdef RegionState *region = &self.region
         cdef uint64_t kinds[256]
         cdef uint64_t page = 0, end
-        cdef Figures counted
+        cdef RegionFigures counted
         cdef uint64_t hits, budget, used, resident, candidates, pinned
         cdef const uint64_t *counters = <const uint64_t *>&counted
         self.refuse()

@@ -6,7 +6,7 @@ from batchzip.arguments.buffers import Buffer
 from batchzip.core.coder import Coders
 from batchzip.core.division import Divider
 from batchzip.core.gather import Gathered
-from batchzip.core.indices import Reservation
+from batchzip.core.indices import IndexReservation
 from batchzip.core.ledger import Ledger
 from batchzip.core.ring import Ring
 
@@ -22,11 +22,11 @@ def now_ns() -> int:
 class LargeValue:
     """Where a value is that lies on pages: lengths of its parts in bytes, and its indices."""
 
-    def __init__(self, lengths: list[int], reservation: Reservation | None) -> None: ...
+    def __init__(self, lengths: list[int], reservation: IndexReservation | None) -> None: ...
     @property
     def lengths(self) -> list[int]: ...
     @property
-    def reservation(self) -> Reservation | None: ...
+    def reservation(self) -> IndexReservation | None: ...
 
 class Found:
     """A value as it was found: `data`, its bytes; or None: gather `indices`, uint64s, for `finish`."""

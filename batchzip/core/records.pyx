@@ -112,7 +112,7 @@ cdef enum:
     AHEAD = 16  # bytes in front of a copy: decode_value needs four
     LOOKS = 4  # deadlines that each new value looks at
 
-cdef enum Outcome:
+cdef enum RecordOutcome:
     LOADED  # 0, as codes of success are
     BUSY  # the mutex was not free
     MISSING_KEY
@@ -381,7 +381,7 @@ cdef int _find(
 ) noexcept nogil:
     """Find a value and copy what the pool has of it. Unless `peek`, it is a use.
 
-    Return an Outcome, or −EBADF (closed). TOO_LONG is a value in the pool of more than `size` bytes.
+    Return an RecordOutcome, or −EBADF (closed). TOO_LONG is a value in the pool of more than `size` bytes.
     """
     cdef LedgerState *ledger = state.ledger
     cdef uint32_t position

@@ -73,7 +73,7 @@ cdef struct Job:  # pages that may be restored before they are touched
     bint asked_for  # by prefetch, not guessed
     int64_t until  # when it is given up; 0: it makes progress
 
-cdef struct Figures:
+cdef struct RegionFigures:
     uint64_t faults_missing
     uint64_t faults_minor
     uint64_t restored_pages
@@ -134,7 +134,7 @@ cdef struct RegionState:
     uint32_t job_first
     uint32_t job_count
     StridesState strides
-    Figures figures
+    RegionFigures figures
     Histogram latencies  # of faults
 
 cdef struct Hand:  # what a thread works with

@@ -26,7 +26,7 @@ import numpy as np
 from batchzip.arguments.checks import as_integer
 from batchzip.backend import is_native
 from batchzip.core.allocator import Handler, restore
-from batchzip.core.region import Advice
+from batchzip.core.region import AccessAdvice
 from batchzip.engine import Engine, codec_of
 from batchzip.errors import (
     BadArgument,
@@ -77,7 +77,7 @@ _MOST_THREADS = 64
 _DEFAULT_THREADS = 4
 """At most, and one for two CPUs: the program that waits has work, too."""
 
-_ADVICE = {each.name.lower(): each for each in Advice}
+_ADVICE = {each.name.lower(): each for each in AccessAdvice}
 
 
 class PagedMemory(Owned):

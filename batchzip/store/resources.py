@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.asynchronous import Threads
+from batchzip.asynchronous import CallThreads
 from batchzip.backend import is_native
 from batchzip.core.coder import Coders
 from batchzip.core.ledger import Ledger, Objects
@@ -55,7 +55,7 @@ def unless_dropped(ledger: Ledger) -> Iterator[None]:
             raise
 
 
-class Turn:
+class CleaningTurn:
     """A thread's turn to clean the backing file: over when it says so, or when its call is gone."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Resources:
         self.objects = Objects(pool.allocator, zones, engine.page_size)
         self.ledgers: dict[int, Ledger] = {}
         """Those of all groups, by their `id()`."""
-        self.threads = Threads()
+        self.threads = CallThreads()
         """What asyncio's calls block instead of the loop."""
         self._engines_of: dict[int, Engine] = {}
         self.writer = self.writer_of(engine, current=True)
@@ -96,7 +96,7 @@ class Resources:
         self.full = Hysteresis()
         self._engines: dict[Codec, Engine] = {}
         """Engines for recompression."""
-        self.turns: list[weakref.ref[Turn]] = []
+        self.turns: list[weakref.ref[CleaningTurn]] = []
         """Who cleans the backing file, and then those who wait for it: see cleaning.py."""
 
     def writer_of(self, engine: Engine, *, current: bool = False) -> Writer:
@@ -200,7 +200,7 @@ class Resources:
                 found.append(open_to_read(self.backing.descriptor))
         return found
 
-    def current_turn(self) -> Turn | None:
+    def current_turn(self) -> CleaningTurn | None:
         """Return the first turn that is not over; those before it go."""
         for each in list(self.turns):
             turn = each()

@@ -27,7 +27,7 @@ from support.paged_region import (
 
 from batchzip import CorruptPage, PageError
 from batchzip.core.memory import fail_allocation
-from batchzip.core.region import Advice, Event
+from batchzip.core.region import AccessAdvice, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -177,8 +177,8 @@ def test_a_page_that_was_clean_is_a_sigbus_too() -> None:
     assert_sigbus(end, page)
 
 
-@pytest.mark.parametrize("advice", list(Advice))
-def test_a_touch_of_its_neighbours_is_none_of_it(advice: Advice) -> None:
+@pytest.mark.parametrize("advice", list(AccessAdvice))
+def test_a_touch_of_its_neighbours_is_none_of_it(advice: AccessAdvice) -> None:
     def touch(region: Region, array: npt.NDArray[np.uint8], at: int) -> None:
         region.pager.advise(*region.pages_of(array), advice)
         data = noisy(100)

@@ -28,7 +28,7 @@ from support.paged_region import (
 from batchzip import BatchzipError, Engine, LimitReached, SwapStore
 from batchzip.core.memory import allocations, fail_allocation
 from batchzip.core.pager import Pager
-from batchzip.core.region import Advice
+from batchzip.core.region import AccessAdvice
 from batchzip.testing import LeakCheck
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ CALLS: dict[str, Callable[[Region, npt.NDArray[np.uint8]], object]] = {
     "prefetch": lambda region, array: region.pager.prefetch(*region.pages_of(array)),
     "pin": _pin_and_unpin,
     "budget": lambda region, _array: setattr(region.pager, "budget", 4),
-    "advise": lambda region, array: region.pager.advise(*region.pages_of(array), Advice.SEQUENTIAL),
+    "advise": lambda region, array: region.pager.advise(
+        *region.pages_of(array), AccessAdvice.SEQUENTIAL
+    ),
 }
 
 

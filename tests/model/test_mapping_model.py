@@ -16,7 +16,7 @@ from batchzip import (
 from batchzip.core.indices import IndexSpace
 
 if TYPE_CHECKING:
-    from batchzip.core.indices import Reservation
+    from batchzip.core.indices import IndexReservation
 
 MOST = 64 << 10
 """Bytes of a value that is compressed in one call; longer ones lie on pages."""
@@ -31,7 +31,7 @@ class Indices(RuleBasedStateMachine):
         self.store = SwapStore(self.engine)
         self.group = self.store.group("numbered")
         self.space = IndexSpace(self.group._ledger)
-        self.held: list[Reservation] = []
+        self.held: list[IndexReservation] = []
 
     @rule(count=st.integers(1, 9))
     def reserve(self, count: int) -> None:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from batchzip.advice.layout import table
 from support.advised_values import held, record
 from support.command import absolute_path
 
 from batchzip import BadArgument, BatchzipError, NotStorable, advise_values
 from batchzip.advice import spool, weighing
 from batchzip.advice.holder import Holder, process_memory, weigh
-from batchzip.advice.layout import table
 from batchzip.advice.suiting import Suiting
 from batchzip.advice.values import recommend
 

@@ -20,7 +20,7 @@ from support.worker_programs import BEGIN, SHOW_FLAGS, run
 import batchzip
 from batchzip import CompressBatch, Engine
 from batchzip_workers import launch as launch_module
-from batchzip_workers import place as place_module
+from batchzip_workers import worker_slot as place_module
 from batchzip_workers.launch import Task, launch
 
 PAGES = [b"a" * 4096, bytes(range(256)) * 16] * 50

@@ -21,8 +21,8 @@ from support.workers import await_true, check_round_trip, is_alive, some_pages
 import batchzip
 from batchzip import CompressBatch, Engine
 from batchzip.lanes import watch
-from batchzip_workers import place as place_module
 from batchzip_workers import supervisor as supervisor_module
+from batchzip_workers import worker_slot as place_module
 from batchzip_workers.backend import WorkersBackend
 from batchzip_workers.supervisor import Supervisor
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip_workers.place import Place
+    from batchzip_workers.worker_slot import WorkerSlot
 
 
 def marked(pages: npt.NDArray[np.uint8], mark: bytes, *indices: int) -> npt.NDArray[np.uint8]:
@@ -95,7 +95,7 @@ def test_wait_ready_waits_for_the_successor_of_a_worker_that_died(
     notice = threading.Event()
     bury = Supervisor._bury
 
-    def bury_later(self: Supervisor, place: Place) -> None:
+    def bury_later(self: Supervisor, place: WorkerSlot) -> None:
         notice.wait(60)
         bury(self, place)
 

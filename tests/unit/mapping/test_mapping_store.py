@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from batchzip.core.indices import Reservation
+    from batchzip.core.indices import IndexReservation
 
 MOST = 64 << 10
 """Bytes of a value that is compressed in one call; longer ones lie on pages."""
@@ -161,7 +161,7 @@ def test_neighbours_that_are_free_are_joined(store: SwapStore) -> None:
 def test_indices_are_not_given_out_while_anybody_holds_them(store: SwapStore) -> None:
     group = store.group("numbered")
     space = IndexSpace(group._ledger)
-    first: Reservation | None = space.reserve(3)
+    first: IndexReservation | None = space.reserve(3)
     reader = first
     group.store(0, [noise(at) for at in range(6)])
     first = None

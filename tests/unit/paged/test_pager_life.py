@@ -26,7 +26,7 @@ from support.paged_region import (
 
 from batchzip import BadArgument, ClosedError, Engine, SwapStore
 from batchzip.core.pager import Pager
-from batchzip.core.region import Advice
+from batchzip.core.region import AccessAdvice
 from batchzip.testing import LeakCheck
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def test_pages_that_are_not_there_are_refused(
     region: Region, call: str, where: tuple[int, int]
 ) -> None:
     array = filled(region, noisy(256))
-    advice = (Advice.RANDOM,) if call == "advise" else ()
+    advice = (AccessAdvice.RANDOM,) if call == "advise" else ()
     with pytest.raises((BadArgument, OverflowError)):
         getattr(region.pager, call)(*where, *advice)
     np.testing.assert_array_equal(array, noisy(256))

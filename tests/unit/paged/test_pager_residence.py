@@ -20,7 +20,7 @@ from support.paged_region import (
 
 from batchzip import BadArgument, BatchzipError, Engine, SwapStore
 from batchzip.core.pager import Pager
-from batchzip.core.region import Advice
+from batchzip.core.region import AccessAdvice
 from batchzip.core.userfaultfd import CLEAN_PAGES, WAYS, probe
 
 if TYPE_CHECKING:
@@ -166,12 +166,12 @@ def test_advised_random_pages_are_not_read_ahead() -> None:
         data = noisy(1000)
         array = filled(region, data)
         region.evict_all()
-        region.pager.advise(*region.pages_of(array), Advice.RANDOM)
+        region.pager.advise(*region.pages_of(array), AccessAdvice.RANDOM)
         before = region.figures["readahead_pages"]
         np.testing.assert_array_equal(array, data)
         assert region.figures["readahead_pages"] == before
         region.evict_all()
-        region.pager.advise(*region.pages_of(array), Advice.NORMAL)
+        region.pager.advise(*region.pages_of(array), AccessAdvice.NORMAL)
         np.testing.assert_array_equal(array, data)
         assert region.figures["readahead_pages"] > before
 
@@ -181,7 +181,7 @@ def test_advised_sequential_pages_are_read_ahead_from_the_first_one_on() -> None
         data = noisy(200)
         array = filled(region, data)
         region.evict_all()
-        region.pager.advise(*region.pages_of(array), Advice.SEQUENTIAL)
+        region.pager.advise(*region.pages_of(array), AccessAdvice.SEQUENTIAL)
         before = region.figures["readahead_pages"]
         assert array[0] == data[0]
         await_true(lambda: region.figures["readahead_pages"] > before, "pages behind the first")
