@@ -30,7 +30,7 @@ class Indices(RuleBasedStateMachine):
         self.engine = Engine("lz4", backend="sequential", page_size=512)
         self.store = SwapStore(self.engine)
         self.group = self.store.group("numbered")
-        self.space = IndexSpace(self.group._ledger)
+        self.space = IndexSpace(self.group._entries)
         self.held: list[IndexReservation] = []
 
     @rule(count=st.integers(1, 9))

@@ -69,10 +69,10 @@ class AgainstAnOrderedDict(RuleBasedStateMachine):
     @rule(share=st.integers(0, 4))
     def shrink(self, share: int) -> None:
         before = len(self.values)
-        target = self.values.ledger.pool_bytes * share // 4
+        target = self.values.entries.pool_bytes * share // 4
         gone = self.values.shrink(target)
         assert len(self.values) == before - gone
-        assert self.values.ledger.pool_bytes <= target
+        assert self.values.entries.pool_bytes <= target
         kept = set(self.values.keys())
         for key in [key for key in self.model if key not in kept]:
             del self.model[key]

@@ -165,13 +165,13 @@ def test_what_takes_less_room_compressed_is_compressed(values: Records) -> None:
     values.put("text", text(1))
     values.put("noise", noise(1))
     values.put("short", b"abc")
-    assert values.ledger.pool_bytes < PAGE + 3 + PAGE // 8
+    assert values.entries.pool_bytes < PAGE + 3 + PAGE // 8
 
 
 def test_a_damaged_value_says_so_and_the_others_stay(store: SwapStore, values: Records) -> None:
     values.put("good", text(1))
     values.put("bad", text(2))
-    handles = np.frombuffer(values.ledger.values(Kind.RECORD), np.uint64)
+    handles = np.frombuffer(values.entries.values(Kind.RECORD), np.uint64)
     object_of(store._resources.pool, int(handles[1]))[3] ^= 16
     with pytest.raises(PageError) as damage:
         values.get("bad")
@@ -193,15 +193,15 @@ def test_a_value_in_the_file_is_found_there(tmp_path: Path) -> None:
         for number in range(600):
             made.put(number, text(number, 700))
         assert group.writeback(600) == 600
-        assert made.ledger.pool_bytes == 0
+        assert made.entries.pool_bytes == 0
         assert store.check().ok
         found: Any = made.get(77)
         assert isinstance(found, Found)
-        gathered = gather(made.ledger, found.indices)
+        gathered = gather(made.entries, found.indices)
         read(store._resources, gathered)
         assert made.finish(found, gathered) == text(77, 700)
         made.put(77, b"new")
-        assert made.finish(found, gather(made.ledger, found.indices)) is None
+        assert made.finish(found, gather(made.entries, found.indices)) is None
         assert not made.remove(77, found)
         assert made.get(77) == b"new"
         assert made.fault() is None

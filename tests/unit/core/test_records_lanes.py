@@ -136,7 +136,7 @@ def test_damaged_values_are_told_apart_by_lanes(
     store, made, rings = lanes
     keys, values = list(range(1000)), [text(key, 1500) for key in range(1000)]
     assert made.put_many(keys, values, 0, rings=rings) == (1000, 0)
-    handles = np.frombuffer(made.ledger.values(Kind.RECORD), np.uint64)
+    handles = np.frombuffer(made.entries.values(Kind.RECORD), np.uint64)
     damaged = store._resources.pool.read(int(handles[500]))
     store._resources.pool.write(int(handles[500]), bytes(reversed(damaged)))
     found = made.get_many(keys, rings=rings)
@@ -146,7 +146,7 @@ def test_damaged_values_are_told_apart_by_lanes(
     assert [each for key, each in enumerate(found) if key not in failed] == [
         value for key, value in enumerate(values) if key not in failed
     ]
-    assert made.ledger.figures()["records"] == 1000
+    assert made.entries.figures()["records"] == 1000
 
 
 def test_values_go_on_where_lanes_have_ended(

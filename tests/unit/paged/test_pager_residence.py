@@ -267,7 +267,7 @@ def test_a_codec_in_python_is_refused() -> None:
         pytest.raises(BadArgument, match="codec"),
     ):
         Pager(
-            store.group("region")._ledger,
+            store.group("region")._entries,
             store._resources.writer.number,
             pages=64,
             budget=8,
