@@ -69,16 +69,24 @@ def assert_refused(
     assert_one_clear_line(subprocess.CompletedProcess([], code, out, err), *words)
 
 
-def assert_fits(report: Callable[[int], str], width: int) -> None:
-    """Check that a report has no line above `width`, but for a long word, and every word whole."""
+def assert_fits(report: Callable[[int], str], width: int, left_out: Sequence[str]) -> None:
+    """Check that no line is wider than `width`, but for a long word; that those columns are left out
+    and said to be; and that every other word is whole."""
 
     def words_of(text: str) -> set[str]:
         return {word.strip(",") for word in text.split()}
 
     narrow = report(width)
-    assert words_of(narrow) == words_of(report(1000))
     for line in narrow.splitlines():
         assert len(line) <= width or len(line.split()) == 1, line
+    notes = {*re.findall(r"^left out for lack of room: (.*(?:\n[a-z].*)?)$", narrow, re.MULTILINE)}
+    assert {" ".join(note.split()) for note in notes} == {*filter(None, [", ".join(left_out)])}
+    # Cells of a column that is left out are missing, and nothing else is.
+    missing = words_of(report(1000)) - words_of(narrow)
+    assert all(
+        re.fullmatch(r"[-\d.,%]+|[KMG]iB|Bytes", word) or word in "".join(left_out)
+        for word in missing
+    )
 
 
 def absolute_path() -> dict[str, str]:
@@ -131,9 +139,11 @@ class Terminal:
 class Screen:
     """`batchzip top` on a terminal of its own, with all three of its streams."""
 
-    def __init__(self, *arguments: object, rows: int = 50) -> None:
+    def __init__(
+        self, *arguments: object, rows: int = 50, columns: int = 100, term: str = "xterm-256color"
+    ) -> None:
         self.master, self.slave = pty.openpty()
-        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 100, 0, 0))
+        self.resize(rows, columns)
         self.before = termios.tcgetattr(self.slave)
         others = {"NO_COLOR", "COLUMNS", "LINES"}  # the terminal says how large it is
         environment = {name: os.environ[name] for name in os.environ if name not in others}
@@ -142,10 +152,13 @@ class Screen:
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
-            env={**environment, "TERM": "xterm"},
+            env={**environment, "TERM": term},
             start_new_session=True,
         )
         self.seen = b""
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def read_until(self, words: bytes) -> bytes:
         """Read until `words` come after what was read before; what came."""
@@ -170,7 +183,7 @@ class Screen:
         assert shown.count(b"\x1b[?1049h") == shown.count(b"\x1b[?1049l") + 1
         assert self.seen.rindex(b"\x1b[?25h") > self.seen.rindex(b"\x1b[?25l")
         assert b"Traceback" not in self.seen
-        return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", left.decode()).replace("\r\n", "\n")
+        return re.sub(r"\x1b\[[<>?0-9;]*[a-zA-Z]", "", left.decode()).replace("\r\n", "\n")
 
     def close(self) -> None:
         if self.process.poll() is None:
