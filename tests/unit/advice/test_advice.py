@@ -355,11 +355,7 @@ def test_people_get_tables_a_mark_and_a_sentence(file: Path) -> None:
 def test_the_report_fits_its_width_and_breaks_no_word(text_advice: Advice, width: int) -> None:
     blocks = text(2)
     sample = sampling.Sample("file", "text.bin", {}, blocks.nbytes, blocks)
-    assert_fits(
-        lambda columns: report(sample, text_advice, columns, every=True),
-        width,
-        {40: ["of all", "ratio"]}.get(width, []),
-    )
+    assert_fits(lambda columns: report(sample, text_advice, columns, every=True), width)
 
 
 def test_without_a_source_a_workload_is_taken() -> None:
@@ -424,9 +420,9 @@ def test_without_matplotlib_the_command_to_install_it_is_given(file: Path) -> No
         (["--pid", "1", "--file", "x"], ["not allowed with"]),
         (["--algorithm", "zip"], ["'zip'", "zstd", "lz4"]),
         (["--sample", "1K"], ["sample of 1024 bytes", "64K"]),
-        (["--sample", "much"], ["'much' is no size"]),
-        (["--max-load-us", "0"], ["'0' is no time"]),
-        (["--max-load-us", "inf"], ["'inf' is no time"]),
+        (["--sample", "much"], ["'much' is not a size"]),
+        (["--max-load-us", "0"], ["'0' is not a time"]),
+        (["--max-load-us", "inf"], ["'inf' is not a time"]),
         (["--plot", "x.word"], ["x.word is no picture", ".png"]),
         (["--plot", "nowhere/x.png"], ["nowhere is no directory"]),
         (["--seed", "-1"], ["--seed"]),
