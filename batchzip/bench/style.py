@@ -143,7 +143,13 @@ def _name_lines(axes: Axes) -> None:
             fontsize=9.5,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.6, "shrinkB": 3},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "0.75",
+                "linewidth": 0.6,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
         )
 
 

@@ -257,9 +257,10 @@ class TopApp(App[BaseException]):
         self.query_one(Grid).focus()
         self.call_after_refresh(self._thread.start)
 
-    def on_unmount(self) -> None:
-        """Take no more looks."""
+    def exit(self, *args: Any, **options: Any) -> None:
+        """End, and show no look that is still under way."""
         self._over.set()
+        super().exit(*args, **options)
 
     # Looks
 

@@ -423,8 +423,8 @@ def test_without_matplotlib_the_command_to_install_it_is_given(file: Path) -> No
         (["--sample", "much"], ["'much' is not a size"]),
         (["--max-load-us", "0"], ["'0' is not a time"]),
         (["--max-load-us", "inf"], ["'inf' is not a time"]),
-        (["--plot", "x.word"], ["x.word is no picture", ".png"]),
-        (["--plot", "nowhere/x.png"], ["nowhere is no directory"]),
+        (["--plot", "x.word"], ["x.word is not a picture", ".png"]),
+        (["--plot", "nowhere/x.png"], ["nowhere is not a directory"]),
         (["--seed", "-1"], ["--seed"]),
     ],
 )

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.command import Screen, assert_one_clear_line, assert_refused, cli
@@ -89,8 +89,8 @@ def owner() -> Iterator[Owner]:
 def terminal() -> Iterator[Callable[..., Screen]]:
     opened = []
 
-    def start(*arguments: object, rows: int = 50) -> Screen:
-        opened.append(Screen(*arguments, rows=rows))
+    def start(*arguments: object, **options: Any) -> Screen:
+        opened.append(Screen(*arguments, **options))
         return opened[-1]
 
     yield start
@@ -361,7 +361,7 @@ def test_empty_groups_and_those_beyond_the_most_are_counted_instead_of_printed()
     few = drawn(now, None, most=20)
     assert few.count("\ngroup ") == 1 + 20
     assert "groups left out: 10 more, 271 empty" in few
-    order = [int(line.split()[1]) for line in few.splitlines() if line.startswith("group ")][1:]
+    order = [int(number) for number in re.findall(r"^group (\d+) ", few, re.MULTILINE)]
     assert max(order) == 29, "the largest ones are printed"
 
 
