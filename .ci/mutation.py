@@ -37,13 +37,17 @@ from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import WorkerOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from cosmic_ray.work_item import MutationSpec, WorkItem
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_suffix(".toml")
 SESSIONS = ROOT / "build/mutation"
+
+_SLOWER = 4
+_GRACE_S = 30.0
+"""A mutant that takes so many times as long as none, and so many seconds more, is one that hangs."""
 
 
 class RemoveStatement(Operator):
@@ -91,19 +95,13 @@ class Group:
 
     def __init__(self, name: str, table: dict[str, list[str]]) -> None:
         self.name = name
-        self.tests: dict[Path, list[str]] = {}
+        self.tests: dict[Path, tuple[str, ...]] = {}
         for pattern, stems in table.items():
             modules = [each for each in sorted(Path().glob(pattern)) if each.name != "__init__.py"]
             if not modules:
                 raise SystemExit(f"{TABLE.name}: {pattern} of {name} is no module")
             for module in modules:
-                self.tests.setdefault(module, list(find_tests(stems)))
-
-    def command(self, module: Path) -> list[str]:
-        """Return the command that runs the tests of a module."""
-        marks = "not slow and not stress"
-        pytest = [sys.executable, "-m", "pytest", "-qx", "-n0", "-m", marks, "--no-header"]
-        return [*pytest, *self.tests[module]]
+                self.tests.setdefault(module, tuple(find_tests(stems)))
 
 
 def find_tests(stems: list[str]) -> Iterator[str]:
@@ -205,32 +203,43 @@ def run(group: Group, database: WorkDB, patience_s: float, *, again: bool) -> No
     for item, result in database.completed_work_items if again else ():
         if not result.is_killed:
             todo.append(item)
+    limits_s = {
+        tests: measure(group, tests, patience_s)
+        for tests in sorted({group.tests[item.mutations[0].module_path] for item in todo})
+    }
     for number, item in enumerate(todo, 1):
         (mutation,) = item.mutations
-        command = shlex.join(group.command(mutation.module_path))
-        result = mutate_and_test([mutation], command, timeout=patience_s)
+        tests = group.tests[mutation.module_path]
+        result = mutate_and_test([mutation], shlex.join(command(tests)), timeout=limits_s[tests])
         database.set_result(item.job_id, result)
         where = f"{mutation.module_path}:{mutation.start_pos[0]} {mutation.operator_name}"
         print(f"{group.name} {number}/{len(todo)} {result.test_outcome.value}: {where}", flush=True)
 
 
-def check_unchanged(group: Group, patience_s: float) -> None:
-    """Raise SystemExit if tests fail without any mutant: all would count as killed."""
-    for tests in sorted(set(map(tuple, group.tests.values()))):
-        command = group.command(next(each for each, own in group.tests.items() if (*own,) == tests))
-        began = time.monotonic()
-        try:
-            subprocess.run(
-                command, timeout=patience_s, check=True, stdout=subprocess.PIPE, text=True
-            )
-        except subprocess.TimeoutExpired:
-            raise SystemExit(
-                f"this takes more than {patience_s} s: {shlex.join(command)}"
-            ) from None
-        except subprocess.CalledProcessError as error:
-            print(error.stdout)
-            raise SystemExit(f"this fails without a mutant: {shlex.join(command)}") from None
-        print(f"{group.name}: {time.monotonic() - began:.0f} s take {' '.join(tests)}", flush=True)
+def command(tests: Sequence[str]) -> list[str]:
+    """Return the command that runs test files, and ends with the first failure."""
+    marks = "not slow and not stress"
+    return [sys.executable, "-m", "pytest", "-qx", "-n0", "-m", marks, "--no-header", *tests]
+
+
+def measure(group: Group, tests: Sequence[str], patience_s: float) -> float:
+    """Run tests without a mutant. Return the seconds after which a mutant counts as killed.
+
+    Raise SystemExit if they fail or take more than `patience_s`: every mutant would count as killed.
+    """
+    began = time.monotonic()
+    try:
+        subprocess.run(
+            command(tests), timeout=patience_s, check=True, stdout=subprocess.PIPE, text=True
+        )
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"more than {patience_s:.0f} s: {shlex.join(command(tests))}") from None
+    except subprocess.CalledProcessError as error:
+        print(error.stdout)
+        raise SystemExit(f"this fails without a mutant: {shlex.join(command(tests))}") from None
+    took_s = time.monotonic() - began
+    print(f"{group.name}: {took_s:.0f} s for {' '.join(tests)}", flush=True)
+    return _SLOWER * took_s + _GRACE_S
 
 
 def report(names: list[str]) -> None:
@@ -279,7 +288,10 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=1, help="of the sample (default: %(default)s)")
     parser.add_argument(
-        "--patience-s", type=float, default=120, help="limit per mutant (default: %(default)s)"
+        "--patience-s",
+        type=float,
+        default=300,
+        help="most that tests may take without a mutant (default: %(default)s)",
     )
     parser.add_argument("--again", action="store_true", help="try those that survived once more")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
@@ -298,7 +310,6 @@ def main() -> None:
         path = SESSIONS / f"{name}.sqlite"
         if chosen.fresh:
             path.unlink(missing_ok=True)
-        check_unchanged(group, chosen.patience_s)
         with use_db(path) as database:
             begin(group, database, chosen.seed, chosen.sample)
             run(group, database, chosen.patience_s, again=chosen.again)

@@ -2,7 +2,7 @@
 
     compress_async ─▶ Engine.submit(block=False) ─▶ Request ─▶ until_done ─▶ results
                         EngineBusy: one task at a time waits its turn, the others behind it
-    astore …       ─▶ Threads.call ─▶ a Future of the store's threads ─▶ until_done ─▶ result
+    astore …       ─▶ CallThreads.call ─▶ a Future of the store's threads ─▶ until_done ─▶ result
 
 No thread per call. An engine with lanes needs none at all: its requests are done by one thread that it has
 anyway. The store's own calls do block: a folio is compressed in part by its caller, a cold page is read from
@@ -105,7 +105,7 @@ async def until_done(pending: Pending) -> None:
 _Work: TypeAlias = "tuple[Future[Any], Callable[[], Any]] | None"
 
 
-class Threads:
+class CallThreads:
     """A few threads for calls that block, each started when the others are busy; ended by `close()`."""
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ class Turns:
             await until_done(request)
             return request.wait()
         finally:
-            del request, submit  # as in Threads.call
+            del request, submit  # as in CallThreads.call
 
     async def _submit(self, submit: Callable[[], Submitted[T]]) -> Submitted[T]:
         loop = asyncio.get_running_loop()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, overload
 
 from batchzip.arguments.buffers import as_view, check_page_size
 from batchzip.arguments.checks import as_integer, as_seconds
-from batchzip.asynchronous import Threads, Turns
+from batchzip.asynchronous import CallThreads, Turns
 from batchzip.backend import Backend, choose_backend, make_backend
 from batchzip.batch import Batch, CompressBatch, DecompressBatch
 from batchzip.codecs import Codec, make_codec
@@ -137,7 +137,7 @@ class Engine(Owned):
             self.backend = make_backend(name, workers=workers, isolate=isolate)
         self.backend.open(self.codec, self.page_size)
         self._execute = self.backend.execute
-        self._threads = Threads()
+        self._threads = CallThreads()
         self._turns = Turns()
         super().__init__()
         self._open = True

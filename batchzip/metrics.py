@@ -147,7 +147,7 @@ _FAULTS = "missing", "minor"
 _STATES = "resident", "candidate", "stored", "empty", "pinned"
 
 
-class ShardFigures(Protocol):
+class ShardMetrics(Protocol):
     """A shard of a sharded store, with the figures of `_SHARD` and `_SHARD_EVENTS`."""
 
     @property
@@ -159,7 +159,7 @@ class ShardFigures(Protocol):
         """Return why there are no figures, or ""."""
 
 
-class StoreFigures(Protocol):
+class StoreMetrics(Protocol):
     """A sharded store, with the figures of `_SHARDED`."""
 
     @property
@@ -167,15 +167,15 @@ class StoreFigures(Protocol):
         """Return its name."""
 
     @property
-    def shards(self) -> Sequence[ShardFigures]:
+    def shards(self) -> Sequence[ShardMetrics]:
         """Return its shards."""
 
 
-class Survey(Protocol):
+class ClusterMetrics(Protocol):
     """The sharded stores of a scheduler."""
 
     @property
-    def stores(self) -> Sequence[StoreFigures]:
+    def stores(self) -> Sequence[StoreMetrics]:
         """Return them."""
 
 
@@ -183,7 +183,7 @@ class Survey(Protocol):
 class Surveyed(Protocol):
     """A sharded store that can be asked for its figures: `batchzip.dask.ShardedStore`."""
 
-    def _survey(self) -> StoreFigures:
+    def _survey(self) -> StoreMetrics:
         """Return its figures. Raise ClosedError, ClusterLost, ForkedProcess."""
 
 
@@ -263,7 +263,7 @@ def _make_collector(
     return StoreCollector()
 
 
-def exposition(survey: Survey) -> bytes:
+def exposition(survey: ClusterMetrics) -> bytes:
     """Return the figures of a cluster's sharded stores as Prometheus reads them, by `store`. Raises MissingExtra."""
     core = load_extra("prometheus_client.core", extra="metrics", needed_by="batchzip.metrics")
     from prometheus_client import generate_latest  # noqa: PLC0415 - an extra, which is there
@@ -462,7 +462,7 @@ def _of_sharded(store: Surveyed) -> Iterator[_Row]:
     return _of_shards(store._survey())  # noqa: SLF001 - for metrics only
 
 
-def _of_shards(found: StoreFigures) -> Iterator[_Row]:
+def _of_shards(found: StoreMetrics) -> Iterator[_Row]:
     for key, (family, _) in _SHARDED.items():
         yield family, [], getattr(found, key)
     # One for each worker: a shard that was lost may have had the address of one that serves.

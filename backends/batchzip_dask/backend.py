@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from batchzip.codecs import Codec
     from batchzip.core.ring import Ring
     from batchzip.statistics import Statistics
-    from batchzip_dask.choice import Turn
+    from batchzip_dask.choice import PlacedBatch
     from batchzip_dask.lane import Lane
 
 _ROOM_BYTES = 512 << 20
@@ -128,7 +128,7 @@ class DaskBackend(Backend):
         connect_timeout_s = as_seconds(connect_timeout_s, "connect_timeout_s")
         workerless_s = as_seconds(workerless_s, "workerless_s")
         try:
-            from batchzip_dask.cluster import Cluster  # noqa: PLC0415 - an extra, and takes a second
+            from batchzip_dask.connection import ClusterConnection  # noqa: PLC0415 - an extra, and takes a second
         except ModuleNotFoundError:
             raise MissingExtra("the dask backend", "distributed", "dask") from None
         self.workerless_s = workerless_s
@@ -136,7 +136,7 @@ class DaskBackend(Backend):
         """What the cluster did, by operation; the lane's thread writes it."""
         self.threads = 0
         """Threads of all workers, as far as is known."""
-        self._cluster = Cluster(cluster, connect_timeout_s=connect_timeout_s)
+        self._cluster = ClusterConnection(cluster, connect_timeout_s=connect_timeout_s)
         self._keeps = local == "auto"
         self._local: LanesBackend | None = None
         self._choices = Choices(self._may_send)
@@ -154,7 +154,7 @@ class DaskBackend(Backend):
 
         Raise BackendUnavailable if it does not answer, or if a worker cannot.
         """
-        from batchzip_dask.cluster import pickled  # noqa: PLC0415 - as above
+        from batchzip_dask.connection import pickled  # noqa: PLC0415 - as above
         from batchzip_dask.lane import MOST_BYTES  # noqa: PLC0415
 
         super().open(codec, page_size)
@@ -302,7 +302,9 @@ class DaskBackend(Backend):
             self._withdraw(request)
             raise
 
-    def _tried(self, request: Request[Batch], turn: Turn, local: LanesBackend) -> Request[Batch]:
+    def _tried(
+        self, request: Request[Batch], turn: PlacedBatch, local: LanesBackend
+    ) -> Request[Batch]:
         """Return what is sent for a request by way of trial: what fails as a whole is done here instead."""
         request.take_up()
         sent = Request(request.batch, request.deadline)
@@ -347,7 +349,7 @@ class DaskBackend(Backend):
         batch.reset()
         self.run_inline(batch, deadline)
 
-    def _begin(self, batch: Batch, deadline: float | None = None) -> Turn | None:
+    def _begin(self, batch: Batch, deadline: float | None = None) -> PlacedBatch | None:
         """Choose where a batch is done; None: there is no choice."""
         if self._local is None:
             return None
@@ -369,7 +371,7 @@ class DaskBackend(Backend):
         done = len(sample) - int((sample.errors == -errno.ETIMEDOUT).sum())
         return max(1, done) * self.page_size / max(1e-9, time.monotonic() - began)
 
-    def _note_end(self, turn: Turn, request: Request[Batch]) -> None:
+    def _note_end(self, turn: PlacedBatch, request: Request[Batch]) -> None:
         try:
             turn.end(self._done_bytes(request.wait()))
         except RequestCancelled:

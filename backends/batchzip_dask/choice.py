@@ -181,7 +181,7 @@ class Choices:
 
     def begin(
         self, operation: int, size: int, sample: Callable[[], float], *, may_try: bool = True
-    ) -> Turn:
+    ) -> PlacedBatch:
         """Choose for a batch of `size` bytes of pages, and note that it begins.
 
         `sample` measures a few pages here and returns bytes per second. Without `may_try`, the batch is no trial.
@@ -198,7 +198,7 @@ class Choices:
         with self._lock:
             place = kind.begin(time.monotonic(), size, may_try=may_try)
             seconds = size / (kind.meters[place].speed or size)
-            return Turn(self, kind, size, place, place != kind.place, seconds)
+            return PlacedBatch(self, kind, size, place, place != kind.place, seconds)
 
     def end(self, kind: _Kind, place: int, size: int) -> None:
         """Note that a batch is over, of which `size` bytes were done."""
@@ -230,7 +230,7 @@ class Choices:
 
 
 @dataclass(slots=True)
-class Turn:
+class PlacedBatch:
     """A batch that was given a place."""
 
     _choices: Choices

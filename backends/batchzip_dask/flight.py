@@ -15,7 +15,7 @@ import numpy as np
 
 from batchzip.batch import CompressBatch
 from batchzip.errors import BackendUnavailable
-from batchzip_dask.share import Group, Share
+from batchzip_dask.task_pages import TaskGroup, TaskPages
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from batchzip.arguments.buffers import Flat
     from batchzip.batch import Batch
     from batchzip.request import Request
-    from batchzip_dask.share import Outcome
+    from batchzip_dask.task_pages import Outcome
 
 
 class Flight:
@@ -115,18 +115,18 @@ class Parcel:
         """The parts whose flights are not over."""
         return [(flight, indices) for flight, indices in self.parts if not flight.over]
 
-    def pack(self, codec: bytes) -> Share:
+    def pack(self, codec: bytes) -> TaskPages:
         """Copy what a worker needs."""
-        groups: list[Group] = []
+        groups: list[TaskGroup] = []
         inputs: list[Flat] = []
         for flight, indices in self.parts:
             count = len(indices)
             if groups and groups[-1][:2] == flight.group:
                 groups[-1] = groups[-1]._replace(pages=groups[-1].pages + count)
             else:
-                groups.append(Group(*flight.group, count))
+                groups.append(TaskGroup(*flight.group, count))
             inputs += flight.request.batch.inputs(indices)
-        return Share(
+        return TaskPages(
             codec=codec,
             page_size=self.parts[0][0].request.batch.page_size,
             groups=tuple(groups),

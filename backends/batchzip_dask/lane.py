@@ -46,7 +46,7 @@ from batchzip.errors import BackendUnavailable, ClusterLost
 from batchzip.lanes import RequestThread
 from batchzip.system.limits import begin, is_out_of_memory
 from batchzip.wording import shown
-from batchzip_dask.cluster import CancelledError, KilledWorker
+from batchzip_dask.connection import CancelledError, KilledWorker
 from batchzip_dask.flight import Flight, Parcel
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from batchzip.lanes import RequestQueue
     from batchzip.request import Request
     from batchzip_dask.backend import DaskBackend
-    from batchzip_dask.cluster import Cluster
-    from batchzip_dask.share import Outcome
+    from batchzip_dask.connection import ClusterConnection
+    from batchzip_dask.task_pages import Outcome
 
     Arrival: TypeAlias = Callable[[], None]
 
@@ -103,7 +103,7 @@ class Lane:
     """Takes up requests, has the cluster do them, and finishes each."""
 
     def __init__(
-        self, backend: DaskBackend, cluster: Cluster, requests: RequestQueue, codec: bytes
+        self, backend: DaskBackend, cluster: ClusterConnection, requests: RequestQueue, codec: bytes
     ) -> None:
         self._backend = backend
         self._cluster = cluster

@@ -24,7 +24,7 @@ from batchzip.errors import LimitReached
 from batchzip.system.descriptors import above_standard
 from batchzip.system.limits import begin
 from batchzip_workers.launch import launch
-from batchzip_workers.place import FIRST_RETRY_S, Attempts, Place, worked
+from batchzip_workers.worker_slot import FIRST_RETRY_S, Attempts, WorkerSlot, worked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ class Supervisor:
         self._make_ring = make_ring
         self._make_task = make_task
         self._owner_pid = os.getpid()
-        self._workers: list[Place] = [Place(number) for number in range(count)]
+        self._workers: list[WorkerSlot] = [WorkerSlot(number) for number in range(count)]
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._thread_starts = Attempts()
@@ -196,7 +196,7 @@ class Supervisor:
     def _is_stopping(self) -> bool:
         return self._stopping  # set by another thread
 
-    def _await_change(self) -> list[Place]:
+    def _await_change(self) -> list[WorkerSlot]:
         """Sleep until a worker is dead, one is to be tried again, or stop() was called."""
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
@@ -223,7 +223,7 @@ class Supervisor:
                 if place.process is not None:
                     place.process.kill()
 
-    def _start(self, place: Place) -> None:
+    def _start(self, place: WorkerSlot) -> None:
         ring = process = None
         try:
             ring = self._make_ring(place.number)
@@ -241,7 +241,7 @@ class Supervisor:
         place.ring = ring
         self._publish()
 
-    def _bury(self, place: Place) -> None:
+    def _bury(self, place: WorkerSlot) -> None:
         """Take a dead worker's ring out of use and reap the process."""
         ring, process = place.ring, place.process
         assert ring is not None  # noqa: S101 - a process has a ring
@@ -261,7 +261,7 @@ class Supervisor:
             place.starts = Attempts()
             place.must_prove = False
 
-    def _reap(self, place: Place) -> str:
+    def _reap(self, place: WorkerSlot) -> str:
         """Reap a worker that is dead or about to be, and keep what it did; how it ended."""
         process, ring = place.process, place.ring
         assert process is not None  # noqa: S101 - whoever calls has seen it
@@ -288,7 +288,7 @@ class Supervisor:
         found = [place.statistics() for place in self._workers]
         return tuple(one for one in found if one is not None)
 
-    def _note_failed_start(self, place: Place, reason: str) -> None:
+    def _note_failed_start(self, place: WorkerSlot, reason: str) -> None:
         place.starts.note_failure()
         if place.failing:
             self.failure = reason

@@ -225,7 +225,7 @@ class Anew(OfEngine):
         return work
 
 
-class Threads(Compressor):
+class ThreadPoolLoop(Compressor):
     """A ThreadPoolExecutor with a thread for each lane; each takes an equal part of a batch."""
 
     name = "thread pool"

@@ -145,7 +145,7 @@ class Blosc2Blocks(Store):
         return int(self._chunk.cbytes)
 
 
-class OfZram(Store):
+class ZramStore(Store):
     """A zram device, one thread."""
 
     name = "zram"
@@ -211,7 +211,7 @@ def contenders(
         partial(Blosc2Blocks, algorithm),
     ]
     if zram:
-        makers.append(partial(OfZram, algorithm, len(pages)))
+        makers.append(partial(ZramStore, algorithm, len(pages)))
     for make in makers:
         try:
             yield make()

@@ -19,7 +19,7 @@ import zstandard
 
 import batchzip
 from batchzip.bench.ahead import OWN
-from batchzip.bench.compressors import Bare, Compressor, OfEngine, Threads
+from batchzip.bench.compressors import Bare, Compressor, OfEngine, ThreadPoolLoop
 from batchzip.bench.pages import PAGE
 from batchzip.bench.zram import Zram, aligned
 from batchzip.errors import BackendUnavailable, BatchzipError, MissingExtra
@@ -184,7 +184,7 @@ class Blosc2(Compressor):
         return work
 
 
-class OfZram(Compressor):
+class ZramCompressor(Compressor):
     """A zram device, with a number of threads that write or read batches at a time."""
 
     def __init__(self, load: Load, threads: int) -> None:
@@ -229,14 +229,14 @@ def contenders(load: Load, result: Result, *, zram: bool) -> Iterator[Compressor
     makers: list[Callable[[], Compressor]] = [
         partial(Bare, load),
         *(partial(OfEngine, load, backend) for backend in OWN if backend in batchzip.backends()),
-        partial(Threads, load),
+        partial(ThreadPoolLoop, load),
         partial(Loky, load),
         *([partial(MultiZstd, load)] if load.algorithm.name == "zstd" else []),
         partial(Blosc2, load, 1),
         partial(Blosc2, load, CHUNK_PAGES),
     ]
     if zram:
-        makers += [partial(OfZram, load, 1), partial(OfZram, load, 2)]
+        makers += [partial(ZramCompressor, load, 1), partial(ZramCompressor, load, 2)]
     yield from available(makers, result.note)
 
 

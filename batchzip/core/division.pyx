@@ -41,7 +41,7 @@ from batchzip.core.policy cimport (
     Policy, first_share, lanes_worth, note_divided, note_pages, piece, spare,
 )
 from batchzip.core.ring cimport (
-    NOT_POSTED, POSTED_AND_WOKE, SLOTS, Ring, RingState, Share, Slot, await_done, cut,
+    NOT_POSTED, POSTED_AND_WOKE, SLOTS, Ring, RingState, Share, RingSlot, await_done, cut,
     finished_pages, first_sum, fitting, forks, give_up, is_done, is_finished, is_honest, is_hung,
     is_ready, let_go, may_take, post,
 )
@@ -266,7 +266,7 @@ cdef void _accept(JobState *job, Posted *posted) noexcept nogil:
 cdef bint _take_results(JobState *job, const Posted *posted, uint32_t count) noexcept nogil:
     """Take the results of a share's first pages. Return False, and take none, where they cannot be so."""
     cdef RingState *ring = posted.ring
-    cdef Slot *slot = &ring.slots[posted.sequence % SLOTS]
+    cdef RingSlot *slot = &ring.slots[posted.sequence % SLOTS]
     cdef size_t pitch = job.batch.page_size if job.batch.operation == DECOMPRESS else 0
     cdef uint64_t sum = first_sum(posted.sequence)
     if accept_pages(

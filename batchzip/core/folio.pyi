@@ -3,8 +3,8 @@ from typing import Any
 from batchzip.arguments.buffers import Bytes, Flat
 from batchzip.core.batch import Pointers
 from batchzip.core.coder import Coders
-from batchzip.core.ledger import Ledger
-from batchzip.core.zones import Reservation
+from batchzip.core.entries import Entries
+from batchzip.core.zones import ZoneReservation
 
 class Folio:
     def __init__(self, page_size: int) -> None: ...
@@ -32,9 +32,9 @@ class Folio:
     def objects(self) -> list[bytes]: ...
     def publish(
         self,
-        ledger: Ledger,
+        entries: Entries,
         first: int,
-        where: Reservation | None = None,
+        where: ZoneReservation | None = None,
         *,
         may_go_elsewhere: bool = False,
         limit: int | None = None,

@@ -2,10 +2,10 @@
 
 from typing import Self, final
 
-from batchzip.core.ledger import Ledger
+from batchzip.core.entries import Entries
 
 @final
-class Reservation:
+class IndexReservation:
     """A range of indices, `first` and `count`, for as long as this object is held."""
 
     @property
@@ -15,12 +15,12 @@ class Reservation:
 
 @final
 class IndexSpace:
-    """Gives out ranges of a ledger's indices from 0 on, and takes them back when nobody holds them.
+    """Gives out ranges of a group's indices from 0 on, and takes them back when nobody holds them.
 
     Thread-safe; may be used in signal handlers and finalizers. When a range comes back, its pages are erased.
     """
 
-    def __new__(cls, ledger: Ledger) -> Self: ...
+    def __new__(cls, entries: Entries) -> Self: ...
     @property
     def end(self) -> int:
         """The indices given out so far lie below this one."""
@@ -29,7 +29,7 @@ class IndexSpace:
     def taken(self) -> int:
         """How many indices are taken."""
 
-    def reserve(self, count: int) -> Reservation:
+    def reserve(self, count: int) -> IndexReservation:
         """Give out `count` consecutive indices, at least 1."""
 
     def check_invariants(self) -> None:

@@ -1,17 +1,17 @@
 """IndexSpace: which indices of a group are taken, for one that gives them out itself.
 
-    reserve(5) ─▶ Reservation 0…4        taken as long as anybody holds the object
-    reserve(3) ─▶ Reservation 5…7
+    reserve(5) ─▶ IndexReservation 0…4        taken as long as anybody holds the object
+    reserve(3) ─▶ IndexReservation 5…7
     the first is dropped ─▶ its pages are erased ─▶ 0…4 can be given out again
 
-Who holds a Reservation holds its indices: the writer that fills them, the mapping that names them, the
+Who holds an IndexReservation holds its indices: the writer that fills them, the mapping that names them, the
 reader that is just loading them. So nobody reads indices that were given to somebody else meanwhile, and what
 an interrupt cuts short is not lost, wherever it comes: the frame goes, with it the object.
 
 Rejected: a count of readers for each range (what an interrupt cuts short stays counted for ever); a lock
 and a queue of ranges that are gone (a finalizer or signal handler that comes while its own thread has the
 lock waits for itself). Here a call is one step: no Python code runs between the look at the ranges and
-their change, and a Reservation ends with a call of the core.
+their change, and an IndexReservation ends with a call of the core.
 
 Free ranges are kept by length: one of the same length, else the rest of a longer one, else new indices. When
 more ranges came back than there are taken, neighbours are joined, which is O(n log n) once in n times.
@@ -27,7 +27,7 @@ which may come here.
 cimport cython
 from libc.stdint cimport uint64_t
 
-from batchzip.core.ledger cimport Ledger
+from batchzip.core.entries cimport Entries
 
 cdef enum:
     JOIN_LEAST = 64  # ranges that come back before joining is thought of: less is not worth a sort
@@ -35,7 +35,7 @@ cdef enum:
 
 @cython.no_gc  # it can be in no cycle, and what it refers to must be there in __dealloc__
 @cython.final
-cdef class Reservation:
+cdef class IndexReservation:
     """A range of indices, `first` and `count`, for as long as this object is held."""
 
     cdef IndexSpace space
@@ -49,12 +49,12 @@ cdef class Reservation:
 
 @cython.final
 cdef class IndexSpace:
-    """Gives out ranges of a ledger's indices from 0 on, and takes them back when nobody holds them.
+    """Gives out ranges of a group's indices from 0 on, and takes them back when nobody holds them.
 
     Thread-safe; may be used in signal handlers and finalizers. When a range comes back, its pages are erased.
     """
 
-    cdef Ledger ledger
+    cdef Entries entries
     cdef dict free  # lists of first indices by count
     cdef uint64_t free_indices
     cdef uint64_t ranges  # that are taken
@@ -62,13 +62,13 @@ cdef class IndexSpace:
     cdef readonly uint64_t end
     cdef readonly uint64_t taken
 
-    def __cinit__(self, Ledger ledger not None):
-        self.ledger = ledger
+    def __cinit__(self, Entries entries not None):
+        self.entries = entries
         self.free = {}
 
-    def reserve(self, uint64_t count) -> Reservation:
+    def reserve(self, uint64_t count) -> IndexReservation:
         """Give out `count` consecutive indices, at least 1."""
-        cdef Reservation reservation = Reservation.__new__(Reservation)
+        cdef IndexReservation reservation = IndexReservation.__new__(IndexReservation)
         cdef list spare = [], firsts
         cdef uint64_t longer = 0, length
         if self.came_back > max(<uint64_t>JOIN_LEAST, self.ranges):
@@ -97,7 +97,7 @@ cdef class IndexSpace:
     cdef void take_back(self, uint64_t first, uint64_t count) noexcept:
         """Take a range back for good, with its pages. Where memory is out, its indices are lost."""
         cdef list spare
-        self.ledger.drop_pages(first, count)
+        self.entries.drop_pages(first, count)
         self.ranges -= 1
         self.taken -= count
         spare = []

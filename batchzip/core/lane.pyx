@@ -26,7 +26,7 @@ from batchzip.core.coder cimport (
 from batchzip.core.memory cimport bz_calloc
 from batchzip.core.ring cimport (
     BEGUN_NS, BUSY_NS, BYTES_IN, BYTES_OUT, HASHES, INPUTS_SHARED, NOBODYS, OUTPUTS_SHARED, PAGES,
-    SHARES, SLEEPS, SLOTS, Control, Descriptor, Ring, Slot, add_result, bz_check, first_sum, forks,
+    SHARES, SLEEPS, SLOTS, Control, Descriptor, Ring, RingSlot, add_result, bz_check, first_sum, forks,
     sum_of_tables, take,
 )
 
@@ -96,7 +96,7 @@ cpdef enum:  # how a lane's loop ends
 
 cdef struct Lane:  # the lane's side of one ring; private to it
     Control *control
-    Slot slots[SLOTS]
+    RingSlot slots[SLOTS]
     CoderState *coder
     size_t page_size
     uint32_t share_pages
@@ -231,7 +231,7 @@ cdef bint _await_post(Lane *lane, uint32_t done) noexcept nogil:
 
 cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
     """Do what is left of a share. Return False where the loop ends."""
-    cdef Slot *slot = &lane.slots[sequence % SLOTS]
+    cdef RingSlot *slot = &lane.slots[sequence % SLOTS]
     cdef Descriptor descriptor = slot.head.descriptor  # copied once; only the copy is used
     cdef BatchState own
     cdef BatchState *batch
@@ -297,7 +297,7 @@ cdef inline void _count_page(
 
 
 cdef inline uint64_t _publish_result(
-    const Lane *lane, Slot *slot, const Descriptor *descriptor, uint32_t number, uint64_t sum
+    const Lane *lane, RingSlot *slot, const Descriptor *descriptor, uint32_t number, uint64_t sum
 ) noexcept nogil:
     """Put the result of a page where the owner collects it. Return the checksum of all up to it."""
     sum = add_result(sum, lane.dlens[number], lane.errors[number])
@@ -310,7 +310,7 @@ cdef inline uint64_t _publish_result(
 
 
 cdef bint _open_share(
-    Lane *lane, Slot *slot, const Descriptor *descriptor, BatchState *batch
+    Lane *lane, RingSlot *slot, const Descriptor *descriptor, BatchState *batch
 ) noexcept nogil:
     """Make a batch of a worker's share. Return False where the descriptor cannot be right."""
     cdef size_t page_size = lane.page_size, at = 0, length

@@ -286,7 +286,7 @@ cdef void pool_settle(PoolState *pool) noexcept nogil:
         punch_idle(pool, most - min(most // 2, <uint64_t>SETTLE_PAGES))
 
 
-cdef struct Figures:
+cdef struct PoolFigures:
     uint64_t held
     uint64_t stored
     uint64_t objects
@@ -294,7 +294,7 @@ cdef struct Figures:
     uint64_t tables
 
 
-cdef bint _read_figures(PoolState *pool, bint waits, Figures *found) noexcept nogil:
+cdef bint _read_figures(PoolState *pool, bint waits, PoolFigures *found) noexcept nogil:
     """Read all figures of one moment. Return False where the caller keeps the GIL and the mutex was not free."""
     if waits:
         pool_lock(pool)
@@ -609,7 +609,7 @@ cdef class Allocator:
 
     def figures(self) -> dict[str, int]:
         """Return held, stored, objects, fragmented and table bytes, all of one moment."""
-        cdef Figures found
+        cdef PoolFigures found
         self.refuse()
         if not _read_figures(&self.state, False, &found):
             with nogil:

@@ -1,6 +1,6 @@
 import enum
 
-class Advice(enum.IntEnum):
+class AccessAdvice(enum.IntEnum):
     """How a page is going to be used."""
 
     NORMAL = 0

@@ -89,7 +89,7 @@ cdef extern from *:
         uint32_t finished
         uint64_t results
 
-cdef struct Slot:  # where the parts of one slot are
+cdef struct RingSlot:  # where the parts of one slot are
     SlotHead *head
     uint32_t *lengths
     uint32_t *rows
@@ -101,7 +101,7 @@ cdef struct Slot:  # where the parts of one slot are
 
 cdef struct RingState:  # the owner's side of one ring
     Control *control
-    Slot slots[SLOTS]
+    RingSlot slots[SLOTS]
     size_t page_size
     uint32_t share_pages
     size_t input_room

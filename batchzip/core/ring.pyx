@@ -156,14 +156,14 @@ def share_pages(size_t page_size) -> int:
     return _share_pages(check_page_size(page_size))
 
 
-cdef void _find_slots(uint8_t *memory, Slot *slots, size_t page_size, bint staged) noexcept:
+cdef void _find_slots(uint8_t *memory, RingSlot *slots, size_t page_size, bint staged) noexcept:
     cdef size_t pages = _share_pages(page_size)
     cdef size_t slot_bytes = (ring_bytes(page_size, staged=staged) - CONTROL_BYTES) // SLOTS
     cdef uint8_t *at
     cdef int number
     for number in range(SLOTS):
         at = memory + CONTROL_BYTES + number * slot_bytes
-        memset(&slots[number], 0, sizeof(Slot))
+        memset(&slots[number], 0, sizeof(RingSlot))
         slots[number].head = <SlotHead *>at
         if not staged:
             continue
@@ -222,7 +222,7 @@ cdef uint64_t first_sum(uint32_t sequence) noexcept nogil:
 
 cdef int64_t finished_pages(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil:
     """Return how many of the first `count` pages of a worker's share have results; −1: a word was spoilt."""
-    cdef Slot slot = ring.slots[sequence % SLOTS]
+    cdef RingSlot slot = ring.slots[sequence % SLOTS]
     cdef uint64_t sum = first_sum(sequence), results = bz_load64(&slot.head.results)
     cdef uint32_t number = 0
     while sum != results:
@@ -337,7 +337,7 @@ cdef int _announce(RingState *ring, uint32_t posted) noexcept nogil:
 
 
 cdef void _write_slot(
-    RingState *ring, Slot *slot, const Share *share, uint32_t sequence
+    RingState *ring, RingSlot *slot, const Share *share, uint32_t sequence
 ) noexcept nogil:
     cdef BatchState *batch = share.batch
     cdef Descriptor *descriptor = &slot.head.descriptor
@@ -384,7 +384,7 @@ cdef uint32_t sum_of_tables(
     return <uint32_t>sum
 
 
-cdef size_t _stage(Slot *slot, const Share *share) noexcept nogil:
+cdef size_t _stage(RingSlot *slot, const Share *share) noexcept nogil:
     """Copy a share's inputs into its slot, one behind the other. Return their bytes."""
     cdef BatchState *batch = share.batch
     cdef uint32_t number, index
@@ -403,7 +403,7 @@ cdef size_t _stage(Slot *slot, const Share *share) noexcept nogil:
     return at
 
 
-cdef void _write_rows(Slot *slot, const Share *share) noexcept nogil:
+cdef void _write_rows(RingSlot *slot, const Share *share) noexcept nogil:
     cdef uint32_t number
     for number in range(share.count):
         slot.rows[number] = share.first + number

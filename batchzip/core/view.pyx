@@ -179,11 +179,11 @@ cdef struct Places:  # where blocks stand: a copy of the directory, in chains by
     int32_t *next  # place, NONE at the end
     int32_t *heads  # place by hash; one allocation with the two above
 
-cdef struct TableState:
+cdef struct SharedTableState:
     Shared file
     Places places
 
-cdef struct PoolState:
+cdef struct SharedPoolState:
     int data_fd
     int file_fd  # −1: there is none, or only the owner can read it
     Shared words
@@ -192,7 +192,7 @@ cdef struct PoolState:
     size_t grain
     const Xxh3 *xxh3
 
-cdef struct Entry:
+cdef struct SharedEntry:
     uint64_t value
     uint64_t rest
 
@@ -201,7 +201,7 @@ cdef struct Desk:  # what one load at a time works with
     CoderState **coders  # by number
     uint64_t known  # numbers of codecs that were given out when these were learned
     uint64_t codecs  # and by now
-    Entry entry
+    SharedEntry entry
     uint64_t end  # of what has to be mapped
     uint8_t *page  # the one under way
     bint may_spoil  # the page may hold anything if this fails
@@ -382,7 +382,7 @@ cdef bint _make_room(Places *places, uint32_t least) noexcept nogil:
 
 # One page.
 
-cdef int _look_up(TableState *table, int64_t index, Desk *desk) noexcept nogil:
+cdef int _look_up(SharedTableState *table, int64_t index, Desk *desk) noexcept nogil:
     """Find the entry of an index. Return DONE, or what else it comes to."""
     cdef Mapping *mapping
     cdef const uint64_t *header
@@ -418,15 +418,15 @@ cdef int _look_up(TableState *table, int64_t index, Desk *desk) noexcept nogil:
     return MOVING
 
 
-cdef inline int _kind(const Entry *entry) noexcept nogil:
+cdef inline int _kind(const SharedEntry *entry) noexcept nogil:
     return entry.rest >> 32 & 0xFF
 
 
-cdef inline int _number(const Entry *entry) noexcept nogil:
+cdef inline int _number(const SharedEntry *entry) noexcept nogil:
     return entry.rest >> 40 & 0xFF
 
 
-cdef int64_t _attempt(PoolState *pool, TableState *table, int64_t index, Desk *desk) noexcept nogil:
+cdef int64_t _attempt(SharedPoolState *pool, SharedTableState *table, int64_t index, Desk *desk) noexcept nogil:
     """Load a page once. Return what it comes to, from DONE on; a negative errno, or ABORT."""
     cdef int kind, found = _look_up(table, index, desk)
     cdef int64_t length
@@ -454,7 +454,7 @@ cdef int64_t _attempt(PoolState *pool, TableState *table, int64_t index, Desk *d
     return _restore(pool, desk, length - STORED)
 
 
-cdef int64_t _read_file(PoolState *pool, Desk *desk) noexcept nogil:
+cdef int64_t _read_file(SharedPoolState *pool, Desk *desk) noexcept nogil:
     """Copy what an entry names in the file. Return STORED + length, UNFIT or a negative errno."""
     cdef size_t length = (desk.entry.value & ((1 << LENGTH_BITS) - 1)) + 1
     cdef int64_t got
@@ -466,7 +466,7 @@ cdef int64_t _read_file(PoolState *pool, Desk *desk) noexcept nogil:
     return STORED + got if <size_t>got == length else UNFIT
 
 
-cdef int64_t _read_object(PoolState *pool, Desk *desk) noexcept nogil:
+cdef int64_t _read_object(SharedPoolState *pool, Desk *desk) noexcept nogil:
     """Copy the object of a handle. Return STORED + length, UNFIT, MOVING or LONGER_WORDS."""
     cdef uint64_t handle = desk.entry.value
     cdef uint64_t slot = handle & LOWER, end = (slot + 1) * 8
@@ -495,7 +495,7 @@ cdef int64_t _read_object(PoolState *pool, Desk *desk) noexcept nogil:
     return MOVING
 
 
-cdef int64_t _restore(PoolState *pool, Desk *desk, size_t length) noexcept nogil:
+cdef int64_t _restore(SharedPoolState *pool, Desk *desk, size_t length) noexcept nogil:
     """Make a page of stored bytes that are the entry's. Return DONE or what else it comes to."""
     cdef int number = _number(&desk.entry)
     cdef CoderState *coder
@@ -531,7 +531,7 @@ cdef bint _hash_in_python(const uint8_t *data, size_t length, uint64_t *hashed) 
 
 
 cdef size_t _load_pages(
-    PoolState *pool, TableState *table, const int64_t *indices, size_t done, size_t count,
+    SharedPoolState *pool, SharedTableState *table, const int64_t *indices, size_t done, size_t count,
     Desk *desk, int64_t *outcome,
 ) noexcept nogil:
     """Load pages from number `done` on, for a moment. Return how many are done; DONE: all went well."""
@@ -606,7 +606,7 @@ cdef class _Desk:
 cdef class SharedPool:
     """The pool of another process's store, its backing file and its codecs."""
 
-    cdef PoolState state
+    cdef SharedPoolState state
     cdef object ask  # for the codecs
     cdef list numbers  # Coders by number; None: no codec has it
     cdef uint64_t known
@@ -617,7 +617,7 @@ cdef class SharedPool:
     def __cinit__(
         self, int data_fd, int words_fd, int file_fd, size_t page_size, known, codecs, ask
     ):
-        cdef PoolState *state = &self.state
+        cdef SharedPoolState *state = &self.state
         state.data_fd = data_fd
         state.words.fd = words_fd
         state.file_fd = file_fd
@@ -673,7 +673,7 @@ cdef class SharedPool:
 
 cdef struct Patience:  # with an entry that does not fit
     int64_t index
-    Entry entry
+    SharedEntry entry
     int64_t until  # 0: none was met
 
 
@@ -681,7 +681,7 @@ cdef struct Patience:  # with an entry that does not fit
 cdef class SharedTable:
     """The table of one group of another process's store; the objects it names are in a pool."""
 
-    cdef TableState state
+    cdef SharedTableState state
     cdef SharedPool pool
     cdef object ask  # for stored bytes
     cdef uint32_t users
@@ -857,7 +857,7 @@ cdef class SharedTable:
         self, int64_t outcome, int64_t index, Desk *desk, Patience *patience
     ) except -1:
         """Raise what there is to say of a page, or wait until it is worth another try."""
-        cdef Entry *entry = &desk.entry
+        cdef SharedEntry *entry = &desk.entry
         cdef int64_t now
         if outcome == MISSING:
             raise PageNotStored(index)

@@ -57,14 +57,14 @@ cdef class Zones:
     cdef uint64_t failures  # syncs that did not say that all is well
     cdef int refuse(self) except -1
     cdef int _reserve(
-        self, const uint32_t *lengths, uint32_t count, Reservation reservation, bint cleaning
+        self, const uint32_t *lengths, uint32_t count, ZoneReservation reservation, bint cleaning
     ) noexcept
-    cdef void _poison(self, Reservation reservation) noexcept
+    cdef void _poison(self, ZoneReservation reservation) noexcept
     cdef void _lower_fence(self, uint32_t end) noexcept
     cdef uint32_t _copy(self, Zone **table, ZonesState *state) except? 0
 
 
-cdef class Reservation:
+cdef class ZoneReservation:
     cdef uint64_t *positions
     cdef uint32_t count
     cdef Zones zones

@@ -3,7 +3,7 @@
 Positions are uint64: offset << 21 | length − 1. Whoever gives up an entry gives up its position in
 the same step, by the C function `zones_free`; from Python `Zones.free` does it.
 
-A Reservation owns positions until they are committed, and an Emptied owns zones until they are put
+A ZoneReservation owns positions until they are committed, and an Emptied owns zones until they are put
 back. What either still has when it is dropped is given back.
 """
 
@@ -26,7 +26,7 @@ class _Storage(Protocol):
     def truncate(self, size: int, /) -> None: ...
 
 @final
-class Reservation:
+class ZoneReservation:
     """Where the objects of one batch go. Dropped before it is committed, it has never been."""
 
     def __len__(self) -> int: ...
@@ -95,7 +95,7 @@ class Zones:
         *,
         wait: bool = True,
         cleaning: bool = False,
-    ) -> Reservation:
+    ) -> ZoneReservation:
         """Find room for a batch of objects of these lengths, each of 1 byte to a page.
 
         `spare` bytes below the limit are left free, unless this is `cleaning`.
@@ -108,7 +108,7 @@ class Zones:
     def free(self, positions: npt.NDArray[np.uint64]) -> None:
         """Give up objects, each of them once."""
 
-    def sync(self, storage: _Storage, reservation: Reservation, *, wait: bool = True) -> None:
+    def sync(self, storage: _Storage, reservation: ZoneReservation, *, wait: bool = True) -> None:
         """Have what was written to a reservation synced, and raise what `storage.sync()` raises.
 
         Raise OSError if any sync has failed since the reservation was made: the system tells each

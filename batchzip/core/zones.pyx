@@ -16,7 +16,7 @@ lives any more; the lowest free one is taken first, so that the file's end can b
                                                          └───────────────────────┘                   if poisoned
                                                           Emptied is dropped
 
-Nothing has an owner that an interrupt can make forget it. A Reservation owns what was reserved until it is
+Nothing has an owner that an interrupt can make forget it. A ZoneReservation owns what was reserved until it is
 committed; an Emptied owns zones while their bytes are discarded. Each gives back in its destructor what it
 still has, so it is enough that Python drops a reference, for whatever reason. `zones_free` is called
 in the step in which the entries go that had the positions.
@@ -132,7 +132,7 @@ cdef int _take(ZonesState *zones) noexcept nogil:
 
 
 cdef int _reserve(
-    ZonesState *zones, const uint32_t *lengths, Reservation reservation, bint cleaning
+    ZonesState *zones, const uint32_t *lengths, ZoneReservation reservation, bint cleaning
 ) noexcept nogil:
     """Find room for objects of these lengths, all or none. Return 0 or a negative errno."""
     cdef uint32_t count = reservation.count, first = 0, last, length
@@ -180,7 +180,7 @@ cdef int _reserve(
     return 0
 
 
-cdef void _give_up(ZonesState *zones, Reservation reservation) noexcept nogil:
+cdef void _give_up(ZonesState *zones, ZoneReservation reservation) noexcept nogil:
     """Free a batch; its room is used again where nothing was put behind it."""
     cdef uint32_t at, reopened = NO_ZONE
     cdef Piece *piece
@@ -245,7 +245,7 @@ cdef void zones_free(ZonesState *zones, const uint64_t *positions, uint32_t coun
 
 
 @cython.no_gc  # it can be in no cycle, and what it refers to must be there in __dealloc__
-cdef class Reservation:
+cdef class ZoneReservation:
     """Where the objects of one batch go."""
 
     def __dealloc__(self):
@@ -436,9 +436,9 @@ cdef class Zones:
             self.state.limit = limit
             _unlock(&self.state)
 
-    def reserve(self, lengths, lock, *, bint wait=True, bint cleaning=False) -> Reservation:
+    def reserve(self, lengths, lock, *, bint wait=True, bint cleaning=False) -> ZoneReservation:
         """Find room for a batch, of as many objects as `lengths`, a uint32 array, has elements."""
-        cdef Reservation reservation = Reservation.__new__(Reservation)
+        cdef ZoneReservation reservation = ZoneReservation.__new__(ZoneReservation)
         cdef ZonesState *zones = &self.state
         cdef const uint32_t *wanted = <const uint32_t *>_address(lengths)
         cdef uint32_t count = len(lengths)
@@ -473,7 +473,7 @@ cdef class Zones:
         return reservation
 
     cdef int _reserve(
-        self, const uint32_t *lengths, uint32_t count, Reservation reservation, bint cleaning
+        self, const uint32_t *lengths, uint32_t count, ZoneReservation reservation, bint cleaning
     ) noexcept:
         cdef int code
         with nogil:
@@ -495,7 +495,7 @@ cdef class Zones:
         with nogil:
             zones_free(&self.state, gone, count)
 
-    def sync(self, storage, Reservation reservation not None, *, bint wait=True) -> None:
+    def sync(self, storage, ZoneReservation reservation not None, *, bint wait=True) -> None:
         """Have what was written to a reservation synced. Raise OSError where that failed.
 
         Holds the storage's lock. Between what `storage.sync()` says and its being noted no Python code
@@ -521,7 +521,7 @@ cdef class Zones:
         finally:
             storage.lock.release()
 
-    cdef void _poison(self, Reservation reservation) noexcept:
+    cdef void _poison(self, ZoneReservation reservation) noexcept:
         cdef ZonesState *zones = &self.state
         with nogil:
             _lock(zones)

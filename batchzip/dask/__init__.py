@@ -1,7 +1,7 @@
 """batchzip in Dask (extra `dask`): a store whose pages are spread over workers, and workers' own data.
 
 sharded_store.py   ShardedStore: pages by index, each in one of several shards, or in more
-session.py         Session: a store as one client has it; place.py: asking one shard; connect.py: a client of one's own
+session.py         Session: a store as one client has it; shard_client.py: asking one shard; connect.py: a client of one's own
 directory.py       Directory: which shards there are, and where pages are; a plugin of the scheduler
 service.py         ShardService: the shards of one worker; shard.py: one of them; shard_limits.py: its memory
 members.py         Members: who has which stripe; record.py: which indices were stored; wire.py: messages

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from batchzip.arguments.buffers import Flat
-    from batchzip.dask.raw_files import Place
+    from batchzip.dask.raw_files import FileRange
     from batchzip.store.backing.file_io import Storage
 
     Key: TypeAlias = str | int | float | tuple[Any, ...]
@@ -103,7 +103,7 @@ class Parts(NamedTuple):
     """Of its parts in the mapping, which are (number, bytes of an element)."""
     ways: tuple[int | None, ...]
     """Of each frame: the bytes of its elements, _PLAIN, or None for one that is in `raw`."""
-    raw: Place | None
+    raw: FileRange | None
 
 
 class CompressedValues(MutableMapping[Any, Any]):

@@ -41,10 +41,10 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol import pickle
 
 from batchzip.dask.page import add_page
-from batchzip.dask.placement import LostStripe, PlacedShard, PlacedStripe, Placement
 from batchzip.dask.probe import SILENT, probe, unavailable
 from batchzip.dask.record import STRIPE
 from batchzip.dask.service import install
+from batchzip.dask.stripe_map import LostStripe, ShardLease, StripeHolders, StripeMap
 from batchzip.dask.survey import survey
 from batchzip.dask.wire import DIRECTORY, GONE, OK, SHARD, STALE, Answer, error_of, failed
 from batchzip.errors import BatchzipError, ClusterLost
@@ -90,7 +90,7 @@ class Directory(SchedulerPlugin):
     name = NAME
 
     def __init__(self) -> None:
-        self.stores: dict[str, Placement] = {}
+        self.stores: dict[str, StripeMap] = {}
 
     def start(self, scheduler: Scheduler) -> None:  # type: ignore[override] # at once, on purpose
         """Take up work in a scheduler."""
@@ -141,7 +141,7 @@ class Directory(SchedulerPlugin):
         if store is not None:
             return await self._attach(store, client, attachment)
         bound = None if workers is None else frozenset(workers)
-        store = Placement(name, options, bound, 0, epoch)
+        store = StripeMap(name, options, bound, 0, epoch)
         if epoch:  # it was on an earlier scheduler, whose shards may have their leases yet
             await asyncio.sleep(LEASE_S)
         opened = await self._open_all(store, await self._fit_workers(bound))
@@ -153,7 +153,7 @@ class Directory(SchedulerPlugin):
         lease_until = time.monotonic() + LEASE_S
         for address, shard, page_size in opened:
             store.page_size = page_size
-            store.shards[shard] = PlacedShard(address, lease_until)
+            store.shards[shard] = ShardLease(address, lease_until)
         store.advance()
         self.stores[name] = store
         self._push_all(store)
@@ -177,7 +177,7 @@ class Directory(SchedulerPlugin):
         return here
 
     async def _open_all(
-        self, store: Placement, workers: Sequence[str]
+        self, store: StripeMap, workers: Sequence[str]
     ) -> list[tuple[str, str, int]]:
         """Make a shard on each of these workers that is still there: address, name and page size.
 
@@ -200,31 +200,31 @@ class Directory(SchedulerPlugin):
             raise ClusterLost("the cluster has no workers")
         return opened
 
-    async def _attach(self, store: Placement, client: str, attachment: str) -> Answer:
+    async def _attach(self, store: StripeMap, client: str, attachment: str) -> Answer:
         store.clients[attachment] = client
         if client not in self._scheduler.clients:
             self.remove_client(self._scheduler, client)  # it has its time to come back
         return {**store.as_seen_by_client(0), "options": store.options["pickled"]}
 
-    async def _detach(self, store: Placement, attachment: str) -> Answer:
+    async def _detach(self, store: StripeMap, attachment: str) -> Answer:
         store.clients.pop(attachment, None)
         if not store.clients:
             self._end(store)
         return {"status": OK}
 
-    async def _fetch(self, store: Placement, client: str, attachment: str, since: int) -> Answer:
+    async def _fetch(self, store: StripeMap, client: str, attachment: str, since: int) -> Answer:
         """Tell what is new to a client, which counts as attached again if it was away for long."""
         store.clients.setdefault(attachment, client)
         return store.as_seen_by_client(since)
 
-    async def _report(self, store: Placement, shard: str, reason: str, since: int) -> Answer:
+    async def _report(self, store: StripeMap, shard: str, reason: str, since: int) -> Answer:
         """Look after a shard of which somebody has no answer; return when it is clear what it is."""
         what = store.shards.get(shard) or store.leaving.get(shard)
         if what is not None and not await self._lives(shard, what):
             await self._lose(store, shard, reason)
         return store.as_seen_by_client(since)
 
-    async def _losses(self, store: Placement) -> Answer:
+    async def _losses(self, store: StripeMap) -> Answer:
         """Say what is lost, stripe by stripe; shards of workers that are gone are given up before."""
         gone = [
             self._lose(store, shard, "the worker was lost")
@@ -234,20 +234,20 @@ class Directory(SchedulerPlugin):
         await asyncio.gather(*gone)
         return {"status": OK, "losses": _described(store.lost)}
 
-    async def _recover(self, store: Placement, stripes: Sequence[int], since: int) -> Answer:
+    async def _recover(self, store: StripeMap, stripes: Sequence[int], since: int) -> Answer:
         """Forget lost stripes; which of them were lost, and are not lost any more."""
         losses = {number: store.lost.pop(number) for number in stripes if number in store.lost}
         self._recovered(store, list(losses))
         return {**store.as_seen_by_client(since), "losses": _described(losses)}
 
-    def _recovered(self, store: Placement, stripes: Sequence[int]) -> None:
+    def _recovered(self, store: StripeMap, stripes: Sequence[int]) -> None:
         if stripes:
             store.advance()
             store.recovered.update(dict.fromkeys(stripes, store.epoch))
             self._push_all(store)
 
     async def _forget(
-        self, store: Placement, ranges: Sequence[Sequence[int]], since: int
+        self, store: StripeMap, ranges: Sequence[Sequence[int]], since: int
     ) -> Answer:
         """Note that indices of lost stripes were invalidated; a stripe without others is not lost."""
         gone: list[int] = []
@@ -261,7 +261,7 @@ class Directory(SchedulerPlugin):
         self._recovered(store, gone)
         return store.as_seen_by_client(since)
 
-    async def _rebalance(self, store: Placement, since: int) -> Answer:
+    async def _rebalance(self, store: StripeMap, since: int) -> Answer:
         """Give a shard to each worker that has none, and wait until all pages are where they belong."""
         before = store.moved_pages
         store.refused.clear()
@@ -300,7 +300,7 @@ class Directory(SchedulerPlugin):
         return {"status": OK, "lease_s": LEASE_S, "news": news}
 
     async def _note(
-        self, store: Placement, shard: str, epoch: int, attachment: str, stripes: Sequence[int]
+        self, store: StripeMap, shard: str, epoch: int, attachment: str, stripes: Sequence[int]
     ) -> Answer:
         """Note that a client stores in stripes."""
         if epoch != store.epoch or shard not in store.shards:
@@ -309,12 +309,12 @@ class Directory(SchedulerPlugin):
             stripe = store.stripes.get(number)
             if stripe is None:
                 owners = tuple(owner.name for owner in store.members.owners(number))
-                stripe = store.stripes[number] = PlacedStripe(owners, set())
+                stripe = store.stripes[number] = StripeHolders(owners, set())
             stripe.clients.add(attachment)
         return {"status": OK}
 
     async def _pulled(
-        self, store: Placement, shard: str, epoch: int, stripe: int, pages: int
+        self, store: StripeMap, shard: str, epoch: int, stripe: int, pages: int
     ) -> Answer:
         """Note that a shard, their primary, has the pages of a stripe; earlier holders have them no more."""
         known = store.stripes.get(stripe)
@@ -327,7 +327,7 @@ class Directory(SchedulerPlugin):
         return {"status": OK}
 
     async def _synced(
-        self, store: Placement, shard: str, epoch: int, stripe: int, other: str, pages: int
+        self, store: StripeMap, shard: str, epoch: int, stripe: int, other: str, pages: int
     ) -> Answer:
         """Note that another owner has the pages of a stripe, too: its primary pushed them."""
         known = store.stripes.get(stripe)
@@ -358,7 +358,7 @@ class Directory(SchedulerPlugin):
 
     # Changes.
 
-    async def _open(self, store: Placement, address: str) -> tuple[str, str, Answer]:
+    async def _open(self, store: StripeMap, address: str) -> tuple[str, str, Answer]:
         """Make a shard on a worker; its address, its name and the worker's answer."""
         shard = uuid.uuid4().hex
         try:
@@ -396,7 +396,7 @@ class Directory(SchedulerPlugin):
         if answer["status"] != OK:
             raise ClusterLost(f"no shard on worker {address}: {answer}")
 
-    async def _join(self, store: Placement, address: str) -> None:
+    async def _join(self, store: StripeMap, address: str) -> None:
         """Give a worker a shard, unless it has one, and its part of the stripes."""
         here = {shard.address for shard in store.shards.values()}
         worker = self._scheduler.workers.get(address)
@@ -423,7 +423,7 @@ class Directory(SchedulerPlugin):
             if store.ended or address not in self._scheduler.workers:
                 await self._close_shard(address, shard)
             elif answer["status"] == OK:
-                store.shards[shard] = PlacedShard(address, time.monotonic() + LEASE_S)
+                store.shards[shard] = ShardLease(address, time.monotonic() + LEASE_S)
                 store.advance()
                 self._push_all(store)
             else:
@@ -432,7 +432,7 @@ class Directory(SchedulerPlugin):
         finally:
             store.joining.discard(address)
 
-    async def _leave(self, store: Placement, shard: str, timeout_s: float) -> None:
+    async def _leave(self, store: StripeMap, shard: str, timeout_s: float) -> None:
         what = store.shards.pop(shard, None)
         if what is None:
             return
@@ -456,7 +456,7 @@ class Directory(SchedulerPlugin):
             self._push_all(store)
             await self._close_shard(what.address, shard)
 
-    async def _lives(self, shard: str, what: PlacedShard) -> bool:
+    async def _lives(self, shard: str, what: ShardLease) -> bool:
         """Return whether a shard answers."""
         if what.address not in self._scheduler.workers:
             return False
@@ -465,7 +465,7 @@ class Directory(SchedulerPlugin):
             return bool(answer["status"] == OK)
         return False
 
-    async def _lose(self, store: Placement, shard: str, reason: str) -> None:
+    async def _lose(self, store: StripeMap, shard: str, reason: str) -> None:
         """Give a shard up when its lease has run out."""
         while True:
             what = store.shards.get(shard) or store.leaving.get(shard)
@@ -485,7 +485,7 @@ class Directory(SchedulerPlugin):
         # A restarted worker may have the same address. It got no shard while this one had it.
         self.add_worker(self._scheduler, what.address)
 
-    def _end(self, store: Placement) -> None:
+    def _end(self, store: StripeMap) -> None:
         if store.ended:
             return
         store.ended = True
@@ -493,7 +493,7 @@ class Directory(SchedulerPlugin):
         for shard, what in {**store.shards, **store.leaving}.items():
             self._begin(self._close_shard(what.address, shard))
 
-    def _push_all(self, store: Placement) -> None:
+    def _push_all(self, store: StripeMap) -> None:
         """Tell all shards of the new epoch. Those that do not hear it learn of it with their lease."""
         for shard, what in {**store.shards, **store.leaving}.items():
             state = store.as_seen_by_shard(shard)

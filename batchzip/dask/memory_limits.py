@@ -82,7 +82,7 @@ class MemoryLimits(NamedTuple):
         )
 
 
-class Room:
+class ValueRoom:
     """What live values and compressed pages of one worker may have now, in bytes; None: no limit.
 
     `process` says what its process has, as Dask counts it: others have memory there, too, tasks at work, modules,

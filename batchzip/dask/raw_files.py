@@ -1,6 +1,6 @@
 """RawFiles: buffers that do not shrink, as they are, in files without names.
 
-    write(buffers) ─▶ Place: segment, offset ─▶ read ─▶ buffers
+    write(buffers) ─▶ FileRange: segment, offset ─▶ read ─▶ buffers
                                              └▶ free: a hole; a segment without buffers is closed
 
 What does not get smaller gains nothing in the pool. Here it is written from where it lies, and read to where it
@@ -45,7 +45,7 @@ _MOST_BUFFERS = 512
 
 
 @dataclass(eq=False, slots=True)
-class Segment:
+class RawFile:
     """A file, and which of it is in use."""
 
     calls: Calls[Storage]
@@ -55,10 +55,10 @@ class Segment:
     """Offsets of what it has."""
 
 
-class Place(NamedTuple):
+class FileRange(NamedTuple):
     """Where buffers are; their checksum is of all of them together."""
 
-    segment: Segment
+    segment: RawFile
     offset: int
     lengths: tuple[int, ...]
     checksum: int
@@ -77,10 +77,10 @@ class RawFiles(Closing):
         """Bytes of the files that are in use."""
         self._folder = folder
         self._lock = threading.RLock()
-        self._segments: list[Segment] = []
+        self._segments: list[RawFile] = []
         self._closed = False
 
-    def write(self, buffers: Sequence[Flat], max_bytes: int | None = None) -> Place:
+    def write(self, buffers: Sequence[Flat], max_bytes: int | None = None) -> FileRange:
         """Write buffers. Raise OSError, and nothing of them is kept then; ClosedError.
 
         Raise StoreRejected if the files would have more than `max_bytes`.
@@ -90,7 +90,7 @@ class RawFiles(Closing):
         for buffer in buffers:
             checksum.update(buffer)
         segment, offset = self._reserve(_blocks(sum(lengths)), max_bytes)
-        place = Place(segment, offset, lengths, checksum.intdigest())
+        place = FileRange(segment, offset, lengths, checksum.intdigest())
         try:
             with place.segment.calls.enter() as storage:
                 _move(os.pwritev, storage.descriptor, buffers, place.offset)
@@ -99,7 +99,7 @@ class RawFiles(Closing):
             raise
         return place
 
-    def read(self, place: Place) -> list[memoryview] | None:
+    def read(self, place: FileRange) -> list[memoryview] | None:
         """Return buffers in memory that becomes the caller's; None if they are damaged.
 
         Raise OSError; ClosedError if they were given back.
@@ -115,7 +115,7 @@ class RawFiles(Closing):
             checksum.update(buffer)
         return buffers if checksum.intdigest() == place.checksum else None
 
-    def free(self, place: Place) -> None:
+    def free(self, place: FileRange) -> None:
         """Give back the room of buffers, once."""
         segment = place.segment
         with self._lock:
@@ -145,7 +145,7 @@ class RawFiles(Closing):
         for segment in segments:
             segment.calls.close()
 
-    def _reserve(self, size: int, max_bytes: int | None) -> tuple[Segment, int]:
+    def _reserve(self, size: int, max_bytes: int | None) -> tuple[RawFile, int]:
         while True:
             with self._lock:
                 if max_bytes is not None and self.held_bytes + size > max_bytes:
@@ -160,7 +160,7 @@ class RawFiles(Closing):
                     segment.used.add(offset)
                     self.held_bytes += size
                     return segment, offset
-            made = Segment(Calls(open_storage(self._folder), "worker's data"))
+            made = RawFile(Calls(open_storage(self._folder), "worker's data"))
             with self._lock:
                 if not self._closed:
                     self._segments.append(made)

@@ -1,6 +1,6 @@
 """Session: a sharded store as one client has it; all that it does, in the client's event loop.
 
-    index ─▶ stripe = index // 512 ─▶ Members: its primary ─▶ Place ── TCP ──▶ Shard in a worker
+    index ─▶ stripe = index // 512 ─▶ Members: its primary ─▶ ShardClient ── TCP ──▶ Shard in a worker
                                           ▲
                      Directory (scheduler), asked when a shard is at another epoch, or gives no answer
 
@@ -29,9 +29,9 @@ from distributed.protocol import pickle
 
 from batchzip.dask.directory import LEASE_S, NAME, Directory
 from batchzip.dask.members import Members, patience_s
-from batchzip.dask.place import MESSAGE_BYTES, Place, Unanswered
 from batchzip.dask.probe import acheck_scheduler
 from batchzip.dask.record import STRIPE, Record, cut
+from batchzip.dask.shard_client import MESSAGE_BYTES, ShardClient, Unanswered
 from batchzip.dask.wire import DIRECTORY, ERROR, GONE, NO_STORE, OK, Answer, error_of
 from batchzip.errors import ClosedError, ClusterLost, PageNotStored, PagesLost
 from batchzip.store import Counters
@@ -132,7 +132,7 @@ class Session:
         self._numbers = itertools.count()
         self._incarnation = ""
         self._members = Members(0, (), 1)
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, ShardClient] = {}
         self._lost: dict[int, tuple[str, str]] = {}
         """Lost stripes, with worker and reason."""
         self._recovered: dict[int, int] = {}
@@ -321,7 +321,7 @@ class Session:
 
     # Shards.
 
-    def _place_of(self, stripe: int) -> Place:
+    def _place_of(self, stripe: int) -> ShardClient:
         owners = self._members.owners(stripe)
         if not owners:
             raise self._no_shards()
@@ -332,17 +332,17 @@ class Session:
             return ClusterLost(f"{self._why_former}: call recover() to make the store again")
         return ClusterLost("the store has no shards any more: no worker is left")
 
-    def _place(self, name: str) -> Place:
+    def _place(self, name: str) -> ShardClient:
         place = self._places.get(name)
         if place is None:
             if self._ended:
                 raise ClosedError("this ShardedStore is closed")
             member = self._members.by_name[name]
-            place = Place(self._client.rpc, member, self._attachment, self.page_size)
+            place = ShardClient(self._client.rpc, member, self._attachment, self.page_size)
             self._places[name] = place
         return place
 
-    async def _answer_of(self, asked: asyncio.Future[T], place: Place) -> T:
+    async def _answer_of(self, asked: asyncio.Future[T], place: ShardClient) -> T:
         """Wait for an answer. Raise Unanswered where the shard is silent for too long, or is gone."""
         patient_s = patience_s(self.timeout_s, self._members.replicas)
         begun = time.monotonic()
@@ -361,7 +361,7 @@ class Session:
         return asked.result()
 
     async def _insist(
-        self, stripe: int, ask: Callable[[Place, int], Awaitable[T]]
+        self, stripe: int, ask: Callable[[ShardClient, int], Awaitable[T]]
     ) -> tuple[T, int]:
         """Ask the primary of a stripe until it answers; the answer, and the epoch that it is of.
 
@@ -376,7 +376,9 @@ class Session:
             except Unanswered as reason:
                 await self._look_after(place, epoch, str(reason), trouble)
 
-    async def _look_after(self, place: Place, epoch: int, reason: str, trouble: _Trouble) -> None:
+    async def _look_after(
+        self, place: ShardClient, epoch: int, reason: str, trouble: _Trouble
+    ) -> None:
         """See why a shard gave no answer, before it is asked again, or another.
 
         Raise ClusterLost where nothing changes for as long as a worker may be silent.
@@ -555,7 +557,7 @@ class Session:
 
     async def _drop_at(
         self,
-        place: Place,
+        place: ShardClient,
         epoch: int,
         numbers: Sequence[int],
         runs: Sequence[tuple[int, int]],
@@ -619,7 +621,7 @@ class Session:
                 raise self._no_shards()
             epoch, members = self._members.epoch, self._members.members
             shard_of = self._members.primaries(where[left] // STRIPE)
-            parts: list[tuple[Place, npt.NDArray[np.intp]]] = []
+            parts: list[tuple[ShardClient, npt.NDArray[np.intp]]] = []
             for number in np.unique(shard_of).tolist():
                 rows = left[shard_of == number]
                 place = self._place(members[number].name)
@@ -638,7 +640,7 @@ class Session:
 
     async def _load_part(
         self,
-        place: Place,
+        place: ShardClient,
         epoch: int,
         where: npt.NDArray[np.int64],
         rows: npt.NDArray[np.intp],
@@ -730,7 +732,7 @@ class Session:
             else:
                 return found
 
-    async def _status_of(self, place: Place, epoch: int | None) -> ShardStatus | str:
+    async def _status_of(self, place: ShardClient, epoch: int | None) -> ShardStatus | str:
         asked = asyncio.ensure_future(place.ask("status", epoch=epoch))
         try:
             answer = await self._answer_of(asked, place)

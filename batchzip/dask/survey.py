@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from distributed import Scheduler
 
-    from batchzip.dask.placement import Placement
+    from batchzip.dask.stripe_map import StripeMap
 
 _ASK_S = 5.0
 """Seconds that a shard has for its figures."""
@@ -136,7 +136,7 @@ async def ask_store(scheduler: Any, name: str) -> StoreFigures:
     raise ClusterLost(NO_STORE)
 
 
-async def survey(scheduler: Scheduler, stores: Mapping[str, Placement]) -> Survey:
+async def survey(scheduler: Scheduler, stores: Mapping[str, StripeMap]) -> Survey:
     """Ask all shards of all stores; in the scheduler's event loop."""
     found = await asyncio.gather(
         *(_store_of(scheduler, name, store) for name, store in list(stores.items()))
@@ -144,7 +144,7 @@ async def survey(scheduler: Scheduler, stores: Mapping[str, Placement]) -> Surve
     return Survey(str(scheduler.address), time.monotonic(), tuple(found))
 
 
-async def _store_of(scheduler: Scheduler, name: str, store: Placement) -> StoreFigures:
+async def _store_of(scheduler: Scheduler, name: str, store: StripeMap) -> StoreFigures:
     members = {**store.shards, **store.leaving}
     shards = await asyncio.gather(
         *(_shard_of(scheduler, shard, one.address) for shard, one in members.items())
@@ -189,7 +189,7 @@ async def _shard_of(scheduler: Scheduler, shard: str, address: str) -> ShardFigu
     )
 
 
-def _lost_of(store: Placement) -> list[ShardFigures]:
+def _lost_of(store: StripeMap) -> list[ShardFigures]:
     """Return the workers that are gone, and have taken pages with them."""
     stripes: dict[tuple[str, str], int] = {}
     for lost in store.lost.values():

@@ -53,7 +53,7 @@ from distributed.worker import Worker
 from batchzip.arguments.checks import check_kind
 from batchzip.backend import Backend
 from batchzip.dask.compressed_values import CompressedValues, NoRoom, NotPicklable, size_of
-from batchzip.dask.memory_limits import MemoryLimits, Room
+from batchzip.dask.memory_limits import MemoryLimits, ValueRoom
 from batchzip.dask.worker_end import end_with
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument, ClosedError
@@ -142,7 +142,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
         slow = zict.Cache(self._values, zict.WeakValueMapping())
         super().__init__(fast={}, slow=slow, n=sys.maxsize, weight=_weight)
         self.fast: _Live = _Live(self)
-        self._room: Room | None = None
+        self._room: ValueRoom | None = None
         self.cumulative_metrics: defaultdict[tuple[str, str], float] = defaultdict(float)
         """By activity and unit, as Dask's own buffer counts: "disk-read" and "disk-write" are of values that
         are not live, wherever they lie, and of their bytes before compression."""
@@ -316,7 +316,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
             process = worker.monitor.get_process_memory
             if not end_with(worker, self):
                 self.close()
-        self._room = Room(self._limits, limit, process)
+        self._room = ValueRoom(self._limits, limit, process)
         self._divide()
 
     def close(self) -> None:

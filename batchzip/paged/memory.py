@@ -26,7 +26,7 @@ import numpy as np
 from batchzip.arguments.checks import as_integer
 from batchzip.backend import is_native
 from batchzip.core.allocator import Handler, restore
-from batchzip.core.region import Advice
+from batchzip.core.region import AccessAdvice
 from batchzip.engine import Engine, codec_of
 from batchzip.errors import (
     BadArgument,
@@ -77,7 +77,7 @@ _MOST_THREADS = 64
 _DEFAULT_THREADS = 4
 """At most, and one for two CPUs: the program that waits has work, too."""
 
-_ADVICE = {each.name.lower(): each for each in Advice}
+_ADVICE = {each.name.lower(): each for each in AccessAdvice}
 
 
 class PagedMemory(Owned):
@@ -398,8 +398,8 @@ class PagedMemory(Owned):
         self._enter()
         figures = self._pager.figures()
         latency = Latency.of(self._pager.latencies())
-        ledger, size = self._region._ledger, self._page_size  # noqa: SLF001 - as `store`
-        pooled = ledger.pool_bytes
+        entries, size = self._region._entries, self._page_size  # noqa: SLF001 - as `store`
+        pooled = entries.pool_bytes
         known = {name: figures[name] for name in _FIGURES}
         return PagedStatistics(
             size_bytes=self._pages * size,
@@ -407,7 +407,7 @@ class PagedMemory(Owned):
             resident_bytes=figures["resident_pages"] * size,
             pinned_bytes=figures["pinned_pages"] * size,
             compressed_bytes=pooled,
-            file_bytes=ledger.backed_bytes(),
+            file_bytes=entries.backed_bytes(),
             saved_bytes=figures["stored_pages"] * size - pooled,
             latency_p50_s=latency.quantile(0.5) or 0.0,
             latency_p90_s=latency.quantile(0.9) or 0.0,

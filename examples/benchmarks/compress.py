@@ -49,7 +49,7 @@ from goals import Cell, Outcome
 
 import batchzip
 from batchzip.bench.algorithm import DEFAULT, parse_algorithms
-from batchzip.bench.compressors import Anew, Bare, InArena, Load, OfEngine, Threads
+from batchzip.bench.compressors import Anew, Bare, InArena, Load, OfEngine, ThreadPoolLoop
 from batchzip.bench.figure import default_lanes, describe_machine
 from batchzip.bench.lanes import HandOver, hand_over, idle
 from batchzip.bench.limit import Limit
@@ -78,7 +78,7 @@ def contenders(load: Load, note: Callable[[str], object]) -> Iterator[Compressor
         *(partial(OfEngine, load, name) for name in backends),
         partial(InArena, load),
         *(partial(Anew, load, name) for name in backends[:1]),
-        partial(Threads, load),
+        partial(ThreadPoolLoop, load),
         *([partial(MultiZstd, load)] if load.algorithm.name == "zstd" else []),
         partial(Blosc2, load, CHUNK_PAGES),
         partial(Blosc2, load, 1),

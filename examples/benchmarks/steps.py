@@ -83,7 +83,7 @@ class Steps:
         self._order = np.split(order, self.pieces)
         self._indices = [some.tolist() for some in self._order]
         self._sources = [[outputs[index] for index in some] for some in self._indices]
-        self._ledger = self.store._ledger  # noqa: SLF001 - what is taken apart here
+        self._entries = self.store._entries  # noqa: SLF001 - what is taken apart here
         self._room = np.zeros((PIECE, PAGE), np.uint8)
         self._out = memoryview(bytearray(PAGE))
 
@@ -96,7 +96,7 @@ class Steps:
 
     def load(self, rounds: int) -> tuple[dict[str, float], float, float]:
         """Return the steps of a load, what a load takes, and the bare call on the same bytes."""
-        ledger, out = self._ledger, self._out
+        entries, out = self._entries, self._out
         coders = self.engine.backend.coders
         number = self.store._resources.writer.number  # noqa: SLF001 - as above
         far = _FAR // 2
@@ -106,19 +106,19 @@ class Steps:
 
         def core(piece: int) -> None:
             for index in filled[piece]:
-                core_load(ledger, index, None, exclusive=False)
+                core_load(entries, index, None, exclusive=False)
 
         def core_to(piece: int) -> None:
             for index in filled[piece]:
-                core_load(ledger, index, out, exclusive=False)
+                core_load(entries, index, out, exclusive=False)
 
         def keep(piece: int) -> None:
-            gathered[:] = [gather(ledger, self._order[piece], use=True)]
+            gathered[:] = [gather(entries, self._order[piece], use=True)]
 
         steps: dict[str, list[float]] = {"checksum": [], "decode": []}
 
         def finish(piece: int) -> None:
-            found = gather(ledger, self._order[piece], use=True)
+            found = gather(entries, self._order[piece], use=True)
             begun = self.clock()
             found.check(self._room)
             checked = self.clock()
@@ -131,11 +131,11 @@ class Steps:
             rounds,
             {
                 "loop": lambda piece: each(abs, self._indices[piece]),
-                "kind": lambda piece: each(ledger.kind, absent[piece]),
+                "kind": lambda piece: each(entries.kind, absent[piece]),
                 "filled": lambda piece: each(self.store.load, filled[piece]),
                 "core": core,
                 "core to": core_to,
-                "look up": lambda piece: gather(ledger, far_order[piece], use=True),
+                "look up": lambda piece: gather(entries, far_order[piece], use=True),
                 "gather": keep,
                 "finish": finish,
                 "load": lambda piece: each(self.store.load, self._indices[piece]),
@@ -206,7 +206,7 @@ class Steps:
                 times.append(clock())
                 folio.compress(coders, number, **kinds)
                 times.append(clock())
-                folio.publish(self._ledger, at * size)
+                folio.publish(self._entries, at * size)
                 times.append(clock())
                 folio.clear()
                 spent = [

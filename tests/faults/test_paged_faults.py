@@ -36,7 +36,7 @@ from support.paged_region import (
 from batchzip import BatchzipError, CorruptPage, Engine, LimitReached, PageError, SwapStore
 from batchzip.core.memory import allocations, fail_allocation
 from batchzip.core.pager import Pager
-from batchzip.core.region import Advice, Event
+from batchzip.core.region import AccessAdvice, Event
 from batchzip.testing import LeakCheck
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ CALLS: dict[str, Callable[[Region, npt.NDArray[np.uint8]], object]] = {
     "prefetch": lambda region, array: region.pager.prefetch(*region.pages_of(array)),
     "pin": _pin_and_unpin,
     "budget": lambda region, _array: setattr(region.pager, "budget", 4),
-    "advise": lambda region, array: region.pager.advise(*region.pages_of(array), Advice.SEQUENTIAL),
+    "advise": lambda region, array: region.pager.advise(
+        *region.pages_of(array), AccessAdvice.SEQUENTIAL
+    ),
 }
 
 
@@ -456,8 +458,8 @@ def test_a_page_that_was_clean_is_a_sigbus_too() -> None:
     assert_sigbus(end, page)
 
 
-@pytest.mark.parametrize("advice", list(Advice))
-def test_a_touch_of_its_neighbours_is_none_of_it(advice: Advice) -> None:
+@pytest.mark.parametrize("advice", list(AccessAdvice))
+def test_a_touch_of_its_neighbours_is_none_of_it(advice: AccessAdvice) -> None:
     def touch(region: Region, array: npt.NDArray[np.uint8], at: int) -> None:
         region.pager.advise(*region.pages_of(array), advice)
         data = noisy(100)
@@ -648,7 +650,7 @@ def test_a_limit_of_the_system_is_named_and_nothing_is_left(which: int, value: i
     def work() -> None:
         # The store comes first; what is short is what the region asks for.
         with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
-            ledger = store.group("region")._ledger
+            entries = store.group("region")._entries
             number = store._resources.writer.number
             held = descriptors()
             before = resource.getrlimit(which)
@@ -663,12 +665,12 @@ def test_a_limit_of_the_system_is_named_and_nothing_is_left(which: int, value: i
             resource.setrlimit(which, (limit, before[1]))
             try:
                 with pytest.raises(LimitReached):
-                    Pager(ledger, number, pages=1 << 16, budget=64)
+                    Pager(entries, number, pages=1 << 16, budget=64)
             finally:
                 resource.setrlimit(which, before)
             assert descriptors() == held
             assert len(tasks()) == 1
-            pager = Pager(ledger, number, pages=1 << 16, budget=64)
+            pager = Pager(entries, number, pages=1 << 16, budget=64)
             pager.close()
 
     in_forked_child(work)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from batchzip.core.zones import Emptied, Reservation, Zones
+from batchzip.core.zones import Emptied, ZoneReservation, Zones
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +52,7 @@ class ZonesAgainstDict(RuleBasedStateMachine):
         self.storage = Storage()
         self.zones = Zones(PAGE, BASE)
         self.live: set[int] = set()
-        self.held: dict[Reservation, list[int]] = {}
+        self.held: dict[ZoneReservation, list[int]] = {}
         self.emptied: list[tuple[Emptied, list[tuple[int, int]]]] = []
         self.poisoned: set[int] = set()
 
@@ -96,7 +96,7 @@ class ZonesAgainstDict(RuleBasedStateMachine):
                 assert not any(start < at + size and at < end for at, size in gone)
         self.held[reservation] = positions
 
-    def pick(self, seed: int) -> Reservation:
+    def pick(self, seed: int) -> ZoneReservation:
         return random.Random(seed).choice(list(self.held))
 
     @precondition(lambda self: self.held)

@@ -18,7 +18,7 @@ from batchzip_workers import supervisor as supervisor_module
 from batchzip_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from batchzip_workers.place import Place
+    from batchzip_workers.worker_slot import WorkerSlot
 
 
 def stop(pid: int) -> None:
@@ -40,7 +40,7 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(monkeypatch: pytest.Mon
     stopped: list[int] = []
     start = Supervisor._start
 
-    def start_one_that_hangs(self: Supervisor, place: Place) -> None:
+    def start_one_that_hangs(self: Supervisor, place: WorkerSlot) -> None:
         start(self, place)
         if not stopped and place.process is not None:
             stop(place.process.pid)

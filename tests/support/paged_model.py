@@ -20,7 +20,7 @@ import numpy as np
 from support.paged_region import KINDS, Region, content
 
 from batchzip import BadArgument
-from batchzip.core.region import Advice
+from batchzip.core.region import AccessAdvice
 from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Worker:
         self.region.pager.prefetch(*self._pages())
 
     def advise(self) -> None:
-        advice = self._choose.choice(list(Advice))
+        advice = self._choose.choice(list(AccessAdvice))
         self.region.pager.advise(*self._pages(), advice)
 
     def pin_some(self) -> None:

@@ -1,7 +1,7 @@
 """BackingFile: where a store puts compressed pages that nobody has asked for lately.
 
-    write(buffers) ─▶ room in the zones ─▶ pwrite, one for each zone touched ─▶ fdatasync ─▶ Reservation
-    Reservation.commit ─▶ zones_free: both in the core, in the steps in which entries come and go
+    write(buffers) ─▶ room in the zones ─▶ pwrite, one for each zone touched ─▶ fdatasync ─▶ ZoneReservation
+    ZoneReservation.commit ─▶ zones_free: both in the core, in the steps in which entries come and go
     settle() ─▶ zones that nothing lives in: hole punched ─▶ they are free again, the file's end is cut off
     read(positions) ─▶ sorted, announced ─▶ one pread for neighbours ─▶ bytes, as asked for
 
@@ -21,7 +21,7 @@ A sync within a sync, by a signal handler or a finalizer of the same thread, is 
 wrote was written while the outer one could not be told anything. What it is told of fails the outer one, too.
 
 Invariants
-* A Reservation is returned only after its bytes were written and synced.
+* A ZoneReservation is returned only after its bytes were written and synced.
 * Whatever cuts a call short, nothing is lost and nothing counted twice: what is reserved, and which zones are
   being discarded, belongs to objects that give it back when they are dropped.
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchzip.arguments.buffers import Flat
-    from batchzip.core.zones import Reservation
+    from batchzip.core.zones import ZoneReservation
     from batchzip.store.backing.positions import Numbers, Positions
 
 _GAP = 8192
@@ -83,12 +83,12 @@ class BackingFile(Closing):
         self._lock, self._has_locks = storage.lock, storage.has_locks
         self._calls: Calls[Storage] = Calls(storage, "BackingFile")
 
-    def write(self, buffers: Sequence[Flat], *, cleaning: bool = False) -> Reservation:
+    def write(self, buffers: Sequence[Flat], *, cleaning: bool = False) -> ZoneReservation:
         """Append n buffers of 1 … page_size bytes. Return where they are, once they are safely written.
 
         Some room below the limit is only for `cleaning`: at most an eighth of it.
 
-        They are gone again if the Reservation is dropped before it is committed. Raises OSError, and has
+        They are gone again if the ZoneReservation is dropped before it is committed. Raises OSError, and has
         kept none of them then: ENOSPC beyond `max_bytes`; EAGAIN in the middle of a call of a storage
         object that cuts the file's end off, or where another thread is in such a call, or in a sync, for more
         than a second: it may be waiting for this one. They are read during the call only.
@@ -96,7 +96,7 @@ class BackingFile(Closing):
         lengths = np.fromiter(map(len, buffers), np.int64, len(buffers))
         if len(lengths) and (lengths.min() < 1 or lengths.max() > self._page_size):
             raise BadArgument(f"what is written must have 1 to {self._page_size} bytes")
-        self.settle()  # a Reservation may have been dropped, or a call cut short
+        self.settle()  # a ZoneReservation may have been dropped, or a call cut short
         with (call := self._calls.enter()) as storage:
             wait = not (call.nested and storage.has_locks)
             sizes = lengths.astype(np.uint32)

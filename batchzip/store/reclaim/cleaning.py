@@ -29,14 +29,14 @@ import numpy as np
 
 from batchzip.core.gather import gather
 from batchzip.core.table import IN_FILE
-from batchzip.store.resources import Turn, unless_dropped
+from batchzip.store.resources import CleaningTurn, unless_dropped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchzip.arguments.buffers import Flat
-    from batchzip.core.ledger import Ledger
-    from batchzip.core.zones import Reservation
+    from batchzip.core.entries import Entries
+    from batchzip.core.zones import ZoneReservation
     from batchzip.store.backing.backing_file import BackingFile
     from batchzip.store.resources import Resources
 
@@ -63,7 +63,7 @@ def clean(resources: Resources) -> int:
     backing = resources.backing
     if backing is None:
         return 0
-    turn = Turn()
+    turn = CleaningTurn()
     try:
         if not _has_turn(resources, turn, wait=False):
             return 0
@@ -74,7 +74,7 @@ def clean(resources: Resources) -> int:
         turn.over = True
 
 
-def write(resources: Resources, objects: Sequence[Flat]) -> Reservation:
+def write(resources: Resources, objects: Sequence[Flat]) -> ZoneReservation:
     """Write objects to the backing file, after cleaning it where it has no room. Raise OSError."""
     backing = resources.backing
     assert backing is not None  # noqa: S101 - the callers' check
@@ -83,7 +83,7 @@ def write(resources: Resources, objects: Sequence[Flat]) -> Reservation:
         return backing.write(objects)
     except OSError as error:
         cause = error
-    turn = Turn()
+    turn = CleaningTurn()
     try:
         # A handler or finalizer in the middle of a call of the file may be what others wait for.
         if not _has_turn(resources, turn, wait=not backing.is_locked_here):
@@ -118,7 +118,7 @@ def _clean(resources: Resources, backing: BackingFile, room: int = 0) -> None:
         _clean_zones(resources, backing, zones)
 
 
-def _has_turn(resources: Resources, turn: Turn, *, wait: bool) -> bool:
+def _has_turn(resources: Resources, turn: CleaningTurn, *, wait: bool) -> bool:
     """Queue, and return whether it is this turn; with `wait`, once those who came before are done.
 
     No lock: an interrupt between taking one and the `try` after it would leave it taken. A handler
@@ -135,21 +135,21 @@ def _has_turn(resources: Resources, turn: Turn, *, wait: bool) -> bool:
 
 
 def _clean_zones(resources: Resources, backing: BackingFile, zones: dict[int, int]) -> None:
-    for ledger in list(resources.ledgers.values()):
-        with unless_dropped(ledger):
-            _write_anew(resources, ledger, backing, zones)
+    for entries in list(resources.all_entries.values()):
+        with unless_dropped(entries):
+            _write_anew(resources, entries, backing, zones)
     backing.settle()
 
 
 def _write_anew(
-    resources: Resources, ledger: Ledger, backing: BackingFile, zones: dict[int, int]
+    resources: Resources, entries: Entries, backing: BackingFile, zones: dict[int, int]
 ) -> None:
     """Write what a group has in these zones to others."""
     marks = np.zeros(max(zones) + 1, np.uint8)
     marks[list(zones)] = 1
-    indices = np.frombuffer(ledger.choose(IN_FILE, zones=marks.tobytes()), np.int64)
+    indices = np.frombuffer(entries.choose(IN_FILE, zones=marks.tobytes()), np.int64)
     for start in range(0, len(indices), resources.max_batch):
-        gathered = gather(ledger, indices[start : start + resources.max_batch])
+        gathered = gather(entries, indices[start : start + resources.max_batch])
         rows = gathered.rows_of(*IN_FILE)
         positions = np.array([gathered.value(row) for row in rows], np.uint64)
         # What was stored anew since lies elsewhere; and so does all of a zone that was used again.

@@ -54,7 +54,7 @@ from batchzip_dask import backend as dask_backend
 from batchzip_dask import lane as dask_lane
 from batchzip_dask.flight import Flight, Parcel
 from batchzip_dask.lane import Lane
-from batchzip_dask.share import as_task
+from batchzip_dask.task_pages import as_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -167,7 +167,7 @@ def test_what_is_no_cluster_is_refused() -> None:
 def test_without_the_extra_the_error_has_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "batchzip_dask.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "batchzip_dask.connection", raising=False)
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingExtra, match=r"pip install 'distributed>=[0-9.]+'$"):
         Engine("lz4", backend="dask")

@@ -20,7 +20,7 @@ from support.codecs.faulty import FaultyCodec
 import batchzip
 from batchzip import CompressBatch, Engine
 from batchzip_workers import launch as launch_module
-from batchzip_workers import place as place_module
+from batchzip_workers import worker_slot as place_module
 from batchzip_workers.launch import Task, launch
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ import batchzip
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.lanes import watch
 from batchzip_workers import backend as backend_module
-from batchzip_workers import place as place_module
 from batchzip_workers import supervisor as supervisor_module
+from batchzip_workers import worker_slot as place_module
 from batchzip_workers.backend import WorkersBackend
 from batchzip_workers.supervisor import Supervisor
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip_workers.place import Place
+    from batchzip_workers.worker_slot import WorkerSlot
 
 PAGE = 4096
 
@@ -147,7 +147,7 @@ def test_wait_ready_waits_for_the_successor_of_a_worker_that_died(
     notice = threading.Event()
     bury = Supervisor._bury
 
-    def bury_later(self: Supervisor, place: Place) -> None:
+    def bury_later(self: Supervisor, place: WorkerSlot) -> None:
         notice.wait(60)
         bury(self, place)
 

@@ -13,7 +13,7 @@ import pytest
 
 from batchzip.core.calls import Calls
 from batchzip.core.memory import fail_allocation
-from batchzip.core.zones import Reservation, Zones
+from batchzip.core.zones import ZoneReservation, Zones
 from batchzip.errors import ClosedError, ForkedProcess
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def test_what_a_sync_within_a_sync_is_told_fails_the_outer_one_too() -> None:
         def __init__(self, *fails: bool) -> None:
             self.lock = threading.RLock()
             self.fails = list(fails)  # of the inner one, of the outer one
-            self.inner: Reservation | None = None
+            self.inner: ZoneReservation | None = None
 
         def sync(self) -> None:
             if self.inner is None:

@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batchzip.dask.directory import Directory
-from batchzip.dask.placement import PlacedShard, PlacedStripe, Placement
+from batchzip.dask.stripe_map import ShardLease, StripeHolders, StripeMap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def made(shards: Sequence[str], replicas: int, stripes: int = 64) -> Placement:
-    store = Placement("store", {"replicas": replicas}, None, 4096, 0)
+def made(shards: Sequence[str], replicas: int, stripes: int = 64) -> StripeMap:
+    store = StripeMap("store", {"replicas": replicas}, None, 4096, 0)
     for name in shards:
         add(store, name)
     for number in range(stripes):
         owners = tuple(owner.name for owner in store.members.owners(number))
-        store.stripes[number] = PlacedStripe(owners, {"me"})
+        store.stripes[number] = StripeHolders(owners, {"me"})
     return store
 
 
-def add(store: Placement, name: str) -> None:
-    store.shards[name] = PlacedShard(f"tcp://{name}", 0.0)
+def add(store: StripeMap, name: str) -> None:
+    store.shards[name] = ShardLease(f"tcp://{name}", 0.0)
     store.advance()
 
 
-async def move(store: Placement, most: int) -> int:
+async def move(store: StripeMap, most: int) -> int:
     """Have up to `most` stripes moved, as shards would; how many were."""
     directory = Directory()
     moved = 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from batchzip.dask.members import Member
-from batchzip.dask.place import Place, Unanswered
+from batchzip.dask.shard_client import ShardClient, Unanswered
 from batchzip.dask.wire import SHARD
 
 if TYPE_CHECKING:
@@ -44,16 +44,16 @@ class Worker:
         self.asked[number][1].set_result(answer)
 
 
-def opened() -> tuple[Place, Worker]:
+def opened() -> tuple[ShardClient, Worker]:
     worker = Worker()
-    return Place(lambda _: worker, Member("one", "tcp://1"), "client", PAGE), worker
+    return ShardClient(lambda _: worker, Member("one", "tcp://1"), "client", PAGE), worker
 
 
-def store(place: Place, index: int) -> asyncio.Future[Exception | None]:
+def store(place: ShardClient, index: int) -> asyncio.Future[Exception | None]:
     return place.store(1, index, (index, 1), np.zeros((1, PAGE), np.uint8))
 
 
-def load(place: Place) -> asyncio.Future[Any]:
+def load(place: ShardClient) -> asyncio.Future[Any]:
     return place.load(1, np.array([0], np.int64))
 
 
@@ -97,7 +97,7 @@ async def test_what_comes_while_an_answer_arrives_is_sent(callbacks: int) -> Non
 
 @pytest.mark.parametrize("ask", [load, lambda place: store(place, 0)], ids=["load", "store"])
 @in_a_loop
-async def test_a_closed_place_leaves_nobody_waiting(ask: Callable[[Place], Any]) -> None:
+async def test_a_closed_place_leaves_nobody_waiting(ask: Callable[[ShardClient], Any]) -> None:
     place, _ = opened()
     asked = [ask(place) for _ in range(4)]
     await turns()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from batchzip.arguments.buffers import Flat
-    from batchzip.dask.raw_files import Place
+    from batchzip.dask.raw_files import FileRange
 
 MIB = 1 << 20
 
@@ -375,7 +375,7 @@ def test_files_have_no_more_than_their_limit(tmp_path: Path) -> None:
 
 def test_threads_take_no_more_than_the_limit_at_the_same_time(tmp_path: Path) -> None:
     with RawFiles(str(tmp_path)) as files:
-        places: list[Place] = []
+        places: list[FileRange] = []
 
         def work(number: int) -> None:
             for _ in range(50):

@@ -24,7 +24,7 @@ from batchzip import (
     StoreRejected,
     SwapStore,
 )
-from batchzip.asynchronous import Threads
+from batchzip.asynchronous import CallThreads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +100,7 @@ def test_the_loop_is_free_meanwhile(backend: str) -> None:
 
 
 def test_four_calls_block_at_once() -> None:
-    threads = Threads()
+    threads = CallThreads()
     meeting = threading.Barrier(4)
 
     async def meet() -> None:

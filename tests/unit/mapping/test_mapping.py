@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from batchzip.core.indices import Reservation
+    from batchzip.core.indices import IndexReservation
 
 PAGE = 4096
 MOST = 64 << 10
@@ -314,7 +314,7 @@ def test_indices_of_values_that_are_gone_are_used_again(mapping: CompressedMappi
 
 
 def test_neighbours_that_are_free_are_joined(store: SwapStore) -> None:
-    space = IndexSpace(store.group("numbered")._ledger)
+    space = IndexSpace(store.group("numbered")._entries)
     held = [space.reserve(1) for _ in range(1000)]
     assert space.end == 1000
     held.clear()
@@ -325,8 +325,8 @@ def test_neighbours_that_are_free_are_joined(store: SwapStore) -> None:
 
 def test_indices_are_not_given_out_while_anybody_holds_them(store: SwapStore) -> None:
     group = store.group("numbered")
-    space = IndexSpace(group._ledger)
-    first: Reservation | None = space.reserve(3)
+    space = IndexSpace(group._entries)
+    first: IndexReservation | None = space.reserve(3)
     reader = first
     group.store(0, [noise(at) for at in range(6)])
     first = None
@@ -345,8 +345,8 @@ class Indices(RuleBasedStateMachine):
         self.engine = Engine("lz4", backend="sequential", page_size=512)
         self.store = SwapStore(self.engine)
         self.group = self.store.group("numbered")
-        self.space = IndexSpace(self.group._ledger)
-        self.held: list[Reservation] = []
+        self.space = IndexSpace(self.group._entries)
+        self.held: list[IndexReservation] = []
 
     @rule(count=st.integers(1, 9))
     def reserve(self, count: int) -> None:

@@ -34,7 +34,7 @@ from support.paged_region import (
 
 from batchzip import BadArgument, BatchzipError, ClosedError, Engine, ForkedProcess, SwapStore
 from batchzip.core.pager import Pager
-from batchzip.core.region import Advice
+from batchzip.core.region import AccessAdvice
 from batchzip.core.userfaultfd import CLEAN_PAGES, WAYS, probe
 from batchzip.testing import LeakCheck
 from batchzip.testing.plain import in_threads
@@ -281,12 +281,12 @@ def test_advised_random_pages_are_not_read_ahead() -> None:
         data = noisy(1000)
         array = filled(region, data)
         region.evict_all()
-        region.pager.advise(*region.pages_of(array), Advice.RANDOM)
+        region.pager.advise(*region.pages_of(array), AccessAdvice.RANDOM)
         before = region.figures["readahead_pages"]
         np.testing.assert_array_equal(array, data)
         assert region.figures["readahead_pages"] == before
         region.evict_all()
-        region.pager.advise(*region.pages_of(array), Advice.NORMAL)
+        region.pager.advise(*region.pages_of(array), AccessAdvice.NORMAL)
         np.testing.assert_array_equal(array, data)
         assert region.figures["readahead_pages"] > before
 
@@ -296,7 +296,7 @@ def test_advised_sequential_pages_are_read_ahead_from_the_first_one_on() -> None
         data = noisy(200)
         array = filled(region, data)
         region.evict_all()
-        region.pager.advise(*region.pages_of(array), Advice.SEQUENTIAL)
+        region.pager.advise(*region.pages_of(array), AccessAdvice.SEQUENTIAL)
         before = region.figures["readahead_pages"]
         assert array[0] == data[0]
         await_true(lambda: region.figures["readahead_pages"] > before, "pages behind the first")
@@ -382,7 +382,7 @@ def test_a_codec_in_python_is_refused() -> None:
         pytest.raises(BadArgument, match="codec"),
     ):
         Pager(
-            store.group("region")._ledger,
+            store.group("region")._entries,
             store._resources.writer.number,
             pages=64,
             budget=8,
@@ -472,7 +472,7 @@ def test_pages_that_are_not_there_are_refused(
     region: Region, call: str, where: tuple[int, int]
 ) -> None:
     array = filled(region, noisy(256))
-    advice = (Advice.RANDOM,) if call == "advise" else ()
+    advice = (AccessAdvice.RANDOM,) if call == "advise" else ()
     with pytest.raises((BadArgument, OverflowError)):
         getattr(region.pager, call)(*where, *advice)
     np.testing.assert_array_equal(array, noisy(256))
@@ -499,7 +499,7 @@ def test_arrays_hold_the_pager_that_nobody_else_holds() -> None:
     with LeakCheck(), Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
         before = tasks()
         pager = Pager(
-            store.group("region")._ledger, store._resources.writer.number, pages=64, budget=8
+            store.group("region")._entries, store._resources.writer.number, pages=64, budget=8
         )
         array = np.frombuffer(memoryview(pager.allocate(60 * SIZE)), np.uint8)  # type: ignore[arg-type]
         data = noisy(60)

@@ -20,7 +20,7 @@ from batchzip.store.backing.backing_file import BackingFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from batchzip.core.zones import Reservation
+    from batchzip.core.zones import ZoneReservation
 
 PAGE = 4096
 
@@ -31,7 +31,7 @@ class Owner:
     def __init__(self, file: BackingFile, seed: int) -> None:
         self.file = file
         self.chance = random.Random(seed)
-        self.batches: dict[int, tuple[Reservation, list[bytes]]] = {}
+        self.batches: dict[int, tuple[ZoneReservation, list[bytes]]] = {}
         self.steps = self.refused = 0
 
     def step(self) -> None:

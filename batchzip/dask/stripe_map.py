@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class PlacedShard:
+class ShardLease:
     """A shard, a member or one that is leaving."""
 
     address: str
@@ -29,7 +29,7 @@ class PlacedShard:
 
 
 @dataclass(slots=True)
-class PlacedStripe:
+class StripeHolders:
     """A stripe in which something was stored."""
 
     holders: tuple[str, ...]
@@ -50,7 +50,7 @@ class LostStripe:
 
 
 @dataclass
-class Placement:
+class StripeMap:
     """A store's state."""
 
     name: str
@@ -63,9 +63,9 @@ class Placement:
     """By each that is attached: its Dask client."""
     incarnation: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Tells it from one of the same name on an earlier scheduler."""
-    shards: dict[str, PlacedShard] = field(default_factory=dict)
-    leaving: dict[str, PlacedShard] = field(default_factory=dict)
-    stripes: dict[int, PlacedStripe] = field(default_factory=dict)
+    shards: dict[str, ShardLease] = field(default_factory=dict)
+    leaving: dict[str, ShardLease] = field(default_factory=dict)
+    stripes: dict[int, StripeHolders] = field(default_factory=dict)
     lost: dict[int, LostStripe] = field(default_factory=dict)
     recovered: dict[int, int] = field(default_factory=dict)
     """The epoch at which a lost stripe was forgotten."""
@@ -102,7 +102,7 @@ class Placement:
             if wanting:
                 self.pushes[primary][number] = wanting
 
-    def trim(self, number: int, stripe: PlacedStripe) -> None:
+    def trim(self, number: int, stripe: StripeHolders) -> None:
         """Have nobody but the owners hold a stripe, once all of these do.
 
         Until then no page is stored there, as the primary brings it to the other owners first: what others

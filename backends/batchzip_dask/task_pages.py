@@ -1,6 +1,6 @@
 """Share: pages as they travel, and what a Dask worker does with them.
 
-    Share                                             Outcome
+    TaskPages                                             Outcome
       codec    the pickled codec                        results  int32: bytes of each, or a negative errno
       groups   operation, capacity, number of pages     data     outputs, one behind the other
       data     inputs, one behind the other      ─▶     busy_s   seconds that a worker's thread took
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 _CODECS = 8
 """Codecs that a process keeps ready: several engines use one cluster, and each holds some 100 KiB."""
 
-_CALL = "__import__('batchzip_dask.share', fromlist=['share']).run_share(*share)"
+_CALL = "__import__('batchzip_dask.task_pages', fromlist=['task_pages']).run_share(*share)"
 
 
-class Group(NamedTuple):
+class TaskGroup(NamedTuple):
     """Pages of a share that lie in a row and are done alike."""
 
     operation: int
@@ -54,12 +54,12 @@ class Group(NamedTuple):
     pages: int
 
 
-class Share(NamedTuple):
+class TaskPages(NamedTuple):
     """Pages and compressed sources, and what is to be done with them."""
 
     codec: bytes
     page_size: int
-    groups: tuple[Group, ...]
+    groups: tuple[TaskGroup, ...]
     data: Bytes
     lengths: npt.NDArray[np.uint32]
 
@@ -73,7 +73,7 @@ class Outcome:
     busy_s: float
 
 
-def as_task(share: Share) -> Callable[[], Outcome]:
+def as_task(share: TaskPages) -> Callable[[], Outcome]:
     """Return what does a share when it is called, and unpickles without batchzip."""
     return partial(
         eval, _CALL, {}, {"share": (*share[:2], tuple(map(tuple, share[2])), *share[3:])}

@@ -25,17 +25,17 @@ from batchzip.dask.connect import OwnClient
 from batchzip.dask.probe import acheck_workers, check_workers
 from batchzip.errors import BackendUnavailable, BadArgument, BatchzipError, ClusterLost
 from batchzip.wording import shown
-from batchzip_dask.share import as_task
+from batchzip_dask.task_pages import as_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from batchzip.codecs import Codec
-    from batchzip_dask.share import Outcome, Share
+    from batchzip_dask.task_pages import Outcome, TaskPages
 
     Tell: TypeAlias = Callable[[Outcome | BaseException], object]
 
-__all__ = ["CancelledError", "Cluster", "KilledWorker"]
+__all__ = ["CancelledError", "ClusterConnection", "KilledWorker"]
 
 _WORKERS_S = 1.0
 """Seconds that workers have to say what they lack, while batches wait to fail."""
@@ -44,7 +44,7 @@ _CLOSE_S = 5.0
 """Seconds that the client's event loop has for ending what still waits there."""
 
 
-class Cluster:
+class ClusterConnection:
     """A Dask cluster, by a client or by the scheduler's address. Thread-safe."""
 
     def __init__(self, cluster: str | Client | None, *, connect_timeout_s: float) -> None:
@@ -109,7 +109,7 @@ class Cluster:
         unavailable.__cause__ = error
         return unavailable
 
-    def hand_out(self, share: Share, tell: Tell) -> Callable[[], None]:
+    def hand_out(self, share: TaskPages, tell: Tell) -> Callable[[], None]:
         """Have a share done by some worker; `tell` is called with the outcome, or why there is none.
 
         What is returned drops the share: it is done no more if it was not begun, and nobody is told.

@@ -50,7 +50,7 @@ class Attempts:
         return self.failed >= START_ATTEMPTS
 
 
-class Place:
+class WorkerSlot:
     """The place of the `number`-th worker."""
 
     def __init__(self, number: int) -> None:

@@ -77,7 +77,7 @@ class _Folio:
         return len(self.matrix)
 
 
-class Place:
+class ShardClient:
     """A shard as a client sees it."""
 
     def __init__(
