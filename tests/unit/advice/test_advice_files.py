@@ -228,7 +228,7 @@ def test_people_get_a_report_in_the_columns_there_are(
     assert err == ""
     assert out.startswith("values.jsonl: 8,000 values, ")
     assert max(map(len, out.splitlines())) <= 40
-    assert re.search(r"^→ (dict|dict of lz4\.block)$", out, re.MULTILINE)
+    assert re.search(r"^→  (dict|dict of lz4\.block) ", out, re.MULTILINE)
     assert list(own.iterdir()) == []
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from batchzip.advice.layout import table
 from support.advised_values import held, record
 from support.command import absolute_path
 
@@ -180,18 +179,3 @@ def test_the_least_memory_wins_and_of_what_is_near_the_quickest(
     assert found.name == chosen
     assert sentence.startswith("Keep the dict: " if chosen == "dict" else "Use a ")
     assert "about" in recommend([held("dict", 100, 0.1), *others], is_sample=True)[1]
-
-
-def test_a_table_that_is_too_wide_becomes_paragraphs() -> None:
-    rows = [("* one name", "1.0 MiB"), ("  another-one", "")]
-    assert table(("", "memory"), rows, 40).splitlines() == [
-        "                memory",
-        "* one name     1.0 MiB",
-        "  another-one",
-    ]
-    assert table(("", "memory"), rows, 13).splitlines() == [
-        "* one name",
-        "  memory 1.0",
-        "  MiB",
-        "  another-one",
-    ]

@@ -110,7 +110,7 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
         "CPU time",
         "600 pages compared byte for byte: all equal",
     ):
-        assert words in result.stdout
+        assert words in " ".join(result.stdout.split())
     heading, lanes = result.stdout.splitlines()[3:5]
     assert heading.split() == ["threads", "÷", "workers", "÷"]
     assert re.fullmatch(r" +sequential( +\d+ \+ caller +seq\.){2}", lanes)
@@ -123,7 +123,7 @@ def test_threads_are_left_out_for_a_codec_in_python_and_said_so(file: Path) -> N
     assert result["left_out"] == {}
     assert reason.startswith("brotli runs in Python here")
     shown = cli("swap", "--file", file, "--algorithm", "brotli").stdout
-    assert f"threads are left out: {reason}" in shown.splitlines()
+    assert f"threads are left out: {reason}" in " ".join(shown.split())
 
 
 def test_the_class_table_is_there_as_data_and_for_people(
@@ -209,7 +209,7 @@ def test_the_last_page_is_padded_and_said_so(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 5000)
     assert document("--file", path)["source"]["padded_bytes"] == 3192
     result = cli("swap", "--file", path)
-    assert "the last page was filled up with 3,192 zero bytes" in result.stdout
+    assert "the last page was padded with 3,192 zero bytes" in result.stdout
     assert "2 pages compared byte for byte: all equal" in result.stdout
 
 
@@ -252,8 +252,8 @@ def test_a_limit_that_keeps_nothing_says_so(tmp_path: Path) -> None:
         (["--batch", "0"], ["--batch", "above 0"]),
         (["--folio", "-1"], ["--folio"]),
         (["--folio", "99999999"], ["folio of 99999999 pages", "too large"]),
-        (["--limit", "much"], ["'much' is no size"]),
-        (["--limit", "0"], ["'0' is no size"]),
+        (["--limit", "much"], ["'much' is not a size"]),
+        (["--limit", "0"], ["'0' is not a size"]),
         (["--seed", "x"], ["--seed"]),
         (["--bogus"], ["--bogus"]),
     ],
@@ -326,4 +326,4 @@ def test_help() -> None:
         result = cli(*arguments, "--help")
         assert (result.returncode, result.stderr) == (0, "")
         assert example in result.stdout
-        assert "exit codes: 0 all went well" in result.stdout
+        assert "\nexit codes:\n  0    success\n" in result.stdout

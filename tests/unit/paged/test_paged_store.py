@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from batchzip.cli.top_screen import screen
 from prometheus_client import CollectorRegistry, generate_latest
-from rich.console import Console
 from support.entries import flip
 from support.paged_memory import evict, run, until
 
@@ -22,10 +20,13 @@ from batchzip import (
     PagedMemory,
     PagingUnavailable,
 )
+from batchzip.cli.look import print_look
 from batchzip.cli.snapshot import take_snapshot
+from batchzip.cli.store_look import store_look
 from batchzip.core.userfaultfd import WAYS
 from batchzip.metrics import collector
 from batchzip.paged import Availability, availability, available, machine
+from batchzip.terminal.console import make_console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,10 +186,10 @@ def test_top_and_status_show_the_region(memory: PagedMemory) -> None:
     since = region["latency"] - before.status["regions"]["region"]["latency"]
     assert since.count > 0
     assert since.mean_s > 0
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    console.print(screen(now, before, height=None))
-    shown = console.export_text()
-    console.file.close()
+    console = make_console()
+    with console.capture() as capture:
+        print_look(store_look(now, before), console, most=None)
+    shown = capture.get()
     [line] = [line for line in shown.splitlines() if line.startswith("region ") and "MiB" in line]
     assert line.count("µs") + line.count(" ms") == 3
     assert "1.0 MiB" in line
