@@ -14,7 +14,7 @@ from distributed.protocol import pickle
 from batchzip import BackendUnavailable, CompressBatch, DecompressBatch, Engine
 from batchzip.codecs import make_codec
 from batchzip_dask.flight import Flight, Parcel
-from batchzip_dask.share import Outcome, as_task
+from batchzip_dask.task_pages import Outcome, as_task
 
 if TYPE_CHECKING:
     from batchzip.batch import Batch
