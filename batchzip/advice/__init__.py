@@ -19,7 +19,6 @@ weighing.py    what they can be kept in, and which of it is tried
 suiting.py     the serializers that take them
 holder.py      each measured in a fresh process
 spool.py       the file from which such a process reads them
-layout.py      reports that fit a width
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchzip.advice.judgement import recommend, with_front
-from batchzip.advice.option import Advice, Option, amount
+from batchzip.advice.option import Advice, Option
 from batchzip.advice.trial import BLOCK_BYTES, LEAST_TO_TRAIN, TABLE_BYTES, trials_of
 from batchzip.arguments.buffers import as_matrix
 from batchzip.arguments.checks import as_integer, as_positive
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from batchzip.advice.trial import Trial
     from batchzip.arguments.buffers import Buffer, Bytes
 
-__all__ = ["BLOCK_BYTES", "TABLE_BYTES", "Advice", "Option", "advise", "amount"]
+__all__ = ["BLOCK_BYTES", "TABLE_BYTES", "Advice", "Option", "advise"]
 
 PAGE_SIZES = (4 << 10, 16 << 10, BLOCK_BYTES)
 """Bytes of the pages that are tried: the machine's, and what pays for colder data."""

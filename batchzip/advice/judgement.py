@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.advice.option import Option, amount
+from batchzip.terminal.text import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from batchzip.advice.option import Option
 
 _NEAR = 0.02
 """Share of memory that is not worth a slower algorithm: of settings so near to the best one, the
@@ -65,8 +67,8 @@ def recommend(
     chosen = min(cheap, key=lambda o: (o.dictionary + (o.shuffle is not None), -o.saved_share))
     left = total - chosen.saved_bytes
     return chosen, (
-        f"Use {chosen.name} with pages of {chosen.page_size >> 10} KiB: {amount(total)} would take "
-        f"{amount(left)} of RAM ({chosen.saved_share:.0%} less), a page takes {chosen.store_us:.1f} µs "
+        f"Use {chosen.name} with pages of {chosen.page_size >> 10} KiB: {size_text(total)} would take "
+        f"{size_text(left)} of RAM ({chosen.saved_share:.0%} less), a page takes {chosen.store_us:.1f} µs "
         f"to store and {chosen.load_us:.1f} µs to load."
     )
 

@@ -92,19 +92,3 @@ class Advice:
     """The recommendation, for people."""
     notes: tuple[str, ...]
     """What could not be tried, and why."""
-
-
-def amount(size: int) -> str:
-    """Bytes for people, in the unit of 2^10, 2^20 … that fits.
-
-    Examples:
-        >>> from batchzip.advice import amount
-        >>> amount(3 << 20)
-        '3.0 MiB'
-    """
-    value = size / 1024
-    for unit in ("KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:,.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} TiB"

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchzip.advice.layout import table, wrapped
-from batchzip.advice.option import amount
 from batchzip.advice.spool import write
 from batchzip.advice.weighing import Weighing, best
 from batchzip.arguments.checks import as_integer
 from batchzip.errors import BadArgument, BatchzipError
 from batchzip.system.descriptors import above_standard
+from batchzip.terminal.text import size_text, wrapped
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
@@ -81,32 +80,41 @@ class ValuesAdvice:
     def report(self, width: int = 80, *, name: str = "values") -> str:
         """Return all of it for people, in lines of at most `width` columns."""
         if self.measured_values == self.total_values:
-            looked = f"{name}: {self.total_values:,} values, {amount(self.total_bytes)}"
+            looked = f"{name}: {self.total_values:,} values, {size_text(self.total_bytes)}"
         else:
             looked = (
-                f"{name}: about {self.total_values:,} values, {amount(self.total_bytes)}; "
-                f"a sample of {self.measured_values:,}, {amount(self.measured_bytes)}, was "
+                f"{name}: about {self.total_values:,} values, {size_text(self.total_bytes)}; "
+                f"a sample of {self.measured_values:,}, {size_text(self.measured_bytes)}, was "
                 "measured, and its memory scaled to all of them"
             )
-        rows = [
-            (
-                f"{'→' if held is self.recommended else ' '} {held.name}",
-                amount(held.total_bytes),
+        # Imported here, because a program that never prints a report needs no rich.
+        from batchzip.terminal.console import as_text  # noqa: PLC0415
+        from batchzip.terminal.table import Table  # noqa: PLC0415
+
+        table = Table()
+        table.add_column("", rank=0)
+        table.add_column("in a", rank=0, left=True, wraps=True)
+        for rank, heading in ((0, self.measure), (4, "B a value"), (3, "of dict")):
+            table.add_column(heading, rank=rank)
+        for rank, heading in ((2, "put µs"), (1, "get µs")):
+            table.add_column(heading, rank=rank)
+        for held in self.held:
+            table.add_row(
+                "→" if held is self.recommended else "",
+                held.name,
+                size_text(held.total_bytes),
                 f"{held.total_bytes / self.total_values:,.0f}",
                 f"{held.of_dict:.0%}",
                 f"{held.put_us:,.1f}",
                 f"{held.get_us:,.1f}",
             )
-            for held in self.held
-        ]
-        headings = ("  in a", self.measure, "B a value", "of dict", "put µs", "get µs")
         mappings = (
             "Those beneath the dicts are CompressedMappings. Memory is the growth of the "
             f"{self.measure} of a fresh process for each, times are medians for one value."
         )
         paragraphs = [
             wrapped(looked, width),
-            table(headings, rows, width),
+            as_text(table, width),
             "\n".join(wrapped(note, width) for note in (mappings, *self.notes)),
             wrapped(self.sentence, width),
             self.code,
@@ -246,11 +254,11 @@ def recommend(held: Sequence[Held], *, is_sample: bool) -> tuple[Held, str]:
     in_dict = held[0]
 
     def of_all(each: Held) -> str:
-        return f"{'about ' if is_sample else ''}{amount(each.total_bytes)}"
+        return f"{'about ' if is_sample else ''}{size_text(each.total_bytes)}"
 
     if in_dict.bytes < _LEAST_BYTES:
         return in_dict, (
-            f"Keep the dict: the values that were measured take {amount(in_dict.bytes)} in it, too "
+            f"Keep the dict: the values that were measured take {size_text(in_dict.bytes)} in it, too "
             f"little to compare; give some MiB of values for advice."
         )
     others = [each for each in held if each.holder.kind != "parsed"]  # values of another kind

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from batchzip.advice.holder import Holder, weigh
-from batchzip.advice.option import amount
+from batchzip.terminal.text import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -148,7 +148,7 @@ class Weighing:
             found.append("Memory is RSS here, not PSS: the kernel does not tell the PSS.")
         if self.weights[0].bytes < _FEW_BYTES:
             found.append(
-                f"These are few values: with less than {amount(_FEW_BYTES)} of memory, rounding of "
+                f"These are few values: with less than {size_text(_FEW_BYTES)} of memory, rounding of "
                 "allocators blurs the figures."
             )
         return found

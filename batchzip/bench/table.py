@@ -1,108 +1,80 @@
-"""Tables: results for people, on a terminal or in a text file."""
+"""Tables of results, for people: one line per contender, so that they fit a terminal."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
 from batchzip.bench import compress, swap
 from batchzip.bench.ahead import ahead
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
+from batchzip.terminal.text import paragraph_columns, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from batchzip.bench.compare import Change
     from batchzip.bench.figure import Figure, Result
     from batchzip.bench.rounds import Spread
 
-_WIDTH = 140
-"""Columns, where the output is no terminal or a narrow one: figures must not be cut."""
-
-
-class _Output(Console):
-    """A console that leaves a closed pipe to its caller instead of ending the process."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
-def console() -> Console:
-    """Make the console for tables."""
-    found = _Output()
-    return found if found.width >= _WIDTH else _Output(width=_WIDTH)
-
-
-def grid(
-    title: str,
-    rows: Iterable[tuple[Sequence[str], Sequence[Figure]]],
-    cell: Callable[[Figure], str],
-    heads: Sequence[str],
-) -> Table:
-    """Make a table with a column for each contender; a row is its heads and its figures."""
-    content = list(rows)
-    names = list(dict.fromkeys(figure.contender for _, row in content for figure in row))
-    table = Table(title=title, title_justify="left")
-    for head in heads:
-        table.add_column(head, no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
-    for head_cells, row in content:
-        by_name = {figure.contender: cell(figure) for figure in row}
-        table.add_row(*head_cells, *(by_name.get(name, "") for name in names))
-    return table
+_ABOUT = "medians ± % (half the distance of the quartiles)"
 
 
 def spread_percent(figure: Figure | Spread) -> float:
-    """Half of what lies between the quartiles, in percent of the median."""
+    """Return half the distance between the quartiles, in percent of the median."""
     return (figure.high - figure.low) / 2 / figure.median * 100 if figure.median else 0.0
 
 
 def compress_tables(result: Result) -> Iterable[Table]:
-    """Give a table for each algorithm: µs per page, the best batchzip or peer marked by a *."""
+    """Yield a table for each algorithm and operation: µs per page, the fastest marked by a *."""
     figures = result.of(benchmark="compress")
     for algorithm in dict.fromkeys(str(figure.labels["algorithm"]) for figure in figures):
-        mine = [figure for figure in figures if figure.labels["algorithm"] == algorithm]
-        ratios = {figure.contender: figure.ratio for figure in mine if figure.ratio}
-        rows: list[tuple[list[str], list[Figure]]] = []
         for operation in ("compress", "decompress"):
-            sizes = dict.fromkeys(
-                f.labels["batch"] for f in mine if f.labels["operation"] == operation
-            )
-            for size in sizes:
-                row = result.of(
-                    benchmark="compress", algorithm=algorithm, operation=operation, batch=size
-                )
-                rows.append(([operation, str(size)], row))
-        best = {min(row, key=lambda figure: figure.median).key for _, row in rows if len(row) > 1}
-        table = grid(
-            f"{algorithm}: {compress.QUANTITY}, medians ± half the quartiles' distance in %; * is the quickest",
-            rows,
-            lambda figure, best=best: (  # type: ignore[misc] # bound now
-                f"{'*' if figure.key in best else ''}{figure.median:.2f} ±{spread_percent(figure):.0f}"
-            ),
-            ("", "batch"),
-        )
-        names = list(dict.fromkeys(figure.contender for _, row in rows for figure in row))
-        table.add_section()
-        table.add_row("ratio", "", *(f"{ratios.get(name, 0):.2f}" for name in names))
-        yield table
+            mine = result.of(benchmark="compress", algorithm=algorithm, operation=operation)
+            if mine:
+                yield _batches(f"{algorithm}, {operation}: {compress.QUANTITY}, {_ABOUT}", mine)
+
+
+def _batches(title: str, figures: Sequence[Figure]) -> Table:
+    by = {(figure.contender, figure.labels["batch"]): figure for figure in figures}
+    batches = list(dict.fromkeys(figure.labels["batch"] for figure in figures))
+    fastest = {
+        min((f for f in figures if f.labels["batch"] == batch), key=lambda f: f.median).key
+        for batch in batches
+    }
+    table = Table(title)
+    table.add_column("pages per batch", rank=0)
+    for batch in batches:
+        table.add_column(str(batch), rank=1)
+    table.add_column("ratio", rank=2)
+    for name in dict.fromkeys(figure.contender for figure in figures):
+        cells, ratio = [], None
+        for batch in batches:
+            figure = by.get((name, batch))
+            if figure is None:
+                cells.append("")
+                continue
+            ratio = figure.ratio or ratio
+            star = "*" if figure.key in fastest and len(by) > len(batches) else ""
+            cells.append(f"{star}{figure.median:.2f} ±{spread_percent(figure):.0f}")
+        table.add_row(name, *cells, "-" if ratio is None else f"{ratio:.2f}")
+    return table
+
+
+_RANKS = dict(zip(swap.QUANTITIES, (1, 1, 5, 3, 6, 2), strict=True))
 
 
 def swap_tables(result: Result) -> Iterable[Table]:
-    """Give a table for each algorithm: a line for each contender."""
+    """Yield a table for each algorithm."""
     figures = result.of(benchmark="swap")
     for algorithm in dict.fromkeys(str(figure.labels["algorithm"]) for figure in figures):
         mine = [figure for figure in figures if figure.labels["algorithm"] == algorithm]
         by = {(figure.contender, figure.quantity): figure for figure in mine}
-        table = Table(
-            title=f"{algorithm}: medians ± half the quartiles' distance in %", title_justify="left"
-        )
+        table = Table(f"{algorithm}, stored and loaded: µs per page, {_ABOUT}")
         table.add_column("")
-        for quantity in swap.QUANTITIES:
-            table.add_column(quantity, justify="right")
+        for quantity, rank in _RANKS.items():
+            table.add_column(_heading(quantity), rank=rank)
         for name in dict.fromkeys(figure.contender for figure in mine):
             cells = []
             for quantity in swap.QUANTITIES:
@@ -114,9 +86,15 @@ def swap_tables(result: Result) -> Iterable[Table]:
         yield table
 
 
+def _heading(quantity: str) -> str:
+    """Return a quantity without its unit, which the title has, in lines of a word or two."""
+    return quantity.partition(",")[0].replace("single ", "single\n").replace(" ÷ ", "\n÷ ")
+
+
 def print_result(result: Result) -> None:
     """Print where it was measured, the tables, and what is missing."""
-    out = console()
+    out = make_console()
+    width = paragraph_columns()
     machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     for line in (
@@ -124,24 +102,23 @@ def print_result(result: Result) -> None:
         versions,
         ", ".join(f"{name} {value}" for name, value in result.settings.items()),
     ):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.write_line(wrapped(line, width, indent="  "))
     for table in (*compress_tables(result), *swap_tables(result)):
         out.print(table)
-    for line in ahead(result):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
-    for note in result.notes:
-        out.print(f"missing: {note}", markup=False, highlight=False, soft_wrap=True)
+    out.write_line()
+    for line in (*ahead(result), *(f"missing: {note}" for note in result.notes)):
+        out.write_line(wrapped(line, width, indent="  "))
     sys.stdout.flush()
 
 
 def print_changes(changes: Sequence[Change]) -> None:
-    """Print what got slower and what got quicker, and how many figures there were."""
-    out = console()
-    table = Table(title="in terms of its baseline in the same run", title_justify="left")
-    for head in ("", "contender", "figure"):
-        table.add_column(head)
-    for head in ("old", "new", "change"):
-        table.add_column(head, justify="right")
+    """Print what became slower and what became faster, and how many figures there were."""
+    out = make_console()
+    table = Table("each in terms of its baseline in the same run")
+    for rank, head in ((0, ""), (0, "contender"), (3, "figure")):
+        table.add_column(head, rank=rank, left=True)
+    for rank, head in ((2, "old"), (1, "new"), (0, "change")):
+        table.add_column(head, rank=rank)
     counts = {"slower": 0, "quicker": 0, "same": 0}
     for change in changes:
         counts[change.verdict] += 1
@@ -159,5 +136,5 @@ def print_changes(changes: Sequence[Change]) -> None:
     if table.row_count:
         out.print(table)
     text = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    out.print(f"{len(changes)} figures: {text}", markup=False, highlight=False)
+    out.write_line(f"{len(changes)} figures: {text}")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`batchzip advise`: what compressing values, memory or a file would bring, and with what."""
+"""`batchzip advise`: what compressing values, memory or a file would save, and with what."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import batchzip
-from batchzip.advice import BLOCK_BYTES, MAX_LOAD_US, advise, amount
-from batchzip.advice.layout import table, wrapped
+from batchzip.advice import BLOCK_BYTES, MAX_LOAD_US, advise
 from batchzip.advice.values import SAMPLE_BYTES, weigh_all
-from batchzip.cli.output import make_console, print_json, progress_bars
 from batchzip.codecs import make_codec
 from batchzip.errors import BadArgument
 from batchzip.sources.sampling import sample_file, sample_process
 from batchzip.sources.value_files import open_values
 from batchzip.sources.workload import Workload
+from batchzip.terminal.console import as_text, print_json, progress_bars
+from batchzip.terminal.table import Table
+from batchzip.terminal.text import paragraph_columns, size_text, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from batchzip.advice import Advice, Option
     from batchzip.advice.values import ValuesAdvice
@@ -36,7 +37,7 @@ _ABOUT_PAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line said; sizes in bytes."""
+    """The command line; sizes in bytes."""
 
     pid: int | None
     file: str | None
@@ -53,7 +54,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Sample, measure, report. Returns 0.
+    """Sample, measure and report. Return 0.
 
     Raises BatchzipError or OSError for what the user can put right.
     """
@@ -82,19 +83,18 @@ def run(options: Options) -> int:
     if options.plot is not None:
         from batchzip.cli.plot import plot  # noqa: PLC0415 - as above
 
-        plot(advice, f"{sample.name}, {amount(sample.total_bytes)}", Path(options.plot))
-    width = make_console().width
+        plot(advice, f"{sample.name}, {size_text(sample.total_bytes)}", Path(options.plot))
     if options.json:
         print_json(as_document(sample, advice))
     else:
-        _write(report(sample, advice, width, every=options.all))
+        _write(report(sample, advice, paragraph_columns(), every=options.all))
     return 0
 
 
 def _progress(
     bar: Callable[[str, int], Callable[[int], None]], text: str
 ) -> Callable[[int, int], None]:
-    """Return what moves a bar by one step; it is drawn with the first step, which tells how many there are."""
+    """Return a function that advances a bar, which is made by the first call, when the total is known."""
     advance = None
 
     def progress(_done: int, total: int) -> None:
@@ -124,16 +124,15 @@ def _advise_values(options: Options, name: str) -> int:
     )
     with progress_bars("measured", shown=not options.json) as bar:
         advice = weigh_all(source, sample, _progress(bar, "putting and getting"))
-    width = make_console().width
     if options.json:
         print_json(values_document(name, advice))
     else:
-        _write(advice.report(width, name=name))
+        _write(advice.report(paragraph_columns(), name=name))
     return 0
 
 
 def values_document(name: str, advice: ValuesAdvice) -> dict[str, Any]:
-    """Return what was found of values as plain dicts, ready for JSON."""
+    """Return the advice on values as plain dicts, ready for JSON."""
     return {
         "batchzip_version": batchzip.__version__,
         "source": {
@@ -197,31 +196,19 @@ def report(sample: Sample, advice: Advice, width: int, *, every: bool) -> str:
     paragraphs = [
         wrapped(_ABOUT_PAGES, width),
         wrapped(
-            f"{sample.name}: {amount(sample.total_bytes)}, {amount(sample.blocks.nbytes)} of it "
-            f"looked at, {amount(advice.sample_bytes)} stored and loaded",
+            f"{sample.name}: {size_text(sample.total_bytes)}, {size_text(sample.blocks.nbytes)} of it "
+            f"looked at, {size_text(advice.sample_bytes)} stored and loaded",
             width,
         ),
     ]
-    headings = ("  with", "ratio", "RAM saved", "of all", "store", "load")
     for page_size in dict.fromkeys(option.page_size for option in advice.options):
         group = [option for option in advice.options if option.page_size == page_size]
-        rows = [
-            (
-                f"{_mark(option, advice)} {option.name}",
-                "-" if option.ratio is None else f"{option.ratio:.2f}",
-                f"{option.saved_share:.1%}",
-                amount(option.saved_bytes) if option.saved_bytes > 0 else "-",
-                f"{option.store_us:.1f}",
-                f"{option.load_us:.1f}",
-            )
-            for option in group
-            if every or option.on_front or (option.shuffle is None and not option.dictionary)
-        ]
         title = (
             f"pages of {page_size >> 10} KiB: {group[0].same_filled_share:.1%} same-filled; times "
-            "are µs a page"
+            "are µs per page"
         )
-        paragraphs.append(f"{wrapped(title, width)}\n{table(headings, rows, width)}")
+        table = as_text(_table(group, advice, every=every), width)
+        paragraphs.append(f"{wrapped(title, width)}\n{table}")
     front = "* no other setting is as good in RAM saved, store and load, and better in one"
     paragraphs.append("\n".join(wrapped(note, width) for note in (front, *advice.notes)))
     sentence = wrapped(advice.sentence, width)
@@ -231,5 +218,21 @@ def report(sample: Sample, advice: Advice, width: int, *, every: bool) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _mark(option: Option, advice: Advice) -> str:
-    return "→" if option is advice.recommended else "*" if option.on_front else " "
+def _table(group: Sequence[Option], advice: Advice, *, every: bool) -> Table:
+    table = Table()
+    table.add_column("", rank=0)
+    table.add_column("with", rank=0, left=True, wraps=True)
+    for rank, heading in ((3, "ratio"), (0, "RAM saved"), (4, "of all"), (2, "store"), (1, "load")):
+        table.add_column(heading, rank=rank)
+    for option in group:
+        if every or option.on_front or (option.shuffle is None and not option.dictionary):
+            table.add_row(
+                "→" if option is advice.recommended else "*" if option.on_front else "",
+                option.name,
+                "-" if option.ratio is None else f"{option.ratio:.2f}",
+                f"{option.saved_share:.1%}",
+                size_text(option.saved_bytes) if option.saved_bytes > 0 else "-",
+                f"{option.store_us:.1f}",
+                f"{option.load_us:.1f}",
+            )
+    return table

@@ -1,4 +1,4 @@
-"""`batchzip algorithms`: what pages can be compressed with here, how, and how to install the rest."""
+"""`batchzip algorithms`: the algorithms that are usable here, and how to install the others."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
-from batchzip.cli.output import make_console, print_json
 from batchzip.codecs import Codec, registered
 from batchzip.core.coder import is_available
 from batchzip.core.libraries import libraries
 from batchzip.errors import MissingExtra
+from batchzip.terminal.console import make_console, print_json
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from batchzip.core.libraries import Library
@@ -22,33 +20,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line said."""
+    """The command line."""
 
     json: bool
 
 
 def run(options: Options) -> int:
-    """List the algorithms. Returns 0."""
-    console = make_console()
+    """List the algorithms and return 0."""
     lines = [_line(name, codec) for name, codec in registered().items()]
     if options.json:
         print_json(lines)
         return 0
-    table = Table(box=None, pad_edge=False)
-    for heading in ("algorithm", "runs in", "parameters", "about"):
-        table.add_column(heading, overflow="fold")
+    console = make_console()
+    table = Table()
+    table.add_column("algorithm", rank=0)
+    table.add_column("runs in", rank=1, left=True)
+    table.add_column("parameters", rank=2, left=True)
+    table.add_column("about", rank=0, left=True, wraps=True)
     for line in lines:
         about = line["about"] if line["usable"] else line["install"] or line["problem"]
         defaults = (line["parameters"] or {}).items()
-        # A line each leaves room for commands to copy, which must stay in one line.
+        # One per line leaves room for commands to copy, which must stay in one line.
         parameters = ",\n".join(f"{name}={value!r}" for name, value in defaults)
         runs_in = "" if not line["usable"] else "C" if line["native"] else "Python"
-        # Text: the brackets of an extra are no markup.
-        table.add_row(*map(Text, (line["algorithm"], runs_in, parameters, about)))
+        table.add_row(line["algorithm"], runs_in, parameters, about)
     console.print(table)
-    console.print("\nC libraries, which run without the interpreter:")
+    console.write_line("\nC libraries, which run without the interpreter:")
     for library in libraries():
-        console.print(_about(library), markup=False, highlight=False, soft_wrap=True)
+        console.write_line(_about(library))
     return 0
 
 
@@ -76,7 +75,7 @@ def _line(name: str, codec: type[Codec] | Exception) -> dict[str, Any]:
 
 
 def _native(codec: type[Codec]) -> Native | None:
-    """Return the C function that a codec asks for with the parameters that it has by default."""
+    """Return the C function that a codec asks for with its default parameters."""
     try:
         return codec().plan().native
     except Exception:  # noqa: BLE001 - a plug-in's: it has no defaults, or raises anything
@@ -84,7 +83,7 @@ def _native(codec: type[Codec]) -> Native | None:
 
 
 def _library(native: Native) -> Library:
-    """Return the library that has a C function: lz4's has those of lz4hc, too."""
+    """Return the library that has a C function. That of lz4 has the functions of lz4hc, too."""
     name = native.library.removesuffix("hc")
     return next(library for library in libraries() if library.name == name)
 

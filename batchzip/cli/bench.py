@@ -1,17 +1,14 @@
-"""`batchzip bench`: how batchzip stands beside what one would use instead, on one's own pages."""
+"""`batchzip bench`: batchzip beside its alternatives, on any pages."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from batchzip.bench import compress, plot, swap
 from batchzip.bench.algorithm import parse_algorithms
@@ -21,17 +18,18 @@ from batchzip.bench.pages import Source, for_codecs
 from batchzip.bench.table import print_changes, print_result
 from batchzip.bench.zram import end_orderly
 from batchzip.errors import BadArgument
+from batchzip.terminal.console import print_json, progress_bars
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 SLOWER = 1
-"""Exit code of a comparison in which something got slower."""
+"""Exit code of a comparison in which a figure became slower."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line said; `batches` in pages."""
+    """The command line; `batches` in pages."""
 
     pid: int | None
     file: str | None
@@ -47,7 +45,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Measure, or read, and show. Returns 0, or SLOWER.
+    """Measure or read results, and show them. Return 0, or SLOWER.
 
     Raises BatchzipError or OSError for what the user can put right.
     """
@@ -58,7 +56,7 @@ def run(options: Options) -> int:
     picture = None if options.plot is None else Path(options.plot)
     if picture is not None:
         plot.require_matplotlib()
-        if not picture.parent.is_dir():  # told before a minute is spent on measuring
+        if not picture.parent.is_dir():  # before a minute is spent on measuring
             raise BadArgument(f"{picture} cannot be drawn: there is no directory {picture.parent}")
     measured = len(given) < 2
     result = _measured(options) if measured else given[1]
@@ -67,7 +65,7 @@ def run(options: Options) -> int:
         plot.plot_compress(result, picture)
         plot.plot_swap(result, picture.with_stem(f"{picture.stem}-swap"))
     if options.json:
-        sys.stdout.write(json.dumps(result.as_document(), indent=1) + "\n")
+        print_json(result.as_document(), indent=1)
         sys.stdout.flush()
     elif measured:
         print_result(result)
@@ -80,7 +78,7 @@ def run(options: Options) -> int:
 
 @contextlib.contextmanager
 def _safe_path() -> Iterator[None]:
-    """Keep the processes of loky, a contender, from importing from the current directory."""
+    """Keep loky's processes, a contender's, from importing from the current directory."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -108,33 +106,11 @@ def _measured(options: Options) -> Result:
         {"compress": compress.BASELINE, "swap": swap.BASELINE},
     )
     steps = len(algorithms) * (2 * len(options.batches) + 1)
-    progress = Progress(
-        TextColumn("measuring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=Console(stderr=True),
-        # Drawn between the steps: a thread of its own would be measured, too.
-        auto_refresh=False,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        disable=options.json or not sys.stderr.isatty(),
-    )
-    with _safe_path(), progress:
-        advance = _advance(progress, steps)
+    with _safe_path(), progress_bars("steps", shown=not options.json) as bar:
+        advance = partial(bar("measuring", steps), 1)
         zram = options.zram
         compress.compress(
             result, work, algorithms, options.batches, options.rounds, zram=zram, advance=advance
         )
         swap.swap(result, pages, algorithms, options.rounds, zram=zram, advance=advance)
     return result
-
-
-def _advance(progress: Progress, steps: int) -> Callable[[], None]:
-    task = progress.add_task("", total=steps)
-
-    def advance() -> None:
-        progress.advance(task)
-        progress.refresh()
-
-    return advance

@@ -1,34 +1,34 @@
-"""The pool's class table as people read it: what each size class holds, and what could be freed."""
+"""The pool's class table for people: what each size class holds, and what compaction would free."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
 COLUMNS = (
-    ("object bytes", "size"),
-    ("zspages", "zspages"),
-    ("room", "room"),
-    ("objects", "objects"),
-    ("bytes", "bytes"),
-    ("freeable", "freeable"),
+    ("object bytes", "size", 0),
+    ("zspages", "zspages", 3),
+    ("room", "room", 4),
+    ("objects", "objects", 2),
+    ("bytes", "bytes", 1),
+    ("freeable", "freeable", 1),
 )
-"""Heading and field of `Pool.classes()`: zspages, the objects that they have room for and those that they
-have, their bytes, and those of them that moving objects together would free."""
+"""Heading, field of `Pool.classes()` and rank: zspages, the objects that they have room for, the objects
+that are in them, the bytes of the zspages, and the bytes that compaction would free."""
 
 
 def class_table(lines: Iterable[Mapping[str, Any]]) -> Table:
-    """Make a table of the lines of `SwapStore.classes()`, as dicts, with a line of sums."""
+    """Return a table of the lines of `SwapStore.classes()`, as dicts, with a line of sums."""
     lines = list(lines)
-    table = Table(box=None, pad_edge=False, show_footer=True)
-    for heading, key in COLUMNS:
+    table = Table()
+    for heading, key, rank in COLUMNS:
         total = "all" if key == "size" else f"{sum(line[key] for line in lines):,}"
-        table.add_column(heading, justify="right", footer=total)
+        table.add_column(heading, rank=rank, left=False, footer=total)
     for line in lines:
-        table.add_row(*(f"{line[key]:,}" for _, key in COLUMNS))
+        table.add_row(*(f"{line[key]:,}" for _, key, _ in COLUMNS))
     return table

@@ -1,4 +1,4 @@
-"""`batchzip top --dask`: asking a scheduler for its sharded stores, and what is shown of them."""
+"""`batchzip top --dask`: ask a scheduler for its sharded stores, and tell what is shown of them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ from typing import TYPE_CHECKING, Self
 
 from distributed.core import rpc
 from distributed.security import Security
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
-from batchzip.advice import amount
+from batchzip.cli.look import Column, Look, Section, name_column
 from batchzip.dask.survey import Survey, ask_survey
 from batchzip.errors import ClusterLost
+from batchzip.terminal.text import size_text
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from batchzip.dask.survey import ShardFigures, StoreFigures
+    from batchzip.cli.look import Row
+    from batchzip.dask.survey import ShardFigures
 
 _CONNECT_S = 5.0
 _ANSWER_S = 15.0
 
 
 class Cluster:
-    """A scheduler, or one store of it, by address. There is no Client: it would have to be served.
+    """A scheduler, or one of its stores, by address. A Client is not used, because it needs a loop of its own.
 
-    The certificate for tls:// is what Dask's settings say. Raises MissingExtra.
+    The certificate for tls:// comes from Dask's configuration.
     """
 
     def __init__(self, address: str) -> None:
@@ -42,7 +39,7 @@ class Cluster:
         self._runner.close()
 
     def survey(self) -> Survey:
-        """Ask how the stores stand. Raise ClusterLost where there is no scheduler, or none that answers."""
+        """Ask for the state of the stores. Raises ClusterLost if no scheduler answers."""
         return self._runner.run(self._survey())
 
     async def _survey(self) -> Survey:
@@ -65,61 +62,67 @@ class Cluster:
         raise ClusterLost(f"no Dask scheduler at {self._address}: {why}")
 
 
-def cluster_screen(now: Survey, before: Survey | None, *, height: int | None) -> RenderableType:
-    """Draw it; it has as many lines as there are shards."""
-    quits = height is not None
+def cluster_look(now: Survey, before: Survey | None) -> Look:
+    """Return what is shown of `now`. Rates are those since `before`."""
     count = len(now.stores)
-    stores = f"{count} sharded store{'s' if count > 1 else ''}" if count else "no sharded store"
-    parts: list[RenderableType] = [
-        Text(f"Dask scheduler {now.scheduler}: {stores}{'   q quits' if quits else ''}")
-    ]
+    what = f"{count} sharded store{'s' if count > 1 else ''}" if count else "no sharded store"
+    facts, warnings = [], []
     for store in now.stores:
-        parts += [Text(), *_summary(store), _shards(now, before, store)]
-        parts += [
-            Text(f"{_named(shard)}: {shard.trouble}", style="red")
-            for shard in store.shards
-            if shard.trouble
-        ]
-    return Group(*parts)
+        pages = sum(shard.pages for shard in store.shards)
+        copies = "once" if store.replicas == 1 else f"{store.replicas} times"
+        state = (
+            f"{pages:,} pages of {store.page_size:,} bytes, kept {copies}; clients: "
+            f"{store.clients}, epoch: {store.epoch}"
+        )
+        facts += [("store", store.store), ("", state)]
+        if store.lost_stripes:
+            warnings.append(f"pages of {store.lost_stripes:,} stripes are lost")
+        warnings += [f"{_name(one)}: {one.trouble}" for one in store.shards if one.trouble]
+    title = f"Dask scheduler {now.scheduler}: {what}"
+    shards = _shards(now, before)
+    return Look(title, facts, warnings, [shards] if shards.rows else [])
 
 
-def _named(shard: ShardFigures) -> str:
+def _name(shard: ShardFigures) -> str:
     return shard.name or shard.worker
 
 
-def _summary(store: StoreFigures) -> list[Text]:
-    pages = sum(shard.pages for shard in store.shards)
-    copies = "once" if store.replicas == 1 else f"{store.replicas} times"
-    lines = [
-        Text(f"store {store.store}"),
-        Text(
-            f"{pages:,} pages of {store.page_size:,} bytes, kept {copies}; "
-            f"clients: {store.clients}, epoch: {store.epoch}"
-        ),
+def _shards(now: Survey, before: Survey | None) -> Section:
+    """Return a line for each shard that answers. Of one store, its name is not repeated in each."""
+    several = len(now.stores) > 1
+    well = [(store, shard) for store in now.stores for shard in store.shards if not shard.trouble]
+    seldom = [
+        (key, heading)
+        for key, heading in (("refusals", "refused"), ("moving", "moving"))
+        if any(getattr(shard, key) for _, shard in well)
     ]
-    if store.lost_stripes:
-        lines.append(Text(f"pages of {store.lost_stripes:,} stripes are lost", style="red"))
-    return lines
-
-
-def _shards(now: Survey, before: Survey | None, store: StoreFigures) -> Table:
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    well = [shard for shard in store.shards if not shard.trouble]
-    headings = ["worker", "pages", "pool", "full", "on disk", "stored/s", "loaded/s"]
-    seldom = {"refusals": "refused", "moving": "moving"}
-    seldom = {key: name for key, name in seldom.items() if any(getattr(one, key) for one in well)}
-    for heading in (*headings, *seldom.values()):
-        table.add_column(heading, justify="left" if heading == headings[0] else "right")
-    for shard in well:
-        rates = (now.rate(what, store, shard, before) for what in ("page_stores", "page_loads"))
-        limit = shard.pool_limit_bytes
-        table.add_row(
-            Text(_named(shard)),
-            f"{shard.pages:,}",
-            amount(shard.pool_bytes),
-            f"{shard.pool_bytes / limit:.0%}" if limit else "-",
-            amount(shard.file_bytes),
-            *("-" if rate is None else f"{rate:,.0f}" for rate in rates),
-            *(f"{getattr(shard, key):,}" for key in seldom),
+    columns = (
+        name_column("worker"),
+        *[Column("store", str, rank=5, left=True)] * several,
+        Column("pages", rank=0),
+        Column("pool", size_text, rank=2),
+        Column("full", _share, rank=1),
+        Column("on disk", size_text, rank=4),
+        Column("stored/s", rank=3),
+        Column("loaded/s", rank=3),
+        *(Column(heading, rank=1) for _, heading in seldom),
+    )
+    rows: list[Row] = [
+        (
+            _name(shard),
+            *[store.store] * several,
+            shard.pages,
+            shard.pool_bytes,
+            shard.pool_bytes / shard.pool_limit_bytes if shard.pool_limit_bytes else None,
+            shard.file_bytes,
+            now.rate("page_stores", store, shard, before),
+            now.rate("page_loads", store, shard, before),
+            *(getattr(shard, key) for key, _ in seldom),
         )
-    return table
+        for store, shard in well
+    ]
+    return Section("Shards", columns, rows)
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"

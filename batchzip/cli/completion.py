@@ -1,7 +1,7 @@
-"""`batchzip completion`: a script for a shell, made of the parser by shtab. Extra `completion`.
+"""`batchzip completion`: a script for a shell, made from the parser by shtab. Extra `completion`.
 
-The script stands alone: pressing Tab starts no Python. So the algorithms in it are those that could
-be used when it was made.
+The script stands alone, so pressing Tab starts no Python. It knows the algorithms that were usable when
+it was made.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchzip.cli.commands import make_parser
 from batchzip.codecs import algorithms
+from batchzip.codecs.shuffled import ELEMENT_SIZES, FLOATS
 from batchzip.extras import load_extra
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ _ALGORITHMS = ("algorithm", "algorithms")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line said."""
+    """The command line."""
 
     shell: str
 
 
 def run(options: Options) -> int:
-    """Print the script. Returns 0; raises MissingExtra."""
+    """Print the script and return 0. Raises MissingExtra."""
     shtab = load_extra("shtab", extra="completion", needed_by="batchzip completion")
     parser = make_parser()
     for action in _actions(parser):
@@ -40,6 +41,8 @@ def run(options: Options) -> int:
             action.complete = shtab.FILE
         elif action.dest in _ALGORITHMS:
             action.choices = algorithms()
+        elif action.dest == "shuffle":
+            action.choices = (*ELEMENT_SIZES, *FLOATS)
     sys.stdout.write(shtab.complete(parser, options.shell).rstrip() + "\n")
     return 0
 

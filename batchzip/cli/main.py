@@ -1,7 +1,7 @@
 """The `batchzip` command.
 
-Exit codes: 0 all went well, 1 a page came back different (swap) or something got slower (bench), 2
-something the user can put right (one line on stderr says what), 130 interrupted with Ctrl-C, 141 the reader of the output went away.
+Exit codes: 0 success, 1 a page came back different (swap) or a figure became slower (bench), 2 bad input
+(one line on stderr says what to change), 130 interrupted by Ctrl-C, 141 the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from batchzip.cli.commands import make_parser
-from batchzip.cli.streams import abandon, open_streams, say
 from batchzip.errors import BatchzipError
+from batchzip.terminal.streams import abandon, open_streams, say
 
 if TYPE_CHECKING:
     import argparse
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run the command: the module of its name has `Options`, and `run`, which takes them."""
-    # Imported here: --help and a mistyped option must not wait for rich and the engine.
+    """Run the command. The module of its name has `Options`, and a function `run` that takes them."""
+    # Imported here, because --help and a mistyped option must not wait for rich and the engine.
     command = import_module(f"batchzip.cli.{arguments.command}")
     values = vars(arguments)
     options = command.Options(**{name: values[name] for name in command.Options.__match_args__})
@@ -47,9 +47,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with `argv`, default that of the process, and return its exit code.
+    """Run the command with `argv` (default: the arguments of the process) and return its exit code.
 
-    Raises SystemExit after --help, --version and arguments that cannot be right.
+    Raises SystemExit after --help, --version and invalid arguments.
     """
     open_streams()
     try:

@@ -1,7 +1,7 @@
-"""What `batchzip swap` says at its end: a table for people, or one JSON document.
+"""The report of `batchzip swap`: a table for people, or one JSON document.
 
 MB is 10⁶ bytes, MiB is 2²⁰. Keys of the JSON document carry their unit and stay as they are;
-new ones may be added. A figure that cannot be given (nothing was loaded, say) is null.
+new ones may be added. A figure that does not exist (nothing was loaded, for example) is null.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
 import batchzip
 from batchzip.cli.class_table import class_table
+from batchzip.terminal.table import Table
+from batchzip.terminal.text import paragraph_columns, size_text, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from rich.console import Console
-
     from batchzip.cli.round_trip import RoundTrip
     from batchzip.cli.side import Side
     from batchzip.pool.class_use import ClassUse
+    from batchzip.terminal.console import Console
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ _COMPARED = (
 
 
 def figures(side: Side) -> Figures:
-    """Gather the figures of one side at the end of a round trip; its store is still open."""
+    """Return the figures of one side at the end of a round trip. Its store must still be open."""
     counters = side.store.counters
     page_size = side.engine.page_size
     compressed = side.store.compressed_bytes
@@ -115,9 +115,9 @@ def figures(side: Side) -> Figures:
 def as_document(
     trip: RoundTrip, settings: dict[str, Any], left_out: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the whole result as plain dicts, ready for JSON; stores are still open.
+    """Return the whole result as plain dicts, ready for JSON. The stores must still be open.
 
-    `left_out`  backends that cannot take part, and why. `ratios` are those of the workers.
+    `left_out` are the backends that cannot take part, and why. `ratios` are those of the workers.
     """
     source = trip.source
     backends = {side.name: asdict(figures(side)) for side in trip.sides}
@@ -147,16 +147,12 @@ def _ratio(a: float | None, b: float | None) -> float | None:
     return a / b if a is not None and b else None
 
 
-def _amount(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB" if size >= 1 << 20 else f"{size / 2**10:,.1f} KiB"
-
-
 _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("pages kept", "stored_pages", "{:,}".format),
     ("  same-filled", "same_filled_pages", "{:,}".format),
     ("  incompressible", "incompressible_pages", "{:,}".format),
     ("pages rejected", "rejected_pages", "{:,}".format),
-    ("compressed", "compressed_bytes", _amount),
+    ("compressed", "compressed_bytes", size_text),
     ("compression ratio", "compression_ratio", "{:.2f}".format),
     ("pool: held ÷ stored", "pool_overhead", "{:.3f}".format),
     ("store, MB/s", "store_mb_per_s", "{:,.0f}".format),
@@ -170,19 +166,16 @@ _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def print_report(document: dict[str, Any], console: Console, *, classes: bool = False) -> None:
-    """Print what a person wants to know from the result of `as_document`.
-
-    `classes`: the class tables of the pools, too.
-    """
+    """Print the result of `as_document` for people; with `classes`, the class tables of the pools, too."""
     backends, settings = document["backends"], document["settings"]
-    console.print(_heading(document), markup=False, highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    table.add_column()
+    console.write_line(wrapped(_heading(document), paragraph_columns(), indent="  ") + "\n")
+    table = Table()
+    table.add_column("")
     for name, of in backends.items():
         count = of["workers"]
-        table.add_column(f"{name}\n{count} + caller" if count else name, justify="right")
+        table.add_column(f"{name}\n{count} + caller" if count else name, rank=1)
         if count:
-            table.add_column("÷\nseq.", justify="right")
+            table.add_column("÷\nseq.", rank=2)
     for label, key, text in _ROWS:
         cells = []
         for of in backends.values():
@@ -194,10 +187,15 @@ def print_report(document: dict[str, Any], console: Console, *, classes: bool = 
     console.print(table)
     if classes:
         for name, of in backends.items():
-            console.print(f"\nsize classes of the pool, {name}", highlight=False)
+            console.write_line(f"\nsize classes of the pool, {name}")
             console.print(class_table(of["classes"]))
+    width = paragraph_columns()
     for line in _remarks(document, settings):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        bad = line.endswith(_DIFFER)
+        console.write_line(wrapped(line, width, indent="  "), style="bad" if bad else None)
+
+
+_DIFFER = "DIFFER"
 
 
 def _heading(document: dict[str, Any]) -> str:
@@ -207,9 +205,9 @@ def _heading(document: dict[str, Any]) -> str:
     size = source["pages"] * source["page_bytes"]
     return (
         f"{source['name']}: {source['pages']:,} pages of {source['page_bytes']:,} bytes "
-        f"({_amount(size)})\n"
-        f"{settings['algorithm']}{level}{shuffle}, stored in folios of {settings['folio_pages']} pages, "
-        f"loaded in random order in batches of {settings['batch_pages']}\n"
+        f"({size_text(size)})\n"
+        f"{settings['algorithm']}{level}{shuffle}, stored in folios of {settings['folio_pages']} "
+        f"pages, loaded in random order in batches of {settings['batch_pages']}"
     )
 
 
@@ -218,11 +216,11 @@ def _remarks(document: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     lines = [""]
     lines += [f"{name} are left out: {reason}" for name, reason in document["left_out"].items()]
     if source["padded_bytes"]:
-        lines.append(f"the last page was filled up with {source['padded_bytes']:,} zero bytes")
+        lines.append(f"the last page was padded with {source['padded_bytes']:,} zero bytes")
     if source.get("vanished_bytes"):
         lines.append(
-            f"{source['vanished_bytes']:,} bytes were given back by the process meanwhile "
-            "and are left out"
+            f"{source['vanished_bytes']:,} bytes are left out, because the process released them "
+            "meanwhile"
         )
     for name, of in backends.items():
         reasons = ", ".join(
@@ -230,7 +228,7 @@ def _remarks(document: dict[str, Any], settings: dict[str, Any]) -> list[str]:
         )
         if reasons:
             limit = settings["limit_bytes"]
-            within = "" if limit is None else f" within {_amount(limit)}"
+            within = "" if limit is None else f" within {size_text(limit)}"
             lines.append(f"{name}: folios rejected{within}: {reasons}")
     compared = {name: of["compared_pages"] for name, of in backends.items()}
     counts = set(compared.values())
@@ -244,5 +242,5 @@ def _remarks(document: dict[str, Any], settings: dict[str, Any]) -> list[str]:
         lines.append(f"{what} compared byte for byte: all equal")
     else:
         differing = sum(of["differing_pages"] for of in backends.values())
-        lines.append(f"{what} compared byte for byte: {differing:,} DIFFER")
+        lines.append(f"{what} compared byte for byte: {differing:,} {_DIFFER}")
     return lines

@@ -1,10 +1,9 @@
-"""`batchzip swap`: real pages through a whole store and back, with each backend that suits the codec.
+"""`batchzip swap`: real pages through a store and back, with each backend that suits the codec.
 
     source ──▶ store, in folios ──▶ load, in random order ──▶ compare every byte ──▶ report
 
-The source is read once for all backends. Memory needed: a compressed copy for each backend and a few
-MiB; on top of that, for a process but not for a file, one uncompressed copy to compare with, because
-a process does not hold still.
+The source is read once for all backends. Memory needed: a compressed copy per backend and a few MiB. A
+process, unlike a file, needs an uncompressed copy to compare with, because its memory changes.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchzip import Engine, SwapStore
-from batchzip.cli.output import make_console, print_json, progress_bars
 from batchzip.cli.report import as_document, print_report
 from batchzip.cli.round_trip import ROUND_BYTES, RoundTrip
 from batchzip.cli.side import Side
-from batchzip.cli.streams import say
 from batchzip.errors import BackendUnavailable, BadArgument
 from batchzip.sources.file_pages import FilePages
 from batchzip.sources.process_memory import ProcessMemory
 from batchzip.sources.workload import Workload
 from batchzip.system.cpus import default_lanes
+from batchzip.terminal.console import make_console, print_json, progress_bars
+from batchzip.terminal.streams import say
 
 if TYPE_CHECKING:
     from batchzip.cli.round_trip import PageSource
 
 _LARGEST_TURN_BYTES = 256 << 20
-"""Most bytes of a folio or a batch: a few of them are held uncompressed."""
+"""Most bytes of a folio or a batch, because a few of them are held uncompressed."""
 
 _WITH_LANES = "threads", "workers"
 """The backends beside `sequential`, in the order of the report."""
@@ -41,7 +40,7 @@ _READY_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line said; sizes in bytes, `folio` and `batch` in pages."""
+    """The command line; sizes in bytes, `folio` and `batch` in pages."""
 
     pid: int | None
     file: str | None
@@ -60,9 +59,9 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Do the whole job. Returns 0, or 1 if a page came back different.
+    """Store, load, compare and report. Return 0, or 1 if a page came back different.
 
-    Raises BatchzipError or OSError for what the user can put right; nothing is left behind.
+    Raises BatchzipError or OSError for what the user can put right. Nothing is left behind.
     """
     for name, pages in (("folio", options.folio), ("batch", options.batch)):
         if pages * options.page_size > _LARGEST_TURN_BYTES:
@@ -71,7 +70,7 @@ def run(options: Options) -> int:
                 f"{_LARGEST_TURN_BYTES // options.page_size} pages"
             )
     with ExitStack() as stack:
-        # First what is cheap to refuse, so that a wrong name does not cost a workload.
+        # What is cheap to refuse comes first, so that a wrong name does not cost a workload.
         sequential = stack.enter_context(_engine(options, "sequential", None))
         source = _open_source(options, stack)
         engines = {"sequential": sequential}
@@ -91,11 +90,10 @@ def run(options: Options) -> int:
         trip = RoundTrip(source, sides, folio=options.folio, batch=options.batch, seed=options.seed)
         _round_trip(trip, options)
         document = as_document(trip, _settings(options), left_out)
-    console = make_console()
     if options.json:
         print_json(document)
     else:
-        print_report(document, console, classes=options.classes)
+        print_report(document, make_console(), classes=options.classes)
     sys.stdout.flush()
     if trip.difference is not None:
         say(f"batchzip: first difference: {trip.difference}")

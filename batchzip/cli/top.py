@@ -1,64 +1,49 @@
-"""`batchzip top`: a live view of a store that shares itself, or of a Dask cluster's sharded stores.
+"""`batchzip top`: watch a store that shares itself, or a Dask cluster's sharded stores.
 
-    attach(address) ──▶ Snapshot, every interval ──▶ screen of two of them ──▶ rich.Live
-    scheduler ────────▶ Survey                      keys (q) ◀── stdin without line editing
+    attach(address) ──▶ Snapshot ──▶ store_look ───┬──▶ printed once
+    scheduler ────────▶ Survey ────▶ cluster_look ─┘──▶ top_app: the full screen, every interval
 
-Whatever ends it (q, Ctrl-C, SIGTERM, SIGHUP, an owner that is gone), the way out is an exception
-through the `with` statements: Live gives back the screen and the cursor, then stdin gets back
-its line editing.
+The full screen needs a terminal and textual. Otherwise one look is printed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
-import select
-import signal
 import sys
-import termios
-import time
-import tty
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.live import Live
-
-from batchzip.cli.output import make_console
+from batchzip.cli.look import print_look
 from batchzip.cli.snapshot import take_snapshot
-from batchzip.cli.top_screen import screen
-from batchzip.errors import BadArgument
+from batchzip.cli.store_look import store_look
+from batchzip.errors import BadArgument, MissingExtra
 from batchzip.extras import load_extra
 from batchzip.store.remote.reach import why_unreachable
 from batchzip.store.remote.share import attach
+from batchzip.terminal.console import make_console
+from batchzip.terminal.streams import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from rich.console import RenderableType
+    from batchzip.cli.look import Look
 
 T = TypeVar("T")
-Look_contra = TypeVar("Look_contra", contravariant=True)
 
-
-class Draw(Protocol[Look_contra]):
-    """A function that draws a look beside the one before, in `height` lines; in all it needs if that is None."""
-
-    def __call__(
-        self, now: Look_contra, before: Look_contra | None, *, height: int | None
-    ) -> RenderableType:
-        """Draw them."""
-
+_MOST_ROWS = 20
+"""Rows of a sorted table that are printed on a terminal."""
 
 _SHARED = re.compile(r".*/batchzip-[^/]*/socket \(deleted\)")
-"""What the descriptor of a shared store is a link to."""
+"""The target of the link that the descriptor of a shared store is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line said; the address may be a process id."""
+    """The command line; the address may be a process id."""
 
     address: str | None
     dask: str | None
@@ -67,91 +52,61 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Show the store until q is pressed; once only, if asked to or without a terminal. Returns 0.
+    """Show the store until the user quits, or print one look. Return 0.
 
-    Raises BatchzipError or OSError where there is no store to be seen, or no longer.
+    Raises BatchzipError or OSError if there is no store to be seen, or no longer.
     """
     with ExitStack() as stack:
         if options.dask is None:
             view = stack.enter_context(attach(_address(options.address)))
-            _show(options, partial(take_snapshot, view), screen)
+            look = looks(lambda: take_snapshot(view), store_look)
         else:
             load_extra("distributed", extra="dask", needed_by="batchzip top --dask")
-            from batchzip.cli.cluster import Cluster, cluster_screen  # noqa: PLC0415 - it needs that
+            from batchzip.cli.cluster import Cluster, cluster_look  # noqa: PLC0415 - it needs that
 
             cluster = stack.enter_context(Cluster(options.dask))
-            _show(options, cluster.survey, cluster_screen)
+            look = looks(cluster.survey, cluster_look)
+        why_plain = _why_plain()
+        if options.once or why_plain:
+            most = _MOST_ROWS if sys.stdout.isatty() else None
+            print_look(look(), make_console(), most=most)
+            if not options.once:
+                say(f"batchzip: this is one look; {why_plain}")
+        else:
+            from batchzip.cli.top_app import watch  # noqa: PLC0415 - it needs textual
+
+            if not watch(look, options.interval):
+                stack.pop_all()  # its thread still waits for an answer, and ends with the process
     return 0
 
 
-def _show(options: Options, look: Callable[[], T], draw: Draw[T]) -> None:
-    console = make_console()
-    if options.once or not sys.stdout.isatty():
-        console.print(draw(look(), None, height=None))
-        return
-    with _ended_by_signals(), _keys() as pressed:
-        before = look()
-        with Live(console=console, screen=True, auto_refresh=False) as live:
-            live.update(draw(before, None, height=console.height), refresh=True)
-            while not _wants_to_quit(pressed, options.interval):
-                now = look()
-                live.update(draw(now, before, height=console.height), refresh=True)
-                before = now
+def looks(take: Callable[[], T], draw: Callable[[T, T | None], Look]) -> Callable[[], Look]:
+    """Return a function that takes looks one after the other, each with the changes since the last."""
+    before: T | None = None
+
+    def look() -> Look:
+        nonlocal before
+        now = take()
+        before, earlier = now, before
+        return draw(now, earlier)
+
+    return look
 
 
-def _wants_to_quit(pressed: Callable[[float], str], seconds: float) -> bool:
-    """Wait so long, unless q is pressed."""
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        if "q" in pressed(left).lower():
-            return True
-    return False
-
-
-@contextlib.contextmanager
-def _keys() -> Iterator[Callable[[float], str]]:
-    """Yield a function that waits so many seconds for keys, and gives what was pressed."""
-    if not sys.stdin.isatty():
-        yield _no_keys
-        return
-    fd = sys.stdin.fileno()
-    before = termios.tcgetattr(fd)
-
-    def pressed(seconds: float) -> str:
-        ready, _, _ = select.select([fd], [], [], seconds)
-        return os.read(fd, 64).decode(errors="replace") if ready else ""
-
-    try:
-        tty.setcbreak(fd)
-        yield pressed
-    finally:
-        with contextlib.suppress(termios.error):  # the terminal is gone
-            termios.tcsetattr(fd, termios.TCSAFLUSH, before)
-
-
-def _no_keys(seconds: float) -> str:
-    time.sleep(seconds)
+def _why_plain() -> str:
+    """Return why there cannot be a full screen and what to do about it; "" if there can be one."""
+    if importlib.util.find_spec("textual") is None:
+        return f"for the full view: {MissingExtra('top', 'textual', 'top').command}"
+    # textual reads keys from stdin and draws on stderr.
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        return "for the full view, run it on a terminal without redirection"
+    if os.environ.get("TERM", "dumb") in {"dumb", "unknown"}:
+        return "for the full view, set TERM to the kind of your terminal, such as xterm-256color"
     return ""
 
 
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """End by SystemExit where a signal would end the process on the spot; code 128 + its number."""
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = signal.SIGTERM, signal.SIGHUP
-    before = [signal.signal(number, end) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
 def _address(given: str | None) -> str:
-    """Find the address: as given, of a process, or of the one store there is to be seen."""
+    """Return the address: as given, of a process's store, or of the only store that is shared."""
     if given is not None and not given.isdecimal():
         return given
     found = shared_stores(None if given is None else int(given))
@@ -168,7 +123,7 @@ def _address(given: str | None) -> str:
 
 
 def _refuse_hidden(pid: int) -> None:
-    """Raise PermissionError, which says why, where a process may not be looked into."""
+    """Raise PermissionError with the reason if this user may not look into a process."""
     folder = f"/proc/{pid}/fd"
     try:
         os.listdir(folder)  # noqa: PTH208 - /proc
@@ -180,7 +135,7 @@ def _refuse_hidden(pid: int) -> None:
 
 
 def shared_stores(pid: int | None = None) -> list[str]:
-    """List the addresses of shared stores, of one process or of all that may be looked into."""
+    """Return the addresses of shared stores, of one process or of all that this user may look into."""
     pids = (
         [str(pid)]
         if pid is not None

@@ -8,8 +8,8 @@ import batchzip
 
 
 def version_text() -> str:
-    """Say what this is, in a line each."""
-    # Imported here, as the look-up opens and tries the libraries, and --help must not wait for it.
+    """Return the versions, one per line."""
+    # Imported here, because the look-up opens and tries the libraries, and --help must not wait for it.
     from batchzip.core import build  # noqa: PLC0415
     from batchzip.core.libraries import libraries  # noqa: PLC0415
 

@@ -1,13 +1,15 @@
 """Faults: how pages come into memory, in threads that know nothing of the interpreter.
 
     fault threads   read ─▶ a candidate: mapped again, its second chance
-                        ─▶ zeros, or pages from the ledger: a few at once ─▶ mapped, the program goes on
+                        ─▶ zeros, or pages from the entries: a few at once ─▶ mapped, the program goes on
                                  └─▶ the rest of the window ─▶ jobs
     helper          jobs: readahead and prefetch, while the program works
     reclaimer       from the low mark of free frames to the high mark (kernel counterpart: kswapd)
 
-A fault that finds no free frame reclaims by itself. If nothing can be reclaimed, the budget is
-exceeded rather than the program stopped: this is counted, and Python told.
+A fault that finds no free frame reclaims by itself. A page that is touched while it is evicted stays,
+and the fault tries the next one. If others work on all frames, the fault waits for them. If the store
+refuses several runs of pages, the budget is exceeded rather than the program stopped: this is
+counted, and Python told.
 
 A fault thread stays on the CPU of the thread that faulted last. That CPU has nothing else to do
 then, and two changes of context cost 3 µs. Left to the scheduler, it is woken on an idle CPU, which
@@ -23,7 +25,7 @@ from libc.errno cimport EBADF, EFAULT
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 from batchzip.core.latency cimport histogram_add
-from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_step
+from batchzip.core.reclaim cimport FREED, MOVED, NOTHING, reclaim_step
 from batchzip.core.region cimport (
     BUSY, CANDIDATE, CLEAN, EMPTY, IN_MEMORY, JOBS, LOST, MOST_RUN, OVER_BUDGET, PAUSE_NS,
     RANDOM, RESIDENT, SEQUENTIAL, STORED, UNUSED, WANTED, Hand, Job, RegionState, address_of,
@@ -64,8 +66,8 @@ cdef enum:
     AT_ONCE = 16  # pages of a window that the faulting thread waits for; the helper does the others
     DIRECT_RUN = 8  # pages that a fault reclaims by itself
     FOLLOW_EVERY = 64  # faults
-    MOST_WAITS = 50  # pauses for a page that others reclaim
-    STUCK_NS = 1_000_000_000  # that a prefetch waits for a frame: all may be busy, or the pool full
+    MOST_REFUSALS = 8  # runs that a fault fails to evict before it exceeds the budget
+    STUCK_NS = 1_000_000_000  # that a fault or a prefetch waits for a frame
 
 
 # Frames. The mutex is held before and after.
@@ -73,23 +75,31 @@ cdef enum:
 cdef void take_frame(Hand *hand) noexcept nogil:
     """Take a free frame, or one beyond the budget where none can be freed."""
     cdef RegionState *region = hand.region
-    cdef uint32_t waits = 0
+    cdef uint32_t refusals = 0
+    cdef int64_t until = 0, now
     cdef int progress
     while not free_frames(region) and not region.closing:
         region.figures.direct_reclaims += 1
         region_unlock(region)
         progress = reclaim_step(hand, DIRECT_RUN, True)
         region_lock(region)
-        if progress != NOTHING or free_frames(region):
+        if progress >= MOVED or free_frames(region):
+            until = 0
             continue
-        if not (region.reclaiming or region.filling) or waits == MOST_WAITS:
-            region.figures.over_budget += 1
-            region_tell(region, OVER_BUDGET)
-            break
-        waits += 1
-        region_wait(region, PAUSE_NS)
+        if progress == NOTHING:
+            now = bz_now_ns()
+            until = until or now + STUCK_NS
+            if now < until:
+                region_wait(region, PAUSE_NS)
+                continue
+        else:
+            refusals += 1
+            if refusals < MOST_REFUSALS:
+                continue
+        region.figures.over_budget += 1
+        region_tell(region, OVER_BUDGET)
+        break
     region.resident += 1
-    region.filling += 1
     if is_low(region):
         pthread_cond_broadcast(&region.low)
 
@@ -113,7 +123,6 @@ cdef uint32_t claim_pages(
             return number
         region.states[page] = kind | BUSY
         region.resident += 1
-        region.filling += 1
         claimed[number] = page
     return count
 
@@ -157,7 +166,6 @@ cdef int fill_pages(
     cdef bint is_lost = False
     cdef uint32_t filled = region_fill(hand, first, count, kind, writes)
     region_lock(region)
-    region.filling -= count
     for number in range(count):
         page = first + number
         if not hand.codes[number]:
@@ -284,9 +292,9 @@ cdef void *reclaim_ahead(void *argument) noexcept nogil:
             region_unlock(region)
             progress = reclaim_step(hand, MOST_RUN, False)
             region_lock(region)
-            if progress == NOTHING:
+            if progress < MOVED:
                 break
-        if progress == NOTHING and not region.closing:  # all is pinned or busy, or the pool is full
+        if progress < MOVED and not region.closing:  # all is pinned or busy, or the pool is full
             bz_wait_for(&region.low, &region.mutex, 10 * PAUSE_NS)
     region_unlock(region)
     return NULL
@@ -333,7 +341,7 @@ cdef bint _do_piece(Hand *hand, Job *job) noexcept nogil:
         region_unlock(region)
         found = reclaim_step(hand, DIRECT_RUN, True)
         region_lock(region)
-        if found != NOTHING:
+        if found >= MOVED:
             job.until = 0
             return True
         now = bz_now_ns()

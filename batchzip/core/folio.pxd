@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
-from batchzip.core.ledger cimport Prepared
+from batchzip.core.entries cimport Prepared
 
 cdef struct FolioState:
     Prepared new

@@ -3,7 +3,7 @@ from typing import Any
 from batchzip.arguments.buffers import Bytes, Flat
 from batchzip.core.batch import Pointers
 from batchzip.core.coder import Coders
-from batchzip.core.ledger import Ledger
+from batchzip.core.entries import Entries
 from batchzip.core.zones import ZoneReservation
 
 class Folio:
@@ -32,7 +32,7 @@ class Folio:
     def objects(self) -> list[bytes]: ...
     def publish(
         self,
-        ledger: Ledger,
+        entries: Entries,
         first: int,
         where: ZoneReservation | None = None,
         *,

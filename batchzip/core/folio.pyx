@@ -5,7 +5,7 @@ Kernel counterpart: zswap_store_pages with the batched zswap_compress.
     pages ─▶ same-filled? ─▶ entry with the word
                 └─▶ compress(coders): here, page by page; or lend(batch) ─▶ lanes ─▶ absorb(batch)
                         └─▶ does not shrink: the page itself
-    ─▶ checksum ─▶ publish(ledger): one step under the mutex (ledger.pyx)
+    ─▶ checksum ─▶ publish(entries): one step under the mutex (entries.pyx)
 
 What is stored is checksummed from the same bytes that are copied to the pool: an output, or a private copy
 of a page that is kept raw. A page that its owner changes meanwhile is stored as some version of it, never
@@ -35,7 +35,7 @@ from batchzip.core.coder cimport (
     ABORT, COMPRESS, Coder, Coders, CoderState, Tally, compress_page, raise_callback_error,
 )
 from batchzip.core.gather cimport checksum_of
-from batchzip.core.ledger cimport Ledger, ledger_publish
+from batchzip.core.entries cimport Entries, entries_publish
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
 from batchzip.core.table cimport (
     COMPRESSED, RAW, SAME_FILLED, Entry, check_word, is_same_filled,
@@ -383,12 +383,12 @@ cdef class Folio:
         ]
 
     def publish(
-        self, Ledger ledger not None, uint64_t first, ZoneReservation where=None, *,
+        self, Entries entries not None, uint64_t first, ZoneReservation where=None, *,
         bint may_go_elsewhere=False, limit=None,
     ) -> int:
         """Enter the folio at `first` and on, in the pool, or `where` its objects lie in the backing file.
 
-        What the indices held goes. `limit` is the most bytes that the ledger's group may have in the
+        What the indices held goes. `limit` is the most bytes that the group may have in the
         pool. Return 0; or −ENOMEM, −ENOSPC (the pool's limit) or −EDQUOT (the group's), and then the
         indices hold nothing, or what they held if the folio `may_go_elsewhere`.
         """
@@ -396,20 +396,20 @@ cdef class Folio:
         cdef uint32_t number
         cdef int code
         cdef bint in_file = where is not None
-        ledger.refuse()
+        entries.refuse()
         if where is not None:
             for number in range(self.state.new.object_count):
                 self.state.new.values[number] = where.positions[number]
         with nogil:
-            code = ledger_publish(
-                &ledger.state, first, &self.state.new, in_file, may_go_elsewhere, most
+            code = entries_publish(
+                &entries.state, first, &self.state.new, in_file, may_go_elsewhere, most
             )
         if where is not None and code == 0:
             where.commit()
         elif where is not None:
             where.undo()  # now, though a traceback may keep it
         if code == -EBADF:
-            ledger.refuse()
+            entries.refuse()
         return code
 
 

@@ -1,7 +1,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from batchzip.core.coder cimport CoderState
-from batchzip.core.ledger cimport Ledger, LedgerState
+from batchzip.core.entries cimport Entries, EntriesState
 from batchzip.core.table cimport Entry
 
 cdef enum Outcome:  # of a row, beside negative errnos
@@ -31,14 +31,14 @@ cdef inline bint entry_is(const Entry *entry, const Entry *other) noexcept nogil
     )
 
 cdef int load_page(
-    LedgerState *ledger, uint64_t index, int number, uint64_t reused, CoderState *coder,
+    EntriesState *entries, uint64_t index, int number, uint64_t reused, CoderState *coder,
     uint8_t *page, bint exclusive,
 ) noexcept nogil
 cdef uint32_t checksum_of(const uint8_t *data, size_t length, uint8_t codec) noexcept nogil
 
 
 cdef class Gathered:
-    cdef readonly Ledger ledger
+    cdef readonly Entries entries
     cdef Row *rows
     cdef readonly uint32_t count
     cdef uint8_t *copies

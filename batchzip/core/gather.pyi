@@ -6,23 +6,23 @@ import numpy.typing as npt
 from batchzip.arguments.buffers import Buffer, Bytes
 from batchzip.core.batch import Pointers
 from batchzip.core.coder import Coders
-from batchzip.core.ledger import Ledger
+from batchzip.core.entries import Entries
 from batchzip.core.zones import ZoneReservation
 
 def checksum(data: Buffer, codec: int) -> int: ...
 def load(
-    ledger: Ledger, index: SupportsIndex, out: Buffer | None = None, exclusive: bool = False
+    entries: Entries, index: SupportsIndex, out: Buffer | None = None, exclusive: bool = False
 ) -> Any: ...
 @overload
-def gather(ledger: Ledger, indices: int, *, use: bool = False) -> Gathered: ...
+def gather(entries: Entries, indices: int, *, use: bool = False) -> Gathered: ...
 @overload
 def gather(
-    ledger: Ledger, indices: npt.NDArray[np.int64] | bytes, *, use: bool = False
+    entries: Entries, indices: npt.NDArray[np.int64] | bytes, *, use: bool = False
 ) -> Gathered: ...
 
 class Gathered:
     @property
-    def ledger(self) -> Ledger: ...
+    def entries(self) -> Entries: ...
     @property
     def count(self) -> int: ...
     @property

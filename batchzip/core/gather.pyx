@@ -1,10 +1,10 @@
 """Gathered: copies of some entries and of what they refer to, of one moment; and pages restored from them.
 
-    gather(ledger, indices)   under the mutex: entries, their ages made young, copies of their objects
+    gather(entries, indices)   under the mutex: entries, their ages made young, copies of their objects
     supply(row, bytes)        what lies in the backing file, read by the caller
     check(pages)              checksums; pages of one word, and those stored raw
     restore(…)                compressed ones, in this thread; or lend(…) them to an engine's lanes
-    to_file, to_pool, take    back into the ledger, where an entry is still the one gathered
+    to_file, to_pool, take    back into the entries, where an entry is still the one gathered
 
 Nobody waits for a codec or a file. What was copied under the mutex is a version that was current then,
 and what was verified is what is decompressed. What is read from the file need not be: between the look
@@ -37,8 +37,8 @@ from batchzip.core.coder cimport (
     ABORT, DECOMPRESS, Coder, Coders, CoderState, Tally, hash_output, raise_callback_error,
     restore_page,
 )
-from batchzip.core.ledger cimport (
-    Ledger, LedgerState, Objects, ledger_count, ledger_forget, ledger_remove,
+from batchzip.core.entries cimport (
+    Entries, EntriesState, Objects, entries_count, entries_forget, entries_remove,
 )
 from batchzip.core.latency cimport TIMED_LOAD, timer_end, timer_start
 from batchzip.core.libraries cimport find_xxh3
@@ -97,7 +97,7 @@ cdef inline void fill_page(uint8_t *page, uint64_t word, size_t size) noexcept n
 # One page, which is most of what there is: one call, and no Gathered.
 
 cdef int load_page(
-    LedgerState *ledger, uint64_t index, int number, uint64_t reused, CoderState *coder,
+    EntriesState *entries, uint64_t index, int number, uint64_t reused, CoderState *coder,
     uint8_t *page, bint exclusive,
 ) noexcept nogil:
     cdef Entry *entry
@@ -107,26 +107,26 @@ cdef int load_page(
     cdef int64_t restored
     cdef size_t size = coder.page_size
     while True:
-        pool_lock(ledger.objects.pool)
-        entry = table_find(&ledger.table, index)
-        if ledger.closed or entry is NULL or entry.kind == ABSENT or ledger.objects.reused != reused:
-            restored = IS_CLOSED if ledger.closed else (
+        pool_lock(entries.objects.pool)
+        entry = table_find(&entries.table, index)
+        if entries.closed or entry is NULL or entry.kind == ABSENT or entries.objects.reused != reused:
+            restored = IS_CLOSED if entries.closed else (
                 NOT_STORED if entry is NULL or entry.kind == ABSENT else CHANGED
             )
-            pool_unlock(ledger.objects.pool)
+            pool_unlock(entries.objects.pool)
             return restored
         if entry.kind == BACKED or (entry.kind == COMPRESSED and entry.codec != number):
-            pool_unlock(ledger.objects.pool)
+            pool_unlock(entries.objects.pool)
             return ELSEWHERE
-        entry.epoch = lru_use(&ledger.lru, &ledger.table, 1, ledger.pages)
-        ledger.page_loads += 1
+        entry.epoch = lru_use(&entries.lru, &entries.table, 1, entries.pages)
+        entries.page_loads += 1
         found = entry[0]
         if found.kind != SAME_FILLED:
-            data = pool_bytes(ledger.objects.pool, found.value, &length)
+            data = pool_bytes(entries.objects.pool, found.value, &length)
             if data is not NULL:
                 bz_prefetch(data, length)
                 memcpy(coder.output, data, length)
-        pool_unlock(ledger.objects.pool)
+        pool_unlock(entries.objects.pool)
         if found.kind == SAME_FILLED:
             fill_page(page, found.value, size)
         elif not length or checksum_of(coder.output, length, found.codec) != found.checksum:
@@ -142,32 +142,32 @@ cdef int load_page(
             if restored < 0:
                 return <int>restored
             bz_count(&coder.tallies[DECOMPRESS].bytes_out, size)
-        if not exclusive or _take(ledger, index, &found):
+        if not exclusive or _take(entries, index, &found):
             return LOADED
 
 
-cdef bint _take(LedgerState *ledger, uint64_t index, const Entry *found) noexcept nogil:
+cdef bint _take(EntriesState *entries, uint64_t index, const Entry *found) noexcept nogil:
     """Take a page out if its entry is still this one."""
     cdef Entry *entry
     cdef bint same
-    pool_lock(ledger.objects.pool)
-    entry = table_find(&ledger.table, index)
+    pool_lock(entries.objects.pool)
+    entry = table_find(&entries.table, index)
     same = entry is not NULL and entry_is(entry, found)
     if same:
-        ledger_remove(ledger, entry)
-        pool_settle(ledger.objects.pool)
-    pool_unlock(ledger.objects.pool)
+        entries_remove(entries, entry)
+        pool_settle(entries.objects.pool)
+    pool_unlock(entries.objects.pool)
     return same
 
 
-def load(Ledger ledger not None, index, out=None, bint exclusive=False):
+def load(Entries entries not None, index, out=None, bint exclusive=False):
     """Restore one page, to new bytes or to `out`, a writable buffer of a page.
 
     Return them; or the page Gathered where it lies in the backing file, or its codec is not the current
     one or does not run in this process. With `exclusive` the page is taken out once it was restored.
     Raise PageNotStored, CorruptPage, PageError: the entry stays then.
     """
-    cdef Objects objects = ledger.objects
+    cdef Objects objects = entries.objects
     cdef Coders coders
     cdef Coder coder
     cdef int overflow = 0, number, found = CHANGED
@@ -175,8 +175,8 @@ def load(Ledger ledger not None, index, out=None, bint exclusive=False):
     cdef uint64_t reused
     cdef uint8_t *room
     cdef Py_buffer view
-    cdef int64_t started = timer_start(&ledger.timers[TIMED_LOAD])
-    ledger.refuse()
+    cdef int64_t started = timer_start(&entries.timers[TIMED_LOAD])
+    entries.refuse()
     if type(index) is not int:
         index = as_index(index)
     where = PyLong_AsLongLongAndOverflow(index, &overflow)
@@ -187,7 +187,7 @@ def load(Ledger ledger not None, index, out=None, bint exclusive=False):
         reused = objects.state.reused
         made = objects.coders[number]
         if made is None:
-            return _started(gather(ledger, index, use=True), started)
+            return _started(gather(entries, index, use=True), started)
         coders = <Coders>made
         if out is None:
             page = PyBytes_FromStringAndSize(NULL, objects.page_size)
@@ -201,7 +201,7 @@ def load(Ledger ledger not None, index, out=None, bint exclusive=False):
             coder = coders.take()
             with nogil:
                 found = load_page(
-                    &ledger.state, where, number, reused, &coder.state, room, exclusive
+                    &entries.state, where, number, reused, &coder.state, room, exclusive
                 )
             if found == ABORT:
                 raise_callback_error(&coder.state)
@@ -212,16 +212,16 @@ def load(Ledger ledger not None, index, out=None, bint exclusive=False):
                 PyBuffer_Release(&view)
         if found == LOADED:
             if started:
-                timer_end(&ledger.timers[TIMED_LOAD], started)
+                timer_end(&entries.timers[TIMED_LOAD], started)
             return page
     if found == NOT_STORED:
         raise PageNotStored(index)
     if found == IS_CLOSED:
-        ledger.refuse()
+        entries.refuse()
     if found == ELSEWHERE:
-        return _started(gather(ledger, index, use=True), started)
+        return _started(gather(entries, index, use=True), started)
     coders.add_errors([found])
-    ledger.count_event("decompress_fail")
+    entries.count_event("decompress_fail")
     raise CorruptPage(index) if found == -EBADMSG else PageError(index, found)
 
 
@@ -232,7 +232,7 @@ cdef Gathered _started(Gathered gathered, int64_t started):
 
 # Several.
 
-cdef int64_t _gather(LedgerState *ledger, Gathered gathered, bint use) noexcept nogil:
+cdef int64_t _gather(EntriesState *entries, Gathered gathered, bint use) noexcept nogil:
     """Copy entries and objects. Return 0; the number of the first row that is not stored, + 1; or −1: no memory."""
     cdef Row *row
     cdef Entry *entry
@@ -242,7 +242,7 @@ cdef int64_t _gather(LedgerState *ledger, Gathered gathered, bint use) noexcept 
     cdef uint8_t *room
     for number in range(gathered.count):
         row = &gathered.rows[number]
-        entry = table_find(&ledger.table, row.index)
+        entry = table_find(&entries.table, row.index)
         if entry is not NULL:
             row.entry = entry[0]
         if row.entry.kind == ABSENT:
@@ -250,7 +250,7 @@ cdef int64_t _gather(LedgerState *ledger, Gathered gathered, bint use) noexcept 
                 return number + 1
             continue
         if is_in_pool(&row.entry):
-            row.data = pool_bytes(ledger.objects.pool, row.entry.value, &row.length)
+            row.data = pool_bytes(entries.objects.pool, row.entry.value, &row.length)
             total += row.length
     if total:
         gathered.copies = <uint8_t *>bz_malloc(total)
@@ -264,14 +264,14 @@ cdef int64_t _gather(LedgerState *ledger, Gathered gathered, bint use) noexcept 
             row.data = room
             room += row.length
     if use:
-        stamp = lru_use(&ledger.lru, &ledger.table, gathered.count, ledger.pages)
-        ledger.page_loads += gathered.count
+        stamp = lru_use(&entries.lru, &entries.table, gathered.count, entries.pages)
+        entries.page_loads += gathered.count
         for number in range(gathered.count):
-            table_find(&ledger.table, gathered.rows[number].index).epoch = stamp
+            table_find(&entries.table, gathered.rows[number].index).epoch = stamp
     return 0
 
 
-def gather(Ledger ledger not None, indices, *, bint use=False) -> Gathered:
+def gather(Entries entries not None, indices, *, bint use=False) -> Gathered:
     """Copy the entries of some indices, and their objects in the pool.
 
     `indices`  one, or the contiguous buffer of n int64 or uint64.
@@ -281,8 +281,8 @@ def gather(Ledger ledger not None, indices, *, bint use=False) -> Gathered:
     cdef Py_buffer view
     cdef uint32_t number
     cdef int64_t outcome
-    gathered.ledger = ledger
-    ledger.refuse()
+    gathered.entries = entries
+    entries.refuse()
     if type(indices) is int:
         gathered.make_rows(1)
         gathered.rows[0].index = indices
@@ -294,12 +294,12 @@ def gather(Ledger ledger not None, indices, *, bint use=False) -> Gathered:
                 memcpy(&gathered.rows[number].index, <const uint8_t *>view.buf + 8 * number, 8)
         finally:
             PyBuffer_Release(&view)
-    gathered.reused = ledger.objects.state.reused
+    gathered.reused = entries.objects.state.reused
     with nogil:
-        pool_lock(ledger.state.objects.pool)
-        outcome = _gather(&ledger.state, gathered, use)
-        pool_unlock(ledger.state.objects.pool)
-    ledger.refuse()
+        pool_lock(entries.state.objects.pool)
+        outcome = _gather(&entries.state, gathered, use)
+        pool_unlock(entries.state.objects.pool)
+    entries.refuse()
     if outcome < 0:
         raise MemoryError("no memory for copies of what is stored")
     if outcome:
@@ -360,18 +360,18 @@ cdef class Gathered:
     @property
     def is_current(self) -> bool:
         """Whether the numbers of codecs still mean what they did when this was gathered."""
-        return self.reused == self.ledger.objects.state.reused
+        return self.reused == self.entries.objects.state.reused
 
     def has_changed(self, uint32_t row) -> bool:
         """Return whether an index has another entry by now."""
-        cdef LedgerState *ledger = &self.ledger.state
+        cdef EntriesState *entries = &self.entries.state
         cdef Entry *entry
         cdef bint same
         with nogil:
-            pool_lock(ledger.objects.pool)
-            entry = table_find(&ledger.table, self.rows[row].index)
+            pool_lock(entries.objects.pool)
+            entry = table_find(&entries.table, self.rows[row].index)
             same = entry is not NULL and entry_is(entry, &self.rows[row].entry)
-            pool_unlock(ledger.objects.pool)
+            pool_unlock(entries.objects.pool)
         return not same
 
     def supply(self, uint32_t row, bytes data) -> None:
@@ -402,7 +402,7 @@ cdef class Gathered:
         Return the number of rows that wait for a codec.
         """
         cdef Py_buffer view
-        cdef size_t size = self.ledger.objects.page_size
+        cdef size_t size = self.entries.objects.page_size
         cdef uint32_t number, pending = 0
         cdef Row *row
         cdef uint8_t *page
@@ -466,7 +466,7 @@ cdef class Gathered:
         Return these rows. The batch keeps nothing alive: `self` and `pages` outlive its run.
         """
         cdef Py_buffer view
-        cdef size_t size = self.ledger.objects.page_size
+        cdef size_t size = self.entries.objects.page_size
         cdef uint32_t at
         rows = [
             at for at in range(self.count)
@@ -502,26 +502,26 @@ cdef class Gathered:
         """Return 0 for a row that was restored, or its negative errno."""
         return -EIO if self.rows[row].outcome == PENDING else self.rows[row].outcome
 
-    # Back into the ledger.
+    # Back into the entries.
 
     def take(self) -> bool:
         """Take all pages out if every entry is still the one gathered. Return whether they were."""
-        cdef LedgerState *ledger = &self.ledger.state
+        cdef EntriesState *entries = &self.entries.state
         cdef Entry *entry
         cdef uint32_t number
         cdef bint same = True
         with nogil:
-            pool_lock(ledger.objects.pool)
+            pool_lock(entries.objects.pool)
             for number in range(self.count):
-                entry = table_find(&ledger.table, self.rows[number].index)
+                entry = table_find(&entries.table, self.rows[number].index)
                 same = same and entry is not NULL and entry_is(entry, &self.rows[number].entry)
             if same:
                 for number in range(self.count):
-                    entry = table_find(&ledger.table, self.rows[number].index)
+                    entry = table_find(&entries.table, self.rows[number].index)
                     if entry is not NULL and entry.kind != ABSENT:  # an index may come twice
-                        ledger_remove(ledger, entry)
-                pool_settle(ledger.objects.pool)
-            pool_unlock(ledger.objects.pool)
+                        entries_remove(entries, entry)
+                pool_settle(entries.objects.pool)
+            pool_unlock(entries.objects.pool)
         return same
 
     def to_file(self, list rows, ZoneReservation reservation not None) -> int:
@@ -529,7 +529,7 @@ cdef class Gathered:
 
         Return how many did. Room in the file that is not needed is given up.
         """
-        cdef LedgerState *ledger = &self.ledger.state
+        cdef EntriesState *entries = &self.entries.state
         cdef uint32_t count = len(rows), at, moved = 0
         cdef uint32_t *which = <uint32_t *>bz_calloc(count + 1, sizeof(uint32_t))
         cdef Entry *entry
@@ -541,19 +541,19 @@ cdef class Gathered:
             which[at] = rows[at]
         reservation.commit()
         with nogil:
-            pool_lock(ledger.objects.pool)
+            pool_lock(entries.objects.pool)
             for at in range(count):
-                entry = table_find(&ledger.table, self.rows[which[at]].index)
+                entry = table_find(&entries.table, self.rows[which[at]].index)
                 if entry is NULL or not entry_is(entry, &self.rows[which[at]].entry):
-                    zones_free(ledger.objects.zones, &reservation.positions[at], 1)
+                    zones_free(entries.objects.zones, &reservation.positions[at], 1)
                     continue
                 new = entry[0]
                 new.value = reservation.positions[at]
                 new.kind = kind_in_file(entry)
-                _replace(ledger, entry, &new, 0)
+                _replace(entries, entry, &new, 0)
                 moved += 1
-            pool_settle(ledger.objects.pool)
-            pool_unlock(ledger.objects.pool)
+            pool_settle(entries.objects.pool)
+            pool_unlock(entries.objects.pool)
         free(which)
         return moved
 
@@ -573,7 +573,7 @@ cdef class Gathered:
         return moved, total
 
     cdef int64_t _exchange(self, uint32_t row, bytes output, uint8_t number):
-        cdef LedgerState *ledger = &self.ledger.state
+        cdef EntriesState *entries = &self.entries.state
         cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(output)
         cdef uint32_t length = len(output)
         cdef uint32_t unused = 0
@@ -581,28 +581,28 @@ cdef class Gathered:
         cdef Entry *entry
         cdef Entry new
         with nogil:
-            pool_lock(ledger.objects.pool)
-            entry = table_find(&ledger.table, self.rows[row].index)
+            pool_lock(entries.objects.pool)
+            entry = table_find(&entries.table, self.rows[row].index)
             if entry is not NULL and entry_is(entry, &self.rows[row].entry):
                 new = entry[0]
-                if pool_allocate(ledger.objects.pool, 1, &length, &new.value) == 0:
-                    memcpy(pool_bytes(ledger.objects.pool, new.value, &unused), data, length)
+                if pool_allocate(entries.objects.pool, 1, &length, &new.value) == 0:
+                    memcpy(pool_bytes(entries.objects.pool, new.value, &unused), data, length)
                     new.kind = COMPRESSED
                     new.codec = number
                     new.checksum = checksum_of(data, length, number)
-                    _replace(ledger, entry, &new, length)
+                    _replace(entries, entry, &new, length)
                     saved = <int64_t>self.rows[row].length - length
-            pool_settle(ledger.objects.pool)
-            pool_unlock(ledger.objects.pool)
+            pool_settle(entries.objects.pool)
+            pool_unlock(entries.objects.pool)
         return saved
 
 
-cdef void _replace(LedgerState *ledger, Entry *entry, const Entry *new, uint32_t length) noexcept nogil:
+cdef void _replace(EntriesState *entries, Entry *entry, const Entry *new, uint32_t length) noexcept nogil:
     """Put an entry in the place of another one, whose object is freed."""
     cdef Entry old = entry[0]
-    table_put(&ledger.table, entry, new)
-    ledger_forget(ledger, &old)
-    ledger_count(ledger, new, length)
+    table_put(&entries.table, entry, new)
+    entries_forget(entries, &old)
+    entries_count(entries, new, length)
 
 
 cdef void _verify(Row *row) noexcept nogil:

@@ -2,7 +2,7 @@
 
 from typing import Self, final
 
-from batchzip.core.ledger import Ledger
+from batchzip.core.entries import Entries
 
 @final
 class IndexReservation:
@@ -15,12 +15,12 @@ class IndexReservation:
 
 @final
 class IndexSpace:
-    """Gives out ranges of a ledger's indices from 0 on, and takes them back when nobody holds them.
+    """Gives out ranges of a group's indices from 0 on, and takes them back when nobody holds them.
 
     Thread-safe; may be used in signal handlers and finalizers. When a range comes back, its pages are erased.
     """
 
-    def __new__(cls, ledger: Ledger) -> Self: ...
+    def __new__(cls, entries: Entries) -> Self: ...
     @property
     def end(self) -> int:
         """The indices given out so far lie below this one."""

@@ -27,7 +27,7 @@ which may come here.
 cimport cython
 from libc.stdint cimport uint64_t
 
-from batchzip.core.ledger cimport Ledger
+from batchzip.core.entries cimport Entries
 
 cdef enum:
     JOIN_LEAST = 64  # ranges that come back before joining is thought of: less is not worth a sort
@@ -49,12 +49,12 @@ cdef class IndexReservation:
 
 @cython.final
 cdef class IndexSpace:
-    """Gives out ranges of a ledger's indices from 0 on, and takes them back when nobody holds them.
+    """Gives out ranges of a group's indices from 0 on, and takes them back when nobody holds them.
 
     Thread-safe; may be used in signal handlers and finalizers. When a range comes back, its pages are erased.
     """
 
-    cdef Ledger ledger
+    cdef Entries entries
     cdef dict free  # lists of first indices by count
     cdef uint64_t free_indices
     cdef uint64_t ranges  # that are taken
@@ -62,8 +62,8 @@ cdef class IndexSpace:
     cdef readonly uint64_t end
     cdef readonly uint64_t taken
 
-    def __cinit__(self, Ledger ledger not None):
-        self.ledger = ledger
+    def __cinit__(self, Entries entries not None):
+        self.entries = entries
         self.free = {}
 
     def reserve(self, uint64_t count) -> IndexReservation:
@@ -97,7 +97,7 @@ cdef class IndexSpace:
     cdef void take_back(self, uint64_t first, uint64_t count) noexcept:
         """Take a range back for good, with its pages. Where memory is out, its indices are lost."""
         cdef list spare
-        self.ledger.drop_pages(first, count)
+        self.entries.drop_pages(first, count)
         self.ranges -= 1
         self.taken -= count
         spare = []

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from batchzip.core.coder cimport Coder, Coders
-from batchzip.core.ledger cimport Ledger
+from batchzip.core.entries cimport Entries
 from batchzip.core.region cimport Hand, RegionState
 
 cdef enum:
@@ -20,7 +20,7 @@ cdef class Worker:
 
 cdef class Pager:
     cdef RegionState region
-    cdef readonly Ledger ledger
+    cdef readonly Entries entries
     cdef object codec
     cdef Coders coders
     cdef list workers  # those with a thread

@@ -1,13 +1,13 @@
-"""Pager: a region whose cold pages lie in a ledger, served through userfaultfd by threads of the core.
+"""Pager: a region whose cold pages are entries of a group, served through userfaultfd by threads of the core.
 
-Pages are counted from the start of the region; their size is the ledger's. Calls raise ClosedError once it is closed,
+Pages are counted from the start of the region; their size is the group's. Calls raise ClosedError once it is closed,
 ForkedProcess in a forked child, and BadArgument for pages that there are not.
 """
 
 import sys
 from typing import Self
 
-from batchzip.core.ledger import Ledger
+from batchzip.core.entries import Entries
 from batchzip.core.userfaultfd import CLEAN_PAGES as CLEAN_PAGES
 from batchzip.core.userfaultfd import NEEDED as NEEDED
 from batchzip.core.userfaultfd import WAYS as WAYS
@@ -16,7 +16,7 @@ FIGURES: tuple[str, ...]
 """Names of the counters that only grow, among `figures`."""
 
 class Pager:
-    """A region of `pages` pages, of which `budget` are in memory at most; the others are in `ledger`.
+    """A region of `pages` pages, of which `budget` are in memory at most; the others are in `entries`.
 
     `number`         of the codec, which runs without the interpreter.
     `fault_threads`  that serve faults.
@@ -27,7 +27,7 @@ class Pager:
 
     def __new__(
         cls,
-        ledger: Ledger,
+        entries: Entries,
         number: int,
         *,
         pages: int,
@@ -36,7 +36,7 @@ class Pager:
         backing_fd: int = -1,
     ) -> Self: ...
     @property
-    def ledger(self) -> Ledger:
+    def entries(self) -> Entries:
         """Where cold pages are, by their numbers."""
 
     @property

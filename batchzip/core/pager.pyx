@@ -38,7 +38,7 @@ from batchzip.core.faults cimport (
 )
 from batchzip.core.latency cimport Histogram, histogram_of
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_page
-from batchzip.core.reclaim cimport FREED, NOTHING, reclaim_range, reclaim_step
+from batchzip.core.reclaim cimport FREED, MOVED, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
     BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, LOST, MOST_RUN, NORMAL,
     RESIDENT, RUN_BYTES, STORED, UNUSED, WANTED, RegionFigures, Job, RegionState, address_of, is_busy,
@@ -189,7 +189,7 @@ cdef class Worker:
 
 @cython.no_gc_clear
 cdef class Pager:
-    """A region of `pages` pages, of which `budget` are in memory at most; the others are in `ledger`.
+    """A region of `pages` pages, of which `budget` are in memory at most; the others are in `entries`.
 
     `number`         of the codec, which runs without the interpreter.
     `fault_threads`  that serve faults.
@@ -199,25 +199,25 @@ cdef class Pager:
     """
 
     def __cinit__(
-        self, Ledger ledger not None, int number, *, uint64_t pages, uint64_t budget,
+        self, Entries entries not None, int number, *, uint64_t pages, uint64_t budget,
         uint32_t fault_threads=2, int backing_fd=-1,
     ):
         cdef RegionState *region = &self.region
         self.made_in = forks()
         self.slot = -1
         region.uffd = region.file = region.pagemap = region.stop = region.watch = -1
-        self.ledger = ledger
-        self.codec = ledger.objects.codec(number)
-        coders = ledger.objects.coders_of(number)
+        self.entries = entries
+        self.codec = entries.objects.codec(number)
+        coders = entries.objects.coders_of(number)
         if coders is None or not coders.native:
             raise BadArgument(
                 f"paged memory needs a codec that runs without the interpreter, not {self.codec}"
             )
         self.coders = coders
-        region.ledger = &ledger.state
+        region.entries = &entries.state
         region.number = number
         region.backing = backing_fd
-        region.page_size = ledger.objects.page_size
+        region.page_size = entries.objects.page_size
         region.page_shift = bz_log2(region.page_size)
         region.machine_page = <uint32_t>machine_page()
         region.run = max(1, min(<uint32_t>MOST_RUN, <uint32_t>(RUN_BYTES // region.page_size)))
@@ -241,7 +241,7 @@ cdef class Pager:
         region.states = <uint8_t *>(region.pins + pages)
         region.flags = region.states + pages
         region.advice = region.flags + pages
-        if not ledger.objects.hold(number, self.codec):
+        if not entries.objects.hold(number, self.codec):
             raise ClosedError("the codec's number was given to another one")
         self.held = True
         try:
@@ -567,7 +567,7 @@ cdef class Pager:
                 f"a budget of {pages} pages has no room for the {region.pinned} that are kept in memory"
                 f" now, and {kept_frames(pages)} others"
             )
-        while progress != NOTHING and _is_beyond(region):
+        while progress >= MOVED and _is_beyond(region):
             worker = self.enter()
             with nogil:
                 for number in range(STEPS):
@@ -677,8 +677,8 @@ cdef class Pager:
             )
         if fault is None:
             for page in range(region.pages):
-                if region.flags[page] & ENTRY and not self.ledger.kind(page):
-                    fault = f"the ledger has no entry of page {page}"
+                if region.flags[page] & ENTRY and not self.entries.kind(page):
+                    fault = f"the entries has no entry of page {page}"
         assert fault is None, fault
 
     # The end.
@@ -724,7 +724,7 @@ cdef class Pager:
         self.workers = []
         self.spare = []
         if self.held:
-            self.ledger.objects.let_go(region.number)
+            self.entries.objects.let_go(region.number)
         region_tell(region, CLOSING)
         self._unmap_unused()
         return self.extents

@@ -2,9 +2,10 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from batchzip.core.region cimport Hand
 
-cdef enum Progress:
-    NOTHING  # is left to be done
-    UNMAPPED
+cdef enum Progress:  # of a step, from the worst to the best
+    NOTHING  # may be taken: others work on all pages, or keep them
+    REFUSED  # the store took nothing of a run, or the kernel did not unmap it
+    MOVED  # no page left, but the next step may free one
     FREED
 
 cdef int reclaim_step(Hand *hand, uint32_t most, bint urgent) noexcept nogil

@@ -11,7 +11,7 @@ touched between them is mapped again and stays (a minor fault). In this order ne
 together, so that one system call unmaps a run of them and one punches their holes. Source: the
 clock of 4.3BSD; kernel counterpart: the inactive list.
 
-    evicted    compressed, published in the ledger, its hole punched
+    evicted    compressed, published in the entries, its hole punched
     dropped    because its entry still holds (CLEAN), or because it is all zeros
 
 If the pool takes no more, the pages stay, and Python is told (NO_ROOM). Until room was made, or
@@ -27,7 +27,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from batchzip.core.coder cimport COMPRESS, Tally, compress_page
 from batchzip.core.gather cimport checksum_of
-from batchzip.core.ledger cimport Prepared, ledger_publish
+from batchzip.core.entries cimport Prepared, entries_publish
 from batchzip.core.region cimport (
     BUSY, CANDIDATE, CLEAN, EMPTY, ENTRY, KIND, NO_ROOM, RESIDENT, STORED, WANTED, Hand, RegionState,
     lag, pthread_cond_broadcast, region_clean, region_forget, region_lock,
@@ -89,10 +89,11 @@ cdef uint32_t _take_run(
     return count
 
 
-cdef void _unmap_span(Hand *hand, uint64_t first, uint64_t end, uint32_t count) noexcept nogil:
+cdef bint _unmap_span(Hand *hand, uint64_t first, uint64_t end, uint32_t count) noexcept nogil:
     """Make candidates of the `count` picked pages of a span, but for those that are touched at this moment.
 
     All pages of the span are busy; those that were not picked are in no mapping, and are given back.
+    Return False where the kernel does not unmap them.
     """
     cdef RegionState *region = hand.region
     cdef uint64_t clean = 0, wanted = 0, page
@@ -123,7 +124,6 @@ cdef void _unmap_span(Hand *hand, uint64_t first, uint64_t end, uint32_t count) 
         else:
             region.states[page] = RESIDENT
         number += 1
-    region.reclaiming -= count
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
     for number in range(count):
@@ -132,6 +132,7 @@ cdef void _unmap_span(Hand *hand, uint64_t first, uint64_t end, uint32_t count) 
             region_map_back(region, page, region.flags[page] & CLEAN != 0)
     if woken:
         region_wake(region, first, end - first)
+    return unmapped
 
 
 cdef void _compress(Hand *hand, uint32_t number, Prepared *new, size_t *used) noexcept nogil:
@@ -201,7 +202,7 @@ cdef int _enter(Hand *hand, uint64_t first, uint32_t start, Prepared *new) noexc
     """Publish entries of a run, all or none. Return 0 or a negative errno."""
     cdef RegionState *region = hand.region
     cdef uint32_t number
-    cdef int code = ledger_publish(region.ledger, first + start, new, False, False, UINT64_MAX)
+    cdef int code = entries_publish(region.entries, first + start, new, False, False, UINT64_MAX)
     for number in range(start, start + new.count):
         hand.codes[number] = STAYS if code else IS_STORED
         # A refusal takes out what was there before: it is stale.
@@ -268,8 +269,13 @@ cdef uint32_t _read_run(Hand *hand, uint64_t first, uint32_t start, uint32_t cou
     return end
 
 
-cdef uint32_t _evict_run(Hand *hand, uint64_t first, uint32_t count) noexcept nogil:
-    """Evict busy CANDIDATE pages, but for those that are touched at this moment. Return how many."""
+cdef uint32_t _evict_run(
+    Hand *hand, uint64_t first, uint32_t count, uint64_t *spared
+) noexcept nogil:
+    """Evict busy CANDIDATE pages. Return how many left.
+
+    Pages that are touched at this moment stay. `spared` gets a bit for each of them.
+    """
     cdef RegionState *region = hand.region
     cdef uint64_t wanted = 0, page, woken = 0
     cdef uint32_t number, start, freed = 0
@@ -284,6 +290,7 @@ cdef uint32_t _evict_run(Hand *hand, uint64_t first, uint32_t count) noexcept no
             wanted |= <uint64_t>1 << number
             region.figures.second_chances += 1
     region_unlock(region)
+    spared[0] = wanted
     number = 0
     while number < count:
         start = number
@@ -313,7 +320,6 @@ cdef uint32_t _evict_run(Hand *hand, uint64_t first, uint32_t count) noexcept no
         else:
             region.figures.evicted_pages += 1
     region.resident -= freed
-    region.reclaiming -= count
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
     for number in range(count):
@@ -324,8 +330,8 @@ cdef uint32_t _evict_run(Hand *hand, uint64_t first, uint32_t count) noexcept no
     return freed
 
 
-cdef bint _advance_front(Hand *hand, uint32_t most) noexcept nogil:
-    """Make candidates of the next resident pages. Return whether there were any.
+cdef int _advance_front(Hand *hand, uint32_t most) noexcept nogil:
+    """Make candidates of the next resident pages. Return the Progress.
 
     They are unmapped in one range, with what lies between them: each range flushes the TLBs of other CPUs,
     which interrupts the program.
@@ -339,7 +345,7 @@ cdef bint _advance_front(Hand *hand, uint32_t most) noexcept nogil:
         first = _seek(region, 0, region.front, RESIDENT)
         if first == region.front:
             region_unlock(region)
-            return False
+            return NOTHING
     end = page = first
     while page < region.pages and count < most and page < first + SPREAD * most:
         if _is_movable(region, page, RESIDENT):
@@ -352,71 +358,69 @@ cdef bint _advance_front(Hand *hand, uint32_t most) noexcept nogil:
         page += 1
     for page in range(end, page):
         region.states[page] &= <uint8_t>~BUSY
-    region.reclaiming += count
     region.front = end
     region_unlock(region)
-    _unmap_span(hand, first, end, count)
-    return True
+    return MOVED if _unmap_span(hand, first, end, count) else REFUSED
 
 
 cdef int _advance_back(Hand *hand, uint32_t most) noexcept nogil:
-    """Evict the next run of candidates. Return how many pages left; −1: there was none."""
+    """Evict the next run of candidates. Return the Progress."""
     cdef RegionState *region = hand.region
-    cdef uint64_t first
+    cdef uint64_t first, spared = 0
     cdef uint32_t count
     region_lock(region)
     if not region.candidates:
         region_unlock(region)
-        return -1
+        return NOTHING
     first = _seek(region, region.back, region.pages, CANDIDATE)
     if first == region.pages:
         first = _seek(region, 0, region.back, CANDIDATE)
         if first == region.back:
             region_unlock(region)
-            return -1
+            return NOTHING
     count = _take_run(region, first, region.pages, CANDIDATE, most)
     region.back = first + count if first + count < region.pages else 0
     region.candidates -= count
-    region.reclaiming += count
     region_unlock(region)
-    return <int>_evict_run(hand, first, count)
+    if _evict_run(hand, first, count, &spared):
+        return FREED
+    return MOVED if spared else REFUSED
 
 
 cdef int reclaim_step(Hand *hand, uint32_t most, bint urgent) noexcept nogil:
-    """Move a hand of the clock on by a run of up to `most` pages.
+    """Move a hand of the clock on by a run of up to `most` pages. Return the Progress.
 
     `urgent`: something is to be freed, however few candidates there are.
     """
     cdef RegionState *region = hand.region
-    cdef bint moved = False
-    cdef int freed
+    cdef int moved = NOTHING, progress
     cdef uint64_t candidates
     region_lock(region)
     candidates = region.candidates
     region_unlock(region)
     # A sixteenth of the budget at most, so that there is time between the hands.
     most = min(most, min(region.run, max(<uint32_t>(region.budget // 16), <uint32_t>1)))
-    if candidates <= lag(region) or (urgent and not candidates):
+    if candidates <= lag(region):
         moved = _advance_front(hand, most)
-        if moved and not urgent:
-            return UNMAPPED
-    freed = _advance_back(hand, most)
-    if freed > 0:
-        return FREED
-    return UNMAPPED if moved else NOTHING
+        if moved == MOVED and not urgent:
+            return MOVED
+    progress = _advance_back(hand, most)
+    if progress == REFUSED and moved == NOTHING:
+        # Refused pages stay candidates. They must not keep the front hand from those that may leave.
+        _advance_front(hand, most)
+    return moved if progress == NOTHING else progress
 
 
 cdef uint64_t reclaim_range(Hand *hand, uint64_t first, uint64_t count) noexcept nogil:
     """Evict the pages of a range that may be, at once. Return how many left."""
     cdef RegionState *region = hand.region
-    cdef uint64_t page = first, end = first + count, freed = 0
+    cdef uint64_t page = first, end = first + count, freed = 0, spared = 0
     cdef uint32_t run, number
     while page < end and not region.closing:
         region_lock(region)
         while region.states[page] & BUSY:
             region_wait(region, -1)
         run = _take_run(region, page, end, RESIDENT, region.run)
-        region.reclaiming += run
         region_unlock(region)
         for number in range(run):
             hand.picked[number] = page + number
@@ -425,9 +429,8 @@ cdef uint64_t reclaim_range(Hand *hand, uint64_t first, uint64_t count) noexcept
         region_lock(region)
         run = _take_run(region, page, end, CANDIDATE, region.run)
         region.candidates -= run
-        region.reclaiming += run
         region_unlock(region)
         if run:
-            freed += _evict_run(hand, page, run)
+            freed += _evict_run(hand, page, run, &spared)
         page += max(run, <uint32_t>1)
     return freed

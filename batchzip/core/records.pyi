@@ -5,9 +5,9 @@ from typing import Any, Self, final
 from batchzip.arguments.buffers import Buffer
 from batchzip.core.coder import Coders
 from batchzip.core.division import Divider
+from batchzip.core.entries import Entries
 from batchzip.core.gather import Gathered
 from batchzip.core.indices import IndexReservation
-from batchzip.core.ledger import Ledger
 from batchzip.core.ring import Ring
 
 MISSING: object
@@ -49,13 +49,13 @@ class Records:
     """The values of one mapping, by key.
 
     Keys are those that core/keys.pyx encodes; others raise NotPlain. `name` is what messages call the
-    mapping. Threads may share it. Raise ClosedError once it or the ledger is closed, and ForkedProcess in a
+    mapping. Threads may share it. Raise ClosedError once it or the entries is closed, and ForkedProcess in a
     forked child.
     """
 
-    def __new__(cls, ledger: Ledger, name: str) -> Self: ...
+    def __new__(cls, entries: Entries, name: str) -> Self: ...
     @property
-    def ledger(self) -> Ledger: ...
+    def entries(self) -> Entries: ...
     @property
     def number(self) -> int:
         """The number of the codec that compresses what comes."""
@@ -78,7 +78,7 @@ class Records:
         """Compress values that come with the codec of a number, which the caller holds, from now on."""
 
     def look_up(self, key: Any) -> bytes | LargeValue | Found | Timed | object:
-        """Return what `get` does; a few that are there as Timed, whose end the caller tells the ledger."""
+        """Return what `get` does; a few that are there as Timed, whose end the caller tells the entries."""
 
     def get(self, key: Any, peek: bool = False) -> bytes | LargeValue | Found | object:
         """Return a value's bytes; MISSING; its LargeValue; or Found, where it lies in the file.
@@ -102,7 +102,7 @@ class Records:
         """Store a value of up to `most_bytes`. Return 0, or a negative errno; then the key has what it had.
 
         `deadline` is the time until which it is good, as `now_ns` has it; 0: for ever. −EEXIST where the
-        key is there and `if_absent`; −EDQUOT: the ledger would have more than `limit` bytes in the pool;
+        key is there and `if_absent`; −EDQUOT: the entries would have more than `limit` bytes in the pool;
         −ENOSPC: the pool's limit; −ENOMEM.
         """
 
@@ -156,7 +156,7 @@ class Records:
         """Take all values out."""
 
     def shrink(self, target: int) -> int:
-        """Take out the coldest values until `target` bytes of the ledger are left in the pool.
+        """Take out the coldest values until `target` bytes of the entries are left in the pool.
 
         Return how many went; fewer bytes are left than `target`, or no value is.
         """
@@ -184,7 +184,7 @@ class Records:
         """Return the objects of the values that lie on pages."""
 
     def close(self) -> None:
-        """Forget all keys: the ledger's entries are its own business."""
+        """Forget all keys: the group frees its entries itself."""
 
     def fault(self) -> str | None:
         """Return what is wrong, or None. No other thread may be changing anything."""

@@ -5,7 +5,7 @@
     shrink(bytes)   ─▶ the coldest go, until no more bytes are left in the pool
 
 A value of up to 64 KiB, or a page, is compressed in one call, and stored as it is where it does not shrink. If
-that takes up to a page, it is a record: an object of its own length. Its entry stands in the ledger's table
+that takes up to a page, it is a record: an object of its own length. Its entry stands in the group's table
 at the index RECORDS | position, far beyond those of pages, so that order of use, limits, writeback and
 checks are those of every entry. If it takes more, it lies in slices (slices.pyx), and its entry says
 in which.
@@ -38,7 +38,7 @@ worker processes (copying costs more than compressing).
 
 Invariants (`fault`)
 * A position is live if and only if its entry is a RECORD, a BACKED_RECORD, SLICED or LARGE.
-* record_bytes of the ledger is the sum of the lengths of values that are not LARGE, as they were serialised.
+* record_bytes of the entries is the sum of the lengths of values that are not LARGE, as they were serialised.
 * `large` has the object of every LARGE entry, and those that are about to become one.
 
     field                       writer
@@ -70,7 +70,7 @@ from batchzip.core.keyindex cimport (
     index_prepare, index_remove, index_set_deadline, key_start, place_is_live,
 )
 from batchzip.core.keys cimport Key, decode_key, encode_key
-from batchzip.core.ledger cimport Ledger, LedgerState, ledger_count, ledger_forget, ledger_remove
+from batchzip.core.entries cimport Entries, EntriesState, entries_count, entries_forget, entries_remove
 from batchzip.core.latency cimport TIMED_GET, TIMED_PUT, timer_start
 from batchzip.core.lru cimport lru_coldest, lru_use
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
@@ -122,7 +122,7 @@ cdef enum RecordOutcome:
     TOO_LONG
 
 cdef struct State:
-    LedgerState *ledger
+    EntriesState *entries
     KeyIndex index
     Slices slices
     uint64_t hits
@@ -130,7 +130,7 @@ cdef struct State:
     uint64_t evictions
     uint64_t expirations
     uint32_t cursor  # position whose deadline is looked at next
-    bint closed  # the ledger may have its entries still
+    bint closed  # the entries may have its entries still
 
 cdef struct New:  # a value that is about to be stored
     Stored stored
@@ -168,13 +168,13 @@ def now_ns() -> int:
 cdef inline bint _lock(State *state, bint waits) noexcept nogil:
     """Take the pool's mutex. Return False where the caller, who keeps the GIL, must not wait for it."""
     if not waits:
-        return pool_try_lock(state.ledger.objects.pool)
-    pool_lock(state.ledger.objects.pool)
+        return pool_try_lock(state.entries.objects.pool)
+    pool_lock(state.entries.objects.pool)
     return True
 
 
 cdef inline Entry *_entry_of(State *state, uint32_t position) noexcept nogil:
-    return table_find(&state.ledger.table, RECORDS | position)
+    return table_find(&state.entries.table, RECORDS | position)
 
 
 cdef inline bint _place_is_over(const KeyBlock *block, uint32_t place, int64_t now) noexcept nogil:
@@ -194,7 +194,7 @@ cdef bint _join(State *state, uint32_t first) noexcept nogil:
     cdef Entry entry
     if id == NOWHERE:
         return False
-    if table_prepare(&state.ledger.table, RECORDS | <uint64_t>id << BLOCK_BITS, BLOCK) < 0:
+    if table_prepare(&state.entries.table, RECORDS | <uint64_t>id << BLOCK_BITS, BLOCK) < 0:
         index_drop_block(index, id)
         return False
     to = id << BLOCK_BITS
@@ -207,8 +207,8 @@ cdef bint _join(State *state, uint32_t first) noexcept nogil:
             index_move(index, other << BLOCK_BITS | place, to)
             old = _entry_of(state, other << BLOCK_BITS | place)
             entry = old[0]
-            table_put(&state.ledger.table, table_place(&state.ledger.table, RECORDS | to), &entry)
-            table_clear(&state.ledger.table, old)
+            table_put(&state.entries.table, table_place(&state.entries.table, RECORDS | to), &entry)
+            table_clear(&state.entries.table, old)
             to += 1
         index_drop_block(index, other)
     return True
@@ -227,10 +227,10 @@ cdef void _take_out(State *state, uint32_t position, Got *got) noexcept nogil:
     """Take a value out with its key; its block is not tidied."""
     cdef Entry *entry = _entry_of(state, position)
     got.gone_large = entry.value if entry.kind == LARGE else 0
-    state.ledger.record_bytes -= block_of(&state.index, position).lengths[position & (BLOCK - 1)]
+    state.entries.record_bytes -= block_of(&state.index, position).lengths[position & (BLOCK - 1)]
     if entry.kind == SLICED:
-        slices_free(state.ledger, &state.slices, entry.value)
-    ledger_remove(state.ledger, entry)
+        slices_free(state.entries, &state.slices, entry.value)
+    entries_remove(state.entries, entry)
     index_remove(&state.index, position)
 
 
@@ -284,13 +284,13 @@ cdef int _put(
 
     Then the key has what it had.
     """
-    cdef LedgerState *ledger = state.ledger
+    cdef EntriesState *entries = state.entries
     cdef uint32_t position, length = 0
     cdef uint64_t before
     cdef Entry entry
     cdef uint8_t *room
     cdef int code = 0
-    if ledger.closed or state.closed:
+    if entries.closed or state.closed:
         got.gone_large = 0
         return -EBADF
     position = _live_position(state, key, got)
@@ -298,30 +298,30 @@ cdef int _put(
         return -EEXIST
     if limit and value.kind != LARGE:
         before = 0 if position == NOWHERE else _bytes_in_pool(state, _entry_of(state, position))
-        if ledger.pool_bytes - before + value.stored.length > limit:
+        if entries.pool_bytes - before + value.stored.length > limit:
             return -EDQUOT
     entry.kind = value.kind
     entry.codec = value.stored.codec
     entry.value = value.number
     entry.checksum = value.stored.checksum
-    if value.kind == RECORD and value.stored.length > ledger.objects.pool.page_size:
+    if value.kind == RECORD and value.stored.length > entries.objects.pool.page_size:
         entry.kind = SLICED
         code = slices_store(
-            ledger, &state.slices, value.stored.data, value.stored.length, &entry.value
+            entries, &state.slices, value.stored.data, value.stored.length, &entry.value
         )
         if code:
             return code
     elif value.kind == RECORD:
-        code = pool_allocate(ledger.objects.pool, 1, &value.stored.length, &entry.value)
+        code = pool_allocate(entries.objects.pool, 1, &value.stored.length, &entry.value)
         if code:
             return code
-        room = pool_bytes(ledger.objects.pool, entry.value, &length)
+        room = pool_bytes(entries.objects.pool, entry.value, &length)
         memcpy(room, value.stored.data, length)
     code = _enter(state, key, position, value, &entry, length, got)
     if code and entry.kind == RECORD:
-        pool_free(ledger.objects.pool, entry.value)
+        pool_free(entries.objects.pool, entry.value)
     elif code and entry.kind == SLICED:
-        slices_free(ledger, &state.slices, entry.value)
+        slices_free(entries, &state.slices, entry.value)
     return code
 
 
@@ -329,9 +329,9 @@ cdef uint64_t _bytes_in_pool(State *state, const Entry *entry) noexcept nogil:
     """Return how many bytes of a value are in the pool, if it lies on no pages."""
     cdef uint32_t length = 0
     if entry.kind == SLICED:
-        return slices_pool_bytes(state.ledger, &state.slices, entry.value)
+        return slices_pool_bytes(state.entries, &state.slices, entry.value)
     if entry.kind == RECORD:
-        pool_bytes(state.ledger.objects.pool, entry.value, &length)
+        pool_bytes(state.entries.objects.pool, entry.value, &length)
     return length
 
 
@@ -340,7 +340,7 @@ cdef int _enter(
     uint32_t length, Got *got,
 ) noexcept nogil:
     """Have a key lead to an entry, whose object is there. Return 0 or −ENOMEM: nothing has changed then."""
-    cdef LedgerState *ledger = state.ledger
+    cdef EntriesState *entries = state.entries
     cdef bint is_new = position == NOWHERE
     cdef Entry *place
     cdef Entry old
@@ -350,28 +350,28 @@ cdef int _enter(
         if position == NOWHERE:
             return -ENOMEM
     if (
-        table_prepare(&ledger.table, RECORDS | position, 1) < 0
+        table_prepare(&entries.table, RECORDS | position, 1) < 0
         or index_set_deadline(&state.index, position, value.deadline) < 0
     ):
         if is_new and not block_of(&state.index, position).used:
             index_drop_block(&state.index, position >> BLOCK_BITS)
         return -ENOMEM
-    entry.epoch = lru_use(&ledger.lru, &ledger.table, 1, ledger.pages + 1)
-    place = table_place(&ledger.table, RECORDS | position)
+    entry.epoch = lru_use(&entries.lru, &entries.table, 1, entries.pages + 1)
+    place = table_place(&entries.table, RECORDS | position)
     old = place[0]
-    table_put(&ledger.table, place, entry)
-    ledger_count(ledger, entry, length)
-    ledger.page_stores += 1
+    table_put(&entries.table, place, entry)
+    entries_count(entries, entry, length)
+    entries.page_stores += 1
     if is_new:
         index_add(&state.index, position, key)
-        ledger.pages += 1
+        entries.pages += 1
     else:
         got.gone_large = old.value if old.kind == LARGE else 0
         if old.kind == SLICED:
-            slices_free(ledger, &state.slices, old.value)
-        ledger_forget(ledger, &old)
+            slices_free(entries, &state.slices, old.value)
+        entries_forget(entries, &old)
     block = block_of(&state.index, position)
-    state.ledger.record_bytes += value.stored.raw_length - <uint64_t>block.lengths[position & (BLOCK - 1)]
+    state.entries.record_bytes += value.stored.raw_length - <uint64_t>block.lengths[position & (BLOCK - 1)]
     block.lengths[position & (BLOCK - 1)] = value.stored.raw_length
     return 0
 
@@ -383,11 +383,11 @@ cdef int _find(
 
     Return an RecordOutcome, or −EBADF (closed). TOO_LONG is a value in the pool of more than `size` bytes.
     """
-    cdef LedgerState *ledger = state.ledger
+    cdef EntriesState *entries = state.entries
     cdef uint32_t position
     cdef Entry *entry
     cdef const uint8_t *data = NULL
-    if ledger.closed or state.closed:
+    if entries.closed or state.closed:
         got.gone_large = 0
         return -EBADF
     position = _live_position(state, key, got)
@@ -408,15 +408,15 @@ cdef int _find(
         if entry.kind == SLICED:
             got.stored.length = slices_length(entry.value)
         else:
-            data = pool_bytes(ledger.objects.pool, entry.value, &got.stored.length)
+            data = pool_bytes(entries.objects.pool, entry.value, &got.stored.length)
         if got.stored.length > size:
             return -EBADMSG
     if not peek:
-        entry.epoch = lru_use(&ledger.lru, &ledger.table, 1, ledger.pages)
-        ledger.page_loads += 1
+        entry.epoch = lru_use(&entries.lru, &entries.table, 1, entries.pages)
+        entries.page_loads += 1
         state.hits += 1
         if entry.kind == SLICED:
-            slices_use(ledger, &state.slices, entry.value)
+            slices_use(entries, &state.slices, entry.value)
     got.entry = entry[0]
     if entry.kind == LARGE:
         return IS_LARGE
@@ -424,7 +424,7 @@ cdef int _find(
         return IN_FILE
     got.stored.data = room
     if entry.kind == SLICED:
-        return LOADED if slices_copy(ledger, &state.slices, entry.value, room) else IN_FILE
+        return LOADED if slices_copy(entries, &state.slices, entry.value, room) else IN_FILE
     memcpy(room, data, got.stored.length)
     return LOADED
 
@@ -445,7 +445,7 @@ cdef int _find_one(
             found = _find(
                 state, key, coder.state.output + AHEAD, coder.state.room, number, peek, got
             )
-    pool_unlock(state.ledger.objects.pool)
+    pool_unlock(state.entries.objects.pool)
     return found
 
 
@@ -493,7 +493,7 @@ cdef int _remove_if(
     got.gone_large = 0
     if not _lock(state, waits):
         return -EAGAIN
-    if not state.ledger.closed:
+    if not state.entries.closed:
         position = index_find(&state.index, key)
     if position != NOWHERE:
         entry = _entry_of(state, position)
@@ -507,8 +507,8 @@ cdef int _remove_if(
             _remove(state, position, got)
         elif same:
             _remove(state, position, got)
-        pool_settle(state.ledger.objects.pool)
-    pool_unlock(state.ledger.objects.pool)
+        pool_settle(state.entries.objects.pool)
+    pool_unlock(state.entries.objects.pool)
     return same
 
 
@@ -525,11 +525,11 @@ cdef int _store(
     got.gone_large = expired[0] = 0
     if not _lock(state, waits):
         return -EAGAIN
-    if not state.ledger.closed and _expire_one(state, &over):
+    if not state.entries.closed and _expire_one(state, &over):
         expired[0] = over.gone_large
     code = _put(state, key, value, if_absent, limit, got)
-    pool_settle(state.ledger.objects.pool)
-    pool_unlock(state.ledger.objects.pool)
+    pool_settle(state.entries.objects.pool)
+    pool_unlock(state.entries.objects.pool)
     return code
 
 
@@ -539,10 +539,10 @@ cdef bint _contains(State *state, const KeyView *key, bint waits, bint *found) n
     if not _lock(state, waits):
         return False
     found[0] = False
-    if not state.ledger.closed:
+    if not state.entries.closed:
         position = index_find(&state.index, key)
         found[0] = position != NOWHERE and not _is_over(state, position, _now())
-    pool_unlock(state.ledger.objects.pool)
+    pool_unlock(state.entries.objects.pool)
     return True
 
 
@@ -565,9 +565,9 @@ cdef Found _make_found(const Got *got, bytes data, bytes indices):
 cdef bint _is_still(State *state, const Got *got) noexcept nogil:
     """Return whether the place where a value was found has the same one; the pool's mutex is held."""
     cdef const Entry *entry
-    if state.ledger.closed or state.closed:
+    if state.entries.closed or state.closed:
         return False
-    entry = table_find(&state.ledger.table, got.index)
+    entry = table_find(&state.entries.table, got.index)
     return entry is not NULL and entry_is(entry, &got.entry)
 
 
@@ -770,11 +770,11 @@ cdef class Records:
 
     Keys are those that core/keys.pyx encodes; others raise TypeError. `large` has the objects of values
     that lie on pages: who has one keeps its pages. Threads may share it; every call is one step to the
-    others, or one step for each of several values. Raise ClosedError once the ledger is closed, and
+    others, or one step for each of several values. Raise ClosedError once the entries is closed, and
     ForkedProcess in a forked child.
     """
 
-    cdef readonly Ledger ledger
+    cdef readonly Entries entries
     cdef State state
     cdef dict large
     cdef uint64_t large_number
@@ -790,11 +790,11 @@ cdef class Records:
     cdef object name
     cdef bint closed
 
-    def __cinit__(self, Ledger ledger not None, name):
+    def __cinit__(self, Entries entries not None, name):
         cdef bytes seeds = secrets.token_bytes(16)
-        self.ledger = ledger
+        self.entries = entries
         self.name = name
-        self.state.ledger = &ledger.state
+        self.state.entries = &entries.state
         index_open(&self.state.index)
         slices_open(&self.state.slices)
         memcpy(self.state.index.seeds, PyBytes_AS_STRING(seeds), 16)
@@ -809,7 +809,7 @@ cdef class Records:
     cdef int refuse(self) except -1:
         if self.closed:
             raise ClosedError(f"this {self.name} is closed")
-        return self.ledger.refuse()
+        return self.entries.refuse()
 
     def require_open(self) -> None:
         """Raise what every call raises once the mapping is closed, or in a forked child."""
@@ -818,7 +818,7 @@ cdef class Records:
     def start_put(self) -> int:
         """Return when a put began, if it is to be timed, or 0. Raise as `require_open`."""
         self.refuse()
-        return timer_start(&self.ledger.timers[TIMED_PUT])
+        return timer_start(&self.entries.timers[TIMED_PUT])
 
     def use_codec(self, int number, Coders coders not None) -> None:
         """Compress values that come with the codec of a number, which the caller holds, from now on."""
@@ -826,19 +826,19 @@ cdef class Records:
         self.coders[number] = coders
         self.current, self.number = coders, number
         native = coders.codec.plan().native
-        self.most_bytes = self.ledger.objects.page_size
+        self.most_bytes = self.entries.objects.page_size
         if native is not None and _is_available(native):
             self.most_bytes = most_value(self.most_bytes)
         self.divider = Divider(coders, eager=True)
         for other in list(self.coders):
-            if other != number and not self.state.ledger.objects.entries_of[other]:
+            if other != number and not self.state.entries.objects.entries_of[other]:
                 del self.coders[other]
 
     # One value.
 
     def look_up(self, key):
-        """Return what `get` does; a few that are there as Timed, whose end the caller tells the ledger."""
-        cdef int64_t started = timer_start(&self.ledger.timers[TIMED_GET])
+        """Return what `get` does; a few that are there as Timed, whose end the caller tells the entries."""
+        cdef int64_t started = timer_start(&self.entries.timers[TIMED_GET])
         cdef Timed timed
         found = self.get(key)
         if not started or found is MISSING:
@@ -915,11 +915,11 @@ cdef class Records:
         indices[0] = got.index
         if got.entry.kind == SLICED:
             with nogil:
-                pool_lock(self.state.ledger.objects.pool)
+                pool_lock(self.state.entries.objects.pool)
                 same = _is_still(&self.state, got)
                 if same:
                     count = slices_list(&self.state.slices, got.entry.value, indices)
-                pool_unlock(self.state.ledger.objects.pool)
+                pool_unlock(self.state.entries.objects.pool)
         if not same:
             return None
         return _make_found(got, None, PyBytes_FromStringAndSize(<const char *>indices, 8 * count))
@@ -928,7 +928,7 @@ cdef class Records:
         if code == -EBADF:
             self.refuse()
         coders.add_errors([code])
-        self.ledger.count_event("decompress_fail")
+        self.entries.count_event("decompress_fail")
         raise PageError(0, code)
 
     def finish(self, Found where not None, Gathered gathered not None):
@@ -957,9 +957,9 @@ cdef class Records:
         finally:
             coders.give(coder)
         with nogil:
-            pool_lock(self.state.ledger.objects.pool)
+            pool_lock(self.state.entries.objects.pool)
             same = _is_still(&self.state, &got)
-            pool_unlock(self.state.ledger.objects.pool)
+            pool_unlock(self.state.entries.objects.pool)
         for row in range(gathered.count):
             same = same and not gathered.has_changed(row)
         return self._fail(coders, found) if same else None
@@ -1000,7 +1000,7 @@ cdef class Records:
 
         `value`      a contiguous buffer.
         `deadline`   until when it is good, as `now_ns` has it; 0: for ever.
-        `limit`      bytes of this ledger's objects in the pool, or 0: −EDQUOT beyond it.
+        `limit`      bytes of the group's objects in the pool, or 0: −EDQUOT beyond it.
         −EEXIST where the key is there and `if_absent`; −ENOSPC: the pool's limit; −ENOMEM.
         """
         cdef Key room = Key.__new__(Key)
@@ -1019,7 +1019,7 @@ cdef class Records:
         _view(&self.state.index, room, &view)
         PyObject_GetBuffer(value, &buffer, PyBUF_SIMPLE)
         try:
-            _check_length(buffer.len, most_value(self.ledger.objects.page_size))
+            _check_length(buffer.len, most_value(self.entries.objects.page_size))
             coder = coders.take()
             try:
                 new.kind = RECORD
@@ -1179,7 +1179,7 @@ cdef class Records:
         cdef object divider = self.divider
         cdef int number = self.number
         cdef list lane_coders = None
-        cdef _Part part = _Part(operation, self.ledger.objects.page_size)
+        cdef _Part part = _Part(operation, self.entries.objects.page_size)
         if self.is_shared(operation, count, len(rings)):
             lane_coders = self.coders_for(coders, rings)
         part.begin_with(
@@ -1209,7 +1209,7 @@ cdef class Records:
     cdef int fill_keys(self, _Part part, list keys, Py_ssize_t start) except -1:
         """Take the next keys."""
         cdef Key room = Key.__new__(Key)
-        cdef size_t most = self.ledger.objects.page_size + AHEAD
+        cdef size_t most = self.entries.objects.page_size + AHEAD
         part.forget()
         while start < len(keys) and part.keys < part.room:
             encode_key(room, keys[start])
@@ -1359,7 +1359,7 @@ cdef class Records:
         """Take the next values; no more than FEW if these have `most` bytes, which is not 0."""
         cdef Key room = Key.__new__(Key)
         cdef bint alone = part.lane_coders is None
-        cdef size_t page = self.ledger.objects.page_size, full = ALONE_BYTES if alone else PART_BYTES
+        cdef size_t page = self.entries.objects.page_size, full = ALONE_BYTES if alone else PART_BYTES
         part.forget()
         while start < len(keys) and part.keys < part.room and part.data_used < full:
             if most and part.data_used >= most and (
@@ -1389,8 +1389,8 @@ cdef class Records:
         return found
 
     def __len__(self) -> int:
-        cdef uint64_t found = self.ledger.figure(&self.state.index.count)
-        return 0 if self.state.ledger.closed else found
+        cdef uint64_t found = self.entries.figure(&self.state.index.count)
+        return 0 if self.state.entries.closed else found
 
     def keys(self) -> list:
         """Return all keys in the order in which they were put in first, as they are at one moment."""
@@ -1403,11 +1403,11 @@ cdef class Records:
         try:
             while True:
                 with nogil:
-                    pool_lock(self.state.ledger.objects.pool)
+                    pool_lock(self.state.entries.objects.pool)
                     used = index.key_room + 4 * index.count
                     if used <= room:
-                        used = 0 if self.state.ledger.closed else _copy_keys(&self.state, copy)
-                    pool_unlock(self.state.ledger.objects.pool)
+                        used = 0 if self.state.entries.closed else _copy_keys(&self.state, copy)
+                    pool_unlock(self.state.entries.objects.pool)
                 if used <= room:
                     break
                 free(copy)
@@ -1433,15 +1433,15 @@ cdef class Records:
         cdef bint found = False
         self.refuse()
         with nogil:
-            pool_lock(self.state.ledger.objects.pool)
-            if not self.state.ledger.closed and index.last != NOWHERE:
+            pool_lock(self.state.entries.objects.pool)
+            if not self.state.entries.closed and index.last != NOWHERE:
                 found = True
                 block = index.blocks[index.last]
                 place = block.used - 1
                 while not place_is_live(block, place):
                     place -= 1
                 room = _copy_of_key(&self.state, index.last << BLOCK_BITS | place, &length)
-            pool_unlock(self.state.ledger.objects.pool)
+            pool_unlock(self.state.entries.objects.pool)
         return _decoded_copy(room, length) if found else []
 
     def clear(self) -> None:
@@ -1452,20 +1452,20 @@ cdef class Records:
         cdef dict large
         self.refuse()
         with nogil:
-            pool_lock(self.state.ledger.objects.pool)
-            while not self.state.ledger.closed and index.first != NOWHERE:
+            pool_lock(self.state.entries.objects.pool)
+            while not self.state.entries.closed and index.first != NOWHERE:
                 for place in range(BLOCK):
                     if place_is_live(index.blocks[index.first], place):
                         _take_out(&self.state, index.first << BLOCK_BITS | place, &got)
                 index_drop_block(index, index.first)
-            pool_settle(self.state.ledger.objects.pool)
-            pool_unlock(self.state.ledger.objects.pool)
+            pool_settle(self.state.entries.objects.pool)
+            pool_unlock(self.state.entries.objects.pool)
         large, self.large = self.large, {}
 
     # What a cache does.
 
     def shrink(self, uint64_t target) -> int:
-        """Take out the coldest values until `target` bytes of the ledger are left in the pool.
+        """Take out the coldest values until `target` bytes of the entries are left in the pool.
 
         Return how many went; fewer bytes are left than `target`, or no value is.
         """
@@ -1475,10 +1475,10 @@ cdef class Records:
         while code > 0:
             large = 0
             with nogil:
-                pool_lock(self.state.ledger.objects.pool)
+                pool_lock(self.state.entries.objects.pool)
                 code = _shrink(&self.state, target, &went, &large)
-                pool_settle(self.state.ledger.objects.pool)
-                pool_unlock(self.state.ledger.objects.pool)
+                pool_settle(self.state.entries.objects.pool)
+                pool_unlock(self.state.entries.objects.pool)
             if large:
                 self.large.pop(large, None)
             gone += went
@@ -1494,12 +1494,12 @@ cdef class Records:
         cdef uint8_t *room = NULL
         self.refuse()
         with nogil:
-            pool_lock(self.state.ledger.objects.pool)
-            if not self.state.ledger.closed:
+            pool_lock(self.state.entries.objects.pool)
+            if not self.state.entries.closed:
                 found = _coldest(&self.state, &index)
             if found > 0:
                 room = _copy_of_key(&self.state, <uint32_t>index, &length)
-            pool_unlock(self.state.ledger.objects.pool)
+            pool_unlock(self.state.entries.objects.pool)
         if found < 0:
             raise MemoryError("no memory to choose the coldest value")
         return _decoded_copy(room, length) if found else []
@@ -1507,9 +1507,9 @@ cdef class Records:
     def count_eviction(self) -> None:
         """Count a value that `remove` took out to make room."""
         with nogil:
-            pool_lock(self.state.ledger.objects.pool)
+            pool_lock(self.state.entries.objects.pool)
             self.state.evictions += 1
-            pool_unlock(self.state.ledger.objects.pool)
+            pool_unlock(self.state.entries.objects.pool)
 
     def expire(self) -> int:
         """Take out all values whose time is over. Return how many went."""
@@ -1519,11 +1519,11 @@ cdef class Records:
         while went == CHUNK:
             went = 0
             with nogil:
-                pool_lock(self.state.ledger.objects.pool)
-                if not self.state.ledger.closed:
+                pool_lock(self.state.entries.objects.pool)
+                if not self.state.entries.closed:
                     went = _expire(&self.state, large)
-                pool_settle(self.state.ledger.objects.pool)
-                pool_unlock(self.state.ledger.objects.pool)
+                pool_settle(self.state.entries.objects.pool)
+                pool_unlock(self.state.entries.objects.pool)
             for at in range(went):
                 if large[at]:
                     self.large.pop(large[at], None)
@@ -1546,13 +1546,13 @@ cdef class Records:
         cdef State *state = &self.state
         cdef uint64_t values, raw, bytes, keys, hits, misses, evictions, expirations
         with nogil:
-            pool_lock(state.ledger.objects.pool)
-            values, raw, bytes = state.index.count, state.ledger.record_bytes, index_bytes(&state.index)
+            pool_lock(state.entries.objects.pool)
+            values, raw, bytes = state.index.count, state.entries.record_bytes, index_bytes(&state.index)
             bytes += state.slices.room * sizeof(uint32_t)
             keys = state.index.key_room
             hits, misses = state.hits, state.misses
             evictions, expirations = state.evictions, state.expirations
-            pool_unlock(state.ledger.objects.pool)
+            pool_unlock(state.entries.objects.pool)
         return {
             "values": values, "raw_bytes": raw, "index_bytes": bytes, "key_bytes": keys, "hits": hits,
             "misses": misses, "evictions": evictions, "expirations": expirations,
@@ -1563,16 +1563,16 @@ cdef class Records:
         return list(self.large.values())
 
     def close(self) -> None:
-        """Forget all keys: the ledger's entries are its own business."""
+        """Forget all keys: the group frees its entries itself."""
         cdef dict large
         self.closed = True
         with nogil:
-            pool_lock(self.state.ledger.objects.pool)
+            pool_lock(self.state.entries.objects.pool)
             self.state.closed = True
             index_close(&self.state.index)
             slices_close(&self.state.slices)
-            self.state.ledger.record_bytes = 0
-            pool_unlock(self.state.ledger.objects.pool)
+            self.state.entries.record_bytes = 0
+            pool_unlock(self.state.entries.objects.pool)
         large, self.large = self.large, {}
 
     def fault(self):
@@ -1603,12 +1603,12 @@ cdef class Records:
                     if entry.value not in self.large:
                         return f"large value {entry.value} has no object"
             id = block.after
-        if raw != state.ledger.record_bytes:
-            return f"values have {raw} bytes, counted are {state.ledger.record_bytes}"
-        figures = self.ledger.figures()
+        if raw != state.entries.record_bytes:
+            return f"values have {raw} bytes, counted are {state.entries.record_bytes}"
+        figures = self.entries.figures()
         if count != sum([figures[kind] for kind in ("records", "backed_records", "sliced", "large")]):
             return f"{count} values, and entries {figures}"
-        found = slices_fault(&self.ledger.state, &state.slices, sliced)
+        found = slices_fault(&self.entries.state, &state.slices, sliced)
         if found is not None:
             return found
         if large != len(self.large):
@@ -1629,11 +1629,11 @@ cdef void _get_part(State *state, _Part part, CoderState *coder) noexcept nogil:
             part.keys = at
             return
         got = &part.got[at]
-        pool_lock(state.ledger.objects.pool)
+        pool_lock(state.entries.objects.pool)
         part.outcomes[at] = _find(
             state, &part.views[at], coder.output + AHEAD, size, part.state.number, False, got
         )
-        pool_unlock(state.ledger.objects.pool)
+        pool_unlock(state.entries.objects.pool)
         if part.outcomes[at] != LOADED:
             continue
         value = &part.values[part.state.count]
@@ -1657,12 +1657,12 @@ cdef void _find_part(State *state, _Part part) noexcept nogil:
         if max(part.output_used, part.data_used + AHEAD) + size > part.data_room:
             part.keys = at
             return
-        pool_lock(state.ledger.objects.pool)
+        pool_lock(state.entries.objects.pool)
         part.outcomes[at] = _find(
             state, &part.views[at], part.data + part.data_used + AHEAD, size, part.state.number,
             False, &part.got[at],
         )
-        pool_unlock(state.ledger.objects.pool)
+        pool_unlock(state.entries.objects.pool)
         if part.outcomes[at] == LOADED:
             value = &part.values[part.state.count]
             part.state.count += 1
@@ -1738,7 +1738,7 @@ cdef int64_t _coldest(State *state, uint64_t *index) noexcept nogil:
     """Find the value that was not used for longest. Return 1, 0: there is none, or −1: no memory."""
     cdef int64_t found = not state.closed
     while found > 0:
-        found = lru_coldest(&state.ledger.lru, &state.ledger.table, 1, index)
+        found = lru_coldest(&state.entries.lru, &state.entries.table, 1, index)
         if found > 0 and index[0] >> 62 == RECORDS >> 62:  # no page, and no slice
             index[0] &= ~RECORDS
             return 1
@@ -1751,7 +1751,7 @@ cdef int _shrink(State *state, uint64_t target, uint64_t *went, uint64_t *large)
     cdef int64_t found
     cdef Got got
     went[0] = 0
-    while not state.ledger.closed and state.ledger.pool_bytes > target:
+    while not state.entries.closed and state.entries.pool_bytes > target:
         found = _coldest(state, &index)
         if found <= 0:
             return <int>found

@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from batchzip.core.coder cimport CoderState
 from batchzip.core.latency cimport Histogram
-from batchzip.core.ledger cimport LedgerState
+from batchzip.core.entries cimport EntriesState
 from batchzip.core.strides cimport StridesState
 from batchzip.core.table cimport Entry
 
@@ -52,7 +52,7 @@ cdef enum:
     KIND = 0x83
 
 cdef enum:  # flags of a page
-    ENTRY = 1  # the ledger has an entry of it
+    ENTRY = 1  # the entries has an entry of it
     CLEAN = 2  # of a CANDIDATE: nobody has written to it since the entry was made
 
 cpdef enum Advice:  # how a page is going to be used
@@ -112,7 +112,7 @@ cdef struct RegionState:
     uint8_t *flags
     uint8_t *advice  # Advice
     uint16_t *pins
-    LedgerState *ledger
+    EntriesState *entries
     uint8_t number  # of the codec
     bint tracks_writes
     bint can_poison
@@ -121,8 +121,6 @@ cdef struct RegionState:
     uint64_t candidates
     uint64_t pinned
     uint64_t used  # pages of arrays
-    uint64_t reclaiming  # pages on their way out of memory
-    uint64_t filling  # pages on their way into it, which have a frame
     uint64_t front  # hands of the clock
     uint64_t back
     uint64_t unused_hint  # no page below it is UNUSED

@@ -1,18 +1,18 @@
 """Region: the memory of a PagedMemory, and what is done to single pages of it.
 
     user's mapping ──touch──▶ fault ──▶ pager.pyx: restore, map          program waits meanwhile
-         ▲                                  │ region_fill: ledger ─▶ buffer ─▶ UFFDIO_COPY
+         ▲                                  │ region_fill: entries ─▶ buffer ─▶ UFFDIO_COPY
          │                                  ▼
     memfd (pages in memory) ◀───────── RESIDENT
          │                                  │ reclaim.pyx: MADV_DONTNEED
          │ pread                            ▼
-         └────────────────────────── CANDIDATE ──▶ compress, publish, punch ──▶ STORED (ledger)
+         └────────────────────────── CANDIDATE ──▶ compress, publish, punch ──▶ STORED (entries)
 
 A page is in one of these states:
 
     UNUSED      in no array
     EMPTY       zeros; neither memory nor an entry
-    STORED      in the ledger alone
+    STORED      in the entries alone
     LOST        cannot be restored; a touch raises SIGBUS
     RESIDENT    in the memfd, and mapped
     CANDIDATE   in the memfd and not mapped: a touch is a minor fault, and gives it a second chance
@@ -39,7 +39,7 @@ Rejected
 Invariants (`fault` in pager.pyx)
 * resident is the number of pages in memory, and of those about to be; candidates that of CANDIDATE ones.
 * A page that is not BUSY is mapped if and only if it is RESIDENT.
-* STORED implies ENTRY, and an entry in the ledger.
+* STORED implies ENTRY, and an entry in the entries.
 
     field                                   writer
     states, flags, pins, counts, hands      whoever holds the mutex; flags of a BUSY page: who made it so
@@ -57,7 +57,7 @@ from batchzip.core.coder cimport restore_page
 from batchzip.core.gather cimport (
     ELSEWHERE, IS_CLOSED, LOADED, NOT_STORED, checksum_of, entry_is, load_page,
 )
-from batchzip.core.ledger cimport ledger_remove
+from batchzip.core.entries cimport entries_remove
 from batchzip.core.memory cimport bz_may_reserve
 from batchzip.core.pool cimport pool_lock, pool_settle, pool_unlock
 from batchzip.core.table cimport ABSENT, BACKED, COMPRESSED, Entry, table_find
@@ -247,9 +247,9 @@ cdef void region_lose(RegionState *region, uint64_t page, int code, bint say) no
 # Stored pages.
 
 cdef int region_fetch(Hand *hand, uint64_t page, uint8_t *to) noexcept nogil:
-    """Restore a page from the ledger to a private buffer. Return 0 or an errno."""
+    """Restore a page from the entries to a private buffer. Return 0 or an errno."""
     cdef RegionState *region = hand.region
-    cdef LedgerState *ledger = region.ledger
+    cdef EntriesState *entries = region.entries
     cdef Entry *entry
     cdef Entry found, before
     cdef int code
@@ -257,7 +257,7 @@ cdef int region_fetch(Hand *hand, uint64_t page, uint8_t *to) noexcept nogil:
     memset(&before, 0, sizeof(before))
     while True:
         code = load_page(
-            ledger, page, region.number, ledger.objects.reused, hand.coder, to, False
+            entries, page, region.number, entries.objects.reused, hand.coder, to, False
         )
         if code == LOADED:
             return 0
@@ -269,13 +269,13 @@ cdef int region_fetch(Hand *hand, uint64_t page, uint8_t *to) noexcept nogil:
             return -code
         if code != ELSEWHERE:
             continue
-        pool_lock(ledger.objects.pool)
-        entry = NULL if ledger.closed else table_find(&ledger.table, page)
+        pool_lock(entries.objects.pool)
+        entry = NULL if entries.closed else table_find(&entries.table, page)
         if entry is NULL:
             found.kind = ABSENT
         else:
             found = entry[0]
-        pool_unlock(ledger.objects.pool)
+        pool_unlock(entries.objects.pool)
         if found.kind != BACKED:
             if found.kind == COMPRESSED and found.codec != region.number:
                 return EIO
@@ -302,18 +302,18 @@ cdef int region_fetch(Hand *hand, uint64_t page, uint8_t *to) noexcept nogil:
 
 
 cdef void region_forget(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
-    """Take the entries of pages out of the ledger."""
-    cdef LedgerState *ledger = region.ledger
+    """Take the entries of pages out of the entries."""
+    cdef EntriesState *entries = region.entries
     cdef Entry *entry
     cdef uint64_t page
-    pool_lock(ledger.objects.pool)
-    if not ledger.closed:
+    pool_lock(entries.objects.pool)
+    if not entries.closed:
         for page in range(first, first + count):
-            entry = table_find(&ledger.table, page)
+            entry = table_find(&entries.table, page)
             if entry is not NULL and entry.kind != ABSENT:
-                ledger_remove(ledger, entry)
-        pool_settle(ledger.objects.pool)
-    pool_unlock(ledger.objects.pool)
+                entries_remove(entries, entry)
+        pool_settle(entries.objects.pool)
+    pool_unlock(entries.objects.pool)
 
 
 cdef uint32_t region_fill(

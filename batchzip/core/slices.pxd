@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from batchzip.core.ledger cimport LedgerState
+from batchzip.core.entries cimport EntriesState
 
 cdef enum:
     MOST_SLICES = 128  # of a value: 64 KiB in the smallest pages
@@ -22,19 +22,19 @@ cdef void slices_open(Slices *slices) noexcept nogil
 cdef void slices_close(Slices *slices) noexcept nogil
 # 0, -ENOMEM or -ENOSPC: nothing is stored then.
 cdef int slices_store(
-    LedgerState *ledger, Slices *slices, const uint8_t *data, uint32_t length, uint64_t *value
+    EntriesState *entries, Slices *slices, const uint8_t *data, uint32_t length, uint64_t *value
 ) noexcept nogil
-cdef void slices_free(LedgerState *ledger, Slices *slices, uint64_t value) noexcept nogil
-cdef void slices_use(LedgerState *ledger, Slices *slices, uint64_t value) noexcept nogil
+cdef void slices_free(EntriesState *entries, Slices *slices, uint64_t value) noexcept nogil
+cdef void slices_use(EntriesState *entries, Slices *slices, uint64_t value) noexcept nogil
 # False: some lie in the file.
 cdef bint slices_copy(
-    LedgerState *ledger, const Slices *slices, uint64_t value, uint8_t *to
+    EntriesState *entries, const Slices *slices, uint64_t value, uint8_t *to
 ) noexcept nogil
 cdef uint32_t slices_list(const Slices *slices, uint64_t value, uint64_t *indices) noexcept nogil
 cdef uint64_t slices_pool_bytes(
-    LedgerState *ledger, const Slices *slices, uint64_t value
+    EntriesState *entries, const Slices *slices, uint64_t value
 ) noexcept nogil
-cdef object slices_fault(LedgerState *ledger, const Slices *slices, list values)
+cdef object slices_fault(EntriesState *entries, const Slices *slices, list values)
 
 cdef inline uint32_t slices_length(uint64_t value) noexcept nogil:
     return <uint32_t>(value >> 32)

@@ -28,7 +28,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from batchzip.core.gather cimport checksum_of
-from batchzip.core.ledger cimport LedgerState, ledger_count, ledger_remove
+from batchzip.core.entries cimport EntriesState, entries_count, entries_remove
 from batchzip.core.lru cimport lru_use
 from batchzip.core.memory cimport bz_realloc
 from batchzip.core.pool cimport pool_allocate, pool_bytes, pool_free
@@ -47,15 +47,15 @@ cdef void slices_open(Slices *slices) noexcept nogil:
 
 
 cdef void slices_close(Slices *slices) noexcept nogil:
-    """Forget all slices; their entries are the ledger's own business."""
+    """Forget all slices; the group frees their entries itself."""
     free(slices.next)
     slices.next = NULL
     slices.room = slices.used = 0
     slices.unused = NO_SLICE
 
 
-cdef inline Entry *_entry_of(LedgerState *ledger, uint32_t number) noexcept nogil:
-    return table_find(&ledger.table, SLICES | number)
+cdef inline Entry *_entry_of(EntriesState *entries, uint32_t number) noexcept nogil:
+    return table_find(&entries.table, SLICES | number)
 
 
 cdef int _reserve(Slices *slices, uint32_t count) noexcept nogil:
@@ -76,10 +76,10 @@ cdef int _reserve(Slices *slices, uint32_t count) noexcept nogil:
 
 
 cdef int slices_store(
-    LedgerState *ledger, Slices *slices, const uint8_t *data, uint32_t length, uint64_t *value
+    EntriesState *entries, Slices *slices, const uint8_t *data, uint32_t length, uint64_t *value
 ) noexcept nogil:
     """Store the bytes of a value, at most MOST_SLICES pages, and tell its entry's value."""
-    cdef uint32_t page = ledger.objects.pool.page_size
+    cdef uint32_t page = entries.objects.pool.page_size
     cdef uint32_t count = (length + page - 1) // page, at, number, first = NO_SLICE, held = 0
     cdef uint32_t lengths[MOST_SLICES]
     cdef uint64_t handles[MOST_SLICES]
@@ -89,18 +89,18 @@ cdef int slices_store(
         return -ENOMEM
     for at in range(count):
         lengths[at] = min(page, length - at * page)
-    code = pool_allocate(ledger.objects.pool, count, lengths, handles)
+    code = pool_allocate(entries.objects.pool, count, lengths, handles)
     if code:
         return code
     entry.kind = SLICE
     entry.codec = 0
-    entry.epoch = lru_use(&ledger.lru, &ledger.table, count, ledger.pages + count)
+    entry.epoch = lru_use(&entries.lru, &entries.table, count, entries.pages + count)
     for at in range(count, 0, -1):  # so that each knows the one that follows
         number = slices.used if slices.unused == NO_SLICE else slices.unused
-        if table_prepare(&ledger.table, SLICES | number, 1) < 0:
-            slices_free(ledger, slices, first)
+        if table_prepare(&entries.table, SLICES | number, 1) < 0:
+            slices_free(entries, slices, first)
             for number in range(at):
-                pool_free(ledger.objects.pool, handles[number])
+                pool_free(entries.objects.pool, handles[number])
             return -ENOMEM
         if number == slices.unused:
             slices.unused = slices.next[number]
@@ -109,55 +109,55 @@ cdef int slices_store(
         slices.next[number] = first
         first = number
         memcpy(
-            pool_bytes(ledger.objects.pool, handles[at - 1], &held), data + (at - 1) * page,
+            pool_bytes(entries.objects.pool, handles[at - 1], &held), data + (at - 1) * page,
             lengths[at - 1],
         )
         entry.value = handles[at - 1]
         entry.checksum = checksum_of(data + (at - 1) * page, lengths[at - 1], 0)
-        table_put(&ledger.table, table_place(&ledger.table, SLICES | number), &entry)
-        ledger_count(ledger, &entry, lengths[at - 1])
-        ledger.pages += 1
+        table_put(&entries.table, table_place(&entries.table, SLICES | number), &entry)
+        entries_count(entries, &entry, lengths[at - 1])
+        entries.pages += 1
     value[0] = <uint64_t>length << 32 | first
     return 0
 
 
-cdef void slices_free(LedgerState *ledger, Slices *slices, uint64_t value) noexcept nogil:
+cdef void slices_free(EntriesState *entries, Slices *slices, uint64_t value) noexcept nogil:
     """Take out all slices of a value."""
     cdef uint32_t number = <uint32_t>value, after
     while number != NO_SLICE:
-        ledger_remove(ledger, _entry_of(ledger, number))
+        entries_remove(entries, _entry_of(entries, number))
         after = slices.next[number]
         slices.next[number] = slices.unused
         slices.unused = number
         number = after
 
 
-cdef void slices_use(LedgerState *ledger, Slices *slices, uint64_t value) noexcept nogil:
+cdef void slices_use(EntriesState *entries, Slices *slices, uint64_t value) noexcept nogil:
     """Note that a value is used."""
     cdef uint32_t number = <uint32_t>value, count = 0
     cdef uint16_t stamp
     while number != NO_SLICE:
         count += 1
         number = slices.next[number]
-    stamp = lru_use(&ledger.lru, &ledger.table, count, ledger.pages)
+    stamp = lru_use(&entries.lru, &entries.table, count, entries.pages)
     number = <uint32_t>value
     while number != NO_SLICE:
-        _entry_of(ledger, number).epoch = stamp
+        _entry_of(entries, number).epoch = stamp
         number = slices.next[number]
 
 
 cdef bint slices_copy(
-    LedgerState *ledger, const Slices *slices, uint64_t value, uint8_t *to
+    EntriesState *entries, const Slices *slices, uint64_t value, uint8_t *to
 ) noexcept nogil:
     """Copy the bytes of a value. Return whether all of them are in the pool."""
     cdef uint32_t number = <uint32_t>value, length = 0
     cdef const Entry *entry
     cdef const uint8_t *data
     while number != NO_SLICE:
-        entry = _entry_of(ledger, number)
+        entry = _entry_of(entries, number)
         if not is_in_pool(entry):
             return False
-        data = pool_bytes(ledger.objects.pool, entry.value, &length)
+        data = pool_bytes(entries.objects.pool, entry.value, &length)
         memcpy(to, data, length)
         to += length
         number = slices.next[number]
@@ -175,51 +175,51 @@ cdef uint32_t slices_list(const Slices *slices, uint64_t value, uint64_t *indice
 
 
 cdef uint64_t slices_pool_bytes(
-    LedgerState *ledger, const Slices *slices, uint64_t value
+    EntriesState *entries, const Slices *slices, uint64_t value
 ) noexcept nogil:
     """Return the bytes of a value that are in the pool."""
     cdef uint32_t number = <uint32_t>value, length = 0
     cdef uint64_t found = 0
     cdef const Entry *entry
     while number != NO_SLICE:
-        entry = _entry_of(ledger, number)
+        entry = _entry_of(entries, number)
         if is_in_pool(entry):
-            pool_bytes(ledger.objects.pool, entry.value, &length)
+            pool_bytes(entries.objects.pool, entry.value, &length)
             found += length
         number = slices.next[number]
     return found
 
 
-cdef object slices_fault(LedgerState *ledger, const Slices *slices, list values):
+cdef object slices_fault(EntriesState *entries, const Slices *slices, list values):
     """Return what is wrong with the slices of these values, or None."""
     cdef set numbers = set()
     cdef uint64_t value, left
-    cdef uint32_t number, length = 0, page = ledger.objects.pool.page_size
+    cdef uint32_t number, length = 0, page = entries.objects.pool.page_size
     cdef const Entry *entry
     for value in values:
         left, number = value >> 32, <uint32_t>value
         while left:
             entry = NULL
             if number < slices.used and number not in numbers:
-                entry = _entry_of(ledger, number)
+                entry = _entry_of(entries, number)
             if entry is NULL or entry.kind not in (SLICE, BACKED_SLICE):
                 return f"slice {number} is none, or not of one value"
             numbers.add(number)
             length = <uint32_t>min(left, <uint64_t>page)
             if entry.kind == SLICE:
-                pool_bytes(ledger.objects.pool, entry.value, &length)
+                pool_bytes(entries.objects.pool, entry.value, &length)
             if length != min(left, <uint64_t>page):
                 return f"slice {number} has {length} bytes, with {left} left of its value"
             left -= length
             number = slices.next[number]
         if number != NO_SLICE:
             return f"slice {number} is more than its value has"
-    if len(numbers) != ledger.gauges[<int>SLICE] + ledger.gauges[<int>BACKED_SLICE]:
+    if len(numbers) != entries.gauges[<int>SLICE] + entries.gauges[<int>BACKED_SLICE]:
         return f"values have {len(numbers)} slices, the table others"
     number = slices.unused
     while number != NO_SLICE:
         if number >= slices.used or number in numbers or (
-            _entry_of(ledger, number) is not NULL and _entry_of(ledger, number).kind
+            _entry_of(entries, number) is not NULL and _entry_of(entries, number).kind
         ):
             return f"unused slice {number} is in use, or twice unused"
         numbers.add(number)

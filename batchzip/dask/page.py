@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.web import RequestHandler
 
-from batchzip.advice import amount
 from batchzip.errors import MissingExtra
 from batchzip.metrics import exposition
+from batchzip.terminal.text import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -91,11 +91,11 @@ def _shard(shard: ShardFigures) -> str:
         rest = len(_HEADINGS) - 2
         return f"<tr>{cells}<td class='trouble' colspan='{rest}'>{escape(shard.trouble)}</td></tr>"
     limit = shard.pool_limit_bytes
-    pool = amount(shard.pool_bytes) + ("" if limit is None else f" of {amount(limit)}")
+    pool = size_text(shard.pool_bytes) + ("" if limit is None else f" of {size_text(limit)}")
     figures = (
         f"{shard.pages:,}",
         pool,
-        amount(shard.file_bytes),
+        size_text(shard.file_bytes),
         f"{shard.page_stores:,}",
         f"{shard.page_loads:,}",
         f"{shard.refusals:,}",

@@ -180,7 +180,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             self._group = self._new_group(name, None if on_full == "evict" else limit)
             self._pages = Pages(self._group)
             self._keys = Keys(key_serializer)
-            self._records = Records(self._group._ledger, type(self).__name__)  # noqa: SLF001
+            self._records = Records(self._group._entries, type(self).__name__)  # noqa: SLF001
             self._held: list[int] = []
             weakref.finalize(
                 self, _let_go, self._group, self._held, self._resources.objects
@@ -295,7 +295,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             value = (
                 self._restored(key, here) if type(here) is bytes else self._finish(plain, key, here)
             )
-            self._records.ledger.end(GET, found.started)
+            self._records.entries.end(GET, found.started)
             return value
         while found is not MISSING:
             value = self._bytes_of(key, found)
@@ -323,7 +323,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         where = cast("Found", found)
         if where.data is not None:
             return (self._restored(key, where.data),)
-        gathered = gather(self._group._ledger, where.indices)  # noqa: SLF001
+        gathered = gather(self._group._entries, where.indices)  # noqa: SLF001
         read(self._resources, gathered)
         try:
             data = self._records.finish(where, gathered)
@@ -371,7 +371,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._room.keep(self._take)
         self._settle()
         if started and code == 0:
-            self._records.ledger.end(PUT, started)
+            self._records.entries.end(PUT, started)
         return code == 0
 
     def _put_small(self, plain: Any, value: Flat, deadline: int, if_absent: bool) -> int:
@@ -409,18 +409,18 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def _rejection(self, code: int) -> StoreRejected:
         if code == -errno.EDQUOT:
-            self._group._ledger.count_event("pool_limit_hit")  # noqa: SLF001
+            self._group._entries.count_event("pool_limit_hit")  # noqa: SLF001
             return self._room.rejection(
                 "pool_limit_hit",
                 f"the value does not fit the {self.max_bytes} bytes of {self._group.name!r}",
             )
         if code == -errno.ENOSPC:
-            self._group._ledger.count_event("pool_limit_hit")  # noqa: SLF001
+            self._group._entries.count_event("pool_limit_hit")  # noqa: SLF001
             limit = self._resources.pool.max_bytes
             return self._room.rejection(
                 "pool_limit_hit", f"the store's pool is full, at its limit of {limit} bytes"
             )
-        self._group._ledger.count_event("reject_alloc_fail")  # noqa: SLF001
+        self._group._entries.count_event("reject_alloc_fail")  # noqa: SLF001
         return StoreRejected("reject_alloc_fail", "the system has no memory for the value")
 
     def __delitem__(self, key: Key) -> None:
@@ -757,7 +757,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             expirations=figures["expirations"],
             nbytes=figures["raw_bytes"] + sum(sum(value.lengths) for value in large),
             pool_bytes=self._group._pool_bytes(),  # noqa: SLF001
-            file_bytes=self._group._ledger.backed_bytes(),  # noqa: SLF001
+            file_bytes=self._group._entries.backed_bytes(),  # noqa: SLF001
             index_bytes=figures["index_bytes"],
         )
 
@@ -770,17 +770,17 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def memory_usage(self) -> MemoryUsage:
         """Return the bytes of memory that the mapping takes, by part, beside those of a dict."""
         figures = self._records.figures()
-        ledger = self._group._ledger.figures()  # noqa: SLF001
+        entries = self._group._entries.figures()  # noqa: SLF001
         pool = self._resources.pool
         stored = pool.stored_bytes
-        share = ledger["pool_bytes"] / stored if stored else 0.0
-        objects = ledger["records"] + ledger["slices"] + ledger["compressed"] + ledger["raw"]
+        share = entries["pool_bytes"] / stored if stored else 0.0
+        objects = entries["records"] + entries["slices"] + entries["compressed"] + entries["raw"]
         large = self._records.large_values()
         nbytes = figures["raw_bytes"] + sum(sum(value.lengths) for value in large)
         key_bytes = figures["key_bytes"]
         return MemoryUsage(
             values=round(pool.held_bytes * share),
-            tables=ledger["table_bytes"] + 10 * objects,
+            tables=entries["table_bytes"] + 10 * objects,
             index=figures["index_bytes"] + 250 * len(large),
             dictionaries=self._records.coder_bytes(),
             in_dict=dict_bytes(figures["values"], key_bytes, nbytes),
@@ -849,7 +849,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         held = [value.reservation for value in self._records.large_values() if value.reservation]
         indices = {index for each in held for index in range(each.first, each.first + each.count)}
         pages = sum(each.count for each in held)
-        figures = self._group._ledger.figures()  # noqa: SLF001
+        figures = self._group._entries.figures()  # noqa: SLF001
         slices = figures["slices"] + figures["backed_slices"]
         stored = figures["pages"] - len(self._records) - slices
         if not pages == len(indices) == space.taken == stored:

@@ -31,7 +31,7 @@ class Pages:
     """Writes and reads the large values of one mapping. Thread-safe."""
 
     def __init__(self, group: Group) -> None:
-        self.space = IndexSpace(group._ledger)  # noqa: SLF001 - it erases what is gone
+        self.space = IndexSpace(group._entries)  # noqa: SLF001 - it erases what is gone
         self._group = group
         self._page_size = group.page_size
 

@@ -398,8 +398,8 @@ class PagedMemory(Owned):
         self._enter()
         figures = self._pager.figures()
         latency = Latency.of(self._pager.latencies())
-        ledger, size = self._region._ledger, self._page_size  # noqa: SLF001 - as `store`
-        pooled = ledger.pool_bytes
+        entries, size = self._region._entries, self._page_size  # noqa: SLF001 - as `store`
+        pooled = entries.pool_bytes
         known = {name: figures[name] for name in _FIGURES}
         return PagedStatistics(
             size_bytes=self._pages * size,
@@ -407,7 +407,7 @@ class PagedMemory(Owned):
             resident_bytes=figures["resident_pages"] * size,
             pinned_bytes=figures["pinned_pages"] * size,
             compressed_bytes=pooled,
-            file_bytes=ledger.backed_bytes(),
+            file_bytes=entries.backed_bytes(),
             saved_bytes=figures["stored_pages"] * size - pooled,
             latency_p50_s=latency.quantile(0.5) or 0.0,
             latency_p90_s=latency.quantile(0.9) or 0.0,

@@ -25,7 +25,7 @@ class Region(Group):
         resources, writer = self._resources, self._resources.writer
         backing = resources.backing
         self._pager = Pager(
-            self._ledger,
+            self._entries,
             writer.number,
             pages=pages,
             budget=budget,

@@ -17,13 +17,13 @@ class PagedStatistics:
         >>> with batchzip.PagedMemory(size=4 << 20, budget=1 << 20) as memory:
         ...     a = memory.array(1 << 20, "u1")
         ...     a[:] = 1
-        ...     evicted = memory.evict(a)
+        ...     _ = memory.evict(a)
         ...     _ = a.sum()
         ...     statistics = memory.statistics
         >>> statistics.size_bytes, statistics.budget_bytes
         (4194304, 1048576)
-        >>> evicted == 256 and statistics.restored_pages >= 256
-        True
+        >>> statistics.restored_pages > 0, statistics.lost_pages
+        (True, 0)
     """
 
     size_bytes: int

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchzip.advice import BLOCK_BYTES, amount
+from batchzip.advice import BLOCK_BYTES
 from batchzip.errors import BadArgument, UnreadableProcess
 from batchzip.sources.file_pages import FilePages
 from batchzip.sources.process_memory import ProcessMemory
+from batchzip.terminal.text import size_text
 
 if TYPE_CHECKING:
     import os
@@ -69,7 +70,7 @@ def _places(name: str, total: int, sample_bytes: int, seed: int) -> NDArray[np.i
     there = total // BLOCK_BYTES
     if not there:
         raise BadArgument(
-            f"{name} has {total:,} bytes: advice takes at least {amount(BLOCK_BYTES)}"
+            f"{name} has {total:,} bytes: advice takes at least {size_text(BLOCK_BYTES)}"
         )
     count = min(there, max(1, sample_bytes // BLOCK_BYTES))
     jitter = np.random.default_rng(seed).random(count)

@@ -15,7 +15,7 @@ inspect.py      every checksum verified
 counters.py     zswap's counters, under zswap's names
 latency.py      how long calls took
 
-What is done per page is in batchzip/core: folio.pyx (pages on their way in), ledger.pyx (entries and what they
+What is done per page is in batchzip/core: folio.pyx (pages on their way in), entries.pyx (entries and what they
 refer to), table.pyx, lru.pyx, gather.pyx (copies of entries, and pages restored from them), pool.pyx,
 zones.pyx, view.pyx.
 """

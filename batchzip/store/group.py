@@ -1,6 +1,6 @@
 """Group: pages by index, with a limit, an order of use and counters of their own. zswap's memory cgroup.
 
-    store(index, pages) ─▶ Storer ─▶ Writer ─▶ Folio ─▶ published in the Ledger, whole
+    store(index, pages) ─▶ Storer ─▶ Writer ─▶ Folio ─▶ published in the Entries, whole
     load(index)         ─▶ Loader ─▶ entry ─▶ copy of its bytes ─▶ checksum ─▶ decompress
     writeback, shrink   ─▶ the coldest entries to the file      recompress ─▶ Recompressor
 
@@ -9,7 +9,7 @@ Rejected: handing out views of the pool (they would change under the caller when
 
 How an entry is read is decided from the entry (its kind, its codec), never from a current setting.
 
-Invariants: those of the ledger (core/ledger.pyx), which has the entries. Every change of it is one call of the
+Invariants: those of the entries (core/entries.pyx), which has the entries. Every change of it is one call of the
 core, so no lock is held here and nothing has to be put right after an interrupt.
 """
 
@@ -25,9 +25,9 @@ import numpy as np
 from batchzip.arguments.checks import as_index, as_integer, as_limit, as_seconds
 from batchzip.codecs.dictionary import DEFAULT_SIZE, MIN_SIZE, SAMPLE_TIMES, train_dictionary
 from batchzip.codecs.zstd import DEFAULT_LEVEL, MAX_DICTIONARY
+from batchzip.core.entries import EVENTS, Entries
 from batchzip.core.gather import Gathered, gather, load
 from batchzip.core.latency import LOAD, OPERATIONS, STORE
-from batchzip.core.ledger import EVENTS, Ledger
 from batchzip.core.table import Kind
 from batchzip.errors import BadArgument, PageError
 from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_pages, as_range, as_room
@@ -80,20 +80,20 @@ class Group(Owned):
         self.name = name
         self.page_size = resources.page_size
         self._resources = resources
-        self._ledger = Ledger(resources.objects, type(self).__name__)
-        self._storer = Storer(resources, self._ledger, name)
-        self._loader = Loader(resources, self._ledger)
+        self._entries = Entries(resources.objects, type(self).__name__)
+        self._storer = Storer(resources, self._entries, name)
+        self._loader = Loader(resources, self._entries)
         self.max_bytes = max_bytes
         self._user: weakref.ref[Any] | None = None
         """The mapping whose values it has."""
         super().__init__()
-        resources.ledgers[id(self._ledger)] = self._ledger
+        resources.all_entries[id(self._entries)] = self._entries
 
     def __repr__(self) -> str:
         name = f"{type(self).__name__} {self.name!r}" if self.name else type(self).__name__
         if self.closed:
             return f"<{name}, closed>"
-        return f"<{name} of {len(self._ledger)} pages, {self._resources.writer.engine.codec.algorithm}>"
+        return f"<{name} of {len(self._entries)} pages, {self._resources.writer.engine.codec.algorithm}>"
 
     @property
     def max_bytes(self) -> int | None:
@@ -111,13 +111,13 @@ class Group(Owned):
         call only. Where the pool does not take it, it goes to the backing file, whole, if there is
         one. Raises StoreRejected, after which the indices hold nothing.
         """
-        started = self._ledger.start(STORE)
+        started = self._entries.start(STORE)
         self._enter_to_change()
         matrix = as_pages(pages, self._resources.page_size)
         first, _ = as_range(index, len(matrix))
         self._storer.store(first, matrix)
         if started:
-            self._ledger.end(STORE, started)
+            self._entries.end(STORE, started)
 
     def _enter(self) -> None:
         """Refuse a group that cannot be used."""
@@ -151,12 +151,12 @@ class Group(Owned):
         if exclusive:
             self._enter_to_change()
         view = None if out is None else as_out(out, self.page_size)
-        page = load(self._ledger, index, view, exclusive)
+        page = load(self._entries, index, view, exclusive)
         if type(page) is Gathered:
             started = page.started
             page = self._loader.finish_one(page, view, exclusive=exclusive)
             if started:
-                self._ledger.end(LOAD, started)
+                self._entries.end(LOAD, started)
         return page if out is None else out
 
     def load_many(
@@ -201,7 +201,7 @@ class Group(Owned):
         if self._resources.page_size <= _QUICK_BYTES:
             await asyncio.sleep(0)  # so that a task that does nothing else lets others work
             where = as_index(index)
-            if not 0 <= where <= MAX_INDEX or self._ledger.kind(where) != Kind.BACKED:
+            if not 0 <= where <= MAX_INDEX or self._entries.kind(where) != Kind.BACKED:
                 return self.load(where)
         return await self._resources.threads.call(partial(self.load, index))
 
@@ -219,7 +219,7 @@ class Group(Owned):
         """Forget `count` pages from `index` on, stored or not; how many there were."""
         self._enter_to_change()
         first, number = as_range(index, count)
-        gone = self._ledger.erase(first, number)
+        gone = self._entries.erase(first, number)
         self._settle()
         return gone
 
@@ -246,29 +246,29 @@ class Group(Owned):
         given = given[np.diff(given, prepend=-1) > 0]
         step = self._resources.max_batch
         return sum(
-            write_back(self._resources, self._ledger, given[at : at + step])
+            write_back(self._resources, self._entries, given[at : at + step])
             for at in range(0, len(given), step)
         )
 
     def _write_back_coldest(self, wanted: int) -> int:
         done = tries = 0
-        while done < wanted and tries <= len(self._ledger):
+        while done < wanted and tries <= len(self._entries):
             coldest = self._coldest(min(wanted - done, self._resources.max_batch))
             if not len(coldest):
                 break
             tries += len(coldest)  # pages that cannot be moved would come again and again
-            done += write_back(self._resources, self._ledger, coldest)
+            done += write_back(self._resources, self._entries, coldest)
         return done
 
     def _pool_bytes(self) -> int:
-        return self._ledger.pool_bytes
+        return self._entries.pool_bytes
 
     def _shrink_to(self, target: int) -> int:
         """Write back the coldest pages until so many bytes are left in the pool; how many were."""
         done = 0
-        tries = len(self._ledger)
+        tries = len(self._entries)
         while tries > 0:
-            figures = self._ledger.figures()
+            figures = self._entries.figures()
             over = figures["pool_bytes"] - target
             if over <= 0:
                 break
@@ -280,11 +280,11 @@ class Group(Owned):
             if not len(coldest):
                 break
             tries -= len(coldest)
-            done += write_back(self._resources, self._ledger, coldest)
+            done += write_back(self._resources, self._entries, coldest)
         return done
 
     def _coldest(self, count: int) -> npt.NDArray[np.int64]:
-        return np.frombuffer(self._ledger.coldest(count), np.int64)
+        return np.frombuffer(self._entries.coldest(count), np.int64)
 
     def recompress(
         self,
@@ -305,19 +305,19 @@ class Group(Owned):
         idle_for_s = as_seconds(idle_for_s, "idle_for_s")
         min_length = min(as_integer(min_length, "min_length", 0), self.page_size + 1)
         writer = self._resources.second_writer(algorithm, parameters)
-        recompressor = Recompressor(self._resources, self._ledger, writer)
+        recompressor = Recompressor(self._resources, self._entries, writer)
         return recompressor.run(recompressor.choose(idle_for_s, min_length))
 
     def _share_table(self) -> int:
         """Move the table to shared memory. Return a descriptor of it, to read only, which is the caller's."""
-        return open_to_read(self._ledger.share())
+        return open_to_read(self._entries.share())
 
     def _stored(self, index: int) -> bytes | None:
         """Read the stored bytes of a page in the backing file; None if there is none. Raise PageError.
 
         A thread that answers others asks for it. A file object's SystemExit does not end it.
         """
-        gathered = gather(self._ledger, np.array([index], np.int64))
+        gathered = gather(self._entries, np.array([index], np.int64))
         if gathered.kind(0) != Kind.BACKED:
             return None
         try:
@@ -349,7 +349,7 @@ class Group(Owned):
         self._enter()
         size = as_integer(size, "size", MIN_SIZE, MAX_DICTIONARY)
         most = -(-SAMPLE_TIMES * size // self._resources.page_size)
-        pages = sample(self._resources, self._ledger, most)
+        pages = sample(self._resources, self._entries, most)
         if not len(pages):
             raise BadArgument("no pages are stored that a codec made smaller: store some first")
         return train_dictionary(list(pages), size=size, level=level, shuffle=shuffle)
@@ -357,11 +357,11 @@ class Group(Owned):
     def __contains__(self, index: SupportsIndex) -> bool:
         self._enter()
         where = as_index(index)
-        return 0 <= where <= MAX_INDEX and self._ledger.kind(where) != Kind.ABSENT
+        return 0 <= where <= MAX_INDEX and self._entries.kind(where) != Kind.ABSENT
 
     def __len__(self) -> int:
         self._enter()
-        return len(self._ledger)
+        return len(self._entries)
 
     def __bool__(self) -> bool:
         """Say yes: an empty store is a store."""
@@ -372,7 +372,7 @@ class Group(Owned):
         """The counters, as they are now."""
         self._enter()
         return Counters(
-            **self._figures(), pool_total_size=self._ledger.pool_bytes, backing_file_size=0
+            **self._figures(), pool_total_size=self._entries.pool_bytes, backing_file_size=0
         )
 
     @property
@@ -384,12 +384,12 @@ class Group(Owned):
     def _latencies(self) -> dict[str, Latency]:
         return {
             operation: Latency.of(counted)
-            for operation, counted in zip(OPERATIONS, self._ledger.latencies(), strict=True)
+            for operation, counted in zip(OPERATIONS, self._entries.latencies(), strict=True)
         }
 
     def _figures(self) -> dict[str, int]:
         """Return the counters of this group that add up over groups."""
-        figures = self._ledger.figures()
+        figures = self._entries.figures()
         return {
             **{name: figures[name] for name in EVENTS},
             "stored_pages": figures["compressed"] + figures["raw"] + figures["same_filled"],
@@ -404,7 +404,7 @@ class Group(Owned):
     def stored_bytes(self) -> int:
         """Bytes that the pages take, compressed: in the pool, counted, and in the backing file, added up."""
         self._enter()
-        return self._ledger.pool_bytes + self._ledger.backed_bytes()
+        return self._entries.pool_bytes + self._entries.backed_bytes()
 
     @property
     def table_bytes(self) -> int:
@@ -412,9 +412,9 @@ class Group(Owned):
         return self._own_table_bytes()
 
     def _own_table_bytes(self) -> int:
-        return self._ledger.figures()["table_bytes"]
+        return self._entries.figures()["table_bytes"]
 
     def _close(self) -> None:
-        self._ledger.close()
-        self._resources.ledgers.pop(id(self._ledger), None)
+        self._entries.close()
+        self._resources.all_entries.pop(id(self._entries), None)
         self._resources.forget(self)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from batchzip.core.ledger import Ledger
+    from batchzip.core.entries import Entries
     from batchzip.store.resources import Resources
 
 _BATCH = 512
@@ -66,9 +66,9 @@ class _Inspection:
         self.damaged: list[tuple[str, int]] = []
         self.unreadable: list[tuple[str, int]] = []
 
-    def look(self, name: str, ledger: Ledger, indices: npt.NDArray[np.int64]) -> None:
+    def look(self, name: str, entries: Entries, indices: npt.NDArray[np.int64]) -> None:
         """Verify the pages of a group that are stored at these indices."""
-        gathered = gather(ledger, indices)
+        gathered = gather(entries, indices)
         read(self.resources, gathered)
         bad = set(gathered.damaged())
         for row in gathered.rows_of(*_KINDS):
@@ -81,15 +81,15 @@ class _Inspection:
                 found.append((name, gathered.index(row)))
 
 
-def inspect(resources: Resources, ledgers: Mapping[str, Ledger]) -> StoreReport:
+def inspect(resources: Resources, all_entries: Mapping[str, Entries]) -> StoreReport:
     """Verify the pages of these groups, by name."""
     inspection = _Inspection(resources)
-    for name, ledger in ledgers.items():
-        with unless_dropped(ledger):
-            found = ledger.choose(_KINDS)
+    for name, entries in all_entries.items():
+        with unless_dropped(entries):
+            found = entries.choose(_KINDS)
             indices = np.frombuffer(found, np.int64)
             for start in range(0, len(indices), _BATCH):
-                inspection.look(name, ledger, indices[start : start + _BATCH])
+                inspection.look(name, entries, indices[start : start + _BATCH])
     return StoreReport(
         inspection.pages,
         inspection.bytes,

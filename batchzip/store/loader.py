@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from batchzip.arguments.buffers import Bytes, Flat
-    from batchzip.core.ledger import Ledger
+    from batchzip.core.entries import Entries
     from batchzip.engine import Engine
     from batchzip.store.backing.backing_file import BackingFile
     from batchzip.store.resources import Resources
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 class Loader:
     """Loads the pages of one group. Thread-safe."""
 
-    def __init__(self, resources: Resources, ledger: Ledger) -> None:
+    def __init__(self, resources: Resources, entries: Entries) -> None:
         self._resources = resources
-        self._ledger = ledger
+        self._entries = entries
 
     def finish_one(
         self, gathered: Gathered, out: memoryview | None, *, exclusive: bool
@@ -58,14 +58,14 @@ class Loader:
     def load_many(self, where: npt.NDArray[np.int64], pages: Bytes, *, exclusive: bool) -> None:
         """Restore the pages of these indices to the rows of `pages`. Raise as `Group.load_many`."""
         where = np.ascontiguousarray(where)
-        gathered = gather(self._ledger, where, use=True)
+        gathered = gather(self._entries, where, use=True)
         self._finish(gathered, where, pages, exclusive=exclusive)
 
     def _finish(
         self, gathered: Gathered, where: npt.NDArray[np.int64], pages: Bytes, *, exclusive: bool
     ) -> None:
         while not self._restore(gathered, pages, exclusive=exclusive):
-            gathered = gather(self._ledger, where, use=True)
+            gathered = gather(self._entries, where, use=True)
 
     def _restore(self, gathered: Gathered, pages: Bytes, *, exclusive: bool) -> bool:
         """Restore once. Return whether nothing came between that has to be looked at again."""
@@ -77,7 +77,7 @@ class Loader:
             row, code = failed
             if gathered.kind(row) == Kind.BACKED and gathered.has_changed(row):
                 return False
-            self._ledger.count_event("decompress_fail")
+            self._entries.count_event("decompress_fail")
             index = gathered.index(row)
             # In no variable: this frame would keep the error, and the error this frame.
             raise (

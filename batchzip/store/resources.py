@@ -3,7 +3,7 @@
 The engine can be changed at run time. What it takes to write with it stands in one object, `writer`,
 so that a call which began with one engine ends with it.
 
-Codecs have numbers of one byte, which stand in the entries (core/ledger.pyx). Pages of an engine's codec are
+Codecs have numbers of one byte, which stand in the entries (core/entries.pyx). Pages of an engine's codec are
 restored, and counted, by what that engine has ready. With `isolate` that is its workers, while it is open.
 
 Locks: none. Everything that has to change in one step does so in one call of the core.
@@ -22,7 +22,7 @@ import numpy as np
 from batchzip.asynchronous import CallThreads
 from batchzip.backend import is_native
 from batchzip.core.coder import Coders
-from batchzip.core.ledger import Ledger, Objects
+from batchzip.core.entries import Entries, Objects
 from batchzip.core.table import IN_FILE, IN_POOL
 from batchzip.engine import Engine, codec_of
 from batchzip.errors import BadArgument, ClosedError
@@ -46,12 +46,12 @@ _WORTH = 8
 
 
 @contextlib.contextmanager
-def unless_dropped(ledger: Ledger) -> Iterator[None]:
+def unless_dropped(entries: Entries) -> Iterator[None]:
     """Leave a group alone that is dropped while something is done to all groups of a store."""
     try:
         yield
     except ClosedError:
-        if not ledger.closed:
+        if not entries.closed:
             raise
 
 
@@ -83,7 +83,7 @@ class Resources:
         self.backing = backing
         zones = None if backing is None else backing.zones
         self.objects = Objects(pool.allocator, zones, engine.page_size)
-        self.ledgers: dict[int, Ledger] = {}
+        self.all_entries: dict[int, Entries] = {}
         """Those of all groups, by their `id()`."""
         self.threads = CallThreads()
         """What asyncio's calls block instead of the loop."""
@@ -116,8 +116,8 @@ class Resources:
         self.objects.set_coders(
             number, None if isolated else engine.backend.coders, current=current
         )
-        for ledger in list(self.ledgers.values()):
-            ledger.note_codecs()
+        for entries in list(self.all_entries.values()):
+            entries.note_codecs()
         writer = Writer(
             engine,
             number,
@@ -223,15 +223,15 @@ class Resources:
     def check_invariants(self) -> None:
         """Raise AssertionError where an invariant does not hold; nobody may be changing anything."""
         self.pool.check_invariants()
-        ledgers = list(self.ledgers.values())
-        for ledger in ledgers:
-            fault = ledger.fault()
+        all_entries = list(self.all_entries.values())
+        for entries in all_entries:
+            fault = entries.fault()
             if fault is not None:
                 raise AssertionError(fault)
         owned = np.concatenate(
             [
-                np.frombuffer(ledger.values(kind), np.uint64)
-                for ledger in ledgers
+                np.frombuffer(entries.values(kind), np.uint64)
+                for entries in all_entries
                 for kind in IN_POOL
             ]
         )
@@ -239,16 +239,16 @@ class Resources:
             raise AssertionError("the pool's objects and the entries do not pair up")
         if self.backing is not None:
             live = [
-                np.frombuffer(ledger.values(kind), np.uint64)
-                for ledger in ledgers
+                np.frombuffer(entries.values(kind), np.uint64)
+                for entries in all_entries
                 for kind in IN_FILE
             ]
             self.backing.check_invariants(np.concatenate(live))
 
     def close(self) -> None:
         """Close what was made here; called once nothing uses it any more."""
-        for ledger in list(self.ledgers.values()):
-            ledger.close()
+        for entries in list(self.all_entries.values()):
+            entries.close()
         self.writer.close()
         for engine in list(self._engines.values()):
             engine.close()

@@ -16,18 +16,18 @@ from batchzip.store.loader import restore
 
 if TYPE_CHECKING:
     from batchzip.arguments.buffers import Bytes
-    from batchzip.core.ledger import Ledger
+    from batchzip.core.entries import Entries
     from batchzip.store.resources import Resources
 
 
-def sample(resources: Resources, ledger: Ledger, most: int) -> Bytes:
+def sample(resources: Resources, entries: Entries, most: int) -> Bytes:
     """Return up to `most` pages that a codec made smaller, as an (n, page_size) array."""
-    indices = np.frombuffer(ledger.choose((Kind.COMPRESSED, Kind.BACKED)), np.int64)
+    indices = np.frombuffer(entries.choose((Kind.COMPRESSED, Kind.BACKED)), np.int64)
     indices = indices[:: max(1, -(-len(indices) // most))]
     found = [np.empty((0, resources.page_size), np.uint8)]
     for start in range(0, len(indices), resources.max_batch):
         gathered = gather(
-            ledger, np.ascontiguousarray(indices[start : start + resources.max_batch])
+            entries, np.ascontiguousarray(indices[start : start + resources.max_batch])
         )
         pages = np.empty((len(gathered), resources.page_size), np.uint8)
         restore(resources, gathered, pages)

@@ -23,8 +23,8 @@ from batchzip.store.writer import failures
 
 if TYPE_CHECKING:
     from batchzip.arguments.buffers import Bytes, Flat
+    from batchzip.core.entries import Entries
     from batchzip.core.folio import Folio
-    from batchzip.core.ledger import Ledger
     from batchzip.store.resources import Resources
 
 
@@ -40,11 +40,11 @@ class Refusal(NamedTuple):
 class Storer:
     """Stores the folios of one group. Thread-safe."""
 
-    def __init__(self, resources: Resources, ledger: Ledger, name: str) -> None:
+    def __init__(self, resources: Resources, entries: Entries, name: str) -> None:
         self.max_bytes: int | None = None
         """Bytes of compressed pages that the group may have in the pool; None: the store's limit alone."""
         self._resources = resources
-        self._ledger = ledger
+        self._entries = entries
         self._name = name
         self._full = Hysteresis()
 
@@ -59,9 +59,9 @@ class Storer:
             if self._resources.backing is not None:
                 self._resources.backing.settle()
         except BaseException as error:
-            self._ledger.drop(first, count)  # before anything else, as interrupts may come in twos
+            self._entries.drop(first, count)  # before anything else, as interrupts may come in twos
             if isinstance(error, MemoryError):
-                self._ledger.count_event("reject_alloc_fail")
+                self._entries.count_event("reject_alloc_fail")
                 raise StoreRejected("reject_alloc_fail", "there is no memory for it") from error
             raise
 
@@ -92,7 +92,7 @@ class Storer:
 
     def _publish(self, first: int, folio: Folio) -> Refusal | None:
         spare, own_limit = self._resources.backing is not None, self.max_bytes
-        code = folio.publish(self._ledger, first, may_go_elsewhere=spare, limit=own_limit)
+        code = folio.publish(self._entries, first, may_go_elsewhere=spare, limit=own_limit)
         if code == 0:
             return None
         if code == -errno.EDQUOT:
@@ -105,17 +105,17 @@ class Storer:
             refusal = Refusal("pool_limit_hit", f"the folio does not fit the pool's {limit} bytes")
         else:
             refusal = Refusal("reject_alloc_fail", "the system has no memory for the folio")
-        self._ledger.count_event(refusal.reason)
+        self._entries.count_event(refusal.reason)
         return refusal
 
     def _publish_in_file(self, first: int, folio: Folio) -> Refusal | None:
         try:
             where = write(self._resources, folio.objects())
         except OSError as error:
-            self._ledger.count_event("reject_reclaim_fail")
+            self._entries.count_event("reject_reclaim_fail")
             return Refusal("reject_reclaim_fail", f"the backing file: {error}", cause=error)
-        if folio.publish(self._ledger, first, where):
-            self._ledger.count_event("reject_alloc_fail")
+        if folio.publish(self._entries, first, where):
+            self._entries.count_event("reject_alloc_fail")
             return Refusal("reject_alloc_fail", "the system has no memory for the table")
         return None
 
@@ -128,11 +128,11 @@ class Storer:
         percent = resources.accept_threshold_percent
         if limit is not None and resources.pool.held_bytes >= limit:
             resources.compact()
-        held, own = resources.pool.held_bytes, self._ledger.pool_bytes
+        held, own = resources.pool.held_bytes, self._entries.pool_bytes
         at_limit, pool_is_full = resources.full.check(held, limit, percent)
         over, is_full = self._full.check(own, own_limit, percent)
         if at_limit or over:
-            self._ledger.count_event("pool_limit_hit")
+            self._entries.count_event("pool_limit_hit")
         if pool_is_full:
             return Refusal(
                 "pool_limit_hit", f"the pool holds {held} bytes and its limit is {limit}"
@@ -145,8 +145,8 @@ class Storer:
     def _count_failed(self, folio: Folio) -> Refusal:
         """Count pages that could not be compressed, by cause."""
         errors, poor, other = failures(folio)
-        self._ledger.count_event("reject_compress_poor", poor)
-        self._ledger.count_event("reject_compress_fail", other)
+        self._entries.count_event("reject_compress_poor", poor)
+        self._entries.count_event("reject_compress_fail", other)
         first = next(number for number, code in enumerate(errors) if code)
         return Refusal(
             "reject_compress_fail" if other else "reject_compress_poor",
@@ -157,4 +157,4 @@ class Storer:
     def is_full(self) -> bool:
         """Return whether the group counts as full."""
         percent = self._resources.accept_threshold_percent
-        return self._full.check(self._ledger.pool_bytes, self.max_bytes, percent)[1]
+        return self._full.check(self._entries.pool_bytes, self.max_bytes, percent)[1]

@@ -5,7 +5,7 @@
       ├─ Resources         lock, pool, backing file, codecs, the engine: shared by all groups
       └─ Shrinker     writes back when a limit was met
 
-Locks: none of Python's around data: every change is one call of the core (core/ledger.pyx).
+Locks: none of Python's around data: every change is one call of the core (core/entries.pyx).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from batchzip.arguments.checks import as_integer, as_limit, check_kind
-from batchzip.core.ledger import EVENTS
+from batchzip.core.entries import EVENTS
 from batchzip.engine import Engine
 from batchzip.errors import BadArgument
 from batchzip.pool import Pool
@@ -225,7 +225,7 @@ class SwapStore(Group):
         for group in self._all_groups():
             limit = group.max_bytes
             if limit is not None and group._storer.is_full():  # noqa: SLF001 - a store is made of groups
-                with unless_dropped(group._ledger):  # noqa: SLF001
+                with unless_dropped(group._entries):  # noqa: SLF001
                     done += group._shrink_to(limit * percent // 100)  # noqa: SLF001
         done += self._shrink_pool(percent)
         clean(self._resources)
@@ -243,7 +243,7 @@ class SwapStore(Group):
                 break
             largest = max(self._all_groups(), key=Group._pool_bytes)  # noqa: SLF001
             moved = 0
-            with unless_dropped(largest._ledger):  # noqa: SLF001
+            with unless_dropped(largest._entries):  # noqa: SLF001
                 moved = largest._shrink_to(max(0, largest._pool_bytes() - over))  # noqa: SLF001
             done += moved
             if not moved and not largest.closed:
@@ -320,7 +320,7 @@ class SwapStore(Group):
         engine, pool, file = self.engine, self._resources.pool, self._resources.backing
         groups = {}
         for group in self._all_groups():
-            figures = group._ledger.figures()  # noqa: SLF001 - a store is made of groups
+            figures = group._entries.figures()  # noqa: SLF001 - a store is made of groups
             shown = ("pages", "pool_bytes", "page_stores", "page_loads")
             kinds = ("records", "backed_records", "sliced", "large")
             values = sum(figures[kind] for kind in kinds)
@@ -363,7 +363,7 @@ class SwapStore(Group):
         self._enter()
         return inspect(
             self._resources,
-            {group.name: group._ledger for group in self._all_groups()},  # noqa: SLF001
+            {group.name: group._entries for group in self._all_groups()},  # noqa: SLF001
         )
 
     @property

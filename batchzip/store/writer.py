@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchzip.arguments.buffers import Bytes, Flat
-    from batchzip.core.ledger import Objects
+    from batchzip.core.entries import Objects
     from batchzip.engine import Engine
 
 _CACHE_LINE = 64

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parent.parent.parent
 _RESULTS = _ROOT / "examples" / "benchmarks" / "RESULTS.md"
-_COMMAND = re.compile(r"^```console\n\$ (batchzip [^\n]*)\n```$", re.MULTILINE)
+_COMMAND = re.compile(r"^```console\n\$ ((?:batchzip|python docs/)[^\n]*)\n```$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
@@ -28,7 +28,9 @@ def _with_output(found: re.Match[str]) -> str:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "COLUMNS": "80", "NO_COLOR": "1"}
     command = ["bash", "-c", found[1]]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        command, capture_output=True, text=True, env=environment, check=True, cwd=_ROOT
+    )
     return f"```console\n$ {found[1]}\n{done.stdout.rstrip()}\n```"
 
 

@@ -38,14 +38,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from distributed import Client, LocalCluster
-from rich.table import Table
 
 from batchzip.bench.figure import Figure, Result
 from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.rounds import figure, in_turns
-from batchzip.bench.table import console
 from batchzip.dask import ShardedStore
 from batchzip.errors import BatchzipError, ClusterLost, PageNotStored, PagesLost
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -657,7 +657,7 @@ def _add_throughput(
 
 def show(result: Result) -> None:
     """Print a table of each part that there are figures of."""
-    out = console()
+    out = make_console()
     for part, table in (
         ("cases", partial(_cases_table, result.settings.get("said", {}))),
         ("latency", _latency_table),
@@ -669,10 +669,10 @@ def show(result: Result) -> None:
 
 
 def _table(title: str, *heads: str, numbers: int) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title)
     for place, head in enumerate(heads):
         right = place >= len(heads) - numbers
-        table.add_column(head, justify="right" if right else "left", overflow="fold")
+        table.add_column(head, left=not right, wraps=not right)
     return table
 
 

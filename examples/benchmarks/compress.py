@@ -46,7 +46,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goals import Cell, Outcome
-from rich.table import Table
 
 import batchzip
 from batchzip.bench.algorithm import DEFAULT, parse_algorithms
@@ -57,7 +56,9 @@ from batchzip.bench.limit import Limit
 from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.peers import CHUNK_PAGES, Blosc2, MultiZstd, available
 from batchzip.bench.rounds import seconds, spread, timed
-from batchzip.bench.table import console, spread_percent
+from batchzip.bench.table import spread_percent
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -169,13 +170,12 @@ class Report:
 def cells_table(cells: list[Cell]) -> Table:
     """Make the table of one algorithm and operation, a section for each batch size."""
     table = Table(
-        title=f"{cells[0].algorithm}, {cells[0].operation}: µs per page of 4 KiB",
-        title_justify="left",
+        f"{cells[0].algorithm}, {cells[0].operation}: µs per page of 4 KiB",
     )
     for heading in ("batch", "", "µs", "±%", "÷ bare", "÷ limit", "÷ best"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        table.add_column(heading, left=not heading)
     for heading in ("goal", "", ""):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, left=True)
     for cell in cells:
         for number, (name, us) in enumerate(cell.us.items()):
             found, verdict = spread(us), cell.verdict(name)
@@ -222,11 +222,10 @@ def summary(cells: list[Cell]) -> Iterator[str]:
 def hand_over_table(found: dict[str, dict[str, HandOver]]) -> Table:
     """Make the table of batches of two pages."""
     table = Table(
-        title="a batch of two pages: µs until the caller has it, and more than sequential",
-        title_justify="left",
+        "a batch of two pages: µs until the caller has it, and more than sequential",
     )
     for heading in ("", "", "awake", "more", "by lanes", "asleep", "more", "by lanes"):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, left=not heading)
     for algorithm, by_name in found.items():
         for name, one in by_name.items():
             cells = []
@@ -241,7 +240,7 @@ def hand_over_table(found: dict[str, dict[str, HandOver]]) -> Table:
 
 def measure(options: argparse.Namespace, pages: Pages, report: Report) -> None:
     """Measure everything, and print each table when it is done."""
-    out = console()
+    out = make_console()
     sizes = [int(size) for size in options.batches.split(",")]
     if max(sizes) > len(pages):
         report.note(f"batches of more than {len(pages)} pages: there are no more pages")

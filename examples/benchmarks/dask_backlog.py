@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distributed import Client
-from rich.table import Table
 
 import batchzip
 from batchzip.bench.pages import PAGE, Source, work_pages
-from batchzip.bench.table import console
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 from batchzip_dask import DaskBackend
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ def compare(client: Client, pages: Pages, rounds: int) -> None:
     def batch() -> Callable[[], object]:
         return engine.submit(batchzip.CompressBatch(pages)).wait
 
-    table = Table(title=f"ms each, batches of {len(pages)} pages, lz4, medians of {rounds} rounds")
+    table = Table(f"ms each, batches of {len(pages)} pages, lz4, medians of {rounds} rounds")
     for name in ("", "bare task", "batch"):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, left=not name)
     with batchzip.Engine("lz4", backend=DaskBackend(client, local="never")) as engine:
         _ms(task, 16)
         _ms(batch, 16)
@@ -91,7 +91,7 @@ def compare(client: Client, pages: Pages, rounds: int) -> None:
             taken = [(_ms(task, count), _ms(batch, count)) for _ in range(rounds)]
             medians = (statistics.median(column) for column in zip(*taken, strict=True))
             table.add_row(f"{count} in flight", *(f"{median:.2f}" for median in medians))
-    console().print(table)
+    make_console().print(table)
 
 
 def flood(client: Client, pages: Pages, batches: int) -> None:
@@ -110,11 +110,11 @@ def flood(client: Client, pages: Pages, batches: int) -> None:
     def submit() -> None:
         for _ in range(batches):
             engine.submit(batchzip.CompressBatch(pages)).add_done_callback(count)
-        console().print(f"all are submitted after {time.monotonic() - began:.1f} s")
+        make_console().print(f"all are submitted after {time.monotonic() - began:.1f} s")
 
-    table = Table(title=f"{batches:,} batches of {len(pages)} pages, zstd 1, submitted at once")
+    table = Table(f"{batches:,} batches of {len(pages)} pages, zstd 1, submitted at once")
     for name in ("s", "done", "client, MiB", "scheduler, MiB"):
-        table.add_column(name, justify="right")
+        table.add_column(name)
     with batchzip.Engine("zstd", level=1, backend=DaskBackend(client, local="never")) as engine:
         engine.compress(batchzip.CompressBatch(pages))
         began = time.monotonic()
@@ -127,8 +127,8 @@ def flood(client: Client, pages: Pages, batches: int) -> None:
             if ended:
                 break
         submitting.join()
-    console().print(table)
-    console().print(f"{failed} batches failed")
+    make_console().print(table)
+    make_console().print(f"{failed} batches failed")
 
 
 def main() -> None:

@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.table import Table
 
 import batchzip
 from batchzip.bench.algorithm import parse_algorithms
 from batchzip.bench.pages import Source, work_pages
-from batchzip.bench.table import console
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 from batchzip_dask import DaskBackend
 
 if TYPE_CHECKING:
@@ -323,14 +323,14 @@ def show(speeds: list[Speed], options: argparse.Namespace) -> None:
     link = f"{options.mbit} Mbit/s" if options.mbit else "no limit"
     busy = f", the caller's {options.caller_cpu} %" if options.caller_cpu else ""
     table = Table(
-        title=f"MB/s of pages, simulated hosts with {options.cpu} % of a CPU each{busy}, links of {link}; the caller {callers}"
+        f"MB/s of pages, simulated hosts with {options.cpu} % of a CPU each{busy}, links of {link}; the caller {callers}"
     )
     for name in ("", "batch", "local"):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, left=not name)
     counts = [hosts for hosts in options.hosts if hosts]
     for hosts in counts:
-        table.add_column(f"sent to {hosts}", justify="right")
-        table.add_column("auto", justify="right")
+        table.add_column(f"sent to {hosts}")
+        table.add_column("auto")
     cells = {(one.algorithm, one.batch, one.way, one.hosts): one for one in speeds}
     for algorithm in parse_algorithms(options.algorithms):
         for batch in options.batches:
@@ -343,7 +343,7 @@ def show(speeds: list[Speed], options: argparse.Namespace) -> None:
                     f"{auto.mb_s:.2f} {auto.chosen}",
                 ]
             table.add_row(algorithm.label, str(batch), *row)
-    console().print(table)
+    make_console().print(table)
 
 
 def _numbers(text: str) -> list[int]:

@@ -15,12 +15,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.table import Table
 
 import batchzip
 from batchzip.bench.figure import describe_machine
 from batchzip.bench.rounds import seconds, spread
-from batchzip.bench.table import console, spread_percent
+from batchzip.bench.table import spread_percent
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,10 +72,10 @@ def main() -> None:
     pages = (options.mib << 20) // PAGE
     machine = describe_machine()
     print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs")
-    table = Table(title="µs a touch, medians ± half the quartiles' distance in %")
+    table = Table("µs a touch, medians ± half the quartiles' distance in %")
     table.add_column("threads that touch")
     for count in options.fault_threads:
-        table.add_column(f"{count} fault thread{'s' * (count > 1)}", justify="right")
+        table.add_column(f"{count} fault thread{'s' * (count > 1)}")
     for touchers in options.touchers:
         contenders: dict[str, Callable[[], float]] = {
             str(count): partial(touched, count, touchers, pages) for count in options.fault_threads
@@ -84,7 +85,7 @@ def main() -> None:
             found = spread([value / (touchers * CALLS * IN_CALL) * 1e6 for value in spent])
             cells.append(f"{found.median:.2f} ±{spread_percent(found):.0f}")
         table.add_row(str(touchers), *cells)
-    console().print(table)
+    make_console().print(table)
 
 
 if __name__ == "__main__":

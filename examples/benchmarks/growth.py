@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.table import Table
 
 import batchzip
 from batchzip.bench import plot
 from batchzip.bench.figure import Result
 from batchzip.bench.pages import PAGE
 from batchzip.bench.rounds import figure
-from batchzip.bench.table import console
 from batchzip.system.segment import Segment
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from batchzip.bench.pages import Pages
@@ -232,25 +232,25 @@ def run(result: Result, largest: int) -> None:
 
 def show(result: Result) -> None:
     """Print a line for each size."""
-    table = Table(title="medians of one page, by the number of pages stored", title_justify="left")
-    table.add_column("pages", justify="right")
+    table = Table("medians of one page, by the number of pages stored")
+    table.add_column("pages")
     for name in (*(f"{name}, µs" for name in COSTS), *(f"{name}, bytes" for name in SIZES)):
-        table.add_column(name, justify="right")
+        table.add_column(name)
     for count in dict.fromkeys(one.labels["pages"] for one in result.figures):
         by = {one.contender: one for one in result.of(pages=count)}
         cells = [f"{by[name].median:.2f}" for name in COSTS]
         cells += [f"{by[name].median:.1f}" for name in SIZES]
         table.add_row(f"{count:,}", *cells)
-    console().print(table)
+    make_console().print(table)
     counts = list(dict.fromkeys(one.labels["pages"] for one in result.figures))
-    table = Table(title="µs more than in the smallest store", title_justify="left")
+    table = Table("µs more than in the smallest store")
     for name in ("pages", *COSTS):
-        table.add_column(name, justify="right")
+        table.add_column(name)
     first = {one.contender: one.median for one in result.of(pages=counts[0])}
     for count in counts[1:]:
         medians = {one.contender: one.median for one in result.of(pages=count)}
         table.add_row(f"{count:,}", *(f"{medians[name] - first[name]:+.2f}" for name in COSTS))
-    console().print(table)
+    make_console().print(table)
 
 
 def draw(result: Result, path: Path) -> None:

@@ -40,15 +40,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from paged_work import PERCENTS, WORKLOADS
-from rich.table import Table
 
 from batchzip.bench import plot
 from batchzip.bench.figure import Result, load
 from batchzip.bench.kernel_swap import KernelSwap
 from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.rounds import figure, in_turns
-from batchzip.bench.table import console, spread_percent
+from batchzip.bench.table import spread_percent
 from batchzip.bench.zram import end_orderly
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from batchzip.bench.figure import Figure, Labels
@@ -191,7 +192,7 @@ def rows(result: Result) -> dict[tuple[str, str], dict[str, Figure]]:
 
 def show(result: Result) -> None:
     """Print the figures, and the goals."""
-    out = console()
+    out = make_console()
     machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
@@ -221,12 +222,12 @@ def _names(found: dict[tuple[str, str], dict[str, Figure]]) -> list[str]:
 
 
 def _table(title: str, found: dict[tuple[str, str], dict[str, Figure]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table = Table(title)
+    table.add_column("", rank=0)
+    table.add_column("", rank=0, left=True)
     names = _names(found)
     for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name)
     before = ""
     for (row, quantity), of in found.items():
         if row != before and before:
@@ -246,9 +247,9 @@ def _table(title: str, found: dict[tuple[str, str], dict[str, Figure]]) -> Table
 
 
 def _show_goals(found: dict[tuple[str, str], dict[str, Figure]]) -> None:
-    table = Table(title="goals: PagedMemory ÷ kernel swap", title_justify="left")
+    table = Table("goals: PagedMemory ÷ kernel swap")
     for heading in ("", "", "at most", *PAGED):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, left=True)
     for (row, quantity), most in GOALS.items():
         of = found.get((row, quantity), {})
         if KERNEL not in of:
@@ -260,7 +261,7 @@ def _show_goals(found: dict[tuple[str, str], dict[str, Figure]]) -> None:
             cells.append("" if ratio is None else f"{ratio:.2f} {verdict}")
         table.add_row(row, quantity, f"{most:g}", *cells)
     if table.row_count:
-        console().print(table)
+        make_console().print(table)
 
 
 _STYLES: dict[str, dict[str, Any]] = {

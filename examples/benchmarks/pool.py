@@ -35,12 +35,12 @@ from typing import TYPE_CHECKING, Any
 
 import lz4.block
 import numpy as np
-from rich.table import Table
 
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
-from batchzip.bench.table import console
 from batchzip.pool import Pool
 from batchzip.system.segment import Segment
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -251,12 +251,12 @@ def process_memory(name: str, pool: Pool | None) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]], floor: dict[str, float], means: dict[str, float]) -> None:
     """Print the speeds."""
-    table = Table(title="µs an object, medians")
+    table = Table("µs an object, medians")
     headings = ("", "count", "batch", "put", "copy", "free", "allocate", "release", "fill", "fresh")
     for heading in headings:
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        table.add_column(heading, left=not heading)
     for heading in ("drain", "return", "tables, B"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading)
     for row in rows:
         mean = means[row["objects"]]
         cells = (
@@ -277,31 +277,31 @@ def show(rows: list[dict[str, Any]], floor: dict[str, float], means: dict[str, f
             *(f"{cell:.2f}" for cell in cells),
             f"{row['tables']:.1f}",
         )
-    console().print(table)
+    make_console().print(table)
     print(f"goals, batches of 256: allocate {GOALS['allocate']}, release {GOALS['release']}")
 
 
 def show_ratios(ratios: dict[int, dict[str, float]]) -> None:
     """Print what pools of several sizes hold."""
-    table = Table(title="held ÷ stored")
+    table = Table("held ÷ stored")
     names = list(next(iter(ratios.values())))
     for heading in ("objects", *names, "goals"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading)
     for count, of in ratios.items():
         cells = (f"{of[name]:.4f}" for name in names)
         table.add_row(f"{count:,}", *cells, f"{RATIOS[count]:.2f}, {COMPACTED:.2f}")
-    console().print(table)
+    make_console().print(table)
 
 
 def show_memory(steps: list[dict[str, Any]]) -> None:
     """Print the memory of the process and of the pool."""
-    table = Table(title="MiB of the process and of the pool")
+    table = Table("MiB of the process and of the pool")
     for heading in ("", "RSS", "shared", "held", "stored", "tables"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        table.add_column(heading, left=not heading)
     for step in steps:
         fields = ("rss", "shared", "held", "stored", "tables")
         table.add_row(step["step"], *(f"{step[field] / 2**20:.1f}" for field in fields))
-    console().print(table)
+    make_console().print(table)
 
 
 def main() -> None:

@@ -34,7 +34,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from simulation import simulate
 
 import batchzip
@@ -46,8 +45,9 @@ from batchzip.bench.limit import Limit
 from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.peers import available
 from batchzip.bench.rounds import seconds, speed, spread, timed
-from batchzip.bench.table import console
 from batchzip.system.cpus import usable_cpus
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -195,15 +195,13 @@ def step(
 
 def steps_table(steps: list[Step]) -> Table:
     """Make the table of throughput over lanes."""
-    table = Table(
-        title="times as fast as bare, and ÷ limit; medians of rounds", title_justify="left"
-    )
+    table = Table("times as fast as bare, and ÷ limit; medians of rounds")
     names = [name for name in ENGINES if any(name in one.us for one in steps)]
     for heading in ("", "", "lanes", "bare µs", "limit", "sequential"):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, left=not heading)
     for name in names:
-        table.add_column(name, justify="right")
-        table.add_column("÷ limit", justify="right")
+        table.add_column(name)
+        table.add_column("÷ limit")
     for one in steps:
         cells = [one.algorithm, one.operation, str(one.lanes)]
         cells.append(f"{statistics.median(one.us['bare']):.2f}")
@@ -218,15 +216,14 @@ def steps_table(steps: list[Step]) -> Table:
 def serial_table(steps: list[Step]) -> Table:
     """Make the table of the owner's serial parts."""
     table = Table(
-        title="the owner's serial part: µs per page handed over (quartiles), and their share",
-        title_justify="left",
+        "the owner's serial part: µs per page handed over (quartiles), and their share",
     )
     names = [name for name in ENGINES if any(name in one.owners for one in steps)]
     for heading in ("", "", "lanes", "a lane's page"):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, left=not heading)
     for name in names:
-        table.add_column(f"{name}{', staged' if name == 'workers' else ''}", justify="right")
-        table.add_column("handed", justify="right")
+        table.add_column(f"{name}{', staged' if name == 'workers' else ''}")
+        table.add_column("handed")
     for one in steps:
         if one.owners:
             cells = [f"{one.page_us():.2f}"]
@@ -276,14 +273,13 @@ def simulations(steps: list[Step], batch: int) -> Iterator[Simulated]:
 def simulated_table(found: list[Simulated]) -> Table:
     """Make the table of what was simulated beside what was measured."""
     table = Table(
-        title="SIMULATION, not measured: times as fast as bare (measured, where it was)",
-        title_justify="left",
+        "SIMULATION, not measured: times as fast as bare (measured, where it was)",
     )
     lanes = sorted({number for one in found for number in one.simulated})
     for heading in ("", "", "", "serial µs", "page µs"):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, left=not heading)
     for number in lanes:
-        table.add_column(f"{number} lanes", justify="right")
+        table.add_column(f"{number} lanes")
     for one in found:
         cells = []
         for number in lanes:
@@ -369,10 +365,10 @@ def main() -> None:
     ]
     steps.sort(key=lambda one: (one.algorithm, one.operation, one.lanes))
     found = list(simulations(steps, options.batch))
-    console().print(steps_table(steps))
-    console().print(serial_table(steps))
+    make_console().print(steps_table(steps))
+    make_console().print(serial_table(steps))
     if found:
-        console().print(simulated_table(found))
+        make_console().print(simulated_table(found))
     else:
         notes.append("the simulation: nothing was handed over, or there was one lane only")
     for text in dict.fromkeys(notes):

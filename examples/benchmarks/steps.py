@@ -33,18 +33,18 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
 from batchzip import Engine, SwapStore
 from batchzip.bench.algorithm import parse_algorithms
 from batchzip.bench.compressors import bare_calls, each
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
 from batchzip.bench.rounds import in_pieces, of_pages
-from batchzip.bench.table import console
 from batchzip.core.folio import Folio
 from batchzip.core.gather import gather
 from batchzip.core.gather import load as core_load
 from batchzip.store.arguments import as_pages, as_range
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,7 @@ class Steps:
         self._order = np.split(order, self.pieces)
         self._indices = [some.tolist() for some in self._order]
         self._sources = [[outputs[index] for index in some] for some in self._indices]
-        self._ledger = self.store._ledger  # noqa: SLF001 - what is taken apart here
+        self._entries = self.store._entries  # noqa: SLF001 - what is taken apart here
         self._room = np.zeros((PIECE, PAGE), np.uint8)
         self._out = memoryview(bytearray(PAGE))
 
@@ -96,7 +96,7 @@ class Steps:
 
     def load(self, rounds: int) -> tuple[dict[str, float], float, float]:
         """Return the steps of a load, what a load takes, and the bare call on the same bytes."""
-        ledger, out = self._ledger, self._out
+        entries, out = self._entries, self._out
         coders = self.engine.backend.coders
         number = self.store._resources.writer.number  # noqa: SLF001 - as above
         far = _FAR // 2
@@ -106,19 +106,19 @@ class Steps:
 
         def core(piece: int) -> None:
             for index in filled[piece]:
-                core_load(ledger, index, None, exclusive=False)
+                core_load(entries, index, None, exclusive=False)
 
         def core_to(piece: int) -> None:
             for index in filled[piece]:
-                core_load(ledger, index, out, exclusive=False)
+                core_load(entries, index, out, exclusive=False)
 
         def keep(piece: int) -> None:
-            gathered[:] = [gather(ledger, self._order[piece], use=True)]
+            gathered[:] = [gather(entries, self._order[piece], use=True)]
 
         steps: dict[str, list[float]] = {"checksum": [], "decode": []}
 
         def finish(piece: int) -> None:
-            found = gather(ledger, self._order[piece], use=True)
+            found = gather(entries, self._order[piece], use=True)
             begun = self.clock()
             found.check(self._room)
             checked = self.clock()
@@ -131,11 +131,11 @@ class Steps:
             rounds,
             {
                 "loop": lambda piece: each(abs, self._indices[piece]),
-                "kind": lambda piece: each(ledger.kind, absent[piece]),
+                "kind": lambda piece: each(entries.kind, absent[piece]),
                 "filled": lambda piece: each(self.store.load, filled[piece]),
                 "core": core,
                 "core to": core_to,
-                "look up": lambda piece: gather(ledger, far_order[piece], use=True),
+                "look up": lambda piece: gather(entries, far_order[piece], use=True),
                 "gather": keep,
                 "finish": finish,
                 "load": lambda piece: each(self.store.load, self._indices[piece]),
@@ -206,7 +206,7 @@ class Steps:
                 times.append(clock())
                 folio.compress(coders, number, **kinds)
                 times.append(clock())
-                folio.publish(self._ledger, at * size)
+                folio.publish(self._entries, at * size)
                 times.append(clock())
                 folio.clear()
                 spent = [
@@ -274,16 +274,17 @@ def _each_of(call: Callable[[Any], object], arguments: list[list[Any]], piece: i
 
 def show(title: str, steps: dict[str, float], whole: float, bare: float) -> None:
     """Print the steps, and what they leave unexplained."""
-    table = Table(title=title, title_justify="left", min_width=len(title))
+    table = Table(title)
     table.add_column("")
-    table.add_column("ns per page", justify="right")
+    table.add_column("ns per page")
     for name, ns in steps.items():
         table.add_row(name, f"{ns:.0f}")
     told = sum(ns for name, ns in steps.items() if not name.startswith(" "))
-    table.add_row("rest", f"{whole - told:.0f}", end_section=True)
+    table.add_row("rest", f"{whole - told:.0f}")
+    table.add_section()
     table.add_row("whole", f"{whole:.0f}")
     table.add_row("bare call", f"{bare:.0f}")
-    console().print(table)
+    make_console().print(table)
 
 
 def main() -> None:
@@ -314,12 +315,12 @@ def main() -> None:
                 return
             name = f"{algorithm.label}, {steps.mean:.0f} bytes stored"
             show(f"one load, {name}", *steps.load(options.rounds))
-            table = Table(title="one load, by what is stored", title_justify="left")
+            table = Table("one load, by what is stored")
             for head in ("", "load, ns", "bare call, ns"):
-                table.add_column(head, justify="right" if head else "left")
+                table.add_column(head, left=not head)
             for kind, ns, bare in steps.by_length(options.rounds):
                 table.add_row(kind, f"{ns:.0f}", "" if bare is None else f"{bare:.0f}")
-            console().print(table)
+            make_console().print(table)
             for size in folios:
                 show(
                     f"stored again in folios of {size}, {name}", *steps.folio(size, options.rounds)

@@ -44,7 +44,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 
 import batchzip
 from batchzip.bench.algorithm import DEFAULT, parse_algorithms
@@ -56,9 +55,10 @@ from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
 from batchzip.bench.peer_stores import contenders
 from batchzip.bench.rounds import in_pieces, of_pages, seconds, spread
 from batchzip.bench.stores import FOLIO_PAGES
-from batchzip.bench.table import console
 from batchzip.system.cpus import usable_cpus
 from batchzip.system.segment import Segment
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -455,9 +455,9 @@ def show(rows: list[Row]) -> None:
         if not some:
             continue
         names = list(dict.fromkeys(name for row in some for name in row["us"]))
-        table = Table(title=title, title_justify="left")
+        table = Table(title)
         for head in ("", "pages", *names, heading, "quartiles", "goal"):
-            table.add_column(head, justify="right" if head else "left", no_wrap=True)
+            table.add_column(head, left=not head)
         for row in some:
             low, high = row["spread"]
             goal = (
@@ -473,13 +473,13 @@ def show(rows: list[Row]) -> None:
                 f"{low:.2f} … {high:.2f}",
                 goal,
             )
-        console().print(table)
+        make_console().print(table)
     rivals = [row for row in rows if row["part"] == "rivals"]
     if rivals:
-        table = Table(title="µs per page; * is the least of a column", title_justify="left")
+        table = Table("µs per page; * is the least of a column")
         names = list(rivals[0]["us"])
         for head in ("", *names):
-            table.add_column(head, justify="right" if head else "left", no_wrap=True)
+            table.add_column(head, left=not head)
         for algorithm in dict.fromkeys(row["algorithm"] for row in rivals):
             some = [row for row in rivals if row["algorithm"] == algorithm]
             least = {name: min(row["us"][name] for row in some) for name in names}
@@ -490,7 +490,7 @@ def show(rows: list[Row]) -> None:
                 ]
                 table.add_row(f"{algorithm}: {row['name']}", *cells)
             table.add_section()
-        console().print(table)
+        make_console().print(table)
 
 
 def _judged(row: Row, relation: str) -> str:

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from loky.backend import get_context
-from rich.table import Table
 
 import batchzip
 from batchzip.bench import plot
@@ -40,9 +39,10 @@ from batchzip.bench.algorithm import parse_algorithms
 from batchzip.bench.figure import Figure, Result
 from batchzip.bench.pages import PAGE, add_source, source_of
 from batchzip.bench.rounds import figure, in_turns
-from batchzip.bench.table import console
 from batchzip.cli.side import WorkerCpu
 from batchzip.system.lifetime import Closing
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -307,12 +307,12 @@ def claim_for(algorithm: str, backend: str, quantity: str) -> str:
 
 def show(result: Result) -> None:
     """Print a table in the shape of the patch's."""
-    table = Table(title="change: batched against page by page", title_justify="left")
+    table = Table("change: batched against page by page")
     for heading in ("", "folio", "medians"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, left=True)
     for heading in (*WAYS, "change"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("the patch's claim", no_wrap=True)
+        table.add_column(heading)
+    table.add_column("the patch's claim", left=True)
     for (algorithm, backend, folio), of in by_case(result).items():
         for quantity in (name for name in QUANTITIES if (BATCHED, name) in of):
             throughput = quantity == TIME
@@ -327,7 +327,7 @@ def show(result: Result) -> None:
                 claim_for(algorithm, backend, quantity),
             )
         table.add_section()
-    console().print(table)
+    make_console().print(table)
 
 
 def draw(result: Result, path: Path) -> None:

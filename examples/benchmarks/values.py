@@ -45,14 +45,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import lz4.block
 import numpy as np
 import zstandard
-from rich.table import Table
 
 import batchzip
 from batchzip.bench.figure import Result
 from batchzip.bench.held import process_pss
 from batchzip.bench.rounds import figure, in_pieces, in_turns, seconds, speed, timed
-from batchzip.bench.table import console
 from batchzip.system.cpus import usable_cpus
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -493,14 +493,14 @@ def show(result: Result) -> None:
                 cell += f", × {each.ratio:.2f}"
             rows.setdefault(row, {})[where] = cell
         what = "growth of PSS, B a value" if operation == "memory" else f"{operation}: µs a value"
-        table = Table(title=what, title_justify="left")
+        table = Table(what)
         names = list(dict.fromkeys(name for cells in rows.values() for name in cells))
-        table.add_column("", no_wrap=True)
+        table.add_column("")
         for name in names:
-            table.add_column(name, justify="right")
+            table.add_column(name)
         for row, cells in rows.items():
             table.add_row(row, *(cells.get(name, "") for name in names))
-        console().print(table)
+        make_console().print(table)
 
 
 def goals(result: Result) -> Iterator[str]:

@@ -45,10 +45,10 @@ import numpy as np
 import pandas as pd
 from dask.sizeof import sizeof
 from distributed import Client, LocalCluster, wait
-from rich.table import Table
 
-from batchzip.bench.table import console
 from batchzip.dask import WorkerData
+from batchzip.terminal.console import make_console
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -324,10 +324,10 @@ def main() -> None:
                 runs.setdefault((work, kind), []).append(last)
                 print(f"{work}, {kind}: {last.seconds:.1f} s", file=sys.stderr)  # it takes a while
     table = Table(
-        title=f"{given.mib} MiB in {given.workers} workers of {given.limit_mib} MiB, {given.rounds} rounds"
+        f"{given.mib} MiB in {given.workers} workers of {given.limit_mib} MiB, {given.rounds} rounds"
     )
     for heading in ("work", "data", "s", "MiB written", "peak MiB", "pauses", "paused s", "killed"):
-        table.add_column(heading, justify="left" if heading in {"work", "data"} else "right")
+        table.add_column(heading, left=heading in {"work", "data"})
     for (work, kind), some in runs.items():
         done = [each for each in some if each.seconds == each.seconds]
         # Of all: one that was not done took longer than any.
@@ -344,7 +344,7 @@ def main() -> None:
             f"{seconds:.1f}" if seconds < math.inf else f"- ({', '.join(failed)})",
             *(f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in middle),
         )
-    console().print(table)
+    make_console().print(table)
     for work in works:
         answers = [
             each.answer

@@ -172,7 +172,7 @@ def test_a_piece_of_memory_that_was_lost_reads_as_damage_never_as_zeros(
     store.store(0, b"".join(pages.values()))
     segment = memory_of(store._resources.pool)
     whole = {index: bytes(in_pool(store, index)) for index in pages}
-    handle = gather(store._ledger, 7).value(0)
+    handle = gather(store._entries, 7).value(0)
     offset = store._resources.pool.allocator.extent(handle)[0] // PAGE * PAGE
     content = bytes(segment.view[offset : offset + PAGE])
 

@@ -650,7 +650,7 @@ def test_a_limit_of_the_system_is_named_and_nothing_is_left(which: int, value: i
     def work() -> None:
         # The store comes first; what is short is what the region asks for.
         with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
-            ledger = store.group("region")._ledger
+            entries = store.group("region")._entries
             number = store._resources.writer.number
             held = descriptors()
             before = resource.getrlimit(which)
@@ -665,12 +665,12 @@ def test_a_limit_of_the_system_is_named_and_nothing_is_left(which: int, value: i
             resource.setrlimit(which, (limit, before[1]))
             try:
                 with pytest.raises(LimitReached):
-                    Pager(ledger, number, pages=1 << 16, budget=64)
+                    Pager(entries, number, pages=1 << 16, budget=64)
             finally:
                 resource.setrlimit(which, before)
             assert descriptors() == held
             assert len(tasks()) == 1
-            pager = Pager(ledger, number, pages=1 << 16, budget=64)
+            pager = Pager(entries, number, pages=1 << 16, budget=64)
             pager.close()
 
     in_forked_child(work)

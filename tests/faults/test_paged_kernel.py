@@ -187,18 +187,20 @@ def test_memory_that_the_program_removes_is_zeros(page_size: int) -> None:
 
 # What the kernel refuses.
 
-SECCOMP, IOCTL = {"x86_64": (317, 16), "aarch64": (277, 29)}.get(platform.machine(), (0, 0))
+SECCOMP, IOCTL, MADVISE = {"x86_64": (317, 16, 28), "aarch64": (277, 29, 233)}.get(
+    platform.machine(), (0, 0, 0)
+)
 COPY, ZEROPAGE, CONTINUE, POISON = 0xC028AA03, 0xC020AA04, 0xC020AA07, 0xC020AA08
 """Calls of userfaultfd."""
 
 
-def refuse(call: int, code: int) -> None:
-    """Have the kernel refuse a call of userfaultfd to all threads of this process from now on."""
+def refuse(value: int, code: int, *, call: int = IOCTL, argument: int = 1) -> None:
+    """Have the kernel refuse a system call with this argument to all threads of this process from now on."""
     steps = [
         (0x20, 0, 0, 0),  # the number of the system call
-        (0x15, 0, 3, IOCTL),
-        (0x20, 0, 0, 24),  # its second argument
-        (0x15, 0, 1, call),
+        (0x15, 0, 3, call),
+        (0x20, 0, 0, 16 + 8 * argument),
+        (0x15, 0, 1, value),
         (6, 0, 0, 0x50000 | code),
         (6, 0, 0, 0x7FFF0000),
     ]
@@ -289,3 +291,20 @@ def test_a_page_whose_memory_is_damaged_is_a_sigbus() -> None:
     assert end.signal == signal.SIGBUS, end
     assert "page 3 " in end.lines[0], end
     assert os.strerror(errno.EIO) in end.lines[0], end
+
+
+@needs_filters
+def test_pages_that_the_kernel_does_not_unmap_stay_beyond_the_budget() -> None:
+    """Before Linux 5.18 these are pages that the program has locked."""
+
+    def work() -> None:
+        with opened(budget=16) as region:
+            array = filled(region, noisy(20))
+            for advice in (mmap.MADV_DONTNEED, 24):  # MADV_DONTNEED_LOCKED
+                refuse(advice, errno.EINVAL, call=MADVISE, argument=2)
+            more = filled(region, noisy(100, 2))
+            assert region.figures["over_budget"] > 0
+            assert (array == noisy(20)).all()
+            assert (more == noisy(100, 2)).all()
+
+    assert end_of(work).signal == 0

@@ -40,6 +40,15 @@ def test_random_touches(touches: int, report: Callable[[str], None]) -> None:
         )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [2, 3])
+def test_more_threads_than_frames(budget: int) -> None:
+    """Faults wait for each other's frames, and exceed no budget."""
+    with opened(pages=256, budget=budget, fault_threads=8) as region:
+        run_model(region, lambda worker: worker.touch(10_000), threads=6, seed=budget)
+        assert region.figures["over_budget"] == 0
+
+
 CODECS: list[tuple[str, dict[str, Any]]] = [
     ("lz4", {}),
     ("lz4", {"shuffle": "f8"}),

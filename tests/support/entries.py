@@ -16,27 +16,27 @@ ENTRIES = DIRECTORY + (8 << 20)
 
 def kind(group: Group, index: int) -> int:
     """Return the kind of an index."""
-    return group._ledger.kind(index)
+    return group._entries.kind(index)
 
 
 def codec(group: Group, index: int) -> int:
     """Return the number of the codec that made what is stored."""
-    return gather(group._ledger, index).codec(0)
+    return gather(group._entries, index).codec(0)
 
 
 def length(group: Group, index: int) -> int:
     """Return the bytes of what is stored, if it is in the pool."""
-    return gather(group._ledger, index).length(0)
+    return gather(group._entries, index).length(0)
 
 
 def in_pool(group: Group, index: int) -> memoryview:
     """View what the pool holds for an index, writable: the shared memory itself."""
-    return object_of(group._resources.pool, gather(group._ledger, index).value(0))
+    return object_of(group._resources.pool, gather(group._entries, index).value(0))
 
 
 def in_file(group: Group, index: int) -> range:
     """Return the offsets of what the backing file holds for an index."""
-    position = gather(group._ledger, index).value(0)
+    position = gather(group._entries, index).value(0)
     start = position >> LENGTH_BITS
     return range(start, start + (position & (1 << LENGTH_BITS) - 1) + 1)
 
@@ -49,5 +49,5 @@ def flip(group: Group, index: int) -> None:
 
 def shared(group: Group) -> npt.NDArray[np.uint64]:
     """View the entries of a table that others read, as rows of two words, writable."""
-    memory = own_mapping(group._ledger.share())
+    memory = own_mapping(group._entries.share())
     return np.frombuffer(memory, np.uint64, offset=ENTRIES).reshape(-1, 2)

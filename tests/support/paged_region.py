@@ -165,7 +165,7 @@ def opened(
         group = store.group("region")
         backing = store._resources.backing
         pager = Pager(
-            group._ledger,
+            group._entries,
             store._resources.writer.number,
             pages=pages,
             budget=budget,

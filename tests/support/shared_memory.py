@@ -15,7 +15,7 @@ from batchzip.store.group import Group
 
 def entry_of(group: Group, index: int) -> npt.NDArray[np.uint64]:
     """View both words of an entry, writable; its table is shared from then on."""
-    words = np.frombuffer(own_mapping(group._ledger.share()), np.uint64)
+    words = np.frombuffer(own_mapping(group._entries.share()), np.uint64)
     blocks = int(words[1])
     place = words[DIRECTORY // 8 : DIRECTORY // 8 + blocks].tolist().index(index >> 9)
     at = ENTRIES // 8 + 2 * (place << 9 | index & 511)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchzip.arguments.buffers import Flat
-    from batchzip.core.ledger import Ledger
+    from batchzip.core.entries import Entries
     from batchzip.core.zones import ZoneReservation
     from batchzip.store.backing.backing_file import BackingFile
     from batchzip.store.resources import Resources
@@ -135,21 +135,21 @@ def _has_turn(resources: Resources, turn: CleaningTurn, *, wait: bool) -> bool:
 
 
 def _clean_zones(resources: Resources, backing: BackingFile, zones: dict[int, int]) -> None:
-    for ledger in list(resources.ledgers.values()):
-        with unless_dropped(ledger):
-            _write_anew(resources, ledger, backing, zones)
+    for entries in list(resources.all_entries.values()):
+        with unless_dropped(entries):
+            _write_anew(resources, entries, backing, zones)
     backing.settle()
 
 
 def _write_anew(
-    resources: Resources, ledger: Ledger, backing: BackingFile, zones: dict[int, int]
+    resources: Resources, entries: Entries, backing: BackingFile, zones: dict[int, int]
 ) -> None:
     """Write what a group has in these zones to others."""
     marks = np.zeros(max(zones) + 1, np.uint8)
     marks[list(zones)] = 1
-    indices = np.frombuffer(ledger.choose(IN_FILE, zones=marks.tobytes()), np.int64)
+    indices = np.frombuffer(entries.choose(IN_FILE, zones=marks.tobytes()), np.int64)
     for start in range(0, len(indices), resources.max_batch):
-        gathered = gather(ledger, indices[start : start + resources.max_batch])
+        gathered = gather(entries, indices[start : start + resources.max_batch])
         rows = gathered.rows_of(*IN_FILE)
         positions = np.array([gathered.value(row) for row in rows], np.uint64)
         # What was stored anew since lies elsewhere; and so does all of a zone that was used again.

@@ -25,7 +25,7 @@ from batchzip.store.loader import restore
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from batchzip.core.ledger import Ledger
+    from batchzip.core.entries import Entries
     from batchzip.store.resources import Resources
     from batchzip.store.writer import Writer
 
@@ -56,14 +56,14 @@ class Recompression:
 class Recompressor:
     """Recompresses the pages of a group with one engine."""
 
-    def __init__(self, resources: Resources, ledger: Ledger, writer: Writer) -> None:
+    def __init__(self, resources: Resources, entries: Entries, writer: Writer) -> None:
         self._resources = resources
-        self._ledger = ledger
+        self._entries = entries
         self._writer = writer
 
     def choose(self, idle_for_s: float, min_length: int) -> npt.NDArray[np.int64]:
         """Return the indices of idle pages in the pool that have at least `min_length` bytes."""
-        found = self._ledger.choose(
+        found = self._entries.choose(
             (Kind.COMPRESSED, Kind.RAW),
             idle_s=idle_for_s,
             not_codec=self._writer.number,
@@ -81,13 +81,13 @@ class Recompressor:
 
     def _run_batch(self, indices: npt.NDArray[np.int64]) -> tuple[int, int, int]:
         resources, pool = self._resources, self._resources.pool
-        gathered = gather(self._ledger, indices)
+        gathered = gather(self._entries, indices)
         held = gathered.rows_of(Kind.COMPRESSED, Kind.RAW)
         pages = np.empty((len(gathered), resources.page_size), np.uint8)
         restore(resources, gathered, pages)
         good = [row for row in held if not gathered.outcome(row)]
         if len(good) < len(held):
-            self._ledger.count_event("decompress_fail", len(held) - len(good))
+            self._entries.count_event("decompress_fail", len(held) - len(good))
         if not good or not gathered.is_current:
             return len(held), 0, 0
         batch = CompressBatch(pages[good], capacity=resources.page_size)

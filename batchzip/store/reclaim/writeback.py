@@ -24,32 +24,32 @@ from batchzip.store.reclaim.cleaning import write
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from batchzip.core.ledger import Ledger
+    from batchzip.core.entries import Entries
     from batchzip.store.resources import Resources
 
 
-def write_back(resources: Resources, ledger: Ledger, indices: npt.NDArray[np.int64]) -> int:
+def write_back(resources: Resources, entries: Entries, indices: npt.NDArray[np.int64]) -> int:
     """Move pages, no index twice, to the backing file. Return how many were; others are passed over.
 
     Raise OSError if the file fails; every page is where it was then.
     """
     backing = resources.backing
     assert backing is not None  # noqa: S101 - the callers' check
-    gathered = gather(ledger, np.ascontiguousarray(indices))
+    gathered = gather(entries, np.ascontiguousarray(indices))
     damaged = set(gathered.damaged())
     held = gathered.rows_of(*IN_POOL)
     rows = [row for row in held if row not in damaged]
     if len(rows) < len(held):
-        ledger.count_event("decompress_fail", len(held) - len(rows))
-        ledger.count_event("reject_reclaim_fail", len(held) - len(rows))
+        entries.count_event("decompress_fail", len(held) - len(rows))
+        entries.count_event("reject_reclaim_fail", len(held) - len(rows))
     if not rows:
         return 0
     try:
         where = write(resources, [gathered.stored(row) for row in rows])
     except OSError:
-        ledger.count_event("reject_reclaim_fail", len(rows))
+        entries.count_event("reject_reclaim_fail", len(rows))
         raise
     moved = gathered.to_file(rows, where)
-    ledger.count_event("written_back_pages", moved)
+    entries.count_event("written_back_pages", moved)
     backing.settle()
     return moved

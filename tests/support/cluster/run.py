@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from support.cluster.history import Log, Verdict, check
@@ -18,6 +19,7 @@ from support.cluster.machines import Machines
 from support.paths import SUPPORT, python_path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 FAULTS = (
@@ -43,7 +45,8 @@ _ANSWER_S = 240.0
 class Process:
     """One client, as its process is told what to do."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, mend: Callable[[], None], **options: Any) -> None:
+        self._mend = mend
         self.number = options["number"]
         name = f"client-{self.number}"
         self.log = folder / f"{name}.jsonl"
@@ -76,10 +79,13 @@ class Process:
         self.process.stdin.flush()
 
     def answer(self) -> str:
-        try:
-            return self._lines.get(timeout=_ANSWER_S)
-        except queue.Empty:
-            return f"no answer in {_ANSWER_S:g} s"
+        """Wait for a line. Meanwhile the machines are mended: without workers, a client may have no answer."""
+        end = time.monotonic() + _ANSWER_S
+        while time.monotonic() < end:
+            with suppress(queue.Empty):
+                return self._lines.get(timeout=0.2)
+            self._mend()
+        return f"no answer in {_ANSWER_S:g} s"
 
     def ask(self, line: str) -> None:
         """Say something, and take no answer but "ok"."""
@@ -156,6 +162,7 @@ class Run:
         self._numbers += 1
         client = Process(
             self.folder,
+            self.machines.mend,
             scheduler=self.machines.address,
             number=self._numbers,
             address=self._address,
@@ -216,14 +223,8 @@ class Run:
         """Wait until every worker that is wanted has its part."""
         self._log.fault("(settled)")
         self.clients[0].say(f"settle {len(self.machines.workers)}")
-        answer: str | None = None
-        while answer is None:
-            self.machines.mend()
-            try:
-                answer = self.clients[0]._lines.get(timeout=0.2)
-            except queue.Empty:
-                assert self.clients[0].process.poll() is None
-        assert answer == "ok", answer
+        answer = self.clients[0].answer()
+        assert answer == "ok", answer or self.clients[0].output.read_text()
 
     def pause(self) -> None:
         for client in self.clients:

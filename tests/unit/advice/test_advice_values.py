@@ -30,7 +30,6 @@ import batchzip
 from batchzip import BadArgument, BatchzipError, NotStorable, ValuesAdvice, advise_values
 from batchzip.advice import spool, weighing
 from batchzip.advice.holder import Holder, process_memory, weigh
-from batchzip.advice.layout import table
 from batchzip.advice.suiting import Suiting
 from batchzip.advice.values import recommend, weigh_all
 from batchzip.advice.weighing import Held

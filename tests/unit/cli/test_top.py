@@ -10,15 +10,14 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from batchzip.cli.top_screen import screen
 from rich.console import Console
 from support.command import Screen, assert_one_clear_line, assert_refused, cli
 
 import batchzip
 from batchzip import ClosedError, CompressedMapping, Engine, SwapStore
-from batchzip.cli.output import duration
 from batchzip.cli.snapshot import take_snapshot
 from batchzip.cli.top import shared_stores
-from batchzip.cli.top_screen import screen
 from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ MOST = 64 << 10
 
 def records_in(store: SwapStore, name: str = "values") -> Records:
     """Make the records of a group of a store, with its engine's codec."""
-    made = Records(store.group(name)._ledger, "CompressedMapping")
+    made = Records(store.group(name)._entries, "CompressedMapping")
     writer = store._resources.writer
     made.use_codec(writer.number, writer.engine.backend.coders)
     return made
@@ -176,13 +176,13 @@ def test_what_takes_less_room_compressed_is_compressed(values: Records) -> None:
     values.put("text", text(1))
     values.put("noise", noise(1))
     values.put("short", b"abc")
-    assert values.ledger.pool_bytes < PAGE + 3 + PAGE // 8
+    assert values.entries.pool_bytes < PAGE + 3 + PAGE // 8
 
 
 def test_a_damaged_value_says_so_and_the_others_stay(store: SwapStore, values: Records) -> None:
     values.put("good", text(1))
     values.put("bad", text(2))
-    handles = np.frombuffer(values.ledger.values(Kind.RECORD), np.uint64)
+    handles = np.frombuffer(values.entries.values(Kind.RECORD), np.uint64)
     object_of(store._resources.pool, int(handles[1]))[3] ^= 16
     with pytest.raises(PageError) as damage:
         values.get("bad")
@@ -204,15 +204,15 @@ def test_a_value_in_the_file_is_found_there(tmp_path: Path) -> None:
         for number in range(600):
             made.put(number, text(number, 700))
         assert group.writeback(600) == 600
-        assert made.ledger.pool_bytes == 0
+        assert made.entries.pool_bytes == 0
         assert store.check().ok
         found: Any = made.get(77)
         assert isinstance(found, Found)
-        gathered = gather(made.ledger, found.indices)
+        gathered = gather(made.entries, found.indices)
         read(store._resources, gathered)
         assert made.finish(found, gathered) == text(77, 700)
         made.put(77, b"new")
-        assert made.finish(found, gather(made.ledger, found.indices)) is None
+        assert made.finish(found, gather(made.entries, found.indices)) is None
         assert not made.remove(77, found)
         assert made.get(77) == b"new"
         assert made.fault() is None
@@ -348,10 +348,10 @@ class AgainstAnOrderedDict(RuleBasedStateMachine):
     @rule(share=st.integers(0, 4))
     def shrink(self, share: int) -> None:
         before = len(self.values)
-        target = self.values.ledger.pool_bytes * share // 4
+        target = self.values.entries.pool_bytes * share // 4
         gone = self.values.shrink(target)
         assert len(self.values) == before - gone
-        assert self.values.ledger.pool_bytes <= target
+        assert self.values.entries.pool_bytes <= target
         kept = set(self.values.keys())
         for key in [key for key in self.model if key not in kept]:
             del self.model[key]
@@ -514,7 +514,7 @@ def test_damaged_values_are_told_apart_by_lanes(
     store, made, rings = lanes
     keys, values = list(range(1000)), [text(key, 1500) for key in range(1000)]
     assert made.put_many(keys, values, 0, rings=rings) == (1000, 0)
-    handles = np.frombuffer(made.ledger.values(Kind.RECORD), np.uint64)
+    handles = np.frombuffer(made.entries.values(Kind.RECORD), np.uint64)
     damaged = store._resources.pool.read(int(handles[500]))
     store._resources.pool.write(int(handles[500]), bytes(reversed(damaged)))
     found = made.get_many(keys, rings=rings)
@@ -524,7 +524,7 @@ def test_damaged_values_are_told_apart_by_lanes(
     assert [each for key, each in enumerate(found) if key not in failed] == [
         value for key, value in enumerate(values) if key not in failed
     ]
-    assert made.ledger.figures()["records"] == 1000
+    assert made.entries.figures()["records"] == 1000
 
 
 def test_values_go_on_where_lanes_have_ended(

@@ -75,20 +75,20 @@ def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
 
 def slices_of(mapping: CompressedMapping, kind: Kind = Kind.SLICE) -> list[int]:
     """Return the indices of all slices of a kind, in the order of the table."""
-    found = np.frombuffer(mapping.group._ledger.choose((kind,)), np.uint64)
+    found = np.frombuffer(mapping.group._entries.choose((kind,)), np.uint64)
     return [int(index) for index in found]
 
 
 def write_slices(mapping: CompressedMapping, slices: list[int]) -> None:
     """Move slices to the file."""
     group = mapping.group
-    moved = write_back(group._resources, group._ledger, np.array(slices, np.uint64).view(np.int64))
+    moved = write_back(group._resources, group._entries, np.array(slices, np.uint64).view(np.int64))
     assert moved == len(slices)
 
 
 def figures(mapping: CompressedMapping) -> tuple[int, int, int, int]:
     """Return how many values are records, sliced and on pages, and the number of slices."""
-    found = mapping.group._ledger.figures()
+    found = mapping.group._entries.figures()
     return (
         found["records"] + found["backed_records"],
         found["sliced"],
@@ -283,18 +283,18 @@ def test_a_value_that_is_replaced_while_it_is_read_from_the_file_is_read_again(
     records = mapping._records
     found: Any = records.get("key")
     assert isinstance(found, Found)
-    gathered = gather(records.ledger, found.indices)
+    gathered = gather(records.entries, found.indices)
     read(store._resources, gathered)
     assert records.finish(found, gathered) == mixed(1, 20_000)
     mapping["key"] = mixed(2, 20_000)
     mapping["other"] = mixed(3, 20_000)  # in the slices that the old one had
-    again = gather(records.ledger, found.indices)
+    again = gather(records.entries, found.indices)
     read(store._resources, again)
     assert records.finish(found, again) is None
     assert not records.remove("key", found)
     assert mapping["key"] == mixed(2, 20_000)
     del mapping["key"], mapping["other"]
-    assert records.finish(found, gather(records.ledger, found.indices)) is None
+    assert records.finish(found, gather(records.entries, found.indices)) is None
 
 
 # Damage

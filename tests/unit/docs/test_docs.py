@@ -13,20 +13,30 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT, python_path
 
-ROOT = next(parent for parent in Path(__file__).parents if (parent / "mkdocs.yml").exists())
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 BIN = Path(sys.executable).parent
 """Where the commands are."""
 
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{BIN}:{os.environ['PATH']}",
+    "COLUMNS": "80",
+    "NO_COLOR": "1",
+}
+
 PARTS = ["advice", "dask", "metrics", "numcodecs", "paged", "testing", "zarr"]
 """Submodules whose names are public."""
+
+APART = ("batchzip.dask.", "batchzip.zarr.")
+"""Names whose libraries start threads that stay: their examples run in a process of their own."""
 
 SLOW = {"batchzip.advise_values", "batchzip.ValuesAdvice"}
 """Examples that start a process for each way to keep values."""
 
-BLOCK = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^( *)```([\w-]+)([^\n]*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
 def public_names() -> list[str]:
@@ -61,7 +71,7 @@ def run_script(script: Path) -> str:
         timeout=120,
         check=False,
         cwd=script.parent,
-        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "80"},
+        env={**ENVIRONMENT, "PYTHONPATH": python_path(str(Path(__file__).parent))},
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
@@ -78,7 +88,7 @@ def blurred(text: str) -> str:
     [
         pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
         for name in public_names()
-        if not name.startswith("batchzip.dask.")
+        if not name.startswith(APART)
     ],
 )
 def test_the_example_of_a_public_name_runs(name: str) -> None:
@@ -90,15 +100,11 @@ def test_the_example_of_a_public_name_runs(name: str) -> None:
     run_examples(name)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in public_names() if name.startswith("batchzip.dask.")]
-)
-def test_the_example_of_a_name_for_dask_runs(name: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in public_names() if name.startswith(APART)])
+def test_the_example_of_a_name_runs_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
     script = tmp_path / "example.py"
-    script.write_text(
-        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"from {Path(__file__).stem} import run_examples\nrun_examples({name!r})\n"
-    )
+    script.write_text(f"from {Path(__file__).stem} import run_examples\nrun_examples({name!r})\n")
     run_script(script)
 
 
@@ -110,20 +116,17 @@ def code_blocks(page: Path) -> list[tuple[str, str, str]]:
     ]
 
 
-def runs(language: str, options: str) -> bool:
-    return language == "python" and 'data-test="skip"' not in options
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(runs(*block[:2]) for block in code_blocks(page))],
+    [page for page in PAGES if any(block[0] == "python" for block in code_blocks(page))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_the_python_of_a_page_runs_and_prints_what_stands_there(page: Path, tmp_path: Path) -> None:
     script, shown = [], []
     blocks = code_blocks(page)
-    for number, (language, options, text) in enumerate(blocks):
-        if not runs(language, options):
+    for number, (language, _, text) in enumerate(blocks):
+        if language != "python":
             continue
         after, its_options, output = [*blocks, ("", "", "")][number + 1]
         if after == "text" and 'title="Output"' in its_options:
@@ -141,11 +144,12 @@ def test_the_python_of_a_page_runs_and_prints_what_stands_there(page: Path, tmp_
 COMMANDS = [
     (page, text)
     for page in PAGES
-    for language, options, text in code_blocks(page)
-    if language == "console" and 'data-test="skip"' not in options
+    for language, _, text in code_blocks(page)
+    if language == "console"
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "text"),
     COMMANDS,
@@ -160,10 +164,22 @@ def test_a_command_prints_what_a_page_shows(page: Path, text: str, tmp_path: Pat
         text=True,
         timeout=120,
         check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "80", "NO_COLOR": "1"},
+        cwd=ROOT if "docs/" in first else tmp_path,
+        env=ENVIRONMENT,
     )
-    assert blurred(done.stdout + done.stderr) == blurred(output), done.stdout + done.stderr
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    if output:  # otherwise the site is built with what the command prints
+        assert blurred(printed) == blurred(output), printed
+
+
+@pytest.mark.slow
+def test_the_first_example_of_the_readme_saves_more_than_half(tmp_path: Path) -> None:
+    (tmp_path / "first.py").write_text(code_blocks(ROOT / "README.md")[0][2])
+    held, whole = (
+        int(n.replace(",", "")) for n in re.findall(r"[\d,]+", run_script(tmp_path / "first.py"))
+    )
+    assert held < whole / 2
 
 
 LINK = re.compile(

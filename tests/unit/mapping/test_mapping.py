@@ -314,7 +314,7 @@ def test_indices_of_values_that_are_gone_are_used_again(mapping: CompressedMappi
 
 
 def test_neighbours_that_are_free_are_joined(store: SwapStore) -> None:
-    space = IndexSpace(store.group("numbered")._ledger)
+    space = IndexSpace(store.group("numbered")._entries)
     held = [space.reserve(1) for _ in range(1000)]
     assert space.end == 1000
     held.clear()
@@ -325,7 +325,7 @@ def test_neighbours_that_are_free_are_joined(store: SwapStore) -> None:
 
 def test_indices_are_not_given_out_while_anybody_holds_them(store: SwapStore) -> None:
     group = store.group("numbered")
-    space = IndexSpace(group._ledger)
+    space = IndexSpace(group._entries)
     first: IndexReservation | None = space.reserve(3)
     reader = first
     group.store(0, [noise(at) for at in range(6)])
@@ -345,7 +345,7 @@ class Indices(RuleBasedStateMachine):
         self.engine = Engine("lz4", backend="sequential", page_size=512)
         self.store = SwapStore(self.engine)
         self.group = self.store.group("numbered")
-        self.space = IndexSpace(self.group._ledger)
+        self.space = IndexSpace(self.group._entries)
         self.held: list[IndexReservation] = []
 
     @rule(count=st.integers(1, 9))

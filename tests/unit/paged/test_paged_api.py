@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from batchzip.cli.top_screen import screen
 from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 from support.entries import flip
@@ -37,7 +38,6 @@ from batchzip import (
     paged_empty,
 )
 from batchzip.cli.snapshot import take_snapshot
-from batchzip.cli.top_screen import screen
 from batchzip.core.userfaultfd import WAYS
 from batchzip.metrics import collector
 from batchzip.paged import Availability, availability, available, machine, memory_of

@@ -382,7 +382,7 @@ def test_a_codec_in_python_is_refused() -> None:
         pytest.raises(BadArgument, match="codec"),
     ):
         Pager(
-            store.group("region")._ledger,
+            store.group("region")._entries,
             store._resources.writer.number,
             pages=64,
             budget=8,
@@ -499,7 +499,7 @@ def test_arrays_hold_the_pager_that_nobody_else_holds() -> None:
     with LeakCheck(), Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
         before = tasks()
         pager = Pager(
-            store.group("region")._ledger, store._resources.writer.number, pages=64, budget=8
+            store.group("region")._entries, store._resources.writer.number, pages=64, budget=8
         )
         array = np.frombuffer(memoryview(pager.allocate(60 * SIZE)), np.uint8)  # type: ignore[arg-type]
         data = noisy(60)

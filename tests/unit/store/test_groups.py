@@ -269,7 +269,7 @@ def test_a_group_that_is_dropped_while_threads_use_it(store: SwapStore) -> None:
         for user in users:
             user.result()
     store.check_invariants()
-    assert len(store._resources.ledgers) == 1 + len(store.groups)
+    assert len(store._resources.all_entries) == 1 + len(store.groups)
 
 
 def test_a_group_can_be_made_with_a_limit_of_nothing(store: SwapStore) -> None:

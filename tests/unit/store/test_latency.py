@@ -78,7 +78,7 @@ def test_one_call_in_64_is_timed(store: SwapStore) -> None:
 
 
 def test_what_comes_at_regular_intervals_is_met_as_often_as_it_is_there(store: SwapStore) -> None:
-    start = store._ledger.start
+    start = store._entries.start
     met = Counter(number % EVERY for number in range(2000 * EVERY) if start(LOAD))
     assert len(met) == EVERY
     assert min(met.values()) > 2
@@ -201,16 +201,16 @@ def test_a_closed_store_and_a_forked_child_have_none(store: SwapStore) -> None:
 @pytest.mark.parametrize("bucket", [20, 22, 24])
 def test_a_call_is_in_the_bucket_of_its_time(store: SwapStore, bucket: int) -> None:
     took_s = BOUNDS_S[bucket] * 0.75
-    store._ledger.end(LOAD, time.monotonic_ns() - round(took_s * 1e9))
+    store._entries.end(LOAD, time.monotonic_ns() - round(took_s * 1e9))
     found = store.latencies["load"]
     assert found.calls == tuple(int(number == bucket) for number in range(len(BOUNDS_S) + 1))
     assert took_s <= found.total_s < BOUNDS_S[bucket]
 
 
 def test_the_first_and_the_last_bucket_take_whatever_is_beyond(store: SwapStore) -> None:
-    store._ledger.end(LOAD, time.monotonic_ns() - int(3600e9))
+    store._entries.end(LOAD, time.monotonic_ns() - int(3600e9))
     assert store.latencies["load"].calls[-1] == 1
-    store._ledger.end(LOAD, time.monotonic_ns() + int(3600e9))  # a clock that is no clock
+    store._entries.end(LOAD, time.monotonic_ns() + int(3600e9))  # a clock that is no clock
     assert store.latencies["load"].calls[0] == 1
 
 

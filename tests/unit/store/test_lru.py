@@ -32,7 +32,7 @@ def put(store: SwapStore, first: int, count: int = 1) -> None:
 def evict(store: SwapStore, count: int) -> set[int]:
     """Write so many back; which they were. They are taken out, too."""
     store.writeback(count)
-    gone = np.frombuffer(store._ledger.choose((Kind.BACKED,)), np.int64).tolist()
+    gone = np.frombuffer(store._entries.choose((Kind.BACKED,)), np.int64).tolist()
     for index in gone:
         assert store.load(index, exclusive=True) == noise(index, SIZE)
     return set(gone)
@@ -44,7 +44,7 @@ def evict_in_order(store: SwapStore, count: int) -> list[int]:
 
 def idle(store: SwapStore, seconds: float) -> set[int]:
     """Return the pages that `recompress(idle_for_s=…)` would take."""
-    found = store._ledger.choose((Kind.COMPRESSED, Kind.RAW), idle_s=seconds)
+    found = store._entries.choose((Kind.COMPRESSED, Kind.RAW), idle_s=seconds)
     return set(np.frombuffer(found, np.int64).tolist())
 
 
@@ -114,8 +114,8 @@ def test_ages_stay_right_however_long_the_store_lives(store: SwapStore) -> None:
         store.load(1)
         if turn % 7_000 == 0:
             assert idle(store, 0) == {0, 1}
-            assert np.frombuffer(store._ledger.coldest(1), np.int64).tolist() == [0]
-            store._ledger.coldest(2)  # so that the next choice is a new one
+            assert np.frombuffer(store._entries.coldest(1), np.int64).tolist() == [0]
+            store._entries.coldest(2)  # so that the next choice is a new one
     put(store, 2)
     store.load(1)
     assert evict_in_order(store, 3) == [0, 2, 1]

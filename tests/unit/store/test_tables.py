@@ -131,7 +131,7 @@ class TablesAgainstDicts(RuleBasedStateMachine):
     def share(self) -> None:
         self.swap.share()  # tables move to shared memory when they are asked for
         for group in self.groups:
-            group._ledger.share()
+            group._entries.share()
 
     @invariant()
     def is_whole(self) -> None:
@@ -248,7 +248,9 @@ def test_other_processes_see_no_word_that_nobody_wrote(
     put(store, 0, BLOCK)  # whose last page stays, so that the block does
     store.share()
     here, there = spawn.Pipe()
-    looker = spawn.Process(target=look_at_word, args=(os.getpid(), store._ledger.share(), 0, there))
+    looker = spawn.Process(
+        target=look_at_word, args=(os.getpid(), store._entries.share(), 0, there)
+    )
     looker.start()
     assert here.recv() == "ready"
     for turn in range(2000):

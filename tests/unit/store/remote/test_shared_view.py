@@ -293,7 +293,7 @@ def test_tables_and_words_are_written_by_their_owner_only(store: SwapStore) -> N
         assert is_refused(lambda fd=fd: mmap.mmap(fd, 4096))  # type: ignore[misc]
         os.close(fd)
     assert is_sealed(words)
-    assert is_sealed(store._ledger.share())
+    assert is_sealed(store._entries.share())
     assert not is_sealed(objects), "it gives memory back"
     for number in range(200):  # they grow and move all the same
         store.store(number << 9, [text(at) for at in range(64)])

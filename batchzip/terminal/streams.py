@@ -1,4 +1,4 @@
-"""The command's standard streams, whatever they are: closed, full, without a reader, of few characters."""
+"""Standard streams in any state: closed, full, without a reader, or with few characters."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def open_streams() -> None:
-    """Lead streams that are closed to nowhere: the exit code still says how the command went.
+    """Open /dev/null in place of closed streams, so that the exit code still tells the outcome.
 
-    What stdout has no character for becomes "?": it must not cost the report.
+    A character that stdout cannot encode becomes "?", because it must not cost the report.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # They come in the order of their numbers: nothing else is opened as 0, 1 or 2.
+            # The order is that of their numbers, so nothing else is opened as 0, 1 or 2.
             stream = open(open_nowhere(), mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -28,7 +28,7 @@ def open_streams() -> None:
 
 
 def say(line: str) -> None:
-    """Write a line to stderr, if that can be written to."""
+    """Write a line to stderr, if stderr can be written to."""
     try:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
@@ -37,7 +37,7 @@ def say(line: str) -> None:
 
 
 def abandon(stream: TextIO) -> None:
-    """Send what a stream still has in its buffer nowhere: at exit, writing it would fail once more, loudly."""
+    """Redirect a stream to /dev/null, so that flushing its buffer at exit does not fail again."""
     nowhere = open_nowhere()
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

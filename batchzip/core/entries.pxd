@@ -9,13 +9,13 @@ from batchzip.core.zones cimport Zones, ZonesState
 cdef enum:
     MOST_CODECS = 256
 
-cdef struct ObjectsState:  # what the ledgers of a store share
+cdef struct ObjectsState:  # what the all_entries of a store share
     PoolState *pool
     ZonesState *zones  # NULL: there is no backing file
     uint64_t entries_of[MOST_CODECS]  # entries by the number of their codec
     uint64_t reused  # numbers that were given to another codec
 
-cdef struct LedgerState:
+cdef struct EntriesState:
     ObjectsState *objects
     TableState table
     LruState lru
@@ -35,13 +35,13 @@ cdef struct Prepared:  # a folio that is about to be published
     uint32_t *lengths
     uint64_t *values  # room for handles, or positions in the backing file
 
-cdef int ledger_publish(
-    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere,
+cdef int entries_publish(
+    EntriesState *entries, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere,
     uint64_t limit,
 ) noexcept nogil
-cdef void ledger_forget(LedgerState *ledger, const Entry *entry) noexcept nogil
-cdef void ledger_count(LedgerState *ledger, const Entry *entry, uint32_t length) noexcept nogil
-cdef void ledger_remove(LedgerState *ledger, Entry *entry) noexcept nogil
+cdef void entries_forget(EntriesState *entries, const Entry *entry) noexcept nogil
+cdef void entries_count(EntriesState *entries, const Entry *entry, uint32_t length) noexcept nogil
+cdef void entries_remove(EntriesState *entries, Entry *entry) noexcept nogil
 
 
 cdef class Objects:
@@ -58,8 +58,8 @@ cdef class Objects:
     cdef int _unused_number(self) except -1
 
 
-cdef class Ledger:
-    cdef LedgerState state
+cdef class Entries:
+    cdef EntriesState state
     cdef readonly Objects objects
     cdef object name
     cdef uint64_t events[7]

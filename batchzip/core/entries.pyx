@@ -1,4 +1,4 @@
-"""Ledger: which entries of a group are published, and that every object belongs to exactly one of them.
+"""Entries: the published entries of a group; every object belongs to exactly one of them.
 
 An object is what an entry refers to: in the pool, or in the backing file. Its entry and its memory come and
 go in the same step, under the pool's mutex and without the interpreter, so nothing can come between them.
@@ -24,7 +24,7 @@ repaired, and a store that replaces pages would need room for both.
 
 Invariants
 * gauges[kind] is the number of entries of that kind, pool_bytes the sum of their lengths in the pool.
-* entries_of[number] is the number of entries of that codec in all ledgers of the store.
+* entries_of[number] is the number of entries of that codec in all groups of the store.
 * Every live object stands in one entry, or belongs to a reservation of the backing file.
 
     field                          writer
@@ -72,58 +72,58 @@ EVENTS = (
 """Names of the counters that only grow."""
 
 
-# Steps; the pool's mutex is held by the caller, but for `ledger_publish`.
+# Steps; the pool's mutex is held by the caller, but for `entries_publish`.
 
-cdef void ledger_forget(LedgerState *ledger, const Entry *entry) noexcept nogil:
+cdef void entries_forget(EntriesState *entries, const Entry *entry) noexcept nogil:
     """Free what an entry refers to, and take it off the gauges."""
-    ledger.gauges[entry.kind] -= 1
-    ledger.objects.entries_of[entry.codec] -= 1
+    entries.gauges[entry.kind] -= 1
+    entries.objects.entries_of[entry.codec] -= 1
     if is_in_pool(entry):
-        ledger.pool_bytes -= pool_free(ledger.objects.pool, entry.value)
+        entries.pool_bytes -= pool_free(entries.objects.pool, entry.value)
     elif is_in_file(entry):
-        zones_free(ledger.objects.zones, &entry.value, 1)
+        zones_free(entries.objects.zones, &entry.value, 1)
 
 
-cdef void ledger_count(LedgerState *ledger, const Entry *entry, uint32_t length) noexcept nogil:
-    ledger.gauges[entry.kind] += 1
-    ledger.objects.entries_of[entry.codec] += 1
+cdef void entries_count(EntriesState *entries, const Entry *entry, uint32_t length) noexcept nogil:
+    entries.gauges[entry.kind] += 1
+    entries.objects.entries_of[entry.codec] += 1
     if is_in_pool(entry):
-        ledger.pool_bytes += length
+        entries.pool_bytes += length
 
 
-cdef void ledger_remove(LedgerState *ledger, Entry *entry) noexcept nogil:
+cdef void entries_remove(EntriesState *entries, Entry *entry) noexcept nogil:
     """Take an entry out that is not ABSENT, and free what it refers to."""
-    ledger_forget(ledger, entry)
-    ledger.pages -= 1
-    table_clear(&ledger.table, entry)
+    entries_forget(entries, entry)
+    entries.pages -= 1
+    table_clear(&entries.table, entry)
 
 
-cdef uint64_t _erase(LedgerState *ledger, uint64_t first, uint64_t count) noexcept nogil:
+cdef uint64_t _erase(EntriesState *entries, uint64_t first, uint64_t count) noexcept nogil:
     """Take out what these indices hold. Return the number of pages that were there."""
-    cdef TableState *table = &ledger.table
-    cdef uint64_t last = first + count - 1, block, row, before = ledger.pages
-    if ledger.pages == 0:
+    cdef TableState *table = &entries.table
+    cdef uint64_t last = first + count - 1, block, row, before = entries.pages
+    if entries.pages == 0:
         return 0
     if (last >> BLOCK_BITS) - (first >> BLOCK_BITS) < table.room:
         for block in range(first >> BLOCK_BITS, (last >> BLOCK_BITS) + 1):
-            _erase_in_row(ledger, table_row(table, block), first, last)
+            _erase_in_row(entries, table_row(table, block), first, last)
     else:
         for row in range(table.room):
             if table.live[row]:
-                _erase_in_row(ledger, row, first, last)
-    return before - ledger.pages
+                _erase_in_row(entries, row, first, last)
+    return before - entries.pages
 
 
-cdef void _erase_in_row(LedgerState *ledger, int64_t row, uint64_t first, uint64_t last) noexcept nogil:
+cdef void _erase_in_row(EntriesState *entries, int64_t row, uint64_t first, uint64_t last) noexcept nogil:
     cdef uint64_t start, index
     cdef Entry *entry
     if row < 0:
         return
-    start = <uint64_t>ledger.table.block_of[row] << BLOCK_BITS
+    start = <uint64_t>entries.table.block_of[row] << BLOCK_BITS
     for index in range(max(first, start), min(last, start + BLOCK - 1) + 1):
-        entry = &ledger.table.entries[(<uint64_t>row << BLOCK_BITS) + (index - start)]
+        entry = &entries.table.entries[(<uint64_t>row << BLOCK_BITS) + (index - start)]
         if entry.kind != ABSENT:
-            ledger_remove(ledger, entry)
+            entries_remove(entries, entry)
 
 
 cdef inline Entry *_next_entry(TableState *table, uint64_t index, Entry *before) noexcept nogil:
@@ -133,53 +133,53 @@ cdef inline Entry *_next_entry(TableState *table, uint64_t index, Entry *before)
     return table_find(table, index)
 
 
-cdef void _free_stale(LedgerState *ledger, uint64_t first, uint32_t count, bint clear) noexcept nogil:
+cdef void _free_stale(EntriesState *entries, uint64_t first, uint32_t count, bint clear) noexcept nogil:
     """Free what these indices refer to, or clear their entries once that is done.
 
     In between they name objects that are gone, which readers in other processes take for a change that is
     under way; nobody else can look.
     """
     cdef uint64_t index
-    cdef Entry *entry = table_find(&ledger.table, first)
+    cdef Entry *entry = table_find(&entries.table, first)
     for index in range(first, first + count):
         if index > first:
-            entry = _next_entry(&ledger.table, index, entry)
+            entry = _next_entry(&entries.table, index, entry)
         if entry is NULL or entry.kind == ABSENT:
             continue
         if clear:
-            table_clear(&ledger.table, entry)
+            table_clear(&entries.table, entry)
         else:
-            ledger_forget(ledger, entry)
-            ledger.pages -= 1
+            entries_forget(entries, entry)
+            entries.pages -= 1
 
 
 cdef bint _exceeds(
-    LedgerState *ledger, uint64_t first, const Prepared *folio, uint64_t limit, bint keeps
+    EntriesState *entries, uint64_t first, const Prepared *folio, uint64_t limit, bint keeps
 ) noexcept nogil:
     """Return whether a folio would take the group beyond its limit.
 
     What the folio replaces does not count. It is there still where `keeps`.
     """
-    cdef uint64_t total = ledger.pool_bytes, index
+    cdef uint64_t total = entries.pool_bytes, index
     cdef uint32_t number, length
     cdef Entry *entry = NULL
     for number in range(folio.object_count):
         total += folio.lengths[number]
     if total <= limit or not keeps:
         return total > limit
-    entry = table_find(&ledger.table, first)
+    entry = table_find(&entries.table, first)
     for index in range(first, first + folio.count):
         if index > first:
-            entry = _next_entry(&ledger.table, index, entry)
+            entry = _next_entry(&entries.table, index, entry)
         if entry is not NULL and is_in_pool(entry):
             length = 0
-            pool_bytes(ledger.objects.pool, entry.value, &length)
+            pool_bytes(entries.objects.pool, entry.value, &length)
             total -= length
     return total > limit
 
 
-cdef int ledger_publish(
-    LedgerState *ledger, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere,
+cdef int entries_publish(
+    EntriesState *entries, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere,
     uint64_t limit,
 ) noexcept nogil:
     """Enter a folio, whole, in the place of whatever its indices hold.
@@ -188,7 +188,7 @@ cdef int ledger_publish(
     pool's limit), −EDQUOT (the group's) or −EBADF (closed). Then they hold nothing, or, if the folio
     may go elsewhere, what they held.
     """
-    cdef ObjectsState *objects = ledger.objects
+    cdef ObjectsState *objects = entries.objects
     cdef uint32_t row, number = 0, length
     cdef uint16_t stamp
     cdef Entry entry, before
@@ -197,36 +197,36 @@ cdef int ledger_publish(
     cdef bint keeps, replaces
     cdef int code = 0
     pool_lock(objects.pool)
-    if ledger.closed:
+    if entries.closed:
         pool_unlock(objects.pool)
         return -EBADF
     # Readers of a shared table find the old pages or the new ones, wherever the owner may be stopped: the old
     # objects go last, if there is room for both.
-    keeps = may_go_elsewhere or ledger.table.memory.fd >= 0
-    replaces = ledger.pages > 0
+    keeps = may_go_elsewhere or entries.table.memory.fd >= 0
+    replaces = entries.pages > 0
     if replaces and not keeps:
-        _free_stale(ledger, first, folio.count, False)
-    if not in_file and _exceeds(ledger, first, folio, limit, keeps and replaces):
+        _free_stale(entries, first, folio.count, False)
+    if not in_file and _exceeds(entries, first, folio, limit, keeps and replaces):
         code = -EDQUOT
-    elif table_prepare(&ledger.table, first, folio.count) < 0:
+    elif table_prepare(&entries.table, first, folio.count) < 0:
         code = -ENOMEM
     elif not in_file:
         code = pool_allocate(objects.pool, folio.object_count, folio.lengths, folio.values)
         if code and replaces and keeps and not may_go_elsewhere:
             keeps = False
-            _free_stale(ledger, first, folio.count, False)
+            _free_stale(entries, first, folio.count, False)
             code = pool_allocate(objects.pool, folio.object_count, folio.lengths, folio.values)
     if code:
         if replaces and not may_go_elsewhere:
             if keeps:
-                _free_stale(ledger, first, folio.count, False)
-            _free_stale(ledger, first, folio.count, True)
+                _free_stale(entries, first, folio.count, False)
+            _free_stale(entries, first, folio.count, True)
         pool_settle(objects.pool)
         pool_unlock(objects.pool)
         return code
-    ledger.pages += folio.count
-    ledger.page_stores += folio.count
-    stamp = lru_use(&ledger.lru, &ledger.table, folio.count, ledger.pages)
+    entries.pages += folio.count
+    entries.page_stores += folio.count
+    stamp = lru_use(&entries.lru, &entries.table, folio.count, entries.pages)
     for row in range(folio.count):
         entry = folio.entries[row]
         length = 0
@@ -239,16 +239,16 @@ cdef int ledger_publish(
                 memcpy(room, folio.data[number], length)
             number += 1
         entry.epoch = stamp
-        ledger_count(ledger, &entry, length)
+        entries_count(entries, &entry, length)
         if row and (first + row) & (BLOCK - 1):
             place += 1
         else:
-            place = table_place(&ledger.table, first + row)
+            place = table_place(&entries.table, first + row)
         before = place[0]
-        table_put(&ledger.table, place, &entry)
+        table_put(&entries.table, place, &entry)
         if keeps and before.kind != ABSENT:
-            ledger_forget(ledger, &before)
-            ledger.pages -= 1
+            entries_forget(entries, &before)
+            entries.pages -= 1
     pool_settle(objects.pool)
     pool_unlock(objects.pool)
     return 0
@@ -347,7 +347,7 @@ cdef class Objects:
         return self.coders[number]
 
 
-cdef class Ledger:
+cdef class Entries:
     """The entries of one group. Threads may share it; a call is one step to the others.
 
     Raises ClosedError after `close`, and ForkedProcess in a forked child.
@@ -426,7 +426,7 @@ cdef class Ledger:
                 for number in range(row << BLOCK_BITS, (row + 1) << BLOCK_BITS):
                     entry = &self.state.table.entries[number]
                     if entry.kind != ABSENT:
-                        ledger_forget(&self.state, entry)
+                        entries_forget(&self.state, entry)
             self.state.closed = True
             self.state.pages = self.state.record_bytes = 0
             table_close(&self.state.table)
@@ -494,7 +494,7 @@ cdef class Ledger:
 
     def figures(self) -> dict[str, int]:
         """Return EVENTS, entries by kind, pages, traffic and bytes, all of one moment."""
-        cdef LedgerState *state = &self.state
+        cdef EntriesState *state = &self.state
         cdef uint64_t gauges[KINDS]
         cdef uint64_t pages, pool_bytes, stores, loads, tables, record_bytes
         with nogil:
@@ -595,7 +595,7 @@ cdef class Ledger:
     # Sharing with other processes.
 
     def share(self) -> int:
-        """Move the table to shared memory. Return its descriptor, which stays the ledger's."""
+        """Move the table to shared memory. Return its descriptor, which stays owned by the entries."""
         cdef Memory memory
         cdef int code
         self.refuse()
@@ -628,8 +628,8 @@ cdef class Ledger:
     # Checking.
 
     def fault(self):
-        """Return what is wrong with the ledger, or None. No other thread may be changing anything."""
-        cdef LedgerState *state = &self.state
+        """Return what is wrong with the entries, or None. No other thread may be changing anything."""
+        cdef EntriesState *state = &self.state
         cdef uint64_t gauges[KINDS]
         cdef uint64_t number, pages = 0, stored = 0
         cdef uint32_t length
@@ -675,25 +675,25 @@ cdef class Ledger:
 
 
 cdef uint64_t _choose(
-    LedgerState *ledger, uint32_t wanted, uint32_t least_age, int not_codec, uint32_t min_length,
+    EntriesState *entries, uint32_t wanted, uint32_t least_age, int not_codec, uint32_t min_length,
     const uint8_t *marks, uint64_t mark_count, uint64_t *indices,
 ) noexcept nogil:
     cdef uint64_t number, found = 0, zone
     cdef uint32_t length
     cdef const Entry *entry
-    for number in range(<uint64_t>ledger.table.room << BLOCK_BITS):
-        entry = &ledger.table.entries[number]
+    for number in range(<uint64_t>entries.table.room << BLOCK_BITS):
+        entry = &entries.table.entries[number]
         if entry.kind == ABSENT or not wanted >> entry.kind & 1:
             continue
-        if entry.codec == not_codec or lru_age(&ledger.lru, entry.epoch) < least_age:
+        if entry.codec == not_codec or lru_age(&entries.lru, entry.epoch) < least_age:
             continue
         if min_length and is_in_pool(entry):
-            if pool_bytes(ledger.objects.pool, entry.value, &length) is NULL or length < min_length:
+            if pool_bytes(entries.objects.pool, entry.value, &length) is NULL or length < min_length:
                 continue
         if marks is not NULL and is_in_file(entry):
-            zone = (position_offset(entry.value) - ledger.objects.zones.base) >> ledger.objects.zones.zone_bits
+            zone = (position_offset(entry.value) - entries.objects.zones.base) >> entries.objects.zones.zone_bits
             if zone >= mark_count or not marks[zone]:
                 continue
-        indices[found] = table_index(&ledger.table, number)
+        indices[found] = table_index(&entries.table, number)
         found += 1
     return found

@@ -1,0 +1,141 @@
+"""Tables that fit: where there is no room, columns are left out instead of cells being broken.
+
+Each column has a rank. While a table is too wide, its column of the highest rank is left out; a column of
+rank 0 always stays. A line below the table names the columns that are missing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import rich.table
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+
+GAP = 2
+"""Columns of the terminal between two columns of a table."""
+
+SHORTEST_NAME = 20
+"""Columns to which names at the left are cut before a column of figures is left out."""
+
+
+def fitting(widths: Sequence[int], ranks: Sequence[int], room: int) -> list[int]:
+    """Return the numbers of the columns to show in `room`; of equal ranks the right one goes first."""
+    shown = list(range(len(widths)))
+    while sum(widths[at] + GAP for at in shown) - GAP > room:
+        last = max(shown, key=lambda at: (ranks[at], at))
+        if not ranks[last]:
+            break
+        shown.remove(last)
+    return shown
+
+
+class Table:
+    """A table without lines; the first column is to the left, figures are to the right."""
+
+    def __init__(self, title: str | None = None) -> None:
+        self._title = title
+        self._headings: list[str] = []
+        self._footers: list[str] = []
+        self._ranks: list[int] = []
+        self._left: list[bool] = []
+        self._wraps: list[bool] = []
+        self._rows: list[list[Text]] = []
+        self._sections: set[int] = set()
+
+    def add_column(
+        self,
+        heading: str,
+        *,
+        rank: int | None = None,
+        left: bool | None = None,
+        wraps: bool = False,
+        footer: str = "",
+    ) -> None:
+        """Add a column to the right. Its rank is its number unless given, so that the right ones go first.
+
+        `wraps`: its cells are prose, whose lines may be broken between words.
+        """
+        number = len(self._headings)
+        self._headings.append(heading)
+        self._ranks.append(number if rank is None else rank)
+        self._left.append(not number if left is None else left)
+        self._wraps.append(wraps)
+        self._footers.append(footer)
+
+    def add_row(self, *cells: str | Text) -> None:
+        """Add a row with a cell for each column. Brackets in a cell are text, not markup."""
+        if len(cells) != len(self._headings):
+            raise ValueError(f"{len(cells)} cells for {len(self._headings)} columns")
+        self._rows.append([cell if isinstance(cell, Text) else Text(cell) for cell in cells])
+
+    def add_section(self) -> None:
+        """Leave a line empty below the rows so far."""
+        self._sections.add(len(self._rows))
+
+    @property
+    def row_count(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
+    def _needed(self, at: int) -> int:
+        """Return the columns of the terminal that a column of the table takes at the least."""
+        texts = [self._headings[at], self._footers[at], *(row[at].plain for row in self._rows)]
+        parts = (part for text in texts for part in _parts(text, words=self._wraps[at]))
+        width = max(map(cell_len, parts), default=0)
+        return width if at or self._wraps[at] else min(width, SHORTEST_NAME)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = [self._needed(at) for at in range(len(self._headings))]
+        shown = fitting(needed, self._ranks, options.max_width)
+        table = rich.table.Table(
+            box=None,
+            pad_edge=False,
+            padding=(0, GAP, 0, 0),
+            header_style="table.header",
+            show_footer=any(self._footers),
+            show_header=any(self._headings),
+        )
+        for at in shown:
+            wraps = self._wraps[at]
+            table.add_column(
+                Text(self._headings[at]),
+                justify="left" if self._left[at] else "right",
+                footer=Text(self._footers[at]),
+                no_wrap=not wraps,
+                overflow="fold" if wraps else "ellipsis",
+                # A name that is too long gives way to the figures beside it.
+                min_width=None if wraps or at == 0 else needed[at],
+            )
+        for number, row in enumerate(self._rows):
+            if number in self._sections:
+                table.add_row()
+            table.add_row(*(row[at] for at in shown))
+        parts: list[RenderableType] = [table]
+        if self._title:
+            parts = [Text(), Text(self._title, style="table.title"), table]
+        missing = (self._headings[at] for at in range(len(needed)) if at not in shown)
+        if names := dict.fromkeys(" ".join(heading.split()) for heading in missing):
+            parts.append(Text(f"left out for lack of room: {', '.join(names)}", style="hint"))
+        for part in parts:
+            for line in console.render_lines(part, options, pad=False):
+                yield from _stripped(line)
+                yield Segment.line()
+
+
+def _stripped(line: list[Segment]) -> list[Segment]:
+    """Return a line without the blanks at its end, which pad its last cell."""
+    text, style, control = line[-1] if line else Segment("")
+    if text.strip():
+        return [*line[:-1], Segment(text.rstrip(), style, control)]
+    return _stripped(line[:-1]) if line else []
+
+
+def _parts(text: str, *, words: bool) -> Iterable[str]:
+    return text.split() if words else text.splitlines()
