@@ -110,6 +110,7 @@ CALLS: dict[str, Callable[[Region, npt.NDArray[np.uint8]], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 1000], ids=["one", "all that follow"])
 @pytest.mark.parametrize("call", CALLS)
 def test_memory_that_is_out_loses_no_page(call: str, count: int, capfd: Any) -> None:

@@ -59,6 +59,7 @@ def test_an_embedded_interpreter_that_knows_no_python_has_no_workers(
         Engine("lz4", backend="workers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_workers_start_where_standard_streams_are_closed(closed: str, tmp_path: Path) -> None:
     """And what is closed is open in a worker: nothing of its own lies there."""

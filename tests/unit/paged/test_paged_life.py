@@ -190,6 +190,7 @@ for _ in range(3): threading.Thread(target=touch, daemon=True).start()
 }
 
 
+@pytest.mark.slow
 @needs_faults
 @pytest.mark.parametrize("end", ENDS)
 def test_an_interpreter_ends_with_live_arrays(end: str) -> None:

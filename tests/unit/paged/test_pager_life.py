@@ -254,6 +254,7 @@ def test_arrays_that_go_after_the_pager_was_closed_leave_nothing() -> None:
     assert mappings() <= before[1]
 
 
+@pytest.mark.slow
 def test_many_regions_leave_nothing() -> None:
     with opened():
         pass
