@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.paged_region import (
-    HANG_LIMIT_S,
-    await_true,
-    content,
-    filled,
-    needs_paging,
-    noisy,
-    opened,
-)
+from support.paged_region import HANG_LIMIT_S, content, filled, needs_paging, noisy, opened
+from support.waiting import await_true
 
 from batchzip.core.region import AccessAdvice
 

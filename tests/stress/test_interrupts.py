@@ -23,12 +23,12 @@ from support.batch_load import (
     Kind,
     Load,
     assert_all_slots_are_free,
-    await_true,
     blank,
     do,
 )
 from support.codecs.interrupted import INTERRUPTS, InterruptedCodec
 from support.interrupts import SHARING, InterruptAt
+from support.waiting import await_true
 
 from batchzip import CompressBatch, DecompressBatch, Engine, PageNotStored, StoreView, SwapStore
 from batchzip.lanes import LanesBackend, watch
