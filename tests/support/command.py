@@ -1,9 +1,10 @@
-"""The command line as its users meet it: a process with arguments, output, a terminal, an exit code."""
+"""The command line as users meet it: a process with arguments, streams and an exit code."""
 
 from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import mmap
 import os
 import pty
@@ -17,6 +18,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from batchzip.cli.commands import make_parser
 from batchzip.cli.main import main
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import pytest
+    from numpy.typing import NDArray
 
 COMMAND = [sys.executable, "-m", "batchzip.cli.main"]
 
@@ -211,3 +215,19 @@ def has_gone(pid: int) -> bool:
     except OSError:
         return True
     return status.rpartition(")")[2].split()[0] == "Z"  # nobody's child any more, init is slow
+
+
+def document(*arguments: object) -> dict[str, Any]:
+    result = cli("swap", "--json", *arguments)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    loaded: dict[str, Any] = json.loads(result.stdout)
+    return loaded
+
+
+def some_pages(count: int = 600, page_size: int = 4096) -> NDArray[np.uint8]:
+    """Text-like, same-filled and random pages in turn."""
+    rng = np.random.default_rng(7)
+    pages = rng.integers(97, 105, (count, page_size), np.uint8)
+    pages[1::3] = 5
+    pages[2::3] = rng.integers(0, 256, pages[2::3].shape, np.uint8)
+    return pages
