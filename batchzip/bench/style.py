@@ -28,7 +28,7 @@ WIDTH = 9.0
 _DPI = 160
 """Dots per inch in the file: sharp where the screen has more dots, too."""
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
