@@ -25,7 +25,6 @@ import time
 import tomllib
 import warnings
 from fnmatch import fnmatch
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
