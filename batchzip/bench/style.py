@@ -100,7 +100,8 @@ def drawing(path: Path, height: float, title: str | None = None) -> Iterator[Pic
     import matplotlib as mpl  # noqa: PLC0415 - an extra
     from matplotlib.figure import Figure as Picture  # noqa: PLC0415 - an extra
 
-    with mpl.rc_context(_RC):
+    settings: Any = _RC
+    with mpl.rc_context(settings):
         picture = Picture(figsize=(WIDTH, height), layout="constrained", dpi=_DPI)
         yield picture
         if title is not None:

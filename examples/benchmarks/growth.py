@@ -22,6 +22,7 @@ import argparse
 import mmap
 import struct
 import time
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -265,7 +266,7 @@ def draw(result: Result, path: Path) -> None:
             others = iter(OTHERS)
             for name in names:
                 values = [one.median for one in result.figures if one.contender == name]
-                style = REFERENCE if name.endswith("alone") else next(own, None) or next(others)
+                style = REFERENCE if name.endswith("alone") else next(chain(own, others))
                 axes.plot(counts, values, label=name, **style)
             axes.set_xscale("log")
             axes.set_ylim(0)

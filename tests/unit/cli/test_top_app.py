@@ -68,6 +68,10 @@ async def until(is_so: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+def begins_with(app: TopApp, heading: str) -> bool:
+    return lines(app)[0].startswith(heading)
+
+
 def lines(app: TopApp) -> list[str]:
     return app.query_one(Grid).lines()
 
@@ -92,7 +96,7 @@ def test_tables_are_chosen_by_number_and_by_arrows() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
         for key, heading in (("2", "group"), ("right", "pages"), ("left", "group"), ("1", "pages")):
             await pilot.press(key)
-            await until(lambda heading=heading: lines(app)[0].startswith(heading))
+            await until(partial(begins_with, app, heading))
         await pilot.press("9")
         assert lines(app)[0].startswith("pages")
 
