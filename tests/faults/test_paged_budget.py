@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.paged_region import (
-    HANG_LIMIT_S,
-    Region,
-    await_true,
-    content,
-    filled,
-    needs_paging,
-    noisy,
-    opened,
-)
+from support.paged_region import HANG_LIMIT_S, Region, content, filled, needs_paging, noisy, opened
+from support.waiting import await_true
 
 from batchzip.core.region import AccessAdvice
 
