@@ -50,10 +50,11 @@ def stress(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check lint, format and types."""
+    """Check lint, format, types, and which package imports which."""
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
     run(session, "mypy")
+    run(session, "lint-imports", "--no-cache")
 
 
 @nox.session

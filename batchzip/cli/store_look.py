@@ -48,7 +48,7 @@ def store_look(now: Snapshot, before: Snapshot | None) -> Look:
             f"pages of {status['page_size']:,} bytes"
         ),
         facts=[("store", now.address), *_facts(now)],
-        sections=[section for section in sections if section.rows],
+        sections=sections,
         filled=held / limit if limit else None,
     )
 
