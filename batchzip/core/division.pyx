@@ -5,12 +5,12 @@
                  └────────────▶ posted: a lane's share ── cut from its end, once nothing is mine
                                     │ done: collected
                                     └ its lane is gone: pages it had not begun become mine; the page
-                                      it had begun goes to lanes only, as it may have killed the
-                                      lane
+                                      it had begun goes to lanes only: it may have killed the lane
 
-If two lanes die while they do the same page, the page gets -EOWNERDEAD. It is never run in the
-owner. The claim word tells which page a dead lane had begun (ring.pyx), so other pages are soon
-cleared of suspicion. The suspect is then posted to another lane as a share of its own.
+If two lanes die while they do the same page, the page gets -EOWNERDEAD (four deaths if it is
+uncertain that they were at this page). It is never run in the owner. The claim word tells which
+page a dead lane had begun (ring.pyx), so other pages are soon cleared of suspicion. The suspect is
+then posted to another lane as a share of its own.
 
 With `isolate`, lanes do all pages.
 
@@ -270,7 +270,10 @@ cdef void _accept(JobState *job, Posted *posted) noexcept nogil:
 
 
 cdef bint _take_results(JobState *job, const Posted *posted, uint32_t count) noexcept nogil:
-    """Take the results of a share's first pages. If one is impossible, return False, take none."""
+    """Take the results of a share's first pages. Return whether all of them are possible.
+
+    If one is impossible, take none.
+    """
     cdef RingState *ring = posted.ring
     cdef RingSlot *slot = &ring.slots[posted.sequence % SLOTS]
     cdef size_t pitch = job.batch.page_size if job.batch.operation == DECOMPRESS else 0
@@ -775,7 +778,7 @@ cdef class Job:
         for at in range(self.state.posted_count):
             posted = &self.state.posted[at]
             if not is_ready(posted.ring):
-                posted.since_ns = now  # whoever starts the lane watches its start
+                posted.since_ns = now  # the lane's starter watches its start
                 continue
             claim = bz_load64(&posted.ring.slots[posted.sequence % SLOTS].head.claim)
             claim = <uint32_t>claim + (<uint64_t>bz_load32(&posted.ring.control.done) << 32) + 1

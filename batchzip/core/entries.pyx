@@ -25,8 +25,7 @@ found and repaired, and a store that replaces pages would need room for both ver
 
 Invariants
 * gauges[kind] is the number of entries of that kind. pool_bytes is the sum of the lengths of
-* objects
-  in the pool.
+  objects in the pool.
 * entries_of[number] is the number of entries of that codec in all groups of the store.
 * Every live object belongs to one entry, or to a reservation of the backing file.
 
@@ -291,7 +290,7 @@ cdef class Objects:
 
     @property
     def reused(self) -> int:
-        """How often a codec number was given to another codec."""
+        """The number of times that a codec number was given to another codec."""
         return self.state.reused
 
     def numbered(self) -> list:
