@@ -121,7 +121,8 @@ def test_nothing_is_written_to_a_request_that_is_over() -> None:
     assert over.undone == 2
     assert not over.request.batch.dlens.any()
     assert live.undone == 0
-    assert [bytes(output) for output in live.request.batch.outputs()] == compressed(PAGES[2:4])
+    done: Any = live.request.batch
+    assert [bytes(output) for output in done.outputs()] == compressed(PAGES[2:4])
     assert worked[CompressBatch.operation]["pages"] == 2
 
 

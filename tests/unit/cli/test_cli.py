@@ -111,7 +111,7 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
         "600 pages compared byte for byte: all equal",
     ):
         assert words in " ".join(result.stdout.split())
-    heading, lanes = result.stdout.splitlines()[3:5]
+    heading, lanes = result.stdout.split("\n\n")[1].splitlines()[:2]
     assert heading.split() == ["threads", "÷", "workers", "÷"]
     assert re.fullmatch(r" +sequential( +\d+ \+ caller +seq\.){2}", lanes)
 

@@ -40,6 +40,7 @@ def mounted(line: str) -> tuple[str, ...]:
 CLOSED = [">&-", "2>&-", "<&- >&- 2>&-", "> /dev/full", "2> /dev/full", "> /dev/full 2>&1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", CLOSED)
 @pytest.mark.parametrize(("arguments", "code"), [("--help", 0), ("bogus", 2), ("algorithms", 0)])
 def test_a_command_ends_as_it_should_whatever_its_streams(
@@ -57,6 +58,7 @@ def test_a_command_ends_as_it_should_whatever_its_streams(
     assert all(line.startswith("batchzip: ") for line in said)
 
 
+@pytest.mark.slow
 @needs_mounts
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),

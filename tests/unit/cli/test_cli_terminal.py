@@ -46,6 +46,7 @@ def test_a_terminal_without_the_letters_gets_its_report(file: Path) -> None:
     assert "600 pages compared byte for byte: all equal" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(file: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+pytestmark = pytest.mark.slow
+
 STRIPE = 512
 PAGES = 16 * STRIPE
 

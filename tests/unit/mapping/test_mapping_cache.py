@@ -178,6 +178,7 @@ def test_a_cache_forgets_its_own_where_the_store_is_full() -> None:
         store.check_invariants()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [700, 9000, 70_000])
 def test_cold_values_go_to_the_file(tmp_path: Path, length: int) -> None:
     with (

@@ -123,6 +123,7 @@ def test_a_store_that_is_dropped_ends_its_threads(engine: Engine) -> None:
     view.close()
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_killed_leaves_the_owner_alone(store: SwapStore) -> None:
     store.store(0, PAGES)
     here, there = spawn.Pipe()
