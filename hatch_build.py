@@ -1,13 +1,15 @@
-"""Compile the core, `batchzip/core/*.pyx`: as a build hook of hatchling, and as a command.
+"""Compile the core, `batchzip/core/*.pyx`: a build hook of hatchling, and a command.
 
-    python hatch_build.py                   rebuild the core of an editable install
-    python hatch_build.py --into FOLDER     the package, with a core of its own, for PYTHONPATH=FOLDER
+    python hatch_build.py                 rebuild the core of an editable install
+    python hatch_build.py --into FOLDER   copy the package and build its core, for PYTHONPATH=FOLDER
 
-BATCHZIP_CORE_PROFILE chooses a profile of PROFILES. The compiler is $CC, else cc, gcc or clang; where none
-of them makes a shared object, the hook asks for the wheel of zig, which is one. CFLAGS are honoured.
+BATCHZIP_CORE_PROFILE selects one of PROFILES. The compiler is $CC, otherwise the first of cc, gcc
+and clang that can make a shared object. If there is none, the hook requires the wheel ziglang,
+which contains a compiler. CFLAGS are honoured.
 
-Everything between source and module stays in build/core/<profile>/<Python>/. A module is compiled again when
-its digest changes: its source, what that names (`.pxd`, `.h`), the flags, the compiler, Cython or Python.
+Intermediate files are kept in build/core/<profile>/<Python>/. A module is compiled again when its
+digest changes. The digest covers its source, the `.pxd` and `.h` files that the source names, the
+flags, the compiler, Cython and Python.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path("batchzip/core")
 ZIG_MACHINES = ("x86_64", "aarch64")
-# glibc's oldest version that manylinux2014 has: zig links against any.
+# The glibc of manylinux2014. zig can link against any version.
 ZIG_GLIBC = "2.17"
 
 DIRECTIVES = {
@@ -48,7 +50,7 @@ DIRECTIVES = {
     "initializedcheck": "False",
     "cdivision": "True",
     "autotestdict": "False",  # no __test__ in modules
-    "auto_pickle": "False",  # what has an address in it is not for another process
+    "auto_pickle": "False",  # objects that hold addresses must not go to other processes
 }
 FLAGS = [
     "-std=gnu11",
@@ -62,7 +64,7 @@ FLAGS = [
 
 
 class Profile(NamedTuple):
-    """What a build is for: flags for compiling and linking, and directives for Cython."""
+    """A kind of build: its compiler and linker flags, and its Cython directives."""
 
     flags: str
     directives: dict[str, str] = {}  # noqa: RUF012 - never changed
@@ -74,30 +76,31 @@ PROFILES = {
         "-O1 -DCYTHON_TRACE=1 -DCYTHON_TRACE_NOGIL=1", {"linetrace": "True"}
     ),  # CPython 3.11 only
     "asan": Profile("-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"),
-    # The fences only order what goes to sleep; what passes from thread to thread does so by other words.
+    # tsan does not model fences and warns about them. Here they only order a sleeper and its waker;
+    # data passes between threads by acquire and release of other words.
     "tsan": Profile("-O1 -g -fsanitize=thread -Wno-tsan"),
-    "explore": Profile(
-        "-O1 -g -DBZ_EXPLORE"
-    ),  # every step of the ring may be an interleaving's end
+    # A scheduler may switch threads at every step of the ring.
+    "explore": Profile("-O1 -g -DBZ_EXPLORE"),
 }
 
 
 class Compiler(NamedTuple):
-    """A C compiler: how it is called, and what it says it is."""
+    """A C compiler: its command, and its name with its version."""
 
     command: tuple[str, ...]
     version: str
 
 
 def find_compiler() -> Compiler | None:
-    """Return $CC, else the first of cc, gcc and clang that works; None if there is none.
+    """Return $CC, otherwise the first of cc, gcc and clang that works; None if none does.
 
-    Raise SystemExit if $CC is set and does not work: whoever set it wants to know.
+    Raise SystemExit if $CC is set and does not work.
     """
     if chosen := shlex.split(os.environ.get("CC", "")):
         if not works(chosen):
             stop(
-                f"CC={shlex.join(chosen)} makes no shared object of a C file that includes <stdio.h>"
+                f"CC={shlex.join(chosen)} cannot compile a C file that includes <stdio.h> to a "
+                "shared object"
             )
         return Compiler(tuple(chosen), version_of(chosen))
     for name in ("cc", "gcc", "clang"):
@@ -107,7 +110,10 @@ def find_compiler() -> Compiler | None:
 
 
 def works(command: Sequence[str]) -> bool:
-    """Return whether a compiler has all it needs: some are installed without libc's headers."""
+    """Return whether a compiler can make a shared object.
+
+    Some compilers are installed without the headers of libc.
+    """
     if shutil.which(command[0]) is None:
         return False
     with tempfile.TemporaryDirectory() as folder:
@@ -132,13 +138,13 @@ def version_of(command: Sequence[str]) -> str:
 
 
 def zig() -> Compiler:
-    """Return the compiler in the wheel of zig, or raise SystemExit."""
+    """Return the compiler in the wheel ziglang. Raise SystemExit if the wheel is unavailable."""
     reason = "no C compiler was found (cc, gcc, clang)"
     if platform.machine() not in ZIG_MACHINES:
         stop(f"{reason}, and ziglang has none for {platform.machine()}: apt install gcc libc6-dev")
     if importlib.util.find_spec("ziglang") is None:
         stop(f"{reason}: apt install gcc libc6-dev, or pip install ziglang")
-    # Without -mcpu=baseline zig compiles for the CPU of the machine it runs on.
+    # By default zig compiles for the CPU of the build machine.
     command = [sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline"]
     if platform.libc_ver()[0] == "glibc":
         command += ["-target", f"{platform.machine()}-linux-gnu.{ZIG_GLIBC}"]
@@ -146,7 +152,7 @@ def zig() -> Compiler:
 
 
 def include_folder() -> str:
-    """Return the folder of Python.h, or raise SystemExit."""
+    """Return the folder of Python.h. Raise SystemExit if it is missing."""
     folders = [sysconfig.get_path("include"), str(sysconfig.get_config_var("INCLUDEPY"))]
     for folder in folders:
         if Path(folder, "Python.h").exists():
@@ -157,12 +163,12 @@ def include_folder() -> str:
 
 
 def stop(message: str) -> NoReturn:
-    """End the build with one line, without the traceback that an exception would print."""
+    """End the build with a message of one line, without a traceback."""
     raise SystemExit(f"batchzip: {message}")
 
 
 class Core:
-    """The core of one checkout, as one profile and one compiler make it."""
+    """The core of one checkout, built with one profile and one compiler."""
 
     def __init__(self, root: Path) -> None:
         self.profile = os.environ.get("BATCHZIP_CORE_PROFILE") or "release"
@@ -185,7 +191,8 @@ class Core:
             *shlex.split(os.environ.get("CFLAGS", "")),
             f"-I{include}",
             f"-I{PACKAGE}",
-            # Debian's Python.h includes <x86_64-linux-gnu/python3…/pyconfig.h>, which zig does not find.
+            # Debian's Python.h includes <x86_64-linux-gnu/python3…/pyconfig.h>. zig does not find
+            # that file by itself.
             *("-idirafter", str(Path(include).parent)),
         ]
         self.compiler = find_compiler() or zig()
@@ -195,10 +202,10 @@ class Core:
         }
 
     def build(self) -> list[Path]:
-        """Return the modules, in the work folder, after compiling those that changed."""
+        """Compile the modules that changed. Return all modules in the work folder."""
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once, as in parallel test runs
+            fcntl.flock(lock, fcntl.LOCK_EX)  # parallel test runs may build at once
             sources = sorted(self.package.glob("*.pyx"))
             with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
                 modules = list(pool.map(self.module, sources))
@@ -207,12 +214,13 @@ class Core:
         ]
         if failed:
             stop(
-                f"the core does not compile ({', '.join(failed)}): what the compiler says is above"
+                f"the core does not compile ({', '.join(failed)}); "
+                "the compiler's messages are above"
             )
         return [module for module in modules if module]
 
     def module(self, source: Path) -> Path | None:
-        """Return one module's file, compiled if its digest is not what it was; None if that failed."""
+        """Return the file of one module, compiled if its digest changed; None if that failed."""
         c_file = self.work / f"{source.stem}.c"
         shared = self.work / f"{source.stem}{self.suffix}"
         flags = [*self.flags, *(self.macros() if source.stem == "build" else [])]
@@ -234,7 +242,7 @@ class Core:
         return shared
 
     def macros(self) -> list[str]:
-        """Return what `batchzip.core.build` tells of this build."""
+        """Return the macros that become the constants of `batchzip.core.build`."""
         values = {
             "SOURCE_DIGEST": staleness(self.root).source_digest(self.package),
             "COMPILER": self.compiler.version,
@@ -244,7 +252,7 @@ class Core:
         return [f'-DBATCHZIP_{name}="{value}"' for name, value in values.items()]
 
     def run(self, command: list[str]) -> bool:
-        """Run one step in the checkout, show what it says, and return whether it went well."""
+        """Run one command in the checkout and show its output. Return whether it succeeded."""
         done = subprocess.run(
             command,
             cwd=self.root,
@@ -258,16 +266,15 @@ class Core:
         return done.returncode == 0
 
     def install(self, folder: Path) -> None:
-        """Put the modules into `folder`, and take away those whose source has gone."""
+        """Copy the modules to `folder`, and remove modules that have no source any more."""
         built = self.build()
         for module in built:
             # A new inode: the old module may be mapped into a running process.
             unfinished = folder / f".{module.name}"
             shutil.copyfile(module, unfinished)
             unfinished.replace(folder / module.name)
-            if (
-                self.profile == "coverage"
-            ):  # the plug-in of coverage.py wants the C beside the source
+            if self.profile == "coverage":
+                # Cython's plug-in for coverage.py reads the C file beside the source.
                 c_file = self.work / f"{module.name.partition('.')[0]}.c"
                 shutil.copyfile(c_file, folder / c_file.name)
         names = {module.name.partition(".")[0] for module in built}
@@ -280,7 +287,7 @@ class Core:
 
 
 def named_in(source: Path) -> set[Path]:
-    """Return the `.pxd` and `.h` files that a source, or one of them, names, and its own `.pxd`."""
+    """Return a source's own `.pxd`, and the `.pxd` and `.h` files it names, also indirectly."""
     found: set[Path] = set()
     to_read = [source]
     while to_read:
@@ -294,7 +301,7 @@ def named_in(source: Path) -> set[Path]:
 
 
 def staleness(root: Path) -> Any:
-    """Return the module that defines the digest of the sources: by its path, as nothing is installed."""
+    """Load the module `staleness` by its path, because batchzip is not installed yet."""
     spec = importlib.util.spec_from_file_location("staleness", root / PACKAGE / "staleness.py")
     assert spec is not None
     assert spec.loader is not None
@@ -304,16 +311,16 @@ def staleness(root: Path) -> Any:
 
 
 class CoreBuildHook(BuildHookInterface[BuilderConfig]):
-    """What hatchling calls when it makes a wheel, or the editable one that `pip install -e` asks for."""
+    """The hook that hatchling calls to build a wheel, regular or editable (`pip install -e`)."""
 
     def dependencies(self) -> list[str]:
-        """Return the compiler to install, if the machine has none."""
-        include_folder()  # before a compiler of 100 MB is fetched in vain
+        """Return the wheel of a compiler if the machine has no compiler."""
+        include_folder()  # fail before 100 MB of compiler are downloaded in vain
         has_compiler = find_compiler() is not None or platform.machine() not in ZIG_MACHINES
         return [] if has_compiler else ["ziglang"]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile the core: into the checkout if it is editable, else into the wheel."""
+        """Compile the core, into the checkout for an editable wheel, otherwise into the wheel."""
         core = Core(Path(self.root))
         if version == "editable":
             core.install(core.package)
@@ -325,10 +332,10 @@ class CoreBuildHook(BuildHookInterface[BuilderConfig]):
 
 
 def main() -> None:
-    """Rebuild the core in the checkout, or beside a copy of the package."""
+    """Rebuild the core in the checkout, or in a copy of the package."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--into", type=Path, metavar="FOLDER", help="a folder to copy the package to"
+        "--into", type=Path, metavar="FOLDER", help="copy the package to this folder, build there"
     )
     into: Path | None = parser.parse_args().into
     core = Core(Path(__file__).resolve().parent)

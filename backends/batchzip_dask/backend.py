@@ -107,6 +107,17 @@ class DaskBackend(Backend):
     batch that was sent raises ClusterLost; where workers cannot run batchzip, BackendUnavailable: not so
     where it was sent by way of trial, as local work is faster. Results go through the scheduler, or straight to
     a client made with `direct_to_workers=True`.
+
+    Examples:
+        >>> import batchzip
+        >>> from batchzip_dask import DaskBackend
+        >>> from distributed import Client, LocalCluster
+        >>> here = {"processes": False, "dashboard_address": ":0", "memory_limit": "1 GiB"}
+        >>> with LocalCluster(n_workers=1, **here) as cluster, Client(cluster) as client:
+        ...     with batchzip.Engine("zstd", backend=DaskBackend(client, local="never")) as engine:
+        ...         engine.compress(batch := batchzip.CompressBatch([bytes(range(256)) * 16] * 8))
+        >>> batch.errors.tolist()
+        [0, 0, 0, 0, 0, 0, 0, 0]
     """
 
     name = "dask"

@@ -15,6 +15,7 @@ from batchzip.bench.algorithm import parse_algorithms
 from batchzip.bench.compare import compare
 from batchzip.bench.figure import Result, load
 from batchzip.bench.pages import Source, for_codecs
+from batchzip.bench.style import require_matplotlib
 from batchzip.bench.table import print_changes, print_result
 from batchzip.bench.zram import end_orderly
 from batchzip.errors import BadArgument
@@ -55,7 +56,7 @@ def run(options: Options) -> int:
     old = given[0] if given else None
     picture = None if options.plot is None else Path(options.plot)
     if picture is not None:
-        plot.require_matplotlib()
+        require_matplotlib()
         if not picture.parent.is_dir():  # before a minute is spent on measuring
             raise BadArgument(f"{picture} cannot be drawn: there is no directory {picture.parent}")
     measured = len(given) < 2

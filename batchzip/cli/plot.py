@@ -1,12 +1,13 @@
 """The picture of an advice: memory saved against the time of a load. Needs matplotlib, extra `bench`.
 
-To be read in grey, too: page sizes differ by their marker, what is on the front is filled and named.
+It is grey: page sizes differ by their marker, and what is on the Pareto front is filled and named.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from batchzip.bench.style import drawing
 from batchzip.errors import BadArgument
 from batchzip.extras import load_extra
 
@@ -19,56 +20,48 @@ _MARKERS = ("o", "s", "^")
 
 
 def check_plot(path: Path) -> None:
-    """Raise what would keep `plot` from writing to `path`, before anything is measured."""
+    """Raise BadArgument or MissingExtra if `plot` could not write to `path`, before anything is measured."""
     kinds = _canvas()().get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in kinds:
         raise BadArgument(
-            f"{path} is no picture: end its name in one of .{', .'.join(sorted(kinds))}"
+            f"{path} is not a picture: end its name in one of .{', .'.join(sorted(kinds))}"
         )
     if not path.parent.is_dir():
-        raise BadArgument(f"{path.parent} is no directory: name a file in one that exists")
+        raise BadArgument(f"{path.parent} is not a directory: name a file in one that exists")
 
 
 def plot(advice: Advice, title: str, path: Path) -> None:
-    """Write the picture to `path`, replacing what is there. Raises OSError where it cannot."""
-    figure = load_extra("matplotlib.figure", extra="bench", needed_by="--plot").Figure(
-        figsize=(11, 6), layout="constrained"
-    )
-    axes = figure.add_subplot()
-    sizes = dict.fromkeys(option.page_size for option in advice.options)
-    for marker, size in zip(_MARKERS, sizes, strict=False):
-        for on_front in (False, True):
-            group = [o for o in advice.options if (o.page_size, o.on_front) == (size, on_front)]
-            axes.scatter(
-                [o.load_us for o in group],
-                [100 * o.saved_share for o in group],
-                marker=marker,
-                s=45,
-                facecolors="black" if on_front else "none",
-                edgecolors="black" if on_front else "0.6",
-                linewidths=0.8,
-                label=f"pages of {size >> 10} KiB" if on_front else None,
-                zorder=3 if on_front else 2,
-            )
-    axes.set_xscale("log")
-    _name_front(axes, advice)
-    axes.set_xlabel(
-        "µs to load a page (filled and named: the Pareto front of RAM saved, store and load)"
-    )
-    axes.set_ylabel("RAM saved, %")
-    axes.set_title(title, loc="left", fontsize=10, pad=28)
-    axes.grid(visible=True, which="both", color="0.92", linewidth=0.6)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.spines[["top", "right"]].set_visible(False)
-    if handles := axes.get_legend_handles_labels()[0]:
-        axes.legend(
-            handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False
-        )
-    figure.savefig(path, dpi=150)
+    """Write the picture to `path`, replacing what is there. Raises OSError if it cannot be written."""
+    with drawing(path, 5.2) as picture:
+        axes = picture.add_subplot()
+        sizes = dict.fromkeys(option.page_size for option in advice.options)
+        for marker, size in zip(_MARKERS, sizes, strict=False):
+            for on_front in (False, True):
+                group = [o for o in advice.options if (o.page_size, o.on_front) == (size, on_front)]
+                axes.scatter(
+                    [o.load_us for o in group],
+                    [100 * o.saved_share for o in group],
+                    marker=marker,
+                    s=45,
+                    facecolors="black" if on_front else "none",
+                    edgecolors="black" if on_front else "0.6",
+                    linewidths=0.8,
+                    label=f"pages of {size >> 10} KiB" if on_front else None,
+                    zorder=3 if on_front else 2,
+                )
+        axes.set_xscale("log")
+        _name_front(axes, advice)
+        axes.set_xlabel("µs to load a page (filled and named: no other is better in all)")
+        axes.set_ylabel("RAM saved, %")
+        axes.set_title(title, pad=28)
+        axes.grid(visible=True, which="both")
+        axes.xaxis.set_major_formatter("{x:g}")
+        if handles := axes.get_legend_handles_labels()[0]:
+            axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
 
 def _name_front(axes: Any, advice: Advice) -> None:
-    """Name what is on the front beside the picture, in the order of its height, each with a line."""
+    """Write the names of what is on the front beside the picture, sorted by height, each with a line."""
     front = sorted((o for o in advice.options if o.on_front), key=lambda o: o.saved_share)
     for number, option in enumerate(front):
         chosen = option is advice.recommended
@@ -79,7 +72,7 @@ def _name_front(axes: Any, advice: Advice) -> None:
             xytext=(1.02, (number + 0.5) / len(front)),
             textcoords="axes fraction",
             va="center",
-            fontsize=8,
+            fontsize=9,
             fontweight="bold" if chosen else "normal",
             arrowprops={
                 "arrowstyle": "-",

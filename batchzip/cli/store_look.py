@@ -48,7 +48,7 @@ def store_look(now: Snapshot, before: Snapshot | None) -> Look:
             f"pages of {status['page_size']:,} bytes"
         ),
         facts=[("store", now.address), *_facts(now)],
-        sections=[section for section in sections if section.rows],
+        sections=sections,
         filled=held / limit if limit else None,
     )
 
@@ -196,7 +196,7 @@ def _classes(now: Snapshot) -> Section:
     lines = [asdict(line) for line in now.classes]
     rows: list[Row] = [tuple(line[key] for _, key, _ in COLUMNS) for line in lines]
     total = ("all", *(sum(row[at] for row in rows) for at in range(1, len(COLUMNS))))
-    return Section("Classes", columns, rows, total=total)
+    return Section("Sizes", columns, rows, total=total)
 
 
 def _rate(

@@ -1,8 +1,8 @@
 """The full screen of `batchzip top`, by textual. Extra `top`.
 
-    thread: look, wait, look, … ──▶ event loop: TopApp ──▶ facts  title, facts, warnings
-                                                       ──▶ Tabs   one for each table
-                                                       ──▶ Grid   the rows of one, as far as they are seen
+    thread: look, wait, look, … ──▶ event loop: TopApp ──▶ title, facts, warnings
+                                                       ──▶ names of the tables
+                                                       ──▶ Grid: the visible rows of one table
 
 Looks are taken in a thread, so that the screen answers while an owner does not. Grid draws the visible rows
 only, so that thousands of groups cost as much as twenty.
@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import signal
 import threading
+from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.segment import Segment
@@ -25,9 +26,9 @@ from textual.geometry import Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
-from textual.widgets import Footer, Input, Static, Tab, Tabs
+from textual.widgets import Footer, Input, Static
 
-from batchzip.terminal.table import GAP, SHORTEST_NAME, fitting
+from batchzip.terminal.table import GAP, SHORTEST_NAME, cut, fitting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,6 +167,11 @@ class Grid(ScrollView, can_focus=True):
             return self._strip(section, section.cells(section.total), "grid--total", width)
         return Strip.blank(width, self.rich_style)
 
+    def lines(self) -> list[str]:
+        """Return the visible lines as text, without the blanks around them."""
+        drawn = (self.render_line(y).text.rstrip() for y in range(self.size.height))
+        return [line for line in drawn if line]
+
     def _strip(self, section: Section, cells: list[str], kind: str, width: int) -> Strip:
         style = self.rich_style + self.get_component_rich_style(kind, partial=True)
         text = (" " * GAP).join(
@@ -175,9 +181,7 @@ class Grid(ScrollView, can_focus=True):
 
     def _padded(self, text: str, at: int, *, left: bool) -> str:
         width = self._width(at)
-        if len(text) > width:  # what names differ in may be at either end
-            kept = width - 1
-            text = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+        text = cut(text, width)
         return text.ljust(width) if left else text.rjust(width)
 
     def _width(self, at: int) -> int:
@@ -206,6 +210,7 @@ class TopApp(App[BaseException]):
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     #facts { height: auto; max-height: 40%; }
+    #tables { height: auto; margin-top: 1; link-style: none; link-color: $text; }
     #filter { display: none; height: 1; border: none; padding: 0; }
     #filter.asked { display: block; }
     """
@@ -237,7 +242,7 @@ class TopApp(App[BaseException]):
     def compose(self) -> ComposeResult:
         """Make the parts of the screen."""
         yield Static("", id="facts")
-        yield Tabs(id="tabs")
+        yield Static("", id="tables")
         yield Input(placeholder="show only lines with …", id="filter")
         yield Grid()
         yield Footer()
@@ -250,7 +255,12 @@ class TopApp(App[BaseException]):
             with contextlib.suppress(ValueError, RuntimeError):
                 self._own_loop.add_signal_handler(number, self.exit, Ended(number))
         self.query_one(Grid).focus()
-        self._thread.start()
+        self.call_after_refresh(self._thread.start)
+
+    def exit(self, *args: Any, **options: Any) -> None:
+        """End, and show no look that is still under way."""
+        self._over.set()
+        super().exit(*args, **options)
 
     # Looks
 
@@ -278,7 +288,7 @@ class TopApp(App[BaseException]):
 
     def show(self, look: Look) -> None:
         """Show a look, unless the screen is paused."""
-        if not self._paused:
+        if not self._paused and not self._over.is_set():
             self._look = look
             self._draw()
 
@@ -286,38 +296,33 @@ class TopApp(App[BaseException]):
 
     def _draw(self) -> None:
         look = self._look
-        if look is None or not self.is_running:
+        if look is None:
             return
         self.query_one("#facts", Static).update(_head(look, paused=self._paused))
-        names = [section.name for section in look.sections]
-        tabs = self.query_one(Tabs)
-        if names != [tab.id for tab in tabs.query(Tab)]:
-            self.call_later(self._make_tabs, names)
+        names = self._names()
         if self._chosen not in names:
             self._chosen = names[0] if names else ""
         self._draw_grid()
 
-    async def _make_tabs(self, names: list[str]) -> None:
-        tabs = self.query_one(Tabs)
-        chosen = self._chosen
-        await tabs.clear()
-        for number, name in enumerate(names, start=1):
-            await tabs.add_tab(Tab(f"{number} {name}", id=name))
-        if chosen in names:
-            tabs.active = chosen
-
     def _draw_grid(self) -> None:
+        names = self._names()
+        self.query_one("#tables", Static).update("  ".join(map(self._link, names, count(1))))
         section = self._section()
         if section is None:
             return
         order, largest_first = self._order(section)
         rows = section.ordered(order, largest_first=largest_first)
         if self._words:
-            words = self._words.lower()
-            rows = [
-                row for row in rows if any(words in cell.lower() for cell in section.cells(row))
-            ]
+            rows = [row for row in rows if self._words.lower() in _names_of(section, row).lower()]
         self.query_one(Grid).show(section, rows, order, largest_first=largest_first)
+
+    def _link(self, name: str, number: int) -> str:
+        """Return the name of a table, as markup that chooses the table when it is clicked."""
+        style = "bold reverse" if name == self._chosen else "bold"
+        return f"[{style}][@click=app.choose({number})]{number} {name}[/][/]"
+
+    def _names(self) -> list[str]:
+        return [] if self._look is None else [section.name for section in self._look.sections]
 
     def _section(self) -> Section | None:
         sections = [] if self._look is None else self._look.sections
@@ -331,23 +336,19 @@ class TopApp(App[BaseException]):
 
     def action_choose(self, number: int) -> None:
         """Show the table of that number."""
-        sections = [] if self._look is None else self._look.sections
-        if number <= len(sections):
-            self.query_one(Tabs).active = sections[number - 1].name
+        names = self._names()
+        if number <= len(names):
+            self._chosen = names[number - 1]
+            self._draw_grid()
 
     def action_step(self, by: int) -> None:
         """Show the table before or after, or move in the text of the filter."""
         if isinstance(self.focused, Input):
             (self.focused.action_cursor_left if by < 0 else self.focused.action_cursor_right)()
             return
-        names = [] if self._look is None else [section.name for section in self._look.sections]
+        names = self._names()
         if self._chosen in names:
-            self.query_one(Tabs).active = names[(names.index(self._chosen) + by) % len(names)]
-
-    def on_tabs_tab_activated(self, event: Tabs.TabActivated) -> None:
-        """Show the table of the tab."""
-        self._chosen = event.tab.id or ""
-        self._draw_grid()
+            self.action_choose((names.index(self._chosen) + by) % len(names) + 1)
 
     def on_grid_sorted(self, event: Grid.Sorted) -> None:
         """Sort by the column that was clicked; a second click reverses the order."""
@@ -412,6 +413,12 @@ class TopApp(App[BaseException]):
         if not self._words:
             self.query_one("#filter").remove_class("asked")
         self.query_one(Grid).focus()
+
+
+def _names_of(section: Section, row: Row) -> str:
+    """Return the texts of a row that are names."""
+    cells = zip(section.columns, row, strict=True)
+    return "\n".join(column.text(value) for column, value in cells if column.left)
 
 
 def _head(look: Look, *, paused: bool) -> Text:

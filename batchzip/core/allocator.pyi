@@ -1,22 +1,23 @@
-"""Allocator: what gives NumPy memory for large arrays from elsewhere (NEP 49)."""
+"""Allocator: a NumPy data allocator that takes the memory of large arrays elsewhere (NEP 49)."""
 
 from collections.abc import Callable
 from typing import Any, final
 
 @final
 class Handler:
-    """Takes the memory of large arrays from `take(nbytes)`: a block of zeros, with `address` and `nbytes`.
+    """A handler that takes the memory of large arrays from `take(nbytes)`.
 
-    The block is dropped when the array goes. All of them lie from `low` to `high`. Requests of less than `threshold`
-    bytes, and those for which `take` returns None, go to the handler that NumPy had when this was made. What `take`
-    raises is MemoryError to who makes the array.
+    `take` returns a block of zeros, with its `address` and `nbytes`. All blocks lie between the
+    addresses `low` and `high`. The handler drops the block when NumPy frees the array's memory.
+    Requests below `threshold` bytes, and those for which `take` returns None, go to the handler
+    that was in use when this one was made. If `take` raises an exception, NumPy raises MemoryError.
     """
 
     def __init__(
         self, take: Callable[[int], Any], *, threshold: int, low: int, high: int
     ) -> None: ...
     def install(self) -> object:
-        """Have NumPy use it in this context. Return what it used before, for `restore`."""
+        """Make NumPy use this handler in this context. Return the previous one, for `restore`."""
 
 def restore(handler: object) -> None:
-    """Have NumPy use a handler, in this context, that `install` returned."""
+    """Make NumPy use a handler that `install` returned, in this context."""

@@ -1,14 +1,14 @@
-"""Allocator: what gives NumPy memory for large arrays from elsewhere (NEP 49).
+"""Allocator: a NumPy data allocator that takes the memory of large arrays elsewhere (NEP 49).
 
-    np.empty(shape) ─▶ Handler: smaller than `threshold` ─▶ the handler that there was before
+    np.empty(shape) ─▶ Handler: smaller than `threshold` ─▶ the previous handler
                                 others                   ─▶ take(nbytes), a block with an address
-    array goes      ─▶ by its address: the block is dropped, or the handler before frees it
+    array is freed  ─▶ by its address: the block is dropped, or the previous handler frees it
 
-NumPy's C functions are found in its table of them, `_ARRAY_API`, so that building needs none of its headers. The
-places in it, and the struct, are part of its stable ABI since 1.22.
+The C functions of NumPy are taken from its table `_ARRAY_API`, so building needs no headers of
+NumPy. The positions in that table and the struct belong to its stable ABI since 1.22.
 
-A handler is kept by each array that it gave memory to. NumPy calls it with the GIL, and it takes the GIL where it
-calls Python, so that it would do without.
+Each array keeps the handler that gave it memory. NumPy calls a handler with the GIL held. The
+functions here take the GIL nevertheless, so they would also work if NumPy stopped holding it.
 """
 
 cimport cython
@@ -21,7 +21,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t, uintptr_t
 from libc.string cimport memcpy, strcpy
 
-cdef enum:  # places in NumPy's table
+cdef enum:  # positions in NumPy's table
     SET_HANDLER = 304
     GET_HANDLER = 305
 
@@ -54,7 +54,7 @@ cdef void **_numpy() except NULL:
 
 @cython.final
 cdef class Handler:
-    """Takes the memory of large arrays from `take(nbytes)`: see the stub."""
+    """A handler that takes the memory of large arrays from `take(nbytes)`. See the stub."""
 
     cdef Table table
     cdef Functions before
@@ -74,7 +74,7 @@ cdef class Handler:
         self.table.functions = Functions(<void *>self, _malloc, _calloc, _realloc, _free)
 
     def install(self) -> object:
-        """Have NumPy use it in this context. Return what it used before, for `restore`."""
+        """Make NumPy use this handler in this context. Return the previous one, for `restore`."""
         capsule = PyCapsule_New(&self.table, "mem_handler", _drop)
         PyCapsule_SetContext(capsule, <void *>self)
         Py_INCREF(self)
@@ -82,7 +82,7 @@ cdef class Handler:
 
 
 def restore(handler) -> None:
-    """Have NumPy use a handler, in this context, that `install` returned."""
+    """Make NumPy use a handler that `install` returned, in this context."""
     (<SetHandler>_numpy()[SET_HANDLER])(handler)
 
 
@@ -91,7 +91,11 @@ cdef void _drop(object capsule) noexcept:
 
 
 cdef bint _take(Handler self, size_t size, void **place) noexcept:
-    """Take a block. Return False if there are none any more; the caller has the GIL, and may have an exception."""
+    """Take a block into `place`. Return False if `take` returned None.
+
+    If `take` raises an exception, put NULL into `place` and return True: NumPy then raises
+    MemoryError. The caller holds the GIL. An exception that is pending is preserved.
+    """
     cdef PyObject *kind = NULL
     cdef PyObject *value = NULL
     cdef PyObject *traceback = NULL
@@ -104,14 +108,17 @@ cdef bint _take(Handler self, size_t size, void **place) noexcept:
         if given:
             self.blocks[block.address] = block
             place[0] = <void *><uintptr_t>block.address
-    except BaseException:  # NumPy raises MemoryError
+    except BaseException:
         pass
     PyErr_Restore(kind, value, traceback)
     return given
 
 
 cdef bint _give(Handler self, void *place) noexcept:
-    """Drop the block of an address; the caller has the GIL, and may have an exception."""
+    """Drop the block at an address. Return whether there was one.
+
+    The caller holds the GIL. An exception that is pending is preserved.
+    """
     cdef PyObject *kind = NULL
     cdef PyObject *value = NULL
     cdef PyObject *traceback = NULL

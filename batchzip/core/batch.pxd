@@ -4,41 +4,41 @@ from batchzip.core.coder cimport Coders, CoderState, Stored
 
 cdef struct Value:  # one of a batch of values, of up to a page each
     const uint8_t *data  # the value, to be compressed
-    uint8_t *output  # room for what is kept of it; restored, for the value
+    uint8_t *output  # room for the stored bytes, or for the restored value
     Stored stored
-    int code  # of what cannot be restored, a negative errno
+    int code  # 0, or the negative errno of a value that cannot be compressed or restored
 
-cdef struct BatchState:  # plain memory: what lanes need of a batch
+cdef struct BatchState:  # the part of a batch that lanes need, as plain memory
     int operation
     uint32_t count
     size_t page_size
-    size_t capacity  # most bytes of an output
-    bint is_private  # nobody can change the inputs meanwhile
-    bint may_spoil  # destinations may hold anything where a page fails
-    bint packed  # outputs follow one another; otherwise each has its own place
-    const uint8_t *inputs  # inputs at a fixed distance, or NULL: see input_table
+    size_t capacity  # upper bound of an output, in bytes
+    bint is_private  # nobody can change the inputs during the run
+    bint may_spoil  # the destination of a failed page may be left with arbitrary bytes
+    bint packed  # outputs follow one another; otherwise each has a place of its own
+    const uint8_t *inputs  # inputs at a fixed distance; NULL: see input_table
     size_t input_pitch
     const uint8_t **input_table
-    const uint32_t *input_lengths  # NULL: each is a page
-    uint8_t *outputs  # outputs at a fixed distance or packed, or NULL: see output_table
+    const uint32_t *input_lengths  # NULL: each input is a page
+    uint8_t *outputs  # outputs at a fixed distance or packed; NULL: see output_table
     size_t output_pitch
     uint8_t **output_table
     uint64_t *offsets  # packed: where each output begins
     uint64_t *hashes  # a hash of each output, or NULL
     uint32_t *dlens
     int32_t *errors
-    const uint32_t *order  # index by position, or NULL: in order
-    const uint32_t *row_table  # a worker's: where the output of each page goes, or NULL
-    uint32_t row_limit  # the last row there is then
-    Value *values  # NULL: it is a batch of pages
-    CoderState **coders  # those of values, by the lane's number
-    int number  # of their codec
+    const uint32_t *order  # index by position; NULL: position and index are equal
+    const uint32_t *row_table  # in a worker: the row of each output; NULL: the index is the row
+    uint32_t row_limit  # the last row, if there is a row_table
+    Value *values  # NULL: this is a batch of pages
+    CoderState **coders  # the coders of values, by the lane's number
+    int number  # the number of the values' codec
 
-cdef struct Packer:  # where a lane's next packed output goes
+cdef struct Packer:  # the place of a lane's next packed output
     uint32_t position
     uint64_t offset
 
-cdef struct Done:  # what was done since the last count
+cdef struct Done:  # work that is not yet counted
     uint64_t pages
     uint64_t bytes_in
     uint64_t bytes_out
@@ -46,7 +46,9 @@ cdef struct Done:  # what was done since the last count
 cdef int64_t run_page(
     BatchState *batch, CoderState *coder, Packer *packer, uint32_t position, Done *done
 ) noexcept nogil
-cdef void count_done(CoderState *coder, int operation, const Done *done, int64_t started) noexcept nogil
+cdef void count_done(
+    CoderState *coder, int operation, const Done *done, int64_t started
+) noexcept nogil
 cdef int run_pages(
     BatchState *batch, CoderState *coder, Packer *packer, uint32_t first, uint32_t end
 ) noexcept nogil
@@ -61,17 +63,17 @@ cdef bint accept_pages(
 
 cdef class Pointers:
     cdef BatchState state
-    cdef object dlens, errors, offsets, slens  # arrays that the pointers point to
+    cdef object dlens, errors, offsets, slens  # the arrays behind the addresses
     cdef object input_owner, output_owner
     cdef Py_buffer *input_views
     cdef Py_buffer *output_views
     cdef Py_ssize_t input_count, output_count
     cdef uint32_t *order
     cdef bint wants_order
-    cdef bint under_way  # lanes or a caller may use what it points to
+    cdef bint under_way  # lanes or a caller may be using the memory
     cdef int refuse_under_way(self) except -1
-    cdef readonly uint32_t failed  # pages that failed, once it is done
-    cdef readonly uint32_t runs  # how often results were forgotten
+    cdef readonly uint32_t failed  # pages that failed in the last run
+    cdef readonly uint32_t runs  # number of resets of the results
     cdef void _release_inputs(self) noexcept
     cdef void _release_outputs(self) noexcept
     cdef int make_tables(self, uint32_t count, lengths, bint for_outputs) except -1
@@ -84,7 +86,7 @@ cdef class Pointers:
     cdef uint32_t count_failed(self) noexcept
     cpdef uint32_t run(self, Coders coders, int64_t deadline=*) except? 0xFFFFFFFF
 
-cdef struct Block:  # memory that workers share
+cdef struct Block:  # an array in the arena, which workers share
     const uint8_t *start
     const uint8_t *end
     uint64_t offset  # in the arena

@@ -1,12 +1,12 @@
-"""Batches as plain memory: what the core knows of one batch descriptor.
+"""Batches as plain memory: the core's view of a batch descriptor.
 
-A Pointers holds addresses of memory that others own. It keeps those owners, so the memory stays as
-long as the Pointers points to it; buffers that it was given as lists are exported meanwhile, and so
-cannot be resized. It checks neither shapes nor types nor overlap: `CompressBatch` and
-`DecompressBatch` do, before they call it.
+A Pointers holds addresses of memory that other objects own. It keeps references to those owners, so
+the memory stays valid. Buffers that it was given as lists stay exported, so they cannot be resized.
+It checks neither shapes nor types nor overlap: `CompressBatch` and `DecompressBatch` do that before
+they call it.
 
     inputs    pages of `page_size` bytes, or sources of at most two pages
-    outputs   rows of an array, buffers of a page each, or packed one behind the other
+    outputs   rows of an array, buffers of a page each, or packed one after another
     results   `dlens`, uint32: bytes produced, 0 where a page failed
               `errors`, int32: 0 or a negative errno
 
@@ -27,7 +27,7 @@ class Pointers:
 
     `operation`  0: compress, 1: decompress.
 
-    Results, inputs and outputs must all be set before it is run.
+    Set results, inputs and outputs before `run`.
     """
 
     def __new__(cls, operation: int, page_size: int) -> Self: ...
@@ -38,100 +38,100 @@ class Pointers:
     def set_results(
         self, dlens: npt.NDArray[np.uint32], errors: npt.NDArray[np.int32], count: int
     ) -> None:
-        """Note lengths and errors of `count` pages in these arrays, which have room for them."""
+        """Set the arrays for the lengths and errors of `count` pages. Both have room for them."""
 
     def set_inputs(
         self, array: Bytes, pitch: int, lengths: npt.NDArray[np.uint32] | None = None
     ) -> None:
-        """Take inputs that lie `pitch` bytes apart in an array.
+        """Set the inputs: they lie `pitch` bytes apart in an array.
 
-        `lengths` has the bytes of each; without it each is a page.
+        `lengths` has the length of each input in bytes. Without it, each input is a page.
         """
 
     def set_input_list(self, buffers: list[Flat], lengths: npt.NDArray[np.uint32]) -> int:
-        """Take a list of buffers, and note their lengths in `lengths`.
+        """Set the inputs to a list of buffers, and write their lengths to `lengths`.
 
-        Return the index of the first that is no contiguous buffer, or -1. The inputs that there
-        were are kept then.
+        Return −1. If a buffer is not contiguous, return the index of the first such one and keep
+        the previous inputs.
         """
 
     @property
     def runs(self) -> int:
-        """How often results were forgotten, modulo 2³²: what was read before is of another run."""
+        """The number of resets of the results, modulo 2³². Each run gets another number."""
 
     def refill(self, array: Buffer, most: int) -> int:
-        """Take other pages: an array (n, page_size) of single bytes, of at most `most` pages.
+        """Replace the pages by an array (n, page_size) of bytes, with 1 ≤ n ≤ `most`.
 
-        Return n, or −1 where the array is not like that or overlaps the outputs; then nothing has
-        changed. Results stay in the arrays that they were in.
+        Return n. If the array has another form or overlaps the outputs, change nothing and return
+        −1. The arrays of the results stay the same.
         """
 
     def drop_inputs(self) -> None:
-        """Let go of the inputs. The batch has no pages then, until `set_results` and new inputs."""
+        """Release the inputs. The batch then has no pages until new results and inputs are set."""
 
     def set_outputs(
         self, array: Bytes, pitch: int, capacity: int, *, may_spoil: bool = False
     ) -> None:
-        """Put outputs `pitch` bytes apart, each with `capacity` bytes of room.
+        """Set the outputs: they lie `pitch` bytes apart, each with `capacity` bytes of room.
 
-        `may_spoil`: a restored page that fails may leave anything in its place.
+        `may_spoil`  whether a page that cannot be restored may leave arbitrary bytes in its output.
         """
 
     def set_packed_outputs(
         self, array: Bytes, offsets: npt.NDArray[np.uint64], capacity: int
     ) -> None:
-        """Put outputs one behind the other, and note in `offsets` where each begins.
+        """Set packed outputs: they follow one another in `array`, and begin at `offsets`.
 
-        `array` has `capacity` bytes for each page.
+        `array` has `capacity` bytes per page. The run fills `offsets`.
         """
 
     def set_output_list(self, buffers: list[memoryview]) -> None:
-        """Put outputs into these writable buffers, a page each."""
+        """Set the outputs to writable buffers of a page each."""
 
     def run(self, coders: Coders, deadline: int = -1) -> int:
-        """Do the batch in the calling thread, and count it. Return how many pages failed.
+        """Run the batch in the calling thread, and count it. Return the number of failed pages.
 
-        What is not done at `deadline`, in nanoseconds of the monotonic clock, gets -ETIMEDOUT; the
-        clock is looked at after each 64 KiB of pages. −1: there is none.
+        `deadline`  nanoseconds of the monotonic clock; −1: there is none. Pages that are not done
+                    by then get -ETIMEDOUT. The clock is read after every 64 KiB of pages.
 
-        Runs without the GIL but for codecs in Python. Raise what such a codec raises that is no
-        page's error; pages behind that one have no result then.
+        Run without the GIL, except for codecs in Python. If such a codec raises an exception that
+        is not the error of a page, raise it. The pages after that one then have no result.
         """
 
     def accept(
         self, indices: npt.NDArray[np.uint32], memory: Buffer, results: npt.NDArray[np.int32]
     ) -> bool:
-        """Take pages that were done elsewhere. Return False where something in them cannot be so.
+        """Take the results of pages that were done elsewhere. Return False if they are impossible.
 
-        `indices`  which pages.
-        `memory`   their outputs, one behind the other; a page's room each where they were restored.
-        `results`  int32: the bytes of each output, or its negative errno; 0 is a whole page,
-                   restored.
+        `indices`  the indices of the pages.
+        `memory`   their outputs, one after another. Each restored page takes a page of room.
+        `results`  int32: the length of each output in bytes, or its negative errno. 0 is a restored
+                   page.
 
-        Everything is checked before it is used. Where it returns False, pages before the bad one
-        are taken already, and all of them are to be done again.
+        Every value is checked before it is used. If the result is False, the pages before the bad
+        one are taken already, and the caller runs all of them again.
         """
 
     def reset(self) -> None:
-        """Forget the results of an earlier run."""
+        """Clear the results of an earlier run."""
 
     def fail_undone(self, code: int) -> None:
-        """Give every page without a result the negative errno `code`."""
+        """Set the error of every page without a result to the negative errno `code`."""
 
 @final
 class Blocks:
-    """Which memory of this process lies in the arena that an engine's workers share, and where.
+    """The arrays of this process that lie in the arena shared with an engine's workers.
 
-    It keeps no array: `remove` one before its memory goes. Changed and searched under the GIL, each
-    in one step.
+    It holds no references to the arrays: `remove` one before its memory is freed. Every call is one
+    step under the GIL.
     """
 
     def __len__(self) -> int: ...
     def add(self, array: Bytes, offset: int) -> None:
-        """Note that a contiguous array lies `offset` bytes into the arena."""
+        """Add a contiguous array that begins `offset` bytes into the arena."""
 
     def remove(self, offset: int) -> None:
-        """Forget the array at an offset: its memory is about to go."""
+        """Remove the array at an offset, before its memory is freed."""
 
     def locate(self, array: Bytes) -> int:
-        """Return where an array begins in the arena, in bytes; −1 if it does not lie there."""
+        """Return the offset of an array in the arena, in bytes, or −1 if it does not lie there."""

@@ -1,21 +1,23 @@
-"""Batches as plain memory: addresses and lengths, so that pages are done without the interpreter.
+"""Batches as plain memory: addresses and lengths, so that lanes need no interpreter.
 
-    CompressBatch, DecompressBatch ──▶ Pointers ──▶ BatchState ──▶ run_pages(state, coder, first, end)
+    CompressBatch, DecompressBatch ─▶ Pointers ─▶ BatchState ─▶ run_pages(state, coder, first, end)
 
-A BatchState tells where inputs are, where outputs go, and where lengths and errors are noted. A lane
-that is a thread uses the owner's; a worker process makes one of what lies in its slot; both then call
-`run_pages`. Pages are named by their position in the batch's order: a batch that restores begins
-with its largest sources, which take longest, so that nobody waits for one at the end.
+A BatchState has the addresses of the inputs, the outputs, their lengths and their errors. A lane
+that is a thread uses the owner's BatchState. A worker process builds one from the slot of its ring.
+Both then call `run_page` or `run_pages`. A page is named by its position in the batch's order: a
+batch to decompress begins with its largest sources. They take longest, so no lane waits for a long
+one at the end.
 
-Packed outputs. A batch without `dsts` has room for `capacity` bytes per page, and its outputs follow
-one another, run by run: position p's output lies at p × capacity or before. They touch a sixth of
-that memory, stay in the cache, and never move. `offsets` tells where each begins.
+Packed outputs. A batch without `dsts` has room for `capacity` bytes per page. Its outputs follow
+one another within each share, so the output at position p begins at p × capacity or before.
+Typically they touch a sixth of that memory, stay in the cache, and never move. `offsets` has their
+places.
 
-Values. A batch of a mapping has `values` instead, of any length up to a page, each with room of its own
-(records.pyx). Lanes do them with `coders` of their codec, which is not always the engine's.
+Values. A batch of a mapping has `values` instead of pages. Each value is up to a page long and has
+room of its own (records.pyx). Lanes use `coders` for their codec, which is not always the engine's.
 
-The Python classes check shapes, types and overlap before a Pointers is made. It keeps the buffers
-that it points to, so that their memory stays.
+The Python classes check shapes, types and overlap before they make a Pointers. A Pointers keeps
+references to the buffers, so their memory stays valid.
 """
 
 from cpython.buffer cimport (
@@ -29,8 +31,8 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from batchzip.core.coder cimport (
-    ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Stored, Tally, compress_page, decode_value,
-    encode_value, hash_output, raise_callback_error, restore_page,
+    ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Stored, Tally, compress_page,
+    decode_value, encode_value, hash_output, raise_callback_error, restore_page,
 )
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
 
@@ -42,15 +44,15 @@ cdef extern from "native.h" nogil:
     uint64_t bz_fold(uint64_t, uint64_t)
 
 cdef enum:
-    LOOK_BYTES = 64 << 10  # of pages done between two looks at a deadline
-    BUCKETS = 256  # of source lengths, to sort by
-    MOMENT_NS = 50_000_000  # between two looks at signals
+    LOOK_BYTES = 64 << 10  # bytes of pages between two checks of the deadline
+    BUCKETS = 256  # classes of source lengths in the counting sort
+    MOMENT_NS = 50_000_000  # time between two checks for signals
 
 
 cdef int64_t run_page(
     BatchState *batch, CoderState *coder, Packer *packer, uint32_t position, Done *done
 ) noexcept nogil:
-    """Do the page at a position. Return ABORT where a callback gave up."""
+    """Compress or restore the page at a position. Return ABORT if a callback ended the batch."""
     if batch.values is not NULL:
         return _do_value(batch, coder, &batch.values[position], done)
     if batch.operation == COMPRESS:
@@ -61,7 +63,7 @@ cdef int64_t run_page(
 cdef int64_t _do_value(
     BatchState *batch, CoderState *coder, Value *value, Done *done
 ) noexcept nogil:
-    """Compress or restore a value to its room."""
+    """Compress or restore a value into its own room. Return 0 or a negative errno."""
     cdef Stored *stored = &value.stored
     cdef size_t length
     if batch.operation == COMPRESS:
@@ -80,8 +82,10 @@ cdef int64_t _do_value(
     return value.code
 
 
-cdef void count_done(CoderState *coder, int operation, const Done *done, int64_t started) noexcept nogil:
-    """Count pages that a coder did since `started`."""
+cdef void count_done(
+    CoderState *coder, int operation, const Done *done, int64_t started
+) noexcept nogil:
+    """Add pages that a coder did since `started` to its tallies."""
     cdef Tally *tally = &coder.tallies[operation]
     bz_count(&tally.pages, done.pages)
     bz_count(&tally.bytes_in, done.bytes_in)
@@ -92,7 +96,7 @@ cdef void count_done(CoderState *coder, int operation, const Done *done, int64_t
 cdef int run_pages(
     BatchState *batch, CoderState *coder, Packer *packer, uint32_t first, uint32_t end
 ) noexcept nogil:
-    """Do the pages at positions [first, end). Return 0, or ABORT where a callback gave up."""
+    """Do the pages at positions [first, end). Return 0, or ABORT if a callback ended the batch."""
     cdef uint32_t position
     cdef int64_t outcome = 0
     cdef int64_t started = bz_now_ns()
@@ -149,8 +153,10 @@ cdef inline int64_t _compress(
     return length
 
 
-cdef inline uint64_t _next_packed(BatchState *batch, Packer *packer, uint32_t position) noexcept nogil:
-    """Return where the output of `position` goes: behind that of the position before, if known."""
+cdef inline uint64_t _next_packed(
+    BatchState *batch, Packer *packer, uint32_t position
+) noexcept nogil:
+    """Return the offset of an output: the end of the previous one, if this lane packed that."""
     if packer.position == position and position:
         return packer.offset
     return <uint64_t>position * batch.capacity
@@ -194,14 +200,14 @@ cdef inline uint8_t *_page_of(BatchState *batch, uint32_t index) noexcept nogil:
 
 
 cdef inline uint64_t _row(BatchState *batch, uint32_t index) noexcept nogil:
-    """Return the row that an output goes to. A table is shared memory, so it is bounded once more."""
+    """Return the row of an output. The table is shared memory, so its values are bounded again."""
     if batch.row_table is NULL:
         return index
     return min((<const volatile uint32_t *>batch.row_table)[index], batch.row_limit)
 
 
 cdef void fail_pages(BatchState *batch, uint32_t first, uint32_t end, int code) noexcept nogil:
-    """Give the pages at these positions the negative errno `code` and no output."""
+    """Set the errors of the pages at positions [first, end) to `code`, and their lengths to 0."""
     cdef uint32_t position, index
     for position in range(first, end):
         index = position if batch.order is NULL else batch.order[position]
@@ -215,11 +221,12 @@ cdef bint accept_pages(
     const uint32_t *dlens, const int32_t *errors, const uint64_t *hashes, const CoderState *coder,
     uint64_t *sum,
 ) noexcept nogil:
-    """Take the pages at positions [first, first + count), which another process did.
+    """Take the results of the pages at positions [first, first + count) from another process.
 
-    Outputs lie in `memory` of `room` bytes, one behind the other, or `pitch` bytes apart; NULL: they
-    are where they go. Everything is read once and checked before it is used. `sum` becomes a checksum
-    of what was read. Return False where something cannot be so: the pages are to be done again.
+    The outputs lie in `memory`, which has `room` bytes, one after another or `pitch` bytes apart.
+    If `memory` is NULL, they lie at their destinations already. Every value is read once, and
+    checked before it is used. `sum` is extended by the values read. Return False if a value is
+    impossible; the caller then does the pages again.
     """
     cdef uint32_t number, index
     cdef uint64_t offset
@@ -268,10 +275,7 @@ cdef bint accept_pages(
 
 
 cdef class Pointers:
-    """What the core knows of one batch.
-
-    `dlens` and `errors` are uint32 and int32 arrays of `count` elements.
-    """
+    """The core's view of one batch. See the stub."""
 
     def __cinit__(self, int operation, size_t page_size):
         self.state.operation = operation
@@ -284,7 +288,7 @@ cdef class Pointers:
         free(self.order)
 
     def set_results(self, dlens not None, errors not None, uint32_t count) -> None:
-        """Note lengths and errors in these arrays."""
+        """Set the arrays for lengths (uint32) and errors (int32) of `count` pages."""
         self.refuse_under_way()
         self.dlens, self.errors = dlens, errors
         self.state.count = count
@@ -304,7 +308,10 @@ cdef class Pointers:
         self.state.input_table = NULL
 
     def set_inputs(self, array, size_t pitch, lengths=None) -> None:
-        """Take inputs that lie `pitch` bytes apart in an array; `lengths` is uint32, or a page each."""
+        """Set the inputs: they lie `pitch` bytes apart in an array.
+
+        `lengths` is a uint32 array; None: each input is a page.
+        """
         cdef const void *address = _address(array, False)
         self.refuse_under_way()
         self._release_inputs()
@@ -318,10 +325,10 @@ cdef class Pointers:
             self.state.input_lengths = <const uint32_t *>_address(lengths, False)
 
     def set_input_list(self, list buffers, lengths) -> int:
-        """Take a list of buffers, and note their lengths in a uint32 array.
+        """Set the inputs to a list of buffers, and write their lengths to a uint32 array.
 
-        Return the index of the first that is no contiguous buffer of less than 4 GiB, or -1. The
-        inputs that there were are kept then.
+        Return −1. If a buffer is not contiguous, return the index of the first such one and keep
+        the previous inputs. Lengths above 4 GiB are written as 2³² − 1.
         """
         self.refuse_under_way()
         cdef Py_ssize_t count = len(buffers), at = 0
@@ -367,10 +374,10 @@ cdef class Pointers:
         return -1
 
     cdef int make_tables(self, uint32_t count, lengths, bint for_outputs) except -1:
-        """Make room for the addresses of `count` inputs, and of outputs; `set_row` fills it.
+        """Allocate tables for the addresses of `count` inputs and, if asked, of their outputs.
 
-        `lengths` is a uint32 array of the inputs' lengths; None: each is a page. Who sets the addresses
-        sees to it that what they lead to stays.
+        `set_row` fills the tables. `lengths` is a uint32 array for the inputs' lengths; None: each
+        input is a page. The caller keeps the memory at those addresses valid.
         """
         self.refuse_under_way()
         cdef const uint8_t **table = <const uint8_t **>bz_calloc(count + 1, sizeof(uint8_t *))
@@ -402,7 +409,7 @@ cdef class Pointers:
     cdef void set_row(
         self, uint32_t position, const uint8_t *data, uint32_t length, uint8_t *output
     ) noexcept:
-        """Set the addresses of one input and, unless it is NULL, of its output."""
+        """Set the address of one input and, unless `output` is NULL, of its output."""
         self.state.input_table[position] = data
         if self.state.input_lengths is not NULL:
             (<uint32_t *>self.state.input_lengths)[position] = length
@@ -410,10 +417,10 @@ cdef class Pointers:
             self.state.output_table[position] = output
 
     def refill(self, array, uint32_t most) -> int:
-        """Take other pages, as many as an array (n, page_size) of single bytes has, up to `most`.
+        """Replace the pages by an array (n, page_size) of bytes, with 1 ≤ n ≤ `most`.
 
-        Return how many, or −1 where the array is not like that or overlaps the outputs; then nothing
-        has changed.
+        Return n. If the array has another form or overlaps the outputs, change nothing and return
+        −1.
         """
         cdef Py_buffer view
         cdef const uint8_t *outputs = self.state.outputs
@@ -444,7 +451,7 @@ cdef class Pointers:
         return count
 
     def drop_inputs(self) -> None:
-        """Let go of the inputs."""
+        """Release the inputs."""
         self.refuse_under_way()
         self._release_inputs()
         self.input_owner = None
@@ -464,7 +471,7 @@ cdef class Pointers:
         self.state.output_table = NULL
 
     def set_outputs(self, array, size_t pitch, size_t capacity, *, bint may_spoil=False) -> None:
-        """Put outputs `pitch` bytes apart, each with `capacity` bytes of room."""
+        """Set the outputs: they lie `pitch` bytes apart, each with `capacity` bytes of room."""
         self.refuse_under_way()
         self._release_outputs()
         self.output_owner = array
@@ -475,14 +482,14 @@ cdef class Pointers:
         self.state.packed = False
 
     def set_packed_outputs(self, array, offsets, size_t capacity) -> None:
-        """Put outputs one behind the other, and note in a uint64 array where each begins."""
+        """Set packed outputs. The run writes the offset of each to a uint64 array."""
         self.set_outputs(array, 0, capacity)
         self.offsets = offsets
         self.state.offsets = <uint64_t *>_address(offsets, True)
         self.state.packed = True
 
     def set_output_list(self, list buffers) -> None:
-        """Put outputs, a page each, into these buffers, which were checked."""
+        """Set the outputs to buffers of a page each. The caller has checked them."""
         cdef Py_ssize_t count = len(buffers), at
         self.refuse_under_way()
         self._release_outputs()
@@ -502,24 +509,24 @@ cdef class Pointers:
     # Running.
 
     cdef int refuse_under_way(self) except -1:
-        """Raise BadBatch while pages are being done: lanes use what would change."""
+        """Raise BadBatch during a run, because lanes are using the memory."""
         if self.under_way:
             raise BadBatch("this batch is under way: wait for its request first")
         return 0
 
     cdef int begin(self) except -1:
-        """Forget the results of an earlier run; nothing can be set until `finish`."""
+        """Clear the results of an earlier run. Nothing can be set from here until `finish`."""
         self.reset()
         self.under_way = True
         return 0
 
     cdef void finish(self) noexcept:
-        """Count the pages that failed; everything can be set again."""
+        """Count the pages that failed. From here everything can be set again."""
         self.failed = self.count_failed()
         self.under_way = False
 
     cdef void sort(self) except *:
-        """Put the largest sources first: a counting sort by length, exact to 1/256 of two pages."""
+        """Put the largest sources first: a counting sort with 256 classes of length."""
         cdef uint32_t counts[BUCKETS]
         cdef uint32_t count = self.state.count, index, bucket, start = 0
         cdef size_t limit = 2 * self.state.page_size
@@ -548,10 +555,11 @@ cdef class Pointers:
         return failed
 
     cpdef uint32_t run(self, Coders coders, int64_t deadline=-1) except? 0xFFFFFFFF:
-        """Do the batch in the calling thread. Return how many pages failed.
+        """Run the batch in the calling thread. Return the number of failed pages.
 
-        What is not done at `deadline`, in nanoseconds of the monotonic clock, gets -ETIMEDOUT;
-        −1: there is none. Signal handlers run now and then; what they raise ends it.
+        Pages that are not done at `deadline`, in nanoseconds of the monotonic clock, get
+        -ETIMEDOUT; −1: there is no deadline. Signal handlers run every 50 ms. An exception of a
+        handler ends the run.
         """
         cdef Coder coder
         cdef Packer packer
@@ -578,11 +586,11 @@ cdef class Pointers:
         return self.failed
 
     def accept(self, indices, memory, results) -> bool:
-        """Take pages that were done elsewhere; False where something in them cannot be so.
+        """Take the results of pages that were done elsewhere. Return False if they are impossible.
 
-        `indices`  uint32 array: which pages.
-        `memory`   bytes: their outputs, one behind the other; a page each where they were restored.
-        `results`  int32 array: the bytes of each output, or its negative errno.
+        `indices`  uint32 array: the indices of the pages.
+        `memory`   bytes: their outputs, one after another; a page each if they were restored.
+        `results`  int32 array: the length of each output, or its negative errno.
         """
         cdef const uint32_t *order = <const uint32_t *>_address(indices, False)
         cdef const int32_t *outcome = <const int32_t *>_address(results, False)
@@ -599,7 +607,7 @@ cdef class Pointers:
             if order[number] >= state.count:
                 good = False
                 break
-            # A packed output gets the place of its index: `elsewhere` has no order of its own.
+            # A packed output goes to index × capacity: pages done elsewhere have no order.
             packer.position = 0
             state.order = NULL
             error = min(outcome[number], 0)
@@ -610,7 +618,8 @@ cdef class Pointers:
                 dlen = state.page_size
             if not accept_pages(
                 &state, &packer, order[number], 1, <const uint8_t *>view.buf + at,
-                view.len - at if <size_t>view.len > at else 0, pitch, &dlen, &error, NULL, NULL, &sum,
+                view.len - at if <size_t>view.len > at else 0, pitch, &dlen, &error, NULL, NULL,
+                &sum,
             ):
                 good = False
                 break
@@ -619,7 +628,7 @@ cdef class Pointers:
         return good
 
     def reset(self) -> None:
-        """Forget the results of an earlier run."""
+        """Clear the results of an earlier run."""
         self.refuse_under_way()
         self.runs += 1
         memset(self.state.dlens, 0, self.state.count * sizeof(uint32_t))
@@ -627,7 +636,7 @@ cdef class Pointers:
         self.state.order = NULL
 
     def fail_undone(self, int code) -> None:
-        """Give every page without a result the negative errno `code`."""
+        """Set the error of every page without a result to the negative errno `code`."""
         cdef uint32_t index
         for index in range(self.state.count):
             if not self.state.dlens[index] and not self.state.errors[index]:
@@ -635,9 +644,9 @@ cdef class Pointers:
 
 
 cdef class Blocks:
-    """Which memory of this process lies in the arena that an engine's workers share, and where.
+    """The arrays of this process that lie in the arena shared with an engine's workers.
 
-    Changed and searched under the GIL, each in one step.
+    Every call is one step under the GIL.
     """
 
     def __dealloc__(self):
@@ -647,7 +656,7 @@ cdef class Blocks:
         return self.count
 
     def add(self, array, uint64_t offset) -> None:
-        """Note that an array lies `offset` bytes into the arena."""
+        """Add a contiguous array that begins `offset` bytes into the arena."""
         cdef Py_buffer view
         cdef Block *grown
         if self.count == self.room:
@@ -664,7 +673,7 @@ cdef class Blocks:
         self.count += 1
 
     def remove(self, uint64_t offset) -> None:
-        """Forget the array at an offset: its memory is about to go."""
+        """Remove the array at an offset, before its memory is freed."""
         cdef uint32_t at
         for at in range(self.count):
             if self.items[at].offset == offset:
@@ -673,7 +682,7 @@ cdef class Blocks:
                 return
 
     def locate(self, array) -> int:
-        """Return where an array begins in the arena; −1 if it does not lie there."""
+        """Return the offset of an array in the arena, or −1 if it does not lie there."""
         cdef Py_buffer view
         cdef int64_t found
         PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
@@ -689,14 +698,14 @@ cdef class Blocks:
         return -1
 
     cdef int64_t inputs_of(self, Pointers batch) noexcept:
-        """Return where a batch's pages begin in the arena; −1: sources and other pages are copied."""
+        """Return the offset of a batch's pages in the arena, or −1 if its inputs must be copied."""
         cdef BatchState *state = &batch.state
         if not self.count or state.operation != COMPRESS or state.input_table is not NULL:
             return -1
         return self.find(state.inputs, state.count * state.input_pitch)
 
     cdef int64_t outputs_of(self, Pointers batch) noexcept:
-        """Return where a batch's outputs go in the arena, or −1."""
+        """Return the offset of a batch's outputs in the arena, or −1."""
         cdef BatchState *state = &batch.state
         if not self.count or state.packed or state.output_table is not NULL:
             return -1
@@ -712,7 +721,7 @@ cdef inline uint32_t _bucket(uint32_t length, size_t limit) noexcept nogil:
 cdef uint32_t _run_alone(
     BatchState *batch, CoderState *coder, Packer *packer, uint32_t done, int64_t deadline
 ) noexcept nogil:
-    """Do pages from position `done` on, for a moment. Return the position of the next one."""
+    """Do pages from position `done` on, for up to 50 ms. Return the position of the next one."""
     cdef uint32_t end
     cdef uint32_t piece = max(1, <uint32_t>(LOOK_BYTES // batch.page_size))
     cdef int64_t now = bz_now_ns()
@@ -730,7 +739,7 @@ cdef uint32_t _run_alone(
 
 
 cdef void *_address(buffer, bint writable) except? NULL:
-    """Return the address of a contiguous buffer, whose owner keeps it."""
+    """Return the address of a contiguous buffer. The caller keeps a reference to its owner."""
     cdef Py_buffer view
     PyObject_GetBuffer(buffer, &view, PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if writable else 0))
     cdef void *address = view.buf

@@ -1,12 +1,12 @@
-"""What this core was built from."""
+"""The sources and tools from which this core was built."""
 
 from typing import Final
 
 SOURCE_DIGEST: Final[str]
-"""SHA-256 of the core's sources: `staleness.source_digest()` while they are the same."""
+"""The SHA-256 of the sources. It equals `staleness.source_digest()` if they are unchanged."""
 COMPILER: Final[str]
 """The C compiler and its version."""
 PROFILE: Final[str]
-"""`release`, `coverage`, `asan`, `tsan` or `explore`: hatch_build.py says what they are for."""
+"""`release`, `coverage`, `asan`, `tsan` or `explore`, as hatch_build.py defines them."""
 CYTHON: Final[str]
 """The version of Cython."""

@@ -1,4 +1,4 @@
-"""What this core was built from, as macros that hatch_build.py defines."""
+"""The sources and tools from which this core was built, from macros that hatch_build.py defines."""
 
 cdef extern from *:
     const char* BATCHZIP_SOURCE_DIGEST

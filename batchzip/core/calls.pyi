@@ -1,4 +1,4 @@
-"""Calls: who uses a thing right now, so that it is closed by the last one out."""
+"""Calls: count the calls that use an object, so that the last of them closes it."""
 
 from typing import Generic, Protocol, Self, TypeVar, final
 
@@ -9,33 +9,33 @@ _Thing = TypeVar("_Thing", bound=_Closes)
 
 @final
 class Call(Generic[_Thing]):
-    """One call under way, until its `with` block is left or the last reference to it goes."""
+    """One call under way. It ends when its `with` block ends or its last reference is dropped."""
 
     @property
     def nested(self) -> bool:
-        """Whether it came into the middle of another one, as signal handlers and finalizers do."""
+        """Whether its thread was in another call already, as in a signal handler or finalizer."""
 
     def __enter__(self) -> _Thing: ...
     def __exit__(self, *_: object) -> None: ...
 
 @final
 class Calls(Generic[_Thing]):
-    """The calls that use `thing`. Thread-safe; may be used from signal handlers and finalizers.
+    """The calls that use `thing`, which messages call `name`.
 
-    `name` is what messages call it.
+    Thread-safe. May be used from signal handlers and finalizers.
     """
 
     def __new__(cls, thing: _Thing, name: str) -> Self: ...
     def enter(self) -> Call[_Thing]:
-        """Count a call. Raise ClosedError after `close`, and ForkedProcess in a child."""
+        """Begin a call. Raise ClosedError after `close`, and ForkedProcess in a forked child."""
 
     @property
     def used_here(self) -> bool:
-        """Whether the calling thread is in the middle of a call."""
+        """Whether the calling thread is inside a call."""
 
     def close(self) -> None:
-        """Have the thing closed as soon as no call uses it; at once if none does.
+        """Refuse further calls. Call `thing.close()` now, or when the last call ends.
 
-        In a child of the process that made it nothing is closed: it is the parent's. If closing it
-        was cut short, a further call goes on with it; `thing.close()` may be called again then.
+        Do nothing in a forked child, because the thing belongs to the parent. If an exception
+        interrupts `thing.close()`, the next `close` calls it again.
         """

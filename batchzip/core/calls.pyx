@@ -1,10 +1,12 @@
-"""Calls: who uses a thing right now, so that it is closed by the last one out.
+"""Calls: count the calls that use an object, so that the last of them closes it.
 
-    with calls.enter() as thing: …         counted; refused once it is closed
-    calls.close()                          refuses further ones; closes the thing now, or when the last call ends
+    with calls.enter() as thing: …    counts a call; refused after close()
+    calls.close()                     refuses further calls; closes the thing now, or when the
+                                      last call ends
 
-A Call that is dropped has ended, whatever Python was doing: an interrupt before its `with` statement
-began leaves nothing behind. Counting is done under the GIL, in steps that no Python code comes between.
+A Call also ends when it is dropped. An interrupt before its `with` statement begins therefore
+leaves nothing behind. The GIL protects the list of calls: no Python code runs in the middle of a
+change.
 """
 
 cimport cython
@@ -16,14 +18,14 @@ from batchzip.core.ring cimport forks
 from batchzip.errors import ClosedError, ForkedProcess
 
 
-cdef struct Node:  # of the list of calls under way
+cdef struct Node:  # of the doubly linked list of calls under way
     Node *before
     Node *after
     long thread
 
 
 @cython.final
-@cython.no_gc_clear  # a call that is part of garbage has to end, too
+@cython.no_gc_clear  # a call in a garbage cycle must still find `calls` when it ends
 cdef class Call:
     """One call under way."""
 
@@ -52,11 +54,11 @@ cdef class Call:
 
 @cython.final
 cdef class Calls:
-    """The calls that use `thing`, which has a close(). `name` is what messages call it."""
+    """The calls that use `thing`, which has a close(). Messages call it `name`."""
 
     cdef object thing
     cdef str name
-    cdef Node under_way  # a ring, of which this is the anchor
+    cdef Node under_way  # the anchor of the circular list
     cdef uint32_t made_in
     cdef bint closed
     cdef bint closing
@@ -68,7 +70,7 @@ cdef class Calls:
         self.under_way.before = self.under_way.after = &self.under_way
 
     def enter(self) -> Call:
-        """Count a call. Raise ClosedError after `close`, and ForkedProcess in a child."""
+        """Begin a call. Raise ClosedError after `close`, and ForkedProcess in a forked child."""
         cdef Call call = Call.__new__(Call)
         if self.made_in != forks():
             raise ForkedProcess(f"this {self.name} belongs to the process that made it")
@@ -83,7 +85,7 @@ cdef class Calls:
 
     @property
     def used_here(self) -> bool:
-        """Whether the calling thread is in the middle of a call."""
+        """Whether the calling thread is inside a call."""
         return self._is_used_by(PyThread_get_thread_ident())
 
     cdef bint _is_used_by(self, long thread) noexcept:
@@ -93,10 +95,10 @@ cdef class Calls:
         return node is not &self.under_way
 
     def close(self) -> None:
-        """Have the thing closed as soon as no call uses it.
+        """Refuse further calls. Call `thing.close()` now, or when the last call ends.
 
-        In a child of the process that made it nothing is closed: it is the parent's. If closing it was
-        cut short, a further call goes on with it.
+        Do nothing in a forked child, because the thing belongs to the parent. If an exception
+        interrupts `thing.close()`, the next `close` calls it again.
         """
         if self.made_in != forks():
             return

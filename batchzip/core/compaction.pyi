@@ -1,4 +1,4 @@
-"""How a pool moves objects together, so that memory can be given back.
+"""Compaction: move the objects of a pool together, so that memory is returned to the kernel.
 
-The module has functions for the core only; its source says how.
+This module has no Python interface. Its functions are for the core; the source describes them.
 """

@@ -1,13 +1,13 @@
-"""Compaction: objects move together, so that pages of the machine become idle and are given back.
+"""Compaction: move objects together, so that machine pages become idle and return to the kernel.
 
-    pack    by class: objects of the emptiest zspages move to holes of the fullest, and a zspage
-            that still has holes is cut to what it holds
+    pack    per size class: objects of the emptiest zspages move to holes in the fullest ones; a
+            zspage that still has holes is shortened to its objects
     slide   from the bottom up: a zspage moves down over the free range below it
 
-A call does a part, and the next one goes on there. For each object, in this order: its bytes are
-copied, its word names them, and only then is its old place free. The epoch grows before and after
-those of a zspage move. A zspage whose headers do not tell the slots of its objects gets them mended
-from the words first.
+Each call does a part of the work, and the next call continues there. An object moves in this order:
+its bytes are copied, its word is changed to the new place, and only then does its old place become
+free. The epoch is incremented before and after the objects of a zspage move. If a zspage's headers
+do not name the slots of its objects, the headers are first repaired from the words.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -22,14 +22,14 @@ from batchzip.core.zspages cimport (
 )
 
 cdef enum:
-    LOOKS_A_MOVE = 16  # ranges that are looked at in the time of one move
-    SLIDE_PAGES = 256  # that slide over a free range before that is left behind
-    LOOSE_SHARE = 128  # a 128th of the memory in use is worth sliding for
-    COMPACT_TURNS = 16  # in one call, while they gain nothing
+    LOOKS_A_MOVE = 16  # ranges that can be examined in the time of one move
+    SLIDE_PAGES = 256  # pages that slide over a free range before it is left behind
+    LOOSE_SHARE = 128  # sliding begins when more than 1/128 of the memory in use is unused
+    COMPACT_TURNS = 16  # passes per call while they free no memory
 
 
 cdef uint32_t _slot_at(PoolState *pool, uint64_t place, int64_t *budget) noexcept nogil:
-    """Return the slot of the object at a place, and mend its header if that does not tell."""
+    """Return the slot of the object at a place, or 0. Repair the object's header if it is wrong."""
     cdef uint32_t *header = <uint32_t *>bytes_at(pool, place)
     cdef uint64_t *words = words_of(pool)
     cdef uint64_t slot = header[0], word
@@ -37,7 +37,7 @@ cdef uint32_t _slot_at(PoolState *pool, uint64_t place, int64_t *budget) noexcep
         word = words[slot]
         if word & ONE and place_of(pool, word) == place:
             return <uint32_t>slot
-    budget[0] -= pool.next_slot // 256  # what the search costs, in moves
+    budget[0] -= pool.next_slot // 256  # the cost of the search, in moves
     for slot in range(FIRST_SLOT, pool.next_slot):
         word = words[slot]
         if word & ONE and place_of(pool, word) == place:
@@ -49,7 +49,7 @@ cdef uint32_t _slot_at(PoolState *pool, uint64_t place, int64_t *budget) noexcep
 cdef bint _find_slots(
     PoolState *pool, const Range *span, uint32_t *slots, int64_t *budget
 ) noexcept nogil:
-    """Find the slot of each object of a zspage, before any is moved."""
+    """Find the slots of all objects of a zspage, before any is moved. Return whether all exist."""
     cdef uint64_t bits = span.live
     cdef uint32_t bit
     while bits:
@@ -62,11 +62,11 @@ cdef bint _find_slots(
 
 
 cdef void _move(PoolState *pool, uint32_t slot, uint64_t to) noexcept nogil:
-    """Copy an object to another place, and have its word name that."""
+    """Copy an object to another place, and store that place in the object's word."""
     cdef uint64_t *word = &words_of(pool)[slot]
     cdef uint32_t length = length_of_word(pool, word[0])
     memmove(bytes_at(pool, to), bytes_at(pool, place_of(pool, word[0])), HEADER + length)
-    (<uint32_t *>bytes_at(pool, to))[0] = slot  # what was copied may have been spoilt meanwhile
+    (<uint32_t *>bytes_at(pool, to))[0] = slot  # the copied header may be damaged
     bz_store64(word, (word[0] & ~SLOT) | to << pool.length_bits | (length - 1))
     bz_order_stores()
 
@@ -77,11 +77,12 @@ cdef void _step_epoch(PoolState *pool) noexcept nogil:
 
 
 cdef uint32_t _find_source(const PoolState *pool, uint32_t grains) noexcept nogil:
-    """Return about the emptiest zspage whose objects fit into the others of its class; or 0."""
+    """Return one of the emptiest zspages whose objects fit into the others of its class, or 0."""
     cdef const SizeClass *kind = &pool.classes[grains]
     cdef uint64_t holes = kind.room - kind.live
     cdef uint32_t group, at
-    # Where the first is too large, there are fewer holes than it has room: the lists are short.
+    # If the first zspage does not fit, the class has fewer holes than one zspage has room. The
+    # lists are then short.
     for group in range(GROUPS):
         at = kind.groups[group]
         while at:
@@ -92,7 +93,7 @@ cdef uint32_t _find_source(const PoolState *pool, uint32_t grains) noexcept nogi
 
 
 cdef uint32_t _find_target(const PoolState *pool, uint32_t grains, uint32_t source) noexcept nogil:
-    """Return about the fullest zspage of a class that has a hole, but not `source`."""
+    """Return one of the fullest zspages of a class with a hole, other than `source`; 0 if none."""
     cdef int group = GROUPS - 1
     cdef uint32_t at
     while group >= 0:
@@ -106,7 +107,7 @@ cdef uint32_t _find_target(const PoolState *pool, uint32_t grains, uint32_t sour
 
 
 cdef bint _empty(PoolState *pool, uint32_t source, int64_t *budget) noexcept nogil:
-    """Move a zspage's objects to holes of its class, and end it. Return False if it cannot be."""
+    """Move a zspage's objects to holes in its class, and free it. Return False if it is damaged."""
     cdef uint32_t slots[MOST_OBJECTS]
     cdef Range *span = &pool.ranges[source]
     cdef uint32_t grains = span.grains, bit, hole, target
@@ -130,7 +131,7 @@ cdef bint _empty(PoolState *pool, uint32_t source, int64_t *budget) noexcept nog
 
 
 cdef void _trim(PoolState *pool, uint32_t at, int64_t *budget) noexcept nogil:
-    """Cut a zspage with holes to what it holds, if that can be."""
+    """Shorten a zspage with holes to its objects, if possible."""
     cdef uint32_t slots[MOST_OBJECTS]
     cdef uint32_t rest, bit, hole, count
     cdef uint64_t full
@@ -164,7 +165,7 @@ cdef void _trim(PoolState *pool, uint32_t at, int64_t *budget) noexcept nogil:
 
 
 cdef void _pack(PoolState *pool, uint32_t grains, int64_t *budget) noexcept nogil:
-    """Bring the objects of a class together, and cut what is left with holes."""
+    """Move the objects of a class together, and shorten the zspages that still have holes."""
     cdef uint32_t source, group, at, after
     while budget[0] > 0:
         source = _find_source(pool, grains)
@@ -179,7 +180,7 @@ cdef void _pack(PoolState *pool, uint32_t grains, int64_t *budget) noexcept nogi
 
 
 cdef uint32_t _range_from(const PoolState *pool, uint64_t grain) noexcept nogil:
-    """Return the lowest range that ends above a grain; 0: there is none."""
+    """Return the lowest range that ends above a grain, or 0 if there is none."""
     cdef uint64_t page = page_of(pool, grain), end = end_page_of(pool, pool.top)
     cdef uint32_t at, below
     while page < end and not pool.pages[page] & ~BACKED:
@@ -197,7 +198,7 @@ cdef uint32_t _range_from(const PoolState *pool, uint64_t grain) noexcept nogil:
 
 
 cdef bint _slide(PoolState *pool, uint32_t at, int64_t *budget) noexcept nogil:
-    """Move a zspage down over the free range below it. Return False if it cannot be."""
+    """Move a zspage down over the free range below it. Return False if that is impossible."""
     cdef uint32_t slots[MOST_OBJECTS]
     cdef Range *span = &pool.ranges[at]
     cdef uint32_t gap = span.below, bit, below, above
@@ -227,10 +228,10 @@ cdef bint _slide(PoolState *pool, uint32_t at, int64_t *budget) noexcept nogil:
 
 
 cdef void _slide_all(PoolState *pool, int64_t *budget) noexcept nogil:
-    """Go on sliding zspages down, from where the last call ended to the top.
+    """Slide zspages down, from where the last call ended to the top.
 
-    The room below them gathers to one range on the way up. It is left behind now and then: what is
-    gained by taking it further is a page at the most.
+    The free ranges between them merge into one range that moves up. Now and then that range is left
+    behind, because moving it further gains one page at most.
     """
     cdef uint32_t at = _range_from(pool, pool.sliding), above, looks = 0
     cdef uint64_t page = <uint64_t>1 << (pool.page_shift - min(pool.page_shift, pool.grain_shift))
@@ -249,7 +250,7 @@ cdef void _slide_all(PoolState *pool, int64_t *budget) noexcept nogil:
             at = above
             pool.slid = 0
         elif _slide(pool, above, budget):
-            at = above  # which is below now
+            at = above  # the zspage, which is now below the free range
             pool.slid += length_of(&pool.ranges[at])
         else:
             at = pool.ranges[above].above
@@ -257,7 +258,7 @@ cdef void _slide_all(PoolState *pool, int64_t *budget) noexcept nogil:
 
 
 cdef uint64_t _loose(const PoolState *pool) noexcept nogil:
-    """Return the bytes that no object has in pages in use; 0: not worth moving objects for."""
+    """Return the unused bytes in pages in use, or 0 if they are too few to move objects for."""
     cdef uint64_t packed = 0, used = pool.held - (pool.idle << pool.page_shift), loose
     cdef uint32_t grains
     for grains in range(1, CLASSES):
@@ -267,13 +268,13 @@ cdef uint64_t _loose(const PoolState *pool) noexcept nogil:
 
 
 cdef uint64_t fragmented_bytes(const PoolState *pool) noexcept nogil:
-    """Return the bytes that compaction would give back, about."""
+    """Return the approximate number of bytes that compaction would free."""
     cdef uint64_t page = <uint64_t>1 << pool.page_shift
     return (pool.idle << pool.page_shift) + (_loose(pool) & -page)
 
 
 cdef uint64_t compact_pool(PoolState *pool, int64_t most) noexcept nogil:
-    """Move about `most` objects together, more while no page is gained. Return bytes given back."""
+    """Move about `most` objects together, more while that frees no page. Return the bytes freed."""
     cdef uint64_t held = pool.held, begun
     cdef uint32_t grains, turn
     cdef int64_t budget

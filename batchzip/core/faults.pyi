@@ -1,1 +1,1 @@
-"""Faults: touches of pages that are not mapped. All of it is called by the core (core/pager.pyx)."""
+"""Faults: bring touched pages into memory. The module has no Python interface: see pager.pyx."""

@@ -1,24 +1,25 @@
-"""Faults: how pages come into memory, in threads that know nothing of the interpreter.
+"""Faults: bring touched pages into memory, in threads that never enter the interpreter.
 
-    fault threads   read ─▶ a candidate: mapped again, its second chance
-                        ─▶ zeros, or pages from the entries: a few at once ─▶ mapped, the program goes on
-                                 └─▶ the rest of the window ─▶ jobs
-    helper          jobs: readahead and prefetch, while the program works
+    fault threads   read a fault ─▶ a candidate: mapped again, its second chance
+                                 ─▶ zeros, or pages from the entries, up to 16 at once ─▶ mapped,
+                                    the program continues
+                                      └─▶ the rest of the window ─▶ jobs
+    helper          jobs: readahead and prefetch, while the program runs
     reclaimer       from the low mark of free frames to the high mark (kernel counterpart: kswapd)
 
-A fault that finds no free frame reclaims by itself. A page that is touched while it is evicted stays,
-and the fault tries the next one. If others work on all frames, the fault waits for them. If the store
-refuses several runs of pages, the budget is exceeded rather than the program stopped: this is
-counted, and Python told.
+A fault that finds no free frame reclaims by itself (direct reclaim). A page that is touched during
+its eviction stays, and the fault tries the next one. If other threads are working on all frames,
+the fault waits for them, up to a second. If the store refuses several runs of pages, the fault
+exceeds the budget instead of stopping the program. This is counted, and Python is notified.
 
-A fault thread stays on the CPU of the thread that faulted last. That CPU has nothing else to do
-then, and two changes of context cost 3 µs. Left to the scheduler, it is woken on an idle CPU, which
-in a virtual machine means twice the way out of the guest: 38 µs instead of 9.
+A fault thread moves to the CPU of the thread that faulted last. That CPU is idle then, and the two
+context switches cost 3 µs. The scheduler would instead wake the fault thread on an idle CPU,
+which in a virtual machine takes two exits from the guest (docs/decisions/paged.md has the figures).
 
-Readahead takes free frames only, and what it cannot restore it leaves: only a page that was touched
-can be lost.
+Readahead uses only free frames. It skips pages that it cannot restore, so only a page that was
+touched can be lost.
 
-region.pyx has the states, the invariants and the locks.
+region.pyx describes the states, the invariants and the locks.
 """
 
 from libc.errno cimport EBADF, EFAULT
@@ -27,17 +28,18 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from batchzip.core.latency cimport histogram_add
 from batchzip.core.reclaim cimport FREED, MOVED, NOTHING, reclaim_step
 from batchzip.core.region cimport (
-    BUSY, CANDIDATE, CLEAN, EMPTY, IN_MEMORY, JOBS, LOST, MOST_RUN, OVER_BUDGET, PAUSE_NS,
-    RANDOM, RESIDENT, SEQUENTIAL, STORED, UNUSED, WANTED, Hand, Job, RegionState, address_of,
-    bz_wait_for, free_frames, high_mark, is_low, is_passing, pthread_cond_broadcast, region_fill, region_lock,
-    region_lose, region_map_back, region_tell, region_unlock, region_unmap, region_wait, region_wake,
+    BUSY, CANDIDATE, CLEAN, EMPTY, IN_MEMORY, JOBS, LOST, MOST_RUN, OVER_BUDGET, PAUSE_NS, RANDOM,
+    RESIDENT, SEQUENTIAL, STORED, UNUSED, WANTED, Hand, Job, RegionState, address_of, bz_wait_for,
+    free_frames, high_mark, is_low, is_passing, pthread_cond_broadcast, region_fill, region_lock,
+    region_lose, region_map_back, region_tell, region_unlock, region_unmap, region_wait,
+    region_wake,
 )
 from batchzip.core.strides cimport strides_fault
 from batchzip.core.userfaultfd cimport bz_uffd_next
 
 cdef extern from *:
     """
-    /* Go to the CPU that a thread ran on last, and stay there. */
+    /* Pin the calling thread to the CPU on which another thread ran last. */
     static void bz_follow(uint32_t thread) {
         char path[48], text[512], *at;
         int cpu = -1;
@@ -47,7 +49,7 @@ cdef extern from *:
         ssize_t length = read(fd, text, sizeof text - 1);
         close(fd);
         text[length > 0 ? length : 0] = 0;
-        at = strrchr(text, ')'); /* a name may contain anything */
+        at = strrchr(text, ')'); /* the thread's name may contain anything */
         for (int field = 2; at && field < 39; field++) at = strchr(at + 1, ' ');
         if (at) cpu = atoi(at + 1);
         if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == sched_getcpu()) return;
@@ -63,17 +65,17 @@ cdef extern from *:
     enum: PROT_READ, PROT_WRITE
 
 cdef enum:
-    AT_ONCE = 16  # pages of a window that the faulting thread waits for; the helper does the others
-    DIRECT_RUN = 8  # pages that a fault reclaims by itself
-    FOLLOW_EVERY = 64  # faults
+    AT_ONCE = 16  # pages of a window that the program waits for; the helper restores the others
+    DIRECT_RUN = 8  # pages that a fault reclaims at a time
+    FOLLOW_EVERY = 64  # faults between two moves to the faulting thread's CPU
     MOST_REFUSALS = 8  # runs that a fault fails to evict before it exceeds the budget
-    STUCK_NS = 1_000_000_000  # that a fault or a prefetch waits for a frame
+    STUCK_NS = 1_000_000_000  # time that a fault or a prefetch waits for a frame
 
 
-# Frames. The mutex is held before and after.
+# Frames. The caller holds the region's mutex. `take_frame` releases it in between.
 
 cdef void take_frame(Hand *hand) noexcept nogil:
-    """Take a free frame, or one beyond the budget where none can be freed."""
+    """Take a free frame. If none can be freed, exceed the budget."""
     cdef RegionState *region = hand.region
     cdef uint32_t refusals = 0
     cdef int64_t until = 0, now
@@ -109,11 +111,13 @@ cdef inline bint _may_fill(const RegionState *region, uint64_t page, uint8_t kin
 
 
 cdef uint32_t claim_pages(
-    RegionState *region, uint64_t page, int64_t stride, uint32_t count, uint8_t kind, uint64_t *claimed
+    RegionState *region, uint64_t page, int64_t stride, uint32_t count, uint8_t kind,
+    uint64_t *claimed
 ) noexcept nogil:
-    """Make pages after `page` busy, as long as they are of the same kind and frames are free.
+    """Mark pages from `page` on as busy, `stride` apart, up to `count` pages.
 
-    Put the numbers of all of them into `claimed`, `page` itself first, and return how many they are.
+    The caller has claimed `page` itself. Stop at a page of another kind, or when no frame is free.
+    Write the numbers of the claimed pages to `claimed`, `page` first. Return their number.
     """
     cdef uint32_t number
     claimed[0] = page
@@ -128,7 +132,7 @@ cdef uint32_t claim_pages(
 
 
 cdef void post_job(RegionState *region, Job job) noexcept nogil:
-    """Leave pages to the helper. What it has no room for will be restored when it is touched."""
+    """Queue pages for the helper. If the queue is full, they are restored when they are touched."""
     if region.job_count < JOBS:
         region.jobs[(region.job_first + region.job_count) % JOBS] = job
         region.job_count += 1
@@ -141,9 +145,10 @@ cdef void _fill(
     Hand *hand, const uint64_t *claimed, uint32_t count, int64_t stride, uint8_t kind, bint writes,
     uint64_t touched,
 ) noexcept nogil:
-    """Bring claimed pages into memory, map them, and end their being busy.
+    """Bring claimed pages into memory, map them, and clear their busy state.
 
-    `touched` is the page that a program waits for: if it cannot be restored, it is lost. Others may be, later.
+    `touched` is the page that a program waits for. It becomes lost if it cannot be restored. Other
+    pages keep their state then, and a later touch tries again.
     """
     cdef uint32_t number
     if stride == 1:
@@ -158,7 +163,10 @@ cdef void _fill(
 cdef int fill_pages(
     Hand *hand, uint64_t first, uint32_t count, uint8_t kind, bint writes, uint64_t touched
 ) noexcept nogil:
-    """Do so for neighbours. Return 0, or the errno of a page that is not there: see `hand.codes`."""
+    """Fill neighbouring pages, as `_fill` does. Return 0, or the errno of the last one that failed.
+
+    `hand.codes` has the errno of each page.
+    """
     cdef RegionState *region = hand.region
     cdef uint32_t number
     cdef int code = 0
@@ -188,13 +196,13 @@ cdef int fill_pages(
     hand.file_reads = 0
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
-    if is_passing(code):  # the machine has no memory now
+    if is_passing(code):  # a transient failure: the machine has no memory now
         reclaim_step(hand, DIRECT_RUN, True)
         region_lock(region)
         region_wait(region, PAUSE_NS)
         region_unlock(region)
     for number in range(count):
-        if woken >> number & 1:  # whoever touched it meanwhile touches it again
+        if woken >> number & 1:  # threads that touched it meanwhile retry their access
             region_wake(region, first + number, 1)
         elif is_lost and first + number == touched:
             region_lose(region, touched, hand.codes[number], True)
@@ -255,7 +263,7 @@ cdef void _handle_fault(Hand *hand, uint64_t page, bint writes) noexcept nogil:
 
 
 cdef uint32_t _window(RegionState *region, uint64_t page, int64_t *stride) noexcept nogil:
-    """Return how many pages to restore from this one on."""
+    """Return the number of pages to restore from this one on. Set `stride` to their distance."""
     stride[0] = 1
     if region.advice[page] == RANDOM:
         return 1
@@ -294,7 +302,8 @@ cdef void *reclaim_ahead(void *argument) noexcept nogil:
             region_lock(region)
             if progress < MOVED:
                 break
-        if progress < MOVED and not region.closing:  # all is pinned or busy, or the pool is full
+        # All pages are pinned or busy, or the pool is full.
+        if progress < MOVED and not region.closing:
             bz_wait_for(&region.low, &region.mutex, 10 * PAUSE_NS)
     region_unlock(region)
     return NULL
@@ -320,7 +329,7 @@ cdef void *help_faults(void *argument) noexcept nogil:
 
 
 cdef bint _do_piece(Hand *hand, Job *job) noexcept nogil:
-    """Restore some pages of a job. Return False where the rest of it is given up."""
+    """Restore the next pages of a job. Return False if the rest of the job is dropped."""
     cdef RegionState *region = hand.region
     cdef uint64_t claimed[MOST_RUN]
     cdef uint64_t page = job.first
@@ -367,7 +376,10 @@ cdef bint _do_piece(Hand *hand, Job *job) noexcept nogil:
 
 
 cdef int make_resident(Hand *hand, uint64_t *next, uint64_t end) noexcept nogil:
-    """Bring pinned pages [next, end) into memory and map them. Return 0, or the errno of page `next`."""
+    """Bring the pinned pages [next, end) into memory and map them.
+
+    Advance `next`. Return 0, or the errno of the page at `next`.
+    """
     cdef RegionState *region = hand.region
     cdef uint64_t claimed[MOST_RUN]
     cdef uint64_t page
@@ -390,7 +402,7 @@ cdef int make_resident(Hand *hand, uint64_t *next, uint64_t end) noexcept nogil:
             region_unlock(region)
             region_map_back(region, page, clean)
             region_lock(region)
-        elif kind == LOST:  # perhaps it can be restored by now
+        elif kind == LOST:  # try again: it may be restorable by now
             region.states[page] = kind | BUSY
             region_unlock(region)
             mprotect(address_of(region, page), region.page_size, PROT_READ | PROT_WRITE)

@@ -1,4 +1,4 @@
-"""Folio: the pages of one call of `store`, on their way to entries that nobody sees yet.
+"""Folio: the pages of one call of `store`, and their entries until these are published.
 
 Kernel counterpart: zswap_store_pages with the batched zswap_compress.
 
@@ -7,15 +7,16 @@ Kernel counterpart: zswap_store_pages with the batched zswap_compress.
                         └─▶ does not shrink: the page itself
     ─▶ checksum ─▶ publish(entries): one step under the mutex (entries.pyx)
 
-What is stored is checksummed from the same bytes that are copied to the pool: an output, or a private copy
-of a page that is kept raw. A page that its owner changes meanwhile is stored as some version of it, never
-as an entry that cannot be read.
+The checksum is computed from the very bytes that are copied to the pool: an output, or a private
+copy of a page that is stored raw. If the owner changes a page during the call, some version of it
+is stored, but never an entry that cannot be read.
 
-Same-filled pages: one word repeated. Zeroed memory is often a quarter of a process. Only the word is kept. The
-first and the last word are compared before the rest: nearly all other pages fail that.
+A same-filled page is one word repeated. Zeroed memory is often a quarter of a process. Only the
+word is kept. The first and the last word are compared before the rest, because nearly all other
+pages fail that comparison.
 
-Outputs of `compress` follow one another in the folio's own buffer. A folio is used again, as the kernel's
-per-CPU buffers are, so what it touches stays in the cache.
+The outputs of `compress` follow one another in the folio's own buffer. Folios are reused, as the
+per-CPU buffers of the kernel are, so their memory stays in the cache.
 
 A folio belongs to one thread at a time.
 """
@@ -47,8 +48,8 @@ cdef extern from "native.h" nogil:
     int64_t bz_now_ns()
 
 cdef enum:
-    MOMENT_NS = 50_000_000  # between two looks at signals
-    PENDING = 255  # kind of an entry whose page is still to be compressed
+    MOMENT_NS = 50_000_000  # time between two checks for signals
+    PENDING = 255  # the kind of an entry whose page is not yet compressed
 
 
 cdef inline uint64_t first_word(const uint8_t *page) noexcept nogil:
@@ -72,7 +73,7 @@ cdef inline void _note_word(Entry *entry, uint64_t word) noexcept nogil:
 cdef void _note_object(
     FolioState *folio, uint32_t page, const uint8_t *data, uint32_t length, uint8_t codec
 ) noexcept nogil:
-    """Note what is stored of a page; codec 0: the page itself."""
+    """Record the stored bytes of a page. Codec 0 is the page itself."""
     cdef Entry *entry = &folio.new.entries[page]
     cdef uint32_t number = folio.new.object_count
     entry.kind = COMPRESSED if codec else RAW
@@ -86,7 +87,7 @@ cdef void _note_object(
 cdef void _note_raw(
     FolioState *folio, uint32_t page, const uint8_t *source, uint8_t *room
 ) noexcept nogil:
-    """Keep a page as it is, in a private copy."""
+    """Store a page raw, from a private copy in `room`."""
     memcpy(room, source, folio.page_size)
     _note_object(folio, page, room, <uint32_t>folio.page_size, 0)
 
@@ -100,14 +101,14 @@ cdef int64_t _compress(
     FolioState *folio, uint32_t done, CoderState *coder, uint8_t number, bint keep_poor,
     bint keep_failed,
 ) noexcept nogil:
-    """Do pages from `done` on, for a moment. Return the next one, or ABORT."""
+    """Compress pages from number `done` on, for up to 50 ms. Return the next number, or ABORT."""
     cdef size_t size = folio.page_size
     cdef Tally *tally = &coder.tallies[COMPRESS]
     cdef int64_t length, now = bz_now_ns(), started = now
     cdef uint64_t pages = 0, bytes_out = 0
     cdef uint8_t *room
     while done < folio.new.count:
-        # A version that nobody changes: what is tested is what is stored.
+        # A private copy: the bytes that are tested are the bytes that are stored.
         memcpy(coder.page, _page(folio, done), size)
         if is_same_filled(coder.page, size):
             _note_word(&folio.new.entries[done], first_word(coder.page))
@@ -141,14 +142,15 @@ cdef int64_t _compress(
 
 
 cdef void _sort_out(FolioState *folio) noexcept nogil:
-    """Find the same-filled pages; the others are pending."""
+    """Find the same-filled pages. Mark the others as pending."""
     cdef uint32_t number
     cdef const uint8_t *page
     cdef uint64_t word
     for number in range(folio.new.count):
         page = _page(folio, number)
         word = first_word(page)
-        # The word is one reading; what a page becomes while it is looked at is not its business.
+        # The word is read once. If the owner changes the page during the test, the word is still
+        # one that the page held.
         if is_same_filled(page, folio.page_size):
             _note_word(&folio.new.entries[number], word)
         else:
@@ -156,7 +158,7 @@ cdef void _sort_out(FolioState *folio) noexcept nogil:
 
 
 cdef class Folio:
-    """Room for a folio of pages of one size; used again and again."""
+    """Buffers for a folio of pages of one size. They are reused for one folio after another."""
 
     def __init__(self, size_t page_size):
         self.state.page_size = page_size
@@ -190,13 +192,13 @@ cdef class Folio:
         self.copies = []
 
     def clear(self) -> list:
-        """Let go of the pages, and of what was made of them. Return the batches that were lent to."""
+        """Release the pages and their outputs. Return the batches that pages were lent to."""
         cdef list batches = self.batches
         self.drop_pages()
         return batches
 
     cdef int make_room(self, size_t count) except -1:
-        """Make room for `count` pages, and forget those that there were."""
+        """Allocate room for `count` pages, and drop the previous ones."""
         cdef FolioState *state = &self.state
         cdef void *grown
         if count > state.room:
@@ -238,7 +240,7 @@ cdef class Folio:
         return 0
 
     def take_matrix(self, pages) -> None:
-        """Take the pages of a C-contiguous array (n, page_size) of bytes, which was checked."""
+        """Take the pages of a C-contiguous array (n, page_size) of bytes. The caller checked it."""
         cdef Py_buffer view
         self.drop_pages()
         PyObject_GetBuffer(pages, &view, PyBUF_C_CONTIGUOUS)
@@ -248,7 +250,7 @@ cdef class Folio:
         self.make_room(view.len // self.state.page_size)
 
     def take_list(self, list pages) -> int:
-        """Take a page from each buffer. Return −1, or the number of the first that is not a page's bytes."""
+        """Take a page from each buffer. Return −1, or the number of the first that is no page."""
         cdef Py_ssize_t count = len(pages), at
         self.drop_pages()
         self.make_room(count)
@@ -272,10 +274,11 @@ cdef class Folio:
     def compress(
         self, Coders coders not None, uint8_t number, *, bint keep_poor, bint keep_failed
     ) -> int:
-        """Compress the pages in this thread. Return how many cannot be kept: see `errors`.
+        """Compress the pages in this thread. Return the number of pages that cannot be stored.
 
-        `number` is the codec's. `keep_poor` keeps pages that do not shrink as they are, `keep_failed` all
-        that a codec does not do. Signal handlers run now and then; what they raise ends it.
+        `errors` tells these pages. `number` is the number of the codec. `keep_poor` stores pages
+        raw that do not shrink. `keep_failed` does so for every page that the codec fails to
+        compress. Signal handlers run every 50 ms. An exception of a handler ends the call.
         """
         cdef FolioState *state = &self.state
         cdef Coder coder
@@ -300,7 +303,7 @@ cdef class Folio:
         return state.failed
 
     def sort_out(self) -> int:
-        """Find the same-filled pages. Return how many others there are, which `lend` gives to batches."""
+        """Find the same-filled pages. Return the number of others, which can be lent."""
         cdef uint32_t number, pending = 0
         with nogil:
             _sort_out(&self.state)
@@ -309,7 +312,7 @@ cdef class Folio:
         return pending
 
     def lend(self, uint32_t first, uint32_t most, Pointers pointers not None) -> list[int]:
-        """Have a batch's pointers lead to up to `most` pending pages from `first` on. Return which pages."""
+        """Lend up to `most` pending pages, from `first` on, to a batch. Return their numbers."""
         cdef uint32_t number, position
         pages = []
         for number in range(first, self.state.new.count):
@@ -323,7 +326,7 @@ cdef class Folio:
         return pages
 
     def page(self, uint32_t number) -> bytes:
-        """Return one page."""
+        """Return a copy of one page."""
         return PyBytes_FromStringAndSize(
             <const char *>_page(&self.state, number), self.state.page_size
         )
@@ -332,9 +335,9 @@ cdef class Folio:
         self, list pages, batch, Pointers pointers not None, uint8_t number, *, bint keep_poor,
         bint keep_failed,
     ) -> int:
-        """Take the outputs of pages that were lent; `batch` keeps them until `clear`.
+        """Take the outputs of pages that were lent. `batch` is kept until `clear`.
 
-        Return how many pages cannot be kept so far.
+        Return the number of pages of this folio that cannot be stored so far.
         """
         cdef FolioState *state = &self.state
         cdef uint32_t position, raw = 0, count = len(pages)
@@ -366,14 +369,14 @@ cdef class Folio:
         return state.failed
 
     def errors(self) -> list[int]:
-        """Return the negative errno of each page that cannot be kept; 0 for the others."""
+        """Return the negative errno of each page that cannot be stored, and 0 for the others."""
         cdef uint32_t number
         return [self.state.errors[number] for number in range(self.state.new.count)]
 
     # Publishing.
 
     def objects(self) -> list[bytes]:
-        """Return what is to be stored in the pool or in the backing file."""
+        """Return the objects to store in the pool or in the backing file."""
         cdef uint32_t number
         return [
             PyBytes_FromStringAndSize(
@@ -386,11 +389,13 @@ cdef class Folio:
         self, Entries entries not None, uint64_t first, ZoneReservation where=None, *,
         bint may_go_elsewhere=False, limit=None,
     ) -> int:
-        """Enter the folio at `first` and on, in the pool, or `where` its objects lie in the backing file.
+        """Publish the folio at the indices from `first` on, in place of their old pages.
 
-        What the indices held goes. `limit` is the most bytes that the group may have in the
-        pool. Return 0; or −ENOMEM, −ENOSPC (the pool's limit) or −EDQUOT (the group's), and then the
-        indices hold nothing, or what they held if the folio `may_go_elsewhere`.
+        The objects go to the pool, or lie in the backing file already, at the reservation `where`.
+        `limit` is the group's limit of bytes in the pool.
+
+        Return 0, −ENOMEM, −ENOSPC (the pool's limit) or −EDQUOT (the group's limit). After an error
+        the indices hold nothing. If the folio `may_go_elsewhere`, they keep what they held.
         """
         cdef uint64_t most = UINT64_MAX if limit is None else min(limit, UINT64_MAX)
         cdef uint32_t number
@@ -407,7 +412,7 @@ cdef class Folio:
         if where is not None and code == 0:
             where.commit()
         elif where is not None:
-            where.undo()  # now, though a traceback may keep it
+            where.undo()  # at once, because a traceback may keep `where` alive
         if code == -EBADF:
             entries.refuse()
         return code
@@ -417,7 +422,7 @@ cdef uint8_t *_absorb(
     FolioState *folio, const BatchState *batch, uint32_t page, uint32_t position, uint8_t number,
     bint keep_poor, bint keep_failed, uint8_t *room,
 ) noexcept nogil:
-    """Note what became of a page that was lent. Return where the next private copy goes."""
+    """Record the result of a page that was lent. Return the address for the next private copy."""
     cdef int32_t code = batch.errors[position]
     cdef uint32_t length = batch.dlens[position]
     if code == 0 and length < folio.page_size:

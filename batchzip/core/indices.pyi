@@ -1,4 +1,4 @@
-"""IndexSpace: which indices of a group are taken, for one that gives them out itself."""
+"""IndexSpace: the allocator of a group's indices, for groups whose users do not choose them."""
 
 from typing import Self, final
 
@@ -6,7 +6,7 @@ from batchzip.core.entries import Entries
 
 @final
 class IndexReservation:
-    """A range of indices, `first` and `count`, for as long as this object is held."""
+    """A reserved range of indices, `first` and `count`, until the last reference is dropped."""
 
     @property
     def first(self) -> int: ...
@@ -15,22 +15,23 @@ class IndexReservation:
 
 @final
 class IndexSpace:
-    """Gives out ranges of a group's indices from 0 on, and takes them back when nobody holds them.
+    """An allocator of ranges of a group's indices, from 0 on.
 
-    Thread-safe; may be used in signal handlers and finalizers. When a range comes back, its pages are erased.
+    A range becomes free when the last reference to its IndexReservation is dropped. Its pages are
+    erased then. Thread-safe; may be used in signal handlers and finalizers.
     """
 
     def __new__(cls, entries: Entries) -> Self: ...
     @property
     def end(self) -> int:
-        """The indices given out so far lie below this one."""
+        """The upper bound of the indices: all reserved ones lie below it."""
 
     @property
     def taken(self) -> int:
-        """How many indices are taken."""
+        """The number of reserved indices."""
 
     def reserve(self, count: int) -> IndexReservation:
-        """Give out `count` consecutive indices, at least 1."""
+        """Reserve `count` consecutive indices, at least 1."""
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where an invariant does not hold; nobody may be changing anything."""
+        """Raise AssertionError if an invariant is violated. The caller stops all other use."""

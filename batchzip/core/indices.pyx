@@ -1,27 +1,29 @@
-"""IndexSpace: which indices of a group are taken, for one that gives them out itself.
+"""IndexSpace: the allocator of a group's indices, for groups whose users do not choose them.
 
-    reserve(5) ─▶ IndexReservation 0…4        taken as long as anybody holds the object
+    reserve(5) ─▶ IndexReservation 0…4        reserved while anybody refers to the object
     reserve(3) ─▶ IndexReservation 5…7
-    the first is dropped ─▶ its pages are erased ─▶ 0…4 can be given out again
+    the first is dropped ─▶ its pages are erased ─▶ 0…4 can be reserved again
 
-Who holds an IndexReservation holds its indices: the writer that fills them, the mapping that names them, the
-reader that is just loading them. So nobody reads indices that were given to somebody else meanwhile, and what
-an interrupt cuts short is not lost, wherever it comes: the frame goes, with it the object.
+A reference to an IndexReservation keeps its indices reserved. The writer that fills them, the
+mapping that names them and a reader that loads them each hold one. Nobody can therefore read
+indices that were given to somebody else in the meantime. An interrupt leaks no indices either: the
+interrupted frame drops its reference.
 
-Rejected: a count of readers for each range (what an interrupt cuts short stays counted for ever); a lock
-and a queue of ranges that are gone (a finalizer or signal handler that comes while its own thread has the
-lock waits for itself). Here a call is one step: no Python code runs between the look at the ranges and
-their change, and an IndexReservation ends with a call of the core.
+Rejected: a count of readers per range, because an interrupted reader would stay counted for ever. A
+lock and a queue of freed ranges, because a finalizer or signal handler that runs while its own
+thread has the lock would deadlock. Here each call is one step: no Python code runs between reading
+the ranges and changing them, and an IndexReservation ends in one call of the core.
 
-Free ranges are kept by length: one of the same length, else the rest of a longer one, else new indices. When
-more ranges came back than there are taken, neighbours are joined, which is O(n log n) once in n times.
+Free ranges are kept by length. `reserve` takes a range of the same length, otherwise the beginning
+of the shortest longer one, otherwise new indices. When more ranges have been freed since the last
+join than are reserved, free neighbours are joined. A join is O(n log n), once in n calls.
 
 Invariants
-* Every index below `end` is taken, or in one range of `free`; none is in two.
+* Every index below `end` is reserved or lies in exactly one range of `free`.
 * A range in `free` has no pages.
 
-Locks: the GIL. Lists and dicts are made before the ranges are looked at: making one may run finalizers,
-which may come here.
+Locks: the GIL. Lists and dicts are created before the ranges are read. Creating one may run the
+garbage collector, whose finalizers may call this module.
 """
 
 cimport cython
@@ -30,13 +32,13 @@ from libc.stdint cimport uint64_t
 from batchzip.core.entries cimport Entries
 
 cdef enum:
-    JOIN_LEAST = 64  # ranges that come back before joining is thought of: less is not worth a sort
+    JOIN_LEAST = 64  # freed ranges before neighbours are joined; fewer are not worth a sort
 
 
-@cython.no_gc  # it can be in no cycle, and what it refers to must be there in __dealloc__
+@cython.no_gc  # it cannot be in a cycle, and __dealloc__ needs `space`
 @cython.final
 cdef class IndexReservation:
-    """A range of indices, `first` and `count`, for as long as this object is held."""
+    """A reserved range of indices, `first` and `count`, until the last reference is dropped."""
 
     cdef IndexSpace space
     cdef readonly uint64_t first
@@ -49,16 +51,17 @@ cdef class IndexReservation:
 
 @cython.final
 cdef class IndexSpace:
-    """Gives out ranges of a group's indices from 0 on, and takes them back when nobody holds them.
+    """An allocator of ranges of a group's indices, from 0 on.
 
-    Thread-safe; may be used in signal handlers and finalizers. When a range comes back, its pages are erased.
+    A range becomes free when the last reference to its IndexReservation is dropped. Its pages are
+    erased then. Thread-safe; may be used in signal handlers and finalizers.
     """
 
     cdef Entries entries
     cdef dict free  # lists of first indices by count
     cdef uint64_t free_indices
-    cdef uint64_t ranges  # that are taken
-    cdef uint64_t came_back  # since neighbours were joined
+    cdef uint64_t ranges  # number of reserved ranges
+    cdef uint64_t came_back  # ranges freed since neighbours were last joined
     cdef readonly uint64_t end
     cdef readonly uint64_t taken
 
@@ -67,7 +70,7 @@ cdef class IndexSpace:
         self.free = {}
 
     def reserve(self, uint64_t count) -> IndexReservation:
-        """Give out `count` consecutive indices, at least 1."""
+        """Reserve `count` consecutive indices, at least 1."""
         cdef IndexReservation reservation = IndexReservation.__new__(IndexReservation)
         cdef list spare = [], firsts
         cdef uint64_t longer = 0, length
@@ -83,7 +86,9 @@ cdef class IndexSpace:
                     longer = length
             if longer:
                 reservation.first = (<list>self.free[longer]).pop()
-                (<list>self.free.setdefault(longer - count, spare)).append(reservation.first + count)
+                (<list>self.free.setdefault(longer - count, spare)).append(
+                    reservation.first + count
+                )
                 self.free_indices -= count
             else:
                 reservation.first = self.end
@@ -95,7 +100,7 @@ cdef class IndexSpace:
         return reservation
 
     cdef void take_back(self, uint64_t first, uint64_t count) noexcept:
-        """Take a range back for good, with its pages. Where memory is out, its indices are lost."""
+        """Free a range, and erase its pages. If there is no memory, its indices are lost."""
         cdef list spare
         self.entries.drop_pages(first, count)
         self.ranges -= 1
@@ -106,13 +111,15 @@ cdef class IndexSpace:
         self.came_back += 1
 
     cdef int _join(self) except -1:
-        """Join free neighbours. Meanwhile there are none for others."""
+        """Join free neighbours. During the join, other callers find no free ranges."""
         cdef dict free = {}, spare = {}
         cdef list joined = []
         cdef uint64_t first, count, start = 0, stop = 0
         free, self.free = self.free, free
         self.came_back = 0
-        for first, count in sorted([(first, count) for count, found in free.items() for first in found]):
+        for first, count in sorted(
+            [(first, count) for count, found in free.items() for first in found]
+        ):
             if first != stop or start == stop:
                 if stop > start:
                     joined.append((start, stop))
@@ -130,14 +137,17 @@ cdef class IndexSpace:
         return 0
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where an invariant does not hold; nobody may be changing anything."""
+        """Raise AssertionError if an invariant is violated. The caller stops all other use."""
         cdef uint64_t at = 0, total = 0
-        for first, count in sorted((first, count) for count, found in self.free.items() for first in found):
+        for first, count in sorted(
+            (first, count) for count, found in self.free.items() for first in found
+        ):
             if first < at or count < 1:
                 raise AssertionError(f"free range {first}+{count} begins before index {at}")
             at = first + count
             total += count
         if at > self.end or total != self.free_indices or total + self.taken != self.end:
             raise AssertionError(
-                f"{total} indices are free and {self.taken} taken, of {self.end}; the last free one is {at}"
+                f"{total} indices are free and {self.taken} are reserved, but there are "
+                f"{self.end}; the last free range ends at {at}"
             )

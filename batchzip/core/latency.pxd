@@ -11,12 +11,12 @@ cdef enum:  # operations
     TIMED_OPERATIONS
 
 cdef struct Histogram:
-    uint64_t calls[BUCKETS]  # by how long they took
+    uint64_t calls[BUCKETS]  # calls per bucket of duration
     uint64_t total_ns
 
 cdef struct Timer:  # of one operation
-    uint32_t left  # calls until the next one that is timed
-    uint32_t random
+    uint32_t left  # calls until the next timed one
+    uint32_t random  # state of the random generator
     Histogram timed
 
 cdef void histogram_add(Histogram *histogram, int64_t started) noexcept nogil
@@ -27,6 +27,6 @@ cdef void timer_end(Timer *timer, int64_t started) noexcept
 
 
 cdef inline int64_t timer_start(Timer *timer) noexcept:
-    """Return the time, if this call is one to be timed, or 0."""
+    """Return the time if this call is to be timed, otherwise 0."""
     timer.left -= 1
     return 0 if timer.left else timer_choose(timer)

@@ -1,11 +1,11 @@
-"""Latency: how long calls take, of a few of them."""
+"""Latency: histograms of the durations of calls, from a random sample."""
 
 OPERATIONS: tuple[str, ...]
 EVERY: int
-"""Calls from one that is timed to the next, on average."""
+"""The mean number of calls from one timed call to the next."""
 LOAD: int
 STORE: int
 GET: int
 PUT: int
 BOUNDS_S: tuple[float, ...]
-"""The longest time of each bucket but the last, in seconds."""
+"""The upper bound of each bucket but the last, in seconds."""

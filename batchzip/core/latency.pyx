@@ -1,16 +1,18 @@
-"""Latency: how long calls take, of a few of them.
+"""Latency: histograms of the durations of calls, from a random sample.
 
-    timer_start ─▶ 0, of most calls: one is counted down
-                └▶ the time, of a random one in 64 ─▶ the call ─▶ timer_end: one more in its bucket
+    timer_start ─▶ 0 for most calls: only a counter is decremented
+                └▶ the time, for one call in 64 ─▶ the call ─▶ timer_end: its bucket grows by one
 
-Reading the clock twice takes 45 ns, an eighth of what a small value takes to be found and restored; counting
-down takes less than one. The calls between two that are timed are a random number from 1 to 127: what comes at
-regular intervals is met as often as it is there. What failed is not counted.
+Only a sample is timed, because two readings of the clock take 45 ns, an eighth of the time to find
+and restore a small value. Decrementing a counter takes less than 1 ns. The number of calls from one
+timed call to the next is random, from 1 to 127, so that a periodic pattern of calls is sampled in
+proportion. Calls that fail are not counted.
 
-Bucket n has what took up to 2^(n + 8) ns, and longer than the bucket before it: 256 ns to 17 s; the last one
-has whatever took longer. Of a Timer whoever holds the GIL is the only writer: a call starts and ends with it,
-and what it waits for in between (a mutex, the GIL, the backing file) is part of what its caller sees.
-Faults of paged memory have the same Histogram, and are counted one and all, under their region's mutex.
+Bucket n holds durations up to 2^(n + 8) ns that exceed the bucket before it: from 256 ns to 17 s.
+The last bucket holds all longer ones. Whoever holds the GIL is the only writer of a Timer: a call
+starts and ends with the GIL. Its waits in between (for a mutex, the GIL, the backing file) belong
+to its duration, because its caller sees them. Faults of paged memory use the same Histogram. Every
+fault is counted, under the mutex of its region.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -24,25 +26,25 @@ cdef extern from "native.h" nogil:
     int64_t bz_now_ns()
 
 cdef enum:
-    MEAN_GAP = 64  # calls from one that is timed to the next, on average
-    LEAST_BITS = 8  # of the longest time in the first bucket
+    MEAN_GAP = 64  # calls from one timed call to the next, on average
+    LEAST_BITS = 8  # the first bucket ends at 2^8 ns
 
 OPERATIONS = ("load", "store", "get", "put")
 EVERY = MEAN_GAP
 LOAD, STORE, GET, PUT = TIMED_LOAD, TIMED_STORE, TIMED_GET, TIMED_PUT
 BOUNDS_S = tuple([(1 << number + LEAST_BITS) / 1e9 for number in range(BUCKETS - 1)])
-"""The longest time of each bucket but the last, in seconds."""
+"""The upper bound of each bucket but the last, in seconds."""
 
 
 cdef void histogram_add(Histogram *histogram, int64_t started) noexcept nogil:
-    """Count what began then and ends now."""
+    """Count an operation that began at `started` and ends now."""
     cdef uint64_t took = max(bz_now_ns() - started, 1)
     histogram.calls[min(max(bz_bits(took - 1) - LEAST_BITS, 0), BUCKETS - 1)] += 1
     histogram.total_ns += took
 
 
 cdef tuple histogram_of(const Histogram *histogram):
-    """Return what was counted, by bucket, and its nanoseconds."""
+    """Return the number of operations per bucket, and their total time in nanoseconds."""
     cdef int bucket
     return [histogram.calls[bucket] for bucket in range(BUCKETS)], histogram.total_ns
 
@@ -66,5 +68,5 @@ cdef int64_t timer_choose(Timer *timer) noexcept:
 
 
 cdef void timer_end(Timer *timer, int64_t started) noexcept:
-    """Count a call that began then and ends now."""
+    """Count a call that began at `started` and ends now."""
     histogram_add(&timer.timed, started)

@@ -1,8 +1,9 @@
-/* What the core needs of the machine: atomics, futex, clock, threads and CPUs.
+/* The core's access to the machine: atomics, futex, clock, threads and CPUs.
  *
  * Every access to a word that another thread or process may change goes through the functions here.
- * In a build with -DBZ_EXPLORE each of them first asks a scheduler for its turn, so that a test can
- * run the compiled code under every interleaving (tests/model/scheduler.c). Other builds pay nothing.
+ * In a build with -DBZ_EXPLORE each of them first asks a scheduler for its turn. A test can then
+ * run the compiled code under every interleaving (tests/model/scheduler.c). Other builds pay
+ * nothing.
  */
 #ifndef BATCHZIP_NATIVE_H
 #define BATCHZIP_NATIVE_H
@@ -25,13 +26,13 @@
 #include <unistd.h>
 
 #ifdef BZ_EXPLORE
-/* The scheduler is a library that is loaded before the core; without it the hooks are NULL. */
+/* The scheduler is a library that is loaded before the core. Without it the hooks are NULL. */
 #define BZ_HOOK extern __attribute__((weak, visibility("default")))
-BZ_HOOK int bz_explore_is_scheduled(void); /* whether the calling thread takes turns */
+BZ_HOOK int bz_explore_is_scheduled(void); /* whether the scheduler runs this thread */
 BZ_HOOK void bz_explore_point(void);       /* let another thread go first */
-BZ_HOOK int bz_explore_store(void *word, uint64_t value, size_t bytes); /* 1: it is done later */
-BZ_HOOK int bz_explore_load(const void *word, uint64_t *value); /* 1: of a store that is to come */
-BZ_HOOK void bz_explore_fence(void);                            /* do the stores that are to come */
+BZ_HOOK int bz_explore_store(void *word, uint64_t value, size_t bytes); /* 1: delayed */
+BZ_HOOK int bz_explore_load(const void *word, uint64_t *value); /* 1: own delayed store */
+BZ_HOOK void bz_explore_fence(void); /* perform the delayed stores */
 BZ_HOOK int64_t bz_explore_now(void);
 BZ_HOOK void bz_explore_wait(const uint32_t *word, uint32_t seen, int64_t timeout_ns);
 BZ_HOOK void bz_explore_wake(const uint32_t *word);
@@ -45,7 +46,7 @@ BZ_HOOK void bz_explore_join(pthread_t thread);
 #define BZ_LOAD(word)                                                          \
     uint64_t bz_own;                                                           \
     if (BZ_IN_TURN && bz_explore_load(word, &bz_own)) return bz_own
-#define BZ_LOOK_NS 0 /* a loop that looks would have endlessly many interleavings */
+#define BZ_LOOK_NS 0 /* a polling loop would have infinitely many interleavings */
 #else
 #define BZ_IN_TURN 0
 #define BZ_POINT() ((void)0)
@@ -57,8 +58,8 @@ BZ_HOOK void bz_explore_join(pthread_t thread);
 
 #define bz_unlikely(condition) __builtin_expect(!!(condition), 0)
 
-/* Atomics. Loads acquire and stores release; read-modify-writes and the fence are sequentially
- * consistent. The relaxed ones are for figures that nobody decides by. */
+/* Atomics. Loads acquire and stores release. Read-modify-writes and the fence are sequentially
+ * consistent. The relaxed functions are for statistics, on which no decision depends. */
 
 static inline uint32_t bz_load32(const uint32_t *word) {
     BZ_LOAD(word);
@@ -92,26 +93,28 @@ static inline void bz_store64(uint64_t *word, uint64_t value) {
     __atomic_store_n(word, value, __ATOMIC_RELEASE);
 }
 
-/* Store `wanted` if the word still is *seen; otherwise put what it is into *seen. */
+/* Store `wanted` if the word equals *seen. Otherwise copy the word's value to *seen. Return whether
+ * the value was stored. */
 static inline int bz_cas64(uint64_t *word, uint64_t *seen, uint64_t wanted) {
     BZ_POINT();
     BZ_FENCE();
     return __atomic_compare_exchange_n(word, seen, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE);
 }
 
-/* Order the caller's earlier stores before its later loads, as going to sleep needs on both sides. */
+/* Order the caller's earlier stores before its later loads. Sleeper and waker both need it. */
 static inline void bz_fence(void) {
     BZ_FENCE();
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
-/* Order the caller's earlier stores before its later ones, as whoever reads without a lock sees them. */
+/* Order the caller's earlier stores before its later stores, for readers that take no lock. */
 static inline void bz_order_stores(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 
-/* A step that others can come between, though it touches no shared word: a page that takes time. */
+/* Let the scheduler run another thread here, although no shared word is touched. Used where coding
+ * a page takes time. */
 static inline void bz_point(void) { BZ_POINT(); }
 
-/* Read a word that only tests change: no step that others need come between. */
+/* Read a word that only tests change. The scheduler does not interleave other threads here. */
 static inline uint32_t bz_peek32(const uint32_t *word) {
     return __atomic_load_n(word, __ATOMIC_ACQUIRE);
 }
@@ -120,7 +123,7 @@ static inline uint64_t bz_read_figure(const uint64_t *word) {
     return __atomic_load_n(word, __ATOMIC_RELAXED);
 }
 
-/* Add to a figure that has one writer. */
+/* Add to a statistic that has one writer. */
 static inline void bz_count(uint64_t *word, uint64_t more) {
     __atomic_store_n(word, __atomic_load_n(word, __ATOMIC_RELAXED) + more, __ATOMIC_RELAXED);
 }
@@ -129,7 +132,7 @@ static inline void bz_set_figure(uint64_t *word, uint64_t value) {
     __atomic_store_n(word, value, __ATOMIC_RELAXED);
 }
 
-/* Add a word to a checksum of words that the other side of a ring reads. */
+/* Return the checksum `sum` extended by a word. The other side of a ring computes the same sum. */
 static inline uint64_t bz_fold(uint64_t sum, uint64_t word) {
     sum = (sum ^ word) * 0xff51afd7ed558ccdu;
     return sum ^ sum >> 32;
@@ -146,7 +149,7 @@ static inline int64_t bz_now_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* The same clock as of the last tick, some milliseconds ago: a quarter of the price. */
+/* Return the same clock as of the last tick, which is some milliseconds old. It costs a quarter. */
 static inline int64_t bz_coarse_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
@@ -161,8 +164,8 @@ static inline void bz_pause(void) {
 #endif
 }
 
-/* Sleep while *word is `seen`, for at most `timeout_ns` (negative: without a limit). Returns early on
- * a signal. Works between processes. */
+/* Sleep while *word equals `seen`, for at most `timeout_ns` nanoseconds (negative: no limit).
+ * Return early on a signal. Works between processes. */
 static inline void bz_futex_wait(uint32_t *word, uint32_t seen, int64_t timeout_ns) {
 #ifdef BZ_EXPLORE
     if (BZ_IN_TURN) {
@@ -195,8 +198,8 @@ static inline void bz_sleep_ns(int64_t ns) {
     nanosleep(&time, NULL);
 }
 
-/* Threads. All signals are blocked in them: handlers belong to the interpreter's threads. Their stack does
- * not follow RLIMIT_STACK: it may be too small for a codec, or too large for the addresses there are. */
+/* Threads. They block all signals, because handlers belong to the interpreter's threads. Their
+ * stack size ignores RLIMIT_STACK, which may be too small for a codec or exceed RLIMIT_AS. */
 #define BZ_STACK ((size_t)1 << 20)
 
 static inline int bz_start_thread(pthread_t *thread, void *(*run)(void *), void *argument) {
@@ -227,12 +230,14 @@ static inline void bz_join_thread(pthread_t thread) {
     pthread_join(thread, NULL);
 }
 
-/* Move the calling thread off `cpu` if it runs there, the `number`-th to a CPU of its own, and let
- * the kernel move it again at once. An idle CPU of a virtual machine counts as preempted, so the
- * kernel wakes a sleeper on the CPU of whoever woke it; there both would take turns. */
+/* Move the calling thread off `cpu` if it runs there. Threads with different numbers go to
+ * different CPUs. The affinity is restored at once, so the kernel may move the thread again.
+ * Reason: the kernel regards an idle virtual CPU as preempted, so it wakes a sleeper on its waker's
+ * CPU, where the two would take turns. */
 static inline void bz_step_aside(int cpu, int number) {
     cpu_set_t allowed, one;
-    if (BZ_IN_TURN || sched_getcpu() != cpu || sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    if (BZ_IN_TURN || sched_getcpu() != cpu) return;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
     int others = CPU_COUNT(&allowed) - CPU_ISSET(cpu, &allowed);
     if (others < 1) return;
     int skip = number % others;

@@ -55,7 +55,7 @@ cdef enum:  # flags of a page
     ENTRY = 1  # the entries has an entry of it
     CLEAN = 2  # of a CANDIDATE: nobody has written to it since the entry was made
 
-cpdef enum Advice:  # how a page is going to be used
+cpdef enum AccessAdvice:  # how a page is going to be used
     NORMAL
     SEQUENTIAL
     RANDOM
@@ -110,7 +110,7 @@ cdef struct RegionState:
     uint32_t run  # pages of a run, at most
     uint8_t *states  # kinds, with BUSY and WANTED
     uint8_t *flags
-    uint8_t *advice  # Advice
+    uint8_t *advice  # AccessAdvice
     uint16_t *pins
     EntriesState *entries
     uint8_t number  # of the codec

@@ -1,6 +1,7 @@
-"""Whether the compiled core is what its sources say; in a wheel there are no sources to ask.
+"""Staleness: compare the compiled core with its sources.
 
-hatch_build.py loads this file by its path, before there is a core: import nothing of batchzip's here.
+A wheel contains no sources, so nothing is compared there. hatch_build.py loads this file by its
+path before the core exists. Do not import batchzip at module level here.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ SOURCES = ("*.pyx", "*.pxd", "*.h")
 
 
 def source_digest(folder: Path = Path(__file__).parent) -> str | None:
-    """Return the SHA-256 of the core's sources, names and contents; None where there are none."""
+    """Return the SHA-256 of the names and contents of the core's sources; None without sources."""
     sources = sorted(path for pattern in SOURCES for path in folder.glob(pattern))
     if not sources:
         return None
@@ -26,7 +27,7 @@ def source_digest(folder: Path = Path(__file__).parent) -> str | None:
 
 
 def is_stale() -> bool:
-    """Return whether the core was built from other sources than those beside it."""
-    from batchzip.core import build  # noqa: PLC0415 - not needed where there is no core yet
+    """Return whether the core was built from sources other than those beside it."""
+    from batchzip.core import build  # noqa: PLC0415 - hatch_build.py runs before the core exists
 
     return source_digest() not in {None, build.SOURCE_DIGEST}

@@ -39,7 +39,6 @@ _MOST_BYTES = 1 << 20
 _SHARE = 16
 """A dictionary has one byte for so many of the samples; at most _MOST_SIZE."""
 _MOST_SIZE = 16 << 10
-_LEAST_SIZE = 1 << 10
 _WORTH = 0.95
 """Share of the bytes that a new dictionary may leave, of what samples take without it."""
 _TRIED = 4
@@ -113,8 +112,6 @@ class Trainer:
     def _train(self, samples: list[bytes]) -> None:
         size = min(_MOST_SIZE, sum(map(len, samples)) // _SHARE)
         self._window = _WINDOW * _WAIT
-        if size < _LEAST_SIZE:
-            return
         level: Any = getattr(innermost(self._plain), "level", None)
         learnt = [sample for at, sample in enumerate(samples) if at % _TRIED]
         try:

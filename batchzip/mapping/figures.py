@@ -10,8 +10,8 @@ _BYTES_HEAD = 33
 """Bytes of a bytes object beside its contents."""
 _STR_HEAD = 49
 """Bytes of a str object of ASCII letters beside them: what most keys are."""
-_DICT_PLACE = 24
-"""Bytes of an entry of a dict."""
+_DICT_PLACE = 16
+"""Bytes of an entry of a dict whose keys are all str."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def dict_bytes(count: int, key_bytes: int, value_bytes: int) -> int:
     places = 8
     while places * 2 // 3 < count:
         places *= 2
-    width = 1 if places <= 1 << 8 else 2 if places <= 1 << 16 else 4
-    table = 104 + places * width + places * 2 // 3 * _DICT_PLACE
+    width = 1 if places < 1 << 8 else 2 if places < 1 << 16 else 4
+    table = 96 + places * width + places * 2 // 3 * _DICT_PLACE
     objects = count * (_BYTES_HEAD + _STR_HEAD + _OBJECT)  # half a rounding for each of the two
     return table + objects + key_bytes + value_bytes

@@ -36,6 +36,14 @@ def fitting(widths: Sequence[int], ranks: Sequence[int], room: int) -> list[int]
     return shown
 
 
+def cut(text: str, width: int) -> str:
+    """Return a name in at most `width` columns. It is cut in the middle, as names differ at either end."""
+    kept = width - 1
+    if len(text) <= width or kept < 0:
+        return text
+    return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+
+
 class Table:
     """A table without lines; the first column is to the left, figures are to the right."""
 
@@ -84,16 +92,20 @@ class Table:
         """How many rows there are."""
         return len(self._rows)
 
-    def _needed(self, at: int) -> int:
+    def _least(self, at: int) -> int:
         """Return the columns of the terminal that a column of the table takes at the least."""
         texts = [self._headings[at], self._footers[at], *(row[at].plain for row in self._rows)]
         parts = (part for text in texts for part in _parts(text, words=self._wraps[at]))
-        width = max(map(cell_len, parts), default=0)
-        return width if at or self._wraps[at] else min(width, SHORTEST_NAME)
+        return max(map(cell_len, parts), default=0)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        needed = [self._needed(at) for at in range(len(self._headings))]
-        shown = fitting(needed, self._ranks, options.max_width)
+        widths = [self._least(at) for at in range(len(self._headings))]
+        name_width = widths[0]
+        if not self._wraps[0]:
+            widths[0] = min(name_width, SHORTEST_NAME)
+        shown = fitting(widths, self._ranks, options.max_width)
+        others = sum(widths[at] + GAP for at in shown[1:])
+        widths[0] = max(min(name_width, options.max_width - others), 1)
         table = rich.table.Table(
             box=None,
             pad_edge=False,
@@ -109,18 +121,20 @@ class Table:
                 justify="left" if self._left[at] else "right",
                 footer=Text(self._footers[at]),
                 no_wrap=not wraps,
-                overflow="fold" if wraps else "ellipsis",
-                # A name that is too long gives way to the figures beside it.
-                min_width=None if wraps or at == 0 else needed[at],
+                overflow="fold",
+                width=None if wraps else widths[at],
             )
         for number, row in enumerate(self._rows):
             if number in self._sections:
                 table.add_row()
-            table.add_row(*(row[at] for at in shown))
+            cells = [row[at] for at in shown]
+            if not self._wraps[0] and cell_len(cells[0].plain) > widths[0]:
+                cells[0] = Text(cut(cells[0].plain, widths[0]), cells[0].style)
+            table.add_row(*cells)
         parts: list[RenderableType] = [table]
         if self._title:
             parts = [Text(), Text(self._title, style="table.title"), table]
-        missing = (self._headings[at] for at in range(len(needed)) if at not in shown)
+        missing = (self._headings[at] for at in range(len(widths)) if at not in shown)
         if names := dict.fromkeys(" ".join(heading.split()) for heading in missing):
             parts.append(Text(f"left out for lack of room: {', '.join(names)}", style="hint"))
         for part in parts:

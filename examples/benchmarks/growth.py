@@ -22,16 +22,17 @@ import argparse
 import mmap
 import struct
 import time
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import batchzip
-from batchzip.bench import plot
-from batchzip.bench.figure import Result
+from batchzip.bench.figure import Result, load
 from batchzip.bench.pages import PAGE
 from batchzip.bench.rounds import figure
+from batchzip.bench.style import OTHERS, OWN, REFERENCE, drawing
 from batchzip.system.segment import Segment
 from batchzip.terminal.console import make_console
 from batchzip.terminal.table import Table
@@ -255,29 +256,22 @@ def show(result: Result) -> None:
 
 def draw(result: Result, path: Path) -> None:
     """Draw costs and sizes over the number of pages."""
-    picture = plot.new_picture(13, 4.8)
     counts = list(dict.fromkeys(int(one.labels["pages"]) for one in result.figures))
-    panels = picture.subplots(1, 2)
-    markers, lines = "osD^vx+", ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 3)), (0, (3, 1, 1, 1))]
-    for axes, names, title in zip(
-        panels, (COSTS, SIZES), ("µs a page", "bytes a page"), strict=True
-    ):
-        for at, name in enumerate(names):
-            values = [one.median for one in result.figures if one.contender == name]
-            shade = "0.6" if name.endswith("alone") else str(at * 0.07)
-            axes.plot(
-                counts, values, label=name, marker=markers[at], linestyle=lines[at], color=shade
-            )
-        axes.set_xscale("log")
-        axes.set_ylim(0)
-        axes.set_xlabel("pages stored")
-        axes.set_title(title, loc="left", fontweight="bold")
-        plot.tidy(axes)
-    picture.suptitle("A store that grows: flat is good")
-    picture.draw_without_rendering()
-    for axes in panels:
-        plot.label_ends(axes, plot.ends_of(axes))
-    plot.save(picture, path)
+    with drawing(path, 4.2, "A store that grows: flat is good") as picture:
+        panels = picture.subplots(1, 2)
+        for axes, names, title in zip(
+            panels, (COSTS, SIZES), ("µs per page", "bytes per page"), strict=True
+        ):
+            styles = chain(OWN, OTHERS)
+            for name in names:
+                values = [one.median for one in result.figures if one.contender == name]
+                style = REFERENCE if name.endswith("alone") else next(styles)
+                axes.plot(counts, values, label=name, **style)
+            axes.set_xscale("log")
+            axes.set_ylim(0)
+            axes.set_xlabel("pages stored")
+            axes.set_title(title)
+            axes.grid(visible=True, axis="y")
 
 
 def main() -> None:
@@ -286,11 +280,15 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=1_000_000, help="pages (%(default)s)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--show", type=Path, help="only show and draw what --json wrote")
     options = parser.parse_args()
-    result = Result({"largest": options.largest}, {})
+    if options.show:
+        result = load(options.show)
+    else:
+        result = Result({"largest": options.largest}, {})
+        run(result, options.largest)
     machine = result.machine
     print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs")
-    run(result, options.largest)
     show(result)
     if options.json:
         result.save(options.json)

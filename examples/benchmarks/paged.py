@@ -41,11 +41,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from paged_work import PERCENTS, WORKLOADS
 
-from batchzip.bench import plot
 from batchzip.bench.figure import Result, load
 from batchzip.bench.kernel_swap import KernelSwap
 from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.rounds import figure, in_turns
+from batchzip.bench.style import OTHERS, OWN, REFERENCE, drawing
 from batchzip.bench.table import spread_percent
 from batchzip.bench.zram import end_orderly
 from batchzip.terminal.console import make_console
@@ -264,42 +264,39 @@ def _show_goals(found: dict[tuple[str, str], dict[str, Figure]]) -> None:
         make_console().print(table)
 
 
-_STYLES: dict[str, dict[str, Any]] = {
-    PLAIN: {"color": "0.6", "linestyle": ":"},
-    KERNEL: {"color": "#b2182b", "linestyle": "-.", "marker": "^"},
-    MEMMAP: {"color": "#2166ac", "linestyle": (0, (4, 1, 1, 1)), "marker": "x"},
-    PAGED[0]: {"color": "black", "linewidth": 2.6, "marker": "o"},
-    PAGED[1]: {"color": "black", "linewidth": 1.6, "linestyle": "--", "marker": "s"},
-    PAGED[2]: {"color": "black", "linewidth": 1.2, "linestyle": (0, (1, 1)), "marker": "d"},
+_LINES: dict[str, dict[str, Any]] = {
+    PLAIN: REFERENCE,
+    KERNEL: OTHERS[0],
+    MEMMAP: OTHERS[1],
+    PAGED[0]: OWN[0],
+    PAGED[1]: OWN[2],
+    PAGED[2]: OWN[3],
 }
 
 
 def draw(result: Result, path: Path) -> None:
     """Draw how long touches take: the latency over the share of touches that take longer."""
-    picture = plot.new_picture(13, 5.5)
     found = rows(result)
-    axes = picture.subplots(1, 2, sharey=True)
+    settings = result.settings
     places = [-np.log10(1 - percent / 100) for percent in PERCENTS]
     ticks = [50, 90, 99, 99.9]
-    for one, row in zip(axes, ("random read", "random write"), strict=True):
-        for name in _names(found):
-            line = [found[row, f"p{percent:g}"][name].median for percent in PERCENTS]
-            one.plot(places, line, label=name, markersize=4, **_STYLES[name])
-        one.set_yscale("log")
-        one.yaxis.set_major_formatter("{x:g}")
-        one.set_xticks(
-            [-np.log10(1 - tick / 100) for tick in ticks], [f"p{tick}" for tick in ticks]
-        )
-        one.set_title(f"{row}, µs", loc="left", fontsize=11)
-        plot.tidy(one)
-    settings = result.settings
-    picture.suptitle(
-        f"How long one touch takes, {settings['MiB']} MiB in {settings['MiB'] // SHARE} MiB (less is better)"
+    title = (
+        f"How long one touch takes, {settings['MiB']} MiB in {settings['MiB'] // SHARE} MiB "
+        "(less is better)"
     )
-    picture.draw_without_rendering()
-    for one in axes:
-        plot.label_ends(one, plot.ends_of(one))
-    plot.save(picture, path)
+    with drawing(path, 4.6, title) as picture:
+        axes = picture.subplots(1, 2, sharey=True)
+        for one, row in zip(axes, ("random read", "random write"), strict=True):
+            for name in _names(found):
+                line = [found[row, f"p{percent:g}"][name].median for percent in PERCENTS]
+                one.plot(places, line, label=name, **_LINES[name])
+            one.set_yscale("log")
+            one.yaxis.set_major_formatter("{x:g}")
+            one.set_xticks(
+                [-np.log10(1 - tick / 100) for tick in ticks], [f"p{tick}" for tick in ticks]
+            )
+            one.set_title(f"{row}, µs")
+            one.grid(visible=True, axis="y")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from batchzip import algorithms
 from batchzip.bench import compress, plot
 from batchzip.bench.algorithm import parse_algorithms
-from batchzip.bench.figure import Result
+from batchzip.bench.figure import Result, load
 from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.table import print_result
 from batchzip.bench.zram import end_orderly
@@ -38,7 +38,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--show", type=Path, help="only show and draw what --json wrote")
     options = parser.parse_args()
+    result = load(options.show) if options.show else measured(options)
+    print_result(result)
+    if options.json:
+        result.save(options.json)
+    if options.plot:
+        plot.plot_compress(result, options.plot)
+
+
+def measured(options: argparse.Namespace) -> Result:
+    """Measure what the options ask for."""
     end_orderly()
     batches = [int(size) for size in options.batches.split(",")]
     source = source_of(options)
@@ -55,11 +66,7 @@ def main() -> None:
         options.rounds,
         zram=not os.geteuid(),
     )
-    print_result(result)
-    if options.json:
-        result.save(options.json)
-    if options.plot:
-        plot.plot_compress(result, options.plot)
+    return result
 
 
 if __name__ == "__main__":

@@ -32,12 +32,11 @@ import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simulation import simulate
 
 import batchzip
-from batchzip.bench import plot
 from batchzip.bench.algorithm import DEFAULT, parse_algorithms
 from batchzip.bench.compressors import Bare, InArena, Load, OfEngine
 from batchzip.bench.figure import describe_machine
@@ -45,6 +44,7 @@ from batchzip.bench.limit import Limit
 from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.peers import available
 from batchzip.bench.rounds import seconds, speed, spread, timed
+from batchzip.bench.style import OWN, REFERENCE, drawing, require_matplotlib
 from batchzip.system.cpus import usable_cpus
 from batchzip.terminal.console import make_console
 from batchzip.terminal.table import Table
@@ -291,36 +291,31 @@ def simulated_table(found: list[Simulated]) -> Table:
     return table
 
 
+_LINES = {"limit": REFERENCE, "threads": OWN[0], "workers": OWN[2], "arena": OWN[3]}
+
+
 def draw(steps: list[Step], path: Path) -> None:
     """Draw how many times as fast as one bare loop each number of lanes compresses."""
     algorithms = list(dict.fromkeys(one.algorithm for one in steps))
-    picture = plot.new_picture(6.5 * len(algorithms), 4.4)
-    row = picture.subplots(1, len(algorithms), squeeze=False)[0]
-    for axes, algorithm in zip(row, algorithms, strict=True):
-        mine = [one for one in steps if one.algorithm == algorithm and one.operation == "compress"]
-        for name, marker, line, shade in (
-            ("limit", "s", ":", "0.45"),
-            ("threads", "d", "-", "black"),
-            ("workers", "o", "--", "black"),
-            ("arena", "x", "-.", "0.2"),
-        ):
-            # One lane is the caller alone, whatever the backend.
-            points = [
-                (one.lanes, one.speed(name if name in one.us else "sequential", "bare").median)
-                for one in mine
+    with drawing(path, 4.2, "Compressing: times as fast as one bare loop") as picture:
+        row = picture.subplots(1, len(algorithms), squeeze=False)[0]
+        for axes, algorithm in zip(row, algorithms, strict=True):
+            mine = [
+                one for one in steps if one.algorithm == algorithm and one.operation == "compress"
             ]
-            if any(name in one.us for one in mine):
-                lanes, speeds = zip(*points, strict=True)
-                axes.plot(lanes, speeds, marker=marker, linestyle=line, color=shade, label=name)
-        axes.set_xticks([one.lanes for one in mine])
-        axes.set_ylim(0)
-        axes.set_xlabel("lanes: the caller and its workers")
-        axes.set_title(f"{algorithm}: times as fast as one bare loop", loc="left")
-        plot.tidy(axes)
-    picture.draw_without_rendering()
-    for axes in row:
-        plot.label_ends(axes, plot.ends_of(axes))
-    plot.save(picture, path)
+            for name, style in _LINES.items():
+                # One lane is the caller alone, whatever the backend.
+                points = [
+                    (one.lanes, one.speed(name if name in one.us else "sequential", "bare").median)
+                    for one in mine
+                ]
+                if any(name in one.us for one in mine):
+                    axes.plot(*zip(*points, strict=True), label=name, **style)
+            axes.set_xticks([one.lanes for one in mine])
+            axes.set_ylim(0)
+            axes.set_xlabel("lanes: the caller and its workers")
+            axes.set_title(algorithm)
+            axes.grid(visible=True, axis="y")
 
 
 def main() -> None:
@@ -334,29 +329,47 @@ def main() -> None:
     parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--show", type=Path, help="only show and draw what --json wrote")
     options = parser.parse_args()
-    notes: list[str] = []
     if options.plot:
-        try:
-            plot.require_matplotlib()
-        except batchzip.BackendUnavailable as error:
-            notes.append(f"{error}")
-            options.plot = None
+        require_matplotlib()
+    if options.show:
+        document = json.loads(options.show.read_text(encoding="utf-8"))
+    else:
+        document = measured(options)
+    steps = [
+        Step(**{**one, "owners": {name: Owner(**of) for name, of in one["owners"].items()}})
+        for one in document["steps"]
+    ]
+    machine, settings = document["machine"], document["settings"]
+    print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs")
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    print(", ".join(f"{name} {value}" for name, value in settings.items()))
+    found = list(simulations(steps, settings["batch"]))
+    for table in (
+        steps_table(steps),
+        serial_table(steps),
+        *([simulated_table(found)] * bool(found)),
+    ):
+        make_console().print(table)
+    if not found:
+        print("missing: the simulation: nothing was handed over, or there was one lane only")
+    for text in document["notes"]:
+        print(f"missing: {text}")
+    if options.json:
+        document["simulations"] = [asdict(one) for one in found]
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if options.plot:
+        draw(steps, options.plot)
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the options ask for. Return it as plain dicts, ready for JSON."""
     lanes = list(range(1, usable_cpus() + 1))
     if options.lanes:
         lanes = sorted({int(number) for number in options.lanes.split(",")})
     pages = work_pages(source_of(options), options.pages)
-    machine = describe_machine()
-    settings = {
-        "source": source_of(options).name,
-        "pages": len(pages),
-        "batch": options.batch,
-        "rounds": options.rounds,
-        "lanes": lanes,
-    }
-    print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs")
-    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
-    print(", ".join(f"{name} {value}" for name, value in settings.items()), flush=True)
+    notes: list[str] = []
     steps = [
         one
         for algorithm in parse_algorithms(options.algorithms)
@@ -364,26 +377,18 @@ def main() -> None:
         for one in step(algorithm, pages, number, options, notes.append)
     ]
     steps.sort(key=lambda one: (one.algorithm, one.operation, one.lanes))
-    found = list(simulations(steps, options.batch))
-    make_console().print(steps_table(steps))
-    make_console().print(serial_table(steps))
-    if found:
-        make_console().print(simulated_table(found))
-    else:
-        notes.append("the simulation: nothing was handed over, or there was one lane only")
-    for text in dict.fromkeys(notes):
-        print(f"missing: {text}")
-    if options.json:
-        document = {
-            "machine": machine,
-            "settings": settings,
-            "notes": notes,
-            "steps": [asdict(one) for one in steps],
-            "simulations": [asdict(one) for one in found],
-        }
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    if options.plot:
-        draw(steps, options.plot)
+    return {
+        "machine": describe_machine(),
+        "settings": {
+            "source": source_of(options).name,
+            "pages": len(pages),
+            "batch": options.batch,
+            "rounds": options.rounds,
+            "lanes": lanes,
+        },
+        "notes": list(dict.fromkeys(notes)),
+        "steps": [asdict(one) for one in steps],
+    }
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from batchzip.bench import plot, swap
 from batchzip.bench.algorithm import parse_algorithms
-from batchzip.bench.figure import Result
+from batchzip.bench.figure import Result, load
 from batchzip.bench.pages import add_source, source_of
 from batchzip.bench.table import print_result
 from batchzip.bench.zram import end_orderly
@@ -35,7 +35,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--show", type=Path, help="only show and draw what --json wrote")
     options = parser.parse_args()
+    result = load(options.show) if options.show else measured(options)
+    print_result(result)
+    if options.json:
+        result.save(options.json)
+    if options.plot:
+        plot.plot_swap(result, options.plot)
+
+
+def measured(options: argparse.Namespace) -> Result:
+    """Measure what the options ask for."""
     end_orderly()
     source = source_of(options)
     pages = source.take(options.pages)
@@ -50,11 +61,7 @@ def main() -> None:
         options.rounds,
         zram=not os.geteuid(),
     )
-    print_result(result)
-    if options.json:
-        result.save(options.json)
-    if options.plot:
-        plot.plot_swap(result, options.plot)
+    return result
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ import numpy as np
 from loky.backend import get_context
 
 import batchzip
-from batchzip.bench import plot
 from batchzip.bench.algorithm import parse_algorithms
-from batchzip.bench.figure import Figure, Result
+from batchzip.bench.figure import Figure, Result, load
 from batchzip.bench.pages import PAGE, add_source, source_of
 from batchzip.bench.rounds import figure, in_turns
+from batchzip.bench.style import BARS, drawing, write_values
 from batchzip.cli.side import WorkerCpu
 from batchzip.system.lifetime import Closing
 from batchzip.terminal.console import make_console
@@ -333,36 +333,28 @@ def show(result: Result) -> None:
 def draw(result: Result, path: Path) -> None:
     """Draw throughput and CPU time of the three ways."""
     cases = by_case(result)
-    picture = plot.new_picture(13, 1.6 + 0.85 * len(cases))
-    axes = picture.subplots(1, 2, sharey=True)
     places = np.arange(len(cases))[::-1]
-    fills = [("white", ""), ("0.75", "//"), ("0.15", "")]
-    for one, quantity, title in zip(
-        axes,
-        (TIME, CPU),
-        ("throughput, MB/s (more is better)", "CPU µs per page (less is better)"),
-        strict=True,
-    ):
-        for row, (way, (color, hatch)) in enumerate(zip(WAYS, fills, strict=True)):
-            figures = [of[way, quantity] for of in cases.values()]
-            values = [PAGE / f.median if quantity == TIME else f.median for f in figures]
-            at = places + (1 - row) * 0.27
-            one.barh(at, values, 0.25, color=color, hatch=hatch, edgecolor="black", linewidth=0.7)
-            for place, value in zip(at, values, strict=True):
-                one.annotate(
-                    f"{value:.0f}  {way if place > len(cases) - 1.5 else ''}",
-                    (value, place),
-                    (4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=8.5,
-                )
-        one.set_title(title, loc="left", fontsize=11)
-        one.set_xlim(0, one.get_xlim()[1] * 1.22)
-        one.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(places, [f"{a}, {b}\nfolios of {f}" for a, b, f in cases])
-    picture.suptitle(f"{result.settings['clients']} clients store into one store")
-    plot.save(picture, path)
+    title = f"{result.settings['clients']} clients store into one store"
+    with drawing(path, 1.2 + 0.8 * len(cases), title) as picture:
+        axes = picture.subplots(1, 2, sharey=True)
+        for one, quantity, heading in zip(
+            axes,
+            (TIME, CPU),
+            ("throughput, MB/s (more is better)", "CPU µs per page (less is better)"),
+            strict=True,
+        ):
+            for row, (way, style) in enumerate(zip(WAYS, BARS, strict=True)):
+                figures = [of[way, quantity] for of in cases.values()]
+                values = [PAGE / f.median if quantity == TIME else f.median for f in figures]
+                at = places + (1 - row) * 0.27
+                one.barh(at, values, 0.25, **style)
+                texts = [f"{value:.0f}" for value in values]
+                texts[0] += f"  {way}"
+                write_values(one, values, at, texts)
+            one.set_title(heading)
+            one.margins(y=0.02)
+            one.set_xlim(0, one.get_xlim()[1] * 1.35)
+        axes[0].set_yticks(places, [f"{a}, {b}\nfolios of {f}" for a, b, f in cases])
 
 
 def main() -> None:
@@ -375,7 +367,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--show", type=Path, help="only show and draw what --json wrote")
     options = parser.parse_args()
+    result = load(options.show) if options.show else measured(options)
+    show(result)
+    if options.json:
+        result.save(options.json)
+    if options.plot:
+        draw(result, options.plot)
+
+
+def measured(options: argparse.Namespace) -> Result:
+    """Measure what the options ask for."""
     source = source_of(options)
     pages = source.take(1 << 16)
     rng = np.random.default_rng(4)
@@ -393,11 +396,7 @@ def main() -> None:
     print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs, {settings}")
     for algorithm in parse_algorithms(options.algorithms):
         run(result, algorithm, parts, options.rounds, list(FOLIOS))
-    show(result)
-    if options.json:
-        result.save(options.json)
-    if options.plot:
-        draw(result, options.plot)
+    return result
 
 
 if __name__ == "__main__":

@@ -1,15 +1,24 @@
-"""What a store keeps of an index: its entry, and the bytes it refers to, as whoever damages them sees them."""
+"""What a store keeps of an index: its entry, and the bytes that the entry refers to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from support.pool_memory import object_of, own_mapping
 
 from batchzip.core.gather import gather
+from batchzip.core.records import Records
 from batchzip.store.backing.positions import LENGTH_BITS
-from batchzip.store.group import Group
+
+if TYPE_CHECKING:
+    from batchzip import SwapStore
+    from batchzip.store.group import Group
 
 DIRECTORY = 4096
 """Where the blocks of the rows of a shared table begin (core/table.pyx)."""
+
 ENTRIES = DIRECTORY + (8 << 20)
 """Where its entries begin, of two words each."""
 
@@ -51,3 +60,11 @@ def shared(group: Group) -> npt.NDArray[np.uint64]:
     """View the entries of a table that others read, as rows of two words, writable."""
     memory = own_mapping(group._entries.share())
     return np.frombuffer(memory, np.uint64, offset=ENTRIES).reshape(-1, 2)
+
+
+def records_in(store: SwapStore, name: str = "values") -> Records:
+    """Make the records of a group of a store, with its engine's codec."""
+    made = Records(store.group(name)._entries, "CompressedMapping")
+    writer = store._resources.writer
+    made.use_codec(writer.number, writer.engine.backend.coders)
+    return made

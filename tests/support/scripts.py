@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from support.batch_load import HANG_LIMIT_S
@@ -58,3 +60,26 @@ def _given_path() -> list[str]:
 
 def check_ended_well(done: subprocess.CompletedProcess[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
+
+
+ELSEWHERE = ("unshare", "--mount", "sh", "-c")
+"""Runs a shell command in which one can mount."""
+
+
+@cache
+def can_mount() -> bool:
+    if shutil.which("unshare") is None or shutil.which("mount") is None:
+        return False
+    tried = [*ELSEWHERE, "mount -t tmpfs none /dev/shm"]
+    return subprocess.run(tried, capture_output=True, check=False).returncode == 0
+
+
+def run_python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )

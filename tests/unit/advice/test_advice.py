@@ -17,7 +17,7 @@ from support.command import assert_fits, assert_one_clear_line, assert_refused, 
 from support.sample_pages import arrays, json_pages
 
 from batchzip import BadArgument, BadBatch, UnknownAlgorithm, UnreadableProcess
-from batchzip.advice import BLOCK_BYTES, TABLE_BYTES, Advice, Option, advise, amount
+from batchzip.advice import BLOCK_BYTES, TABLE_BYTES, Advice, Option, advise
 from batchzip.advice.judgement import recommend, with_front
 from batchzip.cli.advise import report
 from batchzip.cli.main import main
@@ -26,6 +26,7 @@ from batchzip.pool import Pool
 from batchzip.sources import sampling
 from batchzip.sources.process_memory import ProcessMemory
 from batchzip.sources.sampling import sample_file, sample_process
+from batchzip.terminal.text import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,8 +115,8 @@ def test_the_recommendation_is_on_the_front_and_near_the_best(text_advice: Advic
     assert chosen.on_front
     assert chosen.saved_share >= max(o.saved_share for o in text_advice.options) - 0.02
     assert text_advice.sentence.startswith(f"Use {chosen.name} with pages of ")
-    assert amount(1 << 30) in text_advice.sentence
-    assert amount((1 << 30) - chosen.saved_bytes) in text_advice.sentence
+    assert size_text(1 << 30) in text_advice.sentence
+    assert size_text((1 << 30) - chosen.saved_bytes) in text_advice.sentence
 
 
 @given(
@@ -340,7 +341,7 @@ def test_people_get_tables_a_mark_and_a_sentence(file: Path) -> None:
     assert "\x1b" not in few.stdout
     lines = few.stdout.splitlines()
     assert [line for line in lines if line.startswith("pages of ")] == [
-        f"pages of {size} KiB: 0.0% same-filled; times are µs a page" for size in (4, 16, 64)
+        f"pages of {size} KiB: 0.0% same-filled; times are µs per page" for size in (4, 16, 64)
     ]
     assert sum(line.startswith("→") for line in lines) == 1
     assert lines[0].startswith("This speaks of memory pages: what zswap, a SwapStore or")
@@ -419,11 +420,11 @@ def test_without_matplotlib_the_command_to_install_it_is_given(file: Path) -> No
         (["--pid", "1", "--file", "x"], ["not allowed with"]),
         (["--algorithm", "zip"], ["'zip'", "zstd", "lz4"]),
         (["--sample", "1K"], ["sample of 1024 bytes", "64K"]),
-        (["--sample", "much"], ["'much' is no size"]),
-        (["--max-load-us", "0"], ["'0' is no time"]),
-        (["--max-load-us", "inf"], ["'inf' is no time"]),
-        (["--plot", "x.word"], ["x.word is no picture", ".png"]),
-        (["--plot", "nowhere/x.png"], ["nowhere is no directory"]),
+        (["--sample", "much"], ["'much' is not a size"]),
+        (["--max-load-us", "0"], ["'0' is not a time"]),
+        (["--max-load-us", "inf"], ["'inf' is not a time"]),
+        (["--plot", "x.word"], ["x.word is not a picture", ".png"]),
+        (["--plot", "nowhere/x.png"], ["nowhere is not a directory"]),
         (["--seed", "-1"], ["--seed"]),
     ],
 )
@@ -469,11 +470,3 @@ def test_the_smallest_sample_is_one_block(file: Path, capfd: pytest.CaptureFixtu
         == 0
     )
     assert json.loads(capfd.readouterr().out)["source"]["read_bytes"] == BLOCK_BYTES
-
-
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [(1023 << 10, "1,023.0 KiB"), (1 << 20, "1.0 MiB"), (1 << 30, "1.0 GiB"), (1 << 40, "1.0 TiB")],
-)
-def test_an_amount_of_bytes_is_told_in_the_unit_that_fits(size: int, words: str) -> None:
-    assert amount(size) == words

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from support.command import (
-    COMMAND,
-    Terminal,
     assert_refused,
-    children,
     cli,
-    has_gone,
-    resident_bytes,
+    document,
+    some_pages,
 )
 
-import batchzip
 from batchzip.cli import swap
 from batchzip.cli.main import main
-from batchzip.core import build
-from batchzip.core.libraries import libraries
 from batchzip.sources.file_pages import FilePages
 from batchzip.sources.process_memory import ProcessMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +34,6 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("swap") / "pages.bin"
     path.write_bytes(some_pages().tobytes())
     return document("--file", path)
-
-
-def document(*arguments: object) -> dict[str, Any]:
-    result = cli("swap", "--json", *arguments)
-    assert (result.returncode, result.stderr) == (0, ""), result
-    loaded: dict[str, Any] = json.loads(result.stdout)
-    return loaded
-
-
-def some_pages(count: int = 600, page_size: int = 4096) -> NDArray[np.uint8]:
-    """Text-like, same-filled and random pages in turn."""
-    rng = np.random.default_rng(7)
-    pages = rng.integers(97, 105, (count, page_size), np.uint8)
-    pages[1::3] = 5
-    pages[2::3] = rng.integers(0, 256, pages[2::3].shape, np.uint8)
-    return pages
 
 
 @pytest.fixture
@@ -137,8 +110,10 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
         "CPU time",
         "600 pages compared byte for byte: all equal",
     ):
-        assert words in result.stdout
-    heading, lanes = result.stdout.splitlines()[3:5]
+        assert words in " ".join(result.stdout.split())
+    lines = result.stdout.splitlines()
+    at = next(at for at, line in enumerate(lines) if line.split()[:1] == ["sequential"])
+    heading, lanes = lines[at - 1 : at + 1]
     assert heading.split() == ["threads", "÷", "workers", "÷"]
     assert re.fullmatch(r" +sequential( +\d+ \+ caller +seq\.){2}", lanes)
 
@@ -150,7 +125,7 @@ def test_threads_are_left_out_for_a_codec_in_python_and_said_so(file: Path) -> N
     assert result["left_out"] == {}
     assert reason.startswith("brotli runs in Python here")
     shown = cli("swap", "--file", file, "--algorithm", "brotli").stdout
-    assert f"threads are left out: {reason}" in shown.splitlines()
+    assert f"threads are left out: {reason}" in " ".join(shown.split())
 
 
 def test_the_class_table_is_there_as_data_and_for_people(
@@ -236,7 +211,7 @@ def test_the_last_page_is_padded_and_said_so(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 5000)
     assert document("--file", path)["source"]["padded_bytes"] == 3192
     result = cli("swap", "--file", path)
-    assert "the last page was filled up with 3,192 zero bytes" in result.stdout
+    assert "the last page was padded with 3,192 zero bytes" in result.stdout
     assert "2 pages compared byte for byte: all equal" in result.stdout
 
 
@@ -279,8 +254,8 @@ def test_a_limit_that_keeps_nothing_says_so(tmp_path: Path) -> None:
         (["--batch", "0"], ["--batch", "above 0"]),
         (["--folio", "-1"], ["--folio"]),
         (["--folio", "99999999"], ["folio of 99999999 pages", "too large"]),
-        (["--limit", "much"], ["'much' is no size"]),
-        (["--limit", "0"], ["'0' is no size"]),
+        (["--limit", "much"], ["'much' is not a size"]),
+        (["--limit", "0"], ["'0' is not a size"]),
         (["--seed", "x"], ["--seed"]),
         (["--bogus"], ["--bogus"]),
     ],
@@ -344,55 +319,6 @@ def test_an_unreadable_file_is_one_clear_line(
     assert capfd.readouterr() == ("", f"batchzip: {file}: Permission denied\n")
 
 
-def test_the_version_names_the_libraries_and_how_the_core_was_built() -> None:
-    result = cli("--version")
-    assert (result.returncode, result.stderr) == (0, "")
-    version, *others = result.stdout.splitlines()
-    assert version == f"batchzip {batchzip.__version__}"
-    found = ", ".join(f"{library.name} {library.version}" for library in libraries())
-    assert others == [
-        f"C libraries: {found}",
-        f"core: {build.PROFILE}, Cython {build.CYTHON}, {build.COMPILER}",
-    ]
-
-
-def test_algorithms_say_what_is_native_and_where_its_library_is() -> None:
-    found = {line["algorithm"]: line for line in json.loads(cli("algorithms", "--json").stdout)}
-    there = {library.name: library._asdict() for library in libraries()}
-    for name, library in (("lz4", "lz4"), ("lz4hc", "lz4"), ("zstd", "zstd")):
-        assert (found[name]["native"], found[name]["library"]) == (True, there[library])
-    for name in ("brotli", "deflate", "snappy"):
-        assert (found[name]["native"], found[name]["library"]) == (False, None)
-    shown = cli("algorithms").stdout.splitlines()
-    assert {"lz4 C", "zstd C", "brotli Python"} <= {" ".join(line.split()[:2]) for line in shown}
-    for each in libraries():
-        assert [each.name, each.version, each.path] in [line.split() for line in shown]
-
-
-WITHOUT_LZ4 = """
-from batchzip.core import libraries
-libraries._PLACES["lz4"] = ("lz4", ("nowhere",))
-from batchzip.cli.main import main
-main({arguments})
-"""
-
-
-def test_a_library_that_is_not_used_is_named_with_the_reason() -> None:
-    def said(*arguments: str) -> str:
-        code = WITHOUT_LZ4.format(arguments=list(arguments))
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-
-    reason = "not used: lz4 has no nowhere for this Python"
-    assert f"lz4   -       {reason}" in said("algorithms").splitlines()
-    assert f"lz4 is {reason}" in said("--version").splitlines()
-    found = {line["algorithm"]: line for line in json.loads(said("algorithms", "--json"))}
-    assert found["lz4"]["native"] is False
-    assert found["lz4"]["usable"] is True
-    assert found["lz4"]["library"]["problem"] == "lz4 has no nowhere for this Python"
-    assert found["zstd"]["native"] is True
-
-
 def test_help() -> None:
     for arguments, example in (
         ([], "batchzip algorithms  "),
@@ -402,181 +328,4 @@ def test_help() -> None:
         result = cli(*arguments, "--help")
         assert (result.returncode, result.stderr) == (0, "")
         assert example in result.stdout
-        assert "exit codes: 0 all went well" in result.stdout
-
-
-class _Wrong(batchzip.SwapStore):
-    """A store that changes one byte of every page from the 100th on."""
-
-    def load(self, index: Any, *args: Any, **kwargs: Any) -> Any:
-        page = bytearray(super().load(index, *args, **kwargs))
-        if index >= 100:
-            page[17] ^= 1
-        return bytes(page)
-
-    def load_many(self, indices: Any, *args: Any, **kwargs: Any) -> Any:
-        pages = super().load_many(indices, *args, **kwargs)
-        pages[np.asarray(indices) >= 100, 17] ^= 1
-        return pages
-
-
-class _Corrupt(batchzip.SwapStore):
-    """A store that finds page 42 damaged, alone and in a batch."""
-
-    def load(self, index: Any, *args: Any, **kwargs: Any) -> Any:
-        if index == 42:
-            raise batchzip.CorruptPage(42)
-        return super().load(index, *args, **kwargs)
-
-    def load_many(self, indices: Any, *args: Any, **kwargs: Any) -> Any:
-        if 42 in indices:
-            raise batchzip.CorruptPage(42)
-        return super().load_many(indices, *args, **kwargs)
-
-
-def swap_in_process(
-    monkeypatch: pytest.MonkeyPatch, store: type, *arguments: object
-) -> Callable[[], int]:
-    monkeypatch.setattr(swap, "SwapStore", store)
-    return lambda: main(["swap", *map(str, arguments)])
-
-
-def test_a_mismatch_exits_1_and_names_the_first_page(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert swap_in_process(monkeypatch, _Wrong, "--file", file, "--json")() == 1
-    out, err = capfd.readouterr()
-    result = json.loads(out)
-    assert result["all_equal"] is False
-    assert result["first_difference"]["page"] == 100
-    assert {of["differing_pages"] for of in result["backends"].values()} == {500}
-    want = int(some_pages()[100, 17])
-    assert err.startswith("batchzip: first difference: page 100 (file offset 409600), backend ")
-    assert err.endswith(f": byte 17 is {want ^ 1:#04x} instead of {want:#04x}\n")
-
-
-def test_a_damaged_page_is_named_and_hides_no_other(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert swap_in_process(monkeypatch, _Corrupt, "--file", file)() == 1
-    out, err = capfd.readouterr()
-    assert "600 pages compared byte for byte: 3 DIFFER" in out
-    assert "page 42 (file offset 172032)" in err
-    assert "damaged" in err
-
-
-def test_a_page_of_zeros_that_cannot_be_loaded_is_no_page_of_zeros(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "zeros.bin"
-    path.write_bytes(bytes(100 * 4096))
-    assert swap_in_process(monkeypatch, _Corrupt, "--file", path)() == 1
-    assert "100 pages compared byte for byte: 3 DIFFER" in capfd.readouterr().out
-
-
-def test_a_file_that_changes_meanwhile_is_no_mismatch(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    class Meddling(batchzip.SwapStore):
-        def store(self, index: Any, pages: Any) -> None:
-            super().store(index, pages)
-            if index > 500:
-                file.write_bytes(bytes(600 * 4096))
-
-    assert swap_in_process(monkeypatch, Meddling, "--file", file)() == 2
-    assert "was changed while it was read" in capfd.readouterr().err
-
-
-def test_a_terminal_without_the_letters_gets_its_report(file: Path) -> None:
-    result = cli("swap", "--file", file, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "600 pages compared byte for byte: all equal" in result.stdout
-
-
-def test_a_reader_that_goes_away_is_no_error(file: Path) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        result = subprocess.run(
-            [*COMMAND, "swap", "--file", file],
-            stdin=subprocess.DEVNULL,
-            stdout=writing,
-            stderr=subprocess.PIPE,
-            timeout=60,
-            check=False,
-        )
-    finally:
-        os.close(writing)
-    assert (result.returncode, result.stderr) == (141, b"")
-
-
-@pytest.fixture
-def terminal() -> Iterator[Callable[..., Terminal]]:
-    opened = []
-
-    def start(*arguments: object) -> Terminal:
-        opened.append(Terminal(arguments))
-        return opened[-1]
-
-    yield start
-    for one in opened:
-        one.close()
-
-
-def test_bars_are_drawn_on_a_terminal(terminal: Callable[..., Terminal], file: Path) -> None:
-    shown = terminal("swap", "--file", file)
-    shown.read_until(None)
-    assert shown.process.wait(timeout=10) == 0
-    assert b"storing" in shown.seen
-    assert b"600/600" in shown.seen
-    assert b"loading and comparing" in shown.seen
-
-
-def test_json_draws_no_bars(terminal: Callable[..., Terminal], file: Path) -> None:
-    shown = terminal("swap", "--file", file, "--json")
-    shown.read_until(None)
-    assert shown.process.wait(timeout=10) == 0
-    assert shown.seen == b""
-
-
-@pytest.mark.parametrize("whole_group", [False, True], ids=["one process", "whole group"])
-@pytest.mark.parametrize("stage", [b"storing", b"loading"])
-def test_ctrl_c_leaves_one_line_and_no_process(
-    terminal: Callable[..., Terminal], tmp_path: Path, stage: bytes, whole_group: bool
-) -> None:
-    path = tmp_path / "sparse.bin"
-    with path.open("wb") as file:
-        file.truncate(1 << 28 if stage == b"loading" else 1 << 40)
-    shown = terminal("swap", "--file", path)
-    shown.read_until(stage)
-    started = children(shown.process.pid)
-    assert started
-    (os.killpg if whole_group else os.kill)(shown.process.pid, signal.SIGINT)
-    shown.read_until(None)
-    assert shown.process.wait(timeout=10) == 130
-    assert b"Traceback" not in shown.seen
-    assert shown.seen.count(b"batchzip: ") == 1
-    assert shown.seen.endswith(b"batchzip: interrupted\r\n")
-    deadline = time.monotonic() + 10
-    while not all(map(has_gone, started)):
-        assert time.monotonic() < deadline, started
-        time.sleep(0.01)
-
-
-def test_ctrl_c_while_the_workload_is_built_leaves_no_process() -> None:
-    with subprocess.Popen(
-        [*COMMAND, "swap", "--workload-mib", "4096"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        process_group=0,
-    ) as process:
-        deadline = time.monotonic() + 30
-        while not any(resident_bytes(child) > 64 << 20 for child in children(process.pid)):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        started = children(process.pid)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (130, b"", b"batchzip: interrupted\n")
-    assert all(map(has_gone, started))
+        assert "\nexit codes:\n  0    success\n" in result.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -26,6 +27,7 @@ from support.command import (
 )
 
 from batchzip.cli.commands import make_parser
+from batchzip.cli.main import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +45,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def examples() -> list[str]:
-    parsers = [make_parser(), *commands().values()]
-    texts = [parser.format_help().split("\nexamples:\n")[1].split("\n\n")[0] for parser in parsers]
-    return [re.sub(r"^.*?(?=batchzip )", "", line) for text in texts for line in text.splitlines()]
+    texts = [str(parser.epilog) for parser in (make_parser(), *commands().values())]
+    lines = (line for text in texts for line in text.split("\n\n")[0].splitlines()[1:])
+    return [re.sub(r"^.*?(?=batchzip )", "", line) for line in lines]
 
 
 @pytest.mark.parametrize("command", ["", *commands()])
@@ -53,7 +55,47 @@ def test_help_has_examples_and_exit_codes(command: str) -> None:
     result = cli(*command.split(), "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert re.search(rf"^examples:\n  .*batchzip {command}", result.stdout, re.MULTILINE)
-    assert "\nexit codes: 0 all went well; 1 a page came back different, or " in result.stdout
+    assert "\nexit codes:\n  0    success\n" in result.stdout
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("command", ["", *commands()])
+def test_help_fits_its_width(
+    command: str, width: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    for line in capfd.readouterr().out.splitlines():
+        # A command to copy stays in one line.
+        assert len(line) <= min(width, 100) or line.startswith("  batchzip "), line
+        assert line == line.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("settings", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_help_is_coloured_on_a_terminal_that_takes_colours(
+    settings: dict[str, str], coloured: bool
+) -> None:
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", **settings}
+    try:
+        with subprocess.Popen(
+            [*COMMAND, "top", "--help"], stdin=slave, stdout=slave, stderr=slave, env=environment
+        ) as process:
+            os.close(slave)
+            seen = b""
+            with contextlib.suppress(OSError):  # EIO at its end
+                while more := os.read(master, 65536):
+                    seen += more
+        assert process.returncode == 0
+    finally:
+        os.close(master)
+    assert b"--interval" in seen
+    assert (b"\x1b[" in seen) is coloured
+    assert bool(COLOUR.search(seen)) is coloured
 
 
 @pytest.mark.parametrize("example", [line for line in examples() if "--help" not in line])
@@ -83,6 +125,7 @@ def test_arguments_that_are_wrong_are_one_line_and_2(arguments: list[str]) -> No
     assert_one_clear_line(cli(*arguments), "--help")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -129,6 +172,7 @@ def test_a_disk_that_is_full_is_one_line() -> None:
 # Ctrl-C
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_advise_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "large.bin"
     path.write_bytes(np.random.default_rng(1).bytes(8 << 20))
@@ -145,6 +189,7 @@ def test_ctrl_c_in_the_middle_of_advise_is_one_line(tmp_path: Path) -> None:
         shown.close()
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_workload_of_advise_is_built_leaves_no_process() -> None:
     with subprocess.Popen(
         [*COMMAND, "advise"],
@@ -170,6 +215,7 @@ def test_ctrl_c_while_the_workload_of_advise_is_built_leaves_no_process() -> Non
 COLOUR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_colours_are_for_terminals_without_no_color(file: Path, no_color: str) -> None:
     shown = Terminal(["swap", "--file", file], NO_COLOR=no_color)
@@ -240,6 +286,7 @@ def bash(tmp_path: Path) -> Iterator[Bash]:
     shell.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [

@@ -7,17 +7,19 @@ import re
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from batchzip.cli.top_screen import screen
-from rich.console import Console
 from support.command import Screen, assert_one_clear_line, assert_refused, cli
 
 import batchzip
 from batchzip import ClosedError, CompressedMapping, Engine, SwapStore
+from batchzip.cli.look import print_look
 from batchzip.cli.snapshot import take_snapshot
+from batchzip.cli.store_look import store_look
 from batchzip.cli.top import shared_stores
+from batchzip.terminal.console import make_console
+from batchzip.terminal.text import duration_text
 from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 OWNER = """
 import sys
 import batchzip
+from batchzip.terminal.console import make_console
+from batchzip.terminal.text import duration_text
 from batchzip.testing.plain import make_pages
 stores = int(sys.argv[1])
 with batchzip.Engine("lz4", backend="workers", workers=1) as engine:
@@ -85,8 +89,8 @@ def owner() -> Iterator[Owner]:
 def terminal() -> Iterator[Callable[..., Screen]]:
     opened = []
 
-    def start(*arguments: object, rows: int = 50) -> Screen:
-        opened.append(Screen(*arguments, rows=rows))
+    def start(*arguments: object, **options: Any) -> Screen:
+        opened.append(Screen(*arguments, **options))
         return opened[-1]
 
     yield start
@@ -98,24 +102,33 @@ def test_it_shows_the_store_and_what_happens_to_it(
     terminal: Callable[..., Screen], owner: Owner
 ) -> None:
     shown = terminal(owner.addresses[0])
-    first = shown.read_until(b"freeable").decode()
+    first = shown.read_until(b"damaged when loaded").decode()
     assert f"process {owner.process.pid}: Lz4(acceleration=1" in first
     assert "of 64.0 MiB" in first
-    for words in ("same-filled", "written back", "pool at its limit", "worker", "tiles"):
+    for words in ("same-filled", "written back", "pool at its limit", "Workers", "Groups"):
         assert words in first
     owner.say(12_345)
     shown.read_until(b"12,395 in memory")
     shown.read_until(b"12,495")  # pages stored in all
+    os.write(shown.master, b"3")
+    shown.read_until(b"tiles")
     os.write(shown.master, b"q")
     assert shown.end(0) == ""
 
 
 def test_a_pid_is_an_address(terminal: Callable[..., Screen], owner: Owner) -> None:
     shown = terminal(owner.process.pid)
-    shown.read_until(f"{owner.addresses[0]}   q quits".encode())
+    shown.read_until(owner.addresses[0].encode())
     os.write(shown.master, b"x")
-    os.write(shown.master, b"Q")
+    os.write(shown.master, b"q")
     assert shown.end(0) == ""
+
+
+def test_ctrl_c_ends_it_as_any_other_command(terminal: Callable[..., Screen], owner: Owner) -> None:
+    shown = terminal(owner.addresses[0])
+    shown.read_until(b"damaged when loaded")
+    os.write(shown.master, b"\x03")
+    assert shown.end(130) == "batchzip: interrupted\n"
 
 
 @pytest.mark.parametrize(
@@ -130,14 +143,14 @@ def test_a_signal_ends_it_and_leaves_the_terminal_clean(
     terminal: Callable[..., Screen], owner: Owner, number: int, code: int, line: str
 ) -> None:
     shown = terminal(owner.addresses[0])
-    shown.read_until(b"freeable")
+    shown.read_until(b"damaged when loaded")
     shown.process.send_signal(number)
     assert shown.end(code) == line
 
 
 def test_an_owner_that_is_killed_is_one_line(terminal: Callable[..., Screen], owner: Owner) -> None:
     shown = terminal(owner.addresses[0])
-    shown.read_until(b"freeable")
+    shown.read_until(b"damaged when loaded")
     owner.kill()
     assert shown.end(2) == "batchzip: the store is closed, or its owner gone\n"
 
@@ -146,33 +159,77 @@ def test_an_owner_that_closes_its_store_is_one_line(
     terminal: Callable[..., Screen], owner: Owner
 ) -> None:
     shown = terminal(owner.addresses[0])
-    shown.read_until(b"freeable")
+    shown.read_until(b"damaged when loaded")
     owner.process.communicate()
     assert shown.end(2) == "batchzip: the store is closed, or its owner gone\n"
 
 
-def test_a_low_screen_has_the_largest_classes(
+def test_an_owner_that_does_not_answer_does_not_keep_the_user(
     terminal: Callable[..., Screen], owner: Owner
 ) -> None:
-    shown = terminal(owner.addresses[0], rows=24)
-    seen = shown.read_until(b"worker").decode()
+    shown = terminal(owner.addresses[0])
+    shown.read_until(b"damaged when loaded")
+    owner.process.send_signal(signal.SIGSTOP)
+    try:
+        os.write(shown.master, b"q")
+        assert shown.end(0) == ""
+    finally:
+        owner.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(14, 60), (24, 80), (40, 200)])
+def test_a_screen_of_any_size_has_a_table_and_the_keys(
+    terminal: Callable[..., Screen], owner: Owner, rows: int, columns: int
+) -> None:
+    shown = terminal(owner.addresses[0], rows=rows, columns=columns)
+    seen = shown.read_until(b"Quit").decode()
     assert f"process {owner.process.pid}" in seen
+    shown.resize(rows + 10, 60)
+    os.kill(shown.process.pid, signal.SIGWINCH)
+    shown.read_until(b"Quit")
     os.write(shown.master, b"q")
     assert shown.end(0) == ""
 
 
-def test_without_a_terminal_it_is_one_look(owner: Owner) -> None:
-    for once in ([], ["--once"]):
-        result = cli("top", owner.addresses[0], *once)
-        assert (result.returncode, result.stderr) == (0, "")
-        assert "\x1b" not in result.stdout
-        assert "150 in memory (600.0 KiB)" in result.stdout
-        assert "q quits" not in result.stdout
-        words = [line.split() for line in result.stdout.splitlines()]
-        assert ["tiles", "50"] in [line[:2] for line in words]
-        with batchzip.attach(owner.addresses[0]) as view:
-            lines = [[f"{line.size:,}", f"{line.zspages:,}"] for line in view.classes()]
-        assert [line for line in lines if line not in [found[:2] for found in words]] == []
+@pytest.mark.parametrize("once", [[], ["--once"]])
+def test_without_a_terminal_it_is_one_look(owner: Owner, once: list[str]) -> None:
+    result = cli("top", owner.addresses[0], *once)
+    assert result.returncode == 0
+    assert bool(result.stderr) is not bool(once)
+    assert "\x1b" not in result.stdout
+    assert "150 in memory (600.0 KiB)" in result.stdout
+    words = [line.split() for line in result.stdout.splitlines()]
+    assert ["tiles", "50"] in [line[:2] for line in words]
+    with batchzip.attach(owner.addresses[0]) as view:
+        lines = [[f"{line.size:,}", f"{line.zspages:,}"] for line in view.classes()]
+    assert [line for line in lines if line not in [found[:2] for found in words]] == []
+
+
+def test_where_there_can_be_no_full_screen_the_way_to_it_is_told(
+    terminal: Callable[..., Screen], owner: Owner
+) -> None:
+    result = cli("top", owner.addresses[0])
+    assert result.stderr == (
+        "batchzip: this is one look; for the full view, run it on a terminal without redirection\n"
+    )
+    script = (
+        "import sys; sys.modules['textual'] = None\n"
+        "from batchzip.cli.main import main; raise SystemExit(main(sys.argv[1:]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, "top", owner.addresses[0]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "150 in memory" in result.stdout
+    assert "this is one look; for the full view: pip install 'textual>=" in result.stderr
+    shown = terminal(owner.addresses[0], term="dumb")
+    shown.read_until(b"set TERM to the kind of your terminal")
+    assert shown.process.wait(timeout=60) == 0
+    assert b"\x1b" not in shown.seen
+    assert b"150 in memory" in shown.seen
 
 
 def test_the_stores_of_a_process_are_found() -> None:
@@ -194,8 +251,8 @@ def test_the_stores_of_a_process_are_found() -> None:
         (["/proc/4194305/fd/3"], ["no store can be reached", "/proc/4194305/fd/3"]),
         (["somewhere"], ["'somewhere'", "/proc/<pid>/fd/<n>"]),
         (["one", "two"], ["two"]),
-        (["--interval", "0"], ["'0' is no time"]),
-        (["--interval", "soon"], ["'soon' is no time"]),
+        (["--interval", "0"], ["'0' is not a time"]),
+        (["--interval", "soon"], ["'soon' is not a time"]),
         (["--interval", "1e9"], ["at most 86400"]),
     ],
 )
@@ -208,11 +265,11 @@ def test_bad_input_is_one_clear_line(
 # Figures
 
 
-def drawn(now: Snapshot, before: Snapshot | None) -> str:
-    console = Console(width=100)
+def drawn(now: Snapshot, before: Snapshot | None, *, most: int | None = None) -> str:
+    console = make_console()
     with console.capture() as shown:
-        console.print(screen(now, before, height=None))
-    return re.sub(r" +$", "", shown.get(), flags=re.MULTILINE)
+        print_look(store_look(now, before), console, most=most)
+    return shown.get()
 
 
 def test_rates_and_loads_are_those_between_two_looks() -> None:
@@ -235,7 +292,7 @@ def test_rates_and_loads_are_those_between_two_looks() -> None:
             store.close()
             with pytest.raises(ClosedError):
                 take_snapshot(view)
-        assert screen(now, before, height=None)
+        assert drawn(now, before)
 
 
 def test_latencies_are_those_since_the_last_look_and_else_of_ever() -> None:
@@ -257,29 +314,12 @@ def test_latencies_are_those_since_the_last_look_and_else_of_ever() -> None:
         assert since["load"] == ever["load"] - before.latencies(None)["load"]
         assert since["put"] == ever["put"]
         shown = drawn(now, before)
-        assert re.search(r"^latency +p50 +p99 +mean +timed calls$", shown, re.MULTILINE)
+        assert re.search(r"^operation +p50 +p99 +mean +timed calls$", shown, re.MULTILINE)
         for operation, latency in since.items():
-            times = duration(latency.quantile(0.5)), duration(latency.quantile(0.99))
-            line = (operation, *times, duration(latency.mean_s), str(latency.count))
+            times = duration_text(latency.quantile(0.5)), duration_text(latency.quantile(0.99))
+            line = (operation, *times, duration_text(latency.mean_s), str(latency.count))
             assert re.search(f"^{' +'.join(line)}$", shown, re.MULTILINE)
-        assert "latency" not in drawn(never, None)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (None, "-"),
-        (2.56e-7, "0.256 µs"),
-        (1.5e-6, "1.50 µs"),
-        (99.96e-6, "100 µs"),
-        (0.9994e-3, "999 µs"),
-        (0.9996e-3, "1.00 ms"),
-        (0.0305, "30.5 ms"),
-        (17.18, "17.2 s"),
-    ],
-)
-def test_times_have_three_digits_and_a_unit(seconds: float | None, shown: str) -> None:
-    assert duration(seconds) == shown
+        assert "operation" not in drawn(never, None)
 
 
 def test_a_worker_s_load_is_the_share_of_the_time_it_was_busy() -> None:
@@ -305,3 +345,35 @@ def test_the_pool_s_share_of_its_limit_is_told() -> None:
         with batchzip.attach(store.share()) as view:
             now = take_snapshot(view)
     assert "(25%)" in drawn(now, None)
+
+
+def test_empty_groups_and_those_beyond_the_most_are_counted_instead_of_printed() -> None:
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+        for number in range(300):
+            group = store.group(f"group {number}")
+            if number < 30:
+                group.store(0, make_pages(1 + number))
+        with batchzip.attach(store.share()) as view:
+            now = take_snapshot(view)
+    every = drawn(now, None)
+    assert every.count("\ngroup ") == 1 + 30
+    assert "groups left out: 271 empty" in every  # and the one without a name
+    few = drawn(now, None, most=20)
+    assert few.count("\ngroup ") == 1 + 20
+    assert "groups left out: 10 more, 271 empty" in few
+    order = [int(number) for number in re.findall(r"^group (\d+) ", few, re.MULTILINE)]
+    assert max(order) == 29, "the largest ones are printed"
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_printed_look_fits_its_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+        for number in range(3):
+            store.group(f"a group with a name that is {'very ' * 9}long {number}").store(
+                0, make_pages(300, seed=number)
+            )
+        with batchzip.attach(store.share()) as view:
+            text = drawn(take_snapshot(view), take_snapshot(view))
+    assert max(map(len, text.splitlines())) <= width
+    assert "long 2" in text

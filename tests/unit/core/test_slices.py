@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import itertools
 import random
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from support.entries import flip, in_file, in_pool
 from support.faulty_file import FaultyFile
+from support.sample_values import mixed
 from support.store_pages import noise, text
 
 from batchzip import (
-    ClosedError,
     CompressedMapping,
     CorruptValue,
     Engine,
@@ -38,13 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PAGE = 4096
+
 MOST = 64 << 10
-
-
-def mixed(seed: int, size: int) -> bytes:
-    """Make a value of which about two thirds are left when it is compressed."""
-    rng = random.Random(seed)
-    return (b"".join(rng.randbytes(20) + b"a name: " for _ in range(size // 28 + 1)))[:size]
 
 
 @pytest.fixture(params=["lz4", "zstd"])
@@ -387,178 +377,3 @@ def test_an_allocation_that_fails_leaves_values_whole(count: int) -> None:
         if not reached:
             break
     assert number > 5
-
-
-# At once
-
-
-def test_threads_that_replace_read_and_spill_meet_whole_values(  # noqa: C901 - three of them
-    mapping: CompressedMapping,
-) -> None:
-    values = {mixed(n, 5000 + 3000 * n) for n in range(12)} | {text(n, 30_000) for n in range(6)}
-    keys = list("abc")
-    wrong: list[object] = []
-    done = threading.Event()
-
-    def until_done(work: Callable[[], object]) -> None:
-        while not done.is_set():
-            try:
-                if (found := work()) is not None:
-                    wrong.append(found)
-            except BaseException as error:  # noqa: BLE001 - told by the test
-                wrong.append(error)
-
-    def read() -> object:
-        single = mapping.get(keys[0]), mapping.get(keys[1])
-        many = mapping.get_many(keys).values()
-        return next((each for each in (*single, *many) if each not in values), None)
-
-    def spill() -> None:
-        mapping.group.writeback(5)
-
-    def write() -> None:
-        for turn, value in enumerate([*values] * 60):
-            mapping[keys[turn % 3]] = value
-
-    mapping.update(dict.fromkeys(keys, text(1, 30_000)))
-    others = [threading.Thread(target=until_done, args=(work,)) for work in (read, read, spill)]
-    writers = [threading.Thread(target=write) for _ in range(2)]
-    for thread in others + writers:
-        thread.start()
-    for thread in writers:
-        thread.join()
-    done.set()
-    for thread in others:
-        thread.join()
-    assert not wrong
-
-
-def test_asynchronous_calls_find_them(mapping: CompressedMapping) -> None:
-    async def work() -> None:
-        await mapping.aset("key", mixed(1, 30_000))
-        assert await mapping.aget("key") == mixed(1, 30_000)
-        mapping.group.writeback(1000)
-        assert await mapping.aget("key") == mixed(1, 30_000)
-        assert await mapping.aget_many(["key"]) == {"key": mixed(1, 30_000)}
-        assert await mapping.apop("key") == mixed(1, 30_000)
-
-    asyncio.run(work())
-
-
-def test_a_mapping_that_is_closed_while_others_use_it_leaves_nothing(store: SwapStore) -> None:
-    values = [mixed(n, 3000 + 6000 * n) for n in range(8)]
-    wrong: list[BaseException] = []
-
-    def work(mapping: CompressedMapping, number: int, begun: threading.Event) -> None:
-        try:
-            for turn in itertools.count(number):
-                mapping[turn % 5] = values[turn * 7 % 8]
-                begun.set()
-                mapping.get(turn * 3 % 5)
-                mapping.group.writeback(2)
-                mapping.pop(turn * 2 % 5, None)
-        except ClosedError:
-            pass
-        except BaseException as error:  # noqa: BLE001 - told by the test
-            wrong.append(error)
-
-    for _ in range(20):
-        mapping = CompressedMapping(store, max_bytes=100_000, on_full="evict")
-        begun = [threading.Event() for _ in range(3)]
-        threads = [
-            threading.Thread(target=work, args=(mapping, number, event))
-            for number, event in enumerate(begun)
-        ]
-        for thread, event in zip(threads, begun, strict=True):
-            thread.start()
-            event.wait()
-        mapping.close()
-        for thread in threads:
-            thread.join()
-        assert not wrong
-        assert store.compressed_bytes == 0
-        store.check_invariants()
-
-
-# Against a dict
-
-
-class AgainstADict(RuleBasedStateMachine):
-    """Values at all bounds, with a file, codecs that take turns, and a limit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.engines = [
-            Engine("lz4", backend="sequential", page_size=512),
-            Engine("zstd", level=1, backend="sequential", page_size=512),
-            Engine("deflate", backend="sequential", page_size=512),
-        ]
-        self.store = SwapStore(self.engines[0], backing=FaultyFile())
-        self.mapping = CompressedMapping(self.store, max_bytes=200_000)
-        self.model: dict[str, bytes] = {}
-
-    keys = st.sampled_from("abcdefgh")
-    lengths = st.sampled_from([0, 511, 512, 513, 1024, 1025, 5000, MOST - 1, MOST, MOST + 1])
-    values = st.builds(
-        lambda make, seed, length: make(seed, length),
-        st.sampled_from([text, noise, mixed]),
-        st.integers(0, 9),
-        lengths,
-    )
-
-    @rule(key=keys, value=values)
-    def put(self, key: str, value: bytes) -> None:
-        self.mapping[key] = self.model[key] = value
-
-    @rule(items=st.dictionaries(keys, values, min_size=1))
-    def update(self, items: dict[str, bytes]) -> None:
-        self.mapping.update(items)
-        self.model.update(items)
-
-    @rule(key=keys, value=values)
-    def setdefault(self, key: str, value: bytes) -> None:
-        assert self.mapping.setdefault(key, value) == self.model.setdefault(key, value)
-
-    @rule(key=keys)
-    def pop(self, key: str) -> None:
-        assert self.mapping.pop(key, None) == self.model.pop(key, None)
-
-    @rule(key=keys)
-    def get(self, key: str) -> None:
-        assert self.mapping.get(key) == self.model.get(key)
-
-    @rule(count=st.integers(1, 200))
-    def spill(self, count: int) -> None:
-        self.mapping.group.writeback(count)
-
-    @rule(number=st.integers(0, 2))
-    def change_engine(self, number: int) -> None:
-        self.store.engine = self.engines[number]
-
-    @rule()
-    def compact(self) -> None:
-        self.store.compact()
-
-    @rule()
-    def clear(self) -> None:
-        self.mapping.clear()
-        self.model.clear()
-
-    @invariant()
-    def same(self) -> None:
-        assert self.mapping.get_many("abcdefgh") == self.model
-        assert list(self.mapping) == list(self.model)
-        assert self.mapping.nbytes == sum(map(len, self.model.values()))
-        self.mapping.check_invariants()
-
-    def teardown(self) -> None:
-        self.store.check_invariants()
-        assert self.store.check().ok
-        self.mapping.close()
-        assert self.store.compressed_bytes == 0
-        self.store.close()
-        for engine in self.engines:
-            engine.close()
-
-
-TestAgainstADict = AgainstADict.TestCase

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -18,17 +17,18 @@ import pytest
 from distributed import Client
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from rich.console import Console
 from support.cluster.commands import scheduler_command, worker_command
 from support.cluster.process import offload_thread
 from support.command import Screen, assert_refused, cli
 
 from batchzip import ClusterLost, Engine, SwapStore
-from batchzip.cli.cluster import Cluster, cluster_screen
+from batchzip.cli.cluster import Cluster, cluster_look
+from batchzip.cli.look import print_look
 from batchzip.dask import ShardedStore
 from batchzip.dask.page import page
 from batchzip.dask.survey import ShardFigures, StoreFigures, Survey
 from batchzip.metrics import collector
+from batchzip.terminal.console import make_console
 from batchzip.testing import LeakCheck
 from batchzip.testing.plain import make_pages
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from prometheus_client.core import Metric
+
+pytestmark = pytest.mark.slow
 
 STRIPE = 512
 PAGES = 16 * STRIPE
@@ -57,10 +59,10 @@ STORE = StoreFigures("4f3a", 4096, 2, 3, 1, 7, (WELL, GONE))
 FIRST = Survey("tcp://10.0.0.1:8786", 10.0, (STORE,))
 
 
-def shown(now: Survey, before: Survey | None, *, height: int | None = None) -> str:
-    console = Console(file=io.StringIO(), width=80)
+def shown(now: Survey, before: Survey | None) -> str:
+    console = make_console()
     with console.capture() as capture:
-        console.print(cluster_screen(now, before, height=height))
+        print_look(cluster_look(now, before), console, most=None)
     return capture.get()
 
 
@@ -87,19 +89,40 @@ class Texts(HTMLParser):
         self.texts.append(data.strip())
 
 
-def test_the_screen_fits_a_terminal_and_says_how_fast_it_goes() -> None:
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_screen_fits_a_terminal_and_says_how_fast_it_goes(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     busy = replace(WELL, page_stores=100_300, page_loads=1_006_000, refusals=2, moving=5)
     second = replace(FIRST, taken_s=12.0, stores=(replace(STORE, shards=(busy, GONE)),))
-    text = shown(second, FIRST, height=24)
-    assert max(map(len, text.splitlines())) <= 80
-    assert "1 sharded store   q quits" in text
-    assert re.search(r"<one> +51,200 +80\.0 MiB +80% +120\.0 GiB +150 +3,000 +2 +5\n", text)
+    text = shown(second, FIRST)
+    assert max(map(len, text.splitlines())) <= width
+    assert "1 sharded store" in text
+    figures = ["51,200", "80.0 MiB", "80%", "120.0 GiB", "150", "3,000", "2", "5"]
+    if width == 60:
+        del figures[3], figures[4]
+        assert "left out for lack of room: on disk, loaded/s" in text
+    assert re.search(" +".join(["<one>", *map(re.escape, figures)]) + "$", text, re.MULTILINE)
     assert "pages of 7 stripes are lost" in text
     assert "tcp://10.0.0.3:41000: lost (killed & buried)" in text
-    assert re.search(r"120\.0 GiB +- +-\n", shown(FIRST, None))
+
+
+def test_rates_need_the_same_process_before() -> None:
+    first = shown(FIRST, None)
+    assert re.search(r"<one> .*120\.0 GiB$", first, re.MULTILINE)
+    assert "stored/s" not in first
     other = replace(FIRST, taken_s=9.0, stores=(replace(STORE, shards=(replace(WELL, pid=1),)),))
-    assert re.search(r"120\.0 GiB +- +-\n", shown(FIRST, other)), "another process"
+    assert "stored/s" not in shown(FIRST, other)
     assert "no sharded store" in shown(replace(FIRST, stores=()), FIRST)
+
+
+def test_shards_of_several_stores_are_told_apart() -> None:
+    two = replace(FIRST, stores=(STORE, replace(STORE, store="77aa", shards=(WELL,))))
+    text = shown(two, None)
+    assert re.search(r"^<one> +4f3a +51,200 ", text, re.MULTILINE)
+    assert re.search(r"^<one> +77aa +51,200 ", text, re.MULTILINE)
+    assert "2 sharded stores" in text
 
 
 def test_a_survey_travels_as_plain_values() -> None:
@@ -236,7 +259,7 @@ def test_top_shows_what_happens_until_it_is_ended(cluster: tuple[str, Client]) -
         for number, code in ((None, 0), (signal.SIGINT, 130), (signal.SIGTERM, 143)):
             screen = Screen("--dask", store.address)
             try:
-                screen.read_until(b"1 sharded store   q quits")
+                screen.read_until(b"1 sharded store")
                 store.store(0, make_pages(300))
                 screen.read_until(b"300 pages of 4,096 bytes")
                 store.invalidate(0, 300)

@@ -1,30 +1,24 @@
-"""How WorkerData keeps values that are not live: what shrinks, what does not, and what was not changed."""
+"""How WorkerData keeps values that are not live: what shrinks, and what has not changed."""
 
 from __future__ import annotations
 
 import os
-import threading
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from distributed import Worker
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from support.worker_values import files_of, kept
 
-from batchzip import ClosedError, CorruptValue, StoreRejected
+from batchzip import CorruptValue
 from batchzip.dask import WorkerData
-from batchzip.dask.compressed_values import CompressedValues, NoRoom, _digest
-from batchzip.dask.raw_files import RawFiles, _move
-from batchzip.testing.plain import in_threads
+from batchzip.dask.compressed_values import _digest
+from batchzip.dask.raw_files import _move
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from batchzip.arguments.buffers import Flat
-    from batchzip.dask.raw_files import FileRange
 
 MIB = 1 << 20
 
@@ -34,17 +28,6 @@ def data(tmp_path: Path) -> Iterator[WorkerData]:
     """Room for 8 MiB of compressed values; they are live until they are evicted."""
     with WorkerData(str(tmp_path), memory_limit=16 * MIB, live=1.0, compressed=0.5) as data:
         yield data
-
-
-class _Pickled:
-    """A value that does some work as it is pickled."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        self.work = work
-
-    def __reduce__(self) -> tuple[type, tuple[int]]:
-        self.work()
-        return int, (7,)
 
 
 def noise(seed: int, size: int = MIB) -> np.ndarray:
@@ -62,25 +45,6 @@ def text(seed: int, size: int = MIB) -> np.ndarray:
 
 def written(data: WorkerData) -> float:
     return data.cumulative_metrics["disk-write", "count"]
-
-
-def kept(data: WorkerData) -> int:
-    """Return the bytes of what was compressed, in memory and on disk."""
-    store = data._values.store
-    return data.spilled_total.disk + (store.status()["compressed_bytes"] if store else 0)
-
-
-def files_of(folder: Path) -> list[int]:
-    """Return the descriptors of files without names in a folder."""
-    found = []
-    for fd in Path("/proc/self/fd").iterdir():
-        try:
-            target = str(fd.readlink())
-        except OSError:
-            continue
-        if target.startswith(f"{folder}/") and target.endswith("(deleted)"):
-            found.append(int(fd.name))
-    return found
 
 
 def test_each_buffer_is_compressed_as_what_makes_it_smallest(data: WorkerData) -> None:
@@ -315,222 +279,3 @@ def test_values_come_back_as_what_they_were(data: WorkerData, value: Any, inside
     if isinstance(value, np.ndarray):
         assert found.dtype == value.dtype
         assert found.dtype.metadata == value.dtype.metadata
-
-
-def test_raw_files_end_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchzip.dask.raw_files._SEGMENT", 3 * MIB)
-    with RawFiles(str(tmp_path)) as files:
-        places = [files.write([noise(seed).data, b"", b"tail"]) for seed in range(9)]
-        assert files.held_bytes == 9 * (MIB + 4096)
-        assert len(files_of(tmp_path)) == 3
-        for seed, place in enumerate(places[:3]):
-            found = files.read(place)
-            assert found is not None
-            assert [bytes(one) for one in found] == [noise(seed).tobytes(), b"", b"tail"]
-            files.free(place)
-            files.free(place)
-        assert len(files_of(tmp_path)) == 2
-        used = sum(os.fstat(fd).st_blocks * 512 for fd in files_of(tmp_path))
-        assert used == files.held_bytes == 6 * (MIB + 4096)
-        files.free(places[4])
-        used = sum(os.fstat(fd).st_blocks * 512 for fd in files_of(tmp_path))
-        assert used == files.held_bytes == 5 * (MIB + 4096), "a hole"
-    assert not files_of(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ClosedError):
-        files.write([b"late"])
-
-
-def test_values_without_bytes_take_no_other_values_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("batchzip.dask.raw_files._SEGMENT", 2 * MIB)
-    with WorkerData(tmp_path, memory_limit=16 * MIB, live=1.0, compressed=0.0) as data:
-        data["none"] = np.empty(0)
-        data.evict()
-        for number in range(3):  # the last one begins a second segment
-            data[number] = noise(number)
-            data.evict()
-        assert not data.fast
-        del data["none"], data[1]
-        np.testing.assert_array_equal(data[0], noise(0))
-        for number in (0, 2):
-            del data[number]
-        assert data.spilled_total == (0, 0)
-
-
-def test_files_have_no_more_than_their_limit(tmp_path: Path) -> None:
-    size, blocks = 70_000, 18 * 4096
-    with WorkerData(
-        tmp_path, memory_limit=16 * MIB, live=1.0, compressed=0.0, max_disk_bytes=9 * blocks + size
-    ) as data:
-        for number in range(12):
-            data[number] = noise(number, size)
-        while data.evict() > 0:
-            pass
-        assert data.spilled_total.disk == 9 * blocks
-        for number in range(12):
-            np.testing.assert_array_equal(data[number], noise(number, size))
-
-
-def test_threads_take_no_more_than_the_limit_at_the_same_time(tmp_path: Path) -> None:
-    with RawFiles(str(tmp_path)) as files:
-        places: list[FileRange] = []
-
-        def work(number: int) -> None:
-            for _ in range(50):
-                with suppress(StoreRejected):
-                    places.append(files.write([bytes([number]) * 5000], 20 * 8192 + 100))
-
-        in_threads(3, work)
-        assert len(places) == 20
-        assert files.held_bytes == 20 * 8192
-
-
-def test_raw_files_take_as_many_buffers_as_there_are(tmp_path: Path) -> None:
-    buffers = [bytes([number % 256]) * (number % 7) for number in range(3000)]
-    with RawFiles(str(tmp_path)) as files:
-        place = files.write(buffers)
-        found = files.read(place)
-        assert found is not None
-        assert [bytes(one) for one in found] == buffers
-        assert files.read(files.write([])) == []
-
-
-@pytest.mark.parametrize("early", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("again", [True, False], ids=["set again", "deleted"])
-def test_a_value_that_is_deleted_while_it_is_compressed_stays_so(
-    data: WorkerData, monkeypatch: pytest.MonkeyPatch, early: bool, again: bool
-) -> None:
-    store = CompressedValues.__setitem__
-
-    def delete() -> None:
-        if again:
-            data["a"] = 2
-        del data["a"]
-
-    def store_and_delete(values: CompressedValues, key: str, value: object) -> None:
-        if early:
-            delete()
-        store(values, key, value)
-        if not early:
-            delete()
-        assert "a" not in data
-        assert list(data) == ["b"]
-        assert len(data) == 1
-        with pytest.raises(KeyError):
-            data["a"]
-
-    data["a"], data["b"] = 1, 2
-    monkeypatch.setattr(CompressedValues, "__setitem__", store_and_delete)
-    data.fast.evict("a")
-    assert "a" not in data
-    assert dict(data) == {"b": 2}
-    assert data.spilled_total == (0, 0)
-
-
-def test_values_are_counted_while_an_eviction_ends(data: WorkerData) -> None:
-    begun, may_end = threading.Event(), threading.Event()
-
-    def fail() -> None:
-        begun.set()
-        may_end.wait(60)
-        raise MemoryError
-
-    def evict() -> None:
-        with pytest.raises(NoRoom):
-            data.fast.evict(key)
-
-    class Part:
-        """A part of a key; as the values are counted, the eviction ends, unless it has to wait."""
-
-        def __hash__(self) -> int:
-            if threading.current_thread() is threading.main_thread() and begun.is_set():
-                may_end.set()
-                evicting.join(0.1)
-            return 1
-
-    key = "a", Part()
-    data[key] = _Pickled(fail)
-    evicting = threading.Thread(target=evict)
-    evicting.start()
-    begun.wait(60)
-    assert len(data) == 1
-    evicting.join()
-    assert not data.fast.leaving
-
-
-def test_workers_may_be_made_while_one_finds_its_own(
-    data: WorkerData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Changing(list[object]):
-        """Workers, of which another thread makes one."""
-
-        changes = iter([True, True, False])
-
-        def __iter__(self) -> Iterator[object]:
-            if next(self.changes):
-                raise RuntimeError("Set changed size during iteration")
-            return super().__iter__()
-
-    monkeypatch.setattr(Worker, "_instances", Changing())
-    data["a"] = 1
-    assert data["a"] == 1
-
-
-def test_threads_may_spill_and_restore_noise_at_the_same_time(data: WorkerData) -> None:
-    def work(number: int) -> None:
-        for seed in range(20):
-            key = number, seed % 3
-            data[key] = noise(seed, 200_000)
-            data.evict()
-            np.testing.assert_array_equal(data[key], noise(seed, 200_000))
-            if seed % 4 == 0:
-                del data[key]
-
-    in_threads(3, work)
-
-
-_STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["put", "get", "delete", "evict", "change", "pool"]),
-        st.integers(0, 4),
-        st.sampled_from([noise, counts, text]),
-        st.sampled_from([100, 70_000, 300_000]),
-    ),
-    max_size=40,
-)
-
-
-@settings(deadline=None, max_examples=60)
-@given(_STEPS)
-def test_values_are_what_was_put_in_or_made_of_them_since(
-    steps: list[tuple[str, int, Callable[[int, int], np.ndarray], int]],
-) -> None:
-    """Whatever is live, compressed, on disk, or kept of an older state; and nothing is left of it."""
-    model: dict[int, np.ndarray] = {}
-    with WorkerData("/tmp", memory_limit=1_000_000) as data:
-        for number, (what, key, make, size) in enumerate(steps):
-            if what == "put":
-                data[key] = make(number, size)
-                model[key] = make(number, size)
-            elif what == "evict":
-                data.evict()
-            elif what == "pool":
-                data._values.max_pool_bytes = size
-            elif key in model:
-                if what == "delete":
-                    del data[key], model[key]
-                    continue
-                value = data[key]
-                assert isinstance(value, np.ndarray)
-                np.testing.assert_array_equal(value, model[key])
-                if what == "change" and key in data.fast:
-                    value[0] += 1
-                    model[key][0] += 1
-                del value
-        assert len(data) == len(model)
-        for key, expected in model.items():
-            np.testing.assert_array_equal(data[key], expected)
-            del data[key]
-        assert kept(data) == 0

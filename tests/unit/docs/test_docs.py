@@ -30,7 +30,7 @@ ENVIRONMENT = {
 PARTS = ["advice", "dask", "metrics", "numcodecs", "paged", "testing", "zarr"]
 """Submodules whose names are public."""
 
-APART = ("batchzip.dask.", "batchzip.zarr.")
+APART = ("batchzip.dask.", "batchzip.zarr.", "batchzip_dask.")
 """Names whose libraries start threads that stay: their examples run in a process of their own."""
 
 SLOW = {"batchzip.advise_values", "batchzip.ValuesAdvice"}
@@ -42,7 +42,7 @@ BLOCK = re.compile(r"^( *)```([\w-]+)([^\n]*)\n(.*?)^\1```$", re.DOTALL | re.MUL
 def public_names() -> list[str]:
     """Return the full name of every public class and function, each of them once."""
     found: dict[object, str] = {}
-    for module in ["batchzip", *(f"batchzip.{part}" for part in PARTS)]:
+    for module in ["batchzip", *(f"batchzip.{part}" for part in PARTS), "batchzip_dask"]:
         loaded = import_module(module)
         for name in loaded.__all__:
             value = getattr(loaded, name)

@@ -1,29 +1,21 @@
-"""A CompressedMapping is a cache: limits, time to live, batches, dictionaries, and what it costs."""
+"""A CompressedMapping is a cache: limits, time to live, figures, and what it costs."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import random
-import signal
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.sample_values import row
 from support.store_pages import noise, text
 
-import batchzip
 from batchzip import (
     BadArgument,
     ClosedError,
     CompressedMapping,
     Engine,
-    NotStorable,
     StoreRejected,
     SwapStore,
-    cached,
 )
 from batchzip.core.records import shift_clock
 
@@ -39,12 +31,6 @@ def zstd() -> Iterator[SwapStore]:
     with Engine("zstd", level=1, backend="sequential") as engine, SwapStore(engine) as store:
         yield store
         store.check_invariants()
-
-
-def row(number: int) -> bytes:
-    return json.dumps(
-        {"id": number, "name": f"user {number * 7919}", "mail": f"{number * 31}@example.org"}
-    ).encode()
 
 
 # Without a store
@@ -107,57 +93,6 @@ def test_a_dictionary_needs_zstd(store: SwapStore) -> None:
     with pytest.raises(BadArgument, match=r"lz4 has no dictionaries.*Engine\('zstd'"):
         CompressedMapping(store, dictionary="auto")
     assert not store.groups
-
-
-# Keys
-
-
-class Text:
-    """A serializer of keys."""
-
-    def dumps(self, key: object, /) -> bytes:
-        return repr(key).encode()
-
-    def loads(self, data: bytes, /) -> object:
-        return eval(data)
-
-
-def test_other_keys_go_through_their_serializer(zstd: SwapStore) -> None:
-    with CompressedMapping(zstd, key_serializer=Text()) as mapping:
-        mapping[1.5] = b"float"  # type: ignore[index] # the serializer knows it
-        mapping["1.5"] = b"str"
-        mapping[1.0] = b"int"  # type: ignore[index]
-        assert (mapping[1.5], mapping[1], 2.5 in mapping) == (b"float", b"int", False)  # type: ignore[index]
-        assert list(mapping) == [1.5, "1.5", 1]
-        assert mapping.pop(1.5) == b"float"  # type: ignore[arg-type]
-    with CompressedMapping(zstd) as mapping, pytest.raises(NotStorable, match="key_serializer="):
-        mapping[1.5] = b"value"  # type: ignore[index]
-
-
-def test_objects_of_keys_go_with_their_values(zstd: SwapStore) -> None:
-    class Id:
-        pass
-
-    with CompressedMapping(zstd) as mapping:
-        keys = [(Id(), number) for number in range(500)]
-        for key in keys:
-            mapping[key] = b"value"
-        assert list(mapping) == keys
-        for key in keys[:-1]:
-            del mapping[key]
-        assert len(mapping._keys._objects) == 1
-        mapping.clear()
-        assert not mapping._keys.has_objects
-
-
-def test_objects_of_keys_whose_time_is_over_do_not_pile_up(zstd: SwapStore) -> None:
-    with CompressedMapping(zstd, ttl=1) as mapping:
-        for turn in range(20):
-            for number in range(50):
-                mapping[(1.5, turn, number),] = b"value"
-            shift_clock(2)
-        shift_clock(-40)
-        assert len(mapping._keys._objects) < 500
 
 
 # Full
@@ -243,6 +178,7 @@ def test_a_cache_forgets_its_own_where_the_store_is_full() -> None:
         store.check_invariants()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [700, 9000, 70_000])
 def test_cold_values_go_to_the_file(tmp_path: Path, length: int) -> None:
     with (
@@ -305,307 +241,6 @@ def test_values_have_their_time(zstd: SwapStore, later: Callable[[float], None])
         assert mapping.stats().expirations == 3
         with pytest.raises(KeyError):
             del mapping["ten"]
-
-
-# Several at once
-
-
-def test_batches_do_what_single_calls_do(zstd: SwapStore) -> None:
-    values: dict[Any, bytes] = {number: row(number) for number in range(300)}
-    values |= {("tuple", number): text(number, 5000) for number in range(20)}
-    values |= {(0.5, number): noise(number, number) for number in range(20)}
-    with CompressedMapping(zstd) as mapping:
-        mapping.set_many(values)
-        assert list(mapping.items()) == list(values.items())
-        assert mapping.get_many([*values, "absent"]) == values
-        assert mapping.delete_many([*range(100), "absent"]) == 100
-        mapping.update([("x", b"1"), ("y", b"2")], z=b"3")
-        assert mapping.get_many("xyz") == {"x": b"1", "y": b"2", "z": b"3"}
-        with pytest.raises(NotStorable):
-            mapping.update({"good": b"good", "bad": 5, "after": b"after"})
-        assert "after" not in mapping
-        mapping.check_invariants()
-
-
-def test_a_batch_that_is_rejected_keeps_what_came_before(zstd: SwapStore) -> None:
-    with CompressedMapping(zstd, max_bytes=100_000) as mapping:
-        with pytest.raises(StoreRejected):
-            mapping.set_many((number, noise(number, 1000)) for number in range(1000))
-        kept = list(mapping)
-        assert kept == list(range(len(kept)))
-        assert 90 < len(kept) <= 100
-
-
-def test_what_came_before_an_error_is_in(zstd: SwapStore) -> None:
-    def items() -> Iterator[tuple[int, bytes]]:
-        yield from ((number, row(number)) for number in range(100))
-        raise ZeroDivisionError
-
-    with CompressedMapping(zstd) as mapping:
-        with pytest.raises(ZeroDivisionError):
-            mapping.update(items())
-        assert list(mapping.items()) == [(number, row(number)) for number in range(100)]
-
-
-@pytest.mark.parametrize("learnt", [False, True])
-def test_lanes_use_the_codec_of_the_mapping(learnt: bool) -> None:
-    values = {number: row(number) * 3 for number in range(2000)}
-    dictionary = batchzip.train_dictionary(list(values.values()), size=2048) if learnt else None
-    with (
-        Engine("zstd", level=1, backend="threads", workers=2) as engine,
-        SwapStore(engine) as store,
-        CompressedMapping(store, dictionary=dictionary) as mapping,
-        CompressedMapping(store, dictionary=dictionary) as alone,
-    ):
-        assert engine.wait_ready()
-        mapping._records.divider.generous = True  # whether it pays or not
-        mapping.set_many(values)
-        for key, value in values.items():
-            alone[key] = value
-        assert mapping.get_many(values) == values
-        assert {key: mapping[key] for key in values} == values
-        assert mapping.cbytes == alone.cbytes
-        if dictionary is None:  # coders with one are the mapping's own, and so are their figures
-            assert engine.statistics.compress.divided > 5
-            assert engine.statistics.compress.pages == 2 * len(values)
-        mapping.check_invariants()
-
-
-def test_lanes_help_where_that_pays() -> None:
-    values = {number: noise(number, 2000).hex().encode() for number in range(2000)}
-    with (
-        Engine("zstd", level=3, backend="threads", workers=2) as engine,
-        SwapStore(engine) as store,
-        CompressedMapping(store) as mapping,
-    ):
-        assert engine.wait_ready()
-        for _ in range(5):
-            mapping.set_many(values)
-            mapping.get_many(values)
-        assert engine.statistics.compress.divided > 5
-        assert engine.statistics.decompress.divided > 5
-        few = engine.statistics.compress.batches
-        for number in range(100):
-            mapping.set_many({number: values[number]})
-            mapping.get_many([number])
-        assert engine.statistics.compress.batches == few
-
-
-def test_batches_in_lanes_meet_whole_values() -> None:
-    wrong: list[object] = []
-    made = {number: text(number, 300 + number % 700) for number in range(500)}
-
-    def work(seed: int) -> None:
-        try:
-            for turn in range(8):
-                keys = [(turn * 31 + seed * 7 + number) % 500 for number in range(300)]
-                mapping.set_many((key, made[key]) for key in keys)
-                found = mapping.get_many(keys)
-                wrong.extend(key for key, value in found.items() if value != made[key])
-                mapping.delete_many(keys[:50])
-        except BaseException as error:  # noqa: BLE001 - told by the test
-            wrong.append(error)
-
-    with (
-        Engine("zstd", level=1, backend="threads", workers=2) as engine,
-        SwapStore(engine) as store,
-        CompressedMapping(store, max_bytes=60_000, on_full="evict") as mapping,
-    ):
-        assert engine.wait_ready()
-        mapping._records.divider.generous = True
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not wrong
-        assert engine.statistics.compress.divided > 0
-        mapping.check_invariants()
-        store.check_invariants()
-
-
-def test_interrupted_batches_leave_values_whole() -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(*_: object) -> None:
-        raise Stop
-
-    def shoot() -> None:
-        for _ in range(40):
-            ready.wait()
-            ready.clear()
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-
-    made = {number: text(number, 300 + number % 700) for number in range(1000)}
-    ready = threading.Event()
-    before = signal.signal(signal.SIGUSR1, stop)
-    try:
-        with (
-            Engine("zstd", level=1, backend="threads", workers=2) as engine,
-            SwapStore(engine) as store,
-            CompressedMapping(store) as mapping,
-            ThreadPoolExecutor(1) as pool,
-        ):
-            assert engine.wait_ready()
-            mapping._records.divider.generous = True
-            shooting = pool.submit(shoot)
-            for _ in range(40):
-                with contextlib.suppress(Stop):
-                    ready.set()
-                    while True:
-                        mapping.set_many(made)
-                        assert mapping.get_many(made) == made
-            shooting.result()
-            mapping.check_invariants()
-            mapping.set_many(made)
-            assert dict(mapping) == made
-            assert all(ring.is_unused for ring in engine.backend.rings)
-            store.check_invariants()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-
-
-def test_a_batch_goes_on_where_its_engine_or_mapping_is_closed() -> None:
-    made = {number: text(number, 1500) for number in range(3000)}
-    with (
-        Engine("zstd", level=1, backend="threads", workers=2) as engine,
-        SwapStore(engine) as store,
-        CompressedMapping(store) as mapping,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        assert engine.wait_ready()
-        mapping._records.divider.generous = True
-
-        def items() -> Iterator[tuple[int, bytes]]:
-            for key, value in made.items():
-                if key == 1500:
-                    engine.close()
-                yield key, value
-
-        mapping.set_many(items())
-        assert mapping.get_many(made) == made
-        closing = pool.submit(mapping.close)
-        with contextlib.suppress(ClosedError):
-            while True:
-                mapping.set_many(made)
-        closing.result()
-        store.check_invariants()
-
-
-def test_threads_that_put_get_and_forget_meet_whole_values(zstd: SwapStore) -> None:
-    wrong: list[object] = []
-
-    def work(seed: int) -> None:
-        try:
-            for turn in range(300):
-                key = (turn * 7 + seed) % 97
-                mapping[key] = text(key, 300 + key)
-                found = mapping.get_many([key, (key + 1) % 97, (key + 2) % 97])
-                wrong.extend(
-                    each for each, value in found.items() if value != text(each, 300 + each)
-                )
-                mapping.pop((key + 3) % 97, None)
-        except BaseException as error:  # noqa: BLE001 - told by the test
-            wrong.append(error)
-
-    with CompressedMapping(zstd, max_bytes=8000, on_full="evict") as mapping:
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not wrong
-        mapping.check_invariants()
-
-
-# Dictionaries
-
-
-def test_a_dictionary_is_learnt_and_pays(zstd: SwapStore) -> None:
-    rows = {f"user:{number}": row(number) for number in range(6000)}
-    with (
-        CompressedMapping(zstd) as plain,
-        CompressedMapping(zstd, dictionary="auto") as learnt,
-    ):
-        plain.update(rows)
-        learnt.update(rows)
-        assert dict(learnt) == rows
-        assert learnt.cbytes * 1.7 < plain.cbytes  # the first thousand are as they were
-        assert learnt.memory_usage().dictionaries > 0
-        learnt.check_invariants()
-
-
-def test_a_dictionary_is_learnt_from_values_above_a_page(zstd: SwapStore) -> None:
-    rng = random.Random(1)
-    words = ["".join(rng.choices("abcdefgh", k=7)).encode() for _ in range(1500)]
-    values = {number: b" ".join(rng.choices(words, k=1200)) for number in range(300)}
-    with (
-        CompressedMapping(zstd) as plain,
-        CompressedMapping(zstd, dictionary="auto") as learnt,
-    ):
-        for mapping in (plain, learnt):
-            mapping.update(values)  # a third of them teaches
-            mapping.update(values)
-            assert dict(mapping) == values
-            mapping.check_invariants()
-        assert learnt.cbytes < 0.9 * plain.cbytes
-
-
-def test_a_dictionary_is_learnt_again_when_values_change(zstd: SwapStore) -> None:
-    with CompressedMapping(zstd, dictionary="auto") as mapping:
-        mapping.update((number, row(number)) for number in range(12_000))
-        first = mapping._trainer
-        assert first is not None
-        before = first.dictionary_bytes
-        others = {
-            -number: b"<entry><key>%d</key><language>de</language><kind>article</kind></entry>"
-            % number
-            for number in range(1, 40_000)
-        }
-        mapping.update(others)
-        assert first.dictionary_bytes > before
-        assert mapping[77] == row(77)
-        assert mapping.get_many(others) == others
-
-
-@pytest.mark.parametrize("make", [noise, lambda _, size: bytes(size)])
-def test_what_teaches_nothing_is_kept_without_a_dictionary(
-    zstd: SwapStore, make: Callable[[int, int], bytes]
-) -> None:
-    with CompressedMapping(zstd, dictionary="auto") as mapping:
-        values = {number: make(number, 300) for number in range(3000)}
-        mapping.update(values)
-        assert mapping.memory_usage().dictionaries == 0
-        assert dict(mapping) == values
-
-
-def test_a_given_dictionary_is_used(zstd: SwapStore) -> None:
-    trained = batchzip.train_dictionary([row(number) for number in range(2000)], size=2048, level=1)
-    with CompressedMapping(zstd, dictionary=trained) as mapping:
-        mapping["key"] = row(1)
-        assert mapping.cbytes < len(row(1)) // 2
-        assert mapping["key"] == row(1)
-
-
-@pytest.mark.parametrize("dictionary", ["auto", "given"])
-def test_a_dictionary_goes_with_the_engine_of_the_store(zstd: SwapStore, dictionary: str) -> None:
-    given: Any = dictionary
-    if dictionary == "given":
-        rows = [row(number) for number in range(2000)]
-        given = batchzip.train_dictionary(rows, size=2048, level=1)
-    with (
-        CompressedMapping(zstd, dictionary=given) as mapping,
-        Engine("lz4", backend="sequential") as other,
-        Engine("zstd", level=3, backend="sequential") as third,
-    ):
-        mapping.update((number, row(number)) for number in range(2000))
-        for engine in (other, third):
-            zstd.engine = engine
-            mapping.update((-number, row(number)) for number in range(2000))
-            codec: Any = zstd._resources.objects.codec(mapping._records.number)
-            assert (getattr(codec, "dictionary", None) is not None) == (engine is third)
-        assert mapping.get_many(range(2000)) == {number: row(number) for number in range(2000)}
 
 
 def test_a_time_to_live_may_be_as_long_as_one_likes(zstd: SwapStore) -> None:
@@ -697,102 +332,3 @@ def test_every_call_has_a_form_that_leaves_the_loop_free(tmp_path: Path) -> None
     ):
         asyncio.run(work(mapping))
         assert list(mapping) == ["a", "large", "b"]
-
-
-# cached
-
-
-def test_a_function_is_called_once_for_each_key(zstd: SwapStore) -> None:
-    calls: list[object] = []
-    with CompressedMapping(zstd, serializer="pickle") as mapping:
-
-        @cached(mapping)
-        def square(x: int, *, offset: int = 0) -> int | None:
-            """Square it."""
-            calls.append((x, offset))
-            return x * x + offset if x else None
-
-        assert [square(3), square(3), square(3, offset=1), square(0), square(0)] == [
-            9,
-            9,
-            10,
-            None,
-            None,
-        ]
-        assert calls == [(3, 0), (3, 1), (0, 0)]
-        assert square.__doc__ == "Square it."
-        assert square.cache is mapping  # type: ignore[attr-defined]
-        del mapping[square.cache_key(3)]  # type: ignore[attr-defined]
-        square(3)
-        assert calls[-1] == (3, 0)
-
-
-def test_a_key_of_ones_own_and_a_time_are_used(
-    zstd: SwapStore, later: Callable[[float], None]
-) -> None:
-    calls: list[str] = []
-    with CompressedMapping(zstd) as mapping:
-
-        @cached(mapping, key=str.lower, ttl=5)
-        def page(url: str) -> bytes:
-            calls.append(url)
-            return url.encode()
-
-        assert page("A") == page("a") == b"A"
-        later(6)
-        assert page("a") == b"a"
-        assert calls == ["A", "a"]
-        assert list(mapping) == ["a"]
-
-
-def test_what_a_function_raises_is_not_kept(zstd: SwapStore) -> None:
-    with CompressedMapping(zstd) as mapping:
-
-        @cached(mapping)
-        def fail() -> bytes:
-            raise KeyError("it failed")
-
-        for _ in range(2):
-            with pytest.raises(KeyError, match="it failed"):
-                fail()
-        assert len(mapping) == 0
-
-
-def test_coroutines_wait_for_the_first_of_their_key(zstd: SwapStore) -> None:
-    calls: list[int] = []
-    with CompressedMapping(zstd, serializer="pickle") as mapping:
-
-        @cached(mapping)
-        async def slow(number: int) -> int:
-            calls.append(number)
-            await asyncio.sleep(0)
-            if not number and calls.count(0) == 1:
-                raise ZeroDivisionError
-            return number
-
-        async def work() -> list[Any]:
-            return await asyncio.gather(
-                *(slow(number % 2) for number in range(20)), return_exceptions=True
-            )
-
-        found = asyncio.run(work())
-        assert sum(isinstance(each, ZeroDivisionError) for each in found) == 1
-        assert len(calls) == 3
-        assert all(each == number % 2 for number, each in enumerate(found) if isinstance(each, int))
-
-
-@pytest.mark.parametrize("options", [{"key": 5}, {"mapping": {}}])
-def test_odd_arguments_of_cached_are_refused(zstd: SwapStore, options: dict[str, Any]) -> None:
-    with CompressedMapping(zstd) as mapping, pytest.raises(BadArgument):
-        cached(options.pop("mapping", mapping), **options)
-
-
-def test_values_of_a_store_that_is_closed_are_not_there(zstd: SwapStore) -> None:
-    mapping = CompressedMapping(zstd)
-    mapping["key"] = b"value"
-    zstd.drop_group(mapping.group.name)
-    for call in (lambda: mapping["key"], lambda: mapping.update(a=b"a"), lambda: "key" in mapping):
-        with pytest.raises(ClosedError):
-            call()
-    with contextlib.suppress(ClosedError):
-        mapping.close()

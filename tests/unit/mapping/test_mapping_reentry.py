@@ -269,6 +269,7 @@ def every_call(mapping: CompressedMapping) -> None:
     del mapping["mine"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", CALLS)
 def test_it_can_be_used_before_every_line_of_every_call(
     mapping: CompressedMapping, outer: str

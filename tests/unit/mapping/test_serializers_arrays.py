@@ -47,6 +47,7 @@ ANY_DTYPE = hnp.scalar_dtypes() | hnp.array_dtypes(
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=100)
 def test_arrays_of_every_kind_come_back(data: st.DataObject) -> None:

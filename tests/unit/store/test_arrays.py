@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from support.store_pages import SIZE, text
 
 from batchzip import (
     BadArgument,
+    CompressedMapping,
     Engine,
     NotStorable,
     PageNotStored,
@@ -29,6 +31,8 @@ from batchzip import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
 
 PAGE = 4096
 
@@ -196,3 +200,31 @@ def test_a_reader_in_another_process_has_it_by_its_ticket(store: SwapStore) -> N
         [sys.executable, "-c", READ], input=ticket, capture_output=True, check=True
     )
     assert int(out.stdout) == np.arange(12_345).sum()
+
+
+UNION = np.dtype({"names": ["x", "y", "xy"], "formats": ["f4", "f4", "2f4"], "offsets": [0, 4, 0]})
+
+
+def test_arrays_of_dtypes_whose_fields_overlap_come_back(store: SwapStore) -> None:
+    """numpy 9184: a dtype whose fields lie over one another has no format as a buffer."""
+    array = np.arange(4000, dtype="f4").view(UNION)
+    with CompressedMapping(store, serializer="pickle") as mapping:
+        mapping["array"] = array
+        for found in (load_array(store, store_array(store, 0, array)), mapping["array"]):
+            assert found.dtype == UNION
+            assert found["xy"].tolist() == array["xy"].tolist()
+
+
+@pytest.mark.parametrize("offset", [0, SIZE, 2 * SIZE])
+def test_empty_parts_of_a_file_are_arrays_as_others(
+    store: SwapStore, tmp_path: Path, offset: int
+) -> None:
+    """numpy 27722: an empty array at some places of a file could not be mapped."""
+    path = tmp_path / "file"
+    path.write_bytes(text(1) * 3)
+    mapped = np.memmap(path, np.uint8, "r")
+    with CompressedMapping(store, serializer="pickle") as mapping:
+        for array in (mapped[offset:], mapped[offset:offset]):
+            mapping["array"] = array
+            for found in (load_array(store, store_array(store, 0, array)), mapping["array"]):
+                assert found.tobytes() == array.tobytes()

@@ -1,55 +1,39 @@
-"""Wherever Python runs: each place either has all of batchzip, or one clear error for what it lacks."""
+"""Wherever Python runs, all of batchzip works, or one clear error says what is missing."""
 
 from __future__ import annotations
 
-import io
 import os
 import platform
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.command import assert_refused, commands
 from support.paths import SUPPORT, TESTS
+from support.scripts import ELSEWHERE, can_mount, run_python
 
-from batchzip import BackendUnavailable, BatchzipError, Engine, SwapStore
-from batchzip.cli.main import main
-from batchzip.plugins import plugin_entry_points
-from batchzip.sources.workload import Workload
-from batchzip.system.cpus import usable_cpus
-from batchzip.system.interpreter import why_no_python
+from batchzip import Engine, SwapStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 LIFE = SUPPORT / "whole_life.py"
+
 STEPS = ("auto", "threads", "workers", "store", "backing", "share", "share_backed")
+
 RUN = f"exec(compile(open({str(LIFE)!r}).read(), 'life', 'exec'))\n"
-ELSEWHERE = ("unshare", "--mount", "sh", "-c")
-"""Runs a shell command in which one can mount."""
 
 NOBODY = 61234
 """A user without a name, a home or a file."""
 
 PYTHON = shlex.quote(sys.executable)
 
+needs_mounts = pytest.mark.skipif(not can_mount(), reason="nothing can be mounted here")
 
-@cache
-def can_mount() -> bool:
-    if shutil.which("unshare") is None or shutil.which("mount") is None:
-        return False
-    tried = [*ELSEWHERE, "mount -t tmpfs none /dev/shm"]
-    return subprocess.run(tried, capture_output=True, check=False).returncode == 0
-
-
-needs_mounts = pytest.mark.skipif("not can_mount()", reason="nothing can be mounted here")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
@@ -123,7 +107,9 @@ assert libc.prctl(22, 2, program, 0, 0) == 0, os.strerror(ctypes.get_errno())
 """
 
 NO_PROC = "FileNotFoundError: .*by way of /proc, which is not mounted"
+
 NO_PLACE = "FileNotFoundError: .*No usable temporary directory"
+
 NO_PYTHON = "(BackendUnavailable: .*which this user cannot run.*|ok)"
 
 PLACES = [
@@ -252,6 +238,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", [pytest.param(place, id=place.name, marks=place.marks) for place in PLACES]
 )
@@ -286,6 +273,7 @@ def test_a_whole_life(place: Place, tmp_path: Path) -> None:
 
 
 # Attaching after privileges were dropped
+
 
 OWNER = f"""
 import ctypes, os, sys, batchzip
@@ -349,217 +337,3 @@ def test_another_user_hears_whose_process_it_is() -> None:
     assert done.stdout.endswith(
         f"process {os.getpid()} is of user 0, and this one of user {NOBODY}\n"
     )
-
-
-# Where there is no Python to start
-
-APPLICATION = """
-import os, sys
-sys.executable = os.environ["APPLICATION"]
-with open(os.environ["LOG"], "a") as log:
-    print("begun", file=log)
-import batchzip
-with batchzip.Engine("zstd") as engine:
-    batch = batchzip.CompressBatch([bytes(4096)] * 8)
-    engine.compress(batch)
-    assert not batch.has_errors
-try:
-    batchzip.Engine("zstd", backend="workers")
-except batchzip.BackendUnavailable as error:
-    print(error)
-"""
-
-
-def test_an_application_with_python_in_it_is_not_begun_once_more(tmp_path: Path) -> None:
-    """Though nothing says that it is frozen."""
-    program, application, log = (tmp_path / name for name in ("code.py", "application", "log"))
-    program.write_text(APPLICATION)
-    application.write_text(f'#!/bin/sh\nexec {PYTHON} "{program}" "$@"\n')
-    application.chmod(0o755)
-    done = subprocess.run(
-        [application],
-        env=os.environ | {"APPLICATION": str(application), "LOG": str(log)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "an application that is not called python: use backend='threads'" in done.stdout
-    assert log.read_text() == "begun\n"
-
-
-@pytest.mark.parametrize(
-    ("executable", "reason"),
-    [
-        (None, "frozen or embedded"),
-        ("", "frozen or embedded"),
-        (5, "frozen or embedded"),
-        ("FOLDER/missing/python", "cannot run"),
-        ("FOLDER", "cannot run"),
-        ("FOLDER/python", "cannot run"),
-        ("/bin/cat", "not called python"),
-        (sys.executable, None),
-        (os.fsencode(sys.executable), None),
-        ("FOLDER/tool", None),
-        ("FOLDER/mayapy", None),
-    ],
-)
-def test_what_can_be_started_as_python(
-    executable: object, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "python").touch(0o600)
-    (tmp_path / "tool").symlink_to(sys.executable)
-    (tmp_path / "mayapy").touch(0o700)
-    if isinstance(executable, str):
-        executable = executable.replace("FOLDER", str(tmp_path))
-    monkeypatch.setattr(sys, "executable", executable)
-    found = why_no_python()
-    assert found is reason is None or (found and reason and reason in found)
-    if reason is not None:
-        with pytest.raises(BackendUnavailable, match=reason):
-            Engine("lz4", backend="workers")
-        with pytest.raises(
-            BatchzipError, match=f"the workload is a Python process, and .*{reason}"
-        ):
-            Workload()
-        with Engine("deflate") as engine:  # in Python: it would be for workers
-            assert engine.worker_pids == ()
-
-
-# What is looked for outside batchzip
-
-
-def test_damaged_metadata_of_others_hurt_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text in (("one", b"\xff\xfe["), ("two", b"[batchzip.codecs]\nno point\n= x\n")):
-        folder = tmp_path / f"{name}-1.dist-info"
-        folder.mkdir()
-        (folder / "entry_points.txt").write_bytes(text)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path, None, b"bytes"])
-    found = plugin_entry_points.__wrapped__("batchzip.codecs")
-    assert {"lz4", "zstd"} <= set(found)
-
-
-def test_no_figures_about_memory_and_processors_are_no_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*_: object) -> Any:
-        raise PermissionError(1, "as a filter says")
-
-    monkeypatch.setattr(os, "sched_getaffinity", refuse)
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    monkeypatch.setattr(Path, "read_text", refuse)
-    assert usable_cpus() == os.cpu_count()
-    with Engine("lz4", backend="workers", workers=1) as engine:
-        assert engine.arena(1 << 15).nbytes == 128 << 20
-
-
-# The command
-
-CLOSED = [">&-", "2>&-", "<&- >&- 2>&-", "> /dev/full", "2> /dev/full", "> /dev/full 2>&1"]
-
-
-def run_python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **options,
-    )
-
-
-@pytest.mark.parametrize("streams", CLOSED)
-@pytest.mark.parametrize(("arguments", "code"), [("--help", 0), ("bogus", 2), ("algorithms", 0)])
-def test_a_command_ends_as_it_should_whatever_its_streams(
-    arguments: str, code: int, streams: str
-) -> None:
-    """A report that cannot be written is an error; one that nobody wants is none."""
-    command = f"exec {PYTHON} -X dev -m batchzip.cli.main {arguments} {streams}"
-    done = subprocess.run(
-        ["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False
-    )
-    full = "> /dev/full" in streams.replace("2> /dev/full", "")
-    assert done.returncode == (2 if full else code)
-    said = [] if "2>" in streams else done.stderr.splitlines()
-    assert len(said) == ("2>" not in streams and done.returncode == 2)
-    assert all(line.startswith("batchzip: ") for line in said)
-
-
-@needs_mounts
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        ("swap --file data --workers 1", 0, ""),
-        ("swap --workload-mib 1", 2, ".* '/proc/self/statm'"),
-        ("top /proc/1/fd/1", 2, "/proc/1/fd/1: .*, as /proc is not mounted"),
-    ],
-)
-def test_a_command_without_proc_works_or_names_it(
-    arguments: str, code: int, said: str, tmp_path: Path
-) -> None:
-    (tmp_path / "data").write_bytes(bytes(range(256)) * 256)
-    line = f"umount -l /proc; exec {PYTHON} -m batchzip.cli.main {arguments}"
-    done = subprocess.run(
-        [*ELSEWHERE, line], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == code
-    assert re.fullmatch(f"batchzip: {said}\n" if said else "", done.stderr)
-
-
-def test_help_is_written_with_the_characters_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    for command in ("", *commands()):
-        written = io.BytesIO()
-        with io.TextIOWrapper(written, "ascii") as stdout, monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", stdout)
-            with pytest.raises(SystemExit, match="0"):
-                main([*command.split(), "--help"])
-            assert b"exit codes: 0 all went well" in written.getvalue()
-
-
-def test_an_empty_file_name_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
-    assert_refused(capfd, ["swap", "--file", ""], "'': No such file or directory")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["swap", "--workload-mib", "1", "--json"],
-        [
-            "bench",
-            *[
-                "--file",
-                "data",
-                "--pages",
-                "8",
-                "--rounds",
-                "1",
-                "--batches",
-                "8",
-                "--algorithms",
-                "lz4",
-                "--json",
-            ],
-        ],
-    ],
-    ids=lambda arguments: arguments[0],
-)
-def test_no_command_runs_what_lies_in_the_current_directory(
-    arguments: list[str], tmp_path: Path
-) -> None:
-    """Nor do the processes that it starts, as loky's."""
-    command, folder = tmp_path / "batchzip-command", tmp_path / "folder"
-    command.write_text("import sys\nfrom batchzip.cli.main import main\nsys.exit(main())\n")
-    folder.mkdir()
-    (folder / "data").write_bytes(bytes(range(256)) * 256)
-    for name in (*sys.stdlib_module_names, "numpy", "lz4", "loky", "batchzip", "sitecustomize"):
-        (folder / f"{name}.py").write_text(
-            f"open({str(tmp_path / 'EXECUTED')!r}, 'w').close()\nraise ImportError('planted')\n"
-        )
-    done = run_python(str(command), *arguments, cwd=folder)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert not (tmp_path / "EXECUTED").exists()

@@ -202,6 +202,7 @@ def test_stores_refuse_and_lose_nothing(
 # Other processes.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_forked_child_is_refused_what_its_parent_uses(
     form: str, path: Path, stack: ExitStack

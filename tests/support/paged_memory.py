@@ -1,0 +1,28 @@
+"""PagedMemory, and programs that use it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batchzip import (
+        PagedMemory,
+    )
+
+
+def evict(memory: PagedMemory, array: object) -> int:
+    """Evict pages once no thread of the core is at any."""
+    memory._pager.check_invariants()
+    return memory.evict(array)
+
+
+def run(script: str, *arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
