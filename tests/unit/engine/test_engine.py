@@ -66,12 +66,12 @@ def test_every_name_makes_an_engine_that_works(backend: str) -> None:
 
 
 def test_an_unknown_backend_is_told_which_there_are_auto_included() -> None:
-    with pytest.raises(UnknownBackend, match=r"'gpu'; there are: .*auto.*sequential.*workers"):
+    with pytest.raises(UnknownBackend, match=r"'gpu'; known: .*auto.*sequential.*workers"):
         Engine("lz4", backend="gpu")
 
 
 def test_an_unknown_algorithm_is_told_which_there_are() -> None:
-    with pytest.raises(UnknownAlgorithm, match=r"'lzo'; there are: .*lz4.*zstd"):
+    with pytest.raises(UnknownAlgorithm, match=r"'lzo'; known: .*lz4.*zstd"):
         Engine("lzo", backend="sequential")
 
 
