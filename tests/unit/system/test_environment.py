@@ -335,5 +335,5 @@ def test_another_user_hears_whose_process_it_is() -> None:
         done = run_python("-c", source, str(store.share()))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(
-        f"process {os.getpid()} is of user 0, and this one of user {NOBODY}\n"
+        f"process {os.getpid()} belongs to user 0, and this one to user {NOBODY}\n"
     )
