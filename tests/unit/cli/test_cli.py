@@ -111,9 +111,11 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
         "600 pages compared byte for byte: all equal",
     ):
         assert words in " ".join(result.stdout.split())
-    lines = result.stdout.splitlines()  # a long path of the file takes several
-    heading = [line.split() for line in lines].index(["threads", "÷", "workers", "÷"])
-    assert re.fullmatch(r" +sequential( +\d+ \+ caller +seq\.){2}", lines[heading + 1])
+    lines = result.stdout.splitlines()
+    at = next(at for at, line in enumerate(lines) if line.split()[:1] == ["sequential"])
+    heading, lanes = lines[at - 1 : at + 1]
+    assert heading.split() == ["threads", "÷", "workers", "÷"]
+    assert re.fullmatch(r" +sequential( +\d+ \+ caller +seq\.){2}", lanes)
 
 
 def test_threads_are_left_out_for_a_codec_in_python_and_said_so(file: Path) -> None:
