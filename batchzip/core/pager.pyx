@@ -40,8 +40,8 @@ from batchzip.core.latency cimport Histogram, histogram_of
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_page
 from batchzip.core.reclaim cimport FREED, MOVED, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
-    BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, LOST, MOST_RUN, NORMAL,
-    RESIDENT, RUN_BYTES, STORED, UNUSED, WANTED, RegionFigures, Job, RegionState, address_of, is_busy,
+    BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, LOST, MOST_RUN, NORMAL, RESIDENT,
+    RUN_BYTES, STORED, UNUSED, WANTED, RegionFigures, Job, RegionState, address_of, is_busy,
     kept_frames, kind_of, pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget,
     region_lock, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
 )
@@ -67,7 +67,7 @@ cdef extern from *:
         pthread_condattr_destroy(&monotonic);
         return failed;
     }
-    /* Descriptors of the existing regions, which a forked child closes. The GIL protects the table. */
+    /* Descriptors of the regions; a forked child closes them. The GIL protects the table. */
     #define BZ_REGIONS 256
     static struct bz_ends { int fds[5]; uint64_t device, inode; } bz_regions[BZ_REGIONS];
     static void bz_identify(int file, uint64_t *device, uint64_t *inode) {
@@ -87,7 +87,7 @@ cdef extern from *:
         return -1;
     }
     static void bz_drop_region(int at) { if (at >= 0) bz_regions[at].inode = 0; }
-    /* Close nothing if the program has closed unknown descriptors: the numbers may be others' now. */
+    /* Close nothing if the program has closed the descriptors: their numbers may be reused. */
     static void bz_close_ends(const struct bz_ends *ends) {
         struct stat status;
         if (fstat(ends->fds[0], &status) || status.st_dev != ends->device ||
@@ -404,11 +404,12 @@ cdef class Pager:
         Raise BadArgument unless arrays of this memory contain the whole range.
         """
         cdef RegionState *region = &self.region
-        cdef uint64_t offset = address - <uint64_t>region.base, first, end, page
+        cdef uint64_t offset = address - <uint64_t>region.base, size, first, end, page
         cdef bint is_ours = True
         self.refuse()
-        if offset >= region.pages << region.page_shift or nbytes > (region.pages << region.page_shift) - offset:
-            raise BadArgument("this is no array of this paged memory")
+        size = region.pages << region.page_shift
+        if offset >= size or nbytes > size - offset:
+            raise BadArgument("the array does not lie in this paged memory")
         first = offset >> region.page_shift
         end = (offset + nbytes + region.page_size - 1) >> region.page_shift
         region_lock(region)
@@ -416,7 +417,7 @@ cdef class Pager:
             is_ours = is_ours and kind_of(region, page) != UNUSED
         region_unlock(region)
         if not is_ours:
-            raise BadArgument("this is no array of this paged memory")
+            raise BadArgument("the array does not lie in this paged memory")
         return first, end - first
 
     @property
@@ -498,8 +499,9 @@ cdef class Pager:
         region_unlock(region)
         if not done:
             raise BadArgument(
-                f"{count} pages cannot be kept in memory beside {region.pinned} others: the budget is"
-                f" {region.budget} pages, and {kept_frames(region.budget)} of them stay free for others"
+                f"{count} pages cannot be pinned besides {region.pinned} others: the budget is"
+                f" {region.budget} pages, and {kept_frames(region.budget)} of them stay free for"
+                f" other pages"
             )
         page = first
         try:
@@ -584,8 +586,8 @@ cdef class Pager:
         region_unlock(region)
         if not fits:
             raise BadArgument(
-                f"a budget of {pages} pages has no room for the {region.pinned} pages that are pinned"
-                f" and {kept_frames(pages)} more, which stay free for other pages"
+                f"a budget of {pages} pages has no room for the {region.pinned} pages that are"
+                f" pinned and {kept_frames(pages)} more, which stay free for other pages"
             )
         while progress >= MOVED and _is_beyond(region):
             worker = self.enter()
@@ -616,7 +618,8 @@ cdef class Pager:
                 page = end
         # Create no object under the mutex: it may trigger a garbage collection that frees extents.
         region_lock(region)
-        counted, hits, budget, used = region.figures, region.strides.hits, region.budget, region.used
+        counted, hits = region.figures, region.strides.hits
+        budget, used = region.budget, region.used
         resident, candidates, pinned = region.resident, region.candidates, region.pinned
         region_unlock(region)
         return {
@@ -902,7 +905,8 @@ cdef void _replace_mapping(RegionState *region) noexcept nogil:
     cdef void *base = MAP_FAILED
     if fd >= 0:
         base = mmap(
-            region.base, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0
+            region.base, bytes, PROT_READ | PROT_WRITE,
+            MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0,
         )
         close(fd)
     if base == MAP_FAILED:

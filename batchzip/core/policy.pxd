@@ -15,8 +15,12 @@ cdef uint32_t first_share(
     uint32_t count, uint32_t lanes, uint32_t most, bint staged
 ) noexcept nogil
 cdef uint32_t piece(const Policy *policy, int operation, uint32_t left) noexcept nogil
-cdef uint32_t spare(const Policy *policy, int operation, uint32_t mine, uint32_t most) noexcept nogil
-cdef void note_divided(Policy *policy, int operation, uint32_t count, int64_t took_ns) noexcept nogil
+cdef uint32_t spare(
+    const Policy *policy, int operation, uint32_t mine, uint32_t most
+) noexcept nogil
+cdef void note_divided(
+    Policy *policy, int operation, uint32_t count, int64_t took_ns
+) noexcept nogil
 cdef void note_pages(
     Policy *policy, int operation, uint64_t pages, uint64_t busy_ns, int64_t now
 ) noexcept nogil

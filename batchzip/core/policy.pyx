@@ -1,10 +1,10 @@
 """Policy: when and how a batch is divided between the caller and the lanes.
 
-    alone     the batch has one page, or so little work that a hand-over costs more than it gains, or
-              as many callers are at work as there are lanes and CPUs
-    divided   each lane that pays gets a share, and the caller keeps one; later, whoever is done gets
-              more: the caller takes pages back from the ends of the lanes' shares, and gives an idle
-              lane half of its own remainder
+    alone     the batch has one page, or so little work that a hand-over costs more than it gains,
+              or as many callers are at work as there are lanes and CPUs
+    divided   each lane that pays gets a share, and the caller keeps one; later, whoever is done
+              gets more: the caller takes pages back from the ends of the lanes' shares, and gives
+              an idle lane half of its own remainder
 
 Shares are even at first. Nothing more is planned: taking pages back costs one compare-and-swap, so
 a share that is too large does no harm, and a lane that never wakes up costs nothing. Pages staged
@@ -43,7 +43,7 @@ cdef enum:
 cdef uint32_t lanes_worth(
     Policy *policy, int operation, uint32_t count, uint32_t awake, uint32_t asleep, int64_t now
 ) noexcept nogil:
-    """Return the number of lanes, awake or asleep, that a batch of `count` pages is divided among."""
+    """Return the number of lanes, awake or asleep, that share a batch of `count` pages."""
     cdef int64_t page_ns = bz_read_figure(&policy.page_ns[operation]) or UNKNOWN_PAGE_NS
     cdef int64_t work_ns = page_ns * count
     cdef uint64_t lost_ns
@@ -71,7 +71,9 @@ cdef uint32_t lanes_worth(
     return lanes
 
 
-cdef uint32_t first_share(uint32_t count, uint32_t lanes, uint32_t most, bint staged) noexcept nogil:
+cdef uint32_t first_share(
+    uint32_t count, uint32_t lanes, uint32_t most, bint staged
+) noexcept nogil:
     """Return the number of pages, at most `most`, in each lane's first share of a batch."""
     cdef uint32_t even = count // (lanes + 1)
     if staged and even > 8:

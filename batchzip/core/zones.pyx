@@ -335,7 +335,9 @@ cdef class Emptied:
         breaks = np.flatnonzero(np.diff(found) != 1) + 1
         size = 1 << zones.zone_bits
         return [
-            (_start_of(zones, run[0]), len(run) * size) for run in np.split(found, breaks) if len(run)
+            (_start_of(zones, run[0]), len(run) * size)
+            for run in np.split(found, breaks)
+            if len(run)
         ]
 
     def put_back(self) -> None:
