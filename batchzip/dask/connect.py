@@ -14,7 +14,8 @@ class OwnClient(Client):
 
     def __init__(self, address: str, **options: Any) -> None:
         try:
-            super().__init__(address, set_as_default=False, **options)  # type: ignore[no-untyped-call]
+            options["set_as_default"] = False
+            super().__init__(address, **options)  # type: ignore[no-untyped-call]
         except BaseException:
             self.close()  # type: ignore[no-untyped-call] # does nothing if Dask closed it already
             self._loop_runner.stop()

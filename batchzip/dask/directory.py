@@ -8,13 +8,12 @@ It is asked when something changes or is about to, never for a page that is stor
 each store it keeps:
 
 * The members, and an **epoch** that rises with each change. A shard serves only requests of its own
-epoch.
+  epoch.
 * For each stripe that ever had a page, its **holders**: the shards that have all of its pages.
-Owners
-  that are not holders get the pages from the primary. It pulls what it lacks from a holder, and
-  pushes to the other owners what they lack. A stripe without holders is **lost**.
+  Owners that are not holders get the pages from the primary. It pulls what it lacks from a holder,
+  and pushes to the other owners what they lack. A stripe without holders is **lost**.
 * For each stripe, the clients that stored there. They are noted before their first page is
-acknowledged.
+  acknowledged.
 
 A shard has a **lease**, and serves nothing without it. So a shard that was given up but still runs
 neither acknowledges nor returns a page. A shard is given up when its lease has expired and its
@@ -362,7 +361,7 @@ class Directory(SchedulerPlugin):
     # Changes.
 
     async def _open(self, store: StripeMap, address: str) -> tuple[str, str, Answer]:
-        """Make a shard on a worker. Return the address, the shard's name and the worker's answer."""
+        """Make a shard on a worker. Return the address, the shard's name and the answer."""
         shard = uuid.uuid4().hex
         try:
             await asyncio.wait_for(self._install(address), _OPEN_S)

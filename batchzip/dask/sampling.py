@@ -43,7 +43,7 @@ class Sampler(Closing):
             self._open = stack.pop_all()
 
     def best(self, buffer: Flat) -> int | None:
-        """Return the name of the codec that compresses a buffer best, or None if none is worth it."""
+        """Return the name of the codec that compresses a buffer best, or None if none does."""
         count = max(1, min(_MOST_SAMPLES, len(buffer) // _SAMPLED))
         pages = len(buffer) // _PAGE_SIZE
         if not pages:

@@ -283,5 +283,5 @@ def test_a_closed_store_refuses_and_its_workers_keep_nothing(client: Client) -> 
     while set(client.run(shards_of).values()) != {0}:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    with pytest.raises(ClusterLost, match="no store of this address"):
+    with pytest.raises(ClusterLost, match="no store at this address"):
         ShardedStore.attach(address, client)
