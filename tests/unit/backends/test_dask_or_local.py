@@ -358,7 +358,7 @@ def test_deadlines_are_kept_while_workers_are_asked_why_a_batch_failed() -> None
                 late = engine.submit(CompressBatch(make_pages(10)), deadline_s=0.3)
                 assert set(late.wait(5).errors.tolist()) == {-errno.ETIMEDOUT}
             for request in failing:
-                with pytest.raises(BackendUnavailable, match="cannot do a share"):
+                with pytest.raises(BackendUnavailable, match="cannot run its task"):
                     request.wait(SLACK_S)
 
 

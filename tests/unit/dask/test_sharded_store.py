@@ -280,5 +280,5 @@ def test_a_closed_store_refuses_and_its_workers_keep_nothing(client: Client) -> 
         return len(dask_worker.handlers["batchzip_shard"].__self__.shards)
 
     await_true(lambda: set(client.run(shards_of).values()) == {0})
-    with pytest.raises(ClusterLost, match="no store of this address"):
+    with pytest.raises(ClusterLost, match="no store at this address"):
         ShardedStore.attach(address, client)
