@@ -221,7 +221,7 @@ def run(group: Group, database: WorkDB, patience_s: float, *, again: bool) -> No
 
 def command(tests: Sequence[str]) -> list[str]:
     """Return the command that runs test files, and ends with the first failure."""
-    marks = "not slow and not stress"
+    marks = "not slow"
     return [sys.executable, "-m", "pytest", "-qx", "-n0", "-m", marks, "--no-header", *tests]
 
 

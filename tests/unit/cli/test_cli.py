@@ -151,6 +151,7 @@ def test_the_class_table_is_there_as_data_and_for_people(
         assert (rows[-1][0], rows[-1][3]) == ("all", "400")
 
 
+@pytest.mark.slow
 def test_without_a_source_a_workload_is_taken() -> None:
     result = document("--workload-mib", 2, "--algorithm", "lz4")
     assert result["source"]["kind"] == "process"
