@@ -448,7 +448,10 @@ def test_restored_pages_need_memory_that_is_writable_contiguous_and_enough() -> 
     refused(lambda: DecompressBatch(srcs, pages=pages(2)), "pages", "(3, ", "(2, 4096)")
     refused(lambda: DecompressBatch(srcs, pages=bytearray(2 * PAGE)), "8192", "3 × 4096")
     refused(lambda: DecompressBatch(srcs, pages=bytearray(3 * PAGE + 1)), "multiple of 4096")
-    refused(lambda: DecompressBatch(srcs, pages=[bytearray(PAGE)]), "3 sources need as many pages, not 1")
+    refused(
+        lambda: DecompressBatch(srcs, pages=[bytearray(PAGE)]),
+        "3 sources need as many pages, not 1",
+    )
     refused(lambda: DecompressBatch(srcs, pages=np.zeros((3, PAGE), np.uint16)), "uint8")
     rows = [bytearray(PAGE), bytearray(512), bytearray(PAGE)]
     refused(lambda: DecompressBatch(srcs, pages=rows), "pages[1] must have 4096 bytes, not 512")
