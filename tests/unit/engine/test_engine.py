@@ -90,7 +90,7 @@ def test_a_batch_of_another_page_size_is_refused_with_both() -> None:
     with Engine("lz4", backend="sequential") as engine:
         for batch in (CompressBatch(bytes(8192), page_size=8192), CompressBatch([bytes(512)])):
             for use in (engine.compress, engine.submit):
-                with pytest.raises(BadBatch, match=f"4096 bytes, not {batch.page_size}"):
+                with pytest.raises(BadBatch, match=f"must have pages of .* not {batch.page_size}"):
                     use(batch)
         with pytest.raises(BadBatch, match="8192 bytes"):
             engine.decompress(DecompressBatch([b"x"], page_size=8192))
