@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -38,7 +39,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     Each process runs whole files, and has them all in mind: more than a few gain nothing.
     """
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return min(usable_cpus(), 4) if whole and config.option.markexpr == "not stress" else 0
+    return min(usable_cpus(), 4) if whole and not _wants_stress(config) else 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave out the stress tests, unless `-m` names them."""
+    if "stress" not in config.option.markexpr:
+        given = config.option.markexpr
+        config.option.markexpr = f"({given}) and not stress" if given else "not stress"
+
+
+def _wants_stress(config: pytest.Config) -> bool:
+    return re.search(r"(?<!not )\bstress\b", config.option.markexpr) is not None
 
 
 # A shell that runs tests in the background has them ignore Ctrl-C, which many of them raise.

@@ -28,7 +28,7 @@ WIDTH = 9.0
 _DPI = 160
 """Dots per inch in the file: sharp where the screen has more dots, too."""
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
@@ -100,7 +100,8 @@ def drawing(path: Path, height: float, title: str | None = None) -> Iterator[Pic
     import matplotlib as mpl  # noqa: PLC0415 - an extra
     from matplotlib.figure import Figure as Picture  # noqa: PLC0415 - an extra
 
-    with mpl.rc_context(_RC):
+    settings: Any = _RC
+    with mpl.rc_context(settings):
         picture = Picture(figsize=(WIDTH, height), layout="constrained", dpi=_DPI)
         yield picture
         if title is not None:

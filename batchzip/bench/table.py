@@ -115,7 +115,8 @@ def print_changes(changes: Sequence[Change]) -> None:
     """Print what became slower and what became faster, and how many figures there were."""
     out = make_console()
     table = Table("each in terms of its baseline in the same run")
-    for rank, head in ((0, ""), (0, "contender"), (3, "figure")):
+    table.add_column("", wraps=True)
+    for rank, head in ((0, "contender"), (3, "figure")):
         table.add_column(head, rank=rank, left=True)
     for rank, head in ((2, "old"), (1, "new"), (0, "change")):
         table.add_column(head, rank=rank)

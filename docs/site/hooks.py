@@ -9,18 +9,34 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File
+
 if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parent.parent.parent
-_RESULTS = _ROOT / "examples" / "benchmarks" / "RESULTS.md"
+_BENCHMARKS = _ROOT / "examples" / "benchmarks"
+_PICTURE = re.compile(r"\]\((?:\.\./)+examples/benchmarks/pictures/")
 _COMMAND = re.compile(r"^```console\n\$ ((?:batchzip|python docs/)[^\n]*)\n```$", re.MULTILINE)
+
+
+@event_priority(100)  # before the plugin that checks links looks
+def on_files(files: Files, *, config: MkDocsConfig) -> None:
+    """Take the benchmarks' pictures in: sources link to them where they lie in the repository."""
+    for picture in sorted(_BENCHMARKS.glob("pictures/*.png")):
+        uri = f"pictures/{picture.name}"
+        files.append(File.generated(config, uri, abs_src_path=str(picture)))
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
     """Run each command that has no output below it, and show what it prints."""
     if page.file.src_uri == "results.md":
-        return _RESULTS.read_text().replace("](../../docs/", "](")
+        return (_BENCHMARKS / "RESULTS.md").read_text().replace("](../../docs/", "](")
+    top = "../" * page.file.src_uri.count("/")
+    markdown = _PICTURE.sub(f"]({top}pictures/", markdown)
     return _COMMAND.sub(_with_output, markdown)
 
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.paged_region import (
-    HANG_LIMIT_S,
-    await_true,
-    content,
-    filled,
-    needs_paging,
-    noisy,
-    opened,
-)
+from support.paged_region import HANG_LIMIT_S, Region, content, filled, needs_paging, noisy, opened
+from support.waiting import await_true
 
 from batchzip.core.region import AccessAdvice
 
@@ -28,6 +22,10 @@ pytestmark = needs_paging
 LIBC = ctypes.CDLL(None)
 SIZE = 65536
 """Bytes of a page that takes milliseconds to compress."""
+
+
+def has_moved(region: Region, candidates: int) -> bool:
+    return bool(region.figures["candidate_pages"] != candidates)
 
 
 def touch(array: npt.NDArray[np.uint8], page: int) -> threading.Thread:
@@ -57,7 +55,7 @@ def test_a_victim_that_is_touched_makes_way_for_the_next_one() -> None:
             victim = 2 * (before["dropped_empty_pages"] + before["evicted_pages"] + spared)
             thread = touch(array, page)
             await_true(
-                lambda seen=before: region.figures["candidate_pages"] != seen["candidate_pages"],
+                partial(has_moved, region, before["candidate_pages"]),
                 "the victim to be taken",
             )
             array[victim * SIZE] = 9

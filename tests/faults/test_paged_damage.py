@@ -16,7 +16,6 @@ from support.paged_region import (
     HANG_LIMIT_S,
     Region,
     assert_sigbus,
-    await_true,
     end_of,
     filled,
     mixed,
@@ -24,6 +23,7 @@ from support.paged_region import (
     noisy,
     opened,
 )
+from support.waiting import await_true
 
 from batchzip import CorruptPage, PageError
 from batchzip.core.memory import fail_allocation

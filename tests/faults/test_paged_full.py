@@ -13,7 +13,6 @@ from support.forked import in_forked_child
 from support.paged_region import (
     HANG_LIMIT_S,
     Region,
-    await_true,
     content,
     filled,
     mixed,
@@ -21,6 +20,7 @@ from support.paged_region import (
     noisy,
     opened,
 )
+from support.waiting import await_true
 
 from batchzip.core.memory import fail_allocation
 from batchzip.core.region import Event

@@ -20,15 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.entries import flip
-from support.paged_region import (
-    assert_sigbus,
-    await_true,
-    end_of,
-    filled,
-    needs_paging,
-    noisy,
-    opened,
-)
+from support.paged_region import assert_sigbus, end_of, filled, needs_paging, noisy, opened
+from support.waiting import await_true
 
 from batchzip.core.userfaultfd import probe
 

@@ -14,16 +14,8 @@ import numpy as np
 import pytest
 from support.forked import in_forked_child
 from support.paged_model import run_model
-from support.paged_region import (
-    Region,
-    await_true,
-    filled,
-    mappings,
-    mixed,
-    needs_paging,
-    opened,
-    tasks,
-)
+from support.paged_region import Region, filled, mappings, mixed, needs_paging, opened, tasks
+from support.waiting import await_true
 
 from batchzip import BatchzipError, Engine, LimitReached, SwapStore
 from batchzip.core.memory import allocations, fail_allocation
@@ -110,6 +102,7 @@ CALLS: dict[str, Callable[[Region, npt.NDArray[np.uint8]], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 1000], ids=["one", "all that follow"])
 @pytest.mark.parametrize("call", CALLS)
 def test_memory_that_is_out_loses_no_page(call: str, count: int, capfd: Any) -> None:

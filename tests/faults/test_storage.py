@@ -132,6 +132,7 @@ def try_everything(
     return target.met
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "codes",
     [pytest.param(USUAL, id=""), pytest.param(ERRNOS, marks=pytest.mark.stress, id="stress")],
@@ -160,6 +161,7 @@ def make_error(code: int) -> OSError:
     return OSError(code, "made up")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "call"), TARGETS, ids=IDS)
 def test_a_call_that_raises_every_time_loses_nothing(
     engine: Engine, make: type[FaultyObject | FaultyStream], call: str
@@ -181,6 +183,7 @@ NONSENSE: dict[str, tuple[object, ...]] = {
 NONSENSE["read"], NONSENSE["write"] = NONSENSE["pread"], NONSENSE["pwrite"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 10**6])
 @pytest.mark.parametrize("call", NONSENSE)
 def test_whatever_a_call_of_the_file_returns_nothing_is_lost(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.store_pages import noise, text
@@ -61,7 +62,7 @@ class Indices(RuleBasedStateMachine):
         self.engine.close()
 
 
-TestIndices = Indices.TestCase
+TestIndices = pytest.mark.slow(Indices.TestCase)
 
 
 # Against a dict
@@ -115,4 +116,4 @@ class AgainstADict(RuleBasedStateMachine):
         self.engine.close()
 
 
-TestAgainstADict = AgainstADict.TestCase
+TestAgainstADict = pytest.mark.slow(AgainstADict.TestCase)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.entries import records_in
@@ -96,4 +97,4 @@ class AgainstAnOrderedDict(RuleBasedStateMachine):
         self.engine.close()
 
 
-TestAgainstAnOrderedDict = AgainstAnOrderedDict.TestCase
+TestAgainstAnOrderedDict = pytest.mark.slow(AgainstAnOrderedDict.TestCase)

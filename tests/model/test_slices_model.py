@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from support.faulty_file import FaultyFile
@@ -98,4 +99,4 @@ class AgainstADict(RuleBasedStateMachine):
             engine.close()
 
 
-TestAgainstADict = AgainstADict.TestCase
+TestAgainstADict = pytest.mark.slow(AgainstADict.TestCase)

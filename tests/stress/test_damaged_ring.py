@@ -17,18 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pytest
-from support.batch_load import (
-    HANG_LIMIT_S,
-    KINDS,
-    PAGE,
-    Kind,
-    Load,
-    await_true,
-    is_alive,
-    rings,
-    state,
-)
+from support.batch_load import HANG_LIMIT_S, KINDS, PAGE, Kind, Load, is_alive, rings, state
 from support.ring_map import CONTROL, NAMES, SLOTS, RingMap
+from support.waiting import await_true
 
 from batchzip import Engine
 from batchzip.lanes import watch

@@ -14,12 +14,12 @@ from support.batch_load import (
     Kind,
     Load,
     assert_all_slots_are_free,
-    await_true,
     blank,
     do,
     make_pages,
 )
 from support.codecs.killer import KILLS_COMPRESSOR, KILLS_DECOMPRESSOR, KillerCodec
+from support.waiting import await_true
 
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip_workers.failpoints import armed, waiting

@@ -6,8 +6,9 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.batch_load import await_true, is_alive
+from support.batch_load import is_alive
 from support.scripts import BEGIN, check_ended_well, run
+from support.waiting import await_true
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.batch_load import (
-    HANG_LIMIT_S,
-    KINDS,
-    Load,
-    assert_all_slots_are_free,
-    await_true,
-    rings,
-    state,
-)
+from support.batch_load import HANG_LIMIT_S, KINDS, Load, assert_all_slots_are_free, rings, state
+from support.waiting import await_true
 
 from batchzip import Engine
 from batchzip.core.lane import ACTIONS, STEPS

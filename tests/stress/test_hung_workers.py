@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from support.batch_load import KINDS, Load, await_true, is_alive, state
+from support.batch_load import KINDS, Load, is_alive, state
+from support.waiting import await_true
 
 from batchzip import CompressBatch, Engine
 from batchzip.lanes import watch

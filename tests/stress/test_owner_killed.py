@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.batch_load import await_true, is_alive
+from support.batch_load import is_alive
 from support.owners import engine as owner
 from support.owners import store as store_owner
+from support.waiting import await_true
 
 from batchzip import Engine, SwapStore, attach
 

@@ -17,18 +17,10 @@ import pytest
 from stress.test_owner_killed import all_pids, shared_memory
 from support.batch_load import is_alive
 from support.owners import paged as paged_owner
-from support.paged_region import (
-    HANG_LIMIT_S,
-    Region,
-    await_true,
-    content,
-    end_of,
-    filled,
-    needs_paging,
-    opened,
-)
+from support.paged_region import HANG_LIMIT_S, Region, content, end_of, filled, needs_paging, opened
 from support.paths import TESTS
 from support.scripts import check_ended_well, run
+from support.waiting import await_true
 
 from batchzip import BatchzipError
 from batchzip.testing.plain import in_threads

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.batch_load import KINDS, Load, await_true, rings
+from support.batch_load import KINDS, Load, rings
+from support.waiting import await_true
 
 from batchzip import Engine
 

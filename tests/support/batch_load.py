@@ -15,7 +15,7 @@ from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.lanes import LanesBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     import numpy.typing as npt
 
@@ -167,14 +167,3 @@ def state(pid: int) -> str:
 
 def is_alive(pid: int) -> bool:
     return state(pid) not in ("", "Z", "X")
-
-
-def await_true(
-    condition: Callable[[], object], what: str, timeout_s: float = HANG_LIMIT_S
-) -> float:
-    """Wait until something is so; seconds that took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() < started + timeout_s, f"waited in vain for: {what}"
-        time.sleep(0.001)
-    return time.monotonic() - started

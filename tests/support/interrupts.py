@@ -23,26 +23,31 @@ import batchzip_workers
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
-_PACKAGE = Path(batchzip.__file__).parent
+
+def _paths(*patterns: str) -> tuple[str, ...]:
+    """Return where these modules and folders of the package lie; each of them must be there."""
+    found: list[str] = []
+    for pattern in patterns:
+        paths = sorted(Path(batchzip.__file__).parent.glob(pattern))
+        assert paths, f"there is no batchzip/{pattern}"
+        found += map(str, paths)
+    return tuple(found)
+
+
 _WATCHED = (
     *(
         str(Path(str(one.__file__)).parent)
         for one in (batchzip_sequential, batchzip_threads, batchzip_workers)
     ),
-    *(str(_PACKAGE / name) for name in ("lanes", "batch", "backend.py", "engine.py", "request.py")),
+    *_paths("lanes", "batch", "backend.py", "engine.py", "request.py"),
 )
 STORE = (
-    *(
-        str(_PACKAGE / name)
-        for name in ("pool", "batch", "engine.py", "arena.py", "asynchronous.py", "mapping.py")
-    ),
-    *(str(path) for path in (_PACKAGE / "store").glob("*.py") if not path.stem.startswith("share")),
+    *_paths("pool", "batch", "engine.py", "system/arena.py", "asynchronous.py"),
+    *_paths("store/*.py", "store/backing", "store/reclaim"),
 )
 """What a store does, but for share()."""
 
-SHARING = tuple(
-    str(_PACKAGE / "store" / name) for name in ("share.py", "share_server.py", "view.py")
-)
+SHARING = _paths("store/remote")
 """What share() and attach() do."""
 
 _ON_BEHALF = (threading.__file__, futures.__file__)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from support.waiting import await_true
 
 from batchzip import BatchzipError, ClosedError, Engine, SwapStore
 from batchzip.core.pager import Pager
@@ -188,14 +189,6 @@ def opened(
                 )
         if not store.closed:
             store.check_invariants()
-
-
-def await_true(condition: Callable[[], object], what: str) -> None:
-    """Wait until something is so."""
-    until = time.monotonic() + HANG_LIMIT_S
-    while not condition():
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.001)
 
 
 def tasks() -> set[int]:

@@ -1,9 +1,7 @@
-"""Batches for engines with workers, and what is asked of processes."""
+"""Batches for engines with workers, and checks of what comes back."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +9,6 @@ import numpy as np
 from batchzip import CompressBatch, DecompressBatch, Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy.typing as npt
 
 
@@ -40,18 +36,3 @@ def check_round_trip(
     assert not back.errors.any()
     np.testing.assert_array_equal(back.pages, pages[good])
     return batch
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def await_true(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for: {what}"
-        time.sleep(0.005)

@@ -215,6 +215,7 @@ def test_one_json_document_has_all_of_it(folder: Path) -> None:
     run_code(document["code"], LINES[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick", "folder")
 def test_people_get_a_report_in_the_columns_there_are(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
@@ -232,6 +233,7 @@ def test_people_get_a_report_in_the_columns_there_are(
     assert list(own.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick", "folder")
 @pytest.mark.parametrize("kind", ["--values", "--file"])
 @pytest.mark.parametrize("width", [60, 80])
@@ -256,6 +258,7 @@ def test_long_paths_stay_whole_and_nothing_else_is_too_wide(
         assert len(line) <= width or line == f"{path}:", line
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_whatever_ends_it_no_process_and_no_file_is_left(
@@ -292,6 +295,7 @@ def children_of(process: subprocess.Popen[str]) -> Iterator[list[int]]:
         yield children(process.pid)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_standard_descriptors_may_be_closed() -> None:
     """The spool must not become what its reader has as stdin."""

@@ -45,6 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 # What is looked at
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_of_more_than_the_sample_a_random_part_is_measured() -> None:
     found = advise_values(LINES, sample_bytes=1 << 20, seed=3)
@@ -58,6 +59,7 @@ def test_of_more_than_the_sample_a_random_part_is_measured() -> None:
     assert "a sample of " in found.report()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_of_an_iterator_the_first_ones_are_measured() -> None:
     endless = (bytes([number % 256]) * 1000 for number in itertools.count())
@@ -73,6 +75,7 @@ class Forgetful(dict[str, bytes]):
         return super().__getitem__(key)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_what_a_cache_forgets_meanwhile_is_left_out() -> None:
     assert advise_values(Forgetful(a=b"1", gone=b"2", b=b"3")).measured_values == 2
@@ -96,6 +99,7 @@ def test_what_cannot_be_pickled_names_the_key() -> None:
         advise_values({"f": lambda: None})
 
 
+@pytest.mark.slow
 def test_classes_of_a_script_are_refused_with_what_would_be_right(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -110,6 +114,7 @@ def test_classes_of_a_script_are_refused_with_what_would_be_right(tmp_path: Path
     assert "have to be in modules that can be imported" in done.stdout
 
 
+@pytest.mark.slow
 def test_classes_of_what_a_session_imported_are_found(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("class Mine: pass\n")
     script = "import batchzip, mine; print(batchzip.advise_values([mine.Mine()]).serializer)"

@@ -61,6 +61,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 # What is measured
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_process(advice: ValuesAdvice) -> None:
     assert (advice.measured_values, advice.total_values) == (8000, 8000)
     assert advice.measured_bytes == advice.total_bytes == sum(map(len, LINES))
@@ -97,6 +98,7 @@ def test_the_report_fits_its_width_and_breaks_no_word(advice: ValuesAdvice, widt
     assert "→" in advice.report(width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("serializer", ["bytes", "pickle", "json", "msgpack"])
 @pytest.mark.parametrize(
     "holder",
@@ -143,6 +145,7 @@ def few_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weighing, "_worth_trying", worth_trying)
 
 
+@pytest.mark.slow
 def test_serializers_that_suit_objects_are_tried_and_the_best_one_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -167,6 +170,7 @@ def test_serializers_that_suit_objects_are_tried_and_the_best_one_is_used(
     run_code(found.code, RECORDS[0])
 
 
+@pytest.mark.slow
 def test_arrays_are_kept_without_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     few_mappings(monkeypatch)
     monkeypatch.setattr(weighing, "_dicts", lambda serializer, **_: [Holder("dict", serializer)])
@@ -205,6 +209,7 @@ def test_only_serializers_that_take_every_value_are_tried(
     assert suiting.missing == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "msgspec", None)
@@ -223,6 +228,7 @@ def test_what_objects_share_is_there_once_for_each_few_of_them() -> None:
     assert 100 * 10_000 < found.bytes < 400 * 10_000, "64 objects are written together"
 
 
+@pytest.mark.slow
 def test_lines_are_measured_parsed_too_but_are_what_is_to_be_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -239,6 +245,7 @@ def test_lines_are_measured_parsed_too_but_are_what_is_to_be_kept(
     assert any("--parsed" in note for note in found.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("sample", [1 << 20, 1 << 30])
 def test_parsed_lines_are_the_objects_that_they_say(tmp_path: Path, sample: int) -> None:
@@ -269,6 +276,7 @@ def test_larger_pages_are_tried_for_larger_values() -> None:
     assert tried(60_000, 70_000) == large | {(size, True) for size, _ in large}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_learnt_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     zstd = Holder("mapping", "bytes", "zstd", 1, dictionary=True)
     monkeypatch.setattr(weighing, "_worth_trying", lambda *_: [zstd])

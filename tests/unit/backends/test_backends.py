@@ -39,6 +39,7 @@ class TestSequential(BackendContract):
         return SequentialBackend()
 
 
+@pytest.mark.slow
 class TestOneWorker(BackendContract):
     codecs = FEW
 
@@ -47,6 +48,7 @@ class TestOneWorker(BackendContract):
         return WorkersBackend(workers=1)
 
 
+@pytest.mark.slow
 class GetTheirShare(BackendContract):
     """Lanes that always get their share, whatever it costs."""
 
@@ -65,6 +67,7 @@ class TestThreeWorkersThatAlwaysGetTheirShare(GetTheirShare):
         return WorkersBackend(workers=3)
 
 
+@pytest.mark.slow
 class TestIsolatedWorkers(BackendContract):
     codecs = FEW
 

@@ -100,6 +100,7 @@ def test_a_worker_has_the_flags_and_the_path_of_its_owner(flags: list[str], tmp_
     assert worker == owner.replace("safe_path=False", "safe_path=True").replace("'', ", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags", [["-O"], ["-OO"], ["-X", "dev"], ["-W", "error"], ["-E"], ["-I"], ["-P"]], ids=" ".join
 )
@@ -169,6 +170,7 @@ with Engine(codec, backend=WorkersBackend(workers=1, isolate=True)) as engine:
 """
 
 
+@pytest.mark.slow
 def test_a_codec_of_main_works_and_main_is_run_once(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(BEGIN + OWN_CODEC + USE_OWN)

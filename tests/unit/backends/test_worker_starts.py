@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.codecs.faulty import FaultyCodec
+from support.waiting import await_true
 from support.worker_programs import BEGIN, SHOW_FLAGS, run
 
 import batchzip
@@ -30,13 +30,6 @@ def work(engine: Engine) -> None:
     batch = CompressBatch(PAGES)
     engine.compress(batch)
     assert not batch.has_errors
-
-
-def wait_until(condition: Any, what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for: {what}"
-        time.sleep(0.005)
 
 
 # Where workers cannot be
@@ -59,6 +52,7 @@ def test_an_embedded_interpreter_that_knows_no_python_has_no_workers(
         Engine("lz4", backend="workers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_workers_start_where_standard_streams_are_closed(closed: str, tmp_path: Path) -> None:
     """And what is closed is open in a worker: nothing of its own lies there."""
@@ -114,7 +108,7 @@ def test_a_codec_whose_pickling_fails_is_warned_of_once_and_tried_again(
             assert not engine.wait_ready()
         for _ in range(10):  # a second warning would be an error
             work(engine)
-        wait_until(lambda: engine.wait_ready(0), "a worker, later")
+        await_true(lambda: engine.wait_ready(0), "a worker, later")
         work(engine)
 
 
@@ -128,7 +122,7 @@ def test_a_codec_that_ends_its_thread_while_a_worker_is_replaced_ends_nothing(
         (first,) = engine.worker_pids
         monkeypatch.setattr(Awkward, "times", 1)
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: set(engine.worker_pids) - {first}, "another worker")
+        await_true(lambda: set(engine.worker_pids) - {first}, "another worker")
         assert Awkward.times == 0
         assert engine.wait_ready()
         work(engine)
@@ -166,7 +160,7 @@ def test_where_no_thread_can_start_it_says_so_once_and_tries_again(
             work(engine)
         assert not engine.submit(CompressBatch(PAGES)).wait().has_errors
     with engine:
-        wait_until(lambda: engine.wait_ready(1), "workers, later")
+        await_true(lambda: engine.wait_ready(1), "workers, later")
         assert len(engine.worker_pids) == 1
         work(engine)
 
@@ -251,7 +245,7 @@ def test_workers_are_gone_with_an_owner_that_is_killed_while_they_start() -> Non
     done = run(["-c", source])
     assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
     pids = [int(pid) for pid in done.stdout.split()]
-    wait_until(lambda: not any(map(_is_running, pids)), "the workers' end")
+    await_true(lambda: not any(map(_is_running, pids)), "the workers' end")
 
 
 def _is_running(pid: int) -> bool:

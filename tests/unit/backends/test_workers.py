@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from support.codecs.faulty import HUNGRY, KILL, KILL_ONCE, RAISE, STOP_ONCE, FaultyCodec
 from support.dividing import divide_always
-from support.workers import await_true, check_round_trip, is_alive, some_pages
+from support.waiting import await_true
+from support.workers import check_round_trip, some_pages
 
 import batchzip
 from batchzip import CompressBatch, Engine
 from batchzip.lanes import watch
+from batchzip.testing.leaks import is_alive
 from batchzip_workers import supervisor as supervisor_module
 from batchzip_workers import worker_slot as place_module
 from batchzip_workers.backend import WorkersBackend

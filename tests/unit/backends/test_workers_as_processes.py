@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.workers import await_true, check_round_trip, is_alive, some_pages
+from support.waiting import await_true
+from support.workers import check_round_trip, some_pages
 
 import batchzip
 from batchzip import CompressBatch, Engine
+from batchzip.testing.leaks import is_alive
 from batchzip_workers import backend as backend_module
 from batchzip_workers.backend import WorkersBackend
 

@@ -125,6 +125,7 @@ def test_arguments_that_are_wrong_are_one_line_and_2(arguments: list[str]) -> No
     assert_one_clear_line(cli(*arguments), "--help")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -171,6 +172,7 @@ def test_a_disk_that_is_full_is_one_line() -> None:
 # Ctrl-C
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_advise_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "large.bin"
     path.write_bytes(np.random.default_rng(1).bytes(8 << 20))
@@ -187,6 +189,7 @@ def test_ctrl_c_in_the_middle_of_advise_is_one_line(tmp_path: Path) -> None:
         shown.close()
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_workload_of_advise_is_built_leaves_no_process() -> None:
     with subprocess.Popen(
         [*COMMAND, "advise"],
@@ -212,6 +215,7 @@ def test_ctrl_c_while_the_workload_of_advise_is_built_leaves_no_process() -> Non
 COLOUR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_colours_are_for_terminals_without_no_color(file: Path, no_color: str) -> None:
     shown = Terminal(["swap", "--file", file], NO_COLOR=no_color)
@@ -282,6 +286,7 @@ def bash(tmp_path: Path) -> Iterator[Bash]:
     shell.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [

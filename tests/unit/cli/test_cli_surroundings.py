@@ -40,6 +40,7 @@ def mounted(line: str) -> tuple[str, ...]:
 CLOSED = [">&-", "2>&-", "<&- >&- 2>&-", "> /dev/full", "2> /dev/full", "> /dev/full 2>&1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", CLOSED)
 @pytest.mark.parametrize(("arguments", "code"), [("--help", 0), ("bogus", 2), ("algorithms", 0)])
 def test_a_command_ends_as_it_should_whatever_its_streams(
@@ -57,6 +58,7 @@ def test_a_command_ends_as_it_should_whatever_its_streams(
     assert all(line.startswith("batchzip: ") for line in said)
 
 
+@pytest.mark.slow
 @needs_mounts
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
@@ -85,7 +87,7 @@ def test_help_is_written_with_the_characters_there_are(monkeypatch: pytest.Monke
             patch.setattr(sys, "stdout", stdout)
             with pytest.raises(SystemExit, match="0"):
                 main([*command.split(), "--help"])
-            assert b"exit codes: 0 all went well" in written.getvalue()
+            assert b"\nexit codes:\n" in written.getvalue()
 
 
 def test_an_empty_file_name_is_shown(capfd: pytest.CaptureFixture[str]) -> None:

@@ -221,6 +221,7 @@ print(peak_kib() - before)
 """
 
 
+@pytest.mark.slow
 def test_no_input_makes_a_decompress_hold_more_than_a_page_and_a_constant() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PEAK, TESTS],

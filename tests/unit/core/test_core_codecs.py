@@ -96,6 +96,7 @@ def check_equal(codec: Codec, page_size: int) -> None:
 # Equal bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", [*LZ4, *HIGH, *ZSTD], ids=str)
 def test_outputs_are_those_of_the_python_codec(codec: Codec) -> None:
     for page_size in sizes(codec):
@@ -108,6 +109,7 @@ def test_outputs_of_the_largest_pages_are_those_of_the_python_codec(codec: Codec
     check_equal(codec, SIZES[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1 << 10, 64 << 10, 512 << 10])
 @pytest.mark.parametrize("level", DICTIONARY_LEVELS)
 def test_outputs_with_a_dictionary_are_those_of_the_python_codec(level: int, size: int) -> None:
@@ -126,6 +128,7 @@ def test_outputs_of_shuffled_pages_are_those_of_the_python_codec(
             check_equal(around(Shuffled(inner, element_size)), page_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("element_size", [2, 4, 8])
 @pytest.mark.parametrize("inner", [Lz4(), Zstd(-5), Zstd(), Zstd(2), Zstd(5), Zstd(13)], ids=str)
 def test_outputs_of_floats_are_those_of_the_python_codec(inner: Codec, element_size: int) -> None:

@@ -326,6 +326,7 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_library_that(what: str, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_its_engine_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     )
     with pytest.raises(BadArgument, match="max_pool_bytes"):
         Shard(
-            SimpleNamespace(worker=worker),  # type: ignore[arg-type] # as much of it as is used
+            SimpleNamespace(worker=worker),
             "one",
             "store",
             engine={"algorithm": "lz4"},

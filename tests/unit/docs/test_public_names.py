@@ -41,6 +41,7 @@ def test_dir_and_all_agree_and_nothing_else_is_promised() -> None:
         getattr(batchzip, "no_such_name")  # noqa: B009 - type checkers know that there is none
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["advice", "dask", "metrics", "numcodecs", "zarr"])
 def test_a_part_is_imported_when_it_is_first_used(name: str) -> None:
     script = f"""

@@ -17,6 +17,7 @@ from support.codecs.faulty import KILL, STOP_ONCE, FaultyCodec
 from support.codecs.slow import SlowCodec
 from support.dividing import divide_always, divide_never
 from support.held_lane import Hold
+from support.waiting import await_true
 
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.core import division
@@ -27,7 +28,7 @@ from batchzip.testing.leaks import is_alive
 from batchzip.testing.plain import PAGE, SLACK_S, check_compressed, check_round_trip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from batchzip.arguments.buffers import Bytes
     from batchzip.batch import Batch
@@ -62,13 +63,6 @@ def some_pages(count: int, mark: bytes = b"", *indices: int) -> Bytes:
     for index in indices:
         pages[index, :4] = np.frombuffer(mark, np.uint8)
     return pages
-
-
-def await_true(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SLACK_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 def check_timed_out(engine: Engine, batch: CompressBatch, pages: Bytes) -> int:

@@ -8,7 +8,6 @@ import gc
 import os
 import signal
 import threading
-import time
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -18,13 +17,14 @@ import pytest
 from support.codecs.faulty import KILL, KILL_ONCE, FaultyCodec
 from support.dividing import divide_always, divide_never
 from support.held_lane import Hold
+from support.waiting import await_true
 
 from batchzip import CompressBatch, DecompressBatch, Engine, ForkedProcess, PageError, SwapStore
 from batchzip.testing.plain import PAGE, SLACK_S, check_round_trip, in_threads, make_pages
 from batchzip_workers.failpoints import armed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from batchzip.arguments.buffers import Bytes
@@ -99,13 +99,6 @@ def figures_that_only_grow(statistics: Statistics) -> dict[str, float]:
 def check_none_fell(before: dict[str, float], after: dict[str, float]) -> None:
     fell = {name: (before[name], after.get(name)) for name in before if after[name] < before[name]}
     assert not fell
-
-
-def await_true(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SLACK_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 def mixed_work(engine: Engine, seed: int, expected: Expected) -> None:

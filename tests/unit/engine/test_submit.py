@@ -7,7 +7,6 @@ import errno
 import logging
 import math
 import threading
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from support.dividing import divide_always, divide_never
 from support.held_lane import Hold
+from support.waiting import await_true
 
 from batchzip import (
     ClosedError,
@@ -90,13 +90,6 @@ def pages_in(engine: Engine) -> int:
 def waiting_in(engine: Engine) -> int:
     assert isinstance(engine.backend, WorkersBackend)
     return len(engine.backend._queue._waiting)
-
-
-def await_true(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SLACK_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.001)
 
 
 def in_a_thread(work: Callable[[], object]) -> threading.Thread:

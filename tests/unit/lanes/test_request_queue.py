@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from support.waiting import await_true
 
 from batchzip import ClosedError, CompressBatch, DecompressBatch, EngineBusy, Request
 from batchzip.lanes import queue as queue_module
@@ -20,8 +20,6 @@ from batchzip.lanes.queue import RequestQueue
 from batchzip.testing.plain import SLACK_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from batchzip.batch import Batch
 
 ROOM = 10
@@ -34,13 +32,6 @@ def make_request(
     if compress:
         return Request(CompressBatch(np.zeros((pages, 512), np.uint8), capacity=1), deadline)
     return Request(DecompressBatch([b""] * pages, page_size=512), deadline)
-
-
-def await_true(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SLACK_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.001)
 
 
 class Waiter:

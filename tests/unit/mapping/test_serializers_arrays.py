@@ -47,6 +47,7 @@ ANY_DTYPE = hnp.scalar_dtypes() | hnp.array_dtypes(
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=100)
 def test_arrays_of_every_kind_come_back(data: st.DataObject) -> None:
@@ -181,8 +182,8 @@ class Subclass(np.float64):
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ([1, 2], "not list: say serializer='pickle'"),
-        (1.5, "not float: say serializer='pickle'"),
+        ([1, 2], "not list: use serializer='pickle'"),
+        (1.5, "not float: use serializer='pickle'"),
         (b"bytes", "not bytes"),
         (np.array([None]), "without Python objects, not of dtype object"),
         (np.array([(1, None)], [("a", int), ("b", object)]), "without Python objects"),

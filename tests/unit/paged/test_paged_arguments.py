@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.paged_memory import evict, run, until
+from support.paged_memory import evict, run
+from support.waiting import await_true
 
 import batchzip
 from batchzip import (
@@ -124,7 +125,7 @@ def test_codecs_and_page_sizes(page_size: int, codec: dict[str, Any]) -> None:
         array = memory.array(64 * page_size // 8, "i8")
         array[:] = np.arange(len(array))
         assert np.array_equal(array, np.arange(len(array)))
-        until(lambda: memory.statistics.resident_bytes <= memory.budget)
+        await_true(lambda: memory.statistics.resident_bytes <= memory.budget)
         now = memory.statistics
         assert now.evicted_pages >= 60
         assert 0 < now.compressed_bytes < array.nbytes

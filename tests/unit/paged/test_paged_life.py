@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support.forked import in_forked_child
-from support.paged_memory import run, until
+from support.paged_memory import run
+from support.waiting import await_true
 
 from batchzip import (
     BadArgument,
@@ -121,7 +122,7 @@ def test_paged_empty_is_one_array_with_a_memory_of_its_own() -> None:
         paged_empty(10, budget=5)
     with pytest.raises(NotStorable):
         paged_empty(10, "O", budget=BUDGET)
-    with pytest.raises(BadArgument, match="no PagedMemory"):
+    with pytest.raises(BadArgument, match="is in no PagedMemory"):
         memory_of(np.zeros(3))
 
 
@@ -190,6 +191,7 @@ for _ in range(3): threading.Thread(target=touch, daemon=True).start()
 }
 
 
+@pytest.mark.slow
 @needs_faults
 @pytest.mark.parametrize("end", ENDS)
 def test_an_interpreter_ends_with_live_arrays(end: str) -> None:
@@ -228,4 +230,4 @@ def test_without_a_thread_for_the_watcher_nothing_is_left(monkeypatch: pytest.Mo
     with pytest.raises(LimitReached, match="batchzip-pager"):
         PagedMemory(SIZE, BUDGET)
     gc.collect()
-    until(lambda: core_threads() == tasks)
+    await_true(lambda: core_threads() == tasks)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.paged_memory import evict, until
+from support.paged_memory import evict
+from support.waiting import await_true
 
 from batchzip import (
     BadArgument,
@@ -126,7 +127,7 @@ def test_prefetch_brings_pages_before_they_are_touched(memory: PagedMemory) -> N
     evict(memory, array)
     assert memory.statistics.stored_pages == 32
     memory.prefetch(array)
-    until(lambda: memory.statistics.prefetched_pages == 32)
+    await_true(lambda: memory.statistics.prefetched_pages == 32)
     faults = memory.statistics.faults_missing
     assert np.array_equal(array, np.arange(len(array)))
     assert memory.statistics.faults_missing == faults
@@ -137,7 +138,7 @@ def test_a_lowered_budget_is_kept(memory: PagedMemory) -> None:
     array = memory.array(SIZE // 8, "i8")
     array[:] = np.arange(len(array))
     memory.budget = 8 * PAGE
-    until(lambda: memory.statistics.resident_bytes <= 8 * PAGE)
+    await_true(lambda: memory.statistics.resident_bytes <= 8 * PAGE)
     assert memory.statistics.budget_bytes == 8 * PAGE
     memory.budget = SIZE
     assert np.array_equal(array, np.arange(len(array)))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from support.entries import flip
-from support.paged_memory import evict, run, until
+from support.paged_memory import evict, run
+from support.waiting import await_true
 
 import batchzip
 from batchzip import (
@@ -98,7 +99,7 @@ def test_cold_pages_go_to_the_backing_file_when_the_pool_is_full(tmp_path: Path)
         expected = rng.integers(0, 1 << 20, len(array))
         for start in range(0, len(array), 8192):
             array[start : start + 8192] = expected[start : start + 8192]
-        until(lambda: memory.statistics.resident_bytes <= memory.budget)
+        await_true(lambda: memory.statistics.resident_bytes <= memory.budget)
         now = memory.statistics
         assert now.file_bytes > 0
         assert memory.store.counters.written_back_pages > 0
@@ -115,7 +116,7 @@ def test_without_room_the_budget_is_exceeded_and_one_warning_says_so(
         array = memory.array(SIZE, "u1")
         expected = np.random.default_rng(1).integers(0, 256, SIZE).astype("u1")
         array[:] = expected
-        until(lambda: caplog.records)
+        await_true(lambda: caplog.records)
         assert memory.statistics.over_budget > 0
         assert memory.statistics.resident_bytes > memory.budget
         assert np.array_equal(array, expected)
@@ -124,7 +125,7 @@ def test_without_room_the_budget_is_exceeded_and_one_warning_says_so(
         for words in ("more than its budget of 262,144", "131,072 bytes", "raise max_pool_bytes"):
             assert words in record.message
         memory.store.max_pool_bytes = None
-        until(lambda: memory.statistics.resident_bytes <= memory.budget)
+        await_true(lambda: memory.statistics.resident_bytes <= memory.budget)
         assert np.array_equal(array, expected)
         assert len(caplog.records) == 1
 
@@ -138,12 +139,14 @@ def test_a_full_backing_file_loses_nothing_and_is_warned_of(
         array = memory.array(4 * SIZE, "u1")
         expected = np.random.default_rng(1).integers(0, 256, 4 * SIZE).astype("u1")
         array[:] = expected
-        until(lambda: any("the backing file takes nothing" in each for each in caplog.messages))
+        await_true(
+            lambda: any("the backing file accepts nothing" in each for each in caplog.messages)
+        )
         assert memory.statistics.file_bytes > 0
         assert memory.statistics.resident_bytes > memory.budget
         assert np.array_equal(array, expected)
         memory.store.max_backing_bytes = None
-        until(lambda: memory.statistics.resident_bytes <= memory.budget)
+        await_true(lambda: memory.statistics.resident_bytes <= memory.budget)
         assert np.array_equal(array, expected)
         assert memory.statistics.lost_pages == 0
 
@@ -255,7 +258,7 @@ def test_each_way_and_what_is_missing_is_said_in_words(monkeypatch: pytest.Monke
     none = found(None, 0, every)
     assert not none
     assert str(none).startswith("Paged memory does not work here")
-    assert str(none).count("Not by") == 3
+    assert str(none).count("Unavailable: ") == 3
     with pytest.raises(PagingUnavailable, match="does not work here") as error:
         PagedMemory(SIZE, BUDGET)
     assert isinstance(error.value, OSError)

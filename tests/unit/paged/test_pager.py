@@ -182,6 +182,7 @@ def test_sockets_send_and_receive_it(region: Region) -> None:
 # Threads.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "options"),
     [
@@ -225,6 +226,7 @@ def test_threads_that_fault_on_the_same_pages_at_once() -> None:
         in_threads(4, work)
 
 
+@pytest.mark.slow
 def test_eviction_beside_writes_loses_none() -> None:
     """One thread writes to a page again and again while others unmap it."""
     with opened(pages=64, budget=16) as region:

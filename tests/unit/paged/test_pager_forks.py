@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support.forked import in_forked_child
-from support.paged_region import (
-    Region,
-    end_of,
-    filled,
-    needs_paging,
-    noisy,
-    opened,
-    tasks,
-)
+from support.paged_region import Region, end_of, filled, needs_paging, noisy, opened, tasks
 
 from batchzip import ForkedProcess
 from batchzip.testing.plain import in_threads

@@ -13,7 +13,6 @@ import pytest
 from support.paged_region import (
     HANG_LIMIT_S,
     Region,
-    await_true,
     end_of,
     filled,
     mappings,
@@ -23,6 +22,7 @@ from support.paged_region import (
     opened,
     tasks,
 )
+from support.waiting import await_true
 
 from batchzip import BadArgument, ClosedError, Engine, SwapStore
 from batchzip.core.pager import Pager
@@ -254,6 +254,7 @@ def test_arrays_that_go_after_the_pager_was_closed_leave_nothing() -> None:
     assert mappings() <= before[1]
 
 
+@pytest.mark.slow
 def test_many_regions_leave_nothing() -> None:
     with opened():
         pass

@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support.codecs.slow import SlowCodec
-from support.paged_region import (
-    Region,
-    await_true,
-    content,
-    filled,
-    needs_paging,
-    noisy,
-    opened,
-    tasks,
-)
+from support.paged_region import Region, content, filled, needs_paging, noisy, opened, tasks
+from support.waiting import await_true
 
 from batchzip import BadArgument, BatchzipError, Engine, SwapStore
 from batchzip.core.pager import Pager

@@ -207,6 +207,7 @@ def real_sizes(count: int) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "most"), [(200, 1.10), (4096, 1.03), (65_536, 1.02), (300_000, 1.02)]
 )

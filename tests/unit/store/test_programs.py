@@ -175,6 +175,7 @@ def test_cpus_may_be_taken_away_while_they_compress(backend: str) -> None:
                 os.sched_setaffinity(task, cpus)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_store_is_closed_in_the_middle_of_everything(seed: int) -> None:
     """zsmalloc, zs_destroy_pool: a pool went while its objects were being moved."""

@@ -238,6 +238,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", [pytest.param(place, id=place.name, marks=place.marks) for place in PLACES]
 )

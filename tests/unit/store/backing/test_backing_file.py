@@ -127,6 +127,7 @@ def test_no_object_lies_in_two_zones() -> None:
         assert np.unique(file.zone_of(positions)).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_room_is_used_again_over_rounds_of_overwriting(target: Any) -> None:
     with BackingFile(target, page_size=PAGE) as file:
         old = NOTHING
@@ -358,6 +359,7 @@ def test_a_file_object_stays_open(tmp_path: Path) -> None:
         assert own.read() == b"kept"
 
 
+@pytest.mark.slow
 def test_threads_write_read_and_free_at_once(target: Any) -> None:
     kept: list[Any] = []
     failures: list[BaseException] = []

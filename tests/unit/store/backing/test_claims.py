@@ -202,6 +202,7 @@ def test_stores_refuse_and_lose_nothing(
 # Other processes.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_forked_child_is_refused_what_its_parent_uses(
     form: str, path: Path, stack: ExitStack
@@ -234,6 +235,7 @@ except BadArgument as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["file", "path"])
 def test_another_process_is_refused(how: str, path: Path, stack: ExitStack) -> None:
     def said() -> str:

@@ -47,6 +47,7 @@ PAGES = [text(0), noise(1), ZEROS, word(3), text(4)]
 # Who reads
 
 
+@pytest.mark.slow
 def test_any_process_of_the_user_can_attach(store: SwapStore) -> None:
     store.store(0, PAGES)
     here, there = spawn.Pipe()

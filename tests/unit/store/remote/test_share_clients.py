@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.share_clients import connect, wait_until
+from support.share_clients import connect
 from support.share_readers import page
+from support.waiting import await_true
 
 from batchzip import (
     BadArgument,
@@ -137,7 +138,7 @@ def test_whatever_comes_ends_in_a_reply_or_a_closed_connection(
     shared: SwapStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shared.share().attach().close()  # the table is in shared memory from here on
-    wait_until(lambda: not shared._servers[0]._readers)
+    await_true(lambda: not shared._servers[0]._readers)
     before = descriptors()
     for request in odd_requests(random.Random(1)):
         with connect(shared) as client, contextlib.suppress(ConnectionError):
@@ -147,7 +148,7 @@ def test_whatever_comes_ends_in_a_reply_or_a_closed_connection(
                 pass
     with shared.share().attach() as reader:
         assert reader.counters == shared.counters
-    wait_until(lambda: not shared._servers[0]._readers)
+    await_true(lambda: not shared._servers[0]._readers)
     assert descriptors() == before
     assert capfd.readouterr() == ("", "")
 
@@ -193,7 +194,7 @@ def test_descriptors_that_a_client_sends_are_closed(shared: SwapStore) -> None:
         client.recv(4)
         assert os.read(reading, 1) == b"", "nobody has its other end any more"
     os.close(reading)
-    wait_until(lambda: not shared._servers[0]._readers)
+    await_true(lambda: not shared._servers[0]._readers)
     assert descriptors() == before
 
 

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 from support import share_readers
 from support.forked import in_forked_child
-from support.share_clients import connect, wait_until
+from support.share_clients import connect
 from support.share_readers import page
 from support.store_pages import text
+from support.waiting import await_true
 
 from batchzip import (
     BatchzipError,
@@ -81,7 +82,7 @@ def test_a_thousand_readers_attach_at_the_same_time_and_cost_the_owner_no_descri
         processes.append(process)
     start.set()
     assert [pipe.recv() for pipe in pipes] == [(each, [])] * PROCESSES
-    wait_until(lambda: not shared._servers[0]._readers)
+    await_true(lambda: not shared._servers[0]._readers)
     assert shared.load(1) == page(1, 1)
     for pipe in pipes:
         pipe.send("done")
@@ -95,7 +96,7 @@ def test_a_view_that_is_lost_closes_its_descriptors(shared: SwapStore) -> None:
     shared.group("one").store(0, text(1))
     with shared.share().attach() as first:  # the tables are moved to shared memory
         first.group("one")
-    wait_until(lambda: not shared._servers[0]._readers)
+    await_true(lambda: not shared._servers[0]._readers)
     before = descriptors()
     gc.disable()
     try:
@@ -109,7 +110,7 @@ def test_a_view_that_is_lost_closes_its_descriptors(shared: SwapStore) -> None:
         assert group.load(0) == text(1)
         assert descriptors() > before
         del group
-        wait_until(lambda: not shared._servers[0]._readers)
+        await_true(lambda: not shared._servers[0]._readers)
         assert descriptors() == before
     finally:
         gc.enable()
