@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 _START = """\
 import marshal, posix, sys
 fd = int(sys.argv[2])
-sys.path[:], owner, module, arguments, fds = marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 0))
+task = marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 0))
+sys.path[:], owner, module, arguments, fds = task
 from batchzip_workers.startup import run
 run(fd, owner, module, arguments, fds)
 """

@@ -1,4 +1,4 @@
-"""The allocator of compressed objects; `batchzip.pool.Pool` is its face and says what is promised.
+"""The allocator of compressed objects. `batchzip.pool.Pool` is its public interface.
 
 Arrays have one dimension: handles are uint64, lengths uint32.
 """
@@ -14,68 +14,68 @@ _Handles: TypeAlias = npt.NDArray[np.uint64]
 _Lengths: TypeAlias = npt.NDArray[np.uint32]
 
 class Allocator:
-    """A pool. Raises OSError where the system refuses shared memory.
+    """A pool. Raises LimitReached or PoolFull if the system refuses memory.
 
-    Every use raises ClosedError after close(), and ForkedProcess in a forked child.
+    Every call raises ClosedError after close(), and ForkedProcess in a forked child.
     """
 
     def __new__(cls, page_size: int, limit: int | None, name: str) -> Self: ...
     def close(self) -> None:
-        """Give all memory back; in a forked child, only what that has of it."""
+        """Release all memory. In a forked child, release only the child's mappings."""
 
     def limit(self) -> int | None:
-        """Return the bytes that may be held, or None."""
+        """Return the limit of the bytes held, or None."""
 
     def set_limit(self, limit: int | None) -> None:
-        """Set the bytes that may be held, or None."""
+        """Set the limit of the bytes held; None means no limit."""
 
     def allocate(self, lengths: _Lengths, handles: _Handles) -> None:
-        """Allocate an object for each length, or none; fill `handles`. Raise PoolFull."""
+        """Allocate an object for each length, or none. Fill `handles`. Raise PoolFull."""
 
     def put(self, data: Data) -> int:
-        """Allocate and fill an object. Raise BadArgument, PoolFull."""
+        """Allocate and fill an object. Return its handle. Raise BadArgument or PoolFull."""
 
     def put_many(self, buffers: list[Data], handles: _Handles) -> None:
         """Allocate and fill an object for each buffer, or none. Raise as `put`."""
 
     def free(self, handles: _Handles) -> int:
-        """Free different objects, or none. Return the sum of their lengths. Raise BadHandle."""
+        """Free distinct objects, or none. Return the sum of their lengths. Raise BadHandle."""
 
     def free_one(self, handle: int) -> int:
         """Free an object. Return its length. Raise BadHandle."""
 
     def write(self, handles: _Handles, buffers: list[Data]) -> None:
-        """Fill objects, or none. Raise BadHandle, or BadArgument where a length is another."""
+        """Fill all objects, or none. Raise BadHandle, or BadArgument if a length differs."""
 
     def read(self, handle: int) -> bytes:
-        """Copy an object. Raise BadHandle."""
+        """Return a copy of an object. Raise BadHandle."""
 
     def read_many(self, handles: _Handles, lengths: _Lengths) -> list[bytes]:
-        """Copy objects, all of one moment; fill `lengths`. Raise BadHandle."""
+        """Return a snapshot of the objects. Fill `lengths`. Raise BadHandle."""
 
     def lengths(self, handles: _Handles, lengths: _Lengths) -> None:
-        """Fill `lengths` with those of the objects. Raise BadHandle."""
+        """Fill `lengths` with the lengths of the objects. Raise BadHandle."""
 
     def list_handles(self, handles: _Handles) -> int:
-        """Return how many objects are live; list their handles if there is room for all."""
+        """Return the number of live objects. List their handles if `handles` has room for all."""
 
     def compact(self, most: int) -> int:
-        """Move about `most` objects together. Return the bytes given back."""
+        """Move about `most` objects to close gaps. Return the bytes returned to the system."""
 
     def figures(self) -> dict[str, int]:
-        """Return held, stored, objects, fragmented and table bytes, all of one moment."""
+        """Return a snapshot of the figures: held, stored, objects, fragmented, tables."""
 
     def classes(self) -> list[tuple[int, int, int, int, int, int]]:
-        """Return what ClassUse has, for each class that has a zspage."""
+        """Return the fields of ClassUse for each class that has a zspage."""
 
     def class_bytes(self, length: int) -> int:
         """Return the bytes of memory that an object of `length` bytes takes."""
 
     def descriptors(self) -> tuple[int, int]:
-        """Return the descriptors of the objects and of the words; they stay the pool's."""
+        """Return the descriptors of the objects and of the words. The pool keeps owning them."""
 
     def extent(self, handle: int) -> tuple[int, int]:
-        """Return where an object's bytes begin and end in the memory of the objects. For tests."""
+        """Return the offsets at which an object's bytes begin and end. Only tests use it."""
 
     def tables(self) -> dict[str, Any]:
-        """Return copies of all tables. For `batchzip.pool.audit`."""
+        """Return copies of all tables, for `batchzip.pool.audit`."""

@@ -2,58 +2,63 @@
 
     grain        page_size / 256, at least 16 bytes
     size class   objects of the same number of grains
-    zspage       room for 1 to 64 objects of one class, side by side
+    zspage       contiguous room for 1 to 64 objects of one class
     range        a part of the address space: a zspage, or free
-    handle       generation << 48 | slot; it stays good while its object moves
+    handle       generation << 48 | slot; it stays valid when its object moves
 
     address space   | zspage | zspage |  free  | zspage |free| zspage | ahead |   never used
     machine pages   |·······|·······|·······|·······|·······|·······|·······|
                     0                                                 top
 
-A zspage has as many objects as its class deserves, in proportion to the root of how many live, so
-what it has not filled yet is little beside what its class holds, and a class of three objects
-wastes nothing. It lies wherever there is room and need not begin or end at a machine page: what is
-lost to the rounding is a page for the pool, not one for each class. Rejected: zspages of whole
-machine pages, as zsmalloc has them (60 classes of one object each hold 60 pages); objects end to
-end without classes (after a free, only what is no longer fits the gap).
+The capacity of a new zspage grows with the square root of the number of live objects in its class.
+The unfilled part of a zspage is therefore small relative to its class, and a class of three objects
+wastes nothing. A zspage lies wherever there is room and need not begin or end at a machine page.
+Rounding to machine pages thus costs one page per pool, not one per class.
 
-Every object begins with four bytes that tell its slot. Only compaction needs them, to find the word
-of what it moves, and they are only a hint: believed if that word is live and names this place. All
-else is kept out of the objects' memory, so whatever happens to that harms no other object.
+Rejected:
 
-    words, 8 bytes a slot, in a memory of their own that readers in other processes map
+* Zspages of whole machine pages, as in zsmalloc. 60 classes of one object each hold 60 pages.
+* Contiguous objects without classes. After a free, only objects that are not longer fit the gap.
+
+Every object begins with four bytes that contain its slot. Only compaction needs them, to find the
+word of the object that it moves. They are only a hint: compaction verifies that the word is live
+and names this place. All other metadata is outside the objects' memory, so damage to that memory
+harms no other object.
+
+    words, 8 bytes per slot, in a separate memory that readers in other processes map
     slot  bits
-    0     0…63    epoch: grows before and after objects move, odd meanwhile
-    1     0…63    slots that have memory, these first ones included
+    0     0…63    epoch: incremented before and after objects move, odd meanwhile
+    1     0…63    number of slots that have memory, including these first ones
     2…7           not used
     8…    48…63   generation: odd while the object is live
-          b…47    live: grain where the object begins; its bytes are 4 further; b = log2(page_size)
+          b…47    live: grain where the object begins, 4 bytes before its data; b = log2(page_size)
           0…b−1   live: its length in bytes − 1
           0…47    free: the next free slot, or 0
 
-A reader copies what a word names and looks at the word and at the epoch again. Bytes are there
-before the word that names them, and a word changes before what it named is given away; an object
-that is moved by less than its length is torn meanwhile, which its checksum tells. A handle is good
-if its generation is its slot's and odd. A slot that reaches the last generation is never used
-again.
+A reader copies the bytes that a word names, then reads the word and the epoch again. The owner
+writes the bytes before the word that names them, and changes the word before it reuses the bytes.
+An object that moves by less than its length is torn meanwhile; its checksum shows that. A handle is
+valid if its generation is odd and equals its slot's. A slot that reaches the last generation is
+never used again.
 
-A machine page is backed while it has memory, and idle if no zspage touches it then. Some idle ones
-are kept; beyond that, runs of them are given back. Memory comes in runs as well: for what a batch
-still needs, and a 256th of what is held ahead.
+A machine page is backed if it has memory. A backed page is idle if no zspage touches it. The pool
+keeps some idle pages and returns runs of others to the system. It also allocates memory in runs:
+what the current batch still needs, and a 256th of the held memory ahead.
 
 Invariants (`audit.py` checks them)
-* Ranges tile [0, top). No two neighbours are free, and the last is a zspage. A zspage has an
-  object.
-* pages[p] names the first zspage that touches page p, 0 if none does; then p is backed.
-* held = backed pages, idle = those that pages[p] says nothing of, free_grains = those of free
-  ranges.
-* A zspage with a hole is in the list of its class and fullness; a full one is in none. A free range
-  is in the list of its length.
-* A live word names an object whose bit is set in its zspage; each set bit has one word.
+* Ranges tile [0, top). No two neighbours are free, and the last range is a zspage. A zspage has at
+  least one object.
+* pages[p] names the first zspage that touches page p, or is 0 if none does. A page that a zspage
+  touches is backed.
+* held is the size of all backed pages, idle the number of backed pages that no zspage touches, and
+  free_grains the number of grains in free ranges.
+* A zspage with a hole is in the list of its class and fullness; a full one is in no list. A free
+  range is in the list of its length.
+* A live word names an object whose bit is set in its zspage, and each set bit has one word.
 
-Locks: one mutex a pool, waited for without the GIL and held within one call. Nothing is called back
-under it. A thread tries for a moment before it sleeps: most of what is done under it takes a tenth of a
-microsecond, and going to sleep and being woken takes fifty times as long.
+Locks: one mutex per pool. A thread waits for it without the GIL and holds it within one call. No
+callback runs under it. A thread tries for a moment before it sleeps: most steps under the mutex
+take a tenth of a microsecond, and sleeping and waking takes fifty times as long.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -88,8 +93,8 @@ cdef extern from *:
     #define BZ_FIRST_BYTES ((uint64_t)16 << 30)
     #define BZ_LEAST_BYTES ((uint64_t)2 << 20)
     """
-    uint64_t FIRST_BYTES "BZ_FIRST_BYTES"  # of address space
-    uint64_t LEAST_BYTES "BZ_LEAST_BYTES"  # likewise, where there is a limit to it
+    uint64_t FIRST_BYTES "BZ_FIRST_BYTES"  # initial address space
+    uint64_t LEAST_BYTES "BZ_LEAST_BYTES"  # minimum, if the system limits the address space
     int pthread_mutex_init(Mutex *, void *) noexcept nogil
     int pthread_mutex_lock(Mutex *) noexcept nogil
     int pthread_mutex_trylock(Mutex *) noexcept nogil
@@ -97,9 +102,9 @@ cdef extern from *:
     void bz_pause() noexcept nogil
 
 cdef enum:
-    IDLE_PAGES = 32  # that may be kept, besides a 64th of what is held
-    SETTLE_PAGES = 512  # idle ones given back in one go, at most
-    TRIES = 32  # of the mutex, about a microsecond, before a thread sleeps or does without it
+    IDLE_PAGES = 32  # idle pages that may be kept, besides a 64th of the held ones
+    SETTLE_PAGES = 512  # maximum idle pages returned at once
+    TRIES = 32  # attempts, about a microsecond, before a thread sleeps or gives up
 
 # Objects.
 
@@ -109,7 +114,7 @@ cdef inline uint32_t _grains(const PoolState *pool, uint32_t length) noexcept no
 
 
 cdef inline uint64_t _word(const PoolState *pool, uint64_t handle) noexcept nogil:
-    """Return the word of a live handle; 0: it is not live."""
+    """Return the word of a handle, or 0 if the handle is not live."""
     cdef uint64_t slot = handle & SLOT, word
     if slot < FIRST_SLOT or slot >= pool.slots:
         return 0
@@ -120,7 +125,7 @@ cdef inline uint64_t _word(const PoolState *pool, uint64_t handle) noexcept nogi
 
 
 cdef bint _has_slot(PoolState *pool) noexcept nogil:
-    """See that a slot is free. Return False if there is no memory for one."""
+    """Make sure that a slot is free. Return False if memory is short."""
     cdef uint64_t bytes = pool.slots * 8, size = pool.words.size
     cdef uint64_t page = <uint64_t>1 << pool.page_shift, more = page
     if pool.free_slot or pool.next_slot < pool.slots:
@@ -178,7 +183,7 @@ cdef int _allocate(PoolState *pool, uint32_t length, uint64_t *handle) noexcept 
 
 
 cdef uint32_t _free(PoolState *pool, uint64_t handle, bint is_unused) noexcept nogil:
-    """Free an object; an unused one's handle was not given out, so its generation is used again."""
+    """Free an object. If `is_unused`, its handle was not returned, so reuse its generation."""
     cdef uint64_t word = _word(pool, handle), slot = handle & SLOT, place
     cdef uint32_t length, at, bit
     cdef Range *span
@@ -211,13 +216,16 @@ cdef uint32_t _free(PoolState *pool, uint64_t handle, bint is_unused) noexcept n
 
 
 cdef void pool_lock(PoolState *pool) noexcept nogil:
-    """Take the mutex. Most steps under it are shorter than going to sleep and being woken."""
+    """Take the mutex. Try for a moment before sleeping, as most steps under it are short."""
     if not pool_try_lock(pool):
         pthread_mutex_lock(&pool.mutex)
 
 
 cdef bint pool_try_lock(PoolState *pool) noexcept nogil:
-    """Take the mutex, unless somebody else has it for longer than a moment."""
+    """Take the mutex, unless another thread holds it for more than a moment.
+
+    Return whether it was taken.
+    """
     cdef int number
     for number in range(TRIES):
         if pthread_mutex_trylock(&pool.mutex) == 0:
@@ -266,7 +274,7 @@ cdef int pool_allocate(
 
 
 cdef uint8_t *pool_bytes(PoolState *pool, uint64_t handle, uint32_t *length) noexcept nogil:
-    """Return where an object's bytes are, and their length; NULL: it is not live."""
+    """Return the address of an object's bytes and set their length, or NULL if it is not live."""
     cdef uint64_t word = _word(pool, handle)
     if not word:
         return NULL
@@ -275,12 +283,12 @@ cdef uint8_t *pool_bytes(PoolState *pool, uint64_t handle, uint32_t *length) noe
 
 
 cdef uint32_t pool_free(PoolState *pool, uint64_t handle) noexcept nogil:
-    """Free an object. Return its length; 0: it is not live."""
+    """Free an object. Return its length, or 0 if it is not live."""
     return _free(pool, handle, False)
 
 
 cdef void pool_settle(PoolState *pool) noexcept nogil:
-    """Give back the memory that is idle beyond what may be."""
+    """Return idle memory beyond the reserve to the system."""
     cdef uint64_t most = IDLE_PAGES + (pool.held >> pool.page_shift) // 64
     if pool.idle > most:
         punch_idle(pool, most - min(most // 2, <uint64_t>SETTLE_PAGES))
@@ -295,7 +303,10 @@ cdef struct PoolFigures:
 
 
 cdef bint _read_figures(PoolState *pool, bint waits, PoolFigures *found) noexcept nogil:
-    """Read all figures of one moment. Return False where the caller keeps the GIL and the mutex was not free."""
+    """Take a snapshot of the figures.
+
+    Return False if the mutex was busy and `waits` is not set: the caller holds the GIL.
+    """
     if waits:
         pool_lock(pool)
     elif not pool_try_lock(pool):
@@ -308,12 +319,14 @@ cdef bint _read_figures(PoolState *pool, bint waits, PoolFigures *found) noexcep
     return True
 
 
-# The face for Python.
+# The Python interface.
 
 cdef class Allocator:
-    """A pool for `batchzip.pool.Pool`, which says what each method does. Arrays have one dimension.
+    """A pool for `batchzip.pool.Pool`, which documents the methods. Arrays have one dimension.
 
-    `limit`  bytes that may be held, or None. Raise OSError where the system refuses shared memory.
+    `limit`  limit of the bytes held, or None.
+
+    Raises LimitReached or PoolFull if the system refuses memory.
     """
 
     def __cinit__(self, uint32_t page_size, limit, str name):
@@ -331,7 +344,7 @@ cdef class Allocator:
         memory_create(&pool.words, f"{name}-words", FIRST_BYTES // 64, page, keeps=True)
         if memory_reserve(&pool.words, 0, page):
             raise PoolFull("no memory for the first handles")
-        pool.range_count = 1  # record 0 is none
+        pool.range_count = 1  # record 0 stands for no range
         if not has_spare_range(pool):
             raise PoolFull("no memory for a pool's tables")
         memset(pool.ranges, 0, sizeof(Range))
@@ -344,7 +357,7 @@ cdef class Allocator:
         self.close()
 
     cdef int refuse(self) except -1:
-        """Raise ForkedProcess or ClosedError where the pool cannot be used."""
+        """Raise ForkedProcess or ClosedError if the pool cannot be used."""
         if self.made_in != forks():
             raise ForkedProcess("this pool belongs to the process that forked this one")
         if self.ended:
@@ -355,7 +368,7 @@ cdef class Allocator:
         cdef PoolState *pool = &self.state
         self.ended = True
         if self.made_in != forks():
-            # What another thread had under way when this process was forked stays as it is.
+            # Leave the tables alone: at the fork, another thread may have been changing them.
             memory_close(&pool.data)
             memory_close(&pool.words)
             return
@@ -372,7 +385,7 @@ cdef class Allocator:
             pool_unlock(pool)
 
     def set_limit(self, limit) -> None:
-        """Set the bytes that may be held, or None."""
+        """Set the limit of the bytes held; None means no limit."""
         cdef uint64_t most = _limit(limit)
         self.refuse()
         with nogil:
@@ -383,7 +396,7 @@ cdef class Allocator:
     # Objects.
 
     def allocate(self, lengths, handles) -> None:
-        """Allocate objects; `lengths` is uint32, `handles` uint64 and filled. Raise PoolFull."""
+        """Allocate objects. Fill `handles` (uint64); `lengths` is uint32. Raise PoolFull."""
         cdef const uint32_t *asked = <const uint32_t *>_address(lengths, False)
         cdef uint64_t *given = <uint64_t *>_address(handles, True)
         cdef uint32_t count = len(lengths)
@@ -396,7 +409,7 @@ cdef class Allocator:
         self.raise_refusal(error)
 
     cdef int raise_refusal(self, int error) except -1:
-        """Raise what an error of `pool_allocate` means."""
+        """Raise the exception for an error of `pool_allocate`."""
         cdef uint64_t held
         if error == 0:
             return 0
@@ -409,10 +422,10 @@ cdef class Allocator:
                 f"{held} of at most {self.limit()} bytes are held, more do not fit",
                 at_limit=True,
             )
-        raise PoolFull(f"{held} bytes are held, the system has not more")
+        raise PoolFull(f"{held} bytes are held, and the system has no more memory")
 
     def put(self, data) -> int:
-        """Allocate and fill an object. Raise BadArgument, PoolFull."""
+        """Allocate and fill an object. Return its handle. Raise BadArgument or PoolFull."""
         cdef Py_buffer view
         cdef uint64_t handle = 0
         cdef uint32_t length = 0
@@ -437,7 +450,7 @@ cdef class Allocator:
         self.raise_refusal(error)
 
     def free(self, handles) -> int:
-        """Free different objects, or none. Return the sum of their lengths. Raise BadHandle."""
+        """Free distinct objects, or none. Return the sum of their lengths. Raise BadHandle."""
         cdef const uint64_t *given = <const uint64_t *>_address(handles, False)
         cdef uint64_t freed = 0
         cdef uint32_t count = len(handles), number
@@ -469,14 +482,14 @@ cdef class Allocator:
         return length
 
     cdef int raise_bad(self, Py_ssize_t index, const uint64_t *handles) except -1:
-        """Raise BadHandle for the handle at an index; -1: there is none."""
+        """Raise BadHandle for the handle at `index`. Do nothing for −1."""
         if index < 0:
             return 0
         self.refuse()
         raise BadHandle(f"handle {handles[index]} was never given out, or is freed")
 
     def write(self, handles, list buffers) -> None:
-        """Fill objects, or none. Raise BadHandle, or BadArgument where a length is another."""
+        """Fill all objects, or none. Raise BadHandle, or BadArgument if a length differs."""
         cdef const uint64_t *given = <const uint64_t *>_address(handles, False)
         cdef PoolState *pool = &self.state
         cdef _Views views = _Views(buffers)
@@ -506,7 +519,7 @@ cdef class Allocator:
             raise BadArgument(f"{wrong_length} bytes for an object of {length}")
 
     def read(self, handle) -> bytes:
-        """Copy an object. Raise BadHandle."""
+        """Return a copy of an object. Raise BadHandle."""
         cdef uint64_t number = _handle(handle)
         cdef uint32_t length = 0
         cdef const uint8_t *place
@@ -518,7 +531,7 @@ cdef class Allocator:
             pool_unlock(&self.state)
         if place is NULL:
             self.raise_bad(0, &number)
-        # The length of a handle's object never changes; whether it is live may have.
+        # The length of a handle's object never changes, but it may have been freed meanwhile.
         copy = PyBytes_FromStringAndSize(NULL, length)
         target = PyBytes_AS_STRING(copy)
         with nogil:
@@ -532,7 +545,7 @@ cdef class Allocator:
         return copy
 
     def read_many(self, handles, lengths) -> list[bytes]:
-        """Copy objects, all of one moment; `lengths`, uint32, is filled. Raise BadHandle."""
+        """Return a snapshot of the objects. Fill `lengths` (uint32). Raise BadHandle."""
         cdef const uint64_t *given = <const uint64_t *>_address(handles, False)
         cdef uint32_t *sizes
         cdef uint32_t number, count = len(handles), length = 0
@@ -560,7 +573,7 @@ cdef class Allocator:
         return copies
 
     def lengths(self, handles, lengths) -> None:
-        """Fill `lengths`, uint32, with those of the objects. Raise BadHandle."""
+        """Fill `lengths` (uint32) with the lengths of the objects. Raise BadHandle."""
         cdef const uint64_t *given = <const uint64_t *>_address(handles, False)
         cdef uint32_t *sizes = <uint32_t *>_address(lengths, True)
         cdef uint32_t number, count = len(handles)
@@ -576,7 +589,7 @@ cdef class Allocator:
         self.raise_bad(bad, given)
 
     def list_handles(self, handles) -> int:
-        """Return how many objects are live; list their handles if there is room for all."""
+        """Return the number of live objects. List their handles if `handles` has room for all."""
         cdef uint64_t *given = <uint64_t *>_address(handles, True)
         cdef uint64_t room = len(handles), count, slot, word
         self.refuse()
@@ -597,7 +610,7 @@ cdef class Allocator:
     # Memory.
 
     def compact(self, int64_t most) -> int:
-        """Move about `most` objects together. Return the bytes given back."""
+        """Move about `most` objects to close gaps. Return the bytes returned to the system."""
         cdef uint64_t given = 0
         self.refuse()
         with nogil:
@@ -608,7 +621,7 @@ cdef class Allocator:
         return given
 
     def figures(self) -> dict[str, int]:
-        """Return held, stored, objects, fragmented and table bytes, all of one moment."""
+        """Return a snapshot of the figures: held, stored, objects, fragmented, tables."""
         cdef PoolFigures found
         self.refuse()
         if not _read_figures(&self.state, False, &found):
@@ -620,14 +633,14 @@ cdef class Allocator:
         }
 
     def limit(self) -> int | None:
-        """Return the bytes that may be held, or None."""
+        """Return the limit of the bytes held, or None."""
         cdef uint64_t limit
         self.refuse()
         limit = bz_load64(&self.state.limit)
         return None if limit == UINT64_MAX else limit
 
     def classes(self) -> list[tuple[int, int, int, int, int, int]]:
-        """Return what ClassUse has, for each class that has a zspage."""
+        """Return the fields of ClassUse for each class that has a zspage."""
         cdef uint32_t grains
         cdef SizeClass kinds[CLASSES]
         cdef SizeClass *kind
@@ -652,14 +665,14 @@ cdef class Allocator:
         return _grains(&self.state, length) << self.state.grain_shift
 
     def descriptors(self) -> tuple[int, int]:
-        """Return the descriptors of the objects and of the words; they stay the pool's."""
+        """Return the descriptors of the objects and of the words. The pool keeps owning them."""
         self.refuse()
         return self.state.data.fd, self.state.words.fd
 
     # For tests.
 
     def extent(self, handle) -> tuple[int, int]:
-        """Return where the bytes of an object begin and end in the memory of the objects."""
+        """Return the offsets at which an object's bytes begin and end."""
         cdef uint64_t number = _handle(handle), at = 0
         cdef uint32_t length = 0
         cdef const uint8_t *place
@@ -674,10 +687,10 @@ cdef class Allocator:
         return at, at + length
 
     def tables(self) -> dict[str, object]:
-        """Return copies of all tables, of one moment if nobody else uses the pool."""
+        """Return copies of all tables. They are consistent if no other thread uses the pool."""
         cdef PoolState *pool = &self.state
         self.refuse()
-        # With the GIL, as `audit.check` is the only one that asks; and without finalizers, which may call the pool.
+        # Keep the GIL: only `audit.check` calls this. Disable finalizers, which may call the pool.
         cdef bint collects = PyGC_Disable()
         pool_lock(pool)
         try:
@@ -709,7 +722,7 @@ cdef class Allocator:
 cdef int _fill(
     PoolState *pool, uint32_t count, const Py_buffer *views, uint32_t *lengths, uint64_t *handles
 ) noexcept nogil:
-    """Allocate objects, and copy what is in these buffers. Return as `pool_allocate`."""
+    """Allocate objects, and copy the buffers into them. Return as `pool_allocate`."""
     cdef uint32_t number, length = 0
     cdef int error
     for number in range(count):
@@ -724,7 +737,7 @@ cdef int _fill(
 
 
 cdef Py_ssize_t _find_bad(PoolState *pool, uint32_t count, const uint64_t *handles) noexcept nogil:
-    """Return the index of the first handle that is not live, or -1."""
+    """Return the index of the first handle that is not live, or −1."""
     cdef uint32_t number
     for number in range(count):
         if not _word(pool, handles[number]):
@@ -739,7 +752,7 @@ cdef uint64_t _limit(limit) except? 0:
 cdef uint64_t _handle(handle) except? 0:
     """Return a handle as a number. Raise BadHandle."""
     try:
-        return PyNumber_Index(handle)  # no float
+        return PyNumber_Index(handle)  # reject floats
     except (TypeError, OverflowError):
         raise BadHandle(f"a handle is an integer from 0 to 2⁶⁴−1, not {shown(handle)}") from None
 
@@ -753,7 +766,7 @@ cdef int _get_buffer(data, Py_buffer *view) except -1:
 
 
 cdef class _Views:
-    """Buffers that are held, and their lengths. Raise BadArgument for what is no buffer."""
+    """Exported buffers and their lengths. Raises BadArgument for an object that is not a buffer."""
 
     cdef Py_buffer *views
     cdef uint32_t *lengths
@@ -780,7 +793,7 @@ cdef class _Views:
 
 
 cdef void *_address(buffer, bint writable) except? NULL:
-    """Return the address of a contiguous buffer, whose owner keeps it."""
+    """Return the address of a contiguous buffer. The caller keeps the buffer alive."""
     cdef Py_buffer view
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | (PyBUF_WRITABLE if writable else 0))
     cdef void *address = view.buf

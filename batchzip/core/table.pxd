@@ -5,8 +5,8 @@ from batchzip.core.memory cimport Memory
 
 cdef extern from "native.h" nogil:
     """
-    /* Write an entry with one store, after the object it refers to: a reader in another process never
-     * sees a torn entry. */
+    /* Write an entry with one store, after the object it refers to: a reader in another process
+     * never sees a torn entry. */
     typedef uint64_t bz_pair __attribute__((vector_size(16)));
     static inline void bz_store_entry(void *to, const void *from) {
         bz_pair whole;

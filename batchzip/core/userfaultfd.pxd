@@ -112,15 +112,15 @@ cdef extern from *:
     }
     /* Make touches of unmapped pages raise SIGBUS. */
     static int bz_uffd_poison(int fd, uint8_t *to, uint64_t bytes, uint64_t page) {
-        /* Remove the marker that an earlier write protection may have left, as it prevents poisoning.
+        /* Remove the marker that an earlier write protection may have left: it prevents poisoning.
          * If the marker stays, a touch is a fault again, and this function is called again. */
         struct uffdio_writeprotect lift = {
             {(uintptr_t)to, bytes}, UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
         ioctl(fd, UFFDIO_WRITEPROTECT, &lift);
         return bz_uffd_fill(fd, BZ_POISON_RANGE, to, NULL, bytes, 0, page);
     }
-    /* Create an epoll instance that wakes one thread per fault. Polling the userfaultfd itself would
-     * wake every thread for each fault. */
+    /* Create an epoll instance that wakes one thread per fault. Polling the userfaultfd itself
+     * would wake every thread for each fault. */
     static int bz_uffd_watch(int fd, int stop) {
         struct epoll_event fault = {.events = EPOLLIN | EPOLLET, .data.fd = fd};
         struct epoll_event end = {.events = EPOLLIN, .data.fd = stop};

@@ -3,15 +3,15 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from batchzip.core.memory cimport Memory
 
 cdef enum:
-    CLASSES = 258  # by grains: 1 to 257
-    GROUPS = 4  # of zspages with holes, by fullness
-    FREE_LISTS = 160  # of free ranges, by length
-    FREE_WORDS = 3  # of bits for them
+    CLASSES = 258  # size classes by grains: 1 to 257
+    GROUPS = 4  # fullness groups of zspages with holes
+    FREE_LISTS = 160  # lists of free ranges, by length
+    FREE_WORDS = 3  # words of the bitmap of these lists
     FIRST_SLOT = 8
     GENERATION_SHIFT = 48
     HEADER = 4  # bytes before each object: its slot
     UNLISTED = 7  # group of a zspage that is in no list
-    MOST_OBJECTS = 64  # of a zspage: its bitmap has as many bits
+    MOST_OBJECTS = 64  # maximum objects of a zspage, the number of bits in its bitmap
 
 cdef extern from *:
     """
@@ -19,10 +19,10 @@ cdef extern from *:
     #include <stdint.h>
     typedef struct {
         uint64_t first : 45;    /* grain where it begins */
-        uint64_t group : 3;     /* list of its class that it is in; GROUPS: none, it is full */
-        uint64_t capacity : 7;  /* objects it has room for; 0: a free range */
-        uint64_t grains : 9;    /* of an object; 0: a free range */
-        uint64_t live;          /* a bit for each object; or the grains of a free range */
+        uint64_t group : 3;     /* its list in its class, or GROUPS if it is full and in no list */
+        uint64_t capacity : 7;  /* objects it has room for; 0 for a free range */
+        uint64_t grains : 9;    /* grains per object; 0 for a free range */
+        uint64_t live;          /* a bit for each object; the length in grains of a free range */
         uint32_t before, after; /* in a list */
         uint32_t below, above;  /* in the order of addresses */
     } bz_range;
@@ -42,45 +42,45 @@ cdef extern from *:
         pass
 
 cdef struct SizeClass:
-    uint64_t live  # objects
-    uint64_t room  # objects that its zspages have room for
+    uint64_t live  # number of live objects
+    uint64_t room  # number of objects that its zspages have room for
     uint32_t zspages
     uint32_t groups[GROUPS]  # first zspage of each list; the last list has the fullest
 
 cdef struct PoolState:
-    # What others may read, under the lock.
+    # Other modules may read these fields under the mutex.
     uint64_t held  # bytes of memory behind the objects
-    uint64_t stored  # bytes asked for
+    uint64_t stored  # sum of the objects' lengths in bytes
     uint64_t objects
-    uint64_t limit  # of `held`; UINT64_MAX: none
+    uint64_t limit  # maximum of `held`; UINT64_MAX means no limit
     uint32_t page_size
     uint32_t length_bits  # of a word, below the address
-    # What is the pool's own.
+    # The fields from here on are private to the pool.
     Mutex mutex
     bint closed
     uint32_t grain_shift  # log2 of the bytes of a grain
     uint32_t page_shift  # log2 of the bytes of a machine page
-    uint32_t most_grains  # of a zspage
+    uint32_t most_grains  # maximum grains of a zspage
     Memory data
     Memory words
-    uint64_t slots  # slots that have memory
-    uint64_t next_slot  # the first that was never used
-    uint64_t free_slot  # first of the chain; 0: none
-    Range *ranges  # record 0 is none
-    uint32_t range_room  # records there is memory for
-    uint32_t range_count  # records that were ever used
-    uint32_t spare_range  # first of the records that are not used, chained by `after`
+    uint64_t slots  # number of slots that have memory
+    uint64_t next_slot  # the first slot that was never used
+    uint64_t free_slot  # head of the chain of free slots, or 0
+    Range *ranges  # record 0 stands for no range
+    uint32_t range_room  # number of records that have memory
+    uint32_t range_count  # number of records that were ever used
+    uint32_t spare_range  # head of the chain of unused records, linked by `after`
     uint32_t last  # the range that ends at `top`
     uint64_t top  # grains in use, free ranges between zspages included
     uint64_t free_grains  # of all free ranges
     uint32_t *pages  # by machine page: BACKED | the first zspage that touches it
-    uint64_t page_room  # pages there is an entry for
-    uint64_t idle  # pages that have memory and that no zspage touches
-    uint64_t hand  # page where the search for idle ones goes on
-    uint64_t sliding  # grain where compaction goes on
+    uint64_t page_room  # number of machine pages that have an entry in `pages`
+    uint64_t idle  # number of backed pages that no zspage touches
+    uint64_t hand  # page at which the search for idle pages continues
+    uint64_t sliding  # grain at which compaction continues
     uint64_t slid  # grains that slid over the free range there
-    uint64_t fresh  # grains that the batch under way will want beyond `top`
-    uint64_t free_map[FREE_WORDS]  # which lists have a range
+    uint64_t fresh  # grains that the current batch will need beyond `top`
+    uint64_t free_map[FREE_WORDS]  # bitmap of the lists that have a range
     uint32_t free_lists[FREE_LISTS]
     SizeClass classes[CLASSES]
 
@@ -127,7 +127,7 @@ cdef uint32_t zspage_at(const PoolState *pool, uint64_t grain) noexcept nogil
 cdef void regroup_zspage(PoolState *pool, uint32_t at, uint32_t group) noexcept nogil
 
 
-# What is looked up for each object.
+# Look-ups that are made for each object.
 
 cdef inline uint64_t length_of(const Range *span) noexcept nogil:
     return span.live if not span.capacity else <uint64_t>span.capacity * span.grains
@@ -138,17 +138,17 @@ cdef inline uint64_t end_of(const Range *span) noexcept nogil:
 
 
 cdef inline uint64_t page_of(const PoolState *pool, uint64_t grain) noexcept nogil:
-    """Return the machine page that a grain begins in."""
+    """Return the machine page in which a grain begins."""
     return grain << pool.grain_shift >> pool.page_shift
 
 
 cdef inline uint64_t end_page_of(const PoolState *pool, uint64_t grain) noexcept nogil:
-    """Return the machine page behind the last that is touched below a grain."""
+    """Return the end of the machine pages that the grains below `grain` touch."""
     return ((grain << pool.grain_shift) + (<uint64_t>1 << pool.page_shift) - 1) >> pool.page_shift
 
 
 cdef inline uint32_t group_of(const Range *span) noexcept nogil:
-    """Return the list that a zspage belongs to: by quarters of its capacity."""
+    """Return the fullness group of a zspage, by quarters of its capacity."""
     cdef uint32_t four = 4 * bz_ones(span.live), capacity = span.capacity
     if four == 4 * capacity:
         return UNLISTED
@@ -174,7 +174,7 @@ cdef inline uint32_t length_of_word(const PoolState *pool, uint64_t word) noexce
 
 
 cdef inline void regroup(PoolState *pool, uint32_t at) noexcept nogil:
-    """Put a zspage into the list that its fullness asks for."""
+    """Move a zspage to the list of its fullness group."""
     cdef uint32_t group = group_of(&pool.ranges[at])
     if group != pool.ranges[at].group:
         regroup_zspage(pool, at, group)

@@ -1,4 +1,4 @@
 """The address space of a pool as ranges, its machine pages, and their memory.
 
-The module has functions for the core only; pool.pyx says what they serve.
+Only the core can call the functions of this module; pool.pyx describes their purpose.
 """

@@ -1,14 +1,14 @@
 """Zspages: the address space of a pool as ranges, its machine pages, and their memory.
 
-What they are, and what holds of them, says pool.pyx. A range is a record of 32 bytes, linked to its
-neighbours in address order and in one list: a zspage with holes in that of its class and fullness,
-a free range in that of its length.
+The header of pool.pyx defines the terms and the invariants. A range is a record of 32 bytes. It is
+linked to its neighbours in address order and is in at most one list: a zspage with holes in that of
+its class and fullness group, a free range in that of its length.
 
-    pages[p]   the first zspage that touches machine page p, from which neighbours lead to the
-               others; and whether the page has memory
+    pages[p]   the first zspage that touches machine page p (its neighbours lead to the others), and
+               whether the page has memory
 
-Nothing is changed before all that may fail has been done: the record is there, and the pages have
-memory.
+Steps that may fail come first: getting a record and backing the pages. Only then are the tables
+changed.
 """
 
 from libc.errno cimport ENOMEM, ENOSPC
@@ -19,16 +19,16 @@ from libc.string cimport memset
 from batchzip.core.memory cimport bz_realloc, memory_grow, memory_release, memory_reserve
 
 cdef enum:
-    MOST_GRAINS = 2048  # of a zspage: 8 pages, as of zsmalloc
+    MOST_GRAINS = 2048  # maximum grains of a zspage: 8 pages, as in zsmalloc
     MOST_RANGES = 0x7FFFFFFF
-    FIT_LOOKS = 8  # ranges of a list that has shorter ones, too, that are looked at
-    BACKED_LOOKS = 64  # ranges that are looked at for one that needs no memory
-    AHEAD_PAGES = 256  # taken ahead, at most
+    FIT_LOOKS = 8  # ranges examined in a list that also has ranges that are too short
+    BACKED_LOOKS = 64  # ranges examined to find one that is backed
+    AHEAD_PAGES = 256  # maximum pages backed ahead
 
 # Ranges.
 
 cdef bint has_spare_range(PoolState *pool) noexcept nogil:
-    """See that a record can be taken. Return False if there is no memory for one."""
+    """Make sure that a record can be taken. Return False if memory is short."""
     cdef uint64_t room = pool.range_room
     cdef Range *grown
     if pool.spare_range or pool.range_count < pool.range_room:
@@ -45,7 +45,7 @@ cdef bint has_spare_range(PoolState *pool) noexcept nogil:
 
 
 cdef uint32_t take_range(PoolState *pool) noexcept nogil:
-    """Take a record that `_has_spare_range` saw."""
+    """Take a record. `has_spare_range` has returned True before."""
     cdef uint32_t at = pool.spare_range
     if at:
         pool.spare_range = pool.ranges[at].after
@@ -64,7 +64,7 @@ cdef void _drop_range(PoolState *pool, uint32_t at) noexcept nogil:
 
 
 cdef void link_range(PoolState *pool, uint32_t at, uint32_t below, uint32_t above) noexcept nogil:
-    """Put a range between two neighbours; 0: there is none."""
+    """Link a range between two neighbours; 0 means no neighbour."""
     pool.ranges[at].below = below
     pool.ranges[at].above = above
     if below:
@@ -87,7 +87,7 @@ cdef void _unlink(PoolState *pool, uint32_t at) noexcept nogil:
         pool.last = below
 
 
-# Free ranges: lists by length, sixteen to each power of two; those of up to 31 grains by the grain.
+# Free ranges: sixteen lists per power of two of the length; one per grain up to 31 grains.
 
 cdef inline uint32_t _list_of(uint64_t length) noexcept nogil:
     cdef uint32_t log
@@ -124,7 +124,7 @@ cdef void unlist_free(PoolState *pool, uint32_t at) noexcept nogil:
 
 
 cdef uint32_t _next_list(const PoolState *pool, uint32_t number) noexcept nogil:
-    """Return the first list from `number` on that has a range; FREE_LISTS: none has."""
+    """Return the first list from `number` on that has a range, or FREE_LISTS if none has."""
     cdef uint32_t word = number >> 6
     cdef uint64_t bits
     if number >= FREE_LISTS:
@@ -139,7 +139,7 @@ cdef uint32_t _next_list(const PoolState *pool, uint32_t number) noexcept nogil:
 
 
 cdef uint32_t _find_free(const PoolState *pool, uint64_t length) noexcept nogil:
-    """Return a free range of at least `length` grains, about the shortest; 0: there is none."""
+    """Return about the shortest free range of at least `length` grains, or 0 if there is none."""
     cdef uint32_t number = _list_of(length), looks, at
     if length >= 32:
         at = pool.free_lists[number]
@@ -157,7 +157,10 @@ cdef uint32_t _find_free(const PoolState *pool, uint64_t length) noexcept nogil:
 
 
 cdef uint32_t _find_backed(const PoolState *pool, uint64_t length) noexcept nogil:
-    """Return a free range whose first `length` grains have memory; 0: not soon found."""
+    """Return a free range whose first `length` grains have memory.
+
+    Return 0 if a short search finds none.
+    """
     cdef uint32_t number = _next_list(pool, _list_of(length)), at, looks = 0
     cdef const Range *span
     while number < FREE_LISTS:
@@ -179,7 +182,7 @@ cdef uint32_t _find_backed(const PoolState *pool, uint64_t length) noexcept nogi
 # Machine pages.
 
 cdef uint64_t _unbacked(const PoolState *pool, uint64_t first, uint64_t end) noexcept nogil:
-    """Count the pages of [first, end) that have no memory."""
+    """Return the number of pages of [first, end) that have no memory."""
     cdef uint64_t count = 0, page
     for page in range(first, end):
         count += page >= pool.page_room or not pool.pages[page] & BACKED
@@ -187,7 +190,7 @@ cdef uint64_t _unbacked(const PoolState *pool, uint64_t first, uint64_t end) noe
 
 
 cdef void touch_pages(PoolState *pool, uint32_t at) noexcept nogil:
-    """Note the backed pages that a zspage touches."""
+    """Record the backed pages that a zspage touches."""
     cdef const Range *span = &pool.ranges[at]
     cdef uint64_t page, end = end_page_of(pool, end_of(span))
     cdef uint32_t first
@@ -199,7 +202,7 @@ cdef void touch_pages(PoolState *pool, uint32_t at) noexcept nogil:
 
 
 cdef void untouch_pages(PoolState *pool, uint32_t at) noexcept nogil:
-    """Take back what `_touch` noted, before the zspage's place or neighbours change."""
+    """Undo `touch_pages`. Call it before the zspage's place or neighbours change."""
     cdef const Range *span = &pool.ranges[at]
     cdef uint64_t page, end = end_page_of(pool, end_of(span))
     cdef uint32_t next = span.above
@@ -216,7 +219,7 @@ cdef void untouch_pages(PoolState *pool, uint32_t at) noexcept nogil:
 
 
 cdef uint32_t zspage_at(const PoolState *pool, uint64_t grain) noexcept nogil:
-    """Return the zspage that has a grain; 0: none has."""
+    """Return the zspage that contains a grain, or 0 if none does."""
     cdef uint32_t at
     if grain >= pool.top:
         return 0
@@ -229,7 +232,7 @@ cdef uint32_t zspage_at(const PoolState *pool, uint64_t grain) noexcept nogil:
 
 
 cdef void punch_idle(PoolState *pool, uint64_t keep) noexcept nogil:
-    """Give the memory of idle pages back, run by run, until at most `keep` are left."""
+    """Return the memory of idle pages to the system, run by run, until at most `keep` are left."""
     cdef uint64_t seen = 0, page, end, most
     while pool.idle > keep and seen <= pool.page_room:
         if pool.hand >= pool.page_room:
@@ -249,7 +252,7 @@ cdef void punch_idle(PoolState *pool, uint64_t keep) noexcept nogil:
 
 
 cdef int _try_back(PoolState *pool, uint64_t first, uint64_t end) noexcept nogil:
-    """Give memory to the pages of [first, end) that have none. Return 0, -ENOSPC or -ENOMEM."""
+    """Back the pages of [first, end) that have no memory. Return 0, −ENOSPC or −ENOMEM."""
     cdef uint64_t room = pool.page_room, size = pool.data.size, page, run
     cdef uint64_t bytes = _unbacked(pool, first, end) << pool.page_shift
     cdef uint32_t *grown
@@ -286,9 +289,9 @@ cdef int _try_back(PoolState *pool, uint64_t first, uint64_t end) noexcept nogil
 
 
 cdef int back_pages(PoolState *pool, uint64_t first, uint64_t end, uint64_t most) noexcept nogil:
-    """Give memory to the pages of grains [first, end), and to some ahead, below grain `most`.
+    """Back the pages of grains [first, end), and some pages ahead, below grain `most`.
 
-    Return 0, -ENOSPC or -ENOMEM: some pages may be idle then.
+    Return 0, or −ENOSPC or −ENOMEM. On failure, some pages may have become idle ones.
     """
     cdef uint64_t page = page_of(pool, first), end_page = end_page_of(pool, end), ahead
     cdef int failed
@@ -324,7 +327,7 @@ cdef void _leave_list(PoolState *pool, uint32_t at) noexcept nogil:
 
 
 cdef void regroup_zspage(PoolState *pool, uint32_t at, uint32_t group) noexcept nogil:
-    """Put a zspage into another list of its class; UNLISTED: into none."""
+    """Move a zspage to another list of its class, or to none for UNLISTED."""
     cdef Range *span = &pool.ranges[at]
     cdef uint32_t head
     _leave_list(pool, at)
@@ -339,10 +342,10 @@ cdef void regroup_zspage(PoolState *pool, uint32_t at, uint32_t group) noexcept 
 
 
 cdef uint32_t _capacity(const PoolState *pool, uint32_t grains) noexcept nogil:
-    """Return how many objects the next zspage of a class is to have room for.
+    """Return the capacity, in objects, of the next zspage of a class.
 
-    With c objects a zspage, a class of n objects of s bytes has records of 32 n / c bytes and room
-    of c s / 2 bytes that is not filled yet. As c grows with n, the sum is least for c = √(128 n / s).
+    With c objects per zspage, a class of n objects of s bytes has records of 32 n / c bytes and
+    c s / 2 bytes of unfilled room. As c grows with n, the sum is least for c = √(128 n / s).
     """
     cdef float objects = pool.classes[grains].live, size = grains << pool.grain_shift
     cdef uint32_t wanted = <uint32_t>sqrtf(128 * objects / size)
@@ -352,7 +355,7 @@ cdef uint32_t _capacity(const PoolState *pool, uint32_t grains) noexcept nogil:
 cdef uint32_t _begin(
     PoolState *pool, uint32_t at, uint32_t grains, uint32_t capacity
 ) noexcept nogil:
-    """Make a record, whose place and neighbours are set, a zspage without objects."""
+    """Make an empty zspage of a record whose place and neighbours are set."""
     cdef Range *span = &pool.ranges[at]
     cdef SizeClass *kind = &pool.classes[grains]
     span.grains = grains
@@ -369,7 +372,7 @@ cdef uint32_t _begin(
 cdef uint32_t _carve(
     PoolState *pool, uint32_t free_range, uint32_t grains, uint32_t capacity
 ) noexcept nogil:
-    """Make a zspage, of pages that are backed, at the beginning of a free range."""
+    """Make a zspage at the beginning of a free range. Its pages are backed."""
     cdef uint32_t at = free_range
     cdef Range *rest = &pool.ranges[free_range]
     cdef uint64_t length = <uint64_t>grains * capacity
@@ -385,7 +388,7 @@ cdef uint32_t _carve(
 
 
 cdef uint32_t _extend(PoolState *pool, uint32_t grains, uint32_t capacity) noexcept nogil:
-    """Make a zspage, of pages that are backed, at the top."""
+    """Make a zspage at the top. Its pages are backed."""
     cdef uint32_t at = take_range(pool)
     pool.ranges[at].first = pool.top
     link_range(pool, at, pool.last, 0)
@@ -394,7 +397,7 @@ cdef uint32_t _extend(PoolState *pool, uint32_t grains, uint32_t capacity) noexc
 
 
 cdef uint32_t make_zspage(PoolState *pool, uint32_t grains, int *error) noexcept nogil:
-    """Make a zspage for objects of a class. Return 0 where that cannot be, and why in `error`."""
+    """Make a zspage for objects of a class. Return 0 on failure, with the reason in `error`."""
     cdef uint32_t capacity = _capacity(pool, grains), fitting
     cdef uint32_t at = _find_free(pool, <uint64_t>grains * capacity)
     cdef Range *span
@@ -424,7 +427,7 @@ cdef uint32_t make_zspage(PoolState *pool, uint32_t grains, int *error) noexcept
 
 
 cdef void make_free(PoolState *pool, uint32_t at, uint64_t length) noexcept nogil:
-    """Make a record, whose place and neighbours are set, free, and join it with its neighbours."""
+    """Make a free range of a record whose place is set, and merge it with free neighbours."""
     cdef Range *ranges = pool.ranges
     cdef Range *span = &ranges[at]
     cdef uint32_t below = span.below, above = span.above
@@ -451,7 +454,7 @@ cdef void make_free(PoolState *pool, uint32_t at, uint64_t length) noexcept nogi
 
 
 cdef void end_zspage(PoolState *pool, uint32_t at) noexcept nogil:
-    """Make a zspage without objects a free range."""
+    """Turn an empty zspage into a free range."""
     cdef Range *span = &pool.ranges[at]
     cdef SizeClass *kind = &pool.classes[span.grains]
     cdef uint64_t length = length_of(span)
