@@ -686,7 +686,7 @@ class Shard:
     async def _install(
         self, stripe: int, indices: bytes, pages: Bytes, corrupt: Sequence[int]
     ) -> None:
-        """Replace the pages of a stripe, beyond the pool's limit if needed: they are acknowledged."""
+        """Replace a stripe's pages, beyond the pool's limit if needed: they are acknowledged."""
         await self._drop([(stripe * STRIPE, STRIPE)])
         where = np.frombuffer(indices, np.int64)
         cuts = np.flatnonzero(np.diff(where) != 1) + 1

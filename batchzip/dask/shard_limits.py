@@ -6,8 +6,7 @@ times per second, against fractions of the worker's limit in `distributed.worker
 on its nanny ends it. None of that shrinks a pool. So a pool must stay below the first of these
 thresholds, together with the rest of the process:
 
-    limit × threshold  ≥  process without data and pools  +  other shards' full pools  +  this full
-    pool
+    limit × threshold  ≥  process without data and pools  +  all shards' pools when full
 
 A tenth of the limit is reserved for messages and batches under way. The worker's data does not
 count, because Dask spills it to make room.
