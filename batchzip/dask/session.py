@@ -358,11 +358,11 @@ class Session:
                 if now - since >= patient_s:
                     raise Unanswered(f"no answer in {patient_s:g} s")
                 await self._refresh()
-                if place.member.name not in self._members.by_name:
+                if not asked.done() and place.member.name not in self._members.by_name:
                     raise Unanswered
         finally:
-            if not asked.done():
-                asked.cancel()
+            asked.add_done_callback(take_outcome)
+            asked.cancel()
         return asked.result()
 
     async def _insist(
@@ -843,6 +843,12 @@ class Session:
             if isinstance(outcome, BaseException):
                 raise outcome
         return outcomes  # type: ignore[return-value]
+
+
+def take_outcome(asked: asyncio.Future[Any]) -> None:
+    """Retrieve an outcome that nobody may wait for, so that asyncio does not log its error."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def _is_short(first: int, count: int) -> bool:

@@ -1,4 +1,4 @@
-"""CompressedMapping: a dict, and a cache, whose values are kept compressed."""
+"""CompressedMapping: a dict or cache whose values are kept compressed."""
 
 from batchzip.mapping.compressed import CompressedMapping
 from batchzip.mapping.decorator import cached

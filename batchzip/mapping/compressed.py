@@ -1,17 +1,20 @@
 """CompressedMapping: a dictionary whose values are kept compressed in a store.
 
-    m[key] = value ─▶ Keys ─▶ serializer ─▶ parts ─▶ one of up to 64 KiB ─▶ Records: compressed in one call
-                                                  └─▶ larger             ─▶ Pages ─▶ Records: where they are
+    m[key] = value ─▶ Keys ─▶ serializer ─▶ parts ─▶ one, up to 64 KiB ─▶ Records: one call
+                                                  └▶ larger ─▶ Pages   ─▶ Records: their indices
     m[key]         ─▶ Keys ─▶ Records ─▶ bytes, or Pages ─▶ serializer ─▶ the value
-    full           ─▶ Room: refuse, move cold values to the file, or forget them
+    full           ─▶ Room: refuse, move cold values to the backing file, or evict them
 
-Keys, entries and objects of a mapping are the core's (core/records.pyx): a key has its old value or its new
-one, whatever comes in between. What fails or is cut short leaves the old one.
+The core keeps the keys, entries and objects of a mapping (core/records.pyx). Each step there is
+atomic: a key has either its old value or its new one. An operation that fails or is interrupted
+leaves the old value.
 
-Rejected: handing out views of the pool; a lock around looking and changing (a key's `__eq__`, a serializer,
-or a finalizer that comes between two lines, may call the mapping, or wait for a thread that does).
+Two designs were rejected. The mapping does not hand out views of the pool. It does not hold a lock
+across a lookup and a change, because a key's `__eq__`, a serializer, or a finalizer that runs
+between two lines may call the mapping, or wait for a thread that does.
 
-Locks: none. A value is read before it is taken out; if it was replaced meanwhile, the new one is read.
+Locks: none. A value is read before it is removed. If another thread replaced it in the meantime,
+the new value is read.
 """
 
 from __future__ import annotations
@@ -63,55 +66,64 @@ if TYPE_CHECKING:
 _NOTHING = object()
 
 _BATCH = 1024
-"""Values that are read or put in at a time, if pages are of 4 KiB."""
+"""Maximum number of values in a batch of get_many or set_many."""
 
 _BATCH_BYTES = 4 << 20
-"""Most bytes of such a batch. If pages are large, a batch has fewer values, but at least _FEW."""
+"""Maximum bytes in a batch. Large pages make batches shorter, down to _MIN_BATCH values."""
 
-_FEW = 64
-"""Values that are put in at a time as long as a dictionary is learnt from them."""
+_MIN_BATCH = 64
+"""Values per batch while a dictionary is trained from them, so that it is used early."""
 
-_MOST_NS = 1 << 61
-"""Nanoseconds of a time to live, 73 years: what is longer is as long."""
+_MAX_TTL_NS = 1 << 61
+"""Longest time to live, in nanoseconds: 73 years. A longer one is cut to it."""
 
-_QUICK = frozenset({str, bytes, int, bool, type(None)})
+_PLAIN_TYPES = frozenset({str, bytes, int, bool, type(None)})
+"""Types of keys that the core takes as they are, without Keys."""
 
 
 class CompressedMapping(MutableMapping[Key, Any], Closing):
     """A mapping, and a cache, whose values are kept compressed in a store.
 
-    `store`       keeps the values; stays the caller's, and is closed after the mapping. Without one, the
-                  mapping makes its own, with zstd at level 1.
-    `name`        of the group in `store` that is the mapping's own; one is made up if none is given.
-    `max_bytes`   bytes of compressed values it may have in the pool, or None for the store's limit.
-    `on_full`     what happens at a limit: "raise" (StoreRejected), "spill" (the coldest values go to the
-                  store's backing file) or "evict" (they are forgotten). By default "spill" if the
-                  store has a backing file, else "raise".
-    `ttl`         seconds after which a value is gone; None: never. `set` has one for each value.
-    `on_evict`    called as on_evict(key, value) with each value that was forgotten to make room, in the thread
-                  that puts a value in; it may use the mapping. What it raises goes to that caller.
-    `serializer`  "bytes": values are buffers of any length (bytes, memoryview, a contiguous array …) and come
-                  back as bytes. "pickle": anything that can be pickled. "numpy": arrays and scalars of
-                  NumPy, without pickle. "json", "msgpack": lists, dicts and what such files have in them.
-                  "arrow": tables and record batches. "torch": tensors on the CPU. The buffers of arrays,
-                  frames, tables and tensors are not copied on the way. Or an object with
-                  `dumps(value) -> buffer` and `loads(bytes) -> value`.
-    `key_serializer`  an object with the same methods, for keys of other types than those below.
-    `dictionary`  "auto": learn from the first thousand small values what they have in common, so that those
-                  which follow get smaller. Or the bytes of one. It needs an engine of zstd; if the store
-                  is given another one later, values go without.
+    `store`       keeps the values. The caller owns it and closes it after the mapping. If it is None,
+                  the mapping makes a store of its own that compresses with zstd at level 1.
+    `name`        is the name of the mapping's group in `store`. None generates one.
+    `max_bytes`   limits the bytes of compressed values in the pool. None: only the store's limit.
+    `on_full`     says what happens at a limit. "raise" raises StoreRejected. "spill" moves the
+                  coldest values to the store's backing file. "evict" removes the coldest values.
+                  The default is "spill" if the store has a backing file, otherwise "raise".
+    `ttl`         is the time to live of each value, in seconds. None: values do not expire.
+                  `set` and `set_many` take another one for their values.
+    `on_evict`    is called as on_evict(key, value) for each value that was evicted, in the thread
+                  that stores a value. It may use the mapping. Its exceptions reach that caller.
+    `serializer`  turns values into bytes and back, without a copy of the buffers of arrays, frames,
+                  tables and tensors. It is an object with `dumps(value) -> buffer` and
+                  `loads(bytes) -> value`, or one of these names:
+                  "bytes" takes buffers of any length (bytes, memoryview, a contiguous array …) and
+                  returns bytes. "pickle" takes anything that can be pickled. "numpy" takes NumPy's
+                  arrays and scalars, without pickle. "json" and "msgpack" take lists, dicts and
+                  the other types of these formats. "arrow" takes tables and record batches.
+                  "torch" takes tensors on the CPU.
+    `key_serializer`  is an object with the same two methods, for keys of other types than those
+                  listed below.
+    `dictionary`  makes small values that resemble each other smaller. "auto" trains a dictionary
+                  with the first thousand small values. Bytes are a trained dictionary. Dictionaries
+                  need an engine of zstd. If the store gets another engine later, new values are
+                  compressed without a dictionary.
 
-    Keys are str, bytes, int (bool and NumPy's, too), None, or tuples of anything that has a hash; equal ones are
-    one key, as in a dict. Others, and values that cannot be serialised, raise NotStorable, a TypeError. What
-    is given back is a copy that is the caller's; an array can be written to if the one that was put in could.
+    Keys are str, bytes, int (bool and NumPy's integers, too), None, or tuples of hashable objects.
+    Equal keys are one key, as in a dict. Keys of other types, and values that cannot be serialised,
+    raise NotStorable, a TypeError. A returned value is a copy that belongs to the caller. A returned
+    array is writable if the stored one was.
 
-    Where the store rejects a value (StoreRejected), or anything else interrupts, the key keeps the value
-    it had, or stays absent: old and new lie in the store together for a moment. A damaged value raises
-    CorruptValue, a CorruptPage; others stay readable. Iteration is over the keys as they
-    were when it began. `copy()` and `|` make a mapping of its own in the same store.
+    If the store rejects a value (StoreRejected), or an exception interrupts the call, the key keeps
+    its old value or stays absent. The store therefore holds the old and the new value together for
+    a moment. A damaged value raises CorruptValue, a CorruptPage. All other values stay readable. An
+    iterator covers the keys that existed when it was made. `copy()` and `|` make a new mapping in
+    the same store.
 
-    Thread-safe, also in finalizers and signal handlers, and where keys and serializers call it; bound to the
-    process that made it. Closing or losing it gives the memory back to the store and ends its group.
+    A mapping is thread-safe. Finalizers, signal handlers, keys and serializers may call it, too. It
+    belongs to the process that made it. Closing or collecting it returns its memory to the store
+    and removes its group.
 
     Examples:
         >>> import batchzip
@@ -152,7 +164,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         limit = as_limit(max_bytes, "max_bytes")
         self._ttl_ns = _nanoseconds(ttl)
         if on_evict is not None and not callable(on_evict):
-            raise BadArgument(f"on_evict is a function of key and value, not {shown(on_evict)}")
+            raise BadArgument(
+                f"on_evict must be a function of a key and a value, not {shown(on_evict)}"
+            )
         _check_key_serializer(key_serializer)
         self._options: dict[str, Any] = {
             "max_bytes": max_bytes,
@@ -173,9 +187,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             store = SwapStore(engine)
             self._own.insert(0, store)
         self._store = store
-        self._resources = store._resources  # noqa: SLF001 - a mapping is a group of it, with other indices
+        self._resources = store._resources  # noqa: SLF001 - as a group of the store
         self._page_size = store.page_size
-        self._batch = max(_FEW, min(_BATCH, _BATCH_BYTES // store.page_size))
+        self._batch = max(_MIN_BATCH, min(_BATCH, _BATCH_BYTES // store.page_size))
         try:
             self._group = self._new_group(name, None if on_full == "evict" else limit)
             self._pages = Pages(self._group)
@@ -183,7 +197,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             self._records = Records(self._group._entries, type(self).__name__)  # noqa: SLF001
             self._held: list[int] = []
             weakref.finalize(
-                self, _let_go, self._group, self._held, self._resources.objects
+                self, _release, self._group, self._held, self._resources.objects
             ).atexit = False
             self._use_engine()
             self._trainer = self._new_trainer(dictionary)
@@ -191,7 +205,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 on_full = "raise" if self._resources.backing is None else "spill"
             room = Room(self._group, self._records, self._keys, on_full, limit, on_evict)
             self._room = room
-            self._group._user = weakref.ref(self)  # noqa: SLF001 - whole by now, for whoever scrapes
+            self._group._user = weakref.ref(self)  # noqa: SLF001 - for metrics; complete by now
         except BaseException:
             self.close()
             raise
@@ -204,7 +218,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             return next(group for group in groups if group is not None)
         group = store._new_group(name, max_bytes)  # noqa: SLF001
         if group is None:
-            raise BadArgument(f"the store has a group {name!r} already: take another name")
+            raise BadArgument(f"the store already has a group {name!r}: choose another name")
         return group
 
     def _new_trainer(self, dictionary: str | bytes | None) -> Trainer | None:
@@ -216,40 +230,42 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         if dictionary != "auto":
             if not isinstance(dictionary, bytes):
                 raise BadArgument(
-                    f"dictionary is 'auto', bytes from train_dictionary() or None, not {shown(dictionary)}"
+                    "dictionary must be 'auto', bytes from train_dictionary() or None, "
+                    f"not {shown(dictionary)}"
                 )
             trainer.use(dictionary)
             return None
         return trainer
 
     def _use_engine(self) -> None:
-        """Compress what comes with the codec of the store's engine of now."""
+        """Compress new values with the codec of the store's current engine."""
         writer = self._resources.writer
         self._writer = writer
-        # Small values are compressed by their caller; where the codec must not run in this process, on pages.
+        # The calling thread compresses small values. If the codec must not run in this process,
+        # they are stored as pages, which the engine's backend compresses.
         self._has_coders = not writer.engine.backend.isolate
         codec = writer.engine.codec
         if self._resources.objects.hold(writer.number, codec):
             self._held.append(writer.number)
         if self._has_coders:
             coders = self._resources.coders_of(writer.number)
-        else:  # they copy what is stored as it is
+        else:  # for values that are stored uncompressed
             coders = Coders(codec, self._page_size)
         self._records.use_codec(writer.number, coders)
 
     def _follow_engine(self) -> None:
-        """Use the store's engine of now, if it is another one."""
+        """Switch to the store's current engine if it has changed."""
         if self._writer is self._resources.writer:
             return
         self._use_engine()
         try:
             self._trainer = self._new_trainer(self._options["dictionary"])
-        except BadArgument:  # an engine that has no dictionaries
+        except BadArgument:  # the new engine's codec has no dictionaries
             self._trainer = None
 
     @property
     def _rings(self) -> tuple[Ring, ...]:
-        """The rings of the engine's lanes, which help with batches."""
+        """The rings of the engine's lanes, which share the work of a batch."""
         return self._writer.engine.backend.rings if self._has_coders else ()
 
     def __repr__(self) -> str:
@@ -264,15 +280,18 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         return value
 
     def get(self, key: Key, default: Any = None) -> Any:
-        """Return the key's value, or `default` if it has none; what its serializer raises is raised."""
+        """Return the value of `key`, or `default` if it has none.
+
+        Raise CorruptValue for a damaged value, and whatever the serializer raises.
+        """
         value = self._read(self._find(key), key)
         return default if value is MISSING else value
 
     def _find(self, key: Any) -> Any:
-        return key if type(key) in _QUICK else self._keys.find(key)
+        return key if type(key) in _PLAIN_TYPES else self._keys.find(key)
 
     def _read(self, plain: Any, key: Any) -> Any:
-        """Return a value, or MISSING."""
+        """Return the value of a plain key, or MISSING."""
         try:
             found = self._records.look_up(plain)
         except PageError as error:
@@ -285,11 +304,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         try:
             return self._packer.unpack_one(data)
         except UnreadableValue as error:
-            error.add_note(f"it is the value of key {shown(key)}")
+            error.add_note(f"This is the value of key {shown(key)}.")
             raise
 
     def _finish(self, plain: Any, key: Any, found: object) -> Any:
-        """Return the value of what the core found, or MISSING."""
+        """Return the value of the core's lookup result, or MISSING."""
         if type(found) is Timed:
             here = found.found
             value = (
@@ -308,17 +327,20 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         return MISSING
 
     def _bytes_of(self, key: Any, found: object) -> tuple[Any] | None:
-        """Read a value that lies on pages, or in the file, in part or as a whole; None: it has changed."""
+        """Return in a tuple a value on pages or, wholly or partly, in the backing file.
+
+        Return None if the value changed while it was read.
+        """
         if isinstance(found, LargeValue):
             try:
                 return (self._packer.unpack(self._pages.read(found)),)
             except UnreadableValue as error:
-                error.add_note(f"it is the value of key {shown(key)}")
+                error.add_note(f"This is the value of key {shown(key)}.")
                 raise
             except CorruptPage as error:
                 raise CorruptValue(key) from error
             except PageError as error:
-                error.add_note(f"it is a page of the value of key {shown(key)}")
+                error.add_note(f"This is a page of the value of key {shown(key)}.")
                 raise
         where = cast("Found", found)
         if where.data is not None:
@@ -334,14 +356,18 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def _damage(self, key: Any, error: PageError) -> Exception:
         if error.errno == -errno.EBADMSG:
             return CorruptValue(key)
-        error.add_note(f"it is the value of key {shown(key)}")
+        error.add_note(f"This is the value of key {shown(key)}.")
         return error
 
     def __setitem__(self, key: Key, value: Any) -> None:
         self._put(key, value)
 
     def set(self, key: Key, value: Any, *, ttl: float | None = None) -> None:
-        """Put a value in that is gone after `ttl` seconds; None: after those of the mapping, if it has any."""
+        """Store a value that expires after `ttl` seconds. None: after the mapping's own `ttl`.
+
+        Raise NotStorable for a key or value that cannot be stored, and StoreRejected if there is no
+        room for it.
+        """
         self._put(key, value, deadline=self._deadline(ttl))
 
     def _deadline(self, ttl: float | None) -> int:
@@ -349,12 +375,15 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         return now_ns() + span if span else 0
 
     def _put(self, key: Any, value: Any, *, deadline: int = -1, if_absent: bool = False) -> bool:
-        """Store a value. Return whether it was: not, if the key has one, and `if_absent`."""
+        """Store a value. Return False if `if_absent` is set and the key already has a value.
+
+        A negative `deadline` means the mapping's own time to live, 0 none.
+        """
         started = self._records.start_put()
         if deadline < 0:
             deadline = now_ns() + self._ttl_ns if self._ttl_ns else 0
         self._follow_engine()
-        plain: Any = key if type(key) in _QUICK else self._keys.add(key)
+        plain: Any = key if type(key) in _PLAIN_TYPES else self._keys.add(key)
         if type(plain) is Opaque:
             self._keys.sweep(self._records.keys)
         parts = self._packer.pack(value)
@@ -401,24 +430,24 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                     raise
                 continue
             finally:
-                del stored  # a traceback would keep its pages
+                del stored  # otherwise a traceback would keep its pages
             if code in (0, -errno.EEXIST):
                 return code
             raise self._rejection(code)
-        raise AssertionError  # the loop has no end
+        raise AssertionError  # not reached: the loop has no end
 
     def _rejection(self, code: int) -> StoreRejected:
         if code == -errno.EDQUOT:
             self._group._entries.count_event("pool_limit_hit")  # noqa: SLF001
             return self._room.rejection(
                 "pool_limit_hit",
-                f"the value does not fit the {self.max_bytes} bytes of {self._group.name!r}",
+                f"the value does not fit in the {self.max_bytes} bytes of {self._group.name!r}",
             )
         if code == -errno.ENOSPC:
             self._group._entries.count_event("pool_limit_hit")  # noqa: SLF001
             limit = self._resources.pool.max_bytes
             return self._room.rejection(
-                "pool_limit_hit", f"the store's pool is full, at its limit of {limit} bytes"
+                "pool_limit_hit", f"the store's pool is at its limit of {limit} bytes"
             )
         self._group._entries.count_event("reject_alloc_fail")  # noqa: SLF001
         return StoreRejected("reject_alloc_fail", "the system has no memory for the value")
@@ -435,7 +464,10 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._settle()
 
     def setdefault(self, key: Key, default: Any = None) -> Any:
-        """Give the key's value; where it has none, make it `default`. Of several threads, one does."""
+        """Return the value of `key`. If it has none, store and return `default`.
+
+        If several threads call it at once, one of them stores its default, and all return that.
+        """
         while True:
             value = self._read(self._find(key), key)
             if value is not MISSING:
@@ -444,7 +476,10 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 return default
 
     def pop(self, key: Key, default: Any = _NOTHING) -> Any:
-        """Take a value out and give it. It is out once it was read, and of several threads one gets it."""
+        """Remove a value and return it. If there is none, return `default` or raise KeyError.
+
+        The value is removed only after it was read. If several threads pop one key, one gets it.
+        """
         plain = self._find(key)
         value = self._take(plain, key)
         if value is not MISSING:
@@ -455,7 +490,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         return default
 
     def _take(self, plain: Any, key: Any = _NOTHING) -> Any:
-        """Take a value out; MISSING if there is none."""
+        """Remove a value and return it, or return MISSING if there is none."""
         if key is _NOTHING:
             key = self._keys.shown(plain)
         while True:
@@ -470,7 +505,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 return value[0]
 
     def popitem(self) -> tuple[Key, Any]:
-        """Take out the key that was put in last, with its value; KeyError where there is none."""
+        """Remove the most recently added key. Return it with its value. Raise KeyError if empty."""
         while True:
             last = self._records.last()
             if not last:
@@ -487,12 +522,12 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     # Several.
 
     def get_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
-        """Return those of `keys` that are there, with their values."""
+        """Return a dict of those `keys` that have a value. Faster than one `get` per key."""
         wanted = list(keys)
         return dict(self._values_of([self._find(key) for key in wanted], wanted))
 
     def _values_of(self, plain: list[Any], keys: list[Any]) -> Iterator[tuple[Any, Any]]:
-        """Yield keys and values; those that are not there are left out."""
+        """Yield the keys that have a value, with their values."""
         for start in range(0, len(keys), self._batch):
             some = plain[start : start + self._batch]
             found = self._records.get_many(some, rings=self._rings)
@@ -509,9 +544,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def set_many(
         self, items: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, ttl: float | None = None
     ) -> None:
-        """Put several values in, one after the other; faster than each by itself.
+        """Store several values in their order. Faster than one `set` per value.
 
-        Where one is rejected, those before it are in.
+        If one is rejected, those before it are stored and those after it are not.
         """
         deadline = self._deadline(ttl)
         pairs = items.items() if isinstance(items, Mapping) else items
@@ -523,7 +558,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         values: list[Any] = []
         try:
             for key, value in pairs:
-                parts: Sequence[Flat] = pack(value) if type(key) in _QUICK else ()
+                parts: Sequence[Flat] = pack(value) if type(key) in _PLAIN_TYPES else ()
                 small = len(parts) == 1 and len(parts[0]) <= most
                 if small:
                     keys.append(key)
@@ -537,16 +572,16 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 most, held = self._records.most_bytes, 0
                 if not small:
                     self._put(key, value, deadline=deadline)
-        finally:  # also where `items` end in an error
+        finally:  # also if `items` raises
             self._put_batch(keys, values, deadline)
 
     @property
     def _batch_now(self) -> int:
         learns = self._trainer is not None and self._trainer.takes_samples
-        return _FEW if learns else self._batch
+        return _MIN_BATCH if learns else self._batch
 
     def _put_batch(self, keys: list[Any], values: list[Flat], deadline: int) -> None:
-        """Store up to `_batch` small values under plain keys."""
+        """Store up to `_batch` small values with plain keys."""
         if not keys:
             return
         self._follow_engine()
@@ -565,7 +600,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                     most=self._room.slack,
                     rings=rings,
                 )
-            if code:  # the next one makes room, or says that there is none
+            if code:  # the next value makes room, or raises StoreRejected
                 if self._has_coders:
                     self._put_small(keys[done], values[done], deadline, if_absent=False)
                 else:
@@ -579,9 +614,12 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._settle()
 
     def update(self, *others: Any, **values: Any) -> None:
-        """Put in the items of a mapping, of an object with `keys()`, or of pairs; then those named."""
+        """Store the items of a mapping, an object with `keys()`, or an iterable of pairs.
+
+        Then store the keyword arguments. Raise as `set_many`.
+        """
         if len(others) > 1:
-            raise TypeError(f"update takes one mapping or iterable, not {len(others)}")
+            raise TypeError(f"update takes at most one mapping or iterable, not {len(others)}")
         for other in others:
             if isinstance(other, CompressedMapping):
                 plain = other._keys.known(other._records.keys())  # noqa: SLF001 - one of these
@@ -589,14 +627,14 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             elif isinstance(other, Mapping):
                 self.set_many(other)
             elif hasattr(other, "keys"):
-                self.set_many((key, other[key]) for key in other.keys())  # noqa: SIM118 - as a dict's
+                self.set_many((key, other[key]) for key in other.keys())  # noqa: SIM118 - as dict
             else:
                 self.set_many((key, value) for key, value in other)
         if values:
             self.set_many(values)
 
     def delete_many(self, keys: Iterable[Key]) -> int:
-        """Take out those of `keys` that are there. Return how many were."""
+        """Remove those `keys` that have a value. Return the number of removed values."""
         gone = 0
         for key in keys:
             plain = self._find(key)
@@ -619,33 +657,36 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         return iter(self._keys.back(self._records.keys()[::-1]))
 
     def items(self) -> ItemsView[Key, Any]:
-        """Return a view of keys and values; those that go while it is iterated over are left out."""
+        """Return a view of keys and values. Iteration skips values that were removed in between."""
         return _Items(self)
 
     def values(self) -> ValuesView[Any]:
-        """Return a view of the values, read as those of `items`."""
+        """Return a view of the values. Iteration skips values that were removed in between."""
         return _Values(self)
 
     def _all_items(self, step: int = 1) -> Iterator[tuple[Any, Any]]:
         plain = self._keys.known(self._records.keys()[::step])
         for where, key in zip(plain, self._keys.back(plain), strict=True):
             value = self._read(where, key)
-            if value is not MISSING:  # it went in between
+            if value is not MISSING:  # otherwise it was removed in between
                 yield key, value
 
     def clear(self) -> None:
-        """Forget all values."""
+        """Remove all values."""
         self._records.clear()
         self._keys.clear()
         self._settle()
 
     def copy(self) -> CompressedMapping:
-        """Make a mapping with the same values and options, in a group of its own of this store."""
+        """Return a new mapping with the same values and options, in the same store.
+
+        If the mapping made its own store, the copy makes one, too.
+        """
         return self._joined(self)
 
     @classmethod
     def fromkeys(cls, keys: Iterable[Key], value: Any = b"", **options: Any) -> Self:
-        """Make a mapping with the same value for each of `keys`; `options` are those of the class."""
+        """Return a new mapping with `value` for each of `keys`. `options` are the constructor's."""
         made = cls(**options)
         try:
             made.set_many((key, value) for key in keys)
@@ -679,14 +720,15 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             raise
         return made
 
-    # Without blocking an event loop.
+    # Coroutines.
 
     async def aget(self, key: Key, default: Any = None) -> Any:
-        """Return a value as `get`, without blocking the event loop.
+        """Return a value as `get` does, without blocking the event loop.
 
-        A value of up to 64 KiB in memory is restored by the loop itself, in microseconds; others by a thread.
+        The loop itself restores a value of up to 64 KiB in the pool, which takes microseconds. A
+        thread restores larger values and those in the backing file.
         """
-        await asyncio.sleep(0)  # so that a task that does nothing else lets others work
+        await asyncio.sleep(0)  # lets other tasks run if this one only reads
         plain = self._find(key)
         try:
             found = self._records.look_up(plain)
@@ -701,52 +743,56 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         return default if value is MISSING else value
 
     async def aset(self, key: Key, value: Any, *, ttl: float | None = None) -> None:
-        """Put a value in as `set`, without blocking the event loop; cancelled, it is in, or not begun."""
+        """Store a value as `set` does, without blocking the event loop.
+
+        If it is cancelled, the value is either stored completely or not at all.
+        """
         await self._resources.threads.call(partial(self.set, key, value, ttl=ttl))
 
     async def apop(self, key: Key, default: Any = _NOTHING) -> Any:
-        """Take a value out as `pop`, without blocking the event loop."""
+        """Remove and return a value as `pop` does, without blocking the event loop."""
         return await self._resources.threads.call(partial(self.pop, key, default))
 
     async def adelete(self, key: Key) -> None:
-        """Take a value out as `del`, without blocking the event loop. Raise KeyError."""
+        """Remove a value as `del` does, without blocking the event loop. Raise KeyError."""
         await self._resources.threads.call(partial(self.__delitem__, key))
 
     async def asetdefault(self, key: Key, default: Any = None) -> Any:
-        """Return or put in a value as `setdefault`, without blocking the event loop."""
+        """Return or store a value as `setdefault` does, without blocking the event loop."""
         return await self._resources.threads.call(partial(self.setdefault, key, default))
 
     async def aget_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
-        """Return values as `get_many`, without blocking the event loop."""
+        """Return values as `get_many` does, without blocking the event loop."""
         return await self._resources.threads.call(partial(self.get_many, list(keys)))
 
     async def aset_many(
         self, items: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, ttl: float | None = None
     ) -> None:
-        """Put values in as `set_many`, without blocking the event loop."""
+        """Store values as `set_many` does, without blocking the event loop."""
         await self._resources.threads.call(partial(self.set_many, items, ttl=ttl))
 
     async def adelete_many(self, keys: Iterable[Key]) -> int:
-        """Take values out as `delete_many`, without blocking the event loop."""
+        """Remove values as `delete_many` does, without blocking the event loop."""
         return await self._resources.threads.call(partial(self.delete_many, list(keys)))
 
     async def aupdate(self, *others: Any, **values: Any) -> None:
-        """Put items in as `update`, without blocking the event loop."""
+        """Store items as `update` does, without blocking the event loop."""
         await self._resources.threads.call(partial(self.update, *others, **values))
 
-    # What it has, and what it takes.
+    # Figures and limits.
 
     def expire(self) -> int:
-        """Forget all values whose time is over now; how many were.
+        """Remove all expired values. Return the number of removed values.
 
-        They are not found any more in any case; each value that is put in looks at four others.
+        Lookups never return an expired value. Calling this only frees the memory earlier: each
+        stored value checks the next four deadlines in turn and removes an expired value it meets.
         """
         gone = self._records.expire()
         self._settle()
         return gone
 
     def stats(self) -> MappingStatistics:
-        """Return what became of calls so far, and what the mapping has now."""
+        """Return the counters of calls so far and the current size of the mapping."""
         figures = self._records.figures()
         large = self._records.large_values()
         return MappingStatistics(
@@ -763,12 +809,12 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     @property
     def latencies(self) -> dict[str, Latency]:
-        """How long calls of "get" and "put" took; of a few calls: see Latency."""
+        """Histograms of the durations of "get" and "put" calls, from a sample: see Latency."""
         found = self._group.latencies
         return {operation: found[operation] for operation in ("get", "put")}
 
     def memory_usage(self) -> MemoryUsage:
-        """Return the bytes of memory that the mapping takes, by part, beside those of a dict."""
+        """Return the mapping's memory by part, and the memory that a dict would need."""
         figures = self._records.figures()
         entries = self._group._entries.figures()  # noqa: SLF001
         pool = self._resources.pool
@@ -788,28 +834,31 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all values as they were serialised."""
+        """Bytes of all values, serialised and uncompressed."""
         return self.stats().nbytes
 
     @property
     def cbytes(self) -> int:
-        """Bytes they take, compressed, in the pool and in the backing file."""
+        """Bytes of all values, compressed, in the pool and in the backing file."""
         return self._group.stored_bytes
 
     @property
     def cratio(self) -> float:
-        """How many times smaller the mapping is than a dict of the same values, by `memory_usage()`."""
+        """The memory of a dict of the same values divided by the mapping's, from `memory_usage()`."""
         usage = self.memory_usage()
         return usage.in_dict / usage.total if usage.total and len(self._records) else 1.0
 
     @property
     def group(self) -> Group:
-        """The group of the store that has the values: its counters, `max_bytes`, `writeback`."""
+        """The group of the store that holds the values, with its counters and `writeback`."""
         return self._group
 
     @property
     def max_bytes(self) -> int | None:
-        """Bytes of compressed values it may have in the pool, or None for the store's limit."""
+        """The limit of compressed values in the pool, in bytes. None: only the store's limit.
+
+        Setting a lower limit evicts or spills values at once, as `on_full` says.
+        """
         return self._room.max_bytes
 
     @max_bytes.setter
@@ -821,7 +870,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         self._room.keep(self._take)
 
     def close(self) -> None:
-        """Forget all values and give their memory back to the store; further calls do nothing."""
+        """Remove all values and return their memory to the store. Further calls do nothing."""
         self._closed = True
         records = getattr(self, "_records", None)
         if records is not None:
@@ -829,17 +878,17 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             self._keys.clear()
         group = getattr(self, "_group", None)
         if group is not None:
-            _let_go(group, self._held, self._resources.objects)
+            _release(group, self._held, self._resources.objects)
         for each in self._own:
             each.close()
 
     @property
     def closed(self) -> bool:
-        """Whether it can be used no more: it is closed, or its store, or this is another process."""
+        """Whether the mapping or its store is closed, or belongs to another process."""
         return self._closed or self._group.closed
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where an invariant does not hold; no other thread may change anything."""
+        """Raise AssertionError if an invariant is violated. No other thread may use the mapping."""
         self._records.require_open()
         fault = self._records.fault()
         if fault is not None:
@@ -854,12 +903,12 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         stored = figures["pages"] - len(self._records) - slices
         if not pages == len(indices) == space.taken == stored:
             raise AssertionError(
-                f"values have {pages} pages at {len(indices)} indices, of {space.taken} that "
-                f"are taken, and the group has {stored}"
+                f"large values have {pages} pages at {len(indices)} indices, {space.taken} "
+                f"indices are taken, and the group has {stored} pages: all four must be equal"
             )
 
     def _settle(self) -> None:
-        """Give back what values that went had in the backing file."""
+        """Free the space in the backing file that removed values took."""
         if self._resources.backing is not None and not self._group.closed:
             self._group._settle()  # noqa: SLF001
 
@@ -893,7 +942,7 @@ class _Values(ValuesView[Any]):
 
 
 def _nanoseconds(ttl: float | None) -> int:
-    return 0 if ttl is None else max(1, round(min(as_positive(ttl, "ttl") * 1e9, _MOST_NS)))
+    return 0 if ttl is None else max(1, round(min(as_positive(ttl, "ttl") * 1e9, _MAX_TTL_NS)))
 
 
 def _check_key_serializer(serializer: object) -> None:
@@ -901,12 +950,12 @@ def _check_key_serializer(serializer: object) -> None:
         callable(getattr(serializer, name, None)) for name in ("dumps", "loads")
     ):
         raise BadArgument(
-            f"key_serializer is an object with dumps and loads, not {shown(serializer)}"
+            f"key_serializer must be an object with dumps and loads, not {shown(serializer)}"
         )
 
 
-def _let_go(group: Group, held: list[int], objects: Any) -> None:
-    """Close a mapping's group, and let go of the numbers of its codecs."""
+def _release(group: Group, held: list[int], objects: Any) -> None:
+    """Close a mapping's group and release its references to codecs."""
     group.close()
     while held:
         objects.let_go(held.pop())

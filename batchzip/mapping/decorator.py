@@ -1,10 +1,11 @@
-"""cached: a decorator that keeps what a function returns in a mapping.
+"""cached: a decorator that caches the results of a function in a mapping.
 
-    call ─▶ key ─▶ mapping ─▶ there: the value
-                           └─▶ not there: the function ─▶ the mapping ─▶ the value
+    call ─▶ key ─▶ mapping ─▶ hit:  the value
+                           └▶ miss: the function ─▶ the mapping ─▶ the value
 
-Calls of one key that come at once each call the function, as functools.lru_cache has it; coroutines of one event
-loop wait for the first. What the function raises is not kept.
+If several threads miss the same key at once, each calls the function, as with functools.lru_cache.
+Coroutines of one event loop wait for the first one instead. Exceptions of the function are not
+cached.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ def cached(
     key: Callable[..., Any] | None = None,
     ttl: float | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Keep what a function, or a coroutine function, returns in `mapping`.
+    """Cache the results of a function or coroutine function in `mapping`.
 
         cache = batchzip.CompressedMapping(serializer="pickle", max_bytes=64 << 20, on_full="evict")
 
         @batchzip.cached(cache)
         def page(url): ...
 
-    `key`   is called with the arguments and returns the mapping's key; by default that is the
-            function's name with its arguments, which have to be keys then.
-    `ttl`   seconds for which a value is good; by default the mapping's.
+    `key`   is called with the arguments and returns the mapping's key. By default, the key consists
+            of the function's name and its arguments, which must then be valid in keys.
+    `ttl`   is the time to live of a result, in seconds. By default it is the mapping's.
 
-    The function gets the attributes `cache`, the mapping, and `cache_key`, which returns the key of a call.
+    The decorated function has two more attributes: `cache` is the mapping, and `cache_key` returns
+    the key of a call. Raise BadArgument if `mapping` is no CompressedMapping or `key` no function.
 
     Examples:
         >>> import batchzip
@@ -60,7 +62,7 @@ def cached(
     """
     check_kind(mapping, "mapping", CompressedMapping)
     if key is not None and not callable(key):
-        raise BadArgument(f"key is a function of the arguments, not {type(key).__name__}")
+        raise BadArgument(f"key must be a function of the arguments, not {type(key).__name__}")
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         name = f"{function.__module__}.{function.__qualname__}"
@@ -81,7 +83,7 @@ def cached(
                 if value is MISSING:
                     value = function(*args, **kwargs)
                     mapping.set(where, value, ttl=ttl)
-                return value  # type: ignore[no-any-return] # what the function returned
+                return value  # type: ignore[no-any-return] # a result of the function
 
         wrapper.cache = mapping  # type: ignore[attr-defined]
         wrapper.cache_key = cache_key  # type: ignore[attr-defined]
@@ -118,7 +120,7 @@ def _async(
         finally:
             waiting.pop(turn, None)
             if not mine.done():
-                mine.cancel()  # the next one calls the function
+                mine.cancel()  # one of the waiting coroutines calls the function next
         return value
 
     return wrapper

@@ -1,19 +1,20 @@
-"""Dictionary: what small values have in common, learnt from the first of them.
+"""Dictionary: train a dictionary from the first small values of a mapping.
 
-    values ─▶ samples: the first thousand or so ─▶ trained ─▶ the codec of what comes
-           ─▶ a window of values compressed worse than the first one was ─▶ samples again ─▶ trained again
+    values ─▶ samples: about the first thousand ─▶ training ─▶ the codec of new values
+           ─▶ a window whose ratio is worse than the first one's ─▶ new samples ─▶ training
 
-A value of 300 bytes alone has little that repeats itself: zstd makes JSON of this length two times
-smaller, and five times with a dictionary. What is stored stays as it is, and readable: each value's entry
-names the codec, and with it the dictionary, that made it.
+A single value of 300 bytes repeats little of itself: zstd halves JSON of this length, and shrinks
+it five times with a dictionary. Values that were stored before stay unchanged and readable, because
+each entry names the codec, and with it the dictionary, that compressed it.
 
-Training takes some 100 ms, in the call that puts the last sample in. Rejected: a thread for it, which
-would have to be stopped, and forked around, for something that happens once.
+Training takes about 100 ms, in the call that stores the last sample. A thread was rejected: it
+would have to be stopped, and handled in forks, for something that happens once.
 
-A new dictionary is taken only if it makes samples that it was not trained with smaller by _WORTH than what
-there is.
+A new dictionary is used only if it shrinks samples that it was not trained with to less than _WORTH
+of their present size.
 
-Locks: none. One thread takes the samples, by one step; others put values in meanwhile, with the codec there is.
+Locks: none. One thread takes the list of samples, in one atomic step, and trains. Other threads
+meanwhile store values with the present codec.
 """
 
 from __future__ import annotations
@@ -32,34 +33,36 @@ if TYPE_CHECKING:
     from batchzip.store.resources import Resources
 
 _SAMPLES = 1024
-"""Values that a dictionary is trained with, at least 64 bytes each."""
+"""Number of values after which a dictionary is trained."""
 _LEAST_BYTES = 64
+"""Bytes of the smallest value that is a sample."""
 _MOST_BYTES = 1 << 20
-"""Bytes of samples that are enough."""
+"""Bytes of samples after which a dictionary is trained, even from fewer values."""
 _SHARE = 16
-"""A dictionary has one byte for so many of the samples; at most _MOST_SIZE."""
+"""Bytes of samples per byte of the dictionary."""
 _MOST_SIZE = 16 << 10
+"""Bytes of the largest dictionary."""
 _WORTH = 0.95
-"""Share of the bytes that a new dictionary may leave, of what samples take without it."""
+"""Compressed size with a new dictionary, relative to that without, above which it is rejected."""
 _TRIED = 4
-"""One sample in so many tells whether a dictionary pays."""
+"""One in this many samples is kept out of the training and measures the dictionary."""
 _WINDOW = 4096
-"""Values after which the ratio is looked at."""
+"""Number of values after which the ratio is compared with the first window's."""
 _FALLEN = 0.8
-"""Share of the first window's ratio below which a dictionary is trained again."""
+"""Fraction of the first window's ratio below which a dictionary is trained again."""
 _WAIT = 16
-"""Windows until it is tried again, where it brought nothing."""
+"""Windows until the next attempt if a training brought nothing."""
 
 
 class Trainer:
-    """Finds dictionaries for the values of one mapping."""
+    """Trains dictionaries for the values of one mapping."""
 
     def __init__(
         self, resources: Resources, records: Records, codec: Codec, held: list[int]
     ) -> None:
         self._resources = resources
         self._records = records
-        with_dictionary(codec, None)  # refuses codecs that have none
+        with_dictionary(codec, None)  # raises for codecs without dictionaries
         self._plain = codec
         self._samples: list[bytes] | None = []
         self._sampled = 0
@@ -69,16 +72,16 @@ class Trainer:
         self._before = (0, 0)
         self.coders: Coders | None = None
         self._held = held
-        """Numbers of codecs that are held for the mapping."""
+        """Numbers of the codecs on which the mapping holds a reference."""
         self.dictionary_bytes = 0
 
     @property
     def takes_samples(self) -> bool:
-        """Whether values are kept until there are enough to learn from."""
+        """Whether the trainer is collecting samples."""
         return self._samples is not None
 
     def note(self, value: Flat) -> None:
-        """Look at a value that was just put in."""
+        """Take a value that was just stored as a sample, or count it for the window."""
         samples = self._samples
         if samples is not None:
             if len(value) >= _LEAST_BYTES:
@@ -95,7 +98,7 @@ class Trainer:
             self._look()
 
     def _look(self) -> None:
-        """Compare the ratio of the last window with that of the first."""
+        """Compare the last window's ratio with the first one's. Sample again if it is worse."""
         if self.coders is None:
             self._samples = []
             return
@@ -116,12 +119,15 @@ class Trainer:
         learnt = [sample for at, sample in enumerate(samples) if at % _TRIED]
         try:
             dictionary = train_dictionary(learnt, size=size, level=level)
-        except BadArgument:  # too much alike, or noise
+        except BadArgument:  # the samples are too similar, or noise
             return
         self.use(dictionary, samples[::_TRIED])
 
     def use(self, dictionary: bytes, samples: list[bytes] | None = None) -> bool:
-        """Compress what comes with a dictionary; where samples are given, only if that pays."""
+        """Compress new values with a dictionary. Return whether it is used.
+
+        If `samples` are given, the dictionary is used only if it makes them smaller.
+        """
         codec = with_dictionary(self._plain, dictionary)
         coders = Coders(codec, self._resources.page_size, names_dictionary=False)
         if samples is not None:
@@ -139,18 +145,24 @@ class Trainer:
 
 
 def innermost(codec: Codec) -> Codec:
-    """Return the codec that others wrap: `Shuffled` and `Verified` have one."""
+    """Return the codec inside wrappers such as `Shuffled` and `Verified`."""
     inner = getattr(codec, "codec", None)
     return codec if inner is None else innermost(inner)
 
 
 def with_dictionary(codec: Codec, dictionary: bytes | None) -> Codec:
-    """Return a codec of the same parameters with a dictionary. Raise BadArgument for codecs that have none."""
+    """Return a codec with the same parameters and a dictionary.
+
+    Raise BadArgument for algorithms without dictionaries.
+    """
     inner = getattr(codec, "codec", None)
     if inner is not None:
-        return dataclasses.replace(codec, codec=with_dictionary(inner, dictionary))  # type: ignore[type-var] # codecs are dataclasses
-    if not any(field.name == "dictionary" for field in dataclasses.fields(codec)):  # type: ignore[arg-type]
+        with_it = with_dictionary(inner, dictionary)
+        return dataclasses.replace(codec, codec=with_it)  # type: ignore[type-var] # a dataclass
+    fields = dataclasses.fields(codec)  # type: ignore[arg-type]
+    if not any(field.name == "dictionary" for field in fields):
         raise BadArgument(
-            f"{codec.algorithm} has no dictionaries: give the mapping a store with Engine('zstd', level=1)"
+            f"{codec.algorithm} has no dictionaries: "
+            "give the mapping a store with Engine('zstd', level=1)"
         )
     return dataclasses.replace(codec, dictionary=dictionary)  # type: ignore[type-var]

@@ -1,22 +1,22 @@
-"""Figures: what a mapping did, and what it takes in memory beside a dict."""
+"""Figures: the counters of a mapping, and its memory compared with a dict's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 _OBJECT = 16
-"""Bytes that malloc rounds the size of a bytes object up to."""
+"""Bytes to a multiple of which malloc rounds up the size of an object."""
 _BYTES_HEAD = 33
-"""Bytes of a bytes object beside its contents."""
+"""Bytes of a bytes object in addition to its contents."""
 _STR_HEAD = 49
-"""Bytes of a str object of ASCII letters beside them: what most keys are."""
+"""Bytes of an ASCII str in addition to its characters. Most keys are such str."""
 _DICT_PLACE = 16
-"""Bytes of an entry of a dict whose keys are all str."""
+"""Bytes per entry of a dict whose keys are all str."""
 
 
 @dataclass(frozen=True, slots=True)
 class MappingStatistics:
-    """What became of calls so far, and what the mapping has now.
+    """Counters of a mapping's calls so far, and its current size.
 
     Examples:
         >>> import batchzip
@@ -32,28 +32,28 @@ class MappingStatistics:
     hits: int
     misses: int
     evictions: int
-    """Values that were forgotten to make room."""
+    """Values that were removed to make room."""
     expirations: int
-    """Values that were forgotten because their time was over."""
+    """Values that were removed because their time to live was over."""
     nbytes: int
-    """Bytes of all values as they were serialised."""
+    """Bytes of all values, serialised and uncompressed."""
     pool_bytes: int
     """Bytes of compressed values in the pool."""
     file_bytes: int
     """Bytes of compressed values in the backing file."""
     index_bytes: int
-    """Bytes of keys and of what finds them."""
+    """Bytes of keys and of their index."""
 
     @property
     def hit_ratio(self) -> float:
-        """The share of lookups that found a value; 0.0 if there were none."""
+        """The fraction of lookups that found a value. 0.0 if there were no lookups."""
         lookups = self.hits + self.misses
         return self.hits / lookups if lookups else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUsage:
-    """Bytes of memory that a mapping takes, by part, and what a dict of the same values would.
+    """The memory of a mapping in bytes, by part, and that of a dict with the same values.
 
     Examples:
         >>> import batchzip
@@ -67,26 +67,27 @@ class MemoryUsage:
     """
 
     values: int
-    """Compressed values in the pool, with what the allocator loses to headers and gaps."""
+    """Compressed values in the pool, including the allocator's headers and gaps."""
     tables: int
-    """Entries of the store's table, and the pool's words."""
+    """Entries in the store's table, and the pool's word for each object."""
     index: int
-    """Keys, and what finds them."""
+    """Keys and their index."""
     dictionaries: int
     """Dictionaries, with the codec's tables and contexts for them."""
     in_dict: int
-    """What the values would take as bytes objects in a dict, with str keys as long as these."""
+    """Estimate for a dict of the serialised values as bytes, with str keys of the same length."""
 
     @property
     def total(self) -> int:
-        """Bytes that the mapping takes."""
+        """Bytes of all parts of the mapping together."""
         return self.values + self.tables + self.index + self.dictionaries
 
 
 def dict_bytes(count: int, key_bytes: int, value_bytes: int) -> int:
-    """Return the bytes of a dict of so many str keys and bytes values.
+    """Return an estimate of the bytes of a dict of `count` str keys and bytes values.
 
-    A dict has a power of two of places, of which up to two thirds are used; it grows to twice as many.
+    The number of slots of a dict is a power of two. At most two thirds of them are used. A full
+    dict doubles its slots.
     """
     if not count:
         return 64
@@ -95,5 +96,6 @@ def dict_bytes(count: int, key_bytes: int, value_bytes: int) -> int:
         places *= 2
     width = 1 if places < 1 << 8 else 2 if places < 1 << 16 else 4
     table = 96 + places * width + places * 2 // 3 * _DICT_PLACE
-    objects = count * (_BYTES_HEAD + _STR_HEAD + _OBJECT)  # half a rounding for each of the two
+    # malloc rounds each of the two objects up, by half of _OBJECT on average.
+    objects = count * (_BYTES_HEAD + _STR_HEAD + _OBJECT)
     return table + objects + key_bytes + value_bytes

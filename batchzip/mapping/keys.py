@@ -1,15 +1,15 @@
-"""Keys: from what a user has as a key to what the core keeps of it, and back.
+"""Keys: convert a user's keys to the core's plain keys, and back.
 
-    str, bytes, int, bool, None, tuples of these   kept as bytes (core/keys.pyx)
-    subclasses of these, NumPy's integers          as the plain key that they are equal to
-    others, with `key_serializer`                  the bytes that its `dumps` gives
-    tuples with anything else that has a hash      as objects, under a number
+    str, bytes, int, bool, None, tuples of these   stored as bytes (core/keys.pyx)
+    subclasses of these, NumPy's integers          stored as the plain key that they are equal to
+    other types, with `key_serializer`             stored as the bytes that its `dumps` returns
+    tuples of other hashable objects               kept as Python objects, with a number each
 
-A key kept as an object is found by a dict from it to its number. That dict calls `__hash__` and `__eq__`
-of what is in the tuple, outside of everything else: they may use the mapping.
+A dict maps each key that is kept as an object to its number. That dict calls the `__hash__` and
+`__eq__` of the tuple's items. No lock is held then, so they may use the mapping.
 
-Locks: none. A number is registered before the value is stored under it and once more afterwards, as
-another thread may just have taken the key's last value out, and its number with it.
+Locks: none. A number is registered before a value is stored with it, and once more afterwards:
+another thread may have removed the key's last value, and with it the number, in between.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Key: TypeAlias = str | bytes | int | tuple[Any, ...] | None
 
 _PLAIN = frozenset({str, bytes, int, bool, type(None), Opaque})
 
-_AGAIN = 64
-"""Keys kept as objects, after as many more of which those are dropped that have no value any more."""
+_SWEEP_AFTER = 64
+"""Number of objects, beyond twice those that the last sweep left, that starts the next sweep."""
 
 
 class _NoPlainKeyError(Exception):
-    """A key that is equal to no plain one."""
+    """The key is not equal to any plain key."""
 
 
 class Keys:
@@ -53,13 +53,14 @@ class Keys:
 
     @property
     def has_objects(self) -> bool:
-        """Whether there may be keys kept as objects."""
+        """Whether any key is kept as an object."""
         return bool(self._objects)
 
     def find(self, key: object) -> object:
-        """Return the plain key of one to look for; `Opaque(0)`, which nobody has, for a key that is not there.
+        """Return the plain key to look up.
 
-        Raise TypeError for what has no hash.
+        Return `Opaque(0)`, which no value has, for an unknown object. Raise TypeError if a key is
+        not hashable.
         """
         try:
             return _plain(key)
@@ -70,7 +71,10 @@ class Keys:
         return Opaque(self._numbers.get(key, 0))
 
     def add(self, key: object) -> object:
-        """Return the plain key of one to store a value under. Raise NotStorable for one that cannot be."""
+        """Return the plain key to store a value with, and register an object if need be.
+
+        Raise NotStorable for a type that cannot be a key, and TypeError if it is not hashable.
+        """
         try:
             return _plain(key)
         except _NoPlainKeyError:
@@ -79,19 +83,19 @@ class Keys:
             return self._serialized(key)
         if not isinstance(key, tuple):
             raise NotStorable(
-                f"a key is str, bytes, int, None or a tuple, not {type(key).__name__}: "
-                "give the mapping a key_serializer= for others"
+                f"a key must be str, bytes, int, None or a tuple, not {type(key).__name__}: "
+                "give the mapping a key_serializer= for other types"
             )
-        number = self._numbers.setdefault(key, next(self._counter))  # TypeError: no hash
+        number = self._numbers.setdefault(key, next(self._counter))  # TypeError if not hashable
         self._objects.setdefault(number, key)
         return Opaque(number)
 
     def _serialized(self, key: object) -> Opaque:
-        assert self._serializer is not None  # noqa: S101 - the callers' check
+        assert self._serializer is not None  # noqa: S101 - the callers checked it
         return Opaque(0, bytes(self._serializer.dumps(key)))
 
     def confirm(self, plain: Opaque, key: Any) -> bool:
-        """Register a key once more, now that it has a value. Return False if it has another number by now."""
+        """Register a key again after its value was stored. Return False if its number changed."""
         if plain.data is not None or plain.number in self._objects:
             return True
         if self._numbers.setdefault(key, plain.number) != plain.number:
@@ -100,15 +104,18 @@ class Keys:
         return True
 
     def forget(self, plain: object) -> None:
-        """Drop the object of a key whose value is gone."""
+        """Drop the object of a key whose value was removed."""
         if isinstance(plain, Opaque) and plain.number:
             key = self._objects.pop(plain.number, None)
             if key is not None and self._numbers.get(key) == plain.number:
                 self._numbers.pop(key, None)
 
     def sweep(self, live: Callable[[], Iterable[object]]) -> None:
-        """Drop objects of keys whose values went without `forget`: their time was over."""
-        if len(self._objects) < 2 * self._swept_at + _AGAIN:
+        """Drop the objects of keys whose values expired, for which the core did not call `forget`.
+
+        `live` returns the plain keys that have a value.
+        """
+        if len(self._objects) < 2 * self._swept_at + _SWEEP_AFTER:
             return
         stale = list(self._objects)
         kept = {plain.number for plain in live() if isinstance(plain, Opaque)}
@@ -122,11 +129,11 @@ class Keys:
         self._numbers, self._objects = {}, {}
 
     def back(self, plain: list[Any]) -> list[Any]:
-        """Return the user's keys of plain ones; without those that are gone."""
+        """Return the user's keys of plain keys. Leave out keys whose objects were dropped."""
         return [self._key(key) if isinstance(key, Opaque) else key for key in self.known(plain)]
 
     def known(self, plain: list[Any]) -> list[Any]:
-        """Return those of some plain keys whose objects are still there."""
+        """Return the plain keys without those whose objects were dropped."""
         if not self._objects and self._serializer is None:
             return plain
         return [key for key in plain if not self._is_gone(key)]
@@ -138,18 +145,18 @@ class Keys:
 
     def _key(self, plain: Opaque) -> Any:
         if plain.data is not None:
-            assert self._serializer is not None  # noqa: S101 - who made it
+            assert self._serializer is not None  # noqa: S101 - it made the bytes
             return self._serializer.loads(plain.data)
         return self._objects.get(plain.number)
 
     def shown(self, plain: object) -> str:
-        """Return a key's repr, for a message."""
+        """Return the repr of a plain key's user key, for a message."""
         found = self.back([plain])
-        return shown(found[0]) if found else "of a key that is gone"
+        return shown(found[0]) if found else "that was removed meanwhile"
 
 
 def _plain(key: object) -> object:
-    """Return the plain key that a key is equal to, or raise _NoPlainKeyError."""
+    """Return the plain key that a key is equal to. Raise _NoPlainKeyError if there is none."""
     if type(key) in _PLAIN:
         return key
     if isinstance(key, (np.integer, np.bool_, np.str_, np.bytes_)):
@@ -160,7 +167,8 @@ def _plain(key: object) -> object:
             if own.__hash__ is not kind.__hash__ or own.__eq__ is not kind.__eq__:
                 raise _NoPlainKeyError
             if kind is tuple:
-                return tuple(_plain(item) for item in tuple.__iter__(key))  # type: ignore[arg-type] # it is one
+                items = tuple.__iter__(key)  # type: ignore[arg-type] # it is a tuple
+                return tuple(_plain(item) for item in items)
             return _base(key)
     if isinstance(key, numbers.Number):
         try:
@@ -173,9 +181,9 @@ def _plain(key: object) -> object:
 
 
 def _base(key: object) -> object:
-    """Return the plain str, bytes or int of an instance of a subclass, without any of its own code."""
+    """Return an instance of a subclass as str, bytes or int, without calling its overrides."""
     if isinstance(key, str):
         return str.__str__(key)
     if isinstance(key, bytes):
         return bytes.__getitem__(key, slice(None)) if type(key) is not bytes else key
-    return int.__int__(key)  # type: ignore[arg-type] # it is one
+    return int.__int__(key)  # type: ignore[arg-type] # it is an int

@@ -1,13 +1,14 @@
-"""Pages: values too large to be compressed in one call, and those of codecs in Python, on pages of the group.
+"""Pages: store large values, and all values of codecs in Python, as pages of the group.
 
-    part 0, whole pages │ part 1, whole pages │ … │ the tails of all, joined
+    part 0, whole pages │ part 1, whole pages │ … │ the tails of all parts, joined
 
-Whole pages of a part are compressed from where they are and restored to where they stay: an array of a
-million bytes is not copied on its way in, and its tail of less than a page is the only copy. All tails
-share the last pages.
+The whole pages of a part are compressed from the caller's memory and decompressed into the memory
+of the result. Of an array of a million bytes, only the tail of less than a page is copied. The
+tails of all parts share the last pages.
 
-Pages are never written over: a new value takes new indices. Those of the old one are free when nobody refers
-to its LargeValue any more (core/indices.pyx), so a reader gets all of one value.
+Pages are never overwritten: a new value takes new indices. The indices of the old value are freed
+when its LargeValue has no references any more (core/indices.pyx). A reader therefore gets all bytes
+from one value.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ class Pages:
     """Writes and reads the large values of one mapping. Thread-safe."""
 
     def __init__(self, group: Group) -> None:
-        self.space = IndexSpace(group._entries)  # noqa: SLF001 - it erases what is gone
+        self.space = IndexSpace(group._entries)  # noqa: SLF001 - erases entries of freed indices
         self._group = group
         self._page_size = group.page_size
 
     def write(self, parts: Sequence[Flat]) -> LargeValue:
-        """Store the parts of a value. Raise StoreRejected; nothing of it is stored then."""
+        """Store the parts of a value. Raise StoreRejected, after which no part of it is stored."""
         size = self._page_size
         lengths = [len(part) for part in parts]
         tails = b"".join(part[len(part) - len(part) % size :] for part in parts)
@@ -55,11 +56,11 @@ class Pages:
                     at += pages
             return LargeValue(lengths, reservation)
         finally:
-            # An exception keeps this frame, and the indices would be taken as long as it is kept.
+            # An exception keeps this frame alive, and the frame would keep the indices taken.
             del reservation
 
     def read(self, value: LargeValue) -> list[memoryview]:
-        """Return the parts of a value, in memory that becomes the caller's. Raise as `Group.load_many`."""
+        """Return the parts of a value, in new memory. Raise as `Group.load_many`."""
         if value.reservation is None:
             return [memoryview(bytearray(0)) for _ in value.lengths]
         size, at = self._page_size, value.reservation.first

@@ -1,14 +1,15 @@
-"""Room: what a mapping does when it is full.
+"""Room: make room in a mapping that is full.
 
-    "raise"   refuses values until enough were taken out: StoreRejected says what to do
-    "spill"   moves the coldest values to the store's backing file
-    "evict"   forgets the coldest values: it is a cache
+    "raise"   rejects values until enough were removed. StoreRejected says what to do.
+    "spill"   moves the coldest values to the store's backing file.
+    "evict"   removes the coldest values: the mapping is a cache.
 
-Full is a mapping whose compressed values have `max_bytes` in the pool, or whose store is at its own limit. The
-coldest value is the one that was not used for longest, with a second chance (core/lru.pyx).
+A mapping is full if its compressed values take `max_bytes` in the pool, or if its store is at its
+own limit. The coldest value is the least recently used one, with a second chance (core/lru.pyx).
 
-A value that is put in is never the one that goes, unless it alone is larger than the limit. For a moment
-the pool holds it beside those that go then: it, or of a batch, a 64th of the limit, or 64 values.
+A new value is never evicted itself, unless it alone is larger than the limit. For a moment, the
+pool holds new values in addition to those that they evict: one value, or of a batch a 64th of the
+limit or 64 values, whichever is more.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
 ON_FULL = ("raise", "spill", "evict")
 
 _SPILLED = 256
-"""Values that go to the file in one go when the store's pool is full."""
+"""Number of values per writeback to the backing file when the store's pool is full."""
 
 _MOST_TRIES = 64
-"""Times that room is made for one value: its store's limit may be full of what is not the mapping's."""
+"""Attempts to make room for one value. Other groups may have filled the store to its limit."""
 
 
 class Room:
-    """Makes room in one mapping. Thread-safe; `on_evict` is called outside of all locks."""
+    """Makes room in one mapping. Thread-safe. `on_evict` is called without any lock held."""
 
     def __init__(
         self,
@@ -49,8 +50,8 @@ class Room:
         on_evict: Callable[[Any, Any], object] | None,
     ) -> None:
         if on_full not in ON_FULL:
-            raise BadArgument(f"on_full is 'raise', 'spill' or 'evict', not {on_full!r}")
-        if on_full == "spill" and group._resources.backing is None:  # noqa: SLF001 - a mapping is a group's user
+            raise BadArgument(f"on_full must be 'raise', 'spill' or 'evict', not {on_full!r}")
+        if on_full == "spill" and group._resources.backing is None:  # noqa: SLF001 - as below
             raise BadArgument(
                 "on_full='spill' needs a store with a backing file: SwapStore(…, backing=folder)"
             )
@@ -58,18 +59,18 @@ class Room:
         self.max_bytes = max_bytes
         self.on_evict = on_evict
         self._group = group
-        self._resources = group._resources  # noqa: SLF001
+        self._resources = group._resources  # noqa: SLF001 - the mapping's own group
         self._records = records
         self._keys = keys
 
     @property
     def hard_limit(self) -> int:
-        """Bytes that no value may take the mapping beyond; 0: there is no such limit."""
+        """Pool bytes above which the core rejects a value. 0: no such limit."""
         return self.max_bytes or 0 if self.on_full == "raise" else 0
 
     @property
     def slack(self) -> int:
-        """Bytes of values of a batch that may be in before `keep` is called; 0: as many as there are."""
+        """Bytes of a batch's values to store before `keep` is called. 0: the whole batch."""
         return 0 if self.max_bytes is None else max(1, self.max_bytes // 64)
 
     @property
@@ -77,7 +78,7 @@ class Room:
         return self._resources.accept_threshold_percent
 
     def check(self) -> None:
-        """Raise StoreRejected if nothing is taken in now."""
+        """Raise StoreRejected if the mapping or its store accepts no values at present."""
         if self.on_full != "raise" or (
             self.max_bytes is None and self._resources.pool.max_bytes is None
         ):
@@ -87,16 +88,19 @@ class Room:
             raise self.rejection(refusal.reason, refusal.text)
 
     def rejection(self, reason: str, text: str) -> StoreRejected:
-        """Return the error of a value that is not taken in."""
+        """Return the error for a value that was rejected."""
         if reason != "pool_limit_hit":
             return StoreRejected(reason, text)
-        advice = f"values are taken in again below {self._percent} % of it"
+        advice = f"values are accepted again below {self._percent} % of the limit"
         if self.on_full == "raise":
             advice += ": delete some, raise the limit, or make the mapping with on_full='evict'"
         return StoreRejected(reason, f"{text}; {advice}")
 
     def keep(self, take: Callable[[Any], Any]) -> None:
-        """See that the mapping has no more than its limit. `take` takes a value out, by its plain key."""
+        """Evict or spill values until the mapping is within its limit.
+
+        `take` removes the value of a plain key and returns it.
+        """
         limit = self.max_bytes
         if limit is None or self._group._pool_bytes() <= limit:  # noqa: SLF001
             return
@@ -104,11 +108,14 @@ class Room:
             self.evict_to(limit, take)
         elif self.on_full == "spill":
             self._resources.wake()
-            with contextlib.suppress(OSError):  # the next value is told
+            with contextlib.suppress(OSError):  # values stay in the pool; the next put tries again
                 self._group._shrink_to(limit * self._percent // 100)  # noqa: SLF001
 
     def make(self, code: int, tries: int, take: Callable[[Any], Any]) -> bool:
-        """Make room for a value that the pool has none for. Return whether it is worth another try."""
+        """Make room in the pool for a value. Return whether to try again.
+
+        `code` is the negative errno of attempt number `tries`. `take` is as in `keep`.
+        """
         if code != -errno.ENOSPC or tries >= _MOST_TRIES:
             return False
         self._resources.full.full = True
@@ -130,7 +137,7 @@ class Room:
             return False
 
     def evict_to(self, target: int, take: Callable[[Any], Any]) -> None:
-        """Forget the coldest values until the mapping has no more than `target` bytes in the pool."""
+        """Evict the coldest values until the mapping has at most `target` bytes in the pool."""
         if self.on_evict is None and not self._keys.has_objects:
             self._records.shrink(target)
             self._group._settle()  # noqa: SLF001

@@ -1,17 +1,17 @@
-"""Paged memory: arrays larger than their RAM budget, whose cold pages lie compressed in a store.
+"""Paged memory: arrays larger than their RAM budget, with cold pages compressed in a store.
 
-memory.py        PagedMemory: what is called; paged_empty, memory_of
-blocks.py        what an array of it stands on, and where its pages are
-ranges.py        the bytes of an array
-region.py        the group of its store that has its pages
+memory.py        the public interface: PagedMemory, paged_empty, memory_of
+blocks.py        the pages of one array
+ranges.py        the address range of an array
+region.py        the group of the store that holds the pages
 watcher.py       the thread that makes room in the pool
-statistics.py    what happened, and how long faults took
-report.py        what a check found
-availability.py  what this system offers for it, in words
-machine.py       the memory that the process may use
+statistics.py    counters, and the latency of faults
+report.py        the result of a check
+availability.py  whether this system supports paged memory, and why not
+machine.py       the memory limit of the process
 
-Faults are served, and cold pages found and compressed, by threads of the core (core/pager.pyx), which never take
-the GIL.
+Threads of the core (core/pager.pyx) serve the faults, find cold pages and compress them. They never
+take the GIL.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What this system offers for paged memory, and why not more, in words.
+"""Availability: find out whether this system supports paged memory, and explain why not.
 
-A process that handles its own page faults asks the kernel for a userfaultfd. There are three ways to one. They are
-tried in this order:
+A process that handles its own page faults asks the kernel for a userfaultfd. There are three ways
+to get one. They are tried in this order:
 
-    the system call        root, CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd=1
-    /dev/userfaultfd       whoever may open it
-    user mode only         anybody; a system call that is handed cold memory fails with EFAULT
+    the system call     needs root, CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd=1
+    /dev/userfaultfd    needs the permission to open it
+    user mode only      needs no privilege. A system call on cold memory fails with EFAULT.
 """
 
 from __future__ import annotations
@@ -21,44 +21,41 @@ from batchzip.system.limits import named
 _NAMES = {
     "syscall": "the system call userfaultfd",
     "device": "/dev/userfaultfd",
-    "user mode": "the system call userfaultfd, for touches in user mode only",
+    "user mode": "the system call userfaultfd, for faults in user mode only",
 }
 
-_FILTERED = "or a filter of system calls forbids it, as containers have it"
+_FILTERED = "a filter of system calls (seccomp, as in containers) forbids it"
+_HIDDEN = "the kernel has no userfaultfd, or a filter of system calls (seccomp) hides it"
 
 _REASONS = {
     ("syscall", errno.EPERM): (
-        f"it takes root, CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1, {_FILTERED}"
+        f"it needs root, CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1, or {_FILTERED}"
     ),
-    ("device", errno.ENOENT): "it is not there: Linux 6.1 or newer has it, where /dev is complete",
-    ("device", errno.EACCES): "this user may not open it: its owner may allow that by chmod",
-    ("device", errno.EPERM): f"this user may not open it, {_FILTERED}",
-    ("user mode", errno.EPERM): "a filter of system calls forbids it, as containers have it",
+    ("syscall", errno.ENOSYS): _HIDDEN,
+    ("device", errno.ENOENT): "it does not exist: it needs Linux 6.1 and a complete /dev",
+    ("device", errno.EACCES): "this user may not open it: its owner can allow that with chmod",
+    ("device", errno.EPERM): f"this user may not open it, or {_FILTERED}",
+    ("user mode", errno.EPERM): _FILTERED,
     ("user mode", errno.EINVAL): "the kernel is older than Linux 5.11",
-    (
-        "syscall",
-        errno.ENOSYS,
-    ): "the kernel has no userfaultfd, or a filter of system calls hides it",
-    ("user mode", errno.ENOSYS): (
-        "the kernel has no userfaultfd, or a filter of system calls hides it"
-    ),
+    ("user mode", errno.ENOSYS): _HIDDEN,
 }
 
 _WANTED = {
     CLEAN_PAGES: (
-        "The kernel does not tell which pages were written (Linux 6.7 does): "
-        "each page that was restored is compressed again."
+        "The kernel does not report which pages were written (Linux 6.7 does): "
+        "each restored page is compressed again."
     ),
     POISONING: (
-        "The kernel cannot mark a page as lost (Linux 6.6 can): touching one ends in SIGSEGV, not SIGBUS."
+        "The kernel cannot mark a page as lost (Linux 6.6 can): "
+        "touching one ends in SIGSEGV, not SIGBUS."
     ),
 }
-"""By features, what is without them."""
+"""For each optional feature, the consequence of its absence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether paged memory works here, and how. True if it does; `str()` says it in words.
+    """Whether paged memory works here, and in which way. True if it does. `str()` explains it.
 
     Examples:
         >>> import batchzip
@@ -68,52 +65,55 @@ class Availability:
     """
 
     way: str | None
-    """How a userfaultfd is had: "syscall", "device" or "user mode"; None: not at all."""
+    """How the process gets a userfaultfd: "syscall", "device" or "user mode". None: not at all."""
     refused: dict[str, str]
-    """Why not by the ways that come before, by way."""
+    """The ways that were tried before and failed, with the reasons."""
     enough: bool
-    """Whether the kernel's userfaultfd handles what paged memory needs."""
+    """Whether the kernel's userfaultfd has all features that paged memory needs."""
     wanted: tuple[str, ...]
-    """What the kernel lacks that it can do without, and what is instead."""
+    """Optional features that the kernel lacks, with the consequences."""
 
     def __bool__(self) -> bool:
         return self.way is not None and self.enough
 
     def __str__(self) -> str:
         if self.way is None:
-            parts = ["Paged memory does not work here: the process gets no userfaultfd."]
+            parts = ["Paged memory does not work here: the process cannot get a userfaultfd."]
         elif not self.enough:
-            why = "the kernel tells no faults of shared memory (Linux 5.14 does)"
+            why = "the kernel does not report faults in shared memory (Linux 5.14 does)"
             parts = [f"Paged memory does not work here: {why}."]
         else:
             parts = [f"Paged memory works here, by {_NAMES[self.way]}."]
             if self.way == "user mode":
                 parts.append(
-                    "A system call that is handed cold memory fails with EFAULT: "
+                    "A system call on cold memory fails with EFAULT: "
                     "wrap it in `with memory.resident(array):`."
                 )
         for way, reason in self.refused.items():
-            parts.append(f"Not by {_NAMES[way]}: {reason}.")
+            parts.append(f"Unavailable: {_NAMES[way]}: {reason}.")
         return " ".join([*parts, *self.wanted])
 
 
 def available() -> Availability:
-    """Find out whether paged memory works in this process, by which way, and why not by the others.
+    """Return whether paged memory works in this process, in which way, and why not in others.
 
     Examples:
         >>> import batchzip
         >>> if not batchzip.paged.available():
-        ...     print(batchzip.paged.available())  # says in words what is missing
+        ...     print(batchzip.paged.available())  # explains what is missing
     """
     return _explained(*probe())
 
 
 def require() -> None:
-    """Raise PagingUnavailable where paged memory does not work here, and LimitReached where a limit is why."""
+    """Raise PagingUnavailable if paged memory does not work here.
+
+    Raise LimitReached instead if a limit of the process or the system is the reason.
+    """
     way, features, failed = probe()
     for number in failed.values():
         if way is None and number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise named(OSError(number, os.strerror(number)), "no userfaultfd can be had")
+            raise named(OSError(number, os.strerror(number)), "no userfaultfd can be opened")
     ways = _explained(way, features, failed)
     if not ways:
         raise PagingUnavailable(str(ways))

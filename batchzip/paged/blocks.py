@@ -1,9 +1,9 @@
-"""Blocks: what the arrays of a paged memory stand on.
+"""Blocks: the memory behind the arrays of a paged memory.
 
-array, its views ─▶ Block ─▶ Extent   pages of the region: free again when the block goes
-                         └─▶ PagedMemory, which lives as long as any array of it
+array, its views ─▶ Block ─▶ Extent       pages of the region, freed when the block is collected
+                         └─▶ PagedMemory  stays open as long as any of its arrays exists
 
-Any view that NumPy, pandas or torch makes of an array keeps the block, through the array it is a view of.
+A view that NumPy, pandas or torch makes of an array refers to that array, and so keeps the block.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Block:
-    """The pages of one array, which keeps it as its base."""
+    """The pages of one array. The array refers to it as its base."""
 
     __slots__ = ("__weakref__", "address", "count", "extent", "first", "memory", "nbytes")
 
@@ -42,12 +42,12 @@ class Block:
         }
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Make the array that stands on it."""
+        """Return an array over this memory."""
         return np.ndarray(shape, dtype, buffer=np.asarray(self))
 
 
 def block_of(array: object) -> Block | None:
-    """Return the block that an array, or a view of one, stands on; None: it is no paged memory's."""
+    """Return the block of an array or view. Return None if it is not in a paged memory."""
     base = array
     while base is not None and not isinstance(base, Block):
         base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)

@@ -1,4 +1,4 @@
-"""The memory that this process may use: the machine's, or what its control groups allow of it."""
+"""The memory that this process may use: the machine's, or less if its control groups limit it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from batchzip.system.control_groups import own_groups, words
 
 _LIMITS = "memory.max", "memory.limit_in_bytes"
-"""Where a control group says its limit, in version 2 and in version 1."""
+"""Files with the limit of a control group, in version 2 and in version 1."""
 
 
 def memory_limit(root: Path = Path("/")) -> tuple[int, str] | None:
-    """Return the bytes of memory that there are for this process, and what says so; None: nothing does.
+    """Return the bytes of memory that this process may use, and the name of what limits it.
 
-    `root` is the folder under which `proc` and the control groups are looked for.
+    Return None if no limit is known. `root` is the folder that contains `proc` and `sys`.
     """
     found = []
     for line in (root / "proc/meminfo").read_text("utf-8", "replace").splitlines():
@@ -22,11 +22,11 @@ def memory_limit(root: Path = Path("/")) -> tuple[int, str] | None:
             found.append((int(value.split()[0]) << 10, "the machine"))
     try:
         folders = list(own_groups(root, "memory"))
-    except (OSError, ValueError, IndexError):  # /proc is unlike any known one
+    except (OSError, ValueError, IndexError):  # /proc has an unknown format
         folders = []
     for folder in folders:
         for name in _LIMITS:
             limit = words(folder / name)
-            if limit and limit[0].isdigit():  # version 2 has "max" where there is none
+            if limit and limit[0].isdigit():  # version 2 says "max" if there is no limit
                 found.append((int(limit[0]), "its control group"))
     return min(found, default=None)

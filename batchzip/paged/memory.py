@@ -1,12 +1,13 @@
 """PagedMemory: arrays larger than their RAM budget.
 
-    array ─▶ touch of a cold page ─▶ core/pager.pyx: entry of the Region ─▶ decompressed, mapped
-    more than the budget ─▶ the same: pages that nobody touches ─▶ compressed into the store
+    touch of a cold page ─▶ core/pager.pyx: entry of the Region ─▶ decompressed, mapped
+    budget exceeded      ─▶ core/pager.pyx: coldest pages ─▶ compressed into the store
     no room in the pool  ─▶ Watcher ─▶ store.shrink() ─▶ backing file
 
-What is called, and what of its arguments is wrong; what is done for each page is the core's.
+This module is the public interface and checks its arguments. The core does all work per page.
 
-A memory lives as long as it is open or any array of it lives: code that has an array need not know of it.
+A memory exists as long as the caller or any of its arrays refers to it. Code that uses an array
+need not know about the memory.
 """
 
 from __future__ import annotations
@@ -66,49 +67,57 @@ if TYPE_CHECKING:
     Shape = SupportsIndex | Sequence[SupportsIndex]
 
 LEAST_PAGES = 2
-"""Pages that a budget has at least: an instruction may touch two at once."""
+"""Minimum number of pages in a budget: one instruction may touch two pages."""
 
 _LARGEST_PAGE = 64 << 10
 
 _RUN_BYTES = 256 << 10
-"""Bytes of pages that the pager compresses in one go: less room than that in the pool is none."""
+"""Bytes of pages that the pager compresses together. A pool with less room counts as full."""
 
 _MOST_THREADS = 64
 _DEFAULT_THREADS = 4
-"""At most, and one for two CPUs: the program that waits has work, too."""
+"""Maximum of the default number of fault threads, which leaves CPUs to the program."""
 
 _ADVICE = {each.name.lower(): each for each in AccessAdvice}
 
 
 class PagedMemory(Owned):
-    """A region of memory whose cold pages lie compressed in a store; its arrays are ordinary ones.
+    """A region of memory whose cold pages are compressed in a store. Its arrays are ordinary ones.
 
-    `size`        bytes of the region: what its arrays may take together.
-    `budget`      bytes of it that may lie in RAM as they are. All else is compressed. Both are rounded up to pages.
-    `algorithm`   what pages are compressed with: a codec that is a C function (lz4, lz4hc, zstd).
-    `page_size`   bytes that are compressed together; a power of two, from the machine's page (4096 mostly) to 65536.
-    `backing`     where compressed pages go that the pool has no room for, as in SwapStore; an object has to be
-                  a file with a descriptor. With `max_pool_bytes` and `max_backing_bytes` it is as there.
-    `name`        of the group in `store` that has the pages.
-    `fault_threads`  threads of the core that restore pages; by default one for two CPUs, 1 to 4.
-    `parameters`  the algorithm's own, and Engine's `shuffle` and `verify`.
+    `size`        bytes of the region: the maximum of all arrays together.
+    `budget`      bytes of the region that may be in RAM uncompressed. All other pages are
+                  compressed. Both sizes are rounded up to whole pages.
+    `algorithm`   compresses the pages: a codec that is a C function (lz4, lz4hc, zstd).
+    `page_size`   bytes that are compressed together: a power of two, from the machine's page size
+                  (usually 4096) to 65536.
+    `backing`     takes compressed pages for which the pool has no room, as in SwapStore. A file
+                  object needs a descriptor. `max_pool_bytes` and `max_backing_bytes` are the limits
+                  of the pool and of the file, as there.
+    `name`        is the name of the group in `store` that holds the pages.
+    `fault_threads`  is the number of core threads that restore pages. The default is one per two
+                  CPUs, from 1 to 4.
+    `parameters`  are the algorithm's own parameters, and `shuffle` and `verify` of Engine.
 
-    Reading and writing an array needs no call of this class: a touch of a cold page waits some microseconds. Any
-    thread may do so, and code in C. `store` is the store: limits, `share`, `check`, metrics.
+    Reading and writing an array needs no call of this class. A touch of a cold page waits a few
+    microseconds. Any thread may touch pages, and so may C code. `store` is the store, with its
+    limits, `share`, `check` and metrics.
 
-    A system call that is handed cold memory works if `batchzip.paged.available()` names the system call or the device.
-    If it names user mode only, such a call fails with EFAULT, unless it is made in `with memory.resident(array):`.
+    System calls on cold memory work if `batchzip.paged.available()` names the system call or the
+    device. If it names user mode only, they fail with EFAULT, except within a `with` statement of
+    `memory.resident(array)`.
 
-    A page that cannot be restored, as its compressed bytes are damaged, ends the thread that touches it with SIGBUS, after a
-    line on stderr. So does a touch after `close`. `check` finds damage before. If there is room for cold pages
-    neither in the pool nor in the file, the budget is exceeded, and the logger `batchzip` says so.
+    A page cannot be restored if its compressed bytes are damaged. A touch of such a page prints a
+    line on stderr and sends SIGBUS to the thread, which kills the process. So does a touch after
+    `close`. `check` finds such damage beforehand. If neither the pool nor the file has room for
+    cold pages, the budget is exceeded, and the logger `batchzip` reports it.
 
-    Bound to the process that made it: a forked child has none of its memory, and dies when it touches an array.
-    An open memory lives as long as any of its arrays does.
+    A memory belongs to the process that made it. A forked child does not inherit the memory, and
+    touching an array kills the child. An open memory exists as long as any of its arrays.
 
-    Raises BadArgument; PagingUnavailable where the system has no userfaultfd for this process; LimitReached,
-    which names the limit, where it has no memory, addresses, threads or descriptors; OSError where the
-    backing file cannot be had. Nothing is left then.
+    Raises BadArgument for an invalid argument, PagingUnavailable if the process cannot get a
+    userfaultfd, LimitReached with the name of the limit if memory, address space, threads or
+    descriptors run out, and OSError if the backing file cannot be opened. Nothing is left behind
+    then.
 
     Examples:
         >>> import numpy as np
@@ -122,7 +131,7 @@ class PagedMemory(Owned):
         True
     """
 
-    _instead = ": pickle its arrays, which are copied then"
+    _instead = ": pickle its arrays, which copies them"
 
     def __init__(
         self,
@@ -156,10 +165,11 @@ class PagedMemory(Owned):
                     max_backing_bytes=max_backing_bytes,
                 )
             )
-            file = self._store._resources.backing  # noqa: SLF001 - a region is a group of it, with other means
+            file = self._store._resources.backing  # noqa: SLF001 - a region is one of its groups
             if file is not None and file.descriptor is None:
                 raise BadArgument(
-                    f"pages are read from the backing file by its descriptor, and {file.name} has none: give a path, or a file"
+                    "paged memory reads the backing file by its descriptor, "
+                    f"and {file.name} has none: pass a path, or a file with a descriptor"
                 )
             region = self._store._new_group(  # noqa: SLF001
                 "region" if name is None else name, None, Region
@@ -169,7 +179,7 @@ class PagedMemory(Owned):
             self._pages = pages
             _open(region, pages, budget_pages, threads)
             self._blocks: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
-            """By the number of their first page."""
+            """Blocks by the number of their first page."""
             watcher = Watcher(region.pager, weakref.ref(self))
             self._watcher = threading.Thread(target=watcher.run, name="batchzip-pager", daemon=True)
             begin(self._watcher)
@@ -190,18 +200,18 @@ class PagedMemory(Owned):
     def _enter(self) -> None:
         if self._unusable:
             self._refuse()
-        self._region._enter()  # noqa: SLF001 - a part of it, which somebody may have closed
+        self._region._enter()  # noqa: SLF001 - a part of this, which may have been closed
 
     @property
     def _pager(self) -> Pager:
-        """The core's part. Raise ClosedError."""
+        """The core's pager. Raise ClosedError if it is closed."""
         return self._region.pager
 
-    # What it is.
+    # Sizes and limits.
 
     @property
     def store(self) -> SwapStore:
-        """The store that has the cold pages; it is closed with the memory, and the memory with it."""
+        """The store that holds the cold pages. Closing one of the two closes the other."""
         return self._store
 
     @property
@@ -211,17 +221,20 @@ class PagedMemory(Owned):
 
     @property
     def page_size(self) -> int:
-        """Bytes that are compressed together."""
+        """Bytes per page: the unit that is compressed."""
         return self._page_size
 
     @property
     def free_bytes(self) -> int:
-        """Bytes of the region that no array has."""
+        """Bytes of the region that are in no array."""
         return self.size - sum(count for _, count in self._taken()) * self._page_size
 
     @property
     def budget(self) -> int:
-        """Bytes of the region that may lie in RAM as they are. It may be set; then pages go in the background."""
+        """Bytes of the region that may be in RAM uncompressed.
+
+        Setting a smaller budget compresses the excess pages in the background.
+        """
         self._enter()
         return self._pager.budget * self._page_size
 
@@ -231,23 +244,25 @@ class PagedMemory(Owned):
         self._pager.budget = self._as_budget(value, self._pages)
 
     def _as_budget(self, value: object, pages: int) -> int:
-        """Return a budget in pages; raise BadArgument."""
+        """Return a budget in pages. Raise BadArgument."""
         size = self._page_size
         given = as_integer(value, "budget", LEAST_PAGES * size, pages * size)
         limit = _memory_limit()
         if limit is not None and given > limit[0]:
             raise BadArgument(
-                f"budget must be at most the {limit[0]:,} bytes of memory that {limit[1]} has, not {given:,}"
+                f"budget must be at most the {limit[0]:,} bytes of memory that {limit[1]} has, "
+                f"not {given:,}"
             )
         return -(-given // size)
 
     # Arrays.
 
     def array(self, shape: Shape, dtype: npt.DTypeLike = "f8") -> Array:
-        """Make an array of zeros, in C order. Its pages are free again when it and its views are gone.
+        """Make an array of zeros, in C order. Its pages are freed with the array and its views.
 
-        It takes whole pages; one without bytes takes none, and is no memory of this. Raises RegionFull,
-        a MemoryError, where it does not fit, and NotStorable, a TypeError, for a type with Python objects.
+        An array takes whole pages. An array of zero bytes takes none and lies outside the region.
+        Raise RegionFull, a MemoryError, if the array does not fit, and NotStorable, a TypeError,
+        for a dtype with Python objects.
         """
         self._enter()
         kind = _as_dtype(dtype)
@@ -258,7 +273,7 @@ class PagedMemory(Owned):
         return self._block(nbytes).array(lengths, kind)
 
     def _block(self, nbytes: int) -> Block:
-        """Return unused pages with room for `nbytes`, all zeros. Raise RegionFull."""
+        """Return unused pages of zeros for `nbytes`. Raise RegionFull."""
         wanted = -(-nbytes // self._page_size)
         if wanted > self._pages:
             raise self._no_room(wanted)
@@ -272,18 +287,19 @@ class PagedMemory(Owned):
 
     @contextlib.contextmanager
     def allocator(self, threshold: SupportsIndex = 1 << 20) -> Iterator[None]:
-        """Have NumPy take the memory of new arrays from here, in a `with` statement.
+        """Make NumPy allocate new arrays in this memory, within a `with` statement.
 
             with memory.allocator():
                 a = np.empty(1 << 28)
 
-        Of arrays, results and temporaries of at least `threshold` bytes that this thread, or this task of asyncio, makes in it;
-        they stay here afterwards. One that does not fit raises MemoryError.
+        This affects arrays, results and temporaries of at least `threshold` bytes that the current
+        thread or asyncio task makes within the statement. They stay in this memory afterwards. An
+        array that does not fit raises MemoryError.
         """
         self._enter()
         least = as_integer(threshold, "threshold", self._page_size)
         low = self._pager.address
-        this = weakref.ref(self)  # small arrays keep the handler, too
+        this = weakref.ref(self)  # small arrays refer to the handler, too
 
         def take(nbytes: int) -> Block | None:
             memory = this()
@@ -292,66 +308,66 @@ class PagedMemory(Owned):
         handler = Handler(take, threshold=least, low=low, high=low + self.size)
         before: list[object] = []
         try:
-            before.extend(map(Handler.install, (handler,)))  # one step, as in `resident`
+            before.extend(map(Handler.install, (handler,)))  # atomic, as in `_resident`
             yield
         finally:
             for each in before:
                 restore(each)
 
     def _no_room(self, wanted: int) -> Exception:
-        """Return the exception for an array of `wanted` pages that could not be made."""
+        """Return the exception for an array of `wanted` pages that could not be allocated."""
         free = largest = at = 0
         for first, count in [*self._taken(), (self._pages, 0)]:
             free += first - at
             largest = max(largest, first - at)
             at = first + count
-        if largest >= wanted:  # it was not for want of pages
-            return named(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "no array can be made")
+        if largest >= wanted:  # the region has the pages; the system has no memory
+            error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            return named(error, "no array can be made")
         size = self._page_size
         return RegionFull(wanted * size, free * size, largest * size)
 
     def _taken(self) -> list[tuple[int, int]]:
-        """List the runs of pages that arrays have, in order: the first page of each, and how many."""
+        """Return the first page and the number of pages of each array, sorted."""
         return sorted((block.first, block.count) for block in list(self._blocks.values()))
 
-    # What may be said about them.
+    # Hints on pages.
 
     def evict(self, array: object) -> int:
-        """Compress the pages of an array, or of a view of one, now; how many were. They stay readable.
+        """Compress the pages of an array or view now. Return the number of pages evicted.
 
-        Pages are taken whole, with what else is in the first and the last one. Of a view with
-        gaps, all from the lowest byte to the highest goes. Pages that `resident` keeps stay, and so do those that
-        the store has no room for. Raises BadArgument for an array of no, or another, memory.
+        Whole pages are evicted, including other data in the first and the last one. A view with
+        gaps covers all pages from its lowest byte to its highest. Pages that `resident` pins are
+        skipped, as are pages for which the store has no room. Evicted pages stay readable. Raise
+        BadArgument if the array is not in this memory.
         """
         pages = self._pages_of(array)
         return self._pager.evict(*pages) if pages else 0
 
     def prefetch(self, array: object) -> None:
-        """Have the pages of an array, or of a view of one, restored in the background. Raises as `evict`."""
+        """Restore the pages of an array or view in the background. Raise as `evict`."""
         pages = self._pages_of(array)
         if pages:
             self._pager.prefetch(*pages)
 
     def advise(self, array: object, advice: str) -> None:
-        """Say how an array, or a view of one, will be read: "sequential", "random", or "normal" to take it back.
+        """Declare how an array or view will be read: "sequential", "random" or "normal".
 
-        Of what is read in sequence, more is restored ahead; at random, nothing is. Raises as `evict`.
+        "sequential" restores more pages ahead, "random" none, and "normal" is the default. Raise as
+        `evict`, and BadArgument for another `advice`.
         """
         kind = _ADVICE.get(advice) if isinstance(advice, str) else None
         if kind is None:
             known = ", ".join(map(repr, _ADVICE))
-            raise BadArgument(f"advice is one of {known}, not {shown(advice)}")
+            raise BadArgument(f"advice must be one of {known}, not {shown(advice)}")
         pages = self._pages_of(array)
         if pages:
             self._pager.advise(*pages, kind)
 
     @contextlib.contextmanager
     def _resident(self, array: object, pages: tuple[int, int]) -> Iterator[Any]:
-        pager = self._pager
-        pin, unpin = (
-            pager.pin,
-            pager.unpin,
-        )  # what follows has no step in which a signal handler gets in between
+        # No signal handler can run between the pin and its record in `done`.
+        pin, unpin = self._pager.pin, self._pager.unpin
         done: list[None] = []
         try:
             done.extend(map(pin, pages[:1], pages[1:]))
@@ -365,20 +381,24 @@ class PagedMemory(Owned):
                 unpin(*pages)
 
     def resident(self, array: object) -> AbstractContextManager[Any]:
-        """Keep an array, or a view of one, in memory within a `with` statement, which gives it.
+        """Pin an array or view in memory within a `with` statement, which returns it.
 
             with memory.resident(a[:1000]) as part:
                 file.readinto(part)
 
-        For system calls, where the kernel may not be able to fault, and for what must not wait. It may be nested, and
-        used by several threads. Raises, when it is entered, BadArgument where that and what else is kept takes more than the budget;
-        CorruptPage or PageError where a page cannot be restored.
+        It is for system calls in which the kernel cannot handle faults, and for code that must not
+        wait. It may be nested, and used by several threads. Entering it raises BadArgument if all
+        pinned pages together exceed the budget, and CorruptPage or PageError if a page cannot be
+        restored.
         """
         pages = self._pages_of(array)
         return self._resident(array, pages) if pages else contextlib.nullcontext(array)
 
     def _pages_of(self, array: object) -> tuple[int, int] | None:
-        """Return the first page of an array and how many it covers; None: it has no bytes. Raise BadArgument."""
+        """Return the first page of an array and the number of pages that it covers.
+
+        Return None for an array of zero bytes. Raise BadArgument if it is not in this memory.
+        """
         self._enter()
         address, nbytes = range_of(array)
         if not nbytes:
@@ -387,14 +407,15 @@ class PagedMemory(Owned):
             return self._pager.find(address, nbytes)
         except BadArgument:
             raise BadArgument(
-                "the array lies in no array of this memory: it is made by memory.array(), or a view of such"
+                "the array is in no array of this memory: pass one that memory.array() returned, "
+                "or a view of one"
             ) from None
 
-    # How it stands.
+    # Statistics and checks.
 
     @property
     def statistics(self) -> PagedStatistics:
-        """What it did so far, and what it has now; added up when it is asked for."""
+        """Counters so far and the current state, computed at each access."""
         self._enter()
         figures = self._pager.figures()
         latency = Latency.of(self._pager.latencies())
@@ -416,9 +437,10 @@ class PagedMemory(Owned):
         )
 
     def check(self) -> PagedReport:
-        """Verify the checksum of every compressed page, and say what is damaged, by array. Nothing is touched.
+        """Verify the checksum of every compressed page. Return the damaged pages with their arrays.
 
-        Other threads may go on. Of pages that are in memory, what is compressed counts if nobody wrote to them since.
+        No page is touched or restored, and other threads may go on. A page in memory is checked,
+        too, if the store still has a compressed copy, that is, if it was not written to.
         """
         self._enter()
         report = self._store.check()
@@ -438,7 +460,7 @@ class PagedMemory(Owned):
                 return PagedDamage(page, block.address, (page - block.first) * self._page_size)
         return PagedDamage(page, None, 0)
 
-    # The watcher's part.
+    # Called by the watcher.
 
     def _make_room(self) -> bool:
         """Move cold pages to the backing file. Return whether that made room in the pool."""
@@ -447,45 +469,53 @@ class PagedMemory(Owned):
         if resources.backing is None:
             return False
         pool, held = resources.pool, resources.pool.held_bytes
-        resources.full.full = True  # whatever it holds, it has no room for what the pager has
+        resources.full.full = True  # the pager found no room, whatever the pool's fill level
         try:
             moved = store.shrink()
             if pool.max_bytes is not None and pool.max_bytes - pool.held_bytes < _RUN_BYTES:
-                moved += self._region._write_back_coldest(_RUN_BYTES // self._page_size)  # noqa: SLF001 - a part of it
+                run = _RUN_BYTES // self._page_size
+                moved += self._region._write_back_coldest(run)  # noqa: SLF001 - a part of this
                 store.compact()
         except (OSError, MemoryError):
             return False
         return moved > 0 or pool.held_bytes < held
 
     def _excess(self, *, stuck: bool) -> str:
-        """Say that the budget is exceeded, and why; nothing if it is not. `stuck`: there was no room to be made."""
+        """Return a text that says by how much the budget is exceeded, and why. "" if it is not.
+
+        `stuck` means that no room could be made.
+        """
         figures = self._pager.figures()
         now, budget = figures["resident_pages"], figures["budget_pages"]
-        if now <= (budget if stuck else budget + budget // 8):  # a little, for a moment, is no news
+        if now <= (budget if stuck else budget + budget // 8):  # short peaks are normal
             return ""
         pool, file = self._store._resources.pool, self._store._resources.backing  # noqa: SLF001 - as above
         limit = pool.max_bytes
         if figures["pinned_pages"] >= budget:
-            cause = "resident() keeps as much"
+            cause = "resident() pins as much as the budget"
         elif limit is not None and file is None and limit - pool.held_bytes < _RUN_BYTES:
-            cause = f"the pool is at its limit of {limit:,} bytes: raise max_pool_bytes, or give it a backing file"
+            cause = (
+                f"the pool is at its limit of {limit:,} bytes: "
+                "raise max_pool_bytes, or give it a backing file"
+            )
         elif not stuck:
-            taker = "others are compressed" if file is None else "the backing file takes them"
-            cause = f"pages come faster than {taker}"
+            sink = "others are compressed" if file is None else "the backing file takes them"
+            cause = f"pages are touched faster than {sink}"
         elif limit is None:
             cause = "there is no memory for compressed pages"
         else:
             cause = (
-                "the pool is at its limit, and the backing file takes nothing: it is full, or fails"
+                "the pool is at its limit, and the backing file accepts nothing: "
+                "it is full, or writing fails"
             )
         size = self._page_size
         return (
             f"a PagedMemory keeps {now * size:,} bytes in memory, more than its "
-            f"budget of {budget * size:,}, as {cause}"
+            f"budget of {budget * size:,}, because {cause}"
         )
 
     def _close(self) -> None:
-        self._region.close()  # the pager's threads end before what they use
+        self._region.close()  # first, because the pager's threads use the store
         wait = not self._store._resources.in_a_call_of_the_file()  # noqa: SLF001 - as above
         if wait and self._watcher is not threading.current_thread():
             self._watcher.join()
@@ -494,11 +524,11 @@ class PagedMemory(Owned):
 
 
 _FIGURES = tuple(name for name in PagedStatistics.__slots__ if not name.endswith(("_bytes", "_s")))
-"""Fields that are figures of the core's."""
+"""Names of fields that are copied from the core's figures."""
 
 
 def _open(region: Region, pages: int, budget: int, threads: int) -> None:
-    """Make the pager. Raise PagingUnavailable, or LimitReached, which names the limit."""
+    """Make the pager. Raise PagingUnavailable, or LimitReached with the name of the limit."""
     try:
         region.open(pages=pages, budget=budget, fault_threads=threads)
     except BatchzipError:
@@ -514,7 +544,10 @@ def _open(region: Region, pages: int, budget: int, threads: int) -> None:
 
 
 def _end(pid: int, region: Region) -> None:
-    """End the pager of a memory that nobody has any more, and free its pages; the store goes with its last reference."""
+    """Close the region of a collected memory, which ends its pager and frees its pages.
+
+    The store is collected with its last reference. A forked child does nothing.
+    """
     if os.getpid() == pid:
         region.close()
 
@@ -522,7 +555,7 @@ def _end(pid: int, region: Region) -> None:
 def _memory_limit() -> tuple[int, str] | None:
     try:
         return memory_limit()
-    except (OSError, ValueError, IndexError):  # /proc is not mounted, or unlike any known one
+    except (OSError, ValueError, IndexError):  # /proc is not mounted, or has an unknown format
         return None
 
 
@@ -543,8 +576,8 @@ def _as_codec(algorithm: str | Codec, parameters: dict[str, Any]) -> Codec:
     codec = codec_of(algorithm, **parameters)
     if not is_native(codec):
         raise BadArgument(
-            f"pages are compressed by threads that run no Python, and {codec.algorithm} needs it here: "
-            "take lz4, lz4hc or zstd"
+            "pages are compressed by threads that run no Python, "
+            f"and {codec.algorithm} needs Python here: use lz4, lz4hc or zstd"
         )
     return codec
 
@@ -553,24 +586,26 @@ def _as_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     try:
         kind = np.dtype(dtype)
     except (TypeError, ValueError) as error:
-        raise BadArgument(f"dtype is a type of NumPy's, not {shown(dtype)}: {error}") from error
+        raise BadArgument(f"dtype must be a NumPy dtype, not {shown(dtype)}: {error}") from error
     if kind.hasobject:
         raise NotStorable(
-            f"an array of {kind} refers to Python objects, which lie elsewhere: take a type without"
+            f"an array of {kind} refers to Python objects outside it: use a dtype without them"
         )
-    return np.empty(0, kind).dtype if kind.subdtype is None else kind  # "S" is of one character
+    return np.empty(0, kind).dtype if kind.subdtype is None else kind  # turns "S" into "S1"
 
 
 def _as_shape(shape: Shape) -> tuple[int, ...]:
     try:
-        lengths = (operator.index(shape),)  # type: ignore[arg-type] # that is the question
+        lengths = (operator.index(shape),)  # type: ignore[arg-type] # raises TypeError
     except TypeError:
         try:
             lengths = tuple(map(operator.index, shape))  # type: ignore[arg-type, assignment]
         except TypeError:
-            raise BadArgument(f"shape is an integer or several, not {shown(shape)}") from None
+            raise BadArgument(
+                f"shape must be an integer or a sequence of integers, not {shown(shape)}"
+            ) from None
     if any(length < 0 for length in lengths):
-        raise BadArgument(f"a shape has lengths from 0 on, not {shown(shape)}")
+        raise BadArgument(f"shape must have lengths of 0 or more, not {shown(shape)}")
     return lengths
 
 
@@ -582,14 +617,15 @@ def paged_empty(
     page_size: SupportsIndex = 4096,
     **options: Any,
 ) -> Array:
-    """Make one array of zeros with a PagedMemory of its own, which lives as long as the array and its views.
+    """Make one array of zeros in a PagedMemory of its own, which ends with the array and its views.
 
-    `budget` is what of it may lie in RAM as it is, in bytes; one above the array's size is as good as that.
-    `options` are those of PagedMemory. `batchzip.paged.memory_of` gives the memory. Raises as PagedMemory and its `array`.
+    `budget` is the number of its bytes that may be in RAM uncompressed. A budget above the array's
+    size is reduced to it. `options` are those of PagedMemory. `batchzip.paged.memory_of` returns
+    the memory of the array. Raise as PagedMemory and its `array`.
 
     Examples:
         >>> import batchzip
-        >>> x = batchzip.paged_empty((1000, 1000), "f4", budget=1 << 20)  # its memory goes with it
+        >>> x = batchzip.paged_empty((1000, 1000), "f4", budget=1 << 20)
         >>> x[:] = 1
         >>> float(x.sum())
         1000000.0
@@ -604,7 +640,7 @@ def paged_empty(
 
 
 def memory_of(array: object) -> PagedMemory:
-    """Return the PagedMemory that an array, or a view of one, is of. Raise BadArgument if it is of none.
+    """Return the PagedMemory of an array or view. Raise BadArgument if it is in none.
 
     Examples:
         >>> import batchzip
@@ -617,5 +653,5 @@ def memory_of(array: object) -> PagedMemory:
     block = block_of(array)
     memory = None if block is None else block.memory
     if not isinstance(memory, PagedMemory):
-        raise BadArgument(f"{shown(array)} is of no PagedMemory")
+        raise BadArgument(f"{shown(array)} is in no PagedMemory")
     return memory

@@ -1,4 +1,4 @@
-"""The bytes of an array: where the lowest lies, and how far it is to the end of the highest."""
+"""The address range of an array, from its lowest byte to its highest."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def range_of(array: object) -> tuple[int, int]:
     """Return the address and the number of bytes that an array covers, gaps included.
 
-    Any array on the CPU: NumPy's, or what has `__array_interface__`, the buffer protocol or DLPack. Raise
-    NotStorable, a TypeError, for what is none.
+    The array must be on the CPU. It is NumPy's, or has `__array_interface__`, the buffer protocol
+    or DLPack. Raise NotStorable, a TypeError, if it is not such an array.
     """
     given: npt.NDArray[Any] = as_numpy(array)
     address = given.__array_interface__["data"][0]

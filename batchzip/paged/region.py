@@ -1,8 +1,8 @@
-"""Region: the group of a store that has the pages of a paged memory. Index n is page n.
+"""Region: the group of a store that holds the pages of a paged memory. Index n is page n.
 
-It is a group as any other to whoever looks at it: counters, limits, writeback, checks. Only the pager puts pages in
-and takes them out. It knows one codec, the one that the memory was made with: pages are not compressed
-again with another one, and the store's engine of now does not count.
+Counters, writeback and checks work as for any other group. Only the pager stores and removes pages.
+The pager uses the codec that the memory was made with. Pages are never recompressed, and replacing
+the store's engine has no effect on them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from batchzip.store.latency import Latency
 
 
 class Region(Group):
-    """The group of a paged memory. Closing it closes the memory's pager, whose arrays cannot be touched then."""
+    """The group of a paged memory. Closing it closes the pager. Arrays must not be touched then."""
 
     _pager: Pager | None = None
 
     def open(self, *, pages: int, budget: int, fault_threads: int) -> None:
-        """Make its pager, which compresses with the codec of the store's engine of now."""
+        """Make the pager, which compresses with the codec of the store's current engine."""
         resources, writer = self._resources, self._resources.writer
         backing = resources.backing
         self._pager = Pager(
@@ -35,20 +35,21 @@ class Region(Group):
 
     @property
     def max_bytes(self) -> int | None:
-        """None: the limit of its pages is the store's."""
+        """None: only the store limits the pages."""
         return None
 
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None:
         if value is not None:
             raise BadArgument(
-                f"group {self.name!r} has the pages of a PagedMemory: limit its store, by max_pool_bytes"
+                f"group {self.name!r} holds the pages of a PagedMemory: "
+                "limit its store with max_pool_bytes"
             )
 
     def _enter_to_change(self) -> None:
         self._enter()
         raise BadArgument(
-            f"group {self.name!r} has the pages of a PagedMemory, which alone stores, takes out and recompresses them"
+            f"group {self.name!r} holds the pages of a PagedMemory, which alone may change them"
         )
 
     def _region_status(self) -> dict[str, Any] | None:
@@ -64,7 +65,7 @@ class Region(Group):
 
     @property
     def pager(self) -> Pager:
-        """Its pager. Raise ClosedError once it is closed."""
+        """The pager. Raise ClosedError if the region is closed."""
         pager = self._pager
         if pager is None:
             self._refuse()
@@ -72,14 +73,12 @@ class Region(Group):
         return pager
 
     def _close(self) -> None:
-        pager, self._pager = (
-            self._pager,
-            None,
-        )  # addresses stay as long as an array has some of them
+        # The addresses stay reserved as long as an array uses them.
+        pager, self._pager = self._pager, None
         try:
             if pager is not None:
                 pager.close()
         except BaseException:
-            self._pager = pager  # an interrupt: closing goes on from here
+            self._pager = pager  # after an interrupt, the next close continues here
             raise
         super()._close()

@@ -1,4 +1,4 @@
-"""What a check of a paged memory found: damaged pages, by the arrays that they are in."""
+"""The result of a check of a paged memory: damaged pages, with the arrays that contain them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PagedDamage:
-    """A page that cannot be restored: touching it ends in SIGBUS.
+    """A page that cannot be restored. Touching it ends in SIGBUS.
 
     Examples:
         >>> import batchzip
@@ -17,21 +17,21 @@ class PagedDamage:
     """
 
     page: int
-    """Its number in the region, and its index in the group of the store."""
+    """The number of the page in the region, which is its index in the group of the store."""
     address: int | None
-    """Where the array that it is in begins, as `array.ctypes.data`; None if the array is gone."""
+    """The address of the array, as in `array.ctypes.data`. None if the array was freed."""
     offset: int
-    """Bytes from there to the page."""
+    """Bytes from the start of the array to the page."""
 
     def __str__(self) -> str:
         if self.address is None:
-            return f"page {self.page}, of an array that is gone"
+            return f"page {self.page}, of an array that was freed"
         return f"page {self.page}: byte {self.offset:,} of the array at {self.address:#x}"
 
 
 @dataclass(frozen=True, slots=True)
 class PagedReport:
-    """What `PagedMemory.check` found.
+    """The result of `PagedMemory.check`.
 
     Examples:
         >>> import batchzip
@@ -45,13 +45,13 @@ class PagedReport:
     """
 
     pages: int
-    """Compressed pages that were looked at."""
+    """Number of compressed pages that were checked."""
     bytes: int
     """Bytes whose checksums were verified."""
     damaged: tuple[PagedDamage, ...]
     """Pages whose compressed bytes are damaged."""
     unreadable: tuple[PagedDamage, ...]
-    """Pages that the backing file did not give."""
+    """Pages that could not be read from the backing file."""
 
     @property
     def ok(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a paged memory did and has: the core's figures, and what follows from them."""
+"""The statistics of a paged memory: the core's figures, and figures derived from them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PagedStatistics:
-    """What a paged memory did since it was made, and what it has now. Figures are a moment apart.
+    """Counters of a paged memory since it was made, and its current state.
 
-    A fault is a touch of a page that is not mapped. Its latency is the time that a thread of the core took for it:
-    what the kernel takes to hand it over, and to wake who waits, comes on top.
+    The figures are not one snapshot: they are read one after the other. A fault is a touch of a
+    page that is not mapped. Its latency is the time that a thread of the core needs for it. The
+    kernel's time to deliver the fault, and to wake the waiting thread, is not included.
 
     Examples:
         >>> import batchzip
@@ -29,71 +30,71 @@ class PagedStatistics:
     size_bytes: int
     """Bytes of the region."""
     budget_bytes: int
-    """Bytes of its pages that may be in memory uncompressed."""
+    """Bytes of pages that may be in memory uncompressed."""
     resident_bytes: int
-    """Bytes of its pages that are."""
+    """Bytes of pages that are in memory uncompressed."""
     pinned_bytes: int
-    """Bytes of those that `resident` keeps there."""
+    """Bytes of pages that `resident` pins in memory."""
     compressed_bytes: int
     """Bytes that compressed pages take in the pool."""
     file_bytes: int
     """Bytes that compressed pages take in the backing file."""
     saved_bytes: int
-    """Bytes of cold pages, as they would lie in plain memory, above those that they take in the pool."""
+    """Uncompressed bytes of cold pages minus the bytes that they take in the pool."""
 
     resident_pages: int
-    """Pages that are in memory as they are."""
+    """Pages that are in memory uncompressed."""
     candidate_pages: int
-    """Those of them that are not mapped: they are compressed unless they are touched soon."""
+    """Resident pages that are not mapped. They are compressed unless they are touched soon."""
     stored_pages: int
-    """Pages that lie in the store alone."""
+    """Pages that are in the store only."""
     empty_pages: int
-    """Pages of arrays that are zeros, and take no memory."""
+    """Pages of arrays that are all zeros and take no memory."""
     pinned_pages: int
 
     faults_missing: int
     """Touches of pages that were not in memory."""
     faults_minor: int
-    """Touches of pages that were there but not mapped."""
+    """Touches of pages that were in memory but not mapped."""
     restored_pages: int
     """Pages that were decompressed because they were touched."""
     zeroed_pages: int
-    """Pages of zeros that were given out."""
+    """Pages that were filled with zeros on their first touch."""
     file_reads: int
     """Pages that were read from the backing file."""
     readahead_pages: int
-    """Pages that were restored because those before them were touched."""
+    """Pages that were restored ahead, because pages before them were touched."""
     readahead_hits: int
-    """Those of them that were touched, and so never faulted."""
+    """Pages restored ahead that were touched later. They did not fault."""
     prefetched_pages: int
     """Pages that `prefetch` restored."""
     evicted_pages: int
     """Pages that were compressed."""
     dropped_clean_pages: int
-    """Pages that went without being compressed, as the store had what is in them."""
+    """Pages that were evicted without compression, because the store had an up-to-date copy."""
     dropped_empty_pages: int
-    """Pages that went as they were all zeros."""
+    """Pages that were evicted without compression, because they were all zeros."""
     second_chances: int
-    """Pages that stayed as they were touched in time."""
+    """Candidate pages that were touched in time and stayed in memory."""
     direct_reclaims: int
-    """Faults that had to make room for their page themselves."""
+    """Faults that had to evict a page themselves to make room."""
     over_budget: int
-    """Times that the budget was exceeded, as the store had no room."""
+    """Times that the budget was exceeded because the store had no room."""
     lost_pages: int
     """Pages that could not be restored."""
 
     latency_p50_s: float
-    """Seconds below which half of all faults were served; 0.0 where there was none."""
+    """Seconds within which half of all faults were served. 0.0 if there were no faults."""
     latency_p90_s: float
     latency_p99_s: float
 
     @property
     def hit_ratio(self) -> float:
-        """The share of touches of pages not mapped at first that found them in memory; 0.0 without any."""
+        """The fraction of touches of unmapped pages that found them in memory. 0.0 without any."""
         return hit_ratio(self.faults_missing, self.faults_minor, self.readahead_hits)
 
 
 def hit_ratio(missing: int, minor: int, ahead: int) -> float:
-    """Return the share of touches that found their page in memory, or already restored."""
+    """Return the fraction of touches that found their page in memory or restored ahead."""
     every = missing + minor + ahead
     return (minor + ahead) / every if every else 0.0

@@ -1,13 +1,14 @@
-"""Watcher: the thread that makes room in the pool when the pager has none for cold pages.
+"""Watcher: the thread that makes room in the pool when the pager has no room for cold pages.
 
-    pager: no room ─▶ await_event ─▶ store.shrink(): cold pages to the backing file ─▶ room_was_made() ─▶ it goes on
-                                     no file, or it is full ─▶ tried again each second, as long as the pager asks for it
+    pager: no room ─▶ await_event ─▶ store.shrink(): cold pages to the file ─▶ room_was_made()
+                                     no file, or it is full ─▶ again each second, if still asked
 
-Until there is room, pages stay as they are: the budget is exceeded, and no page is lost. The logger `batchzip`
-says so: at once if no room can be made, and where it lasts for a second; each time that begins, once.
+Until there is room, pages stay uncompressed: the budget is exceeded, but no page is lost. The
+logger `batchzip` reports this at once if no room can be made, and otherwise if it lasts for a
+second. It reports each such period once.
 
-The thread keeps the pager, and the memory weakly: it ends with `close`, or when nobody has the memory any more,
-as both close the pager.
+The thread refers to the pager strongly and to the memory weakly. It ends with `close`, or when the
+memory is collected, because both close the pager.
 """
 
 from __future__ import annotations
@@ -26,38 +27,38 @@ if TYPE_CHECKING:
     from batchzip.core.pager import Pager
 
 _IDLE_S = 3600.0
-"""Seconds of a wait for events when there is nothing else to do."""
+"""Seconds that the thread waits for events if there is nothing to retry."""
 
 _RETRY_S = 1.0
-"""Seconds until it is tried again: arrays go, limits are raised, files are mended."""
+"""Seconds between attempts: arrays may be freed, limits raised, or files repaired meanwhile."""
 
 _LOG = logging.getLogger("batchzip")
 
 
 class Watched(Protocol):
-    """What the watcher asks of a paged memory."""
+    """The methods of a paged memory that the watcher calls."""
 
     def _make_room(self) -> bool:
         """Move cold pages to the backing file. Return whether that made room in the pool."""
 
     def _excess(self, *, stuck: bool) -> str:
-        """Return a text that says by how much the budget is exceeded, and why; "" if it is not."""
+        """Return a text that says by how much the budget is exceeded, and why. "" if it is not."""
 
 
 class Watcher:
-    """Answers a pager's events, as long as it is open."""
+    """Answers the events of a pager until it is closed."""
 
     def __init__(self, pager: Pager, memory: weakref.ref[Watched]) -> None:
         self._pager = pager
         self._memory = memory
         self._stuck = False
-        """Whether the pool has no room, and none could be made."""
+        """Whether the pool has no room and none could be made."""
         self._again_s = 0.0
-        """When that is tried again, of the monotonic clock."""
+        """Time of the next attempt, on the monotonic clock."""
         self._over_since_s: float | None = None
-        """When the budget was first seen exceeded."""
+        """Time at which the budget was first seen exceeded, on the monotonic clock."""
         self._told = 0
-        """What was said of that: 1: that it lasts; 2: that no room can be made."""
+        """The last report of it. 0: none. 1: it lasts. 2: no room can be made."""
 
     def run(self) -> None:
         """Answer events until the pager is closed."""
@@ -68,20 +69,21 @@ class Watcher:
             if events & Event.CLOSING or memory is None:
                 return
             if not self._stuck or time.monotonic() >= self._again_s:
-                with contextlib.suppress(BatchzipError):  # it is being closed
+                with contextlib.suppress(BatchzipError):  # the memory is being closed
                     self._answer(memory, events)
             del memory
 
     def _answer(self, memory: Watched, events: int) -> None:
-        self._stuck = bool(events & Event.NO_ROOM) and not memory._make_room()  # noqa: SLF001 - a part of it
+        no_room = bool(events & Event.NO_ROOM)
+        self._stuck = no_room and not memory._make_room()  # noqa: SLF001 - a method for this class
         if self._stuck:
             self._again_s = time.monotonic() + _RETRY_S
-        elif events & Event.NO_ROOM:
+        elif no_room:
             self._pager.room_was_made()
         self._look_at_budget(memory)
 
     def _look_at_budget(self, memory: Watched) -> None:
-        excess = memory._excess(stuck=self._stuck)  # noqa: SLF001 - a part of it
+        excess = memory._excess(stuck=self._stuck)  # noqa: SLF001 - as above
         if not excess:
             self._over_since_s = None
             self._told = 2 if self._stuck and self._told else 0

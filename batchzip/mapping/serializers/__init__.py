@@ -1,21 +1,22 @@
-"""Serializers: a mapping's values as buffers, and back.
+"""Serializers: turn a mapping's values into buffers, and back.
 
-    pack(value)     ─▶ parts: flat buffers; what is large in the value is not copied
-    unpack(buffers) ─▶ the value; the buffers are its own, and may become part of it
+    pack(value)     ─▶ parts: flat buffers. Large buffers of the value are not copied.
+    unpack(buffers) ─▶ the value. It owns the buffers, which may become part of it.
 
-    "bytes" (the default)   one part: the value, which has the buffer protocol; comes back as bytes
+    "bytes" (the default)   one part: the value, which has the buffer protocol. Returned as bytes.
     "pickle"                the pickle stream (protocol 5), then the buffers of arrays and frames
-    "json", "msgpack"       one part, by msgspec
-    "numpy", "torch"        what the array is, then its data
-    "arrow"                 the stream of Arrow's IPC format, cut at its large buffers
-    an object               one part: what its `dumps` gives; its `loads` gets bytes
+    "json", "msgpack"       one part, encoded by msgspec
+    "numpy", "torch"        a description of the array, then its data
+    "arrow"                 a stream in Arrow's IPC format, cut at its large buffers
+    an object               one part: the result of its `dumps`. Its `loads` receives bytes.
 
-A value of up to 64 KiB, or a page, is one part, as the mapping compresses it in one call. A shorter buffer
-is copied into the part before it: on pages of its own it would take more than the copy costs.
+A value of up to 64 KiB, or a page if that is more, is one part: the mapping compresses it in one
+call. A shorter buffer is copied into the part before it, because pages of its own would cost more
+than the copy.
 
-A value comes back as what it was, or is refused (NotStorable) when it is put in. Bytes that no
-value was packed into raise UnreadableValue. Only "pickle", and objects of the user, may run code
-that is in the bytes.
+A serializer restores a value as it was, or refuses it with NotStorable when it is stored. Bytes
+that no value was packed into raise UnreadableValue. Only "pickle" and the user's own serializers
+may run code contained in the bytes.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ _PACKERS: dict[str, Callable[[int], Packer]] = {
 
 
 def packer_of(serializer: str | Serializer, page_size: int) -> Packer:
-    """Find what packs values.
+    """Return the packer for a serializer. `page_size` is the size of the largest value in one part.
 
-    Raises BadArgument for what is no serializer, and MissingExtra where its library is missing.
+    Raise BadArgument if `serializer` is not a serializer, and MissingExtra if its library is
+    missing.
     """
     if isinstance(serializer, str):
         make = _PACKERS.get(serializer)
@@ -60,6 +62,6 @@ def packer_of(serializer: str | Serializer, page_size: int) -> Packer:
     elif all(callable(getattr(serializer, name, None)) for name in ("dumps", "loads")):
         return HookPacker(serializer)
     raise BadArgument(
-        f"serializer is {', '.join(map(repr, _PACKERS))} or an object with dumps and loads, "
+        f"serializer must be {', '.join(map(repr, _PACKERS))} or an object with dumps and loads, "
         f"not {shown(serializer)}"
     )

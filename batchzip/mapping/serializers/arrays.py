@@ -1,8 +1,8 @@
-"""NumPy's arrays and scalars, without pickle: nothing in the bytes is run when they are loaded.
+"""NumPy's arrays and scalars, without pickle: loading never runs code from the bytes.
 
-The dtype is its own text ("<f8", "<M8[us]", "|S5") where that says all, else JSON: records with
-their offsets, subarrays, and the types of ml_dtypes (bfloat16, float8 …) by name. A dtype's
-metadata is not kept.
+A dtype is described by NumPy's own string ("<f8", "<M8[us]", "|S5") if that is complete. Otherwise
+it is described by JSON: records with their offsets, subarrays, and the types of ml_dtypes
+(bfloat16, float8 …) by name. The metadata of a dtype is not kept.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from batchzip.arguments.buffers import Flat
 
 _SIMPLE = re.compile(r"[<>|][biufcSUVMm]\d+(\[\d*[a-zA-Z]+\])?", re.ASCII)
-"""How the dtypes that have no parts write themselves; NumPy itself would take much more."""
+"""Strings of dtypes without fields. NumPy's own parser accepts many others, too."""
 
 _TAKES = "serializer='numpy' takes NumPy's arrays and scalars"
 
 
 class ArrayPacker:
-    """Values are arrays and scalars of NumPy; data of 64 KiB or more, without gaps, is not copied.
+    """Packs NumPy's arrays and scalars. Contiguous data of 64 KiB or more is not copied.
 
-    Arrays come back with their dtype, shape and order of axes, and writable if they were. One with
-    gaps (`a[::2]`) comes back in C's order.
+    Arrays keep their dtype, shape and order of axes, and are writable if they were. An array with
+    gaps (`a[::2]`) is returned in C order.
     """
 
     def __init__(self, least: int) -> None:
         self._least = least
 
     def pack(self, value: object) -> list[Flat]:
-        """Describe and view it. Raises NotStorable for objects and for subclasses."""
+        """Describe and view a value. Raise NotStorable for Python objects and for subclasses."""
         flags = 0
         if isinstance(value, np.generic):
             if type(value) is not value.dtype.type:
@@ -53,7 +53,7 @@ class ArrayPacker:
         elif type(value) is not np.ndarray:
             raise NotStorable(_refusal(value))
         kind = _text_of(value.dtype)
-        if isinstance(value, (np.str_, np.bytes_)):  # arrays of them lose zeros at the end
+        if isinstance(value, (np.str_, np.bytes_)):  # an array would lose trailing zeros
             text = bytes(value) if isinstance(value, bytes) else _utf32(value)
             return dense.pack(Dense(kind, flags, (), None, text), self._least)
         if not value.flags.writeable:
@@ -71,7 +71,7 @@ class ArrayPacker:
         return dense.pack(Dense(kind, flags, array.shape, axes, data), self._least)
 
     def unpack(self, parts: Sequence[memoryview | bytes]) -> object:
-        """Lay an array over its data. Raises UnreadableValue."""
+        """Return an array that views its data. Raise UnreadableValue."""
         found = dense.unpack(parts)
         try:
             dtype = _dtype_of(found.kind)
@@ -80,7 +80,7 @@ class ArrayPacker:
             dense.check_length(found, dtype.itemsize)
             array: np.ndarray[Any, Any] = np.ndarray(found.shape, dtype, buffer=found.data)
         except (ValueError, TypeError, MemoryError) as error:
-            raise UnreadableValue(f"the bytes are no array of NumPy: {error}") from None
+            raise UnreadableValue(f"the bytes are not a NumPy array: {error}") from None
         if found.axes is not None:
             array = array.transpose(dense.inverse(found.axes))
         if found.flags & READ_ONLY:
@@ -88,17 +88,17 @@ class ArrayPacker:
         return array[()] if found.flags & SCALAR else array
 
     def unpack_one(self, data: bytes) -> object:
-        """Lay an array over a copy of its data. Raises UnreadableValue."""
+        """Return an array with a copy of its data. Raise UnreadableValue."""
         return self.unpack([data])
 
 
 def _refusal(value: object) -> str:
     if isinstance(value, np.ndarray):
         return (
-            f"{_TAKES}, not {kind_of(value)}, which is a subclass: pass np.asarray(value), or say "
+            f"{_TAKES}, not {kind_of(value)}, which is a subclass: pass np.asarray(value), or use "
             "serializer='pickle'"
         )
-    return f"{_TAKES}, not {kind_of(value)}: say serializer='pickle' for other values"
+    return f"{_TAKES}, not {kind_of(value)}: use serializer='pickle' for other values"
 
 
 def _utf32(text: str) -> bytes:
@@ -106,17 +106,17 @@ def _utf32(text: str) -> bytes:
 
 
 def _string(dtype: np.dtype[Any], data: bytes) -> np.str_ | np.bytes_:
-    """Return a scalar. Raises UnicodeDecodeError, a ValueError."""
+    """Return a scalar of str or bytes. Raise UnicodeDecodeError, a ValueError."""
     return (
         np.bytes_(data) if dtype.kind == "S" else np.str_(data.decode("utf-32-le", "surrogatepass"))
     )
 
 
 def _text_of(dtype: np.dtype[Any]) -> bytes:
-    """Return a dtype's description. Raises NotStorable."""
+    """Return the description of a dtype. Raise NotStorable."""
     if dtype.hasobject:
         raise NotStorable(
-            f"{_TAKES} without Python objects, not of dtype {dtype}: say serializer='pickle'"
+            f"{_TAKES} without Python objects, not of dtype {dtype}: use serializer='pickle'"
         )
     if dtype.names is None and dtype.subdtype is None and dtype.type.__module__ == "numpy":
         return dtype.str.encode()
@@ -146,12 +146,12 @@ def _tree_of(dtype: np.dtype[Any]) -> object:
         return {"ml_dtypes": kind.__name__}
     elif kind.__module__ == "numpy" and np.dtype(dtype.str) == dtype:
         return dtype.str
-    raise NotStorable(f"{_TAKES} of NumPy's own dtypes, not {dtype}: say serializer='pickle'")
+    raise NotStorable(f"{_TAKES} of NumPy's own dtypes, not {dtype}: use serializer='pickle'")
 
 
 @lru_cache(maxsize=256)
 def _dtype_of(text: bytes) -> np.dtype[Any]:
-    """Return the dtype of a description. Raises ValueError or TypeError for what is none."""
+    """Return the dtype of a description. Raise ValueError or TypeError if it describes none."""
     try:
         tree = json.loads(text) if text.startswith(b"{") else text.decode("ascii")
         dtype = _dtype_of_tree(tree)
@@ -165,7 +165,7 @@ def _dtype_of(text: bytes) -> np.dtype[Any]:
         RecursionError,
     ) as error:
         raise ValueError(f"{error!r} in its dtype") from None
-    if dtype.hasobject:  # its bytes would be taken for addresses
+    if dtype.hasobject:  # its bytes would be used as addresses
         raise ValueError("its dtype has Python objects")
     return dtype
 
@@ -173,19 +173,19 @@ def _dtype_of(text: bytes) -> np.dtype[Any]:
 def _dtype_of_tree(tree: Any) -> np.dtype[Any]:
     if isinstance(tree, str):
         if not _SIMPLE.fullmatch(tree):
-            raise ValueError(f"{tree!r} is no dtype")
+            raise ValueError(f"{tree!r} is not a dtype")
         dtype: np.dtype[Any] = np.dtype(tree)
         return dtype
     if "ml_dtypes" in tree:
         kind = getattr(import_module("ml_dtypes"), tree["ml_dtypes"])
         if not (isinstance(kind, type) and issubclass(kind, np.generic)):
-            raise ValueError(f"{tree} is no dtype")
+            raise ValueError(f"{tree} is not a dtype")
         return np.dtype(kind)
     if "base" in tree:
         return np.dtype((_dtype_of_tree(tree["base"]), tuple(tree["shape"])))
     names, titles = tree["names"], tree["titles"]
     if not all(title is None or isinstance(title, str) for title in titles):
-        raise ValueError(f"{tree} is no dtype")
+        raise ValueError(f"{tree} is not a dtype")
     dtype = np.dtype(
         {
             "names": names,

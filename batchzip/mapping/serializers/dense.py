@@ -1,9 +1,10 @@
-"""Dense arrays as parts: a head that says what the array is, and its data.
+"""Dense arrays as parts: a head that describes the array, and its data.
 
     flags, dimensions, length of the kind │ shape │ order of axes, if not C's │ kind │ data
 
-`kind` is the array's dtype, as its packer writes it. Data is in the order of the axes, without
-gaps; it stays where it is if it is long, else it follows the head. The shape is that of the data.
+`kind` is the array's dtype, as its packer writes it. The data is contiguous, in the given order of
+axes, and the shape is that of the data. Short data follows the head in the same part. Long data is
+a part of its own and is not copied.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ SCALAR = 2
 _HAS_AXES = 128
 
 MAX_DIMENSIONS = 64
-"""As NumPy's; a tensor may have more."""
+"""NumPy's limit. A tensor may have more dimensions."""
 
 _HEADS = [struct.Struct(f"<BBI{dimensions}Q") for dimensions in range(MAX_DIMENSIONS + 1)]
 """Flags, dimensions, length of the kind and shape, for each number of dimensions."""
 
 
 class Dense(NamedTuple):
-    """An array without gaps, in C's order of `shape`.
+    """A contiguous array, in C order of `shape`.
 
-    `axes` has the axis of the array that each axis of the data is, or is None if they are the same.
+    `axes` maps each axis of the data to an axis of the array. None means that they are the same.
     """
 
     kind: bytes
@@ -44,7 +45,7 @@ class Dense(NamedTuple):
 
 
 def pack(dense: Dense, least: int) -> list[Flat]:
-    """Give the parts: one of up to `least` bytes, or the head and the data where it lies."""
+    """Return one part of up to `least` bytes, or the head and a view of the data."""
     kind, flags, shape, axes, data = dense
     dimensions = len(shape)
     if axes is None:
@@ -58,41 +59,41 @@ def pack(dense: Dense, least: int) -> list[Flat]:
 
 
 def unpack(parts: Sequence[memoryview | bytes]) -> Dense:
-    """Give the array of its parts, whose data may be written to. Raises UnreadableValue."""
+    """Return the array of some parts, with writable data. Raise UnreadableValue."""
     if not 0 < len(parts) <= 2:
-        raise UnreadableValue(f"{len(parts)} parts are no array, which has one or two")
+        raise UnreadableValue(f"an array has one or two parts, not {len(parts)}")
     head = parts[0]
     try:
         form = _HEADS[head[1]]
         flags, dimensions, length, *shape = form.unpack_from(head)
     except (IndexError, struct.error):
-        raise UnreadableValue("the head of an array is cut short, or none") from None
+        raise UnreadableValue("the head of an array is truncated or invalid") from None
     at = form.size
     axes = None
     if flags & _HAS_AXES:
         axes = tuple(head[at : at + dimensions])
         at += dimensions
         if sorted(axes) != list(range(dimensions)):
-            raise UnreadableValue("the head of an array has each of its axes in no order")
+            raise UnreadableValue("the head of an array does not name each of its axes once")
     kind = bytes(head[at : at + length])
     at += length
     if len(kind) != length or (len(parts) == 2 and at != len(head)):
-        raise UnreadableValue("the head of an array does not have the length that it says")
+        raise UnreadableValue("the head of an array does not have its stated length")
     data = bytearray(head[at:]) if len(parts) == 1 else memoryview(parts[1])
     return Dense(kind, flags & ~_HAS_AXES, tuple(shape), axes, data)
 
 
 def check_length(dense: Dense, itemsize: int) -> None:
-    """Raise UnreadableValue where an array has not as many bytes as its shape says."""
+    """Raise UnreadableValue if the data's length does not match the shape."""
     wanted = math.prod(dense.shape) * itemsize
     if len(dense.data) != wanted:
         raise UnreadableValue(
-            f"an array has {len(dense.data)} bytes, and {wanted} by its shape {dense.shape}"
+            f"an array of shape {dense.shape} has {len(dense.data)} bytes instead of {wanted}"
         )
 
 
 def axes_by_stride(strides: Sequence[int]) -> tuple[int, ...]:
-    """Return the axes from the one whose items lie farthest apart to the one of neighbours."""
+    """Return the axes sorted by stride, the largest first."""
     return tuple(sorted(range(len(strides)), key=lambda axis: -strides[axis]))
 
 

@@ -1,8 +1,8 @@
-"""JSON and MessagePack, by msgspec: values that such a format gives back as they were.
+"""JSON and MessagePack, by msgspec: values that survive the round trip unchanged.
 
-msgspec encodes much more than that: a tuple comes back as a list, a NaN in JSON as None, a key 1 as
-"1". Such values are refused (core/trees.pyx). For others, msgspec's Struct among them, there are
-objects with `dumps` and `loads`.
+msgspec encodes many values that come back changed: a tuple as a list, a NaN in JSON as None, a key
+1 as "1". Such values are refused (core/trees.pyx). Other types, such as msgspec's Struct, need a
+serializer object with `dumps` and `loads`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TAKES = {
 
 
 class MessagePacker:
-    """Values are trees of lists and dicts. Nothing in the bytes is run when they are loaded."""
+    """Packs trees of lists and dicts. Loading never runs code from the bytes."""
 
     def __init__(self, name: str) -> None:
         msgspec = load_extra("msgspec", extra="msgspec", needed_by=f"serializer={name!r}")
@@ -37,24 +37,24 @@ class MessagePacker:
         self._binary = name == "msgpack"
 
     def pack(self, value: object) -> list[Flat]:
-        """Encode it. Raises NotStorable for what would not come back as it is."""
+        """Encode a value. Raise NotStorable if it would not be restored unchanged."""
         why: object = misfit(value, binary=self._binary)
         if why is None:
             try:
                 return [self._encode(value)]
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
-                why = error  # an int is too large, or a str has half a character
+                why = error  # an int is too large, or a str has a lone surrogate
         raise NotStorable(f"serializer={self._name!r} takes {_TAKES[self._name]}, not {why}")
 
     def unpack(self, parts: Sequence[memoryview]) -> object:
-        """Decode the only part. Raises UnreadableValue."""
+        """Decode the only part. Raise UnreadableValue."""
         if len(parts) != 1:
-            raise UnreadableValue(f"{len(parts)} parts are no {self._name}, which has one")
+            raise UnreadableValue(f"a value in {self._name} has one part, not {len(parts)}")
         return self.unpack_one(parts[0])
 
     def unpack_one(self, data: bytes | memoryview) -> object:
-        """Decode it. Raises UnreadableValue."""
+        """Decode a value. Raise UnreadableValue."""
         try:
             return self._decode(data)
         except (self._error, ValueError, TypeError, RecursionError) as error:
-            raise UnreadableValue(f"the bytes are no {self._name} of a value: {error}") from None
+            raise UnreadableValue(f"the bytes are not valid {self._name}: {error}") from None

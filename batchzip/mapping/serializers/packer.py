@@ -1,4 +1,4 @@
-"""What a serializer is, for its users and for a mapping."""
+"""The protocols of serializers (for users) and of packers (for mappings)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ if TYPE_CHECKING:
 
 
 class Serializer(Protocol):
-    """What `CompressedMapping(serializer=…)` takes besides names."""
+    """An object that `CompressedMapping(serializer=…)` takes instead of a name."""
 
     def dumps(self, value: object, /) -> Buffer:
-        """Give the value as one buffer of bytes."""
+        """Return the value as one buffer of bytes."""
 
     def loads(self, data: bytes, /) -> object:
-        """Give the value of the bytes that `dumps` gave."""
+        """Return the value of the bytes that `dumps` returned."""
 
 
 class Packer(Protocol):
-    """Values as parts, for a mapping whose pages have a size."""
+    """Turns values into parts, and back, for one mapping."""
 
     def pack(self, value: object) -> list[Flat]:
-        """Give the parts of a value; they may refer to its memory. Raises NotStorable."""
+        """Return the parts of a value. They may refer to its memory. Raise NotStorable."""
 
     def unpack(self, parts: Sequence[memoryview]) -> object:
-        """Give the value of its parts, in writable memory that becomes the value's.
+        """Return the value of its parts. Their memory is writable and becomes the value's.
 
-        Raises UnreadableValue where they are not what `pack` gives.
+        Raise UnreadableValue if `pack` cannot have made the parts.
         """
 
     def unpack_one(self, data: bytes) -> object:
-        """Give the value of its only part. Raises UnreadableValue as `unpack`."""
+        """Return the value of its only part. Raise UnreadableValue as `unpack`."""

@@ -1,8 +1,8 @@
-"""Whatever can be pickled, with the buffers of arrays and frames outside of the stream.
+"""Anything that can be pickled, with the buffers of arrays and frames outside the stream.
 
-Pickles run code when they are loaded: these come from this process only. Columns of pandas that are
-Arrow's, text among them, are joined by pandas itself before it hands their buffers over; those of
-NumPy are not copied.
+Loading a pickle runs code. These pickles come from this process only. pandas itself joins the
+chunks of Arrow's columns, including text, before it hands over their buffers. NumPy's columns are
+not copied.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 
 class PicklePacker:
-    """Values are what can be pickled; buffers of `least` bytes or more stay out of the stream."""
+    """Packs anything that can be pickled. Buffers of `least` bytes or more stay outside."""
 
     def __init__(self, least: int) -> None:
         self.least = least
 
     def pack(self, value: object) -> list[Flat]:
-        """Pickle it. Raises NotStorable.
+        """Pickle a value. Raise NotStorable.
 
-        If buffers stay outside, the last part says which were read-only: they will be again.
+        If buffers stay outside, the last part says which were read-only, so that they are restored
+        as read-only.
         """
         buffers: list[Flat] = []
         writable = bytearray()
@@ -45,14 +46,14 @@ class PicklePacker:
 
         try:
             stream = pickle.dumps(value, protocol=5, buffer_callback=keep_inside)
-        except Exception as error:  # whatever a __reduce__ raises
+        except Exception as error:  # a __reduce__ may raise anything
             raise NotStorable(
                 f"the value, of {type(value).__name__}, cannot be pickled: {error}"
             ) from error
         return [stream, *buffers, bytes(writable)] if buffers else [stream]
 
     def unpack(self, parts: Sequence[memoryview]) -> object:
-        """Unpickle it around the buffers."""
+        """Unpickle a value that refers to the buffers."""
         if len(parts) == 1:
             return pickle.loads(parts[0])
         stream, *buffers, writable = parts

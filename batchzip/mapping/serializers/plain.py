@@ -1,4 +1,4 @@
-"""Values that are bytes already, and those of a serializer that the user brings."""
+"""Values that are bytes already, and values of the user's own serializer."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ if TYPE_CHECKING:
 
 
 class BytesPacker:
-    """Values are buffers, and come back as bytes."""
+    """Packs buffers. They are returned as bytes."""
 
     def pack(self, value: object) -> list[Flat]:
-        """View the value."""
+        """View a value. Raise NotStorable if it is not a buffer."""
         if type(value) is bytes:
             return [value]
         try:
-            return [as_view(value, "the value")]  # type: ignore[arg-type] # refuses what is no buffer
+            return [as_view(value, "the value")]  # type: ignore[arg-type] # raises BadBatch
         except BadBatch as error:
-            raise NotStorable(f"{error}; or say serializer='pickle'") from None
+            raise NotStorable(f"{error}; or use serializer='pickle'") from None
 
     def unpack(self, parts: Sequence[memoryview]) -> bytes:
-        """Copy the value."""
+        """Return a copy of the value."""
         return bytes(parts[0])
 
     def unpack_one(self, data: bytes) -> bytes:
-        """Return it."""
+        """Return the value."""
         return data
 
 
 class HookPacker:
-    """Values are what an object's `dumps` takes and its `loads` gives."""
+    """Packs values with the user's `dumps` and `loads`."""
 
     def __init__(self, serializer: Serializer) -> None:
         self.serializer = serializer
 
     def pack(self, value: object) -> list[Flat]:
-        """Have it serialised; what is raised there goes through."""
+        """Serialise a value. Raise whatever `dumps` raises, and NotStorable for its result."""
         data = self.serializer.dumps(value)
         try:
-            return [as_view(data, "what dumps gives")]
+            return [as_view(data, "the result of dumps")]
         except BadBatch as error:
             raise NotStorable(str(error)) from None
 
     def unpack(self, parts: Sequence[memoryview]) -> object:
-        """Have it restored."""
+        """Restore a value. Raise whatever `loads` raises."""
         return self.serializer.loads(bytes(parts[0]))
 
     def unpack_one(self, data: bytes) -> object:
-        """Have it restored."""
+        """Restore a value. Raise whatever `loads` raises."""
         return self.serializer.loads(data)

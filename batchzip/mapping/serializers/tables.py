@@ -1,9 +1,10 @@
-"""Arrow's tables and record batches, by its IPC format: nothing in the bytes is run.
+"""Arrow's tables and record batches, in its IPC format: loading never runs code from the bytes.
 
-The stream is written to a list: Arrow hands over each buffer as it lies, and metadata and padding
-as bytes. The parts are the stream, cut before and after each buffer of 64 KiB or more, which is not
-copied. When a table is read, they are joined, as Arrow wants a batch in one piece, and its columns
-are views of that. All lengths, offsets and texts are checked then, since Arrow itself trusts them.
+The stream is written to a list. Arrow hands over each buffer without a copy, and metadata and
+padding as bytes. The parts are the stream, cut before and after each buffer of 64 KiB or more, so
+that these are not copied. Reading a table joins the parts, because Arrow needs a batch in one
+piece, and the columns are views of the joined buffer. All lengths, offsets and texts are then
+validated, because Arrow itself trusts them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ _BATCH = b"B"
 
 
 class TablePacker:
-    """Values are tables and record batches; they come back equal, with schema and metadata.
+    """Packs tables and record batches. They are restored equal, with schema and metadata.
 
-    A table's chunks may lie otherwise. Types that were registered with Arrow are restored by their
+    The chunks of a table may differ. Extension types registered with Arrow are restored by their
     own classes.
     """
 
@@ -37,10 +38,12 @@ class TablePacker:
         self._arrow = load_extra("pyarrow", extra="arrow", needed_by="serializer='arrow'")
 
     def pack(self, value: Any) -> list[Flat]:
-        """Write it as a stream. Raises NotStorable."""
+        """Write a value as a stream. Raise NotStorable."""
         arrow = self._arrow
         if type(value) not in (arrow.Table, arrow.RecordBatch):
-            raise NotStorable(f"{_TAKES}, not {kind_of(value)}: say serializer='pickle' for others")
+            raise NotStorable(
+                f"{_TAKES}, not {kind_of(value)}: use serializer='pickle' for other values"
+            )
         sink = _Sink(self._least)
         try:
             with (
@@ -54,26 +57,26 @@ class TablePacker:
         return sink.parts()
 
     def unpack(self, parts: Sequence[memoryview]) -> object:
-        """Read the stream that the parts are. Raises UnreadableValue."""
+        """Read the stream that the parts form. Raise UnreadableValue."""
         return self.unpack_one(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def unpack_one(self, data: bytes | memoryview) -> object:
-        """Read a stream. Raises UnreadableValue."""
+        """Read a stream. Raise UnreadableValue."""
         arrow = self._arrow
         kind = bytes(data[-1:])
         if kind not in (_TABLE, _BATCH):
-            raise UnreadableValue("the bytes do not end as those of a table or record batch")
+            raise UnreadableValue("the bytes do not end like a table or a record batch")
         try:
             with arrow.ipc.open_stream(arrow.py_buffer(data)) as stream:
                 value = stream.read_all() if kind == _TABLE else stream.read_next_batch()
             value.validate(full=True)
         except (arrow.ArrowException, OSError, ValueError, TypeError, StopIteration) as error:
-            raise UnreadableValue(f"the bytes are no stream of Arrow: {error}") from None
+            raise UnreadableValue(f"the bytes are not an Arrow stream: {error}") from None
         return value
 
 
 class _Sink:
-    """A file, as far as Arrow writes to it, that keeps large buffers as they are."""
+    """A write-only file for Arrow that keeps large buffers without a copy."""
 
     closed = False
 
@@ -83,7 +86,7 @@ class _Sink:
         self._small: list[Any] = []
 
     def write(self, data: Any) -> int:
-        """Take bytes, which are a copy, or one of Arrow's buffers, which is not."""
+        """Append bytes or one of Arrow's buffers. Return the length."""
         if len(data) < self._least:
             self._small.append(data)
         else:
@@ -97,7 +100,7 @@ class _Sink:
             self._small = []
 
     def parts(self) -> list[Flat]:
-        """Return all that was written."""
+        """Return the stream, cut at its large buffers."""
         self._join()
         return self._parts
 

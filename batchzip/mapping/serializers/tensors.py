@@ -1,4 +1,4 @@
-"""Torch's tensors on the CPU, by the buffer protocol: nothing in the bytes is run."""
+"""Torch's tensors on the CPU, by the buffer protocol: loading never runs code from the bytes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _TAKES = "serializer='torch' takes dense torch.Tensor on the CPU"
 
 
 class TensorPacker:
-    """Values are dense tensors on the CPU, not quantized; data of a page or more is not copied.
+    """Packs dense, unquantized tensors on the CPU. Contiguous data of 64 KiB or more is not copied.
 
-    Tensors come back with their dtype, shape and order of axes (channels last, too). One with gaps
-    (`t[::2]`, or expanded) comes back contiguous, and a conjugated view as what it shows. A tensor
-    that requires a gradient is refused: its graph would be lost.
+    Tensors keep their dtype, shape and order of axes (such as channels last). A tensor with gaps
+    (`t[::2]`, or expanded) is restored contiguous. A conjugated view is restored as its values. A
+    tensor that requires a gradient is refused, because its graph would be lost.
     """
 
     def __init__(self, least: int) -> None:
@@ -31,7 +31,7 @@ class TensorPacker:
         self._torch = load_extra("torch", extra="torch", needed_by="serializer='torch'")
 
     def pack(self, value: Any) -> list[Flat]:
-        """Describe and view it. Raises NotStorable."""
+        """Describe and view a tensor. Raise NotStorable."""
         torch = self._torch
         if type(value) is not torch.Tensor:
             hint = ": pass value.detach()" if isinstance(value, torch.nn.Parameter) else ""
@@ -56,13 +56,13 @@ class TensorPacker:
             else:
                 axes, tensor = None, tensor.contiguous()
         data: Any = b""
-        if tensor.numel():  # NumPy has no bfloat16, but bytes
+        if tensor.numel():  # viewed as bytes, because NumPy has no bfloat16
             data = tensor.reshape(-1).view(torch.uint8).numpy().data
         kind = str(tensor.dtype).removeprefix("torch.").encode()
         return dense.pack(Dense(kind, 0, tuple(tensor.shape), axes, data), self._least)
 
     def unpack(self, parts: Sequence[memoryview | bytes]) -> object:
-        """Lay a tensor over its data. Raises UnreadableValue."""
+        """Return a tensor that views its data. Raise UnreadableValue."""
         torch = self._torch
         found = dense.unpack(parts)
         dtype = getattr(torch, found.kind.decode("ascii", "replace"), None)
@@ -76,14 +76,14 @@ class TensorPacker:
             else:
                 tensor = torch.empty(found.shape, dtype=dtype)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise UnreadableValue(f"the bytes are no tensor: {error}") from None
+            raise UnreadableValue(f"the bytes are not a tensor: {error}") from None
         return tensor if found.axes is None else tensor.permute(dense.inverse(found.axes))
 
     def unpack_one(self, data: bytes) -> object:
-        """Lay a tensor over a copy of its data. Raises UnreadableValue."""
+        """Return a tensor with a copy of its data. Raise UnreadableValue."""
         return self.unpack([data])
 
 
 def _is_quantized(dtype: object) -> bool:
-    """Whether tensors have a scale beside their data, without which their use would crash."""
+    """Return whether tensors of a dtype need a scale, without which using them would crash."""
     return str(dtype).startswith(("torch.qint", "torch.quint"))

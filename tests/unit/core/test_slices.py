@@ -211,7 +211,7 @@ def test_a_limit_does_not_count_what_a_value_replaces(engine: Engine) -> None:
     ):
         mapping["key"] = noise(1, 40_000)
         mapping["key"] = noise(2, 45_000)
-        with pytest.raises(StoreRejected, match="does not fit the 50000 bytes"):
+        with pytest.raises(StoreRejected, match="does not fit in the 50000 bytes"):
             mapping["other"] = noise(3, 9000)
         with pytest.raises(StoreRejected):
             mapping["key"] = noise(3, 51_000)

@@ -120,7 +120,9 @@ def test_what_cannot_be_pickled_keeps_no_other_value_live(
     for number in range(12):
         np.testing.assert_array_equal(data["chunk", number], an_array(number))
     (line,) = [record.getMessage() for record in caplog.records if record.name == "batchzip.dask"]
-    assert line.startswith("Failed to pickle 'bad 0', of type Unpicklable. It and others like it stay")
+    assert line.startswith(
+        "Failed to pickle 'bad 0', of type Unpicklable. It and others like it stay"
+    )
     assert said in line
     assert "batchzip" not in line
     assert all(data[key] is value for key, value in bad.items())

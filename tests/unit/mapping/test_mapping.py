@@ -185,7 +185,7 @@ def test_an_object_with_dumps_and_loads_serialises(store: SwapStore) -> None:
 
 @pytest.mark.parametrize("serializer", ["yaml", None, 5, object()])
 def test_what_is_no_serializer_is_refused(store: SwapStore, serializer: Any) -> None:
-    with pytest.raises(BadArgument, match=r"serializer is 'arrow', 'bytes', .* or an object"):
+    with pytest.raises(BadArgument, match=r"serializer must be 'arrow', 'bytes', .* or an object"):
         CompressedMapping(store, serializer=serializer)
     assert not store.groups
 

@@ -69,14 +69,14 @@ def test_it_is_made_from_keys() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"on_full": "panic"}, "on_full is 'raise', 'spill' or 'evict'"),
+        ({"on_full": "panic"}, "on_full must be 'raise', 'spill' or 'evict'"),
         ({"on_full": "spill"}, "needs a store with a backing file"),
         ({"ttl": 0}, "ttl"),
         ({"ttl": "soon"}, "ttl"),
         ({"ttl": float("nan")}, "ttl"),
-        ({"on_evict": 5}, "on_evict is a function"),
-        ({"key_serializer": 5}, "key_serializer is an object"),
-        ({"dictionary": 5}, "dictionary is 'auto'"),
+        ({"on_evict": 5}, "on_evict must be a function"),
+        ({"key_serializer": 5}, "key_serializer must be an object"),
+        ({"dictionary": 5}, "dictionary must be 'auto'"),
         ({"dictionary": b"no dictionary"}, "dictionary"),
         ({"max_bytes": -1}, "max_bytes"),
     ],

@@ -360,7 +360,7 @@ def test_a_mapping_that_is_lost_gives_its_pages_back(store: SwapStore) -> None:
     mapping = CompressedMapping(store, name="lost")
     mapping["key"] = noise(1, 50_000)
     group = mapping.group
-    with pytest.raises(BadArgument, match="has a group 'lost' already"):
+    with pytest.raises(BadArgument, match="already has a group 'lost'"):
         CompressedMapping(store, name="lost")
     del mapping
     assert group.closed

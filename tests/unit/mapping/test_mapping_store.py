@@ -48,7 +48,7 @@ def test_others_in_the_store_are_not_touched(store: SwapStore) -> None:
     assert [each["key"] for each in (one, two, named)] == [b"0", b"1", b"2"]
     assert store.load(0) == text(0)
     assert named.group.max_bytes == 1 << 20
-    with pytest.raises(BadArgument, match="a group 'named' already"):
+    with pytest.raises(BadArgument, match="already has a group 'named'"):
         CompressedMapping(store, name="named")
 
 

@@ -200,7 +200,7 @@ def test_any_bytes_are_a_value_or_refused(name: str, data: bytes, other: bytes |
 @pytest.mark.parametrize("data", [b"[" * 100_000, b"\x91" * 100_000, b"\xdd\xff\xff\xff\xff"])
 @pytest.mark.parametrize("name", TEXTS)
 def test_bytes_that_ask_for_too_much_are_refused(name: str, data: bytes) -> None:
-    with pytest.raises(UnreadableValue, match=f"the bytes are no {name} of a value"):
+    with pytest.raises(UnreadableValue, match=f"the bytes are not valid {name}"):
         packer_of(name, PAGE).unpack_one(data)
 
 

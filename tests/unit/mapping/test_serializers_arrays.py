@@ -182,8 +182,8 @@ class Subclass(np.float64):
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ([1, 2], "not list: say serializer='pickle'"),
-        (1.5, "not float: say serializer='pickle'"),
+        ([1, 2], "not list: use serializer='pickle'"),
+        (1.5, "not float: use serializer='pickle'"),
         (b"bytes", "not bytes"),
         (np.array([None]), "without Python objects, not of dtype object"),
         (np.array([(1, None)], [("a", int), ("b", object)]), "without Python objects"),

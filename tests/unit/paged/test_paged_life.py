@@ -122,7 +122,7 @@ def test_paged_empty_is_one_array_with_a_memory_of_its_own() -> None:
         paged_empty(10, budget=5)
     with pytest.raises(NotStorable):
         paged_empty(10, "O", budget=BUDGET)
-    with pytest.raises(BadArgument, match="no PagedMemory"):
+    with pytest.raises(BadArgument, match="is in no PagedMemory"):
         memory_of(np.zeros(3))
 
 

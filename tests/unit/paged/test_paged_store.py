@@ -140,7 +140,7 @@ def test_a_full_backing_file_loses_nothing_and_is_warned_of(
         expected = np.random.default_rng(1).integers(0, 256, 4 * SIZE).astype("u1")
         array[:] = expected
         await_true(
-            lambda: any("the backing file takes nothing" in each for each in caplog.messages)
+            lambda: any("the backing file accepts nothing" in each for each in caplog.messages)
         )
         assert memory.statistics.file_bytes > 0
         assert memory.statistics.resident_bytes > memory.budget
@@ -258,7 +258,7 @@ def test_each_way_and_what_is_missing_is_said_in_words(monkeypatch: pytest.Monke
     none = found(None, 0, every)
     assert not none
     assert str(none).startswith("Paged memory does not work here")
-    assert str(none).count("Not by") == 3
+    assert str(none).count("Unavailable: ") == 3
     with pytest.raises(PagingUnavailable, match="does not work here") as error:
         PagedMemory(SIZE, BUDGET)
     assert isinstance(error.value, OSError)
