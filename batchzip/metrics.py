@@ -58,7 +58,7 @@ _ESCAPED = re.compile(r"\\ud[89a-f]")
 
 _EVENTS = {
     "pool_limit_hit": "Stores that found the pool, or their group, at its limit",
-    "reject_alloc_fail": "Stores that the pool had no memory for, other than for its limit",
+    "reject_alloc_fail": "Stores that failed because the system gave the pool no memory",
     "reject_compress_poor": "Pages rejected because their output did not fit",
     "reject_compress_fail": "Pages rejected because of any other compression error",
     "reject_reclaim_fail": "Writebacks that failed",
@@ -466,7 +466,7 @@ def _of_sharded(store: Surveyed) -> Iterator[_Row]:
 def _of_shards(found: StoreMetrics) -> Iterator[_Row]:
     for key, (family, _) in _SHARDED.items():
         yield family, [], getattr(found, key)
-    # One for each worker: a shard that was lost may have had the address of one that serves.
+    # One shard per worker: a lost shard may have had the address of a serving one.
     shards = {
         shard.worker: shard for shard in sorted(found.shards, key=lambda one: not one.trouble)
     }

@@ -150,7 +150,7 @@ class Session:
         self._losses_of_all = 0
         """How many times a scheduler was lost."""
         self._all_lost_at = -math.inf
-        """Time of the last such loss, by the monotonic clock."""
+        """Time of the last of these losses, by the monotonic clock."""
         self._ended = False
 
     @property

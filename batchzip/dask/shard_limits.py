@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("batchzip.dask")
 
 _HEADROOM = 0.1
-"""Fraction of a worker's limit that is reserved from pools."""
+"""Fraction of a worker's limit that pools must leave free."""
 
 _LEAST = 0.02
 """Fraction of a worker's limit that a pool gets in any case, because a store needs some memory."""

@@ -188,7 +188,7 @@ class ShardedStore(Owned):
 
     @classmethod
     def _absent(cls, address: str, timeout_s: float) -> Self:
-        """Return a store that attaches on first use, as pickles may be loaded where none can."""
+        """Return a store that attaches on first use: where a pickle is loaded, it may not yet."""
         _split(address)
         made = cls.__new__(cls)
         made._elsewhere = address, timeout_s
