@@ -94,11 +94,11 @@ class Unpicklable:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OwnError("on purpose"), "test_worker_data.OwnError: on purpose"),
+        (OwnError("on purpose"), "test_worker_data_odd_values.OwnError: on purpose"),
         (KeyError("a"), "KeyError: 'a'"),
         (TypeError("Could not"), "TypeError: Could not"),
         (NotImplementedError("so"), "Could not serialize object of type Unpicklable"),
-        (Unspeakable(), "test_worker_data.Unspeakable: <exception str() failed>"),
+        (Unspeakable(), "test_worker_data_odd_values.Unspeakable: <exception str() failed>"),
         (_caused(TypeError(Unshowable())), "TypeError: <exception str() failed>"),
         (SystemExit(1), "SystemExit: 1"),
         (asyncio.CancelledError(), "CancelledError"),
