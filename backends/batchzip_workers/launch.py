@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 _START = """\
-import marshal, posix, sys fd = int(sys.argv[2]) sys.path[:], owner, module, arguments, fds =
-marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 0)) from batchzip_workers.startup import run
+import marshal, posix, sys
+fd = int(sys.argv[2])
+start = marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 0))
+sys.path[:], owner, module, arguments, fds = start
+from batchzip_workers.startup import run
 run(fd, owner, module, arguments, fds)
 """
 """Uses only modules that are compiled into the interpreter until it has the owner's path."""
