@@ -120,7 +120,7 @@ def test_a_worker_with_the_preload_compresses_and_so_does_the_one_after_its_deat
                 (pid,) = client.run(os.getpid).values()
                 os.kill(pid, signal.SIGKILL)
     log = (tmp_path / "worker.log").read_text("utf-8")
-    assert log.count("Values are compressed in memory before any go to disk: WorkerData") == 2
+    assert log.count("WorkerData compresses values in memory before any are written to disk") == 2
     left = [path.name for path in (tmp_path / "local").rglob("*") if path.is_file()]
     assert set(left) <= {"global.lock", "purge.lock"}, "Dask's own"
 

@@ -141,7 +141,7 @@ def test_bad_arguments_are_named_and_change_nothing(client: Client, store: Shard
         with pytest.raises(BadBatch):
             store.store(0, pages)
     for index in (-1, 1 << 63):
-        with pytest.raises(BadArgument, match="indices lie in"):
+        with pytest.raises(BadArgument, match="indices must be from 0"):
             store.store(index, make_pages(1))
     with pytest.raises(BadArgument):
         store.load_many([0.5])  # type: ignore[list-item] # that is the question
