@@ -114,10 +114,10 @@ class ShardedStore(Owned):
         (b'**', 100)
     """
 
-    _elsewhere: tuple[str, float] | None = None
+    _unattached: tuple[str, float] | None = None
     """Address and timeout of a store that is not yet attached."""
 
-    _letting_go: weakref.finalize[Any, Any] | None = None
+    _finalizer: weakref.finalize[Any, Any] | None = None
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class ShardedStore(Owned):
         options = _options(workers, replicas, engine, store, memory_fraction, spill, timeout_s)
         session = _session(client, uuid.uuid4().hex, float(timeout_s))
         self._run_in(client, session, session.create(*options))
-        self._take(client, session)
+        self._set_attached(client, session)
         super().__init__()
 
     @classmethod
@@ -161,7 +161,7 @@ class ShardedStore(Owned):
         session = _session(client, uuid.uuid4().hex, float(timeout_s))
         await cls._await_in(client, session.create(*options))
         made = cls.__new__(cls)
-        made._take(client, session)
+        made._set_attached(client, session)
         Owned.__init__(made)
         return made
 
@@ -173,7 +173,7 @@ class ShardedStore(Owned):
         it has the same scheduler; otherwise one is made, and closed with the store. Raise
         ClusterLost if the store does not exist.
         """
-        made = cls._absent(address, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
+        made = cls._make_unattached(address, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
         made._open(client)
         return made
 
@@ -182,22 +182,22 @@ class ShardedStore(Owned):
         cls, address: str, client: Client | None = None, *, timeout_s: float = 60.0
     ) -> Self:
         """Do what `attach` does, in an asyncio program."""
-        made = cls._absent(address, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
+        made = cls._make_unattached(address, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
         await made._aopen(client)
         return made
 
     @classmethod
-    def _absent(cls, address: str, timeout_s: float) -> Self:
+    def _make_unattached(cls, address: str, timeout_s: float) -> Self:
         """Return a store that attaches on first use: where a pickle is loaded, it may not yet."""
         _split(address)
         made = cls.__new__(cls)
-        made._elsewhere = address, timeout_s
+        made._unattached = address, timeout_s
         Owned.__init__(made)
         return made
 
     def _open(self, client: Client | None = None) -> None:
         """Attach to the store at the address."""
-        address, timeout_s = self._elsewhere  # type: ignore[misc] # it is absent
+        address, timeout_s = self._unattached  # type: ignore[misc] # it is unattached
         scheduler, name = _split(address)
         own = None
         if client is None:
@@ -211,13 +211,13 @@ class ShardedStore(Owned):
             if own is not None:
                 own.close()
             raise
-        if not self._take(client, session, own):  # another thread attached first
+        if not self._set_attached(client, session, own):  # another thread attached first
             self._run_in(client, session, session.detach())
             if own is not None:
                 own.close()
 
     async def _aopen(self, client: Client | None = None) -> None:
-        address, timeout_s = self._elsewhere  # type: ignore[misc] # it is absent
+        address, timeout_s = self._unattached  # type: ignore[misc] # it is unattached
         scheduler, name = _split(address)
         own = None
         if client is None:
@@ -233,20 +233,20 @@ class ShardedStore(Owned):
             if own is not None:
                 await own.close()
             raise
-        if not self._take(client, session, own):
+        if not self._set_attached(client, session, own):
             await self._await_in(client, session.detach())
             if own is not None:
                 await own.close()
 
-    def _take(self, client: Client, session: Session, own: Client | None = None) -> bool:
+    def _set_attached(self, client: Client, session: Session, own: Client | None = None) -> bool:
         """Become attached with these objects. Return False if another thread came first."""
         with _taking:
-            if self._letting_go is not None:
+            if self._finalizer is not None:
                 return False
             self._client, self._session, self._own_client = client, session, own
-            self._letting_go = weakref.finalize(self, _let_go, client, session, own)
-            self._letting_go.atexit = False
-            self._elsewhere = None
+            self._finalizer = weakref.finalize(self, _detach_collected, client, session, own)
+            self._finalizer.atexit = False
+            self._unattached = None
         return True
 
     @property
@@ -258,26 +258,26 @@ class ShardedStore(Owned):
     @property
     def address(self) -> str:
         """Return what `attach` takes: the scheduler's address and the store's name."""
-        if self._elsewhere is not None:
-            return self._elsewhere[0]
+        if self._unattached is not None:
+            return self._unattached[0]
         return f"{self._session.scheduler_address}{_MARK}{self._session.name}"
 
     def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[override] # another can attach
         if self._unusable:
             self._refuse()
-        timeout_s = self._elsewhere[1] if self._elsewhere else self._session.timeout_s
+        timeout_s = self._unattached[1] if self._unattached else self._session.timeout_s
         return _unpickle, (self.address, timeout_s)
 
     def _enter(self) -> None:
         if self._unusable:
             self._refuse()
-        if self._elsewhere is not None:
+        if self._unattached is not None:
             self._open()
 
     async def _aenter(self) -> None:
         if self._unusable:
             self._refuse()
-        if self._elsewhere is not None:
+        if self._unattached is not None:
             await self._aopen()
 
     def _survey(self) -> StoreFigures:
@@ -299,24 +299,24 @@ class ShardedStore(Owned):
                     "this is the client's own event loop, which must not wait: "
                     "await aload, astore, …"
                 )
-        begun = _Begun(loop, work)
+        call = _LoopCall(loop, work)
         try:
             while True:
                 try:
-                    return begun.outcome.result(_LOOK_S)
+                    return call.outcome.result(_LOOK_S)
                 except concurrent.futures.TimeoutError:
-                    if begun.outcome.done():
-                        return begun.outcome.result()
-                    begun.check(client)
+                    if call.outcome.done():
+                        return call.outcome.result()
+                    call.check(client)
                 except concurrent.futures.CancelledError:
                     raise ClusterLost("the client was closed") from None
         except (Exception, concurrent.futures.CancelledError):
             raise
         except BaseException:
             # An interrupt. The work is ended or undone before the caller can do anything else.
-            begun.cancel()
+            call.cancel()
             with suppress(Exception, concurrent.futures.CancelledError):
-                begun.outcome.result(session.timeout_s)
+                call.outcome.result(session.timeout_s)
             raise
 
     async def _await(self, work: Coroutine[Any, Any, T]) -> T:
@@ -328,22 +328,22 @@ class ShardedStore(Owned):
         loop = _loop_of(client, work)
         if asyncio.get_running_loop() is loop:
             return await work
-        begun = _Begun(loop, work)
-        waiting = asyncio.wrap_future(begun.outcome)
+        call = _LoopCall(loop, work)
+        waiting = asyncio.wrap_future(call.outcome)
         waiting.add_done_callback(take_outcome)
         try:
             while not (await asyncio.wait({waiting}, timeout=_LOOK_S))[0]:
-                begun.check(client)
+                call.check(client)
             return waiting.result()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or not task.cancelling():
                 raise ClusterLost("the client was closed") from None
             # The work is ended or undone before the caller can do anything else.
-            begun.cancel()
+            call.cancel()
             with suppress(ClusterLost):
                 while not waiting.done():
-                    begun.check(client)
+                    call.check(client)
                     with suppress(asyncio.CancelledError):
                         await asyncio.wait({waiting}, timeout=_LOOK_S)
             raise
@@ -534,19 +534,19 @@ class ShardedStore(Owned):
         return await self._await(self._session.rebalance())
 
     def _close(self) -> None:
-        if self._elsewhere is not None:
+        if self._unattached is not None:
             return
-        self._let_be()
+        self._disarm_finalizer()
         with suppress(
             ClusterLost, concurrent.futures.TimeoutError, concurrent.futures.CancelledError
         ):
             work = self._session.detach()
             loop = _loop_of(self._client, work)
-            begun = _Begun(loop, work)
+            call = _LoopCall(loop, work)
             with suppress(RuntimeError):
                 if asyncio.get_running_loop() is loop:
                     return  # the directory is told, and this event loop must not wait
-            begun.outcome.result(_CLOSE_S)
+            call.outcome.result(_CLOSE_S)
         if self._own_client is not None:
             self._own_client.close()
 
@@ -556,8 +556,8 @@ class ShardedStore(Owned):
             return
         self._unusable = (ClosedError, f"this {type(self).__name__} is closed")
         self._released = True
-        if self._elsewhere is None:
-            self._let_be()
+        if self._unattached is None:
+            self._disarm_finalizer()
             with suppress(ClusterLost):
                 await self._await(self._session.detach())
             if self._own_client is not None:
@@ -565,9 +565,9 @@ class ShardedStore(Owned):
                 if closing is not None:
                     await closing
 
-    def _let_be(self) -> None:
-        if self._letting_go is not None:
-            self._letting_go.detach()
+    def _disarm_finalizer(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer.detach()
 
     async def __aenter__(self) -> Self:
         await self._aenter()
@@ -646,7 +646,7 @@ def _loop_of(client: Client, work: Coroutine[Any, Any, Any]) -> asyncio.Abstract
     return loop
 
 
-class _Begun(Generic[T]):
+class _LoopCall(Generic[T]):
     """Work in a client's event loop. Its `outcome` comes when it has ended, even if cancelled."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> None:
@@ -692,16 +692,16 @@ class _Begun(Generic[T]):
             self._loop.call_soon_threadsafe(cancel)
 
 
-def _let_go(client: Client, session: Session, own: Client | None) -> None:
+def _detach_collected(client: Client, session: Session, own: Client | None) -> None:
     """Detach a store that was garbage-collected, without waiting."""
     with suppress(ClusterLost):
         work = session.detach()
-        begun = _Begun(_loop_of(client, work), work)
+        call = _LoopCall(_loop_of(client, work), work)
         if own is not None:  # in another thread, because the client's own cannot wait for its end
-            begun.outcome.add_done_callback(
+            call.outcome.add_done_callback(
                 lambda _: threading.Thread(target=own.close, daemon=True).start()
             )
 
 
 def _unpickle(address: str, timeout_s: float) -> ShardedStore:
-    return ShardedStore._absent(address, timeout_s)
+    return ShardedStore._make_unattached(address, timeout_s)
