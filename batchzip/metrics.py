@@ -403,11 +403,11 @@ def _of_groups(store: SwapStore) -> Iterator[_Row]:
         for key in (*_EVENTS, *_PAGES):
             yield key, [name], getattr(counters, key)
         yield "compressed_bytes", [name], counters.pool_total_size
-    with_values = {name for name, group in store.groups.items() if group._user is not None}  # noqa: SLF001
+    users = {name: group._user for name, group in store.groups.items()}  # noqa: SLF001
     for name, group in store.status()["groups"].items():
         for key in _TRAFFIC:
             yield key, [name], group[key]
-        if name not in with_values:
+        if users.get(name) is None:
             for key, (family, _) in _LATENCIES.items():
                 yield family, [name], group["latencies"][key]
         if group["max_bytes"] is not None:
@@ -416,7 +416,8 @@ def _of_groups(store: SwapStore) -> Iterator[_Row]:
 
 def _of_mappings(store: SwapStore) -> Iterator[_Row]:
     for name, group in store.groups.items():
-        mapping = None if group._user is None else group._user()  # noqa: SLF001 - a mapping is a group's user
+        user = group._user  # noqa: SLF001 - a weak reference to the group's mapping
+        mapping = None if user is None else user()
         if mapping is None:
             continue
         try:

@@ -37,7 +37,9 @@ def dask_command(
     log: Path, *arguments: str, **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command of Dask's until the end of the block, and see that it ends without an error."""
-    environment["PYTHONPATH"] = python_path(environment.get("PYTHONPATH", ""))
+    # Workers import this module, too, for the functions that they run.
+    given = environment.get("PYTHONPATH", "")
+    environment["PYTHONPATH"] = python_path(given, str(Path(__file__).parent))
     with (
         log.open("wb") as output,
         subprocess.Popen(
