@@ -1,6 +1,6 @@
 """Launch: starts a worker's process, and leaves nothing behind if that fails.
 
-    Task ─▶ memory ─▶ python -P … -c START <its descriptor> ─▶ startup.run ─▶ module.main(*arguments)
+    Task ─▶ memory ─▶ python -P … -c START <descriptor> ─▶ startup.run ─▶ module.main(*arguments)
                  ◀── why it could not start ──┘
 
 The process is a new interpreter with its owner's flags and import path
