@@ -57,8 +57,10 @@ CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "figures of an engine": (
         lambda store: metrics.collector(store.engine),
-        "store must be a SwapStore, a CompressedMapping or a ShardedStore, or a mapping of them, "
-        "not Engine",
+        (
+            "store must be a SwapStore, a CompressedMapping or a ShardedStore, or a mapping of them, "
+            "not Engine"
+        ),
     ),
     "figures of a list": (
         lambda store: metrics.collector({"one": [store]}),  # type: ignore[dict-item]
