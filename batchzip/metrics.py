@@ -6,20 +6,20 @@
     REGISTRY.register(batchzip.metrics.collector(store))
     start_http_server(9000)
 
-Figures are read when somebody scrapes, and cost nothing else. Counters end in _total, sizes are in
-bytes, times in seconds. What zswap counts has zswap's name. Pages and counters are by `group`, those
-of the store itself with an empty one. What a closed group has counted is gone with its series. The figures of
-a mapping have the label of its group, which is its name;
-so have those of a paged memory. `batchzip_info` is 1, with version, codec and
-backend as labels.
+Figures are read only when Prometheus scrapes. Counters end in _total, sizes are in bytes, times in
+seconds. Counters that zswap has, too, have zswap's names. Pages and counters are labelled by
+`group`; the store's own group has an empty label. When a group is closed, its series end. A
+mapping's figures are labelled with its group, which has the mapping's name. The same holds for a
+paged memory. `batchzip_info` is 1 and has version, codec and backend as labels.
 
-A `batchzip.dask.ShardedStore` has figures of each of its shards, by the address of the `worker`. Its scheduler is asked
-for them when somebody scrapes, and asks the shards. The scheduler's dashboard has them, too, of all stores: /batchzip/metrics.
+A `batchzip.dask.ShardedStore` has figures of each of its shards, labelled by the address of the
+`worker`. A scrape asks the scheduler, which asks the shards. The scheduler's dashboard has the
+figures of all stores at /batchzip/metrics.
 
-The histograms of latencies have a random one in 64 calls, as reading the clock at each would cost more than it
-tells. So their quantiles and means are those of all calls, but their counts are not: how many calls
-there were is told by the counters. What is timed is said by `batchzip.Latency`.
-The faults of paged memories are timed one and all.
+The latency histograms contain a random sample of one call in 64, because reading the clock at each
+call would cost too much. So quantiles and means describe all calls, but counts do not: see the
+counters for the number of calls. `batchzip.Latency` says what is timed. The faults of paged
+memories are all timed.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ if TYPE_CHECKING:
 
     _Store: TypeAlias = "SwapStore | CompressedMapping | Surveyed"
     _Row = tuple[str, list[str], float | Latency]
-    """Family, values of its labels, figure; of a histogram, what was timed."""
+    """Family, label values and figure. A histogram's figure is a Latency."""
 
 __all__ = ["collector"]
 
 _ESCAPED = re.compile(r"\\ud[89a-f]")
-"""How the escape of a surrogate begins."""
+"""The beginning of an escaped surrogate."""
 
 _EVENTS = {
     "pool_limit_hit": "Stores that found the pool, or their group, at its limit",
-    "reject_alloc_fail": "Stores that the pool had no memory for, other than for its limit",
+    "reject_alloc_fail": "Stores that failed because the system gave the pool no memory",
     "reject_compress_poor": "Pages rejected because their output did not fit",
     "reject_compress_fail": "Pages rejected because of any other compression error",
     "reject_reclaim_fail": "Writebacks that failed",
@@ -80,58 +80,58 @@ _PAGES = {
 _MAPPING_EVENTS = {
     "hits": ("mapping_hits", "Lookups that found a value"),
     "misses": ("mapping_misses", "Lookups that found none"),
-    "evictions": ("mapping_evictions", "Values that were forgotten to make room"),
-    "expirations": ("mapping_expirations", "Values that were forgotten as their time was over"),
+    "evictions": ("mapping_evictions", "Values evicted to make room"),
+    "expirations": ("mapping_expirations", "Values forgotten because their TTL had expired"),
 }
 _MAPPINGS = {
-    "values": ("mapping_values", "Values of the mapping"),
-    "nbytes": ("mapping_value_bytes", "Bytes of its values as they were serialised"),
+    "values": ("mapping_values", "Values in the mapping"),
+    "nbytes": ("mapping_value_bytes", "Bytes of its serialised values"),
 }
 _MEMORY = {
-    "total": ("mapping_memory_bytes", "Bytes of memory that the mapping takes, everything counted"),
-    "in_dict": ("mapping_dict_bytes", "Bytes of memory that a dict of its values would take"),
+    "total": ("mapping_memory_bytes", "Bytes of memory that the mapping uses in total"),
+    "in_dict": ("mapping_dict_bytes", "Bytes of memory that a dict of its values would use"),
 }
 _LATENCIES = {
-    "load": ("load_seconds", "Time of a random one in 64 loads of a page"),
-    "store": ("store_seconds", "Time of a random one in 64 stores of a folio"),
+    "load": ("load_seconds", "Time of a load of a page, a random sample of one in 64"),
+    "store": ("store_seconds", "Time of a store of a folio, a random sample of one in 64"),
 }
 _MAPPING_LATENCIES = {
-    "get": ("mapping_get_seconds", "Time of a random one in 64 gets that found their value"),
-    "put": ("mapping_put_seconds", "Time of a random one in 64 puts of one value"),
+    "get": ("mapping_get_seconds", "Time of a get that found its value, a sample of one in 64"),
+    "put": ("mapping_put_seconds", "Time of a put of one value, a random sample of one in 64"),
 }
 _OPERATIONS = {
-    "batches": ("engine_batches", "Batches that the engine did"),
-    "pages": ("engine_pages", "Pages that the engine did, single and failed ones included"),
+    "batches": ("engine_batches", "Batches that the engine processed"),
+    "pages": ("engine_pages", "Pages that the engine processed, single and failed ones included"),
     "bytes_in": ("engine_input_bytes", "Bytes that went into the codec"),
     "bytes_out": ("engine_output_bytes", "Bytes that came out of the codec"),
     "wait_s": ("engine_wait_seconds", "Time that callers waited for lanes"),
 }
 _CLASSES = {
     "zspages": ("pool_class_zspages", "Zspages in use"),
-    "room": ("pool_class_room_objects", "Objects that there is room for"),
+    "room": ("pool_class_room_objects", "Objects that the zspages have room for"),
     "objects": ("pool_class_objects", "Objects allocated"),
     "bytes": ("pool_class_bytes", "Bytes of the zspages"),
-    "freeable": ("pool_class_freeable_bytes", "Bytes that moving objects together would free"),
+    "freeable": ("pool_class_freeable_bytes", "Bytes that compaction would free"),
 }
 
 _REGION_EVENTS = {
-    "restored_pages": "Pages of paged memories that were decompressed because they were touched",
-    "readahead_pages": "Pages that were restored because those before them were touched",
-    "readahead_hits": "Those of them that were touched",
-    "prefetched_pages": "Pages that were restored because prefetch was called",
-    "evicted_pages": "Pages that were compressed",
-    "dropped_clean_pages": "Pages that went without being compressed, as nobody had written to them",
-    "second_chances": "Pages that stayed as they were touched in time",
+    "restored_pages": "Pages of paged memories that were decompressed after a touch",
+    "readahead_pages": "Pages that were restored because the pages before them were touched",
+    "readahead_hits": "Pages restored by readahead that were then touched",
+    "prefetched_pages": "Pages that were restored by prefetch",
+    "evicted_pages": "Pages that were compressed and evicted",
+    "dropped_clean_pages": "Pages that were evicted without compression, because they were clean",
+    "second_chances": "Candidates for eviction that stayed because they were touched",
     "direct_reclaims": "Faults that had to make room for their page themselves",
-    "over_budget": "Times that a budget was exceeded, as the store had no room",
+    "over_budget": "Times that a budget was exceeded because the store had no room",
     "lost_pages": "Pages that could not be restored",
 }
 _SHARD = {
-    "pages": ("shard_pages", "Pages that the shard has, without copies of another one's"),
+    "pages": ("shard_pages", "Pages in the shard, without copies of another shard's pages"),
     "pool_bytes": ("shard_pool_bytes", "Bytes of memory that the shard's pool holds"),
-    "pool_limit_bytes": ("shard_pool_limit_bytes", "Bytes of memory that it may hold"),
-    "file_bytes": ("shard_file_bytes", "Bytes that the shard has spilt to its worker's disk"),
-    "moving": ("shard_moving_stripes", "Stripes that it has still to get from others, or to give"),
+    "pool_limit_bytes": ("shard_pool_limit_bytes", "Limit of the shard's pool in bytes"),
+    "file_bytes": ("shard_file_bytes", "Bytes that the shard has spilled to its worker's disk"),
+    "moving": ("shard_moving_stripes", "Stripes still to be moved from or to the shard"),
 }
 _SHARD_EVENTS = {
     "page_stores": ("shard_page_stores", "Pages stored in the shard, copies included"),
@@ -140,7 +140,7 @@ _SHARD_EVENTS = {
 }
 _SHARDED = {
     "clients": ("sharded_clients", "Clients that have the sharded store open"),
-    "epoch": ("sharded_epoch", "Number of the membership, which rises with each change of it"),
+    "epoch": ("sharded_epoch", "Epoch of the members, which rises with each change"),
     "lost_stripes": ("sharded_lost_stripes", "Stripes of 512 pages with lost pages"),
 }
 _FAULTS = "missing", "minor"
@@ -148,7 +148,7 @@ _STATES = "resident", "candidate", "stored", "empty", "pinned"
 
 
 class ShardMetrics(Protocol):
-    """A shard of a sharded store, with the figures of `_SHARD` and `_SHARD_EVENTS`."""
+    """The figures of a shard, named as in `_SHARD` and `_SHARD_EVENTS`."""
 
     @property
     def worker(self) -> str:
@@ -156,35 +156,35 @@ class ShardMetrics(Protocol):
 
     @property
     def trouble(self) -> str:
-        """Return why there are no figures, or ""."""
+        """Return why there are no figures, or an empty text."""
 
 
 class StoreMetrics(Protocol):
-    """A sharded store, with the figures of `_SHARDED`."""
+    """The figures of a sharded store, named as in `_SHARDED`."""
 
     @property
     def store(self) -> str:
-        """Return its name."""
+        """Return the store's name."""
 
     @property
     def shards(self) -> Sequence[ShardMetrics]:
-        """Return its shards."""
+        """Return the figures of its shards."""
 
 
 class ClusterMetrics(Protocol):
-    """The sharded stores of a scheduler."""
+    """The figures of a scheduler's sharded stores."""
 
     @property
     def stores(self) -> Sequence[StoreMetrics]:
-        """Return them."""
+        """Return the figures of each store."""
 
 
 @runtime_checkable
 class Surveyed(Protocol):
-    """A sharded store that can be asked for its figures: `batchzip.dask.ShardedStore`."""
+    """A sharded store that reports its figures: `batchzip.dask.ShardedStore`."""
 
     def _survey(self) -> StoreMetrics:
-        """Return its figures. Raise ClosedError, ClusterLost, ForkedProcess."""
+        """Return its figures. Raise ClosedError, ClusterLost or ForkedProcess."""
 
 
 def collector(
@@ -192,15 +192,16 @@ def collector(
     *,
     classes: bool = False,
 ) -> Collector:
-    """Make a collector of the store's figures, to be registered with prometheus_client.
+    """Return a collector of the store's figures, to be registered with prometheus_client.
 
-    A CompressedMapping stands for its store.
-    A ShardedStore has figures of its shards alone.
-    A registry takes one, as names may not come twice; several stores go together as a mapping, and
-    have its keys in the label `store`. `classes` adds the pool's class table by `object_bytes`:
-    some hundred lines. The collector keeps the store; once that is closed, and in
-    a forked child, there are no figures.
-    Thread-safe. Raises MissingExtra.
+    For a CompressedMapping, the collector reads the mapping's store. For a ShardedStore, it has
+    only the figures of the shards. A registry takes only one of these collectors, because metric
+    names must be unique. For several stores pass a mapping; its keys become the label `store`.
+    `classes` adds the pool's class table by `object_bytes`, which has about a hundred lines.
+
+    The collector keeps the store alive. It has no figures once the store is closed, and in a forked
+    child. Thread-safe. Raise MissingExtra without prometheus_client, and BadArgument for other
+    objects.
 
     Examples:
         >>> from prometheus_client import CollectorRegistry, generate_latest
@@ -227,7 +228,7 @@ def _make_collector(
     kinds: tuple[type, ...] = SwapStore, CompressedMapping, Surveyed
     named = not isinstance(store, kinds)
     if named and not isinstance(store, Mapping):
-        raise _no_store(store, ", or a mapping of such")
+        raise _no_store(store, ", or a mapping of them")
     given: Any = store if named else {"": store}
     stores: dict[str, tuple[Callable[[], Iterable[_Row]], object]] = {}
     for name, one in given.items():
@@ -236,19 +237,19 @@ def _make_collector(
         if isinstance(one, Surveyed):
             stores[name] = partial(_of_sharded, one), None
         else:
-            # The mapping keeps its store open, where it made that.
+            # A mapping closes a store that it made itself, so the mapping is kept, too.
             whole: Any = one._store if isinstance(one, CompressedMapping) else one  # noqa: SLF001
             stores[name] = partial(_rows, whole, classes=classes), one
 
     class StoreCollector(Collector):
-        """The families of these stores."""
+        """The metric families of these stores."""
 
         def describe(self) -> Iterable[Metric]:
-            """Name the families, without figures: registering reads no store."""
+            """Name the families without figures. Registering thus reads no store."""
             return _Families(core, named=named, classes=classes)
 
         def collect(self) -> Iterable[Metric]:
-            """Read every store that is open."""
+            """Read every open store."""
             families = _Families(core, named=named, classes=classes)
             for name, (read, _) in stores.items():
                 try:
@@ -264,9 +265,9 @@ def _make_collector(
 
 
 def exposition(survey: ClusterMetrics) -> bytes:
-    """Return the figures of a cluster's sharded stores as Prometheus reads them, by `store`. Raises MissingExtra."""
+    """Return a cluster's sharded stores in Prometheus' format, by `store`. Raise MissingExtra."""
     core = load_extra("prometheus_client.core", extra="metrics", needed_by="batchzip.metrics")
-    from prometheus_client import generate_latest  # noqa: PLC0415 - an extra, which is there
+    from prometheus_client import generate_latest  # noqa: PLC0415 - an extra, now known to exist
 
     families = _Families(core, named=True, classes=False)
     for store in survey.stores:
@@ -278,14 +279,14 @@ def exposition(survey: ClusterMetrics) -> bytes:
 
 def _no_store(value: object, more: str = "") -> BadArgument:
     kinds = "a SwapStore, a CompressedMapping or a ShardedStore"
-    return BadArgument(f"store is {kinds}{more}, not {type(value).__name__}")
+    return BadArgument(f"store must be {kinds}{more}, not {type(value).__name__}")
 
 
 def _printable(label: str) -> str:
-    """Escape what UTF-8 has no bytes for: surrogates, as in names of files that are not UTF-8.
+    """Escape characters that UTF-8 cannot encode: surrogates, as in file names that are not UTF-8.
 
-    Backslashes of such names, and of those that look as if they were escaped, are doubled: no two
-    names are the same label, as one that comes twice makes the whole scrape void.
+    Backslashes are doubled in such names, and in names that look escaped. So two names never become
+    the same label. A duplicate label would invalidate the whole scrape.
     """
     text = str(label)
     if _ESCAPED.search(text.encode("utf-8", "backslashreplace").decode()):
@@ -294,7 +295,7 @@ def _printable(label: str) -> str:
 
 
 class _Families:
-    """Every family there is, by name, empty at first."""
+    """All metric families by name, empty at first."""
 
     def __init__(self, core: Any, *, named: bool, classes: bool) -> None:
         self._families: dict[str, Any] = {}
@@ -316,7 +317,7 @@ class _Families:
         make(
             gauge, [("compressed_bytes", "Bytes of compressed and raw pages in the pool")], "group"
         )
-        make(gauge, [("group_limit_bytes", "Most that a group may have in the pool")], "group")
+        make(gauge, [("group_limit_bytes", "Limit of a group's bytes in the pool")], "group")
         make(
             gauge,
             [
@@ -328,7 +329,7 @@ class _Families:
                 ("engine_workers", "Worker processes besides the owner"),
             ],
         )
-        make(counter, [("region_faults", "Touches of pages that were not mapped")], "group", "kind")
+        make(counter, [("region_faults", "Faults on pages that were not mapped")], "group", "kind")
         events = ((f"region_{name}", text) for name, text in _REGION_EVENTS.items())
         make(counter, events, "group")
         make(
@@ -402,11 +403,11 @@ def _of_groups(store: SwapStore) -> Iterator[_Row]:
         for key in (*_EVENTS, *_PAGES):
             yield key, [name], getattr(counters, key)
         yield "compressed_bytes", [name], counters.pool_total_size
-    with_values = {name for name, group in store.groups.items() if group._user is not None}  # noqa: SLF001
+    users = {name: group._user for name, group in store.groups.items()}  # noqa: SLF001
     for name, group in store.status()["groups"].items():
         for key in _TRAFFIC:
             yield key, [name], group[key]
-        if name not in with_values:
+        if users.get(name) is None:
             for key, (family, _) in _LATENCIES.items():
                 yield family, [name], group["latencies"][key]
         if group["max_bytes"] is not None:
@@ -415,7 +416,8 @@ def _of_groups(store: SwapStore) -> Iterator[_Row]:
 
 def _of_mappings(store: SwapStore) -> Iterator[_Row]:
     for name, group in store.groups.items():
-        mapping = None if group._user is None else group._user()  # noqa: SLF001 - a mapping is a group's user
+        user = group._user  # noqa: SLF001 - a weak reference to the group's mapping
+        mapping = None if user is None else user()
         if mapping is None:
             continue
         try:
@@ -465,7 +467,7 @@ def _of_sharded(store: Surveyed) -> Iterator[_Row]:
 def _of_shards(found: StoreMetrics) -> Iterator[_Row]:
     for key, (family, _) in _SHARDED.items():
         yield family, [], getattr(found, key)
-    # One for each worker: a shard that was lost may have had the address of one that serves.
+    # One shard per worker: a lost shard may have had the address of a serving one.
     shards = {
         shard.worker: shard for shard in sorted(found.shards, key=lambda one: not one.trouble)
     }

@@ -95,13 +95,13 @@ class DaskBackend(Backend):
     """Compresses and decompresses on the workers of a Dask cluster.
 
     `cluster`            A synchronous `distributed.Client`, which the caller closes, or a
-                         scheduler's address. Default: the current client, otherwise Dask's own setting
-                         `scheduler-address` (DASK_SCHEDULER_ADDRESS).
+                         scheduler's address. Default: the current client, otherwise Dask's own
+                         setting `scheduler-address` (DASK_SCHEDULER_ADDRESS).
     `local`              "auto": batches run on this machine while that is faster.
                          `statistics.placements` says what ran where, and how fast. "never": all
                          batches of two or more pages are sent.
-    `connect_timeout_s`  Seconds to connect to an address, and for workers to report their
-                         version of batchzip.
+    `connect_timeout_s`  Seconds to connect to an address, and for workers to report their version
+                         of batchzip.
     `workerless_s`       Seconds that batches wait while the cluster has no workers or its scheduler
                          is silent. After that they raise ClusterLost.
 

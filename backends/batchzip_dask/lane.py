@@ -167,19 +167,19 @@ class Lane:
         goes_on = True
         while goes_on:
             try:
-                goes_on = self._go_on()
+                goes_on = self._run_once()
             except BaseException as error:  # noqa: BLE001 - raised to whoever waits for requests
                 if self._failure is None or _is_out_of_memory(self._failure):
                     self._failure = error
                 if _is_out_of_memory(error):
                     time.sleep(_NO_MEMORY_S)
 
-    def _go_on(self) -> bool:
+    def _run_once(self) -> bool:
         """Do one round of work. Return False when the lane is closed and empty."""
         if self._failure is not None:
             self._end_lost(self._failure)
             self._failure = None
-        self._feed()
+        self._hand_out_parcels()
         self._settle()
         if self._closed and not self._flights:
             return False
@@ -193,7 +193,7 @@ class Lane:
             arrival()
         del arrival  # keeps nothing of a batch alive while the thread waits
         self._expire()
-        self._look()
+        self._check_cluster()
         return True
 
     def _end_lost(self, failure: BaseException) -> None:
@@ -248,7 +248,7 @@ class Lane:
             and self._out_pages * self._backend.page_size < OUT_BYTES
         )
 
-    def _feed(self) -> None:
+    def _hand_out_parcels(self) -> None:
         """Hand out parcels while there is room."""
         while self._suspects:
             if self._out:
@@ -327,7 +327,7 @@ class Lane:
         try:
             self._cluster.check()
             share = parcel.pack(self._codec)
-            parcel.drop = self._cluster.hand_out(share, partial(self._told, parcel))
+            parcel.drop = self._cluster.hand_out(share, partial(self._put_outcome, parcel))
         except BaseException as error:  # noqa: BLE001 - raised to whoever waits for the requests
             reason = self._cluster.named(error)
             for flight, _ in parcel.live_parts:
@@ -338,7 +338,7 @@ class Lane:
 
     # From the cluster.
 
-    def _told(self, parcel: Parcel, outcome: Outcome | BaseException) -> None:
+    def _put_outcome(self, parcel: Parcel, outcome: Outcome | BaseException) -> None:
         self._arrivals.put(partial(self._arrive, parcel, outcome))
 
     def _take_back(self, parcel: Parcel) -> None:
@@ -353,9 +353,9 @@ class Lane:
         parts = parcel.live_parts
         try:
             if isinstance(outcome, KilledWorker):
-                self._bury(parcel)
+                self._isolate(parcel)
             elif isinstance(outcome, CancelledError):
-                self._again(parcel, outcome)
+                self._retry(parcel, outcome)
             elif isinstance(outcome, BaseException):
                 self._cluster.check()
                 self._ask_why(parcel, outcome)
@@ -374,13 +374,13 @@ class Lane:
         """Fail a parcel once the workers have reported what they lack, which explains more."""
         is_known = time.monotonic() < self._explained_at + _EXPLAINED_S
         if not is_known and not self._asks_why:
-            self._cluster.ask_workers(self._told_why)
+            self._cluster.ask_workers(self._put_report)
             self._asks_why = True
         self._unexplained.append((parcel, error))
         if is_known:
             self._explain()
 
-    def _told_why(self, reason: BackendUnavailable | None) -> None:
+    def _put_report(self, reason: BackendUnavailable | None) -> None:
         self._arrivals.put(partial(self._note_why, reason))
 
     def _note_why(self, reason: BackendUnavailable | None) -> None:
@@ -397,7 +397,7 @@ class Lane:
                 self._end(flight, reason)
             self._unexplained.pop()
 
-    def _bury(self, parcel: Parcel) -> None:
+    def _isolate(self, parcel: Parcel) -> None:
         """Isolate the pages of a parcel whose workers died, or fail them the second time."""
         for flight, indices in parcel.live_parts:
             if parcel.suspect:
@@ -405,7 +405,7 @@ class Lane:
             else:
                 self._suspects.append(Parcel([(flight, indices)], suspect=True))
 
-    def _again(self, parcel: Parcel, reason: BaseException) -> None:
+    def _retry(self, parcel: Parcel, reason: BaseException) -> None:
         """Hand out a cancelled parcel again. Raise ClusterLost if the scheduler is lost."""
         self._cluster.check()
         if parcel.cancelled == _MOST_CANCELLED:
@@ -462,7 +462,7 @@ class Lane:
             flight.give_up(-errno.ETIMEDOUT)
             self._end(flight)
 
-    def _look(self) -> None:
+    def _check_cluster(self) -> None:
         """Check the cluster once per second while requests are in progress."""
         now = time.monotonic()
         if not self._flights or now < self._look_at:
@@ -476,7 +476,7 @@ class Lane:
                     f"for {self._backend.workerless_s} s"
                 )
             if self._silent_s is None:
-                self._cluster.count_threads(self._told_threads)
+                self._cluster.count_threads(self._put_threads)
                 self._silent_s = 0.0
             elif self._silent_s >= self._backend.workerless_s:
                 raise ClusterLost(  # noqa: TRY301 - as above
@@ -489,7 +489,7 @@ class Lane:
             for flight in self._flights[:]:
                 self._end(flight, error)
 
-    def _told_threads(self, threads: int | None) -> None:
+    def _put_threads(self, threads: int | None) -> None:
         self._arrivals.put(partial(self._note_threads, threads))
 
     def _note_threads(self, threads: int | None) -> None:

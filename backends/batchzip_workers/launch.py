@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 _START = """\
 import marshal, posix, sys
 fd = int(sys.argv[2])
-task = marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 0))
-sys.path[:], owner, module, arguments, fds = task
+start = marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 0))
+sys.path[:], owner, module, arguments, fds = start
 from batchzip_workers.startup import run
 run(fd, owner, module, arguments, fds)
 """

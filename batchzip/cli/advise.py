@@ -30,8 +30,9 @@ _WORKLOAD_MIB = 64
 _PAGES_SAMPLE = 8 << 20
 
 _ABOUT_PAGES = (
-    "This speaks of memory pages: what zswap, a SwapStore or, for arrays, a PagedMemory would bring, not "
-    "what replacing a dict would. For the values of a cache, use batchzip advise --values."
+    "This is about memory pages: what zswap, a SwapStore or, for arrays, a PagedMemory would save. "
+    "It is not what replacing a dict would save. For the values of a cache, use batchzip advise "
+    "--values."
 )
 
 
@@ -56,19 +57,19 @@ class Options:
 def run(options: Options) -> int:
     """Sample, measure and report. Return 0.
 
-    Raises BatchzipError or OSError for what the user can put right.
+    Raise BatchzipError or OSError for errors that the user can correct.
     """
     if options.values is not None:
         return _advise_values(options, options.values)
     for option, given in (("--pickle", options.pickle), ("--parsed", options.parsed)):
         if given:
-            raise BadArgument(f"{option} says what --values FILE is: give that, too")
+            raise BadArgument(f"{option} describes the FILE of --values FILE: give that, too")
     if options.sample is not None and options.sample < BLOCK_BYTES:
         raise BadArgument(f"a sample of {options.sample} bytes is too small: at least 64K")
     for name in options.algorithms or []:
-        make_codec(name)  # before a workload is made
+        make_codec(name)  # a wrong name must fail before a workload is made
     if options.plot is not None:
-        from batchzip.cli.plot import check_plot  # noqa: PLC0415 - matplotlib is an extra, and slow
+        from batchzip.cli.plot import check_plot  # noqa: PLC0415 - imports matplotlib, an extra
 
         check_plot(Path(options.plot))
     sample = _sample(options)
@@ -94,7 +95,7 @@ def run(options: Options) -> int:
 def _progress(
     bar: Callable[[str, int], Callable[[int], None]], text: str
 ) -> Callable[[int, int], None]:
-    """Return a function that advances a bar, which is made by the first call, when the total is known."""
+    """Return a function that makes a bar at its first call, and advances it at each call."""
     advance = None
 
     def progress(_done: int, total: int) -> None:
@@ -132,7 +133,7 @@ def _advise_values(options: Options, name: str) -> int:
 
 
 def values_document(name: str, advice: ValuesAdvice) -> dict[str, Any]:
-    """Return the advice on values as plain dicts, ready for JSON."""
+    """Return the advice on values as a JSON document."""
     return {
         "batchzip_version": batchzip.__version__,
         "source": {
@@ -165,7 +166,7 @@ def _sample(options: Options) -> Sample:
 
 
 def as_document(sample: Sample, advice: Advice) -> dict[str, Any]:
-    """Return the whole result as plain dicts, ready for JSON."""
+    """Return the advice on pages as a JSON document."""
     options = [
         {"name": option.name, **asdict(option), "call": option.call} for option in advice.options
     ]
@@ -189,15 +190,15 @@ def as_document(sample: Sample, advice: Advice) -> dict[str, Any]:
 
 
 def report(sample: Sample, advice: Advice, width: int, *, every: bool) -> str:
-    """Return tables and the recommendation, in lines of at most `width` columns.
+    """Return the tables and the recommendation, in lines of at most `width` columns.
 
-    Without `every`, only the plain algorithms, the front and the recommendation are shown.
+    Without `every`, show only plain algorithms, the Pareto front and the recommendation.
     """
     paragraphs = [
         wrapped(_ABOUT_PAGES, width),
         wrapped(
-            f"{sample.name}: {size_text(sample.total_bytes)}, {size_text(sample.blocks.nbytes)} of it "
-            f"looked at, {size_text(advice.sample_bytes)} stored and loaded",
+            f"{sample.name}: {size_text(sample.total_bytes)}, {size_text(sample.blocks.nbytes)} of "
+            f"it sampled, {size_text(advice.sample_bytes)} stored and loaded",
             width,
         ),
     ]
@@ -209,7 +210,7 @@ def report(sample: Sample, advice: Advice, width: int, *, every: bool) -> str:
         )
         table = as_text(_table(group, advice, every=every), width)
         paragraphs.append(f"{wrapped(title, width)}\n{table}")
-    front = "* no other setting is as good in RAM saved, store and load, and better in one"
+    front = "* no other setting is at least as good in RAM saved, store and load, and better in one"
     paragraphs.append("\n".join(wrapped(note, width) for note in (front, *advice.notes)))
     sentence = wrapped(advice.sentence, width)
     if advice.recommended is not None:

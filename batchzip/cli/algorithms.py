@@ -26,7 +26,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """List the algorithms and return 0."""
+    """List the algorithms. Return 0."""
     lines = [_line(name, codec) for name, codec in registered().items()]
     if options.json:
         print_json(lines)
@@ -40,7 +40,7 @@ def run(options: Options) -> int:
     for line in lines:
         about = line["about"] if line["usable"] else line["install"] or line["problem"]
         defaults = (line["parameters"] or {}).items()
-        # One per line leaves room for commands to copy, which must stay in one line.
+        # One per line leaves room for commands, which must stay in one line to be copied.
         parameters = ",\n".join(f"{name}={value!r}" for name, value in defaults)
         runs_in = "" if not line["usable"] else "C" if line["native"] else "Python"
         table.add_row(line["algorithm"], runs_in, parameters, about)
@@ -78,7 +78,7 @@ def _native(codec: type[Codec]) -> Native | None:
     """Return the C function that a codec asks for with its default parameters."""
     try:
         return codec().plan().native
-    except Exception:  # noqa: BLE001 - a plug-in's: it has no defaults, or raises anything
+    except Exception:  # noqa: BLE001 - a plug-in may lack defaults, or raise anything
         return None
 
 

@@ -1,4 +1,4 @@
-"""Types of the arguments on the command line. Their errors say what would be right."""
+"""Types of arguments on the command line. Their errors say what would be right."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class OneOrTwo(argparse.Action):
-    """Accept one value or two."""
+    """An action that accepts one or two values."""
 
     def __call__(
         self,
@@ -28,17 +28,17 @@ class OneOrTwo(argparse.Action):
         values: str | Sequence[str] | None,
         option_string: str | None = None,
     ) -> None:
-        """Keep the values, or end with an error that tells how many are accepted."""
+        """Store the values, or end with an error that says how many are accepted."""
         if values is None or len(values) > 2:
             parser.error(f"{option_string} takes one or two results, not {len(values or ())}")
         setattr(namespace, self.dest, values)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like all errors of the command."""
+    """A parser whose errors are one line, like all errors of this command."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and where to read more, and end with code 2."""
+        """Print the message and where to read more. End with code 2."""
         say(f"batchzip: {message} (see {self.prog} --help)")
         raise SystemExit(2)
 
@@ -68,13 +68,13 @@ def page_size(text: str) -> int:
 
 
 def shuffle(text: str) -> int | str:
-    """Return the bytes of a number, or the name of a kind of floating-point numbers."""
+    """Return the bytes of an integer, or the name of a floating-point type."""
     # Imported here, because the codecs need NumPy, and a mistyped option must not wait for that.
     from batchzip.codecs.shuffled import ELEMENT_SIZES, FLOATS  # noqa: PLC0415
 
     kinds = [*map(str, ELEMENT_SIZES), *FLOATS]
     if text not in kinds:
-        raise argparse.ArgumentTypeError(f"{text!r} is no kind of numbers: use {', '.join(kinds)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number type: use {', '.join(kinds)}")
     return text if text in FLOATS else int(text)
 
 
@@ -92,9 +92,9 @@ def positives(text: str) -> list[int]:
 
 
 def png(text: str) -> str:
-    """Return the name of a picture."""
+    """Return the name of a PNG file."""
     if not text.lower().endswith(".png"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a picture: end it in .png")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a PNG file: end the name in .png")
     return text
 
 
@@ -106,12 +106,12 @@ def natural(text: str) -> int:
 
 
 def microseconds(text: str) -> float:
-    """Return a time above 0."""
+    """Return a time above 0 in microseconds."""
     return _time(text, "µs", most=math.inf)
 
 
 def seconds(text: str) -> float:
-    """Return a time above 0 of at most a day."""
+    """Return a time above 0 and of at most a day, in seconds."""
     return _time(text, "seconds", most=86400.0)
 
 

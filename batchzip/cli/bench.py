@@ -48,7 +48,7 @@ class Options:
 def run(options: Options) -> int:
     """Measure or read results, and show them. Return 0, or SLOWER.
 
-    Raises BatchzipError or OSError for what the user can put right.
+    Raise BatchzipError or OSError for errors that the user can correct.
     """
     if options.zram:
         end_orderly()
@@ -57,7 +57,7 @@ def run(options: Options) -> int:
     picture = None if options.plot is None else Path(options.plot)
     if picture is not None:
         require_matplotlib()
-        if not picture.parent.is_dir():  # before a minute is spent on measuring
+        if not picture.parent.is_dir():  # checked before a minute is spent on measuring
             raise BadArgument(f"{picture} cannot be drawn: there is no directory {picture.parent}")
     measured = len(given) < 2
     result = _measured(options) if measured else given[1]
@@ -79,7 +79,7 @@ def run(options: Options) -> int:
 
 @contextlib.contextmanager
 def _safe_path() -> Iterator[None]:
-    """Keep loky's processes, a contender's, from importing from the current directory."""
+    """Keep processes that loky starts from importing from the current directory."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:

@@ -1,4 +1,4 @@
-"""The pool's class table for people: what each size class holds, and what compaction would free."""
+"""The pool's class table: what each size class holds, and what compaction would free."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ COLUMNS = (
     ("bytes", "bytes", 1),
     ("freeable", "freeable", 1),
 )
-"""Heading, field of `Pool.classes()` and rank: zspages, the objects that they have room for, the objects
-that are in them, the bytes of the zspages, and the bytes that compaction would free."""
+"""Heading, field of `Pool.classes()` and rank. The fields are: zspages; objects that they have room
+for; objects in them; bytes of the zspages; bytes that compaction would free."""
 
 
 def class_table(lines: Iterable[Mapping[str, Any]]) -> Table:
-    """Return a table of the lines of `SwapStore.classes()`, as dicts, with a line of sums."""
+    """Return a table of the lines of `SwapStore.classes()`, given as dicts, with a line of sums."""
     lines = list(lines)
     table = Table()
     for heading, key, rank in COLUMNS:

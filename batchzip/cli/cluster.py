@@ -1,4 +1,4 @@
-"""`batchzip top --dask`: ask a scheduler for its sharded stores, and tell what is shown of them."""
+"""`batchzip top --dask`: ask a scheduler for its sharded stores, and show them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _ANSWER_S = 15.0
 
 
 class Cluster:
-    """A scheduler, or one of its stores, by address. A Client is not used, because it needs a loop of its own.
+    """A scheduler, or one of its stores, by address.
 
-    The certificate for tls:// comes from Dask's configuration.
+    The certificate for tls:// comes from Dask's configuration. Rejected: a Client, because it needs
+    an event loop of its own.
     """
 
     def __init__(self, address: str) -> None:
@@ -39,7 +40,7 @@ class Cluster:
         self._runner.close()
 
     def survey(self) -> Survey:
-        """Ask for the state of the stores. Raises ClusterLost if no scheduler answers."""
+        """Ask for the figures of the stores. Raise ClusterLost if no scheduler answers."""
         return self._runner.run(self._survey())
 
     async def _survey(self) -> Survey:
@@ -51,7 +52,7 @@ class Cluster:
                 found = await ask_survey(scheduler, _ANSWER_S)
         except TimeoutError:
             why = f"no answer in {_ANSWER_S:g} s"
-        except Exception as error:  # noqa: BLE001 - no address, no certificate, no connection, …
+        except Exception as error:  # noqa: BLE001 - bad address, no certificate, no connection, …
             why = str(error) or type(error).__name__
         else:
             stores = () if found is None else found.stores
@@ -63,7 +64,7 @@ class Cluster:
 
 
 def cluster_look(now: Survey, before: Survey | None) -> Look:
-    """Return what is shown of `now`. Rates are those since `before`."""
+    """Return a look at `now`. Rates are those since `before`."""
     count = len(now.stores)
     what = f"{count} sharded store{'s' if count > 1 else ''}" if count else "no sharded store"
     facts, warnings = [], []
@@ -88,7 +89,7 @@ def _name(shard: ShardFigures) -> str:
 
 
 def _shards(now: Survey, before: Survey | None) -> Section:
-    """Return a line for each shard that answers. Of one store, its name is not repeated in each."""
+    """Return a line per shard that answers. The store's name is shown only if there are several."""
     several = len(now.stores) > 1
     well = [(store, shard) for store in now.stores for shard in store.shards if not shard.trouble]
     seldom = [

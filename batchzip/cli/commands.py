@@ -30,7 +30,7 @@ exit codes:
   1    a page came back different (swap), or a figure became slower (bench --compare)
   2    bad input; one line on stderr says what to change
   130  interrupted by Ctrl-C
-  141  the reader of the output went away
+  141  the reader of the output closed it
   143  ended by SIGTERM
 """
 
@@ -56,18 +56,18 @@ examples:
 """
 
 _SWAP = """\
-Store all pages of a process or a file in a compressed store, load them back in random order, compare
-every byte, and report the times: with the sequential backend and, beside it, with threads and with
-worker processes. Threads are left out for an algorithm that runs in Python (see batchzip algorithms).
-Without --pid and --file, a small sample workload is started and its pages are used.
+Store all pages of a process or a file in a compressed store, load them back in random order,
+compare every byte, and report the times: with the sequential backend and, beside it, with threads
+and with worker processes. Threads are left out for an algorithm that runs in Python (see batchzip
+algorithms). Without --pid and --file, a small sample workload is started and its pages are used.
 
-Memory needed: a compressed copy per backend. A process needs an uncompressed copy, too; a file needs
-only a few MiB more.
+Memory needed: a compressed copy per backend. A process needs an uncompressed copy, too; a file
+needs only a few MiB more.
 """
 _ALGORITHMS = """\
-List the registered algorithms with their parameters and defaults, and the command that installs what
-is missing. The table tells which of them are C functions that run without the interpreter, so that
-threads can use several CPUs. The C libraries that were found are listed below it.
+List the registered algorithms with their parameters and defaults, and the command that installs
+what is missing. The table tells which of them are C functions that run without the interpreter, so
+that threads can use several CPUs. The C libraries that were found are listed below it.
 """
 
 _ALGORITHMS_EXAMPLES = """\
@@ -79,16 +79,17 @@ examples:
 
 _ADVISE = """\
 With --values: measure the memory that the values of a cache take in a dict, in a dict of compressed
-bytes and in several kinds of CompressedMapping, each in a fresh process, and the time of a put and a
-get. Print the code of the best one. FILE has one JSON value per line, or is a folder of files, a
-table of an SQLite file (FILE:TABLE) or, with --pickle, a pickled dict or list. If values are objects,
-every serializer that accepts all of them is tried. Lines count as bytes, with --parsed as objects.
+bytes and in several kinds of CompressedMapping, each in a fresh process, and the time of a put and
+a get. Print the code of the best one. FILE has one JSON value per line, or is a folder of files, a
+table of an SQLite file (FILE:TABLE) or, with --pickle, a pickled dict or list. If values are
+objects, every serializer that accepts all of them is tried. Lines count as bytes, with --parsed as
+objects.
 
 With --pid or --file: sample memory pages and report what zswap or a SwapStore would save, which is
-not what replacing a dict would save. Each algorithm is tried with pages of 4, 16 and 64 KiB, with and
-without shuffled bytes, and with and without a dictionary trained on other pages of the sample.
-Without a source, a small sample workload is started and its pages are used. Times are processor time
-of one core, in process.
+not what replacing a dict would save. Each algorithm is tried with pages of 4, 16 and 64 KiB, with
+and without shuffled bytes, and with and without a dictionary trained on other pages of the sample.
+Without a source, a small sample workload is started and its pages are used. Times are processor
+time of one core, in process.
 """
 
 _ADVISE_EXAMPLES = """\
@@ -108,8 +109,8 @@ examples:
 _BENCH = """\
 Compress and restore batches, and store and load a working set, with batchzip and with its
 alternatives: a bare loop of codec calls, a thread pool, loky, python-zstandard, a dict of bytes,
-blosc2 if it is installed, and zram with --zram. They take turns, and each figure is the median of the
-rounds. Absolute times depend on the machine and the hour: compare the lines of one table.
+blosc2 if it is installed, and zram with --zram. They take turns, and each figure is the median of
+the rounds. Absolute times depend on the machine and the hour: compare the lines of one table.
 
 --compare divides each figure by its baseline of the same run (the bare loop, the dict). A figure is
 slower if it is worse by more than 5 % and its quartiles do not overlap the old ones.
@@ -139,16 +140,18 @@ examples:
 
 
 _TOP = """\
-Show a running store: its size against its limit, its ratio, the pages stored, loaded and written back
-per second, rejections by cause, latencies, groups, workers, paged memories and size classes. One call
-in 64 is timed. Latencies are those since the last look or, if none was timed since then, of all time.
+Show a running store: its size against its limit, its ratio, the pages stored, loaded and written
+back per second, rejections by cause, latencies, groups, workers, paged memories and size classes.
+One call in 64 is timed. Latencies are those since the last look or, if none was timed since then,
+of all time.
 
 The store's process must call store.share() and run as the same user. Without an address, the only
-shared store is shown. The full view needs textual: pip install textual. Without it, and where stdout
-is no terminal or TERM is dumb, one look is printed.
+shared store is shown. The full view needs textual: pip install textual. Without it, and where
+stdout is no terminal or TERM is dumb, one look is printed.
 
 --dask shows the sharded stores (batchzip.dask.ShardedStore) of a Dask cluster: for each shard its
-pages, its pool against its limit, the bytes spilled to disk, and the pages stored and loaded per second.
+pages, its pool against its limit, the bytes spilled to disk, and the pages stored and loaded per
+second.
 """
 
 _TOP_EXAMPLES = """\
@@ -278,8 +281,8 @@ def _add_swap(commands: Any) -> None:
         "--shuffle",
         type=shuffle,
         metavar="KIND",
-        help="sort the bytes of numbers by place before compressing: the bytes of a number (2, 4, 8), or "
-        "f2, f4, f8 for floating point",
+        help="group the bytes of numbers by position before compressing: the size of a number "
+        "(2, 4, 8), or f2, f4, f8 for floating point",
     )
     add(
         "--batch",
@@ -338,8 +341,8 @@ def _add_bench(commands: Any) -> None:
         choices=("captured", "random", "zeros", "alternating"),
         default="captured",
         metavar="KIND",
-        help="captured: pages of a sample workload; random, zeros, alternating: pages that are hard on "
-        "purpose (%(default)s)",
+        help="captured: pages of a sample workload; random, zeros, alternating: deliberately hard "
+        "pages (%(default)s)",
     )
     add = parser.add_argument
     add(

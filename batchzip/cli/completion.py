@@ -1,7 +1,7 @@
 """`batchzip completion`: a script for a shell, made from the parser by shtab. Extra `completion`.
 
-The script stands alone, so pressing Tab starts no Python. It knows the algorithms that were usable when
-it was made.
+The script is self-contained, so pressing Tab starts no Python. It knows the algorithms that were
+usable when it was made.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Print the script and return 0. Raises MissingExtra."""
+    """Print the script. Return 0. Raise MissingExtra without shtab."""
     shtab = load_extra("shtab", extra="completion", needed_by="batchzip completion")
     parser = make_parser()
     for action in _actions(parser):

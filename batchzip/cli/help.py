@@ -1,4 +1,4 @@
-"""Help: coloured by rich-argparse, its paragraphs and examples laid out for the width there is."""
+"""Help: coloured by rich-argparse, with paragraphs and examples that fit the width."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _EXAMPLE = re.compile(r"  (?P<command>\S.*?)(?:  +(?P<about>\S.*))?")
-"""A line of examples: a command, and after two blanks or more what it is for."""
+"""A line of examples: a command and, after two or more blanks, its purpose."""
 
 _NARROWEST = 20
-"""Columns that the text beside a command needs; with fewer it is below the command."""
+"""Minimum width of the text beside a command. If there is less, the text goes below the command."""
 
 
 class HelpFormatter(RichHelpFormatter):
-    """Wraps paragraphs, which an empty line separates, and leaves lines that are indented as they are."""
+    """Wraps paragraphs, which are separated by empty lines. Indented lines stay unchanged."""
 
-    styles = STYLES  # type: ignore[assignment] # a style by its name is one, too
+    styles = STYLES  # type: ignore[assignment] # the name of a style is a style, too
     group_name_formatter = staticmethod(str)
     help_markup = False
     text_markup = False
@@ -49,7 +49,7 @@ class HelpFormatter(RichHelpFormatter):
 
 
 def fill_text(text: str, width: int) -> str:
-    """Return a description, or examples, in lines of at most `width` columns where words allow it."""
+    """Return a description or examples in lines of at most `width` columns, if words allow it."""
     return "\n\n".join(_fill_part(part, width) for part in text.strip("\n").split("\n\n"))
 
 

@@ -1,6 +1,6 @@
-"""Look: what `batchzip top` shows at one moment, whether it is printed or on the full screen.
+"""Look: what `batchzip top` shows at one moment, printed or on the full screen.
 
-Rows hold values, not text: the screen sorts by them.
+Rows contain values instead of text, because the screen sorts by them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Row = tuple[Any, ...]
 
 
 def number(value: float | None) -> str:
-    """Return a whole number with its thousands apart, or "-" where there is none."""
+    """Return a whole number with separated thousands, or "-" for None."""
     return "-" if value is None else f"{value:,.0f}"
 
 
@@ -36,32 +36,32 @@ class Column:
 
 
 def name_column(heading: str) -> Column:
-    """Return the column of the names."""
+    """Return a column of names."""
     return Column(heading, str, rank=0, left=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table with a name. `order` is the column that it is sorted by at first, the largest value on top."""
+    """A named table. At first it is sorted by column `order`, in falling order."""
 
     name: str
     columns: tuple[Column, ...]
     rows: list[Row]
     order: int | None = None
     total: Row | None = None
-    """Values of a last line, with a text in place of the first one."""
+    """Values of a last line, with a text in the first column."""
     empty: Callable[[Row], bool] = lambda _: False
-    """Tells the rows that are not worth a line where the look is printed."""
+    """Returns whether a row is left out of a printed look."""
 
     def cells(self, row: Row) -> list[str]:
-        """Return the values of a row as text."""
+        """Return the values of a row as texts."""
         return [
             column.text(value) if at or not isinstance(value, str) else value
             for at, (column, value) in enumerate(zip(self.columns, row, strict=True))
         ]
 
     def ordered(self, order: int | None, *, largest_first: bool = True) -> list[Row]:
-        """Return the rows sorted by a column; unknown values count as the least."""
+        """Return the rows sorted by a column. None counts as the smallest value."""
         if order is None:
             return self.rows if largest_first else self.rows[::-1]
         return sorted(
@@ -71,18 +71,18 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is shown: a title, facts with their names, warnings, and tables."""
+    """What is shown: a title, named facts, warnings and tables."""
 
     title: str
     facts: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
     filled: float | None = None
-    """The share of its limit that the pool takes, from 0 to 1."""
+    """The pool's size as a fraction of its limit."""
 
 
 def print_look(look: Look, console: Console, *, most: int | None) -> None:
-    """Print a look. Of a table that is sorted, print at most `most` rows, and none that are empty."""
+    """Print a look. Of a sorted table, print at most `most` rows, and no empty ones."""
     width = paragraph_columns()
     console.write_line(wrapped(look.title, width, indent="  "))
     for name, fact in look.facts:
@@ -97,7 +97,7 @@ def print_look(look: Look, console: Console, *, most: int | None) -> None:
 def _print_section(section: Section, console: Console, most: int | None) -> None:
     rows = [row for row in section.ordered(section.order) if not section.empty(row)]
     shown = rows if section.order is None else rows[:most]
-    # A column without a value, as rates have none in a first look, only takes room.
+    # A column without any value only takes room, such as rates in a first look.
     known = [at for at in range(len(section.columns)) if any(row[at] is not None for row in shown)]
     table = Table()
     total = None if section.total is None else section.cells(section.total)

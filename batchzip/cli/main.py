@@ -1,7 +1,8 @@
 """The `batchzip` command.
 
-Exit codes: 0 success, 1 a page came back different (swap) or a figure became slower (bench), 2 bad input
-(one line on stderr says what to change), 130 interrupted by Ctrl-C, 141 the reader of the output went away.
+Exit codes: 0 success, 1 a page came back different (swap) or a figure became slower (bench), 2 bad
+input (one line on stderr says what to change), 130 interrupted by Ctrl-C, 141 the reader of the
+output closed it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run the command. The module of its name has `Options`, and a function `run` that takes them."""
+    """Run the command. Its module has a class `Options` and a function `run` that takes them."""
     # Imported here, because --help and a mistyped option must not wait for rich and the engine.
     command = import_module(f"batchzip.cli.{arguments.command}")
     values = vars(arguments)
     options = command.Options(**{name: values[name] for name in command.Options.__match_args__})
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning  # type: ignore[assignment] # *_where takes them all
+        warnings.showwarning = _show_warning  # type: ignore[assignment] # *_where takes the rest
         code: int = command.run(options)
         return code
 
@@ -47,9 +48,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with `argv` (default: the arguments of the process) and return its exit code.
+    """Run the command with `argv` (default: the process's arguments). Return its exit code.
 
-    Raises SystemExit after --help, --version and invalid arguments.
+    Raise SystemExit after --help, --version and invalid arguments.
     """
     open_streams()
     try:

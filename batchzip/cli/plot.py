@@ -1,6 +1,6 @@
-"""The picture of an advice: memory saved against the time of a load. Needs matplotlib, extra `bench`.
+"""The picture of an advice: memory saved over the time of a load. Needs matplotlib, extra `bench`.
 
-It is grey: page sizes differ by their marker, and what is on the Pareto front is filled and named.
+It is grey. Page sizes differ by marker. Settings on the Pareto front are filled and named.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MARKERS = ("o", "s", "^")
 
 
 def check_plot(path: Path) -> None:
-    """Raise BadArgument or MissingExtra if `plot` could not write to `path`, before anything is measured."""
+    """Raise BadArgument or MissingExtra if `plot` could not write to `path`."""
     kinds = _canvas()().get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in kinds:
         raise BadArgument(
@@ -31,7 +31,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot(advice: Advice, title: str, path: Path) -> None:
-    """Write the picture to `path`, replacing what is there. Raises OSError if it cannot be written."""
+    """Write the picture to `path`, replacing an existing file. Raise OSError if that fails."""
     with drawing(path, 5.2) as picture:
         axes = picture.add_subplot()
         sizes = dict.fromkeys(option.page_size for option in advice.options)
@@ -61,7 +61,7 @@ def plot(advice: Advice, title: str, path: Path) -> None:
 
 
 def _name_front(axes: Any, advice: Advice) -> None:
-    """Write the names of what is on the front beside the picture, sorted by height, each with a line."""
+    """Write the names of the front beside the picture, sorted by height, each with a line."""
     front = sorted((o for o in advice.options if o.on_front), key=lambda o: o.saved_share)
     for number, option in enumerate(front):
         chosen = option is advice.recommended

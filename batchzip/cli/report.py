@@ -1,7 +1,7 @@
 """The report of `batchzip swap`: a table for people, or one JSON document.
 
-MB is 10⁶ bytes, MiB is 2²⁰. Keys of the JSON document carry their unit and stay as they are;
-new ones may be added. A figure that does not exist (nothing was loaded, for example) is null.
+MB is 10⁶ bytes, MiB is 2²⁰. Keys of the JSON document contain their unit and do not change; new
+ones may be added. A figure that does not exist is null, for example if nothing was loaded.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 class Figures:
     """The figures of one backend.
 
-    `workers` are its lanes besides the caller: threads or worker processes.
-    `compression_ratio` is bytes of the pages kept ÷ `compressed_bytes`, same-filled pages
-    counting as zero bytes; `pool_overhead` is `pool_held_bytes` ÷ `compressed_bytes`. Throughput
-    is uncompressed bytes; that of load is of load_many(). `classes` is the pool's class table.
+    `workers` is the number of lanes besides the caller: threads or worker processes.
+    `compression_ratio` is the bytes of the pages kept ÷ `compressed_bytes`; same-filled pages have
+    no compressed bytes. `pool_overhead` is `pool_held_bytes` ÷ `compressed_bytes`. Throughput is in
+    uncompressed bytes; that of load is measured with load_many(). `classes` is the pool's class
+    table.
     """
 
     workers: int
@@ -71,11 +72,11 @@ _COMPARED = (
     "load_p99_us",
     "cpu_s",
 )
-"""Figures for which a ratio to the sequential backend is given."""
+"""Figures whose ratio to the sequential backend is reported."""
 
 
 def figures(side: Side) -> Figures:
-    """Return the figures of one side at the end of a round trip. Its store must still be open."""
+    """Return the figures of one side after a round trip. Its store must still be open."""
     counters = side.store.counters
     page_size = side.engine.page_size
     compressed = side.store.compressed_bytes
@@ -115,9 +116,10 @@ def figures(side: Side) -> Figures:
 def as_document(
     trip: RoundTrip, settings: dict[str, Any], left_out: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the whole result as plain dicts, ready for JSON. The stores must still be open.
+    """Return the whole result as a JSON document. The stores must still be open.
 
-    `left_out` are the backends that cannot take part, and why. `ratios` are those of the workers.
+    `left_out` has the backends that cannot take part, with reasons. `ratios` are those of the
+    workers.
     """
     source = trip.source
     backends = {side.name: asdict(figures(side)) for side in trip.sides}
@@ -166,7 +168,7 @@ _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def print_report(document: dict[str, Any], console: Console, *, classes: bool = False) -> None:
-    """Print the result of `as_document` for people; with `classes`, the class tables of the pools, too."""
+    """Print the result of `as_document`; with `classes`, the class tables of the pools, too."""
     backends, settings = document["backends"], document["settings"]
     console.write_line(wrapped(_heading(document), paragraph_columns(), indent="  ") + "\n")
     table = Table()

@@ -1,9 +1,9 @@
-"""RoundTrip: the same pages through several stores, timed side by side and compared.
+"""RoundTrip: stores the same pages in several stores, loads them back, compares and times.
 
-The stores take turns, a few MiB each, and the order of the turns changes with every round: what
-else the machine does hits all of them alike, so that ratios mean something even where
-absolute figures do not. On the clock are the calls of store() and load() alone; reading
-the source, comparing and drawing progress bars are not.
+The stores take turns of a few MiB each, and the order changes with every round. So other load on
+the machine affects all of them alike, and ratios are meaningful even where absolute figures are
+not. Only the calls of store() and load() are timed; reading the source, comparing and drawing
+progress bars are not.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from batchzip.cli.side import Pages, Side
 
 ROUND_BYTES = 4 << 20
-"""Bytes of pages in a turn: some tens of milliseconds, short beside the noise to be shared."""
+"""Bytes of pages per turn. A turn takes tens of milliseconds, which is short beside the machine's
+noise."""
 
 SINGLE_LOADS = 4096
-"""Loads timed one by one, before all pages are loaded in batches: 40 of them lie beyond the 99th
-percentile."""
+"""Loads that are timed one by one, before all pages are loaded in batches. 40 of them are beyond
+the 99th percentile."""
 
 _SINGLES_PER_TURN = 256
 
@@ -43,24 +44,24 @@ class PageSource(Protocol):
     padded_bytes: int
 
     def chunks(self) -> Iterator[Pages]:
-        """Yield all pages in order; the arrays are valid until the next one."""
+        """Yield all pages in order. Each array is valid until the next one."""
 
     def read(self, indices: NDArray[np.int64]) -> Pages:
-        """Return the pages at `indices` as they were in `chunks()`."""
+        """Return the pages at `indices`, as `chunks()` gave them."""
 
     def where(self, index: int) -> str:
-        """Name the place of a page in the source."""
+        """Return where a page is in the source."""
 
     def check_unchanged(self) -> None:
-        """Raise OSError if the source can no longer be compared with."""
+        """Raise OSError if the source has changed, so that it cannot be compared."""
 
     def details(self) -> dict[str, Any]:
-        """Say what the source is, with the keys of the JSON report."""
+        """Return details of the source, with the keys of the JSON report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A page that came back other than it went in."""
+    """A page that came back different."""
 
     page: int
     backend: str
@@ -74,8 +75,8 @@ class Difference:
 class RoundTrip:
     """Stores all pages of `source` on every side, loads them back in random order, compares.
 
-    `folio` pages are stored together and `batch` pages loaded together. `advance(pages)` is
-    called off the clock after each round. `difference` is the lowest page that differs, if any.
+    `folio` pages are stored together, and `batch` pages are loaded together. `advance(pages)` is
+    called after each round and is not timed. `difference` is the lowest page that differs, if any.
     """
 
     def __init__(
@@ -104,9 +105,9 @@ class RoundTrip:
             advance(len(chunk))
 
     def load_all(self, advance: Callable[[int], None]) -> None:
-        """Load every page that was kept and compare it with the source; `store_all` comes first.
+        """Load every kept page and compare it with the source. Call `store_all` first.
 
-        Raises OSError if pages differ because the source itself has changed.
+        Raise OSError if pages differ because the source itself has changed.
         """
         for side in self.sides:
             side.differing = np.zeros(self.pages, np.bool_)
@@ -123,7 +124,7 @@ class RoundTrip:
             self._compare(block, results)
         page_size = self.source.page_size
         turn = max(1, ROUND_BYTES // page_size // self._batch) * self._batch
-        # Touched once before: the first turn must not pay for fresh memory.
+        # The buffers are touched here, so that the first turn does not pay for fresh memory.
         buffers = {side.name: np.zeros((turn, page_size), np.uint8) for side in self.sides}
         for first in range(0, len(order), turn):
             block = order[first : first + turn]
@@ -153,7 +154,7 @@ class RoundTrip:
         for side, mine, got, failed in results:
             side.worker_cpu_s = self._cpu[side.name].spent_s(side.engine.worker_pids)
             want = expected if mine.all() else expected[mine]
-            # Words, not bytes: every page is a multiple of 512 bytes.
+            # Compared as words: every page is a multiple of 512 bytes.
             wrong = (got.view(np.uint64) != want.view(np.uint64)).any(axis=1)
             wrong[list(failed)] = True
             for row in np.flatnonzero(wrong).tolist():

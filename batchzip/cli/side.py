@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Side:
-    """One engine with its store, and what became of the pages given to it.
+    """One engine with its store, and the outcome of the pages given to it.
 
-    `lanes` are threads or worker processes besides the caller. Durations are seconds. `own_cpu_s` is
-    this process with its threads during store() and load(), `worker_cpu_s` the worker processes from
-    start to end, their waiting included.
+    `lanes` are threads or worker processes besides the caller. Durations are in seconds.
+    `own_cpu_s` is the time of this process with its threads during store() and load().
+    `worker_cpu_s` is the time of the worker processes from start to end, including their waiting.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Side:
     differing: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def store_folios(self, folios: Sequence[tuple[int, Pages]]) -> None:
-        """Store each (index, pages), all or nothing; a rejected folio is counted by reason."""
+        """Store each (index, pages), all or nothing. Count rejected folios by reason."""
         kept = []
         cpu, wall = time.process_time(), time.perf_counter()
         for index, pages in folios:
@@ -71,7 +71,7 @@ class Side:
         self.kept.append(np.repeat(np.array(kept, np.bool_), sizes))
 
     def load_singly(self, indices: NDArray[np.int64]) -> tuple[Pages, dict[int, str]]:
-        """Load page by page, each on the clock. Returns the pages, and what failed by row."""
+        """Load page by page, and time each load. Return the pages, and failures by row."""
         wanted = indices.tolist()
         got: list[Buffer | CorruptPage | PageNotStored] = []
         durations = []
@@ -100,7 +100,7 @@ class Side:
     def load_in_batches(
         self, indices: NDArray[np.int64], batch: int, out: Pages
     ) -> tuple[Pages, dict[int, str]]:
-        """Load into `out`, `batch` pages at a time. Returns its used part, and failed rows."""
+        """Load into `out`, `batch` pages at a time. Return its used part, and failures by row."""
         count = len(indices)
         parts = [(first, indices[first : first + batch]) for first in range(0, count, batch)]
         broken = []
@@ -124,9 +124,9 @@ class Side:
 
 
 class WorkerCpu:
-    """CPU seconds that worker processes took since this object was made.
+    """CPU seconds of worker processes since this object was made.
 
-    A worker that died counts with what it had when it was last looked at.
+    A worker that died counts with its last known time.
     """
 
     def __init__(self, pids: Sequence[int]) -> None:
@@ -134,7 +134,7 @@ class WorkerCpu:
         self._now = dict(self._before)
 
     def spent_s(self, pids: Sequence[int]) -> float:
-        """Look at the workers there are now, and return the sum since the beginning."""
+        """Read the times of the current workers. Return the sum since the beginning."""
         for pid in pids:
             now = _cpu_s(pid)
             if now is not None:
@@ -143,11 +143,12 @@ class WorkerCpu:
 
 
 def _cpu_s(pid: int) -> float | None:
-    """User and system time of a process with all its threads; None if it is gone."""
+    """Return the user and system time of a process with all its threads, or None if it ended."""
     try:
         status = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    # The name before the last ")" may hold blanks; utime and stime are fields 14 and 15 (proc(5)).
+    # The name before the last ")" may contain blanks. utime and stime are fields 14 and 15
+    # (proc(5)).
     fields = status[status.rindex(b")") + 2 :].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

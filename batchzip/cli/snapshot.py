@@ -1,4 +1,4 @@
-"""Snapshot: how a store in another process stands, and what happened between two of them."""
+"""Snapshot: the figures of a store in another process, and their changes."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a store said of itself; its parts are milliseconds apart."""
+    """The figures that a store reported. They are milliseconds apart."""
 
     taken_s: float
-    """Of the monotonic clock."""
+    """Time of the snapshot, by the monotonic clock."""
     address: str
     counters: Counters
     status: dict[str, Any]
     classes: list[ClassUse]
 
     def count(self, what: str) -> int:
-        """Read a counter, or the sum over the groups of what passed through them."""
+        """Return a counter, or the sum of a figure over all groups."""
         if what in ("page_stores", "page_loads"):
             return sum(group[what] for group in self.status["groups"].values())
         value: int = getattr(self.counters, what)
         return value
 
     def rate(self, what: str, before: Snapshot | None) -> float | None:
-        """How much a counter grew a second since then; None where there is no before."""
+        """Return a counter's growth per second since `before`, or None without one."""
         if before is None:
             return None
         return (self.count(what) - before.count(what)) / (self.taken_s - before.taken_s)
 
     def latencies(self, before: Snapshot | None) -> dict[str, Latency]:
-        """Give how long calls of each operation took since then, or ever; without those that nobody called.
+        """Return the latencies of operations since `before`, without operations never called.
 
-        If none was timed since then, which is so where calls are few, those that ever were count.
+        If no call was timed since then, return the latencies since the beginning.
         """
         earlier = {} if before is None else before.status["groups"]
         found: dict[str, tuple[Latency, Latency]] = {}
@@ -59,7 +59,7 @@ class Snapshot:
         }
 
     def loads(self, before: Snapshot | None) -> list[tuple[int, int, float | None]]:
-        """Give each worker's pid, the pages it did, and the share of the time it worked since then."""
+        """Return each worker's pid, its pages and its load since `before`, from 0 to 1."""
         earlier = {
             worker.pid: worker.busy_s
             for worker in (before.status["statistics"].workers if before else ())
@@ -77,6 +77,6 @@ class Snapshot:
 
 
 def take_snapshot(view: StoreView) -> Snapshot:
-    """Ask the owner. Raises ClosedError where it is gone, RequestTimeout where it does not answer."""
+    """Ask the owner. Raise ClosedError if it is gone, RequestTimeout if it does not answer."""
     counters, status, classes = view.counters, view.status(), view.classes()
     return Snapshot(time.monotonic(), view.address, counters, status, classes)

@@ -31,7 +31,7 @@ _TRAFFIC = {
 
 
 def store_look(now: Snapshot, before: Snapshot | None) -> Look:
-    """Return what is shown of `now`. Rates and latencies are those since `before`."""
+    """Return a look at `now`. Rates and latencies are those since `before`."""
     status = now.status
     held, limit = status["pool_total_size"], status["max_pool_bytes"]
     sections = [
@@ -66,7 +66,7 @@ def _facts(now: Snapshot) -> list[tuple[str, str]]:
         if status["pool_full"]:
             used += f", full until {status['accept_threshold_percent']}%"
     whole = in_bytes + sum(group["value_bytes"] for group in status["groups"].values())
-    # The compressed bytes of values in the file are not counted apart.
+    # The compressed bytes of values in the file are not counted separately.
     known = compressed and not counters.backed_values
     ratio = f", ratio {whole / compressed:.2f}" if known else ""
     kinds = (
@@ -152,7 +152,7 @@ def _groups(now: Snapshot, before: Snapshot | None) -> Section:
 
 
 def _regions(now: Snapshot, before: Snapshot | None) -> Section:
-    """Return the paged memories."""
+    """Return the table of paged memories."""
     columns = (
         name_column("region"),
         Column("size", size_text, rank=4),
@@ -206,7 +206,7 @@ def _rate(
     now: Snapshot,
     before: Snapshot | None,
 ) -> float | None:
-    """Return by how much a figure grew per second; None if it was not there before."""
+    """Return the growth of a figure per second, or None if it did not exist before."""
     if before is None or old is None:
         return None
     change: float = (new[key] - old[key]) / (now.taken_s - before.taken_s)

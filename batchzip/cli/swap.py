@@ -2,8 +2,8 @@
 
     source ──▶ store, in folios ──▶ load, in random order ──▶ compare every byte ──▶ report
 
-The source is read once for all backends. Memory needed: a compressed copy per backend and a few MiB. A
-process, unlike a file, needs an uncompressed copy to compare with, because its memory changes.
+The source is read once for all backends. Memory needed: a compressed copy per backend and a few
+MiB. A process also needs an uncompressed copy to compare with, because its memory changes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from batchzip.cli.round_trip import PageSource
 
 _LARGEST_TURN_BYTES = 256 << 20
-"""Most bytes of a folio or a batch, because a few of them are held uncompressed."""
+"""Maximum bytes of a folio or a batch, because a few of them are held uncompressed."""
 
 _WITH_LANES = "threads", "workers"
 """The backends beside `sequential`, in the order of the report."""
 
 _READY_TIMEOUT_S = 30.0
-"""Starting a worker process takes a tenth of a second, and much longer from a cold disk."""
+"""Seconds to wait for lanes. Starting a worker takes 0.1 s, but much longer from a cold disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Options:
 def run(options: Options) -> int:
     """Store, load, compare and report. Return 0, or 1 if a page came back different.
 
-    Raises BatchzipError or OSError for what the user can put right. Nothing is left behind.
+    Raise BatchzipError or OSError for errors that the user can correct. Leave nothing behind.
     """
     for name, pages in (("folio", options.folio), ("batch", options.batch)):
         if pages * options.page_size > _LARGEST_TURN_BYTES:
@@ -70,7 +70,7 @@ def run(options: Options) -> int:
                 f"{_LARGEST_TURN_BYTES // options.page_size} pages"
             )
     with ExitStack() as stack:
-        # What is cheap to refuse comes first, so that a wrong name does not cost a workload.
+        # Cheap checks come first, so that a wrong name does not cost a workload.
         sequential = stack.enter_context(_engine(options, "sequential", None))
         source = _open_source(options, stack)
         engines = {"sequential": sequential}
@@ -83,7 +83,7 @@ def run(options: Options) -> int:
         sides = []
         for name, engine in engines.items():
             if not engine.wait_ready(timeout_s=_READY_TIMEOUT_S):
-                say(f"batchzip: warning: {name} are slow to start; figures suffer")
+                say(f"batchzip: warning: {name} start slowly; the figures suffer")
             lanes = 0 if name == "sequential" else options.workers or default_lanes()
             store = stack.enter_context(_store(engine, options))
             sides.append(Side(name, engine, store, lanes))

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MOST_ROWS = 20
-"""Rows of a sorted table that are printed on a terminal."""
+"""Maximum rows of a sorted table that is printed on a terminal."""
 
 _SHARED = re.compile(r".*/batchzip-[^/]*/socket \(deleted\)")
-"""The target of the link that the descriptor of a shared store is."""
+"""The link target of a shared store's descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Options:
 def run(options: Options) -> int:
     """Show the store until the user quits, or print one look. Return 0.
 
-    Raises BatchzipError or OSError if there is no store to be seen, or no longer.
+    Raise BatchzipError or OSError if there is no store to show, or it is gone.
     """
     with ExitStack() as stack:
         if options.dask is None:
@@ -62,7 +62,7 @@ def run(options: Options) -> int:
             look = looks(lambda: take_snapshot(view), store_look)
         else:
             load_extra("distributed", extra="dask", needed_by="batchzip top --dask")
-            from batchzip.cli.cluster import Cluster, cluster_look  # noqa: PLC0415 - it needs that
+            from batchzip.cli.cluster import Cluster, cluster_look  # noqa: PLC0415 - an extra
 
             cluster = stack.enter_context(Cluster(options.dask))
             look = looks(cluster.survey, cluster_look)
@@ -73,15 +73,15 @@ def run(options: Options) -> int:
             if not options.once:
                 say(f"batchzip: this is one look; {why_plain}")
         else:
-            from batchzip.cli.top_app import watch  # noqa: PLC0415 - it needs textual
+            from batchzip.cli.top_app import watch  # noqa: PLC0415 - needs textual
 
             if not watch(look, options.interval):
-                stack.pop_all()  # its thread still waits for an answer, and ends with the process
+                stack.pop_all()  # its thread still waits for an answer and ends with the process
     return 0
 
 
 def looks(take: Callable[[], T], draw: Callable[[T, T | None], Look]) -> Callable[[], Look]:
-    """Return a function that takes looks one after the other, each with the changes since the last."""
+    """Return a function that returns a new look at each call, with the changes since the last."""
     before: T | None = None
 
     def look() -> Look:
@@ -94,7 +94,7 @@ def looks(take: Callable[[], T], draw: Callable[[T, T | None], Look]) -> Callabl
 
 
 def _why_plain() -> str:
-    """Return why there cannot be a full screen and what to do about it; "" if there can be one."""
+    """Return what the full screen needs, or "" if nothing is missing."""
     if importlib.util.find_spec("textual") is None:
         return f"for the full view: {MissingExtra('top', 'textual', 'top').command}"
     # textual reads keys from stdin and draws on stderr.
@@ -106,7 +106,7 @@ def _why_plain() -> str:
 
 
 def _address(given: str | None) -> str:
-    """Return the address: as given, of a process's store, or of the only store that is shared."""
+    """Return the given address, that of a process's store, or that of the only shared store."""
     if given is not None and not given.isdecimal():
         return given
     found = shared_stores(None if given is None else int(given))
@@ -117,13 +117,13 @@ def _address(given: str | None) -> str:
         if given is not None:
             _refuse_hidden(int(given))
         raise BadArgument(
-            f"no store of this user is shared{where}: call store.share() where it is made"
+            f"this user shares no store{where}: call store.share() in the process that has it"
         )
     raise BadArgument(f"several stores are shared{where}, name one: {' '.join(found)}")
 
 
 def _refuse_hidden(pid: int) -> None:
-    """Raise PermissionError with the reason if this user may not look into a process."""
+    """Raise PermissionError with the reason if this user may not inspect a process."""
     folder = f"/proc/{pid}/fd"
     try:
         os.listdir(folder)  # noqa: PTH208 - /proc
@@ -135,7 +135,7 @@ def _refuse_hidden(pid: int) -> None:
 
 
 def shared_stores(pid: int | None = None) -> list[str]:
-    """Return the addresses of shared stores, of one process or of all that this user may look into."""
+    """Return the addresses of the shared stores of a process, or of all that may be inspected."""
     pids = (
         [str(pid)]
         if pid is not None
@@ -144,7 +144,7 @@ def shared_stores(pid: int | None = None) -> list[str]:
     found = []
     for name in sorted(pids, key=int):
         folder = f"/proc/{name}/fd"
-        with contextlib.suppress(OSError):  # it ended, or is another user's
+        with contextlib.suppress(OSError):  # the process ended, or belongs to another user
             numbers = sorted(os.listdir(folder), key=int)  # noqa: PTH208 - /proc
             for number in numbers:
                 with contextlib.suppress(OSError):

@@ -4,8 +4,8 @@
                                                        ──▶ names of the tables
                                                        ──▶ Grid: the visible rows of one table
 
-Looks are taken in a thread, so that the screen answers while an owner does not. Grid draws the visible rows
-only, so that thousands of groups cost as much as twenty.
+Looks are taken in a thread, so that the screen answers while an owner does not. Grid draws the
+visible rows only, so that thousands of groups cost as much as twenty.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _BAR = 24
 """Columns of the bar of the pool."""
 
 _LEAVE_S = 1.0
-"""Seconds that the last look may take when the user quits."""
+"""Seconds that the last look may take after the user quit."""
 
 
 class Ended(BaseException):
@@ -56,7 +56,8 @@ class Ended(BaseException):
 def watch(look: Callable[[], Look], interval: float) -> bool:
     """Show looks until the user quits. Return whether the thread that takes them has ended.
 
-    Raises whatever `look` raises, KeyboardInterrupt for Ctrl-C, and SystemExit for SIGTERM and SIGHUP.
+    Raises whatever `look` raises, KeyboardInterrupt for Ctrl-C, and SystemExit for SIGTERM and
+    SIGHUP.
     """
     app = TopApp(look, interval)
     try:
@@ -73,7 +74,7 @@ def watch(look: Callable[[], Look], interval: float) -> bool:
 
 
 class Grid(ScrollView, can_focus=True):
-    """A table of any number of rows below a line of headings, which stays when the rows scroll."""
+    """A table of any number of rows below a line of headings, which stays while rows scroll."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"grid--heading", "grid--row", "grid--total"}
     DEFAULT_CSS = """
@@ -97,12 +98,12 @@ class Grid(ScrollView, can_focus=True):
         self._largest_first = True
         self._widths: list[int] = []
         self.shown: list[int] = []
-        """The numbers of the columns that there is room for."""
+        """The numbers of the columns that fit."""
 
     def show(
         self, section: Section, rows: list[Row], order: int | None, *, largest_first: bool
     ) -> None:
-        """Show these rows of a section, which are sorted by the column `order`."""
+        """Show these rows of a section, sorted by the column `order`."""
         if self._section is None or section.name != self._section.name:
             self.scroll_to(y=0, animate=False)
             self._widths = []
@@ -116,7 +117,7 @@ class Grid(ScrollView, can_focus=True):
         self.refresh()
 
     def on_resize(self) -> None:
-        """Choose the columns anew."""
+        """Choose the columns again."""
         self._measure()
         self.refresh()
 
@@ -126,7 +127,7 @@ class Grid(ScrollView, can_focus=True):
         self._measure()
 
     def _measure(self) -> None:
-        """Choose columns by the widths of the visible rows. Columns never become narrower while one scrolls."""
+        """Choose columns by the widths of the visible rows. Scrolling never makes them narrower."""
         section = self._section
         if section is None:
             return
@@ -185,7 +186,7 @@ class Grid(ScrollView, can_focus=True):
         return text.ljust(width) if left else text.rjust(width)
 
     def _width(self, at: int) -> int:
-        """Return the width of a column; names have what the figures leave."""
+        """Return the width of a column. Names get what the figures leave."""
         if at:
             return self._widths[at]
         others = sum(self._widths[other] + GAP for other in self.shown if other)
@@ -248,17 +249,17 @@ class TopApp(App[BaseException]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Begin to take looks, and end by the signals that end a process."""
+        """Begin to take looks, and handle the signals that end a process."""
         self._own_loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # Tests run the app in threads, which get no signals.
+            # Tests run the app in threads, which receive no signals.
             with contextlib.suppress(ValueError, RuntimeError):
                 self._own_loop.add_signal_handler(number, self.exit, Ended(number))
         self.query_one(Grid).focus()
         self.call_after_refresh(self._thread.start)
 
     def exit(self, *args: Any, **options: Any) -> None:
-        """End, and show no look that is still under way."""
+        """End the app, and show no further look."""
         self._over.set()
         super().exit(*args, **options)
 
@@ -268,7 +269,7 @@ class TopApp(App[BaseException]):
         while not self._over.is_set():
             try:
                 look = self._take()
-            except BaseException as error:  # noqa: BLE001 - it is raised where the app was run
+            except BaseException as error:  # noqa: BLE001 - raised where the app was run
                 self._tell(self.exit, error)
                 return
             self._tell(self.show, look)
@@ -317,7 +318,7 @@ class TopApp(App[BaseException]):
         self.query_one(Grid).show(section, rows, order, largest_first=largest_first)
 
     def _link(self, name: str, number: int) -> str:
-        """Return the name of a table, as markup that chooses the table when it is clicked."""
+        """Return the name of a table as markup. A click on it chooses the table."""
         style = "bold reverse" if name == self._chosen else "bold"
         return f"[{style}][@click=app.choose({number})]{number} {name}[/][/]"
 
@@ -331,7 +332,7 @@ class TopApp(App[BaseException]):
     # Keys
 
     def action_interrupt(self) -> None:
-        """End as by Ctrl-C in any other command."""
+        """End as Ctrl-C ends any other command."""
         self.exit(Ended(signal.SIGINT))
 
     def action_choose(self, number: int) -> None:
@@ -377,7 +378,7 @@ class TopApp(App[BaseException]):
             self._draw_grid()
 
     def _order(self, section: Section) -> tuple[int | None, bool]:
-        """Return the column by which a table is sorted, None if by none, and whether in falling order."""
+        """Return the column that a table is sorted by, or None, and whether in falling order."""
         return self._orders.get(section.name, (section.order, True))
 
     def _sort(self, section: Section, column: int) -> None:
@@ -386,7 +387,7 @@ class TopApp(App[BaseException]):
         self._draw_grid()
 
     def action_pause(self) -> None:
-        """Keep what is shown, or go on."""
+        """Pause or resume."""
         self._paused = not self._paused
         self._draw()
 
@@ -409,14 +410,14 @@ class TopApp(App[BaseException]):
         self._draw_grid()
 
     def on_input_submitted(self) -> None:
-        """Keep the filter, and give the keys back to the table."""
+        """Keep the filter, and return the focus to the table."""
         if not self._words:
             self.query_one("#filter").remove_class("asked")
         self.query_one(Grid).focus()
 
 
 def _names_of(section: Section, row: Row) -> str:
-    """Return the texts of a row that are names."""
+    """Return the names in a row."""
     cells = zip(section.columns, row, strict=True)
     return "\n".join(column.text(value) for column, value in cells if column.left)
 

@@ -1,4 +1,4 @@
-"""`batchzip --version`: the version, the C libraries that the core found, and how the core was built."""
+"""`batchzip --version`: the version, the C libraries in use, and how the core was built."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import batchzip
 
 def version_text() -> str:
     """Return the versions, one per line."""
-    # Imported here, because the look-up opens and tries the libraries, and --help must not wait for it.
+    # Imported here, because finding the libraries opens and tests them, and --help must not wait.
     from batchzip.core import build  # noqa: PLC0415
     from batchzip.core.libraries import libraries  # noqa: PLC0415
 
@@ -26,9 +26,9 @@ def version_text() -> str:
 
 
 class ShowVersion(argparse.Action):
-    """Prints the version and ends."""
+    """Prints the version and ends the command."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        """Print it."""
+        """Print the version."""
         print(version_text())  # noqa: T201 - this is the command's output
         parser.exit()

@@ -102,7 +102,7 @@ class ShardStatus:
 
 
 @dataclass(slots=True)
-class _Trouble:
+class _RetryLimit:
     """The time until which a failing request is repeated while the members do not change."""
 
     until: float = math.inf
@@ -134,7 +134,7 @@ class Session:
         self._numbers = itertools.count()
         self._incarnation = ""
         self._members = Members(0, (), 1)
-        self._places: dict[str, ShardClient] = {}
+        self._shards: dict[str, ShardClient] = {}
         self._lost: dict[int, tuple[str, str]] = {}
         """Lost stripes, with worker and reason."""
         self._recovered: dict[int, int] = {}
@@ -150,7 +150,7 @@ class Session:
         self._losses_of_all = 0
         """How many times a scheduler was lost."""
         self._all_lost_at = -math.inf
-        """Time of the last such loss, by the monotonic clock."""
+        """Time of the last of these losses, by the monotonic clock."""
         self._ended = False
 
     @property
@@ -210,9 +210,9 @@ class Session:
     async def detach(self) -> None:
         """Detach from the store."""
         self._ended = True
-        for place in self._places.values():
-            place.close()
-        self._places.clear()
+        for shard in self._shards.values():
+            shard.close()
+        self._shards.clear()
         await self._ask("detach", _DIRECTORY_S, attachment=self._attachment)
 
     async def _ask(
@@ -306,8 +306,8 @@ class Session:
             for stripe in stripes
         }
         self._members = Members(answer["epoch"], answer["members"], answer["replicas"])
-        for name in [name for name in self._places if name not in self._members.by_name]:
-            self._places.pop(name).close()
+        for name in [name for name in self._shards if name not in self._members.by_name]:
+            self._shards.pop(name).close()
 
     def _lose_all(self, reason: str) -> None:
         """Note that the scheduler and all shards are lost."""
@@ -320,82 +320,82 @@ class Session:
         self._lost.clear()
         self._why_former = reason
         self._members = Members(self._members.epoch, (), self._members.replicas)
-        for place in self._places.values():
-            place.close()
-        self._places.clear()
+        for shard in self._shards.values():
+            shard.close()
+        self._shards.clear()
 
     # Shards.
 
-    def _place_of(self, stripe: int) -> ShardClient:
+    def _shard_of(self, stripe: int) -> ShardClient:
         owners = self._members.owners(stripe)
         if not owners:
             raise self._no_shards()
-        return self._place(owners[0].name)
+        return self._shard(owners[0].name)
 
     def _no_shards(self) -> ClusterLost:
         if self._why_former:
             return ClusterLost(f"{self._why_former}: call recover() to create the store again")
         return ClusterLost("the store has no shards: no worker is left")
 
-    def _place(self, name: str) -> ShardClient:
-        place = self._places.get(name)
-        if place is None:
+    def _shard(self, name: str) -> ShardClient:
+        shard = self._shards.get(name)
+        if shard is None:
             if self._ended:
                 raise ClosedError("this ShardedStore is closed")
             member = self._members.by_name[name]
-            place = ShardClient(self._client.rpc, member, self._attachment, self.page_size)
-            self._places[name] = place
-        return place
+            shard = ShardClient(self._client.rpc, member, self._attachment, self.page_size)
+            self._shards[name] = shard
+        return shard
 
-    async def _answer_of(self, asked: asyncio.Future[T], place: ShardClient) -> T:
+    async def _answer_of(self, asked: asyncio.Future[T], shard: ShardClient) -> T:
         """Wait for an answer. Raise Unanswered if the shard is silent for too long, or is gone."""
         patient_s = patience_s(self.timeout_s, self._members.replicas)
         begun = time.monotonic()
         try:
             while not (await asyncio.wait({asked}, timeout=min(_LOOK_S, patient_s)))[0]:
                 # A request that is still queued only waits for its turn while the shard answers.
-                now, since = time.monotonic(), max(begun, place.sent_at(asked))
+                now, since = time.monotonic(), max(begun, shard.sent_at(asked))
                 if now - since >= patient_s:
                     raise Unanswered(f"no answer in {patient_s:g} s")
                 await self._refresh()
-                if not asked.done() and place.member.name not in self._members.by_name:
+                if not asked.done() and shard.member.name not in self._members.by_name:
                     raise Unanswered
         finally:
             asked.add_done_callback(take_outcome)
             asked.cancel()
         return asked.result()
 
-    async def _insist(
+    async def _ask_primary(
         self, stripe: int, ask: Callable[[ShardClient, int], Awaitable[T]]
     ) -> tuple[T, int]:
         """Ask the primary of a stripe until it answers. Return the answer and its epoch.
 
         Raise PagesLost if the stripe is lost.
         """
-        trouble = _Trouble()
+        retries = _RetryLimit()
         while True:
             await self._check_stripe(stripe)
-            place, epoch = self._place_of(stripe), self._members.epoch
+            shard, epoch = self._shard_of(stripe), self._members.epoch
             try:
-                return await self._answer_of(asyncio.ensure_future(ask(place, epoch)), place), epoch
+                return await self._answer_of(asyncio.ensure_future(ask(shard, epoch)), shard), epoch
             except Unanswered as reason:
-                await self._look_after(place, epoch, str(reason), trouble)
+                await self._investigate(shard, epoch, str(reason), retries)
 
-    async def _look_after(
-        self, place: ShardClient, epoch: int, reason: str, trouble: _Trouble
+    async def _investigate(
+        self, shard: ShardClient, epoch: int, reason: str, retries: _RetryLimit
     ) -> None:
         """Find out why a shard did not answer, before a request is repeated.
 
         Raise ClusterLost if the members do not change for `timeout_s`.
         """
         if reason:
-            if self._places.get(place.member.name) is place:
-                del self._places[place.member.name]
-            place.close()
+            if self._shards.get(shard.member.name) is shard:
+                del self._shards[shard.member.name]
+            shard.close()
             answer = await self._ask_for(
                 "report",
                 _DIRECTORY_S,
-                shard=place.member.name,
+                shard=shard.member.name,
                 reason=reason,
                 since=self._members.epoch,
             )
@@ -404,12 +404,12 @@ class Session:
             await self._refresh()
         now = time.monotonic()
         if self._members.epoch != epoch:
-            trouble.until = math.inf
-        elif trouble.until == math.inf:
-            trouble.until = now + self.timeout_s
-        elif now > trouble.until:
+            retries.until = math.inf
+        elif retries.until == math.inf:
+            retries.until = now + self.timeout_s
+        elif now > retries.until:
             raise ClusterLost(
-                f"worker {place.member.address} does not answer"
+                f"worker {shard.member.address} does not answer"
                 + (f" ({reason})" if reason else "")
                 + ", although the scheduler reaches it"
             )
@@ -497,8 +497,8 @@ class Session:
 
     async def _store_piece(self, number: int, stripe: int, at: int, rows: Bytes) -> None:
         run, before = (at, len(rows)), self._losses_of_all
-        error, epoch = await self._insist(
-            stripe, lambda place, epoch: place.store(epoch, number, run, rows)
+        error, epoch = await self._ask_primary(
+            stripe, lambda shard, epoch: shard.store(epoch, number, run, rows)
         )
         if error is not None:
             raise error
@@ -523,7 +523,7 @@ class Session:
 
     async def _drop(self, numbers: Sequence[int], first: int, count: int) -> int:
         """Make all shards that may have some of these pages forget them. Return their number."""
-        trouble = _Trouble()
+        retries = _RetryLimit()
         left = (
             [(at, number) for _, at, number in cut(first, count)]
             if _is_short(first, count)
@@ -540,34 +540,34 @@ class Session:
                     owners = self._members.owners(at // STRIPE)
                     if owners and at // STRIPE not in self._lost:
                         runs.setdefault(owners[0].name, []).append((at, number))
-            places = [self._place(name) for name in runs]
+            shards = [self._shard(name) for name in runs]
             answers = await asyncio.gather(
                 *(
-                    self._drop_at(place, epoch, numbers, run)
-                    for place, run in zip(places, runs.values(), strict=True)
+                    self._drop_at(shard, epoch, numbers, run)
+                    for shard, run in zip(shards, runs.values(), strict=True)
                 )
             )
             dropped += sum(answer for answer in answers if isinstance(answer, int))
             missing = [
-                (place, run, str(answer))
-                for place, run, answer in zip(places, runs.values(), answers, strict=True)
+                (shard, run, str(answer))
+                for shard, run, answer in zip(shards, runs.values(), answers, strict=True)
                 if not isinstance(answer, int)
             ]
             if not missing:
                 return dropped
-            for place, _, reason in missing:
-                await self._look_after(place, epoch, reason, trouble)
+            for shard, _, reason in missing:
+                await self._investigate(shard, epoch, reason, retries)
             if left is not None:
                 left = [part for _, run, _ in missing for part in run]
 
     async def _drop_at(
         self,
-        place: ShardClient,
+        shard: ShardClient,
         epoch: int,
         numbers: Sequence[int],
         runs: Sequence[tuple[int, int]],
     ) -> int | Unanswered:
-        question = place.ask(
+        question = shard.ask(
             "undo",
             epoch=epoch,
             client=self._attachment,
@@ -575,7 +575,7 @@ class Session:
             runs=[list(run) for run in runs],
         )
         try:
-            answer = await self._answer_of(asyncio.ensure_future(question), place)
+            answer = await self._answer_of(asyncio.ensure_future(question), shard)
         except Unanswered as reason:
             return reason
         return int(answer["pages"])
@@ -599,15 +599,15 @@ class Session:
         """Return one page."""
         stripe = index // STRIPE
         where = np.array([index], np.int64)
-        trouble = _Trouble()
+        retries = _RetryLimit()
         while True:
             if self._lost or self._former.stripes():
                 await self._check_lost([index], [stripe])
-            place, epoch = self._place_of(stripe), self._members.epoch
+            shard, epoch = self._shard_of(stripe), self._members.epoch
             try:
-                pages, errors = await self._answer_of(place.load(epoch, where), place)
+                pages, errors = await self._answer_of(shard.load(epoch, where), shard)
             except Unanswered as reason:
-                await self._look_after(place, epoch, str(reason), trouble)
+                await self._investigate(shard, epoch, str(reason), retries)
                 continue
             if errors:
                 raise errors[0]
@@ -616,7 +616,7 @@ class Session:
     async def load_many(self, where: npt.NDArray[np.int64], pages: Bytes) -> None:
         """Fill `pages` with the pages at the indices in `where`."""
         most = max(1, MESSAGE_BYTES // self.page_size)
-        trouble = _Trouble()
+        retries = _RetryLimit()
         left = np.arange(len(where))
         while len(left):
             if self._lost or self._former.stripes():
@@ -629,23 +629,23 @@ class Session:
             parts: list[tuple[ShardClient, npt.NDArray[np.intp]]] = []
             for number in np.unique(shard_of).tolist():
                 rows = left[shard_of == number]
-                place = self._place(members[number].name)
-                parts += [(place, rows[at : at + most]) for at in range(0, len(rows), most)]
+                shard = self._shard(members[number].name)
+                parts += [(shard, rows[at : at + most]) for at in range(0, len(rows), most)]
             outcomes = await self._all(
-                self._load_part(place, epoch, where, rows, pages) for place, rows in parts
+                self._load_part(shard, epoch, where, rows, pages) for shard, rows in parts
             )
             missing = [
-                (place, rows, outcome)
-                for (place, rows), outcome in zip(parts, outcomes, strict=True)
+                (shard, rows, outcome)
+                for (shard, rows), outcome in zip(parts, outcomes, strict=True)
                 if outcome is not None
             ]
-            for place, outcome in {place: outcome for place, _, outcome in missing}.items():
-                await self._look_after(place, epoch, outcome, trouble)
+            for shard, outcome in {shard: outcome for shard, _, outcome in missing}.items():
+                await self._investigate(shard, epoch, outcome, retries)
             left = np.concatenate([rows for _, rows, _ in missing] or [left[:0]])
 
     async def _load_part(
         self,
-        place: ShardClient,
+        shard: ShardClient,
         epoch: int,
         where: npt.NDArray[np.int64],
         rows: npt.NDArray[np.intp],
@@ -653,7 +653,7 @@ class Session:
     ) -> str | None:
         """Load pages of one shard. Return why it did not answer, or None."""
         try:
-            found, errors = await self._answer_of(place.load(epoch, where[rows]), place)
+            found, errors = await self._answer_of(shard.load(epoch, where[rows]), shard)
         except Unanswered as reason:
             return str(reason)
         if errors:
@@ -667,9 +667,9 @@ class Session:
             await self._check_lost([index], [index // STRIPE])
         except PageNotStored:
             return False
-        answer, _ = await self._insist(
+        answer, _ = await self._ask_primary(
             index // STRIPE,
-            lambda place, epoch: place.ask("has", epoch=epoch, index=index),
+            lambda shard, epoch: shard.ask("has", epoch=epoch, index=index),
         )
         return bool(answer["has"])
 
@@ -720,31 +720,31 @@ class Session:
 
     async def statuses(self, *, settled: bool = False) -> list[ShardStatus]:
         """Return the status of every shard. If `settled`, count pages that are being moved once."""
-        trouble = _Trouble()
+        retries = _RetryLimit()
         while True:
             await self._refresh()
             epoch = self._members.epoch
-            places = [self._place(member.name) for member in self._members.members]
+            shards = [self._shard(member.name) for member in self._members.members]
             found: list[ShardStatus] = []
             answers = await asyncio.gather(
-                *(self._status_of(place, epoch if settled else None) for place in places)
+                *(self._status_of(shard, epoch if settled else None) for shard in shards)
             )
-            for place, answer in zip(places, answers, strict=True):
+            for shard, answer in zip(shards, answers, strict=True):
                 if isinstance(answer, str):
-                    await self._look_after(place, epoch, answer, trouble)
+                    await self._investigate(shard, epoch, answer, retries)
                     break
                 found.append(answer)
             else:
                 return found
 
-    async def _status_of(self, place: ShardClient, epoch: int | None) -> ShardStatus | str:
-        asked = asyncio.ensure_future(place.ask("status", epoch=epoch))
+    async def _status_of(self, shard: ShardClient, epoch: int | None) -> ShardStatus | str:
+        asked = asyncio.ensure_future(shard.ask("status", epoch=epoch))
         try:
-            answer = await self._answer_of(asked, place)
+            answer = await self._answer_of(asked, shard)
         except Unanswered as reason:
             return str(reason)
         return ShardStatus(
-            place.member.address,
+            shard.member.address,
             answer["pid"],
             None,
             answer["pages"],
@@ -846,7 +846,7 @@ class Session:
 
 
 def take_outcome(asked: asyncio.Future[Any]) -> None:
-    """Take an outcome that nobody may ask for any more, as asyncio would complain of its error."""
+    """Retrieve an outcome that nobody may wait for, so that asyncio does not log its error."""
     if not asked.cancelled():
         asked.exception()
 

@@ -231,8 +231,8 @@ class Shard:
             await self._recheck(epoch, stripes)
             news = [stripe for stripe in stripes if client not in self._noted[stripe]]
             if news:
-                await self._tell("note", epoch, attachment=client, stripes=news)
-                self._agree(epoch)
+                await self._tell_directory("note", epoch, attachment=client, stripes=news)
+                self._check_epoch(epoch)
                 for stripe in news:
                     self._noted[stripe].add(client)
             errors = await self._put_everywhere(epoch, stripes, client, folios, pages)
@@ -243,7 +243,7 @@ class Shard:
         self, epoch: int, client: str, numbers: Sequence[int], runs: Sequence[Run]
     ) -> Answer:
         """Forget the pages in runs. Return their number. Never store these folios again."""
-        await self._reach(epoch)
+        await self._ensure_epoch(epoch)
         stripes = self._present(runs)
         await self._admit(epoch, stripes)
         async with self._locked(stripes):
@@ -284,9 +284,9 @@ class Shard:
 
     async def give(self, epoch: int, stripe: int) -> Answer:
         """Give a stripe to its new primary."""
-        await self._reach(epoch)
+        await self._ensure_epoch(epoch)
         async with self._locked([stripe]):
-            await self._reach(epoch)
+            await self._ensure_epoch(epoch)
             if stripe in self._discarded:
                 raise Stale
             indices, pages, corrupt = await self._content(stripe)
@@ -296,9 +296,9 @@ class Shard:
         self, epoch: int, stripe: int, indices: bytes, pages: Bytes, corrupt: Sequence[int]
     ) -> Answer:
         """Take over a whole stripe from its primary."""
-        await self._reach(epoch)
+        await self._ensure_epoch(epoch)
         async with self._locked([stripe]):
-            await self._reach(epoch)
+            await self._ensure_epoch(epoch)
             await self._install(stripe, indices, pages, corrupt)
         return {"status": OK}
 
@@ -310,9 +310,9 @@ class Shard:
         pages: Bytes,
     ) -> Answer:
         """Store a copy of the primary's folios."""
-        await self._reach(epoch)
+        await self._ensure_epoch(epoch)
         async with self._locked(stripes_of(run for _, runs in folios for run in runs)):
-            await self._reach(epoch)
+            await self._ensure_epoch(epoch)
             errors = [self._settled.get((client, number)) for number, _ in folios]
             await self._put(client, folios, pages, errors)
         return {"status": OK, "errors": errors}
@@ -321,9 +321,9 @@ class Shard:
         self, epoch: int, client: str, numbers: Sequence[int], runs: Sequence[Run]
     ) -> Answer:
         """Forget what the primary forgot."""
-        await self._reach(epoch)
+        await self._ensure_epoch(epoch)
         async with self._locked(stripes_of(runs)):
-            await self._reach(epoch)
+            await self._ensure_epoch(epoch)
             for number in numbers:
                 self._settle(client, number, _UNDONE)
             await self._drop(runs)
@@ -333,31 +333,31 @@ class Shard:
 
     async def _admit(self, epoch: int, stripes: Iterable[int]) -> None:
         """Raise Stale unless these stripes may be served at this epoch. Pull them if needed."""
-        await self._reach(epoch)
+        await self._ensure_epoch(epoch)
         for stripe in stripes:
             if stripe in self._pulls:
                 await self._pull(stripe)
             if stripe in self._outdated:
                 async with self._locked([stripe]):
                     pass
-        self._agree(epoch)
+        self._check_epoch(epoch)
 
-    async def _reach(self, epoch: int) -> None:
+    async def _ensure_epoch(self, epoch: int) -> None:
         """Raise Stale unless this shard has a lease and is at this epoch."""
         if epoch > self.epoch or not self._has_lease():
             await self._service.renew(self.name)
-        self._agree(epoch)
+        self._check_epoch(epoch)
 
     def _has_lease(self) -> bool:
         return time.monotonic() < self.lease_until
 
-    def _agree(self, epoch: int) -> None:
+    def _check_epoch(self, epoch: int) -> None:
         if epoch != self.epoch or self._ended:
             raise Stale
 
     async def _recheck(self, epoch: int, stripes: Iterable[int]) -> None:
         """Check again under the stripes' locks. Push what other owners lack first."""
-        await self._reach(epoch)
+        await self._ensure_epoch(epoch)
         for stripe in stripes:
             if stripe in self._pulls:
                 raise Stale
@@ -375,9 +375,9 @@ class Shard:
         if self._ended:
             raise Stale
         if not may_be_past:
-            self._agree(epoch)
+            self._check_epoch(epoch)
 
-    async def _tell(self, method: str, epoch: int, **what: Any) -> None:
+    async def _tell_directory(self, method: str, epoch: int, **what: Any) -> None:
         try:
             answer = await self._service.ask_directory(
                 method, store=self.store_name, shard=self.name, epoch=epoch, **what
@@ -453,7 +453,7 @@ class Shard:
         for (place, number, runs, _), outcome in zip(work, outcomes, strict=True):
             errors[place] = outcome
             self._settle(client, number, outcome)
-            self._know(runs, stored=outcome is None)
+            self._update_record(runs, stored=outcome is None)
 
     def _store_runs(self, runs: Sequence[Run], pages: Bytes) -> bytes | None:
         """Store pages in runs, all or none. Return the pickled error, or None."""
@@ -468,7 +468,7 @@ class Shard:
             return dump(error)
         return None
 
-    def _know(self, runs: Iterable[Run], *, stored: bool) -> None:
+    def _update_record(self, runs: Iterable[Run], *, stored: bool) -> None:
         """Update the record for runs."""
         for index, count in runs:
             if stored:
@@ -483,7 +483,7 @@ class Shard:
         counts = await self._in_thread(
             lambda: [self.pages.invalidate(index, count) for index, count in runs]
         )
-        self._know(runs, stored=False)
+        self._update_record(runs, stored=False)
         return int(sum(counts))
 
     def _settle(self, client: str, number: int, outcome: bytes | None) -> None:
@@ -533,7 +533,7 @@ class Shard:
     ) -> None:
         """Store folios without an error at the other owners. Add their errors to `errors`."""
         if self.members.replicas > 1:
-            self._agree(epoch)  # at another epoch, others own these stripes
+            self._check_epoch(epoch)  # at another epoch, others own these stripes
         for other, common in self._others(stripes).items():
             places, parts, rows = _parts(folios, pages, common, errors)
             if not parts:
@@ -557,7 +557,7 @@ class Shard:
     ) -> None:
         """Make the other owners forget pages."""
         if self.members.replicas > 1:
-            self._agree(epoch)
+            self._check_epoch(epoch)
         for other, common in self._others(stripes).items():
             await self._ask_peer(
                 epoch,
@@ -581,7 +581,7 @@ class Shard:
         """Return whether an answer came in time. Raise Stale if the epoch has passed meanwhile."""
         until = time.monotonic() + patience_s(self._timeout_s, self.members.replicas)
         while not (await asyncio.wait({asking}, timeout=_LOOK_S))[0]:
-            self._agree(epoch)  # the peer may be known to be gone
+            self._check_epoch(epoch)  # the peer may be known to be gone
             if time.monotonic() >= until:
                 return False
         return True
@@ -656,15 +656,15 @@ class Shard:
             epoch = self.epoch
             if stripe not in self._brought:
                 answer = await self._ask_peer(epoch, sources[0], "give", stripe=stripe)
-                self._agree(epoch)
+                self._check_epoch(epoch)
                 pages = answer["pages"]
                 await self._install(stripe, answer["indices"], pages, answer["corrupt"])
-                self._agree(epoch)
+                self._check_epoch(epoch)
                 # If the directory does not answer, only the report is repeated. A second pull might
                 # find that the source has dropped the stripe.
                 self._brought[stripe] = len(pages)
-            await self._tell("pulled", epoch, stripe=stripe, pages=self._brought[stripe])
-            self._agree(epoch)
+            await self._tell_directory("pulled", epoch, stripe=stripe, pages=self._brought[stripe])
+            self._check_epoch(epoch)
             del self._pulls[stripe]
 
     async def _push(self, stripe: int) -> None:
@@ -674,7 +674,9 @@ class Shard:
         what = {"stripe": stripe, "indices": indices, "corrupt": corrupt}
         for other in list(self._pushes.get(stripe, ())):
             await self._ask_peer(epoch, other, "take", pages=to_serialize(pages), **what)
-            await self._tell("synced", epoch, stripe=stripe, other=other[0], pages=len(pages))
+            await self._tell_directory(
+                "synced", epoch, stripe=stripe, other=other[0], pages=len(pages)
+            )
             if epoch != self.epoch:
                 raise Stale
             left = [one for one in self._pushes.get(stripe, ()) if one != other]
@@ -686,14 +688,14 @@ class Shard:
     async def _install(
         self, stripe: int, indices: bytes, pages: Bytes, corrupt: Sequence[int]
     ) -> None:
-        """Replace the pages of a stripe, beyond the pool's limit if needed: they are acknowledged."""
+        """Replace a stripe's pages, beyond the pool's limit if needed: they are acknowledged."""
         await self._drop([(stripe * STRIPE, STRIPE)])
         where = np.frombuffer(indices, np.int64)
         cuts = np.flatnonzero(np.diff(where) != 1) + 1
         runs = [(int(run[0]), len(run)) for run in np.split(where, cuts) if len(run)]
         if await self._in_thread(self._store_beyond, runs, pages) is not None:
             raise Stale  # out of memory
-        self._know(runs, stored=True)
+        self._update_record(runs, stored=True)
         self._corrupt.update(corrupt)
 
     def _store_beyond(self, runs: Sequence[Run], pages: Bytes) -> bytes | None:

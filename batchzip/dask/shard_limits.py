@@ -6,8 +6,7 @@ times per second, against fractions of the worker's limit in `distributed.worker
 on its nanny ends it. None of that shrinks a pool. So a pool must stay below the first of these
 thresholds, together with the rest of the process:
 
-    limit × threshold  ≥  process without data and pools  +  other shards' full pools  +  this full
-    pool
+    limit × threshold  ≥  process without data and pools  +  all shards' pools when full
 
 A tenth of the limit is reserved for messages and batches under way. The worker's data does not
 count, because Dask spills it to make room.
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("batchzip.dask")
 
 _HEADROOM = 0.1
-"""Fraction of a worker's limit that is reserved from pools."""
+"""Fraction of a worker's limit that pools must leave free."""
 
 _LEAST = 0.02
 """Fraction of a worker's limit that a pool gets in any case, because a store needs some memory."""

@@ -1,17 +1,18 @@
-"""ShardedStore: pages by index, in the memory of the workers of a Dask cluster.
+"""ShardedStore: pages by index, in the memory of a Dask cluster's workers.
 
-    caller's thread or task ─▶ ShardedStore ─▶ Session, in the client's event loop ─▶ shards (session.py)
+    caller's thread or task ─▶ ShardedStore ─▶ Session, in the client's event loop ─▶ shards
 
-This is the face: it checks arguments, and brings calls to the event loop of its Dask client. The way of a page is
-in session.py (client), shard.py (worker) and directory.py (scheduler, which pages do not go through).
+This class checks arguments and runs calls in the event loop of its Dask client. A page's way is in
+session.py (client) and shard.py (worker). Pages do not pass through the scheduler, where
+directory.py is.
 
-A worker's memory is lost with it. With one replica, what was stored there raises PagesLost, which names it,
-until it is invalidated, or `recover` forgets it. With two, another worker has it, too, and gets a new companion.
-Rejected: letting Dask start a lost shard again. It would be empty, and pages that were acknowledged would be
-reported as never stored.
+A worker's memory is lost with it. With one replica, its pages then raise PagesLost, which names
+them, until they are invalidated or `recover` forgets them. With two replicas, another worker has
+them, and copies them to a new second owner. Rejected: letting Dask restart a lost shard. It would
+be empty, and acknowledged pages would be reported as never stored.
 """
 
-# ruff: noqa: SLF001 - of what is made here in other ways than by its class
+# ruff: noqa: SLF001 - private members of objects that are made here without their __init__
 
 from __future__ import annotations
 
@@ -60,42 +61,46 @@ T = TypeVar("T")
 _MOST_REPLICAS = 8
 
 _LEAST_S = 0.001
-"""Seconds of a timeout: within less, nothing answers."""
+"""Minimum timeout in seconds. Nothing answers faster."""
 
 _CLOSE_S = 5.0
-"""Seconds that closing may take."""
+"""Seconds that closing may wait for the directory."""
 
 _LOOK_S = 0.5
-"""Seconds between two looks at whether the client is still there."""
+"""Seconds between two checks whether the client is still open."""
 
 _MARK = "/batchzip/"
 
 _taking = threading.RLock()
-"""Around what decides which of several first uses of a store attaches it."""
+"""Decides which of several concurrent first uses of a store attaches it."""
 
 
 class ShardedStore(Owned):
     """Keeps pages compressed in the memory of Dask workers.
 
-    `client`           a `distributed.Client` that is not asynchronous (`acreate` takes one that is); it stays the
-                       caller's. Workers must be reachable from here; they and the scheduler need batchzip.
-    `workers`          addresses of the workers to use; default: all there are, and all that come.
-    `replicas`         how many workers have each page. With 2, a lost worker loses nothing.
-    `engine`           keyword arguments of each shard's Engine: algorithm, level, page_size, …
-    `store`            keyword arguments of each shard's SwapStore: max_pool_bytes, backing, …; limits are each
-                       shard's own, and paths are on its machine.
-    `memory_fraction`  of its worker's memory limit that a shard's pool may have, unless `store` says otherwise;
-                       less where Dask would spill its own data, or pause the worker, on account of it.
-    `spill`            whether pages go to the worker's local directory when that is full; otherwise they are
-                       rejected.
-    `timeout_s`        seconds after which a worker that does not answer counts as lost.
+    `client`           A synchronous `distributed.Client` (`acreate` takes an asynchronous one),
+                       which the caller closes. Workers must be reachable from here. They and the
+                       scheduler need batchzip.
+    `workers`          Addresses of the workers to use. Default: all current and future workers.
+    `replicas`         Number of workers that have each page. With 2, losing one worker loses
+                       nothing.
+    `engine`           Keyword arguments of each shard's Engine: algorithm, level, page_size, …
+    `store`            Keyword arguments of each shard's SwapStore: max_pool_bytes, backing, …
+                       Limits apply per shard, and paths are on the shard's machine.
+    `memory_fraction`  Fraction of the worker's memory limit for a shard's pool, unless `store` sets
+                       the limit. The pool gets less if Dask would otherwise spill or pause the
+                       worker.
+    `spill`            Whether pages go to the worker's local directory when the pool is full.
+                       Otherwise they are rejected.
+    `timeout_s`        Seconds after which a worker that does not answer counts as lost.
 
-    It lives while somebody has it open: `attach`, or a pickled copy, opens it in other processes and tasks; what
-    the last one closes is released. A worker that comes gets its part of the pages; what one has that is retired,
-    scaled down or terminated is moved to others before.
+    The store exists as long as anybody has it open. Other processes and tasks open it with
+    `attach`, or by unpickling a copy. The last one to close it releases it. A new worker gets its
+    part of the pages. The pages of a worker that is retired, scaled down or terminated move to
+    other workers first.
 
-    Thread-safe; each method that waits has a twin for asyncio, which may be awaited in any event loop: `astore`,
-    `aload`, …  Bound to its process.
+    Thread-safe, and bound to its process. Each method that waits has a twin for asyncio (`astore`,
+    `aload`, …), which may be awaited in any event loop.
 
     Examples:
         >>> import batchzip.dask
@@ -109,10 +114,10 @@ class ShardedStore(Owned):
         (b'**', 100)
     """
 
-    _elsewhere: tuple[str, float] | None = None
-    """Address and timeout of one that is not yet attached."""
+    _unattached: tuple[str, float] | None = None
+    """Address and timeout of a store that is not yet attached."""
 
-    _letting_go: weakref.finalize[Any, Any] | None = None
+    _finalizer: weakref.finalize[Any, Any] | None = None
 
     def __init__(
         self,
@@ -128,12 +133,12 @@ class ShardedStore(Owned):
     ) -> None:
         if not isinstance(client, Client) or client.asynchronous:
             raise BadArgument(
-                f"client must be a distributed.Client that is not asynchronous, not {shown(client)}"
+                f"client must be a synchronous distributed.Client, not {shown(client)}"
             )
         options = _options(workers, replicas, engine, store, memory_fraction, spill, timeout_s)
         session = _session(client, uuid.uuid4().hex, float(timeout_s))
         self._run_in(client, session, session.create(*options))
-        self._take(client, session)
+        self._set_attached(client, session)
         super().__init__()
 
     @classmethod
@@ -149,14 +154,14 @@ class ShardedStore(Owned):
         spill: bool = True,
         timeout_s: float = 60.0,
     ) -> Self:
-        """Make one in an asyncio program, with an asynchronous client; close it with `aclose`."""
+        """Create a store with an asynchronous client. Close it with `aclose`."""
         if not isinstance(client, Client) or not client.asynchronous:
             raise BadArgument(f"client must be an asynchronous Client, not {shown(client)}")
         options = _options(workers, replicas, engine, store, memory_fraction, spill, timeout_s)
         session = _session(client, uuid.uuid4().hex, float(timeout_s))
         await cls._await_in(client, session.create(*options))
         made = cls.__new__(cls)
-        made._take(client, session)
+        made._set_attached(client, session)
         Owned.__init__(made)
         return made
 
@@ -164,10 +169,11 @@ class ShardedStore(Owned):
     def attach(cls, address: str, client: Client | None = None, *, timeout_s: float = 60.0) -> Self:
         """Open a store that another process made, by its `address`.
 
-        Without a client, a task uses its worker's; elsewhere the current one is used if it has the same
-        scheduler, or one is made, and closed with the store. Raise ClusterLost if the store is not there.
+        Without `client`, a task uses its worker's client. Elsewhere the current client is used if
+        it has the same scheduler; otherwise one is made, and closed with the store. Raise
+        ClusterLost if the store does not exist.
         """
-        made = cls._absent(address, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
+        made = cls._make_unattached(address, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
         made._open(client)
         return made
 
@@ -175,23 +181,23 @@ class ShardedStore(Owned):
     async def aattach(
         cls, address: str, client: Client | None = None, *, timeout_s: float = 60.0
     ) -> Self:
-        """Open a store that another process made, in an asyncio program, as `attach`."""
-        made = cls._absent(address, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
+        """Do what `attach` does, in an asyncio program."""
+        made = cls._make_unattached(address, as_seconds(timeout_s, "timeout_s", least=_LEAST_S))
         await made._aopen(client)
         return made
 
     @classmethod
-    def _absent(cls, address: str, timeout_s: float) -> Self:
-        """Return what is a store with its first use: pickles are made and read where none can be opened."""
+    def _make_unattached(cls, address: str, timeout_s: float) -> Self:
+        """Return a store that attaches on first use: where a pickle is loaded, it may not yet."""
         _split(address)
         made = cls.__new__(cls)
-        made._elsewhere = address, timeout_s
+        made._unattached = address, timeout_s
         Owned.__init__(made)
         return made
 
     def _open(self, client: Client | None = None) -> None:
-        """Attach to the store that this is to be."""
-        address, timeout_s = self._elsewhere  # type: ignore[misc] # it is absent
+        """Attach to the store at the address."""
+        address, timeout_s = self._unattached  # type: ignore[misc] # it is unattached
         scheduler, name = _split(address)
         own = None
         if client is None:
@@ -205,13 +211,13 @@ class ShardedStore(Owned):
             if own is not None:
                 own.close()
             raise
-        if not self._take(client, session, own):  # another thread was faster
+        if not self._set_attached(client, session, own):  # another thread attached first
             self._run_in(client, session, session.detach())
             if own is not None:
                 own.close()
 
     async def _aopen(self, client: Client | None = None) -> None:
-        address, timeout_s = self._elsewhere  # type: ignore[misc] # it is absent
+        address, timeout_s = self._unattached  # type: ignore[misc] # it is unattached
         scheduler, name = _split(address)
         own = None
         if client is None:
@@ -219,7 +225,7 @@ class ShardedStore(Owned):
         if client is None:
             client = own = await aconnect(scheduler, timeout_s)
         elif client.asynchronous and client.status in ("newly-created", "connecting"):
-            await client  # a worker's own, in a task that is a coroutine
+            await client  # the worker's own client, in a task that is a coroutine
         session = _session(client, name, timeout_s)
         try:
             await self._await_in(client, session.attach())
@@ -227,55 +233,55 @@ class ShardedStore(Owned):
             if own is not None:
                 await own.close()
             raise
-        if not self._take(client, session, own):
+        if not self._set_attached(client, session, own):
             await self._await_in(client, session.detach())
             if own is not None:
                 await own.close()
 
-    def _take(self, client: Client, session: Session, own: Client | None = None) -> bool:
-        """Be attached with these from now on. Return False if others were there first."""
+    def _set_attached(self, client: Client, session: Session, own: Client | None = None) -> bool:
+        """Become attached with these objects. Return False if another thread came first."""
         with _taking:
-            if self._letting_go is not None:
+            if self._finalizer is not None:
                 return False
             self._client, self._session, self._own_client = client, session, own
-            self._letting_go = weakref.finalize(self, _let_go, client, session, own)
-            self._letting_go.atexit = False
-            self._elsewhere = None
+            self._finalizer = weakref.finalize(self, _detach_collected, client, session, own)
+            self._finalizer.atexit = False
+            self._unattached = None
         return True
 
     @property
     def page_size(self) -> int:
-        """Bytes of a page."""
+        """Return the bytes of a page."""
         self._enter()
         return self._session.page_size
 
     @property
     def address(self) -> str:
-        """What `attach` takes: the scheduler's address, and the store's name."""
-        if self._elsewhere is not None:
-            return self._elsewhere[0]
+        """Return what `attach` takes: the scheduler's address and the store's name."""
+        if self._unattached is not None:
+            return self._unattached[0]
         return f"{self._session.scheduler_address}{_MARK}{self._session.name}"
 
     def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[override] # another can attach
         if self._unusable:
             self._refuse()
-        timeout_s = self._elsewhere[1] if self._elsewhere else self._session.timeout_s
+        timeout_s = self._unattached[1] if self._unattached else self._session.timeout_s
         return _unpickle, (self.address, timeout_s)
 
     def _enter(self) -> None:
         if self._unusable:
             self._refuse()
-        if self._elsewhere is not None:
+        if self._unattached is not None:
             self._open()
 
     async def _aenter(self) -> None:
         if self._unusable:
             self._refuse()
-        if self._elsewhere is not None:
+        if self._unattached is not None:
             await self._aopen()
 
     def _survey(self) -> StoreFigures:
-        """Return how the store stands, with every shard's figures, for metrics."""
+        """Return the figures of the store and every shard, for metrics."""
         self._enter()
         return self._run(ask_store(self._client.scheduler, _split(self.address)[1]))
 
@@ -284,32 +290,33 @@ class ShardedStore(Owned):
 
     @classmethod
     def _run_in(cls, client: Client, session: Session, work: Coroutine[Any, Any, T]) -> T:
-        """Have work done in the client's event loop, and wait for it."""
+        """Run work in the client's event loop, and wait for it."""
         loop = _loop_of(client, work)
         with suppress(RuntimeError):
             if asyncio.get_running_loop() is loop:
                 work.close()
                 raise BadArgument(
-                    "this is the client's own event loop, where nothing may wait: await aload, astore, …"
+                    "this is the client's own event loop, which must not wait: "
+                    "await aload, astore, …"
                 )
-        begun = _Begun(loop, work)
+        call = _LoopCall(loop, work)
         try:
             while True:
                 try:
-                    return begun.outcome.result(_LOOK_S)
+                    return call.outcome.result(_LOOK_S)
                 except concurrent.futures.TimeoutError:
-                    if begun.outcome.done():
-                        return begun.outcome.result()
-                    begun.check(client)
+                    if call.outcome.done():
+                        return call.outcome.result()
+                    call.check(client)
                 except concurrent.futures.CancelledError:
                     raise ClusterLost("the client was closed") from None
         except (Exception, concurrent.futures.CancelledError):
             raise
         except BaseException:
-            # An interrupt. What was begun is ended or undone before anything else is done.
-            begun.cancel()
+            # An interrupt. The work is ended or undone before the caller can do anything else.
+            call.cancel()
             with suppress(Exception, concurrent.futures.CancelledError):
-                begun.outcome.result(session.timeout_s)
+                call.outcome.result(session.timeout_s)
             raise
 
     async def _await(self, work: Coroutine[Any, Any, T]) -> T:
@@ -317,26 +324,26 @@ class ShardedStore(Owned):
 
     @staticmethod
     async def _await_in(client: Client, work: Coroutine[Any, Any, T]) -> T:
-        """Have work done in the client's event loop, and await it in this one."""
+        """Run work in the client's event loop, and await it in this one."""
         loop = _loop_of(client, work)
         if asyncio.get_running_loop() is loop:
             return await work
-        begun = _Begun(loop, work)
-        waiting = asyncio.wrap_future(begun.outcome)
+        call = _LoopCall(loop, work)
+        waiting = asyncio.wrap_future(call.outcome)
         waiting.add_done_callback(take_outcome)
         try:
             while not (await asyncio.wait({waiting}, timeout=_LOOK_S))[0]:
-                begun.check(client)
+                call.check(client)
             return waiting.result()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or not task.cancelling():
                 raise ClusterLost("the client was closed") from None
-            # What was begun is ended or undone before anything else is done.
-            begun.cancel()
+            # The work is ended or undone before the caller can do anything else.
+            call.cancel()
             with suppress(ClusterLost):
                 while not waiting.done():
-                    begun.check(client)
+                    call.check(client)
                     with suppress(asyncio.CancelledError):
                         await asyncio.wait({waiting}, timeout=_LOOK_S)
             raise
@@ -346,15 +353,15 @@ class ShardedStore(Owned):
     def store(self, index: SupportsIndex, pages: Buffer | Sequence[Buffer]) -> None:
         """Store a folio at `index`, `index` + 1, …: all of its pages, or none.
 
-        `pages` has the forms that SwapStore.store takes. Raise what that raises, or PagesLost if some of the
-        indices lie in a stripe of 512 that is lost; nothing is stored at any of the indices then. Readers may see
-        the parts of a folio that spans stripes, or has more than a MiB, one after the other.
+        `pages` has the forms that SwapStore.store takes. Raise what that raises. Raise PagesLost if
+        an index lies in a lost stripe of 512; nothing is stored then. If a folio spans stripes or
+        is larger than 1 MiB, its pieces may become visible to readers one by one.
         """
         self._enter()
         self._run(self._store(index, pages))
 
     async def astore(self, index: SupportsIndex, pages: Buffer | Sequence[Buffer]) -> None:
-        """Store a folio, as `store`. Its pages must not change until it is stored."""
+        """Store a folio as `store` does. Its pages must not change until it is stored."""
         await self._aenter()
         await self._await(self._store(index, pages))
 
@@ -374,9 +381,9 @@ class ShardedStore(Owned):
     def load(self, index: SupportsIndex, out: Buffer) -> Buffer: ...
 
     def load(self, index: SupportsIndex, out: Buffer | None = None) -> Buffer:
-        """Return the bytes of one page; with `out`, a writable buffer, fill it and return it.
+        """Return the bytes of one page. With `out`, a writable buffer, fill it and return it.
 
-        Raise as SwapStore.load, or PagesLost if the page is lost.
+        Raise what SwapStore.load raises, or PagesLost if the page is lost.
         """
         self._enter()
         view = None if out is None else as_out(out, self.page_size)
@@ -392,7 +399,7 @@ class ShardedStore(Owned):
     async def aload(self, index: SupportsIndex, out: Buffer) -> Buffer: ...
 
     async def aload(self, index: SupportsIndex, out: Buffer | None = None) -> Buffer:
-        """Return the bytes of one page, as `load`. Many that are awaited at once travel together."""
+        """Do what `load` does. Concurrent calls share messages."""
         await self._aenter()
         view = None if out is None else as_out(out, self.page_size)
         where = _stored(index)
@@ -410,9 +417,10 @@ class ShardedStore(Owned):
     def load_many(
         self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
     ) -> Bytes:
-        """Return pages, in the order of `indices`, as an (n, page_size) uint8 array.
+        """Return pages in the order of `indices`, as an (n, page_size) uint8 array.
 
-        `out` is an array, or a flat buffer, to fill; it is undefined where this raises, as `load` does.
+        `out` is an array or a flat buffer to fill. Raise what `load` raises; the content of `out`
+        is undefined then.
         """
         self._enter()
         where, pages = self._room(indices, out)
@@ -424,7 +432,7 @@ class ShardedStore(Owned):
     async def aload_many(
         self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
     ) -> Bytes:
-        """Return pages, as `load_many`."""
+        """Do what `load_many` does."""
         await self._aenter()
         where, pages = self._room(indices, out)
         if len(where):
@@ -443,12 +451,12 @@ class ShardedStore(Owned):
         return where, as_room(out, len(where), self.page_size)
 
     def invalidate(self, index: SupportsIndex, count: SupportsIndex = 1) -> int:
-        """Forget `count` pages from `index` on, stored or lost; return how many there were."""
+        """Forget `count` pages from `index` on, stored or lost. Return their number."""
         self._enter()
         return self._run(self._session.invalidate(*as_range(index, count)))
 
     async def ainvalidate(self, index: SupportsIndex, count: SupportsIndex = 1) -> int:
-        """Forget pages, as `invalidate`."""
+        """Do what `invalidate` does."""
         await self._aenter()
         return await self._await(self._session.invalidate(*as_range(index, count)))
 
@@ -463,7 +471,7 @@ class ShardedStore(Owned):
         where = as_index(index)
         return 0 <= where <= MAX_INDEX and await self._await(self._session.contains(where))
 
-    # The whole.
+    # The whole store.
 
     def __len__(self) -> int:
         self._enter()
@@ -475,80 +483,81 @@ class ShardedStore(Owned):
         return await self._await(self._session.count())
 
     def __bool__(self) -> bool:
-        """Say yes: an empty store is a store."""
+        """Return True: an empty store is a store."""
         return True
 
     @property
     def counters(self) -> Counters:
-        """The counters of all shards together. Raises PagesLost if pages are lost."""
+        """Return the sum of all shards' counters. Raise PagesLost if pages are lost."""
         self._enter()
         return self._run(self._session.counters())
 
     @property
     def shards(self) -> tuple[ShardStatus, ...]:
-        """Every shard, and those whose pages are lost."""
+        """Return the status of every shard, and of every lost one."""
         self._enter()
         return self._run(self._session.shards())
 
     async def ashards(self) -> tuple[ShardStatus, ...]:
-        """Return every shard, and those whose pages are lost."""
+        """Return the status of every shard, and of every lost one."""
         await self._aenter()
         return await self._await(self._session.shards())
 
     def recover(self) -> list[range]:
-        """Forget what is lost, and return it: these indices count as never stored until they are stored again.
+        """Forget the lost pages, and return their indices, which then count as never stored.
 
-        What this client stored is named exactly; of a lost stripe of 512 in which other clients stored, too, all
-        indices are. If the scheduler was started anew, the store is made anew on its workers. Raise ClusterLost
-        if that cannot be.
+        This client's own pages are named exactly. Of a lost stripe in which other clients stored,
+        too, all 512 indices are returned. If the scheduler was restarted, the store is created
+        again on its workers. Raise ClusterLost if that fails.
         """
         self._enter()
         return self._run(self._session.recover())
 
     async def arecover(self) -> list[range]:
-        """Forget what is lost, and return it, as `recover`."""
+        """Do what `recover` does."""
         await self._aenter()
         return await self._await(self._session.recover())
 
     def rebalance(self) -> int:
-        """Give each worker its part, and wait until all pages are where they belong; return those that moved.
+        """Give each worker its part, and wait for all moves. Return the number of moved pages.
 
-        New workers get their part without this; it waits for it, and tries again those that could have none. Raise
-        BackendUnavailable if one cannot, such as one without batchzip.
+        New workers get their part without this call. The call waits for it, and retries workers
+        that could not have a shard. Raise BackendUnavailable if one still cannot, for instance
+        without batchzip.
         """
         self._enter()
         return self._run(self._session.rebalance())
 
     async def arebalance(self) -> int:
-        """Give each worker its part, as `rebalance`."""
+        """Do what `rebalance` does."""
         await self._aenter()
         return await self._await(self._session.rebalance())
 
     def _close(self) -> None:
-        if self._elsewhere is not None:
+        if self._unattached is not None:
             return
-        self._let_be()
+        self._disarm_finalizer()
         with suppress(
             ClusterLost, concurrent.futures.TimeoutError, concurrent.futures.CancelledError
         ):
             work = self._session.detach()
             loop = _loop_of(self._client, work)
-            begun = _Begun(loop, work)
+            call = _LoopCall(loop, work)
             with suppress(RuntimeError):
                 if asyncio.get_running_loop() is loop:
-                    return  # it is told, and nobody can wait for it here
-            begun.outcome.result(_CLOSE_S)
+                    return  # the directory is told, and this event loop must not wait
+            call.outcome.result(_CLOSE_S)
         if self._own_client is not None:
             self._own_client.close()
 
     async def aclose(self) -> None:
-        """Release it, in an asyncio program; further calls do nothing."""
+        """Close the store in an asyncio program. Further calls do nothing."""
         if self._unusable is not None:
             return
         self._unusable = (ClosedError, f"this {type(self).__name__} is closed")
         self._released = True
-        if self._elsewhere is None:
-            self._let_be()
+        if self._unattached is None:
+            self._disarm_finalizer()
             with suppress(ClusterLost):
                 await self._await(self._session.detach())
             if self._own_client is not None:
@@ -556,9 +565,9 @@ class ShardedStore(Owned):
                 if closing is not None:
                     await closing
 
-    def _let_be(self) -> None:
-        if self._letting_go is not None:
-            self._letting_go.detach()
+    def _disarm_finalizer(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer.detach()
 
     async def __aenter__(self) -> Self:
         await self._aenter()
@@ -577,7 +586,7 @@ def _options(
     spill: bool,
     timeout_s: float,
 ) -> tuple[dict[str, Any], list[str] | None]:
-    """Check the arguments of a store, and return what the directory takes."""
+    """Check the arguments of a store. Return the options and workers for the directory."""
     pickled = dump(
         {
             "engine": dict(engine or {}),
@@ -589,7 +598,7 @@ def _options(
     )
     bound = None if workers is None else [str(worker) for worker in workers]
     if bound == []:
-        raise BadArgument("workers is a list of addresses, and has none; leave it out for all")
+        raise BadArgument("workers must have at least one address: leave it out to use all workers")
     replicas = as_integer(replicas, "replicas", 1, _MOST_REPLICAS)
     return {"replicas": replicas, "elastic": bound is None, "pickled": pickled}, bound
 
@@ -604,12 +613,12 @@ def _stored(index: SupportsIndex) -> int:
 def _split(address: str) -> tuple[str, str]:
     scheduler, mark, name = str(address).rpartition(_MARK)
     if not mark or not scheduler or not name:
-        raise BadArgument(f"an address is that of a ShardedStore, not {shown(address)}")
+        raise BadArgument(f"address must be that of a ShardedStore, not {shown(address)}")
     return scheduler, name
 
 
 def _client_here(scheduler: str) -> Client | None:
-    """Return a client of that scheduler that is already here, or None."""
+    """Return an existing client of that scheduler, or None."""
     with suppress(ValueError):
         if get_worker().scheduler.address == scheduler:
             client: Client = get_client()
@@ -624,7 +633,7 @@ def _client_here(scheduler: str) -> Client | None:
 
 def _session(client: Client, name: str, timeout_s: float) -> Session:
     if client.status != "running":
-        raise ClusterLost(f"the client is not connected, but {client.status}")
+        raise ClusterLost(f"the client is not connected to a scheduler (it is {client.status})")
     return Session(client, name, timeout_s)
 
 
@@ -637,8 +646,8 @@ def _loop_of(client: Client, work: Coroutine[Any, Any, Any]) -> asyncio.Abstract
     return loop
 
 
-class _Begun(Generic[T]):
-    """Work in a client's event loop. Its `outcome` is there when it has ended, even if it was cancelled."""
+class _LoopCall(Generic[T]):
+    """Work in a client's event loop. Its `outcome` comes when it has ended, even if cancelled."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> None:
         self.outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -647,7 +656,7 @@ class _Begun(Generic[T]):
         self._task: asyncio.Task[T] | None = None
         try:
             loop.call_soon_threadsafe(self._start)
-        except RuntimeError:  # it was closed just now
+        except RuntimeError:  # the loop was closed just now
             work.close()
             raise ClusterLost("the client is closed") from None
 
@@ -664,7 +673,7 @@ class _Begun(Generic[T]):
             self.outcome.set_result(task.result())
 
     def check(self, client: Client) -> None:
-        """Raise ClusterLost if it has not ended, and the client is closed: its loop ends nothing any more."""
+        """Raise ClusterLost if the work can never end because the client is closed."""
         if self.outcome.done():
             return
         if self._loop.is_closed() and self._task is None:
@@ -673,7 +682,7 @@ class _Begun(Generic[T]):
             raise ClusterLost("the client is closed") from None
 
     def cancel(self) -> None:
-        """Have it end soon."""
+        """Cancel the work. It may take a while to end."""
 
         def cancel() -> None:
             if self._task is not None:
@@ -683,16 +692,16 @@ class _Begun(Generic[T]):
             self._loop.call_soon_threadsafe(cancel)
 
 
-def _let_go(client: Client, session: Session, own: Client | None) -> None:
-    """Detach a store that nobody has any more, without waiting."""
+def _detach_collected(client: Client, session: Session, own: Client | None) -> None:
+    """Detach a store that was garbage-collected, without waiting."""
     with suppress(ClusterLost):
         work = session.detach()
-        begun = _Begun(_loop_of(client, work), work)
-        if own is not None:  # in a thread: its own cannot wait for its end
-            begun.outcome.add_done_callback(
+        call = _LoopCall(_loop_of(client, work), work)
+        if own is not None:  # in another thread, because the client's own cannot wait for its end
+            call.outcome.add_done_callback(
                 lambda _: threading.Thread(target=own.close, daemon=True).start()
             )
 
 
 def _unpickle(address: str, timeout_s: float) -> ShardedStore:
-    return ShardedStore._absent(address, timeout_s)
+    return ShardedStore._make_unattached(address, timeout_s)

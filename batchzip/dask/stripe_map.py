@@ -1,9 +1,11 @@
-"""Placement: where the stripes of one store are, as the directory knows it.
+"""StripeMap: where the stripes of one store are, as the directory knows it.
 
-    stripes   which shards hold each stripe      pulls, pushes   which have to move, from where or to where
-    lost      stripes whose last holder is gone  discards        copies that nobody needs any more
+    stripes        which shards hold each stripe
+    pulls, pushes  which stripes have to move, and from or to which shards
+    lost           stripes whose last holder is lost
+    discards       copies that are no longer needed
 
-Belongs to the scheduler's event loop.
+It belongs to the scheduler's event loop.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ShardLease:
-    """A shard, a member or one that is leaving."""
+    """A shard that is a member or is leaving."""
 
     address: str
     lease_until: float
@@ -30,61 +32,61 @@ class ShardLease:
 
 @dataclass(slots=True)
 class StripeHolders:
-    """A stripe in which something was stored."""
+    """A stripe in which pages were stored."""
 
     holders: tuple[str, ...]
-    """Shards that have all of its pages."""
+    """The shards that have all of its pages."""
     clients: set[str]
-    """Clients that stored there."""
+    """The clients that stored there."""
 
 
 @dataclass(slots=True)
 class LostStripe:
-    """A stripe whose pages are gone."""
+    """A stripe whose pages are lost."""
 
     address: str
     reason: str
     clients: set[str]
     forgotten: int = 0
-    """A bit for each index that was invalidated since."""
+    """A bit for each index that was invalidated after the loss."""
 
 
 @dataclass
 class StripeMap:
-    """A store's state."""
+    """The directory's state of one store."""
 
     name: str
     options: dict[str, Any]
     workers: frozenset[str] | None
-    """Addresses it is bound to, or None."""
+    """The addresses that the store is restricted to, or None."""
     page_size: int
     epoch: int
     clients: dict[str, str] = field(default_factory=dict)
-    """By each that is attached: its Dask client."""
+    """The Dask client of each attachment."""
     incarnation: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Tells it from one of the same name on an earlier scheduler."""
+    """Distinguishes the store from one of the same name on an earlier scheduler."""
     shards: dict[str, ShardLease] = field(default_factory=dict)
     leaving: dict[str, ShardLease] = field(default_factory=dict)
     stripes: dict[int, StripeHolders] = field(default_factory=dict)
     lost: dict[int, LostStripe] = field(default_factory=dict)
     recovered: dict[int, int] = field(default_factory=dict)
-    """The epoch at which a lost stripe was forgotten."""
+    """The epoch at which each recovered stripe was recovered."""
     joining: set[str] = field(default_factory=set)
     """Addresses of workers that are getting a shard."""
     refused: dict[str, bytes] = field(default_factory=dict)
-    """Workers that cannot have a shard, and the error that says why."""
+    """Pickled errors of workers that cannot have a shard, by address."""
     pulls: dict[str, dict[int, list[list[str]]]] = field(default_factory=dict)
-    """By shard: the stripes it has to pull, and from where."""
+    """By shard: the stripes to pull, and from where."""
     pushes: dict[str, dict[int, list[list[str]]]] = field(default_factory=dict)
-    """By shard: the stripes it has to push, and where to."""
+    """By shard: the stripes to push, and where to."""
     discards: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
-    """By shard: stripes that it has, and does not hold any more."""
+    """By shard: the stripes that it still has but no longer holds."""
     moved_pages: int = 0
     ended: bool = False
     members: Members = field(default_factory=lambda: Members(0, (), 1))
 
     def advance(self) -> None:
-        """Begin the next epoch with the shards that there are, and find what has to move."""
+        """Begin the next epoch with the current shards, and find the stripes that have to move."""
         self.epoch += 1
         members = [(name, shard.address) for name, shard in self.shards.items()]
         self.members = Members(self.epoch, members, self.options["replicas"])
@@ -103,10 +105,10 @@ class StripeMap:
                 self.pushes[primary][number] = wanting
 
     def trim(self, number: int, stripe: StripeHolders) -> None:
-        """Have nobody but the owners hold a stripe, once all of these do.
+        """Make the owners the only holders of a stripe once all of them hold it.
 
-        Until then no page is stored there, as the primary brings it to the other owners first: what others
-        have is as good.
+        Until then no page is stored in the stripe, because the primary first pushes it to the other
+        owners. So the copies of former holders stay valid until they are discarded.
         """
         owners = [owner.name for owner in self.members.owners(number)]
         if owners and all(owner in stripe.holders for owner in owners):
@@ -115,11 +117,11 @@ class StripeMap:
             stripe.holders = tuple(owners)
 
     def address_of(self, name: str) -> str:
-        """Return the address of a shard that is here."""
+        """Return the address of a member or leaving shard."""
         return (self.shards.get(name) or self.leaving[name]).address
 
     def lose(self, name: str, reason: str) -> None:
-        """Take a shard out that is gone, and note which stripes are lost with it."""
+        """Remove a lost shard, and note which stripes are lost with it."""
         shard = self.shards.pop(name, None) or self.leaving.pop(name, None)
         if shard is None:
             return
@@ -133,11 +135,11 @@ class StripeMap:
         self.advance()
 
     def holds(self, name: str) -> bool:
-        """Return whether a shard has pages that no other has."""
+        """Return whether a shard is the holder of any stripe."""
         return any(name in stripe.holders for stripe in self.stripes.values())
 
     def as_seen_by_client(self, since: int) -> Answer:
-        """Return what a client has to know that knew the epoch `since`."""
+        """Return the state for a client that last knew the epoch `since`."""
         groups: dict[tuple[str, str], list[int]] = {}
         for number, lost in self.lost.items():
             groups.setdefault((lost.address, lost.reason), []).append(number)
@@ -153,11 +155,11 @@ class StripeMap:
         }
 
     def is_moving(self) -> bool:
-        """Return whether a stripe is not yet where it belongs."""
+        """Return whether a stripe is still to be pulled or pushed."""
         return any((*self.pulls.values(), *self.pushes.values()))
 
     def as_seen_by_shard(self, name: str) -> Answer:
-        """Return what a shard has to know of this epoch."""
+        """Return the state for a shard at this epoch."""
         return {
             "status": OK,
             "epoch": self.epoch,

@@ -1,6 +1,7 @@
-"""Survey: how the sharded stores of a cluster stand, as `batchzip top --dask` and the dashboard's page show it.
+"""Survey: figures of a cluster's sharded stores, for `batchzip top --dask` and the dashboard.
 
-The scheduler's process makes it: it asks each shard for its figures. It travels as plain numbers and texts.
+The scheduler's process asks each shard for its figures. The survey travels as plain numbers and
+texts.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from batchzip.dask.stripe_map import StripeMap
 
 _ASK_S = 5.0
-"""Seconds that a shard has for its figures."""
+"""Seconds that a shard has to answer."""
 
 _ANSWER_S = 10.0
-"""Seconds that the scheduler has for all of them."""
+"""Seconds that the scheduler has to answer for all of them."""
 
 _REFUSALS = (
     "pool_limit_hit",
@@ -35,48 +36,48 @@ _REFUSALS = (
     "reject_compress_fail",
     "reject_reclaim_fail",
 )
-"""Counters of what a shard had no room for, or could not do."""
+"""Counters of stores that a shard rejected or that found its pool full."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFigures:
-    """A shard, as it was asked."""
+    """The figures of a shard, or why there are none."""
 
     worker: str
-    """Its address."""
+    """The worker's address."""
     name: str
     """The worker's name."""
     trouble: str
-    """Why there are no figures: its worker did not answer, or is gone. Empty where all is well."""
+    """Why there are no figures: the worker does not answer, or is lost. Otherwise empty."""
     pid: int = 0
     pages: int = 0
-    """Pages it has now, without those that are copies of another shard's."""
+    """Pages in the shard now, without copies of another shard's pages."""
     page_stores: int = 0
-    """Pages stored since it was made, copies included."""
+    """Pages stored since the shard was made, copies included."""
     page_loads: int = 0
     pool_bytes: int = 0
     pool_limit_bytes: int | None = None
     file_bytes: int = 0
-    """Bytes that it has spilt to its worker's disk."""
+    """Bytes spilled to the worker's disk."""
     refusals: int = 0
-    """Times that there was no room in its pool, or a page could not be compressed."""
+    """Times that the pool was full, or a page could not be compressed."""
     moving: int = 0
-    """Stripes that it has still to get from others, or to give them."""
+    """Stripes that are still to be moved from or to this shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreFigures:
-    """A store."""
+    """The figures of a store."""
 
     store: str
-    """Its name on the scheduler."""
+    """The store's name on the scheduler."""
     page_size: int
     replicas: int
     epoch: int
     clients: int
-    """Clients that have it open."""
+    """Clients that have the store open."""
     lost_stripes: int
-    """Stripes of 512 pages of which some are lost, until somebody recovers."""
+    """Stripes of 512 pages with lost pages. `recover` resets this."""
     shards: tuple[ShardFigures, ...]
 
 
@@ -86,12 +87,12 @@ class Survey:
 
     scheduler: str
     taken_s: float
-    """Of the scheduler's monotonic clock."""
+    """Time of the survey by the scheduler's monotonic clock."""
     stores: tuple[StoreFigures, ...]
 
     @classmethod
     def of(cls, message: dict[str, Any]) -> Survey:
-        """Return what `dataclasses.asdict` made a message of."""
+        """Return the survey from a message that `dataclasses.asdict` made."""
         stores = []
         for store in message["stores"]:
             shards = tuple(ShardFigures(**shard) for shard in store["shards"])
@@ -101,7 +102,7 @@ class Survey:
     def rate(
         self, what: str, store: StoreFigures, shard: ShardFigures, before: Survey | None
     ) -> float | None:
-        """Return how much a figure of a shard grew a second since then; None if it was not there."""
+        """Return a figure's growth per second since `before`, or None if that did not have it."""
         for earlier in () if before is None or shard.trouble else before.stores:
             for one in earlier.shards:
                 same = (earlier.store, one.worker, one.pid) == (
@@ -116,14 +117,14 @@ class Survey:
 
 
 async def ask_survey(scheduler: Any, timeout_s: float) -> Survey | None:
-    """Ask a scheduler by its RPC how its stores stand; None if it never had one."""
+    """Ask a scheduler by RPC for its survey. Return None if it never had a store."""
     asking = getattr(scheduler, DIRECTORY)(method="survey")
     answer = await asyncio.wait_for(asking, timeout_s)
     return None if answer is None else Survey.of(answer["survey"])
 
 
 async def ask_store(scheduler: Any, name: str) -> StoreFigures:
-    """Ask how one store stands. Raise ClusterLost where it is not there, or its scheduler does not answer."""
+    """Return the figures of one store. Raise ClusterLost if there is none, or no answer."""
     try:
         found = await ask_survey(scheduler, _ANSWER_S)
     except TimeoutError:
@@ -137,7 +138,7 @@ async def ask_store(scheduler: Any, name: str) -> StoreFigures:
 
 
 async def survey(scheduler: Scheduler, stores: Mapping[str, StripeMap]) -> Survey:
-    """Ask all shards of all stores; in the scheduler's event loop."""
+    """Ask all shards of all stores, in the scheduler's event loop."""
     found = await asyncio.gather(
         *(_store_of(scheduler, name, store) for name, store in list(stores.items()))
     )
@@ -168,10 +169,10 @@ async def _shard_of(scheduler: Scheduler, shard: str, address: str) -> ShardFigu
         answer = await asyncio.wait_for(asking, _ASK_S)
     except TimeoutError:
         return ShardFigures(address, name, f"no answer in {_ASK_S:g} s")
-    except Exception as error:  # noqa: BLE001 - of the network, mostly
+    except Exception as error:  # noqa: BLE001 - mostly of the network
         return ShardFigures(address, name, f"no answer ({type(error).__name__}: {error})")
     if answer is None or answer["status"] != OK:
-        return ShardFigures(address, name, "the worker has no such shard any more")
+        return ShardFigures(address, name, "the worker no longer has the shard")
     counters = pickle.loads(answer["counters"])
     return ShardFigures(
         worker=address,
@@ -190,7 +191,7 @@ async def _shard_of(scheduler: Scheduler, shard: str, address: str) -> ShardFigu
 
 
 def _lost_of(store: StripeMap) -> list[ShardFigures]:
-    """Return the workers that are gone, and have taken pages with them."""
+    """Return figures of lost workers that had pages."""
     stripes: dict[tuple[str, str], int] = {}
     for lost in store.lost.values():
         stripes[lost.address, lost.reason] = stripes.get((lost.address, lost.reason), 0) + 1

@@ -1,9 +1,10 @@
-"""Dask's serialisation, of which each value comes back as what it was.
+"""Serialisation that returns each value as exactly what it was.
 
     serialize(value, serializers=SERIALIZERS) ─▶ header, frames ─▶ deserialize
 
-Dask's own makes a NumPy array of each subclass of it that it does not know, and bytes of a subclass of bytes;
-it drops metadata of a dtype, and that a mask is hard. Of these, what is pickled here stays whole.
+Dask's own serialisation turns unknown subclasses of numpy.ndarray into plain arrays, and subclasses
+of bytes into bytes. It also drops a dtype's metadata and the hardness of a mask. Here such values
+are pickled or marked, so that nothing is lost.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SERIALIZERS = ("batchzip-whole", "pickle")
-"""For `serialize`; the first one is used for parts of lists and dictionaries, too."""
+"""Arguments for `serialize`. The first one also applies to elements of lists and dictionaries."""
 
 _BASES = (np.ndarray, bytes, bytearray, array)
-"""What Dask makes of their subclasses is one of these."""
+"""Dask turns subclasses of these types into the types themselves."""
 
 _KNOWN = {*_BASES, np.matrix, np.ma.MaskedArray, type(np.ma.masked)}
-"""What comes back from Dask as what it was."""
+"""Types that Dask restores faithfully."""
 
 
 def _dumps(value: Any, context: object = None) -> tuple[dict[str, Any], Sequence[Any]]:
-    """Serialize a value as Dask does. Raise NotImplementedError if it would come back as another."""
+    """Serialize a value as Dask does. Raise NotImplementedError if Dask would change it."""
     kind = type(value)
     if issubclass(kind, _BASES) and kind not in _KNOWN:
         raise NotImplementedError
@@ -40,7 +41,7 @@ def _dumps(value: Any, context: object = None) -> tuple[dict[str, Any], Sequence
         raise NotImplementedError
     header, frames = dask_dumps(value, context)
     if kind is np.ma.MaskedArray and value.hardmask:
-        header["hard-mask"] = True  # which is not pickled, either
+        header["hard-mask"] = True  # which pickle would lose, too
     return header, frames
 
 

@@ -1,17 +1,17 @@
-"""Wire: how clients, the directory and the shards of a sharded store talk.
+"""Wire: the messages between clients, the directory and the shards of a sharded store.
 
 Each answer is a dictionary with a `status`:
 
-    OK      and what was asked for
-    STALE   the epochs differ: fetch the members again, and repeat
-    GONE    there is no such shard or store here (any more)
-    ERROR   `error` has an exception of batchzip's, pickled
+    OK      with the result
+    STALE   the epochs differ: fetch the members, then repeat the request
+    GONE    the shard or store is not here, or no longer
+    ERROR   `error` has a pickled exception of batchzip
 
-All else is numbers, texts and bytes, which go through the scheduler as they are, and arrays, which go from
-client to worker beside the message. No answer at all (None) says that the other side has no such handler:
-the scheduler was started anew, or the worker was.
+Everything else is numbers, texts and bytes, which the scheduler passes on unchanged, and arrays,
+which go from client to worker beside the message. An answer of None says that the other side has no
+such handler: the scheduler or the worker was restarted.
 
-Who changes messages so that another version would misunderstand them raises `probe.PROTOCOL`.
+Whoever changes messages incompatibly must raise `probe.PROTOCOL`.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ DIRECTORY = "batchzip_directory"
 SHARD = "batchzip_shard"
 """Name of a worker's handler."""
 
-NO_STORE = "the store does not exist any more: call recover() to make it again"
-"""What a client says of a store that its scheduler does not know."""
+NO_STORE = "the store no longer exists: call recover() to create it again"
+"""A client's message if its scheduler does not know the store."""
 
 Answer = dict[str, Any]
 
 
 class Stale(Exception):
-    """An answer is to be STALE."""
+    """The request cannot be served at its epoch. The answer is STALE."""
 
 
 def failed(error: Exception) -> Answer:
-    """Return the answer that has an error."""
+    """Return an answer with an error."""
     return {"status": ERROR, "error": dump(error)}
 
 
 def dump(value: object) -> bytes:
-    """Pickle what no other form exists for: options, and exceptions."""
+    """Pickle options or an exception, which have no other form in messages."""
     data: bytes = pickle.dumps(value)
     return data
 
 
 def error_of(answer: Mapping[str, Any]) -> Exception:
-    """Return the exception of an ERROR."""
+    """Return the exception of an ERROR answer."""
     try:
         error = pickle.loads(answer["error"])
-    except Exception as broken:  # noqa: BLE001 - a class of the other side's alone
+    except Exception as broken:  # noqa: BLE001 - for example a class that exists only there
         return BatchzipError(f"an error that cannot be unpickled here: {broken!r}")
     return error if isinstance(error, Exception) else BatchzipError(repr(error))

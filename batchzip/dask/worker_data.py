@@ -1,31 +1,34 @@
-"""WorkerData: a Dask worker's data, whose cold values are compressed in RAM before any goes to disk.
+"""WorkerData: a Dask worker's data, whose cold values are compressed before any go to disk.
 
     Worker(data=WorkerData)   or   Worker(data=(WorkerData, {"compressed": 0.4, …}))
 
     data[key] = value ─▶ live values, the most recently used ones
-                            │ too many, or the process too large: the coldest
+                            │ too many bytes, or the process is too large: the coldest
                             ▼
-                         CompressedValues: pages in the pool of a SwapStore ── of what does not shrink: ─┐
-                            │ the pool is at its limit: the coldest pages, as they are compressed        │
-                            ▼                                                                            ▼
-                         unnamed files in the worker's local directory
+                         CompressedValues: pages in a SwapStore's pool ── frames that do not ──┐
+                            │ the pool is at its limit: the coldest pages, compressed  shrink  │
+                            ▼                                                                  ▼
+                         nameless files in the worker's local directory
 
-A value that is used is live again. What it was compressed to is kept as long as there is room, so if it goes again
-unchanged, it costs next to nothing. What cannot be pickled, or finds no room anywhere, stays live, and the log
-says so; others make room instead of what cannot be pickled.
+A value that is used becomes live again. Its compressed form is kept while there is room, so
+evicting it again unchanged costs almost nothing. A value that cannot be pickled, or for which there
+is no room anywhere, stays live, and the log says so. If it cannot be pickled, other values make
+room instead.
 
-Live values and compressed pages share what Dask's `target` leaves to values: the pool grows at their cost, up to
-its limit. Both are memory of the process. When Dask finds that too large, the pool's limit is lowered to its part
-of what the process leaves it, and what is beyond goes to disk.
+Live values and compressed pages share the memory that Dask's `target` leaves to values. The pool
+grows at the expense of live values, up to its limit. Both are memory of the process. When Dask
+finds the process too large, the pool's limit is lowered to its part of what the rest of the process
+leaves, and pages beyond that go to disk.
 
-It has all that Dask asks of its own buffer: to take part in memory management (`fast`, `evict`), and what
-heartbeats, Prometheus and the dashboard show (`spilled_total`, `cumulative_metrics`, `memory`, `disk`).
+WorkerData has everything that Dask uses of its own buffer: `fast` and `evict` for memory
+management; `spilled_total`, `cumulative_metrics`, `memory` and `disk` for heartbeats, Prometheus
+and the dashboard.
 
-Dask's workers do not close their data; this one is closed all the same, as worker_end.py says.
+Dask's workers do not close their data. This one is closed nevertheless; see worker_end.py.
 
-Dask uses it in the worker's event loop; it is thread-safe all the same, which zict's own buffer is not quite: a
-value that was set while the old one was being evicted could get lost. Locks: the buffer's, then that of the
-live values. None is held while a value's own code runs.
+Dask uses it in the worker's event loop. It is thread-safe all the same. zict's own buffer is not
+quite: it could lose a value that was set while the old one was being evicted. Lock order: the
+buffer's lock, then the lock of the live values. Neither is held while a value's own code runs.
 """
 
 from __future__ import annotations
@@ -72,33 +75,37 @@ _LOG = logging.getLogger("batchzip.dask")
 _LOG.addFilter(RateLimiterFilter("There is no room to compress"))
 
 _PAGE_SIZE = 64 << 10
-"""Bytes of a page: values have megabytes, and a page of 64 KiB compresses better than 16 of 4."""
+"""Bytes of a page. Values have megabytes, and one page of 64 KiB compresses better than 16 of 4
+KiB."""
 
 _LOOKED_AT = 32
-"""Values that are looked at for one that nobody uses; small ones are often shared by many keys."""
+"""Values that are searched for one that nobody uses. Small values are often shared by many keys."""
 
 _UNUSED = 2
-"""References to a value that only the dictionary has: its own, and the argument of the call that counts."""
+"""Reference count of a value that only the dictionary has: its own reference, and getrefcount's
+argument."""
 
 
 class WorkerData(zict.Buffer[Any, Any], Closing):
     """The mapping for `distributed.Worker(data=…)`, `Nanny(data=…)` or `LocalCluster(data=…)`.
 
-    `worker_local_directory`  given by Dask: where the file lies that has neither name nor traces.
-    `memory_limit`            "auto": the worker's own; or as Dask takes it: bytes, a text as "4 GiB", a
-                              fraction of the machine's memory; None or 0 for no limit.
-    `live`                    fraction of it that live values may have, by `dask.sizeof`; by default what
-                              Dask's setting `distributed.worker.memory.target` says, less what compressed pages
-                              have, but at least half of it.
-    `compressed`              fraction of it that compressed pages may have; then they go to disk. By default
-                              half of `target`, or half of `spill` where that is off.
-    `engine`                  keyword arguments of the Engine: algorithm, level, shuffle, …; lz4 in the
-                              worker's own process, without others. Without `shuffle`, each large buffer of a
-                              value is compressed as whatever makes it smallest: bytes, or numbers of 2, 4 or 8.
-    `max_disk_bytes`          bytes the files may have; by default what the setting `max-spill` says.
+    `worker_local_directory`  Given by Dask. Nameless files are made there; they leave no traces.
+    `memory_limit`            "auto": the worker's own limit. Otherwise as Dask takes it: bytes, a
+                              text such as "4 GiB", or a fraction of the machine's memory; None or 0
+                              for no limit.
+    `live`                    Fraction of the limit for live values, by `dask.sizeof`. Default:
+                              Dask's setting `distributed.worker.memory.target` less the compressed
+                              pages, but at least half of it.
+    `compressed`              Fraction of the limit for compressed pages. Beyond it they go to disk.
+                              Default: half of `target`, or half of `spill` if that is off.
+    `engine`                  Keyword arguments of the Engine: algorithm, level, shuffle, … Default:
+                              lz4, in the worker's own process. Without `shuffle`, each large buffer
+                              of a value is compressed in the way that makes it smallest: as bytes,
+                              or as numbers of 2, 4 or 8 bytes.
+    `max_disk_bytes`          Limit of all files in bytes. Default: Dask's setting `max-spill`.
 
-    Live values are handed out as they are, others as equal copies. Raises BadArgument for what
-    cannot be right. It is closed with its worker, and then empty.
+    Live values are returned as they are, others as equal copies. Raises BadArgument for invalid
+    arguments. It is closed with its worker, and is empty afterwards.
 
     Examples:
         >>> import batchzip.dask
@@ -127,30 +134,30 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
             check_kind(engine, "engine", Mapping)
             options.update(engine)
         options.setdefault("page_size", _PAGE_SIZE)
-        if not isinstance(options["backend"], Backend):  # which would be closed
-            Engine(**options).close()  # says what is wrong with them
+        if not isinstance(options["backend"], Backend):  # an instance would be closed with it
+            Engine(**options).close()  # raises if the options are wrong
         try:
             folder = Path(worker_local_directory)
         except TypeError:
             folder = None
         if folder is None or not folder.is_dir():
             raise BadArgument(
-                f"worker_local_directory is a directory, not {shown(worker_local_directory)}"
+                f"worker_local_directory must be a directory, not {shown(worker_local_directory)}"
             )
         self._values = CompressedValues(str(folder), options, self._limits.disk)
-        # A value that is still in use somewhere is not made a second time.
+        # A value that is still in use somewhere is returned itself, not restored a second time.
         slow = zict.Cache(self._values, zict.WeakValueMapping())
         super().__init__(fast={}, slow=slow, n=sys.maxsize, weight=_weight)
         self.fast: _Live = _Live(self)
         self._room: ValueRoom | None = None
         self.cumulative_metrics: defaultdict[tuple[str, str], float] = defaultdict(float)
-        """By activity and unit, as Dask's own buffer counts: "disk-read" and "disk-write" are of values that
-        are not live, wherever they lie, and of their bytes before compression."""
+        """By activity and unit, as in Dask's own buffer. "disk-read" and "disk-write" count values
+        that are not live, wherever they are, in uncompressed bytes."""
         self._restoring: dict[Key, object] = {}
-        """What is being restored, as long as nothing else becomes of it."""
+        """Keys that are being restored. Setting or deleting a value removes its key."""
 
     def __setitem__(self, key: Key, value: object) -> None:
-        """Take a value; colder ones are compressed to make room. It never raises for want of room."""
+        """Set a value. Compress colder ones to make room. Never raise for lack of room."""
         self._enter()
         size = size_of(value)
         with self._counting():
@@ -160,7 +167,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
                 zict.common.discard(self.slow, key)
                 self._values.forget(key)
                 self.fast.put(key, value, size)
-            del old  # not before: it may have a finalizer
+            del old  # only now: it may have a finalizer
             self.fast.evict_until_below_target()
 
     def __delitem__(self, key: Key) -> None:
@@ -168,12 +175,12 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
             old = self.fast.d.get(key)
             self._restoring.pop(key, None)
             super().__delitem__(key)
-            zict.common.discard(self.slow, key)  # it may be there, too, as its eviction ends
+            zict.common.discard(self.slow, key)  # it may be there while its eviction ends
             self._values.forget(key)
         del old
 
     def __getitem__(self, key: Key) -> object:
-        """Give a value, which is live then; colder ones are compressed to make room."""
+        """Return a value, which becomes live. Compress colder ones to make room."""
         self._enter()
         with self._counting():
             size = self.fast.weights.get(key)
@@ -193,18 +200,18 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
     def __contains__(self, key: object) -> bool:
         if key in self.fast:
             return True
-        gone = self._is_gone(key)  # before: as an eviction ends, this does, too
+        gone = self._is_gone(key)  # first, because it becomes false when an eviction ends
         return key in self.slow and not gone
 
     def __iter__(self) -> Iterator[Key]:
         return (key for key in super().__iter__() if key in self)
 
     def _is_gone(self, key: object) -> bool:
-        """Say whether a value was deleted while it was compressed: that it is in `slow` means nothing."""
+        """Return whether a value was deleted during its eviction. `slow` may still have it."""
         return self.fast.leaving.get(key, False) and key not in self.fast
 
     def slow_to_fast(self, key: Key) -> object:
-        """Restore a value, and make it live unless it is larger than all live ones may be."""
+        """Restore a value. Make it live unless it exceeds the limit of all live values."""
         if self._is_gone(key):
             raise KeyError(key)
         mark = self._restoring.setdefault(key, object())
@@ -215,7 +222,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
         except BaseException as error:
             if self._restoring.get(key) is mark:
                 del self._restoring[key]
-            elif isinstance(error, KeyError) and key in self:  # another thread was faster
+            elif isinstance(error, KeyError) and key in self:  # another thread restored it
                 try:
                     return self.fast[key]
                 except KeyError:
@@ -232,7 +239,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
         return value
 
     def evict(self) -> int:
-        """Compress the coldest live value that can be; its bytes, or -1 if none can. It never raises."""
+        """Compress the coldest value that can be. Return its bytes, or -1. Never raise."""
         if self._values.closed:
             return -1
         with self._counting():
@@ -240,9 +247,9 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
             return max(self.fast.evict_coldest(), freed or -1)
 
     def _divide(self, *, pressed: bool = False) -> int:
-        """Divide what there is between live values and compressed pages; bytes that the pool gave back.
+        """Divide memory between live values and compressed pages. Return the pool's freed bytes.
 
-        `pressed`: the process has become too large, as Dask says, and the pool makes room, too.
+        `pressed` says that Dask finds the process too large. The pool makes room then, too.
         """
         values, room = self._values, self._room
         if room is None:
@@ -255,7 +262,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
         return max(0, held - left)
 
     def _pool_is_too_large(self) -> bool:
-        """Say whether compressed pages have more than the process leaves to them."""
+        """Return whether compressed pages use more than the process leaves to them."""
         if self._room is None or not (held := self._values.pool_bytes):
             return False
         self._room.look(held, self.fast.total_weight, now=True)
@@ -263,27 +270,27 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
         return limit is not None and held > limit
 
     def pop(self, key: Key, default: object = None) -> object:
-        """Refused, as by Dask's own buffer: it would restore what is to be thrown away."""
+        """Raise NotImplementedError, as Dask's buffer does: it would restore a discarded value."""
         raise NotImplementedError(f"use `del` to discard {key!r}")
 
     @property
     def memory(self) -> Mapping[Key, object]:
-        """The live values, to look at only; Dask's buffer calls them so, too."""
+        """Return the live values, for reading only. Dask's buffer has the same name for them."""
         return self.fast
 
     @property
     def disk(self) -> Mapping[Key, object]:
-        """The others, compressed in RAM or on disk, to look at only; Dask's buffer calls its own so, too."""
+        """Return the other values, for reading only, whether they are in RAM or on disk."""
         return self.slow
 
     @property
     def spilled_total(self) -> SpilledSize:
-        """Bytes that values which are not live would have in memory, and bytes on disk."""
+        """Return the uncompressed bytes of values that are not live, and the bytes on disk."""
         return SpilledSize(self._values.whole_bytes, self._values.disk_bytes)
 
     @property
     def counters(self) -> Counters:
-        """The store's counters: what compressed values take in memory, and, if they shrink, on disk."""
+        """Return the counters of the store that has the compressed pages."""
         store = self._values.store
         if store is None:
             return Counters(**{field.name: 0 for field in fields(Counters)})
@@ -301,12 +308,12 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
         if self._room is None:
             self._join()
         if self._values.closed:
-            raise ClosedError("this worker's data is closed, as its worker is")
+            raise ClosedError("this worker's data is closed, because its worker is closed")
 
     def _join(self) -> None:
-        """Find the worker, whose limit counts and whose end is the end of this.
+        """Find the worker. Its limit applies, and its end closes this object.
 
-        It is there when it has something to keep, and not yet when it makes its data.
+        The worker does not exist yet when it makes its data, but it does when it stores a value.
         """
         workers = [one for one in _all_workers() if one.data is self]
         limit: int | None = MEMORY_LIMIT
@@ -320,7 +327,7 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
         self._divide()
 
     def close(self) -> None:
-        """Release everything, values included; further calls do nothing."""
+        """Release everything, including the values. Further calls do nothing."""
         self._values.close()
         self.fast.close()
         self.fast.clear()
@@ -331,13 +338,13 @@ class WorkerData(zict.Buffer[Any, Any], Closing):
     __str__ = __repr__
 
     def __del__(self) -> None:
-        """Leave it to the parts: the collector may have ended some of them already."""
+        """Do nothing. The parts end themselves, and the collector may have ended some already."""
 
 
 class _Live(zict.LRU[Any, Any]):
-    """The live values. What cannot be compressed keeps its place, and the next coldest makes room.
+    """The live values. A value that cannot be compressed stays, and the next coldest makes room.
 
-    zict's own ends at the first one that cannot: from then on nothing would be compressed any more.
+    zict's LRU stops at the first one that cannot. After that it would not compress anything.
     """
 
     def __init__(self, data: WorkerData) -> None:
@@ -347,19 +354,20 @@ class _Live(zict.LRU[Any, Any]):
         self._stuck: set[Key] = set()
         """Keys whose values cannot be pickled."""
         self.leaving: dict[object, bool] = {}
-        """Keys whose values are being compressed; whether they were set or deleted meanwhile."""
+        """Keys whose values are being compressed, and whether they were set or deleted
+        meanwhile."""
         self._told: set[tuple[str, str]] = set()
 
     def __bool__(self) -> bool:
-        """Say whether there is anything to make room with, live or in the pool: Dask asks so."""
+        """Return whether live values or the pool can make room. Dask asks for this."""
         return len(self) > 0 or self._data._pool_is_too_large()  # noqa: SLF001 - they are one
 
     def set_noevict(self, key: Key, value: object) -> None:
-        """Take a value, and compress none for it."""
+        """Set a value without compressing any."""
         self.put(key, value, size_of(value))
 
     def put(self, key: Key, value: object, size: int) -> None:
-        """Take a value of a size that is known, as `set_noevict`."""
+        """Set a value whose size is known, without compressing any."""
         with self.lock:
             self.discard(key)
             self._stuck.discard(key)
@@ -377,15 +385,15 @@ class _Live(zict.LRU[Any, Any]):
                 self.leaving[key] = True
 
     def evict_until_below_target(self, n: float | None = None) -> None:
-        """Compress the coldest values until the others have no more than `n` bytes, or none can be."""
-        for _ in range(len(self)):  # values may come meanwhile, from their own code, too
+        """Compress the coldest values until the live ones fit in `n` bytes, or none can be."""
+        for _ in range(len(self)):  # bounded, because values may be set meanwhile
             self._data._divide()  # noqa: SLF001
             most = self.n if n is None else n
             if self.closed or self.total_weight + self.offset <= most or self.evict_coldest() < 0:
                 return
 
     def evict_coldest(self) -> int:
-        """Compress the coldest value that can be; its bytes, or -1 if none can."""
+        """Compress the coldest value that can be. Return its bytes, or -1 if none can."""
         for _ in range(len(self)):
             with self.lock:
                 key = self._coldest()
@@ -394,30 +402,31 @@ class _Live(zict.LRU[Any, Any]):
                 return -1
             try:
                 return int(self.evict(key)[2])
-            except KeyError:  # another thread was faster
+            except KeyError:  # another thread evicted it
                 continue
             except NoRoom as refused:
                 if not self.closed:
                     _LOG.warning("There is no room to compress %s: %s", shown(key), _said(refused))
-                if not is_heavy:  # others find none, either; beside a very large one they may
+                if not is_heavy:  # if even a small value has no room, others have none, either
                     return -1
             except NotPicklable as refused:
                 self._tell(key, refused)
         return -1
 
     def _coldest(self) -> Key | None:
-        """Return the key of the coldest value that can be compressed: one that nobody uses, if there is."""
+        """Return the key of the coldest value that can be compressed, preferably an unused one."""
         keys = chain(self.heavy, self.order)
         able = (key for key in keys if not (key in self._stuck or key in self.leaving))
         some = list(islice(able, _LOOKED_AT))
-        # Of one that a task has, too, the memory would stay.
+        # Compressing a value that a task still uses would free no memory.
         unused = (key for key in some if sys.getrefcount(self.d[key]) <= _UNUSED)
         return next(unused, some[0] if some else None)
 
     def evict(self, key: Any = None) -> tuple[Any, Any, float]:
-        """Compress a value, the coldest if none is named; what it was, or (None, None, 0).
+        """Compress a value, by default the coldest. Return its key, the value and its size.
 
-        That is given where it was set or deleted meanwhile. Raises KeyError, NoRoom or NotPicklable.
+        Return (None, None, 0) if it was set or deleted meanwhile. Raise KeyError, NoRoom or
+        NotPicklable.
         """
         with self.lock:
             key = self._coldest() if key is None else key
@@ -450,13 +459,13 @@ class _Live(zict.LRU[Any, Any]):
                 del self.leaving[key]
 
     def _tell(self, key: Key, refused: NotPicklable) -> None:
-        """Log what cannot be pickled, once for each kind: there may be thousands of them."""
+        """Log a value that cannot be pickled, once per type: there may be thousands of them."""
         kind = type(self.d.get(key)).__qualname__
         said = kind, type(refused.__cause__).__qualname__
         if said not in self._told:
             self._told.add(said)
             _LOG.warning(
-                "Failed to pickle %s, of %s, which is kept in memory as it is, as others like it are: %s",
+                "Failed to pickle %s, of type %s. It and others like it stay in memory: %s",
                 shown(key),
                 kind,
                 _said(refused),
@@ -464,14 +473,14 @@ class _Live(zict.LRU[Any, Any]):
 
 
 def _all_workers() -> list[Worker]:
-    """Return this process's workers; other threads may make some meanwhile."""
+    """Return this process's workers. Other threads may be making some."""
     while True:
         with suppress(RuntimeError):
             return list(Worker._instances)  # noqa: SLF001
 
 
 def _said(refused: NoRoom | NotPicklable) -> str:
-    """Return what was raised, as a traceback ends; whatever its own `str` does."""
+    """Return the last line of the error's traceback, whatever its own `str` does."""
     return "".join(traceback.format_exception_only(refused.__cause__)).strip()
 
 

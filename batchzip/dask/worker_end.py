@@ -1,10 +1,11 @@
-"""Worker's end: what is to be closed with a Dask worker.
+"""WorkerEnd: closes shards and data with their Dask worker.
 
-Dask's workers close neither their data nor their actors, and closed ones may stay in memory for good. Their
-extensions they do close: one of them, `WorkerEnd`, closes what was handed to `end_with`. It holds it weakly.
+Dask's workers close neither their data nor their actors, and a closed worker may stay in memory
+forever. But they close their extensions. One of them, `WorkerEnd`, closes the objects that were
+passed to `end_with`. It refers to them weakly.
 
-Lock: around finding or adding the extension, as a worker's loop may be going through its extensions; nothing
-is called under it.
+The lock guards finding or adding the extension, because a worker's event loop may be iterating over
+its extensions. Nothing is called under it.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ _lock = threading.RLock()
 
 
 class WorkerEnd:
-    """An extension of a worker, which closes it."""
+    """An extension that closes objects with its worker."""
 
     def __init__(self) -> None:
         self._things: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def add(self, thing: Any) -> None:
-        """Have the `close` of a thing called at the worker's end."""
+        """Register an object, so that its `close` is called when the worker closes."""
         self._things[id(thing)] = thing
 
     async def close(self) -> None:
-        """Close all that is still there. It never raises: the worker would not end."""
+        """Close the objects that still exist. Never raise, because the worker would not end."""
         for thing in list(self._things.values()):
             try:
                 closing = thing.close()
                 if isawaitable(closing):
                     await closing
-            except Exception:  # noqa: BLE001 - of the system, mostly: nothing else can be done
+            except Exception:  # noqa: BLE001 - mostly of the system; only logging is left
                 _LOG.exception("Failed to close %r with its worker", thing)
 
 
 def end_with(worker: Worker, thing: Any) -> bool:
-    """Have a thing closed with a worker. Return False if that ends already, and nobody will."""
+    """Close an object with a worker. Return False if the worker is closing already and will not."""
     made = WorkerEnd()
     with _lock:
         extensions = {**worker.extensions, _NAME: made}

@@ -6,5 +6,5 @@ styles.py   colours, by what they mean
 table.py    tables that leave columns out where there is no room for them
 text.py     the width of output, paragraphs, sizes in bytes and durations as text
 
-Nothing here knows what is shown. Every other package may use it.
+Nothing here knows what it shows. Every other package may use this one.
 """

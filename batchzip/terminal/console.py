@@ -2,8 +2,8 @@
 
 NO_COLOR, TERM=dumb and pipes give plain text.
 
-On a terminal, output is as wide as the terminal. Elsewhere COLUMNS says how wide; without it paragraphs
-have 80 columns and tables as many as they need, because a file has no edge.
+On a terminal, output is as wide as the terminal. Elsewhere COLUMNS says how wide; without it
+paragraphs have 80 columns and tables as many as they need, because a file has no edge.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class Console(rich.console.Console):
-    """A console that prints text as it is, and leaves a closed pipe to its caller."""
+    """A console that prints text unchanged and raises BrokenPipeError for a closed pipe."""
 
     def on_broken_pipe(self) -> None:
         """Raise BrokenPipeError instead of ending the process."""
         raise BrokenPipeError
 
     def write_line(self, text: str = "", style: str | None = None) -> None:
-        """Print a line of text, which is neither wrapped nor read as markup."""
+        """Print a line of text without wrapping it or reading it as markup."""
         self.print(text, style=style, soft_wrap=True)
 
 
@@ -59,7 +59,7 @@ def make_console() -> Console:
 
 
 def as_text(renderable: object, width: int) -> str:
-    """Return what is printed in `width` columns, as plain text without blanks at the ends of lines."""
+    """Return a renderable as plain text of `width` columns, without trailing blanks."""
     target = io.StringIO()
     Console(
         file=target, width=width, color_system=None, theme=Theme(STYLES), markup=False, emoji=False
@@ -78,7 +78,7 @@ def progress_bars(
 ) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     """Yield a maker of progress bars. They are drawn on stderr, and only if it is a terminal.
 
-    A bar is made of a description and a total, and advanced by a number of steps.
+    A bar is made from a description and a total. Calling it advances it by a number of steps.
     """
     progress = Progress(
         TextColumn("{task.description:22}"),

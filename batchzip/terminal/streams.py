@@ -1,4 +1,4 @@
-"""Standard streams in any state: closed, full, without a reader, or with few characters."""
+"""Standard streams in any state: closed, full, without a reader, or with a limited encoding."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def open_streams() -> None:
     """Open /dev/null in place of closed streams, so that the exit code still tells the outcome.
 
-    A character that stdout cannot encode becomes "?", because it must not cost the report.
+    A character that stdout cannot encode becomes "?", so that the rest of the report is printed.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # The order is that of their numbers, so nothing else is opened as 0, 1 or 2.
+            # In ascending order of descriptors, so that nothing else is opened as 0, 1 or 2.
             stream = open(open_nowhere(), mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
     if isinstance(sys.stdout, io.TextIOWrapper):

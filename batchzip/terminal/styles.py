@@ -1,7 +1,7 @@
 """Colours and styles, by what they mean.
 
-Colours are of the fixed part of the 256-colour palette, which no theme of a terminal changes. Each has a
-contrast of at least 4 : 1 against black and against white.
+The colours come from the fixed part of the 256-colour palette, which terminal themes do not change.
+Each has a contrast of at least 4 : 1 against both black and white.
 """
 
 from __future__ import annotations
@@ -33,4 +33,4 @@ STYLES = {
     "argparse.prog": "bold",
     "argparse.default": "none",
 }
-"""Of rich, rich-argparse (`argparse.…`) and our own (`hint`, `bad`)."""
+"""Styles of rich, of rich-argparse (`argparse.…`) and of this package (`hint`, `bad`)."""

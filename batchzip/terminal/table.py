@@ -1,7 +1,7 @@
-"""Tables that fit: where there is no room, columns are left out instead of cells being broken.
+"""Tables that fit their width by leaving columns out instead of breaking cells.
 
-Each column has a rank. While a table is too wide, its column of the highest rank is left out; a column of
-rank 0 always stays. A line below the table names the columns that are missing.
+Each column has a rank. While a table is too wide, the column of the highest rank is left out. A
+column of rank 0 always stays. A line below the table names the missing columns.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ GAP = 2
 """Columns of the terminal between two columns of a table."""
 
 SHORTEST_NAME = 20
-"""Columns to which names at the left are cut before a column of figures is left out."""
+"""Width to which names in the first column are cut before a column of figures is left out."""
 
 
 def fitting(widths: Sequence[int], ranks: Sequence[int], room: int) -> list[int]:
-    """Return the numbers of the columns to show in `room`; of equal ranks the right one goes first."""
+    """Return the numbers of the columns that fit in `room`. Of equal ranks, the last goes first."""
     shown = list(range(len(widths)))
     while sum(widths[at] + GAP for at in shown) - GAP > room:
         last = max(shown, key=lambda at: (ranks[at], at))
@@ -37,7 +37,7 @@ def fitting(widths: Sequence[int], ranks: Sequence[int], room: int) -> list[int]
 
 
 def cut(text: str, width: int) -> str:
-    """Return a name in at most `width` columns. It is cut in the middle, as names differ at either end."""
+    """Return a name cut to `width` columns. The middle is cut, because names differ at the ends."""
     kept = width - 1
     if len(text) <= width or kept < 0:
         return text
@@ -45,7 +45,7 @@ def cut(text: str, width: int) -> str:
 
 
 class Table:
-    """A table without lines; the first column is to the left, figures are to the right."""
+    """A table without lines. The first column is aligned to the left, figures to the right."""
 
     def __init__(self, title: str | None = None) -> None:
         self._title = title
@@ -66,9 +66,9 @@ class Table:
         wraps: bool = False,
         footer: str = "",
     ) -> None:
-        """Add a column to the right. Its rank is its number unless given, so that the right ones go first.
+        """Add a column to the right. Its rank is its number by default, so the last goes first.
 
-        `wraps`: its cells are prose, whose lines may be broken between words.
+        `wraps` says that its cells are prose, which may be broken between words.
         """
         number = len(self._headings)
         self._headings.append(heading)
@@ -78,22 +78,22 @@ class Table:
         self._footers.append(footer)
 
     def add_row(self, *cells: str | Text) -> None:
-        """Add a row with a cell for each column. Brackets in a cell are text, not markup."""
+        """Add a row with a cell per column. Brackets in a cell are text, not markup."""
         if len(cells) != len(self._headings):
             raise ValueError(f"{len(cells)} cells for {len(self._headings)} columns")
         self._rows.append([cell if isinstance(cell, Text) else Text(cell) for cell in cells])
 
     def add_section(self) -> None:
-        """Leave a line empty below the rows so far."""
+        """Add an empty line below the present rows."""
         self._sections.add(len(self._rows))
 
     @property
     def row_count(self) -> int:
-        """How many rows there are."""
+        """Return the number of rows."""
         return len(self._rows)
 
     def _least(self, at: int) -> int:
-        """Return the columns of the terminal that a column of the table takes at the least."""
+        """Return the minimum width of a column."""
         texts = [self._headings[at], self._footers[at], *(row[at].plain for row in self._rows)]
         parts = (part for text in texts for part in _parts(text, words=self._wraps[at]))
         return max(map(cell_len, parts), default=0)
@@ -144,7 +144,7 @@ class Table:
 
 
 def _stripped(line: list[Segment]) -> list[Segment]:
-    """Return a line without the blanks at its end, which pad its last cell."""
+    """Return a line without the trailing blanks that pad its last cell."""
     text, style, control = line[-1] if line else Segment("")
     if text.strip():
         return [*line[:-1], Segment(text.rstrip(), style, control)]

@@ -7,28 +7,28 @@ import sys
 import textwrap
 
 ENDLESS = 1000
-"""Columns where there is no edge."""
+"""Width of output that has no edge, such as a file."""
 
 _WIDEST_PARAGRAPH = 100
-"""Columns beyond which lines are hard to read."""
+"""Width beyond which lines are hard to read."""
 
 
 def output_columns() -> int:
-    """Return how wide output to stdout may be: COLUMNS, else the terminal's width, else ENDLESS."""
+    """Return the width of stdout: COLUMNS, or the terminal's width, or ENDLESS."""
     edge = 80 if sys.stdout.isatty() else ENDLESS
     return shutil.get_terminal_size((edge, 25)).columns
 
 
 def paragraph_columns() -> int:
-    """Return how wide a paragraph on stdout may be."""
+    """Return the maximum width of a paragraph on stdout."""
     columns = output_columns()
     return 80 if columns == ENDLESS else min(columns, _WIDEST_PARAGRAPH)
 
 
 def wrapped(text: str, width: int, *, indent: str = "") -> str:
-    """Return the text in lines of at most `width` columns; a longer word has a line of its own.
+    """Return the text in lines of at most `width` columns. A longer word gets its own line.
 
-    `indent` precedes every line of a paragraph but the first.
+    `indent` precedes all lines of a paragraph except the first.
     """
     return "\n".join(
         textwrap.fill(
@@ -43,7 +43,7 @@ def wrapped(text: str, width: int, *, indent: str = "") -> str:
 
 
 def size_text(size: float) -> str:
-    """Return a number of bytes with the unit of 2^10, 2^20, … that fits: 1.5 MiB."""
+    """Return a number of bytes with a binary unit that fits, such as 1.5 MiB."""
     # Imported here, because the packages that import this module are imported by workers, too.
     import humanize  # noqa: PLC0415
 
@@ -51,7 +51,7 @@ def size_text(size: float) -> str:
 
 
 def duration_text(seconds: float | None) -> str:
-    """Return a duration in three digits with the unit that fits: 25.6 µs; "-" for None."""
+    """Return a duration with three digits and a unit, such as 25.6 µs, or "-" for None."""
     import humanize  # noqa: PLC0415 - as above
 
     # The micro sign of Latin-1, as everywhere else here, instead of the Greek letter.

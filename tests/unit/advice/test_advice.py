@@ -348,7 +348,7 @@ def test_people_get_tables_a_mark_and_a_sentence(file: Path) -> None:
         f"pages of {size} KiB: 0.0% same-filled; times are µs per page" for size in (4, 16, 64)
     ]
     assert sum(line.startswith("→") for line in lines) == 1
-    assert lines[0].startswith("This speaks of memory pages: what zswap, a SwapStore or")
+    assert lines[0].startswith("This is about memory pages: what zswap, a SwapStore or")
     assert any(line.startswith("Use lz4") for line in lines)
     assert lines[-1].startswith("batchzip.Engine('lz4'")
     every = cli("advise", "--file", file, "--algorithm", "lz4", "--all").stdout.splitlines()

@@ -194,7 +194,7 @@ def test_odd_input_is_one_clear_line(
 def test_an_option_of_values_alone_is_refused(
     option: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert_refused(capfd, ["advise", option], f"{option} says what --values FILE is")
+    assert_refused(capfd, ["advise", option], f"{option} describes the FILE of --values FILE")
 
 
 # The command

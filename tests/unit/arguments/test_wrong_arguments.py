@@ -57,11 +57,14 @@ CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "figures of an engine": (
         lambda store: metrics.collector(store.engine),
-        "store is a SwapStore, a CompressedMapping or a ShardedStore, or a mapping of such, not Engine",
+        (
+            "store must be a SwapStore, a CompressedMapping or a ShardedStore, or a mapping of them, "
+            "not Engine"
+        ),
     ),
     "figures of a list": (
         lambda store: metrics.collector({"one": [store]}),  # type: ignore[dict-item]
-        "store is a SwapStore, a CompressedMapping or a ShardedStore, not list",
+        "store must be a SwapStore, a CompressedMapping or a ShardedStore, not list",
     ),
     "an array to an engine": (
         lambda _: store_array([], 0, np.zeros(3)),  # type: ignore[arg-type]

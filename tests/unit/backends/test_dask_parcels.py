@@ -141,6 +141,6 @@ def test_lengths_that_cannot_be_right_are_refused(results: list[int]) -> None:
     own = flight(CompressBatch(PAGES[:2]))
     parcel = Parcel([(own, own.cut(2))])
     outcome = Outcome(np.array(results, np.int32), np.zeros(20, np.uint8), 0.1)
-    with pytest.raises(BackendUnavailable, match="cannot be right"):
+    with pytest.raises(BackendUnavailable, match="do not fit its data"):
         parcel.accept(outcome, counters())
     assert own.undone == 2

@@ -49,7 +49,7 @@ REFUSED: list[tuple[Callable[[str], Any], list[str], str]] = [
     (arguments.shuffle, ["1", "3", "16", "f1", "", "F4"], "use 2, 4, 8, f2, f4, f8"),
     (arguments.positive, ["0", "-1", "2147483648", "1.5", "", "٣"], "whole number above 0"),
     (arguments.positives, ["", "1,", "1,0", "a"], "whole number above 0"),
-    (arguments.png, ["a.svg", "png", ""], "end it in .png"),
+    (arguments.png, ["a.svg", "png", ""], "end the name in .png"),
     (arguments.natural, ["-1", "1.0", "", "x"], "whole number, 0 or more"),
     (arguments.microseconds, ["0", "-1", "inf", "nan", "", "x"], "use µs above 0$"),
     (

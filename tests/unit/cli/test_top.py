@@ -247,7 +247,7 @@ def test_the_stores_of_a_process_are_found() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["4194305"], ["no store of this user is shared in process 4194305", "store.share()"]),
+        (["4194305"], ["this user shares no store in process 4194305", "store.share()"]),
         (["/proc/4194305/fd/3"], ["no store can be reached", "/proc/4194305/fd/3"]),
         (["somewhere"], ["'somewhere'", "/proc/<pid>/fd/<n>"]),
         (["one", "two"], ["two"]),

@@ -76,9 +76,9 @@ def test_workers_that_have_it_pass(client: Client, fit: str) -> None:
     ("kind", "words"),
     [
         ("missing", r"cannot be imported \(ModuleNotFoundError: No module named 'batchzip'\)"),
-        ("folder", "only a folder of that name is there"),
-        ("older", r"it has batchzip 0\.0\.1, and 0\.\d+ is needed"),
-        ("protocol", f"speaks protocol 0, and {PROTOCOL} is needed"),
+        ("folder", "only a folder of that name exists"),
+        ("older", r"it has batchzip 0\.0\.1, but 0\.\d+ is needed"),
+        ("protocol", f"speaks protocol 0, but {PROTOCOL} is needed"),
         ("no core", r"cannot be used \(ImportError: libc\.so\.6: version not found\)"),
         ("exits", r"cannot be imported \(SystemExit: 3\)"),
     ],

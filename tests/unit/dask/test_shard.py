@@ -226,13 +226,13 @@ def test_with_two_copies_nothing_is_acknowledged_that_the_other_owner_has_not() 
             assert await put(shard, 0, at, pages, 2) is None
             assert [(name, method) for name, method, _ in service.asked] == [("other", "put_copy")]
 
-            tell = shard._tell
+            tell = shard._tell_directory
 
             async def changed_meanwhile(*arguments: Any, **what: Any) -> None:
                 await tell(*arguments, **what)
                 shard.learn(state(3, [OTHER], [stripe], 2))
 
-            shard._tell = changed_meanwhile  # type: ignore[method-assign]
+            shard._tell_directory = changed_meanwhile  # type: ignore[method-assign]
             with pytest.raises(Stale):
                 await shard.put(2, "another", [(0, [(at, 1)])], pages)
             assert len(service.asked) == 1

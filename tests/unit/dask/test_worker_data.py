@@ -147,7 +147,7 @@ def test_what_cannot_be_serialised_stays_live_and_is_said_once(
     assert data["lock"] is value
     (record,) = [record for record in caplog.records if record.name == "batchzip.dask"]
     assert record.getMessage() == (
-        "Failed to pickle 'lock', of lock, which is kept in memory as it is, as others like it are: "
+        "Failed to pickle 'lock', of type lock. It and others like it stay in memory: "
         "TypeError: cannot pickle '_thread.lock' object"
     )
     del data["lock"]

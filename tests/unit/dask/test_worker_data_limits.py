@@ -216,14 +216,14 @@ def test_a_setting_of_dasks_that_cannot_be_right_is_named(
             ({"memory_limit": limit}, "memory_limit must be 'auto', None, bytes")
             for limit in ("many", "-1 GiB", -1, 10**400, float("nan"), float("inf"), True, np.True_)
         ),
-        ({"memory_limit": MIB, "live": float("nan")}, "live must be a fraction"),
+        ({"memory_limit": MIB, "live": float("nan")}, "live must be a number from 0 to 1"),
         ({"memory_limit": MIB, "max_disk_bytes": -1}, "max_disk_bytes must be a number of bytes"),
-        ({"worker_local_directory": "/nonexistent"}, "worker_local_directory is a directory"),
-        ({"worker_local_directory": None}, "worker_local_directory is a directory"),
-        ({"memory_limit": MIB, "live": 1.5}, "live must be a fraction"),
-        ({"memory_limit": MIB, "compressed": -1}, "compressed must be a fraction"),
+        ({"worker_local_directory": "/nonexistent"}, "worker_local_directory must be a directory"),
+        ({"worker_local_directory": None}, "worker_local_directory must be a directory"),
+        ({"memory_limit": MIB, "live": 1.5}, "live must be a number from 0 to 1"),
+        ({"memory_limit": MIB, "compressed": -1}, "compressed must be a number from 0 to 1"),
         ({"memory_limit": MIB, "engine": {"level": 99, "algorithm": "zstd"}}, "zstd level"),
-        ({"memory_limit": MIB, "engine": 5}, "engine is a Mapping, not int"),
+        ({"memory_limit": MIB, "engine": 5}, "engine must be a Mapping, not int"),
     ],
     ids=str,
 )

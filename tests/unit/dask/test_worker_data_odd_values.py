@@ -94,11 +94,11 @@ class Unpicklable:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OwnError("on purpose"), "test_worker_data.OwnError: on purpose"),
+        (OwnError("on purpose"), "test_worker_data_odd_values.OwnError: on purpose"),
         (KeyError("a"), "KeyError: 'a'"),
         (TypeError("Could not"), "TypeError: Could not"),
         (NotImplementedError("so"), "Could not serialize object of type Unpicklable"),
-        (Unspeakable(), "test_worker_data.Unspeakable: <exception str() failed>"),
+        (Unspeakable(), "test_worker_data_odd_values.Unspeakable: <exception str() failed>"),
         (_caused(TypeError(Unshowable())), "TypeError: <exception str() failed>"),
         (SystemExit(1), "SystemExit: 1"),
         (asyncio.CancelledError(), "CancelledError"),
@@ -120,7 +120,9 @@ def test_what_cannot_be_pickled_keeps_no_other_value_live(
     for number in range(12):
         np.testing.assert_array_equal(data["chunk", number], an_array(number))
     (line,) = [record.getMessage() for record in caplog.records if record.name == "batchzip.dask"]
-    assert line.startswith("Failed to pickle 'bad 0', of Unpicklable, which is kept in memory")
+    assert line.startswith(
+        "Failed to pickle 'bad 0', of type Unpicklable. It and others like it stay"
+    )
     assert said in line
     assert "batchzip" not in line
     assert all(data[key] is value for key, value in bad.items())
