@@ -65,7 +65,7 @@ def test_of_an_iterator_the_first_ones_are_measured() -> None:
     endless = (bytes([number % 256]) * 1000 for number in itertools.count())
     found = advise_values(endless, sample_bytes=100_000)
     assert found.measured_values == found.total_values == 100
-    assert "There are more values: the first 100 were looked at." in found.notes
+    assert "There are more values: the first 100 were measured." in found.notes
 
 
 class Forgetful(dict[str, bytes]):

@@ -52,7 +52,7 @@ def memory() -> Iterator[PagedMemory]:
         ({"page_size": 2048}, "page_size"),
         ({"page_size": 1 << 17}, "page_size"),
         ({"page_size": 5000}, "power of two"),
-        ({"algorithm": "deflate"}, "take lz4, lz4hc or zstd"),
+        ({"algorithm": "deflate"}, "use lz4, lz4hc or zstd"),
         ({"algorithm": "lz4", "level": 3}, "no parameter 'level'"),
         ({"backend": "threads"}, "no parameter 'backend'"),
         ({"fault_threads": 0}, "fault_threads"),
