@@ -145,8 +145,8 @@ class Weighing:
         pairs = list(zip(self.holders, self.weights, strict=True))
         if any(holder.dictionary and not weight.dictionary_bytes for holder, weight in pairs):
             found.append(
-                "Mappings with a dictionary that was not trained are left out: training takes about "
-                "a thousand similar values, and the dictionary is kept only if it pays."
+                "Mappings with a dictionary that was not trained are left out: training takes "
+                "about a thousand similar values, and the dictionary is kept only if it pays."
             )
         if self.weights[0].measure != "PSS":
             found.append("Memory is RSS here, not PSS: the kernel does not report the PSS.")

@@ -68,7 +68,9 @@ class Result:
     baselines: dict[str, str]
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())  # noqa: PLW0108 - defined below
+    machine: dict[str, Any] = field(
+        default_factory=lambda: describe_machine()  # noqa: PLW0108 - defined below
+    )
 
     def note(self, text: str) -> None:
         """Add a remark unless it is there already."""

@@ -42,7 +42,9 @@ def pss_growth(algorithm: Algorithm, name: str, pages: Pages) -> int:
         path.write_bytes(pages.tobytes())
         command = command_for("from batchzip.bench.held import main; main()", "what is measured")
         command += [written, name, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
+        done = subprocess.run(  # noqa: S603 - our own module in our own interpreter
+            command, capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise BatchzipError(f"{name} could not be measured: {done.stderr.strip()[-500:]}")
     return int(done.stdout)

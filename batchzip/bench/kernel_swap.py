@@ -45,7 +45,7 @@ class KernelSwap(Closing):
         self._folder = Path()
         if os.geteuid():
             self.missing: str | None = f"{_SUMMARY}: only root may switch it on"
-            self.groups_missing: str | None = "limits of memory: only root may set them"
+            self.groups_missing: str | None = "memory limits: only root may set them"
             return
         command = command_for(
             "from batchzip.bench.kernel_swap import keep; keep()", "what holds the swap area"

@@ -303,7 +303,9 @@ class PagedMemory(Owned):
 
         def take(nbytes: int) -> Block | None:
             memory = this()
-            return None if memory is None or memory.closed else memory._block(nbytes)  # noqa: SLF001
+            if memory is None or memory.closed:
+                return None
+            return memory._block(nbytes)  # noqa: SLF001 - this class
 
         handler = Handler(take, threshold=least, low=low, high=low + self.size)
         before: list[object] = []
@@ -489,7 +491,8 @@ class PagedMemory(Owned):
         now, budget = figures["resident_pages"], figures["budget_pages"]
         if now <= (budget if stuck else budget + budget // 8):  # short peaks are normal
             return ""
-        pool, file = self._store._resources.pool, self._store._resources.backing  # noqa: SLF001 - as above
+        resources = self._store._resources  # noqa: SLF001 - as above
+        pool, file = resources.pool, resources.backing
         limit = pool.max_bytes
         if figures["pinned_pages"] >= budget:
             cause = "resident() pins as much as the budget"
