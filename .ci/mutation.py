@@ -24,6 +24,7 @@ import sys
 import time
 import tomllib
 import warnings
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -169,19 +170,21 @@ def compiles(mutation: MutationSpec) -> bool:
     return bool(changed != source)
 
 
-def begin(group: Group, database: WorkDB, seed: int, sample: int) -> None:
-    """Fill up a session to as many mutants as are wanted."""
-    modules = mutants(list(group.tests), seed)
+def begin(group: Group, database: WorkDB, seed: int, sample: int, only: str) -> None:
+    """Fill up a session to as many mutants as are wanted of the modules that `only` fits."""
+    items = mutants(list(group.tests), seed)
     have = {key(item) for item in database.work_items}
-    if have - {key(item) for item in modules}:
+    if have - {key(item) for item in items}:
         raise SystemExit(
             f"modules of {group.name} have changed since its session began: use --fresh"
         )
+    wanted = sample - sum(fnmatch(module, only) for module, *_ in have)
     chosen: list[WorkItem] = []
-    for item in modules:
-        if len(have) + len(chosen) >= sample:
+    for item in items:
+        if len(chosen) >= wanted:
             break
-        if key(item) not in have and compiles(item.mutations[0]):
+        fits = fnmatch(key(item)[0], only) and key(item) not in have
+        if fits and compiles(item.mutations[0]):
             chosen.append(item)
     database.add_work_items(chosen)
 
@@ -218,7 +221,7 @@ def run(group: Group, database: WorkDB, patience_s: float, *, again: bool) -> No
 
 def command(tests: Sequence[str]) -> list[str]:
     """Return the command that runs test files, and ends with the first failure."""
-    marks = "not slow and not stress"
+    marks = "not slow"
     return [sys.executable, "-m", "pytest", "-qx", "-n0", "-m", marks, "--no-header", *tests]
 
 
@@ -293,6 +296,12 @@ def main() -> None:
         default=300,
         help="most that tests may take without a mutant (default: %(default)s)",
     )
+    parser.add_argument(
+        "--only",
+        default="*",
+        metavar="PATTERN",
+        help="new mutants of these modules only, as '*/group.py'",
+    )
     parser.add_argument("--again", action="store_true", help="try those that survived once more")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
     parser.add_argument(
@@ -311,7 +320,7 @@ def main() -> None:
         if chosen.fresh:
             path.unlink(missing_ok=True)
         with use_db(path) as database:
-            begin(group, database, chosen.seed, chosen.sample)
+            begin(group, database, chosen.seed, chosen.sample, chosen.only)
             run(group, database, chosen.patience_s, again=chosen.again)
     report(names)
 

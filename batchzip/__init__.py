@@ -1,12 +1,12 @@
-"""batchzip: many page-sized buffers compressed in RAM, any of them back in microseconds.
+"""batchzip: keeps many page-sized buffers compressed in RAM and returns any in microseconds.
 
     with batchzip.Engine("zstd", level=1) as engine:
         store = batchzip.SwapStore(engine, max_pool_bytes=1 << 30)
         store.store(0, pages)
         store.load(0)
 
-The public names are listed in `__init__.pyi`, and nowhere else. Each is imported when it is first used, so
-that a worker process, which needs few of them, starts sooner.
+The public names are listed only in `__init__.pyi`. Each is imported when it is first used, so that a
+worker process, which needs few of them, starts faster.
 """
 
 import os

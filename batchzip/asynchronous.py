@@ -1,25 +1,25 @@
-"""asyncio: work that goes on elsewhere, awaited; and threads, a few, for calls that would block a loop.
+"""asyncio: waiting for requests without blocking the loop, and a few threads for calls that block.
 
     compress_async ─▶ Engine.submit(block=False) ─▶ Request ─▶ until_done ─▶ results
-                        EngineBusy: one task at a time waits its turn, the others behind it
+                        EngineBusy: one task at a time tries again, the others queue behind it
     astore …       ─▶ CallThreads.call ─▶ a Future of the store's threads ─▶ until_done ─▶ result
 
-No thread per call. An engine with lanes needs none at all: its requests are done by one thread that it has
-anyway. The store's own calls do block: a folio is compressed in part by its caller, a cold page is read from
-a file. They run in the store's threads, four at most, as do the batches of a backend without lanes. Calls
-that wait for one are an object each.
+There is no thread per call. An engine with lanes needs no extra thread: its dispatcher does the
+requests. The store's own calls do block: the caller compresses part of a folio, or reads a cold
+page from a file. They run in at most four threads of the store. So do the batches of a backend
+without lanes. A call that waits for a thread costs only one object.
 
-Cancelled is what has not begun; nothing of it happens. What has begun is waited for, milliseconds, before
-CancelledError goes on: buffers are the caller's again when the call ends, in whatever way, and a folio is
-stored whole or not at all.
+A call that is cancelled before it began has no effect. A call that has begun is waited for, which
+takes milliseconds, before CancelledError is raised. So the buffers belong to the caller again once
+the call has ended, even by an error, and a folio is stored whole or not at all.
 
-Rejected: asyncio.to_thread (the loop's threads are everybody's: enough cold loads and name resolution
-waits); giving up the wait at once (the engine would write to memory that its owner reuses); retries by
-every task that finds the engine busy (a thousand wake-ups for each request that ends).
+Rejected: asyncio.to_thread, because the loop's threads are shared, and enough cold loads would
+delay name resolution; not waiting after a cancellation, because the engine would write to memory
+that the caller reuses; retries by every task that finds the engine busy, because each request that
+ends would wake a thousand tasks; ThreadPoolExecutor, because a signal handler that closes a store
+would wait for its locks.
 
-Rejected: ThreadPoolExecutor, whose locks a signal handler that closes a store would wait for.
-
-Locks: none. A loop's turn is an asyncio.Lock, never held by a thread.
+Locks: none. A loop's turn is an asyncio.Lock, and no thread waits for it.
 """
 
 from __future__ import annotations
@@ -42,33 +42,33 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 _MOST_THREADS = 4
-"""Threads of a store. One waits for a file while others compute; more would wait for the interpreter."""
+"""Most threads per store: some wait for a file while one computes; more would wait for the GIL."""
 
 _NAME = "batchzip-call"
 
 _RETRY_S = 0.001
-"""Seconds until a busy engine is asked again, by one task: about what a batch of 256 pages takes."""
+"""Seconds until one task tries a busy engine again: about the time of a batch of 256 pages."""
 
 
 class Pending(Protocol):
-    """What `Request` and `concurrent.futures.Future` have in common."""
+    """The common methods of `Request` and `concurrent.futures.Future`."""
 
     def cancel(self) -> bool:
-        """Cancel what has not begun."""
+        """Cancel it unless it has begun."""
 
     def add_done_callback(self, callback: Callable[..., object], /) -> None:
-        """Call it once, when done or cancelled, in any thread."""
+        """Call `callback` once, when it is done or cancelled, in any thread."""
 
 
 class Submitted(Pending, Protocol[T_co]):
-    """What `Request` has besides."""
+    """The other methods of `Request` that this module uses."""
 
     def wait(self) -> T_co:
-        """Return the result, or raise what failed it."""
+        """Return the result, or raise its error."""
 
 
 def waker_of(pending: Pending) -> asyncio.Future[None]:
-    """Make a future of the running loop that is done when `pending` is."""
+    """Return a future of the running loop that is done when `pending` is."""
     loop = asyncio.get_running_loop()
     waker: asyncio.Future[None] = loop.create_future()
 
@@ -77,7 +77,7 @@ def waker_of(pending: Pending) -> asyncio.Future[None]:
             waker.set_result(None)
 
     def notify(_: object) -> None:
-        # RuntimeError: a loop that is closed has nobody left to tell.
+        # RuntimeError: the loop is closed, and no task waits.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(wake)
 
@@ -86,7 +86,7 @@ def waker_of(pending: Pending) -> asyncio.Future[None]:
 
 
 async def until_done(pending: Pending) -> None:
-    """Wait until it is done. A cancelled task cancels it, or waits until it is done all the same."""
+    """Wait until it is done. If the task is cancelled, cancel it, or wait if it has begun."""
     waker = waker_of(pending)
     cancelled = None
     try:
@@ -99,36 +99,39 @@ async def until_done(pending: Pending) -> None:
         if cancelled is not None:
             raise cancelled
     finally:
-        del cancelled  # it keeps this frame, which would keep it
+        del cancelled  # it refers to this frame, which would refer to it
 
 
 _Work: TypeAlias = "tuple[Future[Any], Callable[[], Any]] | None"
 
 
 class CallThreads:
-    """A few threads for calls that block, each started when the others are busy; ended by `close()`."""
+    """A few threads for calls that block. A thread is started when the others are busy.
+
+    `close()` ends them.
+    """
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[_Work] = SimpleQueue()
-        """What is to be called; None ends a thread, which hands it on."""
+        """Queued calls. None ends a thread, which puts it back for the next one."""
         self._seats: SimpleQueue[None] = SimpleQueue()
         for _ in range(_MOST_THREADS):
             self._seats.put(None)
         self._idle: SimpleQueue[None] = SimpleQueue()
-        """One for each thread that waits for a call."""
+        """One item per thread that waits for a call."""
         self._threads: list[threading.Thread] = []
         self._closed = False
         end = self._calls.put
         weakref.finalize(self, end, None).atexit = False
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Have it called in one of the threads, and give its result or raise what it raises.
+        """Call `function` in one of the threads. Return its result, or raise its exception.
 
-        Raise LimitReached where there is no thread, and none can be started.
+        Raise LimitReached if there is no thread and none can be started.
         """
         future: Future[T] = Future()
         self._refuse()
-        self._see_to_a_thread()
+        self._ensure_thread()
         self._calls.put((future, function))
         if self._closed and future.cancel():
             self._refuse()
@@ -136,19 +139,20 @@ class CallThreads:
             await until_done(future)
             return future.result()
         finally:
-            del future, function  # what it raises keeps this frame, which would keep it
+            del future, function  # its exception refers to this frame, which would refer to it
 
     def _refuse(self) -> None:
         if self._closed:
-            raise ClosedError("what this call belongs to is closed")
+            raise ClosedError("the engine or store of this call is closed")
 
-    def _see_to_a_thread(self) -> None:
+    def _ensure_thread(self) -> None:
         try:
             self._idle.get_nowait()
         except Empty:
             if self._seats.empty():
                 return
-            # Those that find no seat end at once: nothing is to be put right if this is cut short.
+            # A thread that finds no seat ends at once, so an interrupt here leaves nothing to
+            # repair.
             work = self._calls, self._seats, self._idle, self._threads
             try:
                 start_thread(_work, *work, name=_NAME)
@@ -157,10 +161,10 @@ class CallThreads:
                     raise
 
     def close(self, *, wait: bool = True) -> None:
-        """End the threads, and wait for calls under way. Calls still queued find their object closed."""
+        """End the threads, and wait for running calls. Queued calls find their object closed."""
         self._closed = True
         self._calls.put(None)
-        # One of the threads itself may drop the last reference to an engine.
+        # One of these threads may drop the last reference to an engine, and so call this.
         if wait and threading.current_thread() not in self._threads:
             for thread in list(self._threads):
                 thread.join()
@@ -182,7 +186,7 @@ def _work(
         if future.set_running_or_notify_cancel():
             try:
                 future.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - it is the caller's
+            except BaseException as error:  # noqa: BLE001 - the caller gets it
                 future.set_exception(error)
         del work, future, function
         idle.put(None)
@@ -190,14 +194,14 @@ def _work(
 
 
 class Turns:
-    """Whose turn it is to ask a busy engine again: one task of each loop, in the order they came."""
+    """Decides which task tries a busy engine again: one task per loop, first come first served."""
 
     def __init__(self) -> None:
         self._of: dict[asyncio.AbstractEventLoop, _Turn] = {}
-        """Those of loops whose tasks ask just now; a lock that was waited for keeps its loop."""
+        """Turns of the loops that have tasks here now. An idle turn would keep its loop alive."""
 
     async def submit(self, submit: Callable[[], Submitted[T]]) -> T:
-        """Submit when there is room, and wait until it is done. `submit` raises EngineBusy, or begins."""
+        """Call `submit` until it does not raise EngineBusy, then wait. Return the result."""
         request = await self._submit(submit)
         try:
             await until_done(request)
@@ -223,9 +227,9 @@ class Turns:
 
 
 class _Turn:
-    """The turn of one loop, used in its thread."""
+    """The turn of one loop. Only the loop's thread uses it."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.tasks = 0
-        """How many have it, or wait for it."""
+        """Number of tasks that have the turn or wait for it."""

@@ -1,16 +1,16 @@
 """The contract of a backend: where an engine's work is done.
 
-Kernel counterpart: the driver behind a crypto_acomp transform (software, deflate-iaa). A backend is
-given one codec when its engine opens it, and then batches. It must
+Kernel counterpart: the driver behind a crypto_acomp transform (software, deflate-iaa). The engine
+opens a backend with one codec, and then gives it batches. A backend must
 
-* fill `dlens`, `errors` and outputs of every page of a batch (`run_inline`, or `Batch.inputs` and
-  `Batch.accept` where the work is done elsewhere), whatever happens to any other page, and raise only
-  where nothing can be said about the pages;
+* fill `dlens`, `errors` and outputs of every page of a batch, whatever happens to any other page
+  (with `run_inline`, or with `Batch.inputs` and `Batch.accept` if the work is done elsewhere), and
+  raise only errors that concern no single page;
 * be callable from several threads at once;
-* leave nothing behind after `close()`: process, thread, descriptor, memory.
+* leave nothing behind after `close()`: no process, thread, descriptor or memory.
 
-`batchzip.testing` has the suite that holds a backend to this. Adding one is one package and one
-entry point in the group `batchzip.backends`; batchzip itself imports none by name.
+`batchzip.testing` has a test suite for this contract. A new backend is one package with one entry
+point in the group `batchzip.backends`. batchzip itself imports no backend by name.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _OPERATIONS = 0, 1
 
 
 class Backend(ABC):
-    """Does an engine's work. Made by name or by hand, then opened once, by one engine.
+    """Does the work of one engine, which opens it once.
 
-    Made by name, it is called without arguments, or with `workers=` and `isolate=` where the engine was
-    given them.
+    An engine that is given the backend's name calls the class without arguments, or with the
+    engine's own `workers=` and `isolate=`. The class may also be called by the user.
 
     Examples:
         >>> import batchzip
@@ -70,53 +70,53 @@ class Backend(ABC):
     """The backend's name in the registry."""
 
     batch_size: int = 1
-    """Pages that it takes in one go, as crypto_acomp_batch_size(); 1: it goes page by page."""
+    """Number of pages that it takes at a time, as crypto_acomp_batch_size(); 1: page by page."""
 
     asynchronous: bool = False
-    """Whether `submit` returns before the batch is done; otherwise asyncio calls it in a thread."""
+    """Whether `submit` returns before the batch is done. If not, asyncio calls it in a thread."""
 
     page_size: int
     isolate: bool = False
-    """Whether no page is done in this process."""
+    """Whether this process never runs the codec."""
     codec: Codec | None = None
     coders: Coders
-    """What compresses in the owner's process, and counts what it did."""
+    """Compress and decompress in the owner's process, and count."""
 
     def open(self, codec: Codec, page_size: int) -> None:
-        """Bind to one codec and page size. A subclass extends this to get its resources.
+        """Bind to one codec and page size. A subclass extends this to acquire its resources.
 
-        Raise whatever the codec raises where it cannot be made ready here.
+        Raise any error of the codec if it cannot work here.
         """
         if self.codec is not None:
-            raise BadArgument("this backend already serves an engine: make one for each engine")
+            raise BadArgument("this backend already serves an engine: create one for each engine")
         self.codec = codec
         self.page_size = page_size
         self.coders = Coders(codec, page_size)
         self.check_codec()
 
     def check_codec(self) -> None:
-        """Make the codec ready once, so that one that cannot be made ready fails early."""
+        """Prepare the codec once, so that one that cannot work fails early."""
         _ = self.coders.native
 
     def array(self, rows: int, width: int) -> Bytes:
-        """Make a (rows, width) array of zeros where this backend likes batches to lie.
+        """Return a (rows, width) array of zeros in the memory that suits this backend best.
 
-        Raises LimitReached if there is no memory.
+        Raise LimitReached if there is no memory.
         """
         try:
             return np.zeros((rows, width), np.uint8)
-        except (MemoryError, ValueError):  # ValueError: more than there are addresses
+        except (MemoryError, ValueError):  # ValueError: larger than the address space
             raise named(OSError(errno.ENOMEM, ""), f"{rows} × {width} bytes") from None
 
     def run_inline(self, batch: Batch, deadline: float | None = None) -> None:
         """Do a batch in the calling thread, page by page, and count it.
 
-        What is not done at `deadline`, on the monotonic clock, gets -ETIMEDOUT.
+        Pages that are not done at `deadline`, on the monotonic clock, get -ETIMEDOUT.
         """
         batch.has_errors = batch.pointers.run(self.coders, deadline_ns(deadline)) > 0
 
     def works_alone(self, count: int) -> bool:
-        """Return whether a batch of `count` pages is done by the calling thread alone."""
+        """Return whether the calling thread alone does a batch of `count` pages."""
         return not self.isolate and (self.batch_size == 1 or count == 1)
 
     @abstractmethod
@@ -126,8 +126,8 @@ class Backend(ABC):
     def execute(self, batch: Batch) -> None:
         """Do a batch: the unified path of zswap's batched compression.
 
-        Page by page in the calling thread where the backend takes one page in one go, or the batch
-        is one page; otherwise as a batch.
+        It goes page by page in the calling thread if the backend takes one page at a time, or if
+        the batch has one page. Otherwise `run` does the whole batch.
         """
         if self.batch_size == 1 or len(batch) == 1:
             self.run_inline(batch)
@@ -135,7 +135,7 @@ class Backend(ABC):
             self.run(batch)
 
     def count_elsewhere(self, batch: Batch, *, divided: bool) -> None:
-        """Count a batch that was not done by `run_inline`; its pages are counted where they were done."""
+        """Count a batch that `run_inline` did not do; its pages count where they were done."""
         self.coders.add_batch(batch.operation, divided=divided)
         if batch.has_errors:
             self.coders.add_errors(batch.errors[batch.errors != 0].tolist())
@@ -152,27 +152,27 @@ class Backend(ABC):
         self,
         request: Request[Batch],
         *,
-        timeout_s: float | None = None,  # noqa: ARG002 - nothing is ever full here
+        timeout_s: float | None = None,  # noqa: ARG002 - this backend has no queue to wait for
         block: bool = True,  # noqa: ARG002
     ) -> None:
-        """Begin a request; `take_up()` it when its batch is worked on, `finish()` it after.
+        """Begin a request: `take_up()` it before working on its batch, and `finish()` it afterwards.
 
-        Where too many are under way it waits for `timeout_s` seconds (None: as long as it takes), or
-        not at all without `block`, and raises EngineBusy then.
+        If too many requests are in progress, wait for `timeout_s` seconds (None: without limit), or
+        not at all without `block`. Then raise EngineBusy.
 
-        A backend without anything to do the work besides the caller does it here, as a synchronous
-        driver's crypto_acomp_compress() returns 0.
+        A backend in which only the caller works does the request here, as a synchronous driver's
+        crypto_acomp_compress() returns 0.
         """
         request.take_up()
         try:
             self.run_inline(request.batch, request.deadline)
-        except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
+        except Exception as error:  # noqa: BLE001 - `wait` raises it
             request.finish(error)
         else:
             request.finish()
 
     def statistics(self) -> Statistics:
-        """Add up what was done."""
+        """Return the sum of all tallies."""
         return self.add_statistics(({}, {}))
 
     def add_statistics(
@@ -182,7 +182,10 @@ class Backend(ABC):
         restarts: int = 0,
         workers: tuple[WorkerStatistics, ...] = (),
     ) -> Statistics:
-        """Add what was done `elsewhere`, "pages", "bytes_in" and "bytes_out" by operation."""
+        """Return statistics that include work done `elsewhere`, outside `coders`.
+
+        `elsewhere` has "pages", "bytes_in" and "bytes_out" per operation.
+        """
         compress, decompress = (
             _add_up(self.coders.totals(operation), elsewhere[operation])
             for operation in _OPERATIONS
@@ -191,24 +194,24 @@ class Backend(ABC):
 
     @property
     def rings(self) -> tuple[Ring, ...]:
-        """The rings of the lanes that run now; none where the caller does everything."""
+        """The rings of the running lanes; none if the caller does everything."""
         return ()
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """Process ids of the workers besides the caller, if there are any."""
+        """Process IDs of the workers, if there are any."""
         return ()
 
     def wait_ready(self, timeout_s: float) -> bool:  # noqa: ARG002 - for backends that start up
-        """Wait until everything that helps the caller has started; whether it has."""
+        """Wait until all lanes are ready. Return whether they are."""
         return True
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to release
-        """Finish what is under way and release everything; idempotent, never in a forked child."""
+        """Finish all requests and release everything. Idempotent; never called in a forked child."""
 
 
 def backends() -> list[str]:
-    """Names of the registered backends, sorted.
+    """Return the names of the registered backends, sorted.
 
     Examples:
         >>> import batchzip
@@ -219,10 +222,10 @@ def backends() -> list[str]:
 
 
 def make_backend(name: str, *, workers: int | None = None, isolate: bool = False) -> Backend:
-    """Make the backend `name`.
+    """Return a new backend by its name.
 
-    Raise UnknownBackend naming those there are; BackendUnavailable, with the reason, if it cannot
-    work here.
+    Raise UnknownBackend, which lists the known names, or BackendUnavailable, with the reason, if it
+    cannot work here.
     """
     points = plugin_entry_points(_GROUP)
     if not isinstance(name, str) or name not in points:
@@ -240,11 +243,11 @@ def make_backend(name: str, *, workers: int | None = None, isolate: bool = False
 
 
 def choose_backend(codec: Codec, *, workers: int | None = None) -> Backend:
-    """Make the backend that suits a codec: "auto".
+    """Return a new backend that suits a codec: "auto".
 
-    With more than one CPU to use: `threads` if the codec is native, `workers` if it is Python, as
-    processes are what runs Python on several cores. Otherwise, and where that is unavailable,
-    `sequential`.
+    With more than one usable CPU: `threads` if the codec is native, and `workers` if it is Python,
+    because only processes run Python on several cores. Otherwise, or if that backend is
+    unavailable: `sequential`.
     """
     if workers is None and usable_cpus() == 1:
         return make_backend("sequential")
@@ -255,13 +258,13 @@ def choose_backend(codec: Codec, *, workers: int | None = None) -> Backend:
 
 
 def is_native(codec: Codec) -> bool:
-    """Return whether a codec runs without the interpreter here."""
+    """Return whether a codec is a C function that runs without the GIL here."""
     plan = codec.plan()
     return plan.native is not None and is_available(plan.native)
 
 
 def deadline_ns(deadline: float | None) -> int:
-    """Return a deadline on the monotonic clock in nanoseconds, as the core takes it; −1: never."""
+    """Return a deadline on the monotonic clock in nanoseconds for the core; −1: no deadline."""
     if deadline is None or deadline >= NEVER_S:
         return -1
     return max(0, int(deadline * 1e9))

@@ -1,9 +1,9 @@
 """Engine: one algorithm with its parameters on one backend.
 
-Kernel counterpart: a crypto_acomp transform. The engine refuses what cannot be done, and the backend
-does the rest (`Backend.execute` is the unified path of zswap's batched compression). No lock is taken
-here: a coder has one user at a time, and a backend locks once per share at most (the patch's own
-regression was a lock per page).
+Kernel counterpart: a crypto_acomp transform. The engine checks arguments, and the backend does the
+work (`Backend.execute` is the unified path of zswap's batched compression). The engine takes no
+lock. A coder has one user at a time, and a backend locks at most once per share. The kernel patch
+regressed because of a lock per page.
 """
 
 from __future__ import annotations
@@ -39,31 +39,35 @@ if TYPE_CHECKING:
 class Engine(Owned):
     """Compresses and decompresses batches of pages.
 
-    `algorithm`   a name from `batchzip.algorithms()`, or a codec made by hand.
-    `backend`     "auto", a name from `batchzip.backends()`, or a backend made by hand, which the
-                  engine then owns and closes.
-    `workers`     lanes besides the caller: threads or processes; default: usable CPUs − 1, 1 to 15.
-                  The sequential backend has none, whatever is said here.
-    `verify`      restore each page that was compressed, where it was compressed, and compare, before
-                  it counts as done (IAA's verify_compress); a page that differs gets -EIO. The bytes
-                  that arrive are those that were verified; in `arena`, workers can still change them.
-    `isolate`     this process never runs the codec: workers do all pages, and what they cannot do
-                  fails with -EOWNERDEAD. For codecs that may crash; needs `workers`.
-    `shuffle`     2, 4 or 8: pages are arrays of elements of so many bytes, whose first bytes are put
-                  together before they are compressed, then the second ones, and so on. Numbers get
-                  smaller by that, with lz4 the most; text does not. "f2", "f4" or "f8" for
-                  floating-point numbers (bfloat16, too, is an "f2"): zstd then compresses exponents
-                  apart from mantissas; levels 1 to 3 do the same, higher ones look for repeats.
+    `algorithm`   a name from `batchzip.algorithms()`, or a codec instance.
+    `backend`     "auto", a name from `batchzip.backends()`, or a backend instance, which the engine
+                  then owns and closes.
+    `workers`     number of lanes besides the caller: threads or processes. Default: usable CPUs −
+    1,
+                  1 to 15. The sequential backend has none and ignores this.
+    `verify`      restore and compare each page where it was compressed, before it counts as done
+                  (IAA's verify_compress). A page that differs gets -EIO. The caller gets the very
+                  bytes that were verified; in an `arena`, workers could still change them.
+    `isolate`     never run the codec in this process. Workers do all pages. Pages that they cannot
+    do
+                  fail with -EOWNERDEAD. For codecs that may crash; needs the workers backend.
+    `shuffle`     2, 4 or 8: pages are arrays of elements of that many bytes. The first bytes of all
+                  elements are put together before compression, then the second bytes, and so on.
+                  Arrays of numbers then compress better, with lz4 the most; text does not.
+                  "f2", "f4" or "f8": pages are arrays of floating-point numbers ("f2" for bfloat16,
+                  too). zstd then compresses exponents apart from mantissas. Its levels 1 to 3 give
+                  the same result; higher ones look for repeats.
     `page_size`   bytes of a page; a power of two in 512 B … 2 MiB.
-    `parameters`  the algorithm's own: `level`, `dictionary` for zstd; `acceleration`,
+    `parameters`  parameters of the algorithm: `level`, `dictionary` for zstd; `acceleration`,
                   `high_compression` for lz4; `batchzip algorithms` lists them.
 
-    `codec` is the codec with all that is around it; equal codecs restore each other's outputs.
+    `codec` is the codec with all its wrappers. Equal codecs restore each other's outputs.
 
-    Thread-safe; bound to the process that made it. Closing it, or losing it, ends its lanes.
+    Thread-safe; bound to the process that created it. Closing or dropping it ends its lanes.
 
-    Raises LimitReached where the system has no descriptors left for what lanes need. Where threads or workers
-    cannot be started, the caller does the work: a WorkerWarning says so once, and lanes are tried again.
+    Raises LimitReached if the system has no descriptors left for the lanes. If threads or workers
+    cannot be started, the caller does the work, a WorkerWarning is issued once, and the engine
+    tries again to start them.
 
     Examples:
         >>> import batchzip
@@ -128,7 +132,7 @@ class Engine(Owned):
         self.codec = codec_of(algorithm, verify=verify, shuffle=shuffle, **parameters)
         if isinstance(backend, Backend):
             if workers is not None or isolate:
-                raise BadArgument("a backend made by hand brings its own workers and isolation")
+                raise BadArgument("give workers= and isolate= to the backend instance itself")
             self.backend = backend
         elif backend == "auto" and not isolate:
             self.backend = choose_backend(self.codec, workers=workers)
@@ -147,45 +151,45 @@ class Engine(Owned):
 
     @property
     def batch_size(self) -> int:
-        """Pages the backend takes in one go; larger batches are done in several."""
+        """Number of pages that the backend takes at a time; larger batches take several turns."""
         return self.backend.batch_size
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """Process ids of the workers besides this process, if there are any."""
+        """Process IDs of the workers, if there are any."""
         return self.backend.worker_pids
 
     def wait_ready(self, timeout_s: float = 10.0) -> bool:
-        """Wait up to `timeout_s` seconds until all lanes work. Return whether they do.
+        """Wait up to `timeout_s` seconds until all lanes are ready. Return whether they are.
 
-        A lane that died is waited for until its successor works. False comes sooner where a lane could
-        not be started several times in a row. Never needed for right results: what no lane does, the
-        caller does.
+        If a lane has died, this waits for its successor. It returns False early if a lane could not
+        be started several times in a row. Results are right without this call: the caller does the
+        pages that no lane does.
         """
         self._refuse()
         return self.backend.wait_ready(as_seconds(timeout_s, "timeout_s", least=-math.inf))
 
     def compress(self, batch: CompressBatch) -> None:
-        """Compress a batch; its `dlens`, `errors` and outputs are there on return."""
+        """Compress a batch. On return it has its `dlens`, `errors` and outputs."""
         if not isinstance(batch, CompressBatch):
             raise BadBatch(f"compress takes a CompressBatch, not {type(batch).__name__}")
         self._admit(batch)
         self._execute(batch)
 
     def decompress(self, batch: DecompressBatch) -> None:
-        """Decompress a batch; its `dlens`, `errors` and pages are there on return."""
+        """Decompress a batch. On return it has its `dlens`, `errors` and pages."""
         if not isinstance(batch, DecompressBatch):
             raise BadBatch(f"decompress takes a DecompressBatch, not {type(batch).__name__}")
         self._admit(batch)
         self._execute(batch)
 
     def run(self, batch: Batch) -> None:
-        """Do a batch of either kind: what `compress` and `decompress` do for kinds of batches of one's own."""
+        """Run a batch of either kind, or of any other subclass of Batch."""
         self._admit(batch)
         self._execute(batch)
 
     def works_alone(self, count: int) -> bool:
-        """Return whether a batch of `count` pages is done by the calling thread alone."""
+        """Return whether the calling thread alone does a batch of `count` pages."""
         if self._unusable:
             self._refuse()
         return self.backend.works_alone(count)
@@ -195,7 +199,7 @@ class Engine(Owned):
             self._refuse()
         if batch.page_size != self.page_size:
             raise BadBatch(
-                f"the batch has pages of {batch.page_size} bytes, this engine of {self.page_size}"
+                f"the batch must have pages of {self.page_size} bytes, not {batch.page_size}"
             )
 
     def submit(
@@ -206,15 +210,15 @@ class Engine(Owned):
         block: bool = True,
         deadline_s: float | None = None,
     ) -> Request[AnyBatch]:
-        """Begin a batch of either kind, and return at once with the request.
+        """Begin a batch of either kind, and return its request at once.
 
         The batch and its buffers belong to the engine until the request is done.
 
-        Where too many requests are under way, it waits for room, fairly between threads: as long as
-        it takes, or `timeout_s` seconds, or with `block=False` not at all; then it raises EngineBusy.
-        `deadline_s` seconds from now, pages that are not done get -ETIMEDOUT and the request is done,
-        even if a worker hangs; pages that are done keep their results. A thread cannot be killed: the
-        page that it is at is waited for.
+        If too many requests are in progress, this call waits for room, fairly between threads. It
+        waits without limit, or for `timeout_s` seconds, or not at all with `block=False`. Then it
+        raises EngineBusy. After `deadline_s` seconds, pages that are not done get -ETIMEDOUT and
+        the request is done, even if a worker hangs. Pages that are done keep their results. A
+        thread cannot be killed, so the request waits for the page that it is working on.
         """
         if not isinstance(batch, Batch):
             raise BadBatch(
@@ -228,17 +232,20 @@ class Engine(Owned):
         self._admit(batch)
         batch.reset()
         request = Request(batch, deadline)
-        self.backend.submit(request, timeout_s=timeout_s, block=block)  # type: ignore[arg-type] # backends take any batch
+        # Backends take any batch.
+        self.backend.submit(request, timeout_s=timeout_s, block=block)  # type: ignore[arg-type]
         return request
 
     async def compress_async(
         self, batch: CompressBatch, *, deadline_s: float | None = None
     ) -> CompressBatch:
-        """Compress a batch without blocking the event loop; the batch, done. From any loop, at once.
+        """Compress a batch without blocking the event loop. Return the batch when it is done.
 
-        Where too much is under way it waits its turn. Where a task is cancelled before its batch was taken
-        up, every page has -ECANCELED; later, the batch is done first. When this ends, in whatever
-        way, the batch and its buffers are the caller's again. `deadline_s` as `submit`.
+        Several event loops may call this at the same time. If too many requests are in progress,
+        the call waits for its turn. If a task is cancelled before its batch was taken up, every
+        page has -ECANCELED. If it is cancelled later, the batch is done first. Once the call has
+        ended, even by an error, the batch and its buffers belong to the caller again. `deadline_s`
+        is as in `submit`.
         """
         if not isinstance(batch, CompressBatch):
             raise BadBatch(f"compress_async takes a CompressBatch, not {type(batch).__name__}")
@@ -247,7 +254,7 @@ class Engine(Owned):
     async def decompress_async(
         self, batch: DecompressBatch, *, deadline_s: float | None = None
     ) -> DecompressBatch:
-        """Decompress a batch without blocking the event loop; otherwise as `compress_async`."""
+        """Decompress a batch without blocking the event loop, as `compress_async` compresses."""
         if not isinstance(batch, DecompressBatch):
             raise BadBatch(f"decompress_async takes a DecompressBatch, not {type(batch).__name__}")
         return await self._do_async(batch, deadline_s)
@@ -272,18 +279,18 @@ class Engine(Owned):
             raise
 
     def arena(self, rows: int, width: int | None = None) -> Bytes:
-        """Make a (rows, width) uint8 array of zeros in memory that the engine's lanes share.
+        """Return a (rows, width) uint8 array of zeros in memory that the engine's lanes share.
 
-        `width` is page_size where none is given. Pages that lie in it, as `pages` of either kind of
-        batch, are not staged on their way to a worker or back, and neither are outputs whose `dsts`
-        do: `CompressBatch(engine.arena(n), dsts=engine.arena(n, capacity))`. Any rows that follow
-        one another will do. Otherwise it is an array as any other; its memory is the system's again
-        when the last view of it is gone, also after `close()`. A forked child shares it: what is
-        written there is seen here.
+        `width` defaults to page_size. Pages in this memory, as the `pages` of a batch, are not
+        copied on their way to a worker and back. Neither are outputs if `dsts` is in it:
+        `CompressBatch(engine.arena(n), dsts=engine.arena(n, capacity))`. Any contiguous range of
+        rows will do. In all other respects it is an ordinary array. Its memory is freed with its
+        last view, which may be after `close()`. A forked child shares it: what the child writes is
+        seen here.
 
-        Raises LimitReached, an OSError (ENOSPC, ENOMEM; EMFILE, as each array that lives has a descriptor
-        of the process) if there is no memory. A backend without worker processes gives plain
-        memory.
+        Raise LimitReached, an OSError, if there is no memory (ENOSPC, ENOMEM), or no descriptor
+        (EMFILE): before Python 3.13 each array has one. A backend without worker processes returns
+        ordinary memory.
         """
         self._refuse()
         width = self.page_size if width is None else width
@@ -291,19 +298,19 @@ class Engine(Owned):
 
     @property
     def statistics(self) -> Statistics:
-        """What this engine did so far, in all and by worker process; added up when it is asked for.
+        """Figures of this engine so far, in total and per worker process, summed on request.
 
-        Single pages are counted, too, as pages of no batch. Still there after `close()`.
+        Single pages are counted, too, but belong to no batch. Readable after `close()`.
         """
         if self._unusable is not None and self._unusable[0] is not ClosedError:
             self._refuse()
         return self.backend.statistics()
 
     def compress_page(self, page: Buffer) -> bytes:
-        """Compress one page in the calling thread, or in a worker where the engine has `isolate=True`.
+        """Compress one page in the calling thread, or in a worker if the engine has `isolate=True`.
 
-        Raises PageError: -EINVAL for a buffer of another size, -EIO where the codec failed,
-        -EOWNERDEAD where no worker could do it.
+        Raise PageError: -EINVAL for a buffer of another size, -EIO if the codec failed, -EOWNERDEAD
+        if no worker could do it.
         """
         if self._unusable:
             self._refuse()
@@ -312,7 +319,10 @@ class Engine(Owned):
         )
 
     def decompress_page(self, src: Buffer) -> bytes:
-        """Decompress one page, where `compress_page` would. Raises PageError: -EBADMSG, -ENOMEM."""
+        """Decompress one page, in the same place as `compress_page`. Raise PageError.
+
+        Its errno is -EBADMSG if the source cannot be decoded, or -ENOMEM.
+        """
         if self._unusable:
             self._refuse()
         return self.backend.decompress_page(src if isinstance(src, bytes) else as_view(src, "src"))
@@ -333,10 +343,10 @@ def codec_of(
     shuffle: SupportsIndex | str | None = None,
     **parameters: object,
 ) -> Codec:
-    """Make the codec of an engine with these parameters. Raise as `make_codec`."""
+    """Return the codec of an engine with these parameters. Raise the errors of `make_codec`."""
     if isinstance(algorithm, Codec):
         if parameters:
-            raise BadArgument("a codec made by hand brings its own parameters")
+            raise BadArgument("give parameters to the codec instance itself, not to the engine")
         algorithm.require()
         codec = algorithm
     else:

@@ -1,8 +1,9 @@
-"""One tree of exceptions, rooted at `BatchzipError`.
+"""All exceptions of batchzip, derived from `BatchzipError`.
 
-An error of a page is data (`batch.errors`); what is raised is what concerns a whole batch, or a
-single page that was asked for by itself. Each class also derives from the built-in a caller
-would expect (`ValueError`, `KeyError`, `TimeoutError`, …), so that neither habit needs the other.
+An error of one page in a batch is data (`batch.errors`). Only errors of a whole batch, or of a
+single page that was requested by itself, are raised. Each class also derives from the built-in
+exception that a caller would expect (`ValueError`, `KeyError`, `TimeoutError`, …). So callers can
+catch either.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class BatchzipError(Exception):
-    """Root of everything batchzip raises on purpose. They pickle, and so come from other machines.
+    """Base class of all exceptions that batchzip raises on purpose.
+
+    They can be pickled, and so can be raised by other machines.
 
     Examples:
         >>> import batchzip
@@ -32,21 +35,21 @@ class BatchzipError(Exception):
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default a class would be called with its own message.
+        # The default would call the class with its message as the arguments.
         return _unpickle, (type(self), self.args), self.__dict__
 
 
 def _unpickle(kind: type[BatchzipError], args: tuple[object, ...]) -> BatchzipError:
     try:
         error = kind.__new__(kind, *args)
-    except TypeError:  # MemoryError's is for none but itself
+    except TypeError:  # MemoryError.__new__ rejects subclasses
         error = BaseException.__new__(kind, *args)
     error.args = args
     return error
 
 
 class BadArgument(BatchzipError, ValueError):
-    """A parameter that cannot be right whatever the state: the message says what would be.
+    """An argument is invalid in any state. The message says what would be valid.
 
     Examples:
         >>> import batchzip
@@ -58,7 +61,7 @@ class BadArgument(BatchzipError, ValueError):
 
 
 class BadBatch(BatchzipError, ValueError):
-    """A batch about whose pages nothing can be said: wrong shape, wrong buffers.
+    """A batch has a wrong shape or wrong buffers, so that no page of it can be processed.
 
     Examples:
         >>> import batchzip
@@ -70,46 +73,44 @@ class BadBatch(BatchzipError, ValueError):
 
 
 class _UnknownName(BatchzipError, LookupError):
-    """A name looked up in a registry that does not hold it."""
+    """A registry has no entry of that name."""
 
     kind = "name"
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        super().__init__(
-            f"unknown {self.kind} {shown(name)}; there are: {', '.join(sorted(known))}"
-        )
+        super().__init__(f"unknown {self.kind} {shown(name)}; known: {', '.join(sorted(known))}")
 
 
 class UnknownAlgorithm(_UnknownName):
-    """No codec of that name is registered; the message names those that are.
+    """No codec of that name is registered. The message lists the registered ones.
 
     Examples:
         >>> import batchzip
         >>> batchzip.Engine("lzma")
         Traceback (most recent call last):
             ...
-        batchzip.errors.UnknownAlgorithm: unknown algorithm 'lzma'; there are: ...
+        batchzip.errors.UnknownAlgorithm: unknown algorithm 'lzma'; known: ...
     """
 
     kind = "algorithm"
 
 
 class UnknownBackend(_UnknownName):
-    """No backend of that name is registered; the message names those that are.
+    """No backend of that name is registered. The message lists the registered ones.
 
     Examples:
         >>> import batchzip
         >>> batchzip.Engine("lz4", backend="gpu")
         Traceback (most recent call last):
             ...
-        batchzip.errors.UnknownBackend: unknown backend 'gpu'; there are: ...
+        batchzip.errors.UnknownBackend: unknown backend 'gpu'; known: ...
     """
 
     kind = "backend"
 
 
 class BackendUnavailable(BatchzipError, RuntimeError):
-    """A registered backend that cannot work here; the message says why.
+    """A registered backend cannot work here. The message says why.
 
     Examples:
         >>> import batchzip
@@ -121,7 +122,7 @@ class BackendUnavailable(BatchzipError, RuntimeError):
 
 
 class PagingUnavailable(BatchzipError, OSError):
-    """This system lets the process handle no page faults, or not all that paged memory needs.
+    """The system does not let this process handle all page faults that paged memory needs.
 
     The message is that of `batchzip.paged.available()`: what was tried, and what would help.
 
@@ -137,7 +138,7 @@ class PagingUnavailable(BatchzipError, OSError):
 
 
 class MissingExtra(BatchzipError, ImportError):
-    """A library that an extra brings is not installed; the message has the command to install it.
+    """A library of an extra is not installed. The message has the command to install it.
 
     Examples:
         >>> import batchzip
@@ -156,12 +157,12 @@ class MissingExtra(BatchzipError, ImportError):
 
 
 def _install_command(module: str, extra: str) -> str:
-    """Return what installs a module of an extra, wherever batchzip itself was installed from."""
+    """Return the command to install a module of an extra, wherever batchzip was installed from."""
     from importlib import metadata  # noqa: PLC0415 - 4 MiB that no worker needs
 
     try:
         lines = metadata.requires("batchzip") or []
-    except metadata.PackageNotFoundError:  # it is run from where it lies
+    except metadata.PackageNotFoundError:  # batchzip runs from its source tree
         lines = []
     for line in lines:
         requirement, _, marker = line.partition(";")
@@ -173,7 +174,7 @@ def _install_command(module: str, extra: str) -> str:
 
 
 class ClosedError(BatchzipError, ValueError):
-    """Use after `close()`.
+    """An object was used after its `close()`.
 
     Examples:
         >>> import batchzip
@@ -187,7 +188,7 @@ class ClosedError(BatchzipError, ValueError):
 
 
 class ForkedProcess(BatchzipError, RuntimeError):
-    """Use, in a forked child, of an object that belongs to the parent process.
+    """An object of the parent process was used in a forked child.
 
     Examples:
         >>> import os
@@ -207,9 +208,9 @@ class ForkedProcess(BatchzipError, RuntimeError):
 
 
 class PageError(BatchzipError):
-    """One page's error, raised when that page is asked for by itself.
+    """The error of one page that was requested by itself.
 
-    `errno` is the negative code, as it stands in `batch.errors`.
+    `errno` is the negative code, as in `batch.errors`.
 
     Examples:
         >>> import batchzip
@@ -227,7 +228,7 @@ class PageError(BatchzipError):
     def __init__(self, index: int, errno: int, what: str = "page") -> None:
         try:
             reason = os.strerror(-operator.index(errno))
-        except OverflowError:  # no system has such a number
+        except OverflowError:  # too large for any errno
             reason = "Unknown error"
         super().__init__(f"{what} {shown(index)}: {reason} ({shown(errno)})")
         self.index = index
@@ -235,9 +236,9 @@ class PageError(BatchzipError):
 
 
 class LimitReached(BatchzipError, OSError):
-    """A limit of the system: no more descriptors, memory, threads, processes or bytes of a file.
+    """The system's limit of descriptors, memory, threads, processes or file size was reached.
 
-    The message names the limit; `errno` says what the system said. What failed has left nothing behind.
+    The message names the limit. `errno` is the system's error. The failed call left nothing behind.
 
     Examples:
         >>> import batchzip
@@ -252,18 +253,18 @@ class LimitReached(BatchzipError, OSError):
 
 
 class EngineBusy(BatchzipError, BlockingIOError):
-    """Too many requests are under way to begin another; nothing was begun.
+    """Too many requests are in progress to begin another. Nothing was begun.
 
     Examples:
         >>> import batchzip
-        >>> error = batchzip.EngineBusy("256 requests are under way")
+        >>> error = batchzip.EngineBusy("256 requests are in progress")
         >>> isinstance(error, BlockingIOError)
         True
     """
 
 
 class RequestTimeout(BatchzipError, TimeoutError):
-    """`Request.wait(timeout_s=…)` ran out; the request itself goes on.
+    """The time of `Request.wait(timeout_s=…)` has passed. The request itself goes on.
 
     Examples:
         >>> import batchzip
@@ -279,7 +280,7 @@ class RequestTimeout(BatchzipError, TimeoutError):
 
 
 class RequestCancelled(BatchzipError):
-    """The request was cancelled before it was taken up; every page has -ECANCELED.
+    """The request was cancelled before it was taken up. Every page has -ECANCELED.
 
     Examples:
         >>> import batchzip
@@ -296,7 +297,7 @@ class RequestCancelled(BatchzipError):
 
 
 class BadHandle(BatchzipError, ValueError):
-    """A pool handle that was never given out or was freed since; nothing was changed.
+    """A pool handle is not live: it was never allocated or has been freed. Nothing was changed.
 
     Examples:
         >>> import batchzip
@@ -312,9 +313,9 @@ class BadHandle(BatchzipError, ValueError):
 
 
 class PoolFull(BatchzipError, MemoryError):
-    """The pool's byte limit, or the machine's memory, does not allow the allocation.
+    """The pool's limit or the machine's memory does not allow the allocation.
 
-    Nothing was allocated. `at_limit` tells the first from the second.
+    Nothing was allocated. `at_limit` is True if the pool's limit was the cause.
 
     Examples:
         >>> import os
@@ -334,9 +335,9 @@ class PoolFull(BatchzipError, MemoryError):
 
 
 class RegionFull(BatchzipError, MemoryError):
-    """A paged memory has no room for an array; nothing was changed.
+    """A paged memory has no room for an array. Nothing was changed.
 
-    `wanted_bytes` is what it takes in whole pages; `free_bytes` are those of all pages that are free.
+    `wanted_bytes` is the array's size in whole pages. `free_bytes` is the size of all free pages.
 
     Examples:
         >>> import batchzip
@@ -358,11 +359,12 @@ class RegionFull(BatchzipError, MemoryError):
 
 
 class StoreRejected(BatchzipError):
-    """A folio the store did not keep; no page of it is stored, nor what its indices held before.
+    """The store rejected a folio. No page of it is stored, and its indices hold nothing.
 
-    `reason` is the name of the counter of its cause; `errors` has a negative errno or 0 for each
-    page of the folio where compression failed, else it is None. (A store refused while the pool
-    recovers from its limit has the reason pool_limit_hit, which was counted when it was hit.)
+    `reason` is the name of the counter of the cause. If compression failed, `errors` has a negative
+    errno or 0 for each page of the folio. Otherwise it is None. While the pool recovers from its
+    limit, the reason is pool_limit_hit, although the counter counts only calls that found the pool
+    at its limit.
 
     Examples:
         >>> import os
@@ -404,7 +406,7 @@ class PageNotStored(BatchzipError, KeyError):
 
 
 class CorruptPage(BatchzipError):
-    r"""The stored bytes of that index are damaged; every other index stays readable.
+    r"""The stored bytes of an index are damaged. All other indices stay readable.
 
     Examples:
         >>> import batchzip
@@ -425,7 +427,7 @@ class CorruptPage(BatchzipError):
 
 
 class CorruptValue(CorruptPage):
-    """The stored bytes of a mapping's value are damaged; those of every other key stay readable.
+    """The stored bytes of a mapping's value are damaged. All other keys stay readable.
 
     Examples:
         >>> import batchzip
@@ -445,7 +447,7 @@ class CorruptValue(CorruptPage):
 
 
 class UnreadableValue(BatchzipError, ValueError):
-    """Bytes that are not what a mapping's serializer makes of a value.
+    """A mapping's serializer cannot restore a value from its bytes.
 
     Examples:
         >>> import batchzip
@@ -470,7 +472,7 @@ class UnreadableValue(BatchzipError, ValueError):
 
 
 class ClusterLost(BatchzipError, ConnectionError):
-    """The Dask cluster, or the connection to it, is gone: the scheduler, or every worker.
+    """The Dask cluster is lost: its scheduler, every worker, or the connection to it.
 
     Examples:
         >>> import batchzip
@@ -489,10 +491,11 @@ class ClusterLost(BatchzipError, ConnectionError):
 
 
 class PagesLost(ClusterLost):
-    """Pages of a sharded store were in the memory of a worker that is gone.
+    """Pages of a sharded store were in the memory of a worker that has ended.
 
-    `indices` has all that are lost with it, as ranges: exactly those that this client stored; where other
-    clients stored, too, the whole stripe of 512. `worker` is its address, or the scheduler's if that is gone.
+    `indices` has the indices of all pages lost with it, as ranges. They are exact for stripes in
+    which only this client stored pages, and whole stripes of 512 otherwise. `worker` is the worker's
+    address, or the scheduler's if that has ended.
 
     Examples:
         >>> import batchzip
@@ -521,7 +524,7 @@ class PagesLost(ClusterLost):
 
 
 class NotStorable(BatchzipError, TypeError):
-    """A key or value of a kind that a mapping does not keep; nothing was changed.
+    """A key or value has a type that a mapping cannot keep. Nothing was changed.
 
     Examples:
         >>> import batchzip
@@ -534,7 +537,7 @@ class NotStorable(BatchzipError, TypeError):
 
 
 class UnreadableProcess(BatchzipError, OSError):
-    """The memory of a process cannot be read: it is gone, or permission is missing.
+    """The memory of a process cannot be read: the process has ended, or permission is missing.
 
     Examples:
         >>> import batchzip
@@ -544,10 +547,10 @@ class UnreadableProcess(BatchzipError, OSError):
 
 
 class WorkerWarning(RuntimeWarning):
-    """Lanes could not be started or keep dying; the caller does the work instead.
+    """Lanes could not be started or keep dying. The caller does the work instead.
 
-    Once all of them work again, the logger `batchzip` says so (at level WARNING, so that it shows where
-    this did), and the next loss is warned of anew.
+    Once all lanes work again, the logger `batchzip` reports it, at level WARNING, so that it appears
+    where this warning did. The next loss is warned of again.
 
     Examples:
         >>> import warnings

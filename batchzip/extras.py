@@ -1,4 +1,4 @@
-"""Extras: libraries that only some need, imported when they are first used."""
+"""Extras: optional libraries, imported when they are first used."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from batchzip.errors import MissingExtra
 
 
 def load_extra(module: str, *, extra: str, needed_by: str) -> Any:
-    """Import `module`, which the extra of that name installs, for what is named.
+    """Return `module`, which the extra `extra` installs. `needed_by` names the user in the error.
 
-    Raises MissingExtra with the command that installs it.
+    Raise MissingExtra, with the command to install it, if it is not installed.
     """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # it is there, and lacks something itself
+            raise  # it is installed, but one of its own imports is missing
         raise MissingExtra(needed_by, module.partition(".")[0], extra) from None

@@ -1,4 +1,4 @@
-"""Codecs of batchzip for numcodecs, and so for Zarr: a chunk as pages of one algorithm.
+"""batchzip's codecs for numcodecs, and so for Zarr: a chunk is divided into pages of one algorithm.
 
     zarr.create_array(…, zarr_format=2, compressors=Batchzip("zstd", level=1, shuffle=4))
     numcodecs.get_codec({"id": "batchzip", "algorithm": "lz4"})
@@ -6,13 +6,13 @@
 An encoded chunk, little-endian:
 
     magic 4 B │ log2 of page size u8 │ 0 u8, u16 │ bytes of the chunk u64 │ checksum u64
-    length of each page u32 …  │ pages, one behind the other; of full length: as they are
+    length of each page u32 …  │ pages, back to back; one of full length is not compressed
 
-The checksum is the xxh3 of all the rest. The last page is filled up with zeros. What a chunk says of itself
-is checked before it is believed: memory is taken for pages that were restored, not for those that
-were declared.
+The checksum is the xxh3 of everything else. The last page is padded with zeros. The decoder checks
+all declared sizes before it relies on them, and allocates memory only for pages that it has
+restored, not for pages that are declared.
 
-The work is done in the calling thread: Zarr and Dask bring threads of their own.
+The calling thread does the work: Zarr and Dask have their own threads.
 """
 
 from __future__ import annotations
@@ -47,19 +47,20 @@ _CHECKSUM = struct.Struct("<Q")
 _START = _HEADER.size + _CHECKSUM.size
 
 _BATCH_BYTES = 4 << 20
-"""Bytes of pages that are worked on in one go; twice as many for their outputs."""
+"""Bytes of pages per batch. Their outputs take twice as many."""
 
 
 class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
-    """One of batchzip's algorithms as a numcodecs codec, by the id "batchzip".
+    """One of batchzip's algorithms as a numcodecs codec with the ID "batchzip".
 
     `algorithm`   a name from `batchzip.algorithms()`.
-    `page_size`   bytes compressed at a time; a power of two in 512 B … 2 MiB. Larger compresses better.
-    `shuffle`     2, 4 or 8: bytes of elements of that size are sorted by place, as in Engine; "f2", "f4" or
-                  "f8" for floating-point numbers; or None.
+    `page_size`   bytes compressed at a time; a power of two in 512 B … 2 MiB. Larger pages compress
+                  better.
+    `shuffle`     as in Engine: 2, 4 or 8 for elements of that many bytes; "f2", "f4" or "f8" for
+                  floating-point numbers; or None.
     `parameters`  the algorithm's own numbers: `level`, `acceleration`, …
 
-    Picklable; thread-safe. Raises BadArgument for what no engine could be made with.
+    Picklable; thread-safe. Raises BadArgument for arguments that Engine refuses.
 
     Examples:
         >>> import numcodecs
@@ -88,12 +89,12 @@ class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
         self._engine = self._made()
 
     def get_config(self) -> dict[str, Any]:
-        """Give what stands in an array's metadata: `numcodecs.get_codec` makes an equal codec of it."""
+        """Return the description for an array's metadata. `numcodecs.get_codec` reads it."""
         return {"id": self.codec_id, **self._config}
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{name}={value!r}" for name, value in self._config.items())
-        return f"{type(self).__name__}({told})"
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self._config.items())
+        return f"{type(self).__name__}({arguments})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self._config)
@@ -105,7 +106,7 @@ class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
         return hash(tuple(sorted(self._config.items(), key=str)))
 
     def encode(self, buf: Any) -> bytes:
-        """Compress a chunk: any contiguous buffer."""
+        """Compress a chunk, which is any contiguous buffer."""
         chunk = ensure_contiguous_ndarray(buf).reshape(-1).view(np.uint8)
         engine = self._usable()
         size = engine.page_size
@@ -125,16 +126,16 @@ class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
         return header + _CHECKSUM.pack(_checksum(header, memoryview(rest))) + rest
 
     def decode(self, buf: Any, out: Any = None) -> Any:
-        """Restore a chunk; to `out`, a writable buffer of its very size, if one is given.
+        """Restore a chunk to `out`, a writable buffer of exactly its size, or to new memory.
 
-        Raises BadBatch, a ValueError, for what `encode` did not make or what was damaged since, and
-        CorruptPage for a page that cannot be restored all the same.
+        Raise BadBatch, a ValueError, if `encode` did not produce the bytes or they were damaged,
+        and CorruptPage if a page with the right checksum cannot be restored.
         """
         source = flat(ensure_contiguous_ndarray(buf).reshape(-1).view(np.uint8))
         length, lengths, pages = self._parse(source)
         room = None if out is None else ensure_contiguous_ndarray(out)
         if room is not None and room.nbytes != length:
-            raise BadBatch(f"out has {room.nbytes} bytes, and the chunk {length}")
+            raise BadBatch(f"out must have {length} bytes as the chunk has, not {room.nbytes}")
         chunk = self._restore(lengths, pages)
         del chunk[length:]
         if room is None:
@@ -142,26 +143,26 @@ class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
         return ndarray_copy(chunk, out)
 
     def _parse(self, source: memoryview) -> tuple[int, list[int], memoryview]:
-        """Check what a chunk says of itself; its length, those of its pages, and these."""
+        """Check a chunk's header. Return its length, the lengths of its pages, and their bytes."""
         if len(source) < _START:
-            raise BadBatch(f"{len(source)} bytes are no chunk of batchzip's")
+            raise BadBatch(f"{len(source)} bytes are too few for a chunk of batchzip")
         magic, bits, *zeros, length = _HEADER.unpack_from(source)
         if magic != _MAGIC or any(zeros):
-            raise BadBatch("no chunk of batchzip's: it begins otherwise")
+            raise BadBatch("the bytes are not a chunk of batchzip: their header differs")
         size = self._config["page_size"]
         if bits != size.bit_length() - 1:
-            raise BadBatch(f"a chunk in pages of 2^{bits} bytes, and this codec has {size}")
+            raise BadBatch(f"the chunk has pages of 2^{bits} bytes, but this codec has {size}")
         (check,) = _CHECKSUM.unpack_from(source, _HEADER.size)
         rest = source[_START:]
         if check != _checksum(source[: _HEADER.size], rest):
-            raise BadBatch("the chunk is damaged: its checksum is another")
+            raise BadBatch("the chunk is damaged: its checksum does not match")
         count = -(-length // size)
         if count * 4 > len(rest):
-            raise BadBatch(f"a chunk of {length} bytes has no room for its {count} pages")
+            raise BadBatch(f"the chunk is too short for the {count} pages of {length} bytes")
         lengths = np.frombuffer(rest[: count * 4], "<u4")
         pages = rest[count * 4 :]
         if int(lengths.sum(dtype=np.uint64)) != len(pages) or (lengths > size).any():
-            raise BadBatch("the lengths of the chunk's pages are not those of its bytes")
+            raise BadBatch("the lengths of the chunk's pages do not match its bytes")
         return length, lengths.tolist(), pages
 
     def _restore(self, lengths: list[int], stored: memoryview) -> bytearray:
@@ -201,13 +202,14 @@ class Batchzip(Codec):  # type: ignore[misc] # numcodecs is not typed
 
 
 def _plain(name: str, value: object) -> bool | int | str | None:
-    """Return a value as JSON has it: NumPy's scalars become Python's. Raise BadArgument."""
+    """Return a value for JSON: NumPy scalars become Python's. Raise BadArgument for other types."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, str)):
         return value
     raise BadArgument(
-        f"{name} stands in an array's metadata, so it is a number or a text, not {kind_of(value)}"
+        f"{name} is kept in an array's metadata, so it must be a number or a string, "
+        f"not {kind_of(value)}"
     )
 
 
@@ -216,7 +218,7 @@ def _restored(kind: type[Batchzip], config: dict[str, Any]) -> Batchzip:
 
 
 def _as_pages(part: Bytes, size: int) -> Bytes:
-    """View bytes as pages; the last part of a chunk is copied where it must be filled up."""
+    """View bytes as pages. The last part of a chunk is copied if it must be padded."""
     if len(part) % size:
         part = np.concatenate([part, np.zeros(-len(part) % size, np.uint8)])
     return part.reshape(-1, size)

@@ -1,6 +1,7 @@
-"""Keyword arguments of Engine, for type checkers and editors: what all have, and what each algorithm has.
+"""Types of Engine's keyword arguments, for type checkers and editors: common and per algorithm.
 
-A plug-in's codec whose parameters are neither numbers nor bytes is made by hand: Engine(MyCodec(…)).
+If the parameters of a plug-in's codec are neither numbers nor bytes, pass an instance:
+Engine(MyCodec(…)).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class EngineOptions(TypedDict, total=False):
-    """What does not depend on the algorithm."""
+    """Options of every algorithm."""
 
     backend: str | Backend
     workers: SupportsIndex | None
@@ -25,19 +26,19 @@ class EngineOptions(TypedDict, total=False):
 
 
 class LevelOptions(EngineOptions, total=False):
-    """Those of deflate, brotli and lz4hc."""
+    """Options of deflate, brotli and lz4hc."""
 
     level: SupportsIndex
 
 
 class ZstdOptions(LevelOptions, total=False):
-    """Those of zstd."""
+    """Options of zstd."""
 
     dictionary: Buffer | None
 
 
 class Lz4Options(EngineOptions, total=False):
-    """Those of lz4."""
+    """Options of lz4."""
 
     acceleration: SupportsIndex
     high_compression: SupportsIndex | None

@@ -1,7 +1,7 @@
 """Plug-ins by name: classes registered under an entry-point group.
 
-Both registries (codecs, backends) are this: names come from the installed distributions, a class
-is imported when it is first asked for, so that a broken plug-in hurts only who names it.
+Codecs and backends are registered this way. Names come from the installed distributions. A class is
+imported when it is first used by name, so that a broken plug-in affects only its users.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 
 _DESCRIPTORS = 3
-"""What the search has open at a time: a folder, or a file in a folder of a zip."""
+"""Descriptors that the search opens at a time: a folder, or a file in a folder of a zip."""
 
 
 @cache
 def plugin_entry_points(group: str) -> dict[str, EntryPoint]:
-    """Entry points of `group` by name, as they stood when first asked for.
+    """Return the entry points of `group` by name. The first call searches; later ones remember.
 
-    Where two distributions have the same name in it, the first on the path counts, as with imports. Raise
-    LimitReached where descriptors are out: the search takes that for empty folders, and remembers it.
+    If two distributions have the same name in the group, the first on the path counts, as with
+    imports. Raise LimitReached if descriptors are exhausted: the search would take that for empty
+    folders, and remember it.
     """
     with above_standard(), ExitStack() as spare:
         for _ in range(_DESCRIPTORS):
@@ -35,13 +36,13 @@ def plugin_entry_points(group: str) -> dict[str, EntryPoint]:
     from importlib.metadata import distributions  # noqa: PLC0415 - 4 MiB that no worker needs
 
     found: dict[str, EntryPoint] = {}
-    # Imports leave out what is no text, and importlib.metadata fails at it.
+    # Imports skip path entries that are not strings, but importlib.metadata fails on them.
     for distribution in distributions(path=[part for part in sys.path if isinstance(part, str)]):
         try:
             points = distribution.entry_points
         except (MemoryError, OSError):
             raise
-        except Exception:  # noqa: BLE001, S112 - somebody's metadata, damaged in whatever way
+        except Exception:  # noqa: BLE001, S112 - damaged metadata may raise anything
             continue
         for point in points:
             if point.group == group:

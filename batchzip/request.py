@@ -1,12 +1,12 @@
-"""Request: one batch under way.
+"""Request: one submitted batch.
 
-Kernel counterpart: `acomp_req` with its callback and `crypto_wait_req`. Waiting, one-time callbacks and
-their exceptions are those of the `concurrent.futures.Future` inside, which is never handed out.
+Kernel counterpart: `acomp_req` with its callback and `crypto_wait_req`. A private
+`concurrent.futures.Future` does the waiting and calls the callbacks.
 
     pending ──take_up()──▶ under way ──finish()──▶ done: results, or the exception of the batch
-       └────cancel()─────▶ cancelled: every page has -ECANCELED before anybody hears of it
+       └────cancel()─────▶ cancelled: every page gets -ECANCELED before callbacks and waiters see it
 
-`take_up` and `finish` are the backend's side.
+The backend calls `take_up` and `finish`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _NOT_HELD = "cannot release un-acquired lock"
 
 
 class Request(Generic[AnyBatch]):
-    """One batch under way; made by `Engine.submit`. Every method is thread-safe.
+    """One submitted batch; `Engine.submit` returns it. Every method is thread-safe.
 
-    Until the request is done, the batch and the memory it refers to belong to the engine: reading
-    results or changing pages then gives undefined pages, never a crash.
+    Until the request is done, the batch and the memory it refers to belong to the engine. Reading
+    results or changing pages before then gives undefined pages, never a crash.
 
     Examples:
         >>> import batchzip
@@ -56,31 +56,31 @@ class Request(Generic[AnyBatch]):
     def __init__(self, batch: AnyBatch, deadline: float | None = None) -> None:
         self.batch = batch
         self.deadline = deadline
-        """When, on the monotonic clock, what is not done of it gets -ETIMEDOUT."""
+        """Time on the monotonic clock at which pages that are not done get -ETIMEDOUT."""
         self.pages = len(batch)
-        """Pages of the batch; a cancelled one may be refilled while its request is still queued."""
+        """Number of pages at submission: a cancelled batch may be refilled while still queued."""
         self._future: Future[None] = Future()
         self._lock = threading.RLock()  # a signal handler may cancel, too
         self._taken = False
         self._pid = os.getpid()
 
     def is_late(self, now: float) -> bool:
-        """Whether its deadline has passed at the time `now`, on the monotonic clock."""
+        """Return whether its deadline has passed at the time `now` on the monotonic clock."""
         return self.deadline is not None and now >= self.deadline
 
     def done(self) -> bool:
-        """Whether the batch's results are there, or the request failed or was cancelled."""
+        """Return whether the batch has its results, or the request failed or was cancelled."""
         return self._future.done()
 
     def wait(self, timeout_s: float | None = None) -> AnyBatch:
-        """Block until done, and return the batch.
+        """Wait until the request is done, and return the batch.
 
-        Raises RequestTimeout after `timeout_s` seconds, while the request goes on; RequestCancelled
-        if it was cancelled; or the exception that failed the batch as a whole. In a forked child,
-        where nobody is at work, a request that was not done raises ForkedProcess.
+        Raise RequestTimeout after `timeout_s` seconds, while the request goes on, RequestCancelled
+        if it was cancelled, or the exception that failed the batch as a whole. Raise ForkedProcess
+        in a forked child if the request was not done, because nothing completes it there.
         """
         if not self._future.done() and self._pid != os.getpid():
-            raise ForkedProcess(f"this request is under way in process {self._pid}")
+            raise ForkedProcess(f"this request belongs to process {self._pid}: wait for it there")
         if timeout_s is not None:
             timeout_s = as_seconds(timeout_s, "timeout_s", least=-math.inf)
         try:
@@ -89,13 +89,13 @@ class Request(Generic[AnyBatch]):
             raise RequestCancelled("this request was cancelled before it was taken up") from None
         except TimeoutError as late:
             if timeout_s is None or type(late) is not TimeoutError or late.args:
-                raise  # a signal handler's
+                raise  # by a signal handler
             raise RequestTimeout(
                 f"the batch of {len(self.batch)} pages is not done after {timeout_s:g} s"
             ) from None
         except RuntimeError as failure:
-            # What a signal handler raises while the future's condition has let go of its lock: it
-            # complains of that.
+            # A signal handler raised while the future's condition had released its lock. The
+            # condition's own error hides that exception.
             if failure.__context__ is not None and failure.args == (_NOT_HELD,):
                 raise failure.__context__ from None
             raise
@@ -104,10 +104,10 @@ class Request(Generic[AnyBatch]):
                 raise error
             return self.batch
         finally:
-            del error, self  # the error keeps this frame, which would keep it, and the batch
+            del error, self  # the error refers to this frame, which would refer to it and the batch
 
     def __await__(self) -> Generator[object, None, AnyBatch]:
-        """Wait in asyncio, without a thread; cancelling the awaiting task cancels the request."""
+        """Wait in asyncio without a thread. Cancelling the awaiting task cancels the request."""
         try:
             yield from waker_of(self)
             return self.wait()
@@ -118,19 +118,20 @@ class Request(Generic[AnyBatch]):
             del self  # as in wait
 
     def add_done_callback(self, callback: Callable[[Request[AnyBatch]], object]) -> None:
-        """Call `callback(request)` once when done, at once if it is; its exceptions are logged.
+        """Call `callback(request)` once, when the request is done, or now if it is done.
 
-        It is called in the thread that finished the request, outside all locks; it should be short.
+        The thread that finishes the request calls it, without holding a lock. It should be short.
+        Its exceptions are logged.
         """
-        # The future keeps what it called, and would keep itself by the request.
+        # The future keeps its callbacks, and would refer to itself through the request.
         calls = [partial(callback, self)]
         self._future.add_done_callback(lambda _: _call(calls.pop()))
 
     def cancel(self) -> bool:
-        """Cancel the request unless it is taken up or done; whether it is cancelled.
+        """Cancel the request unless it is taken up or done. Return whether it is cancelled.
 
-        Every page of a cancelled batch has -ECANCELED. A backend that does the work within
-        `submit` has always taken it up.
+        Every page of a cancelled batch has -ECANCELED. A backend that does the work within `submit`
+        has always taken up the request.
         """
         with self._lock:
             if self._taken:
@@ -141,7 +142,7 @@ class Request(Generic[AnyBatch]):
         return True
 
     def take_up(self) -> bool:
-        """Begin work on the batch; False if the request was cancelled, and is not to be touched."""
+        """Begin work on the batch. Return False if it was cancelled: leave its batch alone then."""
         with self._lock:
             if self._taken:
                 return False
@@ -150,7 +151,7 @@ class Request(Generic[AnyBatch]):
         return True
 
     def finish(self, error: BaseException | None = None) -> None:
-        """Say that the batch is done, or that `error` failed it as a whole; callbacks run here."""
+        """Mark the batch as done, or as failed as a whole by `error`. Callbacks run here."""
         if error is None:
             self._future.set_result(None)
         else:
@@ -165,5 +166,5 @@ def _call(callback: Callable[[], object]) -> None:
     except BaseException as error:
         if threading.current_thread() is threading.main_thread():
             raise  # Ctrl-C, most likely
-        # sys.exit() in a callback would end the thread that does everybody's requests.
+        # sys.exit() in a callback would end the thread that does the requests of all callers.
         raise RuntimeError(f"a callback raised {type(error).__name__}") from error

@@ -1,7 +1,7 @@
-"""Statistics: what an engine did, counted where it is done and added up when somebody asks.
+"""Statistics: what an engine did, counted where the work is done and summed on request.
 
-Each coder of an engine has a tally for each operation, which only its user of the moment writes, and so
-has each lane. Counting takes no lock, a few additions a batch; reading adds up what all of them show
+Each coder of an engine, and each lane, has a tally per operation. Only its current user writes it.
+So counting needs no lock and costs a few additions per batch. Reading sums all tallies as they are
 at that moment.
 """
 
@@ -12,36 +12,36 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class OperationStatistics:
-    """What was done of one operation, compress or decompress, since the engine was made.
+    """Figures of one operation, compress or decompress, since the engine was created.
 
-    Pages and bytes are those that were looked at, to whatever end. Pages that were given up
-    (-ETIMEDOUT, -ECANCELED, -EOWNERDEAD) were not, unless it was just then; a page of a wrong size
-    counts as a page of no bytes. The pages of a share whose worker died are counted where they were
-    done again; twice, if it died between counting them and saying so. Single pages count as pages of
-    no batch. A lane is a thread or a worker process.
+    Pages and bytes count once the codec has processed them, whether they failed or not. Pages that
+    were given up (-ETIMEDOUT, -ECANCELED, -EOWNERDEAD) do not count, unless that happened at the
+    last moment. A page of a wrong size counts as a page of no bytes. If a worker dies, the pages of
+    its share count where they are done again, or twice if it died between counting and reporting
+    them. Single pages belong to no batch. A lane is a thread or a worker process.
     """
 
     batches: int
-    """Batches done or given up, not those that were cancelled; a batch of one page is one, too."""
+    """Batches done or given up, batches of one page included, cancelled ones not."""
     divided: int
-    """Those of them that lanes had shares of; the others were done inline, by the caller alone."""
+    """Batches of which lanes had shares. The caller alone did the others, inline."""
     pages: int
     """Pages done, failed ones included."""
     inline_pages: int
-    """Those of them that callers did, and not lanes."""
+    """Pages done by callers, not by lanes."""
     bytes_in: int
     bytes_out: int
     waits: int
-    """Times a caller had nothing left to do and waited for a lane."""
+    """Times that a caller had no more work and waited for a lane."""
     wait_s: float
-    """Seconds of these waits."""
+    """Total seconds of these waits."""
     fallbacks: int
-    """Pages that a caller did because the worker that had them died or lied."""
+    """Pages that a caller did because their worker died or reported impossible results."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatistics:
-    """What one worker process did since it was started."""
+    """Figures of one worker process since its start."""
 
     pid: int
     shares: int
@@ -49,29 +49,30 @@ class WorkerStatistics:
     bytes_in: int
     bytes_out: int
     busy_s: float
-    """Seconds it worked on shares."""
+    """Seconds spent working on shares."""
     sleeps: int
-    """Times it went to sleep for want of work."""
+    """Times that it slept because there was no work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where batches of one operation and size are done, this machine or a cluster, and why.
 
-    Speeds are bytes of pages per second while such batches were under way at that place, as measured last;
-    None: not measured.
+    Speeds are bytes of pages per second, as last measured while such batches were in progress at
+    that place. None: not measured.
     """
 
     operation: str
     """compress or decompress."""
     below_bytes: int | None
-    """Batches of fewer bytes of pages than this, and of as many as the kind before has; None: of any more."""
+    """Upper bound of the batches' size in bytes of pages, which is the lower bound of the next
+    Placement. None: no upper bound."""
     place: str
-    """local or sent: where they are done now, but for trials."""
+    """local or sent: where these batches are done now, apart from trials."""
     local_speed: float | None
     sent_speed: float | None
     local_bytes: int
-    """Bytes of pages that were done there, trials included."""
+    """Bytes of pages done there, trials included."""
     sent_bytes: int
     trials: int
     """Times that the other place was tried."""
@@ -79,7 +80,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What an engine did. Figures of work under way may be a batch apart from each other.
+    """Figures of an engine. While work is in progress, they may differ from each other by a batch.
 
     Examples:
         >>> import batchzip
@@ -94,8 +95,8 @@ class Statistics:
     errors: dict[int, int] = field(default_factory=dict)
     """Pages that failed, by negative errno."""
     restarts: int = 0
-    """Workers that died and were replaced."""
+    """Number of workers that died and were replaced."""
     workers: tuple[WorkerStatistics, ...] = ()
-    """The workers that run now."""
+    """The running workers."""
     placements: tuple[Placement, ...] = ()
-    """Where batches are done, for a backend that chooses: the dask backend."""
+    """Where batches are done. Only the dask backend chooses between places."""

@@ -1,10 +1,11 @@
-"""batchzip's codecs for Zarr's format 3, by the name "batchzip"; format 2 takes numcodecs.Batchzip as it is.
+"""batchzip's codecs for Zarr format 3, under the name "batchzip". Format 2 uses numcodecs.Batchzip.
 
     zarr.create_array(…, compressors=BatchzipCodec("zstd", level=1, shuffle=4))
 
-Chunks are those of `batchzip.numcodecs`, and its checks hold. Zarr's threads do the work.
+The format of a chunk, and its checks, are those of `batchzip.numcodecs`. Zarr's threads do the
+work.
 
-Arrays and groups can lie in a CompressedMapping, too, compressed there instead:
+Arrays and groups can also be kept in a CompressedMapping, which then compresses them instead:
 
     kept = zarr.storage.MemoryStore(batchzip.CompressedMapping(store, serializer="pickle"))
     zarr.create_array(kept, …, compressors=None)
@@ -36,7 +37,7 @@ __all__ = ["BatchzipCodec"]
 
 
 class BatchzipCodec(BytesBytesCodec):
-    """One of batchzip's algorithms as a Zarr codec; parameters are those of `batchzip.numcodecs.Batchzip`.
+    """One of batchzip's algorithms as a Zarr codec. Parameters are those of `numcodecs.Batchzip`.
 
     Examples:
         >>> import numpy as np
@@ -63,15 +64,17 @@ class BatchzipCodec(BytesBytesCodec):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Make the codec that an array's metadata names."""
+        """Return the codec that an array's metadata describes. Raise BadArgument for another."""
         given = data if isinstance(data, dict) else {}
         configuration = given.get("configuration", {})
         if given.get("name") != Batchzip.codec_id or not isinstance(configuration, dict):
-            raise BadArgument(f"not the metadata of codec {Batchzip.codec_id!r}: {shown(data)}")
+            raise BadArgument(
+                f"metadata of codec {Batchzip.codec_id!r} expected, not {shown(data)}"
+            )
         return cls(**configuration)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what stands in an array's metadata."""
+        """Return the description of this codec for an array's metadata."""
         configuration = self.codec.get_config()
         return {"name": configuration.pop("id"), "configuration": configuration}
 
@@ -85,10 +88,10 @@ class BatchzipCodec(BytesBytesCodec):
         return hash(self.codec)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Raise NotImplementedError: it depends on the chunk."""
+        """Raise NotImplementedError: the size depends on the chunk's content."""
         raise NotImplementedError
 
-    # Zarr's SupportsSyncCodec: where there is no event loop, there need be no thread.
+    # Zarr's SupportsSyncCodec: without an event loop, no thread is needed.
 
     def _encode_sync(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer:
         encoded = self.codec.encode(chunk_data.as_numpy_array())

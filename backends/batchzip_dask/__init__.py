@@ -1,13 +1,13 @@
-"""The dask backend: batches go to the workers of a Dask cluster that is there already.
+"""The dask backend: the workers of an existing Dask cluster compress and decompress batches.
 
-backend.py     the backend itself
-choice.py      where a batch is done, here or on the cluster, by measurement
-cluster.py     the connection to the scheduler: the caller's client, or one for an address
-lane.py        the thread that has requests done: hands out parcels, takes what comes back
-flight.py      one request on its way, and a parcel: pages of several that travel together
-share.py       pages as they travel, and what a worker does with them
+backend.py     DaskBackend
+choice.py      Choices: decides by measurement whether a batch runs here or on the cluster
+connection.py  ClusterConnection: the caller's client, or a client made for an address
+lane.py        Lane: the thread that hands out parcels and takes their results back
+flight.py      Flight: a request in progress; Parcel: pages of one or more flights in one task
+task_pages.py  TaskPages: what a task carries, and what a worker does with it
 
-Needs the extra `dask`; batchzip must be installed on every worker.
+Needs the extra `dask`. batchzip must be installed on every worker.
 """
 
 from __future__ import annotations

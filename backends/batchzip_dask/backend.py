@@ -1,4 +1,4 @@
-"""The dask backend: batches done by the workers of a Dask cluster.
+"""The dask backend: the workers of a Dask cluster compress and decompress batches.
 
     with Client("tcp://scheduler:8786") as client:
         with batchzip.Engine("zstd", level=19, backend=DaskBackend(client)) as engine: ...
@@ -6,16 +6,16 @@
     execute, submit ─▶ Choices ─┬─▶ the local backend: threads, or the caller alone
                                 └─▶ RequestQueue ─▶ Lane ─▶ the cluster
 
-Where pages are done there, what happens when a worker dies, and that new workers get their part, is Dask's
-business. A batch of one page is done by the caller. Two or more go where they are done faster, by
-measurement (choice.py): to the cluster where compressing takes longer than sending, with strong algorithms or
-where the caller's cores are busy.
+Dask decides which worker gets which pages, repeats the work of a dead worker, and gives new workers
+their part. The caller handles a batch of one page itself. Larger batches run where they are faster,
+by measurement (choice.py). The cluster wins where compressing takes longer than sending: with
+strong algorithms, or where the caller's cores are busy.
 
-A share is a task, and the task has its pages in it, so that the scheduler can give it to another worker
-when one dies. Rejected: scattering pages to workers first. They take one hop less, but what a dead
-worker held would have to be noticed, and sent again, by us.
+Each parcel of pages is a task that contains its pages. When a worker dies, the scheduler can
+therefore give the task to another one. Rejected: scattering pages to workers first. That saves one
+hop, but this module would have to notice which pages a dead worker held, and send them again.
 
-Threads: any number may run batches at once; one thread of each engine talks to the cluster.
+Any number of threads may run batches at once. One thread of each engine talks to the cluster.
 """
 
 from __future__ import annotations
@@ -65,48 +65,52 @@ if TYPE_CHECKING:
     from batchzip_dask.lane import Lane
 
 _ROOM_BYTES = 512 << 20
-"""Bytes of pages that may be submitted and not done."""
+"""Bytes of pages that may be submitted and unfinished."""
 
-_QUICK_S = 0.002
-"""Seconds of a batch that `submit` does itself: to have a thread do it takes a tenth of that."""
+_FAST_S = 0.002
+"""`submit` runs batches shorter than this in the calling thread. Queueing one costs 0.2 ms."""
 
 _QUEUE_BATCHES = 2
-"""As `queue_batches`. Who waits for room has not chosen yet, and can be sent to the cluster when that is tried."""
+"""The local backend's `queue_batches`. A submitter that waits for room in its short queue has not
+yet chosen a place, so a trial can still send its batch to the cluster."""
 
 _PATIENT_S = 1.0
-"""Seconds that a batch with a deadline must have left to be sent, or done here, by way of trial."""
+"""Seconds until its deadline that a batch needs to take part in a trial, here or on the cluster."""
 
 _ASK_S = 1.0
-"""Seconds between two questions for the number of workers."""
+"""Seconds between two requests for the number of workers."""
 
 _UNDONE = [-errno.ETIMEDOUT, -errno.EOWNERDEAD, -errno.ECANCELED]
-"""Errors of pages that nobody has done."""
+"""Errors of pages that were never processed."""
 
 _EXIT_S = 2.0
-"""Seconds that requests under way may take at the interpreter's exit; queued ones are cancelled."""
+"""Seconds that unfinished requests have at the interpreter's exit. Queued ones are cancelled."""
 
 _SAMPLE_PAGES, _SAMPLE_S = 16, 0.05
-"""What is done here of the first batch to learn how long the rest would take: so much, or for so long."""
+"""A sample of the first batch runs here to predict local speed. It ends after so many
+pages or seconds."""
 
 
 class DaskBackend(Backend):
-    """Compresses on the workers of a Dask cluster.
+    """Compresses and decompresses on the workers of a Dask cluster.
 
-    `cluster`            a `distributed.Client` that is not asynchronous, which stays the caller's, or a
-                         scheduler's address. Default: the current client, else what Dask's own setting
-                         `scheduler-address` (DASK_SCHEDULER_ADDRESS) says.
-    `local`              "auto": batches are done on this machine while that is faster; `statistics.placements`
-                         says what was done where, and how fast each was. "never": all of two pages and more
-                         are sent.
-    `connect_timeout_s`  seconds to connect to an address, and for workers to say which batchzip they have.
-    `workerless_s`       seconds that batches wait where the cluster has no workers, or its scheduler is silent;
-                         then ClusterLost.
+    `cluster`            A synchronous `distributed.Client`, which the caller closes, or a
+                         scheduler's address. Default: the current client, otherwise Dask's own setting
+                         `scheduler-address` (DASK_SCHEDULER_ADDRESS).
+    `local`              "auto": batches run on this machine while that is faster.
+                         `statistics.placements` says what ran where, and how fast. "never": all
+                         batches of two or more pages are sent.
+    `connect_timeout_s`  Seconds to connect to an address, and for workers to report their
+                         version of batchzip.
+    `workerless_s`       Seconds that batches wait while the cluster has no workers or its scheduler
+                         is silent. After that they raise ClusterLost.
 
-    Pages whose workers die more often than `distributed.scheduler.allowed-failures` says get
-    -EOWNERDEAD, with all others of their share; never those of another batch. Where the scheduler is gone, a
-    batch that was sent raises ClusterLost; where workers cannot run batchzip, BackendUnavailable: not so
-    where it was sent by way of trial, as local work is faster. Results go through the scheduler, or straight to
-    a client made with `direct_to_workers=True`.
+    If more workers die on a task than `distributed.scheduler.allowed-failures` permits, the task is
+    repeated with the pages of a single request. If that fails, too, all of its pages get
+    -EOWNERDEAD; pages of other batches never do. If the scheduler is lost, a batch that was sent
+    raises ClusterLost. If workers cannot run batchzip, it raises BackendUnavailable. A batch that
+    was sent as a trial raises neither: it runs here instead. Results come through the scheduler, or
+    directly from the workers if the client was made with `direct_to_workers=True`.
 
     Examples:
         >>> import batchzip
@@ -133,27 +137,28 @@ class DaskBackend(Backend):
         workerless_s: float = 30.0,
     ) -> None:
         if workers is not None:
-            raise BadArgument("the dask backend has the cluster's workers: leave workers= out")
+            raise BadArgument("the dask backend uses the cluster's workers: leave workers= out")
         if local not in ("auto", "never"):
             raise BadArgument(f"local must be 'auto' or 'never', not {shown(local)}")
         connect_timeout_s = as_seconds(connect_timeout_s, "connect_timeout_s")
         workerless_s = as_seconds(workerless_s, "workerless_s")
         try:
-            from batchzip_dask.connection import ClusterConnection  # noqa: PLC0415 - an extra, and takes a second
+            # An extra, whose import takes a second.
+            from batchzip_dask.connection import ClusterConnection  # noqa: PLC0415
         except ModuleNotFoundError:
             raise MissingExtra("the dask backend", "distributed", "dask") from None
         self.workerless_s = workerless_s
         self.worked: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-        """What the cluster did, by operation; the lane's thread writes it."""
+        """The cluster's work per operation. Only the lane's thread writes here."""
         self.threads = 0
-        """Threads of all workers, as far as is known."""
+        """Threads of all workers, as last reported."""
         self._cluster = ClusterConnection(cluster, connect_timeout_s=connect_timeout_s)
-        self._keeps = local == "auto"
+        self._may_run_here = local == "auto"
         self._local: LanesBackend | None = None
         self._choices = Choices(self._may_send)
         self._ask_at = 0.0
         self._asks = False
-        """Whether the scheduler owes an answer."""
+        """Whether an answer of the scheduler is outstanding."""
         self._inline = _Inline()
         self._lane: Lane | None = None
         self._starts_lane = False
@@ -161,9 +166,10 @@ class DaskBackend(Backend):
         self._closed = False
 
     def open(self, codec: Codec, page_size: int) -> None:
-        """Connect to the scheduler, and see that its workers can run batchzip.
+        """Connect to the scheduler, and check that its workers can run batchzip.
 
-        Raise BackendUnavailable if it does not answer, or if a worker cannot.
+        Raise BackendUnavailable if the scheduler does not answer, or if a worker cannot run
+        batchzip.
         """
         from batchzip_dask.connection import pickled  # noqa: PLC0415 - as above
         from batchzip_dask.lane import MOST_BYTES  # noqa: PLC0415
@@ -176,7 +182,7 @@ class DaskBackend(Backend):
         try:
             self._cluster.check_workers()
             self.threads = self._cluster.threads()
-            if self._keeps:
+            if self._may_run_here:
                 self._sampling = Coders(codec, page_size)
                 self._local = _make_local(codec)
                 self._local.open(codec, page_size)
@@ -185,7 +191,7 @@ class DaskBackend(Backend):
             raise
 
     def wait_ready(self, timeout_s: float) -> bool:
-        """Wait until the cluster has a worker, and local threads work."""
+        """Wait until the cluster has a worker and local lanes are ready. Return whether so."""
         until = time.monotonic() + timeout_s
         if not self._cluster.wait_for_worker(timeout_s):
             return False
@@ -193,7 +199,7 @@ class DaskBackend(Backend):
         return local is None or local.wait_ready(max(0.0, until - time.monotonic()))
 
     def _may_send(self) -> bool:
-        """Whether the cluster has workers, as far as is known; asked for now and then."""
+        """Return whether the cluster had workers when last asked. Ask again once per second."""
         now = time.monotonic()
         if now >= self._ask_at:
             self._ask_at = now + _ASK_S
@@ -211,17 +217,17 @@ class DaskBackend(Backend):
             self.threads = threads
 
     def execute(self, batch: Batch) -> None:
-        """Do a batch; one page in the calling thread."""
+        """Run a batch. A single page runs in the calling thread."""
         if len(batch) == 1:
             self.run_inline(batch)
         else:
             self.run(batch)
 
     def run(self, batch: Batch) -> None:
-        """Do a batch here or on the cluster."""
+        """Run a batch here or on the cluster."""
         turn = self._begin(batch)
         if turn is None or self._local is None:
-            if _is_lane_thread():  # a callback, that would wait for its own thread
+            if _is_lane_thread():  # a callback, which would wait for its own thread
                 self.run_inline(batch)
             else:
                 self._send(batch)
@@ -254,16 +260,16 @@ class DaskBackend(Backend):
         except (EngineBusy, ClosedError):
             raise
         except BaseException:
-            if not request.done():  # an interrupt: nobody writes to the batch any more after this
+            if not request.done():  # an interrupt: after this, nothing writes to the batch
                 self._withdraw(request)
             raise
 
     def _withdraw(self, request: Request[Batch]) -> None:
-        """End a request that an interrupt came over, wherever it is by now."""
+        """End a request after an interrupt, whatever its state."""
         cancelled = request.cancel()
         if not cancelled:
             self._requests.expire(request)
-        if self._lane is not None:  # which makes room for others, too
+        if self._lane is not None:  # waking the lane also frees room for other requests
             self._lane.wake(surely=True)
         if not cancelled:
             request.wait()
@@ -271,7 +277,7 @@ class DaskBackend(Backend):
     def submit(
         self, request: Request[Batch], *, timeout_s: float | None = None, block: bool = True
     ) -> None:
-        """Queue a request, here or for the cluster; one page is done in the calling thread."""
+        """Queue a request, here or for the cluster. A single page runs in the calling thread."""
         if len(request.batch) == 1:
             super().submit(request)
             return
@@ -282,9 +288,9 @@ class DaskBackend(Backend):
         request.add_done_callback(partial(self._note_end, turn))
         try:
             if turn.place == SENT:
-                sent = self._tried(request, turn, self._local) if turn.is_trial else request
+                sent = self._for_trial(request, turn, self._local) if turn.is_trial else request
                 self._queue(self._put, sent, timeout_s=timeout_s, block=block)
-            elif turn.seconds < _QUICK_S and not self._inline.active:
+            elif turn.seconds < _FAST_S and not self._inline.active:
                 self._inline.active = True
                 try:
                     super().submit(request)
@@ -309,14 +315,14 @@ class DaskBackend(Backend):
         except (EngineBusy, ClosedError):
             raise
         except BaseException:
-            # An interrupt: it may be queued all the same, and who submitted it never gets to know of it.
+            # An interrupt: the request may be queued, but its submitter never learns of it.
             self._withdraw(request)
             raise
 
-    def _tried(
+    def _for_trial(
         self, request: Request[Batch], turn: PlacedBatch, local: LanesBackend
     ) -> Request[Batch]:
-        """Return what is sent for a request by way of trial: what fails as a whole is done here instead."""
+        """Return the request to send as a trial. If it fails as a whole, its batch runs here."""
         request.take_up()
         sent = Request(request.batch, request.deadline)
 
@@ -329,7 +335,7 @@ class DaskBackend(Backend):
             except BatchzipError:
                 turn.end(0)
                 self._do_instead(request, local)
-            except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
+            except Exception as error:  # noqa: BLE001 - raised to whoever waits for the request
                 request.finish(error)
             else:
                 request.finish()
@@ -338,14 +344,14 @@ class DaskBackend(Backend):
         return sent
 
     def _do_instead(self, request: Request[Batch], local: LanesBackend) -> None:
-        """Have a request that is taken up done here; this is the engine's thread, which must not do it."""
+        """Have the local backend run a request. The lane's thread calls this and must not wait."""
         again = Request(request.batch, request.deadline)
         again.batch.reset()
 
         def finish(_: object) -> None:
             try:
                 again.wait()
-            except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
+            except Exception as error:  # noqa: BLE001 - raised to whoever waits for the request
                 request.finish(error)
             else:
                 request.finish()
@@ -361,7 +367,7 @@ class DaskBackend(Backend):
         self.run_inline(batch, deadline)
 
     def _begin(self, batch: Batch, deadline: float | None = None) -> PlacedBatch | None:
-        """Choose where a batch is done; None: there is no choice."""
+        """Choose where a batch runs. Return None if there is no choice."""
         if self._local is None:
             return None
         size = len(batch) * self.page_size
@@ -370,7 +376,7 @@ class DaskBackend(Backend):
         return self._choices.begin(batch.operation, size, sample, may_try=may_try)
 
     def _sample(self, batch: Batch) -> float:
-        """Do a few pages here, throw them away, and return bytes per second."""
+        """Run a few pages here, discard the results, and return bytes per second."""
         inputs = batch.inputs(batch.order()[:_SAMPLE_PAGES])
         sample: Batch
         if batch.operation == CompressBatch.operation:
@@ -387,7 +393,7 @@ class DaskBackend(Backend):
             turn.end(self._done_bytes(request.wait()))
         except RequestCancelled:
             turn.drop()
-        except Exception:  # noqa: BLE001 - it is raised where it is waited for, too
+        except Exception:  # noqa: BLE001 - raised to whoever waits for the request, too
             turn.end(0)
 
     def _done_bytes(self, batch: Batch) -> int:
@@ -408,29 +414,29 @@ class DaskBackend(Backend):
                 finally:
                     self._starts_lane = False
             lane = self._lane
-        if lane is None:  # this is a signal handler or a finalizer, and it is being started
+        if lane is None:  # this is a signal handler or a finalizer within the creation of the lane
             self._do_now(request)
             return
         if RequestThread.is_here():
-            # A callback: it would wait for room that its own thread has to make, or that the other's
-            # has to, whose callbacks may be waiting for this one.
+            # A callback must not wait for room: only its own thread, or another request thread
+            # whose callbacks may be waiting for this one, can make that room.
             self._requests.put_anyway(request)
         else:
             self._requests.put(request, timeout_s=timeout_s, block=block)
         lane.wake()
 
     def _do_now(self, request: Request[Batch]) -> None:
-        """Do a request in the calling thread."""
+        """Run a request in the calling thread."""
         if request.take_up():
             try:
                 self.run_inline(request.batch, request.deadline)
-            except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
+            except Exception as error:  # noqa: BLE001 - raised to whoever waits for the request
                 request.finish(error)
             else:
                 request.finish()
 
     def statistics(self) -> Statistics:
-        """Add up what was done here and by the cluster."""
+        """Return the sum of local work and the cluster's work."""
         here = self.add_statistics(self.worked)
         if self._local is None:
             return here
@@ -444,7 +450,7 @@ class DaskBackend(Backend):
         )
 
     def close(self) -> None:
-        """Finish every request, then let go of the cluster, whose workers go on."""
+        """Finish every request, then disconnect from the cluster. Its workers keep running."""
         with self._lane_lock:
             self._closed = True
         if self._lane is not None:
@@ -456,19 +462,19 @@ class DaskBackend(Backend):
 
 
 class _Inline(threading.local):
-    """Whether the thread does a request within `submit`: callbacks that submit again are not nested."""
+    """Marks threads that run a request within `submit`, so that callbacks do not nest."""
 
     active = False
 
 
 class _CallerAlone(LanesBackend):
-    """A backend without lanes: its caller does everything, and a thread what is submitted."""
+    """A backend without lanes: callers run their own batches; one thread runs submitted ones."""
 
     name = "caller"
 
     @property
     def rings(self) -> tuple[Ring, ...]:
-        """None."""
+        """Return no rings."""
         return ()
 
     def close(self) -> None:
@@ -477,7 +483,7 @@ class _CallerAlone(LanesBackend):
 
 
 def _make_local(codec: Codec) -> LanesBackend:
-    """Make what does batches here: threads where they can run the codec, and have CPUs."""
+    """Make the local backend: threads if the codec is native and there are several CPUs."""
     if is_native(codec) and usable_cpus() > 1:
         local = cast("LanesBackend", make_backend("threads"))
     else:

@@ -1,18 +1,22 @@
-"""Choice: where batches of one kind are done, on this machine or on the cluster, by measurement.
+"""Choices: decides by measurement whether batches run on this machine or on the cluster.
 
-A kind is an operation and a size, as what sending costs depends on both. Compared are throughputs, bytes of
-pages a second while any batch of the kind is under way there: those of callers that wait for each batch, and of
-others that submit hundreds at once, come out as they are, and so do callers whose CPUs others use. Rejected:
-the time that one batch takes, by which sending loses wherever its latency could be hidden; CPU time, which
-does not show that no CPU is free.
+Batches of one operation and similar size form a kind, because the cost of sending depends on both.
+Each place is judged by its throughput: bytes of pages per second while any batch of the kind is in
+progress there. That figure is right for callers that wait for each batch, for callers that submit
+hundreds at once, and where other programs use the CPUs. Rejected: the time of one batch, by which
+sending loses even where its latency can be hidden; CPU time, which does not show that no CPU is
+free.
 
-The place that was faster has the work. Now and then the other has a part, a trial, long enough to fill the
-pipe, so that the news of idle workers or busy CPUs is noticed. A trial that costs t seconds, against what
-the better place would have taken, is followed by none for 50 t, so that trials take 2 % of the time.
+The faster place gets the work. Now and then the other place gets a trial, which is long enough to
+fill the pipeline. So idle workers or busy CPUs are noticed. If a trial took t seconds longer than
+the better place would have, the next one comes after 50 t. Trials therefore cost at most 2 % of the
+time.
 
-First of all a few pages are compressed and thrown away, as a batch of 16 MiB may take a minute here.
+The first batch of a kind may have 16 MiB and take a minute here. So a few of its pages are
+compressed first, to learn the local speed; their results are discarded.
 
-Thread-safe. Locks: one, innermost, reentrant as a signal handler may begin a batch, too.
+Thread-safe. There is one lock. It is innermost, and reentrant because a signal handler may begin a
+batch, too.
 """
 
 from __future__ import annotations
@@ -32,36 +36,37 @@ _NAMES = "local", "sent"
 _OPERATIONS = "compress", "decompress"
 
 _SIZES = 256 << 10, 4 << 20
-"""Bytes of pages between batches of three kinds of one operation."""
+"""Bounds in bytes of pages between the three kinds of an operation."""
 
 _TRIAL_BYTES = 1 << 20, 8 << 20
 _TRIAL_BATCHES = 4
 _TRIAL_S = 0.5
-"""What a trial takes: so much that it should take so long, within bounds; and one batch at least, on the cluster
-a few, as far as they fit."""
+"""Size of a trial: bytes that should take _TRIAL_S, within _TRIAL_BYTES. A trial has at least one
+batch; on the cluster it has up to _TRIAL_BATCHES if they fit."""
 
 _MEASURED_S = 0.1
-"""Seconds of work that make a measurement; of a trial whose batches come one by one, too."""
+"""Seconds of work per measurement, also in a trial whose batches come one at a time."""
 
 _TRIAL_SHARE = 50
 _SOONEST_S, _LATEST_S = 1.0, 600.0
-"""Seconds between two trials: 50 times what one cost, within these bounds; after one that failed, the most."""
+"""A trial is followed by a pause of _TRIAL_SHARE times its cost, within these bounds in seconds.
+After a failed trial, the pause is _LATEST_S."""
 
 _BETTER = 1.15
-"""Times that a place must be faster to be changed to."""
+"""Factor by which the other place must be faster to get the work."""
 
 
 @dataclass(slots=True)
 class _Meter:
-    """What was done at one place, and how fast."""
+    """The work done at one place, and its speed."""
 
     speed: float | None = None
-    """Bytes per second, half of it by the last measurement."""
+    """Bytes per second. Each measurement counts half of the new value."""
     is_guess: bool = False
-    """Whether that comes of a few pages that were done in a moment, when the CPU may have been free."""
+    """Whether `speed` comes from the short sample, during which the CPU may have been free."""
     active: int = 0
     began: float = 0.0
-    """Since when what is not measured yet has been under way."""
+    """Start of the active time that `busy_s` does not contain yet."""
     busy_s: float = 0.0
     bytes: int = 0
     all_bytes: int = 0
@@ -79,22 +84,22 @@ class _Meter:
         self.began = now
 
     def drop(self, now: float) -> None:
-        """Take back a start: nothing was done. Of the time, only what others were under way counts."""
+        """Take back a start. Its time counts only if other batches were in progress."""
         if self.active > 1:
             self.busy_s += now - self.began
         self.active -= 1
         self.began = now
 
     def seconds(self, now: float) -> float:
-        """Return for how long anything was under way since the last measurement."""
+        """Return the active seconds since the last measurement."""
         return self.busy_s + (now - self.began if self.active else 0.0)
 
     def forget(self, now: float) -> None:
-        """Begin a measurement."""
+        """Begin a new measurement."""
         self.busy_s, self.bytes, self.began = 0.0, 0, now
 
     def measure(self, now: float) -> None:
-        """Have what was done since the last time as the speed."""
+        """Turn the work since the last measurement into the speed."""
         seconds = self.seconds(now)
         if self.bytes and seconds > 0:
             speed = self.bytes / seconds
@@ -112,7 +117,7 @@ class _Kind:
     meters: tuple[_Meter, _Meter] = field(default_factory=lambda: (_Meter(), _Meter()))
     trial_at: float = 0.0
     trial_left: int | None = None
-    """Bytes that the trial under way still takes; None: there is none."""
+    """Bytes left in the current trial, or None outside a trial."""
     trials: int = 0
 
     def begin(self, now: float, size: int, *, may_try: bool) -> int:
@@ -121,7 +126,7 @@ class _Kind:
             self.trials += 1
             speed = self.meters[other].speed or self.meters[self.place].speed or 0.0
             least, most = _TRIAL_BYTES
-            # Here there is no pipe to fill.
+            # Locally there is no pipeline to fill.
             least = 1 if other == LOCAL else min(max(least, _TRIAL_BATCHES * size), most)
             self.trial_left = int(min(max(speed * _TRIAL_S, least), most))
         place = self.place
@@ -147,32 +152,33 @@ class _Kind:
             if not meter.active if self.trial_left <= 0 else seconds >= _MEASURED_S:
                 self._judge(now, meter, seconds)
         else:
-            meter.forget(now)  # the last ones before the place was changed
+            meter.forget(now)  # the last batches from before the place changed
 
     def _judge(self, now: float, tried: _Meter, seconds: float) -> None:
         done = tried.bytes
         first = tried.speed is None
         if done:
-            tried.speed = None  # not half of what it was long ago
+            tried.speed = None  # the speed of an earlier trial must not count
         tried.measure(now)
         kept = self.meters[self.place]
         if kept.speed is None:
             kept.measure(now)
         self.trial_left = None
-        if not done:  # it failed
+        if not done:  # the trial failed
             cost_s = _LATEST_S
         elif tried.speed is not None and tried.speed > _BETTER * (kept.speed or 0.0):
             self.place = 1 - self.place
             cost_s = 0.0
         elif first or kept.speed is None:
-            cost_s = 0.0  # it also paid for connections and imports: there is another one soon
+            # The first trial also paid for connections and imports, so another one follows soon.
+            cost_s = 0.0
         else:
             cost_s = seconds - done / kept.speed
         self.trial_at = now + min(max(_TRIAL_SHARE * cost_s, _SOONEST_S), _LATEST_S)
 
 
 class Choices:
-    """Chooses for each batch of an engine. `may_send` says whether the cluster has workers now."""
+    """Chooses where each batch of an engine runs. `may_send` says if there are workers."""
 
     def __init__(self, may_send: Callable[[], bool]) -> None:
         self._may_send = may_send
@@ -182,9 +188,10 @@ class Choices:
     def begin(
         self, operation: int, size: int, sample: Callable[[], float], *, may_try: bool = True
     ) -> PlacedBatch:
-        """Choose for a batch of `size` bytes of pages, and note that it begins.
+        """Choose a place for a batch of `size` bytes of pages, and note that it begins.
 
-        `sample` measures a few pages here and returns bytes per second. Without `may_try`, the batch is no trial.
+        `sample` measures a few pages here and returns bytes per second. Without `may_try`, the
+        batch takes no part in a trial.
         """
         key = operation, sum(size >= limit for limit in _SIZES)
         if key not in self._kinds:
@@ -201,17 +208,17 @@ class Choices:
             return PlacedBatch(self, kind, size, place, place != kind.place, seconds)
 
     def end(self, kind: _Kind, place: int, size: int) -> None:
-        """Note that a batch is over, of which `size` bytes were done."""
+        """Note that a batch has ended, of which `size` bytes were processed."""
         with self._lock:
             kind.end(time.monotonic(), place, size)
 
     def drop(self, kind: _Kind, place: int, size: int) -> None:
-        """Note that a batch of `size` bytes was not done there after all."""
+        """Note that a batch of `size` bytes did not run there after all."""
         with self._lock:
             kind.drop(time.monotonic(), place, size)
 
     def placements(self) -> tuple[Placement, ...]:
-        """Say what was done where, and why."""
+        """Return what ran where, and the speeds that decided it."""
         with self._lock:
             kinds = sorted(self._kinds.items())
         return tuple(
@@ -231,7 +238,7 @@ class Choices:
 
 @dataclass(slots=True)
 class PlacedBatch:
-    """A batch that was given a place."""
+    """A batch with the place that was chosen for it."""
 
     _choices: Choices
     _kind: _Kind
@@ -239,18 +246,18 @@ class PlacedBatch:
     place: int
     is_trial: bool
     seconds: float
-    """What it should take, about."""
+    """Predicted duration."""
     _over: bool = False
 
     def end(self, size: int) -> None:
-        """Note that the batch is over, of which `size` bytes of pages were done."""
+        """Note that the batch has ended, of which `size` bytes of pages were processed."""
         if self._over:
             return
         self._over = True
         self._choices.end(self._kind, self.place, size)
 
     def drop(self) -> None:
-        """Note that the batch was refused, cancelled or done elsewhere: that says nothing of the place."""
+        """Note that the batch did not run here: it was refused, cancelled or run elsewhere."""
         if self._over:
             return
         self._over = True

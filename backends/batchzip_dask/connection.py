@@ -1,8 +1,9 @@
-"""Cluster: the connection to a Dask scheduler, and the few things that are asked of it.
+"""ClusterConnection: the connection to a Dask scheduler, and the questions that it answers.
 
-A client that the caller made is used and left as it is; one made for an address is closed here. Nothing
-here waits for an answer but `open` and `close`: answers are given to a callback, in the thread of the
-client's event loop, so that whoever asked can wait for several things at once.
+A client of the caller is used and stays open. A client made for an address is closed here. Apart
+from `open`, `close`, `check_workers`, `threads` and `wait_for_worker`, nothing here waits for an
+answer. A callback receives the answer in the thread of the client's event loop, so that the asking
+thread can wait for several answers at once.
 """
 
 from __future__ import annotations
@@ -38,36 +39,37 @@ if TYPE_CHECKING:
 __all__ = ["CancelledError", "ClusterConnection", "KilledWorker"]
 
 _WORKERS_S = 1.0
-"""Seconds that workers have to say what they lack, while batches wait to fail."""
+"""Seconds that workers have to report what they lack. Failing batches wait meanwhile."""
 
 _CLOSE_S = 5.0
-"""Seconds that the client's event loop has for ending what still waits there."""
+"""Seconds that the client's event loop has to end its pending calls."""
 
 
 class ClusterConnection:
-    """A Dask cluster, by a client or by the scheduler's address. Thread-safe."""
+    """A Dask cluster, given by a client or by the scheduler's address. Thread-safe."""
 
     def __init__(self, cluster: str | Client | None, *, connect_timeout_s: float) -> None:
         if cluster is None:
             cluster = _current()
         if not isinstance(cluster, (str, Client)):
             raise BadArgument(
-                f"a cluster is a distributed.Client or a scheduler's address, not {cluster!r}"
+                "cluster must be a distributed.Client or a scheduler's address, "
+                f"not {shown(cluster)}"
             )
         if isinstance(cluster, Client) and cluster.asynchronous:
             raise BadArgument(
-                "an asynchronous Client cannot be waited for by threads: pass one made with "
+                "threads cannot wait for an asynchronous Client: pass one made with "
                 "asynchronous=False, or the scheduler's address"
             )
         self._given = cluster
         self._connect_timeout_s = connect_timeout_s
         self._close_client: Callable[[], object] = lambda: None
-        """Closes the client that was made here."""
+        """Closes the client if it was made here."""
         self._waiting: set[Future[None]] = set()
-        self._lock = threading.RLock()  # a finalizer may come here again
+        self._lock = threading.RLock()  # a finalizer may call in again
 
     def open(self) -> None:
-        """Connect; raises BackendUnavailable where nobody answers."""
+        """Connect. Raise BackendUnavailable if no scheduler answers."""
         if isinstance(self._given, Client):
             self.client = self._given
             self.check()
@@ -76,20 +78,20 @@ class ClusterConnection:
             self.client = OwnClient(
                 self._given, timeout=self._connect_timeout_s, direct_to_workers=True
             )
-        except Exception as error:  # noqa: BLE001 - no address, no certificate, no such version, …
+        except Exception as error:  # noqa: BLE001 - bad address, certificate, version, …
             raise BackendUnavailable(f"no Dask scheduler at {self._given}: {error}") from None
-        # At the interpreter's exit, too: later there is no event loop that could do it.
+        # This also runs at the interpreter's exit, while there is still an event loop to close it.
         self._close_client = weakref.finalize(self, _close_here, self.client, os.getpid())
 
     @property
     def address(self) -> str:
-        """The scheduler's address."""
+        """Return the scheduler's address."""
         scheduler = self.client.scheduler
         return self._given if isinstance(self._given, str) else str(scheduler and scheduler.address)
 
     @property
     def is_connected(self) -> bool:
-        """Whether the scheduler is connected."""
+        """Return whether the scheduler is connected."""
         return self.client.status == "running"
 
     def check(self) -> None:
@@ -100,19 +102,20 @@ class ClusterConnection:
             )
 
     def named(self, error: BaseException) -> BatchzipError:
-        """Return what to raise where a share failed, as no share does where batchzip runs."""
+        """Return the error to raise for a failed task. Tasks do not fail where batchzip runs."""
         if isinstance(error, BatchzipError):
             return error
         unavailable = BackendUnavailable(
-            f"a worker of the cluster at {self.address} cannot do a share: {shown(error)}"
+            f"a worker of the cluster at {self.address} cannot run its task: {shown(error)}"
         )
         unavailable.__cause__ = error
         return unavailable
 
     def hand_out(self, share: TaskPages, tell: Tell) -> Callable[[], None]:
-        """Have a share done by some worker; `tell` is called with the outcome, or why there is none.
+        """Submit a task. `tell` is called with its outcome, or with the reason why there is none.
 
-        What is returned drops the share: it is done no more if it was not begun, and nobody is told.
+        Return a function that drops the task: `tell` is not called any more, and the task does not
+        run if no worker has begun it.
         """
         try:
             future: Any = self.client.submit(
@@ -121,7 +124,7 @@ class ClusterConnection:
         except Exception as error:
             self.check()
             raise self.named(error) from error
-        # Not the client's gather: where that is cancelled, it leaves tasks behind, which complain.
+        # Rejected: Client.gather. If it is cancelled, it leaves tasks behind that log complaints.
         waiting = self._ask(future._result(), tell)  # noqa: SLF001
 
         def drop() -> None:
@@ -131,7 +134,7 @@ class ClusterConnection:
         return drop
 
     def count_threads(self, tell: Callable[[int | None], object]) -> None:
-        """Have the threads of all workers counted; None is told where the scheduler is gone."""
+        """Ask for the number of all workers' threads. `tell` gets None without a scheduler."""
 
         async def count() -> int:
             scheduler: Any = self.client.scheduler  # its methods are made as they are called
@@ -144,7 +147,7 @@ class ClusterConnection:
         self._ask(count(), told)
 
     def ask_workers(self, tell: Callable[[BackendUnavailable | None], object]) -> None:
-        """Have all workers asked whether they can run batchzip; what is told names those that cannot."""
+        """Ask all workers whether they can run batchzip. `tell` gets an error, or None."""
 
         def told(answer: BaseException | None) -> None:
             tell(answer if isinstance(answer, BackendUnavailable) else None)
@@ -152,20 +155,20 @@ class ClusterConnection:
         self._ask(acheck_workers(self.client, timeout_s=_WORKERS_S, must_answer=False), told)
 
     def check_workers(self) -> None:
-        """Raise BackendUnavailable if a worker that is there now cannot run batchzip."""
+        """Raise BackendUnavailable if a current worker cannot run batchzip."""
         check_workers(self.client, timeout_s=self._connect_timeout_s, must_answer=False)
 
     def threads(self) -> int:
-        """Count the threads of all workers now."""
+        """Return the number of all workers' threads. Raise BackendUnavailable without an answer."""
         try:
             return sum(self.client.nthreads().values())
-        except Exception as error:  # noqa: BLE001 - whatever a client raises whose scheduler is going
+        except Exception as error:  # noqa: BLE001 - a closing client raises anything
             raise BackendUnavailable(
                 f"the Dask scheduler at {self.address} does not answer: {error}"
             ) from None
 
     def wait_for_worker(self, timeout_s: float) -> bool:
-        """Wait until there is a worker; whether there is."""
+        """Wait until there is a worker. Return whether there is one."""
         try:
             self.client.wait_for_workers(1, timeout=timeout_s)
         except TimeoutError:
@@ -185,7 +188,7 @@ class ClusterConnection:
                 if asyncio.current_task().cancelling():  # type: ignore[union-attr] # this is a task
                     raise
                 answer = error
-            except BaseException as error:  # noqa: BLE001 - told to who asked
+            except BaseException as error:  # noqa: BLE001 - whoever asked is told
                 answer = error
             tell(answer)
 
@@ -208,7 +211,7 @@ class ClusterConnection:
             self._waiting.discard(waiting)
 
     def close(self) -> None:
-        """Ask nothing any more; close the client if it was made here."""
+        """Cancel all questions, and close the client if it was made here."""
         with self._lock:
             waiting = list(self._waiting)
         for one in waiting:
@@ -217,7 +220,7 @@ class ClusterConnection:
 
 
 def pickled(codec: Codec) -> bytes:
-    """Pickle a codec as Dask would. Raise BadArgument where that cannot be done."""
+    """Pickle a codec as Dask would. Raise BadArgument if that fails."""
     try:
         dumped: bytes = pickle.dumps(codec)
     except Exception as error:
@@ -226,7 +229,7 @@ def pickled(codec: Codec) -> bytes:
 
 
 def _close_here(client: Client, pid: int) -> None:
-    """Close a client in the process that made it: a forked child has no event loop to do it."""
+    """Close a client in the process that made it. A forked child has no event loop to do so."""
     if os.getpid() == pid:
         client.close(timeout=_CLOSE_S)
 

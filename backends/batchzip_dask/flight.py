@@ -1,10 +1,10 @@
-"""Flight: a request on its way; and Parcel: what travels in one task, pages of one flight or of several.
+"""Flight: a request in progress. Parcel: the pages of one or more flights that one task carries.
 
-Pages are cut from a batch's order when there is room for them out on the cluster, and copied out of the
-caller's memory just then: what waits is not copied. What comes back is copied in by the thread that owns
-the flight, and by nobody else, so a flight that is over writes nothing to its batch any more.
+A flight hands out pages when the cluster has room for them. Only then are they copied from the
+caller's memory; pages that wait are not copied. Only the thread that owns the flight copies results
+back. So a flight that is over never writes to its batch again.
 
-Both belong to one thread.
+Both classes are used by one thread only.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ if TYPE_CHECKING:
 
 
 class Flight:
-    """A request, what of it is to be handed out, and how much is not done."""
+    """A request, which of its pages are still to be handed out, and how many are unfinished."""
 
     def __init__(self, request: Request[Batch]) -> None:
         self.request = request
         self.over = False
-        """Whether it is done or given up: what still comes back of it is nobody's."""
+        """Whether the request is finished or given up. Results that arrive later are discarded."""
         self.undone = request.pages
-        """Pages whose results are not there."""
+        """Pages without a result."""
         self._order = request.batch.order()
         self._position = 0
 
     @property
     def left(self) -> int:
-        """Pages that are to be handed out."""
+        """Return the number of pages still to be handed out."""
         return len(self._order) - self._position
 
     @property
     def group(self) -> tuple[int, int]:
-        """Operation and capacity: what pages in a row have in common to be done as one batch."""
+        """Return operation and capacity. Adjacent pages that share both run as one batch."""
         batch = self.request.batch
         return batch.operation, min(batch.capacity, 2 * batch.page_size)
 
     def cut(self, most: int) -> Sequence[int]:
-        """Cut up to `most` pages off."""
+        """Return the next pages to hand out, at most `most`."""
         start = self._position
         self._position = min(start + most, len(self._order))
         return self._order[start : self._position]
@@ -65,10 +65,10 @@ class Flight:
         data: memoryview,
         worked: tuple[Counter[str], Counter[str]],
     ) -> None:
-        """Take the results of some pages, and count them. Raise BackendUnavailable if they cannot be right."""
+        """Take and count the results of some pages. Raise BackendUnavailable if they are bad."""
         batch = self.request.batch
         if not batch.accept(indices, data, results):
-            raise BackendUnavailable("a worker returned lengths that cannot be right")
+            raise BackendUnavailable("a worker returned lengths that do not fit its data")
         self.undone -= len(indices)
         compresses = batch.operation == CompressBatch.operation
         worked[batch.operation].update(
@@ -80,19 +80,19 @@ class Flight:
         )
 
     def fail(self, indices: Sequence[int], code: int) -> None:
-        """Give some pages that were handed out a negative errno."""
+        """Give pages that were handed out a negative errno."""
         self.request.batch.fail(indices, code)
         self.undone -= len(indices)
 
     def give_up(self, code: int) -> None:
-        """Give every page that is not done the negative errno `code`."""
+        """Give every page without a result the negative errno `code`."""
         self._position = len(self._order)
         batch = self.request.batch
         batch.fail(np.flatnonzero((batch.dlens == 0) & (batch.errors == 0)), code)
 
 
 class Parcel:
-    """Pages of one or more flights, on their way in one task."""
+    """Pages of one or more flights, carried by one task."""
 
     def __init__(
         self,
@@ -103,20 +103,21 @@ class Parcel:
     ) -> None:
         self.parts = parts
         self.cancelled = cancelled
-        """How often these pages were handed out before, and cancelled."""
+        """How often a task with these pages was cancelled before."""
         self.suspect = suspect
-        """Whether every worker that had these pages has died; what travels so has one flight."""
+        """Whether every worker that had these pages died. Such a parcel has pages of one flight
+        only."""
         self.pages = sum(len(indices) for _, indices in parts)
         self.drop: Callable[[], None] = lambda: None
-        """Has the cluster forget it."""
+        """Makes the cluster forget the task."""
 
     @property
     def live_parts(self) -> list[tuple[Flight, Sequence[int]]]:
-        """The parts whose flights are not over."""
+        """Return the parts whose flights are not over."""
         return [(flight, indices) for flight, indices in self.parts if not flight.over]
 
     def pack(self, codec: bytes) -> TaskPages:
-        """Copy what a worker needs."""
+        """Return a copy of what a worker needs."""
         groups: list[TaskGroup] = []
         inputs: list[Flat] = []
         for flight, indices in self.parts:
@@ -135,9 +136,9 @@ class Parcel:
         )
 
     def accept(self, outcome: Outcome, worked: tuple[Counter[str], Counter[str]]) -> None:
-        """Give each flight what became of its pages.
+        """Give each flight the results of its pages.
 
-        Raise BackendUnavailable where that cannot be right: a worker runs another version, maybe.
+        Raise BackendUnavailable if they cannot be right. The worker may run another version.
         """
         data = memoryview(outcome.data).cast("B")  # type: ignore[arg-type] # an array is a buffer
         results = np.ascontiguousarray(outcome.results, np.int32)

@@ -2,32 +2,34 @@
 
     submit ─▶ RequestQueue ─▶ Flights ─▶ Parcels ─▶ scheduler ─▶ workers
                                                                     │
-    request.finish ◀── batch ◀── Lane ◀──── arrivals (a queue) ◀────┘ told by the client's event loop
+    request.finish ◀── batch ◀── Lane ◀──── arrivals (a queue) ◀────┘ put by the client's event loop
 
-The client's event loop must never wait, and callbacks of requests may: so it only puts what arrives in a
-queue, and this thread does all that touches a batch. Rejected: a thread for each request (thousands may
-be under way); doing it in the event loop (a callback that waits for the next request would wait for
-ever, and the heartbeats with it).
+The client's event loop must never wait, but callbacks of requests may. So the event loop only puts
+answers in a queue, and this thread does everything that touches a batch. Rejected: a thread per
+request, as thousands may be in progress. Rejected: working in the event loop. A callback that waits
+for another request would block it forever, heartbeats included.
 
-**Room.** What is out is bounded, in bytes as it lies in the scheduler's memory on its way, and in tasks, two
-for each of the cluster's threads: one is done, the next is there. The rest waits where it was submitted and
-is not copied.
+**Room.** Two things are bounded: the bytes of pages that are out on the cluster, because the
+scheduler holds them in memory, and the tasks, two per thread of the cluster. One task runs while
+the next one waits beside it. All other pages stay with their submitter and are not copied.
 
-**Parcels.** A task costs 5 ms, whatever it carries, most of it in the scheduler. So a parcel takes pages of
-whatever waits when there is room for it: alone a request goes at once, and of many a whole parcel's worth goes
-together. Nothing waits for company. What waits is divided among the cluster's threads, within bounds: those
-of a worker's time as measured, and of bytes.
+**Parcels.** A task costs 5 ms, mostly in the scheduler, whatever it carries. So a parcel takes
+pages of whatever requests wait when there is room. A single request goes at once; of many requests,
+a full parcel goes together. Nothing is delayed to fill a parcel. The waiting pages are divided
+among the cluster's threads. A parcel is bounded in bytes, and in a worker's time as measured.
 
-**Deaths.** Which worker has a parcel, and that it is given to another when that one dies, is the scheduler's
-business. It gives up a task that was on `distributed.scheduler.allowed-failures` + 1 workers as they died,
-though another's may have been the cause. So what it gives up goes once more, one request's pages at a time
-and nothing else meanwhile: one's poison is no other's. Pages that it gives up then get -EOWNERDEAD.
+**Deaths.** The scheduler decides which worker runs a task, and gives it to another one if that
+worker dies. It gives a task up after `distributed.scheduler.allowed-failures` + 1 workers died with
+it, although another task may have been the cause. So the pages of such a task go out once more, one
+request at a time and with no other task beside them. A request that kills workers thus does not
+harm others. If the scheduler gives these pages up again, they get -EOWNERDEAD.
 
-Looked after once a second: whether the scheduler is connected and has workers at all. Nothing waits for
-longer than that says, or for what can still come.
+Once per second the lane checks that the scheduler is connected and answers, and that there are
+workers. So nothing waits longer than `workerless_s` for a cluster that cannot serve it.
 
-A thread takes requests until `close()`; the two queues are all that is shared. Requests are finished at one
-place (`_settle`), as their callbacks may do anything, close the engine included.
+The thread takes requests until `close()`. It shares only the two queues with other threads. It
+finishes requests in one place (`_settle`), because their callbacks may do anything, including
+closing the engine.
 """
 
 from __future__ import annotations
@@ -62,45 +64,47 @@ if TYPE_CHECKING:
     Arrival: TypeAlias = Callable[[], None]
 
 OUT_BYTES = 64 << 20
-"""Bytes of pages that are out, in the scheduler's memory."""
+"""Bytes of pages that may be out, in the scheduler's memory."""
 
 _TASKS_PER_THREAD = 2
 
 MOST_BYTES = 4 << 20
-"""Bytes of pages of a parcel; those of 1 MiB took twice as long a page, those of 8 no less. What a dead
-worker had is done again whole."""
+"""Bytes of pages per parcel. With 1 MiB a page took twice as long; 8 MiB was no faster than 4 MiB.
+A larger parcel would only repeat more work when a worker dies."""
 
 _LEAST_BYTES = 64 << 10
-"""Bytes of pages below which dividing work among more threads costs more messages than it saves."""
+"""Bytes of pages below which further division costs more in messages than it saves."""
 
 _LEAST_S, _MOST_S = 0.01, 0.2
-"""Seconds of a worker's thread that a parcel takes at least and at most, within the bounds in bytes."""
+"""Minimum and maximum seconds of a worker's thread per parcel, within the bounds in bytes."""
 
 _CODEC_TIMES = 8
-"""Times that a parcel is longer than the pickled codec it carries, which may have a dictionary. A minimum."""
+"""Minimum ratio of a parcel's bytes to its pickled codec, which may contain a dictionary."""
 
 _LOOK_S = 1.0
-"""Seconds between two looks at the cluster while something is out."""
+"""Seconds between two checks of the cluster while requests are in progress."""
 
 _FULL_LOOK_S = 0.05
-"""Seconds between two looks at the deadlines of requests that are still queued, as there is no room."""
+"""Seconds between two checks of the deadlines of queued requests while there is no room."""
 
 _EXPLAINED_S = 2.0
-"""Seconds for which holds what workers said that they lack: many batches may fail at once."""
+"""Seconds for which the workers' report of what they lack is valid, because many batches may fail
+at once."""
 
 _NO_MEMORY_S = 0.005
-"""Seconds until the thread goes on where memory was out."""
+"""Seconds that the thread waits after it ran out of memory."""
 
 _MOST_CANCELLED = 3
-"""Times that pages are handed out again which somebody else's `client.restart()` cancelled."""
+"""Times that pages are handed out again after a cancellation, such as another user's
+`client.restart()`."""
 
 
 class _LaneThread(RequestThread):
-    """The thread of a lane, to know one by."""
+    """The thread of a lane. `Lane.is_here` recognises it by its class."""
 
 
 class Lane:
-    """Takes up requests, has the cluster do them, and finishes each."""
+    """Takes up requests, sends their pages to the cluster, and finishes each."""
 
     def __init__(
         self, backend: DaskBackend, cluster: ClusterConnection, requests: RequestQueue, codec: bytes
@@ -110,35 +114,36 @@ class Lane:
         self._requests = requests
         self._codec = codec
         self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
-        """What is to be done in the thread with an answer; None: look at the queue of requests."""
+        """Work for this thread after an answer arrived. None: look at the queue of requests."""
         self._woken = False
-        """Whether there is a None among the arrivals."""
+        """Whether the arrivals contain a None."""
         self._flights: list[Flight] = []
         self._cut_last: Flight | None = None
-        """The only one that may have pages to hand out, but for those whose deadline has passed."""
+        """The only flight that may have pages to hand out, apart from those past their deadline."""
         self._taken: Request[Batch] | None = None
-        """What was taken from the queue and has no flight yet; it stays here where memory is out."""
+        """A request from the queue that has no flight yet. It stays here if memory runs out."""
         self._late: list[Request[Batch]] = []
-        """The same, of requests whose deadline has passed."""
+        """The same for requests past their deadline."""
         self._failure: BaseException | None = None
-        """The error that the thread met; the requests that it affects have not ended yet."""
+        """An error in this thread. The requests that it affects have not ended yet."""
         self._ended: deque[tuple[Request[Batch], BaseException | None]] = deque()
-        """What is over, and its callbacks not called."""
+        """Requests that are over but not finished yet."""
         self._out: set[Parcel] = set()
         self._out_pages = 0
         self._suspects: deque[Parcel] = deque()
-        """What goes next, one by one."""
+        """Parcels whose workers died. They go next, one at a time."""
         self._unexplained: list[tuple[Parcel, BaseException]] = []
-        """What workers could not do, and how it failed, until they have said what they lack."""
+        """Parcels that failed on a worker. They wait for the workers' report of what they lack."""
         self._why: BackendUnavailable | None = None
-        """What they said last."""
+        """The last report."""
         self._explained_at = -math.inf
         self._asks_why = False
         self._page_s: dict[int, float] = {}
-        """Seconds that a worker's thread takes for a page, by operation, as far as is known."""
+        """Measured seconds of a worker's thread per page, by operation."""
         self._workerless_since = math.inf
         self._silent_s: float | None = None
-        """Seconds that the scheduler has owed an answer, of those that this process ran; None: it owes none."""
+        """Seconds without an answer from the scheduler, counted while this process ran; None if no
+        answer is outstanding."""
         self._look_at = 0.0
         self._closed = False
         self._thread = _LaneThread(target=self._run, name="batchzip-dask", daemon=True)
@@ -146,13 +151,13 @@ class Lane:
 
     @staticmethod
     def is_here() -> bool:
-        """Whether this is called in the thread of a lane, this one or another's, by a callback."""
+        """Return whether the caller is the thread of any lane, that is, a callback of a request."""
         return isinstance(threading.current_thread(), _LaneThread)
 
     def wake(self, *, surely: bool = False) -> None:
-        """Say that a request was queued or cancelled, or has a deadline that it had not.
+        """Report that a request was queued or cancelled, or got a deadline.
 
-        Surely: though an interrupt may have come in the middle of saying so.
+        With `surely`, wake the thread even if an interrupt cut an earlier report short.
         """
         if surely or not self._woken:
             self._woken = True
@@ -163,14 +168,14 @@ class Lane:
         while goes_on:
             try:
                 goes_on = self._go_on()
-            except BaseException as error:  # noqa: BLE001 - raised where the requests are waited for
+            except BaseException as error:  # noqa: BLE001 - raised to whoever waits for requests
                 if self._failure is None or _is_out_of_memory(self._failure):
                     self._failure = error
                 if _is_out_of_memory(error):
                     time.sleep(_NO_MEMORY_S)
 
     def _go_on(self) -> bool:
-        """Do what is next. Return False where there is nothing any more."""
+        """Do one round of work. Return False when the lane is closed and empty."""
         if self._failure is not None:
             self._end_lost(self._failure)
             self._failure = None
@@ -183,19 +188,19 @@ class Lane:
         except queue.Empty:
             arrival = None
         if arrival is None:
-            self._woken = False  # what was queued up to now is seen below
+            self._woken = False  # the code below sees whatever was queued before this
         else:
             arrival()
-        del arrival  # nothing of a batch is kept while there is no next one
+        del arrival  # keeps nothing of a batch alive while the thread waits
         self._expire()
         self._look()
         return True
 
     def _end_lost(self, failure: BaseException) -> None:
-        """End what a failure of this thread has cost.
+        """End the requests that an error in this thread has cost.
 
-        Where memory was out, these are flights with pages that were in hand, of which nothing will come.
-        Anything else is a fault that nobody has thought of: everything ends, and nothing is taken any more.
+        If memory ran out, these are flights that have lost track of some pages. Any other error is
+        a bug: all requests end, and the lane takes no new ones.
         """
         if _is_out_of_memory(failure):
             self._take_up_late()
@@ -220,17 +225,17 @@ class Lane:
             self._end(flight, reason if flight.undone else None)
 
     def _patience_s(self) -> float | None:
-        """Seconds until something must be looked at."""
+        """Return the seconds until the next check, or None if none is due."""
         if not self._flights:
             return None
         deadlines = [flight.request.deadline for flight in self._flights]
         look_at = self._look_at
-        if self._suspects or not self._has_room:  # requests wait, maybe, whose deadlines pass
+        if self._suspects or not self._has_room:  # deadlines of queued requests may pass
             look_at = min(look_at, time.monotonic() + _FULL_LOOK_S)
         at = min([look_at, *(deadline for deadline in deadlines if deadline is not None)])
         return max(0.0, at - time.monotonic())
 
-    # Out.
+    # To the cluster.
 
     @property
     def _most_tasks(self) -> int:
@@ -244,7 +249,7 @@ class Lane:
         )
 
     def _feed(self) -> None:
-        """Hand out parcels as long as there is room."""
+        """Hand out parcels while there is room."""
         while self._suspects:
             if self._out:
                 return
@@ -266,7 +271,7 @@ class Lane:
             self._hand_out(Parcel(parts))
 
     def _next_flight(self) -> Flight | None:
-        """Return a flight with pages that are to go out, of a request that is taken up now if need be."""
+        """Return a flight with pages to hand out. Take up a request for it if necessary."""
         now = time.monotonic()
         flight = self._cut_last
         while flight is None or not flight.left or flight.request.is_late(now):
@@ -279,19 +284,19 @@ class Lane:
         return flight
 
     def _take_up(self, request: Request[Batch]) -> Flight | None:
-        """Take up a request, unless it was cancelled."""
+        """Make a flight for a request, unless the request was cancelled."""
         if not self._flights:
             self._look_at, self._workerless_since = 0.0, math.inf
         try:
             flight = Flight(request)
-        except Exception as error:  # noqa: BLE001 - no memory to put pages in order, most likely
+        except Exception as error:  # noqa: BLE001 - most likely no memory for the order of pages
             self._ended.append((request, error))
             if not request.take_up():
                 self._ended.pop()
                 self._requests.leave(request.pages)
             return None
         self._flights.append(flight)
-        # From here on nothing needs memory, so that no request is lost where there is none.
+        # The rest needs no memory, so no request is lost for want of it.
         if request.take_up():
             return flight
         self._flights.remove(flight)
@@ -304,7 +309,7 @@ class Lane:
             self._late.pop()
 
     def _parcel_pages(self, operation: int) -> int:
-        """Say how many pages the next parcel has at most."""
+        """Return the maximum number of pages of the next parcel."""
         size = self._backend.page_size
         least = max(_LEAST_BYTES, _CODEC_TIMES * len(self._codec))
         most = max(least, min(MOST_BYTES, OUT_BYTES // self._most_tasks))
@@ -323,7 +328,7 @@ class Lane:
             self._cluster.check()
             share = parcel.pack(self._codec)
             parcel.drop = self._cluster.hand_out(share, partial(self._told, parcel))
-        except BaseException as error:  # noqa: BLE001 - raised where the requests are waited for
+        except BaseException as error:  # noqa: BLE001 - raised to whoever waits for the requests
             reason = self._cluster.named(error)
             for flight, _ in parcel.live_parts:
                 self._end(flight, reason)
@@ -331,7 +336,7 @@ class Lane:
         self._out.add(parcel)
         self._out_pages += parcel.pages
 
-    # Back.
+    # From the cluster.
 
     def _told(self, parcel: Parcel, outcome: Outcome | BaseException) -> None:
         self._arrivals.put(partial(self._arrive, parcel, outcome))
@@ -343,7 +348,7 @@ class Lane:
 
     def _arrive(self, parcel: Parcel, outcome: Outcome | BaseException) -> None:
         if parcel not in self._out:
-            return  # given up meanwhile
+            return  # it was given up meanwhile
         self._take_back(parcel)
         parts = parcel.live_parts
         try:
@@ -357,7 +362,7 @@ class Lane:
             else:
                 parcel.accept(outcome, self._backend.worked)
                 self._learn(parcel, outcome)
-        except BaseException as error:  # noqa: BLE001 - raised where the requests are waited for
+        except BaseException as error:  # noqa: BLE001 - raised to whoever waits for the requests
             reason = self._cluster.named(error)
             for flight, _ in parts:
                 self._end(flight, reason)
@@ -366,7 +371,7 @@ class Lane:
                 self._end(flight)
 
     def _ask_why(self, parcel: Parcel, error: BaseException) -> None:
-        """Fail a parcel when workers have said what they lack, which tells more than how a task failed."""
+        """Fail a parcel once the workers have reported what they lack, which explains more."""
         is_known = time.monotonic() < self._explained_at + _EXPLAINED_S
         if not is_known and not self._asks_why:
             self._cluster.ask_workers(self._told_why)
@@ -384,7 +389,7 @@ class Lane:
         self._explain()
 
     def _explain(self) -> None:
-        """Fail what a worker could not do."""
+        """Fail the parcels that waited for the workers' report."""
         while self._unexplained:
             parcel, error = self._unexplained[-1]
             reason = self._why or self._cluster.named(error)
@@ -393,7 +398,7 @@ class Lane:
             self._unexplained.pop()
 
     def _bury(self, parcel: Parcel) -> None:
-        """Go on when the workers that had a parcel died."""
+        """Isolate the pages of a parcel whose workers died, or fail them the second time."""
         for flight, indices in parcel.live_parts:
             if parcel.suspect:
                 flight.fail(indices, -errno.EOWNERDEAD)
@@ -401,33 +406,33 @@ class Lane:
                 self._suspects.append(Parcel([(flight, indices)], suspect=True))
 
     def _again(self, parcel: Parcel, reason: BaseException) -> None:
-        """Hand out again what was cancelled, by the loss of the scheduler or by somebody."""
+        """Hand out a cancelled parcel again. Raise ClusterLost if the scheduler is lost."""
         self._cluster.check()
         if parcel.cancelled == _MOST_CANCELLED:
-            raise ClusterLost(f"the cluster cancels what it is given: {reason}") from reason
+            raise ClusterLost(f"the cluster keeps cancelling its tasks: {reason}") from reason
         if parts := parcel.live_parts:
             cancelled = parcel.cancelled + 1
             self._hand_out(Parcel(parts, cancelled=cancelled, suspect=parcel.suspect))
 
     def _learn(self, parcel: Parcel, outcome: Outcome) -> None:
-        """Note how long workers take, half of it by the last parcel."""
+        """Update the measured time per page. Each parcel counts half of the new value."""
         operations = {flight.request.batch.operation for flight, _ in parcel.parts}
         if len(operations) == 1:
             (operation,) = operations
             now = max(1e-9, float(outcome.busy_s) / parcel.pages)
             self._page_s[operation] = (self._page_s.get(operation, now) + now) / 2
 
-    # The end.
+    # Ending requests.
 
     def _end(self, flight: Flight, error: BaseException | None = None) -> None:
-        """Say that a flight is over."""
+        """Note that a flight is over."""
         if flight.over:
             return
         if error is not None:
-            with suppress(Exception):  # no memory: the error says enough
+            with suppress(Exception):  # without memory for this, the error alone is reported
                 flight.give_up(-errno.EOWNERDEAD)
         self._ended.append((flight.request, error))
-        # From here on nothing needs memory but to drop what is out.
+        # The rest needs no memory, apart from dropping parcels.
         flight.over = True
         self._flights.remove(flight)
         if self._cut_last is flight:
@@ -437,19 +442,19 @@ class Lane:
                 self._take_back(parcel)
 
     def _settle(self) -> None:
-        """Finish what is over."""
+        """Finish the requests that are over."""
         while self._ended:
             request, error = self._ended.popleft()
             try:
                 self._backend.count_elsewhere(request.batch, divided=True)
             finally:
-                # First, so that a callback finds room for the next.
+                # Make room first, so that a callback can submit the next request.
                 self._requests.leave(request.pages)
                 request.finish(error)
                 del error, request
 
     def _expire(self) -> None:
-        """End the requests whose deadline has passed, queued or under way."""
+        """End the requests past their deadline, queued or in progress."""
         self._late = self._requests.take_expired()
         self._take_up_late()
         now = time.monotonic()
@@ -458,7 +463,7 @@ class Lane:
             self._end(flight)
 
     def _look(self) -> None:
-        """Look after the cluster now and then, while something is out."""
+        """Check the cluster once per second while requests are in progress."""
         now = time.monotonic()
         if not self._flights or now < self._look_at:
             return
@@ -466,15 +471,17 @@ class Lane:
         try:
             self._cluster.check()
             if now > self._workerless_since + self._backend.workerless_s:
-                raise ClusterLost(  # noqa: TRY301 - as where the scheduler is gone
-                    f"the Dask cluster at {self._cluster.address} has had no workers for {self._backend.workerless_s} s"
+                raise ClusterLost(  # noqa: TRY301 - handled like a lost scheduler
+                    f"the Dask cluster at {self._cluster.address} has had no workers "
+                    f"for {self._backend.workerless_s} s"
                 )
             if self._silent_s is None:
                 self._cluster.count_threads(self._told_threads)
                 self._silent_s = 0.0
             elif self._silent_s >= self._backend.workerless_s:
                 raise ClusterLost(  # noqa: TRY301 - as above
-                    f"the Dask scheduler at {self._cluster.address} has not answered for {self._backend.workerless_s} s"
+                    f"the Dask scheduler at {self._cluster.address} has not answered "
+                    f"for {self._backend.workerless_s} s"
                 )
             else:
                 self._silent_s += _LOOK_S
@@ -496,20 +503,20 @@ class Lane:
             self._workerless_since = min(self._workerless_since, time.monotonic())
 
     def close(self) -> None:
-        """Finish every request that was put, then end the thread."""
+        """Finish every request in the queue, then end the thread."""
         self._requests.close()
         self._closed = True
         self.wake()
         if threading.current_thread() is self._thread:
-            # Closed by a callback: the rest is done here, and the thread ends when this one returns.
+            # A callback closes the lane: the rest runs here, and the thread ends on return.
             self._run()
         else:
             self._thread.join()
 
     def abandon(self, timeout_s: float) -> None:
-        """At the interpreter's exit: cancel what is queued, let what is under way end within time."""
+        """Cancel queued requests at the interpreter's exit. Give those in progress `timeout_s`."""
         if not self._thread.is_alive():
-            return  # a forked child, where somebody may hold the queue's lock for ever
+            return  # a forked child, in which the queue's lock may be held forever
         self._requests.close()
         for request in self._requests.take_all():
             request.cancel()

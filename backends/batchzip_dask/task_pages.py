@@ -1,20 +1,21 @@
-"""Share: pages as they travel, and what a Dask worker does with them.
+"""TaskPages: what a task carries, and what a Dask worker does with it.
 
-    TaskPages                                             Outcome
-      codec    the pickled codec                        results  int32: bytes of each, or a negative errno
-      groups   operation, capacity, number of pages     data     outputs, one behind the other
-      data     inputs, one behind the other      ─▶     busy_s   seconds that a worker's thread took
-      lengths  uint32: bytes of each
+    TaskPages                                    Outcome
+      codec    the pickled codec                   results  int32: bytes, or a negative errno
+      groups   operation, capacity, pages          data     the outputs, concatenated
+      data     the inputs, concatenated      ─▶    busy_s   seconds of the worker's thread
+      lengths  uint32: bytes per input
 
-A share has pages of one request or of several; a group are those in a row that are done alike. `data`,
-`lengths` and `results` are arrays: pickle 5 hands them over as buffers beside the message, so a share is a
-few frames whatever its number of pages. What is said of `Batch.accept` holds for `data`.
+A task has pages of one or more requests. A group is a run of pages with the same operation and
+capacity. `data`, `lengths` and `results` are arrays, which pickle 5 passes as buffers beside the
+message. So a task has only a few frames, whatever its number of pages. The owner does not trust
+`data` and `results`; `Batch.accept` checks them.
 
-A message that a Dask worker cannot unpickle ends its connection, then the worker, then its nanny. So what
-travels there names nothing of batchzip (`as_task`): where that is missing, the task fails and nothing else.
+If a Dask worker cannot unpickle a message, its connection ends, then the worker, then its nanny. So
+the pickled task names nothing of batchzip (`as_task`). Without batchzip, only the task fails.
 
-A worker's thread keeps the codec contexts that it used last, as making one takes longer than most
-shares.
+A worker's process keeps the codec contexts that it used last, because making one takes longer than
+most tasks.
 """
 
 from __future__ import annotations
@@ -40,22 +41,23 @@ if TYPE_CHECKING:
     from batchzip.batch import Batch
 
 _CODECS = 8
-"""Codecs that a process keeps ready: several engines use one cluster, and each holds some 100 KiB."""
+"""Codecs that a process keeps. Several engines may use one cluster; each codec holds about 100
+KiB."""
 
 _CALL = "__import__('batchzip_dask.task_pages', fromlist=['task_pages']).run_share(*share)"
 
 
 class TaskGroup(NamedTuple):
-    """Pages of a share that lie in a row and are done alike."""
+    """A run of pages in a task with the same operation and capacity."""
 
     operation: int
     capacity: int
-    """Most bytes an output may have."""
+    """Maximum bytes of an output."""
     pages: int
 
 
 class TaskPages(NamedTuple):
-    """Pages and compressed sources, and what is to be done with them."""
+    """Inputs, and what a worker is to do with them."""
 
     codec: bytes
     page_size: int
@@ -66,7 +68,7 @@ class TaskPages(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a share."""
+    """The results of a task."""
 
     results: npt.NDArray[np.int32]
     data: Bytes
@@ -74,7 +76,7 @@ class Outcome:
 
 
 def as_task(share: TaskPages) -> Callable[[], Outcome]:
-    """Return what does a share when it is called, and unpickles without batchzip."""
+    """Return a callable that runs the task and can be unpickled without batchzip."""
     return partial(
         eval, _CALL, {}, {"share": (*share[:2], tuple(map(tuple, share[2])), *share[3:])}
     )
@@ -87,7 +89,7 @@ def run_share(
     data: Bytes,
     lengths: npt.NDArray[np.uint32],
 ) -> Outcome:
-    """Do a share; a page that fails has its negative errno and hides no other."""
+    """Run a task. Pages fail one by one, each with its negative errno."""
     began = time.perf_counter()
     flat = buffers.flat(data)
     ends = np.cumsum(lengths, dtype=np.int64).tolist()

@@ -1,8 +1,8 @@
-"""The sequential backend: every page in the calling thread, one after the other.
+"""The sequential backend: the calling thread does all pages, one after the other.
 
-The reference that every other backend is measured against and must agree with. It takes one page
-in one go, so the engine's direct path is all there is to it; several threads may use it at once, as
-each call takes a coder of its own.
+It is the reference: the results of every other backend must agree with it. It takes one page at a
+time, so it needs only the engine's direct path. Several threads may use it at once, because each
+call takes its own coder.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["SequentialBackend"]
 
 
 class SequentialBackend(Backend):
-    """Does the work in the calling thread; `submit` returns a request that is done."""
+    """Does the work in the calling thread. `submit` returns a request that is done."""
 
     name = "sequential"
 
     def __init__(self, *, workers: int | None = None) -> None:
-        del workers  # the caller is all there is
+        del workers  # only the caller works
 
     def execute(self, batch: Batch) -> None:
         """Do a batch page by page."""

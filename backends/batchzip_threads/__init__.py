@@ -1,11 +1,11 @@
-"""The threads backend: lanes that are threads of the core and never take the GIL.
+"""The threads backend: lanes are threads of the core that never take the GIL.
 
-Nothing is copied on the way to a lane, and nothing is started but threads. It takes codecs that are C
-functions (`batchzip algorithms` says which). A codec in Python would have its threads take turns, so
-it is refused: the workers backend is for those.
+Nothing is copied on the way to a lane, and only threads are started. The backend takes codecs that
+are C functions (`batchzip algorithms` shows which). Threads would run a codec in Python one at a
+time. So it is refused: the workers backend is for such codecs.
 
-Rejected: Python threads that call the codec without the GIL. Handing the GIL over costs more than a
-page of 4 KiB takes.
+Rejected: Python threads that release the GIL during the codec. Handing over the GIL costs more than
+compressing a page of 4 KiB.
 """
 
 from __future__ import annotations
@@ -28,38 +28,42 @@ if TYPE_CHECKING:
 __all__ = ["ThreadsBackend"]
 
 _RETRY_S = 1.0
-"""Seconds until threads that could not be started are tried again."""
+"""Seconds until the next attempt, after threads could not be started."""
 
 
 class ThreadsBackend(LanesBackend):
-    """Compresses in `workers` threads besides the caller; default: usable CPUs − 1, 1 to 15.
+    """Compresses in `workers` threads besides the caller. Default: usable CPUs − 1, 1 to 15.
 
-    Opening it raises BackendUnavailable for a codec in Python.
+    `open` raises BackendUnavailable for a codec in Python.
     """
 
     name = "threads"
 
     def __init__(self, *, workers: int | None = None, isolate: bool = False) -> None:
         if isolate:
-            raise BadArgument("threads share the owner's memory: isolate=True needs 'workers'")
+            raise BadArgument(
+                "threads run the codec in this process: isolate=True needs backend='workers'"
+            )
         super().__init__(workers=workers)
         self._lanes: ThreadLanes | None = None
         self._started: dict[str, tuple[ThreadLanes, weakref.finalize[..., object]]] = {}
-        """The lanes and what ends them, of whoever started some first: it takes one step, and no lock."""
+        """The lanes, and their finalizer, of the first thread that started some. `setdefault` decides
+        this in one step, without a lock."""
         self._retry_at = 0.0
 
     def open(self, codec: Codec, page_size: int) -> None:
         """Start the threads. Raise BackendUnavailable for a codec in Python."""
         if not is_native(codec):
             raise BackendUnavailable(
-                f"{codec.algorithm} runs in Python here, where threads take turns: use backend='workers'"
+                f"{codec.algorithm} runs in Python here, one thread at a time: "
+                "use backend='workers'"
             )
         super().open(codec, page_size)
         self._plan = codec.plan()
         self._start()
 
     def _start(self) -> None:
-        """Start the threads unless it is too early; where that fails, warn once."""
+        """Start the threads unless it is too early to try again. Warn once if that fails."""
         if time.monotonic() < self._retry_at or self._closed:
             return
         try:
@@ -72,7 +76,7 @@ class ThreadsBackend(LanesBackend):
         self._lanes, first = self._started.setdefault("the only ones", (lanes, stop))
         if first is stop:
             self.at_child_exit(stop)
-        if first is not stop or self._closed:  # another thread came first, or has closed the engine
+        if first is not stop or self._closed:  # another thread was first, or closed the engine
             stop()
         self.tell_recovery()
 
@@ -85,14 +89,14 @@ class ThreadsBackend(LanesBackend):
         return () if lanes is None else lanes.rings
 
     def wait_ready(self, timeout_s: float) -> bool:
-        """Wait until every thread takes work; False when time is up or they cannot be started."""
+        """Wait until every thread takes work. Return False after `timeout_s`, or if none starts."""
         deadline = time.monotonic() + timeout_s
         while not all(ring.ready for ring in self.rings) and time.monotonic() < deadline:
             time.sleep(0.0001)
         return len(self.rings) == self.workers and all(ring.ready for ring in self.rings)
 
     def statistics(self) -> Statistics:
-        """Add up what was done by callers and by the threads."""
+        """Return the sum of the figures of callers and threads."""
         totals: tuple[Counter[str], Counter[str]] = Counter(), Counter()
         lanes = self._lanes
         for ring in () if lanes is None else lanes.rings:

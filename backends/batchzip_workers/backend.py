@@ -1,10 +1,10 @@
-"""The workers backend: lanes that are worker processes.
+"""The workers backend: lanes are worker processes.
 
-For what threads cannot do: codecs in Python, a codec that may hang or crash, and isolation, where the
-owner never runs the codec. Each worker has a ring of its own in shared memory; pages and outputs that lie
-in the engine's arena are used where they are, and others are copied.
+Processes do what threads cannot: run codecs in Python in parallel, survive a codec that hangs or
+crashes, and isolate the owner, which then never runs the codec. Each worker has its own ring in
+shared memory. Workers use pages and outputs in the engine's arena in place. Others are copied.
 
-Rejected: an executor with one submit per batch, which takes four times longer than no workers at all.
+Rejected: an executor with one submit per batch. It takes four times longer than no workers at all.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def _make_task(codec: Codec, page_size: int, arena_fd: int, number: int, ring: WorkerRing) -> Task:
-    """Say what the worker at a place is to do. Raise whatever the codec's pickling raises."""
+    """Return the task of the worker in slot `number`. Raise any error of pickling the codec."""
     given: object
     modules: frozenset[str] = frozenset()
     plan = codec.plan()
@@ -51,11 +51,11 @@ def _make_task(codec: Codec, page_size: int, arena_fd: int, number: int, ring: W
 
 
 class WorkersBackend(LanesBackend):
-    """Compresses in `workers` processes besides the caller; default: usable CPUs − 1, 1 to 15.
+    """Compresses in `workers` processes besides the caller. Default: usable CPUs − 1, 1 to 15.
 
-    `isolate`  the caller never runs the codec. What workers cannot do fails with -EOWNERDEAD.
+    `isolate`  the caller never runs the codec. Pages that workers cannot do fail with -EOWNERDEAD.
 
-    Raise BackendUnavailable where there is no Python to start, as in a frozen or embedded application.
+    Raises BackendUnavailable if no Python can be started, as in a frozen or embedded application.
     """
 
     name = "workers"
@@ -64,13 +64,13 @@ class WorkersBackend(LanesBackend):
         reason = why_no_python()
         if reason is not None:
             raise BackendUnavailable(
-                f"the workers backend starts Python, and {reason}: use backend='threads'"
+                f"the workers backend starts Python, but {reason}: use backend='threads'"
             )
         super().__init__(workers=workers, isolate=isolate)
         self._stop: weakref.finalize[..., object] | None = None
 
     def open(self, codec: Codec, page_size: int) -> None:
-        """Start the workers; they take part as they become ready."""
+        """Start the workers. Each takes part once it is ready."""
         super().open(codec, page_size)
         self._supervisor = Supervisor(
             self.workers,
@@ -82,48 +82,49 @@ class WorkersBackend(LanesBackend):
         self.at_child_exit(self._stop)
 
     def make_blocks(self) -> Blocks:
-        """Make the arena; its arrays are what the workers share."""
+        """Create the arena. Return its Blocks, which are the arrays shared with the workers."""
         self._arena = Arena()
         return self._arena.blocks
 
     def array(self, rows: int, width: int) -> Bytes:
-        """Make an array in memory that the workers share."""
+        """Return an array in memory that the workers share."""
         return self._arena.array(rows, width)
 
     @property
     def rings(self) -> tuple[Ring, ...]:
-        """The rings of the workers that run now."""
+        """The rings of the running workers."""
         if self._supervisor.failure is not None:
             self._tell()
         return self._supervisor.rings
 
     def kill(self, ring: Ring) -> None:
-        """Kill a worker that hangs; it is replaced as any that dies."""
+        """Kill a worker that hangs. It is replaced like any dead worker."""
         self._supervisor.kill(ring)
 
     @property
     def may_replace(self) -> bool:
-        """Whether workers that end are replaced, as far as is known."""
+        """Whether workers that end will probably be replaced."""
         return not self._supervisor.failing
 
     @property
     def ends(self) -> bool:
-        """Whether no worker will be started any more."""
+        """Whether no more workers will be started."""
         return self._supervisor.stopping
 
     def replace_soon(self) -> None:
-        """Start the workers that are missing soon: a batch needs one."""
+        """Start missing workers soon, because a batch needs one."""
         self._supervisor.retry_soon()
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """Process ids of the workers that run now."""
+        """Process IDs of the running workers."""
         return self._supervisor.pids
 
     def wait_ready(self, timeout_s: float) -> bool:
-        """Wait until every worker works; False when time is up or one cannot be started.
+        """Wait until every worker is ready. Return False after `timeout_s`, or if one cannot start.
 
-        Workers that died are waited for, too, and those that could not be started are soon tried again.
+        Successors of dead workers are waited for, too. Workers that could not be started are tried
+        again soon.
         """
         supervisor = self._supervisor
         supervisor.start()
@@ -131,7 +132,7 @@ class WorkersBackend(LanesBackend):
         deadline = time.monotonic() + timeout_s
         while not supervisor.settled and time.monotonic() < deadline:
             for ring in supervisor.rings:
-                if ring.dead:  # it lied, and the batch that found out was cut short
+                if ring.dead:  # impossible results were found, but an interrupt prevented the kill
                     supervisor.kill(ring)
             time.sleep(0.001)
         self._tell()
@@ -140,13 +141,13 @@ class WorkersBackend(LanesBackend):
     def submit(
         self, request: Request[Batch], *, timeout_s: float | None = None, block: bool = True
     ) -> None:
-        """Queue a request; they are done by one thread and the workers, and overlap."""
+        """Queue a request. One thread does requests together with the workers, several at a time."""
         if self._supervisor.failure is not None:
             self._tell()
         super().submit(request, timeout_s=timeout_s, block=block)
 
     def statistics(self) -> Statistics:
-        """Add up what was done here and by the workers."""
+        """Return the sum of the figures of this process and the workers."""
         supervisor = self._supervisor
         return self.add_statistics(
             (supervisor.worked(0), supervisor.worked(1)),
@@ -155,9 +156,9 @@ class WorkersBackend(LanesBackend):
         )
 
     def _tell(self) -> None:
-        """Tell once that workers could not be started, and once that all work again."""
+        """Warn once that workers could not be started, and log once that all work again."""
         supervisor = self._supervisor
-        supervisor.start()  # where there was no thread to start workers, it is tried again
+        supervisor.start()  # try again if the supervisor's thread could not be started
         reason = supervisor.failure
         if reason is None:
             return

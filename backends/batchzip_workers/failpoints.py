@@ -1,11 +1,11 @@
 """Failpoints: workers that fail on purpose, at a named step of the core's loop, the n-th time.
 
-    with armed("began:3:kill", "done:1:stop"):     # for the next workers that are started, in turn
+    with armed("began:3:kill", "done:1:stop"):     # one for each of the next two workers started
         …
 
-A step is where a lane is when it fails: just behind what the name says (`batchzip.core.lane.STEPS`).
-Actions are `kill` (SIGKILL), `stop` (SIGSTOP: it hangs), `raise` (the loop ends, and with it the process)
-and `pause` (20 ms). The loop pays one predictable branch a step.
+A lane fails just after the step that the name describes (`batchzip.core.lane.STEPS`). Actions are
+`kill` (SIGKILL), `stop` (SIGSTOP: it hangs), `raise` (the loop ends, and with it the process) and
+`pause` (20 ms). The loop pays one predictable branch per step.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 Failpoint = tuple[str, int, str]
 
 waiting: deque[Failpoint] = deque()
-"""Armed failpoints that no worker has yet; the supervisor gives one to each worker it starts."""
+"""Armed failpoints. The supervisor gives one to each worker that it starts."""
 
 
 def parse(text: str) -> Failpoint:
-    """Read `step:nth:action`. Raise BadArgument naming what there is."""
+    """Parse `step:nth:action`. Raise BadArgument, which lists the valid steps and actions."""
     step, _, rest = text.partition(":")
     nth, _, action = rest.partition(":")
     if step not in STEPS or action not in ACTIONS or not nth.isdecimal() or int(nth) < 1:
         raise BadArgument(
-            f"a failpoint is step:nth:action with a step of {', '.join(STEPS)} and an action of {', '.join(ACTIONS)}, not {text!r}"
+            f"a failpoint must be step:nth:action with a step of {', '.join(STEPS)} and an action "
+            f"of {', '.join(ACTIONS)}, not {text!r}"
         )
     return step, int(nth), action
 
 
 @contextmanager
 def armed(*texts: str) -> Iterator[None]:
-    """Give the next workers started in this process a failpoint each, in turn, while this lasts."""
+    """Give each of the next workers started within this context a failpoint, in order."""
     waiting.extend([parse(text) for text in texts])
     try:
         yield
@@ -48,5 +49,5 @@ def armed(*texts: str) -> Iterator[None]:
 
 
 def next_armed() -> Failpoint | None:
-    """Take the next one that is armed, if any."""
+    """Take and return the next armed failpoint, or None."""
     return waiting.popleft() if waiting else None

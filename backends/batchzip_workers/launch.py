@@ -1,15 +1,16 @@
-"""Launch: starts a worker's process, and leaves nothing behind where that fails.
+"""Launch: starts a worker's process, and leaves nothing behind if that fails.
 
     Task ─▶ memory ─▶ python -P … -c START <its descriptor> ─▶ startup.run ─▶ module.main(*arguments)
                  ◀── why it could not start ──┘
 
-The process is a new interpreter with its owner's flags and import path (see batchzip/system/interpreter.py). It finds what it is to do in
-memory that it inherits, as a pipe's writer would wait for ever if the process died before it read.
+The process is a new interpreter with its owner's flags and import path
+(batchzip/system/interpreter.py). It reads its task from memory that it inherits. The writer of a
+pipe would wait for ever if the process died before it read.
 
-Rejected: loky and multiprocessing's spawn. They start an interpreter with modules of their own, keep a
-resource tracker beside it, forget -P, -I and -E, do not start anything in a daemonic process, and flush a
-stdout that may be None: 79 ms and 18 MiB a worker, against 20 ms and 8 MiB. posix_spawn: it passes on what
-libraries left inheritable.
+Rejected: loky and multiprocessing's spawn. They import further modules, keep a resource tracker,
+lose the flags -P, -I and -E, cannot start anything in a daemonic process, and flush a stdout that
+may be None. A worker would take 79 ms and 18 MiB, against 20 ms and 8 MiB. posix_spawn: it passes
+on descriptors that libraries left inheritable.
 """
 
 from __future__ import annotations
@@ -30,68 +31,66 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 _START = """\
-import marshal, posix, sys
-fd = int(sys.argv[2])
-sys.path[:], owner, module, arguments, fds = marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 0))
-from batchzip_workers.startup import run
+import marshal, posix, sys fd = int(sys.argv[2]) sys.path[:], owner, module, arguments, fds =
+marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 0)) from batchzip_workers.startup import run
 run(fd, owner, module, arguments, fds)
 """
-"""Imports what is compiled into the interpreter until the path is the owner's."""
+"""Uses only modules that are compiled into the interpreter until it has the owner's path."""
 
 _MOST_REASON = 1000
-"""Bytes that are read of why a worker could not start."""
+"""Longest text, in bytes, of why a worker could not start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker is to do: `module.main(*arguments)`."""
+    """The task of a worker: `module.main(*arguments)`."""
 
     module: str
     arguments: tuple[Any, ...]
-    """What `marshal` takes: numbers, text, bytes, and tuples of these."""
+    """Values for `marshal`: numbers, text, bytes, and tuples of these."""
     descriptors: Sequence[int] = ()
-    """What it inherits, under the same numbers."""
+    """Descriptors that it inherits with the same numbers."""
     needs: Collection[str] = ()
-    """Further modules that it imports; see `batchzip.system.interpreter.import_path`."""
+    """Other modules that it imports; see `batchzip.system.interpreter.import_path`."""
 
 
 class Process:
-    """A worker's process, from its start until it is reaped. Thread-safe; `sentinel` is a pidfd."""
+    """A worker's process, from its start until it is reaped. `sentinel` is a pidfd. Thread-safe."""
 
     def __init__(self, pid: int, sentinel: int, memory: int, size: int) -> None:
         self.pid = pid
         self.sentinel = sentinel
         self.gave_up = False
-        """Whether it ended by its own doing, as far as is known: nobody killed it."""
+        """Whether it probably ended by itself, and was not killed."""
         self._memory = memory
         self._size = size
-        self._lock = threading.RLock()  # a signal handler may come here again
+        self._lock = threading.RLock()  # a signal handler may call this class again
 
     def kill(self) -> None:
-        """Send SIGKILL; nothing happens where it is dead or was reaped."""
+        """Send SIGKILL. Do nothing if the process has ended or was reaped."""
         with self._lock, contextlib.suppress(ProcessLookupError):
             if self.sentinel >= 0:
                 signal.pidfd_send_signal(self.sentinel, signal.SIGKILL)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until it is dead; False if `timeout_s` is over."""
+        """Wait for its end. Return False after `timeout_s`."""
         poll = select.poll()
         poll.register(self.sentinel, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
 
     @property
     def ended(self) -> bool:
-        """Whether it is dead, noticed or not."""
+        """Whether it has ended, even if it is not reaped yet."""
         with self._lock:
             return self.sentinel < 0 or self.wait(0)
 
     def reap(self) -> str:
-        """Wait until it is dead and release everything; how it ended, in words. Call it once."""
+        """Wait for its end and release everything. Return how it ended, as a text. Call it once."""
         try:
             end = os.waitid(os.P_PIDFD, self.sentinel, os.WEXITED)
-        except ChildProcessError:  # SIGCHLD is ignored, or somebody waits for every child
+        except ChildProcessError:  # SIGCHLD is ignored, or other code waits for every child
             end = None
-        told = os.pread(self._memory, _MOST_REASON, self._size).decode(errors="replace")
+        reason = os.pread(self._memory, _MOST_REASON, self._size).decode(errors="replace")
         with self._lock:
             sentinel, self.sentinel = self.sentinel, -1
             os.close(sentinel)
@@ -99,8 +98,8 @@ class Process:
         self.gave_up = end is not None and (
             end.si_code == os.CLD_EXITED or end.si_status not in (signal.SIGKILL, signal.SIGTERM)
         )
-        if told:
-            return told
+        if reason:
+            return reason
         if end is None:
             return "it ended"
         status = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
@@ -108,8 +107,8 @@ class Process:
 
 
 def launch(task: Task) -> Process:
-    """Start a process for `task`. Raises whatever says why that is not possible."""
-    import subprocess  # noqa: PLC0415 - 10 ms, off the caller's path
+    """Start a process for `task`. Raise any error that prevents it, and leave nothing behind."""
+    import subprocess  # noqa: PLC0415 - takes 10 ms, which the caller need not wait for
 
     memory = sentinel = -1
     popen = None
@@ -142,5 +141,5 @@ def launch(task: Task) -> Process:
             if fd >= 0:
                 os.close(fd)
         raise
-    popen.returncode = 0  # it is reaped by its pidfd; Popen would complain that nobody does
+    popen.returncode = 0  # `reap` uses the pidfd; Popen would warn that the process still runs
     return process

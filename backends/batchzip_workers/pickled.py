@@ -1,10 +1,11 @@
-"""Pickled: a codec as bytes for a worker, and the modules that the worker needs to read them.
+"""Pickled: a codec as bytes for a worker, and the modules that the worker needs to unpickle it.
 
-What an importable module defines is pickled by name. What `__main__` or a function defines is pickled by
-value: `__main__` is never run again.
+Objects of an importable module are pickled by name. Objects that `__main__` or a function defines
+are pickled by value, so that `__main__` never runs again.
 
-A function that is pickled by value brings the modules it names, but not the submodules of packages that
-a function within it names (`lz4.block`, where `lz4` is known): these are noted, and imported with it.
+cloudpickle includes the modules that a function pickled by value names. It does not include
+submodules of packages that an inner function names (`lz4.block`, if only `lz4` is named). So these
+are listed here, and imported by the worker.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class Pickled(NamedTuple):
-    """A value's bytes, for `unpickled`, and the modules whose names they speak of."""
+    """A value's bytes for `unpickled`, and the modules that these bytes refer to."""
 
     data: bytes
     modules: frozenset[str]
 
 
 def pickled(value: object) -> Pickled:
-    """Pickle a value. Raises whatever its own pickling raises, SystemExit included."""
-    import cloudpickle  # noqa: PLC0415 - 20 ms, off the caller's path
+    """Pickle a value. Raise any error of its own pickling methods, SystemExit included."""
+    import cloudpickle  # noqa: PLC0415 - takes 20 ms, which the caller need not wait for
 
     modules: set[str] = set()
     submodules: set[str] = set()
@@ -51,10 +52,10 @@ def pickled(value: object) -> Pickled:
 
 
 def unpickled(data: bytes) -> Any:
-    """Make the value again that `pickled` was given."""
+    """Return the value that was given to `pickled`."""
     file = io.BytesIO(data)
     for name in pickle.load(file):
-        with contextlib.suppress(ImportError):  # made by its package, which makes it here as well
+        with contextlib.suppress(ImportError):  # its package creates it at run time
             import_module(name)
     return pickle.load(file)
 
@@ -71,7 +72,7 @@ def _submodules(function: FunctionType) -> Iterator[str]:
 
 
 def _known(function: FunctionType, names: set[str]) -> Iterator[object]:
-    """Yield what a function's names stand for, global or of the functions around it."""
+    """Yield the values of a function's names, global or from enclosing functions."""
     for name in names & function.__globals__.keys():
         yield function.__globals__[name]
     for cell in function.__closure__ or ():

@@ -1,11 +1,11 @@
-"""Startup: what a worker's process does before its work.
+"""Startup: prepares a worker's process for its work.
 
-A worker dies with its owner: PR_SET_PDEATHSIG delivers SIGKILL when the thread that started it ends,
-which is the supervisor's and lives as long as the backend; getppid is looked at afterwards, for an
-owner that died before. SIGINT is the owner's matter and ignored.
+A worker dies with its owner. PR_SET_PDEATHSIG delivers SIGKILL when the thread that started it
+ends, which is the supervisor's and lives as long as the backend. getppid is checked afterwards,
+because the owner may have died before. The worker ignores SIGINT, which is for the owner.
 
-Little is imported here: a worker is back after a death in the time that Python takes to start, and does
-not keep 1.6 MiB of `typing` and 0.8 MiB of `enum`, which `signal` is made with.
+This module imports little. So a successor works as soon as Python has started, and a worker does
+not keep 1.6 MiB of `typing` and 0.8 MiB of `enum`, which `signal` would import.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FAILED_EXIT = 70
-"""Exit status (EX_SOFTWARE) after an exception that is no page's."""
+"""Exit status (EX_SOFTWARE) after an exception outside a page."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -29,19 +29,19 @@ _PR_SET_PDEATHSIG = 1
 def run(
     memory: int, owner_pid: int, module: str, arguments: Sequence[object], fds: Sequence[int]
 ) -> None:
-    """Run `module.main(*arguments)`; an exception is told to the owner, behind its task in `memory`."""
+    """Run `module.main(*arguments)`. Write an exception to `memory`, after the task, for the owner."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != owner_pid:
         return
     try:
-        for fd in (memory, *fds):  # not for what a codec starts
+        for fd in (memory, *fds):  # processes that a codec starts must not inherit them
             os.set_inheritable(fd, False)
         _open_standard()
         main = import_module(module).main
         main(*arguments)
-    except Exception as error:  # noqa: BLE001 - nobody here would catch it
+    except Exception as error:  # noqa: BLE001 - the owner reports it
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         os.lseek(memory, 0, os.SEEK_END)
         os.write(memory, reason.encode(errors="replace"))
@@ -49,7 +49,7 @@ def run(
 
 
 def _open_standard() -> None:
-    """Lead stdin nowhere, and what the owner has closed: nothing of ours is opened there."""
+    """Open /dev/null as stdin and as closed standard streams, so that our files do not get 0 to 2."""
     null = _open_nowhere()
     os.dup2(null, 0)
     while null <= 2:
@@ -61,6 +61,6 @@ def _open_nowhere() -> int:
     try:
         return os.open(os.devnull, os.O_RDWR)
     except OSError:  # there is no /dev, as after chroot
-        from batchzip.system.descriptors import open_nowhere  # noqa: PLC0415 - it brings typing
+        from batchzip.system.descriptors import open_nowhere  # noqa: PLC0415 - it imports typing
 
         return open_nowhere()

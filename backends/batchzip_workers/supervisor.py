@@ -1,13 +1,13 @@
-"""Supervisor: starts the workers, notices deaths, starts them again, stops them.
+"""Supervisor: starts workers, notices deaths, replaces workers, and stops them.
 
-Of a worker's work it knows no more than a `Task`.
+It knows nothing of a worker's work but its `Task`.
 
-One thread does it all, for two reasons: a worker's PR_SET_PDEATHSIG fires when the *thread* that
-started it ends, so that thread must live as long as the workers; and starting takes milliseconds
-that no caller should wait for. A dead worker's ring is never used again: what it left half done stays
-in memory that nobody looks at any more, and its successor starts with a new ring.
+One thread does all this, for two reasons. A worker's PR_SET_PDEATHSIG fires when the *thread* that
+started it ends, so that thread must live as long as the workers. And starting a worker takes
+milliseconds, for which no caller should wait. A dead worker's ring is never used again: its
+half-done state stays in memory that is no longer read, and the successor gets a new ring.
 
-`rings` is replaced as a whole, never changed in place, so that callers read it without a lock.
+`rings` is always replaced as a whole, so that callers read it without a lock.
 """
 
 from __future__ import annotations
@@ -35,19 +35,18 @@ if TYPE_CHECKING:
     from batchzip_workers.ring import WorkerRing
 
 START_S = 30.0
-"""Seconds a worker has to become ready before it is killed: one that hangs while it starts never would,
-and whoever may run a page in workers only would wait for it in vain. Starting takes 0.02 s."""
+"""Seconds until a worker that is not ready is killed. A worker that hangs during its start never
+becomes ready, and pages for workers only would wait for it. A start takes 0.02 s."""
 
 _STOP_S = 2.0
-"""Seconds the workers have to finish what is posted to them when the backend closes."""
+"""Seconds that workers have to finish posted shares when the backend closes."""
 
 
 class Supervisor:
     """Keeps `count` workers running from `start()` to `stop()`.
 
-    `make_ring(number)` makes a ring for one worker, and `make_task(number, ring)` says what the worker at that
-    place is to do with it. Both are called in the supervisor's thread and may raise anything: the
-    worker is tried again later.
+    `make_ring(number)` returns a ring for one worker, and `make_task(number, ring)` its task. The
+    supervisor's thread calls both. They may raise anything; the start is then tried again later.
     """
 
     def __init__(
@@ -63,31 +62,32 @@ class Supervisor:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._thread_starts = Attempts()
-        # Reentrant, all three: a signal handler or a finalizer may come here again.
+        # All three are reentrant: a signal handler or a finalizer may call this class again.
         self._starting = threading.RLock()
         self._figures_lock = threading.RLock()
         self._wake_lock = threading.RLock()
-        """Held to use the descriptor below or to close it."""
+        """Held while the descriptor below is used or closed."""
         with above_standard():
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.rings: tuple[Ring, ...] = ()
         self.restarts = 0
         self._gone: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-        """What workers did that are gone, by operation."""
+        """Figures of workers that have ended, by operation."""
         self.failure: str | None = None
-        """Why a worker could not be started several times in a row; None before, and once all work again."""
+        """Why a worker could not be started several times in a row. None: all work, or no such case."""
 
     def start(self) -> None:
-        """Begin, unless that is done; returns at once, and workers become ready later.
+        """Start the thread, unless it runs, and return at once. Workers become ready later.
 
-        Where no thread can be started, `failure` says so. Call it again then, now and then.
+        If no thread can be started, `failure` has the reason. Call this again from time to time
+        then.
         """
         if self._stopping or not self._thread_starts.due:
             return
         with self._starting:
             if self._thread is not None:
                 return
-            # Not before: a signal handler that comes here meanwhile must not start a second one.
+            # Set before `begin`: a signal handler that calls this must not start a second thread.
             self._thread = threading.Thread(
                 target=self._supervise, name="batchzip-supervisor", daemon=True
             )
@@ -100,34 +100,34 @@ class Supervisor:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Process ids of the workers that run now."""
-        # Each is looked at once: the supervisor may take one away between two looks.
+        """Process IDs of the running workers."""
+        # Read each slot once: the supervisor may clear it between two reads.
         processes = [place.process for place in self._workers]
         return tuple(process.pid for process in processes if process is not None)
 
     @property
     def settled(self) -> bool:
-        """Whether every worker works, or could not be started several times in a row."""
+        """Whether every worker is ready, or could not be started several times in a row."""
         return self._thread is None or all(w.failing or w.works for w in self._workers)
 
     @property
     def complete(self) -> bool:
-        """Whether every worker works."""
+        """Whether every worker is ready."""
         return self._thread is not None and all(w.works for w in self._workers)
 
     @property
     def stopping(self) -> bool:
-        """Whether no worker will be started any more, or not before start() is called again."""
+        """Whether no more workers will be started, at least until start() is called again."""
         thread = self._thread
         return self._stopping or thread is None or not thread.is_alive()
 
     @property
     def failing(self) -> bool:
-        """Whether no worker could be started, several times in a row."""
+        """Whether the start of every worker has failed several times in a row."""
         return self._thread is None or all(w.failing for w in self._workers)
 
     def retry_soon(self) -> None:
-        """Start what is missing without waiting longer than the first time: somebody needs a worker."""
+        """Start missing workers after the shortest delay, because a caller needs one."""
         soon = time.monotonic() + FIRST_RETRY_S
         late = [w for w in self._workers if w.process is None and w.starts.retry_at > soon]
         for place in late:
@@ -136,25 +136,25 @@ class Supervisor:
             self._wake_up()
 
     def kill(self, ring: Ring) -> None:
-        """Kill the worker of `ring`, which hangs; it is replaced as any that dies.
+        """Kill the worker of `ring`, which hangs. It is replaced like any dead worker.
 
-        From any thread, as often as one likes: never is another process hit.
+        Any thread may call this any number of times. It never hits another process.
         """
         for place in self._workers:
-            # The process first: it is not yet a successor's while the ring is still this one.
+            # Read the process first: as long as the slot has this ring, it is not a successor.
             process = place.process
             if place.ring is not None and place.ring.core is ring and process is not None:
                 process.kill()
 
     def stop(self) -> None:
-        """Stop every worker and the thread; called in a forked child it does nothing."""
+        """Stop every worker and the thread. Do nothing in a forked child."""
         if os.getpid() != self._owner_pid or self._stopping:
             return
         self._stopping = True
         self._wake_up()
         thread = self._thread
         if thread is threading.current_thread():
-            return  # called by a finalizer: it goes on, and ends
+            return  # a finalizer calls this; the thread ends by itself
         if thread is not None:
             thread.join()
         self._close_wake()
@@ -171,13 +171,13 @@ class Supervisor:
                 os.close(fd)
 
     def _supervise(self) -> None:
-        # Workers inherit this mask: a Ctrl-C while one is starting must not reach it either.
+        # Workers inherit this mask: a Ctrl-C must not reach one that is starting.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             while not self._is_stopping():
                 try:
                     self._step()
-                except Exception as error:  # noqa: BLE001 - no memory, most likely: it may come back
+                except Exception as error:  # noqa: BLE001 - probably out of memory, for a time
                     self.failure = f"{type(error).__name__}: {error}"
                     time.sleep(FIRST_RETRY_S)
         finally:
@@ -185,8 +185,8 @@ class Supervisor:
             self._close_wake()
 
     def _step(self) -> None:
-        """Wait until something has changed, and see to it."""
-        self._publish()  # there may have been no memory for it
+        """Wait for a change, then reap and start workers."""
+        self._publish()  # an earlier call may have failed without memory
         for place in self._await_change():
             if place.process is not None:
                 self._bury(place)
@@ -197,7 +197,7 @@ class Supervisor:
         return self._stopping  # set by another thread
 
     def _await_change(self) -> list[WorkerSlot]:
-        """Sleep until a worker is dead, one is to be tried again, or stop() was called."""
+        """Sleep until a worker has ended, a start is due, or stop() was called. Return those slots."""
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         missing = [w for w in self._workers if w.process is None]
@@ -219,7 +219,7 @@ class Supervisor:
         for place in self._workers:
             place.note_ready()
             if place.ready_by is not None and time.monotonic() >= place.ready_by:
-                place.ready_by = None  # its end is noticed as any other's
+                place.ready_by = None  # its end is noticed like any other
                 if place.process is not None:
                     place.process.kill()
 
@@ -229,7 +229,7 @@ class Supervisor:
             ring = self._make_ring(place.number)
             process = launch(self._make_task(place.number, ring))
             place.ready_by = time.monotonic() + START_S
-        except BaseException as error:  # noqa: BLE001 - no memory, no process; a codec's own pickling
+        except BaseException as error:  # noqa: BLE001 - no memory or process, or a codec's pickling
             if process is not None:
                 process.kill()
                 process.reap()
@@ -242,10 +242,10 @@ class Supervisor:
         self._publish()
 
     def _bury(self, place: WorkerSlot) -> None:
-        """Take a dead worker's ring out of use and reap the process."""
+        """Remove a dead worker's ring and reap the process."""
         ring, process = place.ring, place.process
         assert ring is not None  # noqa: S101 - a process has a ring
-        assert process is not None  # noqa: S101 - whoever calls has seen it
+        assert process is not None  # noqa: S101 - the caller has checked it
         end = self._reap(place)
         ring.mark_gone()
         self._publish()
@@ -254,7 +254,7 @@ class Supervisor:
         if not ring.ready:
             self._note_failed_start(place, f"{end} before it was ready")
         elif process.gave_up and ring.core.posted and not ring.did_pages:
-            # It would do so at each share: it has no memory to map the arena, say.
+            # It would end at each share, for example because it has no memory to map the arena.
             place.must_prove = True
             self._note_failed_start(place, f"{end} before it had done a page")
         else:
@@ -262,12 +262,12 @@ class Supervisor:
             place.must_prove = False
 
     def _reap(self, place: WorkerSlot) -> str:
-        """Reap a worker that is dead or about to be, and keep what it did; how it ended."""
+        """Reap a worker that has ended or is ending, and keep its figures. Return how it ended."""
         process, ring = place.process, place.ring
-        assert process is not None  # noqa: S101 - whoever calls has seen it
+        assert process is not None  # noqa: S101 - the caller has checked it
         assert ring is not None  # noqa: S101 - a process has a ring
         end = process.reap()
-        with self._figures_lock:  # in one step, so that no figure ever falls
+        with self._figures_lock:  # in one step, so that no figure ever decreases
             for operation, total in enumerate(self._gone):
                 total.update(worked(ring.figures(), operation))
             place.ring = None
@@ -275,7 +275,7 @@ class Supervisor:
         return end
 
     def worked(self, operation: int) -> Counter[str]:
-        """Add up what all workers, those that are gone too, did of one operation."""
+        """Return the sum of one operation's figures, over all workers that ever ran."""
         with self._figures_lock:
             total = Counter(self._gone[operation])
             for place in self._workers:
@@ -284,7 +284,7 @@ class Supervisor:
         return total
 
     def statistics(self) -> tuple[WorkerStatistics, ...]:
-        """Tell what each worker that runs now did."""
+        """Return the figures of each running worker."""
         found = [place.statistics() for place in self._workers]
         return tuple(one for one in found if one is not None)
 

@@ -1,7 +1,7 @@
-"""What a worker's process runs: the core's loop over one ring, until its owner says stop.
+"""The main function of a worker's process: the core's loop over one ring, until its owner stops it.
 
-A codec that is a C function comes as a plan, in plain values; any other codec is pickled. It imports
-no NumPy: see startup.py.
+A codec that is a C function arrives as a plan in plain values. Any other codec is pickled. This
+module does not import NumPy: see startup.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from batchzip.core.plan import Plan
 
     Given = tuple[tuple[str, int, bytes | None, int], int, bool, bool]
-    """A plan with a native codec, taken apart."""
+    """The fields of a plan with a native codec."""
 
 
 def main(
@@ -30,9 +30,9 @@ def main(
     arena_fd: int,
     segment_fd: int,
 ) -> None:
-    """Take shares until the owner says stop. The process exits with how the loop ended."""
+    """Do shares until the owner stops the loop. On an error, exit with the loop's outcome."""
     memory = memoryview(mmap.mmap(segment_fd, 0))
-    seal_writing(segment_fd)  # both who write have mapped it
+    seal_writing(segment_fd)  # owner and worker, which write to it, have mapped it
     outcome = serve(memory, _codec(codec), page_size, number, arena_fd, failpoint)
     if outcome != ENDED:
         sys.stderr.flush() if sys.stderr is not None else None
@@ -41,11 +41,11 @@ def main(
 
 def _codec(given: bytes | Given) -> Codec | Plan:
     if isinstance(given, bytes):
-        from batchzip_workers.pickled import unpickled  # noqa: PLC0415 - C functions need none of it
+        from batchzip_workers.pickled import unpickled  # noqa: PLC0415 - C functions do not need it
 
         codec: Codec = unpickled(given)
         return codec
-    from batchzip.core.plan import Native, Plan  # noqa: PLC0415 - pickled codecs bring it
+    from batchzip.core.plan import Native, Plan  # noqa: PLC0415 - pickled codecs do not need it
 
     native, element_size, verify, floats = given
     return Plan(None, Native(*native), element_size, verify, floats)

@@ -1,6 +1,6 @@
-"""Place: one of a backend's workers: who has it now, how often starting one failed, what it did.
+"""WorkerSlot: the slot of one worker: its current process and ring, failed starts, and figures.
 
-Written by the supervisor's thread only; others read it, and look at each field once.
+Only the supervisor's thread writes to it. Other threads read each field once.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ if TYPE_CHECKING:
     from batchzip_workers.ring import WorkerRing
 
 START_ATTEMPTS = 3
-"""Starts of one worker in a row that end before it is ready, until nobody waits for it any more."""
+"""Failed starts of one worker in a row after which callers no longer wait for it."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
-"""Seconds before such an attempt, doubled each time: what a worker lacks, memory or a process limit,
-may be short for a moment or for long, and a worker that cannot start shall cost no more than a few
-percent of a CPU."""
+"""Shortest and longest delay before another start, in seconds; doubled each time. A shortage of memory
+or processes may be short or long, and a worker that cannot start must cost only a few percent of a
+CPU."""
 
 
 class Attempts:
-    """How often in a row something could not be started, and when to try again."""
+    """Counts failed starts in a row, and decides when to try again."""
 
     def __init__(self) -> None:
         self.failed = 0
         self.retry_at = 0.0
 
     def note_failure(self) -> None:
-        """Count an attempt that failed, and put off the next one."""
+        """Count a failed attempt, and delay the next one."""
         delay = min(FIRST_RETRY_S * 2**self.failed, LAST_RETRY_S)
         self.failed += 1
         self.retry_at = time.monotonic() + delay
 
     @property
     def due(self) -> bool:
-        """Whether it is time to try."""
+        """Whether it is time to try again."""
         return self.retry_at <= time.monotonic()
 
     @property
     def failing(self) -> bool:
-        """Whether it failed so often that nobody should wait for it."""
+        """Whether it failed so often that callers should not wait for it."""
         return self.failed >= START_ATTEMPTS
 
 
 class WorkerSlot:
-    """The place of the `number`-th worker."""
+    """The slot of the `number`-th worker."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -59,13 +59,13 @@ class WorkerSlot:
         self.ring: WorkerRing | None = None
         self.starts = Attempts()
         self.must_prove = False
-        """Whether those before ended themselves at their first share: being ready is not enough then."""
+        """Whether its predecessors ended at their first share, so that being ready is not enough."""
         self.ready_by: float | None = None
-        """When it is killed unless it is ready; None once it was seen to be."""
+        """Time at which it is killed unless it is ready. None: it is ready."""
 
     @property
     def failing(self) -> bool:
-        """Whether it could not be started so often that nobody should wait for it."""
+        """Whether its start failed so often that callers should not wait for it."""
         return self.starts.failing and not self._is_up()
 
     def _is_up(self) -> bool:
@@ -76,19 +76,19 @@ class WorkerSlot:
 
     @property
     def works(self) -> bool:
-        """Whether its worker takes work, and is alive: also where nobody has noticed its end yet."""
+        """Whether its worker takes work and is alive. An end counts even before it is reaped."""
         process, ring = self.process, self.ring
         if process is None or ring is None or ring.core.dead or not self._is_up():
             return False
         return not process.ended
 
     def note_ready(self) -> None:
-        """See whether it is ready, and need not be watched for that any more."""
+        """Clear `ready_by` if the worker is ready."""
         if self.ring is not None and self.ring.ready:
             self.ready_by = None
 
     def statistics(self) -> WorkerStatistics | None:
-        """Tell what the worker that runs now did, if there is one."""
+        """Return the figures of the running worker, or None if there is none."""
         process, ring = self.process, self.ring
         if process is None or ring is None:
             return None
@@ -104,6 +104,6 @@ class WorkerSlot:
 
 
 def worked(figures: Mapping[str, int], operation: int) -> Counter[str]:
-    """Return the pages and bytes of one operation, of a worker's figures."""
+    """Return the pages and bytes of one operation from a worker's figures."""
     kind = ("compressed", "restored")[operation]
     return Counter({name: figures[f"{kind}_{name}"] for name in ("pages", "bytes_in", "bytes_out")})

@@ -1,4 +1,4 @@
-"""What callers hand over, checked before anything else is done with it.
+"""Checks of arguments from callers, made before anything else is done with them.
 
 buffers.py   pages, sources and destinations as arrays of bytes
 checks.py    numbers, durations, names: one function per kind of argument

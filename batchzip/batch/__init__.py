@@ -1,10 +1,10 @@
-"""The batch descriptors: pages, destination buffers, lengths and errors handed over in one go.
+"""The batch descriptors: pages, destination buffers, lengths and errors, passed in one call.
 
-Kernel counterparts: `struct swap_batch_comp_data` and `struct swap_batch_decomp_data`.
-What differs: the capacity of a destination and the bytes produced in it are two things here
-(`capacity`, `dlens`), never one field that means the one before and the other after.
+Kernel counterparts: `struct swap_batch_comp_data` and `struct swap_batch_decomp_data`. Unlike
+there, the capacity of a destination and the bytes produced in it are two fields (`capacity`,
+`dlens`), not one that is the capacity before the call and the length afterwards.
 
-    descriptor.py  Batch: what both have, and how a backend does a share of one
+    descriptor.py  Batch: the common part, and how a backend does a share of a batch
     compress.py    CompressBatch
     decompress.py  DecompressBatch
 """

@@ -1,4 +1,4 @@
-"""CompressBatch: pages to compress, and where to."""
+"""CompressBatch: pages to compress, and their destinations."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ if TYPE_CHECKING:
     from batchzip.arguments.buffers import Buffer, Flat
 
 _MOST_CAPACITY = (1 << 32) - 1
-"""Bytes; lengths have 32 bits."""
+"""Largest capacity in bytes: lengths have 32 bits."""
 
 _CACHE_LINE = 64
-"""Bytes between rows that are made here. Rows a power of two apart would all start in the same set of
-the cache."""
+"""Extra bytes per row of new destinations. Rows a power of two apart would all start in the same
+set of the cache."""
 
 
 class CompressBatch(Batch):
-    """Pages to compress, and where to.
+    """Pages to compress, and their destinations.
 
     `pages`     (n, page_size) uint8 array, a sequence of n buffers of one page each, or, with
                 `page_size=`, one flat buffer. Read only while a request runs.
-    `dsts`      (n, capacity) uint8, contiguous and writable. Without it outputs are packed, and `dsts`
-                is made of them when it is asked for; from then on it is filled.
+    `dsts`      (n, capacity) uint8, contiguous and writable. Without it, outputs are packed. The
+                first use of the attribute `dsts` then creates the array, and later runs fill it.
     `capacity`  bytes of room per page, default 2 × page_size, as in zswap.
 
-    A descriptor can be used again: `refill(pages)` keeps its destinations.
+    A descriptor can be reused: `refill(pages)` keeps its destinations.
 
-    Afterwards `dlens` (n,) uint32 has the bytes produced, 0 where it failed, and `errors` (n,)
-    int32 has 0 or a negative errno: -ENOSPC the output does not fit, -EINVAL the page has another
-    size, -EIO the codec failed, -ENOMEM. What `dsts` holds beyond a page's length is undefined.
+    Results: `dlens` (n,) uint32 has the bytes produced per page, 0 if the page failed. `errors`
+    (n,) int32 has 0 or a negative errno per page: -ENOSPC if the output does not fit, -EINVAL if
+    the page has another size, -EIO if the codec failed, or -ENOMEM. Bytes of `dsts` beyond a page's
+    length are undefined.
 
     Examples:
         >>> import batchzip
@@ -77,7 +78,7 @@ class CompressBatch(Batch):
         self._full = self.dlens, self.errors
         self._views: list[memoryview] | None = None
         self._run = 0
-        """The run that the views are of."""
+        """The number of the run to which the views belong."""
         self._set_destinations(dsts, capacity)
 
     def _set_destinations(self, dsts: Buffer | None, capacity: int | None) -> None:
@@ -85,7 +86,7 @@ class CompressBatch(Batch):
         if capacity is not None:
             capacity = as_integer(capacity, "capacity", 1, _MOST_CAPACITY)
         self._rows: buffers.Bytes | None = None
-        """Destinations (n, pitch) of which each output has the beginning of a row; None: packed."""
+        """Destinations (n, pitch): each output begins a row. None: packed outputs."""
         if dsts is not None:
             rows = buffers.as_matrix(dsts, "dsts", rows=count, width=capacity, writable=True)
             self._use_rows(rows, rows.shape[1])
@@ -111,7 +112,7 @@ class CompressBatch(Batch):
 
     @property
     def dsts(self) -> buffers.Bytes:
-        """Compressed pages, (n, capacity) uint8: page i's are the first `dlens[i]` bytes of row i."""
+        """Compressed pages, (n, capacity) uint8. Page i is the first `dlens[i]` bytes of row i."""
         if self._rows is None:
             outputs = self.outputs()
             self._views = None
@@ -123,17 +124,17 @@ class CompressBatch(Batch):
         return self._rows[: len(self), : self.capacity]
 
     def refill(self, pages: buffers.Bytes) -> None:
-        """Take other pages, an (n, page_size) array with n up to what the descriptor was made for.
+        """Take other pages: an (n, page_size) array with n up to the original number of pages.
 
-        Destinations, lengths and errors are those it has, cut to n: views of earlier results
-        change with the next run. This saves making and first touching them for each batch.
+        Destinations, lengths and errors are reused, cut to n. So views of earlier results change
+        with the next run. This saves the allocation and the page faults of a new descriptor.
         """
         most = len(self._full[0])
         count = self.pointers.refill(pages, most)
         if count < 0:
             pages = buffers.as_matrix(pages, "pages", rows=None, width=self.page_size)
             if len(pages) > most:
-                raise BadBatch(f"this descriptor was made for {most} pages, not {len(pages)}")
+                raise BadBatch(f"this descriptor holds up to {most} pages, not {len(pages)}")
             if self._rows is not None:
                 buffers.refuse_overlap([self._flat], [buffers.flat(pages)], "dsts", "pages")
             count = self.pointers.refill(pages, most)
@@ -144,12 +145,12 @@ class CompressBatch(Batch):
         self._views = None
 
     def forget_pages(self) -> None:
-        """Let go of the pages: until the next `refill` the descriptor keeps nothing of them."""
+        """Drop the reference to the pages. The next `refill` sets new ones."""
         self._pages = []
         self.pointers.drop_inputs()
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
-        """Return views of the pages of `share`; empty for one of a wrong size, which fails whatever it has."""
+        """Return views of the pages of `share`. A page of a wrong size fails, so its view is empty."""
         pages, size = self._pages, self.page_size
         if isinstance(pages, list):
             sources = (pages[index] for index in share)
@@ -158,7 +159,7 @@ class CompressBatch(Batch):
         return [flat[index * size : (index + 1) * size] for index in share]
 
     def outputs(self) -> list[memoryview]:
-        """View the compressed bytes of every page; empty where it failed."""
+        """Return views of the compressed bytes of every page; empty if the page failed."""
         if self._views is None or self._run != self.pointers.runs:
             flat = self._flat
             self._run = self.pointers.runs
@@ -171,7 +172,7 @@ class CompressBatch(Batch):
         return self._views
 
     def output(self, index: int) -> memoryview:
-        """View the compressed bytes of one page; raise PageError if it failed."""
+        """Return a view of the compressed bytes of one page. Raise PageError if the page failed."""
         index = as_index(index, "a page's number")
         if not -len(self) <= index < len(self):
             raise IndexError(f"the batch has {len(self)} pages, and no page {shown(index)}")

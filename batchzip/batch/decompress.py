@@ -20,23 +20,24 @@ if TYPE_CHECKING:
     Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 _LONGEST = (1 << 32) - 1
-"""Bytes: the largest length that 32 bits hold. No page is as long."""
+"""Largest length of 32 bits, in bytes. No page is as long."""
 
 _PAGE_SIZE = 4096
-"""Bytes of a page where nothing says otherwise, as on most machines."""
+"""Default page size in bytes, that of most machines."""
 
 
 class DecompressBatch(Batch):
     """Compressed sources, and the pages to restore.
 
     `srcs`   sequence of n buffers, or `(dsts, slens)`: an array (n, capacity) and n lengths.
-    `pages`  (n, page_size) uint8, one flat buffer, or a sequence of n buffers of one page each:
-             writable, contiguous, overlapping nothing; made where none is given.
+    `pages`  (n, page_size) uint8, one flat buffer, or a sequence of n buffers of one page each.
+    They
+             must be writable and contiguous, and must not overlap. Default: a new array.
 
-    Afterwards `dlens` is page_size for each page restored, else 0, and `errors` as in
-    CompressBatch; -EBADMSG the source cannot be decoded to exactly a page. A page that failed is
-    left as it was, unless the pages were made here. `pages` is an (n, page_size) array, or the
-    sequence that was given.
+    Results: `dlens` is page_size for each restored page, and 0 for the others. `errors` is as in
+    CompressBatch, or -EBADMSG if the source cannot be decoded to exactly one page. A page that
+    failed keeps its content if the caller gave `pages`, and is undefined otherwise. `pages` is an
+    (n, page_size) array, or the given sequence.
 
     Examples:
         >>> import numpy as np
@@ -76,9 +77,9 @@ class DecompressBatch(Batch):
         count = len(self._sources)
         self.pages: buffers.Bytes
         self._matrix: buffers.Bytes | None = None
-        """The pages, unless they were given one by one."""
+        """The pages as an array; None if they are separate buffers."""
         if buffers.is_sequence(pages):
-            self.pages = pages  # type: ignore[assignment] # who passes a list knows what it is
+            self.pages = pages  # type: ignore[assignment] # a caller that passes a list gets it
             rows, page_size = _rows(pages, count, page_size)
             buffers.refuse_overlap(rows, self._source_buffers(), "pages", "srcs")
             super().__init__(count, page_size)
@@ -110,12 +111,12 @@ class DecompressBatch(Batch):
         return sources if isinstance(sources, list) else [buffers.flat(sources)]
 
     def order(self) -> Sequence[int]:
-        """Return the indices of the largest sources first, as these take longest."""
+        """Return the indices with the largest sources first, because these take longest."""
         order: list[int] = np.argsort(-self.slens.astype(np.int64), kind="stable").tolist()
         return order
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
-        """Return the sources of `share`; an empty one in place of one that is longer than two pages."""
+        """Return the sources of `share`. One that is longer than two pages is replaced by b""."""
         limit = 2 * self.page_size
         lengths = [int(self.slens[index]) for index in share]
         if isinstance(self._sources, list):
@@ -131,24 +132,25 @@ class DecompressBatch(Batch):
 def _matrix_sources(
     dsts: Buffer, lengths: Lengths
 ) -> tuple[buffers.Bytes | list[Flat], npt.NDArray[np.uint32]]:
-    """Check sources that lie in the rows of an array, and their lengths."""
+    """Return sources in the rows of an array, and their lengths, after checking them."""
     sources = np.asarray(dsts)
     try:
         slens = np.asarray(lengths)
     except ValueError:
-        raise BadBatch("(dsts, slens): slens must be n integers, not of several shapes") from None
+        raise BadBatch("(dsts, slens): slens must be n integers, not nested lists") from None
     if (
         sources.dtype != np.uint8
         or slens.dtype.kind not in "iu"
         or slens.shape != sources.shape[:1]
     ):
         raise BadBatch(
-            f"(dsts, slens) must be (n, capacity) uint8 and n integers, not {sources.shape} {sources.dtype} and {slens.shape} {slens.dtype}"
+            "(dsts, slens) must be (n, capacity) uint8 and n integers, not "
+            f"{sources.shape} {sources.dtype} and {slens.shape} {slens.dtype}"
         )
     if not len(slens):
-        raise BadBatch("srcs holds nothing: at least one page is needed")
+        raise BadBatch("srcs is empty: at least one page is needed")
     if slens.min() < 0 or slens.max() > sources.shape[1]:
-        raise BadBatch(f"slens must lie in 0…{sources.shape[1]}, the capacity of dsts")
+        raise BadBatch(f"slens must be from 0 to {sources.shape[1]}, the capacity of dsts")
     slens = np.minimum(slens.astype(np.uint64), _LONGEST).astype(np.uint32)
     if sources.flags.c_contiguous:
         return sources, slens
@@ -159,14 +161,14 @@ def _matrix_sources(
 def _rows(
     pages: Sequence[Buffer], count: int, page_size: int | None
 ) -> tuple[list[memoryview], int]:
-    """View the destinations given one by one; also their common size."""
+    """Return views of separate destinations, and their common size."""
     if len(pages) != count:
-        raise BadBatch(f"there are {count} sources and {len(pages)} pages")
+        raise BadBatch(f"{count} sources need as many pages, not {len(pages)}")
     rows = [
         buffers.as_view(page, f"pages[{index}]", writable=True) for index, page in enumerate(pages)
     ]
     size = len(rows[0]) if page_size is None else page_size
     for index, row in enumerate(rows):
         if len(row) != size:
-            raise BadBatch(f"pages[{index}] has {len(row)} bytes, not {size}")
+            raise BadBatch(f"pages[{index}] must have {size} bytes, not {len(row)}")
     return rows, size

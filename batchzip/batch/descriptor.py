@@ -1,10 +1,10 @@
-"""Batch: what both descriptors have.
+"""Batch: the common part of both descriptors.
 
-A descriptor owns no memory but what it allocated itself, and is used by one request at a time. What is
-done with its pages is done by the core, which has their addresses: `pointers` (core/batch.pyx).
+A descriptor owns only the memory that it allocated itself. One request at a time uses it. The core
+processes its pages, by the addresses in `pointers` (core/batch.pyx).
 
-A backend hands `pointers` to the core. One that has pages done elsewhere sends `inputs(share)`, a share
-being some of `order()`, and takes the results with `accept`.
+A backend passes `pointers` to the core. A backend that works elsewhere sends `inputs(share)`, where
+a share is some of the indices of `order()`, and takes the results with `accept`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """What both descriptors have: `dlens` and `errors`, and their addresses for the core."""
+    """The common part of both descriptors: `dlens`, `errors`, and all addresses for the core."""
 
     __slots__ = ("_count", "capacity", "dlens", "errors", "has_errors", "page_size", "pointers")
 
     operation: ClassVar[int]
     capacity: int
-    """Most bytes that an output may have."""
+    """Largest length of an output in bytes."""
     dlens: npt.NDArray[np.uint32]
     errors: npt.NDArray[np.int32]
     has_errors: bool
-    """Whether any page failed: one look instead of n."""
+    """Whether any page failed."""
     pointers: Pointers
 
     def __init__(self, count: int, page_size: int) -> None:
@@ -51,12 +51,12 @@ class Batch:
         return self._count
 
     def reset(self) -> None:
-        """Forget the results of an earlier run."""
+        """Clear the results of an earlier run."""
         self.has_errors = False
         self.pointers.reset()
 
     def order(self) -> Sequence[int]:
-        """Return the indices in the order in which they are best handed out."""
+        """Return the indices in the best order for dividing them into shares."""
         return range(self._count)
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
@@ -66,9 +66,9 @@ class Batch:
     def accept(self, share: Sequence[int], memory: Flat, results: npt.NDArray[np.int32]) -> bool:
         """Take the results of pages that were done elsewhere.
 
-        `memory` has their outputs one behind the other; restored pages have a page's room each, failed
-        ones too. `results` has the bytes of each output, or its negative errno. Return False where
-        that cannot be right: the pages are to be done again.
+        `memory` has their outputs back to back. Restored pages take one page each, even failed
+        ones. `results` has the length of each output, or its negative errno. Return False if these
+        cannot be right. The pages must then be done again.
         """
         accepted = self.pointers.accept(np.fromiter(share, np.uint32, len(share)), memory, results)
         self.has_errors |= bool((results < 0).any())

@@ -28,7 +28,7 @@ WIDTH = 9.0
 _DPI = 160
 """Dots per inch in the file, which keep pictures sharp on screens of high resolution."""
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",

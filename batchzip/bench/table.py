@@ -115,7 +115,8 @@ def print_changes(changes: Sequence[Change]) -> None:
     """Print the figures that became slower or faster, and the number of all figures."""
     out = make_console()
     table = Table("figures relative to their baselines in the same run")
-    for rank, head in ((0, ""), (0, "contender"), (3, "figure")):
+    table.add_column("", wraps=True)
+    for rank, head in ((0, "contender"), (3, "figure")):
         table.add_column(head, rank=rank, left=True)
     for rank, head in ((2, "old"), (1, "new"), (0, "change")):
         table.add_column(head, rank=rank)

@@ -59,12 +59,14 @@ def _fill_part(part: str, width: int) -> str:
     if not examples:
         return wrapped(" ".join(lines), width)
     at = max(found.start("about") for found in examples)
+    longest = max(len(word) for line in lines for word in line[at:].split() or [""])
+    beside = width - at >= max(_NARROWEST, longest)
     filled = []
     for line in lines:
         found = _EXAMPLE.fullmatch(line)
         if found is None or found["about"] is None:
             filled.append(line)
-        elif width - at >= _NARROWEST:
+        elif beside:
             about = wrapped(found["about"], width - at).replace("\n", "\n" + " " * at)
             filled.append(f"  {found['command']:{at - 2}}{about}")
         else:

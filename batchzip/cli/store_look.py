@@ -196,7 +196,7 @@ def _classes(now: Snapshot) -> Section:
     lines = [asdict(line) for line in now.classes]
     rows: list[Row] = [tuple(line[key] for _, key, _ in COLUMNS) for line in lines]
     total = ("all", *(sum(row[at] for row in rows) for at in range(1, len(COLUMNS))))
-    return Section("Classes", columns, rows, total=total)
+    return Section("Sizes", columns, rows, total=total)
 
 
 def _rate(

@@ -319,7 +319,7 @@ class TopApp(App[BaseException]):
     def _link(self, name: str, number: int) -> str:
         """Return the name of a table, as markup that chooses the table when it is clicked."""
         style = "bold reverse" if name == self._chosen else "bold"
-        return f"[{style}][@click=app.choose({number})] {number} {name} [/][/]"
+        return f"[{style}][@click=app.choose({number})]{number} {name}[/][/]"
 
     def _names(self) -> list[str]:
         return [] if self._look is None else [section.name for section in self._look.sections]

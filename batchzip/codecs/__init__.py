@@ -14,9 +14,9 @@ _GROUP = "batchzip.codecs"
 
 
 def algorithms() -> list[str]:
-    """Names of the registered algorithms that can be used here, sorted.
+    """Return the names of the registered algorithms that can be used here, sorted.
 
-    Those whose library is not installed are left out, and plug-ins that cannot be imported.
+    Algorithms whose library is not installed, and plug-ins that cannot be imported, are left out.
 
     Examples:
         >>> import batchzip
@@ -27,13 +27,13 @@ def algorithms() -> list[str]:
 
 
 def registered() -> dict[str, type[Codec] | Exception]:
-    """Give each registered algorithm's codec by name, sorted, or why it cannot be used."""
+    """Return each registered algorithm's codec class, or why it cannot be used, sorted by name."""
     found: dict[str, type[Codec] | Exception] = {}
     for name, point in sorted(plugin_entry_points(_GROUP).items()):
         try:
             codec: type[Codec] = point.load()
             codec.require()
-        except Exception as error:  # noqa: BLE001 - a broken plug-in hurts only who names it
+        except Exception as error:  # noqa: BLE001 - a broken plug-in affects only its users
             found[name] = error
         else:
             found[name] = codec
@@ -41,11 +41,11 @@ def registered() -> dict[str, type[Codec] | Exception]:
 
 
 def make_codec(algorithm: str, **parameters: object) -> Codec:
-    """Make the codec named `algorithm` with its parameters.
+    """Return a codec by the name of its algorithm, with its parameters.
 
-    Raises UnknownAlgorithm naming those there are, MissingExtra with the command that installs
-    the library it needs, and BadArgument naming the parameters that the algorithm has, or the
-    range of the one that is out of it.
+    Raise UnknownAlgorithm, which lists the known names, MissingExtra, with the command that
+    installs the library, or BadArgument, which lists the algorithm's parameters or the valid range
+    of one.
     """
     points = plugin_entry_points(_GROUP)
     if not isinstance(algorithm, str) or algorithm not in points:

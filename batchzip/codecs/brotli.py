@@ -1,9 +1,10 @@
-"""brotli, through the library of its authors. Extra `brotli`.
+"""brotli, with the library of its authors. Extra `brotli`.
 
-For what lies long: of what is here it makes text the smallest, and takes the longest for it. A
-compressed page is a brotli stream (RFC 7932) with a window of 2^16 bytes. The header says how large
-the window is, and the decoder takes memory for it, so any other is refused by the first bit. A
-stream has no declared size; decoding stops a block of the library's (32 KiB) after it passes a page.
+It suits pages that are kept for long: it makes text the smallest of all algorithms here, and takes
+the longest. A compressed page is a brotli stream (RFC 7932) with a window of 2^16 bytes. The
+decoder allocates the window that the header declares. So any other window is refused by the first
+bit. A stream does not declare its size; decoding stops one block of the library (32 KiB) after the
+end of a page.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
     from batchzip.codecs.codec import Transcode
 
 _WINDOW = 16
-"""log2 of bytes. The one window whose header is a single 0 bit (RFC 7932, 9.1)."""
+"""log2 of the window in bytes: the only window whose header is a single 0 bit (RFC 7932, 9.1)."""
 
 _MIN_LEVEL, _MAX_LEVEL = 2, 11
-"""Qualities 0 and 1 take a window of 2^18 whatever they are told, and are no match for zstd."""
+"""Range of `level`. Qualities 0 and 1 always use a window of 2^18, and zstd is better than both."""
 
 
 @dataclass(frozen=True, slots=True)
 class Brotli(Codec):
-    """Brotli at quality `level` 2 … 11 (smallest, and 50 times as slow as 5)."""
+    """Brotli at quality `level` 2 … 11 (smallest output, 50 times slower than level 5)."""
 
     name: ClassVar[str] = "brotli"
 
@@ -42,11 +43,11 @@ class Brotli(Codec):
 
     @classmethod
     def require(cls) -> None:
-        """Raise MissingExtra where brotli is not installed."""
+        """Raise MissingExtra if brotli is not installed."""
         _library()
 
     def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002 - brotli sizes itself by input
-        """Make a compressor; brotli's state lives in the call."""
+        """Return a compressor. Each call has its own state."""
         compress = _library().compress
         level = self.level
 
@@ -57,16 +58,16 @@ class Brotli(Codec):
         return compress_page
 
     def decompressor(self, page_size: int) -> Transcode:
-        """Make a decompressor of streams that end with the page."""
+        """Return a decompressor of streams that end exactly with the page."""
         stream_of = _library().Decompressor
 
         def decompress_page(src: Flat) -> bytes:
             if not len(src) or src[0] & 1:
-                raise ValueError(f"the stream does not declare a window of {1 << _WINDOW} bytes")
+                raise ValueError(f"the stream must declare a window of {1 << _WINDOW} bytes")
             stream = stream_of()
             page: bytes = stream.process(src, output_buffer_limit=page_size)
             if not stream.is_finished():
-                raise ValueError(f"the stream does not end with {page_size} bytes")
+                raise ValueError(f"the stream does not end after {page_size} bytes")
             return page
 
         return decompress_page

@@ -1,12 +1,12 @@
-"""Codec: an algorithm with its parameters, and the two callables it gives.
+"""Codec: an algorithm with its parameters, and the callables that compress and decompress.
 
-A codec is a frozen dataclass: its fields are the algorithm's parameters, checked when it is made,
-and it pickles, so that workers get the very codec the owner has. Codecs are equal, and hash alike,
-by value: what one compressed, its equals restore. A codec does no work itself:
-`compressor()` and `decompressor()` make a callable for one thread of one process. A codec that is a C
-function says so with `native()`, and the core calls that function in place of the callables.
+A codec is a frozen dataclass. Its fields are the algorithm's parameters, which it checks when it is
+created. It can be pickled, so that workers get the owner's codec. Codecs are compared and hashed by
+value: a codec restores the outputs of all equal codecs. A codec does no work itself. `compressor()`
+and `decompressor()` return callables for one thread of one process. If a codec is a C function,
+`native()` describes it, and the core calls that function instead of the callables.
 
-Adding an algorithm is one subclass and one entry point in the group `batchzip.codecs`.
+A new algorithm is one subclass with one entry point in the group `batchzip.codecs`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Codec(ABC):
-    """One algorithm with its parameters; immutable, picklable, shared freely between threads.
+    """One algorithm with its parameters. Immutable, picklable and thread-safe.
 
     Examples:
         >>> import zlib
@@ -52,36 +52,36 @@ class Codec(ABC):
     name: ClassVar[str]
     """The algorithm's name in the registry."""
 
-    @classmethod  # noqa: B027 - nothing to do is right for most
+    @classmethod  # noqa: B027 - most codecs need no library
     def require(cls) -> None:
-        """Raise MissingExtra where a library that it needs is not installed; most need none."""
+        """Raise MissingExtra if a library of this codec is not installed."""
 
     @property
     def algorithm(self) -> str:
-        """Name of the algorithm itself: that of the innermost, where codecs wrap each other."""
+        """Name of the algorithm. A codec that wraps another one has that one's."""
         return self.name
 
     @property
     def deterministic(self) -> bool:
-        """Whether equal pages always come out as equal bytes; what comes back is equal anyway."""
+        """Whether equal pages always give equal outputs. Restored pages are equal in any case."""
         return True
 
     def native(self) -> Native | None:
-        """Return which C function does what the callables do, byte for byte; None if there is none."""
+        """Return the C function with the same results as the callables, or None."""
         return None
 
-    def for_planes(self, planes: int) -> Codec:  # noqa: ARG002 - most have no better way
-        """Return the codec for pages of `planes` equal parts that have nothing in common.
+    def for_planes(self, planes: int) -> Codec:  # noqa: ARG002 - most codecs treat them alike
+        """Return the codec for pages of `planes` equal parts with nothing in common.
 
-        Either's decompressor restores the other's outputs.
+        Each of both codecs restores the other's outputs.
         """
         return self
 
     def plan(self) -> Plan:
-        """Take the codec apart, for the core."""
+        """Return a description of the codec for the core."""
         kind = type(self)
         home = next(base for base in kind.__mro__ if "native" in vars(base))
-        # A subclass that brings callables of its own is not what the inherited function does.
+        # A subclass with its own callables does not do what the inherited C function does.
         is_native = all(
             getattr(kind, name) is getattr(home, name) for name in ("compressor", "decompressor")
         )
@@ -89,19 +89,18 @@ class Codec(ABC):
 
     @abstractmethod
     def compressor(self, page_size: int) -> Transcode:
-        """Make a callable that turns one page into its compressed bytes.
+        """Return a callable that compresses one page.
 
-        The callable is for one thread at a time. It is given a contiguous readable buffer of
-        `page_size` bytes, keeps no reference to it, and returns new bytes of any length: whether
-        they fit is the caller's matter. Any exception it raises becomes that page's -EIO
-        (MemoryError: -ENOMEM).
+        One thread at a time calls it. It gets a contiguous readable buffer of `page_size` bytes,
+        keeps no reference to it, and returns new bytes of any length. The caller checks whether
+        they fit. Any exception becomes that page's -EIO (MemoryError: -ENOMEM).
         """
 
     @abstractmethod
     def decompressor(self, page_size: int) -> Transcode:
-        """Make a callable that turns compressed bytes back into a page.
+        """Return a callable that restores a page from its compressed bytes.
 
-        The callable is for one thread at a time. Whatever bytes it is given, it allocates no more
-        than a page and a constant, and either returns bytes or raises. A result whose length is
-        not `page_size` counts as undecodable, so it need not check that itself.
+        One thread at a time calls it. Whatever bytes it gets, it must allocate no more than a page
+        and a constant, and either return bytes or raise. A result of another length than
+        `page_size` counts as undecodable, so the callable need not check its length.
         """

@@ -1,14 +1,14 @@
-"""deflate through isal: the software twin of the kernel's deflate-iaa. Extra `deflate`.
+"""deflate with isal: the software counterpart of the kernel's deflate-iaa. Extra `deflate`.
 
 A compressed page is one raw deflate stream (RFC 1951), without the header and checksum of zlib or
-gzip: entries have a checksum of their own. A stream has no declared size; decoding stops where a
-page is full, and only a stream that ends there is one.
+gzip, because entries have their own checksum. A stream does not declare its size. Decoding stops
+after one page, and a stream that does not end there is refused.
 
-The same page may come out a byte longer the next time: isal begins with hash tables of whatever was in
-memory, which a full flush does not clear either. What comes back is the same.
+The same page may give an output that is a byte longer the next time: isal does not initialise its
+hash tables, and a full flush does not clear them. The restored page is the same.
 
-Rejected: zlib of the standard library. At equal ratio it took 2.5 times as long for a page, and 1.5
-times as long back.
+Rejected: zlib of the standard library. At an equal ratio it took 2.5 times as long to compress a
+page, and 1.5 times as long to restore it.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class Deflate(Codec):
 
     @property
     def deterministic(self) -> bool:
-        """No; see above."""
+        """False: isal's outputs may differ by a byte."""
         return False
 
     @classmethod
     def require(cls) -> None:
-        """Raise MissingExtra where isal is not installed."""
+        """Raise MissingExtra if isal is not installed."""
         _library()
 
     def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002 - isal sizes itself by input
-        """Make a compressor; isal's state lives in the call."""
+        """Return a compressor. Each call has its own state."""
         compress = _library().compress
         level = self.level
 
@@ -66,17 +66,17 @@ class Deflate(Codec):
         return compress_page
 
     def decompressor(self, page_size: int) -> Transcode:
-        """Make a decompressor of streams that end with the page."""
+        """Return a decompressor of streams that end exactly with the page."""
         stream_of = _library().decompressobj
         longest = 2 * page_size
 
         def decompress_page(src: Flat) -> bytes:
-            if len(src) > longest:  # isal would copy what it does not use of it
-                raise ValueError(f"{len(src)} bytes are no compressed page of {page_size}")
+            if len(src) > longest:  # isal would copy the unused rest
+                raise ValueError(f"{len(src)} bytes are too long for a page of {page_size} bytes")
             stream = stream_of(_RAW)
             page: bytes = stream.decompress(src, page_size)
             if not stream.eof or stream.unused_data:
-                raise ValueError(f"the stream does not end with {page_size} bytes")
+                raise ValueError(f"the stream does not end after {page_size} bytes")
             return page
 
         return decompress_page

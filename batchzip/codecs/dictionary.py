@@ -1,7 +1,7 @@
-"""Dictionaries: what pages have in common, found in samples of them, for `Zstd(dictionary=…)`.
+"""Dictionaries: the common content of pages, trained from samples, for `Zstd(dictionary=…)`.
 
-A page of 4 KiB begins with nothing to refer to; a dictionary is that beginning. The finding is
-libzstd's (COVER: the segments whose parts occur in most samples).
+The first bytes of a 4 KiB page have no earlier data to refer to. A dictionary provides such data.
+libzstd trains it (COVER chooses the segments whose parts occur in most samples).
 """
 
 from __future__ import annotations
@@ -22,29 +22,27 @@ if TYPE_CHECKING:
     from batchzip.arguments.buffers import Buffer, Flat
 
 DEFAULT_SIZE = 64 << 10
-"""Bytes. Ratios of 4 KiB pages not trained on, level 1, without and with 4, 16, 64, 256 KiB: Python
-source 2.79; 2.98, 3.05, 3.11, 3.12; JSON text 5.07; 5.66, 5.77, 6.03, 6.25. Restoring was a fifth
-faster with 64; that stays in the nearer caches, beside the tables made of it."""
+"""Default size in bytes. Larger ones compress little better, and no longer fit the nearer caches
+together with their tables: see docs/decisions/codecs.md."""
 
 MIN_SIZE = 1 << 10
-"""Bytes; the tables alone take some 150."""
+"""Smallest size in bytes. The entropy tables alone take about 150."""
 
 _SEGMENT, _PART = 256, 8
-"""Bytes of what COVER puts together and compares (its k and d). k 1024 gave up to 1 % less, and having
-COVER try several, for four times as long, no more."""
+"""COVER's k and d: bytes of the segments that it collects, and of the parts that it compares."""
 
 _LEAST_SAMPLES = 8
-"""libzstd refuses fewer than five."""
+"""Fewest samples. libzstd refuses fewer than five."""
 
 _LEAST_TIMES = 4
-"""Sample bytes for one of the dictionary. On source, 16 times gives 92 % of what 32 times gains over no
-dictionary, 4 times 72 %, and 1 loses."""
+"""Fewest bytes of samples per byte of dictionary. With an equal number, a dictionary loses."""
 
 _SHORT = 512
-"""Bytes of a sample that may teach something though it does not shrink alone."""
+"""Length in bytes below which a sample is used even if it does not shrink by itself."""
 
 SAMPLE_TIMES = 100
-"""As above; zstd's own advice. More takes longer (64 KiB: 0.1 s) and brings nothing."""
+"""Most bytes of samples per byte of dictionary, as zstd recommends. More takes longer and gains
+nothing."""
 
 
 def train_dictionary(
@@ -54,15 +52,16 @@ def train_dictionary(
     level: int = DEFAULT_LEVEL,
     shuffle: int | str | None = None,
 ) -> bytes:
-    """Make a dictionary of at most `size` bytes out of sample pages; the same ones give the same.
+    """Train a dictionary of at most `size` bytes from sample pages. Equal pages give equal results.
 
-    `pages` is an (n, page_size) uint8 array or a sequence of buffers, only read; of many, evenly chosen
-    ones are used. `level` and `shuffle` are those of the engine it is for:
+    `pages` is an (n, page_size) uint8 array or a sequence of buffers, which are only read. If there
+    are more than needed, evenly spread ones are used. `level` and `shuffle` are those of the engine
+    that will use the dictionary:
 
         Engine("zstd", level=1, dictionary=train_dictionary(pages, level=1))
 
-    Raises BadArgument where the pages are too few or too much alike, or noise. Thread-safe; takes
-    a tenth of a second and as much memory as the samples used, up to 100 times `size`.
+    Raise BadArgument if the pages are too few, too similar, or noise. Thread-safe. It takes about a
+    tenth of a second, and as much memory as the samples, up to 100 times `size`.
 
     Examples:
         >>> import random
@@ -89,21 +88,24 @@ def train_dictionary(
     if len(samples) < _LEAST_SAMPLES or found < _LEAST_TIMES * size:
         raise BadArgument(
             f"a dictionary of {size} bytes needs at least {_LEAST_SAMPLES} pages of at least "
-            f"{_LEAST_TIMES * size} bytes in all that differ and can be compressed; of the "
-            f"{len(given)} given, {len(samples)} do, with {found} bytes: give more, or a smaller size"
+            f"{_LEAST_TIMES * size} bytes in total that differ and can be compressed; of the "
+            f"{len(given)} given, {len(samples)} do, with {found} bytes: "
+            "give more pages, or a smaller size"
         )
     try:
         trained = zstandard.train_dictionary(size, list(samples), k=_SEGMENT, d=_PART, level=level)
     except zstandard.ZstdError as error:
-        raise BadArgument(f"these {len(samples)} pages give no dictionary: {error}") from None
+        raise BadArgument(
+            f"no dictionary can be trained from these {len(samples)} pages: {error}"
+        ) from None
     return trained.as_bytes()
 
 
 def _usable(given: Sequence[Flat], size: int, shuffle: int | str | None) -> list[bytes]:
-    """Choose samples, evenly and no more than needed, and drop what teaches nothing.
+    """Return evenly spread samples, as many as needed, without duplicates and noise.
 
-    A page that a codec does not make smaller is noise. Of a short one that cannot be said: alone it has
-    little that repeats itself.
+    A page that does not shrink is noise. A short page may fail to shrink only because it is too
+    short to have repeats, so it is kept.
     """
     step = max(1, sum(map(len, given)) // (SAMPLE_TIMES * size))
     pages = {bytes(page): None for page in given[::step]}

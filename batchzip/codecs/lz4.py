@@ -1,7 +1,7 @@
-"""lz4 blocks, through lz4.block.
+"""lz4 blocks, with lz4.block.
 
-A compressed page is one raw lz4 block without the size that python-lz4 would put in front: the
-page's size is known, and a size that comes with the data is not to be trusted.
+A compressed page is one raw lz4 block, without the size that python-lz4 would put in front of it.
+The page size is known, and a size within the data could be wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from batchzip.codecs.codec import Transcode
 
 _MAX_ACCELERATION = 65537
-"""LZ4_ACCELERATION_MAX: larger values are taken as this one."""
+"""LZ4_ACCELERATION_MAX: larger values have the same effect."""
 
 MAX_HC_LEVEL = 12
 """LZ4HC_CLEVEL_MAX."""
@@ -31,7 +31,7 @@ MAX_HC_LEVEL = 12
 class Lz4(Codec):
     """LZ4 with `acceleration` 1 (best ratio) … 65537, or `high_compression` at level 1 … 12.
 
-    The two exclude each other: high compression has its own, slower, match finder.
+    Only one of the two can be set: high compression has its own, slower match finder.
     """
 
     name: ClassVar[str] = "lz4"
@@ -47,7 +47,7 @@ class Lz4(Codec):
         level = as_integer(self.high_compression, "lz4 high_compression", 1, MAX_HC_LEVEL)
         object.__setattr__(self, "high_compression", level)
         if self.acceleration != 1:
-            raise BadArgument("lz4 takes acceleration or high_compression, not both")
+            raise BadArgument("lz4 takes either acceleration or high_compression, not both")
 
     def native(self) -> Native:
         """Return lz4's C function for these parameters."""
@@ -56,7 +56,7 @@ class Lz4(Codec):
         return Native("lz4", self.acceleration)
 
     def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002 - lz4 sizes itself by input
-        """Make a compressor; lz4's state lives on the C stack of the call."""
+        """Return a compressor. lz4's state is on the C stack of each call."""
         if self.high_compression is not None:
             return partial(
                 lz4.block.compress,
@@ -71,5 +71,5 @@ class Lz4(Codec):
         return partial(lz4.block.compress, store_size=False)
 
     def decompressor(self, page_size: int) -> Transcode:
-        """Make a decompressor; its output buffer is `page_size` bytes, whatever the block holds."""
+        """Return a decompressor. Its output buffer has `page_size` bytes, whatever the block has."""
         return partial(lz4.block.decompress, uncompressed_size=page_size)

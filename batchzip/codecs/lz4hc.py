@@ -1,7 +1,7 @@
-"""lz4hc: lz4 blocks from the slower, stronger match finder, through lz4.block.
+"""lz4hc: lz4 blocks from the slower, stronger match finder, with lz4.block.
 
-The same as Lz4(high_compression=level), under the name it has in the kernel and with its level:
-what it compresses, lz4 restores, and the other way round.
+The same as Lz4(high_compression=level), with the kernel's name and levels. lz4 and lz4hc restore
+each other's outputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Lz4hc(Codec):
 
     name: ClassVar[str] = "lz4hc"
 
-    level: int = 9  # LZ4HC_DEFAULT_CLEVEL, the kernel's too
+    level: int = 9  # LZ4HC_DEFAULT_CLEVEL, also the kernel's default
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "level", as_integer(self.level, "lz4hc level", 1, MAX_HC_LEVEL))
@@ -34,9 +34,9 @@ class Lz4hc(Codec):
         return Native("lz4hc", self.level)
 
     def compressor(self, page_size: int) -> Transcode:
-        """Make a compressor; lz4's state lives in the call."""
+        """Return a compressor. Each call has its own state."""
         return Lz4(high_compression=self.level).compressor(page_size)
 
     def decompressor(self, page_size: int) -> Transcode:
-        """Make lz4's decompressor."""
+        """Return lz4's decompressor."""
         return Lz4().decompressor(page_size)

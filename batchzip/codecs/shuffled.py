@@ -1,19 +1,21 @@
-"""Shuffled: any codec, whose pages have the bytes of their elements sorted by place first.
+"""Shuffled: wraps any codec, and groups the bytes of elements by position before compression.
 
-Of an array of numbers, the high bytes are much alike and the low ones are not. Apart from each other
-they compress better: byte 0 of every element, then byte 1 of every element, and so on.
+In an array of numbers, the high bytes of neighbours are similar and the low bytes are not. They
+compress better when they are separated: byte 0 of every element, then byte 1 of every element, and
+so on.
 
     element_size 4:  a0 a1 a2 a3  b0 b1 b2 b3  c0 …  ──▶  a0 b0 c0 …  a1 b1 c1 …  a2 …  a3 …
 
-Of floating-point numbers, the sign is the first bit, and noise; the exponent behind it lies in two bytes.
-So the sign goes last, behind the mantissa, and the codec is told of the planes (`for_planes`):
+In floating-point numbers, the first bit is the sign, which is noise, and the exponent after it is
+split between two bytes. So the sign is moved to the end, after the mantissa, and the codec learns
+the number of planes (`for_planes`):
 
     bf16:  seeeeeee emmmmmmm  ──▶  eeeeeeee mmmmmmms
 
-The core does it, in the step before a page goes to the codec. The callables here do the same with
-NumPy, for a codec that wraps this one and is none of ours.
+The core does this just before it calls the codec. The callables here do the same with NumPy, for
+a foreign codec that wraps this one.
 
-A codec that wraps another, as Verified is; Verified goes around this one.
+Like Verified, this codec wraps another one. If both are used, Verified is the outer one.
 """
 
 from __future__ import annotations
@@ -38,17 +40,17 @@ if TYPE_CHECKING:
     from batchzip.codecs.codec import Transcode
 
 ELEMENT_SIZES = (2, 4, 8)
-"""Bytes of an element; each divides every page size."""
+"""Valid bytes per element. Each divides every page size."""
 
 FLOATS = ("f2", "f4", "f8")
-"""NumPy's names of floating-point numbers, with their bytes. bfloat16 is an "f2", too."""
+"""NumPy's names of floating-point types; the digit is their size in bytes. "f2" includes bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shuffled(Codec):
-    """Compresses with `codec` pages of elements of `element_size` bytes: 2, 4 or 8.
+    """Wraps `codec` for pages of elements of `element_size` bytes: 2, 4 or 8.
 
-    `floats` says that they are floating-point numbers.
+    `floats` is True for floating-point numbers.
     """
 
     name: ClassVar[str] = "shuffled"
@@ -62,18 +64,18 @@ class Shuffled(Codec):
 
     @property
     def algorithm(self) -> str:
-        """The wrapped codec's."""
+        """The wrapped codec's algorithm."""
         return self.codec.algorithm
 
     @property
     def deterministic(self) -> bool:
-        """As the wrapped codec."""
+        """Whether the wrapped codec is deterministic."""
         return self.codec.deterministic
 
     def plan(self) -> Plan:
-        """Plan the wrapped codec, with pages that are shuffled."""
+        """Return the wrapped codec's plan, with shuffled pages."""
         plan = self._inner().plan()
-        if plan.element_size or plan.verify:  # shuffling is the outermost step but for verifying
+        if plan.element_size or plan.verify:  # only verifying may come around shuffling
             return Plan(self, None)
         return plan._replace(element_size=self.element_size, floats=self.floats)
 
@@ -81,7 +83,7 @@ class Shuffled(Codec):
         return self.codec.for_planes(self.element_size) if self.floats else self.codec
 
     def compressor(self, page_size: int) -> Transcode:
-        """Make a compressor of shuffled pages; of a buffer of another size it raises."""
+        """Return a compressor that shuffles pages first. It raises for a buffer of another size."""
         compress = self._inner().compressor(page_size)
         page_bytes = np.empty(page_size, np.uint8)
         room = flat(page_bytes)
@@ -97,7 +99,7 @@ class Shuffled(Codec):
         return compress_shuffled
 
     def decompressor(self, page_size: int) -> Transcode:
-        """Make a decompressor; what the wrapped one returns is a page or refused."""
+        """Return a decompressor. It raises if the wrapped one does not return a whole page."""
         decompress = self.codec.decompressor(page_size)
         shuffled_bytes = np.empty(page_size, np.uint8)
         room = flat(shuffled_bytes)
@@ -108,7 +110,7 @@ class Shuffled(Codec):
 
         def decompress_shuffled(src: Flat) -> bytes:
             room[:] = decompress(src)  # another length raises ValueError
-            # A plain assignment goes along the rows of `page`, 2 to 8 bytes each: 3 times as long.
+            # A plain assignment iterates over rows of 2 to 8 bytes, and takes 3 times as long.
             np.positive(shuffled, out=elements)
             if self.floats:
                 words[:] = _turned(words, 8 * self.element_size - 1)
@@ -118,11 +120,11 @@ class Shuffled(Codec):
 
 
 def shuffle_bytes(page: bytes, shuffle: object) -> bytes:
-    """Shuffle one page, whose length must be a multiple of the elements'. `shuffle` is as Engine has it."""
+    """Return a shuffled page. `shuffle` is as in Engine. Raise BadArgument for a partial element."""
     element_size, floats = as_elements(shuffle)
     if len(page) % element_size:
         raise BadArgument(
-            f"a page of {len(page)} bytes is no array of {element_size}-byte elements"
+            f"a page of {len(page)} bytes cannot be divided into elements of {element_size} bytes"
         )
     words = np.frombuffer(page, f"<u{element_size}")
     if floats:
@@ -131,18 +133,18 @@ def shuffle_bytes(page: bytes, shuffle: object) -> bytes:
 
 
 def as_elements(given: object) -> tuple[int, bool]:
-    """Return the bytes of an element, and whether it is a float, of what `shuffle` is. Raise BadArgument."""
+    """Return the bytes per element, and whether it is a float, for a `shuffle`. Raise BadArgument."""
     if isinstance(given, str) and given in FLOATS:
         return int(given[1]), True
     with contextlib.suppress(BadArgument):
         if (size := as_integer(given, "shuffle")) in ELEMENT_SIZES:
             return size, False
     raise BadArgument(
-        "shuffle must be the bytes of an element, 2, 4 or 8, not "
-        f"{shown(given)}; of floating-point numbers 'f2', 'f4' or 'f8'"
+        "shuffle must be 2, 4 or 8 (bytes per element), or 'f2', 'f4' or 'f8' for floating-point "
+        f"numbers, not {shown(given)}"
     )
 
 
 def _turned(words: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
-    """Turn each word to the left: bits that fall off come in on the right."""
+    """Rotate each word to the left."""
     return words << bits | words >> (8 * words.itemsize - bits)

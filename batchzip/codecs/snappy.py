@@ -1,7 +1,7 @@
-"""snappy through cramjam, on which python-snappy is built as well. Extra `snappy`.
+"""snappy with cramjam, which python-snappy uses, too. Extra `snappy`.
 
-A compressed page is one raw block, without the framing format. It declares its size; what it is
-decoded into is a page, and a block that declares more is refused before it is decoded.
+A compressed page is one raw block, without the framing format. The block declares its size. Its
+destination has the size of a page, and a block that declares more is refused before decoding.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Snappy(Codec):
 
     @classmethod
     def require(cls) -> None:
-        """Raise MissingExtra where cramjam is not installed."""
+        """Raise MissingExtra if cramjam is not installed."""
         _library()
 
     def compressor(self, page_size: int) -> Transcode:
-        """Make a compressor with room for one page's output."""
+        """Return a compressor with a buffer for one page's output."""
         library = _library()
         compress_into = library.compress_raw_into
         room = bytearray(library.compress_raw_max_len(bytes(page_size)))
@@ -43,13 +43,13 @@ class Snappy(Codec):
         return compress_page
 
     def decompressor(self, page_size: int) -> Transcode:
-        """Make a decompressor with room for a page."""
+        """Return a decompressor with a buffer for one page."""
         decompress_into = _library().decompress_raw_into
         room = bytearray(page_size)
 
         def decompress_page(src: Flat) -> bytes:
             if decompress_into(src, room) != page_size:
-                raise ValueError(f"the block does not hold {page_size} bytes")
+                raise ValueError(f"the block does not decode to {page_size} bytes")
             return bytes(room)
 
         return decompress_page

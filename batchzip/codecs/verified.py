@@ -1,11 +1,11 @@
-"""Verified: any codec, whose outputs are restored and compared before they count.
+"""Verified: wraps any codec, and restores and compares each output before it counts.
 
-Kernel counterpart: the Intel IAA driver's verify_compress. It guards against whatever would make a
-compressed page unreadable: memory errors, a codec's bugs, and pages that change while they are
-compressed. What is compressed is a private copy of the page, so one version of it is compared with
-itself.
+Kernel counterpart: the Intel IAA driver's verify_compress. It guards against everything that would
+make a compressed page unreadable: memory errors, bugs of a codec, and pages that change while they
+are compressed. The codec compresses a private copy of the page, so that the comparison uses the
+same version.
 
-A codec that wraps another: backends and workers need not know.
+Because it is a codec itself, backends and workers need no special code for it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class _DiffersError(Exception):
-    """What was compressed does not come back."""
+    """The restored page differs from the original."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified(Codec):
-    """Compresses with `codec`, and restores and compares each page at once."""
+    """Wraps `codec`. Restores and compares each page right after compressing it."""
 
     name: ClassVar[str] = "verified"
 
@@ -35,20 +35,20 @@ class Verified(Codec):
 
     @property
     def algorithm(self) -> str:
-        """The wrapped codec's."""
+        """The wrapped codec's algorithm."""
         return self.codec.algorithm
 
     @property
     def deterministic(self) -> bool:
-        """As the wrapped codec."""
+        """Whether the wrapped codec is deterministic."""
         return self.codec.deterministic
 
     def plan(self) -> Plan:
-        """Plan the wrapped codec, verified."""
+        """Return the wrapped codec's plan, with verification."""
         return self.codec.plan()._replace(verify=True)
 
     def compressor(self, page_size: int) -> Transcode:
-        """Make a compressor that raises where a page would not come back."""
+        """Return a compressor that raises if a page cannot be restored from its output."""
         compress, decompress = self.codec.compressor(page_size), self.codec.decompressor(page_size)
 
         def verified(page: Flat) -> bytes:
@@ -61,5 +61,5 @@ class Verified(Codec):
         return verified
 
     def decompressor(self, page_size: int) -> Transcode:
-        """Make the decompressor of `codec`."""
+        """Return the decompressor of `codec`."""
         return self.codec.decompressor(page_size)

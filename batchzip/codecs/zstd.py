@@ -1,20 +1,21 @@
-"""zstd, through python-zstandard.
+"""zstd, with python-zstandard.
 
-Compressed pages are standard zstd frames that declare their size; any zstd tool reads them.
+Compressed pages are standard zstd frames that declare their size. Any zstd tool can read them.
 
-`ZstdDecompressor.decompress(max_output_size=…)` is no guard: it is ignored when the frame declares
-a size, and 1.6 KB of input became 50 MiB. So the declared size is read from the header first,
-and only frames that declare exactly a page are decoded. A whole frame of known size is decoded in one
-pass, without a window; `max_window_size` bounds the window that a truncated one would be given.
+`ZstdDecompressor.decompress(max_output_size=…)` does not limit the output: it is ignored if the
+frame declares a size, and 1.6 KB of input became 50 MiB. So the declared size is read from the
+header first, and only frames that declare exactly one page are decoded. A whole frame of known size
+is decoded in one pass, without a window. `max_window_size` limits the window of a truncated frame.
 
-With a dictionary, frames bear its id. A frame with another id, or with one where there is no dictionary,
-is refused by libzstd; a frame without an id needs no dictionary and is read. So a dictionary must have
-an id: rejected are raw-content ones, whose frames nothing tells from each other, and which gain less
-(64 KiB for JSON text: ratio 5.67, trained 6.03, with none 5.07).
+With a dictionary, frames have its ID. libzstd refuses a frame with another ID, or with any ID if
+there is no dictionary. It reads a frame without an ID, which needs no dictionary. So a dictionary
+must have an ID. Rejected: raw-content dictionaries. Their frames cannot be told apart, and they
+gain less (docs/decisions/codecs.md).
 
-Planes of a page, as those of floating-point numbers, are blocks of one frame. A block has a Huffman
-table of its own, or lies there as it is; in one block, the table of noise spoils the exponents.
-Rejected: a frame per plane, with lengths to check, which is 0.3 % larger in 4 KiB.
+Planes of a page, as of floating-point numbers, are separate blocks of one frame. Each block has its
+own Huffman table, or is stored raw. In a single block, noisy planes would spoil the table for the
+exponents. Rejected: a frame per plane, whose lengths would have to be checked, and which is 0.3 %
+larger for 4 KiB.
 """
 
 from __future__ import annotations
@@ -34,31 +35,33 @@ if TYPE_CHECKING:
     from batchzip.codecs.codec import Transcode
 
 _MIN_WINDOW = 1 << 10
-"""Bytes; the least window the format knows (RFC 8878, 3.1.1.1.2)."""
+"""Smallest window of the format, in bytes (RFC 8878, 3.1.1.1.2)."""
 
 DEFAULT_LEVEL = 3
-"""ZSTD_CLEVEL_DEFAULT; what level 0 means, too."""
+"""ZSTD_CLEVEL_DEFAULT. Level 0 means the same."""
 
 MAX_DICTIONARY = 2 << 20
-"""Bytes, those of the largest page. Every thread and worker holds the dictionary and tables as large;
-what is larger than 256 KiB gained nothing worth that."""
+"""Largest dictionary in bytes, equal to the largest page. Every thread and worker holds the dictionary
+and tables of the same size. Sizes above 256 KiB gained too little for that."""
 
 
 LEAST_PLANE = 64
-"""Bytes; what a block's header and Huffman table cost is more than smaller planes gain."""
+"""Smallest plane in bytes. A smaller one gains less than a block's header and Huffman table cost."""
 
 _FEW_REPEATS = {"compression_level": 1, "strategy": 1, "hash_log": 6, "min_match": 7}
-"""How planes are compressed at levels 1 to 3, as `core/coder.pyx` does: a table of 64 places finds next
-to no repeats but runs. Among exponents repeats are chance, and cost more than their Huffman codes:
-4 KiB of bf16 became 1.43 times smaller with level 1's own table, 1.40 with level 3's, 1.48 so."""
+"""Parameters for planes at levels 1 to 3, as in `core/coder.pyx`. A table of 64 places finds almost
+no repeats except runs. Repeats of exponents are chance, and cost more than their Huffman codes: 4
+KiB of
+bf16 shrink by 1.48 with these parameters, and by 1.43 and 1.40 with those of levels 1 and 3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Zstd(Codec):
-    """Zstandard at `level`: −131072 (fastest) … −1, 1 … 22 (smallest); 0 and no word mean 3.
+    """Zstandard at `level`: −131072 (fastest) … −1, 1 … 22 (smallest). The default, and 0, mean 3.
 
-    `dictionary` is what pages have in common: bytes from `batchzip.train_dictionary` or `zstd --train`,
-    at most 2 MiB, kept as a copy. Only a codec with the same dictionary restores what it compressed.
+    `dictionary` is the common content of pages: up to 2 MiB from `batchzip.train_dictionary` or
+    `zstd --train`, of which the codec keeps a copy. Only a codec with the same dictionary restores
+    its outputs.
     """
 
     name: ClassVar[str] = "zstd"
@@ -67,7 +70,7 @@ class Zstd(Codec):
     dictionary: bytes | None = None
 
     def __post_init__(self) -> None:
-        lowest = -131072  # ZSTD_minCLevel(): the window's log limits what negative levels mean
+        lowest = -131072  # ZSTD_minCLevel()
         highest = zstandard.MAX_COMPRESSION_LEVEL
         object.__setattr__(self, "level", as_integer(self.level, "zstd level", lowest, highest))
         if self.dictionary is not None:
@@ -84,25 +87,25 @@ class Zstd(Codec):
         return Native("zstd", self.level or DEFAULT_LEVEL, self.dictionary)
 
     def for_planes(self, planes: int) -> Codec:
-        """Return a codec whose frames have blocks for each plane; a subclass compresses as it does."""
+        """Return a codec whose frames have separate blocks per plane. A subclass returns itself."""
         return _ZstdPlanes(self, planes) if type(self) is Zstd else self
 
     def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002 - zstd sizes itself by level
-        """Make one thread's compressor; the frame declares its content's size."""
+        """Return a compressor for one thread. Its frames declare their size."""
         return self._made().compress
 
     def _made(self) -> zstandard.ZstdCompressor:
         if self.dictionary is None:
             return zstandard.ZstdCompressor(level=self.level, write_content_size=True)
         dictionary = zstandard.ZstdCompressionDict(self.dictionary)
-        level = self.level or DEFAULT_LEVEL  # precompute_compress takes 0 for none given
+        level = self.level or DEFAULT_LEVEL  # precompute_compress takes 0 for a missing level
         dictionary.precompute_compress(level=level)
         return zstandard.ZstdCompressor(
             level=level, dict_data=dictionary, write_content_size=True, write_dict_id=True
         )
 
     def decompressor(self, page_size: int) -> Transcode:
-        """Make one thread's decompressor, of frames that declare exactly `page_size`."""
+        """Return a decompressor for one thread, for frames that declare exactly `page_size`."""
         window = max(page_size, _MIN_WINDOW)
         if self.dictionary is None:
             decompressor = zstandard.ZstdDecompressor(max_window_size=window)
@@ -115,7 +118,7 @@ class Zstd(Codec):
 
         def decompress_page(src: Flat) -> bytes:
             if declared_size(src) != page_size:
-                raise ValueError(f"the frame does not declare {page_size} bytes")
+                raise ValueError(f"the frame must declare {page_size} bytes")
             return decompress(src, allow_extra_data=False)
 
         return decompress_page
@@ -123,7 +126,7 @@ class Zstd(Codec):
 
 @dataclass(frozen=True, slots=True)
 class _ZstdPlanes(Codec):
-    """`codec`, with blocks of their own for each of the `planes` of a page."""
+    """Wraps `codec`, with separate blocks for each of the `planes` of a page."""
 
     name: ClassVar[str] = "zstd"
 
@@ -131,11 +134,11 @@ class _ZstdPlanes(Codec):
     planes: int
 
     def native(self) -> Native:
-        """Return zstd's C function, told of the planes."""
+        """Return zstd's C function with the number of planes."""
         return self.codec.native()._replace(planes=self.planes)
 
     def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002 - as Zstd's
-        """Make one thread's compressor: a block, or more, for each plane."""
+        """Return a compressor for one thread, which makes at least one block per plane."""
         level = self.codec.level or DEFAULT_LEVEL
         if 1 <= level <= DEFAULT_LEVEL and self.codec.dictionary is None:
             parameters = zstandard.ZstdCompressionParameters(
@@ -143,7 +146,7 @@ class _ZstdPlanes(Codec):
             )
             compressor = zstandard.ZstdCompressor(compression_params=parameters)
         else:
-            compressor = self.codec._made()  # noqa: SLF001 - this is its other half
+            compressor = self.codec._made()  # noqa: SLF001 - a class of this module
 
         def compress_planes(page: Flat) -> bytes:
             width = len(page) // self.planes
@@ -160,14 +163,14 @@ class _ZstdPlanes(Codec):
         return compress_planes
 
     def decompressor(self, page_size: int) -> Transcode:
-        """Make one thread's decompressor; the frame is one like any other."""
+        """Return Zstd's decompressor for one thread: the frames are ordinary ones."""
         return self.codec.decompressor(page_size)
 
 
 def _checked_dictionary(given: object) -> bytes:
-    """Copy a dictionary; raise BadArgument if zstd could not compress and decompress with it."""
+    """Return a copy of a dictionary. Raise BadArgument if zstd cannot work with it."""
     try:
-        dictionary = given if type(given) is bytes else bytes(memoryview(given))  # type: ignore[arg-type] # that is the question
+        dictionary = given if type(given) is bytes else bytes(memoryview(given))  # type: ignore[arg-type]
     except (TypeError, ValueError, BufferError):
         raise BadArgument(
             f"zstd dictionary must be bytes or None, not {type(given).__name__}"
@@ -180,10 +183,10 @@ def _checked_dictionary(given: object) -> bytes:
     try:
         if not compressing.dict_id():
             raise BadArgument(
-                f"zstd dictionary of {len(dictionary)} bytes has no id: it must be one that "
-                "batchzip.train_dictionary or `zstd --train` made"
+                f"zstd dictionary of {len(dictionary)} bytes has no ID: it must come from "
+                "batchzip.train_dictionary or `zstd --train`"
             )
-        compressing.precompute_compress(level=1)  # the cheapest; whether it can be read is the same
+        compressing.precompute_compress(level=1)  # the cheapest level is enough for the check
         output = zstandard.ZstdCompressor(level=1, dict_data=compressing).compress(b"page")
         zstandard.ZstdDecompressor(dict_data=restoring).decompress(output)
     except zstandard.ZstdError as error:

@@ -10,36 +10,36 @@ cdef enum:
 cdef enum:
     ABORT = -0x40000000  # a callback raised an exception that ends the batch
 
-cdef struct Tally:  # what one coder did of one operation; written by its user, read by anybody
+cdef struct Tally:  # one coder's work of one operation; its user writes it, anybody may read it
     uint64_t pages
     uint64_t bytes_in
     uint64_t bytes_out
     uint64_t busy_ns
 
-cdef struct BatchTally:  # what became of batches of one operation; written under the GIL
+cdef struct BatchTally:  # counters of batches of one operation; written under the GIL
     uint64_t batches
     uint64_t divided
     uint64_t waits
     uint64_t wait_ns
     uint64_t fallbacks
 
-cdef struct Stored:  # what is kept of a value
+cdef struct Stored:  # the stored form of a value
     const uint8_t *data
     uint32_t length
-    uint32_t raw_length  # of the value
+    uint32_t raw_length  # bytes of the value itself
     uint32_t checksum
-    uint8_t codec  # its number; 0: what is kept is the value
+    uint8_t codec  # the codec's number; 0: the value is stored raw
 
 cdef struct CoderState:
-    int library  # which functions do the work; CALLBACK: Python's
+    int library  # the library whose functions are called; CALLBACK: a codec in Python
     int effort  # acceleration or level
     size_t page_size
-    size_t bound  # no output of a page is longer; 0 where that is unknown
-    size_t element_size  # of shuffled pages; 0: they are not shuffled
+    size_t bound  # upper bound of the output of a page, in bytes; 0: unknown
+    size_t element_size  # bytes per element of shuffled pages; 0: pages are not shuffled
     bint floats  # shuffled elements are floating-point numbers
-    size_t planes  # zstd: parts of a page that have blocks of their own
+    size_t planes  # zstd: parts of a page that get blocks of their own
     bint verify
-    bint gave_up  # a callback raised, see ABORT
+    bint gave_up  # a callback raised an exception; see ABORT
     const Lz4 *lz4
     const Zstd *zstd
     const Xxh3 *xxh3
@@ -48,13 +48,13 @@ cdef struct CoderState:
     const void *ddict
     PyObject *compress_call  # borrowed from the Coder
     PyObject *decompress_call
-    PyObject *error  # owned: what a callback raised
-    size_t room  # bytes that each of these buffers has; at least a page
-    size_t output_room  # that `output` has
+    PyObject *error  # owned: the exception of a callback
+    size_t room  # size of each buffer below but `output`, in bytes; at least a page
+    size_t output_room  # size of `output`
     uint8_t *page  # a private copy of the page
     uint8_t *shuffled
-    uint8_t *restored  # what verify restores
-    uint8_t *output  # outputs that might not fit where they go
+    uint8_t *restored  # a restored value, or what verification restores
+    uint8_t *output  # outputs that may be too long for their destination
     Tally tallies[2]
 
 cdef int64_t compress_page(
@@ -77,7 +77,9 @@ cdef int encode_value(
 cdef int decode_value(CoderState *coder, Stored *stored) noexcept nogil
 cdef void count_value(CoderState *coder, int operation, const Stored *stored) noexcept nogil
 cdef bint is_quick(const CoderState *coder, int operation, size_t size) noexcept nogil
-cdef uint64_t hash_output(const CoderState *coder, const uint8_t *output, size_t length) noexcept nogil
+cdef uint64_t hash_output(
+    const CoderState *coder, const uint8_t *output, size_t length
+) noexcept nogil
 cdef size_t check_page_size(size_t page_size) except 0
 cdef void raise_callback_error(CoderState *coder) except *
 
@@ -88,7 +90,7 @@ cdef class Coder:
     cdef readonly bint native
     cdef object compress_call
     cdef object decompress_call
-    cdef Coder shared  # whose dictionary tables this one uses
+    cdef Coder shared  # the coder whose dictionary tables this one uses
     cdef void *cdict
     cdef void *ddict
     cdef _use_library(self, native, Coder like)

@@ -1,18 +1,18 @@
-"""A codec made ready: what is done with one page, and what was done so far.
+"""Coder: a codec with its buffers and contexts, which compresses and restores single pages.
 
-A page is exactly `page_size` bytes; a source is at most two pages. An operation is 0 (compress) or
+A page is exactly `page_size` bytes. A source is at most two pages. An operation is 0 (compress) or
 1 (decompress). Errors of a page are negative errno values:
 
     -EINVAL    the page has another size
-    -EIO       the codec failed, or the page did not come back when it was verified
+    -EIO       the codec failed, or verification restored another page
     -ENOSPC    the output does not fit its destination
     -EBADMSG   the source cannot be decoded to exactly a page
-    -ENOMEM    there is no memory for it
+    -ENOMEM    there is not enough memory
 
-What is compressed is a private copy of the page, so its owner may change it meanwhile. A codec that
-is a C function runs without the GIL. Any other codec is called back under the GIL, page by page;
-what it raises becomes -EIO or -EBADMSG, but KeyboardInterrupt, SystemExit and the like are raised
-here.
+The codec compresses a private copy of the page, so the owner may change the page during the call. A
+codec that is a C function runs without the GIL. Any other codec is called back under the GIL, page
+by page. Its exceptions become -EIO or -EBADMSG, and MemoryError becomes -ENOMEM. KeyboardInterrupt,
+SystemExit and other exceptions that are no Exception are raised to the caller.
 """
 
 from typing import Self, final
@@ -22,22 +22,23 @@ from batchzip.codecs.codec import Codec
 from batchzip.core.plan import Native, Plan
 
 def is_available(native: Native) -> bool:
-    """Return whether the C function that a codec asks for was found here."""
+    """Return whether this process has found the C function of a codec."""
 
 def most_value_bytes(page_size: int) -> int:
-    """Return how many bytes a value has at most that is compressed in one call."""
+    """Return the length limit of a value that is compressed in one call, in bytes."""
 
 @final
 class Coder:
-    """A codec made ready: compresses and restores pages of one size, for one user at a time.
+    """A codec with its buffers and contexts, for pages of one size and one user at a time.
 
-    `codec`   a codec, or its plan.
-    `like`    a coder of the same codec, whose dictionary tables are used. It is kept.
-    `names_dictionary`  whether zstd's frames name their dictionary, in four bytes.
+    `codec`             a codec, or its plan.
+    `like`              a coder of the same codec. It is kept, and its dictionary tables are shared.
+    `names_dictionary`  whether zstd frames contain the ID of their dictionary, of up to four bytes.
 
-    Raise whatever the codec raises where it cannot be made ready.
+    Raises the codec's exception if its compressor or decompressor cannot be made, and BadArgument
+    for a page size that is out of range.
 
-    Not thread-safe: two threads need a coder each, as Coders gives them.
+    Not thread-safe: each thread needs a coder of its own. Coders provides them.
     """
 
     def __new__(
@@ -49,11 +50,11 @@ class Coder:
     ) -> Self: ...
     @property
     def codec(self) -> Codec | Plan:
-        """What it was made of."""
+        """The codec or plan from which it was made."""
 
     @property
     def native(self) -> bool:
-        """Whether it is a C function, and runs without the interpreter."""
+        """Whether the codec is a C function, which runs without the interpreter."""
 
     def compress(self, page: Buffer) -> bytes:
         """Compress one page. Raise PageError: -EINVAL for another size, -EIO, -ENOMEM."""
@@ -63,11 +64,11 @@ class Coder:
 
 @final
 class Coders:
-    """The coders of one codec: as many as are in use at a time, made when they are needed.
+    """A free list of the coders of one codec. A coder is made when none is free.
 
-    Thread-safe, and safe to use from a signal handler or finalizer that comes in the middle of
-    another call: a coder is taken and given back in one step each, under the GIL. All are kept
-    until this object goes, and with them what they counted.
+    Thread-safe. Signal handlers and finalizers may use it in the middle of another call: taking a
+    coder and giving it back is one step each, under the GIL. All coders and their counters are kept
+    until this object is freed.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Coders:
     ) -> None: ...
     @property
     def codec(self) -> Codec | Plan:
-        """What the coders are made of."""
+        """The codec or plan from which the coders are made."""
 
     @property
     def page_size(self) -> int:
@@ -85,23 +86,26 @@ class Coders:
     def native(self) -> bool:
         """Whether the codec runs without the interpreter.
 
-        Makes the codec ready where it was not yet, and raises whatever the codec raises then.
+        Reading it makes the first coder, which may raise the codec's exception.
         """
 
     def compress_page(self, page: Buffer) -> bytes:
-        """Compress one page, and count it; see Coder.compress."""
+        """Compress one page, and count it. See Coder.compress."""
 
     def decompress_page(self, src: Buffer) -> bytes:
-        """Restore one page, and count it; see Coder.decompress."""
+        """Restore one page, and count it. See Coder.decompress."""
 
     def memory_bytes(self) -> int:
-        """Return the bytes of memory that the coders have: buffers, the codec's contexts, dictionary tables.
+        """Return the memory of the coders in bytes.
 
-        Of zstd all of these are counted, of other codecs the buffers alone.
+        For zstd this counts buffers, contexts and dictionary tables; for other codecs only buffers.
         """
 
     def size_of(self, values: list[bytes]) -> int:
-        """Return the bytes of values that are compressed alone, if they are not too long and it pays."""
+        """Return the total stored length of values that are compressed one by one.
+
+        A value that is too long for one call, or does not shrink, counts with its own length.
+        """
 
     def add_errors(self, codes: list[int]) -> None:
         """Count pages that failed elsewhere, by their negative errno."""
@@ -110,12 +114,12 @@ class Coders:
         """Return the number of pages that failed, by negative errno."""
 
     def add_batch(self, operation: int, *, divided: bool = False) -> None:
-        """Count a batch that was done elsewhere; `divided`: lanes had shares of it."""
+        """Count a batch that was done elsewhere. `divided` tells whether lanes had shares of it."""
 
     def totals(self, operation: int) -> dict[str, int]:
-        """Return what was done of one operation.
+        """Return the counters of one operation.
 
-        "batches", "divided", "waits", "wait_ns", "fallbacks", and of the pages that these coders
-        did: "pages", "bytes_in", "bytes_out", "busy_ns". Figures of work under way may be a batch
-        apart.
+        "batches", "divided", "waits", "wait_ns" and "fallbacks" count batches. "pages", "bytes_in",
+        "bytes_out" and "busy_ns" count the pages that these coders did. While work is under way,
+        counters may differ by a batch.
         """

@@ -1,23 +1,23 @@
-"""Coder: a codec made ready for one thread at a time, and what is done with one page.
+"""Coder: a codec with its buffers and contexts, which compresses and restores single pages.
 
     page ─▶ private copy ─▶ shuffle ─▶ codec ─▶ fits? ─▶ verify ─▶ destination, length
     source ─▶ codec ─▶ exactly a page? ─▶ unshuffle ─▶ page
-    value, of up to 64 KiB or a page: likewise, in the coder's own buffers, which grow with it
+    value of up to 64 KiB or a page: the same, in the coder's own buffers, which grow as needed
 
-The codec is a C function of lz4's or zstd's wheel where there is one (libraries.pyx). Any other codec
-is a Python callable, which is called back under the GIL, page by page, by the same steps.
+The codec is a C function of the wheel lz4 or zstandard if it is available (libraries.pyx). Any
+other codec is a Python callable. The same code calls it back under the GIL, page by page.
 
-What is compressed is a private copy of the page: a page that its owner changes meanwhile may come
-out as bytes that no codec decodes. What is written to a destination is at most its capacity, whatever
-a codec returns: an output that might be longer is made elsewhere first.
+The codec compresses a private copy of the page, because a page that changes during the call may be
+compressed to bytes that no codec decodes. No more than its capacity is written to a destination,
+whatever a codec returns: an output that may be too long is first made in a buffer of the coder.
 
-Rejected: a coder per thread, found through thread-local storage. A free list under the GIL needs no
-bookkeeping for threads that end, and a signal handler or finalizer that compresses in the middle of
-anything simply takes another coder.
+Rejected: a coder per thread in thread-local storage. A free list under the GIL needs no bookkeeping
+when threads end, and a signal handler or finalizer that compresses in the middle of another call
+takes another coder.
 
 Invariants
-* One user at a time has a coder; only that user writes its state. Anybody may read the tallies.
-* A codec in Python runs with the GIL and without any lock of the core's.
+* A coder has one user at a time. Only that user writes its state. Anybody may read the tallies.
+* A codec in Python runs with the GIL, and without any lock of the core.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -29,16 +29,18 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy
 
-from batchzip.core.libraries cimport find_lz4, find_xxh3, find_zstd, zstd_compress_parts, zstd_make_cdict
+from batchzip.core.libraries cimport (
+    find_lz4, find_xxh3, find_zstd, zstd_compress_parts, zstd_make_cdict,
+)
 from batchzip.core.memory cimport bz_calloc, bz_malloc
 
 from batchzip.errors import BadArgument, PageError
 
 cdef extern from "native.h" nogil:
     """
-    /* Put byte k of every element into row k, and back; of a float, the sign goes behind the rest
-     * first. Written for each element size, so that the compiler makes vector code of it. */
-    #define BZ_SHUFFLE(SIZE, WORD)                                                                     \
+    /* Move byte k of every element to row k, and back. The sign bit of a float is first rotated to
+     * the lowest bit. There is one function per element size, so the compiler can vectorise it. */
+    #define BZ_SHUFFLE(SIZE, WORD)                                                               \
         static void bz_shuffle##SIZE(const uint8_t *restrict page, uint8_t *restrict rows,       \
                                      size_t elements) {                                          \
             for (size_t k = 0; k < SIZE; k++)                                                    \
@@ -86,7 +88,7 @@ cdef extern from "native.h" nogil:
         if (floats) { BZ_BY_SIZE(bz_unshuffle_floats, rows, page); }
         else { BZ_BY_SIZE(bz_unshuffle, rows, page); }
     }
-    /* A checksum for where xxhash's functions are missing: FNV-1a over words. */
+    /* A checksum for machines without xxhash's functions: FNV-1a over words. */
     static uint64_t bz_plain_hash(const uint8_t *data, size_t length) {
         uint64_t hash = 0xcbf29ce484222325u ^ length, word;
         for (; length >= 8; data += 8, length -= 8) {
@@ -110,8 +112,8 @@ cdef enum:
 cdef dict _LIBRARIES = {"lz4": LZ4, "lz4hc": LZ4HC, "zstd": ZSTD}
 
 cdef enum:
-    MOST_PAGE_BYTES = 2 << 20  # as batchzip.arguments.buffers has it
-    MOST_VALUE_BYTES = 64 << 10  # what is restored without a thread of its own takes microseconds
+    MOST_PAGE_BYTES = 2 << 20  # the same limit as in batchzip.arguments.buffers
+    MOST_VALUE_BYTES = 64 << 10  # restored in the calling thread, so it must take microseconds only
 
 cdef enum:
     ZSTD_LEVEL = 100  # ZSTD_c_compressionLevel
@@ -122,17 +124,17 @@ cdef enum:
     ZSTD_STRATEGY = 107  # ZSTD_c_strategy; 1: ZSTD_fast
 
 cdef enum:
-    QUICK = 4096  # bytes that lz4 compresses, or either restores, in a few microseconds
-    LEAST_PLANE = 64  # bytes; these two as batchzip.codecs.zstd has them
+    QUICK = 4096  # bytes that lz4 compresses, and lz4 and zstd restore, in a few microseconds
+    LEAST_PLANE = 64  # bytes; this and the next as in batchzip.codecs.zstd
     DEFAULT_LEVEL = 3
 
 cdef extern from *:
     """
     #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-    #error "the bytes of words are written as they are"
+    #error "batchzip stores words in the machine's byte order, which must be little-endian"
     #endif
     """
-    enum: ZSTD_MAGIC "0xFD2FB528u"  # of a frame
+    enum: ZSTD_MAGIC "0xFD2FB528u"  # the first four bytes of a frame
 
 
 # One page.
@@ -142,7 +144,7 @@ cdef int64_t compress_page(
 ) noexcept nogil:
     """Compress a page to at most `capacity` bytes. Return their number, a negative errno or ABORT.
 
-    `is_private` says that nobody can change the page meanwhile.
+    `is_private` means that nobody can change the page during the call.
     """
     cdef const uint8_t *source = page
     cdef uint8_t *room = dst
@@ -207,9 +209,9 @@ cdef bint _comes_back(
 cdef int64_t restore_page(
     CoderState *coder, const uint8_t *src, size_t length, uint8_t *dst, bint may_spoil
 ) noexcept nogil:
-    """Restore exactly a page to `dst`. Return its bytes, a negative errno or ABORT.
+    """Restore exactly a page to `dst`. Return its length in bytes, a negative errno or ABORT.
 
-    A page that fails is left as it was, unless `may_spoil`.
+    On failure, `dst` is unchanged unless `may_spoil` is set.
     """
     cdef uint8_t *room = dst
     cdef int64_t restored
@@ -230,7 +232,7 @@ cdef int64_t restore_page(
 cdef int64_t _decode(
     CoderState *coder, const uint8_t *src, size_t length, uint8_t *room, size_t size
 ) noexcept nogil:
-    """Restore exactly `size` bytes. Return them, a negative errno or ABORT."""
+    """Restore exactly `size` bytes to `room`. Return `size`, a negative errno or ABORT."""
     cdef size_t restored
     if coder.library == CALLBACK:
         restored = <size_t>_call(coder, coder.decompress_call, src, length, room, size, EBADMSG)
@@ -239,7 +241,7 @@ cdef int64_t _decode(
     elif length > 2 * max(coder.page_size, size) or not length:
         return -EBADMSG
     elif coder.library == ZSTD:
-        # The declared size is not trusted, and nothing may follow the frame.
+        # The frame must declare this size, and nothing may follow it.
         if coder.zstd.content_size(src, length) != size:
             return -EBADMSG
         if coder.zstd.compressed_size(src, length) != length:
@@ -260,14 +262,14 @@ cdef int64_t _decode(
 # One value.
 
 cdef size_t most_value(size_t page_size) noexcept nogil:
-    """Return how many bytes a value has at most that is compressed in one call."""
+    """Return the length limit of a value that is compressed in one call, in bytes."""
     return max(page_size, <size_t>MOST_VALUE_BYTES)
 
 
 cdef int make_room(CoderState *coder, size_t size) noexcept nogil:
-    """See that the coder's buffers have room for a value of `size` bytes. Return 0 or −ENOMEM.
+    """Grow the coder's buffers for a value of `size` bytes. Return 0 or −ENOMEM.
 
-    What was in them is lost then.
+    The contents of buffers that grow are lost.
     """
     cdef size_t room = coder.room
     if size <= room:
@@ -278,7 +280,8 @@ cdef int make_room(CoderState *coder, size_t size) noexcept nogil:
 
 
 cdef int _make_buffers(CoderState *coder, size_t room) noexcept nogil:
-    cdef size_t output_room = max(2 * coder.page_size, _bound(coder, room)) + 64  # before a value, too
+    # 64 bytes more, because a stored value has four bytes of room in front of it.
+    cdef size_t output_room = max(2 * coder.page_size, _bound(coder, room)) + 64
     cdef uint8_t *made = <uint8_t *>bz_malloc(3 * room + output_room)
     if made is NULL:
         return -ENOMEM
@@ -293,7 +296,7 @@ cdef int _make_buffers(CoderState *coder, size_t room) noexcept nogil:
 
 
 cdef size_t _bound(const CoderState *coder, size_t size) noexcept nogil:
-    """Return how many bytes a value becomes at most; 2 × as many where that is not known."""
+    """Return the upper bound of a compressed value in bytes; 2 × `size` if it is unknown."""
     if coder.library == CALLBACK:
         return 2 * size
     if coder.library == ZSTD:
@@ -304,10 +307,11 @@ cdef size_t _bound(const CoderState *coder, size_t size) noexcept nogil:
 cdef int64_t compress_value(
     CoderState *coder, const uint8_t *value, size_t size, const uint8_t **output
 ) noexcept nogil:
-    """Compress a value that `make_room` was called for, to the coder's own memory. Return as `compress_page`.
+    """Compress a value to the coder's own memory, at `output`. Return as `compress_page` does.
 
-    A zstd frame goes without its first four bytes, which are always the same. A codec in Python takes
-    no more than a page: what is longer gets a private copy, and 0 is returned.
+    The caller has called `make_room`. The first four bytes of a zstd frame are always the same, and
+    are left out. A codec in Python takes at most a page. A longer value is only copied to
+    `coder.page`, and 0 is returned.
     """
     cdef const uint8_t *source = coder.page
     cdef int64_t length
@@ -335,7 +339,7 @@ cdef int64_t compress_value(
 
 
 cdef void _shuffle_value(CoderState *coder, size_t size) noexcept nogil:
-    """Shuffle the whole elements of the coder's page; what is left over stays behind them."""
+    """Shuffle the whole elements of the coder's page. Copy the bytes after them."""
     cdef size_t whole = size - size % coder.element_size
     if whole:
         bz_shuffle(coder.page, coder.shuffled, whole, coder.element_size, coder.floats)
@@ -345,9 +349,9 @@ cdef void _shuffle_value(CoderState *coder, size_t size) noexcept nogil:
 cdef int64_t restore_value(
     CoderState *coder, const uint8_t *src, size_t length, size_t size
 ) noexcept nogil:
-    """Restore exactly `size` bytes, which there is room for, to the coder's `restored`. Return as `restore_page`.
+    """Restore exactly `size` bytes to `coder.restored`. Return as `restore_page` does.
 
-    `src` has four bytes of room in front of it, which are written to.
+    The caller has called `make_room`. The four bytes before `src` are overwritten.
     """
     cdef uint8_t *room = coder.shuffled if coder.element_size else coder.restored
     cdef uint32_t magic = ZSTD_MAGIC
@@ -369,9 +373,9 @@ cdef int64_t restore_value(
 cdef int encode_value(
     CoderState *coder, int number, const uint8_t *value, Stored *stored
 ) noexcept nogil:
-    """Make what is kept of a value of `raw_length` bytes, in the coder's memory. Return 0, −ENOMEM or ABORT.
+    """Make the stored form of a value of `raw_length` bytes, in the coder's memory.
 
-    `number` is that of the codec.
+    `number` is the number of the codec. Return 0, −ENOMEM or ABORT.
     """
     cdef int64_t length = 0
     stored.codec = 0
@@ -384,7 +388,7 @@ cdef int encode_value(
     if 0 < length < stored.raw_length:
         stored.length = <uint32_t>length
         stored.codec = <uint8_t>number
-    else:  # as it is; the coder has a private copy. An object has at least one byte
+    else:  # raw, from the coder's private copy; an object has at least one byte
         stored.data = coder.page
         stored.length = max(stored.raw_length, <uint32_t>1)
     stored.checksum = _checksum(coder, stored)
@@ -392,9 +396,9 @@ cdef int encode_value(
 
 
 cdef int decode_value(CoderState *coder, Stored *stored) noexcept nogil:
-    """Restore the value of what is kept of it; `data` leads to it then. Return 0, a negative errno or ABORT.
+    """Verify and restore a stored value, and set `data` to it. Return 0, a negative errno or ABORT.
 
-    `data` has four bytes of room in front of it, which are written to; `make_room` was called.
+    The caller has called `make_room`. The four bytes before `data` are overwritten.
     """
     cdef int64_t restored
     if stored.checksum != _checksum(coder, stored):
@@ -409,12 +413,12 @@ cdef int decode_value(CoderState *coder, Stored *stored) noexcept nogil:
 
 
 cdef inline uint32_t _checksum(const CoderState *coder, const Stored *stored) noexcept nogil:
-    """Return the checksum of an entry, as gather.pyx has it."""
+    """Return the checksum of an entry, as gather.pyx computes it."""
     return <uint32_t>(hash_output(coder, stored.data, stored.length) ^ stored.codec)
 
 
 cdef void count_value(CoderState *coder, int operation, const Stored *stored) noexcept nogil:
-    """Count a value that was done by itself."""
+    """Count a value that was done outside of a batch."""
     cdef Tally *tally = &coder.tallies[operation]
     cdef bint restores = operation == DECOMPRESS
     if stored.raw_length:
@@ -425,9 +429,9 @@ cdef void count_value(CoderState *coder, int operation, const Stored *stored) no
 
 
 cdef bint is_quick(const CoderState *coder, int operation, size_t size) noexcept nogil:
-    """Return whether a value takes less time than it takes to hand over the GIL and get it back.
+    """Return whether a value takes less time than releasing and reacquiring the GIL.
 
-    That is some ten microseconds where threads compete for it.
+    That is about 10 µs if threads compete for the GIL.
     """
     if coder.verify:
         size *= 2
@@ -440,8 +444,10 @@ cdef bint is_quick(const CoderState *coder, int operation, size_t size) noexcept
     return False
 
 
-cdef uint64_t hash_output(const CoderState *coder, const uint8_t *output, size_t length) noexcept nogil:
-    """Hash compressed bytes, to tell whether they are still those that were verified."""
+cdef uint64_t hash_output(
+    const CoderState *coder, const uint8_t *output, size_t length
+) noexcept nogil:
+    """Return the hash of compressed bytes, which detects later changes."""
     if coder.xxh3 is not NULL:
         return coder.xxh3.hash64(output, length)
     return bz_plain_hash(output, length)
@@ -453,11 +459,14 @@ cdef int64_t _call(
     CoderState *coder, PyObject *call, const uint8_t *data, size_t length,
     uint8_t *dst, size_t capacity, int otherwise,
 ) noexcept with gil:
-    """Call a codec in Python, and copy what it returns."""
+    """Call a codec in Python, and copy its output to `dst`. Return as `compress_page` does.
+
+    `otherwise` is the errno for an exception, and for an empty output.
+    """
     cdef Py_buffer view
     cdef int64_t produced
     try:
-        # A copy: the codec may run Python code that changes what it was given.
+        # A copy, because other threads could otherwise change the codec's input.
         output = (<object>call)(PyBytes_FromStringAndSize(<const char *>data, length))
         PyObject_GetBuffer(output, &view, PyBUF_SIMPLE)
         produced = view.len
@@ -482,7 +491,7 @@ cdef int64_t _call(
 
 
 cdef void raise_callback_error(CoderState *coder) except *:
-    """Raise the exception of a callback that ends the batch, if there was one."""
+    """Raise the exception of a callback that ended the batch, if there is one."""
     if not coder.gave_up:
         return
     error = <object>coder.error
@@ -493,33 +502,33 @@ cdef void raise_callback_error(CoderState *coder) except *:
 
 
 cdef size_t check_page_size(size_t page_size) except 0:
-    """Return a page size that buffers can be made for. Raise BadArgument for others."""
+    """Return the page size. Raise BadArgument if it is out of range."""
     if not 1 <= page_size <= MOST_PAGE_BYTES:
-        raise BadArgument(f"a page has 1 to {MOST_PAGE_BYTES} bytes, not {page_size}")
+        raise BadArgument(f"page_size must be 1 to {MOST_PAGE_BYTES} bytes, not {page_size}")
     return page_size
 
 
 def most_value_bytes(size_t page_size) -> int:
-    """Return how many bytes a value has at most that is compressed in one call."""
+    """Return the length limit of a value that is compressed in one call, in bytes."""
     return most_value(page_size)
 
 
 def is_available(native) -> bool:
-    """Return whether the C function that a codec asks for was found here."""
+    """Return whether this process has found the C function of a codec."""
     if _LIBRARIES[native.library] == ZSTD:
         return find_zstd() is not NULL
     return find_lz4() is not NULL
 
 
 cdef class Coder:
-    """A codec made ready: compresses and restores pages of one size, for one user at a time.
+    """A codec with its buffers and contexts, for pages of one size and one user at a time.
 
-    `codec`   a `batchzip.codecs.Codec`.
-    `like`    a coder of the same codec, whose dictionary tables are used.
-    `names_dictionary`  whether zstd's frames name their dictionary, in four bytes; they need not where
-                        it is known from elsewhere.
+    `codec`             a codec, or its plan.
+    `like`              a coder of the same codec, whose dictionary tables are shared.
+    `names_dictionary`  whether zstd frames contain the ID of their dictionary. False if the reader
+                        knows the dictionary from elsewhere.
 
-    Raises whatever the codec raises where it cannot be made ready.
+    Raises the codec's exception if its compressor or decompressor cannot be made.
     """
 
     def __cinit__(
@@ -670,10 +679,10 @@ cdef inline void _count_page(Tally *tally, uint64_t bytes_in, int64_t produced) 
 
 
 cdef class Coders:
-    """The coders of one codec: as many as are in use at a time, made when they are needed.
+    """A free list of the coders of one codec. A coder is made when none is free.
 
-    A coder is taken and given back in one step each, under the GIL. All are kept until the end, and
-    with them what they counted.
+    Taking a coder and giving it back is one step each, under the GIL. All coders and their counters
+    are kept until this object is freed.
     """
 
     def __init__(self, codec, size_t page_size, *, bint names_dictionary=True):
@@ -703,7 +712,7 @@ cdef class Coders:
         self.unused.append(coder)
 
     def compress_page(self, page) -> bytes:
-        """Compress one page; see Coder.compress."""
+        """Compress one page, and count it. See Coder.compress."""
         cdef Coder coder = self.take()
         try:
             return coder.compress(page)
@@ -714,7 +723,7 @@ cdef class Coders:
             self.give(coder)
 
     def decompress_page(self, src) -> bytes:
-        """Restore one page; see Coder.decompress."""
+        """Restore one page, and count it. See Coder.decompress."""
         cdef Coder coder = self.take()
         try:
             return coder.decompress(src)
@@ -725,7 +734,7 @@ cdef class Coders:
             self.give(coder)
 
     def memory_bytes(self) -> int:
-        """Return the bytes of memory that the coders have: buffers, the codec's contexts, dictionary tables."""
+        """Return the memory of the coders in bytes. See the stub."""
         cdef Coder coder
         cdef uint64_t found = 0
         for coder in self.every:
@@ -738,7 +747,7 @@ cdef class Coders:
         return found
 
     def size_of(self, list values not None) -> int:
-        """Return the bytes of values that are compressed alone, if they are not too long and it pays."""
+        """Return the total stored length of values that are compressed one by one. See the stub."""
         cdef Coder coder = self.take()
         cdef Py_buffer view
         cdef const uint8_t *output
@@ -763,7 +772,7 @@ cdef class Coders:
         return total
 
     cdef void count_errors(self, int operation, const int32_t *errors, size_t count):
-        """Count the pages of a batch that failed, by their codes."""
+        """Count the failed pages of a batch, by negative errno."""
         cdef size_t index
         for index in range(count):
             if errors[index]:
@@ -771,7 +780,7 @@ cdef class Coders:
                 self.error_counts[code] = self.error_counts.get(code, 0) + 1
 
     def add_errors(self, list codes) -> None:
-        """Count pages that failed elsewhere."""
+        """Count pages that failed elsewhere, by their negative errno."""
         for code in codes:
             self.error_counts[code] = self.error_counts.get(code, 0) + 1
 
@@ -780,12 +789,12 @@ cdef class Coders:
         return dict(sorted(self.error_counts.items()))
 
     def add_batch(self, int operation, *, bint divided=False) -> None:
-        """Count a batch that was done elsewhere."""
+        """Count a batch that was done elsewhere. `divided` tells whether lanes had shares of it."""
         self.tallies[operation].batches += 1
         self.tallies[operation].divided += divided
 
     def totals(self, int operation) -> dict[str, int]:
-        """Return what was done of one operation: the names are those of Tally and BatchTally."""
+        """Return the counters of one operation. The keys are the fields of Tally and BatchTally."""
         cdef BatchTally *batches = &self.tallies[operation]
         cdef uint64_t pages = 0, bytes_in = 0, bytes_out = 0, busy_ns = 0
         cdef Tally *tally

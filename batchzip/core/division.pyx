@@ -1,27 +1,28 @@
-"""Division: one batch, done by the caller and the lanes together.
+"""Division: run a batch on the caller and the lanes together.
 
     positions of the batch ──▶ mine: the caller's own ──▶ done here, a piece at a time
-                 │                  │ an idle lane gets half            ▲
+                 │                  │ an idle lane gets up to half      ▲
                  └────────────▶ posted: a lane's share ── cut from its end, once nothing is mine
                                     │ done: collected
-                                    └ its lane is gone: what it had not begun is mine; what it had is
-                                      done by lanes only, as it may have ended the lane
+                                    └ its lane is gone: pages it had not begun become mine; the page
+                                      it had begun goes to lanes only: it may have killed the lane
 
-A page that was being done when its lane ended, twice, gets -EOWNERDEAD and is never run in the
-owner. The claim word says which page that was (ring.pyx), so no other page is suspected of it for
-long: the suspect goes to another lane by itself.
+If two lanes die while they do the same page, the page gets -EOWNERDEAD (four deaths if it is
+uncertain that they were at this page). It is never run in the owner. The claim word tells which
+page a dead lane had begun (ring.pyx), so other pages are soon cleared of suspicion. The suspect is
+then posted to another lane as a share of its own.
 
-With `isolate`, every page is done by lanes only.
+With `isolate`, lanes do all pages.
 
-A job is stepped by `run`, which returns to Python when there is nothing to do but wait, so that
-Ctrl-C works, hung workers are killed and deadlines are kept by code that may take its time. Nothing
-that Python does in between can leave a job half changed: each step is one call. A job that is
-dropped takes back what no lane has begun and waits for the rest, because a lane that is a thread, or
-a worker that writes to the arena, still writes to the caller's memory.
+`run` advances a job. It returns to Python when only waiting is left, so that Ctrl-C works, and
+slower code in Python can kill hung workers and enforce deadlines. Python code between two calls
+cannot leave a job half changed, because each step is one call. When a job is dropped, it takes back
+pages that no lane has begun, and waits for the rest: thread lanes, and workers that write to the
+arena, still write to the caller's memory.
 
 Invariant: each position is in exactly one of: mine, only_lanes, a posted share, done.
 
-Belongs to one thread at a time.
+A job belongs to one thread at a time.
 """
 
 cimport cython
@@ -59,26 +60,26 @@ cdef extern from "native.h" nogil:
     void bz_count(uint64_t *, uint64_t)
     int64_t bz_now_ns()
 
-cpdef enum:  # what Job.run returns
+cpdef enum:  # results of Job.run
     DONE  # every page has a result
-    WAITING  # there is nothing to do but wait
+    WAITING  # only waiting is left, or the time is up
     LATE  # the deadline has passed
     GAVE_UP  # a codec raised an exception that ends the batch
 
 cdef enum:
-    MOMENT_NS = 20_000_000
-    WAIT_NS = 2_000_000  # for a lane, while pages must not be done here
-    DROP_NS = 1_000_000_000  # for a worker that writes to the arena, when a job is dropped
-    CERTAIN = 4  # that a lane ended while it was at a page
-    UNCERTAIN = 2  # that it was at that page
-    FATAL = 2 * CERTAIN
+    MOMENT_NS = 20_000_000  # a shorter batch runs in one call, without supervision
+    WAIT_NS = 2_000_000  # wait for a free lane, while pages must not be done here
+    DROP_NS = 1_000_000_000  # wait for a worker that writes to the arena, when a job is dropped
+    CERTAIN = 4  # weight of a death: the lane was at this page
+    UNCERTAIN = 2  # weight of a death: the lane may have been at this page
+    FATAL = 2 * CERTAIN  # total weight at which a page fails
     BACKLOG = 2  # shares that a worker has at a time
 
 cdef double MOMENT_S = 0.05
-"""Seconds after which a batch that is not done is looked after; it is interrupted as late as that."""
+"""Seconds after which `execute` returns an unfinished batch; an interrupt waits up to that long."""
 
 NEGLECT_S = 30.0
-"""Seconds that a share which was given up may be under way before its lane counts as hung."""
+"""Seconds that a lane may work on a share that was given up before the lane counts as hung."""
 
 cdef int64_t _look_ns = LOOK_NS
 
@@ -95,33 +96,33 @@ cdef struct Posted:
     RingState *ring
     uint32_t sequence
     uint32_t first
-    uint32_t end  # what lies behind was taken back
+    uint32_t end  # positions from here on were taken back
     bint in_slot  # outputs are collected from the slot
     bint only_lanes
-    uint64_t seen  # the claim, when it was last looked at
-    int64_t since_ns  # when it changed last
+    uint64_t seen  # progress of the lane, when it was last checked
+    int64_t since_ns  # time of its last progress
 
 cdef struct JobState:
     BatchState *batch
-    CoderState *coder  # NULL: no page is done here
+    CoderState *coder  # NULL: the caller does no pages
     const CoderState *hasher
     Policy *policy
-    RingState **rings  # that the batch is shared with
+    RingState **rings  # of the lanes that the batch is shared with
     uint32_t ring_count
     Posted *posted
     uint32_t posted_count
     uint32_t posted_room
     Spans mine
     Spans only_lanes
-    uint8_t *deaths  # by position, in CERTAIN and UNCERTAIN; NULL: no lane died
+    uint8_t *deaths  # by position: sum of CERTAIN and UNCERTAIN; NULL: no lane died
     Packer packer
-    Share share  # what all shares of the batch have in common
-    bint generous
-    uint32_t most  # pages of a share
+    Share share  # the fields that all shares of the batch have in common
+    bint generous  # for tests; see Divider
+    uint32_t most  # pages per share
     int64_t deadline
-    bint divided
+    bint divided  # a share was posted
     bint woke  # a lane had to be woken
-    bint distrusts  # a lane reported what cannot be
+    bint distrusts  # a lane reported an impossible result
     bint gave_up  # a codec raised an exception that ends the batch
     uint64_t waits
     uint64_t wait_ns
@@ -131,7 +132,7 @@ cdef struct JobState:
 # Spans.
 
 cdef bint _push(JobState *job, Spans *spans, uint32_t first, uint32_t end) noexcept nogil:
-    """Add positions. If there is no memory to note them, they get -ENOMEM."""
+    """Add positions [first, end). If there is no memory, fail these pages with -ENOMEM."""
     cdef Span *grown
     if first >= end:
         return True
@@ -157,8 +158,13 @@ cdef uint32_t _total(const Spans *spans) noexcept nogil:
 
 # Lanes.
 
-cdef bint _post(JobState *job, RingState *ring, uint32_t first, uint32_t *end, bint only_lanes) noexcept nogil:
-    """Post positions [first, end), or as many of them as fit; `end` becomes where that ends."""
+cdef bint _post(
+    JobState *job, RingState *ring, uint32_t first, uint32_t *end, bint only_lanes
+) noexcept nogil:
+    """Post positions [first, end) to a lane, or as many as fit. Set `end` to the end of the share.
+
+    Return whether a share was posted.
+    """
     cdef Share share = job.share
     cdef Posted *posted
     cdef uint32_t sequence
@@ -188,7 +194,7 @@ cdef bint _post(JobState *job, RingState *ring, uint32_t first, uint32_t *end, b
 
 
 cdef void _feed(JobState *job) noexcept nogil:
-    """Give work to the lanes that want some."""
+    """Post shares to the lanes that can take more work."""
     cdef uint32_t at, mine
     cdef RingState *ring
     if not job.mine.count and not job.only_lanes.count:
@@ -203,7 +209,7 @@ cdef void _feed(JobState *job) noexcept nogil:
 
 
 cdef void _feed_spare(JobState *job, RingState *ring, uint32_t pages) noexcept nogil:
-    """Give a lane the caller's next pages; the caller goes on behind them, so the largest go first."""
+    """Post the caller's next pages to a lane. The caller keeps those behind, which are shorter."""
     cdef Span *span = &job.mine.items[job.mine.count - 1]
     cdef uint32_t end = span.first + min(pages, span.end - span.first)
     if end == span.first or not _post(job, ring, span.first, &end, False):
@@ -214,7 +220,7 @@ cdef void _feed_spare(JobState *job, RingState *ring, uint32_t pages) noexcept n
 
 
 cdef void _feed_only_lanes(JobState *job, RingState *ring) noexcept nogil:
-    """Give a lane pages that are not done here."""
+    """Post pages to a lane that the caller must not do."""
     cdef Span *span = &job.only_lanes.items[job.only_lanes.count - 1]
     cdef uint32_t end = min(span.end, span.first + job.most)
     if not _post(job, ring, span.first, &end, True):
@@ -225,7 +231,7 @@ cdef void _feed_only_lanes(JobState *job, RingState *ring) noexcept nogil:
 
 
 cdef void _collect(JobState *job) noexcept nogil:
-    """Take the shares that are done, and what lanes that are gone have left."""
+    """Collect the shares that are done, and recover the shares of lanes that are gone."""
     cdef uint32_t at = 0
     cdef Posted *posted
     while at < job.posted_count:
@@ -233,7 +239,7 @@ cdef void _collect(JobState *job) noexcept nogil:
         if is_done(posted.ring, posted.sequence):
             _accept(job, posted)
         elif bz_load32(&posted.ring.gone):
-            # What it finished before it ended stands in `done`, which may have changed just now.
+            # Check again: the lane may have finished the share just before it ended.
             if is_done(posted.ring, posted.sequence):
                 _accept(job, posted)
             else:
@@ -253,7 +259,7 @@ cdef void _accept(JobState *job, Posted *posted) noexcept nogil:
         return
     if is_finished(posted.ring, posted.sequence, count) and _take_results(job, posted, count):
         return
-    # A lane that reports what cannot be is replaced, and its pages are done again.
+    # A lane that reports an impossible result is replaced, and its pages are done again.
     bz_store32(&posted.ring.dead, 1)
     job.distrusts = True
     if job.coder is NULL:
@@ -264,7 +270,10 @@ cdef void _accept(JobState *job, Posted *posted) noexcept nogil:
 
 
 cdef bint _take_results(JobState *job, const Posted *posted, uint32_t count) noexcept nogil:
-    """Take the results of a share's first pages. Return False, and take none, where they cannot be so."""
+    """Take the results of a share's first pages. Return whether all of them are possible.
+
+    If one is impossible, take none.
+    """
     cdef RingState *ring = posted.ring
     cdef RingSlot *slot = &ring.slots[posted.sequence % SLOTS]
     cdef size_t pitch = job.batch.page_size if job.batch.operation == DECOMPRESS else 0
@@ -275,16 +284,17 @@ cdef bint _take_results(JobState *job, const Posted *posted, uint32_t count) noe
         slot.hashes if job.share.hashed else NULL, job.hasher, &sum,
     ) and sum == bz_load64(&slot.head.results):
         return True
-    # Whatever comes behind them must not be packed close to what they seemed to be.
+    # The next outputs must not be packed after these, whose lengths are wrong.
     job.packer.position = 0
     fail_pages(job.batch, posted.first, posted.first + count, 0)
     return False
 
 
 cdef void _recover(JobState *job, Posted *posted) noexcept nogil:
-    """Divide the pages of a lane that is gone: those it finished, the one it was at, and the others.
+    """Recover the share of a lane that is gone: finished pages, the page it was at, and the rest.
 
-    The claim tells how many it had begun, and the results how many it had finished: one of them is enough.
+    The claim word tells the number of pages it had begun, and the results the number of pages it
+    had finished. One of the two is enough.
     """
     cdef uint32_t count = posted.end - posted.first
     cdef uint64_t claim = bz_load64(&posted.ring.slots[posted.sequence % SLOTS].head.claim)
@@ -296,7 +306,7 @@ cdef void _recover(JobState *job, Posted *posted) noexcept nogil:
         finished = finished_pages(posted.ring, posted.sequence, count)
     if not told or finished != begun and finished + 1 != begun:
         weight = UNCERTAIN
-        if told:  # the results are spoilt, or it had not looked at the share yet
+        if told:  # the results are damaged, or the lane had not opened the share yet
             finished = -1
         elif finished >= 0:
             begun = min(<uint32_t>finished + 1, count)
@@ -319,9 +329,10 @@ cdef void _recover(JobState *job, Posted *posted) noexcept nogil:
 
 
 cdef void _suspect(JobState *job, uint32_t first, uint32_t end, int weight) noexcept nogil:
-    """Note that each of these pages may have ended a lane; each is tried by itself, a few times at most.
+    """Record that each of these pages may have killed a lane, and queue each as a share of its own.
 
-    `weight` is CERTAIN where the lane was at that page.
+    `weight` is CERTAIN if the lane was at that page, otherwise UNCERTAIN. Pages that reach FATAL
+    get -EOWNERDEAD.
     """
     cdef uint32_t position
     if first == end:
@@ -342,7 +353,7 @@ cdef void _suspect(JobState *job, uint32_t first, uint32_t end, int weight) noex
 # The caller.
 
 cdef bint _take_own(JobState *job, uint32_t *first, uint32_t *end) noexcept nogil:
-    """Take the caller's next pages. Return False where nothing is left to do but wait."""
+    """Take the caller's next pages. Return False if only waiting is left."""
     cdef Span *span
     if job.mine.count:
         span = &job.mine.items[job.mine.count - 1]
@@ -356,7 +367,7 @@ cdef bint _take_own(JobState *job, uint32_t *first, uint32_t *end) noexcept nogi
 
 
 cdef bint _take_back(JobState *job, uint32_t *first, uint32_t *end) noexcept nogil:
-    """Take back pages from the share that has most left."""
+    """Take back pages from the posted share with the most pages left. Return whether any were."""
     cdef uint32_t at, left, most = 0, best = 0, taken
     cdef uint64_t claim
     cdef Posted *posted
@@ -368,8 +379,10 @@ cdef bint _take_back(JobState *job, uint32_t *first, uint32_t *end) noexcept nog
                 continue
             claim = bz_load64(&posted.ring.slots[posted.sequence % SLOTS].head.claim)
             left = <uint32_t>(claim >> 32) - <uint32_t>claim
-            # A word that another process spoilt takes nothing back.
-            if <uint32_t>(claim >> 32) != posted.end - posted.first or <uint32_t>claim > (claim >> 32):
+            # Nothing is taken back on the word of a damaged claim.
+            if <uint32_t>(claim >> 32) != posted.end - posted.first:
+                continue
+            if <uint32_t>claim > (claim >> 32):
                 continue
             if left > most:
                 most = left
@@ -386,7 +399,7 @@ cdef bint _take_back(JobState *job, uint32_t *first, uint32_t *end) noexcept nog
         posted.end -= taken
         first[0] = posted.end
         end[0] = posted.end + taken
-        if posted.first == posted.end:  # the lane never began it, and finds nothing when it comes
+        if posted.first == posted.end:  # the lane never began it, and will find no pages in it
             give_up(posted.ring, posted.sequence)
             job.posted_count -= 1
             job.posted[best] = job.posted[job.posted_count]
@@ -394,7 +407,7 @@ cdef bint _take_back(JobState *job, uint32_t *first, uint32_t *end) noexcept nog
 
 
 cdef int _run(JobState *job, int64_t until, bint may_wait) noexcept nogil:
-    """Do what there is to do until a time; then, or when there is only waiting left, wait."""
+    """Work until a time. When only waiting is left, wait until then if `may_wait` is set."""
     cdef uint32_t first = 0, end = 0
     cdef int64_t now, limit
     if job.coder is not NULL and job.coder.gave_up:
@@ -429,7 +442,7 @@ cdef int _run(JobState *job, int64_t until, bint may_wait) noexcept nogil:
 
 
 cdef void _withdraw(JobState *job) noexcept nogil:
-    """Take back every page that no lane has begun, and drop it."""
+    """Take back every page that no lane has begun, and drop these pages."""
     cdef uint32_t at = 0, taken
     cdef Posted *posted
     job.mine.count = 0
@@ -440,8 +453,8 @@ cdef void _withdraw(JobState *job) noexcept nogil:
             &posted.ring.slots[posted.sequence % SLOTS].head.claim, posted.end - posted.first
         )
         posted.end -= min(taken, posted.end - posted.first)
-        # What is in a worker's slot harms nobody. What a lane writes to the caller's memory is
-        # waited for.
+        # A worker that writes to its slot does no harm. A lane that writes to the caller's memory
+        # must be waited for.
         if posted.first < posted.end and not posted.in_slot:
             at += 1
             continue
@@ -462,7 +475,7 @@ cdef void _await_rest(JobState *job, int64_t until) noexcept nogil:
 
 
 cdef void _leave_rest(JobState *job) noexcept nogil:
-    """Give up what is still under way: a lane that never finishes it will count as hung."""
+    """Give up the shares still under way. A lane that never finishes one counts as hung."""
     cdef uint32_t at
     for at in range(job.posted_count):
         give_up(job.posted[at].ring, job.posted[at].sequence)
@@ -470,7 +483,7 @@ cdef void _leave_rest(JobState *job) noexcept nogil:
 
 
 cdef bint _is_to_be_killed(RingState *ring, double patience_s) noexcept nogil:
-    """Return whether a lane reported what cannot be, or hangs with a share that was given up."""
+    """Return whether a lane reported an impossible result, or hangs at an abandoned share."""
     if bz_load32(&ring.dead):
         return not bz_load32(&ring.gone)
     return is_hung(ring, patience_s)
@@ -480,15 +493,15 @@ cdef class Job
 
 
 cdef class Divider:
-    """What the batches of one engine have in common. Thread-safe.
+    """The state that the batches of one engine share. Thread-safe.
 
-    `coders`    of the engine's codec.
-    `blocks`    what of this process's memory workers share.
-    `isolate`   no page is done by a caller.
-    `eager`     lanes get all of a batch that is started: its caller has other work until it runs it.
-    `generous`  may be set by tests: every batch is divided between all lanes, and callers take nothing
-                back.
-    `verify`    workers hash what they verified, and the hash is compared with what arrived.
+    `coders`    the coders of the engine's codec.
+    `blocks`    the arrays of this process that lie in memory shared with workers.
+    `isolate`   whether callers do no pages.
+    `eager`     whether lanes get all pages of a started batch, because its caller has other work
+                before it calls `run`.
+    `generous`  for tests: divide every batch between all lanes, and let callers take nothing back.
+    `verify`    whether workers hash verified outputs. The owner compares the hash of what arrives.
     """
 
     cdef Coders coders
@@ -499,7 +512,7 @@ cdef class Divider:
     cdef bint eager
     cdef bint verify
     cdef public bint generous
-    cdef bint neglected  # a lane has had a share that was given up for too long
+    cdef bint neglected  # a lane has worked too long on a share that was given up
     cdef uint32_t made_in
 
     def __init__(
@@ -515,9 +528,9 @@ cdef class Divider:
         self.made_in = forks()
 
     def execute(self, Pointers batch not None, tuple rings not None) -> Job | None:
-        """Do a batch, with the lanes of these rings where that pays.
+        """Run a batch, with the lanes of these rings if that pays.
 
-        Return None when it is done, and the job where that takes longer than a moment.
+        Return None if it is done, or the job if it takes longer than 50 ms.
         """
         self.refuse_in_child()
         cdef int64_t now = bz_now_ns()
@@ -544,12 +557,12 @@ cdef class Divider:
             raise ForkedProcess("this engine belongs to the process that forked this one")
 
     cdef bint is_short(self, Pointers batch) noexcept:
-        """Return whether a batch takes so little time that nothing has to be looked at meanwhile."""
+        """Return whether a batch is too short to need supervision while it runs."""
         cdef uint64_t page_ns = self.policy.page_ns[batch.state.operation]
         return page_ns and page_ns * batch.state.count < MOMENT_NS
 
     cdef uint32_t lanes_for(self, Pointers batch, tuple rings, int64_t now) noexcept:
-        """Return how many lanes a batch is shared with."""
+        """Return the number of lanes to share a batch with."""
         cdef uint32_t awake = 0, asleep = 0
         cdef double patience_s = NEGLECT_S
         cdef Ring ring
@@ -559,11 +572,11 @@ cdef class Divider:
         if batch.state.count < 2:
             return 0
         if self.eager and not self.generous and not self.policy.page_ns[batch.state.operation]:
-            return 0  # what it takes is found out here, and not by lanes
+            return 0  # the caller measures the time of a page first
         if self.generous:
             return min(<uint32_t>len(rings), batch.state.count - 1)
         if self.policy.callers >= len(rings) + 1:
-            return 0  # whoever calls has a core busy already
+            return 0  # the callers already keep all cores busy
         for ring in rings:
             self.neglected |= is_hung(&ring.state, patience_s)
             if may_take(&ring.state, SLOTS):
@@ -576,7 +589,7 @@ cdef class Divider:
         )
 
     cdef run_alone(self, Pointers batch, int64_t now):
-        """Do a batch in the calling thread."""
+        """Run a batch in the calling thread alone."""
         bz_add32(&self.policy.callers, 1)
         try:
             batch.run(self.coders)
@@ -588,7 +601,7 @@ cdef class Divider:
 
 @cython.no_gc_clear
 cdef class Job:
-    """One batch under way; made by `Divider.start`."""
+    """One batch under way, made by `Divider.execute` or `Divider.start`."""
 
     cdef JobState state
     cdef Divider divider
@@ -598,7 +611,7 @@ cdef class Job:
     cdef bint ended
     cdef object error  # the exception of a codec that ended the batch
     cdef int64_t begun_ns
-    cdef int64_t ran_ns  # in `run`: what the caller spent on it
+    cdef int64_t ran_ns  # time that the caller spent in `run`
     cdef uint64_t pages_before
     cdef uint64_t busy_before
 
@@ -650,7 +663,7 @@ cdef class Job:
                 state.distrusts = True
         state.generous = self.divider.generous
         if self.divider.isolate:
-            # Lanes may still be starting: `set_rings` brings them.
+            # Lanes may still be starting. `set_rings` adds them later.
             self.batch.sort()
             self.use(rings, lanes)
             state.most = max(1, count // max(<uint32_t>1, lanes))
@@ -677,11 +690,13 @@ cdef class Job:
         _push(state, &state.mine, first, count)
 
     cdef use(self, tuple rings, uint32_t lanes):
-        """Use these rings from now on, those of lanes that are awake first."""
+        """Replace the rings from now on. Rings of lanes that are awake come first."""
         cdef JobState *state = &self.state
         cdef Ring ring
         cdef bint sleepers
-        cdef RingState **found = <RingState **>bz_realloc(state.rings, len(rings) * sizeof(void *) + 1)
+        cdef RingState **found = <RingState **>bz_realloc(
+            state.rings, len(rings) * sizeof(void *) + 1
+        )
         cdef Posted *posted = <Posted *>bz_realloc(
             state.posted, (state.posted_count + len(rings) * SLOTS + 1) * sizeof(Posted)
         )
@@ -692,7 +707,7 @@ cdef class Job:
         if found is NULL or posted is NULL:
             raise MemoryError("no memory to divide a batch")
         state.posted_room = state.posted_count + len(rings) * SLOTS
-        # Those that shares were posted to keep their memory.
+        # Keep the old rings, whose memory posted shares still use.
         if self.rings:
             self.rings.extend(ring for ring in rings if ring not in self.rings)
         else:
@@ -709,9 +724,9 @@ cdef class Job:
                     state.ring_count += 1
 
     def run(self, double seconds=0.05, *, bint may_wait=True) -> int:
-        """Go on for at most so many seconds. Return DONE, WAITING, LATE or GAVE_UP.
+        """Work for at most `seconds`. Return DONE, WAITING, LATE or GAVE_UP.
 
-        Where there is nothing to do but wait for lanes, wait if that is allowed.
+        When only waiting for lanes is left, wait if `may_wait` is set.
         """
         cdef int64_t begun, until
         cdef int status
@@ -728,25 +743,25 @@ cdef class Job:
 
     @property
     def only_lanes(self) -> int:
-        """Pages that wait for a lane, as they must not be done here."""
+        """The number of pages that wait for a lane, because the caller must not do them."""
         return _total(&self.state.only_lanes)
 
     @property
     def mine(self) -> int:
-        """Pages that the caller has still to do."""
+        """The number of pages left to the caller."""
         return _total(&self.state.mine)
 
     def set_rings(self, tuple rings) -> None:
-        """Use these rings from now on; others were replaced."""
+        """Replace the rings from now on."""
         if self.state.ring_count == len(rings) and all(ring in self.rings for ring in rings):
             return
         self.use(rings, len(rings))
 
     def untrusted(self, double patience_s) -> list[Ring]:
-        """Return the rings whose lanes are to be killed.
+        """Return the rings whose lanes must be killed.
 
-        Those that reported what cannot be, and those that had pages of this batch, or shares that were
-        given up, for so long without finishing one.
+        These lanes reported impossible results. Or they have had pages of this batch, or a share
+        that was given up, for `patience_s` seconds without finishing a page.
         """
         cdef int64_t now = bz_now_ns(), patience = <int64_t>(patience_s * 1e9)
         cdef uint32_t at
@@ -763,7 +778,7 @@ cdef class Job:
         for at in range(self.state.posted_count):
             posted = &self.state.posted[at]
             if not is_ready(posted.ring):
-                posted.since_ns = now  # one that starts is looked after by whoever starts it
+                posted.since_ns = now  # the lane's starter watches its start
                 continue
             claim = bz_load64(&posted.ring.slots[posted.sequence % SLOTS].head.claim)
             claim = <uint32_t>claim + (<uint64_t>bz_load32(&posted.ring.control.done) << 32) + 1
@@ -789,7 +804,7 @@ cdef class Job:
                 return ring
 
     def fail_only_lanes(self, int code) -> None:
-        """Give the pages that wait for a lane the negative errno `code`."""
+        """Fail the pages that wait for a lane with the negative errno `code`."""
         cdef uint32_t at
         for at in range(self.state.only_lanes.count):
             fail_pages(
@@ -799,10 +814,10 @@ cdef class Job:
         self.state.only_lanes.count = 0
 
     def withdraw(self, double wait_s, code=None) -> bool:
-        """Take back what no lane has begun, and wait for what still writes to the caller's memory.
+        """Take back pages that no lane has begun, and wait for lanes that write to caller's memory.
 
-        Pages without a result get the negative errno `code`. Return whether the job has ended; False
-        after `wait_s` seconds otherwise.
+        Pages without a result get the negative errno `code`. Return whether the job has ended.
+        After `wait_s` seconds, return False.
         """
         cdef JobState *state = &self.state
         cdef int64_t until
@@ -842,7 +857,8 @@ cdef class Job:
                 state.policy, operation, tally.pages - self.pages_before,
                 tally.busy_ns - self.busy_before, now,
             )
-            # What waking costs is reckoned with; it says nothing about lanes that are awake.
+            # The policy knows the cost of waking a lane. Such a batch says nothing about lanes that
+            # are awake.
             if state.divided and not state.woke and not state.generous:
                 took_ns = self.ran_ns if self.divider.eager else now - self.begun_ns
                 note_divided(state.policy, operation, state.batch.count, took_ns)

@@ -9,31 +9,31 @@ from batchzip.core.zones cimport Zones, ZonesState
 cdef enum:
     MOST_CODECS = 256
 
-cdef struct ObjectsState:  # what the all_entries of a store share
+cdef struct ObjectsState:  # shared by all groups of a store
     PoolState *pool
     ZonesState *zones  # NULL: there is no backing file
-    uint64_t entries_of[MOST_CODECS]  # entries by the number of their codec
-    uint64_t reused  # numbers that were given to another codec
+    uint64_t entries_of[MOST_CODECS]  # entries per codec number
+    uint64_t reused  # how often a codec number was given to another codec
 
 cdef struct EntriesState:
     ObjectsState *objects
     TableState table
     LruState lru
-    uint64_t gauges[KINDS]  # entries by kind
+    uint64_t gauges[KINDS]  # entries per kind
     uint64_t pages
-    uint64_t pool_bytes  # of this group's objects
-    uint64_t record_bytes  # of values (records.pyx), as they were serialised
+    uint64_t pool_bytes  # bytes of this group's objects in the pool
+    uint64_t record_bytes  # serialised bytes of values (records.pyx)
     uint64_t page_stores
     uint64_t page_loads
     bint closed
 
-cdef struct Prepared:  # a folio that is about to be published
+cdef struct Prepared:  # a folio that is ready to be published
     uint32_t count
-    Entry *entries  # without the values of objects
+    Entry *entries  # objects have no `value` yet
     uint32_t object_count
-    const uint8_t **data  # by object: what is stored
+    const uint8_t **data  # per object: the stored bytes
     uint32_t *lengths
-    uint64_t *values  # room for handles, or positions in the backing file
+    uint64_t *values  # per object: room for its handle, or its position in the backing file
 
 cdef int entries_publish(
     EntriesState *entries, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere,
@@ -49,12 +49,12 @@ cdef class Objects:
     cdef readonly Allocator allocator
     cdef readonly Zones zones
     cdef readonly size_t page_size
-    cdef list codecs  # by number
-    cdef list coders
-    cdef uint32_t holds[MOST_CODECS]
-    cdef readonly uint64_t given
-    cdef readonly int current
-    cdef uint64_t events[7]  # of all groups, those that are closed included
+    cdef list codecs  # by codec number
+    cdef list coders  # by codec number
+    cdef uint32_t holds[MOST_CODECS]  # by codec number: users that keep it from being reused
+    cdef readonly uint64_t given  # how often a codec got a number
+    cdef readonly int current  # the codec number of most pages
+    cdef uint64_t events[7]  # sums over all groups, including closed ones
     cdef int _unused_number(self) except -1
 
 

@@ -1,38 +1,41 @@
-"""Entries: the published entries of a group; every object belongs to exactly one of them.
+"""Entries: the published entries of a group. Every object belongs to exactly one of them.
 
-An object is what an entry refers to: in the pool, or in the backing file. Its entry and its memory come and
-go in the same step, under the pool's mutex and without the interpreter, so nothing can come between them.
+An object is the stored bytes of an entry, in the pool or in the backing file. An entry and its
+object appear and disappear in one step, under the pool's mutex and without the interpreter, so no
+signal handler or other thread comes in between.
 
-    publish(index, folio)      old entries and their objects out ─▶ room ─▶ objects copied ─▶ entries in
-    erase(index, count)        entries and their objects out
-    gather(indices)            copies of entries and of what they refer to (gather.pyx)
-    to_file, to_pool           new objects in the place of those that are still the ones gathered
+    publish(index, folio)   remove old entries and objects ─▶ allocate ─▶ copy ─▶ add entries
+    erase(index, count)     remove entries and objects
+    gather(indices)         copy entries and objects (gather.pyx)
+    to_file, to_pool        replace the objects of entries that are still the gathered ones
 
-A folio is prepared without a lock (folio.pyx). What it replaces is freed first, so that its room is used
-again while it is warm. If there is no room for the folio, its indices hold nothing: what they held is stale,
-because the caller has newer data than the store. There are two exceptions. A folio that the pool refuses may
-still go to the backing file; then what it replaces stays until it is there. In a table that other processes
-read, an old object goes after its entry names another one, so that an owner that is stopped in between keeps no
-reader waiting.
+A folio is prepared without a lock (folio.pyx). The objects it replaces are freed first, so that
+their room is reused while it is warm. If there is no room for the folio, its indices hold nothing:
+the old pages are stale, because the caller has newer data than the store. There are two exceptions.
+A folio that the pool refuses may still go to the backing file; the old pages then stay until it is
+there. In a table that other processes read, an old object is freed after its entry names the new
+one, so that an owner that is stopped in between blocks no reader.
 
-Gathered entries are how pages move while others use the store: writeback and recompression work on copies
-without the lock, and a page that was stored again in the meantime keeps its new entry (CVE-2023-53178
-was a writeback that did not compare).
+Writeback and recompression move pages while others use the store. They work without the lock on
+gathered copies. A page that is stored again in the meantime keeps its new entry (CVE-2023-53178 was
+a writeback that did not compare the entries).
 
-Rejected: publishing first and freeing afterwards. What an interrupt left in between had to be found and
-repaired, and a store that replaces pages would need room for both.
+Rejected: publishing first and freeing afterwards. The state after an interrupt in between had to be
+found and repaired, and a store that replaces pages would need room for both versions.
 
 Invariants
-* gauges[kind] is the number of entries of that kind, pool_bytes the sum of their lengths in the pool.
+* gauges[kind] is the number of entries of that kind. pool_bytes is the sum of the lengths of
+  objects in the pool.
 * entries_of[number] is the number of entries of that codec in all groups of the store.
-* Every live object stands in one entry, or belongs to a reservation of the backing file.
+* Every live object belongs to one entry, or to a reservation of the backing file.
 
     field                          writer
     tables, gauges, traffic        whoever holds the pool's mutex
     events, codecs, holds          whoever holds the GIL, within one call
 
-Lock order: the pool's mutex, then that of the zones. The GIL is never taken while one of them is held. Who has it
-only tries to get the pool's (`figure`, records.pyx): nobody waits for that one with the GIL.
+Lock order: the pool's mutex, then the mutex of the zones. The GIL is never taken while one of them
+is held. A thread that holds the GIL only tries to lock the pool's mutex (`figure`, records.pyx); it
+never waits for it with the GIL.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -69,13 +72,13 @@ EVENTS = (
     "decompress_fail",
     "written_back_pages",
 )
-"""Names of the counters that only grow."""
+"""The names of the counters that only grow."""
 
 
-# Steps; the pool's mutex is held by the caller, but for `entries_publish`.
+# Steps. The caller holds the pool's mutex, except for `entries_publish`, which takes it.
 
 cdef void entries_forget(EntriesState *entries, const Entry *entry) noexcept nogil:
-    """Free what an entry refers to, and take it off the gauges."""
+    """Free an entry's object, and subtract the entry from the gauges."""
     entries.gauges[entry.kind] -= 1
     entries.objects.entries_of[entry.codec] -= 1
     if is_in_pool(entry):
@@ -92,14 +95,14 @@ cdef void entries_count(EntriesState *entries, const Entry *entry, uint32_t leng
 
 
 cdef void entries_remove(EntriesState *entries, Entry *entry) noexcept nogil:
-    """Take an entry out that is not ABSENT, and free what it refers to."""
+    """Remove an entry that is not ABSENT, and free its object."""
     entries_forget(entries, entry)
     entries.pages -= 1
     table_clear(&entries.table, entry)
 
 
 cdef uint64_t _erase(EntriesState *entries, uint64_t first, uint64_t count) noexcept nogil:
-    """Take out what these indices hold. Return the number of pages that were there."""
+    """Remove the pages at these indices. Return their number."""
     cdef TableState *table = &entries.table
     cdef uint64_t last = first + count - 1, block, row, before = entries.pages
     if entries.pages == 0:
@@ -114,7 +117,9 @@ cdef uint64_t _erase(EntriesState *entries, uint64_t first, uint64_t count) noex
     return before - entries.pages
 
 
-cdef void _erase_in_row(EntriesState *entries, int64_t row, uint64_t first, uint64_t last) noexcept nogil:
+cdef void _erase_in_row(
+    EntriesState *entries, int64_t row, uint64_t first, uint64_t last
+) noexcept nogil:
     cdef uint64_t start, index
     cdef Entry *entry
     if row < 0:
@@ -127,17 +132,19 @@ cdef void _erase_in_row(EntriesState *entries, int64_t row, uint64_t first, uint
 
 
 cdef inline Entry *_next_entry(TableState *table, uint64_t index, Entry *before) noexcept nogil:
-    """Return the entry of an index, that of the index before it being `before`; NULL: no block has it."""
+    """Return the entry of an index, or NULL if no block has it. `before` is the preceding entry."""
     if index & (BLOCK - 1):
         return NULL if before is NULL else before + 1
     return table_find(table, index)
 
 
-cdef void _free_stale(EntriesState *entries, uint64_t first, uint32_t count, bint clear) noexcept nogil:
-    """Free what these indices refer to, or clear their entries once that is done.
+cdef void _free_stale(
+    EntriesState *entries, uint64_t first, uint32_t count, bint clear
+) noexcept nogil:
+    """Free the objects at these indices. With `clear`, as a second step, clear their entries.
 
-    In between they name objects that are gone, which readers in other processes take for a change that is
-    under way; nobody else can look.
+    Between the two steps the entries name freed objects. Readers in other processes take that for a
+    change under way, and nobody else can read the entries.
     """
     cdef uint64_t index
     cdef Entry *entry = table_find(&entries.table, first)
@@ -156,9 +163,9 @@ cdef void _free_stale(EntriesState *entries, uint64_t first, uint32_t count, bin
 cdef bint _exceeds(
     EntriesState *entries, uint64_t first, const Prepared *folio, uint64_t limit, bint keeps
 ) noexcept nogil:
-    """Return whether a folio would take the group beyond its limit.
+    """Return whether a folio would make the group exceed its limit.
 
-    What the folio replaces does not count. It is there still where `keeps`.
+    The objects that the folio replaces do not count. They are still there if `keeps` is set.
     """
     cdef uint64_t total = entries.pool_bytes, index
     cdef uint32_t number, length
@@ -182,11 +189,11 @@ cdef int entries_publish(
     EntriesState *entries, uint64_t first, Prepared *folio, bint in_file, bint may_go_elsewhere,
     uint64_t limit,
 ) noexcept nogil:
-    """Enter a folio, whole, in the place of whatever its indices hold.
+    """Publish a folio as a whole, in place of the pages that its indices hold.
 
-    `limit` is the most bytes that the group may have in the pool. Return 0; or −ENOMEM, −ENOSPC (the
-    pool's limit), −EDQUOT (the group's) or −EBADF (closed). Then they hold nothing, or, if the folio
-    may go elsewhere, what they held.
+    `limit` is the group's limit of bytes in the pool. Return 0, −ENOMEM, −ENOSPC (the pool's
+    limit), −EDQUOT (the group's limit) or −EBADF (closed). After an error the indices hold nothing,
+    or, if the folio may go elsewhere, their old pages.
     """
     cdef ObjectsState *objects = entries.objects
     cdef uint32_t row, number = 0, length
@@ -200,8 +207,8 @@ cdef int entries_publish(
     if entries.closed:
         pool_unlock(objects.pool)
         return -EBADF
-    # Readers of a shared table find the old pages or the new ones, wherever the owner may be stopped: the old
-    # objects go last, if there is room for both.
+    # Readers of a shared table find the old pages or the new ones, wherever the owner is stopped:
+    # the old objects are freed last, if there is room for both.
     keeps = may_go_elsewhere or entries.table.memory.fd >= 0
     replaces = entries.pages > 0
     if replaces and not keeps:
@@ -255,11 +262,11 @@ cdef int entries_publish(
 
 
 cdef class Objects:
-    """Where the objects of a store's groups are, and which codecs made them.
+    """The pool, the backing file and the codecs that the groups of a store share.
 
-    Each entry has the number of its codec: how it is read is told by the entry, never by a current
-    setting. Number 0 is no codec: the stored bytes are the page. Kernel counterpart: a zswap pool for each
-    compressor, where old entries stay in theirs until it drains.
+    Each entry has the number of its codec, so its page is always restored with the right one,
+    whatever the current setting is. Number 0 is no codec: the stored bytes are the page. Kernel
+    counterpart: a zswap pool per compressor, in which old entries stay until they are gone.
     """
 
     def __init__(self, Allocator allocator not None, Zones zones, size_t page_size):
@@ -272,26 +279,26 @@ cdef class Objects:
         self.coders = [None]
 
     def counted(self) -> dict[str, int]:
-        """Return EVENTS of all groups there ever were."""
+        """Return the sums of EVENTS over all groups, including closed ones."""
         return {name: self.events[number] for number, name in enumerate(EVENTS)}
 
     # Codecs by number.
 
     def codec(self, int number):
-        """Return the codec that has a number."""
+        """Return the codec with a number."""
         return self.codecs[number]
 
     @property
     def reused(self) -> int:
-        """How many numbers were given to another codec."""
+        """The number of times that a codec number was given to another codec."""
         return self.state.reused
 
     def numbered(self) -> list:
-        """Return the codecs by number; None at 0."""
+        """Return the list of codecs by number. Item 0 is None."""
         return list(self.codecs)
 
     def hold(self, int number, codec) -> bool:
-        """Keep a number from being given to another codec until `let_go`. False: it has been already."""
+        """Keep a codec's number until `let_go`. Return False if another codec has it by now."""
         if self.codecs[number] is not codec:
             return False
         self.holds[number] += 1
@@ -302,7 +309,7 @@ cdef class Objects:
         self.holds[number] -= 1
 
     def add_codec(self, codec) -> int:
-        """Give a codec a number that nobody has, and hold it. Raise BadArgument if there is none left."""
+        """Give a codec an unused number, and hold it. Raise BadArgument if there is none left."""
         cdef int number
         if len(self.codecs) < MOST_CODECS:
             self.codecs.append(codec)
@@ -323,34 +330,34 @@ cdef class Objects:
             for number in range(1, MOST_CODECS):
                 if not self.holds[number] and not self.state.entries_of[number]:
                     found = number
-                    self.holds[number] += 1  # the caller's: nobody else finds it from now on
+                    self.holds[number] += 1  # the caller's hold: no other thread takes the number
                     self.state.reused += 1
                     break
             pool_unlock(self.state.pool)
         if not found:
             raise BadArgument(
-                f"a store holds pages of at most {MOST_CODECS - 1} codecs at a time"
+                f"a store can hold pages of at most {MOST_CODECS - 1} codecs at a time"
             )
         return found
 
     def set_coders(self, int number, coders, *, bint current=False) -> None:
-        """Say what restores pages of a number here; None: they are not restored in this process.
+        """Set the coders for a codec number; None: pages are not restored in this process.
 
-        `current` says that most pages have this number from now on.
+        `current` makes it the number that `load` tries first.
         """
         self.coders[number] = coders
         if current:
             self.current = number
 
     def coders_of(self, int number):
-        """Return what `set_coders` was given."""
+        """Return the coders of a codec number, or None."""
         return self.coders[number]
 
 
 cdef class Entries:
-    """The entries of one group. Threads may share it; a call is one step to the others.
+    """The entries of one group. Thread-safe: other threads see each call as one step.
 
-    Raises ClosedError after `close`, and ForkedProcess in a forked child.
+    Methods raise ClosedError after `close`, and ForkedProcess in a forked child.
     """
 
     def __cinit__(self, Objects objects not None, name):
@@ -366,7 +373,7 @@ cdef class Entries:
     def __dealloc__(self):
         if self.objects is None:
             return
-        # Only what its group did not close; the pool may be closed, or another process's.
+        # Free only what `close` has not. The pool may be closed, or belong to another process.
         table_close(&self.state.table)
         lru_close(&self.state.lru)
 
@@ -378,7 +385,7 @@ cdef class Entries:
     # Changes.
 
     def erase(self, uint64_t first, uint64_t count) -> int:
-        """Take out whatever these indices hold and free it. Return the number of pages that were there."""
+        """Remove the pages at these indices. Return their number."""
         cdef uint64_t gone
         self.refuse()
         with nogil:
@@ -389,9 +396,9 @@ cdef class Entries:
         return gone
 
     def drop(self, uint64_t first, uint64_t count) -> int:
-        """Erase; do nothing to what is closed, or another process's. Cannot fail.
+        """Erase as `erase` does. Do nothing after `close` or in a forked child. Cannot fail.
 
-        Called by its name in an `except` clause, it is done before another interrupt can come.
+        A direct call in an `except` clause completes before another interrupt can occur.
         """
         return self.drop_pages(first, count)
 
@@ -408,12 +415,12 @@ cdef class Entries:
         return gone
 
     def close(self) -> int:
-        """Free every page, and the tables. Return the number of pages that were there."""
+        """Free all pages and the tables. Return the number of pages."""
         cdef uint64_t gone, row, number
         cdef Entry *entry
         if self.state.closed:
             return 0
-        if self.objects.allocator.ended:  # with all pages; the tables go with this object
+        if self.objects.allocator.ended:  # the pool freed all pages; __dealloc__ frees the tables
             self.state.closed = True
             return 0
         self.objects.allocator.refuse()
@@ -436,7 +443,7 @@ cdef class Entries:
         return gone
 
     def count_event(self, str name, uint64_t more=1) -> None:
-        """Add to one of EVENTS, of the group and of the store."""
+        """Add to one of EVENTS, for the group and for the store."""
         cdef int number = EVENTS.index(name)
         self.events[number] += more
         self.objects.events[number] += more
@@ -444,19 +451,19 @@ cdef class Entries:
     # Timing.
 
     def start(self, int operation) -> int:
-        """Return when this call of an operation began, if it is one to be timed, or 0."""
+        """Return the start time if this call of an operation is to be timed, otherwise 0."""
         return timer_start(&self.timers[operation])
 
     def end(self, int operation, int64_t started) -> None:
-        """Count a call that began then and ends now."""
+        """Count a call that began at `started` and ends now."""
         timer_end(&self.timers[operation], started)
 
     def latencies(self) -> list[tuple[list[int], int]]:
-        """Return, by operation, the calls that were timed by bucket, and their nanoseconds."""
+        """Return per operation the timed calls per bucket, and their total time in nanoseconds."""
         cdef int number
         return [histogram_of(&self.timers[number].timed) for number in range(TIMED_OPERATIONS)]
 
-    # Looking.
+    # Reading.
 
     @property
     def closed(self) -> bool:
@@ -467,9 +474,9 @@ cdef class Entries:
         return self.figure(&self.state.pages)
 
     cdef uint64_t figure(self, const uint64_t *address) noexcept:
-        """Return a figure as it is between two changes, and not in the middle of one."""
+        """Return a figure as of between two changes, never from the middle of one."""
         cdef uint64_t found
-        if pool_try_lock(self.state.objects.pool):  # most often, without giving up the GIL
+        if pool_try_lock(self.state.objects.pool):  # the common case, without releasing the GIL
             found = address[0]
             pool_unlock(self.state.objects.pool)
             return found
@@ -480,7 +487,7 @@ cdef class Entries:
         return found
 
     def kind(self, uint64_t index) -> int:
-        """Return the kind of an index: Kind.ABSENT if nothing is stored there."""
+        """Return the kind of an index's entry; Kind.ABSENT if nothing is stored there."""
         cdef Entry *entry
         cdef int kind = ABSENT
         self.refuse()
@@ -493,7 +500,7 @@ cdef class Entries:
         return kind
 
     def figures(self) -> dict[str, int]:
-        """Return EVENTS, entries by kind, pages, traffic and bytes, all of one moment."""
+        """Return EVENTS, entries per kind, pages, traffic and bytes, as of one moment."""
         cdef EntriesState *state = &self.state
         cdef uint64_t gauges[KINDS]
         cdef uint64_t pages, pool_bytes, stores, loads, tables, record_bytes
@@ -517,11 +524,11 @@ cdef class Entries:
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes of this group's objects in the pool."""
+        """The bytes of this group's objects in the pool."""
         return self.figure(&self.state.pool_bytes)
 
     def backed_bytes(self) -> int:
-        """Return the bytes of this group's objects in the backing file; looks at every entry."""
+        """Return the bytes of this group's objects in the backing file. Read every entry."""
         cdef uint64_t number, total = 0
         cdef const Entry *entry
         self.refuse()
@@ -534,15 +541,17 @@ cdef class Entries:
             pool_unlock(self.state.objects.pool)
         return total
 
-    # Choosing; each returns indices as the bytes of uint64s.
+    # Selecting. Each method returns indices as the bytes of uint64 values.
 
     def coldest(self, uint64_t count) -> bytes:
-        """Return up to `count` pages in the pool, that of the longest unused one first.
+        """Return up to `count` pages in the pool, the least recently used one first.
 
-        Each is given out once, until a new choice has to be made.
+        The LRU returns each page once, until it has to make a new selection.
         """
         cdef int64_t found
-        cdef bytes indices = PyBytes_FromStringAndSize(NULL, min(count, self.figure(&self.state.pages)) * 8)
+        cdef bytes indices = PyBytes_FromStringAndSize(
+            NULL, min(count, self.figure(&self.state.pages)) * 8
+        )
         cdef uint64_t room = len(indices) // 8
         cdef uint64_t *start = <uint64_t *>PyBytes_AS_STRING(indices)
         self.refuse()
@@ -561,9 +570,9 @@ cdef class Entries:
     ) -> bytes:
         """Return the pages of these kinds, in the order of rows.
 
-        Only those unused for `idle_s` seconds, of another codec than the number `not_codec`, of
-        `min_length` bytes in the pool; or, of the backing file, those in a zone whose byte of `zones`
-        is not 0.
+        Select only pages that were unused for `idle_s` seconds, whose codec number is not
+        `not_codec`, and whose object in the pool has at least `min_length` bytes. With `zones`,
+        select objects in the backing file only if the byte of their zone is not 0.
         """
         cdef uint32_t wanted = 0, least_age
         cdef uint64_t found = 0, room
@@ -582,7 +591,8 @@ cdef class Entries:
             if indices is not NULL:
                 least_age = lru_idle_age(&self.state.lru, <int64_t>(idle_s * 1e9))
                 found = _choose(
-                    &self.state, wanted, least_age, not_codec, min_length, marks, mark_count, indices
+                    &self.state, wanted, least_age, not_codec, min_length, marks, mark_count,
+                    indices,
                 )
             pool_unlock(self.state.objects.pool)
         if indices is NULL:
@@ -595,7 +605,7 @@ cdef class Entries:
     # Sharing with other processes.
 
     def share(self) -> int:
-        """Move the table to shared memory. Return its descriptor, which stays owned by the entries."""
+        """Move the table to shared memory. Return its descriptor, which the entries keep owning."""
         cdef Memory memory
         cdef int code
         self.refuse()
@@ -612,23 +622,23 @@ cdef class Entries:
             memory_close(&memory)
             self.refuse()
             if self.state.table.memory.fd < 0:
-                raise MemoryError("no memory for a table that others can read")
+                raise MemoryError("no memory for a table in shared memory")
         self.note_codecs()
         return self.state.table.memory.fd
 
     def note_codecs(self) -> None:
-        """Tell readers how many numbers of codecs were given out."""
+        """Publish to readers how often a codec got a number."""
         cdef uint64_t given = self.objects.given
         with nogil:
             pool_lock(self.state.objects.pool)
-            if self.state.table.header[CODECS] < given:  # another thread may know of more by now
+            if self.state.table.header[CODECS] < given:  # another thread may have published more
                 self.state.table.header[CODECS] = given
             pool_unlock(self.state.objects.pool)
 
     # Checking.
 
     def fault(self):
-        """Return what is wrong with the entries, or None. No other thread may be changing anything."""
+        """Return a violated invariant as text, or None. No other thread may change the entries."""
         cdef EntriesState *state = &self.state
         cdef uint64_t gauges[KINDS]
         cdef uint64_t number, pages = 0, stored = 0
@@ -644,7 +654,7 @@ cdef class Entries:
             if entry.kind == ABSENT:
                 continue
             if entry.kind >= KINDS:
-                return f"an entry is of kind {entry.kind}"
+                return f"an entry has the unknown kind {entry.kind}"
             gauges[entry.kind] += 1
             pages += 1
             if is_in_pool(entry):
@@ -652,16 +662,24 @@ cdef class Entries:
                     return f"the object of index {table_index(&state.table, number)} is not live"
                 stored += length
         if pages != state.pages or stored != state.pool_bytes:
-            return f"{pages} pages of {stored} bytes, counted are {state.pages} of {state.pool_bytes}"
+            return (
+                f"the table has {pages} pages of {stored} bytes, but the counters say "
+                f"{state.pages} of {state.pool_bytes}"
+            )
         for number in range(1, KINDS):
             if gauges[number] != state.gauges[number]:
-                return f"{gauges[number]} entries of kind {number}, counted {state.gauges[number]}"
+                return (
+                    f"the table has {gauges[number]} entries of kind {number}, but the counter "
+                    f"says {state.gauges[number]}"
+                )
         return None
 
     def values(self, int kind) -> bytes:
-        """Return handles, positions or words of all entries of a kind, as the bytes of uint64s."""
+        """Return the values of all entries of a kind, as the bytes of uint64 values."""
         cdef uint64_t number, count = 0
-        cdef bytes found = PyBytes_FromStringAndSize(NULL, self.figure(&self.state.gauges[kind]) * 8)
+        cdef bytes found = PyBytes_FromStringAndSize(
+            NULL, self.figure(&self.state.gauges[kind]) * 8
+        )
         cdef uint64_t *start = <uint64_t *>PyBytes_AS_STRING(found)
         cdef uint64_t room = len(found) // 8
         with nogil:
@@ -688,10 +706,13 @@ cdef uint64_t _choose(
         if entry.codec == not_codec or lru_age(&entries.lru, entry.epoch) < least_age:
             continue
         if min_length and is_in_pool(entry):
-            if pool_bytes(entries.objects.pool, entry.value, &length) is NULL or length < min_length:
+            if pool_bytes(entries.objects.pool, entry.value, &length) is NULL:
+                continue
+            if length < min_length:
                 continue
         if marks is not NULL and is_in_file(entry):
-            zone = (position_offset(entry.value) - entries.objects.zones.base) >> entries.objects.zones.zone_bits
+            zone = position_offset(entry.value) - entries.objects.zones.base
+            zone >>= entries.objects.zones.zone_bits
             if zone >= mark_count or not marks[zone]:
                 continue
         indices[found] = table_index(&entries.table, number)

@@ -1,4 +1,4 @@
-"""Folio: the pages of one call of `store`, which become entries that nobody sees before `publish`.
+"""Folio: the pages of one call of `store`, and their entries until these are published.
 
 Kernel counterpart: zswap_store_pages with the batched zswap_compress.
 
@@ -389,7 +389,7 @@ cdef class Folio:
         self, Entries entries not None, uint64_t first, ZoneReservation where=None, *,
         bint may_go_elsewhere=False, limit=None,
     ) -> int:
-        """Publish the folio at the indices from `first` on, in place of what they held.
+        """Publish the folio at the indices from `first` on, in place of their old pages.
 
         The objects go to the pool, or lie in the backing file already, at the reservation `where`.
         `limit` is the group's limit of bytes in the pool.

@@ -4,27 +4,27 @@ from batchzip.core.coder cimport CoderState
 from batchzip.core.entries cimport Entries, EntriesState
 from batchzip.core.table cimport Entry
 
-cdef enum Outcome:  # of a row, beside negative errnos
+cdef enum Outcome:  # the result of a row, if it is not a negative errno
     RESTORED
     PENDING
 
 cdef struct Row:
     uint64_t index
     Entry entry
-    const uint8_t *data  # what is stored; NULL: it is in the backing file, or nothing is stored
+    const uint8_t *data  # the stored bytes; NULL: they are in the backing file, or there are none
     uint32_t length
-    int32_t failure  # of reading it
+    int32_t failure  # the negative errno of reading them from the backing file, or 0
     int32_t outcome
 
-cdef enum Found:  # what `load_page` returns, beside negative errnos
+cdef enum Found:  # the result of `load_page`, if it is not a negative errno
     LOADED
     NOT_STORED
-    ELSEWHERE  # in the file, or made by another codec than the coder's
-    CHANGED  # numbers of codecs, meanwhile
+    ELSEWHERE  # in the backing file, or compressed by another codec than the coder's
+    CHANGED  # codec numbers were given to other codecs meanwhile: try again
     IS_CLOSED
 
 cdef inline bint entry_is(const Entry *entry, const Entry *other) noexcept nogil:
-    """Return whether two entries are the same, whenever they were used."""
+    """Return whether two entries are equal. The epoch of their last use does not count."""
     return (
         entry.value == other.value and entry.checksum == other.checksum
         and entry.kind == other.kind and entry.codec == other.codec
@@ -42,8 +42,8 @@ cdef class Gathered:
     cdef Row *rows
     cdef readonly uint32_t count
     cdef uint8_t *copies
-    cdef list given  # what `supply` was given
-    cdef uint64_t reused
-    cdef readonly int64_t started  # when `load` began, if that is timed; or 0
+    cdef list given  # keeps the bytes that `supply` got
+    cdef uint64_t reused  # `Objects.reused` when the entries were gathered
+    cdef readonly int64_t started  # when `load` began, if that call is timed; otherwise 0
     cdef int make_rows(self, size_t count) except -1
     cdef int64_t _exchange(self, uint32_t row, bytes output, uint8_t number)

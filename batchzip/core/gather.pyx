@@ -1,22 +1,23 @@
-"""Gathered: copies of some entries and of what they refer to, of one moment; and pages restored from them.
+"""Gathered: copies of entries and of their objects at one moment, and pages restored from them.
 
-    gather(entries, indices)   under the mutex: entries, their ages made young, copies of their objects
-    supply(row, bytes)        what lies in the backing file, read by the caller
-    check(pages)              checksums; pages of one word, and those stored raw
-    restore(…)                compressed ones, in this thread; or lend(…) them to an engine's lanes
-    to_file, to_pool, take    back into the entries, where an entry is still the one gathered
+    gather(entries, indices)   under the mutex: copy entries and objects, renew the entries' epochs
+    supply(row, bytes)         give an object of the backing file, which the caller has read
+    check(pages)               verify checksums; restore same-filled and raw pages
+    restore(…)                 decompress the others in this thread; or lend(…) them to lanes
+    to_file, to_pool, take     change the entries, if they are still the gathered ones
 
-Nobody waits for a codec or a file. What was copied under the mutex is a version that was current then,
-and what was verified is what is decompressed. What is read from the file need not be: between the look
-at the entry and the read the page may be stored anew, and its place given to another. The
-checksum tells, and then the entry is looked at again: only one that is still the same is damaged.
+No other thread waits for a codec or a file. The copies were current when the mutex was held, and
+the verified bytes are the ones that are decompressed. Bytes from the backing file may be newer than
+their entry: before the read, the page may be stored again and its place in the file may be reused.
+The checksum reveals this. The caller then looks at the entry again: only an unchanged entry is
+damaged.
 
-The checksum comes first. Codecs do not notice damage: of 20,000 single-bit flips, lz4 decoded 80.6 % and
-zstd 70.7 % to wrong data of the right length. It covers the number of the codec, so that one codec's bytes
-do not pass as another's.
+Checksums are verified before decompression, because codecs miss most damage: of 20,000 single-bit
+flips, lz4 decoded 80.6 % and zstd 70.7 % to wrong data of the right length. The checksum covers the
+number of the codec, so no codec decodes the output of another.
 
-Rejected: decompressing from the pool itself. Objects would have to be kept from moving and from being
-freed until the last lane is done; a copy costs 0.1 µs per page, and the checksum reads the bytes anyway.
+Rejected: decompressing from the pool itself. Objects could then neither move nor be freed until the
+last lane is done. A copy costs 0.1 µs per page, and the checksum reads the bytes anyway.
 
 A Gathered belongs to one thread at a time.
 """
@@ -58,7 +59,7 @@ from batchzip.errors import CorruptPage, PageError, PageNotStored
 
 cdef extern from "native.h" nogil:
     """
-    /* Ask for all lines of an object at once: the processor's own guesses come one after the other. */
+    /* Prefetch all cache lines of an object at once. The hardware would fetch them one by one. */
     static inline void bz_prefetch(const uint8_t *data, size_t length) {
         for (size_t at = 0; at < length; at += 64) __builtin_prefetch(data + at);
     }
@@ -68,7 +69,7 @@ cdef extern from "native.h" nogil:
     int64_t bz_now_ns()
 
 cdef enum:
-    MOMENT_NS = 50_000_000  # between two looks at signals
+    MOMENT_NS = 50_000_000  # time between two checks for signals
 
 cdef CoderState _hasher
 _hasher.xxh3 = find_xxh3()
@@ -79,7 +80,7 @@ cdef uint32_t checksum_of(const uint8_t *data, size_t length, uint8_t codec) noe
 
 
 def checksum(data, uint8_t codec) -> int:
-    """Return the checksum of an entry's stored bytes and of its codec's number."""
+    """Return the checksum over an entry's stored bytes and its codec's number."""
     cdef Py_buffer view
     cdef uint32_t found
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -91,10 +92,10 @@ def checksum(data, uint8_t codec) -> int:
 cdef inline void fill_page(uint8_t *page, uint64_t word, size_t size) noexcept nogil:
     cdef size_t at
     for at in range(0, size, 8):
-        memcpy(page + at, &word, 8)  # it may lie at an odd address
+        memcpy(page + at, &word, 8)  # the page may be unaligned
 
 
-# One page, which is most of what there is: one call, and no Gathered.
+# One page, the most frequent operation: a single call without a Gathered.
 
 cdef int load_page(
     EntriesState *entries, uint64_t index, int number, uint64_t reused, CoderState *coder,
@@ -109,7 +110,10 @@ cdef int load_page(
     while True:
         pool_lock(entries.objects.pool)
         entry = table_find(&entries.table, index)
-        if entries.closed or entry is NULL or entry.kind == ABSENT or entries.objects.reused != reused:
+        if (
+            entries.closed or entry is NULL or entry.kind == ABSENT
+            or entries.objects.reused != reused
+        ):
             restored = IS_CLOSED if entries.closed else (
                 NOT_STORED if entry is NULL or entry.kind == ABSENT else CHANGED
             )
@@ -147,7 +151,7 @@ cdef int load_page(
 
 
 cdef bint _take(EntriesState *entries, uint64_t index, const Entry *found) noexcept nogil:
-    """Take a page out if its entry is still this one."""
+    """Remove a page if its entry is still `found`. Return whether it was."""
     cdef Entry *entry
     cdef bint same
     pool_lock(entries.objects.pool)
@@ -161,11 +165,11 @@ cdef bint _take(EntriesState *entries, uint64_t index, const Entry *found) noexc
 
 
 def load(Entries entries not None, index, out=None, bint exclusive=False):
-    """Restore one page, to new bytes or to `out`, a writable buffer of a page.
+    """Restore one page to `out`, a writable buffer of a page, or to new bytes. Return them.
 
-    Return them; or the page Gathered where it lies in the backing file, or its codec is not the current
-    one or does not run in this process. With `exclusive` the page is taken out once it was restored.
-    Raise PageNotStored, CorruptPage, PageError: the entry stays then.
+    Return a Gathered instead if the page lies in the backing file, or if its codec is not the
+    current one or does not run in this process. With `exclusive`, remove the page once it is
+    restored. Raise PageNotStored, CorruptPage or PageError; the entry then stays.
     """
     cdef Objects objects = entries.objects
     cdef Coders coders
@@ -230,10 +234,14 @@ cdef Gathered _started(Gathered gathered, int64_t started):
     return gathered
 
 
-# Several.
+# Several pages.
 
 cdef int64_t _gather(EntriesState *entries, Gathered gathered, bint use) noexcept nogil:
-    """Copy entries and objects. Return 0; the number of the first row that is not stored, + 1; or −1: no memory."""
+    """Copy entries and objects.
+
+    Return 0, or −1 if there is no memory. With `use`, return 1 + the number of the first row whose
+    index holds nothing. The caller holds the pool's mutex.
+    """
     cdef Row *row
     cdef Entry *entry
     cdef uint64_t total = 0
@@ -274,8 +282,9 @@ cdef int64_t _gather(EntriesState *entries, Gathered gathered, bint use) noexcep
 def gather(Entries entries not None, indices, *, bint use=False) -> Gathered:
     """Copy the entries of some indices, and their objects in the pool.
 
-    `indices`  one, or the contiguous buffer of n int64 or uint64.
-    `use`      this is a use of the pages, and all of them must be stored: raise PageNotStored.
+    `indices`  an index, or a contiguous buffer of int64 or uint64.
+    `use`      whether this counts as a use of the pages. All of them must then be stored: raise
+               PageNotStored otherwise.
     """
     cdef Gathered gathered = Gathered.__new__(Gathered)
     cdef Py_buffer view
@@ -301,14 +310,14 @@ def gather(Entries entries not None, indices, *, bint use=False) -> Gathered:
         pool_unlock(entries.state.objects.pool)
     entries.refuse()
     if outcome < 0:
-        raise MemoryError("no memory for copies of what is stored")
+        raise MemoryError("no memory for copies of stored objects")
     if outcome:
         raise PageNotStored(<int64_t>gathered.rows[outcome - 1].index)
     return gathered
 
 
 cdef class Gathered:
-    """Entries and what they refer to; rows are in the order of the indices."""
+    """Copies of entries and their objects. The rows are in the order of the indices."""
 
     def __dealloc__(self):
         free(self.rows)
@@ -317,7 +326,7 @@ cdef class Gathered:
     cdef int make_rows(self, size_t count) except -1:
         cdef Row *rows
         if count > 0xFFFFFFFF:
-            raise MemoryError("more pages than there can be rows")
+            raise MemoryError(f"cannot gather {count} entries at once: the limit is 2³² − 1")
         rows = <Row *>bz_calloc(count + 1, sizeof(Row))
         if rows is NULL:
             raise MemoryError("no memory to gather entries")
@@ -337,19 +346,19 @@ cdef class Gathered:
         return self.rows[row].entry.kind
 
     def value(self, uint32_t row) -> int:
-        """Return a row's handle, position or word."""
+        """Return a row's handle in the pool, position in the backing file, or word."""
         return self.rows[row].entry.value
 
     def codec(self, uint32_t row) -> int:
-        """Return the number of a row's codec."""
+        """Return the codec number of a row."""
         return self.rows[row].entry.codec
 
     def length(self, uint32_t row) -> int:
-        """Return the bytes of what a row refers to."""
+        """Return the length of a row's object in bytes."""
         return self.rows[row].length
 
     def stored(self, uint32_t row) -> bytes:
-        """Return what a row refers to."""
+        """Return a copy of a row's object."""
         return PyBytes_FromStringAndSize(<const char *>self.rows[row].data, self.rows[row].length)
 
     def rows_of(self, *kinds) -> list[int]:
@@ -359,11 +368,11 @@ cdef class Gathered:
 
     @property
     def is_current(self) -> bool:
-        """Whether the numbers of codecs still mean what they did when this was gathered."""
+        """Whether no codec number was given to another codec since the entries were gathered."""
         return self.reused == self.entries.objects.state.reused
 
     def has_changed(self, uint32_t row) -> bool:
-        """Return whether an index has another entry by now."""
+        """Return whether a row's index has another entry by now."""
         cdef EntriesState *entries = &self.entries.state
         cdef Entry *entry
         cdef bint same
@@ -375,7 +384,7 @@ cdef class Gathered:
         return not same
 
     def supply(self, uint32_t row, bytes data) -> None:
-        """Give what was read from the backing file."""
+        """Set a row's object to bytes that the caller read from the backing file."""
         if self.given is None:
             self.given = []
         self.given.append(data)
@@ -383,13 +392,13 @@ cdef class Gathered:
         self.rows[row].length = len(data)
 
     def fail(self, uint32_t row, int code) -> None:
-        """Note that what a row refers to cannot be read: a negative errno."""
+        """Record the negative errno of reading a row's object from the backing file."""
         self.rows[row].failure = code
 
     # Pages.
 
     def damaged(self) -> list[int]:
-        """Return the rows whose bytes do not have their checksum."""
+        """Verify all objects. Return the rows that are damaged or could not be read."""
         cdef uint32_t number
         with nogil:
             for number in range(self.count):
@@ -397,7 +406,7 @@ cdef class Gathered:
         return [number for number in range(self.count) if self.rows[number].outcome < 0]
 
     def check(self, pages) -> int:
-        """Verify every checksum, and restore what needs no codec to the rows of `pages`.
+        """Verify every checksum, and restore pages that need no codec to the rows of `pages`.
 
         Return the number of rows that wait for a codec.
         """
@@ -428,7 +437,7 @@ cdef class Gathered:
         return pending
 
     def pending(self) -> dict[int, int]:
-        """Return how many rows wait for a codec, by its number."""
+        """Return the number of rows that wait for each codec, by codec number."""
         cdef uint32_t number
         found: dict[int, int] = {}
         for number in range(self.count):
@@ -438,7 +447,7 @@ cdef class Gathered:
         return found
 
     def restore(self, Coders coders not None, uint8_t number, pages) -> None:
-        """Restore the rows that wait for a codec, in this thread. Signal handlers run now and then."""
+        """Restore the rows that wait for a codec, in this thread, and run signal handlers."""
         cdef Py_buffer view
         cdef Coder coder = coders.take()
         cdef uint32_t at = 0
@@ -460,10 +469,10 @@ cdef class Gathered:
                 coders.add_errors([self.rows[at].outcome])
 
     def lend(self, uint8_t number, pages, Pointers pointers not None, lengths) -> list[int]:
-        """Have a batch's pointers lead to the rows that wait for a codec, and to their pages.
+        """Set a batch's inputs to the rows that wait for a codec, and its outputs to their pages.
 
-        `lengths`  uint32 array for as many.
-        Return these rows. The batch keeps nothing alive: `self` and `pages` outlive its run.
+        `lengths` is a uint32 array with room for the rows' lengths. Return these rows. The batch
+        holds no references: the caller keeps `self` and `pages` alive until it has run.
         """
         cdef Py_buffer view
         cdef size_t size = self.entries.objects.page_size
@@ -485,7 +494,7 @@ cdef class Gathered:
         return rows
 
     def note(self, list rows, Pointers pointers not None) -> None:
-        """Note what became of the rows that were lent."""
+        """Record the results of rows that were lent."""
         cdef uint32_t position
         for position in range(len(rows)):
             self.rows[<uint32_t>rows[position]].outcome = pointers.state.errors[position]
@@ -495,17 +504,17 @@ cdef class Gathered:
         cdef uint32_t number
         for number in range(self.count):
             if self.rows[number].outcome:
-                return number, -EIO if self.rows[number].outcome == PENDING else self.rows[number].outcome
+                return number, self.outcome(number)
         return None
 
     def outcome(self, uint32_t row) -> int:
         """Return 0 for a row that was restored, or its negative errno."""
         return -EIO if self.rows[row].outcome == PENDING else self.rows[row].outcome
 
-    # Back into the entries.
+    # Changing the entries.
 
     def take(self) -> bool:
-        """Take all pages out if every entry is still the one gathered. Return whether they were."""
+        """Remove all pages if every entry is still the gathered one. Return whether they were."""
         cdef EntriesState *entries = &self.entries.state
         cdef Entry *entry
         cdef uint32_t number
@@ -525,9 +534,9 @@ cdef class Gathered:
         return same
 
     def to_file(self, list rows, ZoneReservation reservation not None) -> int:
-        """Let rows refer to what was written to the backing file, where an entry is still the same.
+        """Point entries to their copies in the backing file, if they are still the gathered ones.
 
-        Return how many did. Room in the file that is not needed is given up.
+        Return the number of entries that were changed. Free the room of the others in the file.
         """
         cdef EntriesState *entries = &self.entries.state
         cdef uint32_t count = len(rows), at, moved = 0
@@ -535,7 +544,7 @@ cdef class Gathered:
         cdef Entry *entry
         cdef Entry new
         if which is NULL:
-            reservation.undo()  # now, though a traceback may keep it
+            reservation.undo()  # at once, because a traceback may keep the reservation alive
             raise MemoryError("no memory to move pages")
         for at in range(count):
             which[at] = rows[at]
@@ -558,10 +567,10 @@ cdef class Gathered:
         return moved
 
     def to_pool(self, list rows, list outputs, uint8_t number) -> tuple[int, int]:
-        """Let rows refer to other outputs, of the codec `number`, where an entry is still the same.
+        """Replace objects by outputs of the codec `number`, if their entries are unchanged.
 
-        Return how many did, and by how many bytes they became shorter. A page for whose output the pool
-        has no room stays as it is.
+        Return the number of entries that were changed, and the bytes saved. A page keeps its object
+        if the pool has no room for the new one.
         """
         cdef uint32_t at
         cdef int64_t saved, total = 0, moved = 0
@@ -597,8 +606,10 @@ cdef class Gathered:
         return saved
 
 
-cdef void _replace(EntriesState *entries, Entry *entry, const Entry *new, uint32_t length) noexcept nogil:
-    """Put an entry in the place of another one, whose object is freed."""
+cdef void _replace(
+    EntriesState *entries, Entry *entry, const Entry *new, uint32_t length
+) noexcept nogil:
+    """Replace an entry, and free the object of the old one."""
     cdef Entry old = entry[0]
     table_put(&entries.table, entry, new)
     entries_forget(entries, &old)
@@ -606,7 +617,7 @@ cdef void _replace(EntriesState *entries, Entry *entry, const Entry *new, uint32
 
 
 cdef void _verify(Row *row) noexcept nogil:
-    """Note whether a row's bytes have its checksum."""
+    """Verify a row's object, and record the outcome: RESTORED or a negative errno."""
     row.outcome = RESTORED
     if row.entry.kind in (ABSENT, SAME_FILLED, LARGE, SLICED):
         return
@@ -621,7 +632,7 @@ cdef void _verify(Row *row) noexcept nogil:
 cdef uint32_t _restore(
     Row *rows, uint32_t count, uint32_t at, uint8_t number, CoderState *coder, uint8_t *pages
 ) noexcept nogil:
-    """Restore rows from `at` on, for a moment. Return the next one."""
+    """Restore rows from `at` on, for up to 50 ms. Return the next row."""
     cdef Tally *tally = &coder.tallies[DECOMPRESS]
     cdef size_t size = coder.page_size
     cdef int64_t restored, now = bz_now_ns(), started = now

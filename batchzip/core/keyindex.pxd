@@ -11,16 +11,16 @@ cdef struct KeySlot:
     uint32_t position  # NOWHERE: unused
 
 cdef struct KeyBlock:
-    uint32_t before  # ids of the blocks beside it in the order of insertion; NOWHERE: none
-    uint32_t after
-    uint32_t used  # positions given out
-    uint32_t live  # of them, those that have a value
-    uint32_t room  # bytes
+    uint32_t before  # id of the previous block in the order of insertion; NOWHERE: none
+    uint32_t after  # id of the next block; NOWHERE: none
+    uint32_t used  # places given to keys so far
+    uint32_t live  # places that have a value
+    uint32_t room  # size of `keys` in bytes
     uint8_t *keys
-    int64_t *deadlines  # by place; 0: never; NULL: none has one
+    int64_t *deadlines  # by place; 0: no deadline; NULL: no place has one
     uint64_t live_bits[LIVE_WORDS]
-    uint32_t ends[BLOCK]  # of keys
-    uint32_t lengths[BLOCK]  # bytes of values, as they were serialised
+    uint32_t ends[BLOCK]  # by place: end of the key in `keys`
+    uint32_t lengths[BLOCK]  # by place: bytes of the serialised value
 
 cdef struct KeyIndex:
     uint64_t seeds[2]
@@ -28,13 +28,13 @@ cdef struct KeyIndex:
     int slot_bits
     uint64_t count
     KeyBlock **blocks  # by id; NULL: unused
-    uint32_t *unused  # stack of ids
+    uint32_t *unused  # stack of unused ids
     uint32_t unused_count
     uint32_t block_room
     uint32_t first
     uint32_t last
-    uint64_t key_room  # bytes of all blocks' keys
-    uint64_t deadline_blocks
+    uint64_t key_room  # bytes of `keys` of all blocks
+    uint64_t deadline_blocks  # blocks that have `deadlines`
 
 cdef struct KeyView:  # a key to look for, or to add
     const uint8_t *data
@@ -54,7 +54,9 @@ cdef inline bint place_is_live(const KeyBlock *block, uint32_t place) noexcept n
 
 cdef void index_open(KeyIndex *index) noexcept nogil
 cdef void index_close(KeyIndex *index) noexcept nogil
-cdef uint32_t index_hash(const KeyIndex *index, const uint8_t *compared, size_t length) noexcept nogil
+cdef uint32_t index_hash(
+    const KeyIndex *index, const uint8_t *compared, size_t length
+) noexcept nogil
 cdef uint32_t index_find(const KeyIndex *index, const KeyView *key) noexcept nogil
 cdef uint32_t index_prepare(KeyIndex *index, size_t length) noexcept nogil
 cdef void index_add(KeyIndex *index, uint32_t position, const KeyView *key) noexcept nogil

@@ -1,4 +1,4 @@
-"""KeyIndex: where the value of a key is, in the order of insertion. It has no interface for Python."""
+"""KeyIndex: a hash table from keys to positions, in order of insertion; for the core only."""
 
 def siphash(first: int, second: int, data: bytes) -> int:
-    """Return SipHash-1-3 of some bytes: for tests."""
+    """Return the SipHash-1-3 of `data` with the 128-bit key (`first`, `second`); for tests."""

@@ -1,15 +1,15 @@
-"""KeyIndex: where the value of a key is, in the order of insertion, as in CPython's compact dict.
+"""KeyIndex: a hash table from keys to positions, in order of insertion, as CPython's compact dict.
 
     key ─▶ SipHash ─▶ slots: hash, position ─▶ block = position >> 9 ─▶ the key's bytes, compared
                                             └─▶ the entry of index RECORDS | position in the table
 
-    order   first ─▶ block 4 ─▶ block 0 ─▶ block 7 ─▶ last: the one that is being filled
+    order   first ─▶ block 4 ─▶ block 0 ─▶ block 7 ─▶ last: the block that is being filled
     block   ends     8  14  22 │ lengths  310  280  1044 │ keys  susera1│suserb│s…
 
-A position belongs to a value as long as its key is there, and order of positions within a block, and of blocks
-in their list, is the order of keys. A key that goes leaves its place and its bytes unused. Two neighbours that
-have few values left move to a new block together, so that at least seven sixteenths of all places are in
-use, and no call has more to do than one such move.
+A value has its position for as long as its key exists. The order of keys is the order of the blocks
+in their list, and of the places within a block. A removed key leaves its place and its bytes
+unused. Two neighbouring blocks with few values are merged into a new block. Therefore at least 7/16
+of all places are in use, and no call does more than one such merge.
 
     bytes per value       typical
     slot                  11 to 21    8 bytes, 3/8 to 3/4 full
@@ -17,18 +17,19 @@ use, and no call has more to do than one such move.
     entry (table.pyx)     16 to 36
     a deadline, if any    8
 
-Rejected: a Python dict from key to position (a str of ten letters takes 59 bytes, the dict's place for it up to
-60, the int 32); keys in the pool, beside the values (what is written to the file would take a read of the
-file for each `in`); one array in the order of insertion that is packed as a whole (a pause of 100 ms
-for a million values).
+Rejected: a Python dict from key to position, because a str of ten letters takes 59 bytes, its slot
+in the dict up to 60, and the int 32. Keys in the pool beside the values, because each `in` would
+read the file for values in the backing file. One array in order of insertion that is compacted as a
+whole, because that pauses for 100 ms with a million values.
 
-SipHash-1-3 with a random key, as Python's own: keys may come from people who would like them to collide.
+The hash is SipHash-1-3 with a random key, as in CPython, because an attacker may choose keys that
+collide.
 
 Invariants (`index_fault`)
-* A position is live if its block says so, and then exactly one slot has it, with its key's hash.
-* live is the number of a block's live bits; no block has none.
+* If a block marks a place as live, exactly one slot has its position, with the hash of its key.
+* `live` is the number of a block's live bits. Every block has at least one.
 
-Locks: the caller's, the pool's mutex, around every call.
+Locks: the caller holds the pool's mutex in every call.
 """
 
 from libc.stdlib cimport free
@@ -73,24 +74,24 @@ cdef enum:
     FIRST_SLOT_BITS = 3
     FIRST_BLOCKS = 4
     FIRST_BYTES = 256
-    MERGE_LIVE = BLOCK * 7 // 8  # values that two neighbours may have together when they become one
+    MERGE_LIVE = BLOCK * 7 // 8  # two neighbours with at most this many values in total are merged
     MOST_BLOCKS = (1 << (32 - BLOCK_BITS)) - 1
 
 
 def siphash(uint64_t first, uint64_t second, bytes data not None) -> int:
-    """Return SipHash-1-3 of some bytes: for tests."""
+    """Return the SipHash-1-3 of `data` with the 128-bit key (`first`, `second`); for tests."""
     cdef uint64_t key[2]
     key[0], key[1] = first, second
     return bz_siphash(key, data, len(data))
 
 
 cdef void index_open(KeyIndex *index) noexcept nogil:
-    """Begin with no keys, in memory that is zero but for the seeds."""
+    """Initialise an empty index. Its memory is zero, except for the seeds."""
     index.first = index.last = NOWHERE
 
 
 cdef void index_close(KeyIndex *index) noexcept nogil:
-    """Forget all keys, and give the memory back."""
+    """Remove all keys, and free the memory."""
     cdef uint32_t id
     for id in range(index.block_room):
         if index.blocks[id] is not NULL:
@@ -109,7 +110,9 @@ cdef void index_close(KeyIndex *index) noexcept nogil:
     index.first = index.last = NOWHERE
 
 
-cdef uint32_t index_hash(const KeyIndex *index, const uint8_t *compared, size_t length) noexcept nogil:
+cdef uint32_t index_hash(
+    const KeyIndex *index, const uint8_t *compared, size_t length
+) noexcept nogil:
     return <uint32_t>bz_siphash(index.seeds, compared, length)
 
 
@@ -119,7 +122,9 @@ cdef inline uint64_t _home(const KeyIndex *index, uint32_t hash) noexcept nogil:
     return <uint64_t>hash >> (32 - index.slot_bits)
 
 
-cdef inline bint _is_key(const KeyIndex *index, uint32_t position, const KeyView *key) noexcept nogil:
+cdef inline bint _is_key(
+    const KeyIndex *index, uint32_t position, const KeyView *key
+) noexcept nogil:
     cdef const KeyBlock *block = block_of(index, position)
     cdef uint32_t place = position & (BLOCK - 1), start = key_start(block, place)
     cdef const uint8_t *part = NULL
@@ -142,7 +147,9 @@ cdef uint32_t index_find(const KeyIndex *index, const KeyView *key) noexcept nog
     return NOWHERE
 
 
-cdef inline KeySlot *_slot_of(const KeyIndex *index, uint32_t hash, uint32_t position) noexcept nogil:
+cdef inline KeySlot *_slot_of(
+    const KeyIndex *index, uint32_t hash, uint32_t position
+) noexcept nogil:
     cdef uint64_t mask = (<uint64_t>1 << index.slot_bits) - 1, at = _home(index, hash)
     while index.slots[at].position != position:
         at = (at + 1) & mask
@@ -157,7 +164,7 @@ cdef void _enter(KeySlot *slots, int bits, KeySlot one) noexcept nogil:
 
 
 cdef int _resize(KeyIndex *index, int bits) noexcept nogil:
-    """Give the slots another number. Return 0, or −1: no memory."""
+    """Change the number of slots to 2^`bits`. Return 0, or −1 if there is no memory."""
     cdef uint64_t count = <uint64_t>1 << bits, at
     cdef KeySlot *slots
     if bits > 32:
@@ -177,7 +184,7 @@ cdef int _resize(KeyIndex *index, int bits) noexcept nogil:
 
 
 cdef void _leave(KeyIndex *index, KeySlot *slot) noexcept nogil:
-    """Empty a slot; those behind it that were put off by it move up."""
+    """Empty a slot. Move up the following slots that linear probing displaced past it."""
     cdef uint64_t mask = (<uint64_t>1 << index.slot_bits) - 1, home
     cdef uint64_t hole = slot - index.slots, at = hole
     while True:
@@ -194,7 +201,7 @@ cdef void _leave(KeyIndex *index, KeySlot *slot) noexcept nogil:
 # Blocks.
 
 cdef uint32_t _new_block(KeyIndex *index) noexcept nogil:
-    """Return the id of a new block that is in no order yet; NOWHERE: no memory."""
+    """Return the id of a new block, not yet linked; NOWHERE if there is no memory."""
     cdef uint32_t room = index.block_room * 2, id
     cdef KeyBlock *block
     cdef void *grown
@@ -227,7 +234,7 @@ cdef uint32_t _new_block(KeyIndex *index) noexcept nogil:
 
 
 cdef bint _give_bytes(KeyIndex *index, KeyBlock *block, uint64_t room) noexcept nogil:
-    """Make room for `room` bytes of keys in a block. Return False if there is no memory."""
+    """Resize a block's key buffer to `room` bytes. Return False if there is no memory."""
     cdef uint8_t *keys
     if room >> 32:
         return False
@@ -241,7 +248,7 @@ cdef bint _give_bytes(KeyIndex *index, KeyBlock *block, uint64_t room) noexcept 
 
 
 cdef void index_drop_block(KeyIndex *index, uint32_t id) noexcept nogil:
-    """Give back a block that has no live place."""
+    """Unlink and free a block that has no live place."""
     cdef KeyBlock *block = index.blocks[id]
     if block.before != NOWHERE:
         index.blocks[block.before].after = block.after
@@ -265,7 +272,10 @@ cdef void index_drop_block(KeyIndex *index, uint32_t id) noexcept nogil:
 # Changes.
 
 cdef uint32_t index_prepare(KeyIndex *index, size_t length) noexcept nogil:
-    """Make room for one more key. Return the position that `index_add` gives it; NOWHERE: no memory."""
+    """Allocate room for one more key of `length` bytes. Return the position for `index_add`.
+
+    Return NOWHERE if there is no memory.
+    """
     cdef KeyBlock *block = NULL
     cdef uint32_t id = index.last
     cdef uint64_t need, used
@@ -275,7 +285,8 @@ cdef uint32_t index_prepare(KeyIndex *index, size_t length) noexcept nogil:
     if id != NOWHERE:
         block = index.blocks[id]
         if block.used == BLOCK:
-            _give_bytes(index, block, max(<uint32_t>1, block.ends[BLOCK - 1]))  # it is full: to size
+            # The block is full: shrink its buffer to its contents.
+            _give_bytes(index, block, max(<uint32_t>1, block.ends[BLOCK - 1]))
             block = NULL
     if block is NULL:
         id = _new_block(index)
@@ -299,7 +310,7 @@ cdef uint32_t index_prepare(KeyIndex *index, size_t length) noexcept nogil:
 
 
 cdef void index_add(KeyIndex *index, uint32_t position, const KeyView *key) noexcept nogil:
-    """Add a key that is not there, at the position that `index_prepare` gave."""
+    """Add a new key at the position that `index_prepare` returned."""
     cdef KeySlot slot
     _append(block_of(index, position), key.data, <uint32_t>key.length)
     slot.hash = key.hash
@@ -333,16 +344,16 @@ cdef void _clear_place(KeyBlock *block, uint32_t place) noexcept nogil:
 
 
 cdef void index_remove(KeyIndex *index, uint32_t position) noexcept nogil:
-    """Take a key out. Its block may have no live place then: see `index_drop_block`."""
+    """Remove a key. If its block then has no live place, the caller calls `index_drop_block`."""
     _leave(index, _slot_of(index, _hash_at(index, position), position))
     _clear_place(block_of(index, position), position & (BLOCK - 1))
     index.count -= 1
     if index.slot_bits > FIRST_SLOT_BITS and 8 * index.count < <uint64_t>1 << index.slot_bits:
-        _resize(index, index.slot_bits - 1)  # without memory for it they stay as many
+        _resize(index, index.slot_bits - 1)  # without memory, the slots stay
 
 
 cdef int index_set_deadline(KeyIndex *index, uint32_t position, int64_t deadline) noexcept nogil:
-    """Note until when a value is good; 0: for ever. Return 0, or −1: no memory."""
+    """Set the deadline of a value; 0: none. Return 0, or −1 if there is no memory."""
     cdef KeyBlock *block = block_of(index, position)
     if block.deadlines is NULL:
         if not deadline:
@@ -356,10 +367,11 @@ cdef int index_set_deadline(KeyIndex *index, uint32_t position, int64_t deadline
 
 
 cdef uint32_t index_merge_into(KeyIndex *index, uint32_t first) noexcept nogil:
-    """Make a block for the values of a block and of the next one. NOWHERE: they have too many, or no memory.
+    """Make an empty block for the values of block `first` and the next one. Return its id.
 
-    It stands before them, and is empty. The caller moves all values there, one by one, in order, and then
-    drops the two.
+    Return NOWHERE if there is no next block, if they have too many values, or if there is no
+    memory. The new block stands before the two. The caller moves all values there in order, one by
+    one, and then drops the two.
     """
     cdef KeyBlock *block = index.blocks[first]
     cdef KeyBlock *next
@@ -404,7 +416,7 @@ cdef uint32_t index_merge_into(KeyIndex *index, uint32_t first) noexcept nogil:
 
 
 cdef void index_move(KeyIndex *index, uint32_t position, uint32_t to) noexcept nogil:
-    """Move a value to the next place, `to`, of a block that `index_merge_into` made."""
+    """Move a key to position `to`, the next place of a block that `index_merge_into` made."""
     cdef KeyBlock *block = block_of(index, position)
     cdef KeyBlock *target = block_of(index, to)
     cdef uint32_t place = position & (BLOCK - 1), there = to & (BLOCK - 1)
@@ -418,7 +430,7 @@ cdef void index_move(KeyIndex *index, uint32_t position, uint32_t to) noexcept n
 
 
 cdef uint64_t index_bytes(const KeyIndex *index) noexcept nogil:
-    """Return the bytes of memory that the index has."""
+    """Return the memory of the index in bytes."""
     cdef uint64_t blocks = index.block_room - index.unused_count
     cdef uint64_t found = index.block_room * 12 + blocks * sizeof(KeyBlock) + index.key_room
     found += index.deadline_blocks * BLOCK * 8
@@ -430,7 +442,7 @@ cdef uint64_t index_bytes(const KeyIndex *index) noexcept nogil:
 # Checking.
 
 cdef object index_fault(const KeyIndex *index):
-    """Return what is wrong with an index, or None."""
+    """Return a violated invariant as text, or None."""
     cdef uint32_t id = index.first, before = NOWHERE, place, live, position
     cdef uint64_t seen = 0, blocks = 0, room = 0, at, used = 0
     cdef const KeyBlock *block
@@ -446,7 +458,7 @@ cdef object index_fault(const KeyIndex *index):
             if not place_is_live(block, place):
                 continue
             if place >= block.used:
-                return f"place {place} of block {id} is live and was not given out"
+                return f"place {place} of block {id} is live, but beyond the places in use"
             live += 1
             position = id << BLOCK_BITS | place
             key.data = block.keys + key_start(block, place)
@@ -454,9 +466,9 @@ cdef object index_fault(const KeyIndex *index):
             compared_part(key.data, key.length, &key.compared, &key.compared_length)
             key.hash = index_hash(index, key.compared, key.compared_length)
             if index_find(index, &key) != position:
-                return f"the key at {position} leads to {index_find(index, &key)}"
+                return f"the key at position {position} is found at {index_find(index, &key)}"
         if live != block.live or not live:
-            return f"block {id} has {live} live places, counted are {block.live}"
+            return f"block {id} has {live} live places, but the counter says {block.live}"
         seen += live
         before = id
         id = block.after
@@ -466,7 +478,7 @@ cdef object index_fault(const KeyIndex *index):
         for at in range(<uint64_t>1 << index.slot_bits):
             used += index.slots[at].position != NOWHERE
     if seen != index.count or used != seen:
-        return f"{seen} keys in blocks, {used} in slots, counted are {index.count}"
+        return f"{seen} keys in blocks, {used} in slots, but the counter says {index.count}"
     if blocks + index.unused_count != index.block_room or room != index.key_room:
-        return f"{blocks} blocks of {room} bytes, counted are {index.key_room} bytes"
+        return f"{blocks} blocks of {room} bytes, but the counter says {index.key_room} bytes"
     return None

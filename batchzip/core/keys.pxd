@@ -5,10 +5,10 @@ cdef enum:
 
 cdef class Key:  # a key as bytes; see keys.pyx
     cdef uint8_t own[KEY_ROOM]
-    cdef bytes longer  # the bytes where `own` is too small
-    cdef const uint8_t *data  # what is kept
+    cdef bytes longer  # the encoding if it does not fit into `own`
+    cdef const uint8_t *data  # the stored encoding, in `own` or `longer`
     cdef size_t length
-    cdef const uint8_t *compared  # what tells equal keys; part of `data`
+    cdef const uint8_t *compared  # the part of `data` that decides whether keys are equal
     cdef size_t compared_length
 
 cdef int encode_key(Key out, key) except -1

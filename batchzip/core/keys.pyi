@@ -1,12 +1,12 @@
-"""Keys: a mapping's keys as bytes, which need no Python object each and are compared without the GIL."""
+"""Keys: a mapping's keys as bytes, without Python objects, so they are compared without the GIL."""
 
 from typing import Any, Self
 
 class NotPlain(TypeError):
-    """A key, or an item of one, is of another type than those that are encoded."""
+    """The type of a key, or of an item of a tuple, cannot be encoded."""
 
 class Opaque:
-    """A key that only its mapping can read: the number of an object, or the bytes of its serializer."""
+    """A key that only its mapping can decode: an object's number, or its serializer's bytes."""
 
     def __new__(cls, number: int, data: bytes | None = None) -> Self: ...
     @property
@@ -15,14 +15,14 @@ class Opaque:
     def data(self) -> bytes | None: ...
 
 class Key:
-    """Room for one encoded key."""
+    """A buffer for one encoded key."""
 
     @property
     def stored(self) -> bytes:
-        """What is kept of the key."""
+        """The stored encoding of the key."""
 
 def encode(key: Any) -> bytes:
-    """Return what is kept of a key: for tests."""
+    """Return the stored encoding of a key; for tests."""
 
 def decode(data: bytes) -> Any:
-    """Return the key that `encode` was given, or one that is equal to it: for tests."""
+    """Return the key of an encoding, or one that is equal to it; for tests."""

@@ -1,21 +1,22 @@
-"""Keys: a mapping's keys as bytes, which need no Python object each and are compared without the GIL.
+"""Keys: a mapping's keys as bytes, without Python objects, so they are compared without the GIL.
 
     str      s, UTF-8; lone surrogates are kept
     bytes    b, the bytes
     int      i, the least number of bytes, little-endian, signed
-    bool     as the int that it is equal to; what comes back is told by a second encoding, see below
+    bool     as the int that it equals; a second encoding keeps the bool, see below
     None     n
     tuple    t, then the length and the encoding of each item
     Opaque   o, its number, or x, its bytes
 
-Two keys of these types are equal, as a dict has it, if and only if their encodings are. There is one difference:
-True is equal to 1 and does not look like it. So a key with a bool in it has two encodings, d, the
-length of the one that is compared, this one, and then the one that is given back.
+Two keys of these types are equal, as in a dict, if and only if their encodings are equal. True
+equals 1, but must be returned as True. A key that contains a bool therefore has two encodings: d,
+the length of the compared encoding, the compared encoding, and the encoding that is returned to the
+user.
 
-Rejected: keeping key objects. A str of ten letters takes 59 bytes, and a dict's slot for it up to 60.
+Rejected: keeping key objects. A str of ten letters takes 59 bytes, and its slot in a dict up to 60.
 
-Encoding runs no Python code of a key's: subclasses and other types raise NotPlain, and who calls makes
-plain keys of them.
+Encoding runs no Python code of a key. Subclasses and other types raise NotPlain, and the caller
+replaces them by plain keys.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
@@ -29,15 +30,15 @@ cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
 
 cdef enum:
-    DEEPEST = 100  # tuples in tuples
+    DEEPEST = 100  # nesting levels of tuples
 
 
 class NotPlain(TypeError):
-    """A key, or an item of one, is of another type than those that are encoded here."""
+    """The type of a key, or of an item of a tuple, cannot be encoded."""
 
 
 cdef class Opaque:
-    """A key that only its mapping can read: the number of an object, or the bytes of its serializer."""
+    """A key that only its mapping can decode: an object's number, or its serializer's bytes."""
 
     cdef readonly uint64_t number
     cdef readonly bytes data
@@ -51,16 +52,16 @@ cdef class Opaque:
 
 
 cdef class Key:
-    """Room for one encoded key."""
+    """A buffer for one encoded key."""
 
     @property
     def stored(self) -> bytes:
-        """What is kept of the key."""
+        """The stored encoding of the key."""
         return (<const char *>self.data)[: self.length]
 
 
 cdef int encode_key(Key out, key) except -1:
-    """Encode a key. Raise NotPlain for types other than those above, and what holds them."""
+    """Encode a key. Raise NotPlain for other types than those above, and for tuples of them."""
     cdef const char *text
     cdef Py_ssize_t size = 0
     cdef int overflow = 0
@@ -108,9 +109,11 @@ cdef int _use(Key out, bytes compared, bytes shown) except -1:
 
 
 cdef inline size_t _width(int64_t number) noexcept:
-    """Return the bytes that tell a number, its sign included."""
+    """Return the number of bytes of a number in two's complement."""
     cdef size_t width = 1
-    while width < 8 and (number < -(<int64_t>1 << (8 * width - 1)) or number >= <int64_t>1 << (8 * width - 1)):
+    while width < 8 and not (
+        -(<int64_t>1 << (8 * width - 1)) <= number < <int64_t>1 << (8 * width - 1)
+    ):
         width += 1
     return width
 
@@ -125,13 +128,15 @@ cdef bytes _varint(uint64_t number):
 
 
 cdef bytes _encoded(key, bint shown, int depth):
-    """Encode a key: as it is compared, or as it is `shown` to who asks for keys."""
+    """Return a key's encoding: the compared one, or, if `shown`, the one returned to the user."""
     if type(key) is bool:
         if shown:
             return b"T" if key else b"F"
         return b"i\x01" if key else b"i\x00"
     if PyLong_CheckExact(key):
-        return b"i" + (<object>key).to_bytes((<object>key).bit_length() // 8 + 1, "little", signed=True)
+        return b"i" + (<object>key).to_bytes(
+            (<object>key).bit_length() // 8 + 1, "little", signed=True
+        )
     if PyUnicode_CheckExact(key):
         return b"s" + (<str>key).encode("utf-8", "surrogatepass")
     if PyBytes_CheckExact(key):
@@ -152,7 +157,7 @@ cdef bytes _encoded(key, bint shown, int depth):
     raise NotPlain(type(key).__name__)
 
 
-# Back.
+# Decoding.
 
 cdef inline size_t _read_varint(const uint8_t *data, size_t *at) noexcept nogil:
     cdef size_t number = 0
@@ -178,7 +183,7 @@ cdef void compared_part(
 
 
 cdef object decode_key(const uint8_t *data, size_t length):
-    """Return the key of what is kept of it."""
+    """Return the key of a stored encoding."""
     cdef size_t at = 1, size
     if data[0] == b"d":
         size = _read_varint(data, &at)
@@ -217,12 +222,12 @@ cdef object _decoded(const uint8_t *data, size_t length):
 
 
 def encode(key) -> bytes:
-    """Return what is kept of a key: for tests."""
+    """Return the stored encoding of a key; for tests."""
     cdef Key out = Key.__new__(Key)
     encode_key(out, key)
     return out.stored
 
 
 def decode(bytes data not None):
-    """Return the key that `encode` was given, or one that is equal to it: for tests."""
+    """Return the key of an encoding, or one that is equal to it; for tests."""
     return decode_key(<const uint8_t *>PyBytes_AS_STRING(data), len(data))

@@ -1,17 +1,18 @@
-"""Lane: does the shares that come through a ring, one page at a time.
+"""Lane: do the shares that arrive on a ring, page by page.
 
-    look at `posted` ─▶ open the share ─▶ take a page, do it ─▶ … ─▶ none left: results, DONE, wake
-         ▲  nothing there: look for LOOK_NS, then announce it, look again, sleep on the bell   │
+    poll `posted` ─▶ open the share ─▶ take a page, do it ─▶ … ─▶ none left: DONE, wake the owner
+         ▲  nothing posted: poll for LOOK_NS, then set `asleep`, poll again, sleep on `bell`   │
          └─────────────────────────────────────────────────────────────────────────────────────┘
 
-The loop is the same for a thread of the core, which never takes the GIL (ThreadLanes), and for a worker
-process (`serve`), which takes it for codecs in Python only. ring.pyx has the layout, who writes what, and
-the invariants.
+A thread of the core (ThreadLanes) and a worker process (`serve`) run the same loop. A thread never
+takes the GIL; a worker takes it only for codecs in Python. ring.pyx describes the layout, the
+writer of each field, and the invariants.
 
-A worker believes nothing that its ring says: a descriptor, lengths and rows are copied once and checked,
-and what is not as it must be ends the process. The owner starts another one with a new ring.
+A worker does not trust its ring. It copies descriptors, lengths and rows once and checks the
+copies. A value that is out of range ends the process. The owner then starts another one with a new
+ring.
 
-Failpoints: a lane can be told to fail at each step of the loop, which costs it one predictable branch.
+Failpoints: tests can make a lane fail at each step of the loop. Each costs one predictable branch.
 """
 
 cimport cython
@@ -26,8 +27,8 @@ from batchzip.core.coder cimport (
 from batchzip.core.memory cimport bz_calloc
 from batchzip.core.ring cimport (
     BEGUN_NS, BUSY_NS, BYTES_IN, BYTES_OUT, HASHES, INPUTS_SHARED, NOBODYS, OUTPUTS_SHARED, PAGES,
-    SHARES, SLEEPS, SLOTS, Control, Descriptor, Ring, RingSlot, add_result, bz_check, first_sum, forks,
-    sum_of_tables, take,
+    SHARES, SLEEPS, SLOTS, Control, Descriptor, Ring, RingSlot, add_result, bz_check, first_sum,
+    forks, sum_of_tables, take,
 )
 
 from batchzip.core.ring import LOOK_NS
@@ -72,29 +73,32 @@ cdef extern from "native.h" nogil:
 
 cdef int64_t _look_ns = LOOK_NS
 
-STEPS = ("ready", "posted", "began", "opened", "took", "coded", "noted", "done", "rung", "asleep", "awake")
+STEPS = (
+    "ready", "posted", "began", "opened", "took", "coded", "noted", "done", "rung", "asleep",
+    "awake",
+)
 """The steps of a lane's loop at which a failpoint can be set, in the order of a share's way."""
 
 ACTIONS = ("kill", "stop", "raise", "pause")
-"""What a failpoint does: SIGKILL, SIGSTOP, end the loop, or pause for 20 ms."""
+"""The actions of a failpoint: SIGKILL, SIGSTOP, end the loop, or pause for 20 ms."""
 
 cdef enum:
     AT_READY = 1, AT_POSTED, AT_BEGAN, AT_OPENED, AT_TOOK, AT_CODED, AT_NOTED, AT_DONE, AT_RUNG
     AT_ASLEEP, AT_AWAKE
 
 cdef enum:
-    NAP_NS = 50_000
+    NAP_NS = 50_000  # between two checks whether the owner sleeps
     MOST_NAPS = 40
 
 cdef enum:
     DO_KILL, DO_STOP, DO_RAISE, DO_PAUSE
 
-cpdef enum:  # how a lane's loop ends
-    ENDED = 0  # it was told to
+cpdef enum:  # reasons why a lane's loop ends
+    ENDED = 0  # the owner stopped the lane
     BAD_DESCRIPTOR = 65  # a descriptor failed its check (EX_DATAERR)
-    FAILED = 70  # a failpoint or a codec ended it (EX_SOFTWARE)
+    FAILED = 70  # a failpoint, or an exception of a codec (EX_SOFTWARE)
 
-cdef struct Lane:  # the lane's side of one ring; private to it
+cdef struct Lane:  # the lane's side of one ring; private to the lane
     Control *control
     RingSlot slots[SLOTS]
     CoderState *coder
@@ -124,7 +128,7 @@ cdef struct Lane:  # the lane's side of one ring; private to it
 # The loop.
 
 cdef int _hit(Lane *lane, int step) noexcept nogil:
-    """Come to a step that a failpoint is set at. Return whether the loop ends."""
+    """Handle a step at which a failpoint is set. Return whether the loop ends."""
     lane.passes -= 1
     if lane.passes:
         return False
@@ -144,9 +148,9 @@ cdef inline bint _fails(Lane *lane, int step) noexcept nogil:
 
 
 cdef void _await_owner(Lane *lane) noexcept nogil:
-    """Wait until the owner sleeps, but not for ever: it may wait for another lane.
+    """Wait up to 2 ms until the owner sleeps. It may be waiting for another lane instead.
 
-    A lane that is to fail at `rung` does so, as only an owner who sleeps is rung for.
+    The failpoint `rung` needs this, because a lane wakes only an owner that sleeps.
     """
     cdef int turn
     for turn in range(MOST_NAPS):
@@ -156,7 +160,7 @@ cdef void _await_owner(Lane *lane) noexcept nogil:
 
 
 cdef void _loop(Lane *lane) noexcept nogil:
-    """Take shares in the order they were posted until the lane is told to stop."""
+    """Do shares in the order in which they were posted, until the owner stops the lane."""
     cdef Control *control = lane.control
     cdef uint32_t done = 0, cpu
     cdef int64_t begun
@@ -196,7 +200,7 @@ cdef void _loop(Lane *lane) noexcept nogil:
 
 
 cdef bint _await_post(Lane *lane, uint32_t done) noexcept nogil:
-    """Wait for a share: look for a while, then sleep. Return False where the lane shall end."""
+    """Wait for a share: poll for LOOK_NS, then sleep. Return False if the loop ends."""
     cdef Control *control = lane.control
     cdef int64_t look_until = bz_now_ns() + _look_ns
     cdef uint32_t bell, turns = 0
@@ -230,7 +234,7 @@ cdef bint _await_post(Lane *lane, uint32_t done) noexcept nogil:
 
 
 cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
-    """Do what is left of a share. Return False where the loop ends."""
+    """Do the pages that are left of a share. Return False if the loop ends."""
     cdef RingSlot *slot = &lane.slots[sequence % SLOTS]
     cdef Descriptor descriptor = slot.head.descriptor  # copied once; only the copy is used
     cdef BatchState own
@@ -260,10 +264,10 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
     memset(&done, 0, sizeof(done))
     while True:
         number = take(&slot.head.claim)
-        # The owner's memory may be gone by now unless a page was taken.
+        # The owner may have freed its memory by now, unless this lane took a page.
         if number >= descriptor.count:
             break
-        if number != done.pages:  # somebody wrote over the claim
+        if number != done.pages:  # the claim word is damaged
             lane.outcome = BAD_DESCRIPTOR
             return False
         if _fails(lane, AT_TOOK):
@@ -290,7 +294,7 @@ cdef bint _do_share(Lane *lane, uint32_t sequence) noexcept nogil:
 cdef inline void _count_page(
     uint64_t *figures, uint32_t operation, const Done *before, const Done *done
 ) noexcept nogil:
-    """Count a page where the owner reads it: it has the result, too, wherever the lane ends."""
+    """Count a page in shared memory, so that the count is not lost if the lane dies."""
     bz_count(&figures[PAGES + operation], 1)
     bz_count(&figures[BYTES_IN + operation], done.bytes_in - before.bytes_in)
     bz_count(&figures[BYTES_OUT + operation], done.bytes_out - before.bytes_out)
@@ -299,7 +303,7 @@ cdef inline void _count_page(
 cdef inline uint64_t _publish_result(
     const Lane *lane, RingSlot *slot, const Descriptor *descriptor, uint32_t number, uint64_t sum
 ) noexcept nogil:
-    """Put the result of a page where the owner collects it. Return the checksum of all up to it."""
+    """Write the result of a page to the slot. Return the checksum of all results so far."""
     sum = add_result(sum, lane.dlens[number], lane.errors[number])
     slot.dlens[number] = lane.dlens[number]
     slot.errors[number] = lane.errors[number]
@@ -312,7 +316,7 @@ cdef inline uint64_t _publish_result(
 cdef bint _open_share(
     Lane *lane, RingSlot *slot, const Descriptor *descriptor, BatchState *batch
 ) noexcept nogil:
-    """Make a batch of a worker's share. Return False where the descriptor cannot be right."""
+    """Build a BatchState from a worker's share. Return False if the descriptor is invalid."""
     cdef size_t page_size = lane.page_size, at = 0, length
     cdef uint32_t number, most = 0
     cdef uint8_t *base
@@ -370,8 +374,8 @@ cdef bint _open_share(
     if base is NULL:
         return False
     if descriptor.flags & INPUTS_SHARED:
-        batch.inputs = lane.arena + descriptor.inputs  # the mapping may have moved
-    # Outputs go to rows of the owner's batch, results to rows of the lane: one table tells both.
+        batch.inputs = lane.arena + descriptor.inputs  # `_arena` may have moved the mapping
+    # Outputs go to rows of the owner's batch. Results go to rows of the lane, by position.
     batch.row_table = lane.rows
     batch.row_limit = most
     batch.outputs = base
@@ -382,7 +386,11 @@ cdef bint _open_share(
 cdef uint8_t *_arena(
     Lane *lane, uint64_t offset, uint64_t rows, uint64_t pitch, uint64_t last
 ) noexcept nogil:
-    """Return the address of a place in the arena that is mapped up to the end of its last row."""
+    """Return the address of an offset in the arena, or NULL if its rows exceed the arena.
+
+    The last row begins `rows` × `pitch` bytes further, and has `last` bytes. Map the arena again if
+    it has grown.
+    """
     cdef int64_t size
     cdef void *mapping
     cdef uint64_t limit = <uint64_t>1 << 46
@@ -413,7 +421,8 @@ cdef class ThreadLanes:
 
     `codec`  a codec that is a C function, or its plan.
 
-    Raise LimitReached where a thread cannot be started, MemoryError: none is left then.
+    Raises BadArgument for a codec in Python, MemoryError, and LimitReached or another OSError if a
+    thread cannot be started. No thread is left then.
     """
 
     def __cinit__(self, codec, size_t page_size, uint32_t count):
@@ -448,7 +457,7 @@ cdef class ThreadLanes:
             self.count = number + 1
 
     def close(self) -> None:
-        """End the threads once they have done what is posted. In a forked child, do nothing."""
+        """End the threads after they have done all posted shares. Do nothing in a forked child."""
         cdef Lane *lanes = <Lane *>self.lanes
         cdef uint32_t number, count = self.count
         self.count = 0
@@ -463,9 +472,9 @@ cdef class ThreadLanes:
             ring.mark_gone()
 
     def set_failpoint(self, int number, str step, uint32_t passes, str action) -> None:
-        """Have a lane pause the `passes`-th time it comes to a step; for tests, before it has work.
+        """Make a lane pause the `passes`-th time it reaches a step. For tests, before it has work.
 
-        Raise BadArgument for other actions: they would end the process, or leave its pages undone.
+        Raise BadArgument for other actions: they would kill the process or leave pages undone.
         """
         cdef Lane *lane = &(<Lane *>self.lanes)[number]
         if action != "pause":
@@ -482,11 +491,11 @@ cdef class ThreadLanes:
 
 
 def serve(memory, codec, size_t page_size, int number, int arena_fd, failpoint=None) -> int:
-    """Run a worker process's loop over a ring. Return how it ended.
+    """Run the loop of a worker process over a ring. Return ENDED, BAD_DESCRIPTOR or FAILED.
 
-    `memory`     the ring's memory, shared with the owner.
+    `memory`     the ring's memory, which is shared with the owner.
     `codec`      a codec or a plan.
-    `arena_fd`   the engine's arena.
+    `arena_fd`   the memfd of the engine's arena.
     `failpoint`  (step, passes, action), for tests.
     """
     cdef Lane lane

@@ -3,8 +3,8 @@
 from libc.stdint cimport uint64_t
 
 # Return the bytes produced; 0 (compress) or a negative number (decompress) means failure.
-# `state` is memory of the size that the struct gives, aligned as malloc does; nothing is kept in it
-# from one call to the next.
+# `state` is memory of the size that the struct gives, aligned as malloc aligns it. No call relies
+# on what an earlier call left in it.
 ctypedef int (*lz4_compress_fn)(
     void *state, const char *src, char *dst, int src_size, int dst_capacity, int effort
 ) noexcept nogil
@@ -13,16 +13,16 @@ ctypedef int (*lz4_decompress_fn)(
 ) noexcept nogil
 
 cdef struct Lz4:
-    lz4_compress_fn compress_fast  # LZ4_compress_fast_continue, afresh; effort: acceleration
+    lz4_compress_fn compress_fast  # LZ4_compress_fast_continue, new stream; effort: acceleration
     lz4_compress_fn compress_hc  # LZ4_compress_HC_extStateHC; effort: level
     lz4_decompress_fn decompress  # LZ4_decompress_safe
     size_t fast_state_bytes  # LZ4_sizeofState()
     size_t hc_state_bytes  # LZ4_sizeofStateHC()
 
-# What returns a size_t returns bytes or an error, which `is_error` tells. What returns a pointer
-# returns NULL on failure. What frees takes NULL, too. A context is given its parameters and its
-# dictionary before the first page: after a page that failed, libzstd refuses both until one is
-# done.
+# Functions that return a size_t return bytes or an error; `is_error` distinguishes them. Functions
+# that return a pointer return NULL on failure. Functions that free accept NULL. Set the parameters
+# and the dictionary of a context before its first page: after a page failed, libzstd refuses both
+# until a page succeeds.
 ctypedef void *(*zstd_create_context_fn)() noexcept nogil
 ctypedef size_t (*zstd_free_fn)(void *context) noexcept nogil
 ctypedef size_t (*zstd_set_parameter_fn)(void *cctx, int parameter, int value) noexcept nogil
@@ -49,7 +49,8 @@ cdef enum:
 
 ctypedef size_t (*zstd_reset_fn)(void *cctx, int what) noexcept nogil
 ctypedef size_t (*zstd_pledge_fn)(void *cctx, unsigned long long size) noexcept nogil
-# Returns the bytes that wait for room in `output`, or an error; for ZSTD_CONTINUE some other number.
+# Returns the bytes that still need space in `output`, or an error. For ZSTD_CONTINUE the number is
+# only a hint.
 ctypedef size_t (*zstd_stream_fn)(
     void *cctx, ZstdOutput *output, ZstdInput *input, int step
 ) noexcept nogil
@@ -132,18 +133,18 @@ cdef enum:
 ctypedef uint64_t (*xxh3_hash64_fn)(const void *data, size_t size) noexcept nogil
 
 cdef struct Xxh3:
-    xxh3_hash64_fn hash64  # XXH3_64bits_dispatch where exported, else XXH3_64bits
+    xxh3_hash64_fn hash64  # XXH3_64bits_dispatch where exported, otherwise XXH3_64bits
 
-# NULL where the library cannot be used; `libraries()` says why. The GIL must be held. They look
-# once per process; what they return stays valid for ever. The only exception is one that a signal
-# handler raised meanwhile (KeyboardInterrupt): then nothing is settled, and the next call looks
-# again.
+# Return NULL if the library cannot be used; `libraries()` says why. The caller holds the GIL. The
+# search runs once per process, and the result stays valid until the process ends. The only
+# exception raised is one from a signal handler that ran during the search (KeyboardInterrupt). The
+# result is then not recorded, and the next call searches again.
 cdef const Lz4 *find_lz4() except? NULL
 cdef const Zstd *find_zstd() except? NULL
 cdef const Xxh3 *find_xxh3() except? NULL
 
-# Compress into one frame `parts` equal parts of a source, each in blocks of its own; the last has what is
-# left over. Return as ZSTD_compress2, or 0 where that fails.
+# Compress a source into one frame, in `parts` equal parts with blocks of their own. The last part
+# includes the remainder. Return the bytes produced, or 0 on failure.
 cdef size_t zstd_compress_parts(
     const Zstd *zstd,
     void *cctx,
@@ -154,8 +155,8 @@ cdef size_t zstd_compress_parts(
     size_t parts,
 ) noexcept nogil
 
-# Make a ZSTD_CDict that holds a copy of the dictionary, or return NULL. Threads may share it.
-# Level 0 means 3, as everywhere in zstd.
+# Create a ZSTD_CDict with its own copy of the dictionary. Return NULL on failure. Threads may share
+# it. Level 0 means level 3, as everywhere in zstd.
 cdef void *zstd_make_cdict(
     const Zstd *zstd, const void *dictionary, size_t size, int level
 ) noexcept nogil

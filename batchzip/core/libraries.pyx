@@ -1,26 +1,30 @@
 # cython: language_level=3, binding=True
-"""C functions of lz4, zstd and xxh3, found in extension modules of the packages that bring them.
+"""C functions of lz4, zstd and xxh3, found in extension modules of the packages that contain them.
 
-The wheels `lz4`, `zstandard` and `xxhash` contain the C libraries and export their functions;
+The wheels `lz4`, `zstandard` and `xxhash` contain the C libraries and export their functions.
 Debian's packages link the system's libraries instead, and the same look-up finds those. Calling
-them by address needs no GIL and no Python object. The extension module is opened (dlopen) and never
-imported, so that a process that only compresses loads neither the package nor cffi.
+the functions by address needs no GIL and no Python object. The extension module is opened with
+dlopen and never imported, so a process that only compresses loads neither the package nor cffi.
 
-Rejected: linking the C libraries ourselves (a second copy, in another version than the one that
-Python sees), and loading the system's (not installed everywhere).
+Rejected:
 
-Before a library counts, it must be whole on disk, export every function, be of a version whose
-interface we know, and pass a trial: sample data must come back, and what has too little room must
-fail without writing beyond it. Otherwise the codec works in Python, and `libraries()` says why.
+* Linking the C libraries ourselves. That is a second copy, in another version than Python's.
+* Loading the system's libraries. They are not installed everywhere.
 
-Outputs are those of python-lz4 and python-zstandard, byte for byte; that decides on the functions:
+A library is used only if it is whole on disk, exports every function, has a version with a known
+interface, and passes a test. In the test, sample data must survive a round trip, and a call with
+too little space must fail without writing beyond its buffer. Otherwise the Python codec is used,
+and `libraries()` says why.
+
+Outputs equal those of python-lz4 and python-zstandard, byte for byte. This determines which
+functions are used:
 
 * python-lz4 compresses with LZ4_compress_fast_continue on a new stream. LZ4_compress_fast_extState
-  has other tables for pages below 64 KiB. High compression has one way only.
+  uses other tables for pages below 64 KiB. For high compression there is only one function.
 * python-zstandard prepares dictionaries with ZSTD_createCDict_advanced and ZSTD_getCParams, and so
-  does `zstd_make_cdict`. They are not of the stable API, but have had these signatures since zstd
-  1.3, and are tried like the others. The stable ZSTD_createCDict makes its tables for small sources
-  and remembers its level, so that large pages come out otherwise.
+  does `zstd_make_cdict`. They are not part of the stable API. Their signatures have been the same
+  since zstd 1.3, and they are tested like the others. The stable ZSTD_createCDict makes its tables
+  for small sources and keeps its level, so that large pages compress to different bytes.
 """
 
 import os
@@ -47,28 +51,28 @@ cdef extern from "<dlfcn.h>" nogil:
 
 
 class Library(namedtuple("Library", ("name", "version", "path", "problem"), module=__name__)):
-    """A C library: "lz4", "zstd" or "xxh3", and what was found of it here.
+    """A C library ("lz4", "zstd" or "xxh3") and the result of the search for it.
 
-    `version` and `path` (of the shared object that has the functions) are None where nothing was
-    found. `problem` says why the library is not used; None means that it is.
+    `path` is that of the shared object that has the functions. `version` and `path` are None if the
+    library was not found. `problem` says why the library is not used, or is None if it is used.
     """
 
     __slots__ = ()
 
 
 class _UnusableError(Exception):
-    """A shared object without the functions that we need, or whose functions fail."""
+    """A shared object lacks a function that the core needs, or its functions fail the test."""
 
 
-# Package, and its modules that may have the functions, in the order to try them.
+# The package, and the modules that may export the functions, in the order of the search.
 _PLACES = {
     "lz4": ("lz4", ("block/_block",)),
     "zstd": ("zstandard", ("_cffi", "backend_c")),
     "xxh3": ("xxhash", ("_xxhash",)),
 }
 
-# What tells the version, the first that will do, and the first that may have changed the functions.
-# Before 0.8, XXH3 gave other values.
+# The function that returns the version, the first supported version, and the first version that may
+# have a different interface. Before 0.8, XXH3 returned other values.
 _VERSIONS = {
     "lz4": ("LZ4_versionNumber", (1, 9), (2,)),
     "zstd": ("ZSTD_versionNumber", (1, 5), (2,)),
@@ -98,7 +102,8 @@ cdef void *zstd_make_cdict(
 ) noexcept nogil:
     cdef ZstdMemory memory
     memset(&memory, 0, sizeof(memory))
-    # Level 0 gives 3's parameters. By copy, and of the type that its first bytes tell: 0 and 0.
+    # Level 0 gives the parameters of level 3. The two zeros are ZSTD_dlm_byCopy and ZSTD_dct_auto:
+    # copy the dictionary, and recognise its type by its first bytes.
     return zstd.create_cdict(dictionary, size, 0, 0, zstd.get_cparams(level, 0, size), memory)
 
 
@@ -110,7 +115,7 @@ cdef size_t zstd_compress_parts(
     cdef ZstdInput part
     cdef size_t number, waiting
     output.dst, output.size, output.pos = dst, dst_capacity, 0
-    # The calls are those of python-zstandard's compressobj, on which outputs depend.
+    # The sequence of calls is that of python-zstandard's compressobj; the output depends on it.
     if zstd.is_error(zstd.reset(cctx, ZSTD_SESSION)) or zstd.is_error(zstd.pledge(cctx, src_size)):
         return 0
     for number in range(parts):
@@ -120,14 +125,14 @@ cdef size_t zstd_compress_parts(
         if zstd.is_error(zstd.stream(cctx, &output, &part, ZSTD_CONTINUE)):
             return 0
         waiting = zstd.stream(cctx, &output, &part, ZSTD_FLUSH if number < parts - 1 else ZSTD_END)
-        if waiting or part.pos < part.size:  # an error, or no room
+        if waiting or part.pos < part.size:  # an error, or too little space
             zstd.reset(cctx, ZSTD_SESSION)
             return 0
     return output.pos
 
 
 def libraries():
-    """Return what was found of each C library; looks for those that nobody asked for yet."""
+    """Return the state of each C library. Search for those that were not needed yet."""
     return tuple([_settle(name) for name in _PLACES])
 
 
@@ -150,22 +155,22 @@ def xxh3_64(data):
 
 
 cdef object _settle(str name):
-    """Return the Library of that name, looked for once."""
+    """Return the Library of that name. Search for it in the first call."""
     known = _libraries.get(name)
     return _look_for(name) if known is None else known
 
 
 cdef object _look_for(str name):
-    """Find a library, try it and settle the outcome, unless it failed for what may come back."""
+    """Find a library, test it and record the result, unless it failed for a temporary reason."""
     package, modules = _PLACES[name]
-    failed = None  # of several, the one that got furthest, and of those the first
+    failed = None  # if several fail: the first of those that came furthest
     passing = False
     try:
         paths = _paths(package, modules)
         problem = f"{package} has no {' or '.join(modules)} for this Python"
     except ModuleNotFoundError:
         paths, problem = (), f"{package} is not installed"
-    except Exception as error:  # a finder of somebody else's may raise anything
+    except Exception as error:  # a finder of another package may raise anything
         paths, problem = (), f"looking for {package} failed: {error!r}"
         passing = _may_pass(error)
     for path in paths:
@@ -184,7 +189,10 @@ cdef object _look_for(str name):
 
 
 def _may_pass(error) -> bool:
-    """Return whether memory or descriptors were out, which dlopen tells in words only."""
+    """Return whether an error is temporary: no memory or no descriptors were left.
+
+    dlopen reports these by text only.
+    """
     import errno
     import os
 
@@ -198,11 +206,11 @@ def _may_pass(error) -> bool:
 
 
 def _paths(package, modules):
-    """List the files that Python would import these modules of a package from."""
+    """Return the files from which Python would import these modules of a package."""
     from importlib.machinery import EXTENSION_SUFFIXES
     from importlib.util import find_spec
 
-    spec = find_spec(package)  # of a top-level name: it runs none of the package's code
+    spec = find_spec(package)  # for a top-level name, this runs no code of the package
     if spec is None:
         raise ModuleNotFoundError(package)
     candidates = [
@@ -215,7 +223,7 @@ def _paths(package, modules):
 
 
 cdef object _open(str path):
-    """Open a shared object; it stays open for good."""
+    """Open a shared object. It stays open until the process ends."""
     cdef void *handle
     _check_whole(path)
     encoded = os.fsencode(path)
@@ -226,11 +234,14 @@ cdef object _open(str path):
 
 
 def _check_whole(path):
-    """Raise if a 64-bit ELF file ends before its segments do: opening it would be SIGBUS."""
+    """Raise _UnusableError if a 64-bit ELF file ends before its segments do.
+
+    Opening it would cause SIGBUS.
+    """
     with open(path, "rb") as file:
         header = file.read(64)
         if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
-            return  # dlopen says what it thinks of it
+            return  # not such a file: dlopen reports what is wrong
         file.seek(int.from_bytes(header[32:40], "little"))
         size = int.from_bytes(header[54:56], "little")
         count = int.from_bytes(header[56:58], "little")
@@ -240,7 +251,7 @@ def _check_whole(path):
             offset = int.from_bytes(table[at + 8 : at + 16], "little")
             need = max(need, offset + int.from_bytes(table[at + 32 : at + 40], "little"))
         if len(table) < size * count or file.seek(0, 2) < need:
-            raise _UnusableError(f"{path} is cut short")
+            raise _UnusableError(f"{path} is truncated")
 
 
 cdef void *_symbol(size_t handle, const char *name) except NULL:
@@ -266,14 +277,15 @@ cdef tuple _version(str name, size_t handle):
 
 
 cdef object _try(str name, size_t handle, str version, str place):
-    """Collect a library's functions, try them, and settle that they are used, or raise."""
+    """Collect a library's functions, test them and record the library. Raise if a step fails."""
     cdef Lz4 lz4
     cdef Zstd zstd
     cdef Xxh3 xxh3
     cdef const char *problem
     _, first, end = _VERSIONS[name]
     if not first <= tuple([int(part) for part in version.split(".")]) < end:
-        raise _UnusableError(f"version {version} is none that we know")
+        known = f"{first[0]}.{first[1]} or later, below {end[0]}"
+        raise _UnusableError(f"version {version} is not supported; supported is {known}")
     if name == "lz4":
         _collect_lz4(handle, &lz4)
         problem = _try_lz4(&lz4)
@@ -286,7 +298,7 @@ cdef object _try(str name, size_t handle, str version, str place):
     if problem is not NULL:
         raise _UnusableError((<bytes> problem).decode())
     library = Library(name, version, place, None)
-    # Another thread may have settled it since. From here on, nothing lets another thread run.
+    # Another thread may have recorded it meanwhile. From here on, no other thread can run.
     if name not in _libraries:
         if name == "lz4":
             memcpy(&_lz4, &lz4, sizeof(lz4))
@@ -309,7 +321,7 @@ cdef int _compress_fresh(
     void *state, const char *src, char *dst, int src_size, int dst_capacity, int effort
 ) noexcept nogil:
     """Compress as the only block of a new stream."""
-    # Preparing used tables with LZ4_resetStream_fast gives other bytes and is slower.
+    # Reusing the tables with LZ4_resetStream_fast gives different bytes and is slower.
     if _init_stream(state, _stream_bytes) is NULL:
         return 0
     return _compress_continue(state, src, dst, src_size, dst_capacity, effort)
@@ -369,7 +381,7 @@ cdef int _collect_xxh3(size_t handle, Xxh3 *xxh3) except -1:
     return 0
 
 
-# The trials: each returns what is wrong, or NULL
+# The tests: each returns what is wrong, or NULL
 
 
 cdef enum:
@@ -379,10 +391,10 @@ cdef enum:
     GUARD_BYTE = 0xA5
     MAX_STATE = 1048576  # bytes; lz4's states take 16 and 256 KiB
 
-cdef const char *WRONG = "what it compressed did not come back"
-cdef const char *NO_FAILURE = "too little room did not make it fail"
-cdef const char *OVERRUN = "it wrote beyond its room"
-cdef const char *NO_MEMORY = "no memory to try it"
+cdef const char *WRONG = "it does not restore what it compressed"
+cdef const char *NO_FAILURE = "it does not fail when its output buffer is too small"
+cdef const char *OVERRUN = "it writes beyond its output buffer"
+cdef const char *NO_MEMORY = "not enough memory to test it"
 
 
 cdef struct Trial:
@@ -392,7 +404,7 @@ cdef struct Trial:
 
 
 cdef void _prepare(Trial *trial) noexcept nogil:
-    """Fill a page, half noise and half not, and the outputs with what nothing may change."""
+    """Fill a page with half noise and half a pattern, and the outputs with guard bytes."""
     cdef unsigned int i, noise = 1
     for i in range(SAMPLE):
         noise = noise * 1103515245 + 12345
@@ -402,7 +414,7 @@ cdef void _prepare(Trial *trial) noexcept nogil:
 
 
 cdef bint _untouched(const char *output, size_t capacity) noexcept nogil:
-    """Tell whether the bytes behind an output's room are as they were."""
+    """Return whether the guard bytes behind an output are unchanged."""
     cdef size_t i
     for i in range(capacity, capacity + GUARD):
         if <unsigned char> output[i] != GUARD_BYTE:
@@ -414,7 +426,7 @@ cdef const char *_try_lz4(const Lz4 *lz4) noexcept nogil:
     cdef const char *problem
     cdef void *state
     if not 0 < lz4.fast_state_bytes <= MAX_STATE or not 0 < lz4.hc_state_bytes <= MAX_STATE:
-        return "its state has no sensible size"
+        return "the size of its state is implausible"
     state = bz_malloc(max(lz4.fast_state_bytes, lz4.hc_state_bytes))
     if state is NULL:
         return NO_MEMORY
@@ -501,7 +513,7 @@ cdef const char *_try_zstd_frames(
     cdef size_t parts
     cdef const char *problem
     if not SAMPLE < zstd.compress_bound(SAMPLE) < 2 * SAMPLE:
-        return "its bound is not sensible"
+        return "its bound for compressed sizes is implausible"
     for parts in range(1, 3):
         problem = _try_zstd_frame(zstd, trial, cctx, dctx, ddict, parts)
         if problem is not NULL:
@@ -513,7 +525,7 @@ cdef const char *_try_zstd_frames(
 cdef size_t _compress(
     const Zstd *zstd, void *cctx, Trial *trial, size_t capacity, size_t parts
 ) noexcept nogil:
-    """Compress the page. Return 0 where that fails."""
+    """Compress the page. Return its compressed size, or 0 on failure."""
     cdef size_t length
     if parts > 1:
         return zstd_compress_parts(
@@ -527,7 +539,7 @@ cdef const char *_try_zstd_frame(
     const Zstd *zstd, Trial *trial, void *cctx, void *dctx, const void *ddict, size_t parts
 ) noexcept nogil:
     cdef size_t length
-    # First what fails: libzstd refuses a dictionary from then until the next page is done.
+    # Test failure first: after a failed page, libzstd refuses a dictionary until a page succeeds.
     if _compress(zstd, cctx, trial, SAMPLE // 4, parts):
         return NO_FAILURE
     if not _untouched(trial.packed, SAMPLE // 4):
@@ -556,7 +568,7 @@ cdef const char *_try_zstd_frame(
 
 
 cdef const char *_try_xxh3(const Xxh3 *xxh3) noexcept nogil:
-    """Hash beginnings of the page, one for each way that XXH3 goes by length."""
+    """Hash prefixes of the page, one for each code path of XXH3, which depends on the length."""
     cdef size_t *lengths = [0, 3, 8, 16, 100, 200, 1000, SAMPLE]
     cdef uint64_t *expected = [
         0x2D06800538D394C2,
@@ -573,5 +585,5 @@ cdef const char *_try_xxh3(const Xxh3 *xxh3) noexcept nogil:
     _prepare(&trial)
     for i in range(8):
         if xxh3.hash64(trial.page, lengths[i]) != expected[i]:
-            return "it gives other values than XXH3"
+            return "it returns other values than XXH3"
     return NULL

@@ -2,7 +2,7 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from batchzip.core.table cimport TableState
 
-cdef struct Moment:  # when an epoch began
+cdef struct Moment:  # the time at which an epoch began
     uint64_t epoch
     int64_t at_ns
 
@@ -13,8 +13,8 @@ cdef struct Candidate:
 cdef struct LruState:
     uint64_t epoch
     uint64_t used  # pages used in this epoch
-    uint64_t quota  # pages used after which the next one begins
-    int64_t until_ns  # when the next one begins at the latest
+    uint64_t quota  # the next epoch begins after this number of used pages
+    int64_t until_ns  # the next epoch begins at this time at the latest
     Moment *moments
     uint32_t moment_count
     uint32_t moment_room
@@ -24,7 +24,9 @@ cdef struct LruState:
 
 cdef void lru_open(LruState *lru) noexcept nogil
 cdef void lru_close(LruState *lru) noexcept nogil
-cdef uint16_t lru_use(LruState *lru, TableState *table, uint64_t count, uint64_t pages) noexcept nogil
+cdef uint16_t lru_use(
+    LruState *lru, TableState *table, uint64_t count, uint64_t pages
+) noexcept nogil
 cdef int64_t lru_coldest(
     LruState *lru, const TableState *table, uint64_t count, uint64_t *indices
 ) noexcept nogil

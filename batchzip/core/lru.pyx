@@ -1,28 +1,35 @@
-"""LRU: which pages were used longest ago, from two bytes in each entry.
+"""LRU: find the pages that were used longest ago, with two bytes per entry.
 
-Kernel counterpart: zswap's list_lru with its second chance, and the generations of the multi-gen LRU.
-Rejected: a linked list, at 16 bytes per page and two writes elsewhere in memory per load; a bit and a
-hand that goes round, which calls a page cold for where it stands, not for when it was used.
+Kernel counterpart: zswap's list_lru with its second chance, and the generations of the multi-gen
+LRU.
 
-    epoch    0 ────▶ 1 ────▶ 2 ────▶ …        a group's; the next one begins when 1/256 of the pages
-                                              were used, or a page is after a second
-    entry    its lowest 16 bits, written when the page is stored or loaded
+Rejected:
+
+* A linked list. It takes 16 bytes per page, and each load writes to two other places in memory.
+* A reference bit and a clock hand. Which page is cold then depends on the hand's position, not on
+  the time of the page's last use.
+
+    epoch    0 ────▶ 1 ────▶ 2 ────▶ …        one per group; the next epoch begins when 1/256 of the
+                                              pages were used, or when a page is used after a second
+    entry    the lowest 16 bits of the epoch, written when the page is stored or loaded
 
     coldest(n)  ─▶ a histogram of all ages ─▶ the oldest 1/64 of the entries, in order, kept as
                    candidates ─▶ given out n at a time until they are used up
 
-A choice reads every entry, once for each 1/64 of them that is given out: an entry costs the same
-however many there are. A group of fewer than 256 pages has an epoch for each call: its order is exact.
+Choosing candidates reads every entry once and yields 1/64 of them, so the cost per candidate does
+not depend on the number of entries. A group with fewer than 256 pages begins an epoch with each
+call, so its order is exact.
 
-Second chance: a candidate that was used since it was chosen is passed over, as its epoch tells.
+Second chance: a candidate is skipped if its epoch has changed, that is, if the page was used since
+it was chosen.
 
-Idle for s seconds: `moments` knows when epochs began, and no page is used in an epoch that is a second
-old. So a page may be called busy for a second too long, and none is called idle that is not.
+Idle for s seconds: `moments` records when epochs began. An epoch lasts at most a second. A page may
+therefore count as busy for up to a second too long, but a busy page never counts as idle.
 
-Invariant: no entry is older than OLDEST + SWEEP epochs, so that 16 bits tell its age: every SWEEP epochs
-those that are older than OLDEST are made that old.
+Invariant: no entry is older than OLDEST + SWEEP epochs, so that 16 bits suffice for its age. Every
+SWEEP epochs, a sweep reduces the age of entries older than OLDEST to OLDEST.
 
-Locks: the caller's, the pool's mutex, around every call.
+Locks: the caller holds the pool's mutex in every call.
 """
 
 from libc.stdlib cimport free
@@ -36,20 +43,20 @@ cdef extern from "native.h" nogil:
 
 cdef enum:
     OLDEST = 1 << 15  # epochs; older entries count as this old
-    SWEEP = 1 << 14  # epochs between two looks at all entries that see to it
+    SWEEP = 1 << 14  # epochs between two sweeps
     SHARE_BITS = 8  # an epoch ends when 1/2⁸ of the pages were used
-    CANDIDATE_BITS = 6  # a choice is of 1/2⁶ of the entries
-    LEAST = 1024  # candidates of a choice at the least
+    CANDIDATE_BITS = 6  # one choice takes 1/2⁶ of the entries
+    LEAST = 1024  # minimum number of candidates per choice
     AGES = 1 << 16
 
 cdef int64_t _shift_ns = 0
 
-cdef int64_t SECOND_NS = 1_000_000_000  # of an epoch at the most: the grain of what is idle
-cdef int64_t MOMENT_NS = 62_500_000  # between two epochs whose beginnings are noted
+cdef int64_t SECOND_NS = 1_000_000_000  # maximum length of an epoch: the resolution of idle times
+cdef int64_t MOMENT_NS = 62_500_000  # minimum time between two recorded beginnings of epochs
 
 
 def shift_clock(double seconds) -> None:
-    """Move the clock of all groups forward by `seconds`: for tests."""
+    """Move the clock of all groups forward by `seconds`. Only tests use it."""
     global _shift_ns
     _shift_ns += <int64_t>(seconds * 1e9)
 
@@ -59,12 +66,12 @@ cdef inline int64_t _now() noexcept nogil:
 
 
 cdef inline bint can_go(const Entry *entry) noexcept nogil:
-    """Return whether memory is saved when an entry goes."""
+    """Return whether removing an entry saves memory."""
     return is_in_pool(entry) or entry.kind == LARGE or entry.kind == SLICED
 
 
 cdef void lru_open(LruState *lru) noexcept nogil:
-    """Begin with epoch 0, in zeroed memory."""
+    """Initialise `lru`, which is zeroed memory, with epoch 0."""
     lru.until_ns = _now() + SECOND_NS
     _note_moment(lru, lru.until_ns - SECOND_NS)
 
@@ -78,8 +85,10 @@ cdef void lru_close(LruState *lru) noexcept nogil:
     lru.candidate_next = lru.candidate_count = 0
 
 
-cdef uint16_t lru_use(LruState *lru, TableState *table, uint64_t count, uint64_t pages) noexcept nogil:
-    """Note that `count` of `pages` pages are used. Return what their entries get as epoch."""
+cdef uint16_t lru_use(
+    LruState *lru, TableState *table, uint64_t count, uint64_t pages
+) noexcept nogil:
+    """Record the use of `count` of `pages` pages. Return the epoch for their entries."""
     cdef int64_t now = _now()
     lru.used += count
     if lru.used > lru.quota or now >= lru.until_ns:
@@ -95,7 +104,7 @@ cdef uint16_t lru_use(LruState *lru, TableState *table, uint64_t count, uint64_t
 
 
 cdef void _note_moment(LruState *lru, int64_t now) noexcept nogil:
-    """Note when an epoch began. If there is no memory for it, pages count as busy for longer."""
+    """Record when an epoch began. Without memory for it, pages count as busy for longer."""
     cdef uint32_t half = lru.moment_count // 2
     cdef void *grown
     if lru.moment_count == lru.moment_room:
@@ -116,7 +125,7 @@ cdef void _note_moment(LruState *lru, int64_t now) noexcept nogil:
 
 
 cdef void _sweep(LruState *lru, TableState *table) noexcept nogil:
-    """Keep the oldest entries from becoming young again."""
+    """Limit the age of all entries to OLDEST, so that 16 bits do not wrap around."""
     cdef uint64_t number
     cdef Entry *entry
     for number in range(<uint64_t>table.room << BLOCK_BITS):
@@ -128,9 +137,10 @@ cdef void _sweep(LruState *lru, TableState *table) noexcept nogil:
 cdef int64_t lru_coldest(
     LruState *lru, const TableState *table, uint64_t count, uint64_t *indices
 ) noexcept nogil:
-    """Find up to `count` pages in the pool, the longest unused one first. Return how many, or −1: no memory.
+    """Find up to `count` pages in the pool, the coldest first.
 
-    Each is given out once, until a new choice has to be made. 0 means that there are none.
+    Return the number of pages (0 if there are none), or −1 if memory is short. Each page is
+    returned once until new candidates are chosen.
     """
     cdef uint64_t found = 0
     cdef int turn
@@ -154,7 +164,10 @@ cdef int64_t lru_coldest(
 
 
 cdef int _choose(LruState *lru, const TableState *table, uint64_t least) noexcept nogil:
-    """Make new candidates: the oldest entries, those of one epoch in the order of their numbers."""
+    """Choose the oldest entries as candidates. Return 0, or −1 if memory is short.
+
+    Entries of one epoch are ordered by number.
+    """
     cdef uint64_t numbers = <uint64_t>table.room << BLOCK_BITS, number, held = 0, want, sum = 0
     cdef uint64_t *starts = <uint64_t *>bz_calloc(AGES, sizeof(uint64_t))
     cdef Candidate *chosen
@@ -173,7 +186,7 @@ cdef int _choose(LruState *lru, const TableState *table, uint64_t least) noexcep
     if not want:
         free(starts)
         return 0
-    for age in range(AGES, 0, -1):  # from the oldest on: counts become places
+    for age in range(AGES, 0, -1):  # from the oldest: turn counts into positions
         at = starts[age - 1]
         starts[age - 1] = sum
         sum += at
@@ -202,14 +215,17 @@ cdef int _choose(LruState *lru, const TableState *table, uint64_t least) noexcep
 
 
 cdef uint32_t lru_idle_age(const LruState *lru, int64_t idle_ns) noexcept nogil:
-    """Return the least age, in epochs, of pages that were not used for so long; AGES: there are none."""
+    """Return the least age, in epochs, of pages that were idle for `idle_ns`.
+
+    Return AGES if there can be none.
+    """
     cdef int64_t latest
     cdef uint32_t low = 0, high = lru.moment_count, middle
     cdef uint64_t after
     if idle_ns <= 0:
         return 0
     latest = _now() - idle_ns - SECOND_NS - MOMENT_NS
-    while low < high:  # the first moment that is later
+    while low < high:  # find the first moment after `latest`
         middle = (low + high) // 2
         if lru.moments[middle].at_ns <= latest:
             low = middle + 1
@@ -217,6 +233,6 @@ cdef uint32_t lru_idle_age(const LruState *lru, int64_t idle_ns) noexcept nogil:
             high = middle
     if not low:
         return AGES
-    # All epochs before the one noted next began within MOMENT_NS of the one found.
+    # All epochs before the next recorded one began within MOMENT_NS of the one found.
     after = lru.moments[low].epoch if low < lru.moment_count else lru.epoch + 1
     return <uint32_t>min(lru.epoch + 1 - after, <uint64_t>OLDEST)

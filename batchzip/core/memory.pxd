@@ -1,16 +1,18 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-# Heap memory. A test may have the n-th request from now fail: see fail_allocation() in memory.pyx.
+# Heap memory. A test can make the n-th request from now fail: see fail_allocation() in memory.pyx.
 cdef void *bz_malloc(size_t size) noexcept nogil
 cdef void *bz_calloc(size_t count, size_t size) noexcept nogil
 cdef void *bz_realloc(void *memory, size_t size) noexcept nogil
-cdef bint bz_may_reserve() noexcept nogil  # asked before the system is: a request as well
+# Call it before asking the system for shared memory. It counts as a request, and a test can make it
+# return False.
+cdef bint bz_may_reserve() noexcept nogil
 
-cdef struct Memory:  # a memfd with one mapping; `base` NULL: there is none
+cdef struct Memory:  # a memfd with one mapping, or none if `base` is NULL
     int fd
     uint8_t *base  # moves when the memory grows
     uint64_t size  # bytes of address space, all of them mapped
-    uint64_t device  # of the file, and its number there: is the descriptor still this memory's?
+    uint64_t device  # device and inode tell whether `fd` still belongs to this memory
     uint64_t inode
 
 cdef int memory_create(

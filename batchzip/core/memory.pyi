@@ -1,21 +1,25 @@
-"""What the core asks the system for: memory, which tests may have fail, and descriptors."""
+"""Memory and descriptors: what the core gets from the system. Tests can make a request fail."""
 
 from typing import Self
 
 def allocations() -> int:
-    """Return how many requests for memory there have been."""
+    """Return the number of requests for memory so far."""
 
 def fail_allocation(number: int, count: int = 1) -> None:
-    """Have the `number`-th request from now fail, and the `count` − 1 after it. 0: no more."""
+    """Make the `number`-th request from now fail, and the `count` − 1 requests after it.
+
+    With 0, no request fails any more.
+    """
 
 class Descriptor:
-    """A descriptor of this process, closed once, when it goes at the latest, and only while it is still ours.
+    """A descriptor of this process that is closed exactly once.
 
-    Each method is one step: no interrupt comes into it, and no other thread.
+    It is closed at deallocation at the latest, and only if the number still belongs to the same
+    file. Each method is one step: neither a signal handler nor another thread runs in between.
     """
 
     def __new__(cls, fd: int) -> Self:
-        """Take over a descriptor. Raise OSError where there is none of that number."""
+        """Take over a descriptor. Raise OSError if `fd` is not open."""
 
     def fileno(self) -> int:
         """Return its number. Raise ValueError once it is closed."""
@@ -25,7 +29,7 @@ class Descriptor:
         """Whether `close` was called."""
 
     def ring(self) -> None:
-        """Add one to the eventfd that it is; do nothing once it is closed."""
+        """Add one to this eventfd. Do nothing if it is closed."""
 
     def close(self) -> None:
-        """Close it, unless that is done, or somebody else has closed it."""
+        """Close the descriptor, unless it is closed already, by this object or by other code."""

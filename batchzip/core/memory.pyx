@@ -1,20 +1,21 @@
-"""Memory: what the core asks the system for: heap memory, and memory that other processes can see.
+"""Memory that the core gets from the system: heap memory, and memory that processes share.
 
     bz_malloc, bz_calloc, bz_realloc   as in C
-    Memory                             a memfd with one mapping, as segment.py has it for Python
+    Memory                             a memfd with one mapping; segment.py is the one in Python
 
-A Memory begins as address space and no memory. memory_reserve() gives memory to a part of it, so
-that what is written there can neither fault nor find that the system has no more; memory_release()
-punches a hole. The file never shrinks (F_SEAL_SHRINK), opens for the same user only (mode 0600),
-has no name in the file system, and its descriptor is above 2.
+A Memory begins as address space without memory. memory_reserve() allocates memory for a part of it,
+so that a write there can neither fault nor run out of memory. memory_release() punches a hole. The
+file never shrinks (F_SEAL_SHRINK), only the same user can open it (mode 0600), it has no name in
+the file system, and its descriptor is above 2.
 
-Other processes read it through descriptors that are opened for reading only. A process of the same user can
-still open it through /proc and write. Memory that never gives back what it reserves is therefore sealed
-(F_SEAL_FUTURE_WRITE, Linux 5.1): only the owner's mapping, which may grow and move, can write. Tables and words
-are sealed. Objects are not, because the kernel then refuses to punch holes; their checksums show changes.
+Other processes read it through read-only descriptors. A process of the same user can still open it
+through /proc and write to it. Memory that is never released is therefore sealed
+(F_SEAL_FUTURE_WRITE, Linux 5.1): only the owner's mapping, which may grow and move, can write. The
+tables and state words are sealed. The memory of objects is not, because the kernel then refuses to
+punch holes; checksums detect changes there.
 
-Every request can be made to fail by a test, the n-th from now: so all that handles the failure is
-run. The hook costs an atomic addition a request.
+A test can make the n-th request from now fail, so that the tests reach every error path. The hook
+costs one atomic addition per request.
 """
 
 import errno
@@ -80,7 +81,7 @@ cdef extern from *:
     long sysconf(int) nogil
 
 cdef enum:
-    PIECE = 4 << 20  # bytes that the system is asked for at a time
+    PIECE = 4 << 20  # bytes per request to the system
     LEAST_PIECE = 64 << 10
 
 
@@ -101,20 +102,25 @@ cdef bint bz_may_reserve() noexcept nogil:
 
 
 def allocations() -> int:
-    """Return how many requests for memory there have been."""
+    """Return the number of requests for memory so far."""
     return bz_read_figure(&bz_requests)
 
 
 def fail_allocation(uint64_t number, uint64_t count=1) -> None:
-    """Have the `number`-th request from now fail, and the `count` − 1 after it. 0: no more."""
+    """Make the `number`-th request from now fail, and the `count` − 1 requests after it.
+
+    With 0, no request fails any more.
+    """
     bz_fail(number, count)
 
 
 cdef class Descriptor:
-    """A descriptor of this process, closed once, when it goes at the latest, and only while it is still ours.
+    """A descriptor of this process that is closed exactly once.
 
-    A program may close every number it does not know, as daemons do, and get the number again for a file of its
-    own. Each method is one step: no interrupt comes into it, and no other thread.
+    It is closed at deallocation at the latest, and only if the number still belongs to the same
+    file: a program may close every number it does not know, as daemons do, and get the number again
+    for a file of its own. Each method is one step: neither a signal handler nor another thread runs
+    in between.
     """
 
     cdef int fd
@@ -136,14 +142,14 @@ cdef class Descriptor:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether `close` was called."""
         return self.fd < 0
 
     def ring(self) -> None:
-        """Add one to the eventfd that it is; do nothing once it is closed."""
+        """Add one to this eventfd. Do nothing if it is closed."""
         cdef uint64_t one = 1
         if self.is_ours():
-            write(self.fd, &one, sizeof(one))  # one that has counted up to its end rings already
+            write(self.fd, &one, sizeof(one))  # fails only at the maximum, which wakes readers too
 
     cdef bint is_ours(self) noexcept:
         cdef Stat stat
@@ -152,7 +158,7 @@ cdef class Descriptor:
         return stat.st_dev == self.device and stat.st_ino == self.inode
 
     def close(self) -> None:
-        """Close it, unless that is done."""
+        """Close the descriptor, unless it is closed already, by this object or by other code."""
         if self.is_ours():
             close(self.fd)
         self.fd = -1
@@ -163,17 +169,18 @@ cdef class Descriptor:
 
 
 cdef uint64_t machine_page() noexcept nogil:
-    """Return the bytes of one page of the machine."""
+    """Return the size of the machine's page in bytes."""
     return sysconf(_SC_PAGESIZE)
 
 
 cdef int memory_create(
     Memory *memory, str name, uint64_t most, uint64_t least, bint keeps=False
 ) except -1:
-    """Make memory of `most` bytes of address space, or half as much, and so on, down to `least`.
+    """Create memory with `most` bytes of address space.
 
-    `name` shows in /proc/PID/maps. If it `keeps` what it reserves, memory_release() is refused, and nobody
-    else can write. Raise LimitReached; nothing is left then.
+    If the system refuses that, try half as much, and so on, down to `least`. `name` shows in
+    /proc/PID/maps. With `keeps`, memory_release() fails, and no other process can write. Raise
+    LimitReached if the system grants too little; nothing is left behind then.
     """
     cdef void *base = MAP_FAILED
     cdef uint64_t size = 2 * most
@@ -209,7 +216,7 @@ cdef int memory_create(
 
 
 cdef int memory_grow(Memory *memory, uint64_t size) noexcept nogil:
-    """Enlarge the address space; `base` may be another then. Return 0 or a negative errno."""
+    """Enlarge the address space. `base` may move. Return 0 or a negative errno."""
     cdef void *base
     if not bz_may_reserve():
         return -ENOMEM
@@ -224,7 +231,10 @@ cdef int memory_grow(Memory *memory, uint64_t size) noexcept nogil:
 
 
 cdef int memory_reserve(Memory *memory, uint64_t offset, uint64_t length) noexcept nogil:
-    """Give memory to whole pages that have none, or to none. Return 0 or a negative errno."""
+    """Allocate memory for whole pages that have none: for all or for none of them.
+
+    Return 0 or a negative errno.
+    """
     cdef uint64_t piece = PIECE, done = 0, part
     cdef int failed
     if not bz_may_reserve():
@@ -238,33 +248,44 @@ cdef int memory_reserve(Memory *memory, uint64_t offset, uint64_t length) noexce
         if failed != EINTR:
             memory_release(memory, offset, done)
             return -failed
-        # The kernel begins again at each signal: a piece has to be done between two of them.
+        # The kernel starts over after each signal, so a piece must be small enough to finish
+        # between two signals.
         piece = max(piece // 2, <uint64_t>LEAST_PIECE)
-    if length > machine_page():  # a fault costs no more for one page
+    if length > machine_page():  # for one page, a fault costs no more than the call
         madvise(memory.base + offset, length, MADV_POPULATE_WRITE)
     return 0
 
 
 cdef int memory_release(Memory *memory, uint64_t offset, uint64_t length) noexcept nogil:
-    """Give the memory of whole pages back; they read as zero. Return 0 or a negative errno."""
+    """Return the memory of whole pages to the system; they then read as zero.
+
+    Return 0 or a negative errno.
+    """
     if length and fallocate(memory.fd, BZ_PUNCH, offset, length):
         return -c_errno
     return 0
 
 
 cdef uint64_t memory_held(const Memory *memory) noexcept nogil:
-    """Return the bytes of memory behind it, as the kernel counts them."""
+    """Return the bytes of memory that are allocated, as the kernel counts them."""
     cdef Stat stat
     return 0 if fstat(memory.fd, &stat) else stat.st_blocks * 512
 
 
 cdef void memory_close(Memory *memory) noexcept nogil:
-    """Drop mapping and descriptor, if there are any: the memory goes with the last of them."""
+    """Unmap the memory and close the descriptor, if they exist.
+
+    The kernel frees the memory when its last mapping and descriptor are gone.
+    """
     cdef Stat stat
     if memory.base is NULL:
         return
     munmap(memory.base, memory.size)
-    if fstat(memory.fd, &stat) == 0 and stat.st_dev == memory.device and stat.st_ino == memory.inode:
+    if (
+        fstat(memory.fd, &stat) == 0
+        and stat.st_dev == memory.device
+        and stat.st_ino == memory.inode
+    ):
         close(memory.fd)
     memory.fd = -1
     memory.base = NULL

@@ -101,8 +101,7 @@ static inline int bz_cas64(uint64_t *word, uint64_t *seen, uint64_t wanted) {
     return __atomic_compare_exchange_n(word, seen, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE);
 }
 
-/* Order the caller's earlier stores before its later loads. The sleeper and its waker both need it.
- * */
+/* Order the caller's earlier stores before its later loads. Sleeper and waker both need it. */
 static inline void bz_fence(void) {
     BZ_FENCE();
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -200,8 +199,7 @@ static inline void bz_sleep_ns(int64_t ns) {
 }
 
 /* Threads. They block all signals, because handlers belong to the interpreter's threads. Their
- * stack size does not follow RLIMIT_STACK, which may be too small for a codec or exceed RLIMIT_AS.
- * */
+ * stack size ignores RLIMIT_STACK, which may be too small for a codec or exceed RLIMIT_AS. */
 #define BZ_STACK ((size_t)1 << 20)
 
 static inline int bz_start_thread(pthread_t *thread, void *(*run)(void *), void *argument) {

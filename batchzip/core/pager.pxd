@@ -5,7 +5,7 @@ from batchzip.core.entries cimport Entries
 from batchzip.core.region cimport Hand, RegionState
 
 cdef enum:
-    MOST_FAULT_THREADS = 64  # as batchzip.paged has it
+    MOST_FAULT_THREADS = 64  # the same constant as in batchzip.paged
 
 cdef extern from "native.h" nogil:
     ctypedef struct pthread_t:
@@ -23,17 +23,17 @@ cdef class Pager:
     cdef readonly Entries entries
     cdef object codec
     cdef Coders coders
-    cdef list workers  # those with a thread
+    cdef list workers  # Workers that have a thread
     cdef pthread_t threads[MOST_FAULT_THREADS + 2]
     cdef uint32_t thread_count
-    cdef list spare  # those for calls from Python
+    cdef list spare  # Workers for calls from Python
     cdef uint32_t made_in
     cdef int way_number
     cdef uint64_t extents
     cdef bint opened
-    cdef bint held  # the codec's number
+    cdef bint held  # whether this holds the codec's number
     cdef bint ended
-    cdef int slot  # among the regions that a forked child closes
+    cdef int slot  # position in the table of regions that a forked child closes
     cdef int _open(self) except -1
     cdef int _start(self, void *(*run)(void *) noexcept nogil) except -1
     cdef int refuse(self) except -1

@@ -1,7 +1,8 @@
-"""Pager: a region whose cold pages are entries of a group, served through userfaultfd by threads of the core.
+"""Pager: a region whose cold pages are entries of a group.
 
-Pages are counted from the start of the region; their size is the group's. Calls raise ClosedError once it is closed,
-ForkedProcess in a forked child, and BadArgument for pages that there are not.
+Threads of the core serve its faults through userfaultfd. Pages are numbered from the start of the
+region; their size is the group's. Calls raise ClosedError once the pager is closed, ForkedProcess
+in a forked child, and BadArgument for pages outside the region.
 """
 
 import sys
@@ -13,16 +14,17 @@ from batchzip.core.userfaultfd import NEEDED as NEEDED
 from batchzip.core.userfaultfd import WAYS as WAYS
 
 FIGURES: tuple[str, ...]
-"""Names of the counters that only grow, among `figures`."""
+"""The names of the counters in `figures`, which never decrease."""
 
 class Pager:
-    """A region of `pages` pages, of which `budget` are in memory at most; the others are in `entries`.
+    """A region of `pages` pages, at most `budget` of them in memory and the others in `entries`.
 
-    `number`         of the codec, which runs without the interpreter.
-    `fault_threads`  that serve faults.
+    `number`         number of the codec, which must run without the interpreter.
+    `fault_threads`  number of threads that serve faults.
     `backing_fd`     descriptor of the store's backing file, or −1.
 
-    Raise LimitReached; PermissionError or OSError if no userfaultfd can be had: userfaultfd.probe() tells why.
+    Raises LimitReached if the system grants too little memory or address space. Raises
+    PermissionError or OSError if no userfaultfd is available; userfaultfd.probe() says why.
     """
 
     def __new__(
@@ -37,7 +39,7 @@ class Pager:
     ) -> Self: ...
     @property
     def entries(self) -> Entries:
-        """Where cold pages are, by their numbers."""
+        """The entries of the cold pages, by page number."""
 
     @property
     def closed(self) -> bool:
@@ -45,37 +47,40 @@ class Pager:
 
     @property
     def page_size(self) -> int:
-        """Bytes of a page."""
+        """Size of a page in bytes."""
 
     @property
     def pages(self) -> int:
-        """Pages of the region."""
+        """Number of pages in the region."""
 
     @property
     def way(self) -> str:
-        """How the userfaultfd was had: one of userfaultfd.WAYS."""
+        """How the userfaultfd was opened: one of userfaultfd.WAYS."""
 
     @property
     def tracks_writes(self) -> bool:
-        """Whether pages that were not written to leave without being compressed again."""
+        """Whether a page that was only read is evicted without being compressed again."""
 
     @property
     def can_poison(self) -> bool:
-        """Whether a page that is lost raises SIGBUS; it raises SIGSEGV otherwise."""
+        """Whether touching a lost page raises SIGBUS; it raises SIGSEGV otherwise."""
 
     @property
     def budget(self) -> int:
-        """Pages that are in memory at most. If it is lowered, pages are evicted at once."""
+        """Maximum number of pages in memory. Lowering it evicts pages at once."""
 
     @budget.setter
     def budget(self, pages: int) -> None: ...
     def allocate(self, nbytes: int) -> Extent:
-        """Return an Extent of `nbytes` zeros. Raise MemoryError if no run of pages is unused."""
+        """Return an Extent of `nbytes` zeros.
+
+        Raise MemoryError if no run of unused pages is long enough.
+        """
 
     def find(self, address: int, nbytes: int) -> tuple[int, int]:
-        """Return the pages (first, count) that a range of bytes lies on.
+        """Return the pages that contain a range of bytes, as (first, count).
 
-        Raise BadArgument unless it lies in arrays of this memory.
+        Raise BadArgument unless arrays of this memory contain the whole range.
         """
 
     @property
@@ -83,53 +88,71 @@ class Pager:
         """Address of the region's first byte."""
 
     def evict(self, first: int, count: int) -> int:
-        """Move pages out of memory, but for those that are pinned or touched. Return how many left."""
+        """Evict pages, except those that are pinned or touched meanwhile.
+
+        Return the number of pages evicted.
+        """
 
     def prefetch(self, first: int, count: int) -> None:
-        """Have pages restored soon. Ask for less than the budget: what is restored first leaves again otherwise."""
+        """Request that pages be restored soon.
+
+        Request fewer pages than the budget; otherwise the first ones are evicted again.
+        """
 
     def pin(self, first: int, count: int) -> None:
         """Restore pages, and keep them in memory and mapped until `unpin`.
 
-        Raise BadArgument if more pages than the budget were pinned, CorruptPage or PageError for a page that
-        cannot be restored; nothing is pinned then.
+        Raise BadArgument if the budget has no space for so many pinned pages. Raise CorruptPage or
+        PageError if a page cannot be restored. Nothing is pinned on failure.
         """
 
     def unpin(self, first: int, count: int) -> None:
-        """Undo one `pin`. Do nothing once it is closed."""
+        """Undo one `pin`. Do nothing if the pager is closed."""
 
     def advise(self, first: int, count: int, advice: int) -> None:
-        """Say how pages are going to be touched: a region.AccessAdvice."""
+        """Set the expected access pattern of pages, a region.AccessAdvice."""
 
     def await_event(self, timeout_s: float) -> int:
-        """Wait for a region.Event, without the GIL. Return the bits of those that there were; 0 after `timeout_s`."""
+        """Wait for a region.Event, without the GIL.
+
+        Return the bits of the events that occurred, or 0 after `timeout_s` seconds.
+        """
 
     def room_was_made(self) -> None:
-        """Say that the pool may take more now."""
+        """Tell the pager that the pool may accept objects again."""
 
     def figures(self) -> dict[str, int]:
-        """Return FIGURES, and how many pages there are of each kind, as they are now."""
+        """Return the counters in FIGURES and the current number of pages of each kind."""
 
     def latencies(self) -> tuple[list[int], int]:
-        """Return faults by how long they took from being read to being served, by bucket, and their nanoseconds."""
+        """Return a histogram of fault latencies, and the sum of the latencies in nanoseconds.
+
+        A latency is the time from reading a fault to having served it.
+        """
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where an invariant does not hold. Nobody may touch the region meanwhile."""
+        """Raise AssertionError if an invariant does not hold.
+
+        No thread may touch the region during the call.
+        """
 
     def close(self) -> int:
-        """End the threads and let go of the memory. Return how many arrays there still were.
+        """End the threads and release the memory. Return the number of arrays that still exist.
 
-        Whoever touches one of these from now on, or does so meanwhile, gets SIGBUS. Calls in other threads end
-        first. In a forked child, do nothing.
+        A thread that touches such an array, now or later, gets SIGBUS. The call waits until calls
+        in other threads have ended. In a forked child, do nothing.
         """
 
 class Worker:
-    """What one thread of a pager works with."""
+    """The buffers and coder of one thread of a pager."""
 
     def __new__(cls, pager: Pager) -> Self: ...
 
 class Extent:
-    """Pages of a region that one array lies on; free again when nobody has a reference. Has the buffer protocol."""
+    """The pages of one array. It supports the buffer protocol.
+
+    The pages are free again when the last reference is dropped.
+    """
 
     @property
     def address(self) -> int:
@@ -137,7 +160,7 @@ class Extent:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that were asked for."""
+        """Size in bytes, as requested."""
 
     @property
     def first(self) -> int:
@@ -145,6 +168,6 @@ class Extent:
 
     @property
     def count(self) -> int:
-        """How many pages they are."""
+        """Number of pages."""
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...

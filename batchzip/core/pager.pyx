@@ -1,23 +1,23 @@
-"""Pager: the region of a PagedMemory, its arrays and its threads, as Python has them.
+"""Pager: the Python interface of a PagedMemory's region, its arrays and its threads.
 
-    allocate ─▶ Extent, the buffer of an array; gives its pages back when it goes
+    allocate ─▶ Extent, the buffer of an array; its destructor frees the pages
     evict, prefetch, pin, advise, budget ─▶ pieces of work without the GIL, signals between them
-    close ─▶ threads end ─▶ an empty file takes the region's place ─▶ whoever waits is woken, and gets SIGBUS
+    close ─▶ threads end ─▶ an empty file replaces the region ─▶ waiting threads wake and get SIGBUS
 
-No thread of the core ever waits for the GIL, because a thread that faults may hold it. Nor may a
-thread hold the region's or the pool's mutex when it touches paged memory: the core copies what it
-reads from, or writes to, buffers of users without them.
+No thread of the core ever waits for the GIL, because a faulting thread may hold it. A thread that
+touches paged memory must not hold the region's or the pool's mutex. The core therefore copies from
+and to user buffers without these mutexes.
 
-close() may be called anywhere, in a signal handler in the middle of another call, too: `users`
-counts only calls that are in the core at this moment, and these run no Python code.
+close() may be called anywhere, even in a signal handler that interrupts another call. `users`
+counts only calls that run in the core at that moment, and these run no Python code.
 
-The addresses of a closed region stay reserved as long as an array has some of them. A forked child
-has no mapping of it (MADV_DONTFORK), and closes its descriptors, so that the memory goes with its
-owner.
+The addresses of a closed region stay reserved as long as an array uses some of them. A forked child
+does not inherit the mapping (MADV_DONTFORK) and closes the descriptors, so that the memory is freed
+with its owner.
 
     field                        writer
-    workers, spare, extents      whoever holds the GIL, within one step
-    users, closing               whoever holds the region's mutex
+    workers, spare, extents      the thread that holds the GIL, within one step
+    users, closing               the thread that holds the region's mutex
 """
 
 cimport cython
@@ -40,8 +40,8 @@ from batchzip.core.latency cimport Histogram, histogram_of
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_may_reserve, machine_page
 from batchzip.core.reclaim cimport FREED, MOVED, reclaim_range, reclaim_step
 from batchzip.core.region cimport (
-    BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, LOST, MOST_RUN, NORMAL,
-    RESIDENT, RUN_BYTES, STORED, UNUSED, WANTED, RegionFigures, Job, RegionState, address_of, is_busy,
+    BUSY, CANDIDATE, CLOSING, EMPTY, ENTRY, IN_MEMORY, KIND, LOST, MOST_RUN, NORMAL, RESIDENT,
+    RUN_BYTES, STORED, UNUSED, WANTED, RegionFigures, Job, RegionState, address_of, is_busy,
     kept_frames, kind_of, pthread_cond_broadcast, pthread_cond_t, pthread_mutex_t, region_forget,
     region_lock, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
 )
@@ -67,7 +67,7 @@ cdef extern from *:
         pthread_condattr_destroy(&monotonic);
         return failed;
     }
-    /* Descriptors of the regions there are, which a forked child has no use for. Changed under the GIL. */
+    /* Descriptors of the regions; a forked child closes them. The GIL protects the table. */
     #define BZ_REGIONS 256
     static struct bz_ends { int fds[5]; uint64_t device, inode; } bz_regions[BZ_REGIONS];
     static void bz_identify(int file, uint64_t *device, uint64_t *inode) {
@@ -87,7 +87,7 @@ cdef extern from *:
         return -1;
     }
     static void bz_drop_region(int at) { if (at >= 0) bz_regions[at].inode = 0; }
-    /* Whoever closes descriptors that it does not know closes the file, too. */
+    /* Close nothing if the program has closed the descriptors: their numbers may be reused. */
     static void bz_close_ends(const struct bz_ends *ends) {
         struct stat status;
         if (fstat(ends->fds[0], &status) || status.st_dev != ends->device ||
@@ -96,7 +96,7 @@ cdef extern from *:
         for (int at = 0; at < 5; at++) close(ends->fds[at]);
     }
     static void bz_close(int file, int uffd, int pagemap, int stop, int watch,
-                             uint64_t device, uint64_t inode) {
+                         uint64_t device, uint64_t inode) {
         struct bz_ends ends = {{file, uffd, pagemap, stop, watch}, device, inode};
         bz_close_ends(&ends);
     }
@@ -107,8 +107,10 @@ cdef extern from *:
                 bz_regions[at].inode = 0;
             }
     }
-    /* Return an empty file without a name, or -1. libc has the call since glibc 2.27 only. */
-    static int bz_empty_file(void) { return syscall(SYS_memfd_create, "batchzip-closed", 1 /* MFD_CLOEXEC */); }
+    /* Return an empty anonymous file, or -1. glibc has memfd_create() only since 2.27. */
+    static int bz_empty_file(void) {
+        return syscall(SYS_memfd_create, "batchzip-closed", 1 /* MFD_CLOEXEC */);
+    }
     static void bz_watch_regions(void) { pthread_atfork(NULL, NULL, bz_close_in_child); }
     """
     int bz_make_conditions(pthread_cond_t *, pthread_cond_t *, pthread_cond_t *)
@@ -155,19 +157,19 @@ FIGURES = (
     "over_budget",
     "lost_pages",
 )
-"""Names of the counters that only grow, in the order of region.pxd's RegionFigures."""
+"""The names of the counters, which never decrease, in the order of region.pxd's RegionFigures."""
 
 cdef enum:
-    PIECE = 1024  # pages between two looks at signals
-    STEPS = 16  # of reclaim, likewise
+    PIECE = 1024  # pages between two checks for signals
+    STEPS = 16  # steps of reclaim between two checks for signals
 
 bz_watch_regions()
 
 
-# Python's side.
+# The Python interface.
 
 cdef class Worker:
-    """What one thread works with."""
+    """The buffers and coder of one thread of a pager."""
 
     def __cinit__(self, Pager pager not None):
         cdef RegionState *region = &pager.region
@@ -189,13 +191,14 @@ cdef class Worker:
 
 @cython.no_gc_clear
 cdef class Pager:
-    """A region of `pages` pages, of which `budget` are in memory at most; the others are in `entries`.
+    """A region of `pages` pages, at most `budget` of them in memory and the others in `entries`.
 
-    `number`         of the codec, which runs without the interpreter.
-    `fault_threads`  that serve faults.
+    `number`         number of the codec, which must run without the interpreter.
+    `fault_threads`  number of threads that serve faults.
     `backing_fd`     descriptor of the store's backing file, or −1.
 
-    Raise LimitReached; PermissionError or OSError if no userfaultfd can be had: userfaultfd.probe() tells why.
+    Raises LimitReached if the system grants too little memory or address space. Raises
+    PermissionError or OSError if no userfaultfd is available; userfaultfd.probe() says why.
     """
 
     def __cinit__(
@@ -223,7 +226,8 @@ cdef class Pager:
         region.run = max(1, min(<uint32_t>MOST_RUN, <uint32_t>(RUN_BYTES // region.page_size)))
         if region.page_size % region.machine_page or region.page_size > RUN_BYTES:
             raise BadArgument(
-                f"a page of paged memory has {region.machine_page} to {<int>RUN_BYTES} bytes, not {region.page_size}"
+                f"a page of paged memory has {region.machine_page} to {<int>RUN_BYTES} bytes,"
+                f" not {region.page_size}"
             )
         region.pages = pages
         region.budget = budget
@@ -237,12 +241,12 @@ cdef class Pager:
         region.states = <uint8_t *>bz_calloc(pages, 3 + sizeof(uint16_t))
         if region.states is NULL:
             raise MemoryError("no memory for the table of paged memory")
-        region.pins = <uint16_t *>region.states  # aligned: it comes first
+        region.pins = <uint16_t *>region.states  # first, so that it is aligned
         region.states = <uint8_t *>(region.pins + pages)
         region.flags = region.states + pages
         region.advice = region.flags + pages
         if not entries.objects.hold(number, self.codec):
-            raise ClosedError("the codec's number was given to another one")
+            raise ClosedError("the codec's number was given to another codec")
         self.held = True
         try:
             self._open()
@@ -255,17 +259,19 @@ cdef class Pager:
             raise
 
     cdef int _open(self) except -1:
-        """Make memory, mapping and userfaultfd."""
+        """Create the memory, the mapping and the userfaultfd."""
         cdef RegionState *region = &self.region
         cdef uint64_t bytes = region.pages << region.page_shift
         cdef uint64_t features = NEEDED | CLEAN_PAGES | POISON | THREAD_ID
         cdef void *base
         cdef int failed
         with above_standard():
-            region.file = os.memfd_create("batchzip-paged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            region.file = os.memfd_create(
+                "batchzip-paged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+            )
             bz_identify(region.file, &region.file_device, &region.file_inode)
             os.fchmod(region.file, 0o600)
-            with suppress(OSError):  # not after setresuid(2), for instance, nor without /proc
+            with suppress(OSError):  # it fails after setresuid(2) and without /proc, for example
                 region.pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             region.stop = eventfd(0, EFD_CLOEXEC)
             if region.stop < 0:
@@ -277,7 +283,8 @@ cdef class Pager:
             raise named(error, f"{bytes} bytes of paged memory") from None
         base = MAP_FAILED
         if bz_may_reserve():
-            # Without access for now: a program that locks all its memory (MCL_FUTURE) would fill it with pages.
+            # PROT_NONE at first: in a program that locks all its memory (MCL_FUTURE), the kernel
+            # would otherwise populate the mapping.
             base = mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, region.file, 0)
         failed = c_errno
         if base == MAP_FAILED:
@@ -322,11 +329,14 @@ cdef class Pager:
         return 0
 
     cdef Worker enter(self):
-        """Begin a piece of work in the core. No Python code runs before `leave`, so that close() may wait."""
+        """Begin a piece of work in the core.
+
+        No Python code runs before `leave`, so that close() may wait for it.
+        """
         cdef Worker worker
         self.refuse()
         worker = <Worker>self.spare.pop() if self.spare else Worker(self)
-        if self.ended:  # while memory was asked for
+        if self.ended:  # closed during the allocation
             self.coders.give(worker.coder)
             self.refuse()
         region_lock(&self.region)
@@ -344,14 +354,17 @@ cdef class Pager:
     # Arrays.
 
     def allocate(self, size_t nbytes):
-        """Return an Extent of `nbytes` zeros. Raise MemoryError if no run of pages is unused."""
+        """Return an Extent of `nbytes` zeros.
+
+        Raise MemoryError if no run of unused pages is long enough.
+        """
         cdef RegionState *region = &self.region
         cdef uint64_t count = (nbytes + region.page_size - 1) >> region.page_shift
         cdef uint64_t first = region.pages
         cdef Extent extent
         self.refuse()
         if not nbytes:
-            raise BadArgument("an extent has at least a byte")
+            raise BadArgument("an extent has at least one byte")
         extent = Extent.__new__(Extent)
         region_lock(region)
         if count <= region.pages:
@@ -381,20 +394,22 @@ cdef class Pager:
         if self.ended:
             self._unmap_unused()
             return
-        # The GIL is kept: an extent may go in a finalizer. Whoever makes pages busy never waits for it.
+        # Keep the GIL: a finalizer may drop an extent. Threads that make pages busy never wait for
+        # the GIL.
         _free_pages(region, first, count)
 
     def find(self, uint64_t address, uint64_t nbytes) -> tuple:
-        """Return the pages (first, count) that a range of bytes lies on.
+        """Return the pages that contain a range of bytes, as (first, count).
 
-        Raise BadArgument unless it lies in arrays of this memory.
+        Raise BadArgument unless arrays of this memory contain the whole range.
         """
         cdef RegionState *region = &self.region
-        cdef uint64_t offset = address - <uint64_t>region.base, first, end, page
+        cdef uint64_t offset = address - <uint64_t>region.base, size, first, end, page
         cdef bint is_ours = True
         self.refuse()
-        if offset >= region.pages << region.page_shift or nbytes > (region.pages << region.page_shift) - offset:
-            raise BadArgument("this is no array of this paged memory")
+        size = region.pages << region.page_shift
+        if offset >= size or nbytes > size - offset:
+            raise BadArgument("the array does not lie in this paged memory")
         first = offset >> region.page_shift
         end = (offset + nbytes + region.page_size - 1) >> region.page_shift
         region_lock(region)
@@ -402,7 +417,7 @@ cdef class Pager:
             is_ours = is_ours and kind_of(region, page) != UNUSED
         region_unlock(region)
         if not is_ours:
-            raise BadArgument("this is no array of this paged memory")
+            raise BadArgument("the array does not lie in this paged memory")
         return first, end - first
 
     @property
@@ -411,7 +426,10 @@ cdef class Pager:
         return <uint64_t>self.region.base
 
     def evict(self, uint64_t first, uint64_t count) -> int:
-        """Move pages out of memory, but for those that are pinned or touched. Return how many left."""
+        """Evict pages, except those that are pinned or touched meanwhile.
+
+        Return the number of pages evicted.
+        """
         cdef uint64_t piece, freed = 0
         cdef Worker worker
         self._check(first, count)
@@ -427,7 +445,10 @@ cdef class Pager:
         return freed
 
     def prefetch(self, uint64_t first, uint64_t count) -> None:
-        """Have pages restored soon. Ask for less than the budget: what is restored first leaves again otherwise."""
+        """Request that pages be restored soon.
+
+        Request fewer pages than the budget; otherwise the first ones are evicted again.
+        """
         cdef Job job
         self._check(first, count)
         self.refuse()
@@ -441,7 +462,7 @@ cdef class Pager:
         region_unlock(&self.region)
 
     def advise(self, uint64_t first, uint64_t count, int advice) -> None:
-        """Say how pages are going to be touched: an AccessAdvice."""
+        """Set the expected access pattern of pages, an AccessAdvice."""
         self._check(first, count)
         self.refuse()
         region_lock(&self.region)
@@ -456,8 +477,8 @@ cdef class Pager:
     def pin(self, uint64_t first, uint64_t count) -> None:
         """Restore pages, and keep them in memory and mapped until `unpin`.
 
-        Raise BadArgument if more pages than the budget were pinned, CorruptPage or PageError for a page that
-        cannot be restored; nothing is pinned then.
+        Raise BadArgument if the budget has no space for so many pinned pages. Raise CorruptPage or
+        PageError if a page cannot be restored. Nothing is pinned on failure.
         """
         cdef RegionState *region = &self.region
         cdef uint64_t page, more = 0, done = 0
@@ -478,8 +499,9 @@ cdef class Pager:
         region_unlock(region)
         if not done:
             raise BadArgument(
-                f"{count} pages cannot be kept in memory beside {region.pinned} others: the budget is"
-                f" {region.budget} pages, and {kept_frames(region.budget)} of them stay free for others"
+                f"{count} pages cannot be pinned besides {region.pinned} others: the budget is"
+                f" {region.budget} pages, and {kept_frames(region.budget)} of them stay free for"
+                f" other pages"
             )
         page = first
         try:
@@ -498,7 +520,7 @@ cdef class Pager:
             raise
 
     def unpin(self, uint64_t first, uint64_t count) -> None:
-        """Undo one `pin`. Do nothing once it is closed."""
+        """Undo one `pin`. Do nothing if the pager is closed."""
         cdef RegionState *region = &self.region
         cdef uint64_t page
         if self.ended or self.made_in != forks():
@@ -512,7 +534,7 @@ cdef class Pager:
         pthread_cond_broadcast(&region.low)
         region_unlock(region)
 
-    # RegionFigures.
+    # Figures.
 
     @property
     def closed(self) -> bool:
@@ -521,32 +543,32 @@ cdef class Pager:
 
     @property
     def page_size(self) -> int:
-        """Bytes of a page."""
+        """Size of a page in bytes."""
         return self.region.page_size
 
     @property
     def pages(self) -> int:
-        """Pages of the region."""
+        """Number of pages in the region."""
         return self.region.pages
 
     @property
     def way(self) -> str:
-        """How the userfaultfd was had: one of userfaultfd.WAYS."""
+        """How the userfaultfd was opened: one of userfaultfd.WAYS."""
         return WAYS[self.way_number]
 
     @property
     def tracks_writes(self) -> bool:
-        """Whether pages that were not written to leave without being compressed again."""
+        """Whether a page that was only read is evicted without being compressed again."""
         return self.region.tracks_writes
 
     @property
     def can_poison(self) -> bool:
-        """Whether a page that is lost raises SIGBUS; it raises SIGSEGV otherwise."""
+        """Whether touching a lost page raises SIGBUS; it raises SIGSEGV otherwise."""
         return self.region.can_poison
 
     @property
     def budget(self) -> int:
-        """Pages that are in memory at most. If it is lowered, pages are evicted at once."""
+        """Maximum number of pages in memory. Lowering it evicts pages at once."""
         return self.region.budget
 
     @budget.setter
@@ -564,8 +586,8 @@ cdef class Pager:
         region_unlock(region)
         if not fits:
             raise BadArgument(
-                f"a budget of {pages} pages has no room for the {region.pinned} that are kept in memory"
-                f" now, and {kept_frames(pages)} others"
+                f"a budget of {pages} pages has no room for the {region.pinned} pages that are"
+                f" pinned and {kept_frames(pages)} more, which stay free for other pages"
             )
         while progress >= MOVED and _is_beyond(region):
             worker = self.enter()
@@ -577,7 +599,7 @@ cdef class Pager:
             PyErr_CheckSignals()
 
     def figures(self) -> dict:
-        """Return FIGURES, and how many pages there are of each kind, as they are now."""
+        """Return the counters in FIGURES and the current number of pages of each kind."""
         cdef RegionState *region = &self.region
         cdef uint64_t kinds[256]
         cdef uint64_t page = 0, end
@@ -594,9 +616,10 @@ cdef class Pager:
                     kinds[kind_of(region, page)] += 1
                 region_unlock(region)
                 page = end
-        # No object is made under the mutex: garbage that is collected then may have extents.
+        # Create no object under the mutex: it may trigger a garbage collection that frees extents.
         region_lock(region)
-        counted, hits, budget, used = region.figures, region.strides.hits, region.budget, region.used
+        counted, hits = region.figures, region.strides.hits
+        budget, used = region.budget, region.used
         resident, candidates, pinned = region.resident, region.candidates, region.pinned
         region_unlock(region)
         return {
@@ -615,7 +638,10 @@ cdef class Pager:
         }
 
     def latencies(self) -> tuple:
-        """Return faults by how long they took from being read to being served, by bucket, and their nanoseconds."""
+        """Return a histogram of fault latencies, and the sum of the latencies in nanoseconds.
+
+        A latency is the time from reading a fault to having served it.
+        """
         cdef Histogram counted
         region_lock(&self.region)
         counted = self.region.latencies
@@ -625,28 +651,34 @@ cdef class Pager:
     # Events.
 
     def await_event(self, double timeout_s) -> int:
-        """Wait for an Event, without the GIL. Return the bits of those that there were; 0 after `timeout_s`."""
+        """Wait for an Event, without the GIL.
+
+        Return the bits of the events that occurred, or 0 after `timeout_s` seconds.
+        """
         cdef int64_t timeout_ns = <int64_t>(timeout_s * 1e9)
         with nogil:
             bz_futex_wait(&self.region.events, 0, timeout_ns)
         return bz_exchange32(&self.region.events, 0)
 
     def room_was_made(self) -> None:
-        """Say that the pool may take more now."""
+        """Tell the pager that the pool may accept objects again."""
         region_lock(&self.region)
         self.region.full_until = 0
         pthread_cond_broadcast(&self.region.low)
         region_unlock(&self.region)
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where an invariant does not hold. Nobody may touch the region meanwhile."""
+        """Raise AssertionError if an invariant does not hold.
+
+        No thread may touch the region during the call.
+        """
         cdef RegionState *region = &self.region
         cdef uint64_t page, resident = 0, candidates = 0, pinned = 0, used = 0
         cdef uint64_t noted[4]
         cdef uint8_t kind = 0
         cdef bint has_entry = False, mapped = False
         self.refuse()
-        # No object is made under the mutex, as in `figures`.
+        # Create no object under the mutex, as in `figures`.
         region_lock(region)
         while region.job_count or _is_anything_busy(region):
             region_wait(region, 1_000_000)
@@ -669,25 +701,27 @@ cdef class Pager:
         region_unlock(region)
         fault = None
         if kind != KIND:
-            fault = f"page {page} is of kind {kind}, but mapped: {mapped}, with an entry: {has_entry}"
+            fault = (
+                f"page {page} is of kind {kind}, but mapped: {mapped}, with an entry: {has_entry}"
+            )
         elif (resident, candidates, pinned, used) != (noted[0], noted[1], noted[2], noted[3]):
             fault = (
-                f"pages in memory, candidates, pinned and used are noted as {list(noted)}, but there are"
-                f" {[resident, candidates, pinned, used]}"
+                f"the gauges of pages in memory, candidates, pinned and used are {list(noted)},"
+                f" but there are {[resident, candidates, pinned, used]}"
             )
         if fault is None:
             for page in range(region.pages):
                 if region.flags[page] & ENTRY and not self.entries.kind(page):
-                    fault = f"the entries has no entry of page {page}"
+                    fault = f"the entries have no entry for page {page}"
         assert fault is None, fault
 
     # The end.
 
     def close(self) -> int:
-        """End the threads and let go of the memory. Return how many arrays there still were.
+        """End the threads and release the memory. Return the number of arrays that still exist.
 
-        Whoever touches one of these from now on, or does so meanwhile, gets SIGBUS. Calls in other threads end
-        first. In a forked child, do nothing.
+        A thread that touches such an array, now or later, gets SIGBUS. The call waits until calls
+        in other threads have ended. In a forked child, do nothing.
         """
         cdef RegionState *region = &self.region
         cdef Worker worker
@@ -700,7 +734,8 @@ cdef class Pager:
             region.base = NULL
             return 0
         bz_drop_region(self.slot)
-        # From the end of the fault threads on a thread that holds the GIL may wait for a page that nobody brings.
+        # Once the fault threads have ended, a thread that holds the GIL may wait for a page that no
+        # thread will restore.
         with nogil:
             region_lock(region)
             region.closing = True
@@ -730,7 +765,7 @@ cdef class Pager:
         return self.extents
 
     cdef void _unmap_unused(self) noexcept:
-        """Give up the addresses of a closed region that no array has any more."""
+        """Unmap the addresses of a closed region that no array uses any more."""
         cdef RegionState *region = &self.region
         if not self.extents and not region.users and region.base is not NULL:
             munmap(region.base, region.pages << region.page_shift)
@@ -751,7 +786,7 @@ cdef class Pager:
 
 
 cdef class Extent:
-    """Pages of a region that one array lies on; free again when nobody has a reference."""
+    """The pages of one array. They are free again when the last reference is dropped."""
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         view.buf = self.pager.region.base + (self.first << self.pager.region.page_shift)
@@ -783,7 +818,7 @@ cdef class Extent:
 # Steps of these calls.
 
 cdef uint64_t _find_unused(RegionState *region, uint64_t count) noexcept nogil:
-    """Return the first of `count` unused pages in a row; `pages`: there are none."""
+    """Return the first of `count` consecutive unused pages, or `pages` if there are none."""
     cdef uint64_t page = region.unused_hint, run = 0
     while page < region.pages and region.states[page] != UNUSED:
         page += 1
@@ -820,7 +855,7 @@ cdef void _free_pages(RegionState *region, uint64_t first, uint64_t count) noexc
     region_lock(region)
     for page in range(first, first + count):
         woken = woken or region.states[page] & WANTED
-    # What cannot be punched is not used again: it is not zeros.
+    # Pages whose hole cannot be punched are not used again: they do not read as zero.
     memset(region.states + first, LOST if failed else UNUSED, count)
     memset(region.flags + first, 0, count)
     memset(region.advice + first, NORMAL, count)
@@ -832,12 +867,12 @@ cdef void _free_pages(RegionState *region, uint64_t first, uint64_t count) noexc
     region.unused_hint = min(region.unused_hint, first)
     pthread_cond_broadcast(&region.changed)
     region_unlock(region)
-    if woken:  # who uses memory that was freed gets SIGBUS, and does not wait
+    if woken:  # a thread that touches freed memory gets SIGBUS instead of waiting
         region_wake(region, first, count)
 
 
 cdef bint _is_beyond(RegionState *region) noexcept nogil:
-    """Return whether more pages are in memory than the budget."""
+    """Return whether more pages are in memory than the budget allows."""
     cdef bint found
     region_lock(region)
     found = region.resident > region.budget
@@ -861,13 +896,17 @@ cdef bint _is_mapped(const RegionState *region, uint64_t page) noexcept nogil:
 
 
 cdef void _replace_mapping(RegionState *region) noexcept nogil:
-    """Have every touch of the region raise SIGBUS: an empty file has no pages. Without one, SIGSEGV."""
+    """Make every touch of the region raise SIGBUS, by mapping an empty file.
+
+    If there is no such file, a touch raises SIGSEGV.
+    """
     cdef uint64_t bytes = region.pages << region.page_shift
     cdef int fd = bz_empty_file()
     cdef void *base = MAP_FAILED
     if fd >= 0:
         base = mmap(
-            region.base, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0
+            region.base, bytes, PROT_READ | PROT_WRITE,
+            MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0,
         )
         close(fd)
     if base == MAP_FAILED:

@@ -1,4 +1,4 @@
-"""How a batch is divided between the caller and the lanes, and when it is not.
+"""Policy: when and how a batch is divided between the caller and the lanes.
 
-The module has functions for the core only; its source says what they decide and why.
+Only the core can call the functions of this module. Its source says what they decide and why.
 """

@@ -1,26 +1,27 @@
-"""How a batch is divided between the caller and the lanes, and when it is not.
+"""Policy: when and how a batch is divided between the caller and the lanes.
 
-    alone     one page, or so little work that a hand-over costs more than it brings, or as many callers
-              at work as there are lanes and CPUs for
-    divided   every lane that pays gets a share, the caller keeps one, and from then on whoever is done
-              gets more: the caller takes pages back from the ends of the lanes' shares, and gives an
-              idle lane half of what it still has
+    alone     the batch has one page, or so little work that a hand-over costs more than it gains,
+              or as many callers are at work as there are lanes and CPUs
+    divided   each lane that pays gets a share, and the caller keeps one; later, whoever is done
+              gets more: the caller takes pages back from the ends of the lanes' shares, and gives
+              an idle lane half of its own remainder
 
-Shares are even at first. Nothing more is planned: taking pages back costs a compare-and-swap, so a
-share that turns out too large is no harm, and a lane that never wakes up costs nothing. What is staged
-in a worker's slot is different, as a page taken back was copied in vain: such shares are smaller.
+Shares are even at first. Nothing more is planned: taking pages back costs one compare-and-swap, so
+a share that is too large does no harm, and a lane that never wakes up costs nothing. Pages staged
+in a worker's slot are different, because a page taken back was copied in vain. Such shares are
+smaller.
 
-Sleeping lanes. One small batch does not pay for a wake-up; a stream of them does, as the lanes stay
-awake from one to the next. What the batches of a stream lose by being done alone is added up, and
-when it has reached the price of a wake-up, the lanes are woken. That costs at most twice what knowing
-the future would (renting until the rent has paid for buying).
+Sleeping lanes. One small batch does not pay for a wake-up. A stream of them does, because the lanes
+stay awake from one batch to the next. The policy adds up the time that the batches of a stream lose
+because the caller does them alone. When the sum reaches the price of a wake-up, it wakes the lanes.
+That costs at most twice as much as knowing the future would (the ski rental problem).
 
-Busy machines. A lane that loses its CPU in the middle of a page keeps the whole batch waiting. A divided
-batch that took longer than its pages would have taken alone is a loss; after losses, some batches are
-done alone, twice as many with each loss, and wins make up for losses.
+Busy machines. A lane that loses its CPU in the middle of a page delays the whole batch. A divided
+batch is a loss if it took longer than the caller would have taken alone. After a loss, some batches
+are done alone: twice as many with each further loss. Gains make up for losses.
 
-What a page takes is measured where the caller does its own share. Rejected: timing both ways of doing
-a batch, again and again. It needed figures for each size of batch, and trials that cost time.
+The time per page is measured in the caller's own share. Rejected: measuring both ways of doing a
+batch repeatedly. It needed figures for each batch size, and trials that cost time.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -31,18 +32,18 @@ cdef extern from "native.h" nogil:
 
 cdef enum:
     UNKNOWN_PAGE_NS = 2_000
-    HAND_OVER_NS = 1_000  # to a lane that looks: the caller's part and the way there
-    WAKE_NS = 20_000  # the caller's system call, and what it is delayed by
-    STREAM_NS = 300_000  # batches that follow within this time are a stream
-    PIECE_NS = 12_000  # of the caller's work between two looks at the lanes
+    HAND_OVER_NS = 1_000  # to a lane that polls: the caller's part and the latency
+    WAKE_NS = 20_000  # the caller's system call and the delay it causes
+    STREAM_NS = 300_000  # batches that follow each other within this time are a stream
+    PIECE_NS = 12_000  # the caller's work between two looks at the lanes
     MOST_PIECE = 64
-    MOST_LOSSES = 20  # in halves: 2^10 batches are done alone at most
+    MOST_LOSSES = 20  # in halves: at most 2^10 batches are done alone
 
 
 cdef uint32_t lanes_worth(
     Policy *policy, int operation, uint32_t count, uint32_t awake, uint32_t asleep, int64_t now
 ) noexcept nogil:
-    """Return how many lanes, of those awake and asleep, a batch of `count` pages is shared with."""
+    """Return the number of lanes, awake or asleep, that share a batch of `count` pages."""
     cdef int64_t page_ns = bz_read_figure(&policy.page_ns[operation]) or UNKNOWN_PAGE_NS
     cdef int64_t work_ns = page_ns * count
     cdef uint64_t lost_ns
@@ -52,7 +53,7 @@ cdef uint32_t lanes_worth(
     if policy.skipped:
         policy.skipped -= 1
         return 0
-    # Each lane needs a page, and enough work to be worth its hand-over.
+    # Each lane needs at least one page, and enough work to pay for its hand-over.
     most = <uint32_t>min(<int64_t>(count - 1), work_ns // (2 * HAND_OVER_NS))
     lanes = min(awake, most)
     if asleep and lanes < most:
@@ -64,14 +65,16 @@ cdef uint32_t lanes_worth(
         if lost_ns >= WAKE_NS:
             most = min(most, lanes + asleep)
             lanes += 1
-            # Each further one has to save this batch what waking it costs.
+            # Each further lane has to save this batch as much time as waking it costs.
             while lanes < most and work_ns // (lanes * (lanes + 1)) > WAKE_NS // 4:
                 lanes += 1
     return lanes
 
 
-cdef uint32_t first_share(uint32_t count, uint32_t lanes, uint32_t most, bint staged) noexcept nogil:
-    """Return the pages of each lane's first share of a batch, of at most `most`."""
+cdef uint32_t first_share(
+    uint32_t count, uint32_t lanes, uint32_t most, bint staged
+) noexcept nogil:
+    """Return the number of pages, at most `most`, in each lane's first share of a batch."""
     cdef uint32_t even = count // (lanes + 1)
     if staged and even > 8:
         even = max(8, even // 2)
@@ -79,21 +82,25 @@ cdef uint32_t first_share(uint32_t count, uint32_t lanes, uint32_t most, bint st
 
 
 cdef uint32_t piece(const Policy *policy, int operation, uint32_t left) noexcept nogil:
-    """Return the pages that the caller does before it looks at the lanes again."""
+    """Return the number of pages that the caller does before it looks at the lanes again."""
     cdef uint64_t page_ns = bz_read_figure(&policy.page_ns[operation]) or UNKNOWN_PAGE_NS
     return min(left, max(1, min(MOST_PIECE, PIECE_NS // page_ns)))
 
 
-cdef uint32_t spare(const Policy *policy, int operation, uint32_t mine, uint32_t most) noexcept nogil:
-    """Return the pages that the caller, who has `mine` left, gives to an idle lane."""
+cdef uint32_t spare(
+    const Policy *policy, int operation, uint32_t mine, uint32_t most
+) noexcept nogil:
+    """Return the number of pages that the caller, with `mine` left, gives to an idle lane."""
     cdef uint64_t page_ns = bz_read_figure(&policy.page_ns[operation]) or UNKNOWN_PAGE_NS
     if mine < 2 or mine * page_ns < 4 * HAND_OVER_NS:
         return 0
     return min(mine // 2, most)
 
 
-cdef void note_divided(Policy *policy, int operation, uint32_t count, int64_t took_ns) noexcept nogil:
-    """Note what a batch took that was divided, and draw conclusions for the next ones."""
+cdef void note_divided(
+    Policy *policy, int operation, uint32_t count, int64_t took_ns
+) noexcept nogil:
+    """Record the time that a divided batch took, and update the losses."""
     if took_ns <= <int64_t>(policy.page_ns[operation] * count):
         policy.losses -= policy.losses > 0
     else:
@@ -104,13 +111,13 @@ cdef void note_divided(Policy *policy, int operation, uint32_t count, int64_t to
 cdef void note_pages(
     Policy *policy, int operation, uint64_t pages, uint64_t busy_ns, int64_t now
 ) noexcept nogil:
-    """Note what the caller's own pages took; about the last eight batches count."""
+    """Record the time per page of the caller's own share, averaged over about eight batches."""
     cdef uint64_t known = bz_read_figure(&policy.page_ns[operation]), seen
     bz_set_figure(&policy.last_ns, now)
     if not pages:
         return
     seen = busy_ns // pages
     if known:
-        # A caller that lost its CPU for a while says nothing about pages.
+        # Limit outliers: a caller that lost its CPU for a while says nothing about pages.
         seen = (7 * known + min(seen, 3 * known)) // 8
     bz_set_figure(&policy.page_ns[operation], max(<uint64_t>1, seen))

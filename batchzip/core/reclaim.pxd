@@ -3,9 +3,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from batchzip.core.region cimport Hand
 
 cdef enum Progress:  # of a step, from the worst to the best
-    NOTHING  # may be taken: others work on all pages, or keep them
-    REFUSED  # the store took nothing of a run, or the kernel did not unmap it
-    MOVED  # no page left, but the next step may free one
+    NOTHING  # no page can be taken: all are busy or pinned
+    REFUSED  # the store refused a whole run, or the kernel did not unmap it
+    MOVED  # no page was evicted, but the next step may evict one
     FREED
 
 cdef int reclaim_step(Hand *hand, uint32_t most, bint urgent) noexcept nogil

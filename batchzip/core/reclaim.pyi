@@ -1,1 +1,1 @@
-"""Reclaim: which pages leave memory. All of it is called by the core (core/pager.pyx)."""
+"""Reclaim: which pages leave memory. Only the core calls its functions (core/pager.pyx)."""

@@ -1,24 +1,24 @@
-"""Reclaim: how cold pages leave the memory of a region: a clock with two hands.
+"""Reclaim: the eviction of a region's cold pages, with a clock of two hands.
 
                     front hand: unmaps RESIDENT pages, which become CANDIDATE
                     │
     ○ ○ ○ ● ● ● ● ● ▼ ○ ○ ○ ○ ○ ○ ○        ○ RESIDENT   ● CANDIDATE   · elsewhere
           ▲
-          back hand: evicts what is still CANDIDATE
+          back hand: evicts pages that are still CANDIDATE
 
-The hands go round the region in the order of pages, an eighth of the budget apart. A page that is
-touched between them is mapped again and stays (a minor fault). In this order neighbours leave
+The hands go round the region in page order, an eighth of the budget apart. A page that is touched
+between them is mapped again (a minor fault) and stays. In this order, adjacent pages are evicted
 together, so that one system call unmaps a run of them and one punches their holes. Source: the
-clock of 4.3BSD; kernel counterpart: the inactive list.
+clock of 4.3BSD. Kernel counterpart: the inactive list.
 
     evicted    compressed, published in the entries, its hole punched
-    dropped    because its entry still holds (CLEAN), or because it is all zeros
+    dropped    not compressed, because its entry is still valid (CLEAN) or because it is all zeros
 
-If the pool takes no more, the pages stay, and Python is told (NO_ROOM). Until room was made, or
-FULL_NS have passed, only clean and empty pages leave.
+If the pool is full, the pages stay, and Python gets the event NO_ROOM. Until room is made or
+FULL_NS have passed, only clean and empty pages are evicted.
 
-Rejected: a queue in the order in which pages came in. Its neighbours are no neighbours in the file, and pages that
-get a second chance leave stale places behind.
+Rejected: a queue in the order in which pages became resident. Neighbours in the queue are not
+adjacent in the file, and pages that get a second chance leave stale positions behind.
 """
 
 from libc.errno cimport EINTR, errno as c_errno
@@ -29,9 +29,11 @@ from batchzip.core.coder cimport COMPRESS, Tally, compress_page
 from batchzip.core.gather cimport checksum_of
 from batchzip.core.entries cimport Prepared, entries_publish
 from batchzip.core.region cimport (
-    BUSY, CANDIDATE, CLEAN, EMPTY, ENTRY, KIND, NO_ROOM, RESIDENT, STORED, WANTED, Hand, RegionState,
+    BUSY, CANDIDATE, CLEAN, EMPTY, ENTRY, KIND, NO_ROOM, RESIDENT, STORED, WANTED, Hand,
+    RegionState,
     lag, pthread_cond_broadcast, region_clean, region_forget, region_lock,
-    region_map_back, region_punch, region_tell, region_unlock, region_unmap, region_wait, region_wake,
+    region_map_back, region_punch, region_tell, region_unlock, region_unmap, region_wait,
+    region_wake,
 )
 from batchzip.core.table cimport (
     COMPRESSED, RAW, SAME_FILLED, Entry, check_word, is_same_filled,
@@ -49,9 +51,9 @@ cdef uint64_t _no_word = 0
 
 cdef enum:
     FULL_NS = 20_000_000
-    SPREAD = 4  # a span of pages ÷ those of them that are unmapped, at most
+    SPREAD = 4  # maximum ratio of the pages in a span to the pages of it that are unmapped
 
-cdef enum Fate:  # of a page of a run, in hand.codes
+cdef enum Fate:  # the fate of each page of a run, in hand.codes
     STAYS
     IS_STORED
     IS_EMPTY
@@ -62,11 +64,13 @@ cdef inline bint _is_movable(const RegionState *region, uint64_t page, uint8_t k
     return region.states[page] == kind and not region.pins[page]
 
 
-cdef uint64_t _seek(const RegionState *region, uint64_t page, uint64_t end, uint8_t kind) noexcept nogil:
-    """Return the first page from `page` on that may be taken; `end` if there is none."""
+cdef uint64_t _seek(
+    const RegionState *region, uint64_t page, uint64_t end, uint8_t kind
+) noexcept nogil:
+    """Return the first page from `page` on that may be taken, or `end` if there is none."""
     cdef uint64_t word
     while page < end:
-        # Eight pages that are not in memory are passed at once.
+        # Skip eight pages that are not in memory at once.
         if page + 8 <= end:
             memcpy(&word, region.states + page, 8)
             if not word & 0x8080808080808080u:
@@ -81,7 +85,7 @@ cdef uint64_t _seek(const RegionState *region, uint64_t page, uint64_t end, uint
 cdef uint32_t _take_run(
     RegionState *region, uint64_t first, uint64_t end, uint8_t kind, uint32_t most
 ) noexcept nogil:
-    """Make a run of pages busy, from `first` on. Return how many."""
+    """Make a run of pages busy, from `first` on. Return their number."""
     cdef uint32_t count = 0
     while count < most and first + count < end and _is_movable(region, first + count, kind):
         region.states[first + count] = kind | BUSY
@@ -90,10 +94,10 @@ cdef uint32_t _take_run(
 
 
 cdef bint _unmap_span(Hand *hand, uint64_t first, uint64_t end, uint32_t count) noexcept nogil:
-    """Make candidates of the `count` picked pages of a span, but for those that are touched at this moment.
+    """Make candidates of the `count` picked pages of a span, except those touched meanwhile.
 
-    All pages of the span are busy; those that were not picked are in no mapping, and are given back.
-    Return False where the kernel does not unmap them.
+    All pages of the span are busy. Those that were not picked are not mapped, and are released.
+    Return False if the kernel does not unmap the span.
     """
     cdef RegionState *region = hand.region
     cdef uint64_t clean = 0, wanted = 0, page
@@ -136,7 +140,7 @@ cdef bint _unmap_span(Hand *hand, uint64_t first, uint64_t end, uint32_t count) 
 
 
 cdef void _compress(Hand *hand, uint32_t number, Prepared *new, size_t *used) noexcept nogil:
-    """Prepare the entry of a page that was read to its row of `hand.pages`."""
+    """Compress a page in its row of `hand.pages`, and prepare its entry."""
     cdef RegionState *region = hand.region
     cdef size_t size = region.page_size
     cdef const uint8_t *page = hand.pages + number * size
@@ -162,7 +166,7 @@ cdef void _compress(Hand *hand, uint32_t number, Prepared *new, size_t *used) no
         entry.kind = COMPRESSED
         entry.codec = region.number
         bz_count(&tally.bytes_out, length)
-    else:  # it does not shrink, or the codec fails
+    else:  # it does not shrink, or the codec failed
         length = size
         entry.kind = RAW
     entry.checksum = checksum_of(data, length, entry.codec)
@@ -172,7 +176,7 @@ cdef void _compress(Hand *hand, uint32_t number, Prepared *new, size_t *used) no
 
 
 cdef void _publish(Hand *hand, uint64_t first, uint32_t start, Prepared *new) noexcept nogil:
-    """Enter what was prepared for the pages of a run from `start` on."""
+    """Publish the entries that were prepared for the pages of a run from `start` on."""
     cdef RegionState *region = hand.region
     cdef Prepared one
     cdef uint32_t number, used = 0
@@ -180,7 +184,7 @@ cdef void _publish(Hand *hand, uint64_t first, uint32_t start, Prepared *new) no
     if not new.count:
         return
     if _enter(hand, first, start, new):
-        # The pool has no room for all of them, but perhaps for some.
+        # The pool has no room for all of them. Try one at a time.
         for number in range(new.count):
             one.count = 1
             one.entries = new.entries + number
@@ -205,7 +209,7 @@ cdef int _enter(Hand *hand, uint64_t first, uint32_t start, Prepared *new) noexc
     cdef int code = entries_publish(region.entries, first + start, new, False, False, UINT64_MAX)
     for number in range(start, start + new.count):
         hand.codes[number] = STAYS if code else IS_STORED
-        # A refusal takes out what was there before: it is stale.
+        # A refused store also removes the previous entries, which are stale.
         region.flags[first + number] &= <uint8_t>~(ENTRY | CLEAN)
         if not code:
             region.flags[first + number] |= ENTRY | (CLEAN if region.tracks_writes else 0)
@@ -251,7 +255,10 @@ cdef void _store_run(Hand *hand, uint64_t first, uint32_t count, bint full) noex
 
 
 cdef uint32_t _read_run(Hand *hand, uint64_t first, uint32_t start, uint32_t count) noexcept nogil:
-    """Read the pages of a run from `start` on that are not clean, to their rows. Return the end of what is there."""
+    """Read the pages of a run that are not clean to their rows, from `start` on.
+
+    Return the end of the pages that were read.
+    """
     cdef RegionState *region = hand.region
     cdef uint32_t end = start
     cdef int64_t wanted, done = 0, got
@@ -272,9 +279,9 @@ cdef uint32_t _read_run(Hand *hand, uint64_t first, uint32_t start, uint32_t cou
 cdef uint32_t _evict_run(
     Hand *hand, uint64_t first, uint32_t count, uint64_t *spared
 ) noexcept nogil:
-    """Evict busy CANDIDATE pages. Return how many left.
+    """Evict busy CANDIDATE pages. Return the number of pages evicted.
 
-    Pages that are touched at this moment stay. `spared` gets a bit for each of them.
+    Pages touched meanwhile stay. `spared` gets a bit for each of them.
     """
     cdef RegionState *region = hand.region
     cdef uint64_t wanted = 0, page, woken = 0
@@ -333,8 +340,8 @@ cdef uint32_t _evict_run(
 cdef int _advance_front(Hand *hand, uint32_t most) noexcept nogil:
     """Make candidates of the next resident pages. Return the Progress.
 
-    They are unmapped in one range, with what lies between them: each range flushes the TLBs of other CPUs,
-    which interrupts the program.
+    One call unmaps them together with the pages between them: each call flushes the TLBs of other
+    CPUs, which interrupts the program.
     """
     cdef RegionState *region = hand.region
     cdef uint64_t first, end, page
@@ -388,9 +395,9 @@ cdef int _advance_back(Hand *hand, uint32_t most) noexcept nogil:
 
 
 cdef int reclaim_step(Hand *hand, uint32_t most, bint urgent) noexcept nogil:
-    """Move a hand of the clock on by a run of up to `most` pages. Return the Progress.
+    """Advance a hand of the clock by a run of up to `most` pages. Return the Progress.
 
-    `urgent`: something is to be freed, however few candidates there are.
+    `urgent` means that pages have to be evicted even if there are few candidates.
     """
     cdef RegionState *region = hand.region
     cdef int moved = NOTHING, progress
@@ -398,7 +405,7 @@ cdef int reclaim_step(Hand *hand, uint32_t most, bint urgent) noexcept nogil:
     region_lock(region)
     candidates = region.candidates
     region_unlock(region)
-    # A sixteenth of the budget at most, so that there is time between the hands.
+    # At most a sixteenth of the budget, so that pages have time between the hands.
     most = min(most, min(region.run, max(<uint32_t>(region.budget // 16), <uint32_t>1)))
     if candidates <= lag(region):
         moved = _advance_front(hand, most)
@@ -406,13 +413,14 @@ cdef int reclaim_step(Hand *hand, uint32_t most, bint urgent) noexcept nogil:
             return MOVED
     progress = _advance_back(hand, most)
     if progress == REFUSED and moved == NOTHING:
-        # Refused pages stay candidates. They must not keep the front hand from those that may leave.
+        # Refused pages stay candidates. They must not stop the front hand from reaching pages that
+        # can be evicted.
         _advance_front(hand, most)
     return moved if progress == NOTHING else progress
 
 
 cdef uint64_t reclaim_range(Hand *hand, uint64_t first, uint64_t count) noexcept nogil:
-    """Evict the pages of a range that may be, at once. Return how many left."""
+    """Evict all pages of a range that may be evicted. Return the number of pages evicted."""
     cdef RegionState *region = hand.region
     cdef uint64_t page = first, end = first + count, freed = 0, spared = 0
     cdef uint32_t run, number

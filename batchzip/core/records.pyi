@@ -1,4 +1,4 @@
-"""Records: the values of one mapping by their keys, and what a cache does with them."""
+"""Records: the values of one mapping by key, with the operations of a cache."""
 
 from typing import Any, Self, final
 
@@ -11,16 +11,16 @@ from batchzip.core.indices import IndexReservation
 from batchzip.core.ring import Ring
 
 MISSING: object
-"""What `get` returns for a key that is not there."""
+"""The result of `get` for an absent key."""
 
 def shift_clock(seconds: float) -> None:
-    """Move the clock of deadlines forward by `seconds`: for tests."""
+    """Move the clock of deadlines forward by `seconds`. Only tests use it."""
 
 def now_ns() -> int:
-    """Return the time by which deadlines are told, in nanoseconds."""
+    """Return the current time on the clock of deadlines, in nanoseconds."""
 
 class LargeValue:
-    """Where a value is that lies on pages: lengths of its parts in bytes, and its indices."""
+    """A value that is stored as pages: the lengths of its parts in bytes, and its indices."""
 
     def __init__(self, lengths: list[int], reservation: IndexReservation | None) -> None: ...
     @property
@@ -29,7 +29,11 @@ class LargeValue:
     def reservation(self) -> IndexReservation | None: ...
 
 class Found:
-    """A value as it was found: `data`, its bytes; or None: gather `indices`, uint64s, for `finish`."""
+    """A value that a look-up found.
+
+    `data` holds its bytes. If `data` is None, gather the objects at `indices`, an array of uint64,
+    and pass them to `finish`.
+    """
 
     @property
     def indices(self) -> bytes: ...
@@ -37,7 +41,7 @@ class Found:
     def data(self) -> bytes | None: ...
 
 class Timed:
-    """What `look_up` found, of a call that is timed, and when that began."""
+    """The result of a `look_up` whose latency is measured, and when the call began."""
 
     @property
     def found(self) -> bytes | LargeValue | Found: ...
@@ -48,9 +52,9 @@ class Timed:
 class Records:
     """The values of one mapping, by key.
 
-    Keys are those that core/keys.pyx encodes; others raise NotPlain. `name` is what messages call the
-    mapping. Threads may share it. Raise ClosedError once it or the entries is closed, and ForkedProcess in a
-    forked child.
+    Keys are those that core/keys.pyx encodes; others raise NotPlain. Messages call the mapping
+    `name`. Threads may share it. Calls raise ClosedError once it or its entries are closed, and
+    ForkedProcess in a forked child.
     """
 
     def __new__(cls, entries: Entries, name: str) -> Self: ...
@@ -58,37 +62,47 @@ class Records:
     def entries(self) -> Entries: ...
     @property
     def number(self) -> int:
-        """The number of the codec that compresses what comes."""
+        """The number of the codec that compresses new values."""
 
     @property
     def most_bytes(self) -> int:
-        """Bytes that a value has at most which that codec compresses in one call."""
+        """The largest value, in bytes, that the codec compresses in one call."""
 
     @property
     def divider(self) -> Divider:
-        """What divides batches of values between their callers and lanes."""
+        """The Divider that divides batches of values between their callers and the lanes."""
 
     def require_open(self) -> None:
-        """Raise what every call raises once the mapping is closed, or in a forked child."""
+        """Raise ClosedError if the mapping is closed, or ForkedProcess in a forked child."""
 
     def start_put(self) -> int:
-        """Return when a put began, if it is to be timed, or 0. Raise as `require_open`."""
+        """Return the start time of a put whose latency is to be measured, or 0 otherwise.
+
+        Raise as `require_open`.
+        """
 
     def use_codec(self, number: int, coders: Coders) -> None:
-        """Compress values that come with the codec of a number, which the caller holds, from now on."""
+        """Compress new values with the codec of that number. The caller holds the number."""
 
     def look_up(self, key: Any) -> bytes | LargeValue | Found | Timed | object:
-        """Return what `get` does; a few that are there as Timed, whose end the caller tells the entries."""
+        """Return the result of `get`.
+
+        The results of a few calls are returned as Timed. The caller then reports the end of the
+        call to the entries.
+        """
 
     def get(self, key: Any, peek: bool = False) -> bytes | LargeValue | Found | object:
-        """Return a value's bytes; MISSING; its LargeValue; or Found, where it lies in the file.
+        """Return a value's bytes, MISSING, its LargeValue, or Found if it is in the backing file.
 
-        With `peek`, the value does not count as used, and bytes are returned as Found, too. Raise PageError: −EBADMSG where
-        what is stored is damaged.
+        With `peek`, the value does not count as used, and its bytes are returned as a Found, too.
+        Raise PageError with EBADMSG if the stored value is damaged.
         """
 
     def finish(self, where: Found, gathered: Gathered) -> bytes | None:
-        """Return the bytes of a value that was read from the file; None: it has changed, get it again."""
+        """Return the bytes of a value that was read from the backing file.
+
+        Return None if the value has changed meanwhile; call `get` again then.
+        """
 
     def put(
         self,
@@ -99,28 +113,29 @@ class Records:
         if_absent: bool = False,
         limit: int = 0,
     ) -> int:
-        """Store a value of up to `most_bytes`. Return 0, or a negative errno; then the key has what it had.
+        """Store a value of up to `most_bytes`. Return 0, or a negative errno.
 
-        `deadline` is the time until which it is good, as `now_ns` has it; 0: for ever. −EEXIST where the
-        key is there and `if_absent`; −EDQUOT: the entries would have more than `limit` bytes in the pool;
-        −ENOSPC: the pool's limit; −ENOMEM.
+        On failure the key keeps its old value. `deadline` is the time at which the value expires,
+        on the clock of `now_ns`, or 0 for never. The errors are −EEXIST if the key exists and
+        `if_absent` is set, −EDQUOT if the entries would have more than `limit` bytes in the pool,
+        −ENOSPC if the pool is at its limit, and −ENOMEM.
         """
 
     def put_large(
         self, key: Any, value: LargeValue, *, deadline: int = 0, if_absent: bool = False
     ) -> int:
-        """Have a key lead to a value that lies on pages. Return as `put`."""
+        """Assign to a key a value that is stored as pages. Return as `put`."""
 
     def remove(self, key: Any, expected: LargeValue | Found | None = None) -> bool:
-        """Take a key out with its value. Return whether it was there.
+        """Remove a key and its value. Return whether a value was removed.
 
-        `expected`: only if it is still the key's value.
+        With `expected`, remove the key only if that is still its value.
         """
 
     def get_many(self, keys: list[Any], *, rings: tuple[Ring, ...] = ()) -> list[Any]:
-        """Return what `get` does for each of these keys; a value that fails is its PageError.
+        """Return the result of `get` for each key. A value that fails yields its PageError.
 
-        `rings` are those of lanes that help, if they are threads.
+        `rings` are those of the lanes. Lanes help only if they are threads.
         """
 
     def put_many(
@@ -134,57 +149,60 @@ class Records:
         most: int = 0,
         rings: tuple[Ring, ...] = (),
     ) -> tuple[int, int]:
-        """Store values of up to `most_bytes`, from number `start` on; `most` bytes of them or so, if it is not 0.
+        """Store values of up to `most_bytes` each, from number `start` on.
 
-        `rings` are those of lanes that help, if they are threads.
+        If `most` is not 0, stop after about `most` bytes. `rings` are those of the lanes. Lanes
+        help only if they are threads.
 
-        Return how many are stored, those before `start` included, and why not more: 0, or the negative
-        errno of the next one.
+        Return the number of values stored, including those before `start`, and 0 or the negative
+        errno of the first value that was not stored.
         """
 
     def contains(self, key: Any) -> bool:
-        """Return whether a key is there; that is no use of its value."""
+        """Return whether a key exists. This does not count as a use of its value."""
 
     def __len__(self) -> int: ...
     def keys(self) -> list[Any]:
-        """Return all keys in the order in which they were put in first, as they are at one moment."""
+        """Return a snapshot of all keys, in the order in which they were inserted."""
 
     def last(self) -> list[Any]:
-        """Return a list of the key that was put in last, or an empty one."""
+        """Return a list that holds the key inserted last, or an empty list."""
 
     def clear(self) -> None:
-        """Take all values out."""
+        """Remove all values."""
 
     def shrink(self, target: int) -> int:
-        """Take out the coldest values until `target` bytes of the entries are left in the pool.
+        """Remove the coldest values until at most `target` bytes of the entries are in the pool.
 
-        Return how many went; fewer bytes are left than `target`, or no value is.
+        Return the number of values removed. The usage stays above `target` only if no value is
+        left.
         """
 
     def coldest(self) -> list[Any]:
-        """Return a list of the key of the value that was not used for longest, or an empty one."""
+        """Return a list that holds the key of the coldest value, or an empty list."""
 
     def count_eviction(self) -> None:
-        """Count a value that `remove` took out to make room."""
+        """Count one eviction: `remove` took a value out to make room."""
 
     def expire(self) -> int:
-        """Take out all values whose time is over. Return how many went."""
+        """Remove all expired values. Return the number of values removed."""
 
     def coder_bytes(self) -> int:
-        """Return the bytes of memory of the coders that are not the engine's: those with a dictionary."""
+        """Return the memory, in bytes, of coders with a dictionary. The engine owns the others."""
 
     def figures(self) -> dict[str, int]:
-        """Return the figures of one moment.
+        """Return a snapshot of the figures.
 
-        "values", "raw_bytes" (of those that lie on no pages), "index_bytes", "key_bytes" (with
-        room for more), and "hits", "misses", "evictions" and "expirations" so far.
+        They are "values", "raw_bytes" (of values not stored as pages), "index_bytes", "key_bytes"
+        (allocated, including spare capacity), and "hits", "misses", "evictions" and "expirations"
+        so far.
         """
 
     def large_values(self) -> list[LargeValue]:
-        """Return the objects of the values that lie on pages."""
+        """Return the objects of the values that are stored as pages."""
 
     def close(self) -> None:
-        """Forget all keys: the group frees its entries itself."""
+        """Drop all keys. The group frees its entries itself."""
 
     def fault(self) -> str | None:
-        """Return what is wrong, or None. No other thread may be changing anything."""
+        """Return what is wrong, or None. No other thread may change anything during the call."""

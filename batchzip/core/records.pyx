@@ -1,49 +1,57 @@
-"""Records: the values of one mapping by their keys, and what a cache does with them.
+"""Records: the values of one mapping by key, with the operations of a cache.
 
-    put(key, value) ─▶ compressed alone ─▶ one step: key in the index, entry in the table, object in the pool
-    get(key)        ─▶ one step: key ─▶ entry ─▶ a copy of the object ─▶ checksum ─▶ restored
-    shrink(bytes)   ─▶ the coldest go, until no more bytes are left in the pool
+    put(key, value) ─▶ compress ─▶ one step: index the key, write the entry, store the object
+    get(key)        ─▶ one step: key ─▶ entry ─▶ copy of the object ─▶ verify checksum ─▶ decompress
+    shrink(bytes)   ─▶ remove the coldest values until at most so many bytes are left in the pool
 
-A value of up to 64 KiB, or a page, is compressed in one call, and stored as it is where it does not shrink. If
-that takes up to a page, it is a record: an object of its own length. Its entry stands in the group's table
-at the index RECORDS | position, far beyond those of pages, so that order of use, limits, writeback and
-checks are those of every entry. If it takes more, it lies in slices (slices.pyx), and its entry says
-in which.
+A value of up to 64 KiB, or of a page if that is larger, is compressed in one call. If it does not
+shrink, it is stored uncompressed. If the result takes up to a page, the value is a record: an
+object of its own length. Its entry is in the group's table at the index RECORDS | position, far
+beyond the indices of pages. LRU, limits, writeback and checks therefore treat it like every other
+entry. If the result takes more than a page, the value lies in slices (slices.pyx), and its entry
+says in which.
 
-A larger value lies on pages, which the mapping stores (mapping.py). Its entry has a number, by which
-`large` has a Python object, and that the pages' indices. Who reads the pages holds the object.
+A larger value is stored as pages by the mapping (mapping.py). Its entry holds a number. `large`
+maps that number to a Python object, which holds the pages' indices. A reader of the pages keeps a
+reference to that object.
 
-What an entry was, and what it becomes, is decided in one step under the pool's mutex, without the
-interpreter: two threads that change one key do so one after the other, and a handler that comes between two
-lines finds each key with one value.
+One step under the pool's mutex, without the interpreter, determines what an entry was and what it
+becomes. Two threads that change one key do so one after the other. A signal handler that runs
+between two lines of Python finds one value for each key.
 
-The GIL. A call for one short value keeps it: where others want it, giving it up costs a thread more than
-the value takes, and threads would be slower than one. While it has the GIL, a thread only tries to get the
-mutex, for a microsecond; then it gives the GIL up and waits. So nobody waits for the mutex with the GIL,
-and nobody for the GIL with the mutex, and a step that takes long does not stop the interpreter. (The mutex
-of the zones, which is waited for under the pool's, is held for a few stores and never during I/O.)
+The GIL. A call for one short value keeps the GIL: if other threads want it, releasing it costs more
+than the value takes, and several threads would be slower than one. While a thread holds the GIL, it
+only tries to take the mutex, for a microsecond. If that fails, it releases the GIL and waits. So no
+thread waits for the mutex while it holds the GIL, or for the GIL while it holds the mutex, and a
+long step does not stop the interpreter. (The mutex of the zones is taken under the pool's. It is
+held for a few stores and never during I/O.)
 
-    one value, short          GIL ─ compress ─ step                      is_quick (coder.pyx) says what is short
+    one value, short          GIL ─ compress ─ step                    is_quick (coder.pyx) decides
     one value, long           GIL ▏compress ─ step▕ GIL
     a batch, alone            GIL ─ keys, buffers ▏(compress ─ step) × 256▕ GIL ─ …
-    a batch, with lanes       the caller:  part 1 ready │ part 2 ready │ rest of 1 │ store 1 │ part 3 ready │ …
-                              lanes:                    └─ compress 1 ──────────┘ └─ compress 2 ──────…
+    a batch, with lanes       caller:  part 1 ready │ part 2 ready │ rest of 1 │ store 1 │ part 3 …
+                              lanes:                └─ compress 1 ──────────┘ └─ compress 2 ──…
 
-Lanes that are threads (division.pyx) help with a batch that takes one thread SHARED_NS, as long as no more
-batches than lanes are under way. They get a part whole, and the caller takes back what they have not begun.
-What a value takes is known from batches that were done alone; now and then one is, for that. Each lane has a
-coder of the values' codec, which may have a dictionary that the engine's has not. Rejected: lanes that store
-what they compressed (they would wait for the caller's mutex, and values would be stored in any order);
-worker processes (copying costs more than compressing).
+Lanes that are threads (division.pyx) help with a batch that would take one thread SHARED_NS, if no
+more batches are under way than there are lanes. A lane gets a whole part, and the caller takes back
+what the lane has not begun. The time per value is known from batches that one thread did alone;
+every AGAIN-th batch is done alone to measure it. Each lane has a coder of the values' codec, which
+may have a dictionary that the engine's coder lacks.
+
+Rejected:
+
+* Lanes that store what they compressed. They would wait for the caller's mutex, and the order in
+  which values are stored would be undefined.
+* Worker processes. Copying the values costs more than compressing them.
 
 Invariants (`fault`)
 * A position is live if and only if its entry is a RECORD, a BACKED_RECORD, SLICED or LARGE.
-* record_bytes of the entries is the sum of the lengths of values that are not LARGE, as they were serialised.
-* `large` has the object of every LARGE entry, and those that are about to become one.
+* record_bytes of the entries is the sum of the serialised lengths of all values that are not LARGE.
+* `large` has the object of every LARGE entry, and those of entries that are about to become LARGE.
 
     field                       writer
-    index, slices, gauges       whoever holds the pool's mutex
-    large, coders, batches      whoever holds the GIL, within one call
+    index, slices, gauges       the thread that holds the pool's mutex
+    large, coders, batches      the thread that holds the GIL, within one call
     a part's values             its caller, and lanes from `share` until its job is done
 """
 
@@ -70,7 +78,9 @@ from batchzip.core.keyindex cimport (
     index_prepare, index_remove, index_set_deadline, key_start, place_is_live,
 )
 from batchzip.core.keys cimport Key, decode_key, encode_key
-from batchzip.core.entries cimport Entries, EntriesState, entries_count, entries_forget, entries_remove
+from batchzip.core.entries cimport (
+    Entries, EntriesState, entries_count, entries_forget, entries_remove,
+)
 from batchzip.core.latency cimport TIMED_GET, TIMED_PUT, timer_start
 from batchzip.core.lru cimport lru_coldest, lru_use
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
@@ -95,25 +105,25 @@ cdef extern from "native.h" nogil:
     """
     #define BZ_RECORDS ((uint64_t)1 << 63)
     """
-    uint64_t RECORDS "BZ_RECORDS"  # index of the first; pages have lower ones, slices higher ones
+    uint64_t RECORDS "BZ_RECORDS"  # index of the first record; pages are below, slices above
     int64_t bz_coarse_ns()
     int64_t bz_now_ns()
 
 cdef enum:
-    CHUNK = 64  # values whose time is over that go in one step
-    PART = 256  # values of a batch that are done in one go,
-    SHARED = 128  # together with lanes,
-    FEW = 64  # or at least, if they have no more bytes than as many pages
-    PART_BYTES = 128 << 10  # and bytes that they have, or so;
-    ALONE_BYTES = 1 << 20  # without lanes
-    SHARED_NS = 200_000  # that a batch takes one thread that lanes are to help with
-    READ_NS = 900  # that each of its values takes if they are read: lanes need copies of them
-    AGAIN = 64  # batches with lanes, after which one is done alone, to see what values take by now
-    AHEAD = 16  # bytes in front of a copy: decode_value needs four
-    LOOKS = 4  # deadlines that each new value looks at
+    CHUNK = 64  # expired values removed in one step
+    PART = 256  # maximum number of values per part without lanes
+    SHARED = 128  # maximum number of values per part with lanes
+    FEW = 64  # minimum number of values per put with `most`, if they fit as many pages
+    PART_BYTES = 128 << 10  # approximate bytes per part with lanes
+    ALONE_BYTES = 1 << 20  # approximate bytes per part without lanes
+    SHARED_NS = 200_000  # lanes help with a batch that would take one thread this long
+    READ_NS = 900  # minimum time per value for lanes to help with reads, as they need copies
+    AGAIN = 64  # one of so many batches is done alone, to measure the time per value
+    AHEAD = 16  # bytes in front of a copy; decode_value needs four
+    LOOKS = 4  # deadlines that each new value examines
 
 cdef enum RecordOutcome:
-    LOADED  # 0, as codes of success are
+    LOADED  # 0, like every success code
     BUSY  # the mutex was not free
     MISSING_KEY
     IS_LARGE
@@ -129,27 +139,27 @@ cdef struct State:
     uint64_t misses
     uint64_t evictions
     uint64_t expirations
-    uint32_t cursor  # position whose deadline is looked at next
-    bint closed  # the entries may have its entries still
+    uint32_t cursor  # position whose deadline is examined next
+    bint closed  # the group may still have entries of this mapping
 
 cdef struct New:  # a value that is about to be stored
     Stored stored
     uint8_t kind
-    uint64_t number  # of a LARGE one
+    uint64_t number  # of a LARGE value
     int64_t deadline
 
-cdef struct Got:  # what was found, or taken out
+cdef struct Got:  # a value that was found or removed
     Stored stored
     uint64_t index
     Entry entry
-    uint64_t gone_large  # number of a LARGE value that went; 0: none
+    uint64_t gone_large  # number of a LARGE value that was removed, or 0
 
 
 cdef int64_t _shift_ns = 0
 
 
 def shift_clock(double seconds) -> None:
-    """Move the clock of deadlines forward by `seconds`: for tests."""
+    """Move the clock of deadlines forward by `seconds`. Only tests use it."""
     global _shift_ns
     _shift_ns += <int64_t>(seconds * 1e9)
 
@@ -159,14 +169,17 @@ cdef inline int64_t _now() noexcept nogil:
 
 
 def now_ns() -> int:
-    """Return the time by which deadlines are told, in nanoseconds."""
+    """Return the current time on the clock of deadlines, in nanoseconds."""
     return _now()
 
 
-# Steps; the pool's mutex is held by the caller.
+# Steps. The caller holds the pool's mutex, except in `_lock`, which takes it.
 
 cdef inline bint _lock(State *state, bint waits) noexcept nogil:
-    """Take the pool's mutex. Return False where the caller, who keeps the GIL, must not wait for it."""
+    """Take the pool's mutex. Return whether it was taken.
+
+    Without `waits`, only try: the caller holds the GIL and must not wait.
+    """
     if not waits:
         return pool_try_lock(state.entries.objects.pool)
     pool_lock(state.entries.objects.pool)
@@ -186,7 +199,10 @@ cdef inline bint _is_over(State *state, uint32_t position, int64_t now) noexcept
 
 
 cdef bint _join(State *state, uint32_t first) noexcept nogil:
-    """Move the values of a block and of the next one to a new one, if they are few and there is memory."""
+    """Merge a block and its successor into a new block, if they are sparse and memory allows.
+
+    Return whether they were merged.
+    """
     cdef KeyIndex *index = &state.index
     cdef uint32_t id = index_merge_into(index, first), other, turn, place, to
     cdef KeyBlock *block
@@ -215,7 +231,7 @@ cdef bint _join(State *state, uint32_t first) noexcept nogil:
 
 
 cdef void _tidy(State *state, uint32_t id) noexcept nogil:
-    """Give a block back that has no value left, or join it with one beside it."""
+    """Free a block that has no value left, or merge it with a neighbour."""
     cdef KeyBlock *block = state.index.blocks[id]
     if not block.live:
         index_drop_block(&state.index, id)
@@ -224,7 +240,7 @@ cdef void _tidy(State *state, uint32_t id) noexcept nogil:
 
 
 cdef void _take_out(State *state, uint32_t position, Got *got) noexcept nogil:
-    """Take a value out with its key; its block is not tidied."""
+    """Remove a key and its value. Do not tidy its block."""
     cdef Entry *entry = _entry_of(state, position)
     got.gone_large = entry.value if entry.kind == LARGE else 0
     state.entries.record_bytes -= block_of(&state.index, position).lengths[position & (BLOCK - 1)]
@@ -240,7 +256,7 @@ cdef void _remove(State *state, uint32_t position, Got *got) noexcept nogil:
 
 
 cdef bint _expire_one(State *state, Got *got) noexcept nogil:
-    """Look at the next deadlines, and take out a value that is over. Return whether there was one."""
+    """Examine the next LOOKS deadlines. Remove the first expired value. Return whether one was."""
     cdef KeyIndex *index = &state.index
     cdef uint32_t look, id, place
     cdef int64_t now
@@ -267,7 +283,7 @@ cdef bint _expire_one(State *state, Got *got) noexcept nogil:
 
 
 cdef uint32_t _live_position(State *state, const KeyView *key, Got *got) noexcept nogil:
-    """Return the position of a key, or NOWHERE; take its value out if its time is over."""
+    """Return the position of a key, or NOWHERE. Remove its value if it has expired."""
     cdef uint32_t position = index_find(&state.index, key)
     got.gone_large = 0
     if position != NOWHERE and _is_over(state, position, _now()):
@@ -280,9 +296,10 @@ cdef uint32_t _live_position(State *state, const KeyView *key, Got *got) noexcep
 cdef int _put(
     State *state, const KeyView *key, const New *value, bint if_absent, uint64_t limit, Got *got
 ) noexcept nogil:
-    """Store a value. Return 0, or −EEXIST, −EBADF (closed), −EDQUOT (`limit`), −ENOMEM, −ENOSPC (the pool's).
+    """Store a value. Return 0 or a negative errno. On failure the key keeps its old value.
 
-    Then the key has what it had.
+    The errors are −EEXIST, −EBADF (closed), −EDQUOT (beyond `limit`), −ENOMEM and −ENOSPC (the pool
+    is at its limit).
     """
     cdef EntriesState *entries = state.entries
     cdef uint32_t position, length = 0
@@ -326,7 +343,7 @@ cdef int _put(
 
 
 cdef uint64_t _bytes_in_pool(State *state, const Entry *entry) noexcept nogil:
-    """Return how many bytes of a value are in the pool, if it lies on no pages."""
+    """Return the bytes of a value in the pool, or 0 if it is stored as pages."""
     cdef uint32_t length = 0
     if entry.kind == SLICED:
         return slices_pool_bytes(state.entries, &state.slices, entry.value)
@@ -339,7 +356,7 @@ cdef int _enter(
     State *state, const KeyView *key, uint32_t position, const New *value, Entry *entry,
     uint32_t length, Got *got,
 ) noexcept nogil:
-    """Have a key lead to an entry, whose object is there. Return 0 or −ENOMEM: nothing has changed then."""
+    """Assign to a key an entry whose object exists. Return 0, or −ENOMEM with nothing changed."""
     cdef EntriesState *entries = state.entries
     cdef bint is_new = position == NOWHERE
     cdef Entry *place
@@ -371,7 +388,9 @@ cdef int _enter(
             slices_free(entries, &state.slices, old.value)
         entries_forget(entries, &old)
     block = block_of(&state.index, position)
-    state.entries.record_bytes += value.stored.raw_length - <uint64_t>block.lengths[position & (BLOCK - 1)]
+    state.entries.record_bytes += (
+        value.stored.raw_length - <uint64_t>block.lengths[position & (BLOCK - 1)]
+    )
     block.lengths[position & (BLOCK - 1)] = value.stored.raw_length
     return 0
 
@@ -379,9 +398,10 @@ cdef int _enter(
 cdef int _find(
     State *state, const KeyView *key, uint8_t *room, size_t size, int number, bint peek, Got *got
 ) noexcept nogil:
-    """Find a value and copy what the pool has of it. Unless `peek`, it is a use.
+    """Find a value and copy its object from the pool. It counts as used unless `peek` is set.
 
-    Return an RecordOutcome, or −EBADF (closed). TOO_LONG is a value in the pool of more than `size` bytes.
+    Return a RecordOutcome, −EBADF (closed), or −EBADMSG (damaged). TOO_LONG means that the value in
+    the pool has more than `size` bytes.
     """
     cdef EntriesState *entries = state.entries
     cdef uint32_t position
@@ -434,7 +454,7 @@ cdef int _find(
 cdef int _find_one(
     State *state, const KeyView *key, Coder coder, int number, bint peek, bint waits, Got *got
 ) noexcept nogil:
-    """Copy what there is of a value to the coder's memory."""
+    """Find a value and copy its object to the coder's memory. Return as `_find`, or BUSY."""
     cdef int found
     if not _lock(state, waits):
         return BUSY
@@ -452,7 +472,7 @@ cdef int _find_one(
 cdef int _join_rows(
     const Row *rows, uint32_t count, CoderState *coder, Got *got
 ) noexcept nogil:
-    """Copy what is stored of a value to the coder's memory. Return LOADED or a negative errno."""
+    """Join a value's gathered objects in the coder's memory. Return LOADED or a negative errno."""
     cdef uint32_t at, length = 0
     if make_room(coder, got.stored.raw_length) < 0:
         return -ENOMEM
@@ -471,7 +491,10 @@ cdef int _join_rows(
 
 
 cdef int _restore(CoderState *coder, Got *got) noexcept nogil:
-    """Restore a copied value; its data is there then. Return LOADED, a negative errno or ABORT."""
+    """Decompress a copied value; `got.stored.data` is its bytes then.
+
+    Return LOADED, a negative errno or ABORT.
+    """
     cdef Stored stored = got.stored
     cdef int code = decode_value(coder, &got.stored)
     if stored.codec:
@@ -483,9 +506,9 @@ cdef int _restore(CoderState *coder, Got *got) noexcept nogil:
 cdef int _remove_if(
     State *state, const KeyView *key, const Entry *expected, bint waits, Got *got
 ) noexcept nogil:
-    """Take a value out, if it is there and its entry the one expected, or any for NULL.
+    """Remove a value if its entry equals `expected`, or in any case if that is NULL.
 
-    Return whether it was taken out, or −EAGAIN.
+    Return whether it was removed, or −EAGAIN if the mutex was busy.
     """
     cdef uint32_t position = NOWHERE
     cdef bint same = False
@@ -516,9 +539,10 @@ cdef int _store(
     State *state, const KeyView *key, const New *value, bint if_absent, uint64_t limit, bint waits,
     Got *got, uint64_t *expired,
 ) noexcept nogil:
-    """Store a value; if another one's time is over, take that out: `expired` is its number, if it is LARGE.
+    """Remove one expired value, if one is found, then store a value.
 
-    Return as `_put`, or −EAGAIN.
+    `expired` gets the number of the expired value if that was LARGE. Return as `_put`, or −EAGAIN
+    if the mutex was busy.
     """
     cdef Got over
     cdef int code
@@ -534,7 +558,7 @@ cdef int _store(
 
 
 cdef bint _contains(State *state, const KeyView *key, bint waits, bint *found) noexcept nogil:
-    """Look whether a key is there. Return False where the mutex was not free."""
+    """Find out whether a key exists. Return False, with `found` unset, if the mutex was busy."""
     cdef uint32_t position
     if not _lock(state, waits):
         return False
@@ -563,7 +587,7 @@ cdef Found _make_found(const Got *got, bytes data, bytes indices):
 
 
 cdef bint _is_still(State *state, const Got *got) noexcept nogil:
-    """Return whether the place where a value was found has the same one; the pool's mutex is held."""
+    """Return whether a value is still where it was found. The caller holds the pool's mutex."""
     cdef const Entry *entry
     if state.entries.closed or state.closed:
         return False
@@ -572,11 +596,11 @@ cdef bint _is_still(State *state, const Got *got) noexcept nogil:
 
 
 MISSING = object()
-"""What `get` returns for a key that is not there."""
+"""The result of `get` for an absent key."""
 
 
 cdef class LargeValue:
-    """Where a value is that lies on pages: lengths of its parts in bytes, and its indices."""
+    """A value that is stored as pages: the lengths of its parts in bytes, and its indices."""
 
     cdef uint64_t number
     cdef readonly list lengths
@@ -588,7 +612,11 @@ cdef class LargeValue:
 
 
 cdef class Found:
-    """A value as it was found: `data`, its bytes; or None: gather `indices`, uint64s, for `finish`."""
+    """A value that a look-up found.
+
+    `data` holds its bytes. If `data` is None, gather the objects at `indices`, an array of uint64,
+    and pass them to `finish`.
+    """
 
     cdef readonly bytes indices
     cdef readonly bytes data
@@ -596,7 +624,7 @@ cdef class Found:
 
 
 cdef class Timed:
-    """What `look_up` found, of a call that is timed, and when that began."""
+    """The result of a `look_up` whose latency is measured, and when the call began."""
 
     cdef readonly object found
     cdef readonly int64_t started
@@ -604,48 +632,49 @@ cdef class Timed:
 
 cdef int _check_length(size_t length, size_t most) except -1:
     if length > most:
-        raise ValueError(f"a value of {length} bytes belongs on pages")
+        raise ValueError(f"a value of {length} bytes is above {most} bytes: store it as pages")
     return 0
 
 
 @cython.final
 cdef class _Part(Pointers):
-    """Values of a batch that are done together, in part by lanes.
+    """Values of a batch that are processed together, partly by lanes.
 
-    Who puts values in: `add_key` and `add_value` for each, then `set_places`. Who reads: `add_key` for
-    each, then `set_places`, and `_find_part` or `_get_part`.
+    To store values, call `add_key` and `add_value` for each, then `set_places`. To read values,
+    call `add_key` for each, then `set_places`, then `_find_part` or `_get_part`.
     """
 
-    cdef uint32_t room  # values that it may have
-    cdef uint32_t keys  # that it has
+    cdef uint32_t room  # maximum number of values
+    cdef uint32_t keys  # number of keys added
     cdef KeyView *views
-    cdef Value *values  # to compress or to restore; keys that are not there have none
+    cdef Value *values  # to compress or to decompress; absent keys have none
     cdef Got *got
     cdef int *outcomes
     cdef Py_buffer *buffers
-    cdef uint32_t held  # of these
+    cdef uint32_t held  # number of buffers to release
     cdef uint8_t *key_bytes
     cdef size_t key_room
     cdef size_t key_used
-    cdef uint8_t *data  # what is kept of them
+    cdef uint8_t *data  # compressed values; without lanes, the values of a read
     cdef size_t data_room
     cdef size_t data_used
-    cdef uint8_t *outputs  # what is restored
+    cdef uint8_t *outputs  # decompressed values
     cdef size_t output_used
     cdef Coders coders
     cdef object divider
     cdef tuple rings
     cdef list lane_coders
-    cdef _Part first  # whose memory this one has the other half of
+    cdef _Part first  # the part that owns the memory, of which this one uses the other half
 
     cdef int begin_with(
         self, uint32_t room, Coders coders, int number, divider, tuple rings, list lane_coders
     ) except -1:
-        """Make room for `room` values of the codec that has this number."""
+        """Allocate the tables for `room` values of the codec with this number."""
         cdef bint reads = self.state.operation == DECOMPRESS
         cdef size_t at, lanes = 0 if lane_coders is None else len(lane_coders)
         cdef uint8_t *tables
-        self.coders, self.divider, self.rings, self.lane_coders = coders, divider, rings, lane_coders
+        self.coders, self.divider = coders, divider
+        self.rings, self.lane_coders = rings, lane_coders
         self.state.number = number
         self.wants_order = False
         tables = <uint8_t *>bz_calloc(
@@ -675,7 +704,7 @@ cdef class _Part(Pointers):
         return 0
 
     cdef _Part another(self):
-        """Make one of the same batch."""
+        """Make a second part for the same batch."""
         cdef _Part part = _Part(self.state.operation, self.state.page_size)
         cdef size_t half = self.data_room if self.outputs is NULL else 2 * self.data_room
         part.begin_with(
@@ -688,7 +717,10 @@ cdef class _Part(Pointers):
         return part
 
     cdef int make_room_for_two(self) except -1:
-        """Make room for this part and another one in one go: so malloc keeps it for the next batch."""
+        """Allocate memory for this part and another one.
+
+        It is one block, so that malloc keeps it for the next batch.
+        """
         cdef size_t room = PART_BYTES + 2 * (most_value(self.state.page_size) + AHEAD)
         cdef bint reads = self.state.operation == DECOMPRESS
         self.data = self.grown(NULL, 4 * room if reads else 2 * room)
@@ -704,7 +736,7 @@ cdef class _Part(Pointers):
         free(self.views)
 
     cdef void forget(self) noexcept:
-        """Let go of what it has."""
+        """Release the buffers and drop all keys and values."""
         while self.held:
             self.held -= 1
             PyBuffer_Release(&self.buffers[self.held])
@@ -713,7 +745,7 @@ cdef class _Part(Pointers):
         self.key_used = self.data_used = self.output_used = 0
 
     cdef int add_key(self, const KeyIndex *index, Key key) except -1:
-        """Add a key; its address is set later, as memory may still move."""
+        """Add a key. `set_places` sets its address, because the memory may still move."""
         cdef KeyView *view = &self.views[self.keys]
         if self.key_used + key.length > self.key_room:
             self.key_bytes = self.grown(self.key_bytes, 2 * (self.key_used + key.length) + 1024)
@@ -747,7 +779,7 @@ cdef class _Part(Pointers):
         return 0
 
     cdef int set_places(self, size_t room) except -1:
-        """Make room for what is kept of them, or, without lanes, for what is restored. Set all addresses."""
+        """Allocate `room` bytes for the data, if there are fewer, and set all addresses."""
         cdef uint32_t number
         if room > self.data_room:
             self.data = self.grown(self.data, room)
@@ -760,7 +792,7 @@ cdef class _Part(Pointers):
         return 0
 
     cdef object share(self):
-        """Give all of it to lanes, if they are worth it. Return the job; None: nothing is to be done."""
+        """Start a job for all values, with lanes if they pay. Return the job, or None if empty."""
         return self.divider.start(self, self.rings) if self.state.count else None
 
 
@@ -768,10 +800,10 @@ cdef class _Part(Pointers):
 cdef class Records:
     """The values of one mapping, by key.
 
-    Keys are those that core/keys.pyx encodes; others raise TypeError. `large` has the objects of values
-    that lie on pages: who has one keeps its pages. Threads may share it; every call is one step to the
-    others, or one step for each of several values. Raise ClosedError once the entries is closed, and
-    ForkedProcess in a forked child.
+    Keys are those that core/keys.pyx encodes; others raise NotPlain. `large` has the objects of
+    values that are stored as pages; a reference to such an object keeps its pages. Threads may
+    share it. To other threads, every call is one step, or one step per value. Calls raise
+    ClosedError once it or its entries are closed, and ForkedProcess in a forked child.
     """
 
     cdef readonly Entries entries
@@ -780,13 +812,13 @@ cdef class Records:
     cdef uint64_t large_number
     cdef dict coders  # by the number of their codec
     cdef Coders current
-    cdef readonly object divider  # of batches of values of that codec
-    cdef tuple lane_coders  # Coders, rings, and a coder for each of these
+    cdef readonly object divider  # divides batches of values of that codec
+    cdef tuple lane_coders  # Coders, rings, and one coder per ring
     cdef Py_ssize_t batches  # under way
-    cdef uint64_t value_ns[2]  # that a value takes in a batch, by operation; 0: not known yet
-    cdef uint32_t turns  # batches that were to be shared
+    cdef uint64_t value_ns[2]  # time per value in a batch, by operation; 0 if not known yet
+    cdef uint32_t turns  # batches that qualified for lanes
     cdef readonly int number
-    cdef readonly size_t most_bytes  # of values that are compressed in one call
+    cdef readonly size_t most_bytes  # the largest value that is compressed in one call
     cdef object name
     cdef bint closed
 
@@ -812,16 +844,19 @@ cdef class Records:
         return self.entries.refuse()
 
     def require_open(self) -> None:
-        """Raise what every call raises once the mapping is closed, or in a forked child."""
+        """Raise ClosedError if the mapping is closed, or ForkedProcess in a forked child."""
         self.refuse()
 
     def start_put(self) -> int:
-        """Return when a put began, if it is to be timed, or 0. Raise as `require_open`."""
+        """Return the start time of a put whose latency is to be measured, or 0 otherwise.
+
+        Raise as `require_open`.
+        """
         self.refuse()
         return timer_start(&self.entries.timers[TIMED_PUT])
 
     def use_codec(self, int number, Coders coders not None) -> None:
-        """Compress values that come with the codec of a number, which the caller holds, from now on."""
+        """Compress new values with the codec of that number. The caller holds the number."""
         cdef int other
         self.coders[number] = coders
         self.current, self.number = coders, number
@@ -837,7 +872,11 @@ cdef class Records:
     # One value.
 
     def look_up(self, key):
-        """Return what `get` does; a few that are there as Timed, whose end the caller tells the entries."""
+        """Return the result of `get`.
+
+        The results of a few calls are returned as Timed. The caller then reports the end of the
+        call to the entries.
+        """
         cdef int64_t started = timer_start(&self.entries.timers[TIMED_GET])
         cdef Timed timed
         found = self.get(key)
@@ -848,10 +887,10 @@ cdef class Records:
         return timed
 
     cpdef get(self, key, bint peek=False):
-        """Return a value's bytes; MISSING; its LargeValue; or Found, where it lies in the file.
+        """Return a value's bytes, MISSING, its LargeValue, or Found if it is in the backing file.
 
-        With `peek`, the value does not count as used, and bytes are returned as Found, too. Raise PageError: −EBADMSG where
-        what is stored is damaged.
+        With `peek`, the value does not count as used, and its bytes are returned as a Found, too.
+        Raise PageError with EBADMSG if the stored value is damaged.
         """
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
@@ -866,7 +905,7 @@ cdef class Records:
         while found == OTHER_CODEC:
             coder = coders.take()
             try:
-                # A short value is not worth giving the GIL up for.
+                # For a short value, releasing the GIL costs more than it gains.
                 found = _find_one(&self.state, &view, coder, number, peek, False, &got)
                 if found == LOADED and is_quick(&coder.state, DECOMPRESS, got.stored.raw_length):
                     found = _restore(&coder.state, &got)
@@ -887,11 +926,11 @@ cdef class Records:
             if found == OTHER_CODEC and got.stored.codec:
                 coders = <Coders>self.coders.get(got.stored.codec)
                 number = got.stored.codec
-                if coders is None:  # none of its values is left by now
+                if coders is None:  # no value of that codec is left
                     coders, number = self.current, self.number
             elif found == IS_LARGE:
                 result = self.large.get(got.entry.value)
-                if result is None:  # replaced since
+                if result is None:  # replaced meanwhile
                     found = OTHER_CODEC
         if found == MISSING_KEY:
             if got.gone_large:
@@ -901,14 +940,17 @@ cdef class Records:
             return _make_found(&got, result, b"")
         if found == IN_FILE:
             where = self._in_file(&got)
-            # It may have been replaced, or taken out.
+            # The value may have been replaced or removed meanwhile.
             return self.get(key, True) if where is None else where
         if found < 0:
             self._fail(coders, found)
         return result
 
     cdef Found _in_file(self, const Got *got):
-        """Return what `finish` needs of a value that is in the file, in part or as a whole; None: it has changed."""
+        """Return what `finish` needs for a value that is at least partly in the backing file.
+
+        Return None if the value has changed.
+        """
         cdef uint64_t indices[MOST_SLICES]
         cdef uint32_t count = 1
         cdef bint same = True
@@ -932,7 +974,10 @@ cdef class Records:
         raise PageError(0, code)
 
     def finish(self, Found where not None, Gathered gathered not None):
-        """Return the bytes of a value that was read from the file; None: it has changed, get it again."""
+        """Return the bytes of a value that was read from the backing file.
+
+        Return None if the value has changed meanwhile; call `get` again then.
+        """
         cdef Coders coders
         cdef Coder coder
         cdef Got got = where.got
@@ -940,7 +985,7 @@ cdef class Records:
         cdef int found
         cdef bint same
         coders = <Coders>self.coders.get(got.stored.codec or self.number)
-        if coders is None:  # none of its values is left by now
+        if coders is None:  # no value of that codec is left
             return None
         coder = coders.take()
         try:
@@ -965,9 +1010,9 @@ cdef class Records:
         return self._fail(coders, found) if same else None
 
     def remove(self, key, expected=None) -> bool:
-        """Take a key out with its value. Return whether it was there.
+        """Remove a key and its value. Return whether a value was removed.
 
-        `expected`   a LargeValue or what was Found: only if it is still the key's value.
+        With `expected`, a LargeValue or a Found, remove the key only if that is still its value.
         """
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
@@ -996,12 +1041,16 @@ cdef class Records:
     def put(
         self, key, value, *, int64_t deadline=0, bint if_absent=False, uint64_t limit=0
     ) -> int:
-        """Store a value of up to `most_bytes`. Return 0, or a negative errno; then the key has what it had.
+        """Store a value of up to `most_bytes`. Return 0, or a negative errno.
+
+        On failure the key keeps its old value.
 
         `value`      a contiguous buffer.
-        `deadline`   until when it is good, as `now_ns` has it; 0: for ever.
-        `limit`      bytes of the group's objects in the pool, or 0: −EDQUOT beyond it.
-        −EEXIST where the key is there and `if_absent`; −ENOSPC: the pool's limit; −ENOMEM.
+        `deadline`   when the value expires, on the clock of `now_ns`; 0 means never.
+        `limit`      maximum bytes of the group's objects in the pool; 0 means no limit.
+
+        The errors are −EEXIST if the key exists and `if_absent` is set, −EDQUOT beyond `limit`,
+        −ENOSPC if the pool is at its limit, and −ENOMEM.
         """
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
@@ -1065,7 +1114,7 @@ cdef class Records:
     def put_large(
         self, key, LargeValue value not None, *, int64_t deadline=0, bint if_absent=False
     ) -> int:
-        """Have a key lead to a value that lies on pages. Return as `put`."""
+        """Assign to a key a value that is stored as pages. Return as `put`."""
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
         cdef New new
@@ -1097,23 +1146,23 @@ cdef class Records:
     # Several values.
 
     cdef list coders_for(self, Coders coders, tuple rings):
-        """Return a coder of these for each lane; nobody else uses it."""
+        """Return a coder for the exclusive use of each lane, or None if they are not threads."""
         cdef list made
         if not rings or not (<Ring>rings[0]).state.is_thread:
             return None
         if self.lane_coders[0] is not coders or self.lane_coders[1] is not rings:
             made = [coders.take() for _ in rings]
             if self.lane_coders[0] is coders and self.lane_coders[1] is rings:
-                for coder in made:  # somebody was faster
+                for coder in made:  # another thread was faster
                     coders.give(<Coder>coder)
             else:
                 self.lane_coders = (coders, rings, made)
         return <list>self.lane_coders[2]
 
     def get_many(self, list keys not None, *, tuple rings=()) -> list:
-        """Return what `get` does for each of these keys; a value that fails is its PageError.
+        """Return the result of `get` for each key. A value that fails yields its PageError.
 
-        `rings`   of lanes that help, if they are threads.
+        `rings` are those of the lanes. Lanes help only if they are threads.
         """
         cdef list found = []
         cdef _Part part
@@ -1158,7 +1207,7 @@ cdef class Records:
             _find_part(&self.state, part)
         job = part.share()
         while part.keys:
-            # The next ones are looked for while lanes restore these, and bytes are made of these after that.
+            # Find the next values while lanes decompress these; then make bytes objects of these.
             self.fill_keys(other, keys, start + part.keys)
             with nogil:
                 _find_part(&self.state, other)
@@ -1171,9 +1220,9 @@ cdef class Records:
         return 0
 
     cdef _Part new_part(self, int operation, Py_ssize_t count, tuple rings):
-        """Make a part of a batch of `count` values, for the codec of now.
+        """Make a part of a batch of `count` values, for the current codec.
 
-        Lanes help where that pays, unless other batches keep them busy.
+        Lanes help if that pays and other batches do not keep them busy.
         """
         cdef Coders coders = self.current
         cdef object divider = self.divider
@@ -1202,12 +1251,15 @@ cdef class Records:
         return self.turns % AGAIN != 0
 
     cdef void note(self, int operation, int64_t took, uint32_t count) noexcept:
-        """Note what values took one thread. A thread that lost its CPU says nothing about them."""
+        """Record the time per value of one thread.
+
+        An outlier raises the estimate by a quarter at most: the thread may have lost its CPU.
+        """
         cdef uint64_t seen = max(1, took // max(1, count)), known = self.value_ns[operation]
         self.value_ns[operation] = min(seen, known + known // 4 + 1) if known else seen
 
     cdef int fill_keys(self, _Part part, list keys, Py_ssize_t start) except -1:
-        """Take the next keys."""
+        """Fill a part with the next keys."""
         cdef Key room = Key.__new__(Key)
         cdef size_t most = self.entries.objects.page_size + AHEAD
         part.forget()
@@ -1221,7 +1273,7 @@ cdef class Records:
     cdef int collect(
         self, _Part part, list keys, Py_ssize_t start, list found
     ) except -1:
-        """Append what was found of a part that is done."""
+        """Append the results of a part that is done to `found`."""
         cdef uint32_t at, number = 0
         cdef int code
         cdef const Value *value
@@ -1259,13 +1311,13 @@ cdef class Records:
         self, list keys not None, list values not None, Py_ssize_t start, *, int64_t deadline=0,
         uint64_t limit=0, uint64_t most=0, tuple rings=(),
     ) -> tuple[int, int]:
-        """Store values of up to `most_bytes`, from number `start` on.
+        """Store values of up to `most_bytes` each, from number `start` on.
 
-        `most`    bytes of values, or so, that are stored by one call, or FEW values; 0: all of them.
-        `rings`   of lanes that help, if they are threads.
+        `most`    stop after about so many bytes, but not before FEW short values; 0 means no limit.
+        `rings`   those of the lanes. Lanes help only if they are threads.
 
-        Return how many are stored, those before `start` included, and why not more: 0, or the negative
-        errno of the next one.
+        Return the number of values stored, including those before `start`, and 0 or the negative
+        errno of the first value that was not stored.
         """
         cdef _Part part
         cdef int code = 0
@@ -1284,8 +1336,8 @@ cdef class Records:
         return start, code
 
     cdef int put_alone(
-        self, _Part part, list keys, list values, Py_ssize_t *start, int64_t deadline, uint64_t limit,
-        uint64_t most, int *code,
+        self, _Part part, list keys, list values, Py_ssize_t *start, int64_t deadline,
+        uint64_t limit, uint64_t most, int *code,
     ) except -1:
         cdef Coder coder = part.coders.take()
         cdef uint64_t gone[2 * PART]
@@ -1312,8 +1364,8 @@ cdef class Records:
         return 0
 
     cdef int put_shared(
-        self, _Part part, list keys, list values, Py_ssize_t *start, int64_t deadline, uint64_t limit,
-        uint64_t most, int *code,
+        self, _Part part, list keys, list values, Py_ssize_t *start, int64_t deadline,
+        uint64_t limit, uint64_t most, int *code,
     ) except -1:
         cdef _Part other = part.another()
         cdef uint64_t gone[2 * PART]
@@ -1324,7 +1376,7 @@ cdef class Records:
         used = part.data_used
         job = part.share()
         while part.keys and not code[0]:
-            # The next ones are made ready while lanes are at these, which are stored after that.
+            # Prepare the next values while lanes compress these; then store these.
             other.forget()
             if not most or used < most:
                 try:
@@ -1346,7 +1398,7 @@ cdef class Records:
         return 0
 
     cdef int drop_gone(self, const uint64_t *gone, uint32_t count) except -1:
-        """Drop the objects of large values that went."""
+        """Drop the objects of large values that were removed."""
         cdef uint32_t at
         for at in range(count):
             if gone[at]:
@@ -1356,10 +1408,15 @@ cdef class Records:
     cdef int fill_part(
         self, _Part part, list keys, list values, Py_ssize_t start, uint64_t most
     ) except -1:
-        """Take the next values; no more than FEW if these have `most` bytes, which is not 0."""
+        """Fill a part with the next values.
+
+        If `most` is not 0, stop after `most` bytes, but not before FEW values, unless these have
+        more bytes than FEW pages.
+        """
         cdef Key room = Key.__new__(Key)
         cdef bint alone = part.lane_coders is None
-        cdef size_t page = self.entries.objects.page_size, full = ALONE_BYTES if alone else PART_BYTES
+        cdef size_t page = self.entries.objects.page_size
+        cdef size_t full = ALONE_BYTES if alone else PART_BYTES
         part.forget()
         while start < len(keys) and part.keys < part.room and part.data_used < full:
             if most and part.data_used >= most and (
@@ -1373,10 +1430,10 @@ cdef class Records:
         part.set_places(0 if alone else part.data_used)
         return 0
 
-    # All of them.
+    # All values.
 
     def contains(self, key) -> bool:
-        """Return whether a key is there; that is no use of its value."""
+        """Return whether a key exists. This does not count as a use of its value."""
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
         cdef bint found = False
@@ -1393,7 +1450,7 @@ cdef class Records:
         return 0 if self.state.entries.closed else found
 
     def keys(self) -> list:
-        """Return all keys in the order in which they were put in first, as they are at one moment."""
+        """Return a snapshot of all keys, in the order in which they were inserted."""
         cdef KeyIndex *index = &self.state.index
         cdef uint64_t room = 0, used = 0, at
         cdef uint8_t *copy = NULL
@@ -1425,7 +1482,7 @@ cdef class Records:
         return found
 
     def last(self) -> list:
-        """Return a list of the key that was put in last, or an empty one."""
+        """Return a list that holds the key inserted last, or an empty list."""
         cdef KeyIndex *index = &self.state.index
         cdef uint32_t place, length = 0
         cdef uint8_t *room = NULL
@@ -1445,7 +1502,7 @@ cdef class Records:
         return _decoded_copy(room, length) if found else []
 
     def clear(self) -> None:
-        """Take all values out."""
+        """Remove all values."""
         cdef KeyIndex *index = &self.state.index
         cdef uint32_t place
         cdef Got got
@@ -1462,12 +1519,13 @@ cdef class Records:
             pool_unlock(self.state.entries.objects.pool)
         large, self.large = self.large, {}
 
-    # What a cache does.
+    # Operations of a cache.
 
     def shrink(self, uint64_t target) -> int:
-        """Take out the coldest values until `target` bytes of the entries are left in the pool.
+        """Remove the coldest values until at most `target` bytes of the entries are in the pool.
 
-        Return how many went; fewer bytes are left than `target`, or no value is.
+        Return the number of values removed. The usage stays above `target` only if no value is
+        left.
         """
         cdef uint64_t gone = 0, went, large
         cdef int code = 1
@@ -1487,7 +1545,7 @@ cdef class Records:
         return gone
 
     def coldest(self) -> list:
-        """Return a list of the key of the value that was not used for longest, or an empty one."""
+        """Return a list that holds the key of the coldest value, or an empty list."""
         cdef uint64_t index = 0
         cdef int64_t found = 0
         cdef uint32_t length = 0
@@ -1505,14 +1563,14 @@ cdef class Records:
         return _decoded_copy(room, length) if found else []
 
     def count_eviction(self) -> None:
-        """Count a value that `remove` took out to make room."""
+        """Count one eviction: `remove` took a value out to make room."""
         with nogil:
             pool_lock(self.state.entries.objects.pool)
             self.state.evictions += 1
             pool_unlock(self.state.entries.objects.pool)
 
     def expire(self) -> int:
-        """Take out all values whose time is over. Return how many went."""
+        """Remove all expired values. Return the number of values removed."""
         cdef uint64_t gone = 0, went = CHUNK, at
         cdef uint64_t large[CHUNK]
         self.refuse()
@@ -1531,39 +1589,41 @@ cdef class Records:
         return gone
 
     def coder_bytes(self) -> int:
-        """Return the bytes of memory of the coders that are not the engine's: those with a dictionary."""
+        """Return the memory, in bytes, of coders with a dictionary. The engine owns the others."""
         cdef Coders coders
         return sum([
             coders.memory_bytes() for coders in self.coders.values() if not coders.names_dictionary
         ])
 
     def figures(self) -> dict[str, int]:
-        """Return the figures of one moment.
+        """Return a snapshot of the figures.
 
-        "values", "raw_bytes" (of those that lie on no pages), "index_bytes", "key_bytes" (with room for
-        more), and "hits", "misses", "evictions" and "expirations" so far.
+        They are "values", "raw_bytes" (of values not stored as pages), "index_bytes", "key_bytes"
+        (allocated, including spare capacity), and "hits", "misses", "evictions" and "expirations"
+        so far.
         """
         cdef State *state = &self.state
         cdef uint64_t values, raw, bytes, keys, hits, misses, evictions, expirations
         with nogil:
             pool_lock(state.entries.objects.pool)
-            values, raw, bytes = state.index.count, state.entries.record_bytes, index_bytes(&state.index)
+            values, raw = state.index.count, state.entries.record_bytes
+            bytes = index_bytes(&state.index)
             bytes += state.slices.room * sizeof(uint32_t)
             keys = state.index.key_room
             hits, misses = state.hits, state.misses
             evictions, expirations = state.evictions, state.expirations
             pool_unlock(state.entries.objects.pool)
         return {
-            "values": values, "raw_bytes": raw, "index_bytes": bytes, "key_bytes": keys, "hits": hits,
-            "misses": misses, "evictions": evictions, "expirations": expirations,
+            "values": values, "raw_bytes": raw, "index_bytes": bytes, "key_bytes": keys,
+            "hits": hits, "misses": misses, "evictions": evictions, "expirations": expirations,
         }
 
     def large_values(self) -> list:
-        """Return the objects of the values that lie on pages."""
+        """Return the objects of the values that are stored as pages."""
         return list(self.large.values())
 
     def close(self) -> None:
-        """Forget all keys: the group frees its entries itself."""
+        """Drop all keys. The group frees its entries itself."""
         cdef dict large
         self.closed = True
         with nogil:
@@ -1576,7 +1636,7 @@ cdef class Records:
         large, self.large = self.large, {}
 
     def fault(self):
-        """Return what is wrong, or None. No other thread may be changing anything."""
+        """Return what is wrong, or None. No other thread may change anything during the call."""
         cdef State *state = &self.state
         cdef uint32_t id = state.index.first, place
         cdef uint64_t raw = 0, count = 0, large = 0
@@ -1604,22 +1664,23 @@ cdef class Records:
                         return f"large value {entry.value} has no object"
             id = block.after
         if raw != state.entries.record_bytes:
-            return f"values have {raw} bytes, counted are {state.entries.record_bytes}"
+            return f"values have {raw} bytes, but the gauge says {state.entries.record_bytes}"
         figures = self.entries.figures()
-        if count != sum([figures[kind] for kind in ("records", "backed_records", "sliced", "large")]):
-            return f"{count} values, and entries {figures}"
+        kinds = ("records", "backed_records", "sliced", "large")
+        if count != sum([figures[kind] for kind in kinds]):
+            return f"there are {count} values, but the entries are {figures}"
         found = slices_fault(&self.entries.state, &state.slices, sliced)
         if found is not None:
             return found
         if large != len(self.large):
-            return f"{large} large values, and objects of {len(self.large)}"
+            return f"there are {large} large values, but {len(self.large)} objects for them"
         return None
 
 
-# Several values, in the core.
+# Several values, without the GIL.
 
 cdef void _get_part(State *state, _Part part, CoderState *coder) noexcept nogil:
-    """Find and restore the values of a part's keys, as many as there is room for."""
+    """Find and decompress the values of a part's keys, as many as fit its memory."""
     cdef uint32_t at
     cdef size_t size = coder.page_size
     cdef Value *value
@@ -1649,7 +1710,7 @@ cdef void _get_part(State *state, _Part part, CoderState *coder) noexcept nogil:
 
 
 cdef void _find_part(State *state, _Part part) noexcept nogil:
-    """Find the values of a part's keys, as many as there is room for, and copy what is kept of them."""
+    """Find the values of a part's keys and copy their objects, as many as fit its memory."""
     cdef uint32_t at
     cdef size_t size = part.state.page_size
     cdef Value *value
@@ -1673,7 +1734,7 @@ cdef void _find_part(State *state, _Part part) noexcept nogil:
 
 
 cdef void _await(job) except *:
-    """See a job done, and do what lanes have not; None: there was nothing to do."""
+    """Do what lanes have not begun of a job, and wait for the rest. Accept None for no job."""
     while job is not None and job.run() != _DONE:
         pass
 
@@ -1682,9 +1743,10 @@ cdef uint32_t _put_part(
     State *state, _Part part, CoderState *coder, int64_t deadline, uint64_t limit, uint64_t *gone,
     int *code,
 ) noexcept nogil:
-    """Store values until one cannot be. Return how many are, and the numbers of large ones that went.
+    """Store values until one fails. Return the number of values stored.
 
-    `coder` compresses them; NULL: that is done.
+    `coder` compresses them, or is NULL if they are compressed. `gone` gets two numbers per value:
+    those of large values that were removed, or 0. `code` gets 0 or the error.
     """
     cdef uint32_t at
     cdef Value *value
@@ -1711,10 +1773,10 @@ cdef uint32_t _put_part(
     return part.keys
 
 
-# Order.
+# Keys and the order of use.
 
 cdef uint64_t _copy_keys(State *state, uint8_t *copy) noexcept nogil:
-    """Copy the length and the bytes of each key that is not over. Return the bytes written."""
+    """Copy the length and the bytes of each key that has not expired. Return the bytes written."""
     cdef KeyIndex *index = &state.index
     cdef uint32_t id = index.first, place, start, length
     cdef uint64_t used = 0
@@ -1735,18 +1797,22 @@ cdef uint64_t _copy_keys(State *state, uint8_t *copy) noexcept nogil:
 
 
 cdef int64_t _coldest(State *state, uint64_t *index) noexcept nogil:
-    """Find the value that was not used for longest. Return 1, 0: there is none, or −1: no memory."""
+    """Find the coldest value. Return 1, or 0 if there is none, or −1 if memory is short."""
     cdef int64_t found = not state.closed
     while found > 0:
         found = lru_coldest(&state.entries.lru, &state.entries.table, 1, index)
-        if found > 0 and index[0] >> 62 == RECORDS >> 62:  # no page, and no slice
+        if found > 0 and index[0] >> 62 == RECORDS >> 62:  # neither a page nor a slice
             index[0] &= ~RECORDS
             return 1
     return found
 
 
 cdef int _shrink(State *state, uint64_t target, uint64_t *went, uint64_t *large) noexcept nogil:
-    """Take out cold values. Return 0: enough went, or all; 1: a large one went; −1: no memory."""
+    """Remove cold values.
+
+    Return 0 if usage is at `target` or nothing is left, 1 if a large value was removed (call it
+    again), or −1 if memory is short.
+    """
     cdef uint64_t index = 0
     cdef int64_t found
     cdef Got got
@@ -1765,7 +1831,10 @@ cdef int _shrink(State *state, uint64_t target, uint64_t *went, uint64_t *large)
 
 
 cdef uint64_t _expire(State *state, uint64_t *large) noexcept nogil:
-    """Take out up to CHUNK values whose time is over. Return how many; `large` has their numbers, or 0."""
+    """Remove up to CHUNK expired values. Return the number of values removed.
+
+    `large` gets the number of each value that was LARGE, or 0.
+    """
     cdef KeyIndex *index = &state.index
     cdef uint32_t id = index.first, place, after
     cdef uint64_t went = 0
@@ -1777,7 +1846,9 @@ cdef uint64_t _expire(State *state, uint64_t *large) noexcept nogil:
         after = block.after
         if block.deadlines is not NULL:
             for place in range(block.used):
-                if went < CHUNK and place_is_live(block, place) and _place_is_over(block, place, now):
+                if went == CHUNK:
+                    break
+                if place_is_live(block, place) and _place_is_over(block, place, now):
                     state.expirations += 1
                     _take_out(state, id << BLOCK_BITS | place, &got)
                     large[went] = got.gone_large
@@ -1790,13 +1861,13 @@ cdef uint64_t _expire(State *state, uint64_t *large) noexcept nogil:
         after = index.blocks[id].before
         if not _join(state, id):
             id = index.blocks[id].after
-        else:  # what is there now may go with the next one as well
+        else:  # the merged block may merge with the next one, too
             id = index.first if after == NOWHERE else index.blocks[after].after
     return went
 
 
 cdef uint8_t *_copy_of_key(State *state, uint32_t position, uint32_t *length) noexcept nogil:
-    """Return a copy of what is kept of a key, the caller's to free; NULL: no memory."""
+    """Return a copy of an encoded key, which the caller frees, or NULL if memory is short."""
     cdef const KeyBlock *block = block_of(&state.index, position)
     cdef uint32_t place = position & (BLOCK - 1), start = key_start(block, place)
     cdef uint8_t *room

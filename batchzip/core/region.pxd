@@ -10,8 +10,9 @@ from batchzip.core.table cimport Entry
 cdef extern from * nogil:
     """
     #include "native.h"
-    /* A condition's waits end by the monotonic clock: see bz_make_condition. */
-    static inline void bz_wait_for(pthread_cond_t *condition, pthread_mutex_t *mutex, int64_t timeout_ns) {
+    /* The condition uses the monotonic clock: see bz_make_conditions in pager.pyx. */
+    static inline void bz_wait_for(
+        pthread_cond_t *condition, pthread_mutex_t *mutex, int64_t timeout_ns) {
         struct timespec until;
         if (timeout_ns < 0) {
             pthread_cond_wait(condition, mutex);
@@ -32,10 +33,10 @@ cdef extern from * nogil:
     void bz_wait_for(pthread_cond_t *, pthread_mutex_t *, int64_t)
 
 cdef enum:
-    RUN_BYTES = 256 << 10  # that are restored or evicted in one go, at most
-    MOST_RUN = 64  # pages, likewise
-    JOBS = 64  # that wait for the helper, at most
-    PAUSE_NS = 2_000_000  # before what cannot be done now is tried again
+    RUN_BYTES = 256 << 10  # maximum bytes restored or evicted together
+    MOST_RUN = 64  # maximum pages restored or evicted together
+    JOBS = 64  # maximum number of jobs that wait for the helper
+    PAUSE_NS = 2_000_000  # delay before an operation that failed for now is tried again
 
 cdef enum:  # kinds of pages; see region.pyx
     UNUSED
@@ -46,22 +47,22 @@ cdef enum:  # kinds of pages; see region.pyx
     CANDIDATE = 0x81
 
 cdef enum:
-    IN_MEMORY = 0x80  # of a kind
-    BUSY = 0x40  # a thread works on the page, and alone changes it
-    WANTED = 0x20  # it was touched meanwhile: who has it wakes the toucher
+    IN_MEMORY = 0x80  # set in the kinds of pages that are in memory
+    BUSY = 0x40  # a thread works on the page, and only that thread changes it
+    WANTED = 0x20  # the busy page was touched: the thread that works on it wakes the waiters
     KIND = 0x83
 
 cdef enum:  # flags of a page
-    ENTRY = 1  # the entries has an entry of it
-    CLEAN = 2  # of a CANDIDATE: nobody has written to it since the entry was made
+    ENTRY = 1  # the page has an entry
+    CLEAN = 2  # a CANDIDATE that was not written to since its entry was made
 
 cpdef enum AccessAdvice:  # how a page is going to be used
     NORMAL
     SEQUENTIAL
     RANDOM
 
-cpdef enum Event:  # that the core tells Python of
-    NO_ROOM = 1  # the pool took no more
+cpdef enum Event:  # events that the core reports to Python
+    NO_ROOM = 1  # the pool refused an object
     OVER_BUDGET = 2
     PAGE_LOST = 4
     CLOSING = 8
@@ -70,8 +71,8 @@ cdef struct Job:  # pages that may be restored before they are touched
     uint64_t first
     uint64_t count
     int64_t stride
-    bint asked_for  # by prefetch, not guessed
-    int64_t until  # when it is given up; 0: it makes progress
+    bint asked_for  # requested by prefetch, not predicted
+    int64_t until  # when it is given up, or 0 while it makes progress
 
 cdef struct RegionFigures:
     uint64_t faults_missing
@@ -91,9 +92,9 @@ cdef struct RegionFigures:
 
 cdef struct RegionState:
     pthread_mutex_t mutex
-    pthread_cond_t changed  # frames became free, or a busy page is no longer
-    pthread_cond_t work  # for the helper
-    pthread_cond_t low  # free frames are few: for the reclaimer
+    pthread_cond_t changed  # frames became free, or a page is no longer busy
+    pthread_cond_t work  # wakes the helper
+    pthread_cond_t low  # wakes the reclaimer: free frames are few
     int uffd
     int file  # memfd of the pages
     int pagemap
@@ -107,7 +108,7 @@ cdef struct RegionState:
     uint32_t page_shift
     uint32_t machine_page
     uint64_t pages
-    uint32_t run  # pages of a run, at most
+    uint32_t run  # maximum pages in a run
     uint8_t *states  # kinds, with BUSY and WANTED
     uint8_t *flags
     uint8_t *advice  # AccessAdvice
@@ -117,16 +118,16 @@ cdef struct RegionState:
     bint tracks_writes
     bint can_poison
     uint64_t budget
-    uint64_t resident  # pages that have memory, or are about to
+    uint64_t resident  # pages that have memory or are about to get it
     uint64_t candidates
     uint64_t pinned
-    uint64_t used  # pages of arrays
+    uint64_t used  # pages that belong to arrays
     uint64_t front  # hands of the clock
     uint64_t back
     uint64_t unused_hint  # no page below it is UNUSED
     uint32_t users  # calls under way
     bint closing
-    int64_t full_until  # ns: the pool took no more, and is not asked again before
+    int64_t full_until  # the pool is full and is not tried again before this time, in ns
     uint32_t events
     Job jobs[JOBS]
     uint32_t job_first
@@ -135,7 +136,7 @@ cdef struct RegionState:
     RegionFigures figures
     Histogram latencies  # of faults
 
-cdef struct Hand:  # what a thread works with
+cdef struct Hand:  # the buffers and coder of one thread
     RegionState *region
     CoderState *coder
     uint8_t *pages  # a run of them
@@ -152,7 +153,7 @@ cdef struct Hand:  # what a thread works with
 cdef void region_lock(RegionState *region) noexcept nogil
 cdef void region_unlock(RegionState *region) noexcept nogil
 cdef inline void region_wait(RegionState *region, int64_t timeout_ns) noexcept nogil:
-    """Wait until frames become free or a page is no longer busy. The mutex is held before and after."""
+    """Wait until frames become free or a page is no longer busy. The caller holds the mutex."""
     bz_wait_for(&region.changed, &region.mutex, timeout_ns)
 cdef void region_tell(RegionState *region, uint32_t event) noexcept nogil
 cdef int region_unmap(RegionState *region, uint64_t first, uint64_t count) noexcept nogil
@@ -170,7 +171,7 @@ cdef uint32_t region_fill(
 ) noexcept nogil
 
 cdef inline bint is_passing(int code) noexcept nogil:
-    """Return whether what failed with an errno may be done later."""
+    """Return whether an errno is temporary, so that the operation may succeed later."""
     return code == ENOMEM or code == EAGAIN
 
 cdef inline uint8_t kind_of(const RegionState *region, uint64_t page) noexcept nogil:
@@ -187,7 +188,10 @@ cdef inline uint64_t low_mark(const RegionState *region) noexcept nogil:
     return 0 if region.used <= region.budget else min(region.budget // 64, <uint64_t>1024)
 
 cdef inline uint64_t kept_frames(uint64_t budget) noexcept nogil:
-    """Return the number of frames that are not pinned: an instruction may need several pages at once."""
+    """Return the number of frames that may not be pinned.
+
+    An instruction may need several pages at once.
+    """
     return min(budget // 2, <uint64_t>4)
 
 cdef inline bint is_low(const RegionState *region) noexcept nogil:
@@ -195,11 +199,11 @@ cdef inline bint is_low(const RegionState *region) noexcept nogil:
     return region.resident + low_mark(region) > region.budget
 
 cdef inline uint64_t high_mark(const RegionState *region) noexcept nogil:
-    """Return the number of free frames at which it rests."""
+    """Return the number of free frames at which the reclaimer stops."""
     return 2 * low_mark(region)
 
 cdef inline uint64_t lag(const RegionState *region) noexcept nogil:
-    """Return the number of candidates that are kept between the hands."""
+    """Return the number of candidates to keep between the hands."""
     return region.budget // 8
 
 cdef inline uint64_t free_frames(const RegionState *region) noexcept nogil:

@@ -1,14 +1,14 @@
 import enum
 
 class AccessAdvice(enum.IntEnum):
-    """How a page is going to be used."""
+    """The expected access pattern of a page."""
 
     NORMAL = 0
     SEQUENTIAL = 1
     RANDOM = 2
 
 class Event(enum.IntEnum):
-    """What the core tells Python of, as bits."""
+    """The events that the core reports to Python, as bits."""
 
     NO_ROOM = 1
     OVER_BUDGET = 2

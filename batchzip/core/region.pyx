@@ -1,6 +1,6 @@
-"""Region: the memory of a PagedMemory, and what is done to single pages of it.
+"""Region: the memory of a PagedMemory, and the operations on its pages.
 
-    user's mapping ──touch──▶ fault ──▶ pager.pyx: restore, map          program waits meanwhile
+    user's mapping ──touch──▶ fault ──▶ pager.pyx: restore, map          the program waits meanwhile
          ▲                                  │ region_fill: entries ─▶ buffer ─▶ UFFDIO_COPY
          │                                  ▼
     memfd (pages in memory) ◀───────── RESIDENT
@@ -11,42 +11,48 @@
 A page is in one of these states:
 
     UNUSED      in no array
-    EMPTY       zeros; neither memory nor an entry
-    STORED      in the entries alone
+    EMPTY       all zeros, without memory and without an entry
+    STORED      only in the entries
     LOST        cannot be restored; a touch raises SIGBUS
     RESIDENT    in the memfd, and mapped
-    CANDIDATE   in the memfd and not mapped: a touch is a minor fault, and gives it a second chance
+    CANDIDATE   in the memfd, not mapped; a touch is a minor fault and gives it a second chance
 
-A thread that works on a page sets BUSY, and does so without the mutex. A touch of a busy page sets
-WANTED, and its thread sleeps in the kernel until the page is mapped or woken. Whoever ends BUSY
-wakes those who wait for a WANTED page, even if it has just mapped the page or marked it as lost,
-which wakes, too. The kernel takes a mark for no page, so a thread may go to sleep after that.
+A thread that works on a page sets BUSY and works without the mutex. A touch of a busy page sets
+WANTED, and the touching thread sleeps in the kernel until the page is mapped or woken. The thread
+that clears BUSY wakes the threads that wait for a WANTED page. It does so even after it has mapped
+the page or marked it as lost, although that wakes them, too: the kernel does not treat a mark as a
+page, so a thread may go to sleep after the marking.
 
-A page cannot change while it is unmapped, and only BUSY pages are mapped or unmapped, so what is
-compressed is what the program wrote last.
+A page cannot change while it is unmapped, and only BUSY pages are mapped or unmapped. The
+compressed bytes are therefore what the program wrote last.
 
-Clean pages. A page that is restored for reading is mapped write-protected, and keeps its entry. The
-kernel lifts the protection at the first write by itself (UFFD_FEATURE_WP_ASYNC). When the page is
-unmapped, a marker stays behind if it was still protected: bit 57 of /proc/self/pagemap. Looked at
-afterwards, it cannot be overtaken by a write. Such a page is dropped, and not compressed again.
+Clean pages. A page that is restored for reading is mapped write-protected and keeps its entry. The
+kernel lifts the protection at the first write (UFFD_FEATURE_WP_ASYNC). If the page is still
+protected when it is unmapped, a marker stays behind: bit 57 of /proc/self/pagemap. The marker is
+read after the unmapping, so no write can come in between. Such a page is dropped without being
+compressed again.
 
 Rejected
-* A second mapping for the pager. Its write fault costs 2 to 3 µs per page, UFFDIO_COPY from a warm buffer 1.1,
-  and pread reads a candidate for 0.4.
-* UFFD_FEATURE_SIGBUS, which restores pages in the faulting thread: system calls then fail with EFAULT.
-* UFFDIO_MOVE of anonymous pages (Linux 6.8): no second chance without a fault of its own.
+* A second mapping for the pager. Its write fault costs 2 to 3 µs per page; UFFDIO_COPY from a warm
+  buffer costs 1.1 µs, and pread reads a candidate in 0.4 µs.
+* UFFD_FEATURE_SIGBUS, which restores pages in the faulting thread. System calls then fail with
+  EFAULT.
+* UFFDIO_MOVE of anonymous pages (Linux 6.8). It gives no second chance without a further fault.
 
 Invariants (`fault` in pager.pyx)
-* resident is the number of pages in memory, and of those about to be; candidates that of CANDIDATE ones.
+* `resident` is the number of pages that are in memory or about to be. `candidates` is the number of
+  CANDIDATE pages.
 * A page that is not BUSY is mapped if and only if it is RESIDENT.
-* STORED implies ENTRY, and an entry in the entries.
+* A STORED page has the flag ENTRY, and `entries` has its entry.
 
     field                                   writer
-    states, flags, pins, counts, hands      whoever holds the mutex; flags of a BUSY page: who made it so
-    events                                  anybody, atomically
+    states, flags, pins, counts, hands      the thread that holds the mutex; for the flags of a BUSY
+                                            page, the thread that set BUSY
+    events                                  any thread, atomically
 
-Locks: `mutex`, within one step; never while a codec runs, nor during a system call that may sleep. The pool's
-mutex is not taken while it is held, nor the other way round. The GIL is never waited for with either.
+Locks: `mutex`, within one step. It is never held while a codec runs or during a system call that
+may sleep. No thread holds it together with the pool's mutex, and no thread waits for the GIL while
+it holds either.
 """
 
 from libc.errno cimport EBADF, EBADMSG, EINTR, EIO, ENOENT, ENOMEM, errno as c_errno
@@ -71,14 +77,15 @@ cdef extern from *:
     #define BZ_DONTNEED_LOCKED 24 /* Linux 5.18 */
     static const char *bz_why(int code, char *room, size_t size) {
         switch (code) {
-        case EBADMSG: return "what is stored of it is damaged";
+        case EBADMSG: return "its stored data is damaged";
         case ENOENT: return "its entry was taken out of the store";
         case EBADF: return "its store is closed";
         case EFAULT: return "it belongs to no array";
         default: return strerror_r(code, room, size);
         }
     }
-    static void bz_say_lost(const void *region, uint64_t page, uint64_t offset, int code, int can_poison) {
+    static void bz_say_lost(
+        const void *region, uint64_t page, uint64_t offset, int code, int can_poison) {
         char line[320], room[80];
         int length = snprintf(line, sizeof line,
                               "batchzip: page %llu of the paged memory at %p (byte %llu) cannot be "
@@ -90,9 +97,10 @@ cdef extern from *:
     static void bz_say_not_marked(const void *region, uint64_t page, int code) {
         char line[320], room[80];
         int length = snprintf(line, sizeof line,
-                              "batchzip: the kernel cannot mark page %llu of the paged memory at %p as "
-                              "lost: %s. A touch raises SIGSEGV.\\n",
-                              (unsigned long long)page, region, strerror_r(code, room, sizeof room));
+                              "batchzip: the kernel cannot mark page %llu of the paged memory at "
+                              "%p as lost: %s. A touch raises SIGSEGV.\\n",
+                              (unsigned long long)page, region,
+                              strerror_r(code, room, sizeof room));
         if (write(2, line, length) < 0) return;
     }
     static inline void bz_or32(uint32_t *word, uint32_t bits) {
@@ -112,8 +120,8 @@ cdef extern from *:
     enum: PROT_NONE, MADV_DONTNEED, BZ_DONTNEED_LOCKED, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
 
 cdef enum:
-    MARKER_BIT = 57  # of a word of pagemap: the page was write-protected when it was unmapped
-    WORDS = 512  # of pagemap that are read in one go, at most
+    MARKER_BIT = 57  # in a pagemap word: the page was write-protected when it was unmapped
+    WORDS = 512  # maximum number of pagemap words per read
 
 cdef void region_lock(RegionState *region) noexcept nogil:
     pthread_mutex_lock(&region.mutex)
@@ -124,24 +132,24 @@ cdef void region_unlock(RegionState *region) noexcept nogil:
 
 
 cdef void region_tell(RegionState *region, uint32_t event) noexcept nogil:
-    """Tell Python of an Event: see Pager.await_event."""
+    """Report an Event to Python: see Pager.await_event."""
     bz_or32(&region.events, event)
     bz_futex_wake(&region.events)
 
 
-# Mapped pages. The pages are the caller's: BUSY, and nobody else changes them.
+# Mapped pages. The caller has made the pages BUSY, so that no other thread changes them.
 
 cdef int region_unmap(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
-    """Unmap pages; they stay in the file. Return 0 or an errno: some may be mapped still."""
+    """Unmap pages. They stay in the file. Return 0, or an errno with some pages still mapped."""
     cdef uint64_t bytes = count << region.page_shift
     if madvise(address_of(region, first), bytes, MADV_DONTNEED) == 0:
         return 0
-    # The program has locked them (mlock(2)). The budget counts for these, too.
+    # The program has locked the pages with mlock(2). The budget applies to them as well.
     return c_errno if madvise(address_of(region, first), bytes, BZ_DONTNEED_LOCKED) else 0
 
 
 cdef int region_punch(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
-    """Give the memory of pages back. Return 0 or an errno: some may be there still."""
+    """Punch holes for pages. Return 0, or an errno with some pages still in memory."""
     while fallocate(
         region.file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first << region.page_shift,
         count << region.page_shift,
@@ -152,15 +160,16 @@ cdef int region_punch(RegionState *region, uint64_t first, uint64_t count) noexc
 
 
 cdef void region_map_back(RegionState *region, uint64_t page, bint protect) noexcept nogil:
-    """Map a busy page that is in the file, and end its being busy.
+    """Map a busy page that is in the file, and clear BUSY.
 
-    Where the kernel cannot do so now, the page is a candidate again, and whoever waits touches it again.
+    If the kernel cannot map it now, the page becomes a candidate again, and waiting threads touch
+    it again.
     """
     cdef bint woken
     cdef int code = -bz_uffd_continue(
         region.uffd, address_of(region, page), region.page_size, protect, region.machine_page
     )
-    if code and not is_passing(code):  # its memory is damaged: EIO
+    if code and not is_passing(code):  # for example EIO: its memory is damaged
         region_forget(region, page, 1)
         region_punch(region, page, 1)
         region_lock(region)
@@ -182,16 +191,16 @@ cdef void region_map_back(RegionState *region, uint64_t page, bint protect) noex
 
 
 cdef void region_wake(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
-    """Wake whoever waits for one of the pages: they touch it again."""
+    """Wake the threads that wait for one of the pages. They touch it again."""
     bz_uffd_wake(region.uffd, address_of(region, first), count << region.page_shift)
 
 
 cdef uint64_t region_clean(
     RegionState *region, const uint64_t *pages, uint32_t count
 ) noexcept nogil:
-    """Return a bit for each of up to 64 unmapped pages: it was still write-protected when it was unmapped.
+    """Return a bit set of those of up to 64 unmapped pages that were still write-protected then.
 
-    The pages are in ascending order. Those that are near each other are looked at together.
+    The pages are in ascending order. One read covers pages that are near each other.
     """
     cdef uint64_t words[WORDS]
     cdef uint64_t found = 0, marked, at, parts = region.page_size // region.machine_page
@@ -216,10 +225,10 @@ cdef uint64_t region_clean(
 
 
 cdef void region_lose(RegionState *region, uint64_t page, int code, bint say) noexcept nogil:
-    """Have touches of a busy page raise SIGBUS, and end its being busy.
+    """Mark a busy page as lost, so that a touch raises SIGBUS, and clear BUSY.
 
-    A page may be lost twice: each of two threads that touched it at once may have a fault of its own, and the
-    second one may be looked at after the page was lost for the first one.
+    A page may be lost twice: two threads that touch it at once may each cause a fault, and the
+    second fault may be served after the first one has marked the page.
     """
     cdef uint8_t *address = address_of(region, page)
     cdef int failed = 0
@@ -295,14 +304,14 @@ cdef int region_fetch(Hand *hand, uint64_t page, uint8_t *to) noexcept nogil:
                 memcpy(to, hand.coder.output, length)
                 return 0
             return EBADMSG
-        # It may have been moved meanwhile. Damaged is only what is still there.
+        # The object may have moved meanwhile. It is damaged only if the entry is unchanged.
         if before.kind == BACKED and entry_is(&before, &found):
             return EIO if length < 0 else EBADMSG
         before = found
 
 
 cdef void region_forget(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
-    """Take the entries of pages out of the entries."""
+    """Remove the entries of pages."""
     cdef EntriesState *entries = region.entries
     cdef Entry *entry
     cdef uint64_t page
@@ -319,9 +328,10 @@ cdef void region_forget(RegionState *region, uint64_t first, uint64_t count) noe
 cdef uint32_t region_fill(
     Hand *hand, uint64_t first, uint32_t count, uint8_t kind, bint writes
 ) noexcept nogil:
-    """Bring busy pages, all STORED or all EMPTY, into memory, and map them. Return how many are there.
+    """Restore busy pages, all STORED or all EMPTY, and map them. Return their number.
 
-    `hand.codes` has 0 for each of these, and an errno for the others. `writes`: the program writes to them.
+    `hand.codes` gets 0 for each restored page and an errno for the others. `writes` means that the
+    program is about to write to them.
     """
     cdef RegionState *region = hand.region
     cdef size_t size = region.page_size
@@ -329,7 +339,9 @@ cdef uint32_t region_fill(
     cdef bint protect = region.tracks_writes and kind == STORED and not writes
     if kind == STORED:
         for number in range(count):
-            hand.codes[number] = <uint8_t>region_fetch(hand, first + number, hand.pages + number * size)
+            hand.codes[number] = <uint8_t>region_fetch(
+                hand, first + number, hand.pages + number * size
+            )
     else:
         memset(hand.codes, 0, count)
     number = 0
@@ -343,7 +355,7 @@ cdef uint32_t region_fill(
         if _fill_run(hand, first + start, start, number - start, kind, protect) == 0:
             filled += number - start
             continue
-        # Not all of them, for want of memory, say: what there is goes page by page.
+        # The whole run failed, for example for lack of memory. Try page by page.
         _take_back(region, first + start, number - start)
         for number in range(start, number):
             hand.codes[number] = <uint8_t>_fill_run(hand, first + number, number, 1, kind, protect)
@@ -358,7 +370,7 @@ cdef uint32_t region_fill(
 cdef int _fill_run(
     Hand *hand, uint64_t first, uint32_t row, uint32_t count, uint8_t kind, bint protect
 ) noexcept nogil:
-    """Return 0 or an errno."""
+    """Fill and map a run of pages in one call. Return 0 or an errno."""
     cdef RegionState *region = hand.region
     cdef uint64_t bytes = <uint64_t>count << region.page_shift
     cdef uint8_t *address = address_of(region, first)
@@ -373,6 +385,6 @@ cdef int _fill_run(
 
 
 cdef void _take_back(RegionState *region, uint64_t first, uint64_t count) noexcept nogil:
-    """Undo a filling that stopped in the middle."""
+    """Undo a fill that stopped in the middle."""
     region_unmap(region, first, count)
     region_punch(region, first, count)

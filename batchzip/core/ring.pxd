@@ -4,7 +4,7 @@ from batchzip.core.batch cimport BatchState
 
 cdef enum:
     SLOTS = 4
-    NOBODYS = 0xFFFFFFFF  # no page is left to take
+    NOBODYS = 0xFFFFFFFF  # no page is left
 
 cdef enum:  # flags of a descriptor
     INPUTS_SHARED = 1  # inputs lie in the arena
@@ -89,7 +89,7 @@ cdef extern from *:
         uint32_t finished
         uint64_t results
 
-cdef struct RingSlot:  # where the parts of one slot are
+cdef struct RingSlot:  # the addresses of the parts of one slot
     SlotHead *head
     uint32_t *lengths
     uint32_t *rows
@@ -109,21 +109,22 @@ cdef struct RingState:  # the owner's side of one ring
     bint is_thread
     uint32_t number
     uint32_t lock  # 1 while one of the owner's threads posts
-    uint32_t posted  # the owner's own copy
-    uint32_t seen_ready  # 1 once the lane was ready: it stays so, whatever its word becomes
-    uint32_t seen_done  # the last `done` that could be
+    uint32_t posted  # the owner's private copy
+    uint32_t seen_ready  # 1 once the lane was ready, whatever its word says later
+    uint32_t seen_done  # the last valid `done`
     uint32_t held[SLOTS]  # 1 while a job will still look at the slot
     uint32_t dead  # no share is posted any more
-    uint32_t gone  # the lane has ended: it writes nothing any more
-    # The share that was given up first and may still be under way, above the millisecond of when that
-    # was; 0: none. One word, so that nobody sees the one with the other's time.
+    uint32_t gone  # the lane has ended and writes nothing any more
+    # The oldest share that was given up and may still be under way: its number in the upper half,
+    # the time in milliseconds in the lower half; or 0. It is one word, so that no thread sees the
+    # number of one share with the time of another.
     uint64_t abandoned
 
-cdef struct Share:  # what is posted: positions of a batch, and where its memory is
+cdef struct Share:  # what is posted: a range of a batch's pages, and where its memory is
     BatchState *batch
     uint32_t first
     uint32_t count
-    bint inputs_shared  # workers read inputs where they are: `inputs` bytes into the arena
+    bint inputs_shared  # workers read inputs in place, `inputs` bytes into the arena
     bint outputs_shared
     bint hashed  # the worker hashes each output
     uint64_t inputs
@@ -143,7 +144,7 @@ cdef uint32_t sum_of_tables(
 ) noexcept nogil
 cdef uint64_t first_sum(uint32_t sequence) noexcept nogil
 cdef inline uint64_t add_result(uint64_t sum, uint32_t length, int32_t error) noexcept nogil:
-    """Return a checksum of results with one more."""
+    """Return a checksum of results, extended by one more result."""
     return bz_fold(sum, <uint64_t>length << 32 | <uint32_t>error)
 cdef int64_t finished_pages(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil
 cdef uint32_t take(uint64_t *claim) noexcept nogil

@@ -1,10 +1,10 @@
 """Rings: how a share of a batch reaches a lane, a thread of the core or a worker process.
 
-A Ring is one lane's, seen from the owner of the engine. `batchzip.core.division` posts shares to
-it; what is here is its making, its figures and its end. `batchzip.core.lane` has the lane's side.
+A Ring is the owner's side of one lane's ring. This module creates it, reports its figures and ends
+it. `batchzip.core.division` posts shares to it. `batchzip.core.lane` has the lane's side.
 
-Whatever a worker writes into its ring is copied once and checked before it is believed. A worker
-may die at any instruction. Its ring is not used again then.
+The owner copies each word that a worker writes once, and checks the copy before it uses it. A
+worker may die at any instruction. Its ring is not used again then.
 """
 
 from typing import Final, Self, final
@@ -12,72 +12,73 @@ from typing import Final, Self, final
 from batchzip.arguments.buffers import Buffer
 
 FIGURES: Final[tuple[str, ...]]
-"""The names of what `Ring.figures` returns."""
+"""The keys of the dict that `Ring.figures` returns."""
 
 LOOK_NS: Final[int]
-"""Nanoseconds that either side looks before it sleeps."""
+"""How long either side polls before it sleeps, in nanoseconds."""
 
 def ring_bytes(page_size: int, *, staged: bool = True) -> int:
-    """Return the bytes of a ring for pages of a size; without room for staging if not `staged`."""
+    """Return the size of a ring in bytes, with space for staged pages if `staged`."""
 
 def share_pages(page_size: int) -> int:
-    """Return the most pages of a share for a worker."""
+    """Return the maximum number of pages in a worker's share."""
 
 @final
 class Ring:
-    """One lane's ring, seen from its owner. Thread-safe.
+    """The owner's side of one lane's ring. Thread-safe.
 
-    `number`  which of the lanes it is, from 0.
-    `memory`  a writable buffer of `ring_bytes(page_size)` zero bytes that a worker shares. It is
-              exported as long as the ring lives, so that nobody can unmap what a batch still uses.
-              Without it, the lane is a thread, and the ring has memory of its own.
+    `number`  the lane's number, from 0.
+    `memory`  a writable buffer of `ring_bytes(page_size)` zero bytes, shared with a worker. The
+              ring holds an export of it, so that memory in use by a batch cannot be unmapped.
+              Without it, the lane is a thread, and the ring allocates its own memory.
 
-    Raise BadArgument if the memory is too small.
+    Raises BadArgument if the memory is too small.
     """
 
     def __new__(cls, page_size: int, number: int, memory: Buffer | None = None) -> Self: ...
     @property
     def number(self) -> int:
-        """Which of the lanes it is."""
+        """The lane's number, from 0."""
 
     @property
     def ready(self) -> bool:
-        """Whether the lane takes descriptors. Once it was so it stays so, whatever the word becomes."""
+        """Whether the lane has ever been ready to take descriptors."""
 
     @property
     def posted(self) -> int:
-        """Shares ever posted, modulo 2³²."""
+        """Number of shares posted so far, modulo 2³²."""
 
     @property
     def done(self) -> int:
-        """Shares ever finished, modulo 2³²."""
+        """Number of shares finished so far, modulo 2³², as reported by the lane."""
 
     @property
     def asleep(self) -> bool:
-        """Whether the lane sleeps for want of work."""
+        """Whether the lane sleeps and has to be woken."""
 
     @property
     def dead(self) -> bool:
-        """Whether the lane ended, or is to be trusted no more."""
+        """Whether the lane has ended or is no longer trusted."""
 
     def mark_gone(self) -> None:
-        """Say that the lane has ended: post no more, and wake whoever waits for it.
+        """Record that the lane has ended. Post no more shares, and wake all waiting threads.
 
-        Only once it writes nothing any more: its process is reaped, or its thread joined.
+        Call it only when the lane cannot write any more: its process is reaped or its thread
+        joined.
         """
 
     @property
     def is_unused(self) -> bool:
-        """Whether every share is finished, and no batch looks at a slot."""
+        """Whether every share is finished and no batch uses a slot."""
 
     def stop(self) -> None:
-        """Tell the lane to end once it has done what is posted. Return at once."""
+        """Tell the lane to end once it has finished all posted shares. Return at once."""
 
     def is_neglected(self, patience_s: float) -> bool:
-        """Whether a share that was given up so many seconds ago is still under way."""
+        """Return whether a share given up at least `patience_s` seconds ago is still under way."""
 
     def figures(self) -> dict[str, int]:
-        """Return what the lane did, by the names in FIGURES. Those of a worker are what it says."""
+        """Return the lane's counters, with the keys in FIGURES. A worker reports its own."""
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where the ring is not as the header of ring.pyx says."""
+        """Raise AssertionError if an invariant in the header of ring.pyx does not hold."""

@@ -1,65 +1,71 @@
 """Ring: how a share of a batch reaches a lane.
 
-A lane is one consumer: a thread of the core in the owner's process, or a worker process. Each has a
-ring of its own with one producer, the owner. Both kinds of lane run the same loop (lane.pyx) over the
-same layout; they differ in where a share's memory is.
+A lane is one consumer: a thread of the core in the owner's process, or a worker process. Each lane
+has its own ring with one producer, the owner. Both kinds of lane run the same loop (lane.pyx) over
+the same layout. They differ in where a share's memory is.
 
     owner: post ─▶ slot: descriptor, claim ─▶ POSTED ─▶ lane: take a page, do it, take the next …
                               ▲                                    │ nothing left
            cut: takes back ───┘                                    ▼
            pages from the end                                   DONE ─▶ owner: collects
 
-The claim word of a slot says which pages of the share nobody has begun: [next, end). A lane takes
-them from the front, one at a time, and the owner takes them back from the end, both by one
-compare-and-swap. So nobody waits for pages that are not begun, a page is done once, and a process
-that dies at any instruction leaves a word that says which page it was at.
+The claim word of a slot says which pages of the share no one has begun: [next, end). A lane takes
+them from the front, one at a time, and the owner takes them back from the end. Each does so with
+one compare-and-swap. So no thread waits for pages that are not begun, each page is done once, and a
+process that dies at any instruction leaves a word that says which page it was processing.
 
-    thread lane   the descriptor holds the address of the owner's BatchState. Nothing is copied.
-    worker        the descriptor holds offsets into the engine's arena; what does not lie there is
-                  staged in the slot. Lengths, errors and outputs without a place are left in the slot.
+    thread lane   the descriptor holds the address of the owner's BatchState; nothing is copied
+    worker        the descriptor holds offsets into the engine's arena; other inputs are staged in
+                  the slot; lengths, errors and outputs outside the arena are returned in the slot
 
-Memory of a ring, in the order of addresses. Each field has one writer but the claim.
+Memory of a ring, in the order of addresses. Each field except the claim has one writer.
 
-    control, one cache line a word                             written by
+    control, one cache line per word                           written by
         ready      1 once the lane takes descriptors           lane
         posted     shares ever posted                          owner
         done       shares ever finished; a futex               lane
         asleep     1 while the lane needs the bell             lane
         bell       a futex: changes when the lane is woken     owner
         waiters    the owner's threads that sleep on `done`    owner
-        stop       1 when the lane shall end                   owner
+        stop       1 when the lane must end                    owner
         owner_cpu  1 + the CPU that a waking owner posts from  owner, before `posted`
-        figures    what the lane did                           lane
-    slot 0 … SLOTS − 1; share n lies in slot n % SLOTS
+        figures    the lane's counters                         lane
+    slot 0 … SLOTS − 1; share n is in slot n % SLOTS
         claim      next u32, end u32                           owner at post; then both, by CAS
         descriptor sequence, operation, … and a check          owner, before `posted` covers it
         finished   sequence + 1 once all of it is done         lane, before `done` covers it
-        results    a checksum of the results below so far      owner at post; then worker, page by page
-        lengths    u32 a page: bytes of each staged input      owner, before `posted` covers it
-        rows       u32 a page: where its output goes           owner, likewise
+        results    a checksum of the results below so far      owner at post; then worker, per page
+        lengths    u32 per page: bytes of each staged input    owner, before `posted` covers it
+        rows       u32 per page: where its output goes         owner, before `posted` covers it
         dlens, errors, hashes   results of each page           worker, as soon as it is done
         inputs     staged pages or sources                     owner, before `posted` covers it
-        outputs    packed, or a page each                      worker, before `done` covers it
+        outputs    packed, or one page each                    worker, before `done` covers it
 
 Invariants
-* done ≤ posted ≤ done + SLOTS; a slot is written again only after `done` covered it and its job let go.
-* 0 ≤ next ≤ end ≤ count. A page before `next` is the lane's, one at or behind `end` the owner's.
-* What the other side wrote is copied once, the copy is checked, and only the copy is used. The
-  descriptor's check covers lengths and rows. A worker keeps the sum of its results to itself, too, so
-  that `results` speaks of what it did and not of what the memory came to hold. Inputs and outputs
-  have no checksum: hashes are for that, with `verify`.
-* What a dead worker has published is taken: `results` tells of how many of the pages it took. So it was
-  at one page at most, and no other is suspected, wherever in a share it ends.
-* `done` never falls, and pages are taken in order. Otherwise a word was spoilt.
+* done ≤ posted ≤ done + SLOTS. The owner reuses a slot only after `done` covers it and its job has
+  released it.
+* 0 ≤ next ≤ end ≤ count. A page before `next` belongs to the lane, one at or after `end` to the
+  owner.
+* A side copies once what the other side wrote, checks the copy, and uses only the copy. The
+  descriptor's check covers lengths and rows. A worker also keeps the checksum of its results in
+  private memory, so that `results` describes what it did and not what the shared memory holds
+  later. Inputs and outputs have no checksum here: with `verify`, hashes serve that purpose.
+* The owner accepts what a dead worker has published. `results` tells how many of the pages that the
+  worker took are complete. At most one page can have killed it, wherever in a share it died.
+* `done` never decreases, and pages are taken in order. Otherwise a word is damaged.
 
-Going to sleep is "announce it, look once more, sleep" against "post, look whether they sleep". Each
-side stores and then loads what the other one stored, so each has a full fence in between.
+A lane that goes to sleep announces it, checks for work once more, and sleeps. The owner posts, then
+checks whether the lane sleeps. Each side stores and then loads what the other stored, so each needs
+a full fence in between.
 
-Rejected: one queue for all lanes (whoever dies in it holds it, or has half done something); a lock per
-slot (a dead process keeps it); shares that are taken back whole (the last one is then waited for).
+Rejected:
 
-Locks: `lock`, between the owner's threads, held while one share is staged. It is taken only if it is
-free, so nobody waits for it.
+* One queue for all lanes. A process that dies in it holds it or leaves an operation half done.
+* A lock per slot. A dead process holds it forever.
+* Taking back whole shares only. The caller then waits for the last share.
+
+Locks: `lock`, among the owner's threads, held while one share is staged. A thread takes it only if
+it is free, so no thread waits for it.
 """
 
 cimport cython
@@ -76,7 +82,7 @@ from batchzip.errors import BadArgument
 
 cdef extern from "native.h" nogil:
     """
-    /* Counts the forks that led to this process: threads and workers are not a child's. */
+    /* The number of forks that led to this process. A child owns neither threads nor workers. */
     static uint32_t bz_forks;
     static void bz_count_fork(void) { bz_forks++; }
     static void bz_watch_forks(void) { pthread_atfork(NULL, NULL, bz_count_fork); }
@@ -105,9 +111,9 @@ bz_watch_forks()
 
 cdef enum:
     CONTROL_BYTES = 4096
-    SLOT_HEAD_BYTES = 320  # claim, descriptor, finished: a line, three lines, a line
-    STAGED_BYTES = 128 << 10  # of pages in a share that is staged
-    SHARE_BYTES = 1 << 20  # of pages in any share
+    SLOT_HEAD_BYTES = 320  # cache lines: claim 1, descriptor 3, finished 1
+    STAGED_BYTES = 128 << 10  # maximum bytes of pages in a staged share
+    SHARE_BYTES = 1 << 20  # maximum bytes of pages in any share
     MOST_SHARE_PAGES = 256
 
 FIGURES = (
@@ -118,8 +124,11 @@ FIGURES = (
 )
 
 LOOK_NS = BZ_LOOK_NS
-"""Nanoseconds that either side looks before it sleeps: about what waking up costs in a virtual machine.
-Longer looking takes CPU time from other programs."""
+"""How long either side polls before it sleeps, in nanoseconds.
+
+It is about the cost of a wake-up in a virtual machine. Longer polling takes CPU time from other
+programs.
+"""
 
 cdef int64_t _look_ns = LOOK_NS
 
@@ -139,11 +148,12 @@ cdef size_t _output_room(size_t page_size) noexcept:
 
 cdef size_t _data_offset(size_t page_size) noexcept:
     cdef size_t pages = _share_pages(page_size)
-    return (SLOT_HEAD_BYTES + pages * (4 * sizeof(uint32_t) + sizeof(uint64_t)) + 4095) // 4096 * 4096
+    cdef size_t bytes = SLOT_HEAD_BYTES + pages * (4 * sizeof(uint32_t) + sizeof(uint64_t))
+    return (bytes + 4095) // 4096 * 4096
 
 
 def ring_bytes(size_t page_size, *, bint staged=True) -> int:
-    """Return the bytes of a ring for pages of a size; without room for staging if not `staged`."""
+    """Return the size of a ring in bytes, with space for staged pages if `staged`."""
     cdef size_t slot = SLOT_HEAD_BYTES
     check_page_size(page_size)
     if staged:
@@ -152,7 +162,7 @@ def ring_bytes(size_t page_size, *, bint staged=True) -> int:
 
 
 def share_pages(size_t page_size) -> int:
-    """Return the most pages of a share for a worker."""
+    """Return the maximum number of pages in a worker's share."""
     return _share_pages(check_page_size(page_size))
 
 
@@ -179,7 +189,7 @@ cdef void _find_slots(uint8_t *memory, RingSlot *slots, size_t page_size, bint s
 # The claim.
 
 cdef uint32_t take(uint64_t *claim) noexcept nogil:
-    """Take the next page of a share; NOBODYS if none is left. The lane's side."""
+    """Take the next page of a share for the lane. Return its position, or NOBODYS if none."""
     cdef uint64_t seen = bz_load64(claim)
     while <uint32_t>seen < <uint32_t>(seen >> 32):
         if bz_cas64(claim, &seen, seen + 1):
@@ -188,7 +198,7 @@ cdef uint32_t take(uint64_t *claim) noexcept nogil:
 
 
 cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil:
-    """Take back up to `most` pages from the end of a share. Return how many. The owner's side."""
+    """Take back up to `most` pages from the end of a share for the owner. Return their number."""
     cdef uint64_t seen = bz_load64(claim)
     cdef uint32_t left
     while <uint32_t>seen < <uint32_t>(seen >> 32):
@@ -201,12 +211,12 @@ cdef uint32_t cut(uint64_t *claim, uint32_t most) noexcept nogil:
 # The owner's side.
 
 cdef uint32_t forks() noexcept nogil:
-    """Return how many forks led to this process."""
+    """Return the number of forks that led to this process."""
     return bz_forks
 
 
 cdef bint is_honest(RingState *ring) noexcept nogil:
-    """Return whether `done` can be so: it never falls, and never passes what was posted."""
+    """Return whether `done` is valid: it never decreases and never exceeds `posted`."""
     cdef uint32_t seen = bz_load32(&ring.seen_done)
     cdef uint32_t done = bz_load32(&ring.control.done)
     if done - seen > bz_load32(&ring.posted) - seen:
@@ -216,12 +226,17 @@ cdef bint is_honest(RingState *ring) noexcept nogil:
 
 
 cdef uint64_t first_sum(uint32_t sequence) noexcept nogil:
-    """Return what the checksum of a share's results begins with."""
+    """Return the initial value of the checksum of a share's results."""
     return bz_fold(sequence, 1)
 
 
-cdef int64_t finished_pages(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil:
-    """Return how many of the first `count` pages of a worker's share have results; −1: a word was spoilt."""
+cdef int64_t finished_pages(
+    const RingState *ring, uint32_t sequence, uint32_t count
+) noexcept nogil:
+    """Return how many of the first `count` pages of a worker's share have results.
+
+    Return −1 if a word is damaged.
+    """
     cdef RingSlot slot = ring.slots[sequence % SLOTS]
     cdef uint64_t sum = first_sum(sequence), results = bz_load64(&slot.head.results)
     cdef uint32_t number = 0
@@ -239,10 +254,10 @@ cdef bint is_done(const RingState *ring, uint32_t sequence) noexcept nogil:
 
 
 cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) noexcept nogil:
-    """Return whether a share of `count` pages, said to be done, looks it: every page was taken."""
+    """Return whether every page of a share of `count` pages, reported as done, was taken."""
     cdef SlotHead *head = ring.slots[sequence % SLOTS].head
     cdef uint64_t claim = bz_load64(&head.claim)
-    # Looked at in this order: others post meanwhile, and the lane goes on.
+    # Read `done` first, then `posted`: other threads post meanwhile, and the lane continues.
     cdef uint32_t done = bz_load32(&ring.control.done)
     return (
         head.finished == sequence + 1
@@ -253,25 +268,25 @@ cdef bint is_finished(const RingState *ring, uint32_t sequence, uint32_t count) 
 
 
 cdef bint is_ready(RingState *ring) noexcept nogil:
-    """Return whether the lane takes descriptors, or ever did."""
+    """Return whether the lane is or was ready to take descriptors."""
     if not bz_load32(&ring.seen_ready) and bz_load32(&ring.control.ready) == 1:
         bz_store32(&ring.seen_ready, 1)
     return bz_load32(&ring.seen_ready)
 
 
 cdef bint may_take(RingState *ring, uint32_t backlog) noexcept nogil:
-    """Return whether a lane has fewer than `backlog` shares, and room for one."""
+    """Return whether a lane has fewer than `backlog` unfinished shares and a free slot."""
     cdef uint32_t posted = bz_load32(&ring.posted)
     cdef uint32_t under_way = posted - bz_load32(&ring.control.done)
     if bz_load32(&ring.dead) or bz_load32(&ring.held[posted % SLOTS]):
         return False
     if not is_ready(ring):
-        return False  # what is posted to a lane that starts is mostly taken back
+        return False  # shares posted to a lane that is starting are mostly taken back
     return under_way < min(backlog, <uint32_t>SLOTS)
 
 
 cdef uint32_t fitting(const RingState *ring, const Share *share) noexcept nogil:
-    """Return how many pages of a share fit a slot, from its first on."""
+    """Return how many pages of a share fit into a slot, counted from its first page."""
     cdef BatchState *batch = share.batch
     cdef uint32_t count, index, number
     cdef size_t used = 0
@@ -297,7 +312,7 @@ cdef uint32_t fitting(const RingState *ring, const Share *share) noexcept nogil:
 
 
 cdef inline size_t _staged_length(const BatchState *batch, uint32_t index) noexcept nogil:
-    """Return the bytes that are staged of an input; 0 where it is of a length that cannot be."""
+    """Return the number of bytes of an input to stage, or 0 if its length is invalid."""
     cdef size_t length = batch.page_size
     if batch.input_lengths is not NULL:
         length = batch.input_lengths[index]
@@ -307,13 +322,17 @@ cdef inline size_t _staged_length(const BatchState *batch, uint32_t index) noexc
 
 
 cdef int post(RingState *ring, const Share *share, uint32_t *sequence) noexcept nogil:
-    """Give a lane a share that fits, if it can take one. `sequence` becomes the share's number."""
+    """Post a share that fits to a lane, if the lane can take one. Set `sequence` to its number."""
     cdef uint32_t number, under_way, outcome = NOT_POSTED
     if bz_exchange32(&ring.lock, 1):
-        return NOT_POSTED  # another thread posts here; the caller has work of its own
+        return NOT_POSTED  # another thread is posting; the caller has work of its own
     number = ring.posted
     under_way = number - bz_load32(&ring.control.done)
-    if not bz_load32(&ring.dead) and under_way < SLOTS and not bz_load32(&ring.held[number % SLOTS]):
+    if (
+        not bz_load32(&ring.dead)
+        and under_way < SLOTS
+        and not bz_load32(&ring.held[number % SLOTS])
+    ):
         _write_slot(ring, &ring.slots[number % SLOTS], share, number)
         bz_store32(&ring.held[number % SLOTS], 1)
         sequence[0] = number
@@ -323,7 +342,7 @@ cdef int post(RingState *ring, const Share *share, uint32_t *sequence) noexcept 
 
 
 cdef int _announce(RingState *ring, uint32_t posted) noexcept nogil:
-    """Say that shares below `posted` can be taken; wake the lane if it sleeps."""
+    """Publish the shares below `posted`, and wake the lane if it sleeps."""
     cdef bint sleeps = bz_load32(&ring.control.asleep)
     bz_store32(&ring.control.owner_cpu, <uint32_t>sched_getcpu() + 1 if sleeps else 0)
     bz_store32(&ring.posted, posted)
@@ -372,7 +391,7 @@ cdef void _write_slot(
 cdef uint32_t sum_of_tables(
     const Descriptor *descriptor, const uint32_t *lengths, const uint32_t *rows
 ) noexcept nogil:
-    """Return a checksum of the lengths and rows that a share has."""
+    """Return a checksum of a share's lengths and rows."""
     cdef uint64_t sum = 0
     cdef uint32_t number
     if not descriptor.flags & INPUTS_SHARED:
@@ -385,7 +404,7 @@ cdef uint32_t sum_of_tables(
 
 
 cdef size_t _stage(RingSlot *slot, const Share *share) noexcept nogil:
-    """Copy a share's inputs into its slot, one behind the other. Return their bytes."""
+    """Copy a share's inputs into its slot, contiguously. Return their total size in bytes."""
     cdef BatchState *batch = share.batch
     cdef uint32_t number, index
     cdef size_t at = 0, length
@@ -414,7 +433,10 @@ cdef void _write_rows(RingSlot *slot, const Share *share) noexcept nogil:
 cdef void await_done(
     RingState *ring, uint32_t sequence, int64_t look_ns, int64_t until_ns
 ) noexcept nogil:
-    """Wait until a share is finished: look for a while, then sleep until a time or a signal."""
+    """Wait until a share is finished, `until_ns` has passed or a signal arrives.
+
+    Poll for `look_ns`, then sleep.
+    """
     cdef int64_t now, look_until = bz_now_ns() + look_ns
     cdef uint32_t seen, turns = 0
     cdef int spin
@@ -438,7 +460,7 @@ cdef void await_done(
 
 
 cdef void let_go(RingState *ring, uint32_t sequence) noexcept nogil:
-    """Say that nobody looks at a share's slot any more: it is free once the share is finished."""
+    """Release the slot of a share. It is free once the share is finished."""
     bz_store32(&ring.held[sequence % SLOTS], 0)
 
 
@@ -447,7 +469,7 @@ cdef inline uint32_t _now_ms() noexcept nogil:
 
 
 cdef void give_up(RingState *ring, uint32_t sequence) noexcept nogil:
-    """Let go of a share that may still be under way; note the oldest of those."""
+    """Release the slot of a share that may still be under way, and record the oldest such share."""
     cdef uint64_t noted = bz_load64(&ring.abandoned)
     if not is_done(ring, sequence) and (not noted or is_done(ring, <uint32_t>(noted >> 32))):
         bz_store64(&ring.abandoned, (<uint64_t>sequence << 32) | _now_ms() | 1)
@@ -455,7 +477,7 @@ cdef void give_up(RingState *ring, uint32_t sequence) noexcept nogil:
 
 
 cdef bint is_hung(RingState *ring, double patience_s) noexcept nogil:
-    """Return whether a share that was given up so long ago is still under way."""
+    """Return whether a share given up at least `patience_s` seconds ago is still under way."""
     cdef uint64_t noted = bz_load64(&ring.abandoned)
     if not noted or not is_ready(ring) or is_done(ring, <uint32_t>(noted >> 32)):
         return False
@@ -463,10 +485,10 @@ cdef bint is_hung(RingState *ring, double patience_s) noexcept nogil:
 
 
 cdef class Ring:
-    """One lane's ring, seen from its owner. Thread-safe.
+    """The owner's side of one lane's ring. Thread-safe.
 
-    `memory`  a writable buffer of `ring_bytes(page_size)` zero bytes that a worker shares; without
-              one, the lane is a thread.
+    `memory`  a writable buffer of `ring_bytes(page_size)` zero bytes, shared with a worker. Without
+              it, the lane is a thread.
     """
 
     def __cinit__(self, size_t page_size, int number, memory=None):
@@ -486,7 +508,7 @@ cdef class Ring:
                 raise MemoryError("no memory for a ring")
             start = <uint8_t *>((<size_t>self.own_memory + 63) // 64 * 64)
         else:
-            # Held as long as the ring, so that nobody can unmap what a batch still uses.
+            # Hold it as long as the ring, so that memory in use by a batch cannot be unmapped.
             PyObject_GetBuffer(memory, &self.memory, PyBUF_SIMPLE | PyBUF_WRITABLE)
             start = <uint8_t *>self.memory.buf
             if self.memory.len < ring_bytes(page_size):
@@ -498,60 +520,60 @@ cdef class Ring:
 
     def __dealloc__(self):
         free(self.own_memory)
-        PyBuffer_Release(&self.memory)  # does nothing where there is none
+        PyBuffer_Release(&self.memory)  # does nothing if there is no buffer
 
     @property
     def ready(self) -> bool:
-        """Whether the lane takes descriptors. Once it was so it stays so, whatever the word becomes."""
+        """Whether the lane has ever been ready to take descriptors."""
         return is_ready(&self.state)
 
     @property
     def posted(self) -> int:
-        """Shares ever posted."""
+        """Number of shares posted so far, modulo 2³²."""
         return bz_load32(&self.state.posted)
 
     @property
     def done(self) -> int:
-        """Shares ever finished, as the lane says."""
+        """Number of shares finished so far, modulo 2³², as reported by the lane."""
         return bz_load32(&self.state.control.done)
 
     @property
     def asleep(self) -> bool:
-        """Whether the lane would have to be woken."""
+        """Whether the lane sleeps and has to be woken."""
         return bz_load32(&self.state.control.asleep) != 0
 
     @property
     def dead(self) -> bool:
-        """Whether the lane ended, or is to be trusted no more."""
+        """Whether the lane has ended or is no longer trusted."""
         return bz_load32(&self.state.dead) != 0
 
     @property
     def is_unused(self) -> bool:
-        """Whether every share is finished, and no batch looks at a slot."""
+        """Whether every share is finished and no batch uses a slot."""
         cdef uint32_t slot, held = 0
         for slot in range(SLOTS):
             held += bz_load32(&self.state.held[slot])
         return not held and bz_load32(&self.state.control.done) == bz_load32(&self.state.posted)
 
     def mark_gone(self) -> None:
-        """Say that the lane has ended: post no more, and wake whoever waits for it."""
+        """Record that the lane has ended. Post no more shares, and wake all waiting threads."""
         bz_store32(&self.state.dead, 1)
         bz_store32(&self.state.gone, 1)
         bz_futex_wake(&self.state.control.done)
 
     def stop(self) -> None:
-        """Tell the lane to end once it has done what is posted."""
+        """Tell the lane to end once it has finished all posted shares."""
         bz_store32(&self.state.control.stop, 1)
         bz_fence()
         bz_add32(&self.state.control.bell, 1)
         bz_futex_wake(&self.state.control.bell)
 
     def is_neglected(self, double patience_s) -> bool:
-        """Whether a share that was given up so long ago is still under way."""
+        """Return whether a share given up at least `patience_s` seconds ago is still under way."""
         return is_hung(&self.state, patience_s)
 
     def figures(self) -> dict[str, int]:
-        """Return what the lane did, by the names in FIGURES."""
+        """Return the lane's counters, with the keys in FIGURES."""
         cdef int at
         return {
             name: bz_read_figure(&self.state.control.figures[at])
@@ -559,7 +581,7 @@ cdef class Ring:
         }
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where the ring is not as its header says."""
+        """Raise AssertionError if an invariant in the module's header does not hold."""
         cdef Control *control = self.state.control
         cdef uint64_t claim
         cdef uint32_t done = bz_load32(&control.done), number, count

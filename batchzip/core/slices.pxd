@@ -3,30 +3,30 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from batchzip.core.entries cimport EntriesState
 
 cdef enum:
-    MOST_SLICES = 128  # of a value: 64 KiB in the smallest pages
+    MOST_SLICES = 128  # maximum slices of a value: 64 KiB in the smallest pages
 
 cdef extern from *:
     """
     #define BZ_SLICES ((uint64_t)3 << 62)
     """
-    uint64_t SLICES "BZ_SLICES"  # index of the first; those of values and pages are lower
+    uint64_t SLICES "BZ_SLICES"  # index of the first slice; values and pages have lower ones
 
 cdef struct Slices:
-    uint32_t *next  # by number: the next one of the value, or the next unused one; NO_SLICE: none
+    uint32_t *next  # by number: the value's next slice, or the next unused number, or NO_SLICE
     uint32_t room
-    uint32_t used  # numbers that were given out
-    uint32_t unused  # the first of those that came back; NO_SLICE: none
+    uint32_t used  # numbers below it were given out
+    uint32_t unused  # first number that was returned, or NO_SLICE
 
-# The caller holds the pool's mutex. `value` is that of a SLICED entry.
+# The caller holds the pool's mutex. `value` is the value word of a SLICED entry.
 cdef void slices_open(Slices *slices) noexcept nogil
 cdef void slices_close(Slices *slices) noexcept nogil
-# 0, -ENOMEM or -ENOSPC: nothing is stored then.
+# Return 0, or -ENOMEM or -ENOSPC with nothing stored.
 cdef int slices_store(
     EntriesState *entries, Slices *slices, const uint8_t *data, uint32_t length, uint64_t *value
 ) noexcept nogil
 cdef void slices_free(EntriesState *entries, Slices *slices, uint64_t value) noexcept nogil
 cdef void slices_use(EntriesState *entries, Slices *slices, uint64_t value) noexcept nogil
-# False: some lie in the file.
+# Return False if some slices are in the backing file.
 cdef bint slices_copy(
     EntriesState *entries, const Slices *slices, uint64_t value, uint8_t *to
 ) noexcept nogil

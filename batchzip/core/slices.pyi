@@ -1,1 +1,1 @@
-"""Slices: values whose bytes take more than a page, compressed. They have no interface for Python."""
+"""Slices: values that take more than a page when compressed. Only the core uses them."""

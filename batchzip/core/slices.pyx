@@ -1,25 +1,28 @@
-"""Slices: values whose bytes take more than a page, compressed, as objects of up to a page each.
+"""Slices: values that take more than a page when compressed, as objects of up to a page each.
 
     the value's entry, SLICED: length << 32 | number ─▶ slice ─▶ next ─▶ slice ─▶ … ─▶ NO_SLICE
-    a slice                    an entry at the index SLICES | number ─▶ an object, in the pool or the file
+    a slice            an entry at the index SLICES | number ─▶ an object, in the pool or the file
 
-Such a value is compressed in one call, so that the codec finds what repeats itself anywhere in it,
-but the pool's objects have at most a page. As a slice has an entry, order of use, writeback,
-cleaning and checks are those of every entry, and one value may lie partly in the file. All slices
-of a value are pages, but the last.
+Such a value is compressed in one call, so that the codec finds repetitions anywhere in it. Objects
+of the pool, however, have at most a page. Each slice has an entry of its own. LRU, writeback,
+cleaning and checks therefore treat it like every other entry, and a value may be partly in the
+backing file. All slices of a value except the last have the size of a page.
 
-A slice's checksum tells whether the slice is as it was stored, that of the value's own entry
-whether these are the value's slices, in their order.
+A slice's checksum shows that the slice is unchanged. The checksum of the value's own entry shows
+that these are the value's slices, in the right order.
 
-Rejected: one entry with the handles of all slices in an object of their own (nobody could tell,
-with that one in the file, what else to free); the number of the next slice in front of its bytes
-(likewise); consecutive numbers (free ranges would have to be kept by length, to save four bytes).
+Rejected:
+
+* One entry with the handles of all slices in a separate object. With that object in the backing
+  file, it would be unknown what else to free.
+* The number of the next slice in front of its bytes. It has the same problem.
+* Consecutive numbers. Free ranges would have to be kept by length, to save four bytes.
 
 Invariants (`slices_fault`)
-* A number below `used` is of exactly one value, and then its entry is a SLICE or a BACKED_SLICE; or
-  in the list of those that are unused, and then it has none.
+* A number below `used` either belongs to exactly one value, and its entry is a SLICE or a
+  BACKED_SLICE, or it is in the list of unused numbers and has no entry.
 
-Locks: the caller's, the pool's mutex, around every call.
+Locks: the caller holds the pool's mutex in every call.
 """
 
 from libc.errno cimport ENOMEM
@@ -42,12 +45,12 @@ cdef enum:
 
 
 cdef void slices_open(Slices *slices) noexcept nogil:
-    """Begin with no slices, in zeroed memory."""
+    """Initialise `slices`, which is zeroed memory, without slices."""
     slices.unused = NO_SLICE
 
 
 cdef void slices_close(Slices *slices) noexcept nogil:
-    """Forget all slices; the group frees their entries itself."""
+    """Drop all slices. The group frees their entries itself."""
     free(slices.next)
     slices.next = NULL
     slices.room = slices.used = 0
@@ -59,7 +62,7 @@ cdef inline Entry *_entry_of(EntriesState *entries, uint32_t number) noexcept no
 
 
 cdef int _reserve(Slices *slices, uint32_t count) noexcept nogil:
-    """Make room in the table for `count` new slices. Return 0, or −1 without memory."""
+    """Make room in the table for `count` new slices. Return 0, or −1 if memory is short."""
     cdef uint64_t room = <uint64_t>slices.room + max(slices.room // 8, <uint32_t>LEAST_ROOM)
     cdef void *grown
     if <uint64_t>slices.used + count <= slices.room:
@@ -78,7 +81,10 @@ cdef int _reserve(Slices *slices, uint32_t count) noexcept nogil:
 cdef int slices_store(
     EntriesState *entries, Slices *slices, const uint8_t *data, uint32_t length, uint64_t *value
 ) noexcept nogil:
-    """Store the bytes of a value, at most MOST_SLICES pages, and tell its entry's value."""
+    """Store the bytes of a value, at most MOST_SLICES pages, and set its entry's `value`.
+
+    Return 0, or a negative errno with nothing stored.
+    """
     cdef uint32_t page = entries.objects.pool.page_size
     cdef uint32_t count = (length + page - 1) // page, at, number, first = NO_SLICE, held = 0
     cdef uint32_t lengths[MOST_SLICES]
@@ -95,7 +101,7 @@ cdef int slices_store(
     entry.kind = SLICE
     entry.codec = 0
     entry.epoch = lru_use(&entries.lru, &entries.table, count, entries.pages + count)
-    for at in range(count, 0, -1):  # so that each knows the one that follows
+    for at in range(count, 0, -1):  # backwards, as each slice refers to its successor
         number = slices.used if slices.unused == NO_SLICE else slices.unused
         if table_prepare(&entries.table, SLICES | number, 1) < 0:
             slices_free(entries, slices, first)
@@ -122,7 +128,7 @@ cdef int slices_store(
 
 
 cdef void slices_free(EntriesState *entries, Slices *slices, uint64_t value) noexcept nogil:
-    """Take out all slices of a value."""
+    """Remove all slices of a value."""
     cdef uint32_t number = <uint32_t>value, after
     while number != NO_SLICE:
         entries_remove(entries, _entry_of(entries, number))
@@ -133,7 +139,7 @@ cdef void slices_free(EntriesState *entries, Slices *slices, uint64_t value) noe
 
 
 cdef void slices_use(EntriesState *entries, Slices *slices, uint64_t value) noexcept nogil:
-    """Note that a value is used."""
+    """Record a use of a value."""
     cdef uint32_t number = <uint32_t>value, count = 0
     cdef uint16_t stamp
     while number != NO_SLICE:
@@ -165,7 +171,7 @@ cdef bint slices_copy(
 
 
 cdef uint32_t slices_list(const Slices *slices, uint64_t value, uint64_t *indices) noexcept nogil:
-    """Write down the indices of a value's slices, in their order. Return how many there are."""
+    """Write the indices of a value's slices to `indices`, in order. Return their number."""
     cdef uint32_t number = <uint32_t>value, count = 0
     while number != NO_SLICE:
         indices[count] = SLICES | number
@@ -203,27 +209,27 @@ cdef object slices_fault(EntriesState *entries, const Slices *slices, list value
             if number < slices.used and number not in numbers:
                 entry = _entry_of(entries, number)
             if entry is NULL or entry.kind not in (SLICE, BACKED_SLICE):
-                return f"slice {number} is none, or not of one value"
+                return f"slice {number} does not exist, or belongs to several values"
             numbers.add(number)
             length = <uint32_t>min(left, <uint64_t>page)
             if entry.kind == SLICE:
                 pool_bytes(entries.objects.pool, entry.value, &length)
             if length != min(left, <uint64_t>page):
-                return f"slice {number} has {length} bytes, with {left} left of its value"
+                return f"slice {number} has {length} bytes, but {left} bytes of its value are left"
             left -= length
             number = slices.next[number]
         if number != NO_SLICE:
-            return f"slice {number} is more than its value has"
+            return f"slice {number} lies beyond the end of its value"
     if len(numbers) != entries.gauges[<int>SLICE] + entries.gauges[<int>BACKED_SLICE]:
-        return f"values have {len(numbers)} slices, the table others"
+        return f"the values have {len(numbers)} slices, but the table has others"
     number = slices.unused
     while number != NO_SLICE:
         if number >= slices.used or number in numbers or (
             _entry_of(entries, number) is not NULL and _entry_of(entries, number).kind
         ):
-            return f"unused slice {number} is in use, or twice unused"
+            return f"unused slice {number} is in use, or listed twice"
         numbers.add(number)
         number = slices.next[number]
     if len(numbers) != slices.used:
-        return f"{slices.used} slices were given out, {len(numbers)} are known"
+        return f"{slices.used} slice numbers were given out, but {len(numbers)} are known"
     return None

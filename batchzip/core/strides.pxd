@@ -5,16 +5,16 @@ cdef enum:
 
 cdef struct Stream:
     uint64_t last  # page of the last fault
-    int64_t stride  # pages from one to the next; 0: unknown
-    int64_t delta  # between the last two faults
-    uint64_t next  # page that the next fault is expected at, if the window is used up
-    uint32_t window  # pages that were restored at the last fault, or are on their way
-    uint64_t used  # when it was used last, in faults
+    int64_t stride  # distance between faults in pages, or 0 if not known yet
+    int64_t delta  # distance between the last two faults, in pages
+    uint64_t next  # expected page of the next fault, if the program uses the whole window
+    uint32_t window  # pages that were restored at the last fault or are being restored
+    uint64_t used  # time of the last use, in faults
 
 cdef struct StridesState:
     Stream streams[STREAMS]
     uint64_t faults
-    uint64_t hits  # pages of windows that were used up
+    uint64_t hits  # pages restored ahead in windows that the program used up
 
 cdef uint32_t strides_fault(
     StridesState *strides, uint64_t page, uint32_t most, int64_t *stride

@@ -1,13 +1,13 @@
-"""Strides: which pages a program is going to touch next, told from the faults so far.
+"""Strides: predict the pages that a program will touch next from its faults so far.
 
     fault at 8, 9           the next ones are 10, 11, …       stride 1
     fault at 8, 24, 40      56, 72, …                         stride 16: a column of a matrix
     fault at 8, 7           6, 5, …                           stride −1
 
-A stream is a sequence of faults at equal distances. Its window, the pages restored at one fault,
-doubles each time the program comes to the end of it. Neighbours make a stream at once, other
-distances when they were seen twice. Kernel counterpart: ondemand_readahead() and swap's VMA
-readahead, which know stride 1 only.
+A stream is a sequence of faults at equal distances. Its window is the set of pages restored at one
+fault. The window doubles each time the program reaches its end. Two adjacent faults make a stream
+at once; any other distance has to occur twice. Kernel counterpart: ondemand_readahead() and swap's
+VMA readahead, which support stride 1 only.
 
 The caller serialises calls.
 """
@@ -16,11 +16,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef enum:
     FIRST_WINDOW = 4
-    NEAR = 64  # pages: a fault that is further away belongs to another stream
+    NEAR = 64  # in pages; a fault further away belongs to another stream
 
 
 cdef inline bint _is_ahead(const Stream *stream, uint64_t page) noexcept nogil:
-    """Return whether a page is among those that are on their way."""
+    """Return whether a page is among those being restored ahead."""
     cdef int64_t distance = <int64_t>(page - stream.last)
     if not stream.stride or distance % stream.stride:
         return False
@@ -30,7 +30,10 @@ cdef inline bint _is_ahead(const Stream *stream, uint64_t page) noexcept nogil:
 cdef uint32_t strides_fault(
     StridesState *strides, uint64_t page, uint32_t most, int64_t *stride
 ) noexcept nogil:
-    """Note a fault. Return how many pages to restore, from this one on, `stride` apart; 1: it alone."""
+    """Record a fault. Return the number of pages to restore from this one on, `stride` apart.
+
+    1 means this page alone.
+    """
     cdef Stream *stream
     cdef Stream *found = NULL
     cdef Stream *oldest = &strides.streams[0]
@@ -81,12 +84,15 @@ cdef uint32_t strides_fault(
 
 
 cdef class Strides:
-    """The same for tests."""
+    """An interface to strides_fault() for tests."""
 
     cdef StridesState state
 
     def fault(self, uint64_t page, uint32_t most) -> tuple:
-        """Note a fault at a page. Return how many pages to restore, `most` at most, and their stride."""
+        """Record a fault at a page. Return the number of pages to restore and their stride.
+
+        The number is at most `most`.
+        """
         cdef int64_t stride
         count = strides_fault(&self.state, page, most, &stride)
         return count, stride

@@ -5,8 +5,8 @@ from batchzip.core.memory cimport Memory
 
 cdef extern from "native.h" nogil:
     """
-    /* One entry, written as a whole and after what it refers to: a reader in another process never meets
-     * a half. */
+    /* Write an entry with one store, after the object it refers to: a reader in another process never
+     * sees a torn entry. */
     typedef uint64_t bz_pair __attribute__((vector_size(16)));
     static inline void bz_store_entry(void *to, const void *from) {
         bz_pair whole;
@@ -19,7 +19,7 @@ cdef extern from "native.h" nogil:
 
 cdef enum:
     BLOCK_BITS = 9
-    BLOCK = 1 << BLOCK_BITS  # indices of a block: 2 MiB of 4 KiB pages
+    BLOCK = 1 << BLOCK_BITS  # indices per block: 2 MiB of 4 KiB pages
 
 cdef enum:  # words of the header of a shared table
     CHANGES
@@ -28,8 +28,8 @@ cdef enum:  # words of the header of a shared table
     CLOSED
     HEADER_WORDS = 8
 
-cdef enum:  # of a shared table: see table.pyx
-    MOST_SHARED = 1 << 20  # rows: 2 TiB of 4 KiB pages
+cdef enum:  # the layout of a shared table: see table.pyx
+    MOST_SHARED = 1 << 20  # maximum rows: 2 TiB of 4 KiB pages
     DIRECTORY = 4096
     ENTRIES = DIRECTORY + 8 * MOST_SHARED
 
@@ -41,9 +41,9 @@ cpdef enum Kind:
     BACKED
     RECORD  # a value of a mapping (records.pyx), in the pool
     BACKED_RECORD
-    LARGE  # a value of a mapping that lies on pages; `value` is its number
-    SLICED  # a value of a mapping that lies in slices (slices.pyx); `value` says which
-    SLICE  # in the pool
+    LARGE  # a value of a mapping that is stored as pages; `value` is its number
+    SLICED  # a value of a mapping that lies in slices; for `value` see slices.pyx
+    SLICE  # a slice in the pool
     BACKED_SLICE
 
 cdef enum:
@@ -53,17 +53,17 @@ cdef struct Entry:
     uint64_t value  # a handle, a position in the backing file, or the word of a same-filled page
     uint32_t checksum
     uint8_t kind
-    uint8_t codec  # number of the codec that made the bytes; 0: they are the page
+    uint8_t codec  # number of the codec that made the bytes, or 0 if they are uncompressed
     uint16_t epoch  # when the page was used last
 
-cdef struct Slot:  # of the hash table from blocks to rows
-    uint64_t key  # block + 1; 0: unused
+cdef struct Slot:  # a slot of the hash table from blocks to rows
+    uint64_t key  # block + 1, or 0 if unused
     uint32_t row
 
 cdef struct TableState:
     Entry *entries
-    int64_t *block_of  # by row: the block whose entries stand there, or −1
-    uint16_t *live  # by row: entries that are not ABSENT
+    int64_t *block_of  # by row: the block whose entries are there, or −1
+    uint16_t *live  # by row: number of entries that are not ABSENT
     uint32_t *unused  # stack of rows without a block
     uint32_t unused_count
     uint32_t room  # rows that have memory
@@ -96,20 +96,23 @@ cdef inline uint8_t kind_in_file(const Entry *entry) noexcept nogil:
 
 
 cdef inline uint64_t spread(uint64_t word) noexcept nogil:
-    """Return a number whose upper bits depend on every bit of a word: 2⁶⁴ ÷ the golden ratio, times it."""
+    """Return a hash of a word whose upper bits depend on every bit of it.
+
+    It is the product of the word and 2⁶⁴ ÷ the golden ratio.
+    """
     return word * 0x9E3779B97F4A7C15u
 
 
 cdef inline bint is_same_filled(const uint8_t *page, size_t size) noexcept nogil:
-    """Return whether a page is one word, repeated: then it is equal to itself, a word on.
+    """Return whether a page repeats one word: it then equals itself shifted by a word.
 
-    Nearly all others differ in the first and the last word. A page of a caller may lie at an odd address.
+    The first and the last word of nearly all other pages differ. A caller's page may be unaligned.
     """
     return memcmp(page, page + size - 8, 8) == 0 and memcmp(page, page + 8, size - 8) == 0
 
 
 cdef inline uint32_t check_word(uint64_t word) noexcept nogil:
-    """Return the checksum of a same-filled page: one half of an entry does not pass for another's."""
+    """Return the checksum of a same-filled page, which shows that an entry is not torn."""
     return <uint32_t>(spread(word) >> 32)
 
 
@@ -128,7 +131,7 @@ cdef inline int64_t table_row(const TableState *table, uint64_t block) noexcept 
 
 
 cdef inline Entry *table_find(const TableState *table, uint64_t index) noexcept nogil:
-    """Return the entry of an index, which may be ABSENT; NULL if no block has it."""
+    """Return the entry of an index, which may be ABSENT, or NULL if its block has no row."""
     cdef int64_t row = table_row(table, index >> BLOCK_BITS)
     return NULL if row < 0 else &table.entries[<uint64_t>row << BLOCK_BITS | index & (BLOCK - 1)]
 

@@ -14,6 +14,6 @@ class Kind(enum.IntEnum):
     BACKED_SLICE = 10
 
 IN_POOL: tuple[Kind, ...]
-"""Kinds of entries that refer to an object in the pool."""
+"""The kinds of entries that refer to an object in the pool."""
 IN_FILE: tuple[Kind, ...]
-"""Kinds of entries that refer to an object in the backing file."""
+"""The kinds of entries that refer to an object in the backing file."""

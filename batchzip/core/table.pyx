@@ -1,37 +1,37 @@
-"""Table: what a group knows of each index, 16 bytes per page.
+"""Table: the entries of a group by index, 16 bytes per page.
 
-Kernel counterpart: zswap's xarray of zswap_entry. Rejected: one array indexed by the page number itself
-(an index may be an address >> 12, and nobody has 2⁵² entries of memory).
+Kernel counterpart: zswap's xarray of zswap_entry. Rejected: one array indexed by the page number.
+An index may be an address >> 12, and there is no memory for 2⁵² entries.
 
     index ─▶ block = index >> 9 ─▶ hash table ─▶ row ─▶ entries[row << 9 | index & 511]
 
-A block gets a row when an index in it is first stored, and loses it with its last page. Dense indices
-thus cost 16.1 bytes per page; an index alone in its block costs 8 KiB.
+A block gets a row when an index in it is first stored, and loses it with its last page. Dense
+indices thus cost 16.1 bytes per page. An index alone in its block costs 8 KiB.
 
-A table that is shared has entries and `block_of` in a segment, for readers in other processes:
+A shared table has its entries and `block_of` in a segment, for readers in other processes:
 
-    bytes of the segment   what                                                writer
-    0 … 7                  changes: how often blocks were given rows or lost them   owner
+    bytes of the segment   contents                                            writer
+    0 … 7                  changes: how often a block got or lost a row        owner
     8 … 15                 rows that have memory                               owner
     16 … 23                codecs: how many numbers were given out             owner
     24 … 31                1 once the group is closed                          owner
-    4096 …                 directory: the block of each row, −1: none          owner
+    4096 …                 directory: the block of each row, or −1             owner
     4096 + 8 MiB …         entries                                             owner
 
-What a reader may meet, and what tells (view.pyx):
+A reader (view.pyx) detects these changes as follows:
 
-* a block that loses its row while its entry is read: `changes` grew before anything else did.
-* an object that is gone: its handle is never given out twice.
-* bytes that are half one object's and half another's: they do not have the entry's checksum.
+* A block loses its row while its entry is read: `changes` is incremented before anything else.
+* An object is freed: its handle is never reused.
+* The copied bytes belong to two objects: they do not match the entry's checksum.
 
-Rejected: a sequence lock. A reader would wait for an owner that was stopped in the middle of a change.
+Rejected: a sequence lock. A reader would wait for an owner that was stopped during a change.
 
 Invariants
 * Every entry of a row without a block, and of an index that is not stored, is all zero.
-* live[row] is the number of its entries that are not ABSENT, and never 0 for a row with a block.
+* live[row] is the number of its entries that are not ABSENT. It is never 0 for a row with a block.
 
-Locks: the caller's, the pool's mutex, around every call. Addresses of entries are good until it is let go, or
-until `table_prepare` is called: the array moves when it grows.
+Locks: the caller holds the pool's mutex in every call. Addresses of entries are valid until the
+mutex is released or `table_prepare` is called, because the array moves when it grows.
 """
 
 from libc.stdlib cimport free
@@ -47,7 +47,7 @@ from batchzip.core.memory cimport (
 cdef enum:
     PAGE = 4096
     FIRST_SLOTS_BITS = 3
-    FIRST_SHARED_BYTES = 1 << 30  # of address space, for entries
+    FIRST_SHARED_BYTES = 1 << 30  # initial address space for entries
 
 IN_POOL = (Kind.COMPRESSED, Kind.RAW, Kind.RECORD, Kind.SLICE)
 IN_FILE = (Kind.BACKED, Kind.BACKED_RECORD, Kind.BACKED_SLICE)
@@ -56,13 +56,13 @@ cdef uint64_t BLOCK_BYTES = BLOCK * sizeof(Entry)
 
 
 cdef void table_open(TableState *table) noexcept nogil:
-    """Make an empty table of zeroed memory."""
+    """Initialise `table`, which is zeroed memory, as an empty table."""
     table.header = table.own_header
     table.memory.fd = -1
 
 
 cdef void table_close(TableState *table) noexcept nogil:
-    """Tell readers that the group is closed, and give the memory back."""
+    """Tell readers that the group is closed, and free the memory."""
     table.header[CLOSED] = 1
     table.header = table.own_header
     table.header[CLOSED] = 1
@@ -85,7 +85,10 @@ cdef void table_close(TableState *table) noexcept nogil:
 # Room.
 
 cdef int table_prepare(TableState *table, uint64_t first, uint64_t count) noexcept nogil:
-    """See that `table_place` finds room for every one of these indices. Return 0, or −1: no memory."""
+    """Make room for the entries of these indices, as `table_place` requires.
+
+    Return 0, or −1 if memory is short.
+    """
     cdef uint64_t block, missing = 0
     for block in range(first >> BLOCK_BITS, ((first + count - 1) >> BLOCK_BITS) + 1):
         if table_row(table, block) < 0:
@@ -96,7 +99,7 @@ cdef int table_prepare(TableState *table, uint64_t first, uint64_t count) noexce
 
 
 cdef int _add_rows(TableState *table, uint64_t least) noexcept nogil:
-    """Give memory to more rows: an eighth more, as a table that doubled would often be half empty."""
+    """Allocate memory for an eighth more rows. A table that doubled would often be half empty."""
     cdef uint64_t room = table.room + max(least, <uint64_t>table.room // 8), row
     cdef void *grown
     if room >> 32:
@@ -172,7 +175,7 @@ cdef Entry *table_place(TableState *table, uint64_t index) noexcept nogil:
         at = spread(block) >> table.shift
         while table.slots[at].key:
             at = (at + 1) & mask
-        table.header[CHANGES] += 1  # before anything else: see the header
+        table.header[CHANGES] += 1  # before anything else; see the module's header
         bz_order_stores()
         table.block_of[row] = block
         table.slots[at].key = block + 1
@@ -182,14 +185,14 @@ cdef Entry *table_place(TableState *table, uint64_t index) noexcept nogil:
 
 
 cdef void table_put(TableState *table, Entry *place, const Entry *entry) noexcept nogil:
-    """Put an entry that is not ABSENT where there is none or another one."""
+    """Write an entry that is not ABSENT, replacing any previous one."""
     if place.kind == ABSENT:
         table.live[(place - table.entries) >> BLOCK_BITS] += 1
     bz_store_entry(place, entry)
 
 
 cdef void table_clear(TableState *table, Entry *place) noexcept nogil:
-    """Make an entry ABSENT that is not."""
+    """Make a present entry ABSENT."""
     cdef uint64_t row = (place - table.entries) >> BLOCK_BITS
     cdef Entry absent
     memset(&absent, 0, sizeof(absent))
@@ -206,7 +209,7 @@ cdef void table_clear(TableState *table, Entry *place) noexcept nogil:
 
 
 cdef void _forget_block(TableState *table, uint64_t block) noexcept nogil:
-    """Take a block out of the hash table; those behind it that were put off by it move up."""
+    """Remove a block from the hash table, and move up the blocks that collided with it."""
     cdef uint64_t mask = (<uint64_t>1 << (64 - table.shift)) - 1, home
     cdef uint64_t at = spread(block) >> table.shift, hole
     while table.slots[at].key != block + 1:
@@ -225,12 +228,12 @@ cdef void _forget_block(TableState *table, uint64_t block) noexcept nogil:
 
 
 cdef uint64_t table_index(const TableState *table, uint64_t number) noexcept nogil:
-    """Return the index of the entry with a number, its row << 9 | its place in the row."""
+    """Return the index of an entry, given its number: its row << 9 | its position in the row."""
     return <uint64_t>table.block_of[number >> BLOCK_BITS] << BLOCK_BITS | number & (BLOCK - 1)
 
 
 cdef uint64_t table_bytes(const TableState *table) noexcept nogil:
-    """Return the bytes of memory that a table has."""
+    """Return the memory of a table in bytes."""
     cdef uint64_t found = <uint64_t>table.room * (BLOCK_BYTES + 14)
     if table.slots is not NULL:
         found += sizeof(Slot) << (64 - table.shift)
@@ -240,11 +243,14 @@ cdef uint64_t table_bytes(const TableState *table) noexcept nogil:
 # Sharing.
 
 cdef int _reserve_shared(TableState *table, uint64_t room) noexcept nogil:
-    """Give memory to `room` rows of a shared table, and note where they are now."""
+    """Allocate memory for `room` rows of a shared table, and update their addresses."""
     cdef uint64_t size = ENTRIES + room * BLOCK_BYTES, have = table.room
     if room > MOST_SHARED:
         return -1
-    if size > table.memory.size and memory_grow(&table.memory, ENTRIES + 2 * room * BLOCK_BYTES) < 0:
+    if (
+        size > table.memory.size
+        and memory_grow(&table.memory, ENTRIES + 2 * room * BLOCK_BYTES) < 0
+    ):
         return -1
     table.header = <uint64_t *>table.memory.base
     table.block_of = <int64_t *>(table.memory.base + DIRECTORY)
@@ -257,20 +263,23 @@ cdef int _reserve_shared(TableState *table, uint64_t room) noexcept nogil:
 
 
 cdef int table_new_memory(Memory *memory) except -1:
-    """Make memory for `table_share`. Raise OSError."""
+    """Create memory for `table_share`. Raise LimitReached if the system grants too little."""
     return memory_create(
         memory, "batchzip-table", ENTRIES + FIRST_SHARED_BYTES, ENTRIES + PAGE, keeps=True
     )
 
 
 cdef int table_share(TableState *table, Memory *memory) noexcept nogil:
-    """Move to shared memory, which is the table's then. Return 0; or −1, no memory: it is the caller's still."""
+    """Move the table to shared memory.
+
+    Return 0; the table then owns the memory. Return −1 if memory is short; the caller keeps it.
+    """
     cdef TableState moved = table[0]
     cdef uint64_t rows = table.room
     moved.memory = memory[0]
     moved.room = 0
     if memory_reserve(memory, 0, PAGE) < 0 or _reserve_shared(&moved, max(<uint64_t>1, rows)) < 0:
-        memory[0] = moved.memory  # it may have grown, and lie elsewhere
+        memory[0] = moved.memory  # it may have grown and moved
         return -1
     if rows:
         memcpy(moved.block_of, table.block_of, rows * sizeof(int64_t))
@@ -300,20 +309,20 @@ cdef object table_fault(const TableState *table):
             elif words[0] or words[1]:
                 return f"the absent entry {number} is not all zero"
         if live != table.live[row]:
-            return f"row {row} has {live} entries, counted are {table.live[row]}"
+            return f"row {row} has {live} entries, but the gauge says {table.live[row]}"
         if (live > 0) != (table.block_of[row] >= 0):
-            return f"row {row} has {live} entries and block {table.block_of[row]}"
+            return f"row {row} has {live} entries, but block {table.block_of[row]}"
         if live:
             used += 1
             if table_row(table, table.block_of[row]) != <int64_t>row:
                 return f"the hash table does not lead to row {row}"
     if used != table.used_slots:
-        return f"{used} rows are in use, and {table.used_slots} slots"
+        return f"{used} rows are in use, but {table.used_slots} slots of the hash table"
     if used + table.unused_count != table.room:
-        return f"{used} rows in use and {table.unused_count} others are not {table.room}"
+        return f"{used} used and {table.unused_count} unused rows do not add up to {table.room}"
     found = {table.unused[number] for number in range(table.unused_count)}
     if len(found) != table.unused_count or any(table.live[row] for row in found):
         return "an unused row is in use, or listed twice"
     if table.header[BLOCKS] != table.room:
-        return f"the header tells of {table.header[BLOCKS]} rows, not {table.room}"
+        return f"the header says {table.header[BLOCKS]} rows, but there are {table.room}"
     return None

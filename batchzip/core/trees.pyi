@@ -1,9 +1,9 @@
-"""Trees of lists and dicts: whether JSON and MessagePack can give them back as they are."""
+"""Trees of lists and dicts: whether JSON and MessagePack restore them exactly."""
 
 def misfit(value: object, *, binary: bool) -> str | None:
-    """Name what in a tree would not come back as it is, or None; `binary`: MessagePack, not JSON.
+    """Describe the first part of a tree that would not be restored exactly, or return None.
 
-    Lists and dicts are of these types themselves, as are leaves: str, int, float, bool and None,
-    bytes in MessagePack. Keys are str in JSON, and leaves in MessagePack. JSON has finite numbers
-    only.
+    `binary` means MessagePack instead of JSON. Only these exact types are restored: list, dict,
+    str, int, float, bool and None, and in MessagePack also bytes. Keys must be str in JSON, and any
+    leaf in MessagePack. JSON has only finite numbers.
     """

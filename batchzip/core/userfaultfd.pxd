@@ -11,7 +11,7 @@ cdef extern from *:
     #include <sys/eventfd.h>
     #include <sys/ioctl.h>
 
-    /* What headers older than the kernel lack: Linux 5.11, 5.13, 5.19, 6.4, 6.6 and 6.7. */
+    /* Constants that older headers lack: Linux 5.11, 5.13, 5.19, 6.4, 6.6 and 6.7. */
     #define BZ_USER_MODE_ONLY 1
     #define BZ_MISSING_SHMEM (1 << 5)
     #define BZ_MINOR_SHMEM (1 << 10)
@@ -31,7 +31,7 @@ cdef extern from *:
     #define BZ_CONTINUE _IOWR(0xAA, 0x07, struct bz_filling)
     #define BZ_POISON_RANGE _IOWR(0xAA, 0x08, struct bz_filling)
 
-    /* Agree on features; those that are wanted and missing are left out. */
+    /* Negotiate features. Requested features that the kernel lacks are cleared. */
     static int bz_uffd_open_api(int fd, uint64_t *features) {
         struct uffdio_api api = {.api = UFFD_API, .features = *features};
         if (ioctl(fd, UFFDIO_API, &api)) return -errno;
@@ -50,8 +50,8 @@ cdef extern from *:
         struct uffdio_range range = {(uintptr_t)base, bytes};
         return ioctl(fd, UFFDIO_WAKE, &range) ? -errno : 0;
     }
-    /* Fill some machine pages, and wake whoever waits for them. Return their bytes or a negative errno.
-     * `from`: what UFFDIO_COPY copies; the other calls have the same argument as each other. */
+    /* Fill some machine pages, and wake the threads that wait for them. Return the bytes filled or
+     * a negative errno. UFFDIO_COPY copies from `from`. The other calls share one argument type. */
     static int64_t bz_uffd_fill_some(int fd, unsigned long call, uint8_t *to, const uint8_t *from,
                                      uint64_t bytes, uint64_t mode) {
         struct uffdio_copy copy = {(uintptr_t)to, (uintptr_t)from, bytes, mode, 0};
@@ -61,14 +61,15 @@ cdef extern from *:
         int64_t done = copies ? copy.copy : other.done;
         return errno == EAGAIN && done > 0 ? done : -errno;
     }
-    /* Fill all of them. What the kernel may say:
-     *   EAGAIN  it stopped in the middle, and goes on from there; or it has to be asked again, which
-     *           is done BZ_TRIES times, so that its caller can try later
-     *   ENOENT  they lie in several mappings, as the program locked or protected some of them (mlock,
-     *           mprotect, madvise): they are filled one at a time
-     *   EEXIST  to CONTINUE and POISON: one is there already, or is marked; that is what was wanted
-     *   EFAULT  to CONTINUE: one is not in the file, as the program removed it (MADV_REMOVE): zeros
-     * Any other errno, and EEXIST to COPY and ZEROPAGE, is the caller's. */
+    /* Fill all of them. The kernel's errors are handled as follows:
+     *   EAGAIN  The kernel stopped in the middle: continue from there. Or it asks for another try:
+     *           try BZ_TRIES times, then return, so that the caller can try later.
+     *   ENOENT  The pages are in several mappings, because the program locked or protected some of
+     *           them (mlock, mprotect, madvise): fill one page at a time.
+     *   EEXIST  For CONTINUE and POISON, a page is already mapped or marked: treat it as success.
+     *   EFAULT  For CONTINUE, a page is not in the file, because the program removed it
+     *           (MADV_REMOVE): fill it with zeros.
+     * The caller handles any other errno, and EEXIST for COPY and ZEROPAGE. */
     #define BZ_TRIES 100
     static int bz_uffd_fill(int fd, unsigned long call, uint8_t *to, const uint8_t *from,
                             uint64_t bytes, uint64_t mode, uint64_t page) {
@@ -99,24 +100,27 @@ cdef extern from *:
     }
     static int bz_uffd_copy(int fd, uint8_t *to, const uint8_t *from, uint64_t bytes, int protect,
                             uint64_t page) {
-        return bz_uffd_fill(fd, UFFDIO_COPY, to, from, bytes, protect ? UFFDIO_COPY_MODE_WP : 0, page);
+        uint64_t mode = protect ? UFFDIO_COPY_MODE_WP : 0;
+        return bz_uffd_fill(fd, UFFDIO_COPY, to, from, bytes, mode, page);
     }
     static int bz_uffd_zero(int fd, uint8_t *to, uint64_t bytes, uint64_t page) {
         return bz_uffd_fill(fd, UFFDIO_ZEROPAGE, to, NULL, bytes, 0, page);
     }
-    /* Map pages that are in the file; those that are mapped already stay so. */
+    /* Map pages that are in the file. Pages that are mapped already stay mapped. */
     static int bz_uffd_continue(int fd, uint8_t *to, uint64_t bytes, int protect, uint64_t page) {
         return bz_uffd_fill(fd, BZ_CONTINUE, to, NULL, bytes, protect ? BZ_CONTINUE_WP : 0, page);
     }
-    /* Have touches of pages that are not mapped raise SIGBUS. */
+    /* Make touches of unmapped pages raise SIGBUS. */
     static int bz_uffd_poison(int fd, uint8_t *to, uint64_t bytes, uint64_t page) {
-        /* A marker of an earlier protection is in the way; without protection there is none. If it
-         * stays, a touch is a fault again, and this is done again. */
-        struct uffdio_writeprotect lift = {{(uintptr_t)to, bytes}, UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
+        /* Remove the marker that an earlier write protection may have left, as it prevents poisoning.
+         * If the marker stays, a touch is a fault again, and this function is called again. */
+        struct uffdio_writeprotect lift = {
+            {(uintptr_t)to, bytes}, UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
         ioctl(fd, UFFDIO_WRITEPROTECT, &lift);
         return bz_uffd_fill(fd, BZ_POISON_RANGE, to, NULL, bytes, 0, page);
     }
-    /* Faults wake one thread each: whoever polls the userfaultfd itself is woken by all of them. */
+    /* Create an epoll instance that wakes one thread per fault. Polling the userfaultfd itself would
+     * wake every thread for each fault. */
     static int bz_uffd_watch(int fd, int stop) {
         struct epoll_event fault = {.events = EPOLLIN | EPOLLET, .data.fd = fd};
         struct epoll_event end = {.events = EPOLLIN, .data.fd = stop};
@@ -130,12 +134,12 @@ cdef extern from *:
         }
         return watch;
     }
-    /* Wait for a fault. Return whether there is one; 0: `stop` rang, or the descriptors are gone. */
+    /* Wait for a fault. Return 1, or 0 if `stop` was signalled or the descriptors are closed. */
     static int bz_uffd_next(int fd, int watch, uint64_t *address, int *is_write, uint32_t *thread) {
         struct uffd_msg message;
         struct epoll_event event;
         for (;;) {
-            /* An edge is told once, so what there is is read before the thread sleeps. */
+            /* epoll reports an edge once, so read all messages before sleeping. */
             ssize_t got = read(fd, &message, sizeof message);
             if (got == sizeof message) {
                 if (message.event != UFFD_EVENT_PAGEFAULT) continue;

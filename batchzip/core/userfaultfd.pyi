@@ -1,13 +1,13 @@
-"""Userfaultfd: who may handle the faults of this process, and what its kernel can do with them."""
+"""Userfaultfd: the ways to open one, and the features of the kernel."""
 
 WAYS: tuple[str, ...]
-"""How this process may get a userfaultfd, in the order in which the ways are tried."""
+"""The ways to open a userfaultfd, in the order in which they are tried."""
 NEEDED: int
-"""Feature bits that paged memory cannot do without; Linux 5.14 has them."""
+"""The feature bits that paged memory requires; Linux 5.14 has them."""
 CLEAN_PAGES: int
-"""Feature bits that tell pages that were written from others; Linux 6.7 has them."""
+"""The feature bits that distinguish written pages from others; Linux 6.7 has them."""
 POISONING: int
-"""The feature bit that lets a page raise SIGBUS; Linux 6.6 has it."""
+"""The feature bit that makes a lost page raise SIGBUS; Linux 6.6 has it."""
 
 def probe() -> tuple[str | None, int, dict[str, int]]:
-    """Return the way that works or None, the kernel's feature bits, and the errno of each way that does not."""
+    """Return the way that works, or None; the feature bits; and the errno of each failed way."""

@@ -1,13 +1,13 @@
-"""Userfaultfd: who may handle the faults of this process, and what its kernel can do with them.
+"""Userfaultfd: the ways to open one, and the features of the kernel.
 
-    syscall     userfaultfd(2): root, CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd = 1
-    device      /dev/userfaultfd, for whoever may open it (Linux 6.1)
-    user mode   userfaultfd(2) for faults of ordinary code only: anybody, from Linux 5.11 on
+    syscall     userfaultfd(2): needs root, CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd = 1
+    device      /dev/userfaultfd (Linux 6.1): needs permission to open it
+    user mode   userfaultfd(2) for faults in user mode only (Linux 5.11): needs no privilege
 
-The ways are tried in this order. With the last one a system call that touches a page which is not
-mapped fails with EFAULT.
+The ways are tried in this order. With the last one, a system call that touches an unmapped page
+fails with EFAULT.
 
-The calls themselves stand in the .pxd, so that each module compiles them in.
+The calls are defined in the .pxd, so that each module can inline them.
 Source: Documentation/admin-guide/mm/userfaultfd.rst.
 """
 
@@ -24,16 +24,16 @@ cdef extern from *:
     int ioctl(int, unsigned long, ...) nogil
 
 WAYS = ("syscall", "device", "user mode")
-"""How this process may get a userfaultfd, in the order in which the ways are tried."""
+"""The ways to open a userfaultfd, in the order in which they are tried."""
 
 NEEDED = MISSING_SHMEM | MINOR_SHMEM
-"""Feature bits that paged memory cannot do without; Linux 5.14 has them."""
+"""The feature bits that paged memory requires; Linux 5.14 has them."""
 
 CLEAN_PAGES = WP_SHMEM | WP_ASYNC
-"""Feature bits that tell pages that were written from others; Linux 6.7 has them."""
+"""The feature bits that distinguish written pages from others; Linux 6.7 has them."""
 
 POISONING = POISON
-"""The feature bit that lets a page raise SIGBUS; Linux 6.6 has it."""
+"""The feature bit that makes a lost page raise SIGBUS; Linux 6.6 has it."""
 
 cdef int _FLAGS = O_CLOEXEC | O_NONBLOCK
 
@@ -56,7 +56,7 @@ cdef int _open(int way) except? -1:
 
 
 def probe() -> tuple:
-    """Return the way that works or None, the kernel's feature bits, and the errno of each way that does not."""
+    """Return the way that works, or None; the feature bits; and the errno of each failed way."""
     failures = {}
     cdef uint64_t features = 0
     cdef int fd, failed
@@ -65,7 +65,7 @@ def probe() -> tuple:
         if fd < 0:
             failures[way] = -fd
             continue
-        failed = bz_uffd_open_api(fd, &features)  # asked for nothing, it says what there is
+        failed = bz_uffd_open_api(fd, &features)  # with no request, it returns all features
         os.close(fd)
         if failed:
             failures[way] = -failed
@@ -75,14 +75,19 @@ def probe() -> tuple:
 
 
 cdef int open_userfaultfd(uint64_t *features, int *way) except -1:
-    """Open one with as many of `features` as there are. Raise OSError if no way works, or NEEDED is missing."""
+    """Open a userfaultfd with those of `features` that the kernel has.
+
+    Raise OSError if no way works or a feature in NEEDED is missing.
+    """
     cdef uint64_t wanted = features[0]
     cdef int fd, failed
     found, has, failures = probe()
     if found is None:
         raise OSError(failures[WAYS[0]], os.strerror(failures[WAYS[0]]))
     if has & NEEDED != NEEDED:
-        raise OSError(errno.EOPNOTSUPP, "userfaultfd handles no faults of shared memory here")
+        raise OSError(
+            errno.EOPNOTSUPP, "this kernel's userfaultfd does not handle faults of shared memory"
+        )
     way[0] = WAYS.index(found)
     fd = _open(way[0])
     if fd < 0:

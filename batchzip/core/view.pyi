@@ -1,11 +1,13 @@
 """Pages of another process's store, read from its shared memory.
 
-A load is one call without the GIL. It waits for nobody: the owner may store, move and free meanwhile, be
-stopped, or dead. Each page is one that was stored at its index at some moment of the call.
+A load is one call without the GIL. It never waits for the owner, which may store, move and free
+objects meanwhile, or be stopped or dead. Each page returned was stored at its index at some moment
+during the call.
 
-Objects take ownership of the descriptors they are given, also where they cannot be made, and close them
-when they go. Both are thread-safe. `close()` may come while other threads load: they end as they would
-have, and the last one gives the memory up. Neither may be used in a forked child.
+The classes take ownership of the descriptors passed to them, even if the constructor fails, and
+close them at deallocation. Both are thread-safe. `close()` may be called while other threads load.
+Their loads complete normally, and the last one releases the memory. Neither may be used in a forked
+child.
 """
 
 from collections.abc import Callable
@@ -22,12 +24,13 @@ class SharedPool:
     """The pool of another process's store, its backing file and its codecs.
 
     `data_fd`, `words_fd`  the pool's descriptors.
-    `file_fd`              of the backing file; −1 where there is none, or only its owner can read it.
-    `known`                how many numbers of codecs were given out when `codecs` had them.
+    `file_fd`              the backing file's descriptor; −1 if there is none or only the owner can
+                           read the file.
+    `known`                how many codec numbers had been given out when `codecs` was made.
     `codecs`               the codecs by number.
-    `ask`                  returns both as they are now, from the owner.
+    `ask`                  a callable that asks the owner for the current `known` and `codecs`.
 
-    Raise BadArgument where the descriptors are not of a store, MemoryError.
+    Raises BadArgument if the descriptors do not belong to a store, and MemoryError.
     """
 
     def __new__(
@@ -45,19 +48,20 @@ class SharedPool:
         """Whether close() was called."""
 
     def close(self) -> None:
-        """Give up descriptors and mappings, once no call uses them."""
+        """Release the descriptors and mappings, as soon as no call uses them."""
 
 @final
 class SharedTable:
-    """The table of one group of another process's store; the objects it names are in a pool.
+    """The table of one group of another process's store. Its objects are in a SharedPool.
 
-    `ask`  returns the stored bytes of an index, read by the owner; None where it has none in its file.
+    `ask`  a callable that asks the owner to read the stored bytes of an index from its file. It
+           returns None if the file has none.
 
-    Raise as SharedPool.
+    Raises as SharedPool.
 
-    What is loaded raises PageNotStored where nothing was stored there at some moment of the call; CorruptPage;
-    PageError: -ENOMEM, or what reading the file gave; ClosedError where this or the store is closed;
-    whatever `ask` raises.
+    A load raises PageNotStored if nothing was stored at the index at some moment during the call,
+    CorruptPage if the page is damaged, PageError with -ENOMEM or the error of reading the file,
+    ClosedError if this view or the store is closed, and whatever `ask` raises.
     """
 
     def __new__(cls, fd: int, pool: SharedPool, ask: Callable[[int], bytes | None]) -> Self: ...
@@ -69,19 +73,20 @@ class SharedTable:
         """Return the bytes of one page."""
 
     def load_into(self, index: int, page: Buffer) -> None:
-        """Fill a writable buffer of one page, which stays as it was where that fails."""
+        """Fill a writable buffer of one page. The buffer is unchanged on failure."""
 
     def load_many(self, indices: npt.NDArray[np.int64], pages: Buffer) -> None:
-        """Fill a writable buffer with n pages, in the order of their indices.
+        """Fill a writable buffer with n pages, in the order of `indices`.
 
-        It may hold anything where that fails; the error is of the first page concerned.
+        On failure the contents of the buffer are undefined. The error is that of the first page
+        that fails.
         """
 
     def get(self, index: int) -> tuple[int, int]:
-        """Return the two words of an entry: (0, 0) where nothing is stored.
+        """Return the two words of an entry, or (0, 0) if nothing is stored.
 
-        The value, and checksum | kind << 32 | codec << 40 | epoch << 48.
+        They are the value, and checksum | kind << 32 | codec << 40 | epoch << 48.
         """
 
     def close(self) -> None:
-        """Give up the descriptor and the mapping, once no call uses them."""
+        """Release the descriptor and the mapping, as soon as no call uses them."""

@@ -3,46 +3,51 @@
     index ─▶ block's place ─▶ entry ─▶ word ─▶ pread of the object ─▶ word and epoch as before?
                                 └────────────▶ pread of the file ─▶ checksum ─▶ codec ─▶ page
 
-The owner changes all of this meanwhile, and no reader can hold it up. What tells that a page is one that
-was stored at its index at some moment of the call:
+The owner may change all of this meanwhile, and no reader can delay it. These rules ensure that a
+page was stored at its index at some moment during the call:
 
-* The entry is read as one load of 16 bytes. A block that was taken back or given to others meanwhile
-  shows in `changes`, which grows before anything else does: the entry is looked up again.
-* A handle is never given out twice. A word that is the same after the copy, in the same epoch (which
-  grows before objects move), named the bytes that were copied.
-* The checksum covers the bytes and the number of their codec. It tells half an entry, half a copy, and
-  what the machine's memory made of them.
-* A number of a codec has one meaning until 255 were given out. After that, a load looks whether numbers
-  were given out since it learned what they mean.
+* A reader loads an entry with one 16-byte read. If the owner freed or reassigned the entry's block
+  meanwhile, `changes` shows it, because it is incremented before anything else. The reader then
+  looks the entry up again.
+* A handle is never reused. If a word is the same after the copy, in the same epoch, the copied
+  bytes are those that the word names. (The epoch is incremented before objects move.)
+* The checksum covers the bytes and the number of their codec. It detects a torn entry, a torn copy
+  and memory errors.
+* A codec number has one meaning until 255 numbers were given out. After that, a load checks whether
+  numbers were given out since it learned their meanings.
 
-An entry that stays the same while its bytes do not fit is damaged. As the owner might have been stopped
-between two stores, that is believed only after PATIENCE_NS.
+An entry that stays the same while its bytes do not match is damaged. The owner might have been
+stopped between two stores, so a reader reports damage only after PATIENCE_NS.
 
-Nothing of the owner's is trusted: each word is copied once, and bounded before it is used. Its files cannot
-shrink, which is checked, so that no mapping of them can fault.
+The reader trusts nothing that the owner writes: it copies each word once and checks its bounds
+before it uses it. It verifies that the owner's files cannot shrink, so that no mapping of them can
+fault.
 
-Rejected: a mapping of the objects. Where the owner has given a page back meanwhile, a read through a mapping
-gives it memory again, which nobody counts and nobody returns, while pread() sees zeros. A lock or a
-counter of readers: a reader that dies would keep it.
+Rejected:
 
-    table     0       changes   how often a block was given or taken, before it is
-    (one a    8       blocks    places that have memory
-    group)    16      codecs    how many numbers of codecs were given out, before an entry has one
+* A mapping of the objects. If the owner has punched a page meanwhile, a read through a mapping
+  allocates memory for it again, which is never counted or freed. pread() reads zeros instead.
+* A lock or a counter of readers. A reader that dies would hold it forever.
+
+    table     0       changes   how often a block got or lost its place; incremented before
+    (one per  8       blocks    places that have memory
+    group)    16      codecs    codec numbers given out; incremented before an entry has the number
               24      closed    1 once the group is closed
-              4096    directory, i64: the block in each place, −1 none
+              4096    directory, i64: the block in each place, or −1
               + 8 MiB entries, 512 of 16 bytes for each block:
                       value u64, checksum u32, kind u8, codec u8, epoch u16
     words     0       epoch
               8       slots that have memory
-              8 × slot: odd generation << 48 | address in grains << b | length − 1      b = log2(page size)
-                                                                            all of it written by the owner
+              8 × slot: odd generation << 48 | address in grains << b | length − 1
+                        b = log2(page size)                         writer of all fields: the owner
 Invariants
-* A mapping is never changed, only followed by a larger one; the old ones stay until the end, as other threads
-  may be reading them.
-* Places: chains of `heads` and `next` have each place below `known` whose `block_of` is not NONE, once.
-* What is closed while a call is under way is released by the last one.
+* A mapping never changes; a larger one replaces it. The old mappings stay until the view is
+  released, because other threads may be reading them.
+* Places: the chains of `heads` and `next` contain each place below `known` whose `block_of` is not
+  NONE exactly once.
+* If a view is closed during calls, the last call releases it.
 
-Locks: the one of Places, for a look-up, within calls only.
+Locks: that of Places, during a look-up, only within calls.
 """
 
 cimport cython
@@ -60,8 +65,8 @@ from batchzip.core.coder cimport (
 from batchzip.core.libraries cimport Xxh3, find_xxh3
 from batchzip.core.memory cimport bz_malloc
 from batchzip.core.table cimport (
-    ABSENT, BACKED, BLOCK, BLOCK_BITS, BLOCKS, CHANGES, CLOSED, CODECS, COMPRESSED, DIRECTORY, ENTRIES,
-    MOST_SHARED, RAW, SAME_FILLED, check_word, spread,
+    ABSENT, BACKED, BLOCK, BLOCK_BITS, BLOCKS, CHANGES, CLOSED, CODECS, COMPRESSED, DIRECTORY,
+    ENTRIES, MOST_SHARED, RAW, SAME_FILLED, check_word, spread,
 )
 from batchzip.core.zones cimport LENGTH_BITS
 from batchzip.core.zspages cimport FIRST_SLOT, GENERATION_SHIFT, HEADER
@@ -79,7 +84,7 @@ cdef extern from "native.h" nogil:
     #ifdef __x86_64__
     #include <emmintrin.h>
     #endif
-    /* Read an entry whole. Processors with AVX do so in one step; for others, checksums tell. */
+    /* Read an entry whole. With AVX the read is atomic; without, checksums detect a torn entry. */
     static inline void bz_load_entry(const uint8_t *at, uint64_t *entry) {
     #ifdef __x86_64__
         __m128i both;
@@ -128,56 +133,57 @@ cdef extern from "native.h" nogil:
 cdef enum:
     ENTRY_BYTES = 16
     NONE = -1
-    SPOILT = -2  # a place that the directory cannot have
-    MOST_NUMBERS = 255  # of codecs at a time
+    SPOILT = -2  # an invalid place: the directory is damaged
+    MOST_NUMBERS = 255  # maximum number of codecs at a time
 
 cdef uint64_t LOWER = (<uint64_t>1 << GENERATION_SHIFT) - 1
 cdef uint64_t LEAST_ROOM = 64 << 10  # bytes of a mapping: 8 pages of table, or words of 8,000 pages
 
-cdef int64_t PATIENCE_NS = 250_000_000  # a thread that lost its CPU between two stores has had it by then
-cdef int64_t PAUSE_NS = 1_000_000  # between two looks at an entry that does not fit
-cdef int64_t MOMENT_NS = 50_000_000  # between two looks at signals
+# A thread that lost its CPU between two stores has run again after this time.
+cdef int64_t PATIENCE_NS = 250_000_000
+cdef int64_t PAUSE_NS = 1_000_000  # between two reads of an entry whose bytes do not match
+cdef int64_t MOMENT_NS = 50_000_000  # between two checks for signals
 
 cdef enum:
-    LOOK_BYTES = 64 << 10  # of pages loaded between two looks at the clock
-    SPINS = 64  # looks at what moves at that moment, before other threads have a turn
+    LOOK_BYTES = 64 << 10  # bytes of pages loaded between two looks at the clock
+    SPINS = 64  # reads of an object that is moving, before the thread yields its CPU
 
-# What an attempt comes to; a page's negative errno and ABORT besides.
+# The outcomes of an attempt, besides a page's negative errno and ABORT.
 cdef enum:
     DONE = 1
     MISSING  # nothing is stored there
-    UNFIT  # the bytes are not what the entry says
-    MOVING  # the owner changed it each time
-    OVER  # the group is closed, or the store
+    UNFIT  # the bytes do not match the entry
+    MOVING  # the owner changed it during each attempt
+    OVER  # the group or the store is closed
     LONGER_TABLE  # the entry lies beyond the mapping
     LONGER_WORDS
-    NO_CODER  # none is ready for that number
-    NEW_CODECS  # numbers may mean something else by now
+    NO_CODER  # no coder is ready for that number
+    NEW_CODECS  # codec numbers may have new meanings
     ASK  # only the owner can read the file
-    AGAIN  # what was missing is there now
-    STORED = 0x1000  # and above: this, and the length of what was copied
+    AGAIN  # what was missing is available now
+    STORED = 0x1000  # STORED + n means that n bytes were copied
 
 
 cdef struct Mapping:
     uint8_t *base
     uint64_t room  # bytes mapped; those beyond the end of the file would fault
-    uint64_t size  # bytes of the file when they were last asked for; never fewer later
+    uint64_t size  # size of the file at the last check; it never shrinks
     Mapping *older
 
-cdef struct Shared:  # a file of the owner's
+cdef struct Shared:  # a file of the owner
     int fd
     Mapping *mapping
 
-cdef struct Places:  # where blocks stand: a copy of the directory, in chains by hash
+cdef struct Places:  # a copy of the directory: the place of each block, in chains by hash
     pthread_mutex_t lock
-    bint compared  # with the directory, ever
-    uint64_t changes  # what the header said before they were compared last
-    uint32_t known  # places that were compared
+    bint compared  # whether it was ever compared with the directory
+    uint64_t changes  # the header's `changes` before the last comparison
+    uint32_t known  # number of places compared
     uint32_t room
     uint32_t mask
     int64_t *block_of
-    int32_t *next  # place, NONE at the end
-    int32_t *heads  # place by hash; one allocation with the two above
+    int32_t *next  # next place in the chain, or NONE
+    int32_t *heads  # first place by hash; one allocation with the two above
 
 cdef struct SharedTableState:
     Shared file
@@ -185,7 +191,7 @@ cdef struct SharedTableState:
 
 cdef struct SharedPoolState:
     int data_fd
-    int file_fd  # −1: there is none, or only the owner can read it
+    int file_fd  # −1 if there is none or only the owner can read it
     Shared words
     size_t page_size
     int length_bits
@@ -196,33 +202,33 @@ cdef struct SharedEntry:
     uint64_t value
     uint64_t rest
 
-cdef struct Desk:  # what one load at a time works with
-    uint8_t *stored  # a private copy of what is stored
+cdef struct Desk:  # the buffers and coders of one load
+    uint8_t *stored  # a private copy of the stored bytes
     CoderState **coders  # by number
-    uint64_t known  # numbers of codecs that were given out when these were learned
-    uint64_t codecs  # and by now
+    uint64_t known  # codec numbers given out when the coders were made
+    uint64_t codecs  # codec numbers given out by now
     SharedEntry entry
-    uint64_t end  # of what has to be mapped
-    uint8_t *page  # the one under way
-    bint may_spoil  # the page may hold anything if this fails
+    uint64_t end  # end of the bytes that have to be mapped
+    uint8_t *page  # the page being loaded
+    bint may_spoil  # on failure, the page's contents may be undefined
 
 
-# Files of the owner's.
+# Files of the owner.
 
 cdef bint _map(Shared *file, uint64_t least) except -1:
-    """Map a file's first `least` bytes, and half as much again for it to grow.
+    """Map a file's first `least` bytes, and half as much again for growth.
 
-    Return False where the file is not that long.
+    Return False if the file is shorter.
     """
     cdef int64_t size = bz_size_of_file(file.fd)
     cdef uint64_t room = max(LEAST_ROOM, least + least // 2) // 4096 * 4096
     if size < 0 or <uint64_t>size < least:
         return False
     if not bz_cannot_shrink(file.fd):
-        raise BadArgument("what was given to read is no memory of a store: it could shrink")
+        raise BadArgument("the file is not the memory of a store: it may shrink")
     cdef Mapping *mapping = <Mapping *>bz_malloc(sizeof(Mapping))
     if mapping is NULL:
-        raise MemoryError("no memory to map the store's")
+        raise MemoryError("no memory to map the store's memory")
     mapping.base = <uint8_t *>bz_map_to_read(file.fd, room)
     if mapping.base is NULL:
         room = least
@@ -239,7 +245,7 @@ cdef bint _map(Shared *file, uint64_t least) except -1:
 
 cdef int _map_first(Shared *file, uint64_t least) except -1:
     if not _map(file, least):
-        raise BadArgument("what was given to read is no memory of a store: it is too short")
+        raise BadArgument("the file is not the memory of a store: it is too short")
     return 0
 
 
@@ -287,7 +293,7 @@ cdef inline uint32_t _hash(const Places *places, int64_t block) noexcept nogil:
 
 
 cdef int64_t _find_place(Places *places, const Mapping *mapping, int64_t block) noexcept nogil:
-    """Return a block's place, NONE, SPOILT or −ENOMEM, as the directory has it now."""
+    """Return the current place of a block, or NONE, SPOILT or −ENOMEM."""
     cdef const uint64_t *header = <const uint64_t *>mapping.base
     cdef const uint64_t *directory = <const uint64_t *>(mapping.base + DIRECTORY)
     cdef int64_t found
@@ -300,13 +306,13 @@ cdef int64_t _find_place(Places *places, const Mapping *mapping, int64_t block) 
             else:
                 found = -ENOMEM
         elif found != NONE:
-            found = SPOILT  # a word that nobody wrote
+            found = SPOILT  # the owner never wrote this word
     pthread_mutex_unlock(&places.lock)
     return found
 
 
 cdef int64_t _look(const Places *places, int64_t block) noexcept nogil:
-    """Return a block's place, NONE, or SPOILT where several claim it."""
+    """Return the place of a block, or NONE, or SPOILT if several places have it."""
     cdef int32_t found = NONE, place = NONE
     if places.room:
         place = places.heads[_hash(places, block)]
@@ -319,8 +325,10 @@ cdef int64_t _look(const Places *places, int64_t block) noexcept nogil:
     return found
 
 
-cdef bint _compare(Places *places, const uint64_t *header, const uint64_t *directory) noexcept nogil:
-    """Take over what changed in the directory. Return False where there is no memory for it."""
+cdef bint _compare(
+    Places *places, const uint64_t *header, const uint64_t *directory
+) noexcept nogil:
+    """Copy the changes in the directory. Return False if memory is short."""
     cdef uint64_t changes = bz_load64(header + CHANGES)
     cdef uint32_t blocks = <uint32_t>min(bz_load64(header + BLOCKS), <uint64_t>MOST_SHARED)
     cdef uint32_t place
@@ -362,7 +370,10 @@ cdef void _link(Places *places, int32_t place, int64_t block) noexcept nogil:
 
 
 cdef bint _make_room(Places *places, uint32_t least) noexcept nogil:
-    """Have room for a power of two of places; they are compared from the start then."""
+    """Grow to a power of two of places. All places are then compared again.
+
+    Return False if memory is short.
+    """
     cdef uint32_t room = 64
     while room < least:
         room *= 2
@@ -383,7 +394,7 @@ cdef bint _make_room(Places *places, uint32_t least) noexcept nogil:
 # One page.
 
 cdef int _look_up(SharedTableState *table, int64_t index, Desk *desk) noexcept nogil:
-    """Find the entry of an index. Return DONE, or what else it comes to."""
+    """Find the entry of an index. Return DONE or another outcome."""
     cdef Mapping *mapping
     cdef const uint64_t *header
     cdef uint64_t changes, end
@@ -399,7 +410,8 @@ cdef int _look_up(SharedTableState *table, int64_t index, Desk *desk) noexcept n
         changes = bz_load64(header + CHANGES)
         place = _find_place(&table.places, mapping, index >> BLOCK_BITS)
         if place >= 0:
-            end = ENTRIES + ((<uint64_t>place << BLOCK_BITS | index & (BLOCK - 1)) + 1) * ENTRY_BYTES
+            end = <uint64_t>place << BLOCK_BITS | index & (BLOCK - 1)
+            end = ENTRIES + (end + 1) * ENTRY_BYTES
             if not _reaches(&table.file, mapping, end):
                 desk.end = end
                 return LONGER_TABLE
@@ -426,15 +438,17 @@ cdef inline int _number(const SharedEntry *entry) noexcept nogil:
     return entry.rest >> 40 & 0xFF
 
 
-cdef int64_t _attempt(SharedPoolState *pool, SharedTableState *table, int64_t index, Desk *desk) noexcept nogil:
-    """Load a page once. Return what it comes to, from DONE on; a negative errno, or ABORT."""
+cdef int64_t _attempt(
+    SharedPoolState *pool, SharedTableState *table, int64_t index, Desk *desk
+) noexcept nogil:
+    """Try once to load a page. Return an outcome, a negative errno or ABORT."""
     cdef int kind, found = _look_up(table, index, desk)
     cdef int64_t length
     if found != DONE:
         return found
     kind = _kind(&desk.entry)
     if kind == SAME_FILLED:
-        # The checksum of a word: this entry's halves belong together.
+        # The checksum of the word shows that the two halves of the entry belong together.
         if check_word(desk.entry.value) != <uint32_t>desk.entry.rest:
             return UNFIT
         bz_fill(desk.page, desk.entry.value, pool.page_size)
@@ -455,7 +469,7 @@ cdef int64_t _attempt(SharedPoolState *pool, SharedTableState *table, int64_t in
 
 
 cdef int64_t _read_file(SharedPoolState *pool, Desk *desk) noexcept nogil:
-    """Copy what an entry names in the file. Return STORED + length, UNFIT or a negative errno."""
+    """Copy the entry's bytes from the file. Return STORED + length, UNFIT or a negative errno."""
     cdef size_t length = (desk.entry.value & ((1 << LENGTH_BITS) - 1)) + 1
     cdef int64_t got
     if length > 2 * pool.page_size:
@@ -496,7 +510,7 @@ cdef int64_t _read_object(SharedPoolState *pool, Desk *desk) noexcept nogil:
 
 
 cdef int64_t _restore(SharedPoolState *pool, Desk *desk, size_t length) noexcept nogil:
-    """Make a page of stored bytes that are the entry's. Return DONE or what else it comes to."""
+    """Decompress the entry's stored bytes into the page. Return DONE or another outcome."""
     cdef int number = _number(&desk.entry)
     cdef CoderState *coder
     cdef int64_t restored
@@ -522,7 +536,10 @@ cdef int64_t _restore(SharedPoolState *pool, Desk *desk, size_t length) noexcept
 
 
 cdef bint _hash_in_python(const uint8_t *data, size_t length, uint64_t *hashed) noexcept with gil:
-    """Hash bytes where xxhash's own functions were not found. Return whether there was memory for it."""
+    """Hash bytes with the Python package, if xxhash's C functions were not found.
+
+    Return False if memory is short.
+    """
     try:
         hashed[0] = xxh3_64_intdigest(PyBytes_FromStringAndSize(<const char *>data, length))
     except MemoryError:
@@ -531,10 +548,13 @@ cdef bint _hash_in_python(const uint8_t *data, size_t length, uint64_t *hashed) 
 
 
 cdef size_t _load_pages(
-    SharedPoolState *pool, SharedTableState *table, const int64_t *indices, size_t done, size_t count,
-    Desk *desk, int64_t *outcome,
+    SharedPoolState *pool, SharedTableState *table, const int64_t *indices, size_t done,
+    size_t count, Desk *desk, int64_t *outcome,
 ) noexcept nogil:
-    """Load pages from number `done` on, for a moment. Return how many are done; DONE: all went well."""
+    """Load pages from number `done` on, for at most about MOMENT_NS.
+
+    Return the number of pages loaded so far. `outcome` is DONE unless a page failed.
+    """
     cdef size_t piece = max(1, <size_t>(LOOK_BYTES // pool.page_size))
     cdef size_t end
     cdef int64_t until = bz_now_ns() + MOMENT_NS
@@ -552,7 +572,7 @@ cdef size_t _load_pages(
     return done
 
 
-# What Python sees.
+# The Python interface.
 
 @cython.final
 cdef class _Desk:
@@ -560,21 +580,21 @@ cdef class _Desk:
 
     cdef Desk state
     cdef CoderState *by_number[MOST_NUMBERS + 1]
-    cdef list numbers  # the coders of each number, as the pool had them
-    cdef list lent  # what was taken from whom
+    cdef list numbers  # Coders by number, as the pool had them
+    cdef list lent  # pairs of Coders and the coder taken from them
 
     def __cinit__(self, size_t room):
         self.lent = []
         self.state.coders = self.by_number
         self.state.stored = <uint8_t *>bz_malloc(room)
         if self.state.stored is NULL:
-            raise MemoryError("no memory for a page's stored bytes")
+            raise MemoryError("no memory for the stored bytes of a page")
 
     def __dealloc__(self):
         free(self.state.stored)
 
     cdef int renew(self, list numbers, uint64_t known) except -1:
-        """Give back the coders, as numbers may have other meanings now."""
+        """Return all coders, because codec numbers may have new meanings."""
         cdef Coders coders
         cdef Coder coder
         memset(self.by_number, 0, sizeof(self.by_number))
@@ -586,7 +606,7 @@ cdef class _Desk:
         return 0
 
     cdef bint prepare(self, int number) except -1:
-        """Make a coder of a number ready. Return False where no codec has that number."""
+        """Prepare a coder for a number. Return False if no codec has that number."""
         cdef Coders coders = self.numbers[number]
         cdef Coder coder
         if coders is None:
@@ -596,7 +616,9 @@ cdef class _Desk:
         except (BatchzipError, MemoryError):
             raise
         except Exception as error:
-            raise BatchzipError(f"a codec of the store does not work here: {shown(error)}") from error
+            raise BatchzipError(
+                f"a codec of the store does not work here: {shown(error)}"
+            ) from error
         self.lent.append((coders, coder))
         self.by_number[number] = &coder.state
         return True
@@ -607,8 +629,8 @@ cdef class SharedPool:
     """The pool of another process's store, its backing file and its codecs."""
 
     cdef SharedPoolState state
-    cdef object ask  # for the codecs
-    cdef list numbers  # Coders by number; None: no codec has it
+    cdef object ask  # a callable that returns the codecs
+    cdef list numbers  # Coders by number, or None if no codec has it
     cdef uint64_t known
     cdef list desks
     cdef uint32_t users
@@ -622,7 +644,7 @@ cdef class SharedPool:
         state.words.fd = words_fd
         state.file_fd = file_fd
         if page_size < 512 or page_size & (page_size - 1):
-            raise BadArgument(f"no store has pages of {page_size} bytes")
+            raise BadArgument(f"a store cannot have pages of {page_size} bytes")
         check_page_size(page_size)
         state.page_size = page_size
         while <size_t>1 << state.length_bits < page_size:
@@ -644,14 +666,18 @@ cdef class SharedPool:
         _close(&self.state.file_fd)
 
     cdef int note_codecs(self, uint64_t known, dict codecs) except -1:
-        """Note what numbers mean. A codec that has its number still keeps its coders."""
+        """Record the meanings of codec numbers. A codec that keeps its number keeps its coders."""
         cdef list numbers = [None] * (MOST_NUMBERS + 1)
         cdef int number
         for number, codec in codecs.items():
             if not 1 <= number <= MOST_NUMBERS:
-                raise BadArgument(f"no codec has the number {number}")
+                raise BadArgument(f"{number} cannot be the number of a codec")
             before = self.numbers[number]
-            same = before is not None and type(before.codec) is type(codec) and before.codec == codec
+            same = (
+                before is not None
+                and type(before.codec) is type(codec)
+                and before.codec == codec
+            )
             numbers[number] = before if same else Coders(codec, self.state.page_size)
         self.numbers = numbers
         self.known = known
@@ -664,26 +690,26 @@ cdef class SharedPool:
         return desk
 
     def close(self) -> None:
-        """Give up descriptors and mappings, once no call uses them."""
+        """Release the descriptors and mappings, as soon as no call uses them."""
         self.closed = True
         if not self.users:
             self.desks = []
             self.release()
 
 
-cdef struct Patience:  # with an entry that does not fit
+cdef struct Patience:  # an entry whose bytes do not match, and how long to wait for it
     int64_t index
     SharedEntry entry
-    int64_t until  # 0: none was met
+    int64_t until  # 0 if there was no such entry
 
 
 @cython.final
 cdef class SharedTable:
-    """The table of one group of another process's store; the objects it names are in a pool."""
+    """The table of one group of another process's store. Its objects are in a SharedPool."""
 
     cdef SharedTableState state
     cdef SharedPool pool
-    cdef object ask  # for stored bytes
+    cdef object ask  # a callable that returns stored bytes
     cdef uint32_t users
     cdef readonly bint closed
 
@@ -700,7 +726,7 @@ cdef class SharedTable:
         pthread_mutex_destroy(&self.state.places.lock)
 
     def close(self) -> None:
-        """Give up the descriptor and the mapping, once no call uses them."""
+        """Release the descriptor and the mapping, as soon as no call uses them."""
         self.closed = True
         if not self.users:
             _release(&self.state.file)
@@ -728,7 +754,7 @@ cdef class SharedTable:
         return page
 
     def load_into(self, index, page) -> None:
-        """Fill a writable buffer of one page."""
+        """Fill a writable buffer of one page. The buffer is unchanged on failure."""
         cdef int64_t where = _as_index(index)
         cdef Py_buffer view
         PyObject_GetBuffer(page, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
@@ -747,7 +773,9 @@ cdef class SharedTable:
             PyObject_GetBuffer(pages, &room, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
             try:
                 if room.len != where.len // 8 * <Py_ssize_t>self.pool.state.page_size:
-                    raise BadArgument(f"{room.len} bytes are not {where.len // 8} pages")
+                    raise BadArgument(
+                        f"a buffer of {room.len} bytes cannot hold exactly {where.len // 8} pages"
+                    )
                 self.load_pages(
                     <const int64_t *>where.buf, where.len // 8, <uint8_t *>room.buf, True
                 )
@@ -757,7 +785,7 @@ cdef class SharedTable:
             PyBuffer_Release(&where)
 
     def get(self, index) -> tuple[int, int]:
-        """Return the two words of an entry: (0, 0) where nothing is stored."""
+        """Return the two words of an entry, or (0, 0) if nothing is stored."""
         cdef int64_t where = _as_index(index), outcome
         cdef Desk desk
         cdef Patience patience
@@ -813,7 +841,7 @@ cdef class SharedTable:
             self.leave()
 
     cdef int64_t help_on(self, int64_t outcome, int64_t index, _Desk desk) except 0:
-        """Do what takes Python. Return DONE, AGAIN or what the page comes to."""
+        """Do the part that needs Python. Return DONE, AGAIN or the page's outcome."""
         cdef SharedPool pool = self.pool
         cdef int number = _number(&desk.state.entry)
         if outcome == NO_CODER and desk.prepare(number):
@@ -825,7 +853,7 @@ cdef class SharedTable:
             elif desk.numbers is pool.numbers:
                 return UNFIT
             desk.renew(pool.numbers, pool.known)
-            # Were the header's word or the entry's number damaged, asking again would not end.
+            # Ask once only: with a damaged header or entry, repeated asking would never end.
             if outcome == NO_CODER:
                 return UNFIT if pool.numbers[number] is None else AGAIN
             return AGAIN if desk.state.codecs == pool.known else UNFIT
@@ -838,7 +866,7 @@ cdef class SharedTable:
         return outcome
 
     cdef int64_t restore(self, bytes stored, _Desk desk) except 0:
-        """Make a page of what the owner read in its file; None: there was nothing."""
+        """Decompress the bytes that the owner read from its file, or None if there were none."""
         cdef size_t length
         cdef int64_t outcome
         if stored is None:
@@ -856,15 +884,17 @@ cdef class SharedTable:
     cdef int settle(
         self, int64_t outcome, int64_t index, Desk *desk, Patience *patience
     ) except -1:
-        """Raise what there is to say of a page, or wait until it is worth another try."""
+        """Raise the error of a page, or wait until another attempt is worthwhile."""
         cdef SharedEntry *entry = &desk.entry
         cdef int64_t now
         if outcome == MISSING:
             raise PageNotStored(index)
         if outcome == OVER:
-            raise ClosedError("the store is closed, or this group of it")
+            raise ClosedError("the store or this group of it is closed")
         if outcome == LONGER_TABLE or outcome == LONGER_WORDS:
-            if _map(&self.state.file if outcome == LONGER_TABLE else &self.pool.state.words, desk.end):
+            if _map(
+                &self.state.file if outcome == LONGER_TABLE else &self.pool.state.words, desk.end
+            ):
                 return 0
             if outcome == LONGER_TABLE:
                 entry.value = desk.end
@@ -873,7 +903,7 @@ cdef class SharedTable:
             raise PageError(index, outcome)
         elif outcome != UNFIT:
             return 0
-        entry.rest &= LOWER  # without when it was used
+        entry.rest &= LOWER  # ignore the epoch of the last use
         now = bz_now_ns()
         if not (
             patience.until and patience.index == index

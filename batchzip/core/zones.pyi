@@ -1,10 +1,10 @@
-"""Zones: which bytes of a backing file are in use, and where the next go.
+"""Zones: the space allocator of a backing file.
 
-Positions are uint64: offset << 21 | length − 1. Whoever gives up an entry gives up its position in
-the same step, by the C function `zones_free`; from Python `Zones.free` does it.
+A position is a uint64: offset << 21 | length − 1. The step that removes an entry frees its position
+in the same step, with the C function `zones_free`. Python code frees positions with `Zones.free`.
 
-A ZoneReservation owns positions until they are committed, and an Emptied owns zones until they are put
-back. What either still has when it is dropped is given back.
+A ZoneReservation owns positions until they are committed. An Emptied owns zones until they are put
+back. The destructor of each returns what it still owns.
 """
 
 from collections.abc import Container
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 class _Lock(Protocol):
-    """One that its holder may take again, as threading.RLock."""
+    """A reentrant lock, such as threading.RLock."""
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
     def release(self) -> None: ...
@@ -27,64 +27,72 @@ class _Storage(Protocol):
 
 @final
 class ZoneReservation:
-    """Where the objects of one batch go. Dropped before it is committed, it has never been."""
+    """The positions for the objects of one batch.
+
+    If it is dropped before it is committed, the positions are free again.
+    """
 
     def __len__(self) -> int: ...
     def to_array(self) -> npt.NDArray[np.uint64]:
         """Return the position of each object, in a new array."""
 
     def runs(self) -> list[tuple[int, int, int]]:
-        """Return (first, last, offset): objects [first, last) lie side by side from byte `offset` on."""
+        """Return a list of (first, last, offset).
+
+        Objects [first, last) are contiguous in the file, from byte `offset` on.
+        """
 
     def keep(self) -> npt.NDArray[np.uint64]:
-        """Commit. Return the positions, which are the caller's to free from now on."""
+        """Commit, and return the positions. The caller owns them and frees them later."""
 
     def undo(self) -> None:
-        """Give up everything, unless it was committed."""
+        """Free all positions, unless they were committed."""
 
 @final
 class Emptied:
-    """Zones that nothing lives in, while their bytes are discarded.
+    """Zones without live objects, while their bytes are discarded.
 
-    Nobody writes there before `put_back`. If it is dropped instead, they are still to be discarded.
+    Nothing is written there before `put_back`. If it is dropped instead, the zones still have to be
+    discarded.
     """
 
     def runs(self) -> list[tuple[int, int]]:
-        """Return (offset, length) of what is to be discarded, neighbours as one, by offset."""
+        """Return (offset, length) of each range to discard, by offset, with neighbours merged."""
 
     def give_up(self) -> None:
-        """Leave the zones to the next who looks for emptied ones, unless they were put back."""
+        """Return the zones to the list of emptied zones, unless they were put back."""
 
     def put_back(self) -> None:
-        """Have the zones used again."""
+        """Make the zones available for writing again."""
 
 @final
 class Zones:
-    """Bookkeeping of a file whose zones begin at byte `base`. Thread-safe.
+    """The zones of a file, which begin at byte `base`. Thread-safe.
 
-    `max_bytes` limits what may be held; None: no limit. Raise ForkedProcess in a child.
+    `max_bytes` limits the bytes held; None means no limit. Calls raise ForkedProcess in a forked
+    child.
     """
 
     def __new__(cls, page_size: int, base: int, max_bytes: int | None = None) -> Self: ...
     @property
     def zone_size(self) -> int:
-        """Bytes of a zone: a power of two."""
+        """Size of a zone in bytes, a power of two."""
 
     @property
     def base(self) -> int:
-        """Where zone 0 begins in the file."""
+        """Offset of zone 0 in the file, in bytes."""
 
     @property
     def spare(self) -> int:
-        """Bytes below the limit that only cleaning may write to; 0 where there is no limit."""
+        """Bytes below the limit that are reserved for cleaning; 0 without a limit."""
 
     @property
     def figures(self) -> tuple[int, int, int]:
-        """Bytes held, bytes that live, and objects; what is being written counts."""
+        """Bytes held, live bytes and live objects. Objects that are being written count."""
 
     @property
     def max_bytes(self) -> int | None:
-        """Most bytes that may be held; None for no limit. May be set, and counts for what comes."""
+        """Maximum bytes held, or None for no limit. A new value applies to later reservations."""
 
     @max_bytes.setter
     def max_bytes(self, value: int | None) -> None: ...
@@ -96,53 +104,55 @@ class Zones:
         wait: bool = True,
         cleaning: bool = False,
     ) -> ZoneReservation:
-        """Find room for a batch of objects of these lengths, each of 1 byte to a page.
+        """Reserve space for a batch of objects of these lengths, each of 1 byte to a page.
 
-        `spare` bytes below the limit are left free, unless this is `cleaning`.
+        Only `cleaning` may use the last `spare` bytes below the limit.
 
-        Raise OSError, with nothing reserved: ENOSPC beyond a limit; EAGAIN if there is only room
-        where the file's end is being cut off, by this very thread or, without `wait`, for more than a
-        second by another one, which has the storage's `lock` meanwhile.
+        Raise OSError, with nothing reserved: ENOSPC beyond a limit, or EAGAIN if the only space is
+        where the file's end is being cut off. EAGAIN is raised if this thread itself is cutting, or
+        if, without `wait`, another thread cuts for more than a second. The cutting thread holds
+        the storage's `lock`.
         """
 
     def free(self, positions: npt.NDArray[np.uint64]) -> None:
-        """Give up objects, each of them once."""
+        """Free objects. Each position is freed once."""
 
     def sync(self, storage: _Storage, reservation: ZoneReservation, *, wait: bool = True) -> None:
-        """Have what was written to a reservation synced, and raise what `storage.sync()` raises.
+        """Sync what was written to a reservation. Raise what `storage.sync()` raises.
 
-        Raise OSError if any sync has failed since the reservation was made: the system tells each
-        failure once, and it may have been told another about these bytes. Without `wait` raise
-        OSError (EAGAIN) if another thread has the storage's lock for more than a second.
+        Raise OSError if any sync has failed since the reservation was made. The system reports each
+        failure once, so another sync may have received the failure of these bytes. Without `wait`,
+        raise OSError (EAGAIN) if another thread holds the storage's lock for more than a second.
         """
 
     @property
     def unsettled(self) -> bool:
-        """Whether there are zones to be discarded, or the file's end could be cut off."""
+        """Return whether zones have to be discarded, or the file's end could be cut off."""
 
     def emptied(self) -> Emptied:
-        """Return the zones that nothing lives in any more and that nobody discards yet."""
+        """Take the zones that have no live object and that no thread discards yet."""
 
     def cut(self, storage: _Storage) -> None:
-        """Cut the file's end off where it is free, unless another thread has the storage's lock.
+        """Cut the file's free end off, unless another thread holds the storage's lock.
 
-        An OSError is no harm: the room is used again all the same.
+        An OSError does no harm: the space is reused in any case.
         """
 
     def sparse(
         self, passed: Container[int] = (), eighths: int = 4, most: int = ...
     ) -> dict[int, int]:
-        """Return `most` full zones of which less than `eighths` of 8 lives, but those `passed`.
+        """Return up to `most` full zones whose live part is below `eighths` / 8.
 
-        By number, with their `uses`, the emptiest first; as many as `spare` has room for what lives
-        in them.
+        Exclude the zones in `passed`. Return each zone's number with its `uses`, the emptiest zone
+        first, and only as many zones as have live objects that fit in `spare` together.
         """
 
     def uses(self, number: int) -> int:
-        """Return how many times a zone was opened: it is another one then."""
+        """Return the number of times a zone was opened. A changed number means new contents."""
 
     def check(self, live: npt.NDArray[np.uint64]) -> None:
-        """Raise AssertionError where an invariant does not hold.
+        """Raise AssertionError if an invariant does not hold.
 
-        `live` has all positions that were committed and not freed, sorted; nothing may be under way.
+        `live` has all positions that were committed and not freed, sorted. Nothing may be under
+        way.
         """

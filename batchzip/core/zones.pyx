@@ -1,45 +1,53 @@
-"""Zones: which bytes of a backing file are in use, and where the next go. No I/O but by its caller's calls.
+"""Zones: the space allocator of a backing file. All I/O goes through the caller's storage object.
 
     zone 0            zone 1            zone 2            zone 3
     [obj obj obj obj ][obj  ·   ·  obj ][                ][obj obj ─▶      ]
-     full              sparse            free              open: filled by appending
+     full              sparse            free              open: objects are appended
 
-Rejected: an allocator of exact sizes (random writes, and free lists that a fault can damage); one log
-around the file (it must clean in order, live or not). A zone is given back as a whole, when nothing in it
-lives any more; the lowest free one is taken first, so that the file's end can be cut off.
+Rejected:
+
+* An allocator of exact sizes. It writes at random offsets, and a fault can damage its free lists.
+* One log around the file. It must clean in order, whether the data is live or not.
+
+A zone is freed as a whole, when its last object is freed. The lowest free zone is taken first, so
+that the file's end can be cut off.
 
     position (uint64) = offset << 21 | (length - 1)      offset 43 bits: 8 TiB; length up to 2 MiB
 
-              reserve              last object freed            emptied()                put_back
-    FREE ───────────────▶ IN_USE ───────────────────▶ EMPTIED ─────────────▶ DISCARDING ───────────▶ FREE, or
-                                                         ▲                       │                   SPOILT
-                                                         └───────────────────────┘                   if poisoned
-                                                          Emptied is dropped
+          reserve            last object freed          emptied()               put_back
+    FREE ─────────▶ IN_USE ───────────────────▶ EMPTIED ─────────▶ DISCARDING ──────────▶ FREE, or
+                                                   ▲                   │      SPOILT if poisoned
+                                                   └───────────────────┘
+                                                    Emptied is dropped
 
-Nothing has an owner that an interrupt can make forget it. A ZoneReservation owns what was reserved until it is
-committed; an Emptied owns zones while their bytes are discarded. Each gives back in its destructor what it
-still has, so it is enough that Python drops a reference, for whatever reason. `zones_free` is called
-in the step in which the entries go that had the positions.
+An interrupt cannot leak space. A ZoneReservation owns what was reserved until it is committed. An
+Emptied owns zones while their bytes are discarded. The destructor of each returns what it still
+owns, so dropping the last reference suffices, for whatever reason it happens. `zones_free` is
+called in the step that removes the entries with these positions.
 
-Cutting. While the file's end is cut off, a fence keeps the zones there from being taken. Who needs one
-waits for the storage's lock, which is held meanwhile. If that is the very thread that cuts, in a signal
-handler or a finalizer, it is refused; that cannot happen where `truncate` is a C function, as for descriptors.
+Cutting. While the file's end is cut off, a fence keeps the zones there from being taken. A thread
+that needs such a zone waits for the storage's lock, which the cutting thread holds. If it is the
+cutting thread itself, in a signal handler or a finalizer, the reservation fails with EAGAIN. That
+cannot happen if `truncate` is a C function, as it is for descriptors.
 
-Room. Cleaning writes what lives in some zones anew before they go, so it needs room in a file that
-is at its limit. Some is kept free for it, and no more than that is written anew at a time.
+Spare space. Cleaning rewrites the live objects of some zones before it frees them, so it needs
+space in a file that is at its limit. Some space is reserved for it, and one round rewrites no more
+than that.
 
-Waiting. A handler or finalizer that came into the middle of a call of a user's object may hold up a lock
-of that object's. A thread that is in another call of it may be waiting for that lock, so `wait` is False then:
-the storage's lock is waited for a second at the most.
+Waiting. A signal handler or finalizer that interrupts a call of a user's object may delay the
+release of that object's lock. A thread in another call of the object may wait for that lock. `wait`
+is False in such a handler or finalizer; it then waits for the storage's lock for a second at most.
 
 Invariants
-* live, objects: sums over the positions reserved in the zone and not freed since. A batch that is being written
-  counts, so its zone can be neither given back nor used again.
+* live, objects: sums over the positions reserved in the zone and not freed since. A batch that is
+  being written counts, so its zone can be neither discarded nor reused.
 * IN_USE ⇔ objects > 0. Only such a zone is open, and only if it is not poisoned.
-* No object straddles two zones; filled ≤ zone size is the end of the last one, and 0 where not IN_USE.
-* held = Σ filled. No zone at or above `end` is anything but free; no free one lies below `hint`.
+* No object straddles two zones. filled ≤ zone size is the end of the last object, and 0 unless the
+  zone is IN_USE.
+* held = Σ filled. Every zone at or above `end` is free. No zone below `hint` is free.
 
-Locks: `mutex`, within nogil code only and never during I/O. It is innermost: the pool's may be held before.
+Locks: `mutex`, only within nogil code and never during I/O. It is innermost: a thread that takes it
+may hold the pool's mutex.
 """
 
 cimport cython
@@ -66,21 +74,20 @@ cdef extern from "pthread.h" nogil:
 cdef enum:
     NO_ZONE = 0xFFFFFFFF
     FIRST_ROOM = 64  # zones
-    ZONE_BYTES = 1 << 20  # a few of the batches of 256 pages that are written at once, and small
-    # beside any file worth having
-    ZONE_PAGES = 64  # at least: what is lost at a zone's end, less than a page, is under 1/64 of it
-    LIMIT_ZONES = 16  # of a file with a limit, at least; so many parts of it are its largest zone
-    LEAST_ZONE_PAGES = 8  # of such a file's zones
-    LEAST_SPARE = 32  # parts of the limit, of which one at least is kept free, …
-    MOST_SPARE = 8  # … and at most one of so many
-    NESTED_WAIT_S = 1  # a sync or a cut takes no longer, as a rule
+    ZONE_BYTES = 1 << 20  # a few written batches of 256 pages, and small relative to a useful file
+    ZONE_PAGES = 64  # minimum; the loss at a zone's end, less than a page, is below 1/64 of it
+    LIMIT_ZONES = 16  # with a limit, a zone takes at most 1/16 of it
+    LEAST_ZONE_PAGES = 8  # with a limit, a zone has at least so many pages
+    LEAST_SPARE = 32  # at least 1/32 of the limit is reserved for cleaning
+    MOST_SPARE = 8  # at most 1/8 of the limit is reserved for cleaning
+    NESTED_WAIT_S = 1  # a sync or a cut rarely takes longer
 
 cdef enum:
     FREE = 0
     IN_USE = 1
-    EMPTIED = 2  # to be discarded
-    DISCARDING = 3  # an Emptied has it
-    SPOILT = 4  # was poisoned: is never used again
+    EMPTIED = 2  # has to be discarded
+    DISCARDING = 3  # an Emptied owns it
+    SPOILT = 4  # was poisoned; never used again
 
 cdef uint64_t MAX_OFFSET = <uint64_t>1 << (64 - LENGTH_BITS)
 
@@ -98,17 +105,17 @@ cdef inline uint64_t _start_of(const ZonesState *zones, uint64_t number) noexcep
 
 
 cdef inline uint64_t _spare(const ZonesState *zones) noexcept nogil:
-    """Return the bytes below the limit that only cleaning may write to."""
+    """Return the bytes below the limit that are reserved for cleaning."""
     cdef uint64_t size = <uint64_t>1 << zones.zone_bits
     if zones.limit == UINT64_MAX:
         return 0
     return min(max(size, zones.limit // LEAST_SPARE), zones.limit // MOST_SPARE)
 
 
-# Reserving. The mutex is held.
+# Reserving. The caller holds the mutex.
 
 cdef int _take(ZonesState *zones) noexcept nogil:
-    """Open the lowest free zone. Return 0, or a negative errno where none can be had."""
+    """Open the lowest free zone. Return 0, or a negative errno if none is available."""
     cdef Zone *grown
     while zones.hint < zones.room and zones.table[zones.hint].state != FREE:
         zones.hint += 1
@@ -134,7 +141,7 @@ cdef int _take(ZonesState *zones) noexcept nogil:
 cdef int _reserve(
     ZonesState *zones, const uint32_t *lengths, ZoneReservation reservation, bint cleaning
 ) noexcept nogil:
-    """Find room for objects of these lengths, all or none. Return 0 or a negative errno."""
+    """Reserve space for objects of these lengths, all or none. Return 0 or a negative errno."""
     cdef uint32_t count = reservation.count, first = 0, last, length
     cdef uint32_t zone_size = <uint32_t>1 << zones.zone_bits
     cdef uint64_t total = 0, offset
@@ -143,13 +150,13 @@ cdef int _reserve(
     cdef int code = 0
     for last in range(count):
         total += lengths[last]
-    # A file that is beyond its limit, which was lowered, is cleaned all the same: it is shorter then.
+    # If the limit was lowered and the file is beyond it, cleaning may go on: it shortens the file.
     if not (cleaning and zones.held > zones.limit) and (
         zones.held + total + (0 if cleaning else _spare(zones)) > zones.limit
     ):
         return -ENOSPC
     while first < count:
-        # What is open after the first round was filled by it.
+        # After the first round, the open zone is one that this batch has filled.
         if first or zones.open == NO_ZONE or (
             zones.table[zones.open].filled + lengths[0] > zone_size
         ):
@@ -181,7 +188,7 @@ cdef int _reserve(
 
 
 cdef void _give_up(ZonesState *zones, ZoneReservation reservation) noexcept nogil:
-    """Free a batch; its room is used again where nothing was put behind it."""
+    """Free a batch. Its space is reused if nothing was appended after it."""
     cdef uint32_t at, reopened = NO_ZONE
     cdef Piece *piece
     cdef Zone *zone
@@ -200,7 +207,7 @@ cdef void _give_up(ZonesState *zones, ZoneReservation reservation) noexcept nogi
 
 
 cdef void _poison(ZonesState *zones, const Piece *pieces, uint32_t count) noexcept nogil:
-    """Never write to the zones of a batch again."""
+    """Mark the zones of a batch so that nothing is written to them again."""
     cdef uint32_t at
     for at in range(count):
         zones.table[pieces[at].zone].poisoned = True
@@ -211,7 +218,7 @@ cdef void _poison(ZonesState *zones, const Piece *pieces, uint32_t count) noexce
 # Freeing.
 
 cdef void _free(ZonesState *zones, uint64_t position) noexcept nogil:
-    """Give up an object; the mutex is held. What can be no object's position is passed over."""
+    """Free an object. Ignore a value that cannot be a position. The caller holds the mutex."""
     cdef uint64_t offset = position_offset(position)
     cdef uint64_t number = (offset - zones.base) >> zones.zone_bits
     cdef uint64_t length = position_length(position)
@@ -234,7 +241,7 @@ cdef void _free(ZonesState *zones, uint64_t position) noexcept nogil:
 
 
 cdef void zones_free(ZonesState *zones, const uint64_t *positions, uint32_t count) noexcept nogil:
-    """Give up objects, each of them once. Takes the mutex; cannot fail."""
+    """Free objects, each of them once. Take the mutex. This cannot fail."""
     cdef uint32_t at
     if not count:
         return
@@ -244,9 +251,9 @@ cdef void zones_free(ZonesState *zones, const uint64_t *positions, uint32_t coun
     _unlock(zones)
 
 
-@cython.no_gc  # it can be in no cycle, and what it refers to must be there in __dealloc__
+@cython.no_gc  # it cannot be part of a cycle, and __dealloc__ needs the objects it refers to
 cdef class ZoneReservation:
-    """Where the objects of one batch go."""
+    """The positions for the objects of one batch."""
 
     def __dealloc__(self):
         self.undo()
@@ -264,7 +271,10 @@ cdef class ZoneReservation:
         return found
 
     def runs(self) -> list:
-        """Return (first, last, offset): objects [first, last) lie side by side from byte `offset` on."""
+        """Return a list of (first, last, offset).
+
+        Objects [first, last) are contiguous in the file, from byte `offset` on.
+        """
         cdef uint32_t at
         return [
             (self.pieces[at].first, self.pieces[at].last, self.pieces[at].offset)
@@ -272,7 +282,7 @@ cdef class ZoneReservation:
         ]
 
     cdef void commit(self) noexcept nogil:
-        """Leave the positions to the entries that have them from now on."""
+        """Transfer the positions to the entries that refer to them."""
         cdef ZonesState *zones = &self.zones.state
         cdef uint32_t at
         self.settled = True
@@ -282,13 +292,13 @@ cdef class ZoneReservation:
         _unlock(zones)
 
     def keep(self):
-        """Commit. Return the positions, which are the caller's to free from now on."""
+        """Commit, and return the positions. The caller owns them and frees them later."""
         found = self.to_array()
         self.commit()
         return found
 
     cpdef void undo(self) noexcept:
-        """Give up everything, unless it was committed."""
+        """Free all positions, unless they were committed."""
         cdef ZonesState *zones
         if self.settled or self.zones is None or self.zones.state.forks != forks():
             return
@@ -302,13 +312,13 @@ cdef class ZoneReservation:
 
 @cython.no_gc
 cdef class Emptied:
-    """Zones that nothing lives in, while their bytes are discarded."""
+    """Zones without live objects, while their bytes are discarded."""
 
     def __dealloc__(self):
         self._end(EMPTIED)
 
     def runs(self) -> list:
-        """Return (offset, length) of what is to be discarded, neighbours as one, by offset."""
+        """Return (offset, length) of each range to discard, by offset, with neighbours merged."""
         cdef ZonesState *zones = &self.zones.state
         cdef uint32_t at, number
         self.zones.refuse()
@@ -325,16 +335,18 @@ cdef class Emptied:
         breaks = np.flatnonzero(np.diff(found) != 1) + 1
         size = 1 << zones.zone_bits
         return [
-            (_start_of(zones, run[0]), len(run) * size) for run in np.split(found, breaks) if len(run)
+            (_start_of(zones, run[0]), len(run) * size)
+            for run in np.split(found, breaks)
+            if len(run)
         ]
 
     def put_back(self) -> None:
-        """Have the zones used again."""
+        """Make the zones available for writing again."""
         self.zones.refuse()
         self._end(FREE)
 
     def give_up(self) -> None:
-        """Leave the zones to the next who looks for emptied ones, unless they were put back."""
+        """Return the zones to the list of emptied zones, unless they were put back."""
         self._end(EMPTIED)
 
     cdef void _end(self, int state) noexcept:
@@ -361,7 +373,7 @@ cdef class Emptied:
 
 
 cdef class Zones:
-    """Bookkeeping of a file whose zones begin at byte `base`. Thread-safe."""
+    """The zones of a file, which begin at byte `base`. Thread-safe."""
 
     def __cinit__(self, size_t page_size, uint64_t base, max_bytes=None):
         cdef ZonesState *zones = &self.state
@@ -385,24 +397,24 @@ cdef class Zones:
         pthread_mutex_destroy(&self.state.mutex)
 
     cdef int refuse(self) except -1:
-        """Raise ForkedProcess in a child: a thread that it does not have may hold the mutex."""
+        """Raise ForkedProcess in a forked child: a thread of the parent may hold the mutex."""
         if self.state.forks != forks():
             raise ForkedProcess("a backing file belongs to the process that opened it")
         return 0
 
     @property
     def zone_size(self) -> int:
-        """Bytes of a zone."""
+        """Size of a zone in bytes, a power of two."""
         return 1 << self.state.zone_bits
 
     @property
     def base(self) -> int:
-        """Where zone 0 begins in the file."""
+        """Offset of zone 0 in the file, in bytes."""
         return self.state.base
 
     @property
     def spare(self) -> int:
-        """Bytes below the limit that only cleaning may write to."""
+        """Bytes below the limit that are reserved for cleaning; 0 without a limit."""
         cdef uint64_t spare
         self.refuse()
         with nogil:
@@ -413,7 +425,7 @@ cdef class Zones:
 
     @property
     def figures(self) -> tuple:
-        """Bytes held, bytes that live, and objects."""
+        """Bytes held, live bytes and live objects. Objects that are being written count."""
         cdef uint64_t held, live, objects
         self.refuse()
         with nogil:
@@ -424,7 +436,7 @@ cdef class Zones:
 
     @property
     def max_bytes(self) -> int | None:
-        """Most bytes that may be held; None for no limit."""
+        """Maximum bytes held, or None for no limit. A new value applies to later reservations."""
         return None if self.state.limit == UINT64_MAX else self.state.limit
 
     @max_bytes.setter
@@ -437,7 +449,7 @@ cdef class Zones:
             _unlock(&self.state)
 
     def reserve(self, lengths, lock, *, bint wait=True, bint cleaning=False) -> ZoneReservation:
-        """Find room for a batch, of as many objects as `lengths`, a uint32 array, has elements."""
+        """Reserve space for a batch of objects. `lengths` is a uint32 array of their lengths."""
         cdef ZoneReservation reservation = ZoneReservation.__new__(ZoneReservation)
         cdef ZonesState *zones = &self.state
         cdef const uint32_t *wanted = <const uint32_t *>_address(lengths)
@@ -445,8 +457,8 @@ cdef class Zones:
         cdef int code
         self.refuse()
         reservation.positions = <uint64_t *>bz_malloc(max(count, <uint32_t>1) * sizeof(uint64_t))
-        # Each zone takes an object at least, and all but the first and the last are filled but for
-        # less than one of the longest.
+        # Each zone takes at least one object. In all but the first and the last zone, less space
+        # than the longest object is left.
         reservation.pieces = <Piece *>bz_malloc(_most_pieces(zones, wanted, count) * sizeof(Piece))
         if reservation.positions is NULL or reservation.pieces is NULL:
             raise MemoryError("no memory to write to the backing file")
@@ -464,12 +476,14 @@ cdef class Zones:
             raise OSError(
                 ENOSPC,
                 f"the backing file is at its limit of {self.max_bytes} bytes, "
-                f"{self.spare} of which are kept for cleaning it",
+                f"{self.spare} of which are reserved for cleaning it",
             )
         if code == -EFBIG:
-            raise OSError(ENOSPC, f"a backing file has at most {MAX_OFFSET} bytes")
+            raise OSError(ENOSPC, f"a backing file can have at most {MAX_OFFSET} bytes")
         if code:
-            raise OSError(EAGAIN, "the backing file's end is being cut off, and this cannot wait for it")
+            raise OSError(
+                EAGAIN, "the backing file's end is being cut off, and this call cannot wait for it"
+            )
         return reservation
 
     cdef int _reserve(
@@ -487,7 +501,7 @@ cdef class Zones:
         return code
 
     def free(self, positions) -> None:
-        """Give up objects, each of them once; `positions` is a uint64 array."""
+        """Free objects, each of them once. `positions` is a uint64 array."""
         positions = np.ascontiguousarray(positions, np.uint64)
         cdef const uint64_t *gone = <const uint64_t *>_address(positions)
         cdef uint32_t count = len(positions)
@@ -496,15 +510,17 @@ cdef class Zones:
             zones_free(&self.state, gone, count)
 
     def sync(self, storage, ZoneReservation reservation not None, *, bint wait=True) -> None:
-        """Have what was written to a reservation synced. Raise OSError where that failed.
+        """Sync what was written to a reservation. Raise OSError if that fails.
 
-        Holds the storage's lock. Between what `storage.sync()` says and its being noted no Python code
-        runs, so a failure is never forgotten. An interrupt counts as one: it may have taken the
-        kernel's answer along.
+        The call holds the storage's lock. No Python code runs between the result of
+        `storage.sync()` and its recording, so a failure is never lost. An interrupt counts as a
+        failure, because the kernel's answer may be lost with it.
         """
         self.refuse()
         if not storage.lock.acquire(timeout=-1 if wait else NESTED_WAIT_S):
-            raise OSError(EAGAIN, "the backing file is being synced, and this cannot wait for it")
+            raise OSError(
+                EAGAIN, "the backing file is being synced, and this call cannot wait for it"
+            )
         try:
             if self.failures == reservation.failures:
                 try:
@@ -514,10 +530,10 @@ cdef class Zones:
                     if isinstance(error, OSError):
                         self._poison(reservation)
                     raise
-            # Looked at again: a handler that ran meanwhile may have written, and been told.
+            # Check again: a handler that ran meanwhile may have synced and received the failure.
             if self.failures != reservation.failures:
                 self._poison(reservation)
-                raise OSError(EIO, "the backing file failed to sync while this was being written")
+                raise OSError(EIO, "a sync of the backing file failed while this was being written")
         finally:
             storage.lock.release()
 
@@ -530,7 +546,7 @@ cdef class Zones:
 
     @property
     def unsettled(self) -> bool:
-        """Whether there are zones to be discarded, or the file's end could be cut off."""
+        """Return whether zones have to be discarded, or the file's end could be cut off."""
         cdef bint found
         cdef ZonesState *zones = &self.state
         self.refuse()
@@ -543,7 +559,7 @@ cdef class Zones:
         return found
 
     def emptied(self) -> Emptied:
-        """Return the zones that nothing lives in any more and that nobody discards yet."""
+        """Take the zones that have no live object and that no thread discards yet."""
         cdef Emptied claim = Emptied.__new__(Emptied)
         cdef ZonesState *zones = &self.state
         cdef uint32_t number
@@ -561,9 +577,9 @@ cdef class Zones:
         return claim
 
     def cut(self, storage) -> None:
-        """Cut the file's end off where it is free, unless another thread has the storage's lock.
+        """Cut the file's free end off, unless another thread holds the storage's lock.
 
-        An OSError is no harm: the room is used again all the same.
+        An OSError does no harm: the space is reused in any case.
         """
         cdef ZonesState *zones = &self.state
         cdef uint32_t end
@@ -572,7 +588,7 @@ cdef class Zones:
             return
         try:
             if zones.fence != NO_ZONE:
-                return  # this thread is at it
+                return  # this thread is cutting already
             with nogil:
                 _lock(zones)
                 end = zones.end
@@ -602,10 +618,10 @@ cdef class Zones:
             zones.end = end
             _unlock(zones)
 
-    # Looking at all of it.
+    # Snapshots.
 
     cdef uint32_t _copy(self, Zone **table, ZonesState *state) except? 0:
-        """Copy the table and the rest as they are at one moment. Return its zones."""
+        """Take a snapshot of the table and the state. Return the number of zones in the table."""
         cdef ZonesState *zones = &self.state
         cdef Zone *copy = NULL
         self.refuse()
@@ -617,15 +633,15 @@ cdef class Zones:
                 memcpy(copy, zones.table, zones.room * sizeof(Zone))
             _unlock(zones)
         if copy is NULL:
-            raise MemoryError("no memory to look at the zones of a backing file")
+            raise MemoryError("no memory to copy the zones of a backing file")
         table[0] = copy
         return state.room
 
     def sparse(self, passed=(), int eighths=4, Py_ssize_t most=PY_SSIZE_T_MAX) -> dict:
-        """Return `most` full zones of which less than `eighths` of 8 lives, but those `passed`.
+        """Return up to `most` full zones whose live part is below `eighths` / 8.
 
-        By number, with their `uses`, the emptiest first; as many as `spare` has room for what lives
-        in them.
+        Exclude the zones in `passed`. Return each zone's number with its `uses`, the emptiest zone
+        first, and only as many zones as have live objects that fit in `spare` together.
         """
         cdef ZonesState state
         cdef Zone *table
@@ -636,7 +652,7 @@ cdef class Zones:
         if state.limit != UINT64_MAX:
             left = max(_spare(&state), <uint64_t>1 << state.zone_bits)
         if state.held <= state.limit:
-            # Less than is spare if an interrupted round wrote anew and freed nothing.
+            # An interrupted round may have used spare space: it rewrote objects but freed none.
             left = min(left, state.limit - state.held)
         try:
             for at in range(room):
@@ -657,7 +673,7 @@ cdef class Zones:
         return fitting
 
     def uses(self, uint32_t number) -> int:
-        """Return how many times a zone was opened: it is another one then."""
+        """Return the number of times a zone was opened. A changed number means new contents."""
         cdef uint32_t found = 0
         cdef ZonesState *zones = &self.state
         self.refuse()
@@ -669,9 +685,10 @@ cdef class Zones:
         return found
 
     def check(self, live) -> None:
-        """Raise AssertionError where an invariant does not hold.
+        """Raise AssertionError if an invariant does not hold.
 
-        `live` is a uint64 array of all positions that were committed and not freed, sorted; nothing may be under way.
+        `live` is a uint64 array of all positions that were committed and not freed, sorted. Nothing
+        may be under way.
         """
         cdef ZonesState state
         cdef Zone *table
@@ -688,13 +705,13 @@ cdef class Zones:
             for at in range(count):
                 offset, length = position_offset(positions[at]), position_length(positions[at])
                 if offset < before:
-                    wrong.add("objects that share no byte")
+                    wrong.add("overlapping objects")
                 before = offset + length
                 number = <uint32_t>((offset - state.base) >> state.zone_bits)
                 if offset < state.base or number >= room or (
                     before > _start_of(&state, <uint64_t>number + 1)
                 ):
-                    wrong.add("objects within their zone")
+                    wrong.add("objects beyond their zone")
                     continue
                 seen[number].live += <uint32_t>length
                 seen[number].objects += 1
@@ -715,7 +732,7 @@ cdef class Zones:
                 ):
                     wrong.add("states")
                 if zone.filled and zone.state != IN_USE:
-                    wrong.add("room of zones that are not in use")
+                    wrong.add("filled bytes of unused zones")
                 if at >= state.end and zone.state != FREE:
                     wrong.add("end")
                 if at < state.hint and zone.state == FREE:
@@ -732,16 +749,18 @@ cdef class Zones:
                 number = table[number].next
             for at in range(room):
                 if (table[at].state == EMPTIED) != (seen[at].state == EMPTIED):
-                    wrong.add("zones to be discarded")
+                    wrong.add("zones to discard")
                 if table[at].state == DISCARDING:
-                    wrong.add("zones that somebody discards")
+                    wrong.add("zones being discarded")
             if state.fence != NO_ZONE:
                 wrong.add("fence")
         finally:
             free(table)
             free(seen)
         if wrong:
-            raise AssertionError(f"the zones of the backing file are wrong in: {', '.join(sorted(wrong))}")
+            raise AssertionError(
+                f"the zones of the backing file are inconsistent in: {', '.join(sorted(wrong))}"
+            )
 
 
 cdef size_t _most_pieces(const ZonesState *zones, const uint32_t *lengths, uint32_t count) noexcept:
@@ -754,7 +773,7 @@ cdef size_t _most_pieces(const ZonesState *zones, const uint32_t *lengths, uint3
 
 
 cdef void *_address(array) except? NULL:
-    """Return the address of a contiguous array, whose owner keeps it."""
+    """Return the address of a contiguous array. The caller keeps the array alive."""
     cdef Py_buffer view
     PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
     cdef void *address = view.buf

@@ -1,14 +1,18 @@
-"""CompressedValues: those of a worker's values that are not live, as pages of a store.
+"""CompressedValues: a worker's values that are not live, as pages of a store.
 
-    values[key] = value ─▶ Dask's serialisation ─▶ frames ─▶ Sampler ─┬─▶ CompressedMapping ─▶ SwapStore
-                                                                     └─▶ RawFiles: what does not shrink
+    values[key] = value ─▶ Dask's serialisation ─▶ frames
+                                                     │
+                                                  Sampler ─┬─▶ CompressedMapping ─▶ SwapStore
+                                                           └─▶ RawFiles: frames that do not shrink
 
-Values are taken apart by Dask's own serialisation, so that arrays and frames are compressed from where they
-lie; what it does not keep whole is pickled (whole_values.py), by cloudpickle where nothing else can.
+Dask's own serialisation splits a value into frames, so arrays are compressed from where they lie.
+Values that it would change are pickled instead (whole_values.py), with cloudpickle as the last
+resort.
 
-Engines, store and files are made with the first value, so a worker that never needs them has none.
+Engines, store and files are made with the first value. A worker that never compresses has none.
 
-What a value's own code raises says nothing of others: NotPicklable is about this value, NoRoom about all.
+Errors of a value's own code do not concern other values. NotPicklable is about one value; NoRoom is
+about the whole store.
 """
 
 from __future__ import annotations
@@ -49,23 +53,23 @@ if TYPE_CHECKING:
     Key: TypeAlias = str | int | float | tuple[Any, ...]
 
 _UNKNOWN_SIZE = 1_000_000
-"""Bytes of a value that does not say: what Dask takes one for whose `sizeof` raises."""
+"""Assumed bytes of a value that does not report its size, as in Dask."""
 
 _PLAIN = 1
-"""Elements of one byte: compressed as it is."""
+"""Element size of buffers that are compressed without shuffling."""
 
 _ELEMENTS = (2, 4, 8)
-"""Bytes of elements whose bytes are put together by place; see `shuffle` of Engine."""
+"""Element sizes in bytes for which the bytes of elements are shuffled; see `shuffle` of Engine."""
 
 _SAMPLED = 64 << 10
-"""Bytes from which on a buffer is worth a look at samples of it: that takes about 0.1 ms."""
+"""Bytes from which a buffer is sampled. Sampling takes about 0.1 ms."""
 
 _FULL = 0.9
-"""Of its limit: what a store calls full, until it is below."""
+"""Fraction of the pool's limit up to which new values may fill it while leftovers can be freed."""
 
 
 class Refused(Exception):
-    """A value is not compressed; `__cause__` is why."""
+    """A value was not compressed. `__cause__` says why."""
 
     def __init__(self, key: Key) -> None:
         super().__init__(key)
@@ -73,49 +77,52 @@ class Refused(Exception):
 
 
 class NotPicklable(Refused):
-    """It cannot be: its own code, or what it holds, does not allow it."""
+    """The value cannot be serialised: its own code or its content does not allow it."""
 
 
 class NoRoom(Refused):
-    """It cannot be now, and no other could."""
+    """The store cannot take this value now, nor any other."""
 
 
 def size_of(value: object) -> int:
-    """Return the bytes that a value has in memory, as far as it says so; never raise."""
+    """Return the bytes of a value in memory, as it reports them. Never raise."""
     try:
         return max(0, int(safe_sizeof(value)))
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001 - no number, none that counts, or what its own code raises
+    except BaseException:  # noqa: BLE001 - a value's own code raises anything, or returns no number
         return _UNKNOWN_SIZE
 
 
 class Parts(NamedTuple):
-    """A value's header, and where its frames are."""
+    """A serialised value: its header, and where its frames are."""
 
     size: int
     """Bytes of the value in memory."""
     header: bytes
-    """What Dask's serialisation says of the frames, pickled."""
+    """Dask's description of the frames, pickled."""
     digest: bytes
-    """Of header and frames: if it is the same, the value was not changed."""
+    """A digest of header and frames. If it is equal, the value has not changed."""
     number: int
-    """Of its parts in the mapping, which are (number, bytes of an element)."""
+    """The value's number. Its keys in the mapping are (number, element size)."""
     ways: tuple[int | None, ...]
-    """Of each frame: the bytes of its elements, _PLAIN, or None for one that is in `raw`."""
+    """For each frame: its element size, _PLAIN, or None for a frame in `raw`."""
     raw: FileRange | None
 
 
 class CompressedValues(MutableMapping[Any, Any]):
-    """A mapping for any key and value that Dask has, and their sizes. Thread-safe.
+    """Maps Dask's keys to values that are kept compressed, and knows their sizes. Thread-safe.
 
-    `folder` is where the files lie that have neither name nor traces; `engine` are the Engine's keyword
-    arguments; `max_disk_bytes` the most that the files may have, or None.
+    `folder`          where the nameless files are made; they leave no traces.
+    `engine`          keyword arguments for Engine.
+    `max_disk_bytes`  the limit of all files together, or None.
 
-    To store raises NotPicklable or NoRoom, to restore what the value's own code raises, or the mapping.
+    Setting an item raises NotPicklable or NoRoom. Reading one raises what the value's own code
+    raises, or what the mapping raises.
 
-    A value that is taken out leaves what it was compressed to. If it comes again unchanged, which its digest
-    says, nothing is compressed or written a second time. `forget` ends that; so does want of room.
+    Deleting a value leaves its compressed form here. If the value is set again and its digest is
+    the same, nothing is compressed or written a second time. `forget` removes this leftover; so
+    does a lack of room.
     """
 
     def __init__(self, folder: str, engine: Mapping[str, Any], max_disk_bytes: int | None) -> None:
@@ -125,11 +132,12 @@ class CompressedValues(MutableMapping[Any, Any]):
         self._max_disk_bytes = max_disk_bytes
         self._values: dict[Key, Parts] = {}
         self._left: dict[Key, Parts] = {}
-        """Of values that were taken out, the longest ago first."""
+        """The leftovers of deleted values, the oldest first."""
         self._lock = threading.RLock()
-        """Around the step of a value from one dictionary to the other; a key's code may run under it."""
+        """Guards the move of a value between the two dictionaries. A key's code may run under
+        it."""
         self._places: dict[str, _Places] = {}
-        """At the only key, once they are made."""
+        """The only key is "places". It appears once the storage is made."""
         self.closed = False
 
     def __setitem__(self, key: Key, value: object) -> None:
@@ -157,18 +165,18 @@ class CompressedValues(MutableMapping[Any, Any]):
             replaced = self._values.get(key)
             self._values[key] = parts
         self._drop(replaced)
-        if self.closed:  # meanwhile, by another thread
+        if self.closed:  # by another thread meanwhile
             self.close()
 
     def _write(
         self, key: Key, head: bytes, buffers: Sequence[Flat], digest: bytes
     ) -> tuple[bytes, Parts]:
-        """Store frames; their digest as they were stored. Raise NotPicklable, NoRoom."""
+        """Store frames. Return their digest as stored. Raise NotPicklable or NoRoom."""
         try:
             with context_meter.meter("compress"):
                 parts = self._place(buffers)
                 if _digest(head, buffers) != digest:
-                    # A task changes it meanwhile, so what was stored may be of no digest at all.
+                    # A task is changing the value, so the stored frames may match no digest.
                     self._drop(parts)
                     copies = [memoryview(bytes(buffer)) for buffer in buffers]
                     digest, parts = _digest(head, copies), self._place(copies)
@@ -179,14 +187,14 @@ class CompressedValues(MutableMapping[Any, Any]):
             raise NoRoom(key) from error
 
     def _place(self, buffers: Sequence[Flat]) -> Parts:
-        """Compress frames, or write them as they are. Raise what the store raises."""
+        """Compress frames, or write them uncompressed. Raise what the store raises."""
         places = self._open()
         ways = tuple(map(places.way_of, buffers))
         self._leave_room(sum(map(len, buffers)) // 2)
         raw = (None,) * len(ways)
         with suppress(StoreRejected, OSError):
             return places.write(buffers, ways, self._max_disk_bytes)
-        # Where it has no pool, a store takes no small values.
+        # A store without a pool rejects small values.
         with suppress(StoreRejected, OSError):
             return places.write(buffers, raw, self._max_disk_bytes)
         while self._left:
@@ -199,7 +207,7 @@ class CompressedValues(MutableMapping[Any, Any]):
             with context_meter.meter("decompress"):
                 frames = self._open().read(key, parts)
         except (KeyError, CorruptValue, ClosedError):
-            if self._values.get(key) is not parts:  # replaced, or deleted, by another thread
+            if self._values.get(key) is not parts:  # another thread replaced or deleted it
                 return self[key]
             raise
         _count("disk-read", frames)
@@ -207,7 +215,7 @@ class CompressedValues(MutableMapping[Any, Any]):
             with context_meter.meter("deserialize"):
                 return deserialize(pickle.loads(parts.header), frames)
         except Exception as error:
-            error.add_note(f"it was raised as the value of key {key!r} was restored")
+            error.add_note(f"raised while the value of key {key!r} was restored")
             raise
 
     def __delitem__(self, key: Key) -> None:
@@ -218,7 +226,7 @@ class CompressedValues(MutableMapping[Any, Any]):
         self._drop(older)
 
     def forget(self, key: Key) -> None:
-        """Give back what a value that was taken out has left, if it has."""
+        """Free the leftover of a deleted value, if any."""
         self._drop(self._left.pop(key, None))
 
     def _drop(self, parts: Parts | None) -> None:
@@ -229,7 +237,7 @@ class CompressedValues(MutableMapping[Any, Any]):
                 places.share_disk(self._max_disk_bytes)
 
     def _leave_room(self, size: int) -> None:
-        """Free what deleted or restored values left in the pool until `size` more bytes fit."""
+        """Free leftovers in the pool until `size` more bytes fit, or none is left."""
         limit = self._max_pool_bytes
         places = self._places.get("places")
         if limit is None or places is None:
@@ -238,7 +246,7 @@ class CompressedValues(MutableMapping[Any, Any]):
             self._forget_one()
 
     def _forget_one(self) -> None:
-        with suppress(StopIteration, RuntimeError):  # other threads may be faster
+        with suppress(StopIteration, RuntimeError):  # another thread may have taken it
             self.forget(next(iter(self._left)))
 
     def __contains__(self, key: object) -> bool:
@@ -252,30 +260,30 @@ class CompressedValues(MutableMapping[Any, Any]):
 
     @property
     def whole_bytes(self) -> int:
-        """Bytes its values would have in memory; added up when it is asked for."""
+        """Return the bytes that the values would have in memory. They are added up at each call."""
         return sum(parts.size for parts in list(self._values.values()))
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes of memory that compressed pages have, those that values have left, too."""
+        """Return the bytes of memory that compressed pages use, leftovers included."""
         places = self._places.get("places")
         return 0 if places is None else places.pool_bytes
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of the files, of what values have left, too."""
+        """Return the bytes of the files, leftovers included."""
         places = self._places.get("places")
         return 0 if places is None else places.disk_bytes
 
     @property
     def store(self) -> SwapStore | None:
-        """The store that has the pages; None before there is one, and once it is closed."""
+        """Return the store, or None before it is made and after it is closed."""
         places = self._places.get("places")
         return None if places is None or places.store.closed else places.store
 
     @property
     def max_pool_bytes(self) -> int | None:
-        """Bytes that compressed pages may have, or None. What is beyond a lowered limit goes to disk."""
+        """Return the limit of compressed pages in bytes, or None. A lower one evicts to disk."""
         return self._max_pool_bytes
 
     @max_pool_bytes.setter
@@ -288,28 +296,28 @@ class CompressedValues(MutableMapping[Any, Any]):
             store.max_pool_bytes = limit
             if limit is not None and self.pool_bytes > limit:
                 self._leave_room(0)
-                with suppress(OSError):  # the next value that is stored says so
+                with suppress(OSError):  # storing the next value raises it again
                     store.shrink()
 
     def _open(self) -> _Places:
         places = self._places.get("places") or self._make()
-        if self.closed:  # by another thread, maybe, while they were made
+        if self.closed:  # another thread may close it while places are made
             self.close()
             raise ClosedError("this worker's data is closed")
         return places
 
     def _make(self) -> _Places:
-        if not Path(self._folder).is_dir():  # a store would make a file of that name
+        if not Path(self._folder).is_dir():  # otherwise the store would make a file of that name
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self._folder)
         made = _Places(self._folder, self._engine, self._max_pool_bytes, self._max_disk_bytes)
-        # No lock: another thread, or a finalizer, may come here too. The first one's stay.
+        # There is no lock: another thread or a finalizer may come here, too. The first stays.
         places = self._places.setdefault("places", made)
         if places is not made:
             made.close()
         return places
 
     def close(self) -> None:
-        """Release everything, values included; further calls do nothing."""
+        """Release everything, including the values. Further calls do nothing."""
         self.closed = True
         self._values.clear()
         self._left.clear()
@@ -319,7 +327,7 @@ class CompressedValues(MutableMapping[Any, Any]):
 
 
 class _Places(Closing):
-    """Where parts of values are: an engine for each size of elements, one store, and files of what does not shrink."""
+    """The storage of values: an engine per element size, one store, and files for raw frames."""
 
     def __init__(
         self,
@@ -329,7 +337,7 @@ class _Places(Closing):
         max_disk_bytes: int | None,
     ) -> None:
         options = dict(options)
-        # One, as it was asked for, or as a backend that was made by hand serves one engine.
+        # A given `shuffle` is respected, and a backend instance can serve only one engine.
         alone = "shuffle" in options or isinstance(options["backend"], Backend)
         with ExitStack() as stack:
             self._engines: dict[int, Engine] = {}
@@ -354,23 +362,23 @@ class _Places(Closing):
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes of memory that the pool has."""
-        return self.store._resources.pool.held_bytes  # noqa: SLF001 - `counters` adds up much more
+        """Return the bytes of memory that the pool holds."""
+        return self.store._resources.pool.held_bytes  # noqa: SLF001 - `counters` would cost more
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of all files."""
+        """Return the bytes of all files."""
         backing = self.store._resources.backing  # noqa: SLF001 - as above
         return self._raw.held_bytes + (0 if backing is None else backing.held_bytes)
 
     def way_of(self, buffer: Flat) -> int | None:
-        """Choose how to make a buffer smaller: the bytes of its elements, _PLAIN, or None for not at all."""
+        """Return the element size that compresses a buffer best, or None if it does not shrink."""
         return self._sampler.best(buffer) if len(buffer) >= _SAMPLED else _PLAIN
 
     def write(
         self, buffers: Sequence[Flat], ways: tuple[int | None, ...], max_disk_bytes: int | None
     ) -> Parts:
-        """Store frames. Raise StoreRejected, OSError, ClosedError; nothing of them is stored then."""
+        """Store frames, or none of them. Raise StoreRejected, OSError or ClosedError."""
         of_way: dict[int | None, list[Flat]] = {}
         for buffer, way in zip(buffers, ways, strict=True):
             of_way.setdefault(way, []).append(buffer)
@@ -394,17 +402,17 @@ class _Places(Closing):
     def _compress(self, number: int, way: int, buffers: list[Flat]) -> None:
         engine = self._engines[way]
         if self.store.engine is not engine:
-            # Another thread may do so, too: each page says what it was compressed with.
+            # Other threads may set it at the same time. Each page records its codec.
             self.store.engine = engine
         self._mapping[number, way] = [pickle.PickleBuffer(buffer) for buffer in buffers]
 
     def share_disk(self, max_disk_bytes: int | None) -> None:
-        """Leave to the store's file what the others have not."""
+        """Give the store's file the disk space that the raw files do not use."""
         if max_disk_bytes is not None:
             self.store.max_backing_bytes = max(0, max_disk_bytes - self._raw.held_bytes)
 
     def read(self, key: Key, parts: Parts) -> list[Any]:
-        """Return a value's frames. Raise KeyError where they are gone, CorruptValue, OSError."""
+        """Return a value's frames. Raise KeyError if they are gone, CorruptValue or OSError."""
         of_way: dict[int | None, Iterator[Any]] = {}
         for way in set(parts.ways) - {None}:
             of_way[way] = iter(self._mapping[parts.number, way])
@@ -416,7 +424,7 @@ class _Places(Closing):
         return [next(of_way[way]) for way in parts.ways]
 
     def erase(self, parts: Parts) -> None:
-        """Give back the room of a value's frames, as far as they are there."""
+        """Free a value's frames that are still there."""
         for way in set(parts.ways) - {None}:
             with suppress(KeyError):
                 del self._mapping[parts.number, way]
@@ -424,14 +432,14 @@ class _Places(Closing):
             self._raw.free(parts.raw)
 
     def close(self) -> None:
-        """Close all; further calls do nothing."""
+        """Close everything. Further calls do nothing."""
         self._all.close()
 
 
 class _Unsynced:
-    """A store's file that is not synced after each value, as Dask does not sync its own.
+    """A store's file that is not synced after each value, just as Dask does not sync its files.
 
-    A disk that fails is noticed by a checksum then, when the value is restored, and not when it is stored.
+    So a checksum reveals a failing disk when the value is restored, not when it is stored.
     """
 
     def __init__(self, file: Storage) -> None:
@@ -450,7 +458,7 @@ def _digest(head: bytes, buffers: Sequence[Flat]) -> bytes:
 
 
 def _own_error(error: BaseException) -> BaseException:
-    """Return what a value's own code raised, without what Dask's serialisation makes of it."""
+    """Return the error of a value's own code, unwrapped from Dask's serialisation errors."""
     while (
         type(error) is TypeError
         and error.__cause__ is not None
@@ -462,7 +470,7 @@ def _own_error(error: BaseException) -> BaseException:
 
 
 def _count(activity: str, frames: Sequence[Any]) -> None:
-    """Have Dask count a value that went out of live memory, or came back; bytes before compression."""
+    """Count a value that left live memory or came back in Dask's metrics, in uncompressed bytes."""
     context_meter.digest_metric(activity, 1, "count")
     context_meter.digest_metric(
         activity, sum(memoryview(frame).nbytes for frame in frames), "bytes"

@@ -1,4 +1,4 @@
-"""Connect: a Dask client of one's own, for an address; and errors of ours where there can be none."""
+"""Make a Dask client for a scheduler's address, with batchzip's own errors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from batchzip.errors import ClusterLost
 
 
 class OwnClient(Client):
-    """A client that leaves no thread behind where it cannot connect."""
+    """A client that leaves no thread behind if it cannot connect."""
 
     def __init__(self, address: str, **options: Any) -> None:
         try:
-            super().__init__(address, set_as_default=False, **options)  # type: ignore[no-untyped-call] # theirs
+            options["set_as_default"] = False
+            super().__init__(address, **options)  # type: ignore[no-untyped-call]
         except BaseException:
-            self.close()  # type: ignore[no-untyped-call] # nothing, where Dask gave it up by itself
+            self.close()  # type: ignore[no-untyped-call] # does nothing if Dask closed it already
             self._loop_runner.stop()
             raise
 
 
 def connect(address: str, timeout_s: float) -> Client:
-    """Return a client. Raise ClusterLost where none can be: no scheduler, no certificate, another version."""
+    """Return a client. Raise ClusterLost if no scheduler accepts it."""
     try:
         return OwnClient(address, timeout=timeout_s)
     except Exception as error:  # noqa: BLE001 - Dask raises all kinds
@@ -30,7 +31,7 @@ def connect(address: str, timeout_s: float) -> Client:
 
 
 async def aconnect(address: str, timeout_s: float) -> Client:
-    """Return an asynchronous client, as `connect`."""
+    """Do what `connect` does, for an asynchronous client."""
     try:
         client = OwnClient(address, timeout=timeout_s, asynchronous=True)
         try:

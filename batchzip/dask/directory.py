@@ -1,27 +1,29 @@
-"""Directory: which shards a store has, and where its pages are. A plugin of the scheduler.
+"""Directory: the scheduler plugin that knows a store's shards and where its pages are.
 
-    clients ── attach, fetch, report, recover ──▶ Directory ◀── renew, note, pulled, synced ── shards
-                                                     │
-                                                     └── open, advance, close ──▶ shards
+    clients ─ attach, fetch, report, recover ─▶ Directory ◀─ renew, note, pulled, synced ─ shards
+                                                    │
+                                                    └── open, advance, close ──▶ shards
 
-It is asked when something changes, or is about to, and for no page that is stored or loaded. For each store
-it keeps
+It is asked when something changes or is about to, never for a page that is stored or loaded. For
+each store it keeps:
 
-* the members, and an **epoch** that rises with each change. A shard serves requests of its own epoch only;
-* for each stripe that ever had a page, its **holders**: the shards that have all of its pages. Owners that
-  are not holders have the pages brought to them, by the primary: it pulls from a holder what it has not, and
-  pushes to the other owners what they have not. A stripe without holders is **lost**;
-* for each stripe the clients that stored there, which were noted before a page of theirs was acknowledged.
+* The members, and an **epoch** that rises with each change. A shard serves only requests of its own
+  epoch.
+* For each stripe that ever had a page, its **holders**: the shards that have all of its pages.
+  Owners that are not holders get the pages from the primary. It pulls what it lacks from a holder,
+  and pushes to the other owners what they lack. A stripe without holders is **lost**.
+* For each stripe, the clients that stored there. They are noted before their first page is
+  acknowledged.
 
-A shard has a **lease**. Without it, it serves nothing; so one that was given up, and is not as dead as it
-seemed, neither acknowledges nor returns a page any more. A shard whose worker the scheduler does not have any
-more, or which does not answer, is given up when its lease has run out.
+A shard has a **lease**, and serves nothing without it. So a shard that was given up but still runs
+neither acknowledges nor returns a page. A shard is given up when its lease has expired and its
+worker has left the scheduler or does not answer.
 
-Changes are made in one step of the event loop, which is what makes them atomic; nothing here locks.
-Rejected: that a client be the directory. It would die with it, and its pages with it.
+A change is made in one step of the event loop, which makes it atomic without locks. Rejected: a
+client as the directory. All pages would be lost with that client.
 
-Messages are numbers, texts and pickled bytes. Of these, only errors and counters are unpickled here; options
-of a store go on to its shards as they are.
+Messages contain numbers, texts and pickled bytes. Of the pickles, only errors and counters are
+loaded here. A store's options are forwarded to its shards as they are.
 """
 
 from __future__ import annotations
@@ -57,43 +59,43 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("batchzip.dask")
 
 NAME = "batchzip"
-"""The plugin's name."""
+"""The name of the plugin."""
 
 LEASE_S = 2.0
-"""Seconds that a lease lasts."""
+"""Seconds that a lease is valid."""
 
 _PING_S = 2.0
-"""Seconds in which a shard that somebody complained of has to answer."""
+"""Seconds that a shard has to answer a ping after somebody reported it."""
 
 _ABSENT_S = 10.0
-"""Seconds that a client may be away before it counts as gone: it may be connecting again."""
+"""Seconds after which an absent client counts as gone. Until then it may reconnect."""
 
 _OPEN_S = 60.0
 """Seconds that a worker has to open or close a shard."""
 
 _DRAIN_S = 600.0
-"""Seconds that a shard has to give its pages away before its worker is retired."""
+"""Seconds that a shard has to move its pages before its worker is retired."""
 
 _GONE_S = 0.5
-"""Seconds after which the scheduler knows that a worker is gone."""
+"""Seconds within which the scheduler notices that a worker is gone."""
 
 _LEAVING = {Status.closing_gracefully, Status.closing, Status.closed, Status.failed}
-"""What a worker is that gets no shard any more. One that has just come is not yet running."""
+"""States in which a worker gets no shard. A worker that just arrived is not yet `running`."""
 
 _LOOK_S = 0.05
-"""Seconds between two looks at whether pages have moved."""
+"""Seconds between two checks whether pages have moved."""
 
 
 class Directory(SchedulerPlugin):
-    """The stores of a scheduler."""
+    """The sharded stores of a scheduler."""
 
     name = NAME
 
     def __init__(self) -> None:
         self.stores: dict[str, StripeMap] = {}
 
-    def start(self, scheduler: Scheduler) -> None:  # type: ignore[override] # at once, on purpose
-        """Take up work in a scheduler."""
+    def start(self, scheduler: Scheduler) -> None:  # type: ignore[override] # not a coroutine
+        """Register the handlers and the dashboard page with a scheduler."""
         self.stores = {}
         self._scheduler: Any = scheduler
         self._retiring: Counter[str] = Counter()
@@ -125,7 +127,7 @@ class Directory(SchedulerPlugin):
             return failed(error)
         return answer
 
-    # What clients ask.
+    # Requests of clients.
 
     async def _create(
         self,
@@ -136,13 +138,13 @@ class Directory(SchedulerPlugin):
         workers: Sequence[str] | None,
         epoch: int,
     ) -> Answer:
-        """Make a store, unless it is there, and attach the client."""
+        """Create a store unless it exists, and attach the client."""
         store = self.stores.get(name)
         if store is not None:
             return await self._attach(store, client, attachment)
         bound = None if workers is None else frozenset(workers)
         store = StripeMap(name, options, bound, 0, epoch)
-        if epoch:  # it was on an earlier scheduler, whose shards may have their leases yet
+        if epoch:  # the shards of an earlier scheduler may still have their leases
             await asyncio.sleep(LEASE_S)
         opened = await self._open_all(store, await self._fit_workers(bound))
         raced = self.stores.get(name)
@@ -157,7 +159,7 @@ class Directory(SchedulerPlugin):
         store.advance()
         self.stores[name] = store
         self._push_all(store)
-        # One of them may have gone meanwhile, or come.
+        # Workers may have left or joined meanwhile.
         for shard, what in list(store.shards.items()):
             if what.address not in self._scheduler.workers:
                 self._begin(self._lose(store, shard, "the worker was lost"))
@@ -166,7 +168,7 @@ class Directory(SchedulerPlugin):
         return await self._attach(store, client, attachment)
 
     async def _fit_workers(self, bound: frozenset[str] | None) -> list[str]:
-        """Return the addresses of all workers that a store is to use. Raise unless they can be used."""
+        """Return the addresses of the workers to use. Raise ClusterLost or BackendUnavailable."""
         here = [one for one in self._scheduler.workers if bound is None or one in bound]
         if bound is not None and len(here) < len(bound):
             missing = ", ".join(sorted(bound.difference(here)))
@@ -179,9 +181,9 @@ class Directory(SchedulerPlugin):
     async def _open_all(
         self, store: StripeMap, workers: Sequence[str]
     ) -> list[tuple[str, str, int]]:
-        """Make a shard on each of these workers that is still there: address, name and page size.
+        """Make a shard on each worker that is still there. Return addresses, names and page sizes.
 
-        Raise what one says that cannot have a shard; then none has.
+        If a worker cannot have a shard, close the others and raise its error.
         """
         store.joining.update(workers)
         answers = await asyncio.gather(*(self._open(store, one) for one in workers))
@@ -203,7 +205,7 @@ class Directory(SchedulerPlugin):
     async def _attach(self, store: StripeMap, client: str, attachment: str) -> Answer:
         store.clients[attachment] = client
         if client not in self._scheduler.clients:
-            self.remove_client(self._scheduler, client)  # it has its time to come back
+            self.remove_client(self._scheduler, client)  # it may still reconnect in time
         return {**store.as_seen_by_client(0), "options": store.options["pickled"]}
 
     async def _detach(self, store: StripeMap, attachment: str) -> Answer:
@@ -213,19 +215,19 @@ class Directory(SchedulerPlugin):
         return {"status": OK}
 
     async def _fetch(self, store: StripeMap, client: str, attachment: str, since: int) -> Answer:
-        """Tell what is new to a client, which counts as attached again if it was away for long."""
+        """Return news to a client. A client that was away for long is attached again."""
         store.clients.setdefault(attachment, client)
         return store.as_seen_by_client(since)
 
     async def _report(self, store: StripeMap, shard: str, reason: str, since: int) -> Answer:
-        """Look after a shard of which somebody has no answer; return when it is clear what it is."""
+        """Check a shard that did not answer. Return when it is alive or given up."""
         what = store.shards.get(shard) or store.leaving.get(shard)
         if what is not None and not await self._lives(shard, what):
             await self._lose(store, shard, reason)
         return store.as_seen_by_client(since)
 
     async def _losses(self, store: StripeMap) -> Answer:
-        """Say what is lost, stripe by stripe; shards of workers that are gone are given up before."""
+        """Return the lost stripes. Shards of lost workers are given up first."""
         gone = [
             self._lose(store, shard, "the worker was lost")
             for shard, what in {**store.shards, **store.leaving}.items()
@@ -235,7 +237,7 @@ class Directory(SchedulerPlugin):
         return {"status": OK, "losses": _described(store.lost)}
 
     async def _recover(self, store: StripeMap, stripes: Sequence[int], since: int) -> Answer:
-        """Forget lost stripes; which of them were lost, and are not lost any more."""
+        """Forget lost stripes. Return those that were still lost."""
         losses = {number: store.lost.pop(number) for number in stripes if number in store.lost}
         self._recovered(store, list(losses))
         return {**store.as_seen_by_client(since), "losses": _described(losses)}
@@ -249,7 +251,7 @@ class Directory(SchedulerPlugin):
     async def _forget(
         self, store: StripeMap, ranges: Sequence[Sequence[int]], since: int
     ) -> Answer:
-        """Note that indices of lost stripes were invalidated; a stripe without others is not lost."""
+        """Note invalidated indices of lost stripes. A wholly invalidated stripe is not lost."""
         gone: list[int] = []
         for number, at, count in ranges:
             lost = store.lost.get(number)
@@ -262,7 +264,7 @@ class Directory(SchedulerPlugin):
         return store.as_seen_by_client(since)
 
     async def _rebalance(self, store: StripeMap, since: int) -> Answer:
-        """Give a shard to each worker that has none, and wait until all pages are where they belong."""
+        """Give each worker a shard, and wait until all pages are at their owners."""
         before = store.moved_pages
         store.refused.clear()
         for address in list(self._scheduler.workers):
@@ -271,14 +273,14 @@ class Directory(SchedulerPlugin):
             await asyncio.sleep(_LOOK_S)
         if store.refused:
             return {"status": "error", "error": next(iter(store.refused.values()))}
-        while not store.ended and store.is_moving():  # noqa: ASYNC110 - it ends in many places
+        while not store.ended and store.is_moving():  # noqa: ASYNC110 - many places end a move
             await asyncio.sleep(_LOOK_S)
         return {**store.as_seen_by_client(since), "moved": store.moved_pages - before}
 
-    # What shards ask.
+    # Requests of shards.
 
     def _renew(self, address: str, shards: Sequence[Sequence[Any]]) -> Answer:
-        """Give all shards of a worker their leases, and what is new to them."""
+        """Renew the leases of a worker's shards. Return what is new to them."""
         news: dict[str, Answer] = {}
         now = time.monotonic()
         for name, shard, epoch in shards:
@@ -289,7 +291,7 @@ class Directory(SchedulerPlugin):
             what = store.shards.get(shard) or store.leaving.get(shard)
             if what is None:
                 if epoch or address not in store.joining:
-                    # The shard was given up, but its worker still runs, and may get a new one.
+                    # The shard was given up, but its worker still runs. It may get a new shard.
                     news[shard] = {"status": GONE}
                     self.add_worker(self._scheduler, address)
                 continue
@@ -302,7 +304,7 @@ class Directory(SchedulerPlugin):
     async def _note(
         self, store: StripeMap, shard: str, epoch: int, attachment: str, stripes: Sequence[int]
     ) -> Answer:
-        """Note that a client stores in stripes."""
+        """Note that a client is about to store in stripes."""
         if epoch != store.epoch or shard not in store.shards:
             return {"status": STALE}
         for number in stripes:
@@ -316,7 +318,7 @@ class Directory(SchedulerPlugin):
     async def _pulled(
         self, store: StripeMap, shard: str, epoch: int, stripe: int, pages: int
     ) -> Answer:
-        """Note that a shard, their primary, has the pages of a stripe; earlier holders have them no more."""
+        """Note that a primary has pulled a stripe. Its former holders drop it if they may."""
         known = store.stripes.get(stripe)
         if epoch != store.epoch or known is None or shard not in store.shards:
             return {"status": STALE}
@@ -329,7 +331,7 @@ class Directory(SchedulerPlugin):
     async def _synced(
         self, store: StripeMap, shard: str, epoch: int, stripe: int, other: str, pages: int
     ) -> Answer:
-        """Note that another owner has the pages of a stripe, too: its primary pushed them."""
+        """Note that a primary has pushed a stripe to another owner."""
         known = store.stripes.get(stripe)
         if epoch != store.epoch or known is None or shard not in store.shards:
             return {"status": STALE}
@@ -345,7 +347,7 @@ class Directory(SchedulerPlugin):
         return {"status": OK}
 
     async def _leave_all(self, address: str, timeout_s: float) -> Answer:
-        """Take a worker's shards out, after their pages were moved."""
+        """Remove a worker's shards after their pages have moved, or when the time is up."""
         await asyncio.gather(
             *(
                 self._leave(store, shard, timeout_s)
@@ -359,7 +361,7 @@ class Directory(SchedulerPlugin):
     # Changes.
 
     async def _open(self, store: StripeMap, address: str) -> tuple[str, str, Answer]:
-        """Make a shard on a worker; its address, its name and the worker's answer."""
+        """Make a shard on a worker. Return the address, the shard's name and the answer."""
         shard = uuid.uuid4().hex
         try:
             await asyncio.wait_for(self._install(address), _OPEN_S)
@@ -373,15 +375,15 @@ class Directory(SchedulerPlugin):
             )
         except BatchzipError as error:
             answer = failed(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it has no shard
+        except Exception as error:  # noqa: BLE001 - in any case there is no shard
             answer = failed(ClusterLost(f"no shard on worker {address}: {_said(error)}"))
         return address, shard, answer
 
     async def _unfit(self, addresses: Iterable[str]) -> dict[str, str]:
-        """Return why those workers cannot have shards that cannot, and have not left meanwhile."""
+        """Return by address why workers cannot have shards. Those that left do not count."""
         unfit = await probe(self._scheduler.rpc, addresses)
         if unfit:
-            await asyncio.sleep(_GONE_S)  # one that died was in the list for a moment
+            await asyncio.sleep(_GONE_S)  # the scheduler may still list a worker that just died
             left = [address for address in unfit if address in self._scheduler.workers]
             unfit = await probe(self._scheduler.rpc, left)
         return unfit
@@ -390,14 +392,14 @@ class Directory(SchedulerPlugin):
         return {address: worker.name for address, worker in self._scheduler.workers.items()}
 
     async def _install(self, address: str) -> None:
-        """Have a worker answer what shards are asked. Raise BackendUnavailable if it cannot."""
+        """Install the shard service on a worker. Raise ClusterLost if that fails."""
         worker = self._scheduler.rpc(address)
         answer = await worker.run(function=pickle.dumps(install))
         if answer["status"] != OK:
             raise ClusterLost(f"no shard on worker {address}: {answer}")
 
     async def _join(self, store: StripeMap, address: str) -> None:
-        """Give a worker a shard, unless it has one, and its part of the stripes."""
+        """Give a worker a shard unless it has one, and thereby its part of the stripes."""
         here = {shard.address for shard in store.shards.values()}
         worker = self._scheduler.workers.get(address)
         if (
@@ -450,14 +452,14 @@ class Directory(SchedulerPlugin):
             reason = (
                 "the worker was retired before its pages were moved"
                 if store.shards
-                else "the worker was retired, and there is no other"
+                else "the worker was retired, and no other is left"
             )
             store.lose(shard, reason)
             self._push_all(store)
             await self._close_shard(what.address, shard)
 
     async def _lives(self, shard: str, what: ShardLease) -> bool:
-        """Return whether a shard answers."""
+        """Return whether a shard answers a ping."""
         if what.address not in self._scheduler.workers:
             return False
         with suppress(Exception):
@@ -466,7 +468,7 @@ class Directory(SchedulerPlugin):
         return False
 
     async def _lose(self, store: StripeMap, shard: str, reason: str) -> None:
-        """Give a shard up when its lease has run out."""
+        """Give up a shard when its lease has expired, unless it answers again."""
         while True:
             what = store.shards.get(shard) or store.leaving.get(shard)
             if what is None or store.ended:
@@ -482,7 +484,7 @@ class Directory(SchedulerPlugin):
         )
         store.lose(shard, reason)
         self._push_all(store)
-        # A restarted worker may have the same address. It got no shard while this one had it.
+        # A restarted worker may have the same address. It got no shard while this one existed.
         self.add_worker(self._scheduler, what.address)
 
     def _end(self, store: StripeMap) -> None:
@@ -494,7 +496,7 @@ class Directory(SchedulerPlugin):
             self._begin(self._close_shard(what.address, shard))
 
     def _push_all(self, store: StripeMap) -> None:
-        """Tell all shards of the new epoch. Those that do not hear it learn of it with their lease."""
+        """Send the new epoch to all shards. Those that miss it learn it with their next lease."""
         for shard, what in {**store.shards, **store.leaving}.items():
             state = store.as_seen_by_shard(shard)
             self._begin(
@@ -513,31 +515,31 @@ class Directory(SchedulerPlugin):
 
     def _begin(self, work: Coroutine[Any, Any, Any]) -> None:
         async def quietly() -> None:
-            with suppress(Exception):  # a worker that does not answer is found out otherwise
+            with suppress(Exception):  # clients report workers that do not answer
                 await work
 
         task = asyncio.ensure_future(quietly())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # What the scheduler tells.
+    # Calls of the scheduler.
 
-    def add_worker(self, scheduler: Scheduler, worker: str) -> None:  # noqa: ARG002 - as Dask calls it
-        """Give a new worker its part of the stores that take new workers."""
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:  # noqa: ARG002 - Dask's
+        """Give a new worker its part of the elastic stores."""
         for store in self.stores.values():
             if store.options["elastic"]:
                 self._begin(self._join(store, worker))
 
-    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # noqa: ARG002 - as Dask calls it
-        """Give the shards of a worker up that is gone."""
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # noqa: ARG002
+        """Give up the shards of a lost worker."""
         for store in self.stores.values():
             store.refused.pop(worker, None)
             for shard, what in {**store.shards, **store.leaving}.items():
                 if what.address == worker:
                     self._begin(self._lose(store, shard, "the worker was lost"))
 
-    def remove_client(self, scheduler: Scheduler, client: str) -> None:  # noqa: ARG002 - as Dask calls it
-        """Detach a client that does not come back."""
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:  # noqa: ARG002 - Dask's
+        """Detach a client unless it reconnects in time."""
         stores = [store for store in self.stores.values() if client in store.clients.values()]
 
         async def detach() -> None:
@@ -552,7 +554,7 @@ class Directory(SchedulerPlugin):
             self._begin(detach())
 
     async def retire_workers(self, *arguments: Any, **options: Any) -> Any:
-        """Move the pages of workers that are to be retired; then retire them."""
+        """Move the pages of workers away, then retire the workers."""
         workers: Iterable[str]
         if arguments:
             workers = arguments[0] or ()
@@ -567,7 +569,7 @@ class Directory(SchedulerPlugin):
             workers = self._scheduler.workers_to_close(**chosen)
             options = {name: value for name, value in options.items() if name in kept}
             options["workers"] = list(workers)
-        # Together: what leaves with one is not moved to another that leaves, too.
+        # All together, so that no page moves to a worker that leaves, too.
         for address in list(workers):
             self._retiring[address] += 1
         try:

@@ -1,8 +1,9 @@
-"""Members: the shards of a store at one epoch, and which of them have which stripe.
+"""Members: the shards of a store at one epoch, and which of them own which stripe.
 
-Rendezvous hashing: each stripe ranks all members by a hash of the two, and its first `replicas` own it;
-the first of these is its primary. A member that comes takes its share from all others, and the stripes of
-one that goes are spread over all others; no other stripe moves. Hashes are the same in every process.
+Rendezvous hashing: each stripe ranks all members by a hash of stripe and member. The first
+`replicas` members own it, and the first one is its primary. A new member takes an equal share from
+all others. The stripes of a member that leaves are spread over the rest. No other stripe moves. The
+hashes are the same in every process.
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ _MASK = (1 << 64) - 1
 _SPREAD = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
-"""The constants of splitmix64, which mixes a stripe with a member's seed."""
+"""Constants of splitmix64, which mixes a stripe with a member's seed."""
 
 _CACHED = 1 << 16
-"""Stripes whose owners are remembered."""
+"""Stripes whose owners are cached."""
 
 
 _SILENT_S = 5.0
-"""Seconds after which a shard is looked after whose pages another one has."""
+"""Seconds of silence after which a shard is checked if another shard has its pages, too."""
 
 
 def patience_s(timeout_s: float, replicas: int) -> float:
-    """Return the seconds for which to wait for a shard: fewer if it is missed by nobody."""
+    """Return the seconds to wait for a shard. They are fewer if another shard has its pages."""
     return timeout_s if replicas == 1 else min(timeout_s, _SILENT_S)
 
 
 class Member(NamedTuple):
-    """A shard: its name, which is never used again, and its worker's address."""
+    """A shard: its name, which is never reused, and its worker's address."""
 
     name: str
     address: str
 
 
 class Members:
-    """The members of a store at one epoch. Immutable."""
+    """The members of a store at one epoch. Immutable apart from a cache."""
 
     def __init__(self, epoch: int, members: Iterable[tuple[str, str]], replicas: int) -> None:
         self.epoch = epoch
@@ -55,7 +56,7 @@ class Members:
         self._owners: dict[int, tuple[Member, ...]] = {}
 
     def owners(self, stripe: int) -> tuple[Member, ...]:
-        """Return the members that have a stripe, its primary first; none if there are no members."""
+        """Return the owners of a stripe, the primary first. Without members there are none."""
         owners = self._owners.get(stripe)
         if owners is None:
             ranks = [_mixed(stripe, seed) for seed in self._seeds]
@@ -67,7 +68,7 @@ class Members:
         return owners
 
     def primaries(self, stripes: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
-        """Return the position in `members` of the primary of each stripe; there must be members."""
+        """Return the positions in `members` of the stripes' primaries. There must be members."""
         keys = stripes.astype(np.uint64)[:, None] * np.uint64(_SPREAD)
         ranks = keys ^ np.array(self._seeds, np.uint64)
         ranks = (ranks ^ (ranks >> np.uint64(30))) * np.uint64(_FIRST)

@@ -1,10 +1,11 @@
 """MemoryLimits: how many bytes of a worker's data may be live, compressed and on disk.
 
-    memory_limit   "auto": the worker's own; or as Dask takes it
-    fractions      given, or made of Dask's settings: `distributed.worker.memory.target`, `spill`, `max-spill`
+    memory_limit   "auto": the worker's own; otherwise a limit as Dask takes it
+    fractions      given, or derived from Dask's settings `target`, `spill` and `max-spill` in
+                   `distributed.worker.memory`
 
-Dask's settings are read when a worker's data is made, as Dask's own buffer reads them. The worker's limit is
-known later, when the data has its first value.
+Dask's settings are read when a worker's data is made, as for Dask's own buffer. The worker's limit
+is known later, when the data gets its first value.
 """
 
 from __future__ import annotations
@@ -36,32 +37,32 @@ _LOG = logging.getLogger("batchzip.dask")
 _SETTINGS = "distributed.worker.memory"
 
 _ASKED_S = 0.02
-"""Seconds for which it is known what the process has: to ask takes about 20 µs."""
+"""Seconds for which the process's memory is not measured again. A measurement takes about 20 µs."""
 
 
 class MemoryLimits(NamedTuple):
-    """What a worker's data may have; None: no limit."""
+    """Limits of a worker's data. None means no limit."""
 
     memory: int | str | None
     """Bytes of the worker's memory, or "auto"."""
     live: float | None
-    """Fraction of it for live values, if it was given."""
+    """Fraction of `memory` for live values, if given."""
     compressed: float | None
-    """Fraction of it for compressed pages."""
+    """Fraction of `memory` for compressed pages."""
     both: float | None
-    """Fraction of it for live values and compressed pages together."""
+    """Fraction of `memory` for live values and compressed pages together."""
     target: float | None
-    """Fraction of the worker's own limit at which Dask wants its process; `spill` where that is off."""
+    """Fraction of the worker's limit that Dask allows the process (`spill` if `target` is off)."""
     spill: float | None
-    """Fraction of it at which Dask makes room."""
+    """Fraction of the worker's limit from which Dask spills."""
     disk: int | None
-    """Bytes of the files."""
+    """Bytes of all files."""
 
     @classmethod
     def make(
         cls, memory: MemoryLimit, live: float | None, compressed: float | None, disk: int | None
     ) -> MemoryLimits:
-        """Check what was given, and take the rest from Dask's settings. Raise BadArgument."""
+        """Check the arguments, and take the rest from Dask's settings. Raise BadArgument."""
         target, spill = _fraction("target"), _fraction("spill")
         process = spill if target is None else target
         if live is not None:
@@ -75,7 +76,7 @@ class MemoryLimits(NamedTuple):
         return cls(bytes_or_auto, live, compressed, target, process, spill, disk)
 
     def bytes_of(self, fraction: float | None, worker_limit: int | None) -> int | None:
-        """Return the bytes of a fraction, in a worker with that limit; None: no limit."""
+        """Return a fraction in bytes for a worker with that limit. None means no limit."""
         limit = worker_limit if isinstance(self.memory, str) else self.memory
         return (
             None if limit is None or fraction is None else int(min(limit * fraction, sys.maxsize))
@@ -83,11 +84,13 @@ class MemoryLimits(NamedTuple):
 
 
 class ValueRoom:
-    """What live values and compressed pages of one worker may have now, in bytes; None: no limit.
+    """The bytes that a worker's live values and compressed pages may use now. None means no limit.
 
-    `process` says what its process has, as Dask counts it: others have memory there, too, tasks at work, modules,
-    messages. What they leave below Dask's thresholds is divided. Dask looks at the process ten times a second;
-    in that time values come back by the hundred million bytes. A limit that was given is not the process's.
+    `process` returns the memory of the worker's process as Dask counts it. Running tasks, modules
+    and messages use some of it, too. Values and pages share what these leave below Dask's
+    thresholds. Dask itself checks the process ten times per second, and in that time hundreds of
+    megabytes of values can come back. With a memory limit that was given, the process does not
+    count.
     """
 
     def __init__(
@@ -105,21 +108,21 @@ class ValueRoom:
         if limits.compressed is not None and limits.target is not None:
             self._part = min(1.0, limits.compressed / limits.target)
         self._others = 0
-        """Bytes that others had when it was last asked."""
+        """Bytes of everything else in the process, as last measured."""
         self._asked = -math.inf
 
     def look(self, pool: int, live: float, *, now: bool) -> None:
-        """Measure what the rest of the process has, beside `pool` and `live` bytes; only now and then unless `now`."""
+        """Measure the process without `pool` and `live` bytes; unless `now`, only if it is due."""
         at = time.monotonic()
         if self._process is not None and (now or at - self._asked > _ASKED_S):
             self._others = max(0, self._process() - pool - int(live))
             self._asked = at
 
     def live(self, pool: int) -> int:
-        """Return the bytes that live values may have beside `pool` bytes of compressed pages.
+        """Return the bytes that live values may use beside `pool` bytes of compressed pages.
 
-        That is a quarter at least, however much the rest of the process has: it is often live values that
-        tasks use, and compressing these would free nothing.
+        This is at least a quarter of the limit, however much the rest of the process uses. That
+        rest is often values that tasks are using, and compressing those would free nothing.
         """
         most = math.inf if self._live is None else self._live
         if self._live is None and self._both is not None:
@@ -127,10 +130,10 @@ class ValueRoom:
         return int(min(most, max(most / 4, self._spill - self._others - pool), sys.maxsize))
 
     def compressed(self, pool: int, *, pressed: bool) -> int | None:
-        """Return what compressed pages may have.
+        """Return the bytes that compressed pages may use.
 
-        Only where Dask says that the process is too large, `pressed`, that may be less than they have: tasks
-        come and go.
+        This may be less than they use now, but only if Dask reports that the process is too large
+        (`pressed`). Otherwise running tasks would make the limit swing.
         """
         left = max(0.0, (self._target - self._others) * self._part)
         if not pressed:
@@ -141,17 +144,18 @@ class ValueRoom:
 
 
 def as_memory_limit(value: MemoryLimit) -> int | None:
-    """Return a limit that Dask would take, as bytes; None for no limit. Raise BadArgument."""
+    """Return in bytes a limit that Dask would accept, or None for no limit. Raise BadArgument."""
     try:
         if isinstance(value, (bool, np.bool_, bytes)):
-            raise TypeError  # noqa: TRY301 - as other kinds that are no size
+            raise TypeError  # noqa: TRY301 - handled like other types that are not sizes
         size = parse_bytes(value) if isinstance(value, str) else value
         if size is not None and not 0 <= float(size) < math.inf:
-            raise ValueError  # noqa: TRY301 - as a text that is no size
+            raise ValueError  # noqa: TRY301 - handled like texts that are not sizes
         return parse_memory_limit(value, CPU_COUNT, logger=_LOG)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise BadArgument(
-            f"memory_limit is 'auto', None, bytes, a text as '4 GiB' or a fraction of the machine's memory, not {shown(value)}"
+            "memory_limit must be 'auto', None, bytes, a text such as '4 GiB', or a fraction of "
+            f"the machine's memory, not {shown(value)}"
         ) from None
 
 
@@ -160,14 +164,14 @@ def _is_auto(value: object) -> bool:
 
 
 def _fraction(name: str) -> float | None:
-    """Return a threshold of Dask's; None where it is off."""
+    """Return one of Dask's thresholds, or None if it is off."""
     value = dask.config.get(f"{_SETTINGS}.{name}")
     if value is None or value is False or value == 0:
         return None
     what = f"Dask's setting {_SETTINGS}.{name}"
     fraction = as_positive(value, what)
     if fraction == math.inf:
-        raise BadArgument(f"{what} is a fraction of memory, or False, not {shown(value)}")
+        raise BadArgument(f"{what} must be a fraction of memory, or False, not {shown(value)}")
     return fraction
 
 
@@ -180,5 +184,5 @@ def _max_spill() -> int | None:
         return as_limit(parse_bytes(value) if isinstance(value, (str, float)) else value, name)
     except (ValueError, OverflowError):
         raise BadArgument(
-            f"{name} is False, bytes or a text as '4 GiB', not {shown(value)}"
+            f"{name} must be False, bytes or a text such as '4 GiB', not {shown(value)}"
         ) from None

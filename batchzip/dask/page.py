@@ -1,6 +1,7 @@
-"""The page /batchzip of the scheduler's dashboard: its sharded stores, without scripts. It reloads every few seconds.
+"""The page /batchzip of the scheduler's dashboard: its sharded stores.
 
-/batchzip.json and /batchzip/metrics have the same for programs, and for Prometheus.
+It contains no scripts and reloads every few seconds. /batchzip.json has the same figures for
+programs, and /batchzip/metrics for Prometheus.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def page(survey: Survey) -> str:
         "<h1>Sharded stores</h1>",
     ]
     if not survey.stores:
-        parts.append("<p>There is none on this cluster now.</p>")
+        parts.append("<p>This cluster has no sharded store at the moment.</p>")
     for store in survey.stores:
         parts += _store(store)
     parts.append(
@@ -109,7 +110,7 @@ class _Page(RequestHandler):
         self._survey = survey
 
     async def get(self, what: str) -> None:
-        """Answer with the page, or with what it shows for programs."""
+        """Answer with the page, with JSON or with metrics."""
         survey = await self._survey()
         if what == ".json":
             self.write(asdict(survey))
@@ -128,12 +129,12 @@ class _Page(RequestHandler):
 
 
 def add_page(scheduler: Scheduler, survey: Callable[[], Awaitable[Survey]]) -> None:
-    """Have the scheduler's dashboard show what `survey` says, at /batchzip, below its prefix if it has one."""
+    """Show `survey` at /batchzip of the scheduler's dashboard, below the dashboard's prefix."""
     application: Any = scheduler.http_application
     paths = r".*/batchzip(|\.json|/metrics)"
     application.add_handlers(".*$", [(paths, _Page, {"survey": survey})])
     dashboard = sys.modules.get("distributed.dashboard.scheduler")
     if dashboard is not None:
-        # With bokeh, its pages link to each other, by a list that Dask does not document.
+        # With bokeh, the dashboard's pages link to each other through an undocumented list.
         with suppress(Exception):
             dashboard.template_variables(scheduler)["pages"].append("batchzip")

@@ -1,12 +1,12 @@
-"""A preload for Dask's workers: each has a WorkerData for its data.
+"""A preload script that gives each Dask worker a WorkerData.
 
     dask worker tcp://… --preload batchzip.dask.preload
 
-examples/dask_worker_data.yaml does the same by Dask's configuration, and lets workers without batchzip start, too.
-What WorkerData takes stands in the configuration at `batchzip.worker-data`, or in the environment, as in
-DASK_BATCHZIP__WORKER_DATA__ENGINE__ALGORITHM=zstd.
+examples/dask_worker_data.yaml does the same through Dask's configuration; workers without batchzip
+then start, too. The arguments of WorkerData are in the configuration under `batchzip.worker-data`,
+or in the environment, such as DASK_BATCHZIP__WORKER_DATA__ENGINE__ALGORITHM=zstd.
 
-What fails is logged, and the worker keeps Dask's own data.
+Failures are logged, and the worker keeps Dask's own data.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from distributed import Worker
 
 _LOG = logging.getLogger("distributed.worker.memory")
-"""A logger that Dask shows; it does not show batchzip's own."""
+"""Dask shows messages of this logger, but not of batchzip's own."""
 
 _SETTINGS = "batchzip.worker-data"
 
 
 def dask_setup(worker: Worker) -> None:
-    """Give a worker a WorkerData, before it has any task. Dask calls this as the worker starts."""
+    """Give a worker a WorkerData before it gets a task. Dask calls this when the worker starts."""
     try:
         _replace(worker)
-    except Exception:  # noqa: BLE001 - whatever it is, the worker starts
-        _LOG.exception("WorkerData cannot be used; this worker spills as Dask does by itself")
+    except Exception:  # noqa: BLE001 - the worker starts in any case
+        _LOG.exception("WorkerData cannot be used; this worker spills with Dask's own buffer")
 
 
 def _replace(worker: Worker) -> None:
@@ -40,16 +40,16 @@ def _replace(worker: Worker) -> None:
     if isinstance(worker.data, WorkerData):
         return
     if worker.data:
-        raise RuntimeError("the worker has values already")
+        raise RuntimeError("the worker already has values")
     data = WorkerData(worker.local_directory, **_as_arguments(options))
     worker.memory_manager.data = worker.state.data = data
-    _LOG.info("Values are compressed in memory before any go to disk: WorkerData")
+    _LOG.info("WorkerData compresses values in memory before any are written to disk")
 
 
 def _as_arguments(options: Any) -> dict[str, Any]:
-    """Return settings as WorkerData names them: Dask's settings have dashes."""
+    """Return settings under the names of WorkerData's arguments. Dask's settings have dashes."""
     if not isinstance(options, dict):
-        raise TypeError(f"{_SETTINGS} has names and values, not {options!r}")
+        raise TypeError(f"{_SETTINGS} must map names to values, not be {options!r}")
     return {
         name.replace("-", "_"): _as_arguments(value) if isinstance(value, dict) else value
         for name, value in options.items()

@@ -1,11 +1,13 @@
-"""Probe: whether batchzip is on workers, in a version that understands this one's messages.
+"""Probe: whether workers have a batchzip that understands this one's messages.
 
-What is asked is text, which a function of the standard library evaluates: it needs nothing of ours where it
-arrives, whatever Python runs there. It runs in a thread, so that the worker goes on while it imports batchzip,
-and it raises nothing. So a worker without batchzip answers, too, and keeps its tasks and futures.
+The question is text that a function of the standard library evaluates. So it needs nothing of
+batchzip where it arrives, and works with any version of Python. It runs in a thread, so that the
+worker's event loop is free while batchzip is imported, and it never raises. A worker without
+batchzip therefore answers, too, and keeps its tasks and futures.
 
-    probe           asks workers by their RPC, from a client or from the scheduler's process
-    check_workers   asks them through the scheduler, and raises; check_scheduler asks the scheduler itself
+    probe           asks workers by RPC, from a client or from the scheduler's process
+    check_workers   asks them through the scheduler, and raises
+    check_scheduler asks the scheduler itself, and raises
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ if TYPE_CHECKING:
 
 
 PROTOCOL = 1
-"""Number of the messages between client, scheduler and workers; it changes with them."""
+"""Version of the messages between client, scheduler and workers. It changes with their format."""
 
 TIMEOUT_S = 20.0
-"""Seconds that a worker has for an answer. A cold import of batchzip takes a second of an idle CPU."""
+"""Seconds that a worker has to answer. A cold import of batchzip takes a second of an idle CPU."""
 
 _AT_ONCE = 64
-"""Workers that are asked at a time."""
+"""Workers that are asked at the same time."""
 
 SILENT = "no answer"
 
@@ -42,10 +44,10 @@ answer = {
     "version": None, "protocol": None, "error": None,
 }
 try:
-    importlib.invalidate_caches()  # it may have been installed a moment ago
+    importlib.invalidate_caches()  # batchzip may have been installed a moment ago
     import batchzip
     if batchzip.__spec__ is not None and batchzip.__spec__.origin is None:
-        raise ImportError("only a folder of that name is there: %s" % list(batchzip.__path__))
+        raise ImportError("only a folder of that name exists: %s" % list(batchzip.__path__))
     answer["version"] = str(batchzip.__version__)
     from batchzip.dask.probe import PROTOCOL
     answer["protocol"] = int(PROTOCOL)
@@ -55,7 +57,7 @@ except BaseException as error:
 
 
 class Answer(TypedDict):
-    """What a process has."""
+    """What a process reports about itself."""
 
     python: str
     executable: str
@@ -65,7 +67,7 @@ class Answer(TypedDict):
 
 
 def question() -> dict[str, bytes]:
-    """Return the arguments of a worker's RPC `run`, or of the scheduler's `run_function`, which ask."""
+    """Return the question as arguments of a worker's `run` or the scheduler's `run_function`."""
     expression = f"(lambda space: exec({_QUESTION!r}, space) or space['answer'])({{}})"
     return {
         "function": pickle.dumps(asyncio.to_thread),
@@ -74,17 +76,17 @@ def question() -> dict[str, bytes]:
 
 
 def why_unfit(answer: Answer) -> str | None:
-    """Return why a process that answers so cannot be used; None if it can."""
+    """Return why a process with this answer cannot be used, or None if it can."""
     version, needed = answer["version"], ".".join(_series(__version__))
     if version is None:
         reason = f"batchzip cannot be imported ({answer['error']})"
     elif _series(version) != _series(__version__):
-        reason = f"it has batchzip {version}, and {needed} is needed"
+        reason = f"it has batchzip {version}, but {needed} is needed"
     elif answer["protocol"] is None:
         reason = f"its batchzip {version} cannot be used ({answer['error']})"
     elif answer["protocol"] != PROTOCOL:
         reason = (
-            f"its batchzip {version} speaks protocol {answer['protocol']}, and {PROTOCOL} is needed"
+            f"its batchzip {version} speaks protocol {answer['protocol']}, but {PROTOCOL} is needed"
         )
     else:
         return None
@@ -92,7 +94,7 @@ def why_unfit(answer: Answer) -> str | None:
 
 
 def _series(version: str) -> tuple[str, ...]:
-    """Return the part of a version that is the same in those that go together."""
+    """Return the part of a version that compatible versions share."""
     parts = version.split(".")
     return tuple(parts[:2] if parts[0] == "0" else parts[:1])
 
@@ -100,13 +102,14 @@ def _series(version: str) -> tuple[str, ...]:
 def unavailable(
     reasons: Mapping[str, str], names: Mapping[str, object] | None = None
 ) -> BackendUnavailable:
-    """Return the error that names each worker of `reasons`, and what would help."""
+    """Return an error that names each process of `reasons`, and says what would help."""
     lines = [
         f"{address}{_named(address, names or {})}: {reason}" for address, reason in reasons.items()
     ]
     return BackendUnavailable(
-        f"batchzip {__version__} cannot work with {len(lines)} of the cluster's processes. Install it in "
-        f"their environment: pip install 'batchzip[dask]=={__version__}'\n  " + "\n  ".join(lines)
+        f"batchzip {__version__} cannot work with {len(lines)} of the cluster's processes. Install "
+        f"it in their environment: pip install 'batchzip[dask]=={__version__}'\n  "
+        + "\n  ".join(lines)
     )
 
 
@@ -118,10 +121,11 @@ def _named(address: str, names: Mapping[str, object]) -> str:
 async def probe(
     rpc: Callable[[str], Any], addresses: Iterable[str], timeout_s: float = TIMEOUT_S
 ) -> dict[str, str]:
-    """Ask workers. Return why each that cannot be used cannot; those that are not in it can.
+    """Ask workers. Return by address why workers cannot be used. Usable workers are left out.
 
-    `rpc(address)` gives what has the coroutine `run`, as `scheduler.rpc` and `client.rpc` do. It is awaited
-    in their event loop. A worker that gives no answer in time, or is gone, cannot be used.
+    `rpc(address)` returns an object with the coroutine `run`, as `scheduler.rpc` and `client.rpc`
+    do. Await this in their event loop. A worker that is gone, or does not answer in time, cannot be
+    used.
     """
     room = asyncio.Semaphore(_AT_ONCE)
 
@@ -135,12 +139,12 @@ async def probe(
 
 
 async def _reason(asking: Coroutine[Any, Any, Any], timeout_s: float) -> str | None:
-    """Wait for an answer. Return why who gives it, or gives none, cannot be used."""
+    """Wait for an answer. Return why its sender cannot be used, or None if it can."""
     try:
         reply = await asyncio.wait_for(asking, timeout_s)
     except TimeoutError:
         return f"{SILENT} in {timeout_s:g} s"
-    except Exception as error:  # noqa: BLE001 - of the network, or whatever went wrong there
+    except Exception as error:  # noqa: BLE001 - of the network, or of the worker
         return f"{SILENT} ({type(error).__name__}: {error})"
     return _reason_of(reply)
 
@@ -149,9 +153,9 @@ def _reason_of(reply: Mapping[str, Any]) -> str | None:
     if reply["status"] != "OK":
         return f"it cannot be asked ({reply.get('exception_text') or reply['status']})"
     answer = reply["result"]
-    if isinstance(answer, Serialized):  # the scheduler unpacks nothing by itself
+    if isinstance(answer, Serialized):  # the scheduler does not deserialize by itself
         answer = deserialize(answer.header, answer.frames)
-    elif isinstance(answer, Serialize):  # a worker of this process packs nothing
+    elif isinstance(answer, Serialize):  # a worker in this process does not serialize
         answer = answer.data
     return why_unfit(cast("Answer", answer))
 
@@ -163,10 +167,10 @@ def check_workers(
     *,
     must_answer: bool = True,
 ) -> None:
-    """Raise BackendUnavailable, which names them, unless all these workers can be used; None: all there are.
+    """Raise BackendUnavailable if any of these workers (by default: all) cannot be used.
 
-    They are asked through the scheduler. Raises ClusterLost where that does not answer. Without `must_answer`,
-    a worker passes that gives no answer in time: it may be busy with others' tasks.
+    They are asked through the scheduler. Raise ClusterLost if it does not answer. Without
+    `must_answer`, a worker that does not answer in time passes: it may be busy with other tasks.
     """
     _wait(client, _check_workers, _listed(addresses), timeout_s, must_answer)
 
@@ -183,7 +187,7 @@ async def acheck_workers(
 
 
 def check_scheduler(client: Client, timeout_s: float = TIMEOUT_S) -> None:
-    """Raise BackendUnavailable unless the scheduler's process can be used."""
+    """Raise BackendUnavailable if the scheduler's process cannot be used."""
     _wait(client, _check_scheduler, timeout_s)
 
 
@@ -194,19 +198,19 @@ async def acheck_scheduler(client: Client, timeout_s: float = TIMEOUT_S) -> None
 
 def _listed(addresses: Iterable[str] | None) -> list[str] | None:
     if isinstance(addresses, str):
-        raise BadArgument(f"addresses is a list of workers' addresses, not one text: {addresses!r}")
+        raise BadArgument(f"addresses must be a list of addresses, not one text: {addresses!r}")
     return None if addresses is None else list(addresses)
 
 
 class _ThroughScheduler:
-    """A worker's RPC for a client that may not reach it."""
+    """The RPC of a worker that the client may not reach directly."""
 
     def __init__(self, scheduler: Any, address: str) -> None:
         self._scheduler = scheduler
         self._address = address
 
     async def run(self, **arguments: object) -> Any:
-        """Have a function run there."""
+        """Run a function on the worker."""
         return await self._scheduler.proxy(worker=self._address, msg={"op": "run", **arguments})
 
 
@@ -214,7 +218,7 @@ async def _check_workers(
     client: Client, addresses: list[str] | None, timeout_s: float, must_answer: bool
 ) -> None:
     timeout_s = as_seconds(timeout_s, "timeout_s")
-    scheduler: Any = client.scheduler  # its methods are made as they are called
+    scheduler: Any = client.scheduler  # it makes its methods on access
     known = (await _answered(client, scheduler.identity(), timeout_s))["workers"]
     asked = list(known) if addresses is None else addresses
     reasons = {one: "the scheduler knows no such worker" for one in asked if one not in known}
@@ -239,23 +243,23 @@ async def _check_scheduler(client: Client, timeout_s: float) -> None:
 
 
 async def _answered(client: Client, asking: Coroutine[Any, Any, Any], timeout_s: float) -> Any:
-    """Give the scheduler's answer. Raise ClusterLost where there is none."""
+    """Return the scheduler's answer. Raise ClusterLost without one."""
     try:
         return await asyncio.wait_for(asking, timeout_s)
     except TimeoutError:
         why = f"no answer in {timeout_s:g} s"
-    except (OSError, RuntimeError) as error:  # RuntimeError: the client was closed
+    except (OSError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
         why = f"{type(error).__name__}: {error}"
     address = client.scheduler and client.scheduler.address
     raise ClusterLost(f"the Dask scheduler at {address} does not answer ({why})")
 
 
 def _begin(client: Client, *, waits: bool) -> asyncio.AbstractEventLoop:
-    """Return the loop of a client. Raise BadArgument for what is none, and ClusterLost for a closed one."""
+    """Return a client's event loop. Raise BadArgument for other objects, ClusterLost if closed."""
     check_kind(client, "client", Client)
     if waits and client.asynchronous:
         raise BadArgument(
-            "an asynchronous Client cannot be waited for: await acheck_workers or acheck_scheduler"
+            "an asynchronous Client cannot be used here: await acheck_workers or acheck_scheduler"
         )
     if client.status != "running" or client.loop is None:
         raise ClusterLost(

@@ -1,12 +1,13 @@
-"""RawFiles: buffers that do not shrink, as they are, in files without names.
+"""RawFiles: buffers that do not compress, written unchanged to files without names.
 
     write(buffers) ─▶ FileRange: segment, offset ─▶ read ─▶ buffers
                                              └▶ free: a hole; a segment without buffers is closed
 
-What does not get smaller gains nothing in the pool. Here it is written from where it lies, and read to where it
-stays. A segment takes buffers one behind the other until it has _SEGMENT bytes, so no room has to be looked for.
+The pool cannot make these buffers smaller. They are written from where they lie, and read into
+their final place. A segment takes buffers one after another until it has _SEGMENT bytes, so there
+is no search for room.
 
-Lock: around the numbers of a segment; no call of the system is made under it, nor any code of a value's.
+The lock guards the numbers of the segments. No system call and no code of a value runs under it.
 """
 
 from __future__ import annotations
@@ -35,28 +36,29 @@ if TYPE_CHECKING:
     from batchzip.store.backing.file_io import Storage
 
 _SEGMENT = 1 << 30
-"""Bytes after which a new segment is begun: few descriptors, and no file grows for ever."""
+"""Bytes after which a new segment begins. So there are few descriptors, and no file grows
+forever."""
 
 _BLOCK = 4096
-"""Bytes of a file system's block, of which holes are made."""
+"""Bytes of a file system's block. Holes consist of whole blocks."""
 
 _MOST_BUFFERS = 512
-"""Buffers of one call; the system takes up to 1,024."""
+"""Buffers per system call. The system takes up to 1,024."""
 
 
 @dataclass(eq=False, slots=True)
 class RawFile:
-    """A file, and which of it is in use."""
+    """A file, and which parts of it are in use."""
 
     calls: Calls[Storage]
     end: int = 0
-    """Bytes that were given out, holes included."""
+    """Bytes that were allocated, holes included."""
     used: set[int] = field(default_factory=set)
-    """Offsets of what it has."""
+    """Offsets of the ranges in use."""
 
 
 class FileRange(NamedTuple):
-    """Where buffers are; their checksum is of all of them together."""
+    """A range of a file with some buffers, and one checksum for all of them."""
 
     segment: RawFile
     offset: int
@@ -65,25 +67,25 @@ class FileRange(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes that they take in the file."""
+        """Return the bytes of the range in the file, in whole blocks."""
         return _blocks(sum(self.lengths))
 
 
 class RawFiles(Closing):
-    """Buffers in files of a folder, which have no names there. Thread-safe."""
+    """Buffers in nameless files of a folder. Thread-safe."""
 
     def __init__(self, folder: str) -> None:
         self.held_bytes = 0
-        """Bytes of the files that are in use."""
+        """Bytes in use in all files."""
         self._folder = folder
         self._lock = threading.RLock()
         self._segments: list[RawFile] = []
         self._closed = False
 
     def write(self, buffers: Sequence[Flat], max_bytes: int | None = None) -> FileRange:
-        """Write buffers. Raise OSError, and nothing of them is kept then; ClosedError.
+        """Write all buffers or none. Raise OSError or ClosedError.
 
-        Raise StoreRejected if the files would have more than `max_bytes`.
+        Raise StoreRejected if the files would exceed `max_bytes`.
         """
         lengths = tuple(map(len, buffers))
         checksum = xxh3_64()
@@ -100,9 +102,9 @@ class RawFiles(Closing):
         return place
 
     def read(self, place: FileRange) -> list[memoryview] | None:
-        """Return buffers in memory that becomes the caller's; None if they are damaged.
+        """Return the buffers in fresh memory that the caller owns, or None if they are damaged.
 
-        Raise OSError; ClosedError if they were given back.
+        Raise OSError; ClosedError after `free` or `close`.
         """
         buffers = [flat(np.empty(length, np.uint8)) for length in place.lengths]
         try:
@@ -116,7 +118,7 @@ class RawFiles(Closing):
         return buffers if checksum.intdigest() == place.checksum else None
 
     def free(self, place: FileRange) -> None:
-        """Give back the room of buffers, once."""
+        """Free the range of some buffers. Further calls do nothing."""
         segment = place.segment
         with self._lock:
             if place.offset not in segment.used:
@@ -135,7 +137,7 @@ class RawFiles(Closing):
                 storage.discard(place.offset, place.size)
 
     def close(self) -> None:
-        """Let go of all files; further calls do nothing."""
+        """Close all files. Further calls do nothing."""
         self._closed = True
         with self._lock:
             segments, self._segments = self._segments, []
@@ -151,7 +153,8 @@ class RawFiles(Closing):
                 if max_bytes is not None and self.held_bytes + size > max_bytes:
                     raise StoreRejected(
                         "reject_reclaim_fail",
-                        f"the files have no room for {size} bytes beside {self.held_bytes}, of {max_bytes}",
+                        f"the files have no room for {size} bytes: "
+                        f"{self.held_bytes} of {max_bytes} bytes are in use",
                     )
                 if self._segments and self._segments[-1].end < _SEGMENT:
                     segment = self._segments[-1]
@@ -170,7 +173,7 @@ class RawFiles(Closing):
 
 
 def _move(call: object, descriptor: int | None, buffers: Sequence[Flat], at: int) -> None:
-    """Read or write buffers, however many bytes the system takes at a time."""
+    """Read or write all buffers with as many system calls as it takes."""
     left = deque(buffer for buffer in buffers if len(buffer))
     while left:
         moved = call(descriptor, list(islice(left, _MOST_BUFFERS)), at)  # type: ignore[operator]
@@ -184,5 +187,5 @@ def _move(call: object, descriptor: int | None, buffers: Sequence[Flat], at: int
 
 
 def _blocks(size: int) -> int:
-    """Return `size` in whole blocks, one at least: each place needs an offset of its own."""
+    """Return `size` rounded up to whole blocks, at least one. So each range has its own offset."""
     return max(1, -(-size // _BLOCK)) * _BLOCK

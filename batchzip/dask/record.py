@@ -1,7 +1,8 @@
-"""Record: which indices were stored where, so that those can be named that are lost.
+"""Record: which indices are stored, so that lost pages can be named.
 
-A bit for each page, in one integer for each stripe of STRIPE indices. A client has one, to name what is lost,
-and each shard, to say what it has. Not thread-safe: it is used in an event loop.
+Each stripe of STRIPE indices has one integer with a bit per page. A client has a Record to name its
+lost pages, and each shard has one of the pages that it stores. Not thread-safe: it is used in one
+event loop.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 STRIPE = 512
-"""Indices that follow one another and have the same owners: a block of a store's page table, so that the
-tables of all shards together are no larger than those of one store."""
+"""Adjacent indices with the same owners. This is a block of a store's page table, so the tables of
+all shards together are no larger than those of one store."""
 
 
 class Record:
-    """Indices that are stored."""
+    """A set of stored indices."""
 
     def __init__(self) -> None:
         self._stripes: dict[int, int] = {}
@@ -37,7 +38,7 @@ class Record:
         self.take(first, count)
 
     def take(self, first: int, count: int) -> dict[int, int]:
-        """Note that these indices are not stored; what was, as masks by stripe."""
+        """Note that these indices are not stored. Return masks of those that were, by stripe."""
         taken: dict[int, int] = {}
         start, stop = first // STRIPE, (first + count - 1) // STRIPE + 1
         few = stop - start < len(self._stripes)
@@ -52,42 +53,42 @@ class Record:
         return taken
 
     def give(self, masks: Mapping[int, int]) -> None:
-        """Note that what was taken is stored after all."""
+        """Note that the indices of these masks are stored after all."""
         for stripe, mask in masks.items():
             self.set_mask(stripe, self._stripes.get(stripe, 0) | mask)
 
     def mask(self, stripe: int) -> int:
-        """Return a bit for each index of a stripe: whether it is stored."""
+        """Return a mask with a bit for each index of a stripe: whether it is stored."""
         return self._stripes.get(stripe, 0)
 
     def set_mask(self, stripe: int, mask: int) -> None:
-        """Note which indices of a stripe are stored."""
+        """Set the mask of a stripe."""
         if mask:
             self._stripes[stripe] = mask
         else:
             self._stripes.pop(stripe, None)
 
     def stripes(self) -> set[int]:
-        """Return the stripes that have something."""
+        """Return the stripes with stored indices."""
         return set(self._stripes)
 
     def indices(self, stripe: int) -> list[int]:
-        """Return what is stored in a stripe, in order."""
+        """Return the stored indices of a stripe in ascending order."""
         return [index for part in self._runs([stripe]) for index in part]
 
     def count(self, stripes: Callable[[int], bool]) -> int:
-        """Return the number of indices in the stripes of which `stripes` is true."""
+        """Return the number of stored indices in the stripes for which `stripes` returns true."""
         return sum(bits.bit_count() for stripe, bits in self._stripes.items() if stripes(stripe))
 
     def forget(self, stripes: Callable[[int], bool]) -> list[range]:
-        """Forget all of the stripes of which `stripes` is true, and give what was stored there."""
+        """Forget the stripes for which `stripes` returns true. Return what they had as ranges."""
         ranges = self.ranges(stripes)
         for stripe in [stripe for stripe in self._stripes if stripes(stripe)]:
             del self._stripes[stripe]
         return ranges
 
     def ranges(self, stripes: Callable[[int], bool]) -> list[range]:
-        """Give what is stored in the stripes of which `stripes` is true, as ranges that are apart."""
+        """Return the indices in stripes for which `stripes` returns true, as maximal ranges."""
         return joined(self._runs(stripe for stripe in list(self._stripes) if stripes(stripe)))
 
     def _runs(self, stripes: Iterable[int]) -> Iterator[range]:
@@ -103,7 +104,7 @@ class Record:
 
 
 def joined(ranges: Iterable[range]) -> list[range]:
-    """Return ranges that are apart in order, those that follow one another as one."""
+    """Return the ranges in ascending order, with adjacent ones merged."""
     found: list[range] = []
     for part in sorted(ranges, key=lambda part: part.start):
         if found and found[-1].stop == part.start:
@@ -114,7 +115,7 @@ def joined(ranges: Iterable[range]) -> list[range]:
 
 
 def cut(first: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """Cut a range at the stripes' ends: the stripe, the first index and the number of each part."""
+    """Cut a range at stripe boundaries. Yield each part's stripe, first index and length."""
     end = first + count
     while first < end:
         stripe = first // STRIPE

@@ -1,8 +1,8 @@
-"""Sampler: what makes a buffer smaller, by a few samples of it.
+"""Sampler: finds the codec that compresses a buffer best, from a few samples.
 
-Buffers of a worker's values are integers, floats, text and noise, and nobody says which is which: a frame is
-pickled as a whole. So some pages of each buffer are compressed with each way there is. The smallest
-result wins; a buffer that hardly shrinks is left as it is.
+A worker's values contain integers, floats, text and noise, and no buffer says which, because a
+frame is pickled as a whole. So a few pages of each buffer are compressed with each codec. The
+smallest result wins. A buffer that hardly shrinks stays uncompressed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SAMPLED = 256 << 10
 """Bytes of a buffer for each sample."""
 
 SHRINKS = 0.9
-"""Of its size, at most, or it is not worth the time to compress and to restore it."""
+"""Maximum ratio of compressed to original size. Above it, compression is not worth its time."""
 
 
 class Sampler(Closing):
-    """Tries codecs, by a name of theirs, on samples of buffers. Thread-safe."""
+    """Tries named codecs on samples of buffers. Thread-safe."""
 
     def __init__(self, codecs: Mapping[int, Codec]) -> None:
         with ExitStack() as stack:
@@ -43,13 +43,13 @@ class Sampler(Closing):
             self._open = stack.pop_all()
 
     def best(self, buffer: Flat) -> int | None:
-        """Return the name of the codec that makes a buffer smallest, or None if none does."""
+        """Return the name of the codec that compresses a buffer best, or None if none does."""
         count = max(1, min(_MOST_SAMPLES, len(buffer) // _SAMPLED))
         pages = len(buffer) // _PAGE_SIZE
         if not pages:
             return next(iter(self._engines))
         whole = np.frombuffer(buffer, np.uint8, pages * _PAGE_SIZE).reshape(pages, _PAGE_SIZE)
-        # In the middle of equal parts: the ends of a buffer are often unlike the rest.
+        # One sample from the middle of each part: the ends of a buffer are often unlike the rest.
         samples = whole[(2 * np.arange(count) + 1) * pages // (2 * count)]
         sizes = {}
         for name, engine in self._engines.items():
@@ -60,5 +60,5 @@ class Sampler(Closing):
         return best if sizes[best] <= SHRINKS * samples.size else None
 
     def close(self) -> None:
-        """Close the engines; further calls do nothing."""
+        """Close the engines. Further calls do nothing."""
         self._open.close()

@@ -1,13 +1,13 @@
 """ShardService: the shards of one worker, and their leases.
 
-    Worker.handlers["batchzip_shard"] ──▶ ShardService ──▶ Shard (one for each store)
+    Worker.handlers["batchzip_shard"] ──▶ ShardService ──▶ Shard (one per store)
 
-It runs in the worker's event loop, where it only answers; pages are compressed in threads of its own, so that
-what is asked for meanwhile is answered. It is placed there by the directory, and closed with the worker: what
-its shards have is moved to others before, as far as the worker's end gives it time.
+The service answers in the worker's event loop and compresses in threads of its own, so that the
+event loop can answer other requests meanwhile. The directory installs it. It is closed with the
+worker: the pages of its shards are first moved to other workers, as far as the time allows.
 
-Rejected: an actor. Dask calls its methods one after the other, in one thread, so that a page is loaded after all
-that was stored before; and it refuses to retire a worker that has one.
+Rejected: a Dask actor. Dask calls an actor's methods one at a time in one thread, so a load would
+wait for all earlier stores. Dask also refuses to retire a worker that has an actor.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("batchzip.dask")
 
 _THREADS = 2
-"""Threads that compress: one more than needed to have the next folio begin while one ends."""
+"""Threads that compress. The second one begins the next folio while the first one ends."""
 
 _RENEW_S = 0.5
-"""Seconds after which leases are renewed."""
+"""Seconds between two renewals of the leases."""
 
 _ASK_S = 5.0
-"""Seconds that the directory has for an answer."""
+"""Seconds that the directory has to answer."""
 
 _KNOWN_S = 60.0
-"""Seconds after which the directory has told a shard of itself, or never will."""
+"""Seconds after which the directory knows a new shard, or never will."""
 
 _LEAVE_S = 3.0
-"""Seconds to move pages away when the worker ends without having been retired: a nanny kills it after four."""
+"""Seconds to move pages if the worker closes without being retired. A nanny kills it after 4 s."""
 
 
 class ShardService:
@@ -74,9 +74,9 @@ class ShardService:
         except Stale:
             answer = {"status": STALE}
         except BatchzipError as error:
-            # Of one that was closed meanwhile, nothing else is to be said.
+            # A shard that was closed meanwhile is simply gone.
             answer = {"status": GONE} if isinstance(error, ClosedError) else failed(error)
-        except Exception as error:  # noqa: BLE001 - it is logged, and told to whoever asked
+        except Exception as error:  # noqa: BLE001 - logged, and sent to whoever asked
             _LOG.exception("A shard failed to %s", method)
             answer = failed(
                 BatchzipError(f"worker {self.address}: {type(error).__name__}: {error}")
@@ -107,12 +107,12 @@ class ShardService:
     async def _close(self, shard: str) -> Answer:
         made = self.shards.pop(shard)
         made.end()
-        # In a thread: what is under way there ends first.
+        # In a thread, because calls in progress must end first.
         await asyncio.get_running_loop().run_in_executor(None, made.close)
         return {"status": OK}
 
     async def ask(self, address: str, shard: str, method: str, **arguments: Any) -> Answer:
-        """Ask another worker's shard."""
+        """Ask a shard of another worker."""
         worker: Any = self.worker.rpc(address)
         answer = await getattr(worker, SHARD)(method=method, shard=shard, **arguments)
         return {"status": GONE} if answer is None else answer
@@ -129,12 +129,13 @@ class ShardService:
     async def renew(self, asking: str = "") -> None:
         """Renew the leases, and learn what is new. Raise Stale if the directory does not answer.
 
-        A shard that was just made is not yet known there, unless it is `asking`, as it was asked for a page.
+        The directory does not know a shard yet that was just made. Such a shard is left out, unless
+        it is `asking`: a request for one of its pages shows that the directory knows it.
         """
         seen = self._renewals
         async with self._renewed:
             if self._renewals != seen:
-                return  # another request did, while this one waited
+                return  # another request renewed them while this one waited
             begun = time.monotonic()
             known: list[tuple[str, str, int]] = [
                 (one.store_name, name, one.epoch)
@@ -148,7 +149,7 @@ class ShardService:
             gone = {"status": GONE}
             news = answer["news"] if answer["status"] == OK else {}
             ended = [name for _, name, _ in known if news.get(name, gone)["status"] == GONE]
-            for name in ended:  # all of them, before anything is waited for
+            for name in ended:  # end all of them before waiting for anything
                 if name in self.shards:
                     self.shards[name].end()
             for name, new in news.items():
@@ -156,7 +157,7 @@ class ShardService:
                     self.shards[name].lease_until = begun + answer["lease_s"]
                     self.shards[name].learn(new)
             self._renewals += 1
-        for name in ended:  # which takes as long as what is under way there
+        for name in ended:  # takes until the calls in progress have ended
             if name in self.shards:
                 await self._close(name)
 
@@ -166,13 +167,13 @@ class ShardService:
                 await self.renew()
             except Stale:
                 pass
-            except Exception:  # noqa: BLE001 - the leases of others do not end with one shard's trouble
+            except Exception:  # noqa: BLE001 - one shard must not end the others' leases
                 _LOG.exception("Failed to close a shard")
             await asyncio.sleep(_RENEW_S)
         self._renewing = None
 
     async def close(self) -> None:
-        """End with the worker: give away what the shards have, then release it."""
+        """Move the pages of all shards away, then close the shards, as the worker closes."""
         self._closing = True
         if self.shards:
             with suppress(Exception):
@@ -189,7 +190,7 @@ class ShardService:
 
 
 def install(dask_worker: Worker) -> None:
-    """Have a worker answer what shards are asked; runs there, and does nothing the second time."""
+    """Install the service on a worker, in its process. Further calls do nothing."""
     handler = dask_worker.handlers.get(SHARD)
     if handler is None:
         dask_worker.handlers[SHARD] = ShardService(dask_worker).handle

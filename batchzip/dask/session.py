@@ -1,16 +1,18 @@
-"""Session: a sharded store as one client has it; all that it does, in the client's event loop.
+"""Session: one client's use of a sharded store. Everything happens in the client's event loop.
 
-    index ─▶ stripe = index // 512 ─▶ Members: its primary ─▶ ShardClient ── TCP ──▶ Shard in a worker
-                                          ▲
-                     Directory (scheduler), asked when a shard is at another epoch, or gives no answer
+    index ─▶ stripe = index // 512 ─▶ Members: primary ─▶ ShardClient ── TCP ──▶ Shard in a worker
+                                         ▲
+                    Directory (scheduler), asked if a shard is at another epoch or does not answer
 
-What does not get through is repeated: at the next epoch, or with another shard, until the time is up. A piece of
-a folio that is repeated keeps its number, so that a shard which got it already does not store it again later.
+A request without an answer is repeated at the next epoch, or with another shard, until the time is
+up. A repeated piece of a folio keeps its number. A shard that already has that number does not
+store it again.
 
-The record has what this client stored, and when a stripe is lost, it says which pages those were. It is written
-where a store is acknowledged: not for a stripe that was lost and recovered since, of which nobody would be told.
+The record has the pages that this client stored. When a stripe is lost, it says which pages those
+were. A page enters the record when its store is acknowledged. If its stripe was lost and recovered
+meanwhile, the store raises PagesLost instead, because no later loss report would name that page.
 
-Not thread-safe: everything happens in the event loop.
+Not thread-safe.
 """
 
 from __future__ import annotations
@@ -47,26 +49,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOOK_S = 1.0
-"""Seconds of silence after which the directory is asked whether a shard is still there."""
+"""Seconds of silence after which the directory is asked whether a shard is still a member."""
 
 _PAUSE_S = 0.02
-"""Seconds before a question is repeated that a shard was not ready for."""
+"""Seconds before a request is repeated for which a shard was not ready."""
 
 _DIRECTORY_S = 5.0
-"""Seconds that the directory has to answer, beside the store's own limit."""
+"""Seconds that the directory has to answer, in addition to the store's own timeout."""
 
 _GONE_S = 1.0
-"""Seconds that a scheduler has whose connection broke: one that is there answers at once."""
+"""Seconds between two checks of the connection to the scheduler during a request."""
 
 _ALL = (1 << STRIPE) - 1
 
 _FEW_STRIPES = 4096
-"""Stripes of a range that are looked up one by one; a longer range concerns every shard."""
+"""Longest range in stripes that is looked up by stripe. A longer one is sent to every shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardStatus:
-    """One shard: its worker, and what it has.
+    """The status of one shard.
 
     Examples:
         >>> import batchzip.dask
@@ -82,40 +84,40 @@ class ShardStatus:
 
     worker: str
     pid: int
-    """Its process; 0 of a lost one."""
+    """The process ID of the worker, or 0 for a lost shard."""
     lost: str | None
-    """Why it is gone, or None."""
+    """Why the shard is lost, or None."""
     pages: int
-    """Pages stored, each counted at its primary; of a lost one, pages lost."""
+    """Pages stored, each counted at its primary. For a lost shard: pages lost."""
     counters: Counters | None
-    """None of a lost one."""
+    """The counters of its store, or None for a lost shard."""
     max_pool_bytes: int | None
-    """The limit of its pool."""
+    """The limit of its pool in bytes."""
     page_stores: int
-    """Pages that were stored there."""
+    """Pages stored in this shard since it was made."""
     page_loads: int
-    """Pages that were loaded from there."""
+    """Pages loaded from this shard since it was made."""
     moving: int
-    """Stripes that are still to be brought here, or to others from here."""
+    """Stripes that are still to be moved from or to this shard."""
 
 
 @dataclass(slots=True)
 class _Trouble:
-    """How long a call that did not get through is repeated, while nothing changes."""
+    """The time until which a failing request is repeated while the members do not change."""
 
     until: float = math.inf
 
 
 @dataclass(slots=True)
 class _Losses:
-    """What is lost with one worker, as far as this client can say."""
+    """Pages lost with one worker, as far as this client knows them."""
 
     address: str
     reason: str
     record: Record
 
     def error(self) -> PagesLost:
-        """Return the error that names it."""
+        """Return the error that names these pages."""
         return PagesLost(self.address, self.reason, self.record.ranges(lambda _: True))
 
 
@@ -136,35 +138,35 @@ class Session:
         self._lost: dict[int, tuple[str, str]] = {}
         """Lost stripes, with worker and reason."""
         self._recovered: dict[int, int] = {}
-        """The epoch at which a lost stripe was forgotten."""
+        """The epoch at which each recovered stripe was recovered."""
         self._record = Record()
         self._former = Record()
-        """What this client stored that was lost with a scheduler."""
+        """Pages of this client that were lost with a scheduler."""
         self._why_former = ""
         self._recovering = 0
         self._dropped = Record()
-        """What was in the record of stripes that were recovered, while this client recovers."""
+        """Pages that left the record because of a recovery, while this client is in `recover`."""
         self._options: tuple[dict[str, Any], list[str] | None] | None = None
         self._losses_of_all = 0
-        """How often a scheduler was lost."""
+        """How many times a scheduler was lost."""
         self._all_lost_at = -math.inf
-        """When that was seen last, by the monotonic clock."""
+        """Time of the last such loss, by the monotonic clock."""
         self._ended = False
 
     @property
     def scheduler_address(self) -> str:
-        """The scheduler's address, as the client has it."""
+        """Return the scheduler's address, as the client knows it."""
         return str(self._scheduler.address)
 
     @property
     def _who(self) -> dict[str, Any]:
-        """Return what tells the directory who asks."""
+        """Return the arguments that identify this client to the directory."""
         return {"client": self._client.id, "attachment": self._attachment}
 
     # The directory.
 
     async def create(self, options: dict[str, Any], workers: Sequence[str] | None) -> None:
-        """Make the store, unless it is there, and attach to it."""
+        """Create the store unless it exists, and attach to it."""
         self._options = options, None if workers is None else list(workers)
         question: dict[str, Any] = {
             **self._who,
@@ -175,13 +177,14 @@ class Session:
         await self._place_directory()
         answer = await self._ask("create", 2 * self.timeout_s, keep=True, **question)
         if answer["status"] == GONE:
-            raise ClusterLost("the scheduler was restarted meanwhile")
+            raise ClusterLost("the scheduler was restarted while the store was created")
         self._take_in(answer)
 
     async def _place_directory(self) -> None:
-        """Have the scheduler keep a directory, unless it does."""
+        """Install the directory in the scheduler unless it is there."""
         await acheck_scheduler(self._client)
-        register = self._client._register_scheduler_plugin  # noqa: SLF001 - the public one is not for both kinds
+        # The public method does not serve synchronous and asynchronous clients alike.
+        register = self._client._register_scheduler_plugin  # noqa: SLF001
         try:
             await asyncio.wait_for(register(Directory(), NAME, idempotent=True), self.timeout_s)
         except TimeoutError:
@@ -190,7 +193,7 @@ class Session:
             raise ClusterLost(f"the scheduler is gone: {error}") from error
 
     async def attach(self) -> None:
-        """Attach to a store that is there."""
+        """Attach to an existing store."""
         answer = await self._ask(
             "attach",
             _DIRECTORY_S + self.timeout_s,
@@ -199,12 +202,13 @@ class Session:
         )
         if answer["status"] == GONE:
             raise ClusterLost(
-                "there is no store of this address: its last client closed it, or its scheduler ended"
+                "there is no store at this address: its last client closed it, "
+                "or its scheduler ended"
             )
         self._take_in(answer)
 
     async def detach(self) -> None:
-        """Let go of the store."""
+        """Detach from the store."""
         self._ended = True
         for place in self._places.values():
             place.close()
@@ -214,9 +218,10 @@ class Session:
     async def _ask(
         self, method: str, within_s: float, *, keep: bool = False, **arguments: Any
     ) -> Answer:
-        """Ask the directory. Raise ClusterLost if it does not answer, and what it raises.
+        """Ask the directory. Raise ClusterLost without an answer, or the error in the answer.
 
-        If nobody waits any more for what attaches this client, it is detached when the answer comes (`keep`).
+        With `keep`, the request attaches this client. If the caller stops waiting for it, the
+        client is detached again when the answer comes.
         """
         question = getattr(self._scheduler, DIRECTORY)(method=method, store=self.name, **arguments)
         asking = asyncio.ensure_future(question)
@@ -262,7 +267,7 @@ class Session:
     async def _ask_for(
         self, method: str, within_s: float = _DIRECTORY_S, **arguments: Any
     ) -> Answer:
-        """Ask the directory something about the store. Raise ClusterLost if it is not there any more."""
+        """Ask the directory about the store. Raise ClusterLost if the store no longer exists."""
         answer = await self._ask(method, within_s + self.timeout_s, **arguments)
         if answer["status"] == GONE:
             self._lose_all("its scheduler is gone, and with it all shards")
@@ -278,15 +283,15 @@ class Session:
         self._take_in(answer)
 
     def _take_in(self, answer: Mapping[str, Any]) -> None:
-        """Take over what the directory says."""
+        """Take over the directory's state of the store."""
         if self._ended:
             raise ClosedError("this ShardedStore is closed")
         if answer["incarnation"] != self._incarnation:
             if self._incarnation:
-                self._lose_all("its scheduler was started anew")
+                self._lose_all("its scheduler was restarted")
             self._incarnation = answer["incarnation"]
         elif answer["epoch"] <= self._members.epoch:
-            return  # it was overtaken
+            return  # a newer answer came first
         self.page_size = answer["page_size"]
         for stripe, epoch in answer["recovered"]:
             if epoch > self._members.epoch:
@@ -305,7 +310,7 @@ class Session:
             self._places.pop(name).close()
 
     def _lose_all(self, reason: str) -> None:
-        """Note that the scheduler is gone, and all shards with it."""
+        """Note that the scheduler and all shards are lost."""
         self._losses_of_all += 1
         if self._members.members:
             self._all_lost_at = time.monotonic()
@@ -329,8 +334,8 @@ class Session:
 
     def _no_shards(self) -> ClusterLost:
         if self._why_former:
-            return ClusterLost(f"{self._why_former}: call recover() to make the store again")
-        return ClusterLost("the store has no shards any more: no worker is left")
+            return ClusterLost(f"{self._why_former}: call recover() to create the store again")
+        return ClusterLost("the store has no shards: no worker is left")
 
     def _place(self, name: str) -> ShardClient:
         place = self._places.get(name)
@@ -343,29 +348,29 @@ class Session:
         return place
 
     async def _answer_of(self, asked: asyncio.Future[T], place: ShardClient) -> T:
-        """Wait for an answer. Raise Unanswered where the shard is silent for too long, or is gone."""
+        """Wait for an answer. Raise Unanswered if the shard is silent for too long, or is gone."""
         patient_s = patience_s(self.timeout_s, self._members.replicas)
         begun = time.monotonic()
         try:
             while not (await asyncio.wait({asked}, timeout=min(_LOOK_S, patient_s)))[0]:
-                # While it answers what was asked before, this only waits for its turn.
+                # A request that is still queued only waits for its turn while the shard answers.
                 now, since = time.monotonic(), max(begun, place.sent_at(asked))
                 if now - since >= patient_s:
                     raise Unanswered(f"no answer in {patient_s:g} s")
                 await self._refresh()
-                if place.member.name not in self._members.by_name:
+                if not asked.done() and place.member.name not in self._members.by_name:
                     raise Unanswered
         finally:
-            if not asked.done():
-                asked.cancel()
+            asked.add_done_callback(take_outcome)
+            asked.cancel()
         return asked.result()
 
     async def _insist(
         self, stripe: int, ask: Callable[[ShardClient, int], Awaitable[T]]
     ) -> tuple[T, int]:
-        """Ask the primary of a stripe until it answers; the answer, and the epoch that it is of.
+        """Ask the primary of a stripe until it answers. Return the answer and its epoch.
 
-        Raise PagesLost for a stripe that is lost.
+        Raise PagesLost if the stripe is lost.
         """
         trouble = _Trouble()
         while True:
@@ -379,9 +384,9 @@ class Session:
     async def _look_after(
         self, place: ShardClient, epoch: int, reason: str, trouble: _Trouble
     ) -> None:
-        """See why a shard gave no answer, before it is asked again, or another.
+        """Find out why a shard did not answer, before a request is repeated.
 
-        Raise ClusterLost where nothing changes for as long as a worker may be silent.
+        Raise ClusterLost if the members do not change for `timeout_s`.
         """
         if reason:
             if self._places.get(place.member.name) is place:
@@ -404,23 +409,23 @@ class Session:
             trouble.until = now + self.timeout_s
         elif now > trouble.until:
             raise ClusterLost(
-                f"worker {place.member.address} gives no answer"
+                f"worker {place.member.address} does not answer"
                 + (f" ({reason})" if reason else "")
-                + ", though the scheduler reaches it"
+                + ", although the scheduler reaches it"
             )
         await asyncio.sleep(_PAUSE_S)
 
     # Losses.
 
     async def _losses(self) -> dict[int, _Losses]:
-        """Return what is lost by stripe; stripes of one worker have one object in common."""
+        """Return the losses by stripe. Stripes of one worker share one object."""
         answer = await self._ask_for("losses")
         return self._described(answer["losses"])
 
     def _described(
         self, losses: Iterable[Sequence[Any]], more: Mapping[int, int] | None = None
     ) -> dict[int, _Losses]:
-        """Return what losses are to this client; `more` was in its record, too."""
+        """Return losses as this client knows them. `more` was in its record, too."""
         found: dict[int, _Losses] = {}
         by_worker: dict[tuple[str, str], _Losses] = {}
         for stripe, address, reason, clients, forgotten in losses:
@@ -438,14 +443,14 @@ class Session:
             loss = (await self._losses()).get(stripe)
             if loss is not None:
                 raise loss.error()
-            await self._refresh()  # it was recovered meanwhile
+            await self._refresh()  # the stripe was recovered meanwhile
 
     def _former_loss(self) -> PagesLost:
         ranges = self._former.ranges(lambda _: True)
         return PagesLost(self.scheduler_address, self._why_former, ranges)
 
     async def _check_lost(self, indices: Sequence[int], stripes: Sequence[int]) -> None:
-        """Raise PagesLost if one of the indices is lost, and PageNotStored if it only might have been."""
+        """Raise PagesLost if an index is lost, PageNotStored if only its stripe is."""
         if self._former.stripes():
             for index in indices:
                 if index in self._former:
@@ -459,13 +464,13 @@ class Session:
                 if index in loss.record:
                     raise loss.error()
                 raise PageNotStored(index)
-        await self._refresh()  # it was recovered meanwhile, and others may be lost
+        await self._refresh()  # the stripes were recovered meanwhile, but others may be lost
         await self._check_lost(indices, stripes)
 
     # Pages.
 
     async def store(self, first: int, matrix: Bytes) -> None:
-        """Store pages at `first` and after, all or none."""
+        """Store pages at `first` and the following indices: all of them or none."""
         pieces = list(self._pieces(first, matrix))
         numbers = [next(self._numbers) for _ in pieces]
         try:
@@ -479,7 +484,7 @@ class Session:
                     for number, piece in zip(numbers, pieces, strict=True)
                 )
         except BaseException:
-            # Finished even if this is cancelled: what is stored next is not to be undone.
+            # This finishes even if it is cancelled, as it must not undo what is stored afterwards.
             await _finish(asyncio.ensure_future(self._undo(numbers, first, len(matrix))))
             raise
 
@@ -506,18 +511,18 @@ class Session:
             self._former.discard(*run)
 
     async def _undo(self, numbers: Sequence[int], first: int, count: int) -> None:
-        """Have no shard keep, or get, what was to be stored; as far as they answer."""
-        taken = self._record.take(first, count)  # before: what others store meanwhile stays
+        """Make the shards forget a failed folio, and ignore late pieces, as far as they answer."""
+        taken = self._record.take(first, count)  # now, so that concurrent stores stay in the record
         try:
             await self._drop(numbers, first, count)
         except (ClusterLost, ClosedError):
             self._record.give(taken)
-        else:  # what was there and is lost stays so
+        else:  # lost pages stay in the record
             lost = {stripe: mask for stripe, mask in taken.items() if stripe in self._lost}
             self._record.give(lost)
 
     async def _drop(self, numbers: Sequence[int], first: int, count: int) -> int:
-        """Have all shards that may have some of these pages forget them; how many there were."""
+        """Make all shards that may have some of these pages forget them. Return their number."""
         trouble = _Trouble()
         left = (
             [(at, number) for _, at, number in cut(first, count)]
@@ -577,7 +582,7 @@ class Session:
 
     @contextmanager
     def naming(self, indices: Iterable[int]) -> Iterator[None]:
-        """Raise PagesLost instead of ClusterLost if pages of these are lost with the cluster. Any thread."""
+        """Turn ClusterLost into PagesLost if some of these pages are lost. For any thread."""
         try:
             yield
         except PagesLost:
@@ -609,7 +614,7 @@ class Session:
             return pages[0]  # type: ignore[no-any-return]
 
     async def load_many(self, where: npt.NDArray[np.int64], pages: Bytes) -> None:
-        """Fill `pages` with those at `where`."""
+        """Fill `pages` with the pages at the indices in `where`."""
         most = max(1, MESSAGE_BYTES // self.page_size)
         trouble = _Trouble()
         left = np.arange(len(where))
@@ -646,7 +651,7 @@ class Session:
         rows: npt.NDArray[np.intp],
         pages: Bytes,
     ) -> str | None:
-        """Load pages of one shard; why there is no answer, or None."""
+        """Load pages of one shard. Return why it did not answer, or None."""
         try:
             found, errors = await self._answer_of(place.load(epoch, where[rows]), place)
         except Unanswered as reason:
@@ -657,7 +662,7 @@ class Session:
         return None
 
     async def contains(self, index: int) -> bool:
-        """Return whether there is a page."""
+        """Return whether a page is stored."""
         try:
             await self._check_lost([index], [index // STRIPE])
         except PageNotStored:
@@ -669,9 +674,9 @@ class Session:
         return bool(answer["has"])
 
     async def invalidate(self, first: int, count: int) -> int:
-        """Forget pages, stored, lost or not; how many there were."""
+        """Forget pages, stored or lost. Return their number."""
         former = self._former.take(first, count)
-        # Before it is done: what another task stores meanwhile stays in the record.
+        # Taken before the request, so that concurrent stores of other tasks stay in the record.
         taken = self._record.take(first, count)
         try:
             dropped = await self._drop((), first, count) if await self._has_shards() else 0
@@ -680,11 +685,11 @@ class Session:
             self._record.give(taken)
             self._former.give(former)
             raise
-        # Where a page was lost with a scheduler, others may have stored again.
+        # After a scheduler was lost, others may have stored at the same indices again.
         return min(count, sum(mask.bit_count() for mask in former.values()) + dropped + lost)
 
     async def _has_shards(self) -> bool:
-        """Return whether there are shards; if not, nobody is served by former ones any more, either."""
+        """Return whether there are shards. If not, first wait for former leases to expire."""
         if not self._members.members:
             answer = await self._ask(
                 "fetch",
@@ -692,14 +697,14 @@ class Session:
                 **self._who,
                 since=self._members.epoch,
             )
-            if answer["status"] == OK:  # somebody has made it anew
+            if answer["status"] == OK:  # another client created the store again
                 self._take_in(answer)
             else:
                 await asyncio.sleep(self._all_lost_at + LEASE_S - time.monotonic())
         return bool(self._members.members)
 
     async def _forget_lost(self, wanted: range, taken: Mapping[int, int]) -> int:
-        """Have lost pages forgotten; how many there were. `taken` was in the record."""
+        """Make the directory forget lost pages. Return their number. `taken` was in the record."""
         answer = await self._ask_for("losses")
         pages, ranges = 0, []
         for stripe, loss in self._described(answer["losses"], taken).items():
@@ -714,7 +719,7 @@ class Session:
     # All shards.
 
     async def statuses(self, *, settled: bool = False) -> list[ShardStatus]:
-        """Ask every shard how it is; settled: count each page once, though it is being moved."""
+        """Return the status of every shard. If `settled`, count pages that are being moved once."""
         trouble = _Trouble()
         while True:
             await self._refresh()
@@ -751,7 +756,7 @@ class Session:
         )
 
     async def lost_statuses(self) -> list[ShardStatus]:
-        """Return a status for each lost worker, with the pages that this client knows to be lost."""
+        """Return a status per lost worker, with the number of lost pages that this client knows."""
         if not self._lost:
             return []
         found = {id(loss): loss for loss in (await self._losses()).values()}
@@ -763,12 +768,12 @@ class Session:
         ]
 
     async def shards(self) -> tuple[ShardStatus, ...]:
-        """Return the status of every shard, and of those that are lost."""
+        """Return the status of every shard and of every lost one."""
         living = await self.statuses()
         return (*living, *await self.lost_statuses())
 
     async def living(self) -> list[ShardStatus]:
-        """Return the statuses of all shards. Raise PagesLost if pages of one are lost."""
+        """Return the status of every shard. Raise PagesLost if pages are lost."""
         statuses = await self.statuses(settled=True)
         if self._former.stripes():
             raise self._former_loss()
@@ -783,15 +788,15 @@ class Session:
         return sum(shard.pages for shard in await self.living())
 
     async def counters(self) -> Counters:
-        """Return the counters of all shards together."""
+        """Return the sum of all shards' counters."""
         parts = [shard.counters for shard in await self.living()]
         names = [field.name for field in fields(Counters)]
         return Counters(**{name: sum(getattr(part, name) for part in parts) for name in names})
 
     async def recover(self) -> list[range]:
-        """Forget what is lost; what that was.
+        """Forget the lost pages, and return them.
 
-        What was told by the directory and not to the caller yet stays lost here.
+        If this fails after the directory forgot them, they stay lost here until the next call.
         """
         try:
             await self._refresh()
@@ -811,7 +816,7 @@ class Session:
                 named = _masks(self._described(answer["losses"]))
                 self._take_in(answer)
         except BaseException as error:
-            # It may have been done, and nobody else would be told.
+            # The directory may have forgotten them, and would tell nobody else.
             self._former.give(named)
             self._why_former = self._why_former or f"it was lost, and recover() failed: {error}"
             raise
@@ -825,19 +830,25 @@ class Session:
         return ranges
 
     async def rebalance(self) -> int:
-        """Give each worker its part, and wait until all is where it belongs; pages moved meanwhile."""
+        """Give each worker its part, and wait for all moves. Return the number of moved pages."""
         answer = await self._ask_for("rebalance", 3600.0, since=self._members.epoch)
         self._take_in(answer)
         return int(answer["moved"])
 
     @staticmethod
     async def _all(works: Iterable[Awaitable[T]]) -> list[T]:
-        """Wait for all of them, then raise the first error there was."""
+        """Wait for all awaitables, then raise the first error, if any."""
         outcomes = await asyncio.gather(*works, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
         return outcomes  # type: ignore[return-value]
+
+
+def take_outcome(asked: asyncio.Future[Any]) -> None:
+    """Take an outcome that nobody may ask for any more, as asyncio would complain of its error."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def _is_short(first: int, count: int) -> bool:
@@ -855,7 +866,7 @@ def _masks(losses: Mapping[int, _Losses]) -> dict[int, int]:
 
 
 async def _finish(work: asyncio.Future[None]) -> None:
-    """Wait until work is done, whoever wants this to be cancelled."""
+    """Wait until work is done, ignoring cancellation."""
     while not work.done():
         with suppress(asyncio.CancelledError):
             await asyncio.shield(work)

@@ -1,18 +1,19 @@
 """Shard: the pages of some stripes of a sharded store, in one worker.
 
-    request (epoch, …) ──▶ admitted? ──▶ stripes' locks ──▶ thread: SwapStore ──▶ other owners ──▶ answer
-                              │ no: STALE
+    request (epoch, …) ─▶ admitted? ─▶ stripes' locks ─▶ thread: SwapStore ─▶ other owners ─▶ answer
+                            │ no: STALE
 
-A request is served at the shard's own epoch, under a lease, and when the stripes' pages are here: what an
-earlier holder has is pulled first, on demand, and all else in the background. What is stored is noted in the
-directory before, the first time that a client stores in a stripe, and goes to the stripe's other owners before it
-is acknowledged; they get it in the order in which it came here, as the primary has the stripe's lock meanwhile.
+A shard serves a request of its own epoch, while it has a lease and the stripes' pages are here.
+Pages that an earlier holder has are pulled on demand first; all others move in the background.
+Before a client's first store in a stripe, the shard notes the client in the directory. A stored
+folio goes to the stripe's other owners before it is acknowledged. They receive folios in the
+primary's order, because the primary holds the stripe's lock meanwhile.
 
-Lock order: stripes in ascending order. Under a stripe's lock, other shards are asked only for what needs no
-lock of a primary: a holder that is no primary any more gives its pages away, and an owner that is not the primary
-takes what it is given. So no two shards wait for each other.
+Lock order: stripes in ascending order. While a shard holds a stripe's lock, it asks other shards
+only for things that need no lock of a primary: a former primary gives its pages away, and an owner
+that is not the primary takes pages. So no two shards wait for each other.
 
-Everything but SwapStore's own work happens in the worker's event loop.
+Only the SwapStore's own work runs in threads. Everything else happens in the worker's event loop.
 """
 
 from __future__ import annotations
@@ -46,31 +47,31 @@ if TYPE_CHECKING:
     from batchzip.arguments.buffers import Bytes
 
     Run = Sequence[int]
-    """Index and count; those of a folio end with their stripe at the latest."""
+    """Index and count. A run of a folio does not cross the end of a stripe."""
 
     Folio = tuple[int, Sequence[Run]]
-    """The number that its client gave it, and where its pages are to be."""
+    """The number that the client gave the folio, and the runs of its pages."""
 
 _FEW = 16
-"""Pages that are loaded in the event loop: more take longer than a change of threads."""
+"""Most pages that are loaded in the event loop. For more, switching to a thread pays."""
 
 _MOVING = 2
-"""Stripes that are moved at once in the background."""
+"""Stripes that move at the same time in the background."""
 
 _SETTLED = 1 << 14
-"""Stores that are remembered as done, so that none is done again by a message that comes late."""
+"""Folios whose outcome is remembered, so that a late message does not store one again."""
 
-_UNDONE = dump(BatchzipError("the store was given up before it came here"))
+_UNDONE = dump(BatchzipError("the store was undone before it reached this shard"))
 
 _LOOK_S = 0.25
-"""Seconds between two looks at whether an answer is still of use."""
+"""Seconds between two checks whether an answer is still needed."""
 
 _PAUSE_S = 0.2
-"""Seconds before what could not be moved is tried again."""
+"""Seconds before a failed move is tried again."""
 
 
 class ShardHost(Protocol):
-    """What a shard asks of its worker's service."""
+    """What a shard needs from its worker's service."""
 
     @property
     def worker(self) -> Worker:
@@ -81,7 +82,7 @@ class ShardHost(Protocol):
         """Return the threads for calls that block."""
 
     async def ask(self, address: str, shard: str, method: str, **arguments: Any) -> Answer:
-        """Ask another shard."""
+        """Ask a shard of another worker."""
 
     async def ask_directory(self, method: str, within_s: float = ..., **arguments: Any) -> Answer:
         """Ask the directory."""
@@ -91,7 +92,7 @@ class ShardHost(Protocol):
 
 
 class Shard:
-    """A SwapStore with its engine, and what is to be known of its stripes."""
+    """A SwapStore with its engine, and the state of its stripes."""
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class Shard:
         self.made = time.monotonic()
         self.epoch = 0
         self.lease_until = 0.0
-        """When it may not serve any more, by the monotonic clock."""
+        """End of the lease, by the monotonic clock. The shard serves nothing after it."""
         self.members = Members(0, (), 1)
         self._service = service
         self._timeout_s = timeout_s
@@ -120,16 +121,16 @@ class Shard:
         self._locks: dict[int, asyncio.Lock] = {}
         self._record = Record()
         self._corrupt: set[int] = set()
-        """Indices whose page was damaged when it was moved here."""
+        """Indices whose pages were found damaged when they moved here."""
         self._noted: defaultdict[int, set[str]] = defaultdict(set)
-        """By stripe: clients that the directory knows to store there."""
+        """By stripe: the clients that the directory knows to store there."""
         self._settled: OrderedDict[tuple[str, int], bytes | None] = OrderedDict()
         self._brought: dict[int, int] = {}
-        """Stripes that were pulled at this epoch, and their pages."""
+        """Stripes that were pulled at this epoch, with the number of their pages."""
         self._discarded: set[int] = set()
-        """Stripes that were dropped at this epoch, as others have them."""
+        """Stripes that were dropped at this epoch because others have them."""
         self._outdated: set[int] = set()
-        """Stripes whose pages here are not to be used any more."""
+        """Stripes whose pages here are outdated and must not be used."""
         self._moving: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
@@ -143,18 +144,18 @@ class Shard:
             raise
         self._limit = self.pages.max_pool_bytes
         self._beyond = threading.Lock()
-        """Around what is stored without the limit; a lock of threads that run nobody's code."""
+        """Guards stores without the pool's limit. Threads hold it only while SwapStore runs."""
         self.page_size = self._engine.page_size
 
-    # What the directory says.
+    # Messages of the directory.
 
     async def advance(self, state: Mapping[str, Any]) -> Answer:
-        """Learn of an epoch."""
+        """Learn of a new epoch."""
         self.learn(state)
         return {"status": OK}
 
     def learn(self, state: Mapping[str, Any]) -> None:
-        """Take over what the directory says of an epoch, and begin to move what has to move."""
+        """Take over the directory's state of an epoch, and begin the moves that it asks for."""
         if state.get("epoch", 0) > self.epoch:
             members = [(str(name), str(address)) for name, address in state["members"]]
             self.members = Members(state["epoch"], members, state["replicas"])
@@ -163,7 +164,7 @@ class Shard:
             }
             self._pushes = {stripe: [tuple(one) for one in to] for stripe, to in state["pushes"]}
             self.epoch = state["epoch"]
-            # What others have taken over is outdated, even if its stripe comes back here.
+            # Others have taken these stripes over. Our pages stay outdated if a stripe returns.
             holds = set(state["holds"])
             self._outdated = self._record.stripes().difference(holds)
             for stripe in [stripe for stripe in self._noted if stripe not in holds]:
@@ -176,13 +177,13 @@ class Shard:
             self._moving = asyncio.ensure_future(self._move())
 
     async def ping(self) -> Answer:
-        """Say that this shard is there."""
+        """Answer that this shard exists."""
         return {"status": OK}
 
-    # What clients ask.
+    # Requests of clients.
 
     async def get(self, epoch: int, indices: bytes) -> Answer:
-        """Give pages: those that are there, one behind the other, and which are not, or are damaged."""
+        """Return the present pages, concatenated, and errors for the others by position."""
         where = np.frombuffer(indices, np.int64)
         stripes = np.unique(where // STRIPE).tolist()
         await self._admit(epoch, stripes)
@@ -220,9 +221,9 @@ class Shard:
             return np.stack(pages) if pages else np.empty((0, self.page_size), np.uint8)
 
     async def put(self, epoch: int, client: str, folios: Sequence[Folio], pages: Bytes) -> Answer:
-        """Store folios, each of them all or not; the answer has an error, or nothing, for each.
+        """Store folios, each as a whole or not at all. Return an error or None for each.
 
-        A folio is a number, which the client gives it, and runs (index, count).
+        A folio has the number that the client gave it, and runs (index, count).
         """
         stripes = stripes_of(run for _, runs in folios for run in runs)
         await self._admit(epoch, stripes)
@@ -241,7 +242,7 @@ class Shard:
     async def undo(
         self, epoch: int, client: str, numbers: Sequence[int], runs: Sequence[Run]
     ) -> Answer:
-        """Forget pages in runs; how many there were. Folios of these numbers are not stored any more."""
+        """Forget the pages in runs. Return their number. Never store these folios again."""
         await self._reach(epoch)
         stripes = self._present(runs)
         await self._admit(epoch, stripes)
@@ -256,14 +257,14 @@ class Shard:
         return {"status": OK, "pages": count}
 
     async def has(self, epoch: int, index: int) -> Answer:
-        """Return whether there is a page."""
+        """Return whether a page is stored here, even a damaged one."""
         await self._admit(epoch, [index // STRIPE])
         here = index in self._record or index in self._corrupt
         await self._check(epoch)
         return {"status": OK, "has": here}
 
     async def status(self, epoch: int | None) -> Answer:
-        """Count the pages, and give the counters; of an epoch, all are counted that move to this shard."""
+        """Return counts and counters. With an epoch, pull stripes that move here first."""
         if epoch is not None:
             await self._admit(epoch, list(self._pulls))
         counters = self.pages.counters
@@ -279,7 +280,7 @@ class Shard:
             "moving": len(self._pulls) + len(self._pushes),
         }
 
-    # What other shards ask.
+    # Requests of other shards.
 
     async def give(self, epoch: int, stripe: int) -> Answer:
         """Give a stripe to its new primary."""
@@ -294,7 +295,7 @@ class Shard:
     async def take(
         self, epoch: int, stripe: int, indices: bytes, pages: Bytes, corrupt: Sequence[int]
     ) -> Answer:
-        """Take all of a stripe from its primary."""
+        """Take over a whole stripe from its primary."""
         await self._reach(epoch)
         async with self._locked([stripe]):
             await self._reach(epoch)
@@ -308,7 +309,7 @@ class Shard:
         folios: Sequence[Folio],
         pages: Bytes,
     ) -> Answer:
-        """Store what the primary stored."""
+        """Store a copy of the primary's folios."""
         await self._reach(epoch)
         async with self._locked(stripes_of(run for _, runs in folios for run in runs)):
             await self._reach(epoch)
@@ -331,7 +332,7 @@ class Shard:
     # Admission.
 
     async def _admit(self, epoch: int, stripes: Iterable[int]) -> None:
-        """Raise Stale unless these stripes may be served at this epoch; have them moved here if need be."""
+        """Raise Stale unless these stripes may be served at this epoch. Pull them if needed."""
         await self._reach(epoch)
         for stripe in stripes:
             if stripe in self._pulls:
@@ -342,7 +343,7 @@ class Shard:
         self._agree(epoch)
 
     async def _reach(self, epoch: int) -> None:
-        """Raise Stale unless this shard has a lease, and is at this epoch."""
+        """Raise Stale unless this shard has a lease and is at this epoch."""
         if epoch > self.epoch or not self._has_lease():
             await self._service.renew(self.name)
         self._agree(epoch)
@@ -355,7 +356,7 @@ class Shard:
             raise Stale
 
     async def _recheck(self, epoch: int, stripes: Iterable[int]) -> None:
-        """Under the stripes' locks, look again; what the other owners have not is pushed first."""
+        """Check again under the stripes' locks. Push what other owners lack first."""
         await self._reach(epoch)
         for stripe in stripes:
             if stripe in self._pulls:
@@ -364,10 +365,10 @@ class Shard:
                 await self._push(stripe)
 
     async def _check(self, epoch: int, *, may_be_past: bool = False) -> None:
-        """Before an answer: raise Stale if this shard was given up meanwhile.
+        """Check before an answer that this shard was not given up. Raise Stale if it was.
 
-        What was stored under its stripes' locks counts although the epoch is past: whoever comes next waits
-        for the locks, and gets it.
+        A store counts even if its epoch has passed meanwhile (`may_be_past`). The stripes' locks
+        are held, so whoever takes the stripes over waits for them and gets the stored pages.
         """
         if not self._has_lease():
             await self._service.renew(self.name)
@@ -404,7 +405,7 @@ class Shard:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._service.threads, work, *arguments)
 
-    # Pages. What SwapStore does is done in threads; what is known of it, in the event loop.
+    # Pages. SwapStore works in threads; the state about its pages changes in the event loop only.
 
     async def _put_everywhere(
         self,
@@ -414,9 +415,10 @@ class Shard:
         folios: Sequence[Folio],
         pages: Bytes,
     ) -> list[bytes | None]:
-        """Store folios here and at the other owners: each everywhere or nowhere. Return errors, or None.
+        """Store folios here and at the other owners. Return an error or None for each.
 
-        The others come first: nobody reads a page here that would be gone with this worker.
+        Each folio is stored everywhere or nowhere. The other owners store it first, so that nobody
+        reads a page here that would be lost with this worker.
         """
         errors = [self._settled.get((client, number)) for number, _ in folios]
         fresh = [(client, number) not in self._settled for number, _ in folios]
@@ -437,7 +439,7 @@ class Shard:
     async def _put(
         self, client: str, folios: Sequence[Folio], pages: Bytes, errors: list[bytes | None]
     ) -> None:
-        """Store the folios that were not stored or undone before, and have no error yet."""
+        """Store the folios that have no error yet and were not stored or undone before."""
         work: list[tuple[int, int, Sequence[Run], Bytes]] = []
         at = 0
         for place, (number, runs) in enumerate(folios):
@@ -454,7 +456,7 @@ class Shard:
             self._know(runs, stored=outcome is None)
 
     def _store_runs(self, runs: Sequence[Run], pages: Bytes) -> bytes | None:
-        """Store pages in runs, all or none; return an error, if any."""
+        """Store pages in runs, all or none. Return the pickled error, or None."""
         at = 0
         try:
             for index, count in runs:
@@ -467,7 +469,7 @@ class Shard:
         return None
 
     def _know(self, runs: Iterable[Run], *, stored: bool) -> None:
-        """Take down what runs have now."""
+        """Update the record for runs."""
         for index, count in runs:
             if stored:
                 self._record.add(index, count)
@@ -477,7 +479,7 @@ class Shard:
                 self._corrupt = {one for one in self._corrupt if not index <= one < index + count}
 
     async def _drop(self, runs: Sequence[Run]) -> int:
-        """Forget pages; how many there were."""
+        """Forget the pages in runs. Return their number."""
         counts = await self._in_thread(
             lambda: [self.pages.invalidate(index, count) for index, count in runs]
         )
@@ -485,16 +487,16 @@ class Shard:
         return int(sum(counts))
 
     def _settle(self, client: str, number: int, outcome: bytes | None) -> None:
-        """Note what became of a folio, in case that it comes again: its answer was lost, or it was late."""
+        """Remember the outcome of a folio, in case its message is repeated or comes late."""
         self._settled[client, number] = outcome
         if len(self._settled) > _SETTLED:
             self._settled.popitem(last=False)
 
     def _present(self, runs: Sequence[Run]) -> list[int]:
-        """Return the stripes of runs, which may be very long, that can have something here."""
+        """Return the primary stripes in these runs that may have pages. Runs may be very long."""
         found: set[int] = set()
         known = self._record.stripes() | self._pulls.keys()
-        known |= {stripe for stripe, lock in self._locks.items() if lock.locked()}  # being stored
+        known |= {stripe for stripe, lock in self._locks.items() if lock.locked()}  # may be storing
         for index, count in runs:
             first, last = index // STRIPE, (index + count - 1) // STRIPE
             if last - first < len(known):
@@ -508,12 +510,12 @@ class Shard:
         return bool(owners) and owners[0].name == self.name
 
     async def _content(self, stripe: int) -> tuple[bytes, Bytes, list[int]]:
-        """Return a stripe: its indices, their pages, and the indices of damaged ones. Raise Stale."""
+        """Return the indices, the pages and the damaged indices of a stripe. Raise Stale."""
         where = np.array(self._record.indices(stripe), np.int64)
         errors: dict[int, bytes] = {}
         pages = await self._in_thread(self._load, where, np.arange(len(where)), errors)
         if not all(isinstance(error_of({"error": one}), CorruptPage) for one in errors.values()):
-            raise Stale  # they may be read another time
+            raise Stale  # they may be readable later
         corrupt = {index for index in self._corrupt if index // STRIPE == stripe}
         corrupt.update(where[list(errors)].tolist())
         return np.delete(where, list(errors)).tobytes(), pages, list(corrupt)
@@ -529,9 +531,9 @@ class Shard:
         pages: Bytes,
         errors: list[bytes | None],
     ) -> None:
-        """Have the other owners store folios that have no error; `errors` gets those of the others."""
+        """Store folios without an error at the other owners. Add their errors to `errors`."""
         if self.members.replicas > 1:
-            self._agree(epoch)  # at another, others own these stripes
+            self._agree(epoch)  # at another epoch, others own these stripes
         for other, common in self._others(stripes).items():
             places, parts, rows = _parts(folios, pages, common, errors)
             if not parts:
@@ -553,7 +555,7 @@ class Shard:
         numbers: Sequence[int],
         runs: Sequence[Run],
     ) -> None:
-        """Have the other owners forget pages."""
+        """Make the other owners forget pages."""
         if self.members.replicas > 1:
             self._agree(epoch)
         for other, common in self._others(stripes).items():
@@ -576,10 +578,10 @@ class Shard:
         return others
 
     async def _answered(self, asking: asyncio.Future[Answer], epoch: int) -> bool:
-        """Wait for an answer. Return whether there is one in time; raise Stale if nobody wants it any more."""
+        """Return whether an answer came in time. Raise Stale if the epoch has passed meanwhile."""
         until = time.monotonic() + patience_s(self._timeout_s, self.members.replicas)
         while not (await asyncio.wait({asking}, timeout=_LOOK_S))[0]:
-            self._agree(epoch)  # the other one may be known to be gone
+            self._agree(epoch)  # the peer may be known to be gone
             if time.monotonic() >= until:
                 return False
         return True
@@ -587,7 +589,7 @@ class Shard:
     async def _ask_peer(
         self, epoch: int, peer: tuple[str, str], method: str, **what: Any
     ) -> Answer:
-        """Ask another shard. Raise Stale if there is no answer; then the directory looks after it."""
+        """Ask another shard. Without an answer, report it to the directory and raise Stale."""
         name, address = peer
         asking = asyncio.ensure_future(
             self._service.ask(address, name, method, epoch=epoch, **what)
@@ -598,12 +600,13 @@ class Shard:
             else:
                 try:
                     answer = asking.result()
-                except Exception as error:  # noqa: BLE001 - of the connection, mostly
+                except Exception as error:  # noqa: BLE001 - mostly of the connection
                     reason = f"{type(error).__name__}: {error}"
                 else:
                     if answer["status"] == OK:
                         return answer
-                    reason = "its process has it no more" if answer["status"] == GONE else ""
+                    gone = answer["status"] == GONE
+                    reason = "its process no longer has the shard" if gone else ""
         finally:
             asking.cancel()
         if reason:
@@ -617,7 +620,7 @@ class Shard:
     # Moving.
 
     async def _move(self) -> None:
-        """Pull and push what has to be moved, until nothing has."""
+        """Pull and push stripes until none is left to move."""
         try:
             while (self._pulls or self._pushes) and not self._ended:
                 stripes = [*self._pulls, *self._pushes][:_MOVING]
@@ -625,7 +628,7 @@ class Shard:
                     *(self._bring(stripe) for stripe in stripes), return_exceptions=True
                 )
                 if any(isinstance(one, BaseException) for one in done):
-                    for stripe in stripes:  # others first
+                    for stripe in stripes:  # to the end of the queue
                         for waiting in (self._pulls, self._pushes):
                             if stripe in waiting:
                                 waiting[stripe] = waiting.pop(stripe)
@@ -657,15 +660,15 @@ class Shard:
                 pages = answer["pages"]
                 await self._install(stripe, answer["indices"], pages, answer["corrupt"])
                 self._agree(epoch)
-                # If the directory is not heard, it is told again, and nothing is pulled: its source may
-                # have dropped it by then.
+                # If the directory does not answer, only the report is repeated. A second pull might
+                # find that the source has dropped the stripe.
                 self._brought[stripe] = len(pages)
             await self._tell("pulled", epoch, stripe=stripe, pages=self._brought[stripe])
             self._agree(epoch)
             del self._pulls[stripe]
 
     async def _push(self, stripe: int) -> None:
-        """Bring the other owners of a stripe what they have not; its lock is held."""
+        """Send the other owners of a stripe what they lack. The caller holds the stripe's lock."""
         epoch = self.epoch
         indices, pages, corrupt = await self._content(stripe)
         what = {"stripe": stripe, "indices": indices, "corrupt": corrupt}
@@ -683,13 +686,13 @@ class Shard:
     async def _install(
         self, stripe: int, indices: bytes, pages: Bytes, corrupt: Sequence[int]
     ) -> None:
-        """Have these pages in a stripe, and no others, whatever the limit: it is for what is stored."""
+        """Replace the pages of a stripe, beyond the pool's limit if needed: they are acknowledged."""
         await self._drop([(stripe * STRIPE, STRIPE)])
         where = np.frombuffer(indices, np.int64)
         cuts = np.flatnonzero(np.diff(where) != 1) + 1
         runs = [(int(run[0]), len(run)) for run in np.split(where, cuts) if len(run)]
         if await self._in_thread(self._store_beyond, runs, pages) is not None:
-            raise Stale  # there is no memory now
+            raise Stale  # out of memory
         self._know(runs, stored=True)
         self._corrupt.update(corrupt)
 
@@ -705,7 +708,7 @@ class Shard:
         return error
 
     async def _discard(self, stripes: Sequence[int]) -> None:
-        """Drop stripes that others have now."""
+        """Drop stripes that others have taken over."""
         for stripe in stripes:
             async with self._locked([stripe]):
                 owners = [owner.name for owner in self.members.owners(stripe)]
@@ -715,7 +718,7 @@ class Shard:
                     self._noted.pop(stripe, None)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do work in the background."""
+        """Run work in the background."""
 
         async def quietly() -> None:
             with suppress(Stale, ClosedError):
@@ -725,21 +728,21 @@ class Shard:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # The end.
+    # Closing.
 
     def end(self) -> None:
-        """Serve nothing any more."""
+        """Stop serving."""
         self._ended = True
 
     def close(self) -> None:
-        """Release everything."""
+        """Close the store and the engine."""
         self._ended = True
         self.pages.close()
         self._engine.close()
 
 
 def stripes_of(runs: Iterable[Run]) -> list[int]:
-    """Return the stripes of runs in order."""
+    """Return the stripes of runs in ascending order."""
     return sorted({stripe for index, count in runs for stripe, _, _ in cut(index, count)})
 
 
@@ -749,7 +752,7 @@ def _parts(
     stripes: Sequence[int],
     errors: Sequence[bytes | None],
 ) -> tuple[list[int], list[Folio], list[Bytes]]:
-    """Return what lies in `stripes` of folios without errors: their positions, the parts, and their pages."""
+    """Return the parts of folios without errors in `stripes`: positions, parts and pages."""
     places: list[int] = []
     parts: list[Folio] = []
     rows: list[Bytes] = []
@@ -768,7 +771,7 @@ def _parts(
 
 
 def _within(runs: Sequence[Run], stripes: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the parts of runs that lie in stripes."""
+    """Return the parts of runs that lie in the given stripes."""
     parts = [
         (max(index, stripe * STRIPE), min(index + count, (stripe + 1) * STRIPE))
         for stripe in stripes

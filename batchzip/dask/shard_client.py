@@ -1,10 +1,10 @@
-"""Place: asking one shard, from a client.
+"""ShardClient: sends one client's requests to one shard.
 
-What is asked for while other messages to the same shard are under way waits, and goes in one message: many
-small calls cost little more than one. Loads and stores wait apart from each other, and no message is larger than
-a MiB or so, so that none waits for long.
+Requests that come while others are under way to the shard wait, and then travel in one message. So
+many small requests cost little more than one. Loads and stores wait in separate queues. A message
+has about 1 MiB at most, so that none waits for long.
 
-It lives in the event loop of its client. Not thread-safe.
+It belongs to the event loop of its client. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from batchzip.dask.members import Member
 
 MESSAGE_BYTES = 1 << 20
-"""Bytes of pages in a message; a larger one keeps the event loops at both ends from others for too long."""
+"""Bytes of pages per message. A larger one would keep the event loops at both ends busy."""
 
 _LOADS = 2
-"""Messages with loads that are under way to a shard: one is answered while the next one travels."""
+"""Messages with loads under way to a shard. One is answered while the next one travels."""
 
 _STORES = 1
-"""Messages with stores that are under way to a shard. With two, as much is stored, and loads wait twice as long."""
+"""Messages with stores under way to a shard. With two, only loads would wait longer."""
 
 _GIVEN_UP = "the connection was given up"
 
@@ -44,12 +44,12 @@ Item = TypeVar("Item")
 
 
 class Unanswered(Exception):
-    """A shard gave no answer, and its text says why; or, without one, it is at another epoch."""
+    """A shard did not answer, and the text says why. Without a text, it is at another epoch."""
 
 
 @dataclass(slots=True)
 class _Load:
-    """Pages that somebody waits for."""
+    """A request for pages."""
 
     epoch: int
     indices: npt.NDArray[np.int64]
@@ -57,13 +57,13 @@ class _Load:
 
     @property
     def pages(self) -> int:
-        """Their number."""
+        """Return their number."""
         return len(self.indices)
 
 
 @dataclass(slots=True)
 class _Folio:
-    """Pages that somebody stores."""
+    """A piece of a folio to store."""
 
     epoch: int
     number: int
@@ -73,12 +73,12 @@ class _Folio:
 
     @property
     def pages(self) -> int:
-        """Their number."""
+        """Return their number."""
         return len(self.matrix)
 
 
 class ShardClient:
-    """A shard as a client sees it."""
+    """A shard as one client uses it."""
 
     def __init__(
         self, rpc: Callable[[str], Any], member: Member, client: str, page_size: int
@@ -93,7 +93,7 @@ class ShardClient:
     def load(
         self, epoch: int, indices: npt.NDArray[np.int64]
     ) -> asyncio.Future[tuple[Bytes, dict[int, Exception]]]:
-        """Begin to load pages: in the order of `indices`, and errors by position; or Unanswered."""
+        """Request pages. The future gives them in order, with errors by position; or Unanswered."""
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._loads.put(_Load(epoch, indices, done))
         return done
@@ -101,22 +101,22 @@ class ShardClient:
     def store(
         self, epoch: int, number: int, run: tuple[int, int], matrix: Bytes
     ) -> asyncio.Future[Exception | None]:
-        """Begin to store pages in a run: why they are not stored, or None; or Unanswered."""
+        """Store pages in a run. The future gives an error or None; or raises Unanswered."""
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._folios.put(_Folio(epoch, number, run, matrix, done))
         return done
 
     def sent_at(self, asked: asyncio.Future[Any]) -> float:
-        """Return when it went out, or when the last answer to its like came if it waits for its turn."""
+        """Return when a request was sent, or, while it is queued, when the last answer came."""
         return max(self._loads.sent_at(asked), self._folios.sent_at(asked))
 
     def close(self) -> None:
-        """Wait for nothing any more: what is under way, or comes later, is Unanswered."""
+        """End all requests, present and future, with Unanswered."""
         self._loads.close()
         self._folios.close()
 
     async def ask(self, method: str, **arguments: Any) -> Answer:
-        """Ask the shard; raise what it raised, or Unanswered."""
+        """Ask the shard. Raise its error, or Unanswered."""
         try:
             answer = await getattr(self._worker, SHARD)(
                 method=method, shard=self.member.name, **arguments
@@ -130,14 +130,14 @@ class ShardClient:
             raise Unanswered
         if status == ERROR:
             raise error_of(answer)
-        raise Unanswered("its process has it no more")
+        raise Unanswered("its process no longer has the shard")
 
     async def _send_loads(self, loads: Sequence[_Load]) -> None:
         indices = np.concatenate([load.indices for load in loads])
         answer = await self.ask("get", epoch=loads[0].epoch, indices=indices.tobytes())
         errors = {at: error_of({"error": error}) for at, error in answer["errors"]}
         pages = answer["pages"]
-        if errors:  # those that are there are one behind the other
+        if errors:  # the pages without errors are concatenated
             spread = np.empty((len(indices), *pages.shape[1:]), np.uint8)
             spread[np.delete(np.arange(len(indices)), list(errors))] = pages
             pages = spread
@@ -167,7 +167,7 @@ class ShardClient:
 
 
 class _Queue(Generic[Item]):
-    """Items that are sent together while others are under way."""
+    """A queue of items that travel together while others are under way."""
 
     def __init__(
         self,
@@ -180,16 +180,16 @@ class _Queue(Generic[Item]):
         self._items: deque[Any] = deque()
         self._senders: set[asyncio.Task[None]] = set()
         self._idle = under_way
-        """Senders that may begin: all others look at the items again before they end."""
+        """Senders that may still start. A running one checks the queue again before it ends."""
         self._sent: weakref.WeakKeyDictionary[asyncio.Future[Any], float | None] = (
             weakref.WeakKeyDictionary()
         )
-        """When an item went out, by the monotonic clock; None while it waits for its turn."""
+        """When each item was sent, by the monotonic clock; None while it is queued."""
         self._answered_at = 0.0
         self._closed = False
 
     def put(self, item: Item) -> None:
-        """Have an item sent as soon as possible."""
+        """Send an item as soon as possible."""
         waiting: Any = item
         if self._closed:
             self._end([waiting], Unanswered(_GIVEN_UP))
@@ -203,12 +203,12 @@ class _Queue(Generic[Item]):
             task.add_done_callback(self._senders.discard)
 
     def sent_at(self, asked: asyncio.Future[Any]) -> float:
-        """Return when it went out, or when the last answer came if it waits; 0.0 of what is not from here."""
+        """Return when an item was sent; if queued, when the last answer came; 0.0 if unknown."""
         sent_at = self._sent.get(asked, 0.0)
         return self._answered_at if sent_at is None else sent_at
 
     def close(self) -> None:
-        """End what is under way, what waits, and what comes later."""
+        """End all items, those under way, those queued and later ones."""
         self._closed = True
         for task in self._senders:
             task.cancel()
@@ -220,12 +220,12 @@ class _Queue(Generic[Item]):
             while self._items:
                 await self._send_some()
         finally:
-            # In the step that found no items, not when the task has ended: what is put between the two
-            # would be sent by nobody.
+            # This must happen in the step that found the queue empty, not at the task's end. An
+            # item that came in between would have no sender.
             self._idle += 1
 
     async def _send_some(self) -> None:
-        """Send the first items, as many as go together, and wait for the answer."""
+        """Send the first items that fit in one message, and wait for the answer."""
         first = self._items.popleft()
         items, pages = [first], first.pages
         while (
@@ -244,7 +244,7 @@ class _Queue(Generic[Item]):
         except asyncio.CancelledError:
             self._end(items, Unanswered(_GIVEN_UP))
             raise
-        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+        except Exception as error:  # noqa: BLE001 - raised to whoever waits for the items
             self._end(items, error)
         self._answered_at = time.monotonic()
 
@@ -253,4 +253,4 @@ class _Queue(Generic[Item]):
         for item in items:
             if not item.done.done():
                 item.done.set_exception(error)
-                item.done.exception()  # somebody may have stopped waiting
+                item.done.exception()  # whoever waited may be gone

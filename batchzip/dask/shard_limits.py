@@ -1,13 +1,16 @@
-"""Limits of a shard: how much memory its pool may have in a worker, and where pages go that have no room there.
+"""Limits of a shard: how much memory its pool may use in a worker, and where other pages go.
 
-A pool is shared memory, and counts in the memory of its process. Dask looks at that several times a second: from
-`distributed.worker.memory.spill` of the worker's limit on it spills the worker's data, from `pause` on the worker
-takes no task, and from `terminate` on its nanny ends it. None of that makes a pool smaller. So a pool stays below
-the first of these thresholds, together with what the process has anyway:
+A pool is shared memory, which counts as memory of the worker's process. Dask checks that several
+times per second, against fractions of the worker's limit in `distributed.worker.memory`. From
+`spill` on it spills the worker's data; from `pause` on the worker starts no task; from `terminate`
+on its nanny ends it. None of that shrinks a pool. So a pool must stay below the first of these
+thresholds, together with the rest of the process:
 
-    limit × threshold  ≥  the process without its data and pools  +  other shards' pools, full  +  this pool, full
+    limit × threshold  ≥  process without data and pools  +  other shards' full pools  +  this full
+    pool
 
-A tenth of the limit is left for messages and batches under way. What the worker's data takes makes way: Dask spills it.
+A tenth of the limit is reserved for messages and batches under way. The worker's data does not
+count, because Dask spills it to make room.
 """
 
 from __future__ import annotations
@@ -31,20 +34,21 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("batchzip.dask")
 
 _HEADROOM = 0.1
-"""Part of a worker's limit that no pool has."""
+"""Fraction of a worker's limit that is reserved from pools."""
 
 _LEAST = 0.02
-"""Part of a worker's limit that a pool may have in any case, as a store needs some."""
+"""Fraction of a worker's limit that a pool gets in any case, because a store needs some memory."""
 
 
 def store_options(
     worker: Worker, memory_fraction: float, *, spill: bool, others: Iterable[SwapStore] = ()
 ) -> dict[str, Any]:
-    """Return the options of a shard's store in a worker: `max_pool_bytes` and, where it spills, `backing`.
+    """Return options for a shard's store: `max_pool_bytes` and, if it spills, `backing`.
 
-    `memory_fraction` is of the worker's memory limit; without one, of the share of the machine's or the control
-    group's memory that Dask would give it. `others` are the stores of other shards in this process. Raises
-    BadArgument.
+    `memory_fraction` refers to the worker's memory limit. If the worker has none, it refers to the
+    part of the machine's or the control group's memory that Dask would give it. `others` are the
+    stores of other shards in this process. Raise BadArgument if `memory_fraction` is not a
+    fraction.
     """
     fraction = as_fraction(memory_fraction, "memory_fraction")
     options: dict[str, Any] = {"max_pool_bytes": _pool_bytes(worker, fraction, others)}
@@ -55,7 +59,7 @@ def store_options(
 
 def _pool_bytes(worker: Worker, fraction: float, others: Iterable[SwapStore]) -> int:
     limit = worker.memory_manager.memory_limit
-    if limit is None:  # nobody pauses it
+    if limit is None:  # Dask never pauses this worker
         share = parse_memory_limit("auto", worker.state.nthreads, logger=_LOG)
         return int(fraction * (sys.maxsize if share is None else share))
     wanted = int(fraction * limit)
@@ -72,13 +76,13 @@ def _pool_bytes(worker: Worker, fraction: float, others: Iterable[SwapStore]) ->
 
 
 def _threshold() -> float | None:
-    """Return the part of its limit from which on Dask does something to a worker; None: it never does."""
+    """Return the lowest fraction of the limit from which Dask acts on a worker, or None."""
     names = ("spill", "pause", "terminate")
     values = [dask.config.get(f"distributed.worker.memory.{name}") for name in names]
     return min((float(value) for value in values if value), default=None)
 
 
 def _data_bytes(worker: Worker) -> int:
-    """Return the bytes of the worker's data that are in memory, as far as it says."""
+    """Return the bytes of the worker's data in memory, as it reports them."""
     live = getattr(worker.data, "fast", None)
     return int(worker.state.nbytes if live is None else live.total_weight)

@@ -28,7 +28,7 @@ from distributed import Client, get_client, get_worker
 
 from batchzip.arguments.checks import as_fraction, as_index, as_integer, as_seconds
 from batchzip.dask.connect import aconnect, connect
-from batchzip.dask.session import Session, ShardStatus
+from batchzip.dask.session import Session, ShardStatus, take_outcome
 from batchzip.dask.survey import ask_store
 from batchzip.dask.wire import dump
 from batchzip.errors import BadArgument, ClosedError, ClusterLost, PageNotStored
@@ -323,7 +323,7 @@ class ShardedStore(Owned):
             return await work
         begun = _Begun(loop, work)
         waiting = asyncio.wrap_future(begun.outcome)
-        waiting.add_done_callback(_take)
+        waiting.add_done_callback(take_outcome)
         try:
             while not (await asyncio.wait({waiting}, timeout=_LOOK_S))[0]:
                 begun.check(client)
@@ -681,12 +681,6 @@ class _Begun(Generic[T]):
 
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(cancel)
-
-
-def _take(outcome: asyncio.Future[Any]) -> None:
-    """Take an outcome that nobody asks for, which asyncio would complain of."""
-    if not outcome.cancelled():
-        outcome.exception()
 
 
 def _let_go(client: Client, session: Session, own: Client | None) -> None:

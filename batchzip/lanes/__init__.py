@@ -1,9 +1,9 @@
-"""What backends with lanes have in common, whether lanes are threads or worker processes.
+"""The common part of backends with lanes, which are threads or worker processes.
 
-backend.py     LanesBackend: batches are divided by the core between the caller and the lanes
-watch.py       Watch: looks after one batch while lanes have pages of it
-queue.py       RequestQueue: requests that wait, in a fair order and bounded
-dispatcher.py  Dispatcher: the thread that does requests, for `submit`
+backend.py     LanesBackend: the core divides batches between the caller and the lanes
+watch.py       Watch: supervises one batch while lanes have pages of it
+queue.py       RequestQueue: a bounded queue of requests, fair between threads
+dispatcher.py  Dispatcher: the thread that does the requests of `submit`
 """
 
 from __future__ import annotations

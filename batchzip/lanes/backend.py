@@ -1,12 +1,12 @@
-"""LanesBackend: the part of a backend that is the same for threads and for worker processes.
+"""LanesBackend: the common part of the backends with threads and with worker processes.
 
     execute(batch) ─▶ core: Divider ─▶ Ring of each lane ─▶ lengths, errors, outputs
-                        └─ what takes longer than a moment ─▶ Watch
-    submit(request) ─▶ RequestQueue ─▶ Dispatcher: a thread that does the same, with several at once
+                        └─ batches that take longer than a moment ─▶ Watch
+    submit(request) ─▶ RequestQueue ─▶ Dispatcher: a thread that does the same for several at once
 
-A subclass makes the lanes, says which rings there are now, and ends lanes that hang.
+A subclass starts the lanes, provides their rings, and ends lanes that hang.
 
-Threads: any number may run batches at once; each is the caller of its own batch.
+Threads: any number may run batches at once. Each is the caller of its own batch.
 """
 
 from __future__ import annotations
@@ -42,22 +42,23 @@ if TYPE_CHECKING:
     from batchzip.request import Request
 
 _EXIT_S = 2.0
-"""Seconds that a request under way may take at the interpreter's exit; queued ones are cancelled."""
+"""Seconds that a begun request may take at the interpreter's exit. Queued ones are cancelled."""
 
 _AFTER, _BEFORE = 10, 20
-"""Order at the end of a child of multiprocessing: the higher comes first."""
+"""Priorities of clean-up in a child of multiprocessing: higher ones run first."""
 
 
 class LanesBackend(Backend):
-    """Does batches in the calling thread and in lanes; default: usable CPUs − 1, 1 to 15.
+    """Does batches in the calling thread and in lanes.
 
-    `isolate`  no page is done in the calling thread.
+    `workers`  number of lanes; default: usable CPUs − 1, 1 to 15.
+    `isolate`  whether the calling thread does no page.
     """
 
     asynchronous = True
 
     queue_batches = 16
-    """Times the pages that lanes and caller take in one go that may be submitted and not done."""
+    """Limit of submitted pages that are not done, in multiples of `batch_size`."""
 
     def __init__(self, *, workers: int | None = None, isolate: bool = False) -> None:
         self.workers = (
@@ -71,7 +72,7 @@ class LanesBackend(Backend):
         self._loss_told = False
 
     def open(self, codec: Codec, page_size: int) -> None:
-        """Bind to a codec; the subclass makes the lanes."""
+        """Bind to a codec. The subclass starts the lanes."""
         super().open(codec, page_size)
         self.batch_size = (self.workers + 1) * share_pages(page_size)
         self.divider = Divider(
@@ -80,44 +81,44 @@ class LanesBackend(Backend):
         self._queue = RequestQueue(self.queue_batches * self.batch_size)
 
     def make_blocks(self) -> Blocks | None:
-        """Make what tells which memory the lanes share; None if they share none, or all of it."""
+        """Return the Blocks of memory that the lanes share; None if they share none, or all."""
         return None
 
     def check_codec(self) -> None:
-        """Make the codec ready once, unless it is never used here."""
+        """Prepare the codec once, unless this process never uses it."""
         if not self.isolate:
             super().check_codec()
 
-    # What a subclass says of its lanes.
+    # A subclass overrides these for its lanes.
 
     @property
     @abstractmethod
     def rings(self) -> tuple[Ring, ...]:
-        """The rings of the lanes that run now."""
+        """The rings of the running lanes."""
 
     def kill(self, ring: Ring) -> None:
-        """End the lane of a ring, which hangs. Threads cannot be ended: they are waited for."""
+        """Kill the lane of a ring, which hangs. Threads cannot be killed: batches wait for them."""
 
     @property
     def may_replace(self) -> bool:
-        """Whether lanes that end are replaced, as far as is known."""
+        """Whether lanes that end will probably be replaced."""
         return False
 
     @property
     def closed(self) -> bool:
-        """Whether the engine is closed, or finishes its requests for that."""
+        """Whether the engine is closed, or is finishing its requests before it closes."""
         return self._closed
 
     @property
     def ends(self) -> bool:
-        """Whether no lane will be started any more."""
+        """Whether no more lanes will be started."""
         return self._closed
 
     def replace_soon(self) -> None:
-        """Start the lanes that are missing soon: a batch needs one."""
+        """Start missing lanes soon, because a batch needs one."""
 
     def tell_loss(self, what: str, *, stacklevel: int) -> None:
-        """Warn that lanes are missing, once until they are back."""
+        """Warn that lanes are missing. Warn once, until they work again."""
         if not self._loss_told:
             self._loss_told = True
             warnings.warn(
@@ -127,10 +128,13 @@ class LanesBackend(Backend):
             )
 
     def tell_recovery(self) -> None:
-        """Log that all lanes work again, if a loss was told: good news must not end `-W error`."""
+        """Log that all lanes work again, after a loss was warned of.
+
+        This is not a warning: with `-W error`, that would end a program that works again.
+        """
         if self._loss_told:
             self._loss_told = False
-            import logging  # noqa: PLC0415 - 5 ms that few need
+            import logging  # noqa: PLC0415 - takes 5 ms and is rarely needed
 
             logging.getLogger("batchzip").warning("batchzip: all %s work again", self.name)
 
@@ -146,7 +150,8 @@ class LanesBackend(Backend):
         try:
             Watch(self, batch, job).run()
         except BaseException:
-            # An interrupt may come before the Watch guards it, and its traceback keeps the job.
+            # An interrupt may come before the Watch guards the job, and its traceback keeps the
+            # job.
             withdraw(self, job, None)
             raise
 
@@ -155,7 +160,7 @@ class LanesBackend(Backend):
         self.execute(batch)
 
     def begin(self, batch: Batch, deadline: float | None) -> Watch:
-        """Begin a batch that is looked after while others are done."""
+        """Begin a batch. Return the Watch that supervises it while other batches are done."""
         batch.has_errors = False
         job = self.divider.start(batch.pointers, self.rings, deadline_ns(deadline))
         return Watch(self, batch, job)
@@ -183,7 +188,7 @@ class LanesBackend(Backend):
     def submit(
         self, request: Request[Batch], *, timeout_s: float | None = None, block: bool = True
     ) -> None:
-        """Queue a request; they are done by one thread and the lanes, and overlap."""
+        """Queue a request. One thread does requests together with the lanes, several at a time."""
         with self._dispatcher_lock:
             if self._closed:
                 raise ClosedError("this engine is closed")
@@ -195,12 +200,12 @@ class LanesBackend(Backend):
                     self._starts_dispatcher = False
             dispatcher = self._dispatcher
         if dispatcher is None or dispatcher.is_over:
-            # None can be started; or this is a signal handler, and it is being; or one of the last
-            # handlers of a program that exits.
+            # No dispatcher can be started, or this signal handler interrupted its start, or the
+            # program is exiting.
             self._do_now(request)
         elif RequestThread.is_here():
-            # A callback: it would wait for room that its own thread has to make, or that another
-            # engine's has to, whose callbacks may be waiting for this one.
+            # A callback must not wait for room. Its own thread makes the room, or another engine's
+            # thread, whose callbacks may be waiting for this one.
             self._queue.put_anyway(request)
         else:
             self._put(request, timeout_s=timeout_s, block=block)
@@ -211,22 +216,22 @@ class LanesBackend(Backend):
         except (EngineBusy, ClosedError):
             raise
         except BaseException:
-            # Ctrl-C, or whatever a signal handler raises: it may be queued all the same, and whoever
-            # submitted it never gets to know the request.
+            # Ctrl-C, or whatever a signal handler raises: it may be queued all the same, and
+            # whoever submitted it never gets to know the request.
             if not request.cancel():
                 request.wait()
             self._queue.notify()
             raise
 
     def _do_now(self, request: Request[Batch]) -> None:
-        """Do a request in the calling thread, as no other can be started."""
+        """Do a request in the calling thread, because no dispatcher can be started."""
         request.take_up()
         try:
             if self.isolate:
                 self.execute(request.batch)
             else:
                 self.run_inline(request.batch, request.deadline)
-        except Exception as error:  # noqa: BLE001 - it is raised where the request is waited for
+        except Exception as error:  # noqa: BLE001 - `Request.wait` raises it
             request.finish(error)
         else:
             request.finish()
@@ -234,19 +239,19 @@ class LanesBackend(Backend):
     def _start_dispatcher(self) -> Dispatcher | None:
         try:
             dispatcher = Dispatcher(self, self._queue)
-        except LimitReached:  # no thread can be started just now: the submitter does the work
+        except LimitReached:  # no thread can be started now: the submitter does the work
             return None
         self._end_dispatcher = weakref.finalize(self, dispatcher.abandon, _EXIT_S)
         self.at_child_exit(self._end_dispatcher, _BEFORE)
         return dispatcher
 
     def at_child_exit(self, end: Callable[[], object], priority: int = _AFTER) -> None:
-        """See that `end` is called where a child of multiprocessing ends: without atexit."""
+        """Have `end` called at the end of a child of multiprocessing, which does not run atexit."""
         if multiprocessing.parent_process() is not None:
             multiprocessing.util.Finalize(self, end, exitpriority=priority)
 
     def close_requests(self) -> None:
-        """Finish every request; the subclass ends the lanes after that."""
+        """Finish every request. The subclass ends the lanes afterwards."""
         with self._dispatcher_lock:
             self._closed = True
         if self._dispatcher is not None:

@@ -1,14 +1,15 @@
 """Dispatcher: the thread that does an engine's requests.
 
-It is the caller of the lanes in place of the submitters, who are free meanwhile, and does a caller's
-share itself. Requests overlap: while lanes have pages of one, it begins the next, so that no core waits
-for a request's last page. Each is finished when its own pages are done or its deadline has passed, in
-whatever order; while there is nothing to begin, the thread waits for the oldest.
+It calls the lanes instead of the submitters, who are free meanwhile, and does the caller's share
+itself. Requests overlap: while lanes have pages of one request, the thread begins the next. So no
+core waits for the last page of a request. Each request is finished when its own pages are done or
+its deadline has passed, in any order. If there is no request to begin, the thread waits for the
+oldest one.
 
-Rejected: concurrent.futures' executor. Its thread is joined at the interpreter's exit before anything
-else runs, with every request that is still queued, and it cannot be closed from a callback of its own.
+Rejected: the executor of concurrent.futures. Its thread is joined before anything else at the
+interpreter's exit, after doing every queued request, and a callback cannot close it.
 
-The thread takes requests until `close()`; the queue is the only thing shared.
+The thread takes requests until `close()`. It shares only the queue with other threads.
 """
 
 from __future__ import annotations
@@ -28,23 +29,24 @@ if TYPE_CHECKING:
     from batchzip.request import Request
 
 _WAIT_S = 0.005
-"""Seconds that the thread waits for a lane before it looks whether there is another request."""
+"""Seconds that the thread waits for a lane before it checks for another request."""
 
 
 class RequestThread(threading.Thread):
-    """A thread of an engine that calls the callbacks of requests, to know one by.
+    """A dispatcher's thread, which calls the callbacks of requests.
 
-    None may wait for room that another makes: its callbacks may be waiting for this one.
+    Such a thread must not wait for room that another one makes: the callbacks of the other one may
+    be waiting for this one.
     """
 
     @staticmethod
     def is_here() -> bool:
-        """Return whether this is called in such a thread, any engine's, by a callback."""
+        """Return whether the current thread is a dispatcher's, of any engine."""
         return isinstance(threading.current_thread(), RequestThread)
 
 
 class _Flight:
-    """A request that was taken, until it is finished."""
+    """A request from when it is taken from the queue until it is finished."""
 
     __slots__ = ("error", "left", "over", "request", "watch")
 
@@ -52,28 +54,28 @@ class _Flight:
         self.request = request
         self.watch: Watch | None = None
         self.error: BaseException | None = None
-        """What failed it as a whole."""
+        """The error that failed it as a whole."""
         self.over = False
-        """Whether nothing is to be done but to say so."""
+        """Whether its work is done, so that only `finish` remains."""
         self.left = False
-        """Whether it has made room for others in the queue."""
+        """Whether its room in the queue was released."""
 
     @property
     def begun(self) -> bool:
-        """Whether it can be gone on with; not so in the middle of its beginning, where a codec closes the engine."""
+        """Whether it has begun completely. It has not if a codec closes the engine in `begin`."""
         return self.over or self.watch is not None
 
     @property
     def has_own_work(self) -> bool:
-        """Whether there are pages that the caller can do."""
+        """Whether there are pages that this thread can do."""
         return not self.over and self.watch is not None and self.watch.has_own_work
 
 
 class BatchStarter(Protocol):
-    """What the dispatcher asks of its backend."""
+    """The methods of a backend that the dispatcher calls."""
 
     def begin(self, batch: Batch, deadline: float | None) -> Watch:
-        """Begin a batch that is looked after while others are done."""
+        """Begin a batch. Return the Watch that supervises it while other batches are done."""
 
     def count_elsewhere(self, batch: Batch, *, divided: bool) -> None:
         """Count a batch that no lane has done."""
@@ -82,23 +84,23 @@ class BatchStarter(Protocol):
 class Dispatcher:
     """Takes up requests, does them together with the lanes, and finishes each.
 
-    Raise LimitReached where no thread can be started.
+    Raises LimitReached if no thread can be started.
     """
 
     def __init__(self, backend: BatchStarter, queue: RequestQueue) -> None:
         self._backend = backend
         self._queue = queue
         self._under_way: list[_Flight] = []
-        """What was taken and is not finished, the oldest first."""
+        """Requests taken and not finished, the oldest first."""
         self._gives_up = False
         self.is_over = False
-        """Whether it was abandoned: what is submitted now, its submitter has to do."""
+        """Whether it was abandoned. Submitters must do their requests themselves then."""
         self._thread = RequestThread(target=self._run, name="batchzip-requests", daemon=True)
         begin(self._thread)
 
     @property
     def is_current(self) -> bool:
-        """Whether this is called in this dispatcher's own thread, by a callback."""
+        """Whether the current thread is this dispatcher's, so that a callback is calling."""
         return threading.current_thread() is self._thread
 
     def _run(self) -> None:
@@ -109,11 +111,11 @@ class Dispatcher:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                # Nothing is lost: what was taken is under way until it is finished.
+                # No request is lost: those taken stay in `_under_way` until they are finished.
                 time.sleep(_WAIT_S)
 
     def _go_on(self) -> bool:
-        """Do what is next. Return False where there is nothing any more."""
+        """Begin or continue one request. Return False if the queue is closed and all are done."""
         oldest = next((flight for flight in self._under_way if flight.begun), None)
         request = self._queue.take(wait=oldest is None)
         if request is None and oldest is None:
@@ -128,12 +130,12 @@ class Dispatcher:
             except MemoryError:
                 if request.done() or any(flight.request is request for flight in self._under_way):
                     raise
-                time.sleep(_WAIT_S)  # there is none even to note it
+                time.sleep(_WAIT_S)  # there is no memory even for its _Flight
         self._look_around()
         return True
 
     def _begin(self, request: Request[Batch]) -> None:
-        """Do of a request what is the caller's."""
+        """Begin a request, and do the caller's share of it."""
         flight = _Flight(request)
         self._under_way.append(flight)
         try:
@@ -141,18 +143,20 @@ class Dispatcher:
                 flight.watch = self._backend.begin(request.batch, request.deadline)
             else:
                 flight.over = True
-        except BaseException as error:  # noqa: BLE001 - it is raised where the request is waited for
+        except BaseException as error:  # noqa: BLE001 - `Request.wait` raises it
             flight.error = error
             flight.over = True
-        # Long ones are done in pieces, as others' deadlines pass meanwhile.
+        # Work in short steps, because deadlines of other requests may pass meanwhile.
         self._step(flight, LOOK_S, may_wait=False)
         while flight in self._under_way and flight.has_own_work:
             self._look_around()
             self._step(flight, LOOK_S, may_wait=False)
 
     def _step(self, flight: _Flight, seconds: float, *, may_wait: bool) -> None:
-        """Go on with a request that was begun, and finish it if it is done."""
-        if flight not in self._under_way:  # a callback that closes the engine has done all of them
+        """Continue a request, and finish it if it is done."""
+        if (
+            flight not in self._under_way
+        ):  # a callback closed the engine, which finished all requests
             return
         watch = flight.watch
         if not flight.over and watch is not None:
@@ -161,13 +165,13 @@ class Dispatcher:
                     watch.give_up(-errno.ECANCELED)
                 elif not watch.step(seconds, may_wait=may_wait):
                     return
-            except BaseException as error:  # noqa: BLE001 - it is raised where the request is waited for
+            except BaseException as error:  # noqa: BLE001 - `Request.wait` raises it
                 flight.error = error
             flight.over = True
         self._finish(flight)
 
     def _look_around(self) -> None:
-        """Finish what is over by now, of what is under way and what is queued."""
+        """Finish all requests, begun or queued, that are done or past their deadline."""
         for request in self._queue.take_expired():
             flight = _Flight(request)
             flight.over = True
@@ -182,9 +186,9 @@ class Dispatcher:
 
     def _finish(self, flight: _Flight) -> None:
         request = flight.request
-        self._under_way.remove(flight)  # callbacks, which come below, find it gone
+        self._under_way.remove(flight)  # before the callbacks, which may close the engine
         try:
-            if not flight.left:  # first, so that a callback finds room for the next
+            if not flight.left:  # before the callbacks, which may submit another request
                 self._queue.leave(request.pages)
                 flight.left = True
             if not request.done():
@@ -195,21 +199,21 @@ class Dispatcher:
             raise
 
     def close(self) -> None:
-        """Finish every request that was put, then end the thread."""
+        """Finish every queued request, then end the thread."""
         self._queue.close()
         if not self.is_current:
             self._thread.join()
             return
-        # Closed by a callback: the rest is done here, and the thread ends when this one returns.
+        # A callback is closing: do the rest here. The thread ends after the callback returns.
         self._run()
 
     def abandon(self, timeout_s: float) -> None:
-        """At the interpreter's exit: cancel what is queued, let what is under way end within time."""
+        """Cancel queued requests at the interpreter's exit. Give begun ones `timeout_s` to end."""
         self._queue.close()
         for request in self._queue.take_all():
             request.cancel()
         self._thread.join(timeout_s)
-        self._gives_up = True  # of what takes longer, pages that are begun are waited for
+        self._gives_up = True  # requests that take longer end after the pages that are begun
         self._thread.join(timeout_s)
-        # Not before: callbacks of what was cancelled, which submit again, would never end.
+        # Only now: otherwise callbacks of cancelled requests that submit again would never end.
         self.is_over = True

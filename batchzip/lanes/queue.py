@@ -1,16 +1,16 @@
 """RequestQueue: requests that were submitted and not taken up yet, in a fair order.
 
-Each submitting thread has a line of its own, and lines are served in turn, so that one that floods the
-engine delays another's request by one of its own, not by all of them. What is in the queue and under
-way is bounded in pages: `put` waits for room, or raises EngineBusy. Those that wait for room get it in
-the order they came.
+Each submitting thread has its own line, and the lines are served in turn. So a thread that floods
+the engine delays the request of another thread by one of its own, not by all. The pages of queued
+and begun requests are limited: `put` waits for room, or raises EngineBusy. Threads get room in the
+order in which they began to wait.
 
-Rejected: `queue.Queue`, one line for all, bounded by requests whatever their size.
+Rejected: `queue.Queue`. It has one line for all, and its limit counts requests of any size.
 
-Locks: one, innermost; nothing is called under it but a request's own bookkeeping. It is taken by itself
-and not by the condition's `with`: that is a Python function, in which an interrupt may come when the
-lock is taken and nobody yet there to release it. It is reentrant: a signal handler or a finalizer may
-come here again at any call, so what is changed is changed between two calls.
+Locks: one, innermost. Code under it calls only a request's own bookkeeping. `with self._lock` takes
+it, not the condition's `with`. That one is a Python function, in which an interrupt may come when
+the lock is taken and nothing would release it. The lock is reentrant: a signal handler or a
+finalizer may call this class again within any call. So each change is complete between two calls.
 """
 
 from __future__ import annotations
@@ -28,37 +28,40 @@ if TYPE_CHECKING:
     from batchzip.request import Request
 
 clock = time.monotonic
-"""What deadlines are measured on."""
+"""The clock of deadlines."""
 
 
 class RequestQueue:
-    """Requests of at most `room` pages, those taken and not `leave`n included. Thread-safe."""
+    """Requests of at most `room` pages in total. Thread-safe.
+
+    Requests that were taken count until `leave` is called for them.
+    """
 
     def __init__(self, room: int) -> None:
         self._room = room
         self._pages = 0
         self._lines: OrderedDict[int, deque[Request[Batch]]] = OrderedDict()
-        """A line for each thread that has requests here; the first is served next."""
+        """The line of each thread with queued requests. The first is served next."""
         self._soonest = NEVER_S
-        """No request here has an earlier deadline."""
+        """Lower bound of all deadlines in the queue."""
         self._waiting: dict[Request[Batch], int] = {}
-        """What waits for room, in the order they came, and in which thread."""
+        """Requests that wait for room, in the order in which they came, and their threads."""
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._closed = False
 
     @property
     def pages(self) -> int:
-        """Pages that are queued, and of requests that were taken and did not leave."""
+        """Pages of all requests that are queued, or taken and not left."""
         return self._pages
 
     def put(self, request: Request[Batch], *, timeout_s: float | None, block: bool) -> None:
-        """Queue a request. Raises EngineBusy if there is no room, now or for `timeout_s` seconds."""
+        """Queue a request. Raise EngineBusy if there is no room, now or within `timeout_s`."""
         with self._lock:
             if self._waiting or not self._fits(request.pages):
                 if not block:
-                    raise EngineBusy(f"{self._pages} pages of other requests are under way")
-                # A signal handler of a thread that waits here would wait for that very thread.
+                    raise EngineBusy(f"{self._pages} pages of other requests are in progress")
+                # A signal handler of a thread that waits here would wait for its own thread.
                 if threading.get_ident() not in self._waiting.values():
                     self._wait_for_room(request, timeout_s)
             if self._closed:
@@ -66,7 +69,7 @@ class RequestQueue:
             self._join(request)
 
     def put_anyway(self, request: Request[Batch]) -> None:
-        """Queue a request whatever the room: from a thread that has to make some."""
+        """Queue a request regardless of room. For threads that make room themselves."""
         with self._lock:
             if self._closed:
                 raise ClosedError("this engine is closed")
@@ -77,7 +80,7 @@ class RequestQueue:
         new_line = deque([request])
         if request.deadline is not None:
             self._soonest = min(self._soonest, request.deadline)
-        # An interrupt may come behind any call: the pages are counted just when the request is in.
+        # An interrupt may come after any call: count the pages right where the request is added.
         self._pages += request.pages
         if thread in self._lines:
             self._lines[thread].append(request)
@@ -104,45 +107,45 @@ class RequestQueue:
         finally:
             self._waiting.pop(request, None)
             self._changed.notify_all()
-        # One whose deadline has passed needs no room: it is let in to be failed at the next look.
+        # A request past its deadline needs no room: `take_expired` will take it.
         if not has_room and not request.is_late(clock()):
             raise EngineBusy(
-                f"after {patience_s:g} s, {self._pages} pages of other requests are still under way"
+                f"after {patience_s:g} s, {self._pages} pages of other requests are still in progress"
             )
 
     def notify(self) -> None:
-        """Have everybody look again: an interrupt may have kept the news of a request from them."""
+        """Wake all waiters: an interrupt may have come before the wake-up for a request."""
         with self._lock:
             self._changed.notify_all()
 
     def take(self, *, wait: bool = True) -> Request[Batch] | None:
-        """Take the next request; None if there is none and none was waited for, or it is closed."""
+        """Return the next request, or None. With `wait`, None means that the queue is closed."""
         with self._lock:
             if wait:
                 self._changed.wait_for(lambda: self._lines or self._closed)
             if not self._lines:
                 return None
             thread, line = next(iter(self._lines.items()))
-            # From here on nothing needs memory, so that no request is lost where there is none.
+            # From here on nothing needs memory, so that no request is lost if there is none.
             if len(line) == 1:
                 del self._lines[thread]
             else:
-                self._lines.move_to_end(thread)  # the others come first now
+                self._lines.move_to_end(thread)  # the other threads are served first now
             return line.popleft()
 
     def leave(self, pages: int) -> None:
-        """Make room: a request of so many pages is done."""
+        """Release the room of a request with `pages` pages, which is done."""
         with self._lock:
             self._pages = max(0, self._pages - pages)
             self._changed.notify_all()
 
     def take_expired(self) -> list[Request[Batch]]:
-        """Take the requests whose deadline has passed."""
+        """Take and return the requests whose deadline has passed."""
         now = clock()
         if now < self._soonest:
             return []
         with self._lock:
-            # What comes meanwhile, from a signal handler or a finalizer, finds the lines as they are.
+            # A signal handler or a finalizer may change the lines meanwhile: iterate over copies.
             self._soonest = NEVER_S
             expired: list[Request[Batch]] = []
             try:
@@ -159,24 +162,24 @@ class RequestQueue:
                     if self._lines.get(thread) is line and not line:
                         del self._lines[thread]
             except BaseException as error:
-                self._soonest = -1.0  # somebody has to look again
+                self._soonest = -1.0  # the next call must search again
                 if not expired or not isinstance(error, MemoryError):
                     raise
         return expired
 
     def expire(self, request: Request[Batch]) -> None:
-        """Let the deadline of a request pass now, wherever it is."""
+        """Make the deadline of a request pass now, whether it is queued or taken."""
         with self._lock:
             request.deadline = self._soonest = -1.0
 
     def close(self) -> None:
-        """Let nobody in any more; what is queued can still be taken."""
+        """Refuse further requests. Queued ones can still be taken."""
         with self._lock:
             self._closed = True
             self._changed.notify_all()
 
     def take_all(self) -> list[Request[Batch]]:
-        """Take every request that is queued."""
+        """Take and return all queued requests."""
         with self._lock:
             taken = [request for line in self._lines.values() for request in line]
             self._lines.clear()

@@ -1,16 +1,17 @@
-"""Watch: looks after one batch while lanes have pages of it.
+"""Watch: supervises one batch while lanes have pages of it.
 
-The core divides the batch and does the caller's share (core/division.pyx). It comes back when there is
-nothing to do but wait; what then has to be decided is decided here:
+The core divides the batch and does the caller's share (core/division.pyx). It returns when it can
+only wait. This module decides what happens then:
 
-    a lane that finishes nothing for HANG_S, or reports what cannot be   is killed, and replaced
-    pages that ended a lane                                              wait for another, REPLACE_S at most
-    the deadline has passed                                              what is not done gets -ETIMEDOUT
-    an interrupt, or a codec that gave up                                what is not begun is taken back
+    a lane finishes no page for HANG_S,       the lane is killed and replaced
+      or reports impossible results
+    pages killed their lane                   they wait for another lane, up to REPLACE_S
+    the deadline has passed                   pages that are not done get -ETIMEDOUT
+    an interrupt, or a codec that gave up     pages that are not begun are taken back
 
-Lanes that hang at the same time are noticed at the same time: each has its own clock, and all run.
+Lanes that hang at the same time are noticed at the same time, because each has its own clock.
 
-Belongs to one thread at a time.
+A Watch belongs to one thread at a time.
 """
 
 from __future__ import annotations
@@ -28,48 +29,48 @@ if TYPE_CHECKING:
     from batchzip.core.ring import Ring
 
 HANG_S = NEGLECT_S
-"""Seconds without a finished page after which a lane that has some is killed."""
+"""Seconds without a finished page after which a lane that has pages is killed."""
 
 REPLACE_S = 5.0
-"""Seconds that pages which must not be done here wait for a lane where none can be started."""
+"""Seconds that pages for lanes only wait for a lane while none can be started."""
 
 GRACE_S = 0.1
-"""Seconds that a page which must end now may still take before its lane is killed."""
+"""Seconds that a page may still take, once it has to end, before its lane is killed."""
 
 LOOK_S = 0.05
-"""Seconds between two looks at what else there is."""
+"""Longest seconds of a step, after which the caller checks for other work."""
 
 
 class Lanes(Protocol):
-    """What a backend says of its lanes, and does with them."""
+    """The methods of a backend that manage its lanes."""
 
     isolate: bool
 
     @property
     def rings(self) -> tuple[Ring, ...]:
-        """Return the rings of the lanes that run now."""
+        """Return the rings of the running lanes."""
 
     @property
     def may_replace(self) -> bool:
-        """Return whether lanes that end are replaced, as far as is known."""
+        """Return whether lanes that end will probably be replaced."""
 
     @property
     def closed(self) -> bool:
-        """Return whether the engine is closed, or finishes its requests for that."""
+        """Return whether the engine is closed, or is finishing its requests before it closes."""
 
     @property
     def ends(self) -> bool:
-        """Return whether no lane will be started any more."""
+        """Return whether no more lanes will be started."""
 
     def kill(self, ring: Ring) -> None:
-        """End the lane of a ring, which hangs."""
+        """Kill the lane of a ring, which hangs."""
 
     def replace_soon(self) -> None:
-        """Start the lanes that are missing soon."""
+        """Start missing lanes soon."""
 
 
 class Watch:
-    """Looks after a batch that a backend has begun."""
+    """Supervises a batch that a backend has begun."""
 
     __slots__ = ("_backend", "_batch", "_give_up_at", "_job")
 
@@ -82,13 +83,13 @@ class Watch:
     def run(self) -> None:
         """Do the batch, and return when every page has a result.
 
-        Raise the exception of a codec that ended the batch, once no lane writes to the batch any more.
+        If a codec ended the batch, raise its exception once no lane writes to the batch any more.
         """
         while not self.step(LOOK_S):
             pass
 
     def step(self, seconds: float, *, may_wait: bool = True) -> bool:
-        """Go on for at most so many seconds. Return whether every page has a result."""
+        """Continue for at most `seconds`. Return whether every page has a result."""
         job = self._job
         try:
             status = job.run(seconds, may_wait=may_wait)
@@ -108,13 +109,16 @@ class Watch:
         return True
 
     def give_up(self, code: int) -> None:
-        """Give every page without a result the negative errno `code`; no lane writes to the batch then."""
+        """Give every page without a result the negative errno `code`.
+
+        When this returns, no lane writes to the batch any more.
+        """
         withdraw(self._backend, self._job, code)
         self._batch.has_errors = True
 
     @property
     def has_own_work(self) -> bool:
-        """Whether there are pages that the caller can do."""
+        """Whether there are pages that the caller of this Watch can do."""
         return self._job.mine > 0
 
     def _look_after(self) -> None:
@@ -129,7 +133,7 @@ class Watch:
             self._give_up_at = now + REPLACE_S
         if backend.ends:
             if backend.closed and backend.isolate:
-                raise ClosedError("this engine was closed before its workers had begun every page")
+                raise ClosedError("this engine was closed before its workers began every page")
             job.fail_only_lanes(-errno.EOWNERDEAD)
         elif now >= self._give_up_at:
             job.fail_only_lanes(-errno.EOWNERDEAD)  # no lane will come
@@ -138,9 +142,10 @@ class Watch:
 
 
 def withdraw(backend: Lanes, job: Job, code: int | None) -> None:
-    """Take back what no lane has begun; on return no lane writes to the batch's memory.
+    """Take back pages that no lane has begun. On return no lane writes to the batch's memory.
 
-    Pages without a result get the negative errno `code`. Do nothing if the job has ended.
+    Pages without a result get the negative errno `code`, unless it is None. Do nothing if the job
+    has ended.
     """
     while not job.withdraw(GRACE_S, code):
         for ring in job.holders():

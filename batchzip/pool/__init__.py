@@ -1,4 +1,4 @@
-"""The allocator of compressed objects: zsmalloc's part of the engine, in shared memory."""
+"""The allocator of compressed objects in shared memory, like zsmalloc in the kernel."""
 
 from batchzip.pool.pool import Pool
 

@@ -1,7 +1,7 @@
-"""Audit: whether the tables of a pool are whole, each told from the others.
+"""Audit: checks the tables of a pool against each other.
 
-Apart from the code that changes them, so that the two cannot err together. It knows only the header
-of batchzip/core/pool.pyx, and looks at copies: `Allocator.tables()`.
+It shares no code with the allocator, so that both cannot have the same bug. It relies only on the
+layout in the header of batchzip/core/pool.pyx, and reads copies: `Allocator.tables()`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RANGE = np.dtype(
 
 
 class Span:
-    """One range: `length` grains from `first`, of objects of `grains` each; capacity 0: it is free."""
+    """One range: `length` grains from `first`, with objects of `grains` each. Capacity 0: free."""
 
     def __init__(self, number: int, record: Any) -> None:
         place = int(record["place"])
@@ -55,7 +55,7 @@ class Span:
 
 
 def check(tables: dict[str, Any]) -> None:
-    """Raise AssertionError at the first invariant that does not hold."""
+    """Raise AssertionError for the first invariant that does not hold."""
     ranges = np.frombuffer(tables["ranges"], RANGE)
     spans = _tile(tables, ranges)
     _check_records(tables, ranges, spans)
@@ -72,17 +72,17 @@ def _fail(what: object) -> NoReturn:
 
 def _expect(found: object, wanted: object, what: str) -> None:
     if found != wanted:
-        _fail(f"{what}: {found}, and it should be {wanted}")
+        _fail(f"{what}: {found}, expected {wanted}")
 
 
 def _tile(tables: dict[str, Any], ranges: Any) -> list[Span]:
-    """List the ranges in the order of addresses."""
+    """Return the ranges in the order of addresses, after checking that they leave no gap."""
     spans: list[Span] = []
     at = tables["last"]
     while at:
         spans.append(Span(at, ranges[at]))
         if len(spans) > len(ranges):
-            _fail("the ranges go round in a circle")
+            _fail("the list of ranges is circular")
         at = spans[-1].below
     spans.reverse()
     _expect(spans[-1].end if spans else 0, tables["top"], "the last range ends")
@@ -103,7 +103,7 @@ def _chain(ranges: Any, at: int) -> list[int]:
     while at:
         found.append(at)
         if len(found) > len(ranges):
-            _fail("a list goes round in a circle")
+            _fail("a list is circular")
         at = int(ranges[at]["after"])
     return found
 
@@ -111,7 +111,7 @@ def _chain(ranges: Any, at: int) -> list[int]:
 def _check_records(tables: dict[str, Any], ranges: Any, spans: list[Span]) -> None:
     spare = _chain(ranges, tables["spare_range"])
     used = [span.number for span in spans]
-    _expect(sorted(spare + used), list(range(1, len(ranges))), "records used and not used")
+    _expect(sorted(spare + used), list(range(1, len(ranges))), "used and unused records")
 
 
 def _check_list(ranges: Any, head: int, what: str) -> list[int]:
@@ -129,7 +129,7 @@ def _list_of(length: int) -> int:
 
 
 def _check_free(tables: dict[str, Any], ranges: Any, free: list[Span]) -> None:
-    _expect(sum(span.length for span in free), tables["free_grains"], "grains that are free")
+    _expect(sum(span.length for span in free), tables["free_grains"], "free grains")
     wanted: dict[int, list[int]] = {}
     for span in free:
         wanted.setdefault(_list_of(span.length), []).append(span.number)
@@ -167,28 +167,28 @@ def _check_pages(tables: dict[str, Any], zspages: list[Span]) -> None:
     pages = np.frombuffer(tables["pages"], np.uint32)
     grain, page = 1 << tables["grain_shift"], 1 << tables["page_shift"]
     wanted = np.zeros(len(pages), np.uint32)
-    for span in reversed(zspages):  # so that the first one stays
+    for span in reversed(zspages):  # the first zspage of a page wins
         wanted[span.first * grain // page : -(-span.end * grain // page)] = span.number
     if not np.array_equal(wanted, pages & ~np.uint32(BACKED)):
         wrong = np.flatnonzero(wanted != pages & ~np.uint32(BACKED))[0]
-        _fail(f"page {wrong} is touched first by {wanted[wrong]}, and has {pages[wrong]:#x}")
+        _fail(f"page {wrong} begins with range {wanted[wrong]}, but has {pages[wrong]:#x}")
     backed = (pages & BACKED) != 0
     if (wanted[~backed] != 0).any():
-        _fail("a page that is in use has no memory")
+        _fail("a page in use has no memory")
     _expect(tables["idle"], np.count_nonzero(wanted[backed] == 0), "idle pages")
     _expect(tables["held"], np.count_nonzero(backed) * page, "bytes held")
-    _expect(tables["held_by_kernel"], tables["held"], "bytes held, as the kernel says")
+    _expect(tables["held_by_kernel"], tables["held"], "bytes held according to the kernel")
 
 
 def _check_words(tables: dict[str, Any], zspages: list[Span]) -> None:
     words = np.frombuffer(tables["words"], np.uint64)
     _expect(len(words), tables["slots"], "words")
-    _expect(int(words[1]), tables["slots"], "slots, as the words say")
+    _expect(int(words[1]), tables["slots"], "slots according to the words")
     _expect(tables["words_by_kernel"], tables["slots"] * 8, "bytes of the words")
-    _expect(int(words[0]) & 1, 0, "the epoch is odd, but nothing moves")
+    _expect(int(words[0]) & 1, 0, "the epoch must be even while no object moves")
     next_slot = tables["next_slot"]
     if words[2:FIRST_SLOT].any() or words[next_slot:].any():
-        _fail("slots that were never used are not zero")
+        _fail("an unused slot is not zero")
     used = words[:next_slot].copy()
     used[:FIRST_SLOT] = 0
     live = used[(used & ONE) != 0]

@@ -1,4 +1,4 @@
-"""ClassUse: a line of `Pool.classes()`: what one size class holds."""
+"""ClassUse: one line of `Pool.classes()`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ClassUse:
-    """What one size class holds."""
+    """The content of one size class."""
 
     size: int
-    """Bytes an object of the class may have at the most."""
+    """Bytes of the largest object of the class."""
     zspages: int
-    """Zspages of the class."""
+    """Number of zspages."""
     room: int
-    """Objects that they have room for."""
+    """Number of objects that the zspages have room for."""
     objects: int
-    """Objects allocated."""
+    """Number of allocated objects."""
     bytes: int
     """Bytes of the zspages."""
     freeable: int
-    """Bytes of them that have no object."""
+    """Bytes of the zspages without an object."""

@@ -1,23 +1,23 @@
 """The swap store: zswap in user space.
 
-swap_store.py   SwapStore: what a store has once: limits, engine, groups, shrinking, checking
-group.py        Group: what is called: store, load, invalidate, writeback, recompress
-resources.py         what the groups of a store share
-storer.py       a folio, all or nothing: limits, what is refused, what goes to the file
-writer.py       a folio made ready, in the calling thread or by an engine's lanes
-loader.py       entries back to pages: by codec, from the file, by lanes
+swap_store.py   SwapStore: what exists once per store: limits, engine, groups, shrinker, checks
+group.py        Group: the calls: store, load, invalidate, writeback, recompress
+resources.py    what the groups of a store share
+storer.py       stores a folio, all or nothing: checks limits, rejects, or uses the backing file
+writer.py       compresses a folio, in the calling thread or with an engine's lanes
+loader.py       restores pages from entries: reads the backing file, decompresses
 arrays.py       arrays as pages: store_array, load_array
 backing/        the file that cold pages are written to
-reclaim/        how room is made: shrinker, writeback, recompression, cleaning of the file
+reclaim/        frees memory: shrinker, writeback, recompression, cleaning of the file
 remote/         pages for other processes: share, attach
-sample.py       pages to learn a dictionary from
-inspect.py      every checksum verified
+sample.py       pages to train a dictionary with
+inspect.py      verifies every checksum
 counters.py     zswap's counters, under zswap's names
 latency.py      how long calls took
 
-What is done per page is in batchzip/core: folio.pyx (pages on their way in), entries.pyx (entries and what they
-refer to), table.pyx, lru.pyx, gather.pyx (copies of entries, and pages restored from them), pool.pyx,
-zones.pyx, view.pyx.
+The work per page is done in batchzip/core: folio.pyx (pages to be stored), entries.pyx (entries and
+the objects they refer to), table.pyx, lru.pyx, gather.pyx (copies of entries, and the pages
+restored from them), pool.pyx, zones.pyx, view.pyx.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Arrays in a store: their memory as pages, their shape and type in a ticket.
+"""Arrays in a store: their memory as pages, their shape and type in a StoredArray.
 
     stored = store_array(store, index, array)     its pages at index, index + 1, …
     array = load_array(store, stored)             in any process that can read the store
 
-Any array on the CPU: NumPy's, or what has `__array_interface__`, the buffer protocol or DLPack. Whole
-pages are compressed from where they are. The ticket can be pickled.
+An array is a NumPy array, or any object in the CPU's memory with `__array_interface__`, the buffer
+protocol or DLPack. Whole pages are compressed without a copy. A StoredArray can be pickled.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 Array: TypeAlias = "npt.NDArray[Any]"
 
 _DLPACK_CPU = 1
-"""kDLCPU, the device type of memory that a CPU reads."""
+"""kDLCPU, the DLPack device type of CPU memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
-    """Where an array lies in a store, and what it is; made by `store_array`.
+    """The place of an array in a store, with its shape and type; `store_array` returns it.
 
     Examples:
         >>> import pickle
@@ -46,15 +46,15 @@ class StoredArray:
     """
 
     index: int
-    """The first of its pages."""
+    """Index of its first page."""
     shape: tuple[int, ...]
-    """Its lengths, as NumPy's."""
+    """Its shape, as in NumPy."""
     dtype: np.dtype[Any]
     """Its type, byte order included."""
     order: Literal["C", "F"]
-    """Which index changes slowest in memory: the first, or the last."""
+    """Memory layout: "C" is row-major, "F" is column-major."""
     page_size: int
-    """Bytes of a page of the store it was put in."""
+    """Bytes per page of its store."""
 
     @property
     def nbytes(self) -> int:
@@ -63,18 +63,20 @@ class StoredArray:
 
     @property
     def pages(self) -> int:
-        """How many pages it takes, from `index` on: what the next array's index comes after."""
+        """Number of pages it takes, from `index` on. The next array may start after them."""
         return -(-self.nbytes // self.page_size)
 
 
 def store_array(store: Group, index: int, array: object) -> StoredArray:
-    """Store an array from `index` on, all or nothing; what `load_array` wants to know of it.
+    """Store an array from `index` on, all or nothing. Return what `load_array` needs to load it.
 
-    `store` is a store or a group. `array` is read during the call only, and copied only if it is not
-    contiguous. As with `store.store`, the indices hold nothing after StoreRejected. A reader with a
-    ticket of what they held before finds the old array, none (PageNotStored), or the new one's bytes.
+    `store` is a store or a group. `array` is read only during the call, and copied only if it is
+    not contiguous. After StoreRejected the indices hold nothing, as with `store.store`. A reader
+    that still has the StoredArray of an earlier array at these indices gets that array,
+    PageNotStored, or bytes of the new array.
 
-    Raises NotStorable, a TypeError, for what is no array, has Python objects in it, or lies in another device.
+    Raise NotStorable, a TypeError, if `array` is not an array, holds Python objects, or is in the
+    memory of another device.
 
     Examples:
         >>> import numpy as np
@@ -100,7 +102,7 @@ def store_array(store: Group, index: int, array: object) -> StoredArray:
     whole = len(flat) // size
     store.invalidate(index, stored.pages)
     try:
-        # The tail first: what is cut short between lacks pages, and is never old and new in one.
+        # The tail first: if the call ends halfway, pages are missing, and old and new never mix.
         if whole < stored.pages:
             tail = np.zeros(size, np.uint8)
             tail[: len(flat) - whole * size] = flat[whole * size :]
@@ -114,11 +116,11 @@ def store_array(store: Group, index: int, array: object) -> StoredArray:
 
 
 def load_array(store: Group | GroupView, stored: StoredArray, out: Array | None = None) -> Array:
-    """Give the array, of its shape and type, in memory of its own; or in `out`, which is returned.
+    """Return the array with its shape and type, in new memory, or fill `out` and return it.
 
-    `store` is the store or group it was put in, or a view of it in another process. `out` has the same shape,
-    type and order. Raises as `store.load_many`: PageNotStored, CorruptPage, PageError; `out` is
-    undefined then.
+    `store` is the store or group that holds the array, or a view of it in another process. `out`
+    has the same shape, type and order. Raise the same errors as `store.load_many`: PageNotStored,
+    CorruptPage, PageError; the content of `out` is undefined then.
 
     Examples:
         >>> import numpy as np
@@ -133,7 +135,8 @@ def load_array(store: Group | GroupView, stored: StoredArray, out: Array | None 
     check_kind(stored, "stored", StoredArray)
     if stored.page_size != (size := _page_size(store)):
         raise BadArgument(
-            f"the array was stored in pages of {stored.page_size} bytes, this store has {size}"
+            f"the array was stored in pages of {stored.page_size} bytes, "
+            f"but this store has pages of {size}"
         )
     if out is not None:
         _check_out(out, stored)
@@ -152,20 +155,20 @@ def load_array(store: Group | GroupView, stored: StoredArray, out: Array | None 
 
 
 def _page_size(store: Group | GroupView) -> int:
-    # Whatever has a store's methods will do.
+    # Any object with a store's methods is accepted.
     if not all(hasattr(store, name) for name in ("page_size", "load_many")):
         raise BadArgument(
-            f"store is a SwapStore, a group of one or a view, not {type(store).__name__}"
+            f"store must be a SwapStore, one of its groups or a view, not {type(store).__name__}"
         )
     return store.page_size
 
 
 def as_numpy(array: object) -> Array:
-    """View an array of any kind as NumPy's; only its own memory is looked at."""
+    """Return a NumPy array that shares the memory of `array`. Raise NotStorable."""
     if is_masked(array):
         raise NotStorable(
-            "a masked array has a mask beside its memory: store .data and .mask, .filled(), or put it in a "
-            "CompressedMapping with serializer='pickle'"
+            "a masked array keeps its mask in a second array: store .data and .mask, or .filled(), "
+            "or put it in a CompressedMapping with serializer='pickle'"
         )
     try:
         if isinstance(array, np.ndarray):
@@ -175,14 +178,15 @@ def as_numpy(array: object) -> Array:
         elif hasattr(array, "__dlpack__"):
             found = _from_dlpack(array)
         else:
-            found = np.asarray(memoryview(array))  # type: ignore[arg-type] # refuses what is none
+            found = np.asarray(memoryview(array))  # type: ignore[arg-type] # raises if it has none
     except (TypeError, ValueError, BufferError, RuntimeError) as error:
         raise NotStorable(
-            f"{type(array).__name__} is no array that NumPy can view on the CPU: {error}"
+            f"NumPy cannot view {type(array).__name__} as an array on the CPU: {error}"
         ) from error
     if found.dtype.hasobject:
         raise NotStorable(
-            f"an array of {found.dtype} refers to Python objects: put it in a CompressedMapping with serializer='pickle'"
+            f"an array of {found.dtype} refers to Python objects: "
+            "put it in a CompressedMapping with serializer='pickle'"
         )
     return found
 
@@ -190,7 +194,7 @@ def as_numpy(array: object) -> Array:
 def _from_dlpack(array: Any) -> Array:
     device, _ = array.__dlpack_device__()
     if device != _DLPACK_CPU:
-        raise BufferError(f"it lies in device type {int(device)} of DLPack; copy it to the CPU")
+        raise BufferError(f"it is on DLPack device type {int(device)}; copy it to the CPU")
     return np.from_dlpack(array)
 
 
@@ -200,7 +204,8 @@ def _check_out(out: Array, stored: StoredArray) -> None:
     contiguous = out.flags.f_contiguous if stored.order == "F" else out.flags.c_contiguous
     if (out.shape, out.dtype) != (stored.shape, stored.dtype) or not contiguous:
         raise BadArgument(
-            f"out must be a contiguous array of {stored.dtype}, shape {stored.shape}, order {stored.order!r}; not {out.dtype}, {out.shape}"
+            f"out must be a contiguous array of {stored.dtype}, shape {stored.shape}, "
+            f"order {stored.order!r}; not {out.dtype}, {out.shape}"
         )
     if not out.flags.writeable:
-        raise BadArgument("out is read-only, and would be written to")
+        raise BadArgument("out must be writable, but it is read-only")

@@ -1,7 +1,7 @@
 """Counters: zswap's, under zswap's names (/sys/kernel/debug/zswap), and those of the backing file.
 
-A rejection is counted by its cause, once a store call or, for compression, once a failing page. Where
-the folio went to the backing file instead, it is counted all the same.
+A rejection is counted under its cause: once per call of `store`, or once per failed page if
+compression failed. It is counted even if the folio is then written to the backing file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """A snapshot of a store's counters; consistent, as each group's are taken in one step.
+    """A snapshot of a store's counters. Those of each group are taken at one moment.
 
     Examples:
         >>> import batchzip
@@ -23,22 +23,22 @@ class Counters:
     """
 
     pool_limit_hit: int
-    """Stores whose limit check found the pool, or their group, at its maximum."""
+    """Calls of `store` that found the pool or their group at its limit."""
     reject_alloc_fail: int
-    """Stores the pool had no memory for, other than for its limit."""
+    """Calls of `store` for which the system had no memory. The pool's limit does not count here."""
     reject_compress_poor: int
-    """Pages rejected because their output did not fit."""
+    """Pages rejected because they did not shrink."""
     reject_compress_fail: int
     """Pages rejected because of any other compression error."""
     reject_reclaim_fail: int
-    """Writebacks that failed: the backing file, or the bytes of a page that were damaged."""
+    """Failed writebacks: the backing file failed, or the bytes of a page were damaged."""
     decompress_fail: int
-    """Loads and writebacks that met damaged bytes, an error, or a wrong length."""
+    """Loads and writebacks that failed on damaged bytes, an error, or a wrong length."""
     written_back_pages: int
     """Pages that writeback moved from the pool to the backing file."""
 
     pool_total_size: int
-    """Bytes of memory the pool holds now; of a group, bytes of its compressed pages in the pool."""
+    """Bytes of memory the pool holds now. For a group: its compressed bytes in the pool."""
     stored_pages: int
     """Pages in memory now, of every kind."""
     stored_incompressible_pages: int
@@ -46,13 +46,14 @@ class Counters:
     same_filled_pages: int
     """Pages kept as one word now."""
     backed_pages: int
-    """Pages in the backing file now: written back, or put there as the pool had no room."""
+    """Pages in the backing file now: written back, or stored there because the pool was full."""
     stored_values: int
-    """Objects that values of mappings have in memory now: one, or several of a page of what was compressed.
+    """Objects in memory now that hold values of mappings: one per value, or several if it is long.
 
-    Values of more than 64 KiB lie on pages, and count as those.
+    A value takes one object per page of compressed bytes.
+    Values of more than 64 KiB are kept on pages, and counted there.
     """
     backed_values: int
-    """Objects that values of mappings have in the backing file now."""
+    """Objects in the backing file now that hold values of mappings."""
     backing_file_size: int
-    """Bytes the backing file holds now; of a group, 0."""
+    """Bytes the backing file holds now. For a group: 0."""

@@ -1,16 +1,19 @@
-"""Group: pages by index, with a limit, an order of use and counters of their own. zswap's memory cgroup.
+"""Group: pages by index, with their own limit, LRU and counters.
+
+Kernel counterpart: a memory cgroup in zswap.
 
     store(index, pages) ─▶ Storer ─▶ Writer ─▶ Folio ─▶ published in the Entries, whole
     load(index)         ─▶ Loader ─▶ entry ─▶ copy of its bytes ─▶ checksum ─▶ decompress
     writeback, shrink   ─▶ the coldest entries to the file      recompress ─▶ Recompressor
 
-What callers use, and what of their arguments is wrong; the work is done by those named above.
-Rejected: handing out views of the pool (they would change under the caller when the page is stored again).
+This module has the public methods and checks their arguments. The classes named above do the work.
+Rejected: handing out views of the pool. They would change under the caller when the page is stored
+again.
 
-How an entry is read is decided from the entry (its kind, its codec), never from a current setting.
+The kind and the codec in an entry decide how it is read, never a current setting.
 
-Invariants: those of the entries (core/entries.pyx), which has the entries. Every change of it is one call of the
-core, so no lock is held here and nothing has to be put right after an interrupt.
+Invariants: those of the entries (core/entries.pyx). Each change of them is one call of the core. So
+this module holds no lock, and has nothing to repair after an interrupt.
 """
 
 from __future__ import annotations
@@ -54,15 +57,16 @@ if TYPE_CHECKING:
 
 
 _QUICK_BYTES = 16 << 10
-"""Bytes of a page that takes no longer to restore than a thread to wake, 10 to 50 µs."""
+"""Largest page that is restored in the event loop, in bytes: that takes no longer than to wake a
+thread (10 to 50 µs)."""
 
 
 class Group(Owned):
     """Pages of one kind in a store: `store.group(name, max_bytes=…)` makes it.
 
-    Its indices are its own: index 7 of one group is not index 7 of another. Pool, engine and backing
-    file are the store's. Thread-safe, and bound to its process, as the store is, with which it is
-    closed.
+    Each group has its own indices: index 7 of one group is not index 7 of another. All groups share
+    the store's pool, engine and backing file. A group is thread-safe and bound to its process, as
+    its store is. Closing the store closes its groups.
 
     Examples:
         >>> import batchzip
@@ -85,7 +89,7 @@ class Group(Owned):
         self._loader = Loader(resources, self._entries)
         self.max_bytes = max_bytes
         self._user: weakref.ref[Any] | None = None
-        """The mapping whose values it has."""
+        """The mapping that keeps its values in this group."""
         super().__init__()
         resources.all_entries[id(self._entries)] = self._entries
 
@@ -93,11 +97,12 @@ class Group(Owned):
         name = f"{type(self).__name__} {self.name!r}" if self.name else type(self).__name__
         if self.closed:
             return f"<{name}, closed>"
-        return f"<{name} of {len(self._entries)} pages, {self._resources.writer.engine.codec.algorithm}>"
+        algorithm = self._resources.writer.engine.codec.algorithm
+        return f"<{name} of {len(self._entries)} pages, {algorithm}>"
 
     @property
     def max_bytes(self) -> int | None:
-        """Bytes of compressed pages it may have in the pool, or None for the store's limit alone."""
+        """Limit of compressed bytes in the pool. None: only the store's limit applies."""
         return self._storer.max_bytes
 
     @max_bytes.setter
@@ -107,9 +112,10 @@ class Group(Owned):
     def store(self, index: SupportsIndex, pages: Buffer | Sequence[Buffer]) -> None:
         """Store a folio at `index`, `index` + 1, …: all of its pages, or none.
 
-        `pages` is one page, or any form of pages that CompressBatch takes; it is read during the
-        call only. Where the pool does not take it, it goes to the backing file, whole, if there is
-        one. Raises StoreRejected, after which the indices hold nothing.
+        `pages` is one page, or any form of pages that CompressBatch takes. It is read only during
+        the call. If the pool rejects the folio and there is a backing file, the whole folio is
+        written there. Raise StoreRejected if the folio cannot be kept; the indices hold nothing
+        then.
         """
         started = self._entries.start(STORE)
         self._enter_to_change()
@@ -120,17 +126,20 @@ class Group(Owned):
             self._entries.end(STORE, started)
 
     def _enter(self) -> None:
-        """Refuse a group that cannot be used."""
+        """Raise if the group cannot be used."""
         if self._unusable:
             self._refuse()
 
     def _enter_to_change(self) -> None:
-        """Refuse a group that cannot be used, or whose pages are not its caller's to change."""
+        """Raise if the group cannot be used, or if the caller may not change its pages."""
         if self._unusable:
             self._refuse()
 
     def _region_status(self) -> dict[str, Any] | None:
-        """Say how a paged memory stands whose pages it has; None: it is an ordinary group."""
+        """Return the status of the paged memory whose pages are in this group.
+
+        None: this is an ordinary group.
+        """
         return None
 
     @overload
@@ -142,11 +151,12 @@ class Group(Owned):
     def load(
         self, index: SupportsIndex, out: Buffer | None = None, *, exclusive: bool = False
     ) -> Buffer:
-        """Give the bytes of one page; with `out`, a writable buffer, fill it and return it.
+        """Return the bytes of one page. With `out`, a writable buffer, fill it and return it.
 
-        With `exclusive` the page is taken out of the store, once it was restored; of several that
-        take it at once one gets it. Raises PageNotStored; CorruptPage where the stored bytes are
-        damaged, or PageError where the backing file cannot be read: the entry stays then.
+        With `exclusive`, the page is removed from the store once it is restored. If several calls
+        load it exclusively at the same time, only one of them gets it. Raise PageNotStored if the
+        index holds no page, CorruptPage if the stored bytes are damaged, and PageError if the
+        backing file cannot be read. A page that cannot be restored stays stored.
         """
         if exclusive:
             self._enter_to_change()
@@ -166,11 +176,12 @@ class Group(Owned):
         *,
         exclusive: bool = False,
     ) -> buffers.Bytes:
-        """Give pages, in the order of `indices`, as an (n, page_size) uint8 array.
+        """Return pages, in the order of `indices`, as an (n, page_size) uint8 array.
 
-        They are of one moment, and decompressed as a batch. `out` is an array, or a flat buffer, to
-        fill. With `exclusive` they are taken out of the store, all or none. Raises as `load`, for the
-        first index concerned; `out` is undefined then.
+        The pages are a snapshot of one moment, and are decompressed as a batch. `out` is an array,
+        or a flat buffer, to fill. With `exclusive`, the pages are removed from the store, all or
+        none. Raise the same errors as `load`, for the first index that fails; the content of `out`
+        is undefined then.
         """
         if exclusive:
             self._enter_to_change()
@@ -184,22 +195,23 @@ class Group(Owned):
         return pages
 
     async def astore(self, index: SupportsIndex, pages: Buffer | Sequence[Buffer]) -> None:
-        """Store a folio as `store`, without blocking the event loop.
+        """Store a folio as `store` does, without blocking the event loop.
 
-        Cancelled, the folio is stored whole or not at all, and `pages` are not read any more.
+        If the call is cancelled, the folio is stored whole or not at all, and `pages` are no longer
+        read.
         """
         self._enter()
         await self._resources.threads.call(partial(self.store, index, pages))
 
     async def aload(self, index: SupportsIndex) -> bytes:
-        """Give the bytes of one page as `load`, without blocking the event loop.
+        """Return the bytes of one page as `load` does, without blocking the event loop.
 
-        A page in memory is restored by the loop itself if it has 16 KiB or less: that takes
-        microseconds, fewer than to have a thread do it. Others are left to a thread.
+        The loop itself restores a page of up to 16 KiB that is in memory. That takes microseconds,
+        less than a hand-over to a thread. A thread restores all others.
         """
         self._enter()
         if self._resources.page_size <= _QUICK_BYTES:
-            await asyncio.sleep(0)  # so that a task that does nothing else lets others work
+            await asyncio.sleep(0)  # a task that only loads pages must let other tasks run
             where = as_index(index)
             if not 0 <= where <= MAX_INDEX or self._entries.kind(where) != Kind.BACKED:
                 return self.load(where)
@@ -208,15 +220,15 @@ class Group(Owned):
     async def aload_many(
         self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
     ) -> buffers.Bytes:
-        """Give pages as `load_many`, without blocking the event loop.
+        """Return pages as `load_many` does, without blocking the event loop.
 
-        When this ends, in whatever way, nothing is written to `out` any more.
+        Once this call ends, even by an error or cancellation, nothing more is written to `out`.
         """
         self._enter()
         return await self._resources.threads.call(partial(self.load_many, as_indices(indices), out))
 
     def invalidate(self, index: SupportsIndex, count: SupportsIndex = 1) -> int:
-        """Forget `count` pages from `index` on, stored or not; how many there were."""
+        """Remove `count` pages from `index` on, stored or not. Return how many were stored."""
         self._enter_to_change()
         first, number = as_range(index, count)
         gone = self._entries.erase(first, number)
@@ -224,25 +236,24 @@ class Group(Owned):
         return gone
 
     def _settle(self) -> None:
-        """Give room in the file back to the system, after pages went."""
+        """Return unused space in the file to the system, after pages were removed."""
         if self._resources.backing is not None:
             self._resources.backing.settle()
 
     def writeback(self, pages: int | Iterable[int] | npt.NDArray[np.int64]) -> int:
-        """Move pages from the pool to the backing file; how many were.
+        """Move pages from the pool to the backing file. Return the number of pages moved.
 
-        `pages` is how many, and those unused for longest go; or which indices: those of them that
-        lie in the pool go. Raises BadArgument where there is no backing file, and OSError where it
-        fails: what was not moved is where it was, and readable.
+        `pages` is a number, for that many of the coldest pages, or indices, for those of them that
+        are in the pool. Raise BadArgument if there is no backing file, and OSError if it fails.
+        Pages that were not moved stay where they are, and readable.
         """
         self._enter()
         if self._resources.backing is None:
             raise BadArgument("this store has no backing file: give it one with backing=")
         if isinstance(pages, (int, np.integer)):
             return self._write_back_coldest(as_integer(pages, "the number of pages", 0))
-        given = np.sort(
-            as_indices(pages)
-        )  # np.unique would import numpy.ma, within a signal handler
+        # Not np.unique: it imports numpy.ma, perhaps within a signal handler.
+        given = np.sort(as_indices(pages))
         given = given[np.diff(given, prepend=-1) > 0]
         step = self._resources.max_batch
         return sum(
@@ -256,7 +267,7 @@ class Group(Owned):
             coldest = self._coldest(min(wanted - done, self._resources.max_batch))
             if not len(coldest):
                 break
-            tries += len(coldest)  # pages that cannot be moved would come again and again
+            tries += len(coldest)  # pages that cannot be moved stay the coldest: end at some point
             done += write_back(self._resources, self._entries, coldest)
         return done
 
@@ -264,7 +275,10 @@ class Group(Owned):
         return self._entries.pool_bytes
 
     def _shrink_to(self, target: int) -> int:
-        """Write back the coldest pages until so many bytes are left in the pool; how many were."""
+        """Write back the coldest pages until `target` bytes are left in the pool.
+
+        Return the number of pages written back.
+        """
         done = 0
         tries = len(self._entries)
         while tries > 0:
@@ -272,7 +286,7 @@ class Group(Owned):
             over = figures["pool_bytes"] - target
             if over <= 0:
                 break
-            # As many as should do by the mean length, and one more.
+            # Enough pages by their mean length, and one more.
             kinds = ("compressed", "raw", "records", "slices")
             pooled = sum(figures[kind] for kind in kinds)
             share = min(self._resources.max_batch, 1 + over * pooled // max(1, over + target))
@@ -294,12 +308,12 @@ class Group(Owned):
         min_length: int = 1,
         **parameters: object,
     ) -> Recompression:
-        """Compress pages in the pool again, with a stronger algorithm, where that saves memory.
+        """Recompress pages in the pool with a stronger algorithm, where that saves memory.
 
-        Only pages that were not used for `idle_for_s` seconds, and take `min_length` bytes or more
-        now. `algorithm`, its parameters, `shuffle` and `verify` are those of Engine; or it is an
-        engine, which is only used. A page changes its form only where it then takes a smaller size
-        class of the pool.
+        Only pages that were unused for `idle_for_s` seconds, and have `min_length` compressed bytes
+        or more, are tried. `algorithm` and the other parameters are those of Engine, `shuffle` and
+        `verify` included. Or `algorithm` is an engine, which stays the caller's. The new output
+        replaces the old one only if it fits a smaller size class of the pool.
         """
         self._enter_to_change()
         idle_for_s = as_seconds(idle_for_s, "idle_for_s")
@@ -309,13 +323,18 @@ class Group(Owned):
         return recompressor.run(recompressor.choose(idle_for_s, min_length))
 
     def _share_table(self) -> int:
-        """Move the table to shared memory. Return a descriptor of it, to read only, which is the caller's."""
+        """Move the table to shared memory.
+
+        Return a read-only descriptor of it, which the caller owns.
+        """
         return open_to_read(self._entries.share())
 
     def _stored(self, index: int) -> bytes | None:
-        """Read the stored bytes of a page in the backing file; None if there is none. Raise PageError.
+        """Return the stored bytes of a page in the backing file, or None if there is none.
 
-        A thread that answers others asks for it. A file object's SystemExit does not end it.
+        Raise PageError if the file cannot be read. The share server's thread calls this, so any
+        BaseException of a file object, such as SystemExit, becomes a PageError and does not end the
+        thread.
         """
         gathered = gather(self._entries, np.array([index], np.int64))
         if gathered.kind(0) != Kind.BACKED:
@@ -337,21 +356,23 @@ class Group(Owned):
         level: int = DEFAULT_LEVEL,
         shuffle: int | str | None = None,
     ) -> bytes:
-        """Make a dictionary of at most `size` bytes from the pages stored here.
+        """Train a dictionary of at most `size` bytes from the pages stored here.
 
-        For an engine that takes over: what is stored stays as it is, unless `recompress` is called.
+        Give it to a new engine. Pages that are already stored do not change, unless `recompress` is
+        called.
 
             store.engine = Engine("zstd", level=1, dictionary=store.train_dictionary(level=1))
 
-        Up to 100 × `size` bytes of pages are looked at, evenly chosen. `level` and `shuffle` are those
-        of the engine it is for. Raises BadArgument where the pages are too few, or teach nothing.
+        The training set is a sample of up to 100 × `size` bytes, evenly spread over the pages.
+        `level` and `shuffle` are those of the new engine. Raise BadArgument if there are too few
+        pages, or if they have too little in common.
         """
         self._enter()
         size = as_integer(size, "size", MIN_SIZE, MAX_DICTIONARY)
         most = -(-SAMPLE_TIMES * size // self._resources.page_size)
         pages = sample(self._resources, self._entries, most)
         if not len(pages):
-            raise BadArgument("no pages are stored that a codec made smaller: store some first")
+            raise BadArgument("no compressed pages are stored to train with: store some first")
         return train_dictionary(list(pages), size=size, level=level, shuffle=shuffle)
 
     def __contains__(self, index: SupportsIndex) -> bool:
@@ -364,7 +385,7 @@ class Group(Owned):
         return len(self._entries)
 
     def __bool__(self) -> bool:
-        """Say yes: an empty store is a store."""
+        """Return True: an empty store is not false, though its length is 0."""
         return True
 
     @property
@@ -377,7 +398,10 @@ class Group(Owned):
 
     @property
     def latencies(self) -> dict[str, Latency]:
-        """How long calls took: "load", "store", and "get" and "put" of a mapping. Of a few calls: see Latency."""
+        """How long calls took, by operation: "load" and "store", and "get" and "put" of a mapping.
+
+        Only a sample of the calls is timed: see Latency.
+        """
         self._enter()
         return self._latencies()
 
@@ -402,13 +426,16 @@ class Group(Owned):
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that the pages take, compressed: in the pool, counted, and in the backing file, added up."""
+        """Compressed bytes of all pages, in the pool and in the backing file.
+
+        The pool counts its bytes; those in the file are added up by each call.
+        """
         self._enter()
         return self._entries.pool_bytes + self._entries.backed_bytes()
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of this group's own tables."""
+        """Bytes of this group's tables."""
         return self._own_table_bytes()
 
     def _own_table_bytes(self) -> int:

@@ -1,7 +1,8 @@
-"""Inspection: every stored byte read and its checksum verified, while the store goes on.
+"""Inspection: read every stored byte and verify its checksum, while the store stays in use.
 
-Entries are gathered a batch at a time, with their bytes in the pool; bytes in the file are read without
-a lock. A damaged page is compared with its entry once more, as it may have been stored again.
+Entries are gathered one batch at a time, together with their bytes in the pool. Bytes in the file
+are read without a lock. A page that looks damaged is reported only if its entry has not changed
+since.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from batchzip.store.resources import Resources
 
 _BATCH = 512
-"""Pages that are looked at in one go."""
+"""Pages inspected at a time."""
 
 _KINDS = (*IN_POOL, *IN_FILE, Kind.SAME_FILLED)
 
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """What `SwapStore.check` found.
+    """The result of `SwapStore.check`.
 
     Examples:
         >>> import batchzip
@@ -44,17 +45,17 @@ class StoreReport:
     """
 
     pages: int
-    """Pages that were looked at."""
+    """Number of pages inspected."""
     bytes: int
-    """Bytes whose checksums were verified."""
+    """Number of bytes whose checksums were verified."""
     damaged: tuple[tuple[str, int], ...]
     """Group and index of each page whose stored bytes are damaged."""
     unreadable: tuple[tuple[str, int], ...]
-    """Those the backing file did not give."""
+    """Group and index of each page that could not be read from the backing file."""
 
     @property
     def ok(self) -> bool:
-        """Whether every page is as it was stored."""
+        """Whether no page is damaged or unreadable."""
         return not self.damaged and not self.unreadable
 
 

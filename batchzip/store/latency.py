@@ -1,4 +1,4 @@
-"""Latency: how long calls of one operation took, as far as they were timed."""
+"""Latency: a histogram of how long the timed calls of one operation took."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long calls took: of a random one in 64, so that the others pay nothing for it; or faults, all of them.
+    """How long calls took: one in 64 calls, chosen at random, or every page fault.
 
-    A call is one of `load`, of `store` with its whole folio, of a mapping's `get` that finds its value, or of
-    its putting one value in: all that the caller waits for, serializers and the backing file included. Calls that
-    raise and batches (`load_many`, `get_many`, `set_many` …) are not timed.
+    Timing only a sample keeps the cost off the other calls. A call is one `load`, one `store` of a
+    whole folio, one `get` of a mapping that finds its value, or one value put into a mapping. Its
+    time is all that the caller waits for, serializers and the backing file included. Calls that
+    raise, and batches (`load_many`, `get_many`, `set_many` …), are not timed.
 
     Examples:
         >>> import batchzip
@@ -31,30 +32,31 @@ class Latency:
     """
 
     calls: tuple[int, ...] = (0,) * (len(BOUNDS_S) + 1)
-    """What was timed, by bucket: `BOUNDS_S` has the longest time of each; what took longer is in the last."""
+    """Timed calls per bucket: `BOUNDS_S` has their upper bounds; the last bucket has none."""
     total_s: float = 0.0
-    """Seconds that all of them took together."""
+    """Total seconds of all timed calls."""
 
     @classmethod
     def of(cls, counted: tuple[Iterable[int], int]) -> Latency:
-        """Return what the core counted: by bucket, and the nanoseconds."""
+        """Return a Latency of what the core counted: calls per bucket, and total nanoseconds."""
         calls, total_ns = counted
         return cls(tuple(calls), total_ns / 1e9)
 
     @property
     def count(self) -> int:
-        """How many calls were timed."""
+        """Number of timed calls."""
         return sum(self.calls)
 
     @property
     def mean_s(self) -> float | None:
-        """Seconds of a call on average. None: no call was timed."""
+        """Mean seconds per call. None: no call was timed."""
         return self.total_s / self.count if self.count else None
 
     def quantile(self, share: float) -> float | None:
-        """Return the seconds within which a share of the calls ended, 0.99 of them for instance.
+        """Return the seconds within which a share of the calls ended, for example 0.99 of them.
 
-        Buckets double in width; what lies within one is taken to be spread evenly. None: no call was timed.
+        Each bucket is twice as wide as the one before. Calls are taken to be spread evenly within
+        their bucket. None: no call was timed.
         """
         left = share * self.count
         if not self.count:
@@ -68,11 +70,11 @@ class Latency:
         return shortest
 
     def __add__(self, other: Latency) -> Latency:
-        """Return both together."""
+        """Return the sum of both."""
         both = zip(self.calls, other.calls, strict=True)
         return Latency(tuple(mine + its for mine, its in both), self.total_s + other.total_s)
 
     def __sub__(self, before: Latency) -> Latency:
-        """Return what came after `before`: all, if that is of a group that is gone."""
+        """Return the calls since `before`; all of them if `before` is of a dropped group."""
         calls = tuple(mine - its for mine, its in zip(self.calls, before.calls, strict=True))
         return self if min(calls) < 0 else Latency(calls, self.total_s - before.total_s)

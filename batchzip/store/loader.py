@@ -1,16 +1,17 @@
-"""Loader: from an index to its page, and out of the store with it where that is asked for.
+"""Loader: restores pages from their entries, and removes them from the store on request.
 
     one page, in memory, of the current codec    core's `load`: one call (group.py)
-    everything else                              Gathered: copies of one moment
+    everything else                              Gathered: copies taken at one moment
         bytes in the file ─▶ checksums ─▶ pages that need no codec ─▶ the others, by codec:
                                                 in this thread, or by the engine's lanes
 
-Nobody waits for a codec or a file. What is read from the file need not be a version that was current: the
-checksum tells, and then the entry is looked at again (core/gather.pyx).
+No thread waits for another one's codec or file. Bytes read from the file may be of a version that
+is no longer current. The checksum shows that, and the loader then reads the entry again
+(core/gather.pyx).
 
-An exclusive load takes the page out afterwards, if its entry is still the one that was restored; otherwise
-it begins again. So a page that cannot be restored stays (25cd241408a2 lost it), and of several that take
-one at once one has it.
+An exclusive load removes the page after restoring it, if its entry is still the same. Otherwise it
+begins again. So a page that cannot be restored stays stored (zswap lost such pages before kernel
+commit 25cd241408a2), and only one of several concurrent exclusive loads gets the page.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Loader:
     def finish_one(
         self, gathered: Gathered, out: memoryview | None, *, exclusive: bool
     ) -> bytes | memoryview:
-        """Restore one page that was gathered, to `out` or to new bytes. Raise as `Group.load`."""
+        """Restore one gathered page to `out` or to new bytes. Raise the errors of `Group.load`."""
         room = bytearray(self._resources.page_size) if out is None else out
         pages = np.frombuffer(room, np.uint8).reshape(1, -1)
         where = np.array([gathered.index(0)], np.int64)
@@ -56,7 +57,7 @@ class Loader:
         return bytes(room) if out is None else out
 
     def load_many(self, where: npt.NDArray[np.int64], pages: Bytes, *, exclusive: bool) -> None:
-        """Restore the pages of these indices to the rows of `pages`. Raise as `Group.load_many`."""
+        """Restore pages to the rows of `pages`. Raise the errors of `Group.load_many`."""
         where = np.ascontiguousarray(where)
         gathered = gather(self._entries, where, use=True)
         self._finish(gathered, where, pages, exclusive=exclusive)
@@ -68,7 +69,7 @@ class Loader:
             gathered = gather(self._entries, where, use=True)
 
     def _restore(self, gathered: Gathered, pages: Bytes, *, exclusive: bool) -> bool:
-        """Restore once. Return whether nothing came between that has to be looked at again."""
+        """Restore once. Return False if an entry has changed and has to be gathered again."""
         causes = restore(self._resources, gathered, pages)
         failed = gathered.first_failed()
         if not gathered.is_current:
@@ -79,7 +80,7 @@ class Loader:
                 return False
             self._entries.count_event("decompress_fail")
             index = gathered.index(row)
-            # In no variable: this frame would keep the error, and the error this frame.
+            # Not in a variable: the error and this frame would refer to each other.
             raise (
                 CorruptPage(index) if code == -errno.EBADMSG else PageError(index, code)
             ) from causes.get(row)
@@ -87,9 +88,10 @@ class Loader:
 
 
 def restore(resources: Resources, gathered: Gathered, pages: Bytes) -> dict[int, OSError]:
-    """Restore gathered entries to pages, with the codecs that made them.
+    """Restore gathered entries to pages, with the codecs that compressed them.
 
-    `gathered` has the errors of rows that could not be restored. Return what `read` does.
+    Errors of rows that could not be restored are kept in `gathered`. Return the errors of the file
+    by row, as `read` does.
     """
     causes = read(resources, gathered)
     waiting = gathered.pending() if gathered.check(pages) else {}
@@ -102,7 +104,7 @@ def restore(resources: Resources, gathered: Gathered, pages: Bytes) -> dict[int,
 
 
 def read(resources: Resources, gathered: Gathered) -> dict[int, OSError]:
-    """Read what lies in the backing file. Return the errors of rows that could not be read."""
+    """Read the rows that are in the backing file. Return the errors of failed rows by row."""
     causes: dict[int, OSError] = {}
     backed = gathered.rows_of(*IN_FILE)
     if backed:
@@ -114,14 +116,14 @@ def read(resources: Resources, gathered: Gathered) -> dict[int, OSError]:
 def _read_rows(
     backing: BackingFile, gathered: Gathered, rows: list[int], causes: dict[int, OSError]
 ) -> None:
-    """Read rows; one that cannot be read must not hide the others."""
+    """Read rows, one by one if reading them together fails: a bad row must not hide the others."""
     positions = np.array([gathered.value(row) for row in rows], np.uint64)
     try:
         found = backing.read(positions)
     except OSError as error:
         if len(rows) == 1:
             gathered.fail(rows[0], -(error.errno or errno.EIO))
-            causes[rows[0]] = error.with_traceback(None)  # it would lead back here
+            causes[rows[0]] = error.with_traceback(None)  # which would refer to this frame
             return
         for row in rows:
             _read_rows(backing, gathered, [row], causes)
@@ -131,7 +133,7 @@ def _read_rows(
 
 
 def _use_lanes(engine: Engine | None, gathered: Gathered, number: int, pages: Bytes) -> bool:
-    """Have an engine's lanes restore rows of one codec. Return False if the engine is closed by now."""
+    """Restore rows of one codec with an engine's lanes. Return False if the engine is closed."""
     assert engine is not None  # noqa: S101 - the caller's check
     batch = StoredBatch(gathered, number, pages)
     try:
@@ -159,5 +161,5 @@ class StoredBatch(Batch):
         self.rows = gathered.lend(number, pages, self.pointers, self._slens)
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
-        """Return copies of what is stored of `share`."""
+        """Return copies of the stored bytes of the rows in `share`."""
         return [self._gathered.stored(self.rows[index]) for index in share]

@@ -1,12 +1,13 @@
-"""Resources: what the groups of one store share: pool, backing file, codecs, and the engine of now.
+"""Resources: what the groups of one store share: pool, backing file, codecs and current engine.
 
-The engine can be changed at run time. What it takes to write with it stands in one object, `writer`,
-so that a call which began with one engine ends with it.
+The engine can be replaced at run time. All that is needed to write with an engine is in one object,
+its Writer. So a call that began with one engine ends with it.
 
-Codecs have numbers of one byte, which stand in the entries (core/entries.pyx). Pages of an engine's codec are
-restored, and counted, by what that engine has ready. With `isolate` that is its workers, while it is open.
+Each codec has a number of one byte, which is kept in the entries (core/entries.pyx). The pages of a
+codec are restored by the engine that has it, and count in that engine's statistics. An engine with
+`isolate` restores them in its workers, while it is open.
 
-Locks: none. Everything that has to change in one step does so in one call of the core.
+Locks: none. Changes that must be atomic are one call of the core.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ if TYPE_CHECKING:
     from batchzip.system.lifetime import Owned
 
 _MOST_ENGINES = 4
-"""Engines that are kept for recompression: each has lanes, and a dictionary perhaps."""
+"""Engines kept for recompression. Each has lanes, and may have a dictionary."""
 
 _WORTH = 8
-"""The pool is compacted when more than one in so many of its bytes could be given back."""
+"""The pool is compacted when more than 1/_WORTH of its bytes are holes."""
 
 
 @contextlib.contextmanager
 def unless_dropped(entries: Entries) -> Iterator[None]:
-    """Leave a group alone that is dropped while something is done to all groups of a store."""
+    """Skip a group that is dropped while a call works on all groups of a store."""
     try:
         yield
     except ClosedError:
@@ -56,7 +57,7 @@ def unless_dropped(entries: Entries) -> Iterator[None]:
 
 
 class CleaningTurn:
-    """A thread's turn to clean the backing file: over when it says so, or when its call is gone."""
+    """A thread's turn to clean the backing file. It ends with `over`, or when it is dropped."""
 
     def __init__(self) -> None:
         self.over = False
@@ -64,7 +65,7 @@ class CleaningTurn:
 
 
 class Resources:
-    """The shared parts of a store; no life cycle of its own."""
+    """The parts of a store that its groups share. The store opens and closes them."""
 
     def __init__(
         self,
@@ -84,31 +85,32 @@ class Resources:
         zones = None if backing is None else backing.zones
         self.objects = Objects(pool.allocator, zones, engine.page_size)
         self.all_entries: dict[int, Entries] = {}
-        """Those of all groups, by their `id()`."""
+        """The Entries of all groups by their `id()`."""
         self.threads = CallThreads()
-        """What asyncio's calls block instead of the loop."""
+        """Threads for the store's async methods, so that they do not block the event loop."""
         self._engines_of: dict[int, Engine] = {}
         self.writer = self.writer_of(engine, current=True)
         self.wake: Callable[[], None] = lambda: None
-        """Called when a limit was met."""
+        """Called when a limit was reached."""
         self.forget: Callable[[Owned], None] = lambda _: None
-        """Called with a group that is closed."""
+        """Called with each group that is closed."""
         self.accept_threshold_percent = accept_threshold_percent
         self.full = Hysteresis()
         self._engines: dict[Codec, Engine] = {}
         """Engines for recompression."""
         self.turns: list[weakref.ref[CleaningTurn]] = []
-        """Who cleans the backing file, and then those who wait for it: see cleaning.py."""
+        """The turn of the thread that cleans the backing file, then those that wait."""
 
     def writer_of(self, engine: Engine, *, current: bool = False) -> Writer:
-        """Make what writes with an engine; its codec gets a number. Raise ClosedError.
+        """Return a Writer that uses an engine, after giving the engine's codec a number.
 
-        `current` says that most pages will have this number.
+        `current` hints that most pages will have this number. Raise ClosedError if the engine is
+        closed, and BadArgument if its page size is not the store's.
         """
-        engine._refuse()  # noqa: SLF001 - at once, and not when it is first used
+        engine._refuse()  # noqa: SLF001 - raise now, not at the first use
         if engine.page_size != self.page_size:
             raise BadArgument(
-                f"the engine has pages of {engine.page_size} bytes, this store of {self.page_size}"
+                f"the engine must have pages of {self.page_size} bytes, not {engine.page_size}"
             )
         number = self._number(engine.codec)
         self._engines_of[number] = engine
@@ -129,7 +131,7 @@ class Resources:
         return writer
 
     def _number(self, codec: Codec) -> int:
-        """Return the number of a codec, a new one if it has none, held."""
+        """Return the number of a codec, or a new one, with a reference held on it."""
         objects = self.objects
         for number, known in enumerate(objects.numbered()):
             same = known is codec or (type(known) is type(codec) and known == codec)
@@ -138,22 +140,24 @@ class Resources:
         return objects.add_codec(codec)
 
     def engine_of(self, number: int) -> Engine | None:
-        """Return the engine that made pages of a number last, or None."""
+        """Return the last engine that had the codec of this number, or None."""
         return self._engines_of.get(number)
 
     def coders_of(self, number: int) -> Coders:
-        """Return what restores pages of a number in this process."""
+        """Return the Coders that restore pages of a codec in this process."""
         coders = self.objects.coders_of(number)
-        if coders is None:  # an isolated engine's, which is closed by now
+        if coders is None:  # of an isolated engine, which has been closed
             coders = Coders(self.objects.codec(number), self.page_size)
             self.objects.set_coders(number, coders)
         return coders
 
     def second_writer(self, algorithm: str | Engine, parameters: dict[str, object]) -> Writer:
-        """Make a writer for recompression; the last few engines that are made here are kept."""
+        """Return a writer for recompression. The last few engines created here are kept."""
         if isinstance(algorithm, Engine):
             if parameters:
-                raise BadArgument("an engine brings its own parameters")
+                raise BadArgument(
+                    "an engine has its own parameters: give an algorithm's name, or no parameters"
+                )
             return self.writer_of(algorithm)
         codec = codec_of(algorithm, **parameters)  # type: ignore[arg-type] # it checks them
         engine = self._engines.get(codec)
@@ -162,33 +166,36 @@ class Resources:
             if engine is not None:
                 self._engines.pop(codec, None)
             engine = self._engines.setdefault(codec, made)
-            if engine is not made:  # another thread was faster
+            if engine is not made:  # another thread was first
                 made.close()
         writer = self.writer_of(engine)
         for old in list(self._engines)[:-_MOST_ENGINES]:
-            self._let_go(self._engines.pop(old, None))
+            self._forget_engine(self._engines.pop(old, None))
         return writer
 
-    def _let_go(self, engine: Engine | None) -> None:
-        """Let go of an engine made here; it ends when nobody uses it any more. Its pages stay readable."""
+    def _forget_engine(self, engine: Engine | None) -> None:
+        """Drop the reference to an engine created here. Its pages stay readable."""
         for number, other in list(self._engines_of.items()):
             if other is engine:
                 self._engines_of.pop(number, None)
 
     def _backend_for(self, codec: Codec) -> str:
-        """Return the backend of an engine that compresses again: that of the first if it can."""
+        """Return the backend for recompression: the current engine's, if it can run the codec."""
         name = self.writer.engine.backend.name
         return "auto" if name == "threads" and not is_native(codec) else name
 
     def compact(self) -> None:
-        """Compact the pool if an eighth of it is holes: less is not worth the copying."""
+        """Compact the pool while more than an eighth of it is holes. Less is not worth copying."""
         pool = self.pool
         while pool.fragmented_bytes * _WORTH > pool.held_bytes:
             if not pool.compact():
                 return
 
     def descriptors(self) -> list[int]:
-        """Return descriptors of objects, words and, if it has one, the backing file, to read only; the caller's."""
+        """Return read-only descriptors of objects, words and, if there is one, the backing file.
+
+        The caller owns them.
+        """
         found: list[int] = []
         try:
             found += map(open_to_read, self.pool.descriptors)
@@ -197,31 +204,32 @@ class Resources:
                 os.close(fd)
             raise
         if self.backing is not None and self.backing.descriptor is not None:
-            with contextlib.suppress(OSError):  # then it is read through the owner
+            with contextlib.suppress(OSError):  # without it, readers ask the owner for its bytes
                 found.append(open_to_read(self.backing.descriptor))
         return found
 
     def current_turn(self) -> CleaningTurn | None:
-        """Return the first turn that is not over; those before it go."""
+        """Return the first turn that is not over, and remove those before it."""
         for each in list(self.turns):
             turn = each()
             if turn is not None and not turn.over:
                 return turn
-            with contextlib.suppress(ValueError):  # another thread was faster
+            with contextlib.suppress(ValueError):  # another thread removed it
                 self.turns.remove(each)
         return None
 
     def in_a_call_of_the_file(self) -> bool:
-        """Return whether this is a handler or finalizer in the middle of a call that others may wait for.
+        """Return whether this thread is inside a call of the file that others may wait for.
 
-        It must not wait for other threads.
+        That is so in a signal handler or finalizer that interrupted the call. It must not wait for
+        other threads.
         """
         turn = self.current_turn()
         cleans = turn is not None and turn.thread == threading.get_ident()
         return cleans or (self.backing is not None and self.backing.is_locked_here)
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where an invariant does not hold; nobody may be changing anything."""
+        """Raise AssertionError if an invariant does not hold. No thread may change anything."""
         self.pool.check_invariants()
         all_entries = list(self.all_entries.values())
         for entries in all_entries:
@@ -236,7 +244,7 @@ class Resources:
             ]
         )
         if not np.array_equal(np.sort(owned), np.sort(self.pool.handles())):
-            raise AssertionError("the pool's objects and the entries do not pair up")
+            raise AssertionError("the pool's objects and those of the entries differ")
         if self.backing is not None:
             live = [
                 np.frombuffer(entries.values(kind), np.uint64)
@@ -246,7 +254,7 @@ class Resources:
             self.backing.check_invariants(np.concatenate(live))
 
     def close(self) -> None:
-        """Close what was made here; called once nothing uses it any more."""
+        """Close all parts. The store calls this once nothing uses them."""
         for entries in list(self.all_entries.values()):
             entries.close()
         self.writer.close()

@@ -1,7 +1,7 @@
-"""Samples: pages of a store as they are, chosen evenly, for what wants to learn from them.
+"""Samples: stored pages, chosen evenly, to train a dictionary with.
 
-Looking is no use of a page: ages and counters stay as they are. A page that cannot be restored teaches
-nothing, and is passed over.
+Sampling a page neither refreshes it in the LRU nor updates counters. Pages that cannot be restored
+are skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def sample(resources: Resources, entries: Entries, most: int) -> Bytes:
-    """Return up to `most` pages that a codec made smaller, as an (n, page_size) array."""
+    """Return up to `most` of the compressed pages, decompressed, as an (n, page_size) array."""
     indices = np.frombuffer(entries.choose((Kind.COMPRESSED, Kind.BACKED)), np.int64)
     indices = indices[:: max(1, -(-len(indices) // most))]
     found = [np.empty((0, resources.page_size), np.uint8)]

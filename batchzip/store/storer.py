@@ -1,14 +1,14 @@
-"""Storer: from a folio to its entries, published whole or not at all.
+"""Storer: stores the folios of one group, whole or not at all.
 
-    limits ─▶ Writer: a folio, ready ─▶ publish: one step, old ones out and new ones in
-                 └─ refused ─▶ the backing file, whole ─▶ ┘
+    limits ─▶ Writer: a folio, ready ─▶ publish: old entries out and new ones in, in one step
+                 └─ rejected ─▶ the whole folio to the backing file ─▶ ┘
 
-A folio is all or nothing. Until it is published nobody sees any of it. If any page of it cannot be kept,
-whatever the indices held before is dropped, because it is stale: the caller has newer data than the
-store. An exception, whoever raises it, ends in the same state.
+A folio is all or nothing. Nobody sees any page of it until it is published. If one page cannot be
+kept, the store drops whatever the indices held before, because it is stale: the caller has newer
+data. Any exception leaves the same state.
 
-Locks: none here. What the limits are compared with may change meanwhile; the pool's and the group's
-are checked again where room is allocated.
+Locks: none here. Usage may change after it was compared with the limits. The allocation checks the
+limits of pool and group again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Refusal(NamedTuple):
-    """Why a folio is not kept: what StoreRejected takes."""
+    """Why a folio is rejected: the arguments of StoreRejected, and its cause."""
 
     reason: str
     text: str
@@ -42,31 +42,35 @@ class Storer:
 
     def __init__(self, resources: Resources, entries: Entries, name: str) -> None:
         self.max_bytes: int | None = None
-        """Bytes of compressed pages that the group may have in the pool; None: the store's limit alone."""
+        """Limit of the group's compressed bytes in the pool. None: only the store has a limit."""
         self._resources = resources
         self._entries = entries
         self._name = name
         self._full = Hysteresis()
 
     def store(self, first: int, pages: Bytes | list[Flat]) -> None:
-        """Store n pages at `first` and on. Raise as `Group.store`."""
+        """Store n pages at `first` and on. Raise the errors of `Group.store`."""
         count = len(pages)
         try:
             refusal = self._store(first, pages)
             if refusal is not None:
                 reason, text, errors, cause = refusal
-                raise StoreRejected(reason, text, errors) from cause  # noqa: TRY301 - it ends as all that fails does
+                raise StoreRejected(reason, text, errors) from cause  # noqa: TRY301 - drops entries
             if self._resources.backing is not None:
                 self._resources.backing.settle()
         except BaseException as error:
-            self._entries.drop(first, count)  # before anything else, as interrupts may come in twos
+            self._entries.drop(first, count)  # before anything else: a second interrupt may come
             if isinstance(error, MemoryError):
                 self._entries.count_event("reject_alloc_fail")
-                raise StoreRejected("reject_alloc_fail", "there is no memory for it") from error
+                text = "there is no memory for the folio"
+                raise StoreRejected("reject_alloc_fail", text) from error
             raise
 
     def _store(self, first: int, pages: Bytes | list[Flat]) -> Refusal | None:
-        """Store a folio in the pool, or else in the file. Return why it is in neither, which is counted."""
+        """Store a folio in the pool, or in the file if the pool rejects it.
+
+        Return why neither took it, or None. The reason has been counted.
+        """
         writer = self._resources.writer
         folio, failed = None, 0
         refusal = self.look_at_limits()
@@ -87,7 +91,7 @@ class Storer:
                 folio, _ = writer.prepare(pages, to_file=True)
             return self._publish_in_file(first, folio)
         finally:
-            if folio is not None:  # refused or not: its pages are the caller's
+            if folio is not None:  # it must not keep a reference to the caller's pages
                 writer.give_back(folio)
 
     def _publish(self, first: int, folio: Folio) -> Refusal | None:
@@ -120,7 +124,7 @@ class Storer:
         return None
 
     def look_at_limits(self) -> Refusal | None:
-        """Refuse a store while the pool, or this group, counts as full."""
+        """Return a Refusal while the pool or this group counts as full, and None otherwise."""
         resources = self._resources
         limit, own_limit = resources.pool.max_bytes, self.max_bytes
         if limit is None and own_limit is None:
@@ -150,7 +154,8 @@ class Storer:
         first = next(number for number, code in enumerate(errors) if code)
         return Refusal(
             "reject_compress_fail" if other else "reject_compress_poor",
-            f"{poor + other} of {len(errors)} pages cannot be compressed, page {first} of the folio first",
+            f"{poor + other} of {len(errors)} pages cannot be compressed, "
+            f"the first of them is page {first} of the folio",
             errors,
         )
 

@@ -1,11 +1,11 @@
-"""SwapStore: pages by index, compressed in RAM, the cold ones in a file. zswap in user space.
+"""SwapStore: pages by index, compressed in RAM, with cold pages in a file. zswap in user space.
 
-    SwapStore ── is the group without a name, and has:
-      ├─ Group …      tables, limits and counters of their own; store, load, invalidate, writeback
-      ├─ Resources         lock, pool, backing file, codecs, the engine: shared by all groups
-      └─ Shrinker     writes back when a limit was met
+    SwapStore ── is itself the group without a name, and has:
+      ├─ Group …      own tables, limits and counters; store, load, invalidate, writeback
+      ├─ Resources    pool, backing file, codecs, current engine: shared by all groups
+      └─ Shrinker     writes pages back when a limit was reached
 
-Locks: none of Python's around data: every change is one call of the core (core/entries.pyx).
+Locks: no Python lock guards data. Each change is one call of the core (core/entries.pyx).
 """
 
 from __future__ import annotations
@@ -37,34 +37,40 @@ if TYPE_CHECKING:
     from batchzip.system.lifetime import Owned
 
 _MOST_BATCH = 1 << 20
-"""Pages of one batch: more than memory has room for."""
+"""Upper limit of max_batch, in pages: 4 GiB of 4 KiB pages."""
 
 
 class SwapStore(Group):
-    """Keeps pages compressed in a pool, and gives any of them back by its index.
+    """Keeps pages compressed in a pool and returns any of them by its index.
 
-    `engine`                    does the work; stays the caller's, and may serve others too.
-    `max_pool_bytes`            bytes of memory the pool may hold; None for no limit.
-    `accept_threshold_percent`  once the pool was full, it accepts again at this share of the limit.
-    `backing`                   where pages go that the pool has no room for; None for nowhere. A directory,
-                                or a path where there is no file: a file without a name is made there. It is
-                                gone however this process ends. A path of an empty file: that file is used,
-                                keeps its name, and is empty again after `close`. A descriptor, or a file
-                                object, open to read and to write: its file is overwritten; it stays the
-                                caller's, who may close it. Or an object with pread and pwrite. No file and no
-                                object is under two stores at a time, of this process or of another one.
-    `max_backing_bytes`         bytes the backing file may hold, an eighth of them at most for
-                                moving pages when it is full; None for no limit. May be changed.
-    `shrinker_enabled`          write cold pages back in a thread when a limit is met.
-    `max_batch`                 most pages handed to the engine in one go; a larger folio takes several.
-    `keep_incompressible`       keep pages that do not shrink raw; False rejects their folio, as zswap
-                                does where nothing can be written back.
+    `engine`                    compresses and decompresses. The caller owns it, and may use it for
+                                other things.
+    `max_pool_bytes`            bytes of memory that the pool may hold; None for no limit.
+    `accept_threshold_percent`  share of the limit at which a pool that was full accepts pages
+    again. `backing`                   where pages go that do not fit the pool; None for nowhere.
+                                A directory, or a path with no file: the store creates a file
+                                without a name there. It disappears however this process ends. The
+                                path of an empty file: the store uses that file. It keeps its name,
+                                and is empty again after `close`. A descriptor or a file object,
+                                open to read and write: the store overwrites its file. The caller
+                                owns it, and may close it. An object with pread and pwrite. Only one
+                                store at a time, of all processes, can use a file or object.
+    `max_backing_bytes`         bytes that the backing file may hold; None for no limit. Up to an
+                                eighth of them is reserved for moving pages when the file is full.
+                                The limit may be changed.
+    `shrinker_enabled`          whether a thread writes cold pages back when a limit is reached.
+    `max_batch`                 largest number of pages per batch; a larger folio takes several.
+    `keep_incompressible`       True keeps pages that do not shrink as raw pages. False rejects
+    their
+                                folio, as zswap does when it cannot write back.
 
-    Raises LimitReached, which names the limit, where the system has no memory, addresses or descriptors for it,
-    and OSError where the backing file cannot be had; nothing is left then.
+    Raises LimitReached, which names the limit, if the system has no memory, addresses or
+    descriptors left, and OSError if the backing file cannot be opened. The store leaves nothing
+    behind then.
 
-    Thread-safe: a folio becomes visible at once, and a load gives a version that was current during
-    the call. Bound to the process that made it; contents do not survive it.
+    Thread-safe. All pages of a folio become visible at the same moment, and a load returns a
+    version that was current during the call. A store is bound to its process; contents do not
+    survive it.
 
     Examples:
         >>> import batchzip
@@ -119,7 +125,7 @@ class SwapStore(Group):
         if file is not None and shrinker_enabled:
             resources.wake = self._shrinker.wake
         self._groups: dict[str, Group] = {}
-        this = weakref.ref(self)  # the groups keep what keeps this
+        this = weakref.ref(self)  # groups refer to `resources`, which must not keep the store alive
 
         def forget(group: Owned) -> None:
             store = this()
@@ -128,9 +134,9 @@ class SwapStore(Group):
 
         resources.forget = forget
         self._numbers = itertools.count()
-        """For names of groups that nobody named."""
+        """Numbers for the names of unnamed groups."""
         self._servers: dict[int, ShareServer] = {}
-        """By number; the last one answers, unless an error of the system ended it."""
+        """Servers by number. The last one answers, unless a system error ended it."""
         super().__init__("", resources)
 
     def _forget(self, group: Group) -> None:
@@ -139,10 +145,10 @@ class SwapStore(Group):
 
     @property
     def engine(self) -> Engine:
-        """The engine that new pages are compressed with.
+        """The engine that compresses new pages.
 
-        Another can be set at any time: what is stored stays readable, as each entry knows its codec;
-        the old engine may be closed. Its pages must have the same size.
+        It can be replaced at any time, by an engine with the same page size. Stored pages stay
+        readable, because each entry knows its codec. The old engine may be closed.
         """
         return self._resources.writer.engine
 
@@ -153,17 +159,17 @@ class SwapStore(Group):
         self._resources.writer = self._resources.writer_of(engine, current=True)
 
     def group(self, name: str, *, max_bytes: int | None = None) -> Group:
-        """Give the group of that name; it is made the first time.
+        """Return the group of that name; create it if there is none.
 
-        A group has indices of its own, a limit of its own in bytes of compressed pages in the pool,
-        its own order of use and its own counters. `max_bytes` sets the limit, if it is given.
+        A group has its own indices, its own limit of compressed bytes in the pool, its own LRU and
+        its own counters. `max_bytes`, if given, sets the limit.
         """
         self._enter()
         _check_name(name)
         group = self._groups.get(name)
-        while group is None or group.closed:  # another thread may be faster, or drop it again
+        while group is None or group.closed:  # another thread may create it, or drop it again
             if group is not None:
-                group.close()  # what dropped it may have been cut short
+                group.close()  # an interrupt may have cut the drop short
             group = self._new_group(name, max_bytes) or self._groups.get(name)
         if max_bytes is not None:
             group.max_bytes = max_bytes
@@ -172,7 +178,7 @@ class SwapStore(Group):
     def _new_group(
         self, name: str, max_bytes: int | None, kind: type[Group] = Group
     ) -> Group | None:
-        """Make a group; None if there is one of that name."""
+        """Create a group. Return None if there is already one of that name."""
         self._enter()
         _check_name(name)
         if name in self._groups:
@@ -181,30 +187,30 @@ class SwapStore(Group):
         if self._groups.setdefault(name, made) is not made:
             made.close()
             return None
-        if self._unusable:  # closed meanwhile, perhaps before the group was among its groups
+        if self._unusable:  # the store was closed, perhaps before the group was in `_groups`
             made.close()
             self._refuse()
         return made
 
     def drop_group(self, name: str) -> int:
-        """Close a group: its pages and their memory go. Return the number of pages that it had.
+        """Close a group and free its pages. Return the number of pages that it had.
 
-        Raise BadArgument if there is no group of that name. Views of it that others hold raise
-        ClosedError from then on; `group` makes a new one.
+        Raise BadArgument if there is no group of that name. References and views to the dropped
+        group raise ClosedError from then on; `group` creates a new one.
         """
         self._enter()
         group = self._groups.get(name)
         if group is None:
             raise BadArgument(f"this store has no group {shown(name)}")
         if group._region_status() is not None:  # noqa: SLF001 - a store is made of groups
-            raise BadArgument(f"group {shown(name)} has the pages of a PagedMemory: close that")
+            raise BadArgument(f"group {shown(name)} holds pages of a PagedMemory: close that one")
         pages = len(group)
         group.close()
         return pages
 
     @property
     def groups(self) -> dict[str, Group]:
-        """The groups that were made, by name."""
+        """The groups by name, without the store itself."""
         self._enter()
         return dict(self._groups)
 
@@ -212,10 +218,11 @@ class SwapStore(Group):
         return [self, *self.groups.values()]
 
     def shrink(self) -> int:
-        """Write back cold pages until every limit is kept down to its threshold; how many were.
+        """Write back cold pages until usage is below each threshold. Return the number of pages.
 
-        The shrinker does this when a limit is met; by hand it serves where that is not enabled.
-        Raises BadArgument without a backing file, OSError where it fails.
+        A limit that was not reached stays as it is. The shrinker does this whenever a limit is
+        reached; call it if the shrinker is not enabled. Raise BadArgument if there is no backing
+        file, and OSError if it fails.
         """
         self._enter()
         if self._resources.backing is None:
@@ -224,7 +231,7 @@ class SwapStore(Group):
         done = 0
         for group in self._all_groups():
             limit = group.max_bytes
-            if limit is not None and group._storer.is_full():  # noqa: SLF001 - a store is made of groups
+            if limit is not None and group._storer.is_full():  # noqa: SLF001 - its groups
                 with unless_dropped(group._entries):  # noqa: SLF001
                     done += group._shrink_to(limit * percent // 100)  # noqa: SLF001
         done += self._shrink_pool(percent)
@@ -248,13 +255,13 @@ class SwapStore(Group):
             done += moved
             if not moved and not largest.closed:
                 break
-            # What is freed are objects here and there: only together do their holes make memory to give back.
+            # Writeback frees scattered objects. Compaction turns the holes into whole free spans.
             while pool.held_bytes > limit * percent // 100 and pool.compact():
                 pass
         return done
 
     def _shrink_quietly(self) -> None:
-        """Shrink in the shrinker's thread: what fails is counted, and tried again when it is woken."""
+        """Shrink in the shrinker's thread. Failures are counted; the next wake-up tries again."""
         try:
             self.shrink()
         except (OSError, MemoryError):
@@ -265,12 +272,13 @@ class SwapStore(Group):
             raise
 
     def compact(self) -> int:
-        """Move objects together and give what is free back to the system; how many bytes that were.
+        """Compact the pool and clean the backing file. Return the bytes given back to the system.
 
-        Of memory, and of the backing file, where zones of which less than half lives are written anew. The
-        store does so by itself: when its limit is met and an eighth of the pool is holes; in the
-        shrinker, and when the file has no room. Loads and stores of other threads go on meanwhile.
-        Raises OSError where the file fails: nothing is lost then.
+        Compaction moves objects together. Cleaning rewrites the live bytes of zones that are less
+        than half live. The store does both by itself: it compacts when its limit is reached and
+        more than an eighth of the pool is holes, and it cleans in the shrinker and when the file is
+        full. Other threads load and store meanwhile. Raise OSError if the file fails; no page is
+        lost then.
         """
         self._enter()
         pool = self._resources.pool
@@ -280,22 +288,24 @@ class SwapStore(Group):
         return total + clean(self._resources)
 
     def share(self) -> Share:
-        """Let other processes of the same user read this store; what they need to, which is picklable.
+        """Let other processes of the same user read this store. Return its address, a Share.
 
-            address = str(store.share())            # here
-            view = batchzip.attach(address)         # there: load, load_many, counters
+        A Share can be pickled, or sent as text.
 
-        From the first call on a thread waits for readers, and tables lie in shared memory. Readers
-        cost the owner nothing while they load, and can change nothing.
+            address = str(store.share())            # in the owner
+            view = batchzip.attach(address)         # in the reader: load, load_many, counters
 
-        Raises LimitReached where no thread can be started or descriptors are out, OSError where there is no
-        temporary folder; the store goes on then, and can be shared later.
+        The first call starts a thread that serves readers and moves the tables to shared memory.
+        Loads by readers cost the owner nothing. Readers cannot change anything.
+
+        Raise LimitReached if no thread can be started or descriptors are exhausted, and OSError if
+        there is no temporary folder. The store stays usable then, and can be shared later.
         """
         self._enter()
         last = len(self._servers) - 1
         server = self._servers.get(last)
         if server is None or server.ended:
-            # No lock: a signal handler may share, too. The first server stays.
+            # No lock: a signal handler may call this, too. The first of two servers stays.
             made = ShareServer(self)
             server = self._servers.setdefault(last + 1, made)
             if server is not made:
@@ -307,20 +317,27 @@ class SwapStore(Group):
         return server.share
 
     def status(self) -> dict[str, Any]:
-        """Say how the store stands now, in plain values: what `batchzip top` shows.
+        """Return the current status of the store in plain values: the data of `batchzip top`.
 
-        pid, algorithm, backend, page_size (bytes); max_pool_bytes, accept_threshold_percent, pool_full;
-        pool_total_size, compressed_bytes, table_bytes, pages; backing: where the backing file, which may have
-        no name, can be looked at (/proc/PID/fd/N), what object it is, or None; groups: by name, pages, pool_bytes,
-        max_bytes, page_stores and page_loads (since it was made) of each, and the values of a mapping, with the
-        bytes of those that lie on no pages, and its latencies; regions: by name, the figures of paged memories, and
-        their faults by log2 of the nanoseconds that they took; statistics: the engine's.
+        The keys are:
+
+        * pid, algorithm, backend, page_size (bytes).
+        * max_pool_bytes, accept_threshold_percent, pool_full.
+        * pool_total_size, compressed_bytes, table_bytes, pages.
+        * backing: the path by which the backing file can be opened (/proc/PID/fd/N; it may have no
+          name), a description of the file object, or None.
+        * groups: by name, pages, pool_bytes, max_bytes, page_stores and page_loads (since the group
+          was created) and latencies. For a mapping also values, and value_bytes: the bytes of
+          values that are not on pages.
+        * regions: by name, the figures of paged memories, with the number of faults per log2 of
+          their nanoseconds.
+        * statistics: the engine's.
         """
         self._enter()
         engine, pool, file = self.engine, self._resources.pool, self._resources.backing
         groups = {}
         for group in self._all_groups():
-            figures = group._entries.figures()  # noqa: SLF001 - a store is made of groups
+            figures = group._entries.figures()  # noqa: SLF001 - its groups
             shown = ("pages", "pool_bytes", "page_stores", "page_loads")
             kinds = ("records", "backed_records", "sliced", "large")
             values = sum(figures[kind] for kind in kinds)
@@ -356,9 +373,10 @@ class SwapStore(Group):
         }
 
     def check(self) -> StoreReport:
-        """Read everything that is stored, verify every checksum, and say what is damaged.
+        """Read all stored bytes and verify every checksum. Return which pages are damaged.
 
-        Other threads may go on. Pages are not decompressed: what has its checksum was made by the codec.
+        Other threads may use the store meanwhile. Pages are not decompressed: bytes with the right
+        checksum are what the codec returned.
         """
         self._enter()
         return inspect(
@@ -368,9 +386,9 @@ class SwapStore(Group):
 
     @property
     def counters(self) -> Counters:
-        """The counters of all groups together, as they are now.
+        """The current counters, summed over all groups.
 
-        What happened in groups that were closed since still counts.
+        Events in groups that have been closed still count.
         """
         self._enter()
         backing = self._resources.backing
@@ -387,7 +405,7 @@ class SwapStore(Group):
 
     @property
     def latencies(self) -> dict[str, Latency]:
-        """How long calls took, of all groups that there are: see Group.latencies."""
+        """How long calls took, summed over all open groups: see Group.latencies."""
         self._enter()
         first, *others = [group._latencies() for group in self._all_groups()]  # noqa: SLF001
         return {
@@ -396,11 +414,11 @@ class SwapStore(Group):
         }
 
     def counters_by_group(self) -> dict[str, Counters]:
-        """Return the counters of each group; pages of the store itself are group ""."""
+        """Return the counters of each group by name. The store's own pages are in group ""."""
         self._enter()
         return {
             group.name: Counters(
-                **group._figures(),  # noqa: SLF001 - a store is made of groups
+                **group._figures(),  # noqa: SLF001 - its groups
                 pool_total_size=group._pool_bytes(),  # noqa: SLF001
                 backing_file_size=0,
             )
@@ -409,7 +427,10 @@ class SwapStore(Group):
 
     @property
     def max_pool_bytes(self) -> int | None:
-        """Bytes of memory the pool may hold, or None. Lowered below what it holds, it only refuses."""
+        """Bytes of memory the pool may hold, or None for no limit.
+
+        A limit below what the pool holds frees nothing; the pool rejects pages until it has shrunk.
+        """
         return self._resources.pool.max_bytes
 
     @max_pool_bytes.setter
@@ -419,9 +440,10 @@ class SwapStore(Group):
 
     @property
     def max_backing_bytes(self) -> int | None:
-        """Bytes the backing file may hold, or None. Lowered below what it holds, it only refuses.
+        """Bytes the backing file may hold, or None for no limit.
 
-        Setting it raises BadArgument where there is no backing file.
+        A limit below what the file holds frees nothing; the file rejects pages until it has shrunk.
+        Setting it raises BadArgument if there is no backing file.
         """
         backing = self._resources.backing
         return None if backing is None else backing.max_bytes
@@ -436,7 +458,7 @@ class SwapStore(Group):
 
     @property
     def accept_threshold_percent(self) -> int:
-        """Share of the limit, in percent, below which a pool that was full accepts again."""
+        """Share of the limit, in percent, at which a pool that was full accepts pages again."""
         return self._resources.accept_threshold_percent
 
     @accept_threshold_percent.setter
@@ -445,7 +467,7 @@ class SwapStore(Group):
 
     @property
     def compressed_bytes(self) -> int:
-        """Sum of the lengths of everything in the pool, raw pages included."""
+        """Sum of the lengths of all objects in the pool, raw pages included."""
         return self._resources.pool.stored_bytes
 
     @property
@@ -455,13 +477,13 @@ class SwapStore(Group):
         return own + self._resources.pool.table_bytes
 
     def classes(self) -> list[ClassUse]:
-        """List the pool's size classes and what they hold."""
+        """Return the pool's size classes and what they hold."""
         return self._resources.pool.classes()
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where an invariant does not hold.
+        """Raise AssertionError if an invariant does not hold.
 
-        No other thread may be changing anything; the shrinker is waited for.
+        No other thread may change the store meanwhile. The call waits for the shrinker.
         """
         self._enter()
         with self._shrinker.pause:
@@ -480,9 +502,7 @@ class SwapStore(Group):
 
 def _check_name(name: str) -> None:
     if not isinstance(name, str) or not name:
-        raise BadArgument(
-            f"the name of a group is a text of at least one character, not {shown(name)}"
-        )
+        raise BadArgument(f"the name of a group must be a non-empty string, not {shown(name)}")
 
 
 def _as_percent(value: object) -> int:

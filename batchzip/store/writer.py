@@ -1,12 +1,12 @@
-"""Writer: what makes folios ready with one engine, here or with the engine's lanes.
+"""Writer: compresses folios with one engine, in the calling thread or with the engine's lanes.
 
     pages ─▶ Folio ─▶ compressed in the calling thread, in one call     (no lanes, or a single page)
-                  └─▶ batches of at most `max_batch` ─▶ engine ─▶ taken back into the folio
+                  └─▶ batches of at most `max_batch` ─▶ engine ─▶ outputs returned to the folio
 
-Descriptors and folios are used again: their memory is touched once, and stays in the cache from call to
-call. Each thread that stores takes one from a free list.
+Descriptors and folios are reused, so their memory is faulted in once and stays in the cache. Each
+thread that stores takes one from a free list.
 
-A writer is of one engine; a store that is given another engine makes another writer.
+A writer belongs to one engine. A store that gets a new engine creates a new writer.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from batchzip.engine import Engine
 
 _CACHE_LINE = 64
-"""Keeps rows from starting a power of two apart, where all would fall in the same set of the cache."""
+"""Extra bytes per row. Rows a power of two apart would all share the same set of the cache."""
 
 _MOST_KEPT = 4
-"""Folios and descriptors that are kept: as many as threads that store at the same moment."""
+"""Folios and descriptors kept for reuse: one per thread that stores at the same time."""
 
 
 class Writer:
-    """Makes folios ready with one engine, whose codec has `number`. Thread-safe."""
+    """Compresses folios with one engine, whose codec has `number`. Thread-safe."""
 
     def __init__(
         self,
@@ -58,13 +58,13 @@ class Writer:
         self._descriptors: list[FolioBatch] = []
 
     def prepare(self, pages: Bytes | list[Flat], *, to_file: bool = False) -> tuple[Folio, int]:
-        """Make a folio of pages ready to be published. Return it, and how many of its pages failed.
+        """Compress pages. Return a folio ready to be published, and how many of its pages failed.
 
-        What goes `to_file` does not fail: a page that cannot be compressed is kept as it is. Give the
-        folio back with `give_back`. Raise MemoryError, or whatever the engine raises.
+        With `to_file` no page fails: pages that cannot be compressed are kept raw. The caller
+        returns the folio with `give_back`. Raise MemoryError, or any error of the engine.
         """
         try:
-            folio = self._folios.pop()  # one step
+            folio = self._folios.pop()  # one step: thread-safe without a lock
         except IndexError:
             folio = Folio(self.engine.page_size)
         try:
@@ -79,12 +79,12 @@ class Writer:
             else:
                 failed = self._use_lanes(folio, keep_poor=poor, keep_failed=to_file)
         except BaseException:
-            folio.clear()  # it and what it was lent to keep each other, and the pages
+            folio.clear()  # it and its batches refer to each other, and to the pages
             raise
         return folio, failed
 
     def give_back(self, folio: Folio) -> None:
-        """Take back a folio that was published, or is given up."""
+        """Keep a folio for reuse, after it was published or rejected."""
         small = len(folio) <= self._max_batch and not self._closed
         for batch in folio.clear():
             batch.forget()
@@ -94,7 +94,7 @@ class Writer:
             self._folios.append(folio)
 
     def close(self) -> None:
-        """Keep nothing any more: descriptors have memory in the engine's arena."""
+        """Drop all folios and descriptors: the latter have memory in the engine's arena."""
         self._closed = True
         self._folios.clear()
         self._descriptors.clear()
@@ -122,8 +122,8 @@ class Writer:
         return failed
 
     def _new_descriptor(self) -> FolioBatch:
-        # In the arena, so that workers have outputs where they are; not where outputs are verified, as
-        # no worker may change them afterwards. Where that gives nothing, outputs are copied.
+        # In the arena, so that workers write outputs to their place. Not if outputs are verified:
+        # no worker may change them afterwards. Without an arena, outputs are copied.
         engine, rows = self.engine, None
         shape = self._max_batch, engine.page_size + _CACHE_LINE
         if not engine.codec.plan().verify:
@@ -133,7 +133,7 @@ class Writer:
 
 
 class FolioBatch(Batch):
-    """Pages of a folio that an engine's lanes compress; `rows` (n, width) have their outputs."""
+    """Pages of a folio that an engine's lanes compress. Outputs go to `rows` (n, width)."""
 
     __slots__ = ("_folio", "_full", "_pages", "_rows")
 
@@ -147,7 +147,7 @@ class FolioBatch(Batch):
         self.pointers.set_outputs(rows, self.capacity, self.capacity)
 
     def take(self, folio: Folio, first: int) -> list[int]:
-        """Take the next pages of a folio that are to be compressed. Return their numbers."""
+        """Take the next pages of a folio to compress, from `first` on. Return their numbers."""
         self._folio = folio
         self._pages = pages = folio.lend(first, len(self._rows), self.pointers)
         self._count = len(pages)
@@ -155,7 +155,7 @@ class FolioBatch(Batch):
         return pages
 
     def forget(self) -> None:
-        """Let go of the folio."""
+        """Drop the references to the folio and its pages."""
         del self._folio, self._pages
         self.pointers.drop_inputs()
 
@@ -165,7 +165,10 @@ class FolioBatch(Batch):
 
 
 def failures(folio: Folio) -> tuple[list[int], int, int]:
-    """Return a folio's errors by page, how many pages did not shrink, and how many failed otherwise."""
+    """Return a folio's errors by page, and two numbers of pages.
+
+    They are the pages that did not shrink, and those that failed for another reason.
+    """
     errors = folio.errors()
     poor = sum(code == -errno.ENOSPC for code in errors)
     return errors, poor, sum(code != 0 for code in errors) - poor

@@ -1,10 +1,10 @@
-"""What the operating system and the interpreter provide, and how this process uses it.
+"""Interfaces to the operating system and the interpreter.
 
 cpus.py, control_groups.py   CPUs and control groups of this process
-limits.py        errors that name the system's limit that was reached; threads that may not start
+limits.py        errors that name the system limit that was reached; starts threads
 descriptors.py   file descriptors above the standard streams
-lifetime.py      open, closed, or inherited by a forked child
+lifetime.py      objects that are open, closed, or inherited by a forked child
 segment.py       shared memory that cannot leak, shrink or fault
 arena.py         arrays in shared memory that worker processes see
-interpreter.py   how to start another Python
+interpreter.py   the command that starts another Python
 """

@@ -1,9 +1,9 @@
-"""The control groups that this process is in, of both versions.
+"""The control groups of this process, in versions 1 and 2.
 
     /proc/self/cgroup     the process's group, by hierarchy    0::/a/b  or  4:cpu,cpuacct:/a/b
-    /proc/self/mountinfo  where a hierarchy is mounted, and which group that shows at its top
+    /proc/self/mountinfo  where a hierarchy is mounted, and which group is at the mount's top
 
-What limits a group limits those below it, too.
+The limit of a group also applies to the groups below it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def own_groups(root: Path, controller: str) -> Iterator[Path]:
-    """Yield the folder of each control group that the process is in by `controller`, and of those above it.
+    """Yield the folders of the process's control group for `controller` and of the groups above it.
 
-    `root` is the folder under which `proc` and the control groups are looked for. Raise OSError, ValueError or
-    IndexError where /proc is not mounted, or unlike any known one.
+    `root` is the folder in which to find `proc` and the control groups. Raise OSError, ValueError
+    or IndexError if /proc is not mounted, or its files have an unknown format.
     """
     groups = dict(_memberships(root))
     for line in (root / "proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
@@ -35,7 +35,7 @@ def own_groups(root: Path, controller: str) -> Iterator[Path]:
         if group is None:
             continue
         top = root / mounted_at.lstrip("/")
-        # Of a group outside what the mount shows, only the mount's top is known to be above it.
+        # If the mount does not show the group, only the mount's top is known to be above it.
         below = PurePosixPath(group)
         inside = below.relative_to(shown) if below.is_relative_to(shown) else PurePosixPath()
         folder = top / inside
@@ -43,7 +43,7 @@ def own_groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _memberships(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield controller ("" for version 2) and group for each hierarchy the process is in."""
+    """Yield controller ("" for version 2) and group for each hierarchy of the process."""
     for line in (root / "proc/self/cgroup").read_text("utf-8", "replace").splitlines():
         _, controllers, group = line.split(":", 2)
         for controller in controllers.split(","):
@@ -51,9 +51,9 @@ def _memberships(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def words(path: Path) -> list[bytes]:
-    """Return the words of a file of a control group; none where it has no such file."""
+    """Return the words of a control group's file; none if there is no such file."""
     try:
-        # Bytes: a process that changed its root or user may find no decoder of ASCII any more.
+        # Bytes: after a change of root or user, Python may not be able to import a decoder.
         return path.read_bytes().split()
-    except OSError:  # the root group has no such file, nor has one without the controller
+    except OSError:  # the root group, and groups without the controller, have no such file
         return []

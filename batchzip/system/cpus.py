@@ -1,9 +1,8 @@
-"""The CPUs that this process may use, and how many lanes that makes by default.
+"""The number of CPUs that this process may use, and the default number of lanes.
 
-Two things limit them: the affinity mask, and the quota of each control group from the process's own up
-to the topmost one that can be seen. A quota is CPU time per period: half a CPU more counts as one.
-
-Where the groups are found is control_groups.py's.
+Two things limit the CPUs: the affinity mask, and the quotas of the process's control group and all
+visible groups above it (control_groups.py). A quota is CPU time per period, rounded up to whole
+CPUs.
 """
 
 from __future__ import annotations
@@ -14,34 +13,34 @@ from pathlib import Path
 from batchzip.system.control_groups import own_groups, words
 
 MOST_LANES = 15
-"""Lanes besides the caller that an engine has at most unless more are asked for."""
+"""Upper limit of the default number of lanes, besides the caller."""
 
 MOST_WORKERS = 1024
-"""Lanes that can be asked for: more than there are CPUs in any machine that is to be had."""
+"""Upper limit of `workers=`: more than any machine has CPUs."""
 
 
 def usable_cpus() -> int:
-    """Return how many CPUs this process may use: at least 1."""
+    """Return how many CPUs this process may use, at least 1."""
     try:
         count = len(os.sched_getaffinity(0))
-    except OSError:  # a filter of system calls has none of it
+    except OSError:  # a filter of system calls refuses it
         count = os.cpu_count() or 1
     try:
         quota = cpu_quota()
-    except (OSError, ValueError, IndexError):  # /proc is not mounted, or unlike any known one
+    except (OSError, ValueError, IndexError):  # /proc is not mounted, or has an unknown format
         return count
     return count if quota is None else max(1, min(count, quota))
 
 
 def default_lanes() -> int:
-    """Return how many lanes an engine has besides the caller unless told: 1 to MOST_LANES."""
+    """Return the default number of lanes besides the caller, 1 to MOST_LANES."""
     return min(max(1, usable_cpus() - 1), MOST_LANES)
 
 
 def cpu_quota(root: Path = Path("/")) -> int | None:
     """Return how many CPUs the control groups allow, rounded up; None if no group has a quota.
 
-    `root` is the folder under which `proc` and the control groups are looked for.
+    `root` is the folder in which to find `proc` and the control groups.
     """
     quotas = [
         quota
@@ -64,5 +63,5 @@ def _quota_v1(folder: Path) -> int | None:
 
 
 def _as_cpus(quota: bytes, period: bytes) -> int | None:
-    """Divide, rounded up; None where there is no limit, which version 1 writes as −1."""
+    """Return quota / period, rounded up. Return None for no limit, which version 1 writes as −1."""
     return -(-int(quota) // int(period)) if int(quota) > 0 and int(period) > 0 else None

@@ -1,7 +1,7 @@
-"""Descriptors of ours are never 0, 1 or 2.
+"""Keeps batchzip's descriptors above 2, the numbers of the standard streams.
 
-A program that closed its standard streams, as daemons do, gets these numbers for whatever is opened next.
-What somebody then writes to stdout or stderr would land there: in a page, in a table, in a socket.
+A program that closed its standard streams, as daemons do, gets these numbers for the next files
+that it opens. Output to stdout or stderr would then be written to a page, a table or a socket.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ _F_SEAL_FUTURE_WRITE = 0x10
 
 
 class _Plugs:
-    """What leads from closed standard descriptors to /dev/null while somebody needs it."""
+    """Opens closed standard descriptors on /dev/null while there are users."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may come here again
+        self._lock = threading.RLock()  # a signal handler may call this class again
         self._users = 0
         self._turns = 0
-        """How often there was a first user."""
+        """Number of times that there was a first user."""
         self._fds: list[int] = []
 
     def take(self) -> bool:
-        """Open what is closed, for a user more; False where nothing is, and nobody needs to know.
+        """Add a user, and open the closed descriptors. Return whether `leave` must be called.
 
-        Takes no lock then: a signal handler may wait for a thread that comes here.
+        Return False if no descriptor is closed and there is no user. No lock is taken then, because
+        a signal handler may wait for a thread that calls this.
         """
         turns = self._turns
         if all(map(_is_open, _STANDARD)) and not self._users and self._turns == turns:
@@ -55,7 +56,7 @@ class _Plugs:
             return True
 
     def leave(self) -> None:
-        """Close them with the last user."""
+        """Remove a user. The last one closes the descriptors."""
         with self._lock:
             self._users -= 1
             while self._fds and not self._users:
@@ -67,12 +68,13 @@ _plugs = _Plugs()
 
 @contextmanager
 def above_standard() -> Iterator[None]:
-    """See that descriptors made meanwhile are above 2.
+    """Make descriptors that are opened in this context get numbers above 2.
 
-    Those of 0, 1 and 2 that are closed lead nowhere meanwhile, and are closed again afterwards.
-    `mmap` keeps a duplicate that it makes itself, at the lowest free number: nobody can move that one.
+    If 0, 1 or 2 are closed, they are opened on /dev/null meanwhile, and closed again afterwards.
+    This is the only way for `mmap`, which keeps its own duplicate at the lowest free number.
 
-    Raises LimitReached, which names the limit, where the system gives no more of what is asked for meanwhile.
+    Raise LimitReached, which names the limit, if the code in the context raises an OSError because
+    of one.
     """
     plugs = _plugs
     taken = False
@@ -90,9 +92,9 @@ def above_standard() -> Iterator[None]:
 
 
 def open_nowhere() -> int:
-    """Open /dev/null, or an empty file without a name where there is no /dev, as after chroot.
+    """Open /dev/null, or an empty memfd if there is no /dev, as after chroot.
 
-    Raises OSError where there is neither.
+    Raise OSError if neither is possible.
     """
     with suppress(FileNotFoundError, PermissionError):
         return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -100,15 +102,16 @@ def open_nowhere() -> int:
 
 
 def seal_writing(fd: int) -> None:
-    """See that memory can be written by the mappings only that it has now; nothing before Linux 5.1."""
+    """Allow only the existing mappings of a memfd to write to it. Do nothing before Linux 5.1."""
     with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
 
 
 def moved_above_standard(fd: int) -> int:
-    """Move a descriptor that a call has made for which one waits; its number from now on.
+    """Move a descriptor above 2, and return its new number.
 
-    Raises LimitReached; the descriptor is as it was then.
+    It is for descriptors from calls that may block, which should not run within `above_standard`.
+    Raise LimitReached if there is no free number. The descriptor stays open then.
     """
     if fd not in _STANDARD:
         return fd
@@ -129,8 +132,8 @@ def _is_open(fd: int) -> bool:
 
 
 def _forget() -> None:
-    """Take a new lock in a forked child, as another thread may have held it. Plugs stay open."""
-    global _plugs  # noqa: PLW0603 - whoever is inside in this thread has the old ones
+    """Use a new lock in a forked child: another thread may have held the old. Plugs stay open."""
+    global _plugs  # noqa: PLW0603 - callers within `above_standard` keep the old object
     _plugs = _Plugs()
 
 
@@ -138,9 +141,9 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def open_to_read(fd: int) -> int:
-    """Open what a descriptor refers to once more, so that who is given it cannot write.
+    """Open the file of a descriptor again, read-only, to be sent to other processes.
 
-    Raise OSError, or BatchzipError where it is another user's by now.
+    Raise OSError, or BatchzipError if the process has changed its user since it opened the file.
     """
     try:
         with above_standard():
@@ -149,6 +152,6 @@ def open_to_read(fd: int) -> int:
         if os.fstat(fd).st_uid == os.geteuid():
             raise
         raise BatchzipError(
-            "the store's memory is of the user that its process was when it made the store, and "
-            "changed since: make the store afterwards"
+            "the store's memory belongs to the user that its process had when it created the store: "
+            "create the store after changing the user"
         ) from None

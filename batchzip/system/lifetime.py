@@ -1,11 +1,11 @@
-"""Closing and Owned: what long-lived objects share: open, closed, or in the wrong process.
+"""Closing and Owned: the life cycle of long-lived objects: open, closed, or in the wrong process.
 
-An engine, a pool and a store belong to the process that made them. In a forked child their
-locks may be held by threads that do not exist there, and their workers are the parent's children;
-so a child's use of one is refused at once, and closing it there touches nothing of the parent's.
+An engine, a pool and a store belong to the process that created them. In a forked child, threads
+that do not exist there may hold their locks, and their workers are the parent's children. So every
+use in a child raises at once, and closing the object there affects nothing of the parent's.
 
-The check on the hot path is one attribute: `_unusable` is None while all is well, else the exception
-class and text to raise. Close and fork set it; nobody compares pids.
+The check on the hot path is one attribute: `_unusable` is None for a usable object. Otherwise it
+has the exception class and text to raise. Close and fork set it, so that no call compares PIDs.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _alive: weakref.WeakSet[Owned] = weakref.WeakSet()
 
 
 class Closing:
-    """A context manager that ends with `close()`; everything that holds something is one."""
+    """A context manager that calls `close()`. Every class that holds resources is one."""
 
     _instead: ClassVar[str] = ""
-    """What to do instead of pickling it, after a colon."""
+    """End of the error message for pickling, after a colon: what to do instead."""
 
     def close(self) -> None:
-        """Release everything; further calls do nothing."""
+        """Release everything. Idempotent."""
         raise NotImplementedError
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"this {type(self).__name__} holds what only its process has: "
+            f"this {type(self).__name__} is bound to its process: "
             f"it cannot be pickled or copied{self._instead}"
         )
 
@@ -61,17 +61,17 @@ class Owned(Closing):
 
     @property
     def closed(self) -> bool:
-        """Whether this object cannot be used any more, here."""
+        """Whether this object can no longer be used in this process."""
         return self._unusable is not None
 
     def _refuse(self) -> None:
-        """Raise the reason this object cannot be used; call it when `_unusable` is set."""
+        """Raise the reason why this object cannot be used, if there is one."""
         if self._unusable is not None:
             kind, text = self._unusable
             raise kind(text)
 
     def close(self) -> None:
-        """Release everything; further calls do nothing, or go on where an interrupt cut one short."""
+        """Release everything. Idempotent: a call completes one that was interrupted."""
         if self._unusable is None:
             self._unusable = (ClosedError, f"this {type(self).__name__} is closed")
         elif self._released or self._unusable[0] is not ClosedError:
@@ -80,7 +80,10 @@ class Owned(Closing):
         self._released = True
 
     def _close(self) -> None:
-        """Release what the subclass holds; called again if it did not return, in the owning process only."""
+        """Release the resources of the subclass. Called only in the owner.
+
+        Called again if an earlier call did not return.
+        """
 
     def __enter__(self) -> Self:
         self._refuse()
@@ -92,7 +95,10 @@ def _refuse_in_child() -> None:
         if owned._unusable is None:  # noqa: SLF001 - this module's own class
             owned._unusable = (  # noqa: SLF001
                 ForkedProcess,
-                f"this {type(owned).__name__} belongs to process {os.getppid()}, which forked this one: make a new one here",
+                (
+                    f"this {type(owned).__name__} belongs to process {os.getppid()}, "
+                    "which forked this one: create a new one here"
+                ),
             )
 
 

@@ -1,7 +1,7 @@
-"""Limits of the system, as users meet them: errors that name the limit, and threads that may not start.
+"""System limits: errors that name the limit that was reached, and threads that may fail to start.
 
-What fails for want of something says "Too many open files" or "can't start new thread". Neither tells how many
-there may be, nor which command shows it. What is raised here does.
+The system's errors only say "Too many open files" or "can't start new thread". The errors of this
+module add the limit's value and the command that shows it.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _OF_PROCESS = {
     errno.ENOMEM: [_ADDRESSES],
     errno.EAGAIN: [("RLIMIT_NPROC", "processes and threads of its user", "ulimit -u"), _ADDRESSES],
 }
-"""By errno, limits of a process: what they count, and the shell's word for them."""
+"""Limits of a process by errno: their names, what they limit, and the shell's command for them."""
 
 _LOOK_S = 0.05
-"""Seconds between two looks at whether a thread that does not begin has ended."""
+"""Seconds between two checks whether a thread has ended before it began to run."""
 
 _OF_SYSTEM = {
-    errno.ENFILE: "the system has as many open files as it may (fs.file-max)",
+    errno.ENFILE: "the system has reached its limit of open files (fs.file-max)",
     errno.ENOMEM: "the machine or the control group has no memory left",
-    errno.EAGAIN: "the control group has as many threads as it may (pids.max)",
-    errno.ENOSPC: "there is no room left on the device, or no memory for shared memory",
-    errno.EDQUOT: "the user's quota is used up",
+    errno.EAGAIN: "the control group has reached its limit of threads (pids.max)",
+    errno.ENOSPC: "there is no space left on the device, or no memory for shared memory",
+    errno.EDQUOT: "the user's quota is exhausted",
 }
-"""By errno, what else it may be."""
+"""Limits outside the process by errno."""
 
 
 def named(error: OSError, what: str = "") -> OSError:
-    """Return a LimitReached that names the limit behind an error; the error itself if it is another one.
+    """Return a LimitReached that names the limit behind an error. Return any other error unchanged.
 
     `what` says what is unavailable.
     """
@@ -61,8 +61,8 @@ def named(error: OSError, what: str = "") -> OSError:
 
 
 def _of_process(limit: str, what: str, command: str) -> str:
-    """Say how much this process may have of something; nothing where there is no limit."""
-    import resource  # noqa: PLC0415 - for errors alone
+    """Return a text that names a limit of this process, or "" if there is none."""
+    import resource  # noqa: PLC0415 - only errors need it
 
     most = resource.getrlimit(getattr(resource, limit))[0]
     if most == resource.RLIM_INFINITY:
@@ -71,20 +71,21 @@ def _of_process(limit: str, what: str, command: str) -> str:
 
 
 def start_thread(target: Callable[..., object], *arguments: object, name: str) -> None:
-    """Start a daemon thread. Raise LimitReached where the system gives none."""
+    """Start a daemon thread. Raise LimitReached if the system refuses it."""
     begin(threading.Thread(target=target, args=arguments, name=name, daemon=True))
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory was out, which Python tells of its locks by RuntimeError."""
+    """Return whether memory was exhausted. For its locks, Python raises a RuntimeError then."""
     return isinstance(error, MemoryError) or "can't allocate lock" in str(error)
 
 
 class _Started(threading.Event):
-    """What Thread.start() waits for; where the thread ends before it runs, it raises MemoryError.
+    """The event that Thread.start() waits for. `wait` raises MemoryError if the thread ended early.
 
-    A thread that has no memory for its first Python call ends without a word, and Python's own event is never
-    set (gh-140746). The thread alone keeps the function that it begins with, which tells when it has ended.
+    A thread without memory for its first Python call ends silently, and Python's own event is never
+    set (gh-140746). Only the thread refers to its first function. So a weak reference to that
+    function shows when the thread has ended.
     """
 
     def __init__(self, thread: threading.Thread) -> None:
@@ -102,17 +103,17 @@ class _Started(threading.Event):
         while not super().wait(_LOOK_S):
             if self._function() is None and not self.is_set():
                 threading._limbo.pop(thread, None)  # type: ignore[attr-defined] # noqa: SLF001 - as start() does
-                raise MemoryError("it ended for want of memory")
+                raise MemoryError("it ended because there was no memory")
         return True
 
 
 def begin(thread: threading.Thread) -> None:
-    """Start a thread that was made. Raise LimitReached where the system gives none."""
+    """Start a thread. Raise LimitReached if the system refuses it."""
     try:
         _Started(thread)
         thread.start()
     except (RuntimeError, MemoryError) as error:
         vars(thread).pop("_bootstrap", None)
-        # Python keeps the number that pthread_create(3) gave to itself: there is one for all of these.
+        # Python hides the errno of pthread_create(3), which is EAGAIN for all these limits.
         refused = OSError(errno.EAGAIN, "")
         raise named(refused, f"no thread can be started ({error or 'no memory'})") from error

@@ -1,4 +1,4 @@
-"""What a backend's author, and this project itself, tests with; it needs pytest (extra `test`).
+"""Test tools for authors of backends, and for batchzip itself. They need pytest (extra `test`).
 
     from batchzip.testing import BackendContract
 
@@ -7,15 +7,15 @@
         def make_backend(cls) -> MyBackend:
             return MyBackend()
 
-`BackendContract` is every promise of a backend as a test. `LeakCheck` notices what a piece of code
-leaves behind: child processes, descriptors, threads, shared memory.
+`BackendContract` tests every promise of a backend. `LeakCheck` detects what a piece of code leaves
+behind: child processes, descriptors, threads, shared memory.
 """
 
 from __future__ import annotations
 
 import pytest
 
-# Before the modules are imported: a contract that fails shows what was compared.
+# Before the modules are imported, so that failed assertions show the compared values.
 pytest.register_assert_rewrite(
     "batchzip.testing.contract",
     "batchzip.testing.engine_contract",

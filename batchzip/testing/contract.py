@@ -1,21 +1,20 @@
-"""The contract suite: every promise of a backend, as a test.
+"""The contract suite: one test for each promise of a backend.
 
-What the author of a backend does, in a test module of theirs:
+The author of a backend writes in a test module:
 
     class TestMyBackend(BackendContract):
         @classmethod
         def make_backend(cls) -> Backend:
             return MyBackend(lanes=2)
 
-and runs pytest. Each test's name is the promise it checks. All of them run for every
-algorithm that can be used, so a codec is tested on the backend too, and for one with a dictionary and a
-filter; `codecs` says which.
-Nothing is mocked: batches are real, threads and forks too. One engine per algorithm serves the tests
-that leave it as it was; those that close or fork make their own.
+and runs pytest. Each test's name is the promise that it checks. All tests run for every available
+algorithm, and for a codec with a dictionary and a filter; `codecs` lists them. So a codec is tested
+on the backend, too. Nothing is mocked: batches, threads and forks are real. Tests that do not
+change the engine share one per algorithm. Those that close or fork it create their own.
 
-The module with the class must be importable by its name, as pytest's default import mode makes it:
-what happens in forked children and at interpreter exit is tested in a fresh interpreter. What must
-hold is measured against the codec called by hand, page by page (`Plain`).
+The module with the class must be importable by its name, as in pytest's default import mode,
+because forked children and the interpreter's exit are tested in a new interpreter. Results are
+compared with those of the codec called directly, page by page (`Plain`).
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
 
 
 class BackendContract(RequestContract, EngineContract):
-    """Every promise of a backend; a subclass, called Test…, says how the backend is made.
+    """Every promise of a backend. A subclass, called Test…, creates the backend.
 
     Examples:
         >>> from batchzip.testing import BackendContract
@@ -72,20 +71,20 @@ class BackendContract(RequestContract, EngineContract):
     """
 
     places: ClassVar = [0, 1, 149, 150, 298, 299]
-    """Where bad pages lie in a batch of 300: at the first, middle and last places."""
+    """Indices of bad pages in a batch of 300: at the beginning, in the middle and at the end."""
 
     codecs: ClassVar[Sequence[str | Callable[[], Codec]]] = [*algorithms(), make_layered_codec]
-    """What the tests run with: names of algorithms, or functions that make a codec. A subclass that
-    has fewer saves time; one that is about a codec has that one."""
+    """Codecs that the tests run with: names of algorithms, or functions that return a codec. A subclass
+    with fewer codecs runs faster. The author of a codec lists that codec."""
 
     @classmethod
     def make_backend(cls) -> Backend:
-        """Make a backend that no engine has opened; called for each engine."""
-        raise NotImplementedError("the subclass says how its backend is made")
+        """Return a new backend, for each engine."""
+        raise NotImplementedError("the subclass must return its backend from make_backend")
 
     @classmethod
     def make_engine(cls, algorithm: str | Codec = "lz4", page_size: int = PAGE) -> Engine:
-        """Make an engine whose backend is ready for work."""
+        """Return an engine whose backend is ready."""
         engine = Engine(algorithm, backend=cls.make_backend(), page_size=page_size)
         engine.wait_ready(SLACK_S)
         return engine
@@ -101,7 +100,7 @@ class BackendContract(RequestContract, EngineContract):
     @pytest.fixture(scope="class")
     @classmethod
     def engine(cls, request: pytest.FixtureRequest) -> Iterator[Engine]:
-        """One engine per algorithm, for all the tests that leave it as it was."""
+        """Yield one engine per algorithm, for all tests that do not change it."""
         codec = request.param() if callable(request.param) else request.param
         with LeakCheck(), cls.make_engine(codec) as engine:
             engine.submit(CompressBatch(make_pages(2))).wait()  # what starts with the first request
@@ -428,4 +427,4 @@ for leave in (os._exit, sys.exit):
 requests = [engine.submit(CompressBatch(make_pages(300))) for _ in range(5)]
 print(*pids)
 """
-"""A program that forks twice, and ends with its engine open and requests in flight."""
+"""A program that forks twice, and ends with its engine open and requests in progress."""

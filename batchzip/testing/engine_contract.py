@@ -1,4 +1,4 @@
-"""The part of the contract that is about what an engine offers besides batches: memory, verify, statistics."""
+"""The contract of an engine's other features: arenas, verify, statistics."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def _filled(engine: Engine, pages: Bytes) -> Bytes:
 
 
 def _grown(before: OperationStatistics, after: OperationStatistics) -> tuple[int, ...]:
-    """How many batches, pages, bytes in and bytes out were done in between."""
+    """Return how many batches, pages, bytes in and bytes out were done in between."""
     names = ("batches", "pages", "bytes_in", "bytes_out")
     return tuple(getattr(after, name) - getattr(before, name) for name in names)
 
 
 class EngineContract:
-    """Promises about arenas, verify and statistics; `engine` is the fixture of BackendContract."""
+    """Promises about arenas, verify and statistics. BackendContract has the fixture `engine`."""
 
     @classmethod
     @abstractmethod
     def make_backend(cls) -> Backend:
-        """Make a backend that no engine has opened."""
+        """Return a new backend, for each engine."""
 
     # Arena
 

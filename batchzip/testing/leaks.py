@@ -1,14 +1,14 @@
-"""LeakCheck: what a piece of code leaves behind, found in /proc.
+"""LeakCheck: finds what a piece of code leaves behind, by reading /proc.
 
     with LeakCheck():
         ...                 an AssertionError names each child process, descriptor, thread and
-                            shared segment that is there afterwards and was not before
+                            shared segment that exists afterwards and did not before
 
-Two snapshots are compared. Only where they differ is there a garbage collection and a wait for
-what is about to end: a check that finds nothing costs about a millisecond.
+It compares two snapshots. Only if they differ does it collect garbage and wait for things that are
+ending. A check that finds nothing costs about a millisecond.
 
-Not noticed: a grandchild whose parent has exited (it is init's child then), and a second mapping of
-a segment that was mapped before.
+Not detected: a grandchild whose parent has exited, because it is init's child then, and a second
+mapping of a segment that was mapped before.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 GRACE_S = 3.0
-"""Seconds that what is ending has to end: a worker that was told to stop takes some milliseconds."""
+"""Seconds to wait for things that are ending: a worker takes some milliseconds to stop."""
 
 _TRACKERS = re.compile(
     rb"(loky\.backend|multiprocessing)\.(resource|semaphore)_tracker import main"
 )
-"""Command lines of helpers that live as long as the process: they are started once, for good."""
+"""Command lines of helper processes that are started once and live as long as this process."""
 
 _SEGMENT = re.compile(r"^\S+ \S+ \S+ (\S+) (\d+)\s+(/memfd:batchzip.*|/dev/shm/.*)$", re.MULTILINE)
 """Device, inode and name of a shared mapping in /proc/self/maps."""
 
 
 class LeakCheck:
-    """Fails with an AssertionError naming each thing left behind by the code inside it.
+    """Raises an AssertionError that names each thing left behind by the code in its context.
 
-    An exception of that code is never hidden: leftovers are then not looked for. In a pytest
-    fixture, `with LeakCheck(): yield` checks the test and every fixture set up after this one.
-    Call `start_resource_trackers()` first, or the pipes to them count as left behind. What `ignore`, a
-    regular expression, finds in the description of a thing is allowed to it.
+    If that code raises, its exception is raised, and nothing is checked. In a pytest fixture,
+    `with LeakCheck(): yield` checks the test and every fixture set up after this one. Call
+    `start_resource_trackers()` first, or the pipes to the trackers count as left behind. A thing is
+    ignored if the regular expression `ignore` is found in its description.
 
     Examples:
         >>> import os
@@ -78,7 +78,7 @@ class LeakCheck:
             raise AssertionError("left behind:\n" + "\n".join(f"  {what}" for what in left))
 
     def leftovers(self) -> list[str]:
-        """Describe what is there now and was not before, after up to `grace_s` seconds."""
+        """Return descriptions of new things that still exist after up to `grace_s` seconds."""
         left = self._new()
         if left:
             gc.collect()
@@ -96,9 +96,9 @@ class LeakCheck:
 
 
 def start_resource_trackers() -> None:
-    """Start the helper process of multiprocessing now, so that no check sees it come.
+    """Start multiprocessing's resource tracker now, so that no check counts it as left behind.
 
-    No backend of batchzip's needs it, but programs around it may.
+    No backend of batchzip needs it, but other code may.
 
     Examples:
         >>> from batchzip.testing import LeakCheck, start_resource_trackers
@@ -106,13 +106,13 @@ def start_resource_trackers() -> None:
         >>> with LeakCheck():
         ...     pass
     """
-    from multiprocessing import resource_tracker  # noqa: PLC0415 - only who asks for it pays
+    from multiprocessing import resource_tracker  # noqa: PLC0415 - rarely needed
 
     resource_tracker.ensure_running()
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process and it has not ended; a zombie has."""
+    """Return whether the process exists and has not ended. A zombie has ended."""
     try:
         return _stat(pid)[2] != "Z"
     except OSError:
@@ -120,14 +120,14 @@ def is_alive(pid: int) -> bool:
 
 
 def _snapshot() -> dict[object, str]:
-    """Describe what there is, by keys that nothing else will ever have."""
+    """Return descriptions of all things, by keys that are never reused."""
     return {**_descriptors(), **_threads(), **_segments(), **_children(os.getpid())}
 
 
 def _descriptors() -> dict[object, str]:
     found: dict[object, str] = {}
     for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a third of the time, for every test
-        with contextlib.suppress(OSError):  # the one that listed them
+        with contextlib.suppress(OSError):  # the descriptor of listdir itself is closed
             target = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - as below
             found["fd", fd, target] = f"descriptor {fd}: {target}"
     return found
@@ -154,7 +154,7 @@ def _segments() -> dict[object, str]:
 def _children(parent: int) -> dict[object, str]:
     found: dict[object, str] = {}
     for pid in _child_pids(parent):
-        with contextlib.suppress(OSError):  # gone meanwhile
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             if _TRACKERS.search(command):
                 continue
@@ -166,7 +166,7 @@ def _children(parent: int) -> dict[object, str]:
 
 
 def _child_pids(parent: int) -> list[int]:
-    """Children of every thread of `parent`, zombies included."""
+    """Return the children of every thread of `parent`, zombies included."""
     tasks = Path(f"/proc/{parent}/task")
     try:
         lists = [(task / "children").read_text("ascii") for task in tasks.iterdir()]
@@ -187,7 +187,7 @@ def _parent_of(pid: int) -> int:
 
 
 def _stat(pid: int) -> tuple[int, str, str, int, int]:
-    """Pid, name, state, parent and start time of a process: see proc_pid_stat(5)."""
+    """Return PID, name, state, parent and start time of a process: see proc_pid_stat(5)."""
     head, _, tail = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
     fields = tail.split()
     return pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[19])

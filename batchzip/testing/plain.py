@@ -1,4 +1,4 @@
-"""What a backend must agree with: the codec called by hand, page by page; and pages to try."""
+"""The reference for every backend: the codec called directly, page by page. Also test pages."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 SLACK_S = 60.0
-"""Seconds after which a test counts as hung; nothing is measured."""
+"""Seconds after which a test counts as hung. No test measures time."""
 
 
 def make_pages(count: int, seed: int = 0, page_size: int = PAGE) -> Bytes:
-    """Pages as they come: some compress to a third, some to nothing, some not at all."""
+    """Return mixed pages: some compress to a third, some to almost nothing, some not at all."""
     rng = np.random.default_rng(seed)
     pages = rng.integers(0, 6, (count, page_size), np.uint8)
     pages[1::5] = (np.arange(count) % 256)[1::5, None]
@@ -37,13 +37,13 @@ def make_pages(count: int, seed: int = 0, page_size: int = PAGE) -> Bytes:
 
 
 def make_layered_codec() -> Codec:
-    """Make a codec with all that can be around and in one: what is true of it is of simpler ones."""
+    """Return a codec with a dictionary and a filter: the most complex case."""
     dictionary = train_dictionary(make_pages(60, seed=9), size=4096, level=1, shuffle="f4")
     return Shuffled(Zstd(level=1, dictionary=dictionary), 4, floats=True)
 
 
 class Plain:
-    """The engine's codec called by hand: what every backend must agree with."""
+    """The engine's codec, called directly: every backend must have the same results."""
 
     def __init__(self, engine: Engine) -> None:
         self.page_size = engine.page_size
@@ -51,23 +51,23 @@ class Plain:
         self._decompress = engine.codec.decompressor(engine.page_size)
 
     def compress(self, pages: Sequence[Any] | Bytes) -> list[bytes]:
-        """Compress each page; one of another length to nothing."""
+        """Return the output of each page; b"" for one of another length."""
         size = self.page_size
         return [self._compress(bytes(page)) if len(page) == size else b"" for page in pages]
 
     def restore(self, src: bytes) -> bytes | None:
-        """Restore the page, or None where the source is not one."""
+        """Return the restored page, or None if the source is not a valid one."""
         try:
             page = self._decompress(src)
-        except Exception:  # noqa: BLE001 - whatever the codec raises
+        except Exception:  # noqa: BLE001 - a codec may raise anything
             return None
         return page if len(page) == self.page_size and len(src) <= 2 * self.page_size else None
 
 
 def check_compressed(engine: Engine, batch: CompressBatch, pages: Sequence[Any] | Bytes) -> None:
-    """Every page of `batch` is what the codec makes of it by hand, or -ENOSPC where that is long.
+    """Assert that each output equals the codec's own, or that its error is -ENOSPC if that is too long.
 
-    Of a codec that does not always make the same, it is what the codec restores the page from.
+    If the codec is not deterministic, assert that it restores the page from the output.
     """
     plain = Plain(engine)
     expected = plain.compress(pages)
@@ -92,14 +92,14 @@ def check_compressed(engine: Engine, batch: CompressBatch, pages: Sequence[Any] 
 
 
 def check_restored(batch: DecompressBatch, pages: Bytes) -> None:
-    """Every page of `batch` came back."""
+    """Assert that every page of `batch` was restored."""
     assert not batch.errors.any()
     assert (batch.dlens == batch.page_size).all()
     np.testing.assert_array_equal(np.asarray(batch.pages), pages)
 
 
 def check_round_trip(engine: Engine, pages: Bytes) -> None:
-    """Compress and decompress a batch, with nothing lost."""
+    """Compress and decompress a batch, and check both results."""
     batch = CompressBatch(pages)
     engine.compress(batch)
     check_compressed(engine, batch, pages)
@@ -109,7 +109,7 @@ def check_round_trip(engine: Engine, pages: Bytes) -> None:
 
 
 def in_threads(count: int, work: Callable[[int], None], *, limit_s: float = SLACK_S) -> None:
-    """Run work(0) … work(count - 1) in threads at once, and raise the first failure."""
+    """Run work(0) … work(count - 1) in threads at the same time. Raise the first failure."""
     failures: list[BaseException] = []
 
     def run(number: int) -> None:

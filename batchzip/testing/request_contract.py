@@ -1,4 +1,4 @@
-"""The part of the contract that is about requests: submit, wait, await, callbacks, cancel."""
+"""The contract of requests: submit, wait, await, callbacks, cancel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class RequestContract:
-    """Promises about requests; `engine` is the fixture of BackendContract, which has these too."""
+    """Promises about requests. BackendContract inherits them, and has the fixture `engine`."""
 
     def test_a_submitted_batch_has_the_results_of_a_run_one(self, engine: Engine) -> None:
         for count in (1, 2, 300):

@@ -262,11 +262,10 @@ def draw(result: Result, path: Path) -> None:
         for axes, names, title in zip(
             panels, (COSTS, SIZES), ("µs per page", "bytes per page"), strict=True
         ):
-            own = iter(OWN)
-            others = iter(OTHERS)
+            styles = chain(OWN, OTHERS)
             for name in names:
                 values = [one.median for one in result.figures if one.contender == name]
-                style = REFERENCE if name.endswith("alone") else next(chain(own, others))
+                style = REFERENCE if name.endswith("alone") else next(styles)
                 axes.plot(counts, values, label=name, **style)
             axes.set_xscale("log")
             axes.set_ylim(0)

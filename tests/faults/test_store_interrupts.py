@@ -105,6 +105,7 @@ CALLS: dict[str, tuple[Callable[[Model], object], bool, bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 def test_an_interrupt_at_any_point_of_a_call_leaves_a_store_whole(
     engine: Engine, second: Engine, call: str, tmp_path: Path, report: Callable[[str], None]

@@ -89,6 +89,7 @@ class Calls:
         self.request.wait(HANG_LIMIT_S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_an_interrupt_at_any_point_leaves_nothing_under_way(
     engine: Engine, kind: Kind, report: Callable[[str], None]
@@ -163,6 +164,7 @@ def was_raised_here(error: BaseException) -> bool:
     return at is not None and at.tb_frame.f_code.co_filename == __file__
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("alarms")
 @pytest.mark.parametrize("generous", [True, False], ids=["given", "taken back"])
 @pytest.mark.parametrize(

@@ -1,29 +1,31 @@
-"""BackingFile: where a store puts compressed pages that nobody has asked for lately.
+"""BackingFile: the file to which a store writes compressed pages that were not used lately.
 
-    write(buffers) ─▶ room in the zones ─▶ pwrite, one for each zone touched ─▶ fdatasync ─▶ ZoneReservation
-    ZoneReservation.commit ─▶ zones_free: both in the core, in the steps in which entries come and go
-    settle() ─▶ zones that nothing lives in: hole punched ─▶ they are free again, the file's end is cut off
-    read(positions) ─▶ sorted, announced ─▶ one pread for neighbours ─▶ bytes, as asked for
+    write(buffers) ─▶ space in zones ─▶ one pwrite per zone ─▶ fdatasync ─▶ ZoneReservation
+    ZoneReservation.commit, zones_free: the core calls them in the step that changes the entries
+    settle() ─▶ empty zones: a hole is punched, they are free again, the end of the file is cut off
+    read(positions) ─▶ sorted, announced ─▶ one pread per run of neighbours ─▶ bytes, in given order
 
-A log in zones (core/zones.pyx) on a descriptor or an object (file_io.py). Kernel counterpart: the swap device,
-with the clusters of zram's writeback. Rejected: O_DIRECT (compressed pages are not aligned, and what was
-just written is what is read back first); mmap (an I/O error would be a SIGBUS).
+The file is a log in zones (core/zones.pyx) on a descriptor or an object (file_io.py). Kernel
+counterpart: the swap device, with the clusters of zram's writeback. Rejected: O_DIRECT, because
+compressed pages are not aligned, and the bytes just written are those that are read back first;
+mmap, because an I/O error would be a SIGBUS.
 
-fdatasync is not for what a crash of the machine leaves: contents do not survive their owner. It is
-when the system says that bytes could not be written, and the last moment at which memory still has them.
+fdatasync does not prepare for a crash of the machine: contents do not survive their owner. It makes
+the system report bytes that could not be written, at the last moment when memory still has them.
 
-The kernel tells each failure once, to whoever asks first. So syncs are made one after the other, and a
-failure fails every batch that was being written at the time. It is never asked again about the same
-bytes: the second answer would be "all well". Their zones are not written to any more; what else
-lives there was synced before, and stays readable.
+The kernel reports each failure once, to the first caller that asks. So syncs run one after the
+other, and a failure fails every batch that was being written at the time. A failed sync is never
+repeated for the same bytes: the second one would succeed without having written them. Nothing more
+is written to their zones. Other objects in these zones were synced before, and stay readable.
 
-A sync within a sync, by a signal handler or a finalizer of the same thread, is made at once: what its caller
-wrote was written while the outer one could not be told anything. What it is told of fails the outer one, too.
+A signal handler or finalizer may sync while a sync of its own thread is running. It runs at once,
+because its caller wrote its bytes while the outer sync could not be told of a failure. A failure of
+the inner sync fails the outer one, too.
 
 Invariants
 * A ZoneReservation is returned only after its bytes were written and synced.
-* Whatever cuts a call short, nothing is lost and nothing counted twice: what is reserved, and which zones are
-  being discarded, belongs to objects that give it back when they are dropped.
+* An interrupted call loses nothing and counts nothing twice. Reserved space, and zones that are
+  being discarded, belong to objects that give them back when they are dropped.
 
 Locks: the storage's (file_io.py), within the core's `sync` and `cut`.
 """
@@ -53,18 +55,19 @@ if TYPE_CHECKING:
     from batchzip.store.backing.positions import Numbers, Positions
 
 _GAP = 8192
-"""Bytes between two objects that are read rather than skipped: copying them from the page cache takes
-about as long as another pread, and a disk's block is no smaller than half of it."""
+"""Largest gap between two objects, in bytes, that is read rather than skipped. Copying 8 KiB from
+the page cache takes about as long as another pread."""
 
 
 class BackingFile(Closing):
     """Compressed pages in a file, by position. Thread-safe, also in signal handlers and finalizers.
 
-    `target` is what `SwapStore` calls `backing`; see file_io.py. `page_size`, in bytes, is the longest object
-    there can be. `max_bytes` limits `held_bytes`; None: no limit but the file system's.
+    `target` is the `backing` argument of `SwapStore`; see file_io.py. `page_size` is the length of
+    the longest object, in bytes. `max_bytes` limits `held_bytes`; None leaves it to the file
+    system.
 
-    Raises BadArgument for a target that cannot be one, or is in use, and OSError where it cannot be
-    opened.
+    Raises BadArgument if `target` cannot be a backing file or is in use, and OSError if it cannot
+    be opened.
     """
 
     def __init__(self, target: object, *, page_size: int, max_bytes: int | None = None) -> None:
@@ -72,9 +75,9 @@ class BackingFile(Closing):
         limit = as_limit(max_bytes, "max_bytes")
         storage = open_storage(target)
         self.descriptor = storage.descriptor
-        """Descriptor of the file; None where it is an object."""
+        """Descriptor of the file; None if it is an object."""
         self.name = storage.name
-        """Where the file can be looked at (/proc/PID/fd/N), or what object it is."""
+        """The path by which the file can be opened (/proc/PID/fd/N), or what object it is."""
         try:
             self.zones = Zones(page_size, storage.base, limit)
         except BaseException:
@@ -84,19 +87,20 @@ class BackingFile(Closing):
         self._calls: Calls[Storage] = Calls(storage, "BackingFile")
 
     def write(self, buffers: Sequence[Flat], *, cleaning: bool = False) -> ZoneReservation:
-        """Append n buffers of 1 … page_size bytes. Return where they are, once they are safely written.
+        """Append n buffers of 1 … page_size bytes. Return their positions once they are synced.
 
-        Some room below the limit is only for `cleaning`: at most an eighth of it.
+        Up to an eighth of the limit is reserved for `cleaning`. The buffers are read only during
+        the call. Dropping the ZoneReservation before it is committed frees their space again.
 
-        They are gone again if the ZoneReservation is dropped before it is committed. Raises OSError, and has
-        kept none of them then: ENOSPC beyond `max_bytes`; EAGAIN in the middle of a call of a storage
-        object that cuts the file's end off, or where another thread is in such a call, or in a sync, for more
-        than a second: it may be waiting for this one. They are read during the call only.
+        Raise OSError if the file fails; none of them is kept then. Its errno is ENOSPC beyond
+        `max_bytes`. It is EAGAIN inside a call of a storage object that cuts off the end of the
+        file, or if another thread takes more than a second in such a call or in a sync, because
+        that thread may be waiting for this one.
         """
         lengths = np.fromiter(map(len, buffers), np.int64, len(buffers))
         if len(lengths) and (lengths.min() < 1 or lengths.max() > self._page_size):
-            raise BadArgument(f"what is written must have 1 to {self._page_size} bytes")
-        self.settle()  # a ZoneReservation may have been dropped, or a call cut short
+            raise BadArgument(f"each buffer must have 1 to {self._page_size} bytes")
+        self.settle()  # a ZoneReservation may have been dropped, or a call interrupted
         with (call := self._calls.enter()) as storage:
             wait = not (call.nested and storage.has_locks)
             sizes = lengths.astype(np.uint32)
@@ -107,16 +111,16 @@ class BackingFile(Closing):
                 if len(reservation):
                     self.zones.sync(storage, reservation, wait=wait)
             except BaseException:
-                reservation.undo()  # now, though the traceback still has it
+                reservation.undo()  # now, because the traceback still refers to it
                 self.settle()
                 raise
         return reservation
 
     def read(self, positions: Positions) -> list[bytes]:
-        """Read n objects, in the order asked for.
+        """Return the bytes of n objects, in the order of `positions`.
 
-        A position that was freed, or a file that was cut, gives other bytes or fewer, and no error: the
-        caller has a checksum. Raises OSError where the file does.
+        A position that was freed, or a file that was cut, yields other or fewer bytes without an
+        error: the caller verifies the checksum. Raise OSError if the file fails.
         """
         if not len(positions):
             return []
@@ -124,7 +128,7 @@ class BackingFile(Closing):
         offsets, lengths = offsets_of(positions[order]), lengths_of(positions[order])
         ends = np.maximum.accumulate(offsets + lengths)
         zones = self.zone_of(positions[order])
-        # A run ends with its zone, so that what is read at once has a bound.
+        # A run ends with its zone, which bounds the length of a read.
         breaks = (offsets[1:] - ends[:-1] > _GAP) | (zones[1:] != zones[:-1])
         firsts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
         starts = offsets[firsts].tolist()
@@ -145,10 +149,11 @@ class BackingFile(Closing):
         return [found[at] for at in back.tolist()]
 
     def settle(self) -> None:
-        """Give back to the system what was freed; called after objects were. Nothing to do costs next to nothing.
+        """Return freed zones to the system. Call it after freeing objects; otherwise it is cheap.
 
-        What another call is giving back is left to it, and what cannot be given back is just reused. May be
-        called in finalizers, and after `close`. An interrupt comes through; the next call goes on then.
+        Zones that another call is returning are left to that call. Zones that cannot be returned
+        are reused. Finalizers may call this, also after `close`. An interrupt passes through, and
+        the next call completes the work.
         """
         if not self.zones.unsettled:
             return
@@ -164,27 +169,27 @@ class BackingFile(Closing):
                         storage.discard(offset, length)
                 emptied.put_back()
             finally:
-                emptied.give_up()  # now, though a traceback may still have it
+                emptied.give_up()  # now, because a traceback may still refer to it
             self.zones.cut(storage)
 
     @property
     def live_bytes(self) -> int:
-        """Bytes of the objects that are kept, or being written."""
+        """Bytes of the objects that are kept or being written."""
         return self.zones.figures[1]
 
     @property
     def objects(self) -> int:
-        """Number of the objects that are kept, or being written."""
+        """Number of objects that are kept or being written."""
         return self.zones.figures[2]
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the file in use: `live_bytes`, and what was freed in zones where others still live."""
+        """Bytes of the file in use: `live_bytes`, and freed bytes in zones that are not empty."""
         return self.zones.figures[0]
 
     @property
     def max_bytes(self) -> int | None:
-        """Most bytes the file may hold; None for no limit. May be set, and then counts for new writes."""
+        """Limit of the file in bytes; None for no limit. A new limit applies to later writes."""
         return self.zones.max_bytes
 
     @max_bytes.setter
@@ -193,12 +198,12 @@ class BackingFile(Closing):
 
     @property
     def is_locked_here(self) -> bool:
-        """Whether this thread is in the middle of a call that others may be waiting for."""
+        """Whether this thread is inside a call that other threads may be waiting for."""
         held: bool = self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
         return held or (self._has_locks and self._calls.used_here)
 
     def room_for(self, length: int) -> tuple[bool, bool]:
-        """Return whether `length` bytes fit below the limit, and whether they do after cleaning."""
+        """Return whether `length` bytes fit below the limit now, and whether after cleaning."""
         limit = self.max_bytes
         if limit is None:
             return True, False
@@ -207,18 +212,19 @@ class BackingFile(Closing):
         return held <= most, live <= most
 
     def zone_of(self, positions: Positions) -> Numbers:
-        """Tell in which zone each of n objects lies, by number."""
+        """Return the number of the zone of each of n objects."""
         return (offsets_of(positions) - self.zones.base) // self.zones.zone_size
 
     def check_invariants(self, live: Positions) -> None:
-        """Raise AssertionError where an invariant does not hold.
+        """Raise AssertionError if an invariant does not hold.
 
-        `live` are all positions that were committed and not freed, each once; nothing may be under way.
+        `live` has each position that was committed and not freed, once. No other call may be
+        running.
         """
         self.zones.check(np.sort(live))
 
     def close(self) -> None:
-        """Let go of the file, which is gone if it was made here; calls under way end first."""
+        """Close the file after all running calls. A file that was created here disappears."""
         self._calls.close()
 
 
@@ -227,7 +233,9 @@ def _write_all(storage: Storage, data: bytes, offset: int) -> None:
     while done < len(data):
         written = storage.pwrite(view[done:], offset + done)
         if not 0 < written <= len(data) - done:
-            raise OSError(errno.EIO, f"the backing file took {written} of {len(data) - done} bytes")
+            raise OSError(
+                errno.EIO, f"the backing file wrote {written} of {len(data) - done} bytes"
+            )
         done += written
 
 

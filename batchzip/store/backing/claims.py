@@ -1,15 +1,18 @@
-"""Claims: a file, or an object of the user's, is under one store at a time, however it was given.
+"""Claims: only one store at a time uses a file or a user's object, however it was given.
 
-    in this process    a table: device and inode of a file, number of a device, identity of an object
-    in all others      a lock (flock) on an open file description that nobody else has
+    in this process        a table: device and inode of a file, device number, identity of an object
+    in other processes     a lock (flock) on an open file description that this process does not
+    share
 
-A claim ends when it is released, when it is dropped, and with its process. A forked child would keep the
-lock, so the child closes its copy at once. Rejected: fcntl's record locks, which end when any other descriptor of the
-same file is closed in this process; a PID in the file (PIDs are used again, and differ between containers).
+A claim ends when it is released or dropped, and with its process. A forked child would keep the
+lock, so it closes its copy at once. Rejected: fcntl's record locks, which end as soon as any other
+descriptor of the same file is closed in this process; a PID in the file, because PIDs are reused,
+and differ between containers.
 
-Where a file system has no locks, the table alone decides.
+If a file system has no locks, only the table protects the file.
 
-Locks: none around the table. Entries are made by `setdefault`, and only who made one removes it.
+Locks: none around the table. `setdefault` adds entries, and only the claim that added one removes
+it.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 _Key: TypeAlias = tuple[str, int, int]
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
-"""What `flock` fails with where a file system does not have it."""
+"""Errors of `flock` on a file system without locks."""
 
 _claims: dict[_Key, weakref.ref[Claim]] = {}
 
@@ -39,15 +42,15 @@ _claims: dict[_Key, weakref.ref[Claim]] = {}
 class Claim:
     """The right to use a file or an object, until it is released or dropped.
 
-    `file` is a descriptor, which the claim takes over: nobody else may have its open file description.
-    `target` is the user's object. One of the two may be None; `name` is for messages.
+    `file` is a descriptor, which the claim owns from then on. Nobody else may have its open file
+    description. `target` is the user's object. One of the two may be None. `name` is for messages.
 
-    Raises BadArgument where another store has what is claimed.
+    Raises BadArgument if another store has claimed the same file or object.
     """
 
     def __init__(self, name: str, file: Descriptor | None = None, target: object = None) -> None:
         self.file = file
-        self._target = target  # so that nothing else gets its identity
+        self._target = target  # keeps it alive, so that its identity stays unique
         self._keys: tuple[_Key, ...] = ()
         if target is not None:
             self._keys += (("object", id(target), 0),)
@@ -69,20 +72,20 @@ class Claim:
 
     @property
     def released(self) -> bool:
-        """Whether it has no descriptor, or none any more."""
+        """Whether it never had a descriptor, or has closed it."""
         return self.file is None or self.file.closed
 
     def release(self) -> None:
-        """Let others have it, and close the descriptor; further calls do nothing."""
+        """End the claim and close the descriptor. Idempotent."""
         if self.file is not None and not self.released:
-            # What was forked without Python's knowledge shares the lock.
+            # A child that was forked without Python's knowledge shares the lock, so unlock it.
             with contextlib.suppress(OSError):
                 fcntl.flock(self.file, fcntl.LOCK_UN)
             self.file.close()
         _forget(self._keys, self._mine)
 
     def disown(self) -> None:
-        """Close a forked child's copy of the descriptor, if the number still stands for the file."""
+        """Close a forked child's copy of the descriptor, if the number is still the file's."""
         if self.file is not None:
             self.file.close()
 
@@ -113,7 +116,7 @@ def _forget(keys: tuple[_Key, ...], mine: weakref.ref[Claim]) -> None:
 
 
 def _disown() -> None:
-    """Leave all claims to the parent, in a forked child."""
+    """Drop all claims in a forked child: they stay the parent's."""
     for reference in list(_claims.values()):
         claim = reference()
         if claim is not None:

@@ -1,29 +1,31 @@
-"""What a backing file does its I/O through: a descriptor, the user's own object, or a stream.
+"""Storage: the I/O of a backing file, through a descriptor, the user's own object, or a stream.
 
-    target                                    becomes
-    directory, or path where there is no file DescriptorIO of a file without a name, in that directory
-    path of an empty file, or of a device     DescriptorIO of it; the file is empty again after close
-    descriptor, or an object with fileno(),   DescriptorIO of the same file: opened once more, so that it
-      read, write and seek                      stays open, and at no position, whatever its user does
-    object with pread and pwrite              ObjectIO: storage of the user's own; tests inject faults here
-    any other seekable binary object          StreamIO: seek and read, or write, under its lock
+    target                                    becomes directory, or path of no file
+    DescriptorIO of a new file without a name path of an empty file, or of a device     DescriptorIO
+    of it; the file is empty again after close
+    descriptor, or an object with fileno(),   DescriptorIO of the same file, opened again, so that
+      read, write and seek                      closing or seeking the user's one has no effect
+    object with pread and pwrite              ObjectIO: the user's storage; tests inject faults here
+    any other seekable binary object          StreamIO: seek, then read or write, under its lock
 
-A file that is made here never has a name, or for a moment where the file system cannot do that: it is gone
-however its owner ends. A path where a file is keeps it. Such a file begins with a header of 4 KiB, by which it
-is known if a killed owner left it behind; it is taken over then. Any other file that holds something is refused.
-No file and no object is under two stores: see claims.py.
+A file created here never has a name, or only for a moment if the file system has no O_TMPFILE. So
+it disappears however its owner ends. A file given by its path keeps its name. It begins with a
+header of 4 KiB. The header identifies a file that a killed owner left behind, and the next store
+takes it over. Any other file that is not empty is refused. Only one store at a time can use a file
+or object: see claims.py.
 
-An object of the user's raises and returns what it likes. Here that becomes an OSError, so that all behind knows
-two ways for a call to end badly: an OSError, and an interrupt (a BaseException that is no Exception), which is
-let through.
+A user's object may raise and return anything. This module turns that into an OSError. So its
+callers know two ways for a call to fail: an OSError, and an interrupt (a BaseException that is not
+an Exception), which passes through.
 
-Locks: each storage has one, which zones.pyx holds around sync() and truncate(), and StreamIO around all it does.
-There is no second one, so that two threads whose signal handlers or finalizers come back here cannot wait for
-each other; and whoever holds it may take it again. Under a descriptor's no Python code runs. An object of the
-user's may have locks of its own: who came into the middle of a call of it waits for no other thread for long.
+Locks: each storage has one. zones.pyx holds it around sync() and truncate(), and StreamIO around
+each call. There is no second lock. So two threads whose signal handlers or finalizers call this
+module again cannot wait for each other. The lock is reentrant. No Python code runs under the lock
+of a DescriptorIO. A user's object may have its own locks. So a handler that interrupted a call of
+such an object does not wait long for another thread.
 """
 
-# ruff: noqa: D102 - Storage says what each method does
+# ruff: noqa: D102 - Storage documents each method
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ from batchzip.system.lifetime import Closing
 from batchzip.wording import shown
 
 HEADER_BYTES = 4096
-"""One block of any disk, so that zones begin where blocks do."""
+"""One block of any disk, so that zones are aligned to blocks."""
 
 MAGIC = b"batchzip backing file 1\n"
 
@@ -58,18 +60,18 @@ _KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
 """linux/falloc.h"""
 
 _MOST_ERRNO = 4095
-"""include/linux/err.h: no system call returns a larger one."""
+"""include/linux/err.h: no system call returns a larger errno."""
 
 _MOST_DESCRIPTOR = (1 << 31) - 1
 
 
 class Storage(Closing):
-    """Bytes by offset. Errors are OSErrors. `base` is the first byte that may be used."""
+    """Bytes by offset. Raises only OSErrors. `base` is the first byte that may be used."""
 
     base = 0
     descriptor: int | None = None
     has_locks = False
-    """Whether its calls may hold locks that are not known here."""
+    """Whether its calls may hold locks that this package does not know."""
 
     def __init__(self, claim: Claim) -> None:
         self.lock = threading.RLock()
@@ -78,46 +80,46 @@ class Storage(Closing):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Where to look at it from outside, or what it is."""
+        """The path by which the file can be opened (/proc/PID/fd/N), or what object it is."""
 
     @abstractmethod
     def pread(self, length: int, offset: int) -> bytes:
-        """Up to `length` bytes from `offset`; none at the end of the file."""
+        """Return up to `length` bytes from `offset`; none at the end of the file."""
 
     @abstractmethod
     def pwrite(self, data: memoryview, offset: int) -> int:
-        """Write some of `data` at `offset`; how many bytes."""
+        """Write some of `data` at `offset`. Return the number of bytes written."""
 
     def announce(self, offset: int, length: int) -> None:
-        """Say that these bytes are going to be read."""
+        """Announce that these bytes will be read soon."""
 
     def sync(self) -> None:
-        """Return when all that was written is where it is to stay."""
+        """Wait until the storage has all written bytes."""
 
     def discard(self, offset: int, length: int) -> None:
-        """Say that these bytes are not needed any more."""
+        """Announce that these bytes are no longer needed."""
 
     def truncate(self, size: int) -> None:
-        """Cut off what lies from byte `size` on."""
+        """Cut the file to `size` bytes."""
 
     def close(self) -> None:
-        """Let go of it; further calls do nothing, or go on where an interrupt cut one short."""
+        """Release the file or object. Idempotent: a call completes one that was interrupted."""
         self.claim.release()
 
 
 class DescriptorIO(Storage):
-    """A file by a descriptor of its own, which is the claim's."""
+    """A file with its own descriptor, which the claim owns."""
 
     _to_empty = False
-    """Whether it is a file of the user's, at a path, that is to be empty at the end."""
+    """Whether `close` empties the file: a user's file, given by its path."""
 
     def __init__(self, claim: Claim) -> None:
         super().__init__(claim)
-        assert claim.file is not None  # noqa: S101 - the callers' part
+        assert claim.file is not None  # noqa: S101 - the callers claim a file
         self.descriptor = fd = claim.file.fileno()
         self._fd = fd
         self._punches = True
-        # C functions: see Locks above.
+        # C functions, because no Python code may run under the lock.
         self.sync = functools.partial(os.fdatasync, fd)  # type: ignore[method-assign]
         self.truncate = functools.partial(os.ftruncate, fd)  # type: ignore[method-assign]
 
@@ -140,13 +142,17 @@ class DescriptorIO(Storage):
             self._punches = ctypes.get_errno() not in {errno.EOPNOTSUPP, errno.ENOSYS}
 
     def take_over(self, path: str) -> None:
-        """Mark the file that was at a path as ours, if it may be. Raise BadArgument or OSError."""
+        """Write the header to a user's file. Raise BadArgument if it is in use for anything else.
+
+        Raise OSError if the file cannot be read or written.
+        """
         status = os.fstat(self._fd)
         regular = stat.S_ISREG(status.st_mode)
         if regular and status.st_size:
             if os.pread(self._fd, len(MAGIC), 0) != MAGIC:
                 raise BadArgument(
-                    f"{path!r} holds something that is no backing file: give an empty file, or a path where there is none"
+                    f"{path!r} is not empty and not a backing file: "
+                    "give an empty file, or a path where there is none"
                 )
             os.ftruncate(self._fd, 0)
         self._to_empty = regular
@@ -157,18 +163,18 @@ class DescriptorIO(Storage):
 
     def close(self) -> None:
         if self._to_empty:
-            with contextlib.suppress(OSError):  # then it is taken for one that a killed owner left
+            with contextlib.suppress(OSError):  # a later store takes it over by its header
                 os.ftruncate(self._fd, 0)
-            self._to_empty = False  # it may be another store's as soon as it is released
+            self._to_empty = False  # another store may own it as soon as it is released
         super().close()
 
     def __del__(self) -> None:
-        if self._to_empty and not self.claim.released:  # as it is in a forked child
+        if self._to_empty and not self.claim.released:  # a forked child has released it
             self.close()
 
 
 class ForeignIO(Storage):
-    """An object of the user's."""
+    """A user's object."""
 
     has_locks = True
 
@@ -181,7 +187,7 @@ class ForeignIO(Storage):
         return f"an object of class {type(self._target).__name__}"
 
     def _ask(self, method: str, *arguments: object, optional: bool = False) -> Any:
-        """Call a method. Raise OSError, with a number of the system's, for whatever it raises."""
+        """Call a method. Turn any Exception of it into an OSError with a valid errno."""
         try:
             if optional and getattr(self._target, method, None) is None:
                 return None
@@ -195,12 +201,13 @@ class ForeignIO(Storage):
     def _ask_for_bytes(self, method: str, length: int, *arguments: int) -> bytes:
         data = self._ask(method, length, *arguments)
         if type(data) is not bytes:
-            with contextlib.suppress(Exception):  # of an int, bytes() would make zeros
+            with contextlib.suppress(Exception):  # bytes() alone would turn an int into zeros
                 data = bytes(memoryview(data))
         if type(data) is not bytes or len(data) > length:
             found = f"{len(data)} bytes" if type(data) is bytes else shown(data)
             raise OSError(
-                errno.EIO, f"{method} of {self.name} returned {found}, not up to {length} bytes"
+                errno.EIO,
+                f"{method} of {self.name} must return up to {length} bytes, not {found}",
             )
         return data
 
@@ -209,15 +216,16 @@ class ForeignIO(Storage):
         try:
             return as_integer(count, method)
         except Exception as error:
-            found = f"{shown(count)}, not a number of bytes"
-            raise OSError(errno.EIO, f"{method} of {self.name} returned {found}") from error
+            text = f"{method} of {self.name} must return a number of bytes, not {shown(count)}"
+            raise OSError(errno.EIO, text) from error
 
 
 class ObjectIO(ForeignIO):
     """An object with pread(length, offset) → bytes and pwrite(data, offset) → int.
 
-    Its sync(), discard(offset, length) and truncate(size) are called if it has them. Each may call the
-    store; sync and truncate must not wait for another thread that writes to it.
+    Its sync(), discard(offset, length) and truncate(size) are called if it has them. All methods
+    may call the store. sync and truncate must not wait for another thread that writes to the
+    object.
     """
 
     def pread(self, length: int, offset: int) -> bytes:
@@ -237,7 +245,7 @@ class ObjectIO(ForeignIO):
 
 
 class StreamIO(ForeignIO):
-    """A seekable binary object such as BytesIO. Its position is not kept."""
+    """A seekable binary object such as BytesIO. Calls change its position."""
 
     has_locks = False
 
@@ -264,7 +272,7 @@ class StreamIO(ForeignIO):
                 self._go_back(outer)
 
     def _go_back(self, outer: int | None) -> None:
-        """Leave the stream where a call needs it that this one came into the middle of."""
+        """Restore the position for an outer call that this one interrupted."""
         self._position = outer
         if outer is not None:
             self._ask("seek", outer)
@@ -279,19 +287,24 @@ class StreamIO(ForeignIO):
 
 
 def open_storage(target: object) -> Storage:
-    """Open a path, a directory, a descriptor or a file object. BadArgument and OSErrors name what is wrong."""
+    """Open a path, a directory, a descriptor or a file object.
+
+    Raise BadArgument if `target` cannot be a backing file or is in use, and OSError if it cannot be
+    opened.
+    """
     if isinstance(target, (str, bytes, os.PathLike)):
         return _open_path(_as_path(target))
     if _has(target, "pread", "pwrite"):
         return _open_object(target)
     if isinstance(target, TextIOBase):
-        raise BadArgument(f"a backing file holds bytes: {shown(target)} is open as text")
+        raise BadArgument(f"a backing file must be binary, and {shown(target)} is open as text")
     if _is_integer(target):
         fd = as_integer(target, "the descriptor of a backing file")
         return _open_descriptor(fd, f"descriptor {shown(fd)}")
     if not _has(target, "read", "write", "seek"):
         raise BadArgument(
-            f"a backing file is a path, a directory, a descriptor, a binary file object that can read, write and seek, or an object with pread and pwrite, not {shown(target)}"
+            "a backing file must be a path, a directory, a descriptor, a binary file object that "
+            f"can read, write and seek, or an object with pread and pwrite, not {shown(target)}"
         )
     own = _fileno(target)
     if own is not None:
@@ -314,22 +327,22 @@ def _is_errno(error: OSError) -> bool:
 
 
 def _as_path(target: Any) -> str:
-    """Return a path as a string that the system can be given."""
+    """Return a path as a string that system calls accept. Raise BadArgument."""
     try:
         path = os.fsdecode(target)
         usable = b"\0" not in os.fsencode(path)
     except (TypeError, ValueError) as error:
-        raise BadArgument(f"{shown(target)} is no path of a backing file: {error}") from error
+        raise BadArgument(f"{shown(target)} is not a valid path: {error}") from error
     if not usable:
-        raise BadArgument(f"{shown(target)} is no path of a backing file: it has a zero byte")
+        raise BadArgument(f"{shown(target)} is not a valid path: it has a zero byte")
     return path
 
 
 def _fileno(target: Any) -> int | None:
-    """Return what an object says its descriptor is, or None."""
+    """Return the descriptor that an object reports, or None."""
     try:
         fd = target.fileno()
-    except Exception:  # noqa: BLE001 - it has none, is no file, or is closed
+    except Exception:  # noqa: BLE001 - it is not a file, has no descriptor, or is closed
         return None
     return fd if type(fd) is int and 0 <= fd <= _MOST_DESCRIPTOR else None
 
@@ -340,7 +353,9 @@ def _is_storage(mode: int) -> bool:
 
 def _check_kind(mode: int, name: str) -> None:
     if not _is_storage(mode):
-        raise BadArgument(f"a backing file is a regular file or a block device, and {name} is not")
+        raise BadArgument(
+            f"a backing file must be a regular file or a block device, and {name} is not"
+        )
 
 
 def _open_object(target: Any) -> ObjectIO:
@@ -368,7 +383,7 @@ def _open_stream(target: Any) -> StreamIO:
 
 
 def _open_descriptor(fd: int, name: str, target: Any = None) -> DescriptorIO:
-    """Open the file of a user's descriptor. `target` is the object that it is of, if it is of one."""
+    """Open the file of a user's descriptor. `target` is the file object that has it, if any."""
     try:
         mode = os.fstat(fd).st_mode
     except (OSError, OverflowError) as error:
@@ -377,28 +392,33 @@ def _open_descriptor(fd: int, name: str, target: Any = None) -> DescriptorIO:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & os.O_ACCMODE != os.O_RDWR or flags & os.O_APPEND:
         raise BadArgument(
-            f"a backing file must be open to read and to write (w+b or r+b), and {name} is not"
+            f"a backing file must be open for reading and writing (w+b or r+b), and {name} is not"
         )
     if _has(target, "flush"):
-        target.flush()  # what it still holds would be written over pages later
+        target.flush()  # buffered bytes would overwrite pages later
     own = _reopened(fd, mode, name)
-    if fcntl.fcntl(own, fcntl.F_GETFL) & os.O_DIRECT:  # it could only be duplicated
-        raise BadArgument(f"{name} is open with O_DIRECT: a backing file is written at any offset")
+    if fcntl.fcntl(own, fcntl.F_GETFL) & os.O_DIRECT:  # it was duplicated, not opened again
+        raise BadArgument(
+            f"{name} is open with O_DIRECT, and a backing file is written at unaligned offsets"
+        )
     return DescriptorIO(Claim(name, own))
 
 
 def _reopened(fd: int, mode: int, name: str) -> Descriptor:
-    """Open the file of a descriptor once more, with a lock and flags of its own; duplicate it if need be."""
+    """Open the file of a descriptor again, with its own lock and flags.
+
+    Return a duplicate of the descriptor if the file cannot be opened.
+    """
     access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     try:
         return _opened(f"/proc/self/fd/{fd}", access, mode, name)
-    except OSError:  # there is no /proc, or the file's mode does not let this user open it
+    except OSError:  # /proc is not mounted, or the file's mode denies this user
         return Descriptor(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 def _opened(path: str, access: int, mode: int, name: str) -> Descriptor:
-    """Open what is there already. Raise OSError; BadArgument for a device that is in use."""
-    # O_EXCL without O_CREAT: EBUSY for a device that is mounted, or open in this way, by whatever path.
+    """Open an existing file. Raise OSError, or BadArgument for a device that is in use."""
+    # O_EXCL without O_CREAT fails with EBUSY if a device is mounted, or open with O_EXCL elsewhere.
     exclusive = os.O_EXCL if stat.S_ISBLK(mode) else 0
     try:
         with above_standard():
@@ -407,14 +427,14 @@ def _opened(path: str, access: int, mode: int, name: str) -> Descriptor:
         if error.errno != errno.EBUSY:
             raise
         raise BadArgument(
-            f"the backing file {name} is in use: mounted, another store's, or open with O_EXCL"
+            f"the backing file {name} is in use: mounted, in another store, or open with O_EXCL"
         ) from error
 
 
 def _open_path(path: str) -> DescriptorIO:
     try:
         try:
-            mode = os.stat(path).st_mode  # noqa: PTH116 - of what a link leads to
+            mode = os.stat(path).st_mode  # noqa: PTH116 - follows links
             return _open_unnamed(path) if stat.S_ISDIR(mode) else _open_existing(path, mode)
         except FileNotFoundError:
             folder, name = os.path.split(path)
@@ -433,8 +453,8 @@ def _open_unnamed(folder: str) -> DescriptorIO:
         with above_standard():
             file = Descriptor(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        # EISDIR, ENOENT: a kernel or file system that takes O_TMPFILE for O_DIRECTORY alone. EPERM: the
-        # directory is gone, which is said better below.
+        # EISDIR, ENOENT: the kernel or file system knows only the O_DIRECTORY in O_TMPFILE.
+        # EPERM: the directory is gone. mkstemp below raises a better error for that.
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EPERM}:
             raise
         with above_standard():
@@ -442,12 +462,12 @@ def _open_unnamed(folder: str) -> DescriptorIO:
         file = Descriptor(fd)
         Path(path).unlink()
     with contextlib.suppress(OSError):
-        os.fchmod(file.fileno(), 0o600)  # whatever the umask: readers open it once more
+        os.fchmod(file.fileno(), 0o600)  # despite any umask: readers open it again
     return DescriptorIO(Claim(f"in {folder!r}", file))
 
 
 def _open_existing(path: str, mode: int) -> DescriptorIO:
-    _check_kind(mode, repr(path))  # before it is opened: a pipe or a tape would notice
+    _check_kind(mode, repr(path))  # first: opening a pipe or a tape has side effects
     file = _opened(path, os.O_RDWR, mode, repr(path))
     storage = DescriptorIO(Claim(repr(path), file))
     try:

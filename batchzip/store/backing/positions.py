@@ -1,4 +1,4 @@
-"""Positions of objects in the backing file, as arrays: offset << 21 | length - 1 (core/zones.pyx)."""
+"""Positions of objects in the backing file, as arrays: offset << 21 | length-1 (core/zones.pyx)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LENGTH_BITS = 21
 
 
 def offsets_of(positions: Positions) -> Numbers:
-    """First byte of each object."""
+    """Return the offset of each object's first byte."""
     return (positions >> np.uint64(LENGTH_BITS)).astype(np.int64)
 
 
 def lengths_of(positions: Positions) -> Numbers:
-    """Bytes of each object."""
+    """Return the length of each object in bytes."""
     return (positions & np.uint64((1 << LENGTH_BITS) - 1)).astype(np.int64) + 1

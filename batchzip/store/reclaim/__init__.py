@@ -1,7 +1,7 @@
-"""How a store makes room: cold pages go to the backing file or become smaller.
+"""Reclaim: a store frees memory by moving cold pages to the backing file or recompressing them.
 
 shrinker.py    Shrinker: keeps the pool below its limits, in the background
-writeback.py   pages from the pool to the backing file
-cleaning.py    objects of sparse zones of the file move, so that whole zones become free
-recompress.py  idle or large pages are compressed again with a stronger algorithm
+writeback.py   moves pages from the pool to the backing file
+cleaning.py    moves objects out of sparse zones of the file, so that whole zones become free
+recompress.py  recompresses idle or large pages with a stronger algorithm
 """

@@ -1,18 +1,18 @@
-"""Cleaning: what still lives in sparse zones of the backing file is written anew, so that they go back.
+"""Cleaning: rewrites the live objects of sparse zones elsewhere, so that whole zones become free.
 
-    sparse zones, the emptiest first ─▶ entries of all groups that lie there ─▶ read, checked, written
-    elsewhere ─▶ exchanged where they are still the same ─▶ zones empty ─▶ given back, the end cut off
+    sparse zones, the emptiest first ─▶ entries of all groups in them ─▶ read, verified, written
+    to other zones ─▶ entries that are still the same updated ─▶ zones empty ─▶ returned to the system
 
-Pages leave a file here and there, and a zone goes back only as a whole (core/zones.pyx). Left alone, a file of
-which a tenth lives may be as long as it ever was. Kernel counterpart: none in zswap; the segment cleaning
-of log-structured file systems.
+Pages are freed all over the file, but only whole zones return to the system (core/zones.pyx).
+Without cleaning, a file that is one tenth live may stay as long as it ever was. Kernel counterpart:
+none in zswap; the segment cleaning of log-structured file systems.
 
-There is no map from place to entry: the tables are read through once a round, which costs 16 bytes a page
-where a map would cost 8 of memory for each page at all times.
+There is no map from positions to entries. Instead, each round scans the tables, at 16 bytes per
+page. A map would take 8 bytes of memory per page at all times.
 
-One thread cleans at a time. A second one leaves it to the first, or waits if it needs the room. A
-page that is damaged stays where it is. At the file's limit, cleaning has room that nobody else may
-take (core/zones.pyx); without it a file could be full for good, though half of it were dead.
+Only one thread cleans at a time. A second one returns, or waits if it needs the space. Damaged
+pages stay where they are. Space below the file's limit is reserved for cleaning (core/zones.pyx).
+Without it, a full file could stay full for ever, even if half of it were dead.
 
 Locks: none; see `_has_turn`.
 """
@@ -41,24 +41,25 @@ if TYPE_CHECKING:
     from batchzip.store.resources import Resources
 
 _PAUSE_S = 0.001
+"""Seconds between two checks whether it is this thread's turn."""
 
 _TRIES = 3
-"""Times a file is cleaned for one write: others may take the room that was made meanwhile."""
+"""Attempts to clean the file for one write. Other threads may take the freed space in between."""
 
 _ROUND_ZONES = 64
-"""Zones cleaned for one look at the tables: 64 MiB, of which less than half is written anew."""
+"""Zones cleaned per scan of the tables: 64 MiB, less than half of which is rewritten."""
 
 _FULL_ZONES = 8
-"""The same in a file that is at its limit, where no more are cleaned than is needed."""
+"""The same for a file at its limit, where only as much is cleaned as is needed."""
 
 _FULL_EIGHTHS = 7
-"""How much may live in those: writing 7 bytes anew for one of room is better than no room."""
+"""Live eighths allowed in these zones. Rewriting 7 bytes to free one is better than no space."""
 
 
 def clean(resources: Resources) -> int:
-    """Clean all zones that are sparse now. Return the bytes of the file given back. Raise OSError.
+    """Clean all sparse zones. Return the bytes given back, 0 if another thread is cleaning.
 
-    Return 0 if another thread does so.
+    Raise OSError if the file fails.
     """
     backing = resources.backing
     if backing is None:
@@ -75,7 +76,7 @@ def clean(resources: Resources) -> int:
 
 
 def write(resources: Resources, objects: Sequence[Flat]) -> ZoneReservation:
-    """Write objects to the backing file, after cleaning it where it has no room. Raise OSError."""
+    """Write objects to the backing file, cleaning it first if it is full. Raise OSError."""
     backing = resources.backing
     assert backing is not None  # noqa: S101 - the callers' check
     held, room = backing.held_bytes, sum(map(len, objects))
@@ -85,7 +86,7 @@ def write(resources: Resources, objects: Sequence[Flat]) -> ZoneReservation:
         cause = error
     turn = CleaningTurn()
     try:
-        # A handler or finalizer in the middle of a call of the file may be what others wait for.
+        # Other threads may wait for a call of the file that this handler or finalizer interrupted.
         if not _has_turn(resources, turn, wait=not backing.is_locked_here):
             raise cause
         for _ in range(_TRIES):
@@ -101,11 +102,11 @@ def write(resources: Resources, objects: Sequence[Flat]) -> ZoneReservation:
         raise cause
     finally:
         turn.over = True
-        del cause  # its traceback leads to this frame
+        del cause  # its traceback refers to this frame
 
 
 def _clean(resources: Resources, backing: BackingFile, room: int = 0) -> None:
-    """Clean all sparse zones, and fuller ones until `room` bytes are free below the limit."""
+    """Clean all sparse zones, then fuller ones until `room` bytes are free below the limit."""
     tried: set[int] = set()
     while zones := backing.zones.sparse(tried, most=_ROUND_ZONES):
         tried.update(zones)
@@ -119,10 +120,10 @@ def _clean(resources: Resources, backing: BackingFile, room: int = 0) -> None:
 
 
 def _has_turn(resources: Resources, turn: CleaningTurn, *, wait: bool) -> bool:
-    """Queue, and return whether it is this turn; with `wait`, once those who came before are done.
+    """Queue a turn. Return whether it has come; with `wait`, wait for the turns before it.
 
-    No lock: an interrupt between taking one and the `try` after it would leave it taken. A handler
-    or finalizer in the middle of its own thread's turn has it, too.
+    There is no lock: an interrupt between `acquire` and the `try` after it would leave it locked. A
+    handler or finalizer that interrupted its own thread's turn may clean at once, too.
     """
     resources.turns.append(weakref.ref(turn))
     while (other := resources.current_turn()) is not turn:
@@ -137,14 +138,14 @@ def _has_turn(resources: Resources, turn: CleaningTurn, *, wait: bool) -> bool:
 def _clean_zones(resources: Resources, backing: BackingFile, zones: dict[int, int]) -> None:
     for entries in list(resources.all_entries.values()):
         with unless_dropped(entries):
-            _write_anew(resources, entries, backing, zones)
+            _rewrite(resources, entries, backing, zones)
     backing.settle()
 
 
-def _write_anew(
+def _rewrite(
     resources: Resources, entries: Entries, backing: BackingFile, zones: dict[int, int]
 ) -> None:
-    """Write what a group has in these zones to others."""
+    """Write the objects that a group has in these zones to other zones."""
     marks = np.zeros(max(zones) + 1, np.uint8)
     marks[list(zones)] = 1
     indices = np.frombuffer(entries.choose(IN_FILE, zones=marks.tobytes()), np.int64)
@@ -152,7 +153,7 @@ def _write_anew(
         gathered = gather(entries, indices[start : start + resources.max_batch])
         rows = gathered.rows_of(*IN_FILE)
         positions = np.array([gathered.value(row) for row in rows], np.uint64)
-        # What was stored anew since lies elsewhere; and so does all of a zone that was used again.
+        # Pages that were stored again, and zones that were reused, have nothing here any more.
         same = [zone for zone, uses in zones.items() if backing.zones.uses(zone) == uses]
         here = np.isin(backing.zone_of(positions), same)
         rows = [row for row, stays in zip(rows, here.tolist(), strict=True) if stays]

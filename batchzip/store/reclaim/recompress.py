@@ -1,13 +1,13 @@
-"""Recompression: pages that lie in the pool for long, or take much of it, with a stronger algorithm.
+"""Recompression: compresses idle or large pages in the pool again with a stronger algorithm.
 
 Kernel counterpart: zram's recompress, with its states idle and huge and its threshold.
 
     table ─▶ chosen entries ─▶ a batch: copies of their bytes ─▶ pages ─▶ engine ─▶ outputs
-          ─▶ those of a smaller size class ─▶ pool ─▶ in the place of entries that are still the same
+          ─▶ those of a smaller size class ─▶ pool ─▶ replace entries that are still the same
 
-An output that does not shrink the size class is dropped: it would save nothing, and cost more to
-load. Pages that the algorithm made already are not tried again. Ages do not change: recompression
-is no use of a page.
+An output that does not fit a smaller size class is dropped: it would save nothing and cost more to
+load. Pages that were compressed with this algorithm already are not tried again. Recompressing a
+page does not refresh it in the LRU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Recompression:
-    """What a call of `recompress` did.
+    """The result of a call of `recompress`.
 
     Examples:
         >>> import batchzip
@@ -46,11 +46,11 @@ class Recompression:
     """
 
     pages: int
-    """Pages that were tried."""
+    """Number of pages tried."""
     recompressed: int
-    """Pages whose new form was kept."""
+    """Number of pages whose new output was kept."""
     saved_bytes: int
-    """Bytes by which the lengths of these became less."""
+    """Bytes by which the compressed lengths of these pages shrank."""
 
 
 class Recompressor:
@@ -72,7 +72,7 @@ class Recompressor:
         return np.frombuffer(found, np.int64)
 
     def run(self, indices: npt.NDArray[np.int64]) -> Recompression:
-        """Recompress these, batch by batch. An interrupt leaves each page in one form or the other."""
+        """Recompress pages by batches. An interrupt leaves each page in its old or new form."""
         tried = kept = saved = 0
         for start in range(0, len(indices), self._resources.max_batch):
             done = self._run_batch(indices[start : start + self._resources.max_batch])

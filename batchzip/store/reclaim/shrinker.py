@@ -1,19 +1,22 @@
-"""Shrinker: cold pages to the backing file until the limits are kept, and holes given back.
+"""Shrinker: writes cold pages to the backing file until usage is below the limits.
 
-Kernel counterpart: zswap's shrink_worker. A store that meets a limit wakes it; it writes back the
-coldest pages until what was full is down to its threshold, so that the stores after that find room.
-A group over its own limit is shrunk alone; over the store's, the group with most bytes in the pool is.
+Kernel counterpart: zswap's shrink_worker. A `store` call that reaches a limit wakes it. It writes
+back the coldest pages until usage is down to the threshold, so that later stores fit. If a group is
+over its own limit, only that group shrinks. If the pool is over its limit, the group with most
+bytes in the pool shrinks.
 
-What writeback frees are objects here and there. They become memory of the system again when whole spans are free,
-so that the pool is compacted as soon as an eighth of it is holes.
+Writeback frees scattered objects, and only whole free spans return to the system. So the pool is
+compacted as soon as more than an eighth of it is holes.
 
-The thread starts with the first wake-up and holds the store weakly: a store that nobody has any more
-ends it. Where none can be started, the caller does a round itself, and the next wake-up tries again. A file that fails ends the round, not the thread; the next wake-up tries again. What else a file object
-raises is told as threads tell it, by `threading.excepthook`.
+The first wake-up starts the thread. It holds only a weak reference to the store, and ends when the
+store is dropped. If no thread can be started, the caller shrinks in its own thread, and the next
+wake-up tries again to start one. A failing file ends the round, not the thread. Any other exception
+of a file object is reported by `threading.excepthook`.
 
-Lock: `pause` is held during a round, so that whoever holds it sees no change of the shrinker's under way.
-All else is done in single steps, as a signal handler may come here in the middle of a call of its own thread:
-wake-ups travel through a SimpleQueue, and the thread itself takes the only seat there is.
+Lock: the thread holds `pause` during a round. So whoever holds it sees no half-done change of the
+shrinker. Everything else is done in single steps, because a signal handler may interrupt a call of
+its own thread and call this class: wake-ups go through a SimpleQueue, and `setdefault` decides
+which thread serves.
 """
 
 from __future__ import annotations
@@ -28,18 +31,18 @@ from batchzip.errors import LimitReached
 from batchzip.system.limits import start_thread
 
 _LOOK_S = 0.05
-"""Seconds between two looks at whether it is to end, while somebody holds `pause`."""
+"""Seconds between two checks whether to end, while another thread holds `pause`."""
 
 
 class Shrinkable(Protocol):
-    """What a store does for its shrinker."""
+    """The methods of a store that its shrinker calls."""
 
     def _shrink_quietly(self) -> None:
-        """Shrink; what fails is counted, and tried again at the next wake-up."""
+        """Shrink. Failures are counted; the next wake-up tries again."""
 
 
 class Shrinker:
-    """Has a store shrink in a thread whenever it is woken."""
+    """Shrinks a store in its own thread whenever it is woken."""
 
     def __init__(self, store: Shrinkable) -> None:
         self._store = weakref.ref(store, self._forget)
@@ -49,12 +52,12 @@ class Shrinker:
         self._ended = False
 
     def wake(self) -> None:
-        """Have it look; at once, and without waiting for it unless there can be no thread."""
+        """Wake the thread and return at once. Shrink in this thread if none can be started."""
         if not self._seat and not self._ended:
             try:
                 start_thread(self._run, name="batchzip-shrinker")
             except LimitReached:
-                self._shrink()  # without `pause`: it is a change of the caller's
+                self._shrink()  # without `pause`: this is a change by the caller
                 return
         self._calls.put(None)
 
@@ -81,7 +84,10 @@ class Shrinker:
                 self.pause.release()
 
     def _begin(self) -> bool:
-        """Take `pause`. Return False if it is to end, which who holds `pause` may be waiting for."""
+        """Acquire `pause`. Return False if the thread must end.
+
+        The holder of `pause` may be waiting for the end.
+        """
         while not self.pause.acquire(timeout=_LOOK_S):
             if self._ended:
                 return False
@@ -92,7 +98,10 @@ class Shrinker:
         self._calls.put(None)
 
     def close(self, *, wait: bool) -> None:
-        """End the thread; a batch that is being written is finished before. `wait` for it, if it is another."""
+        """End the thread after the batch that it is writing.
+
+        With `wait`, wait for its end, unless this is the thread itself.
+        """
         self._ended = True
         self._calls.put(None)
         for thread in list(self._seat.values()):

@@ -1,14 +1,14 @@
-"""Writeback: pages from the pool to the backing file, a batch at a time.
+"""Writeback: moves pages from the pool to the backing file, one batch at a time.
 
-Kernel counterpart: zswap_writeback_entry. There a page is decompressed and written; here its compressed
-bytes are, with the checksum and the codec's number they have (zram's compressed writeback).
+Kernel counterpart: zswap_writeback_entry. zswap decompresses a page and writes it. batchzip writes
+its compressed bytes, like zram's compressed writeback, and keeps their checksum and codec number.
 
-    gather     entries and copies of their bytes, of one moment
-    write      those that are intact, in one piece, synced
-    to_file    entries that are still the same ─▶ in the file; what they had in the pool is freed
+    gather     take entries and copies of their bytes, at one moment
+    write      write the intact ones with one call, and sync
+    to_file    make entries that are still the same refer to the file; free their memory in the pool
 
-Memory is freed only after the write succeeded. A page that was stored anew, loaded exclusively or
-invalidated meanwhile keeps what it has, and its room in the file is given up.
+Memory is freed only after the write succeeded. A page that was meanwhile stored again, loaded
+exclusively or invalidated is left alone, and its space in the file is freed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 
 def write_back(resources: Resources, entries: Entries, indices: npt.NDArray[np.int64]) -> int:
-    """Move pages, no index twice, to the backing file. Return how many were; others are passed over.
+    """Move pages to the backing file. Return the number of pages moved.
 
-    Raise OSError if the file fails; every page is where it was then.
+    `indices` has no index twice. Pages that are damaged or not in the pool are skipped. Raise
+    OSError if the file fails; every page then stays where it was.
     """
     backing = resources.backing
     assert backing is not None  # noqa: S101 - the callers' check

@@ -1,9 +1,9 @@
-"""Answers: what the owner of a store tells its readers. One function for each thing they ask for.
+"""Answers: the owner's reply to each kind of request from a reader, one function per kind.
 
-A request is a dict of plain values from another process of the same user: whatever is in it, it ends in
-an answer or in an error for the reader.
+A request is a dict of plain values from another process of the same user. Any content leads to an
+answer, or to an error for the reader.
 
-Locks: the store's, within the calls.
+Locks: none here; those of the core within the calls.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class SharedGroup(Protocol):
-    """What readers ask of a group."""
+    """The methods of a group that answer readers."""
 
     page_size: int
     _resources: Resources
@@ -44,7 +44,7 @@ class SharedGroup(Protocol):
 
 
 class SharedStore(SharedGroup, Protocol):
-    """What readers ask of a store, which is the group without a name, too."""
+    """The methods of a store that answer readers. A store is also the group without a name."""
 
     @property
     def groups(self) -> Mapping[str, SharedGroup]:
@@ -54,11 +54,14 @@ class SharedStore(SharedGroup, Protocol):
         """Return the pool's size classes."""
 
     def status(self) -> dict[str, Any]:
-        """Return how the store stands."""
+        """Return the store's status."""
 
 
 def answer(store: SharedStore, request: Request, descriptors: Descriptors) -> object:
-    """Answer a request; descriptors that go with the answer are appended, and are the caller's."""
+    """Return the answer to a request. Append the descriptors sent with it, which the caller owns.
+
+    Raise BadArgument for a request of an unknown kind.
+    """
     what = request.get("what")
     function = _ANSWERS.get(what) if isinstance(what, str) else None
     if function is None:
@@ -88,7 +91,7 @@ def _table(store: SharedStore, request: Request, descriptors: Descriptors) -> ob
 
 def _codecs(store: SharedStore, _: Request, __: Descriptors) -> object:
     objects = store._resources.objects  # noqa: SLF001
-    given = objects.given  # before they are listed: a reader that has too few asks again
+    given = objects.given  # read before listing them: a reader that has too few asks again
     return given, {number: codec for number, codec in enumerate(objects.numbered()) if number}
 
 

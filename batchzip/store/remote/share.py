@@ -1,21 +1,23 @@
-"""Share: where a store can be read from by other processes of the same user.
+"""Share: the address at which other processes of the same user can read a store.
 
     owner                                     any process of the same user
     store.share() ─▶ Share(address) ─────────▶ share.attach(), batchzip.attach(address)
     ShareServer  ◀── Unix socket ──▶ StoreView
        descriptors, read-only: table, objects, words, file      once, at the start
-       counters, status, classes, codecs                        when asked for
+       counters, status, classes, codecs                        on request
                                 loads: from shared memory, by the reader alone (core/view.pyx)
 
-The address is the path of a descriptor, /proc/<pid>/fd/<n>, of a socket that was unlinked as soon as it
-was bound: nothing is left behind however the owner ends, and no name is there to be guessed or taken.
-Its mode is 0600, and each side asks the kernel who the other one is. `str()` of a Share has a random token
-behind the path. Each reply begins with it, and nothing else of a reply is looked at before the token is:
-what has the process id and the descriptor's number by now is not taken for the store.
+The address is the path of a descriptor, /proc/<pid>/fd/<n>. The descriptor is of a socket that was
+unlinked as soon as it was bound. So nothing is left behind however the owner ends, and nobody can
+guess or take a name. The socket's mode is 0600, and each side asks the kernel who the other one is.
+`str()` of a Share has a random token after the path. Each reply begins with the token, and the
+reader checks it before it reads anything else. So a process that later gets the same process ID and
+descriptor number is not mistaken for the store.
 
 docs/threat-model.md says who trusts whom, and with what.
 
-Rejected: serving loads over the connection, at 30 µs each and the cost of the owner's interpreter.
+Rejected: serving loads over the connection. It would cost 30 µs per load, and time of the owner's
+interpreter.
 
 Locks: none.
 """
@@ -38,10 +40,11 @@ _ADDRESS = re.compile(r"(/proc/[1-9][0-9]*/fd/[0-9]+)(?:#([0-9a-f]{16}))?")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Where a store can be read from. Picklable, and `str()` of it says the same.
+    """The address at which a store can be read. It can be pickled, or sent as text with `str()`.
 
-    Good while the store is open, in processes of the same user on the same machine (and the same PID
-    namespace). `address` alone serves, too; but once the owner is gone another store may come to have it.
+    It is valid while the store is open, for processes of the same user on the same machine and in
+    the same PID namespace. `address` without the token works, too, but another store may get the
+    same address once the owner has ended.
 
     Examples:
         >>> import batchzip
@@ -55,10 +58,10 @@ class Share:
 
     address: str
     token: str = ""
-    """What tells the store from any other that has the same address later."""
+    """Distinguishes the store from any later one with the same address."""
 
     def attach(self) -> StoreView:
-        """Open the store for reading, as `batchzip.attach`."""
+        """Open the store for reading, as `batchzip.attach` does."""
         return attach(self)
 
     def __str__(self) -> str:
@@ -66,13 +69,13 @@ class Share:
 
 
 def attach(address: str | os.PathLike[str] | Share) -> StoreView:
-    """Open another process's store for reading: `address` is what its `share()` gave, or its address.
+    """Open another process's store for reading. `address` is what its `share()` returned, or text.
 
-    Any process of the same user may; not a forked child of the owner with the owner's own objects, but
-    with the address. Raises FileNotFoundError or ConnectionRefusedError where no store is there,
-    PermissionError where it is another user's, ClosedError where another store is in its place,
-    BadArgument for what is no address, or where what answers is no store, and LimitReached where this
-    process or the owner has no descriptors or memory for it.
+    Any process of the same user may do so. A forked child of the owner must use the address, too,
+    not the owner's own objects. Raise FileNotFoundError or ConnectionRefusedError if there is no
+    store at the address, PermissionError if it is another user's, ClosedError if another store has
+    taken the address, BadArgument if `address` is not an address or another program answers there,
+    and LimitReached if this process or the owner has run out of descriptors or memory.
 
     Examples:
         >>> import subprocess, sys
@@ -95,13 +98,14 @@ def attach(address: str | os.PathLike[str] | Share) -> StoreView:
 
 
 def as_share(where: object) -> Share:
-    """Make a Share of what a caller gave. Raises BadArgument."""
+    """Return a Share from a Share or an address. Raise BadArgument if it is neither."""
     text = str(where) if isinstance(where, Share) else where
     if not isinstance(text, (str, os.PathLike)):
-        raise BadArgument(f"an address is a path, as str(store.share()), not {shown(where)}")
+        raise BadArgument(f"an address must be a path, like str(store.share()), not {shown(where)}")
     found = _ADDRESS.fullmatch(os.fsdecode(text))
     if found is None:
         raise BadArgument(
-            f"an address is like /proc/<pid>/fd/<n>#<token>, as str(store.share()): {shown(text)} is not"
+            "an address must look like /proc/<pid>/fd/<n>#<token>, as str(store.share()) does, "
+            f"not {shown(text)}"
         )
     return Share(found[1], found[2] or "")

@@ -2,19 +2,21 @@
 
     listener ─▶ connections, each: request ─▶ answers.py ─▶ reply, with descriptors ─▶ request …
 
-A connection has room for one request or one reply; until the reply is sent nothing more is read. So a
-reader that is slow, or means harm, holds up nobody and cannot make the owner grow. It is dropped after
-_IDLE_S without a byte, and after _CROWDED_S where there are as many as there may be; others wait in
-the listener's queue meanwhile. What finds no descriptors is tried again after a pause.
+A connection holds one request or one reply. The server reads no more until the reply is sent. So a
+slow or malicious reader delays nobody and cannot make the owner's memory grow. A connection is
+closed after _IDLE_S without a whole request or reply, or after _CROWDED_S if the number of
+connections is at its limit. Further readers wait in the listener's queue meanwhile. If descriptors
+run out, the server tries again after a pause.
 
-Rejected: a thread for each connection. A thousand readers would need a thousand threads, and none can be
-started where the process is at its limit.
+Rejected: one thread per connection. A thousand readers would need a thousand threads, and none can
+be started if the process is at its limit.
 
-It holds the store weakly, so that one that nobody has any more still goes. Other threads end it by `_ended`
-and the bell; its own thread alone closes what is open. A forked child closes its copies. Descriptors are closed in
-one step, and only while they are ours: an interrupt loses none, and no number is met that is another's by now.
+The server holds only a weak reference to the store, so that a dropped store ends. Other threads end
+it by `_ended` and the bell, an eventfd. Only the server's own thread closes the sockets. A forked
+child closes its copies. Each descriptor is closed in one step, and only while it is ours. So an
+interrupt leaks none, and a number that now belongs to another file is not closed.
 
-Locks: none of its own; answers take the store's.
+Locks: none here; those of the core within the answers.
 """
 
 from __future__ import annotations
@@ -55,19 +57,19 @@ if TYPE_CHECKING:
     from batchzip.store.remote.answers import SharedStore
 
 _MOST_READERS = 1024
-"""Connections at a time, if the process may have four times as many descriptors."""
+"""Limit of connections. It is lower if a quarter of the process's limit of descriptors is less."""
 
 _IDLE_S = 30.0
-"""Seconds that a connection lives without a whole request or reply: no reader waits longer for one."""
+"""Seconds without a whole request or reply until a connection is closed. Readers wait no longer."""
 
 _CROWDED_S = 5.0
-"""The same where others wait to get in."""
+"""The same while the number of connections is at its limit."""
 
 _PAUSE_S = 0.1
-"""Seconds after which what found no descriptors tries again."""
+"""Seconds until the next attempt after descriptors or memory ran out."""
 
 _END_S = 1.0
-"""Seconds that `close` waits for an answer under way: a backing file may be slow."""
+"""Seconds that `close` waits for an answer in progress: a backing file may be slow."""
 
 _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS}
 
@@ -84,12 +86,12 @@ class _Reader:
         self.request = bytearray()
         self.reply = memoryview(b"")
         self.descriptors = Descriptors()
-        """What goes with the first byte of the reply."""
+        """Descriptors sent with the first byte of the reply."""
         self.since = time.monotonic()
-        """When it was let in, or had its last request or reply whole."""
+        """Time when it was accepted, or when its last request or reply was whole."""
 
     def receive(self) -> bool:
-        """Read what has come; whether the request is whole. Raises EOFError, OSError."""
+        """Read available bytes. Return whether the request is whole. Raise EOFError or OSError."""
         part = self.connection.recv(self._wanted() - len(self.request))
         if not part:
             raise EOFError
@@ -110,7 +112,7 @@ class _Reader:
         return LENGTH.size + length
 
     def send(self) -> bool:
-        """Send as much as there is room for. Return whether that was all. Raise OSError."""
+        """Send as much as the socket takes. Return whether all was sent. Raise OSError."""
         while self.reply:
             try:
                 sent = socket.send_fds(
@@ -128,27 +130,27 @@ class _Reader:
 
 
 class ShareServer:
-    """Answers the readers of one store, in a thread of its own from `start` until `close`.
+    """Answers the readers of one store, in its own thread, from `start` until `close`.
 
-    Raises OSError; nothing is left behind then.
+    Raises OSError if the socket cannot be created, and leaves nothing behind then.
     """
 
     _inode: int | None = None
 
     def __init__(self, store: SharedStore) -> None:
         self._token = os.urandom(TOKEN_BYTES)
-        """Tells its readers that it is not a store that has the same address later."""
+        """Distinguishes this store from a later one with the same address."""
         self._ended = False
         self._readers: OrderedDict[_Reader, None] = OrderedDict()
-        """In the order of `since`."""
+        """Readers in the order of `since`."""
         self._starved: list[_Reader] = []
-        """Those whose reply finds no descriptors, or no memory."""
+        """Readers whose reply waits for descriptors or memory."""
         self._retry_at: float | None = None
-        """When to try again what found no descriptors."""
+        """Time of the next attempt after descriptors or memory ran out."""
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = max(1, min(_MOST_READERS, most // 4)) if most > 0 else _MOST_READERS
         self._seat: dict[str, threading.Thread] = {}
-        """The thread that serves; or that which closed it before there was one."""
+        """The thread that serves, or the one that closed the server before it was started."""
         bell: list[Descriptor] = []
         with above_standard():
             number = map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))
@@ -162,34 +164,34 @@ class ShareServer:
         self._inode = _inode_of(self._listener)
         _servers.add(self)
         self.share = Share(f"/proc/{os.getpid()}/fd/{self._path.fileno()}", self._token.hex())
-        """Where readers find it."""
+        """The address for readers."""
         self._store = weakref.ref(store, self._forget)
 
     def start(self) -> None:
-        """Start the thread unless there is one. Raise LimitReached where that cannot be."""
+        """Start the thread unless there is one. Raise LimitReached if none can be started."""
         if self._seat:
             return
         try:
             begin(_ServerThread(target=self._run, name="batchzip-share", daemon=True))
         except LimitReached:
-            if self._sit() is threading.current_thread():  # nobody else has started one
+            if self._sit() is threading.current_thread():  # no other thread has started one
                 self.close()
             raise
 
     def _sit(self) -> threading.Thread:
-        """Take the seat, which one gets of several that start or close it at once. Return who has it."""
+        """Take the seat, unless another thread has it. Return the thread that has it."""
         return self._seat.setdefault("the only one", threading.current_thread())
 
     @property
     def ended(self) -> bool:
-        """Whether it answers nobody any more."""
+        """Whether it no longer answers."""
         return self._ended
 
     def _run(self) -> None:
         if self._sit() is not threading.current_thread():
             return
         try:
-            with selectors.PollSelector() as selector:  # epoll's would be a forked child's, too
+            with selectors.PollSelector() as selector:  # a forked child would share epoll's state
                 selector.register(self._bell, EVENT_READ)
                 selector.register(self._listener, EVENT_READ)
                 while not self._ended:
@@ -202,7 +204,7 @@ class ShareServer:
             self._release()
 
     def _step(self, selector: selectors.BaseSelector) -> None:
-        """Wait until there is something to do, and do it."""
+        """Wait for one event, and handle it."""
         for key, _ in selector.select(self._wait_s()):
             if isinstance(key.data, _Reader):
                 self._serve(selector, key.data)
@@ -226,14 +228,14 @@ class ShareServer:
         return _IDLE_S if len(self._readers) < self._most else _CROWDED_S
 
     def _wait_s(self) -> float | None:
-        """Seconds until something is to be done though nothing comes."""
+        """Return the seconds until the next time-out or attempt; None if there is none."""
         now = time.monotonic()
         times = [] if self._retry_at is None else [self._retry_at]
         times += [reader.since + self._most_idle_s() for reader in [*self._readers][:1]]
         return max(0.0, min(times) - now) if times else None
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
-        """Let in who waits; where no more can be let in, stop listening until that changes."""
+        """Accept waiting readers. At the limit, stop listening until a connection ends."""
         while len(self._readers) < self._most:
             try:
                 connection = _accepted(self._listener)
@@ -263,7 +265,7 @@ class ShareServer:
         self._retry_at = time.monotonic() + _PAUSE_S
 
     def _serve(self, selector: selectors.BaseSelector, reader: _Reader) -> None:
-        """Do what a connection is ready for, and drop it if it is gone, or speaks another language."""
+        """Receive from or send to a connection that is ready. Drop it if it broke the protocol."""
         try:
             if not (reader.reply or reader.is_whole or reader.receive()):
                 return
@@ -288,15 +290,15 @@ class ShareServer:
         self._readers.move_to_end(reader)
 
     def _make_reply(self, reader: _Reader) -> None:
-        """Answer a request, with an error if need be. Raises OSError where something is scarce."""
+        """Make the reply to a request. Raise OSError or MemoryError if a resource is exhausted."""
         data = self.reply_to(bytes(reader.request[LENGTH.size :]), reader.descriptors)
         reader.request.clear()
         reader.reply = memoryview(LENGTH.pack(len(data)) + data)
 
     def reply_to(self, request: bytes, descriptors: Descriptors) -> bytes:
-        """Make the reply to a request; descriptors that go with it are appended, and are the caller's.
+        """Return the reply to a request. Append its descriptors, which the caller owns.
 
-        Raises OSError or MemoryError where something is scarce; every other error is the reply.
+        Raise OSError or MemoryError if a resource is exhausted. Any other error becomes the reply.
         """
         try:
             data = pickle.dumps(self._answer(json.loads(request), descriptors), protocol=5)
@@ -319,12 +321,12 @@ class ShareServer:
         self._readers.pop(reader, None)
         if reader in self._starved:
             self._starved.remove(reader)
-        with contextlib.suppress(KeyError):  # it was starved, or memory ended when it was let in
+        with contextlib.suppress(KeyError):  # it was starved, or could not be registered
             selector.unregister(reader.connection)
         reader.close()
 
     def _release(self) -> None:
-        """Close what is open, but for the bell, which others may be about to ring."""
+        """Close everything but the bell, which another thread may be about to ring."""
         self._path.close()
         _close(self._listener, self._inode)
         for reader in list(self._readers):
@@ -340,7 +342,7 @@ class ShareServer:
             self._ended = True
 
     def close(self) -> None:
-        """End all connections; readers have what they mapped until they close it."""
+        """End all connections. Readers keep their mappings until they close them."""
         self._end()
         thread = self._sit()
         if thread is threading.current_thread():
@@ -358,7 +360,7 @@ class ShareServer:
             self._bell.close()
 
     def disown(self) -> None:
-        """Close what a forked child has of it, so that readers see when the owner is gone."""
+        """Close a forked child's copies, so that readers notice the end of the owner."""
         self._ended = True
         self._release()
         self._bell.close()
@@ -369,7 +371,7 @@ def _is_scarce(error: Exception) -> bool:
 
 
 def _accepted(listener: socket.socket) -> socket.socket:
-    """Take a connection that waits. Raises OSError."""
+    """Accept a waiting connection, with a descriptor above 2. Raise OSError."""
     connection, _ = listener.accept()
     if connection.fileno() > 2:
         return connection
@@ -382,13 +384,13 @@ def _inode_of(connection: socket.socket) -> int:
 
 
 def _close(connection: socket.socket, inode: int | None) -> None:
-    """Close a socket, unless somebody else has, and its number is another's by now.
+    """Close a socket, unless it was closed before and its number belongs to another file.
 
-    An interrupt may have come before its inode was noted: None.
+    `inode` is None if an interrupt came before it was noted.
     """
     try:
         ours = inode is None or _inode_of(connection) == inode
-    except OSError:  # it is closed, and its number nobody's
+    except OSError:  # it was closed, and its number is free
         ours = False
     if ours:
         connection.close()
@@ -397,11 +399,11 @@ def _close(connection: socket.socket, inode: int | None) -> None:
 
 
 def _pickle_error(error: BaseException) -> bytes:
-    """Make a reply of an error; of what a reader may not know, or cannot read, one that says so."""
+    """Return a pickled error. One of a class that a reader may not have becomes a BadArgument."""
     if type(error).__module__ in ("builtins", "batchzip.errors") and isinstance(
         error, (BatchzipError, OSError, MemoryError)
     ):
-        # Some libraries have causes and tracebacks pickled, too, of whatever classes.
+        # Some libraries make pickle include causes and tracebacks, of any class.
         error.__cause__ = error.__context__ = error.__traceback__ = None
         with contextlib.suppress(Exception):
             return pickle.dumps(error, protocol=5)

@@ -1,18 +1,18 @@
 """StoreView: the pages of another process's store, read from its shared memory.
 
-    load, load_many     SharedTable (core/view.pyx): one call, which asks nobody
-    everything else     Owner: a question over the owner's socket, in a connection of its own
+    load, load_many     SharedTable (core/view.pyx): one call, without asking the owner
+    everything else     _Owner: a request over the owner's socket, each on its own connection
 
-A view is of one owner. It is no use of a page in the owner's LRU, and counts nothing. It costs the owner
-nothing, not even a descriptor, while it does not ask. Loads ask only where an entry has a codec that
-they do not know, and where the backing file is an object that only its owner can read.
+A view belongs to one owner. Reading through a view neither refreshes the page in the owner's LRU
+nor updates its counters. A view costs the owner nothing between requests, not even a descriptor.
+Loads ask the owner only if an entry has a codec that the view does not know yet, or if the backing
+file is an object that only its owner can read.
 
-There is no moment common to several pages: load_many may meet a folio that is being stored half old and
-half new.
+load_many is not a snapshot: it may return old and new pages of a folio that is just being stored.
 
-Rejected: one connection for all questions. It would have to be locked, and a signal handler or finalizer that
-asks while its thread does would wait for itself; and a thousand readers would keep a thousand of the
-owner's descriptors.
+Rejected: one connection for all requests. It would need a lock, and a signal handler or finalizer
+that interrupts a request of its own thread would wait for itself. And a thousand readers would keep
+a thousand of the owner's descriptors open.
 
 Locks: none.
 """
@@ -70,17 +70,17 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _ANSWER_S = 30.0
-"""Seconds in which an owner answers. It takes 0.1 ms, but its threads take turns with those that
-work, and on a machine that has ten times more to do than processors a turn comes late."""
+"""Time-out of a request, in seconds. An answer takes 0.1 ms, but on an overloaded machine the
+owner's thread may wait long for a processor."""
 
 _FULL_S = 0.005
-"""Seconds between two attempts to connect where too many others are waiting for the owner."""
+"""Seconds between two attempts to connect while the owner's queue of readers is full."""
 
 
 class _Owner:
-    """The process that has the store, and the way to ask it. Closed when it goes.
+    """The owner of the store, and the protocol to ask it. Closed when it is dropped.
 
-    What answers may be anything that its user runs: only what can be a store's answer is taken for one.
+    Any program of the same user may answer at the address. So each answer is checked.
     """
 
     _process: Descriptor | None = None
@@ -89,9 +89,9 @@ class _Owner:
     def __init__(self, address: str, token: str) -> None:
         self._address = address
         self._token = bytes.fromhex(token)
-        """What its replies begin with; empty until there was one, where the caller did not know."""
+        """The first bytes of its replies. Empty until the first reply if no token was given."""
         self._pid = int(address.split("/")[2])
-        # What was at that address may have gone, and its number be another's: this tells.
+        # A pidfd, because the process may end and its PID be reused.
         opened: list[Descriptor] = []
         try:
             with above_standard():
@@ -102,7 +102,7 @@ class _Owner:
         self._process = opened.pop()
 
     def attach(self) -> tuple[Any, Descriptors]:
-        """Ask for what a view needs, and three or four descriptors."""
+        """Return the first answer and its descriptors. Raise BatchzipError or OSError."""
         try:
             return self._ask("attach", (3, 4))
         except BatchzipError:
@@ -111,70 +111,71 @@ class _Owner:
             raise _unreachable(error.errno or 0, self._pid, self._address) from None
 
     def ask(self, what: str, kind: type[Answer], **more: object) -> Answer:
-        """Ask, and raise what the owner raised, or ClosedError where nobody answers any more."""
+        """Return an answer. Raise the owner's error, or ClosedError if the owner is gone."""
         answer, _ = self._ask(what, (0,), **more)
         if not isinstance(answer, kind):
-            raise self.no_store(f"asked for {what}, it gave {shown(answer)}")
+            raise self.no_store(f"asked for {what}, it sent {shown(answer)}")
         return answer
 
     def table(self, group: str) -> Descriptors:
-        """Ask for the descriptor of a group's table."""
+        """Return the descriptor of a group's table."""
         return self._ask("table", (1,), group=group)[1]
 
     def codecs(self) -> tuple[int, dict[int, Codec]]:
-        """Ask how many numbers of codecs were given out, and for the codecs."""
+        """Return how many codec numbers the owner has given out, and the codecs by number."""
         return self.as_codecs(self.ask("codecs", tuple))
 
     def stored(self, group: str, index: int) -> bytes | None:
-        """Ask for the stored bytes of a page in the backing file."""
+        """Return the stored bytes of a page in the backing file, or None."""
         return self.ask("stored", bytes | None, group=group, index=index)  # type: ignore[arg-type]
 
     def as_codecs(self, given: object) -> tuple[int, dict[int, Codec]]:
-        """Check what is to be a number of numbers, and codecs by number."""
+        """Return the answer of `codecs` after checking its types. Raise BadArgument."""
         match given:
             case (int(known), dict(codecs)) if 0 <= known < 1 << 64 and all(
                 type(number) is int and 0 < number < 256 and isinstance(codec, Codec)
                 for number, codec in codecs.items()
             ):
                 return known, codecs
-        raise self.no_store(f"asked for codecs, it gave {shown(given)}")
+        raise self.no_store(f"asked for codecs, it sent {shown(given)}")
 
     def no_store(self, why: str) -> BadArgument:
-        """Make the error for what cannot be a store's answer."""
-        return BadArgument(f"what answers at {self._address} is no store that can be read: {why}")
+        """Return the error for an answer that cannot come from a store."""
+        return BadArgument(f"the program at {self._address} is not a readable store: {why}")
 
     def _ask(self, what: str, counts: tuple[int, ...], **more: object) -> tuple[Any, Descriptors]:
-        """Ask for an answer with one of these numbers of descriptors."""
+        """Return the answer and its descriptors, whose number must be one of `counts`."""
         data, descriptors = self._reply({"what": what, **more})
         try:
             answer = self._read(data)
             if isinstance(answer, LimitReached):
-                text = f"the store's owner has met a limit: {answer.strerror}"
+                text = f"the store's owner has reached a limit: {answer.strerror}"
                 raise LimitReached(answer.errno, text)  # noqa: TRY301 - closes the descriptors
             if isinstance(answer, (BatchzipError, OSError, MemoryError)):
                 raise answer  # noqa: TRY301 - likewise
             if len(descriptors) not in counts:
-                raise self.no_store(f"it gave {len(descriptors)} descriptors")  # noqa: TRY301 - likewise
+                text = f"it sent {len(descriptors)} descriptors"
+                raise self.no_store(text)  # noqa: TRY301 - likewise
         except BaseException:
             descriptors.close()
             raise
         return answer, descriptors
 
     def _read(self, data: bytes) -> object:
-        """Read a reply, once it is known to be the store's."""
+        """Unpickle a reply after checking its token. Raise ClosedError or BadArgument."""
         token = data[:TOKEN_BYTES]
         if self._token and token != self._token:
-            raise ClosedError("the store is closed, and another one is in its place")
+            raise ClosedError("the store is closed, and another one has its address")
         try:
             answer: object = pickle.loads(memoryview(data)[TOKEN_BYTES:])
         except Exception as error:
-            raise self.no_store(f"its answer is none: {shown(error)}") from error
+            raise self.no_store(f"its answer cannot be read: {shown(error)}") from error
         self._token = token
         self._answered = True
         return answer
 
     def _reply(self, request: dict[str, object]) -> tuple[bytes, Descriptors]:
-        """Ask over the socket; not in a thread that would have to answer itself."""
+        """Return the reply over the socket, or directly in a thread that would answer itself."""
         until = time.monotonic() + _ANSWER_S
         thread = threading.current_thread()
         if isinstance(thread, AnswerThread) and self._pid == os.getpid():
@@ -230,13 +231,13 @@ class _Owner:
             raise _gone() from None
 
     def close(self) -> None:
-        """Ask nothing any more."""
+        """Close the pidfd. No more requests are possible."""
         if self._process is not None:
             self._process.close()
 
 
 def _gone() -> ClosedError:
-    return ClosedError("the store is closed, or its owner gone")
+    return ClosedError("the store is closed, or its owner has ended")
 
 
 def _unreachable(number: int, pid: int, address: str) -> OSError:
@@ -244,7 +245,7 @@ def _unreachable(number: int, pid: int, address: str) -> OSError:
 
 
 class _Shared:
-    """What the views of a store's groups have in common."""
+    """The parts that the views of a store's groups share."""
 
     def __init__(self, address: str, token: str) -> None:
         self.owner = _Owner(address, token)
@@ -254,13 +255,13 @@ class _Shared:
             self.page_size, known, codecs = self._check(answer)
             objects, words, *files, _ = descriptors
             file = files[0] if files else -1
-            del descriptors[:-1]  # they are the pool's, whatever comes of it
+            del descriptors[:-1]  # the pool owns them from here on, even if it raises
             self.pool = SharedPool(
                 objects, words, file, self.page_size, known, codecs, self.owner.codecs
             )
         except BaseException:
             descriptors.close()
-            self.owner.close()  # now, though a traceback may still have it
+            self.owner.close()  # now, because a traceback may still refer to it
             raise
         self.table = descriptors
 
@@ -268,7 +269,7 @@ class _Shared:
         match answer:
             case {"page_size": int(page_size), "codecs": given} if 0 < page_size < 1 << 32:
                 return page_size, *self.owner.as_codecs(given)
-        raise self.owner.no_store(f"asked for a store, it gave {shown(answer)}")
+        raise self.owner.no_store(f"asked for a store, it sent {shown(answer)}")
 
     def close(self) -> None:
         self.owner.close()
@@ -276,9 +277,9 @@ class _Shared:
 
 
 class GroupView(Owned):
-    """The pages of one group of a store in another process, to read.
+    """The pages of one group of a store in another process, read-only.
 
-    What is lost, and not closed, gives up what it has, too.
+    A view that is dropped without `close` releases its mappings, too.
 
     Examples:
         >>> import batchzip
@@ -308,11 +309,12 @@ class GroupView(Owned):
     def load(self, index: SupportsIndex, out: Buffer) -> Buffer: ...
 
     def load(self, index: SupportsIndex, out: Buffer | None = None) -> Buffer:
-        """Give the bytes of one page; with `out`, a writable buffer, fill it and return it.
+        """Return the bytes of one page. With `out`, a writable buffer, fill it and return it.
 
-        The page was stored at that index at some moment of the call. Raises PageNotStored where there was
-        none at some moment of it, CorruptPage or PageError as SwapStore.load, and ClosedError once
-        the store is closed. What an owner that was killed had stored stays readable.
+        The result is a version that was stored at that index at some moment of the call. Raise
+        PageNotStored if the index held no page at some moment of it, CorruptPage or PageError as
+        SwapStore.load does, and ClosedError once the store is closed. After its owner was killed, a
+        store stays readable.
         """
         if self._unusable:
             self._refuse()
@@ -325,9 +327,10 @@ class GroupView(Owned):
     def load_many(
         self, indices: Iterable[int] | npt.NDArray[np.int64], out: Buffer | None = None
     ) -> Bytes:
-        """Give pages, in the order of `indices`, as an (n, page_size) uint8 array, each as `load`.
+        """Return pages, in the order of `indices`, as an (n, page_size) uint8 array.
 
-        `out` is an array, or a flat buffer, to fill; it is undefined after an error.
+        Each page is loaded as by `load`, and the same errors are raised. `out` is an array, or a
+        flat buffer, to fill; its content is undefined after an error.
         """
         if self._unusable:
             self._refuse()
@@ -344,9 +347,9 @@ class GroupView(Owned):
 
     @property
     def counters(self) -> Counters:
-        """The counters of the store, or group, as they are now; asked of the owner.
+        """The current counters of the store or group, requested from the owner.
 
-        Raises ClosedError where the owner is gone, RequestTimeout where it does not answer.
+        Raises ClosedError if the owner is gone, and RequestTimeout if it does not answer.
         """
         return self._ask("counters", Counters)
 
@@ -358,7 +361,7 @@ class GroupView(Owned):
     def _is_over(self) -> bool:
         """Return whether this was closed, or its group was."""
         try:
-            MAX_INDEX in self  # noqa: B015 - raises what any look does
+            MAX_INDEX in self  # noqa: B015 - raises ClosedError as any lookup does
         except ClosedError:
             return True
         return False
@@ -368,10 +371,10 @@ class GroupView(Owned):
 
 
 class StoreView(GroupView):
-    """A store in another process, to read: `batchzip.attach(address)` opens one.
+    """A store in another process, read-only: `batchzip.attach(address)` opens one.
 
-    Costs the owner nothing while pages are loaded. Thread-safe; bound to the process that opened it. It keeps
-    the owner's memory alive until it is closed or lost; loads that are under way then end first.
+    Loads cost the owner nothing. Thread-safe; bound to the process that opened it. A view keeps the
+    owner's memory alive until it is closed or dropped. Running loads end first.
 
     Examples:
         >>> import batchzip
@@ -393,9 +396,10 @@ class StoreView(GroupView):
             raise
 
     def group(self, name: str) -> GroupView:
-        """Open a group that the store has. Raises BadArgument where it has none of that name.
+        """Return a view of a group. Raise BadArgument if the store has no group of that name.
 
-        Where its owner has dropped a group and made one of the same name, that one.
+        If the owner has dropped a group and created another of the same name, the view is of the
+        new one.
         """
         if self._unusable:
             self._refuse()
@@ -408,11 +412,11 @@ class StoreView(GroupView):
         return found
 
     def status(self) -> dict[str, Any]:
-        """Say how the store stands now: see SwapStore.status. Raises as `counters`."""
+        """Return the store's current status: see SwapStore.status. Raise as `counters` does."""
         return self._ask("status", dict)
 
     def classes(self) -> list[ClassUse]:
-        """List the pool's size classes, as SwapStore.classes. Raises as `counters`."""
+        """Return the pool's size classes, as SwapStore.classes does. Raise as `counters` does."""
         return self._ask("classes", list)
 
     def _close(self) -> None:

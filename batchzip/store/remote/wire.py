@@ -1,7 +1,7 @@
-"""Wire: how the owner of a store and its readers talk, over a Unix socket.
+"""Wire: the protocol between the owner of a store and its readers, over a Unix socket.
 
-What comes from a reader is JSON of a few words. What goes to it is pickled, as codecs are anybody's classes.
-Each reply begins with the store's token. Descriptors travel beside the bytes.
+A request is a small JSON object. A reply is pickled, because codecs may be of any class. It begins
+with the store's token. Descriptors are sent as ancillary data.
 
 Locks: none.
 """
@@ -32,45 +32,45 @@ _INT = struct.calcsize("i")
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 MOST_REQUEST = 4096
-"""Bytes a request may have: it is a word and the name of a group."""
+"""Largest request in bytes: the kind of request and the name of a group."""
 
 MOST_REPLY = 256 << 20
-"""Bytes a reply may have: codecs bring their dictionaries."""
+"""Largest reply in bytes: codecs include their dictionaries."""
 
 MOST_DESCRIPTORS = 4
-"""Descriptors of a reply: objects, words, backing file, table."""
+"""Most descriptors of a reply: objects, words, backing file, table."""
 
 TOKEN_BYTES = 8
-"""Bytes that a reply begins with, and that name the store."""
+"""Length of the token that begins each reply and identifies the store, in bytes."""
 
 MOST_WAITING = 65535
-"""Readers that wait to be let in, where the system does not say fewer (net.core.somaxconn, 4096)."""
+"""Length of the listener's queue, unless the system's limit is lower (net.core.somaxconn, 4096)."""
 
 
 class AnswerThread(threading.Thread):
-    """A thread that answers readers. A finalizer that reads a store in it must not wait for it."""
+    """A thread that answers readers. A finalizer in it that reads a store must not wait for it."""
 
     def reply_here(self, address: str, request: dict[str, object]) -> tuple[bytes, Descriptors]:
-        """Reply to what this process asks itself in this thread: nobody else would.
+        """Return the reply to a request made in this thread, which would otherwise wait for itself.
 
-        Raise ClosedError where nobody has that address.
+        Raise ClosedError if no server of this process has that address.
         """
         raise NotImplementedError
 
 
 class Descriptors(list[int]):
-    """Descriptors that are closed when the list goes, as with an interrupt, unless somebody takes them.
+    """Descriptors that are closed when the list is dropped, for example by an interrupt.
 
-    Whoever takes one reads it, deletes it here and hands it over with no call in between.
+    To take one, read it, delete it here and pass it on, with no call in between.
     """
 
     _came: Sequence[tuple[bytes, list[tuple[int, int, bytes]], int, object]] = ()
-    """What recvmsg returned, until its descriptors are in the list."""
+    """The result of recvmsg, until its descriptors are in the list."""
 
     def receive(self, connection: socket.socket, length: int, most: int) -> tuple[bytes, bool]:
-        """Receive bytes, and descriptors. Return the bytes, and whether there were more descriptors."""
+        """Receive bytes and descriptors. Return the bytes, and whether descriptors were lost."""
         room = socket.CMSG_SPACE(most * _INT)
-        # One step: an interrupt behind a call would lose what the call returned.
+        # One step: an interrupt after a call would lose the call's result.
         came: list[Any] = []
         self._came = came
         came.extend(map(connection.recvmsg, (length,), (room,), (socket.MSG_CMSG_CLOEXEC,)))
@@ -83,12 +83,12 @@ class Descriptors(list[int]):
     def _received(self) -> array[int]:
         found = array("i")
         for _, ancillary, _, _ in self._came:
-            for _, _, data in ancillary:  # descriptors: nothing else was asked for
+            for _, _, data in ancillary:  # only descriptors: nothing else was requested
                 found.frombytes(data[: len(data) // _INT * _INT])
         return found
 
     def close(self) -> None:
-        """Close what is left."""
+        """Close all descriptors in the list."""
         for _ in map(os.close, map(self.pop, repeat(-1, len(self)))):  # one step each
             pass
 
@@ -98,7 +98,7 @@ class Descriptors(list[int]):
 
 
 class NoAnswerError(Exception):
-    """What came is no reply of a store. Internal: `batchzip.attach` says where it came from."""
+    """The bytes received are not a store's reply. Internal: `batchzip.attach` adds the address."""
 
 
 def send(connection: socket.socket, data: bytes) -> None:
@@ -109,8 +109,8 @@ def send(connection: socket.socket, data: bytes) -> None:
 def receive(connection: socket.socket, until: float) -> tuple[bytes, Descriptors]:
     """Receive a reply and its descriptors.
 
-    Raises EOFError at its end, TimeoutError at the moment `until`, NoAnswerError for what is no reply, and
-    LimitReached where this process may have no more descriptors.
+    Raise EOFError if the other side has ended, TimeoutError at the moment `until`, NoAnswerError if
+    the bytes are not a reply, and LimitReached if this process is at its limit of descriptors.
     """
     found = Descriptors()
     _wait_until(connection, until)
@@ -145,7 +145,7 @@ def _exactly(connection: socket.socket, length: int, until: float) -> bytes:
 
 
 def _wait_until(connection: socket.socket, until: float) -> None:
-    """Have the connection's next call end at a moment. Raises TimeoutError where that is over."""
+    """Set the time-out of the connection's next call. Raise TimeoutError if `until` has passed."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -153,24 +153,25 @@ def _wait_until(connection: socket.socket, until: float) -> None:
 
 
 def peer(connection: socket.socket) -> tuple[int, int]:
-    """Process and user of the other side, from the kernel."""
+    """Return the process ID and user ID of the other side, as the kernel reports them."""
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(found)
     return pid, uid
 
 
 def listen() -> tuple[socket.socket, Descriptor]:
-    """Make a listening socket without a name, and a descriptor by whose path it is reached.
+    """Return a listening socket without a name, and a descriptor by whose path it is reached.
 
-    Raise OSError, LimitReached where descriptors are out; nothing is left then.
+    Raise OSError, or LimitReached if descriptors are exhausted. Nothing is left behind then.
     """
     folders = Descriptors()
     paths: list[Descriptor] = []
     folder = make_folder()
     try:
         with above_standard():
-            # By the folder's descriptor, as a socket's path has 107 bytes at most. Here and below one
-            # step opens and keeps: an interrupt behind a call would lose what the call returned.
+            # By the folder's descriptor, because a socket's path has at most 107 bytes. Here and
+            # below, one step opens and keeps: an interrupt after a call would lose the call's
+            # result.
             folders.extend(map(os.open, (folder,), (os.O_PATH | os.O_CLOEXEC,)))
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -83,6 +83,7 @@ def test_ratio_and_memory_are_those_of_the_codec_and_the_pools_classes() -> None
     assert found["lz4", 4096].same_filled_share == 12 / 80
 
 
+@pytest.mark.slow
 def test_every_algorithm_page_size_filter_and_dictionary_is_tried(text_advice: Advice) -> None:
     found = by_name(text_advice)
     assert len(found) == len(text_advice.options)
@@ -155,6 +156,7 @@ def test_whatever_was_measured_what_is_recommended_keeps_the_limit_and_is_near_t
         assert chosen.saved_share >= max(quick) - 0.02
 
 
+@pytest.mark.slow
 def test_the_call_that_is_recommended_runs_as_it_stands(text_advice: Advice) -> None:
     import batchzip  # noqa: PLC0415 - the name that the call has
 
@@ -315,6 +317,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_one_json_document_has_all_of_it(file: Path) -> None:
     result = cli("advise", "--file", file, "--algorithm", "lz4", "--algorithm", "zstd", "--json")
     assert (result.returncode, result.stderr) == (0, "")
@@ -335,6 +338,7 @@ def test_one_json_document_has_all_of_it(file: Path) -> None:
     assert document["recommendation"].startswith(f"Use {chosen['name']} with pages of ")
 
 
+@pytest.mark.slow
 def test_people_get_tables_a_mark_and_a_sentence(file: Path) -> None:
     few = cli("advise", "--file", file, "--algorithm", "lz4", env={**os.environ, "COLUMNS": "80"})
     assert (few.returncode, few.stderr) == (0, "")
@@ -358,6 +362,7 @@ def test_the_report_fits_its_width_and_breaks_no_word(text_advice: Advice, width
     assert_fits(lambda columns: report(sample, text_advice, columns, every=True), width)
 
 
+@pytest.mark.slow
 def test_without_a_source_a_workload_is_taken() -> None:
     result = cli("advise", "--algorithm", "snappy", "--sample", "1M", "--json")
     assert (result.returncode, result.stderr) == (0, "")
@@ -368,6 +373,7 @@ def test_without_a_source_a_workload_is_taken() -> None:
     assert not os.path.exists(f"/proc/{document['source']['pid']}")  # noqa: PTH110 - not a file
 
 
+@pytest.mark.slow
 def test_a_running_process_is_looked_at_and_left_alone(
     holding: subprocess.Popen[bytes],
 ) -> None:
@@ -377,6 +383,7 @@ def test_a_running_process_is_looked_at_and_left_alone(
     assert holding.poll() is None
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn(file: Path, tmp_path: Path) -> None:
     from matplotlib import image  # noqa: PLC0415 - slow, for this test only
 

@@ -111,7 +111,8 @@ def test_what_is_given_up_fails_and_what_is_done_stays() -> None:
 
 
 def test_nothing_is_written_to_a_request_that_is_over() -> None:
-    over, live = flight(CompressBatch(PAGES[:2])), flight(CompressBatch(PAGES[2:4]))
+    batch = CompressBatch(PAGES[2:4])
+    over, live = flight(CompressBatch(PAGES[:2])), flight(batch)
     parcel = Parcel([(over, over.cut(2)), (live, live.cut(2))])
     outcome = travel(parcel)
     over.over = True
@@ -121,8 +122,7 @@ def test_nothing_is_written_to_a_request_that_is_over() -> None:
     assert over.undone == 2
     assert not over.request.batch.dlens.any()
     assert live.undone == 0
-    done: Any = live.request.batch
-    assert [bytes(output) for output in done.outputs()] == compressed(PAGES[2:4])
+    assert [bytes(output) for output in batch.outputs()] == compressed(PAGES[2:4])
     assert worked[CompressBatch.operation]["pages"] == 2
 
 

@@ -64,6 +64,7 @@ def saved(measured: tuple[dict[str, Any], Path], tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_everybody_is_measured_at_every_batch(measured: tuple[dict[str, Any], Path]) -> None:
     document, _ = measured
     of: dict[tuple[Any, ...], set[str]] = {}
@@ -130,6 +131,7 @@ def test_a_result_compared_with_itself_is_the_same(saved: Path) -> None:
     assert "0 slower, 0 faster" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_slower_one_is_named_and_told_by_the_exit_code(saved: Path, tmp_path: Path) -> None:
     document = json.loads(saved.read_text())
     slowed = next(
@@ -148,6 +150,7 @@ def test_a_slower_one_is_named_and_told_by_the_exit_code(saved: Path, tmp_path: 
     assert bench("--compare", new, saved).returncode == 0, "faster is no failure"
 
 
+@pytest.mark.slow
 def test_compare_with_one_result_measures_anew_and_shows_it(saved: Path, file: Path) -> None:
     environment = {**os.environ, "COLUMNS": "80"}
     result = bench("--file", file, *SHORTER, "--compare", saved, env=environment)
@@ -234,6 +237,7 @@ def test_a_single_round_says_nothing() -> None:
         compare(a_result(workers=1), single)
 
 
+@pytest.mark.slow
 def test_zram_is_measured_or_said_to_be_missing(file: Path) -> None:
     before = set(Path("/sys/block").iterdir())
     result = bench("--file", file, *SHORTER, "--zram", "--json")
@@ -275,6 +279,7 @@ def test_algorithms_are_read() -> None:
         parse_algorithms("lz4,,")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_pages_is_what_it_says(kind: str) -> None:
     pages = Source(kind).take(100)

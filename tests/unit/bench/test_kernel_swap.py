@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from support.waiting import await_true
 
 from batchzip.bench.kernel_swap import KernelSwap
 from batchzip.bench.memory_group import find_controller
@@ -54,10 +54,7 @@ def test_nothing_is_left_of_a_program_that_is_killed(end: signal.Signals) -> Non
         assert areas() == before + 1
         assert len(groups(program.pid)) == 1
         program.send_signal(end)
-    deadline = time.monotonic() + 20
-    while areas() > before or groups(program.pid):
-        assert time.monotonic() < deadline, (areas(), groups(program.pid))
-        time.sleep(0.01)
+    await_true(lambda: areas() <= before and not groups(program.pid))
 
 
 @pytest.mark.usefixtures("swap_here")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +18,7 @@ from support.command import (
     resident_bytes,
     some_pages,
 )
+from support.waiting import await_true
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,10 +111,7 @@ def test_ctrl_c_leaves_one_line_and_no_process(
     assert b"Traceback" not in shown.seen
     assert shown.seen.count(b"batchzip: ") == 1
     assert shown.seen.endswith(b"batchzip: interrupted\r\n")
-    deadline = time.monotonic() + 10
-    while not all(map(has_gone, started)):
-        assert time.monotonic() < deadline, started
-        time.sleep(0.01)
+    await_true(lambda: all(map(has_gone, started)))
 
 
 def test_ctrl_c_while_the_workload_is_built_leaves_no_process() -> None:
@@ -125,10 +122,7 @@ def test_ctrl_c_while_the_workload_is_built_leaves_no_process() -> None:
         stderr=subprocess.PIPE,
         process_group=0,
     ) as process:
-        deadline = time.monotonic() + 30
-        while not any(resident_bytes(child) > 64 << 20 for child in children(process.pid)):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        await_true(lambda: any(resident_bytes(child) > 64 << 20 for child in children(process.pid)))
         started = children(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=30)

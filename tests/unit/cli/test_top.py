@@ -152,7 +152,7 @@ def test_an_owner_that_is_killed_is_one_line(terminal: Callable[..., Screen], ow
     shown = terminal(owner.addresses[0])
     shown.read_until(b"damaged when loaded")
     owner.kill()
-    assert shown.end(2) == "batchzip: the store is closed, or its owner gone\n"
+    assert shown.end(2) == "batchzip: the store is closed, or its owner has ended\n"
 
 
 def test_an_owner_that_closes_its_store_is_one_line(
@@ -161,7 +161,7 @@ def test_an_owner_that_closes_its_store_is_one_line(
     shown = terminal(owner.addresses[0])
     shown.read_until(b"damaged when loaded")
     owner.process.communicate()
-    assert shown.end(2) == "batchzip: the store is closed, or its owner gone\n"
+    assert shown.end(2) == "batchzip: the store is closed, or its owner has ended\n"
 
 
 def test_an_owner_that_does_not_answer_does_not_keep_the_user(

@@ -68,7 +68,7 @@ async def until(is_so: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def begins_with(app: TopApp, heading: str) -> bool:
+def is_headed(app: TopApp, heading: str) -> bool:
     return lines(app)[0].startswith(heading)
 
 
@@ -96,7 +96,7 @@ def test_tables_are_chosen_by_number_and_by_arrows() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
         for key, heading in (("2", "group"), ("right", "pages"), ("left", "group"), ("1", "pages")):
             await pilot.press(key)
-            await until(partial(begins_with, app, heading))
+            await until(partial(is_headed, app, heading))
         await pilot.press("9")
         assert lines(app)[0].startswith("pages")
 
@@ -198,7 +198,7 @@ def test_what_happens_is_shown_unless_it_is_paused() -> None:
 
 def test_a_click_on_the_name_of_a_table_shows_it() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
-        assert names(app) == "1 Traffic    2 Groups"
+        assert names(app) == "1 Traffic  2 Groups"
         await until(lambda: app.query_one("#tables").region.y == 4)  # below what is above it
         await pilot.click("#tables", offset=(15, 0))
         await until(lambda: lines(app)[0].startswith("group"))
@@ -219,7 +219,7 @@ def test_tables_come_and_go() -> None:
         await until(lambda: lines(app)[0].startswith("pages"))
         assert names(app) == "1 Traffic"
         sections.append(GROUPS)
-        await until(lambda: names(app) == "1 Traffic    2 Groups")
+        await until(lambda: names(app) == "1 Traffic  2 Groups")
         assert lines(app)[0].startswith("pages")
 
     drive(test, look)

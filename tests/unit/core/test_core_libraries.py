@@ -244,17 +244,17 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
         ),
         "other values",
     ),
-    "needs a huge state": ("lz4", "int LZ4_sizeofStateHC(void) { return -1; }", "sensible size"),
-    "needs no state": ("lz4", "int LZ4_sizeofState(void) { return 0; }", "sensible size"),
+    "needs a huge state": ("lz4", "int LZ4_sizeofStateHC(void) { return -1; }", "implausible"),
+    "needs no state": ("lz4", "int LZ4_sizeofState(void) { return 0; }", "implausible"),
     "makes no stream": (
         "lz4",
         "void *LZ4_initStream(void *p, size_t n) { return 0; }",
-        "did not come back",
+        "does not restore what it compressed",
     ),
     "restores nothing": (
         "lz4",
         "int LZ4_decompress_safe(char *s, char *d, int n, int room) { return room; }",
-        "did not come back",
+        "does not restore what it compressed",
     ),
     "restores too much": (
         "lz4",
@@ -262,7 +262,7 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
             "int LZ4_decompress_safe(char *s, char *d, int n, int room)"
             "{ memset(d, 0, room + 1); return room; }"
         ),
-        "beyond its room",
+        "beyond its output buffer",
     ),
     "compresses to too much": (
         "lz4",
@@ -270,9 +270,9 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
             "int LZ4_compress_HC_extStateHC(void *p, char *s, char *d, int n, int room, int level)"
             "{ memset(d, 0, room + 1); return room; }"
         ),
-        "beyond its room",
+        "beyond its output buffer",
     ),
-    "has no contexts": ("zstd", "void *ZSTD_createCCtx(void) { return 0; }", "no memory"),
+    "has no contexts": ("zstd", "void *ZSTD_createCCtx(void) { return 0; }", "not enough memory"),
     "takes no level": (
         "zstd",
         "size_t ZSTD_CCtx_setParameter(void *c, int p, int v) { return -1; }",
@@ -286,13 +286,13 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
     "has no stream": (
         "zstd",
         "size_t ZSTD_compressStream2(void *c, void *out, void *in, int step) { return -1; }",
-        "did not come back",
+        "does not restore what it compressed",
     ),
     "knows no bound": ("zstd", "size_t ZSTD_compressBound(size_t n) { return 0; }", "bound"),
     "knows no errors": (
         "zstd",
         "unsigned ZSTD_isError(size_t code) { return 0; }",
-        "too little room did not make it fail",
+        "does not fail when its output buffer is too small",
     ),
     "restores frames to nothing": (
         "zstd",
@@ -300,7 +300,7 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
             "size_t ZSTD_decompressDCtx(void *c, char *d, size_t room, char *s, size_t n)"
             "{ return room; }"
         ),
-        "did not come back",
+        "does not restore what it compressed",
     ),
     "restores frames to too much": (
         "zstd",
@@ -308,7 +308,7 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
             "size_t ZSTD_decompressDCtx(void *c, char *d, size_t room, char *s, size_t n)"
             "{ memset(d, 0, room + 1); return room; }"
         ),
-        "beyond its room",
+        "beyond its output buffer",
     ),
     "restores nothing with a dictionary": (
         "zstd",
@@ -316,16 +316,17 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
             "size_t ZSTD_decompress_usingDDict(void *c, char *d, size_t room, char *s)"
             "{ return room; }"
         ),
-        "did not come back",
+        "does not restore what it compressed",
     ),
     "misjudges a frame": (
         "zstd",
         "size_t ZSTD_findFrameCompressedSize(char *s, size_t n) { return n; }",
-        "did not come back",
+        "does not restore what it compressed",
     ),
 }
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_library_that(what: str, tmp_path: Path) -> None:

@@ -154,9 +154,9 @@ def test_values_of_any_length_come_back(
 
 def test_what_is_too_long_for_one_call_belongs_on_pages(values: Records) -> None:
     assert values.most_bytes == MOST
-    with pytest.raises(ValueError, match="belongs on pages"):
+    with pytest.raises(ValueError, match="store it as pages"):
         values.put("key", bytes(MOST + 1))
-    with pytest.raises(ValueError, match="belongs on pages"):
+    with pytest.raises(ValueError, match="store it as pages"):
         values.put_many(["a", "b"], [b"", bytes(MOST + 1)], 0)
     assert values.keys() == []
 

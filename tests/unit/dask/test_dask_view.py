@@ -135,7 +135,10 @@ def test_the_page_shows_names_as_they_are() -> None:
     assert "80.0 MiB of 100.0 MiB" in texts
     assert "lost (killed & buried): pages of 7 stripes" in texts
     assert "Pages of 7 stripes are lost." in texts
-    assert "There is none on this cluster now." in Texts(page(replace(FIRST, stores=()))).texts
+    assert (
+        "This cluster has no sharded store at the moment."
+        in Texts(page(replace(FIRST, stores=()))).texts
+    )
 
 
 def test_top_names_a_scheduler_that_is_none(capfd: pytest.CaptureFixture[str]) -> None:

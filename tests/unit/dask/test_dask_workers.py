@@ -308,7 +308,7 @@ def test_data_that_a_worker_is_given_ends_with_it(tmp_path: Path) -> None:
     [
         ({"engine": {"algorithm": "nix"}}, "UnknownAlgorithm: unknown algorithm 'nix'"),
         ({"much": 1}, "unexpected keyword argument 'much'"),
-        ([1], "batchzip.worker-data has names and values, not [1]"),
+        ([1], "batchzip.worker-data must map names to values, not be [1]"),
     ],
     ids=str,
 )
@@ -324,7 +324,7 @@ def test_a_preload_that_fails_leaves_a_worker_dasks_own_data(
 
     with caplog.at_level("ERROR", "distributed.worker.memory"):
         asyncio.run(run())
-    assert "WorkerData cannot be used; this worker spills as Dask does by itself" in caplog.text
+    assert "WorkerData cannot be used; this worker spills with Dask's own buffer" in caplog.text
     assert said in caplog.text
 
 

@@ -28,10 +28,9 @@ def test_its_engine_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         state=SimpleNamespace(nthreads=1),
         local_directory=str(tmp_path),
     )
-    service: Any = SimpleNamespace(worker=worker)
     with pytest.raises(BadArgument, match="max_pool_bytes"):
         Shard(
-            service,
+            SimpleNamespace(worker=worker),
             "one",
             "store",
             engine={"algorithm": "lz4"},

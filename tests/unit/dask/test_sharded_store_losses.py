@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from support.cluster.commands import scheduler_command, worker_command
 from support.cluster.fixtures import leaves_nothing_behind, offloading  # noqa: F401 - used by every test
 from support.cluster.process import dask_cluster
+from support.waiting import await_true
 
 from batchzip import (
     PageNotStored,
@@ -251,10 +252,7 @@ def test_a_scheduler_started_anew_loses_all_by_name() -> None:
             store.store(10, pages)
         port = address.rpartition(":")[2]
         with scheduler_command("--port", port), worker_command(address):
-            deadline = time.monotonic() + SLACK_S
-            while client.status != "running" or not client.nthreads():
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            await_true(lambda: client.status == "running" and client.nthreads())
             with pytest.raises(PagesLost, match="10…14"):
                 store.load(12)
             assert store.recover() == [range(10, 15)]

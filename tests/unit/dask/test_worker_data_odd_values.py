@@ -206,7 +206,7 @@ def test_a_value_that_cannot_be_restored_harms_no_other(data: WorkerData) -> Non
     for _ in range(2):
         with pytest.raises(OwnError, match="not again") as raised:
             data["bad"]
-        assert raised.value.__notes__ == ["it was raised as the value of key 'bad' was restored"]
+        assert raised.value.__notes__ == ["raised while the value of key 'bad' was restored"]
     np.testing.assert_array_equal(data["good"], an_array(1))
     assert list(data) == ["good", "bad"]
     del data["bad"]

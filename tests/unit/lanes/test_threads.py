@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from support.dividing import divide_always
 from support.forked import in_forked_child
+from support.waiting import await_true
 
 import batchzip_threads
 from batchzip import (
@@ -214,10 +215,7 @@ def test_an_engine_that_is_dropped_ends_its_threads() -> None:
     del engine
     gc.collect()
     assert reference() is None
-    deadline = time.monotonic() + SLACK_S
-    while threads_now() > before:
-        assert time.monotonic() < deadline, "threads are left"
-        time.sleep(0.001)
+    await_true(lambda: threads_now() <= before)
 
 
 def test_a_forked_child_is_refused_and_harms_nobody(engine: Engine) -> None:

@@ -8,8 +8,9 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+from support.entries import flip
 
-from batchzip import Engine, PageNotStored, StoreRejected, SwapStore
+from batchzip import Engine, PageNotStored, Recompression, StoreRejected, SwapStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,3 +93,12 @@ def test_a_threshold_of_all_accepts_again_as_soon_as_it_is_below_the_limit(engin
 def test_a_store_has_zswap_s_threshold_unless_it_is_told_another(store: SwapStore) -> None:
     assert store.accept_threshold_percent == 90
     assert store.status()["accept_threshold_percent"] == 90
+
+
+def test_where_every_page_is_damaged_recompression_keeps_and_saves_nothing(
+    store: SwapStore,
+) -> None:
+    store.store(0, bytes(range(256)) * 16)
+    flip(store, 0)
+    assert store.recompress("zstd") == Recompression(1, 0, 0)
+    assert store.counters.decompress_fail == 1

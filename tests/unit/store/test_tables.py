@@ -238,6 +238,7 @@ def invalidate(store: SwapStore, seed: int, count: int) -> None:
     put(store, seed, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, BLOCK - 1])
 @pytest.mark.parametrize("change", [put, take, invalidate])
 def test_other_processes_see_no_word_that_nobody_wrote(

@@ -235,6 +235,7 @@ except BadArgument as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["file", "path"])
 def test_another_process_is_refused(how: str, path: Path, stack: ExitStack) -> None:
     def said() -> str:

@@ -3,7 +3,6 @@
 import errno
 import random
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from support.entries import in_file
 from support.gate import Gate
 from support.store_pages import SIZE, ZEROS, grown, noise, text, word
+from support.waiting import await_true
 
 from batchzip import (
     BadArgument,
@@ -85,11 +85,8 @@ def test_the_shrinker_makes_room_down_to_the_threshold(engine: Engine, tmp_path:
         # A store that finds the pool at its limit wakes the shrinker, as in zswap.
         store.max_pool_bytes = 32 * SIZE
         store.store(400, noise(400))
-        deadline = time.monotonic() + 30
-        while store.counters.pool_total_size > 0.9 * 32 * SIZE and time.monotonic() < deadline:
-            time.sleep(0.01)
+        await_true(lambda: store.counters.pool_total_size <= 0.9 * 32 * SIZE)
         counters = store.counters
-        assert counters.pool_total_size <= 0.9 * 32 * SIZE
         assert counters.written_back_pages > 0
         assert [bytes(store.load(index)) for index in range(401)] == [noise(n) for n in range(401)]
         store.check_invariants()
@@ -101,10 +98,9 @@ def test_a_store_that_is_dropped_ends_its_shrinker(engine: Engine, tmp_path: Pat
     for index in range(40):
         store.store(index, noise(index))
     del store
-    deadline = time.monotonic() + 30
-    while [thread for thread in threading.enumerate() if "shrinker" in thread.name]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    await_true(
+        lambda: not [thread for thread in threading.enumerate() if "shrinker" in thread.name]
+    )
 
 
 def test_shrinking_by_hand(engine: Engine, tmp_path: Path) -> None:

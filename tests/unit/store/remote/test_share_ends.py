@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from support import share_readers
 from support.forked import in_forked_child
 from support.share_readers import page
 from support.store_pages import ZEROS, noise, text, word
+from support.waiting import await_true
 
 from batchzip import (
     ClosedError,
@@ -116,10 +116,7 @@ def test_a_store_that_is_dropped_ends_its_threads(engine: Engine) -> None:
     store.store(0, PAGES)
     view = store.share().attach()
     del store
-    deadline = time.monotonic() + 30
-    while [thread for thread in threading.enumerate() if "share" in thread.name]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    await_true(lambda: not [thread for thread in threading.enumerate() if "share" in thread.name])
     view.close()
 
 
