@@ -111,7 +111,7 @@ def test_classes_of_a_script_are_refused_with_what_would_be_right(tmp_path: Path
         [sys.executable, script], capture_output=True, text=True, timeout=60, check=True
     )
     assert "a fresh process cannot restore the values: AttributeError: " in done.stdout
-    assert "have to be in modules that can be imported" in done.stdout
+    assert "must be in importable modules" in done.stdout
 
 
 @pytest.mark.slow
