@@ -4,7 +4,7 @@
 
 A FILE contains the weights of a model: .onnx (needs the package onnx) or .safetensors. Its float32
 weights are measured unchanged, and rounded to bfloat16 and to float16, as models are published and
-kept in memory. Normally distributed numbers are always measured, too. Two packages ship weights:
+kept in memory. Normally distributed numbers are always measured. Two packages ship weights:
 
     pip install onnx && pip install --no-deps rapidocr-onnxruntime silero-vad
     cd "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
