@@ -155,7 +155,7 @@ class Work:
     # For a time.
 
     def answer(self, way: str, seconds: float, threads: int = 1) -> dict[str, Any]:
-        """Run a job for some seconds. Return the work done, the times, and the bytes on the wire."""
+        """Run a job for some seconds. Return the work done, times, and bytes on the wire."""
         spent: list[float] = []
         pages = 0
         sent, received = traffic()

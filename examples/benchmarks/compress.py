@@ -98,7 +98,7 @@ class Bench:
 
     @property
     def own(self) -> list[OfEngine]:
-        """batchzip's own contenders."""
+        """The contenders of batchzip."""
         return [one for one in self.everybody if isinstance(one, OfEngine)]
 
     def cell(self, operation: str, size: int, rounds: int) -> Cell:
@@ -293,7 +293,8 @@ def main() -> None:
     spent = report.idle
     print(
         f"{spent['engines']:.0f} idle engines, {spent['seconds']:.0f} s: "
-        f"{spent['owner'] * 1e3:.2f} ms of CPU in the owner, {spent['workers'] * 1e3:.2f} in workers"
+        f"{spent['owner'] * 1e3:.2f} ms of CPU in the owner, "
+        f"{spent['workers'] * 1e3:.2f} in workers"
     )
     for line in summary(report.cells):
         print(line)

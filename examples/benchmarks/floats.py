@@ -1,4 +1,4 @@
-"""Measure the ratios of floating-point pages, by kind of number, page size and engine.
+r"""Measure the ratios of floating-point pages, by kind of number, page size and engine.
 
     python examples/benchmarks/floats.py [FILE ...] [--json FILE]
 
@@ -8,7 +8,8 @@ kept in memory. Normally distributed numbers are always measured. Two packages s
 
     pip install onnx && pip install --no-deps rapidocr-onnxruntime silero-vad
     cd "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-    … rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx silero_vad/data/silero_vad_16k.safetensors
+    … rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx \
+        silero_vad/data/silero_vad_16k.safetensors
 
 `bound` is the ratio of an ideal code of single bytes, with exponents and mantissas separate. Data
 with repetitions, or pages of different kinds, can exceed it. MB/s are for one core and pages of

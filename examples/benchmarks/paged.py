@@ -123,7 +123,8 @@ class Measurement:
         for (kind, name), times in self.kills.items():
             if kind == work:
                 self.result.note(
-                    f"{work}, {name}: the kernel killed it {times} ×, as it found nothing to swap out; repeated"
+                    f"{work}, {name}: repeated after the kernel killed it {times} ×, "
+                    "because it found nothing to swap out"
                 )
         for (name, quantity), numbers in values.items():
             row, _, what = quantity.rpartition(": ")

@@ -135,7 +135,8 @@ def touches(make: Make, nbytes: int, source: NDArray[np.uint8], found: Found) ->
     count = pages // 2
     view = array.data
     if isinstance(array, np.memmap):  # otherwise each touch would cause readahead
-        array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined] # noqa: SLF001 - no other way
+        mapped: Any = array
+        mapped._mmap.madvise(mmap.MADV_RANDOM)  # noqa: SLF001 - there is no public way
     for name, touch in (("random read", _read), ("random write", _write)):
         taken: list[int] = []
         parts = rng.integers(0, nbytes, (-(-count // PIECE), PIECE)).tolist()

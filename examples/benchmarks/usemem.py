@@ -18,8 +18,8 @@ batched           a store() per folio with max_batch=256
 
 The patch's experiment is usemem with 30 processes of 10 GiB in a cgroup of 150 GiB, on 2 × 56 cores
 with 8 hardware compressors. Its claims (cover letter of v10) compare batching with page by page.
-They are printed next to the figures measured here with the same algorithm, zstd. The claim for the
-hardware compressors is printed next to the workers' figures, because there is no such hardware here.
+They are printed next to the figures measured here with the same algorithm, zstd. The claim for
+hardware compressors is printed next to the workers' figures, as there is no such hardware here.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +131,7 @@ def at_once(calls: list[Callable[[], None]]) -> None:
 
 
 class Processes(Closing):
-    """Clients as processes, which load from a store that they attach to, or use their own stores."""
+    """Clients as processes, which load from an attached store, or use stores of their own."""
 
     def __init__(self, algorithm: Algorithm, parts: list[Pages]) -> None:
         context = get_context("loky")
@@ -150,7 +151,7 @@ class Processes(Closing):
                 here.recv()  # the process has read its pages
 
     def _at_once(self, what: str, *arguments: object) -> tuple[list[Any], float]:
-        """Start all processes at once. Return their results and the seconds until the last ended."""
+        """Start all processes at once. Return their results and the seconds of the slowest."""
         for pipe in self.pipes:
             pipe.send((what, arguments))
         for pipe in self.pipes:
@@ -236,12 +237,10 @@ def one_round(
     with batchzip.SwapStore(engine, max_batch=most_batch(way)) as store:
         workers = WorkerCpu(engine.worker_pids)
         cpu, wall = time.process_time(), time.perf_counter()
-        at_once(
-            [lambda c=c: c.store(store, folio, alone=way == ALONE) for c in clients]  # type: ignore[misc] # bound now
-        )
+        at_once([partial(client.store, store, folio, alone=way == ALONE) for client in clients])
         wall = time.perf_counter() - wall
         cpu = time.process_time() - cpu + workers.spent_s(engine.worker_pids)
-        at_once([lambda c=c: c.load(store) for c in clients])  # type: ignore[misc] # bound now
+        at_once([partial(client.load, store) for client in clients])
         others = processes.load(store.share().address, pages)
     if engine.backend.name == "sequential":
         others |= processes.store(way, folio)

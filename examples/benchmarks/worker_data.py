@@ -5,7 +5,7 @@
 Each work runs in a LocalCluster of its own, with workers and nannies in processes, and with each
 kind of data in turn:
 
-    dask        Dask's own spilling to disk, with its default compression (spill-compression: lz4)
+    dask        Dask's own spilling to disk, with its default spill-compression (lz4)
     dask-plain  Dask's own spilling without compression
     batchzip    WorkerData with its defaults
     zstd        WorkerData with zstd at level 1
@@ -294,7 +294,7 @@ def run(work: str, data: str, given: argparse.Namespace) -> Run:
             try:
                 answer = WORKS[work](client, given.mib, given.timeout_s)
                 seconds = time.perf_counter() - started
-            except Exception as error:  # noqa: BLE001 - TimeoutError, KilledWorker, and what follows from them
+            except Exception as error:  # noqa: BLE001 - TimeoutError, KilledWorker and others
                 answer, seconds = type(error).__name__, float("nan")
             pauses, paused, killed = pauses_in(cluster.scheduler)
     return Run(seconds, watch.written / MIB, watch.peak / MIB, pauses, paused, killed, answer)

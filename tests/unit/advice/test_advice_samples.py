@@ -131,7 +131,9 @@ def test_classes_of_what_a_session_imported_are_found(tmp_path: Path) -> None:
 
 
 def test_keys_that_no_mapping_takes_are_said() -> None:
-    said = pytest.raises(BatchzipError, match=r"lz4 could not be measured: a key must be .*not float")
+    said = pytest.raises(
+        BatchzipError, match=r"lz4 could not be measured: a key must be .*not float"
+    )
     with tempfile.TemporaryFile() as file, said:
         spool.write(file, [(1.5, b"value")], 100)
         weigh(Holder("mapping", algorithm="lz4"), file.fileno(), 1)
