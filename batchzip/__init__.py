@@ -5,8 +5,8 @@
         store.store(0, pages)
         store.load(0)
 
-The public names are listed only in `__init__.pyi`. Each is imported when it is first used, so that a
-worker process, which needs few of them, starts faster.
+The public names are listed only in `__init__.pyi`. Each is imported when it is first used, so that
+a worker process, which needs few of them, starts faster.
 """
 
 import os
@@ -17,14 +17,17 @@ __version__ = "0.2.0"
 
 def _read_names() -> dict[str, str]:
     """Return the module of each public name; that of a public submodule is "batchzip"."""
-    with open(os.path.join(os.path.dirname(__file__), "__init__.pyi"), encoding="utf-8") as stub:  # noqa: PTH118, PTH120, PTH123 - pathlib would cost each worker 1 MiB
+    # Without pathlib, which would cost each worker 1 MiB.
+    path = os.path.join(os.path.dirname(__file__), "__init__.pyi")  # noqa: PTH118, PTH120
+    with open(path, encoding="utf-8") as stub:  # noqa: PTH123
         lines = [line.split() for line in stub if line.startswith("from ")]
     return {name: module for _, module, _, name, _, _ in lines}
 
 
 _MODULES = _read_names()
 
-__all__ = ["__version__", *sorted(name for name, module in _MODULES.items() if module != __name__)]  # noqa: PLE0604 - all are strings
+_NAMES = sorted(name for name, module in _MODULES.items() if module != __name__)
+__all__ = ["__version__", *_NAMES]  # noqa: PLE0604 - all are strings
 
 
 def __getattr__(name: str) -> object:

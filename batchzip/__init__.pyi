@@ -1,6 +1,6 @@
-# The public names of batchzip, each with the module that has it. Type checkers and editors read this list;
-# at run time `__init__.py` reads it, too, and imports a name when it is first used.
-# Each name is on a line of its own: `from MODULE import NAME as NAME`.
+# The public names of batchzip, each with its module. Type checkers and editors read this list.
+# At run time `__init__.py` reads it, too, and imports a name when it is first used.
+# Each name is on its own line: `from MODULE import NAME as NAME`.
 
 from batchzip import advice as advice
 from batchzip import dask as dask

@@ -155,7 +155,7 @@ class Backend(ABC):
         timeout_s: float | None = None,  # noqa: ARG002 - this backend has no queue to wait for
         block: bool = True,  # noqa: ARG002
     ) -> None:
-        """Begin a request: `take_up()` it before working on its batch, and `finish()` it afterwards.
+        """Begin a request: `take_up()` it before working on its batch, then `finish()` it.
 
         If too many requests are in progress, wait for `timeout_s` seconds (None: without limit), or
         not at all without `block`. Then raise EngineBusy.
@@ -207,7 +207,7 @@ class Backend(ABC):
         return True
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to release
-        """Finish all requests and release everything. Idempotent; never called in a forked child."""
+        """Finish all requests and release everything. Idempotent; not called in a forked child."""
 
 
 def backends() -> list[str]:

@@ -494,8 +494,8 @@ class PagesLost(ClusterLost):
     """Pages of a sharded store were in the memory of a worker that has ended.
 
     `indices` has the indices of all pages lost with it, as ranges. They are exact for stripes in
-    which only this client stored pages, and whole stripes of 512 otherwise. `worker` is the worker's
-    address, or the scheduler's if that has ended.
+    which only this client stored pages, and whole stripes of 512 otherwise. `worker` is the
+    worker's address, or the scheduler's if that has ended.
 
     Examples:
         >>> import batchzip
@@ -549,8 +549,8 @@ class UnreadableProcess(BatchzipError, OSError):
 class WorkerWarning(RuntimeWarning):
     """Lanes could not be started or keep dying. The caller does the work instead.
 
-    Once all lanes work again, the logger `batchzip` reports it, at level WARNING, so that it appears
-    where this warning did. The next loss is warned of again.
+    Once all lanes work again, the logger `batchzip` reports it, at level WARNING, so that it
+    appears where this warning did. The next loss is warned of again.
 
     Examples:
         >>> import warnings

@@ -47,8 +47,8 @@ class ThreadsBackend(LanesBackend):
         super().__init__(workers=workers)
         self._lanes: ThreadLanes | None = None
         self._started: dict[str, tuple[ThreadLanes, weakref.finalize[..., object]]] = {}
-        """The lanes, and their finalizer, of the first thread that started some. `setdefault` decides
-        this in one step, without a lock."""
+        """The lanes, and their finalizer, of the first thread that started some. `setdefault`
+        decides this in one step, without a lock."""
         self._retry_at = 0.0
 
     def open(self, codec: Codec, page_size: int) -> None:

@@ -141,7 +141,7 @@ class WorkersBackend(LanesBackend):
     def submit(
         self, request: Request[Batch], *, timeout_s: float | None = None, block: bool = True
     ) -> None:
-        """Queue a request. One thread does requests together with the workers, several at a time."""
+        """Queue a request. One thread does several requests at a time, with the workers."""
         if self._supervisor.failure is not None:
             self._tell()
         super().submit(request, timeout_s=timeout_s, block=block)

@@ -1,6 +1,6 @@
 """Launch: starts a worker's process, and leaves nothing behind if that fails.
 
-    Task ─▶ memory ─▶ python -P … -c START <its descriptor> ─▶ startup.run ─▶ module.main(*arguments)
+    Task ─▶ memory ─▶ python -P … -c START <descriptor> ─▶ startup.run ─▶ module.main(*arguments)
                  ◀── why it could not start ──┘
 
 The process is a new interpreter with its owner's flags and import path
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 _START = """\
-import marshal, posix, sys fd = int(sys.argv[2]) sys.path[:], owner, module, arguments, fds =
-marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 0)) from batchzip_workers.startup import run
+import marshal, posix, sys
+fd = int(sys.argv[2])
+sys.path[:], owner, module, arguments, fds = marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 0))
+from batchzip_workers.startup import run
 run(fd, owner, module, arguments, fds)
 """
 """Uses only modules that are compiled into the interpreter until it has the owner's path."""

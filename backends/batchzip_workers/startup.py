@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 def run(
     memory: int, owner_pid: int, module: str, arguments: Sequence[object], fds: Sequence[int]
 ) -> None:
-    """Run `module.main(*arguments)`. Write an exception to `memory`, after the task, for the owner."""
+    """Run `module.main(*arguments)`. Write an exception to `memory` for the owner."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -49,7 +49,7 @@ def run(
 
 
 def _open_standard() -> None:
-    """Open /dev/null as stdin and as closed standard streams, so that our files do not get 0 to 2."""
+    """Open /dev/null as stdin and as closed standard streams, so that no file gets 0 to 2."""
     null = _open_nowhere()
     os.dup2(null, 0)
     while null <= 2:

@@ -74,7 +74,7 @@ class Supervisor:
         self._gone: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         """Figures of workers that have ended, by operation."""
         self.failure: str | None = None
-        """Why a worker could not be started several times in a row. None: all work, or no such case."""
+        """Why a worker could not be started several times in a row. None: there is no such one."""
 
     def start(self) -> None:
         """Start the thread, unless it runs, and return at once. Workers become ready later.
@@ -197,7 +197,7 @@ class Supervisor:
         return self._stopping  # set by another thread
 
     def _await_change(self) -> list[WorkerSlot]:
-        """Sleep until a worker has ended, a start is due, or stop() was called. Return those slots."""
+        """Sleep until a worker ends, a start is due, or stop() is called. Return those slots."""
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         missing = [w for w in self._workers if w.process is None]

@@ -21,9 +21,9 @@ START_ATTEMPTS = 3
 """Failed starts of one worker in a row after which callers no longer wait for it."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
-"""Shortest and longest delay before another start, in seconds; doubled each time. A shortage of memory
-or processes may be short or long, and a worker that cannot start must cost only a few percent of a
-CPU."""
+"""Shortest and longest delay before another start, in seconds; doubled each time. A shortage of
+memory or processes may be short or long, and a worker that cannot start must cost little
+CPU time."""
 
 
 class Attempts:
@@ -59,7 +59,7 @@ class WorkerSlot:
         self.ring: WorkerRing | None = None
         self.starts = Attempts()
         self.must_prove = False
-        """Whether its predecessors ended at their first share, so that being ready is not enough."""
+        """Whether its predecessors ended at their first share, so that `ready` is not enough."""
         self.ready_by: float | None = None
         """Time at which it is killed unless it is ready. None: it is ready."""
 

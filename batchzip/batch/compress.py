@@ -150,7 +150,7 @@ class CompressBatch(Batch):
         self.pointers.drop_inputs()
 
     def inputs(self, share: Sequence[int]) -> Sequence[Flat]:
-        """Return views of the pages of `share`. A page of a wrong size fails, so its view is empty."""
+        """Return views of the pages of `share`. A page of a wrong size fails: its view is empty."""
         pages, size = self._pages, self.page_size
         if isinstance(pages, list):
             sources = (pages[index] for index in share)

@@ -52,7 +52,8 @@ def make_codec(algorithm: str, **parameters: object) -> Codec:
         raise UnknownAlgorithm(algorithm, points)
     codec_class: type[Codec] = points[algorithm].load()
     codec_class.require()
-    known = [field.name for field in dataclasses.fields(codec_class)]  # type: ignore[arg-type] # codecs are dataclasses
+    fields = dataclasses.fields(codec_class)  # type: ignore[arg-type] # codecs are dataclasses
+    known = [field.name for field in fields]
     for name in parameters:
         if name not in known:
             raise BadArgument(

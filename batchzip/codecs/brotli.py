@@ -46,7 +46,7 @@ class Brotli(Codec):
         """Raise MissingExtra if brotli is not installed."""
         _library()
 
-    def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002 - brotli sizes itself by input
+    def compressor(self, page_size: int) -> Transcode:  # noqa: ARG002 - sized by input
         """Return a compressor. Each call has its own state."""
         compress = _library().compress
         level = self.level

@@ -71,5 +71,5 @@ class Lz4(Codec):
         return partial(lz4.block.compress, store_size=False)
 
     def decompressor(self, page_size: int) -> Transcode:
-        """Return a decompressor. Its output buffer has `page_size` bytes, whatever the block has."""
+        """Return a decompressor. Its output buffer has `page_size` bytes for any block."""
         return partial(lz4.block.decompress, uncompressed_size=page_size)

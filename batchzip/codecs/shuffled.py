@@ -43,7 +43,7 @@ ELEMENT_SIZES = (2, 4, 8)
 """Valid bytes per element. Each divides every page size."""
 
 FLOATS = ("f2", "f4", "f8")
-"""NumPy's names of floating-point types; the digit is their size in bytes. "f2" includes bfloat16."""
+"""NumPy's names of floating-point types, with their size in bytes. "f2" includes bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Shuffled(Codec):
 
 
 def shuffle_bytes(page: bytes, shuffle: object) -> bytes:
-    """Return a shuffled page. `shuffle` is as in Engine. Raise BadArgument for a partial element."""
+    """Return a shuffled page. `shuffle` is as in Engine. Raise BadArgument if an element is cut."""
     element_size, floats = as_elements(shuffle)
     if len(page) % element_size:
         raise BadArgument(
@@ -133,7 +133,7 @@ def shuffle_bytes(page: bytes, shuffle: object) -> bytes:
 
 
 def as_elements(given: object) -> tuple[int, bool]:
-    """Return the bytes per element, and whether it is a float, for a `shuffle`. Raise BadArgument."""
+    """Return the bytes per element, and whether it is a float. Raise BadArgument."""
     if isinstance(given, str) and given in FLOATS:
         return int(given[1]), True
     with contextlib.suppress(BadArgument):

@@ -41,12 +41,12 @@ DEFAULT_LEVEL = 3
 """ZSTD_CLEVEL_DEFAULT. Level 0 means the same."""
 
 MAX_DICTIONARY = 2 << 20
-"""Largest dictionary in bytes, equal to the largest page. Every thread and worker holds the dictionary
-and tables of the same size. Sizes above 256 KiB gained too little for that."""
+"""Largest dictionary in bytes, equal to the largest page. Every thread and worker holds the
+dictionary and tables of the same size. Sizes above 256 KiB gained too little for that."""
 
 
 LEAST_PLANE = 64
-"""Smallest plane in bytes. A smaller one gains less than a block's header and Huffman table cost."""
+"""Smallest plane in bytes. A smaller one gains less than its header and Huffman table cost."""
 
 _FEW_REPEATS = {"compression_level": 1, "strategy": 1, "hash_log": 6, "min_match": 7}
 """Parameters for planes at levels 1 to 3, as in `core/coder.pyx`. A table of 64 places finds almost
@@ -170,7 +170,8 @@ class _ZstdPlanes(Codec):
 def _checked_dictionary(given: object) -> bytes:
     """Return a copy of a dictionary. Raise BadArgument if zstd cannot work with it."""
     try:
-        dictionary = given if type(given) is bytes else bytes(memoryview(given))  # type: ignore[arg-type]
+        view = memoryview(given)  # type: ignore[arg-type] # raises TypeError for others
+        dictionary = given if type(given) is bytes else bytes(view)
     except (TypeError, ValueError, BufferError):
         raise BadArgument(
             f"zstd dictionary must be bytes or None, not {type(given).__name__}"

@@ -166,7 +166,7 @@ class LanesBackend(Backend):
         return Watch(self, batch, job)
 
     def compress_page(self, page: Buffer) -> bytes:
-        """Compress one page, in the calling thread unless the codec is isolated. Raise PageError."""
+        """Compress one page in the calling thread unless the codec is isolated. Raise PageError."""
         if not self.isolate:
             return self.coders.compress_page(page)
         batch = CompressBatch([page], page_size=self.page_size)
@@ -174,7 +174,7 @@ class LanesBackend(Backend):
         return bytes(batch.output(0))
 
     def decompress_page(self, src: Buffer) -> bytes:
-        """Restore one page, in the calling thread unless the codec is isolated. Raise PageError."""
+        """Restore one page in the calling thread unless the codec is isolated. Raise PageError."""
         if not self.isolate:
             return self.coders.decompress_page(src)
         batch = DecompressBatch([src], page_size=self.page_size)

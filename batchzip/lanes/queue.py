@@ -110,7 +110,7 @@ class RequestQueue:
         # A request past its deadline needs no room: `take_expired` will take it.
         if not has_room and not request.is_late(clock()):
             raise EngineBusy(
-                f"after {patience_s:g} s, {self._pages} pages of other requests are still in progress"
+                f"after {patience_s:g} s, {self._pages} pages of other requests are in progress"
             )
 
     def notify(self) -> None:

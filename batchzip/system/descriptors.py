@@ -152,6 +152,6 @@ def open_to_read(fd: int) -> int:
         if os.fstat(fd).st_uid == os.geteuid():
             raise
         raise BatchzipError(
-            "the store's memory belongs to the user that its process had when it created the store: "
-            "create the store after changing the user"
+            "the store's memory belongs to the user that its process had when it created the "
+            "store: create the store after changing the user"
         ) from None

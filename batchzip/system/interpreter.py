@@ -33,7 +33,7 @@ def why_no_python() -> str | None:
     found = shutil.which(name)
     if found is None:
         return f"sys.executable is {name!r}, which this user cannot run"
-    names = (os.path.basename(path) for path in (found, os.path.realpath(found)))  # noqa: PTH119 - text
+    names = (os.path.basename(path) for path in (found, os.path.realpath(found)))  # noqa: PTH119
     if not any(re.search("py|ython", name, re.IGNORECASE) for name in names):  # mayapy, hython
         return f"sys.executable is {name!r}, an application that is not called python"
     return None

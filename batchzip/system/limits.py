@@ -90,7 +90,7 @@ class _Started(threading.Event):
 
     def __init__(self, thread: threading.Thread) -> None:
         super().__init__()
-        begins_with = partial(thread._bootstrap)  # type: ignore[attr-defined] # noqa: SLF001 - see above
+        begins_with = partial(thread._bootstrap)  # type: ignore[attr-defined] # noqa: SLF001
         self._function = weakref.ref(begins_with)
         vars(thread).update(_bootstrap=begins_with, _started=self)
         self._thread: threading.Thread | None = thread
@@ -102,7 +102,7 @@ class _Started(threading.Event):
         del vars(thread)["_bootstrap"]
         while not super().wait(_LOOK_S):
             if self._function() is None and not self.is_set():
-                threading._limbo.pop(thread, None)  # type: ignore[attr-defined] # noqa: SLF001 - as start() does
+                threading._limbo.pop(thread, None)  # type: ignore[attr-defined] # noqa: SLF001
                 raise MemoryError("it ended because there was no memory")
         return True
 

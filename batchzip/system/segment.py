@@ -42,8 +42,8 @@ _MADV_POPULATE_WRITE = 23
 
 
 WITHOUT_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-"""Arguments for mmap without its own descriptor. Before Python 3.13, each mapping keeps one. Closing
-the mapping closes that number, even if it belongs to another file by then."""
+"""Arguments for mmap without its own descriptor. Before Python 3.13, each mapping keeps one.
+Closing the mapping closes that number, even if it belongs to another file by then."""
 
 
 class Segment(Closing):

@@ -74,8 +74,8 @@ class BackendContract(RequestContract, EngineContract):
     """Indices of bad pages in a batch of 300: at the beginning, in the middle and at the end."""
 
     codecs: ClassVar[Sequence[str | Callable[[], Codec]]] = [*algorithms(), make_layered_codec]
-    """Codecs that the tests run with: names of algorithms, or functions that return a codec. A subclass
-    with fewer codecs runs faster. The author of a codec lists that codec."""
+    """Codecs that the tests run with: names of algorithms, or functions that return a codec. A
+    subclass with fewer codecs runs faster. The author of a codec lists that codec."""
 
     @classmethod
     def make_backend(cls) -> Backend:

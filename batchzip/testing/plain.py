@@ -65,7 +65,7 @@ class Plain:
 
 
 def check_compressed(engine: Engine, batch: CompressBatch, pages: Sequence[Any] | Bytes) -> None:
-    """Assert that each output equals the codec's own, or that its error is -ENOSPC if that is too long.
+    """Assert that each output equals the codec's own, or its error is -ENOSPC if that is too long.
 
     If the codec is not deterministic, assert that it restores the page from the output.
     """

@@ -199,7 +199,8 @@ class BackingFile(Closing):
     @property
     def is_locked_here(self) -> bool:
         """Whether this thread is inside a call that other threads may be waiting for."""
-        held: bool = self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
+        # As threading.Condition does.
+        held: bool = self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001
         return held or (self._has_locks and self._calls.used_here)
 
     def room_for(self, length: int) -> tuple[bool, bool]:

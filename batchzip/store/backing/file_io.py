@@ -332,9 +332,13 @@ def _as_path(target: Any) -> str:
         path = os.fsdecode(target)
         usable = b"\0" not in os.fsencode(path)
     except (TypeError, ValueError) as error:
-        raise BadArgument(f"{shown(target)} is not a valid path: {error}") from error
+        raise BadArgument(
+            f"{shown(target)} is not a valid path of a backing file: {error}"
+        ) from error
     if not usable:
-        raise BadArgument(f"{shown(target)} is not a valid path: it has a zero byte")
+        raise BadArgument(
+            f"{shown(target)} is not a valid path of a backing file: it has a zero byte"
+        )
     return path
 
 

@@ -1,7 +1,7 @@
 """Cleaning: rewrites the live objects of sparse zones elsewhere, so that whole zones become free.
 
     sparse zones, the emptiest first ─▶ entries of all groups in them ─▶ read, verified, written
-    to other zones ─▶ entries that are still the same updated ─▶ zones empty ─▶ returned to the system
+    to other zones ─▶ update entries that are still the same ─▶ zones empty ─▶ back to the system
 
 Pages are freed all over the file, but only whole zones return to the system (core/zones.pyx).
 Without cleaning, a file that is one tenth live may stay as long as it ever was. Kernel counterpart:

@@ -21,15 +21,15 @@ from batchzip import (
 CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
     "an engine by name": (
         lambda _: SwapStore("lz4"),  # type: ignore[arg-type]
-        "engine is an Engine, not str",
+        "engine must be an Engine, not str",
     ),
     "a limit in float": (
         lambda store: SwapStore(store.engine, max_pool_bytes=1e6),  # type: ignore[arg-type]
-        "max_pool_bytes is a number of bytes from 0, or None; not 1000000.0",
+        "max_pool_bytes must be a number of bytes, or None; not 1000000.0",
     ),
     "a limit below nothing": (
         lambda store: SwapStore(store.engine, backing="/tmp", max_backing_bytes=-1),
-        "max_backing_bytes is a number of bytes from 0, or None; not -1",
+        "max_backing_bytes must be a number of bytes, or None; not -1",
     ),
     "a limit of no file": (
         lambda store: SwapStore(store.engine, max_backing_bytes=1),
@@ -37,23 +37,23 @@ CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "a limit set later": (
         lambda store: setattr(store, "max_pool_bytes", "1M"),
-        "max_pool_bytes is a number of bytes from 0, or None; not '1M'",
+        "max_pool_bytes must be a number of bytes, or None; not '1M'",
     ),
     "a group's limit": (
         lambda store: store.group("one", max_bytes=True),
-        "max_bytes is a number of bytes from 0, or None; not True",
+        "max_bytes must be a number of bytes, or None; not True",
     ),
     "an engine set by name": (
         lambda store: setattr(store, "engine", "zstd"),
-        "engine is an Engine, not str",
+        "engine must be an Engine, not str",
     ),
     "a mapping over an engine": (
         lambda store: CompressedMapping(store.engine),
-        "store is a SwapStore, not Engine",
+        "store must be a SwapStore, not Engine",
     ),
     "a mapping over a group": (
         lambda store: CompressedMapping(store.group("one")),
-        "store is a SwapStore, not Group",
+        "store must be a SwapStore, not Group",
     ),
     "figures of an engine": (
         lambda store: metrics.collector(store.engine),
@@ -65,11 +65,11 @@ CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "an array to an engine": (
         lambda _: store_array([], 0, np.zeros(3)),  # type: ignore[arg-type]
-        "store is a SwapStore, a group of one or a view, not list",
+        "store must be a SwapStore, one of its groups or a view, not list",
     ),
     "an array of an index": (
         lambda store: load_array(store, 0),  # type: ignore[arg-type]
-        "stored is a StoredArray, not int",
+        "stored must be a StoredArray, not int",
     ),
 }
 
@@ -95,7 +95,7 @@ def test_what_belongs_to_a_process_does_not_leave_it(
         with pytest.raises(TypeError) as refused:
             spread(owned)
         assert str(refused.value) == (
-            f"this {type(owned).__name__} holds what only its process has: "
+            f"this {type(owned).__name__} is bound to its process: "
             f"it cannot be pickled or copied{instead}"
         )
 

@@ -251,7 +251,7 @@ def test_a_capacity_is_a_number() -> None:
 
 def test_a_refill_takes_up_to_what_the_descriptor_was_made_for() -> None:
     batch = CompressBatch(pages(3))
-    refused(lambda: batch.refill(pages(4)), "made for 3 pages, not 4")
+    refused(lambda: batch.refill(pages(4)), "holds up to 3 pages, not 4")
     refused(lambda: batch.refill(pages(3, 512)), "(n, 4096)", "(3, 512)")
     refused(lambda: batch.refill(pages(6)[::2]), "not contiguous")
     refused(lambda: batch.refill(np.empty((0, PAGE), np.uint8)), "at least one page")
@@ -395,8 +395,8 @@ def test_sources_that_are_no_sequence_are_refused() -> None:
 
 def test_lengths_of_sources_lie_within_their_rows() -> None:
     dsts = np.zeros((3, 100), np.uint8)
-    refused(lambda: DecompressBatch((dsts, [1, 2, 101])), "slens", "0…100")
-    refused(lambda: DecompressBatch((dsts, [1, -1, 2])), "slens", "0…100")
+    refused(lambda: DecompressBatch((dsts, [1, 2, 101])), "slens", "from 0 to 100")
+    refused(lambda: DecompressBatch((dsts, [1, -1, 2])), "slens", "from 0 to 100")
     assert DecompressBatch((dsts, [0, 1, 100])).slens.tolist() == [0, 1, 100]
 
 
@@ -448,17 +448,20 @@ def test_restored_pages_need_memory_that_is_writable_contiguous_and_enough() -> 
     refused(lambda: DecompressBatch(srcs, pages=pages(2)), "pages", "(3, ", "(2, 4096)")
     refused(lambda: DecompressBatch(srcs, pages=bytearray(2 * PAGE)), "8192", "3 × 4096")
     refused(lambda: DecompressBatch(srcs, pages=bytearray(3 * PAGE + 1)), "multiple of 4096")
-    refused(lambda: DecompressBatch(srcs, pages=[bytearray(PAGE)]), "3 sources and 1 pages")
+    refused(
+        lambda: DecompressBatch(srcs, pages=[bytearray(PAGE)]),
+        "3 sources need as many pages, not 1",
+    )
     refused(lambda: DecompressBatch(srcs, pages=np.zeros((3, PAGE), np.uint16)), "uint8")
     rows = [bytearray(PAGE), bytearray(512), bytearray(PAGE)]
-    refused(lambda: DecompressBatch(srcs, pages=rows), "pages[1] has 512 bytes, not 4096")
+    refused(lambda: DecompressBatch(srcs, pages=rows), "pages[1] must have 4096 bytes, not 512")
 
 
 def test_restored_pages_that_overlap_are_refused_by_name() -> None:
     memory = memoryview(bytearray(3 * PAGE))
     refused(
         lambda: DecompressBatch([b"x"] * 2, pages=[memory[:PAGE], memory[PAGE - 1 : 2 * PAGE - 1]]),
-        *("pages[1] overlaps pages[0]", "memory of its own"),
+        *("pages[1] overlaps pages[0]", "its own memory"),
     )
     twice = bytearray(PAGE)
     refused(lambda: DecompressBatch([b"x"] * 2, pages=[twice, twice]), "overlaps")

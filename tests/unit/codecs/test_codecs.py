@@ -60,7 +60,7 @@ def test_registered_codecs_bear_the_name_they_are_registered_under() -> None:
 
 
 def test_an_unknown_name_is_told_which_there_are() -> None:
-    with pytest.raises(UnknownAlgorithm, match=r"unknown algorithm 'lzo'; there are: .*lz4.*zstd"):
+    with pytest.raises(UnknownAlgorithm, match=r"unknown algorithm 'lzo'; known: .*lz4.*zstd"):
         make_codec("lzo")
     with pytest.raises(LookupError):
         make_codec("")

@@ -104,7 +104,7 @@ def test_of_very_many_pages_some_are_enough() -> None:
     assert made == batchzip.train_dictionary(pages[:: len(pages) * SIZE // (100 << 10)], size=1024)
 
 
-FEW = "needs at least 8 pages of at least 262144 bytes in all that differ and can be compressed"
+FEW = "needs at least 8 pages of at least 262144 bytes in total that differ and can be compressed"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_unsuitable_pages_are_told_what_is_needed(pages: Callable[[], Any], foun
         ({"size": (2 << 20) + 1}, "not 2097153"),
         ({"size": 1e5}, "not 100000.0"),
         ({"level": 23}, "level must be"),
-        ({"shuffle": 3}, "2, 4 or 8, not 3"),
+        ({"shuffle": 3}, "shuffle must be 2, 4 or 8"),
     ],
 )
 def test_parameters_out_of_range_are_told_the_range(parameters: Any, words: str) -> None:
@@ -145,7 +145,7 @@ def test_pages_that_are_none_are_refused() -> None:
     for wrong in ([], "pages", np.zeros((4, 4), np.float32), [1, 2]):
         with pytest.raises(BadBatch, match="pages"):
             batchzip.train_dictionary(wrong)  # type: ignore[arg-type]
-    with pytest.raises(BadArgument, match="no array of 4-byte elements"):
+    with pytest.raises(BadArgument, match="divided into elements of 4 bytes"):
         batchzip.train_dictionary([b"x" * 4095] * 100, shuffle=4)
 
 
@@ -155,9 +155,9 @@ def test_pages_that_are_none_are_refused() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (b"", "0 bytes has no id: it must be one that batchzip.train_dictionary or"),
-        (b"raw content " * 100, "1200 bytes has no id"),
-        (bytes.fromhex("37a430ec") + bytes(100), "has no id"),
+        (b"", "0 bytes has no ID: it must come from batchzip.train_dictionary or"),
+        (b"raw content " * 100, "1200 bytes has no ID"),
+        (bytes.fromhex("37a430ec") + bytes(100), "has no ID"),
         (bytes.fromhex("37a430ec") + b"\1" * 100, "104 bytes is damaged: "),
         (bytes((2 << 20) + 1), "at most 2097152 bytes, not 2097153"),
         ("text", "must be bytes or None, not str"),

@@ -119,7 +119,7 @@ def test_a_missing_extra_is_told_the_command_and_hides_no_other() -> None:
         "snappy needs cramjam, which is not installed: pip install 'cramjam>=2.8'",
         "brotli needs brotli, which is not installed: pip install 'brotli>=1.2'",
         "deflate needs isal, which is not installed: pip install 'isal>=1.7'",
-        "unknown algorithm 'lzo'; there are: brotli, deflate, lz4, lz4hc, snappy, zstd",
+        "unknown algorithm 'lzo'; known: brotli, deflate, lz4, lz4hc, snappy, zstd",
     ]
 
 

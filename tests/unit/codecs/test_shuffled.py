@@ -185,7 +185,7 @@ def test_another_kind_of_floats_is_told_which_there_are(wrong: str) -> None:
 
 @pytest.mark.parametrize("wrong", [0, 1, 3, 16, -2, 4.0, "4", True, np.int64(3)])
 def test_another_size_of_elements_is_told_which_there_are(wrong: Any) -> None:
-    with pytest.raises(BadArgument, match="2, 4 or 8, not"):
+    with pytest.raises(BadArgument, match="shuffle must be 2, 4 or 8"):
         Engine("lz4", backend="sequential", shuffle=wrong)
 
 

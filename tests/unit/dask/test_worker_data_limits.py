@@ -77,7 +77,7 @@ def test_it_counts_what_dask_counts(data: WorkerData) -> None:
     }
     assert all(data.cumulative_metrics[at] > 0 for at in seconds)
     assert repr(data) == "<WorkerData of 2 values, 1 of them live>"
-    with pytest.raises(TypeError, match="this WorkerData holds what only its process has"):
+    with pytest.raises(TypeError, match="this WorkerData is bound to its process"):
         pickle.dumps(data)
     assert data.memory is data.fast
     assert data.disk is data.slow
@@ -217,7 +217,7 @@ def test_a_setting_of_dasks_that_cannot_be_right_is_named(
             for limit in ("many", "-1 GiB", -1, 10**400, float("nan"), float("inf"), True, np.True_)
         ),
         ({"memory_limit": MIB, "live": float("nan")}, "live must be a fraction"),
-        ({"memory_limit": MIB, "max_disk_bytes": -1}, "max_disk_bytes is a number of bytes"),
+        ({"memory_limit": MIB, "max_disk_bytes": -1}, "max_disk_bytes must be a number of bytes"),
         ({"worker_local_directory": "/nonexistent"}, "worker_local_directory is a directory"),
         ({"worker_local_directory": None}, "worker_local_directory is a directory"),
         ({"memory_limit": MIB, "live": 1.5}, "live must be a fraction"),

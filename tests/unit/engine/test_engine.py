@@ -66,12 +66,12 @@ def test_every_name_makes_an_engine_that_works(backend: str) -> None:
 
 
 def test_an_unknown_backend_is_told_which_there_are_auto_included() -> None:
-    with pytest.raises(UnknownBackend, match=r"'gpu'; there are: .*auto.*sequential.*workers"):
+    with pytest.raises(UnknownBackend, match=r"'gpu'; known: .*auto.*sequential.*workers"):
         Engine("lz4", backend="gpu")
 
 
 def test_an_unknown_algorithm_is_told_which_there_are() -> None:
-    with pytest.raises(UnknownAlgorithm, match=r"'lzo'; there are: .*lz4.*zstd"):
+    with pytest.raises(UnknownAlgorithm, match=r"'lzo'; known: .*lz4.*zstd"):
         Engine("lzo", backend="sequential")
 
 
@@ -90,9 +90,9 @@ def test_a_batch_of_another_page_size_is_refused_with_both() -> None:
     with Engine("lz4", backend="sequential") as engine:
         for batch in (CompressBatch(bytes(8192), page_size=8192), CompressBatch([bytes(512)])):
             for use in (engine.compress, engine.submit):
-                with pytest.raises(BadBatch, match=f"{batch.page_size} bytes, this engine of 4096"):
+                with pytest.raises(BadBatch, match=f"must have pages of .* not {batch.page_size}"):
                     use(batch)
-        with pytest.raises(BadBatch, match="8192 bytes"):
+        with pytest.raises(BadBatch, match="not 8192"):
             engine.decompress(DecompressBatch([b"x"], page_size=8192))
 
 
@@ -126,14 +126,14 @@ def test_workers_is_a_number_of_at_least_one(workers: int) -> None:
 
 def test_a_backend_made_by_hand_brings_its_own_workers() -> None:
     backend = SequentialBackend()
-    with pytest.raises(BadArgument, match="its own workers"):
+    with pytest.raises(BadArgument, match="to the backend instance"):
         Engine("lz4", backend=backend, workers=1)
     with Engine("lz4", backend=backend) as engine:  # it was not taken by what was refused
         check_it_works(engine)
 
 
 def test_a_codec_made_by_hand_brings_its_own_parameters() -> None:
-    with pytest.raises(BadArgument, match="its own parameters"):
+    with pytest.raises(BadArgument, match="to the codec instance"):
         Engine(Zstd(5), backend="sequential", level=3)
     with Engine(Zstd(5), backend="sequential") as engine:
         assert engine.codec == Zstd(5)

@@ -126,9 +126,9 @@ def test_buffers_of_the_standard_library_are_stored(store: SwapStore) -> None:
 @pytest.mark.parametrize(
     ("given_", "said"),
     [
-        ([1, 2, 3], "list is no array"),
-        (5, "int is no array"),
-        ("text", "str is no array"),
+        ([1, 2, 3], "cannot view list as an array"),
+        (5, "cannot view int as an array"),
+        ("text", "cannot view str as an array"),
         (np.array([object()]), "Python objects"),
         (WithDlpack(np.arange(5), device=2), "device type 2"),
     ],
@@ -164,7 +164,7 @@ def test_an_out_that_does_not_fit_is_refused(store: SwapStore) -> None:
 
 def test_a_store_of_other_pages_is_refused(store: SwapStore) -> None:
     stored = StoredArray(0, (5,), np.dtype(int), "C", 8192)
-    with pytest.raises(BadArgument, match="pages of 8192 bytes, this store has 4096"):
+    with pytest.raises(BadArgument, match="pages of 8192 bytes, but this store has pages of 4096"):
         load_array(store, stored)
 
 

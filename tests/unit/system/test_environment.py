@@ -317,10 +317,10 @@ def test_who_gave_up_root_is_attached_to_or_one_hears_why_not() -> None:
     done = run_python("-W", "ignore::DeprecationWarning", "-c", OWNER)  # it forks beside threads
     assert (done.returncode, done.stderr) == (0, "")
     hidden, page, shared, early = done.stdout.splitlines()
-    assert re.match(r"PermissionError .* as process \d+ changed its user .*DUMPABLE.*", hidden)
+    assert re.match(r"PermissionError .* because process \d+ changed its user .*DUMPABLE.*", hidden)
     assert page == "page"
     assert re.match(r"PermissionError .* after it shared the store: share it afterwards", shared)
-    assert re.match(r"BatchzipError .*: make the store afterwards", early)
+    assert re.match(r"BatchzipError .*: create the store after changing the user", early)
 
 
 @needs_root
@@ -335,5 +335,5 @@ def test_another_user_hears_whose_process_it_is() -> None:
         done = run_python("-c", source, str(store.share()))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(
-        f"process {os.getpid()} is of user 0, and this one of user {NOBODY}\n"
+        f"process {os.getpid()} belongs to user 0, and this one to user {NOBODY}\n"
     )

@@ -89,7 +89,7 @@ def test_what_can_be_started_as_python(
         with pytest.raises(BackendUnavailable, match=reason):
             Engine("lz4", backend="workers")
         with pytest.raises(
-            BatchzipError, match=f"the workload is a Python process, and .*{reason}"
+            BatchzipError, match=f"the workload needs a Python process, but .*{reason}"
         ):
             Workload()
         with Engine("deflate") as engine:  # in Python: it would be for workers

@@ -189,7 +189,7 @@ def test_the_limit_counts_what_is_held_and_may_be_moved() -> None:
         file.max_bytes = None
         assert file.max_bytes is None
         write(file, [b"x"])
-        with pytest.raises(BadArgument, match="number of bytes from 0"):
+        with pytest.raises(BadArgument, match="number of bytes, or None"):
             file.max_bytes = -1
 
 
@@ -241,7 +241,7 @@ def test_where_the_file_system_has_no_unnamed_files_one_is_unlinked(
 def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "letter"
     path.write_bytes(b"Dear Sir, ")
-    with pytest.raises(BadArgument, match="letter' holds something"):
+    with pytest.raises(BadArgument, match="letter' is not empty and not a backing file"):
         BackingFile(path, page_size=PAGE)
     assert path.read_bytes() == b"Dear Sir, "
 

@@ -97,7 +97,7 @@ def test_a_write_that_takes_nothing_or_too_much_is_an_error(
     storage: FaultyFile, file: BackingFile, monkeypatch: pytest.MonkeyPatch, taken: int
 ) -> None:
     monkeypatch.setattr(storage, "pwrite", lambda _data, _offset: taken)
-    with pytest.raises(OSError, match="took") as caught:
+    with pytest.raises(OSError, match="wrote") as caught:
         write(file, BATCH)
     assert caught.value.errno == errno.EIO
     file.check_invariants(NOTHING)

@@ -188,7 +188,7 @@ def test_where_there_is_no_room_for_a_file_it_is_said(tmp_path: Path, stack: Exi
         assert caught.value.errno == errno.ENOSPC
     with there.open("wb") as filling, contextlib.suppress(OSError):
         filling.write(bytes(MIB))
-    with pytest.raises(BadArgument, match="holds something"):
+    with pytest.raises(BadArgument, match="is not empty and not a backing file"):
         opened(there)
     os.truncate(there, 0)
     with opened(there) as file:

@@ -313,7 +313,7 @@ def test_a_store_that_is_dropped_or_cannot_be_made_has_nothing(path: Path) -> No
         opened(path)
     fail_allocation(0)
     path.write_bytes(b"a letter")
-    with pytest.raises(BadArgument, match="holds something"):
+    with pytest.raises(BadArgument, match="is not empty and not a backing file"):
         opened(path)
     with path.open("r+b") as own:
         works(own)

@@ -99,7 +99,7 @@ def test_a_short_write_goes_on_and_a_wrong_count_is_an_error(
     assert [length for _, length in target.reads] == [4096, 3096, 2096, 1096, 96]
     for count in (0, -1, PAGE + 1):
         target.taken = count
-        with pytest.raises(OSError, match=f"took {count} of {PAGE} bytes") as failed:
+        with pytest.raises(OSError, match=f"wrote {count} of {PAGE} bytes") as failed:
             file.write([data])
         assert failed.value.errno == errno.EIO
     target.taken = PAGE

@@ -267,7 +267,7 @@ def test_the_files_limit_can_be_moved(engine: Engine, tmp_path: Path) -> None:
             store.writeback([30])
         assert store.load_many(range(40)).tobytes() == b"".join(map(noise, range(40)))
         for wrong in (-1, True, "1", 0.5):
-            with pytest.raises(BadArgument, match="max_backing_bytes is a number of bytes"):
+            with pytest.raises(BadArgument, match="max_backing_bytes must be a number of bytes"):
                 store.max_backing_bytes = wrong  # type: ignore[assignment]
         store.max_backing_bytes = None
         assert store.writeback(range(40)) == 14
