@@ -746,7 +746,8 @@ def goals(result: Result) -> Iterator[str]:
     """Yield a line per goal: whether it is reached, or by how much not."""
     for each in result.figures:
         if each.labels["part"] == "cases" and each.quantity in ("UNNAMED", "FAILED"):
-            yield f"{each.labels['case']}: {each.median:,.0f} {each.quantity}, at most 0: not reached"
+            found = f"{each.median:,.0f} {each.quantity}"
+            yield f"{each.labels['case']}: {found}, at most 0: not reached"
         beside = each.labels.get("beside")
         if beside in STREAMS and each.quantity == "p99, µs":
             took = each.median / 1000

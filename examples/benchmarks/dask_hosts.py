@@ -322,11 +322,12 @@ def measure(hosts: int, pages: str, bridge: str, options: argparse.Namespace) ->
 
 def show(speeds: list[Speed], options: argparse.Namespace) -> None:
     """Print the table."""
-    callers = "waits for each batch" if options.alone else "has 8 MiB under way"
+    callers = "waits for each batch" if options.alone else "has 8 MiB in flight"
     link = f"{options.mbit} Mbit/s" if options.mbit else "no limit"
     busy = f", the caller's {options.caller_cpu} %" if options.caller_cpu else ""
     table = Table(
-        f"MB/s of pages, simulated hosts with {options.cpu} % of a CPU each{busy}, links of {link}; the caller {callers}"
+        f"MB/s of pages, simulated hosts with {options.cpu} % of a CPU each{busy}, "
+        f"links of {link}; the caller {callers}"
     )
     for name in ("", "batch", "local"):
         table.add_column(name, left=not name)

@@ -318,13 +318,11 @@ def show(result: Result) -> None:
     for (algorithm, backend, folio), of in by_case(result).items():
         for quantity in (name for name in QUANTITIES if (BATCHED, name) in of):
             throughput = quantity == TIME
+            medians = [of[way, quantity].median for way in WAYS]
             table.add_row(
                 *(("", "") if not throughput else (f"{algorithm}, {backend}", folio)),
                 "throughput, MB/s" if throughput else quantity,
-                *(
-                    f"{PAGE / of[way, quantity].median if throughput else of[way, quantity].median:.1f}"
-                    for way in WAYS
-                ),
+                *(f"{PAGE / median if throughput else median:.1f}" for median in medians),
                 f"{change(of, quantity):+.0f} %",
                 claim_for(algorithm, backend, quantity),
             )

@@ -102,7 +102,10 @@ def _row(rng: random.Random, words: int) -> dict[str, Any]:
         "id": rng.randrange(10**9),
         "user": f"{name}{rng.randrange(1000)}",
         "email": f"{name}.{rng.choice(_WORDS)}@example.org",
-        "created": f"2026-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}T{rng.randrange(24):02}:15:00Z",
+        "created": (
+            f"2026-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}"
+            f"T{rng.randrange(24):02}:15:00Z"
+        ),
         "active": rng.random() < 0.5,
         "balance": round(rng.gauss(100, 30), 2),
         "tags": rng.sample(["new", "gold", "export", "trial", "partner"], 2),
@@ -546,7 +549,8 @@ def _thread_goals(result: Result) -> Iterator[str]:
             verdict = "reached" if each.ratio >= CLIENTS_GOAL else "not reached"
             what = f"{each.labels['kind']}, {each.labels['operation']}, {each.contender}"
             yield (
-                f"{what}: × {each.ratio:.2f} with {each.labels['threads']}, at least {CLIENTS_GOAL}: {verdict}; "
+                f"{what}: × {each.ratio:.2f} with {each.labels['threads']}, "
+                f"at least {CLIENTS_GOAL}: {verdict}; "
                 f"{CONTROL}: × {given[each.labels['kind']]:.2f}"
             )
 

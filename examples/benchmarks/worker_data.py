@@ -10,7 +10,7 @@ kind of data in turn:
     batchzip    WorkerData with its defaults
     zstd        WorkerData with zstd at level 1
 
-    persist-frame   a frame (identifiers, keys, prices, text, a column of noise), persisted and read twice
+    persist-frame   a frame (identifiers, keys, prices, text, noise), persisted and read twice
     persist-array   an array of counts, persisted and read twice
     persist-noise   an array of normally distributed numbers, persisted and read twice
     shuffle-tasks, shuffle-p2p   the frame shuffled by its key, as tasks and peer to peer
@@ -326,7 +326,8 @@ def main() -> None:
                 runs.setdefault((work, kind), []).append(last)
                 print(f"{work}, {kind}: {last.seconds:.1f} s", file=sys.stderr)  # it takes a while
     table = Table(
-        f"{given.mib} MiB in {given.workers} workers of {given.limit_mib} MiB, {given.rounds} rounds"
+        f"{given.mib} MiB in {given.workers} workers of {given.limit_mib} MiB, "
+        f"{given.rounds} rounds"
     )
     for heading in ("work", "data", "s", "MiB written", "peak MiB", "pauses", "paused s", "killed"):
         table.add_column(heading, left=heading in {"work", "data"})
