@@ -1,7 +1,8 @@
-"""A slow function whose results are kept, compressed: `batchzip.cached` in place of functools.lru_cache.
+"""Cache the results of a slow function in compressed form, with `batchzip.cached`.
 
-`python examples/cached.py`: 200 reports are asked for 2,000 times. lru_cache counts results, whatever their size;
-here the bytes have a limit, results have a time to live, and each caller gets a copy of its own.
+`python examples/cached.py` requests 200 reports 2,000 times. functools.lru_cache limits the number
+of results, whatever their size. `batchzip.cached` limits their bytes. Results have a time to live,
+and each caller gets a copy of its own.
 """
 
 import random
@@ -21,8 +22,8 @@ cache = batchzip.CompressedMapping(
 
 @batchzip.cached(cache, key=lambda number: number, ttl=600)
 def report(number: int) -> list[dict[str, object]]:
-    """Make the rows of a report; this stands for a query that takes long."""
-    rng = random.Random(number)  # noqa: S311 - for rows to look at
+    """Make the rows of a report, in place of a slow query."""
+    rng = random.Random(number)  # noqa: S311 - example data
     return [
         {"row": row, "state": rng.choice(("open", "paid", "late")), "sum": rng.randrange(10_000)}
         for row in range(1000)
@@ -32,9 +33,9 @@ def report(number: int) -> list[dict[str, object]]:
 with cache:
     first = report(0)
     assert report(0) == first
-    assert report(0) is not first  # nobody else sees what is done to it
+    assert report(0) is not first  # a copy: changes to it are not seen by other callers
 
-    wanted = [1 / (1 + number) for number in range(REPORTS)]  # few are asked for often
+    wanted = [1 / (1 + number) for number in range(REPORTS)]  # few reports are requested often
     chosen = random.Random(1).choices(range(REPORTS), wanted, k=CALLS)  # noqa: S311 - as above
     for number in chosen:
         assert len(report(number)) == 1000

@@ -1,8 +1,8 @@
-"""A Dask worker with three times as much data as its memory limit: to disk, or compressed in RAM first.
+"""Give a Dask worker three times as much data as its memory limit, without and with batchzip.
 
-Chunks of a large array are made and kept, then all of them are read again. With Dask's own data
-mapping, what does not fit is written to disk; with batchzip's, it is compressed in RAM, and goes to disk
-only where that is full, too.
+The worker makes and keeps the chunks of a large array, then reads all of them again. Dask's own
+data mapping writes chunks that do not fit to disk. batchzip's mapping compresses them in RAM, and
+writes to disk only what does not fit there either.
 
     python examples/dask_spill.py [--limit-mib 384] [--chunk-mib 8]
 """
@@ -29,23 +29,24 @@ MIB = 1 << 20
 
 
 def make_chunk(number: int, mib: int) -> npt.NDArray[np.int64]:
-    """Events counted: small numbers in the wide integers that NumPy makes of them."""
+    """Make a chunk of event counts: small numbers in 64-bit integers."""
     return np.random.default_rng(number).poisson(3, mib * MIB // 8)
 
 
 def digest(chunk: npt.NDArray[np.int64]) -> int:
-    """Read all of a chunk."""
+    """Return the sum of a chunk, which reads all of it."""
     return int(chunk.sum())
 
 
 def bytes_on_disk(dask_worker: Worker) -> int:
-    """Bytes of values that are on disk, as the worker's data mapping says."""
-    disk: int = dask_worker.data.spilled_total.disk  # type: ignore[attr-defined] # both mappings have it
+    """Return the bytes of values on disk, as reported by the worker's data mapping."""
+    data: Any = dask_worker.data  # both mappings have `spilled_total`
+    disk: int = data.spilled_total.disk
     return disk
 
 
 def run(limit: int, chunk_mib: int, data: Any) -> tuple[float, int, list[int]]:
-    """Work through three times the limit; seconds, bytes on disk at most, and what was found."""
+    """Process three times the limit. Return the seconds, the peak bytes on disk, and the sums."""
     chunks = 3 * limit // (chunk_mib * MIB)
     with (
         LocalCluster(
@@ -69,15 +70,14 @@ def run(limit: int, chunk_mib: int, data: Any) -> tuple[float, int, list[int]]:
 
 
 def main() -> None:
-    """Run it both ways, and print a table."""
+    """Run the computation with both mappings and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--limit-mib", type=int, default=384, help="the worker's memory limit")
     parser.add_argument("--chunk-mib", type=int, default=8, help="size of a chunk")
     given = parser.parse_args()
     limit = given.limit_mib * MIB
-    table = Table(
-        title=f"{3 * given.limit_mib} MiB of chunks in a worker with a limit of {given.limit_mib} MiB"
-    )
+    title = f"{3 * given.limit_mib} MiB of chunks in a worker with a limit of {given.limit_mib} MiB"
+    table = Table(title=title)
     for heading in ("data", "run time s", "MiB on disk"):
         table.add_column(heading, justify="left" if heading == "data" else "right")
     found = []
@@ -88,7 +88,7 @@ def main() -> None:
         seconds, on_disk, result = run(limit, given.chunk_mib, data)
         table.add_row(name, f"{seconds:.1f}", f"{on_disk / MIB:.0f}")
         found.append(result)
-    assert found[0] == found[1], "the same result both ways"
+    assert found[0] == found[1], "both mappings must give the same result"
     Console().print(table)
 
 

@@ -1,8 +1,8 @@
-"""JSON values in a dict, in a dict of compressed bytes, and in mappings: what each takes of the machine's memory.
+"""Compare the memory of JSON values in a dict, in a dict of compressed bytes, and in mappings.
 
-`python examples/json_values.py --mib 2048` has two gigabytes of them; by default it is 8 MiB. Each contender
-has a process of its own, one after the other, whose growth of PSS is what counts; the dict needs
-all of the memory, of course (`--without-dict` leaves it out).
+`python examples/json_values.py --mib 2048` uses 2 GiB of values. The default is 8 MiB. Contenders
+run one after the other, each in a process of its own, and the growth of its PSS is measured. The
+dict needs memory for all values. `--without-dict` leaves it out.
 """
 
 import argparse
@@ -25,8 +25,8 @@ CONTENDERS = ("dict", "dict of lz4", "mapping, lz4", "mapping, zstd", "mapping, 
 
 
 def values(size: int) -> Iterator[tuple[str, bytes]]:
-    """Make JSON of so many bytes, 300 to 1,500 for each value, with keys; always the same."""
-    rng = random.Random(5)  # noqa: S311 - for values to look at
+    """Yield keys and JSON values of 300 to 1,500 bytes, `size` bytes in total, always the same."""
+    rng = random.Random(5)  # noqa: S311 - example data
     number = 0
     while size > 0:
         rows = [
@@ -46,7 +46,7 @@ def values(size: int) -> Iterator[tuple[str, bytes]]:
 
 
 class Lz4Dict(dict[str, bytes]):
-    """A dict of what lz4 makes of the values."""
+    """A dict that compresses its values with lz4."""
 
     def __setitem__(self, key: str, value: bytes) -> None:
         super().__setitem__(key, lz4.block.compress(value))
@@ -65,8 +65,8 @@ def make(name: str) -> Any:
 
 
 def measure(name: str, size: int) -> dict[str, Any]:
-    """Fill a contender in this process; what it takes, and what calls cost."""
-    make(name)["warm"] = b"imports are not what values take"
+    """Fill a contender in this process. Return its memory and the times of calls."""
+    make(name)["warm"] = b"memory of imports must not be measured"
     gc.collect()
     before = process_pss()
     kept, count, putting = make(name), 0, 0.0

@@ -1,14 +1,17 @@
-"""KV-cache blocks in compressed RAM: bf16 and fp16, as they are, with sorted bytes, and as floats.
+"""Store blocks of a KV cache, in bf16 and fp16, with and without shuffling.
 
-A block holds keys and values of 16 tokens in one layer, 64 KiB, and is one page of the store. The numbers are
-made up after what is known of such caches: each channel has a scale of its own, a few a mean far from 0, and
-tokens that follow one another are alike. What your model's blocks gain, this script cannot say.
+A block holds the keys and values of 16 tokens in one layer, 64 KiB, and is one page of the store.
+The numbers are synthetic, with the known properties of such caches: each channel has a scale of its
+own, a few channels have a mean far from 0, and consecutive tokens are similar. The script cannot
+predict the ratio for the blocks of a real model.
 
-Half of such a number is noise to a codec. What repeats are exponents, in one channel more than in one token: so
-blocks are also stored channel by channel, as the transposed view of them that store_array copies. `shuffle="f2"`
-says that pages are floats: zstd compresses their exponents apart from the noise.
+Half of the bits of such a number are noise to a codec. Exponents repeat, and more so within a
+channel than within a token. Therefore blocks are also stored channel by channel, as a transposed
+view that store_array copies. `shuffle="f2"` declares that pages are floats: zstd then compresses
+their exponents separately from the noise.
 
-Run it with `python examples/kv_cache.py`; it takes a few seconds. Speeds are medians of interleaved rounds.
+Run it with `python examples/kv_cache.py`. It takes a few seconds. Speeds are medians of interleaved
+rounds.
 """
 
 import statistics
@@ -31,14 +34,14 @@ def kv_blocks() -> np.ndarray:
     scale = rng.lognormal(-1, 0.8, channels)
     mean = rng.normal(0, 2, channels) * (rng.random(channels) < 0.1)
     steps = rng.normal(size=shape)
-    for token in range(1, shape[3]):  # alike: correlation 0.8 from token to token
+    for token in range(1, shape[3]):  # a correlation of 0.8 between consecutive tokens
         steps[..., token, :] = 0.8 * steps[..., token - 1, :] + 0.6 * steps[..., token, :]
     flat = (mean + scale * steps).astype(np.float32)
     return flat.reshape(LAYERS, 2, HEADS, BLOCKS, TOKENS, WIDTH).transpose(0, 3, 1, 2, 4, 5)
 
 
 def as_bf16(numbers: np.ndarray) -> np.ndarray:
-    """Round to bfloat16, the upper half of a float32; its bits, as NumPy has no such type."""
+    """Round to bfloat16, the upper half of a float32. Return the bits: NumPy has no such type."""
     bits = np.ascontiguousarray(numbers).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
@@ -51,7 +54,7 @@ def seconds(work: Callable[[np.ndarray], None], blocks: np.ndarray) -> float:
 
 
 class Way:
-    """One codec and one order of the numbers in a block, with a store of its own."""
+    """A codec and an order of the numbers in a block, with a store of its own."""
 
     def __init__(self, algorithm: str, shuffle: int | str | None, *, channels: bool) -> None:
         order = "channel by channel" if channels else "token by token"
@@ -63,7 +66,7 @@ class Way:
         self.seconds: list[tuple[float, float]] = []
 
     def turn(self, block: np.ndarray) -> np.ndarray:
-        """View a block in this way's order, or back."""
+        """Return a view of a block in this order, or back in the original order."""
         return block.swapaxes(-1, -2) if self.channels else block
 
     def fill(self, blocks: np.ndarray) -> None:
@@ -80,7 +83,7 @@ class Way:
 
 
 def measure(blocks: np.ndarray) -> None:
-    """Store and load all blocks in each way, and print what that takes."""
+    """Store and load all blocks in each way, and print ratios and speeds."""
     ways = [
         Way(algorithm, shuffle, channels=channels)
         for channels in (False, True)
@@ -93,9 +96,10 @@ def measure(blocks: np.ndarray) -> None:
             assert np.array_equal(out, blocks)
     for way in ways:
         store_s, load_s = map(statistics.median, zip(*way.seconds, strict=True))
+        ratio, mb = blocks.nbytes / way.store.stored_bytes, blocks.nbytes / 1e6
         print(
-            f"  {way.name:37} {blocks.nbytes / way.store.stored_bytes:5.2f} times smaller"
-            f"  store {blocks.nbytes / store_s / 1e6:4.0f} MB/s  load {blocks.nbytes / load_s / 1e6:4.0f} MB/s"
+            f"  {way.name:37} {ratio:5.2f} times smaller"
+            f"  store {mb / store_s:4.0f} MB/s  load {mb / load_s:4.0f} MB/s"
         )
         way.store.close()
         way.engine.close()

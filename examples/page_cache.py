@@ -1,10 +1,10 @@
-"""An HTTP cache that keeps its pages compressed: aiohttp in front, a mapping behind, no thread per request.
+"""An HTTP cache with compressed pages: aiohttp and a mapping, without a thread per request.
 
-    clients ─▶ cache ─▶ mapping.aget      what it has
-                 └────▶ origin ─▶ mapping.aset   what it has not: the coldest pages make room
+    clients ─▶ cache ─▶ mapping.aget             hit
+                 └────▶ origin ─▶ mapping.aset   miss: the coldest pages are evicted for it
 
-`pip install batchzip[examples]`, then `python examples/page_cache.py`: it starts an origin and the cache on
-ports of this machine, has 100 clients ask for 3,000 pages, compares every byte, and ends.
+Run `pip install batchzip[examples]`, then `python examples/page_cache.py`. The script starts an
+origin server and the cache on local ports. 100 clients send 3,000 requests and compare every byte.
 """
 
 import asyncio
@@ -23,10 +23,11 @@ PATIENCE = ClientTimeout(total=30)
 
 
 def document(number: int) -> bytes:
-    """Make the origin's page of that number: 10 to 100 KiB of HTML."""
-    rng = random.Random(number)  # noqa: S311 - for pages to look at
+    """Make the origin's page of a number: 10 to 100 KiB of HTML."""
+    rng = random.Random(number)  # noqa: S311 - example data
+    states = ("ready", "sold", "on its way")
     rows = (
-        f"<tr><td>{i}</td><td>{rng.choice(('ready', 'sold', 'on its way'))}</td><td>{rng.random():.6f}</td></tr>"
+        f"<tr><td>{i}</td><td>{rng.choice(states)}</td><td>{rng.random():.6f}</td></tr>"
         for i in range(rng.randrange(200, 2000))
     )
     return f"<html><title>Page {number}</title><table>{''.join(rows)}</table></html>".encode()
@@ -34,7 +35,7 @@ def document(number: int) -> bytes:
 
 # --8<-- [start:cache]
 class Cache:
-    """What was fetched from the origin in the last minute, by path."""
+    """A cache of pages that were fetched from the origin in the last minute, by path."""
 
     def __init__(
         self, mapping: batchzip.CompressedMapping, session: ClientSession, origin: str
@@ -42,7 +43,7 @@ class Cache:
         self.mapping, self.session, self.origin = mapping, session, origin
 
     async def answer(self, request: web.Request) -> web.Response:
-        """Answer from the mapping, or from the origin and keep that."""
+        """Answer from the mapping, or fetch the page from the origin and store it."""
         path = request.path
         body = await self.mapping.aget(path)
         if body is None:
@@ -57,7 +58,7 @@ class Cache:
 
 @asynccontextmanager
 async def serving(handler: object) -> AsyncIterator[str]:
-    """Serve on a port of this machine; its address."""
+    """Serve on a local port. Yield the address."""
     app = web.Application()
     app.router.add_get("/{number}", handler)  # type: ignore[arg-type] # a coroutine function
     runner = web.AppRunner(app)
@@ -71,14 +72,14 @@ async def serving(handler: object) -> AsyncIterator[str]:
 
 
 async def origin_answer(request: web.Request) -> web.Response:
-    """Be the slow server that the cache is in front of."""
+    """Answer as the slow server behind the cache."""
     await asyncio.sleep(0.01)
     return web.Response(body=document(int(request.match_info["number"])))
 
 
 async def main(mapping: batchzip.CompressedMapping) -> None:
-    """Serve, ask, compare, and say how it went."""
-    wanted = (1 / np.arange(1, PAGES + 1)).cumsum()  # few pages are asked for often
+    """Run servers and clients, compare the answers, and print the results."""
+    wanted = (1 / np.arange(1, PAGES + 1)).cumsum()  # few pages are requested often
     choice = random.Random(1)  # noqa: S311 - as above
     asked = iter(choice.choices(range(PAGES), cum_weights=wanted.tolist(), k=REQUESTS))
     truth = [document(number) for number in range(PAGES)]

@@ -1,8 +1,8 @@
-"""Compute on three times what may lie in RAM: the code that computes knows nothing of it.
+"""Compute on an array three times as large as its RAM budget, with ordinary NumPy code.
 
     .venv/bin/python examples/paged_array.py
 
-RSS is that of this process: pages in RAM, compressed ones included.
+RSS is the resident memory of this process. It includes uncompressed and compressed pages.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ ROWS = 3 * BUDGET // 8
 
 
 def show(what: str, memory: batchzip.PagedMemory) -> None:
-    """Print a line: what was done, and what is in RAM now."""
+    """Print a line with the memory in use after a step."""
     rss = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
     now = memory.statistics
     print(
-        f"{what:24} RSS {rss >> 20:4} MiB, as it is {now.resident_bytes >> 20:3} MiB, "
+        f"{what:24} RSS {rss >> 20:4} MiB, resident {now.resident_bytes >> 20:3} MiB, "
         f"compressed {now.compressed_bytes >> 20:3} MiB, faults {now.faults_missing:7,}"
     )
 
@@ -55,9 +55,8 @@ def compute() -> None:
         show("searched", memory)
 
         took = memory.statistics
-        print(
-            f"faults took {took.latency_p50_s * 1e6:.0f} µs (p50), {took.latency_p99_s * 1e6:.0f} µs (p99)"
-        )
+        p50_us, p99_us = took.latency_p50_s * 1e6, took.latency_p99_s * 1e6
+        print(f"faults took {p50_us:.0f} µs (p50), {p99_us:.0f} µs (p99)")
 
 
 # --8<-- [end:compute]

@@ -1,6 +1,6 @@
-"""Swap a running process's heap into compressed RAM and back: the whole pipeline in 40 lines.
+"""Store a running process's heap in compressed RAM and load it again: the pipeline in 40 lines.
 
-Run it with `python examples/swap_pipeline.py`; it takes a second.
+Run it with `python examples/swap_pipeline.py`. It takes a second.
 """
 
 import random
@@ -14,7 +14,13 @@ import batchzip
 PAGE = 4096
 FOLIO = 64  # pages stored together, all or nothing
 
-WORK = "import json; x = [{'id': i, 'name': f'user {i}', 'tags': [i % 7, i % 11]} for i in range(40_000)]; text = json.dumps(x); print('ready', flush=True); input()"
+WORK = """
+import json
+x = [{'id': i, 'name': f'user {i}', 'tags': [i % 7, i % 11]} for i in range(40_000)]
+text = json.dumps(x)
+print('ready', flush=True)
+input()
+"""
 
 
 def heap_pages(pid: int) -> np.ndarray:

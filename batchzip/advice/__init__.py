@@ -1,24 +1,23 @@
-"""Advice: what compressing some data would bring, and with what.
+"""Advice: find out whether compressing some data pays, and with which settings.
 
-Every way to compress is tried on a sample with a real store of its own, in process: ratios and memory
-are those of that pool, costs those of its store() and load(), one page loaded at a time.
+Each setting is tried on a sample with a real store of its own, in this process. Ratios and memory
+are those of its pool. Costs are those of its store() and load(). Pages are loaded one at a time.
 
-    blocks of 64 KiB ─┬─ every fifth ──▶ dictionary, bytes of the elements to shuffle
+    blocks of 64 KiB ─┬─ every fifth ──▶ trains dictionaries, chooses how to shuffle
                       └─ the others, in eight parts ─▶ each part through all trials in turn
 
-Costs are processor time of the calling thread, which waits for nothing. The parts make them
-comparable: what else the machine does in a while, to caches and clocks, hits all trials alike, and a
-trial's cost is the median of its parts. What a dictionary was trained on is not what
-it is judged by.
+Costs are processor time of the calling thread, which never waits. The parts make the costs
+comparable: disturbances of caches and clocks affect all trials alike, and the cost of a trial is
+the median of its parts. A dictionary is never measured with the data that it was trained on.
 
-option.py      what is found, and how it is said
-trial.py       one way to compress, tried
+option.py      the results: Option and Advice
+trial.py       the measurement of one setting
 judgement.py   the Pareto front and the recommendation
-values.py      what values take in a dict, and in a mapping: `batchzip.advise_values`
-weighing.py    what they can be kept in, and which of it is tried
-suiting.py     the serializers that take them
-holder.py      each measured in a fresh process
-spool.py       the file from which such a process reads them
+values.py      the memory of values in a dict and in a mapping: `batchzip.advise_values`
+weighing.py    chooses the containers to measure for some values
+suiting.py     finds the serializers that accept the values
+holder.py      measures one container in a fresh process
+spool.py       the file from which that process reads the values
 """
 
 from __future__ import annotations
@@ -46,15 +45,15 @@ if TYPE_CHECKING:
 __all__ = ["BLOCK_BYTES", "TABLE_BYTES", "Advice", "Option", "advise"]
 
 PAGE_SIZES = (4 << 10, 16 << 10, BLOCK_BYTES)
-"""Bytes of the pages that are tried: the machine's, and what pays for colder data."""
+"""Page sizes to try, in bytes: the machine's, and larger ones, which pay for colder data."""
 
 MAX_LOAD_US = 25.0
-"""Microseconds that a load may take to be recommended: a quarter of a read from a fast SSD."""
+"""Longest load, in microseconds, of a recommended setting: a quarter of a read from a fast SSD."""
 
 _MOST_BYTES = 1 << 63
 
 _PARTS = 8
-"""Parts the sample is measured in: enough for a median, each some milliseconds with the fastest."""
+"""Number of parts of the sample: enough for a median, and each takes several milliseconds."""
 
 
 def advise(
@@ -65,15 +64,17 @@ def advise(
     max_load_us: float = MAX_LOAD_US,
     progress: Callable[[int, int], None] | None = None,
 ) -> Advice:
-    """Try what compresses the sample `blocks`, (n, 65536) uint8 or flat bytes of so many.
+    """Measure how algorithms and page sizes compress a sample. Return them and a recommendation.
 
-    `total_bytes` is the size of what the sample is of (default: the sample's), for what would be
-    saved. `algorithms` are names to try (default: all that can be used here). `max_load_us` is what
-    the load of a page may take at most to be recommended. `progress(done, all)` is called
-    now and then.
+    `blocks`       is the sample: (n, 65536) uint8, or as many bytes. It is only read.
+    `total_bytes`  is the size of all data, for the estimated saving. By default, the sample's.
+    `algorithms`   are the names to try. By default, all that are available.
+    `max_load_us`  is the longest load of a page, in microseconds, of a recommended setting.
+    `progress`     is called as progress(done, all) after each trial of a part.
 
-    Blocks are only read. Takes about 0.5 s for each MiB of them, in the calling thread, and the memory
-    of a compressed part. Raises BadBatch for another shape, UnknownAlgorithm, MissingExtra.
+    It runs in the calling thread, takes about 0.5 s per MiB of the sample, and needs the memory of
+    one compressed part. Raise BadBatch for another shape, BadArgument, UnknownAlgorithm and
+    MissingExtra.
 
     Examples:
         >>> import batchzip.advice
@@ -87,7 +88,7 @@ def advise(
     if not names:
         raise BadArgument("algorithms must name at least one")
     for name in names:
-        make_codec(name)  # before anything is measured
+        make_codec(name)  # raises before anything is measured
     max_load_us = as_positive(max_load_us, "max_load_us")
     total = matrix.nbytes
     if total_bytes is not None:

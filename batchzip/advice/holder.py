@@ -1,10 +1,10 @@
-"""Holders: what values can be kept in, each weighed in a fresh process.
+"""Holders: the containers for values, each measured in a fresh process.
 
-    weigh ─▶ a few values pass by ─▶ memory before ─▶ every value: put, timed ─▶ memory after
-          ─▶ some thousand of them: get, timed ─▶ one line of JSON
+    weigh ─▶ read a few values ─▶ memory before ─▶ put each value, timed ─▶ memory after
+          ─▶ get a few thousand values, timed ─▶ one line of JSON
 
-The memory is that of the whole process: objects, tables, rounding of allocators and what they do
-not give back.
+The memory is that of the whole process. It includes objects, tables, and the allocators' rounding
+and unreturned memory.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
 
 _PASSING = 64
-"""One value in 64, 64 at most, is read before the first look at memory, so that what reading itself
-takes is not counted."""
+"""Before memory is measured first, one value in 64, at most 64, is read: memory that reading
+itself takes must not be counted."""
 
 _MOST_GETS = 5000
 _GET_S = 2.0
-"""Seconds after which the cost of a get is known well enough."""
+"""Maximum seconds for timing gets. The median is precise enough by then."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -52,18 +52,18 @@ _READY = "batchzip weighed: "
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What values are kept in: a dict, with or without serializing or compressing them, or a mapping."""
+    """A container for values: a dict, with or without serializing or compressing, or a mapping."""
 
     kind: str
     """
-    dict       the values as they are
-    parsed     the same of what they are as JSON
+    dict       a dict of the values themselves
+    parsed     a dict of the objects that the values contain as JSON
     pickles    a dict of pickles
-    lz4.block  a dict of lz4.block's results
+    lz4.block  a dict of values compressed by lz4.block
     mapping    a CompressedMapping
     """
     serializer: str = "bytes"
-    """What makes bytes of the values, unless they are that."""
+    """The serializer of the values. "bytes" if they are bytes."""
     algorithm: str = ""
     level: int | None = None
     page_size: int = 4096
@@ -71,7 +71,7 @@ class Holder:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name of the container for people."""
         has_objects = self.serializer != "bytes"
         if self.kind != "mapping":
             return {
@@ -90,7 +90,7 @@ class Holder:
 
     @property
     def code(self) -> str:
-        """Python that makes `cache`, in short lines; `put` and `get`, where the dict needs them."""
+        """Python code that makes `cache`, and `put` and `get` if a dict needs them."""
         if self.kind in ("dict", "parsed"):
             return "cache = {}"
         if self.kind != "mapping":
@@ -114,7 +114,7 @@ class Holder:
         )
 
     def _dict_code(self) -> str:
-        """Return code of a dict of pickles, or of what lz4.block makes of them, or of bytes."""
+        """Return the code of a dict of pickles, or of values compressed by lz4.block."""
         is_pickled, is_compressed = self.serializer != "bytes", self.kind == "lz4.block"
         lines = ["import lz4.block"] * is_compressed + ["import pickle"] * is_pickled
         lines += ["", "cache = {}", "", "def put(key, value):"]
@@ -134,18 +134,17 @@ class Holder:
         return {**options, "dictionary": "auto"} if self.dictionary else options
 
     def make(self) -> MutableMapping[Any, Any]:
-        """Make it, empty."""
+        """Make an empty container."""
         if self.kind in ("dict", "parsed"):
             return {}
         if self.kind != "mapping":
             return _DictOfBytes(self.serializer != "bytes", self.kind == "lz4.block")
-        # `Engine` has an overload for each algorithm, and none for a name that is not known yet.
         engine = Engine(self.algorithm, **self._parameters())
         return CompressedMapping(SwapStore(engine), **self._options())
 
 
 class _DictOfBytes(dict[Any, Any]):
-    """Pickled or compressed values in a dict, or both, as one writes it by hand."""
+    """A dict that pickles values, compresses them, or both, as hand-written code does."""
 
     def __init__(self, is_pickled: bool, is_compressed: bool) -> None:
         super().__init__()
@@ -166,31 +165,31 @@ class _DictOfBytes(dict[Any, Any]):
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What a holder took in a process of its own."""
+    """The memory and times of a holder in a process of its own."""
 
     bytes: int
-    """By which the process's memory grew."""
+    """Growth of the process's memory."""
     put_us: float
     get_us: float
     dictionary_bytes: int
-    """Of the dictionaries that it learnt, with the codec's tables."""
+    """Bytes of trained dictionaries, with the codec's tables for them."""
     measure: str
-    """PSS, or RSS where the kernel does not tell the PSS."""
+    """PSS, or RSS if the kernel does not report the PSS."""
 
 
 def weigh(holder: Holder, spool_fd: int, values: int) -> Weight:
-    """Measure a holder with the spooled values in a fresh process, which ends with this one.
+    """Measure a holder with the spooled values in a fresh process.
 
-    Raise BatchzipError if that fails.
+    That process is killed when this one ends. Raise BatchzipError if the measurement fails.
     """
-    # Values may be of classes of whatever was imported here.
+    # Values may be instances of classes from any module that is imported here.
     start = f"from {__name__} import main; main()"
     command = command_for(start, "what measures values", [*sys.modules])
     arguments = json.dumps({**asdict(holder), "values": values})
     done = subprocess.run(  # noqa: S603 - our own module in our own interpreter
         [*command, arguments, str(spool_fd), str(os.getpid())],
         pass_fds=[spool_fd],
-        process_group=0,  # Ctrl-C is for the parent, which ends the child
+        process_group=0,  # Ctrl-C reaches only the parent, which ends the child
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -206,16 +205,16 @@ def weigh(holder: Holder, spool_fd: int, values: int) -> Weight:
     if "unreadable" in answer:
         raise BatchzipError(
             f"a fresh process cannot restore the values: {answer['unreadable']}; "
-            "classes of values have to be in modules that can be imported"
+            "the classes of values must be in importable modules"
         )
     return Weight(**answer)
 
 
 def process_memory() -> tuple[str, int]:
-    """Return how this process's memory was counted, and its bytes, with what was swapped out."""
+    """Return "PSS" or "RSS", and the bytes of this process by this measure, swap included."""
     try:
         lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:  # an old kernel, or a sandbox
+    except OSError:  # an old kernel or a sandbox
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     sizes = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
     if "Pss" in sizes:
@@ -224,7 +223,7 @@ def process_memory() -> tuple[str, int]:
 
 
 def _give_back() -> None:
-    """Give free memory back to the system: values that come to lie in it would not count."""
+    """Return free memory to the system. Values placed in it would not be counted."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
@@ -241,7 +240,7 @@ def _restored(holder: Holder, path: Path) -> Iterator[tuple[Any, Any]]:
             key, value = next(values)
         except StopIteration:
             return
-        except Exception as error:  # whatever a class does when it is restored
+        except Exception as error:  # unpickling may raise anything
             raise _Unreadable(f"{type(error).__name__}: {error}") from error
         yield key, json.loads(value) if holder.kind == "parsed" else value
         del key, value
@@ -253,7 +252,7 @@ def _measure(holder: Holder, path: Path, values: int) -> Weight:
     made = holder.make()
     passing = min(_PASSING, 1 + values // _PASSING)
     for number, (key, value) in enumerate(islice(_restored(holder, path), passing)):
-        if not number:  # what the first one brings with it is not what values take
+        if not number:  # one-time allocations of the first put are not memory of values
             made[key] = value
     key = value = None
     gc.collect()
@@ -288,12 +287,12 @@ def _measure(holder: Holder, path: Path, values: int) -> Weight:
 
 
 def main() -> None:
-    """Measure one holder in this process, and write what was found."""
+    """Measure one holder in this process and write the result to stdout."""
     options = json.loads(sys.argv[1])
     values = options.pop("values")
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[3]):
-        return  # it ended before that was set
+        return  # the parent ended before the signal was set
     path = Path(f"/proc/self/fd/{sys.argv[2]}")
     answer: dict[str, Any]
     try:

@@ -1,4 +1,4 @@
-"""Option and Advice: what is found, and how it is said."""
+"""Option and Advice: the results of `advise`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to compress, and what it brought. Shares are of 1, times of one page.
+    """One setting for compression, and its results. Shares are fractions of 1. Times are per page.
 
     Examples:
         >>> import batchzip.advice
@@ -29,24 +29,24 @@ class Option:
     shuffle: int | str | None
     dictionary: bool
     same_filled_share: float
-    """Pages of one repeated word, which take no memory in the pool."""
+    """Share of pages that repeat one word. They take no memory in the pool."""
     incompressible_share: float
-    """Pages that do not get smaller and are kept raw."""
+    """Share of pages that do not get smaller. They are stored raw."""
     ratio: float | None
-    """Bytes of the pages ÷ compressed bytes, those of same-filled pages 0; None: all are."""
+    """Bytes of all pages ÷ compressed bytes. None if all pages are same-filled, which take none."""
     saved_share: float
-    """Memory saved: of the pool with its rounding, and of all tables."""
+    """Share of memory saved, with the pool's rounding and all tables taken into account."""
     saved_bytes: int
-    """The same of all the data that the sample is of; the dictionary's own bytes are not counted."""
+    """Memory saved for all data. The bytes of a dictionary are not subtracted."""
     store_us: float
-    """Processor time of one core for a page, of folios of 64 KiB."""
+    """Processor time to store a page, in microseconds. Pages are stored as folios of 64 KiB."""
     load_us: float
-    """The same of a load, page by page in random order."""
+    """Processor time to load a page, in microseconds. Pages are loaded singly in random order."""
     on_front: bool = False
 
     @property
     def name(self) -> str:
-        """The algorithm with its parameters, for people."""
+        """The algorithm with its parameters, as text for people."""
         words = [self.algorithm, *(f"{key} {value}" for key, value in self.parameters.items())]
         if self.shuffle is not None:
             words.append(f"shuffle {self.shuffle}")
@@ -54,7 +54,7 @@ class Option:
 
     @property
     def call(self) -> str:
-        """The engine that does this, as code."""
+        """Python code that makes the engine."""
         arguments = [repr(self.algorithm)]
         arguments += [f"{key}={value!r}" for key, value in self.parameters.items()]
         arguments.append(f"page_size={self.page_size}")
@@ -71,7 +71,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What `advise` found: every option, those with the smallest pages first.
+    """The result of `advise`: all options, smallest pages first, and a recommendation.
 
     Examples:
         >>> import batchzip.advice
@@ -87,8 +87,8 @@ class Advice:
     """Bytes that were stored and loaded with each option."""
     options: tuple[Option, ...]
     recommended: Option | None
-    """None where compression is not worth it."""
+    """The recommended option. None if compression does not pay."""
     sentence: str
-    """The recommendation, for people."""
+    """The recommendation as a sentence."""
     notes: tuple[str, ...]
-    """What could not be tried, and why."""
+    """Settings that could not be tried, with the reasons."""

@@ -1,13 +1,13 @@
 """Spool: a file of keys and values, which fresh processes read one by one.
 
-A value that lay in the process anyway would not count as what it takes. So the values are written
-to a file once, and each process that is measured reads it. The file has no name: nothing of it is
-left behind, however this process ends.
+Values that are already in a process would not add to its memory. Therefore the values are written
+to a file once, and each measuring process reads them from there. The file has no name, so nothing
+is left behind, however this process ends.
 
-A frame: bytes of the keys, bytes of the values, whether they are pickled; then both. A value that is bytes has a
-frame of its own. Up to 64 objects share one, so that what they have in common in a dict (the same str as a key
-in each, for instance) is there once in its copy, too. Keys are always pickled. The file is of this process's own
-making, and no other user can open it.
+A frame consists of the length of the keys, the length of the values, whether the values are
+pickled, the keys and the values. A bytes value has a frame of its own. Up to 64 objects share a
+frame, so that pickling keeps what they share (such as the same str as a key in each) shared. Keys
+are always pickled. Only this process writes the file, and no other user can open it.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ _HEAD = struct.Struct("<QQ?")
 _SHORT = most_value_bytes(4096)
 
 TOGETHER = 64
-"""Objects of a frame."""
+"""Maximum number of objects in a frame."""
 _TOGETHER_BYTES = 1 << 20
-"""Bytes of pickled objects from which a frame is complete."""
+"""Bytes of pickled objects after which a frame is complete."""
 
 
 @dataclass(slots=True)
 class Spooled:
-    """What was written."""
+    """Figures about the values in a spool."""
 
     values: int = 0
     value_bytes: int = 0
     short_bytes: int = 0
-    """Bytes of the values that a mapping compresses in one call, whatever its pages."""
+    """Bytes of the values that a mapping compresses in one call, whatever its page size."""
     all_bytes: bool = True
     """Whether every value is bytes."""
     complete: bool = True
-    """Whether there were no more than these."""
+    """Whether these are all values."""
     suiting: Suiting = field(default_factory=Suiting)
-    """Serializers that take every value, where not all are bytes."""
+    """The serializers that accept every value, if not all are bytes."""
 
 
 def write(file: IO[bytes], pairs: Iterable[tuple[Any, Any]], most_bytes: int) -> Spooled:
-    """Write pairs until their values have `most_bytes`.
+    """Write pairs until their values have `most_bytes`. Return figures about them.
 
-    Raise NotStorable for what cannot be pickled, OSError.
+    Raise NotStorable for a key or value that cannot be pickled, and OSError.
     """
     done = Spooled()
     objects: list[tuple[Any, Any]] = []
@@ -93,7 +93,7 @@ def write(file: IO[bytes], pairs: Iterable[tuple[Any, Any]], most_bytes: int) ->
 def _pickled(value: object, what: str, key: object) -> bytes:
     try:
         return pickle.dumps(value, protocol=5)
-    except Exception as error:  # whatever a __reduce__ raises
+    except Exception as error:  # a __reduce__ may raise anything
         raise NotStorable(
             f"{what}, of {type(value).__name__}, cannot be pickled: {error} (key {shown(key)})"
         ) from error
@@ -126,12 +126,12 @@ def read(path: Path) -> Iterator[tuple[Any, Any]]:
             del data
             keys.reverse()
             values.reverse()
-            while keys:  # what was given is not kept here
+            while keys:  # popped, so that no reference is kept here
                 yield keys.pop(), values.pop()
 
 
 def read_keys(path: Path) -> Iterator[Any]:
-    """Yield keys alone."""
+    """Yield the keys only."""
     with path.open("rb") as file:
         while head := file.read(_HEAD.size):
             key_bytes, value_bytes, _ = _HEAD.unpack(head)

@@ -1,8 +1,8 @@
-"""Suiting: which serializers take all of some values, which are objects.
+"""Suiting: find the serializers that accept all of some objects.
 
-A serializer that takes a value gives it back as what it was; what would come back otherwise, it refuses. So
-every value is offered to those that may suit values of its kind, and who refuses one is out. "pickle" takes
-what no other does.
+A serializer restores a value unchanged or refuses it. Therefore each value is offered to the
+serializers for its type, and a serializer that refuses one is dropped. "pickle" is always among the
+candidates.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ _BY_LIBRARY = {
     "torch": ("torch",),
     "builtins": ("msgpack", "json"),
 }
-"""Serializers that may suit a value, by the library that its class is of."""
+"""Candidate serializers for a value, by the top-level package of its class."""
 
 
 class Suiting:
-    """The serializers that took all values so far."""
+    """The serializers that accepted all values so far."""
 
     def __init__(self) -> None:
         self.missing: list[MissingExtra] = []
-        """What would have been tried if it were installed."""
+        """Errors of candidates whose library is not installed."""
         self._packers: dict[str, Packer] | None = None
 
     @property
     def names(self) -> list[str]:
-        """Their names, "pickle" at the end."""
+        """The names of these serializers, with "pickle" last."""
         return [*(self._packers or ()), "pickle"]
 
     def note(self, value: object) -> None:
-        """Offer a value that is not bytes."""
+        """Offer a value that is not bytes to each serializer. Drop those that refuse it."""
         if self._packers is None:
             self._packers = self._packers_for(value)
         for name, packer in list(self._packers.items()):

@@ -1,4 +1,4 @@
-"""Trial: one way to compress, tried on parts of a sample in stores of its own."""
+"""Trial: measure one setting on the parts of a sample, in stores of its own."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from batchzip.arguments.buffers import Bytes
 
 BLOCK_BYTES = 64 << 10
-"""Bytes of a block of the sample: the largest page that is tried."""
+"""Bytes per block of the sample: the largest page size to try."""
 
 TABLE_BYTES = 26
-"""Bytes of tables for a stored page: 16 of the store's, 10 of the pool's."""
+"""Bytes in tables per stored page: 16 in the store's, 10 in the pool's."""
 
 _LEVELS: dict[str, tuple[dict[str, Any], ...]] = {"zstd": ({"level": 1}, {"level": 3})}
-"""Parameters to try, where the default is not all that is of interest."""
+"""Parameters to try. Other algorithms are tried with their defaults."""
 
 LEAST_TO_TRAIN = 10
-"""Blocks of a sample of which a fifth is put aside."""
+"""Minimum number of blocks of a sample for which a fifth is set aside for training."""
 
 
 @dataclass(slots=True)
 class Trial:
-    """One way to compress, and what its parts added up to so far."""
+    """One setting, and the sums over the parts measured so far."""
 
     engine: Engine
     algorithm: str
@@ -54,14 +54,14 @@ class Trial:
     load_us: list[float] = field(default_factory=list)
 
     def run(self, part: Bytes, order: Sequence[int]) -> None:
-        """Store the blocks (n, BLOCK_BYTES) of a part, and load each of their pages in that order."""
+        """Store the blocks (n, BLOCK_BYTES) of a part, then load their pages in the given order."""
         size = self.engine.page_size
         each = BLOCK_BYTES // size
         folios = [block.reshape(each, size) for block in part]
-        # Of this thread: what others have the processor for is not a cost of compressing.
+        # The processor time of this thread only: other threads are not a cost of compressing.
         clock = time.thread_time
         with SwapStore(self.engine, max_batch=each) as store:
-            # What is touched and made with the first folio is not on the clock.
+            # Warm up: memory that the first folio allocates and touches is not timed.
             store.store(0, folios[0])
             store.load(0)
             store.invalidate(0, each)
@@ -74,7 +74,7 @@ class Trial:
             loaded = clock()
             counters = store.counters
             self.compressed_bytes += store.compressed_bytes
-            # What zspages have not filled yet is nothing in a large pool.
+            # Partly filled zspages are negligible in a large pool.
             self.pool_bytes += sum(line.bytes - line.freeable for line in store.classes())
         count = len(folios) * each
         self.pages += count
@@ -84,7 +84,7 @@ class Trial:
         self.load_us.append((loaded - stored) / count * 1e6)
 
     def as_option(self, total_bytes: int) -> Option:
-        """Sum up the parts."""
+        """Return the result over all parts."""
         size = self.engine.page_size
         in_bytes = self.pages * size
         saved = 1 - (self.pool_bytes + self.pages * TABLE_BYTES) / in_bytes
@@ -113,10 +113,10 @@ def trials_of(
     *,
     apart: bool,
 ) -> Iterator[Trial]:
-    """Make every trial there is with pages of a size; their engines are closed with `stack`.
+    """Yield every trial with pages of one size. `stack` closes their engines.
 
-    `training` is what dictionaries are trained on, if it is `apart` from what is measured; `notes`
-    get what cannot be tried.
+    Dictionaries are trained on `training`, if it is set `apart` from the measured data. Settings
+    that cannot be tried are added to `notes`.
     """
     pages = training.reshape(-1, page_size)
     shuffles = (
@@ -126,9 +126,8 @@ def trials_of(
     )
     for shuffle in shuffles:
         floats = shuffle in FLOATS
-        for name in (
-            ["zstd"] * ("zstd" in names) if floats else names
-        ):  # others gain nothing by that
+        # Only zstd gains from shuffling floats.
+        for name in ["zstd"] * ("zstd" in names) if floats else names:
             for parameters in _LEVELS.get(name, ({},))[: 1 if floats else None]:
                 tables: list[dict[str, Any]] = [{}]
                 if not floats:
@@ -147,7 +146,10 @@ def trials_of(
 
 
 def _best_shuffle(pages: Bytes, name: str, shuffles: Sequence[int] | Sequence[str]) -> int | str:
-    """Return the way to shuffle by which the algorithm that gains the most from such makes the least."""
+    """Return the shuffle with which an algorithm compresses the pages the most.
+
+    The algorithm is the one that gains the most from such shuffles.
+    """
     flat = [page.tobytes() for page in pages[:: 1 + len(pages) // 256]]
     lengths: dict[int | str, int] = {}
     for shuffle in shuffles:
@@ -168,7 +170,7 @@ def _dictionary(
     if name != "zstd":
         return []
     if not apart:
-        notes.append(f"no dictionary was tried: the sample has less than {LEAST_TO_TRAIN} blocks")
+        notes.append(f"no dictionary was tried: the sample has fewer than {LEAST_TO_TRAIN} blocks")
         return []
     try:
         trained = train_dictionary(pages, shuffle=shuffle, **parameters)

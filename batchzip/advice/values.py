@@ -1,10 +1,11 @@
-"""Advice on values: what they would take in a dict, and in a CompressedMapping.
+"""Advice on values: their memory in a dict and in a CompressedMapping.
 
-    values ─▶ spool: a file of them, or of a sample
-           ─▶ weighing: which holders may pay; each in a fresh process that reads the file (holder.py)
-           ─▶ one is recommended
+    values ─▶ spool: a file of the values, or of a sample
+           ─▶ weighing: the containers that may pay, each in a fresh process that reads the file
+           ─▶ recommendation
 
-Rejected: measuring in a forked child. It has what its parent freed, and grows by what it touches.
+Measuring in a forked child was rejected: it inherits free memory of its parent, which new values
+fill without growth, and grows by copying pages that it touches.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ if TYPE_CHECKING:
     from batchzip.advice.weighing import Held
 
 SAMPLE_BYTES = 64 << 20
-"""Bytes of values that are looked at by default."""
+"""Bytes of values that are measured by default."""
 
 _MOST_BYTES = 1 << 63
 
 _WORTH = 0.1
-"""Share of a dict's memory that has to be saved for anything else to be recommended."""
+"""Fraction of a dict's memory that another container must save to be recommended."""
 
 _LEAST_BYTES = 1 << 20
-"""Bytes in a dict below which the figures say nothing."""
+"""Bytes in a dict below which the figures are meaningless."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValuesAdvice:
-    """What `advise_values` found; as a str, a report of 80 columns.
+    """The result of `advise_values`. `str()` returns a report of 80 columns.
 
     Examples:
         >>> import batchzip
@@ -55,30 +56,30 @@ class ValuesAdvice:
     """
 
     total_values: int
-    """All there are; of a sample of a file, an estimate."""
+    """Number of all values. An estimate if a sample of a file was measured."""
     total_bytes: int
-    """Bytes of all values as they are serialised; of a sample, an estimate."""
+    """Bytes of all values, serialised. An estimate if a sample was measured."""
     measured_values: int
     measured_bytes: int
     measure: str
-    """How memory was counted: PSS, or RSS where the kernel does not tell the PSS."""
+    """The measure of memory: PSS, or RSS if the kernel does not report the PSS."""
     serializer: str
-    """bytes; if any value is not bytes, the serializer that suits them: it takes all, and the least memory."""
+    """"bytes" if all values are bytes. Otherwise the serializer that needs the least memory."""
     held: tuple[Held, ...]
-    """First in a dict, then in dicts of what is made of them, then in each mapping."""
+    """The results: of a dict first, then of dicts of serialised values, then of mappings."""
     recommended: Held
     sentence: str
-    """The recommendation, for people."""
+    """The recommendation as a sentence."""
     notes: tuple[str, ...]
-    """What to know about the figures."""
+    """Notes on the figures."""
 
     @property
     def code(self) -> str:
-        """The recommendation as Python that can be pasted."""
+        """Python code that makes the recommended container."""
         return self.recommended.code
 
     def report(self, width: int = 80, *, name: str = "values") -> str:
-        """Return all of it for people, in lines of at most `width` columns."""
+        """Return a report in lines of at most `width` columns."""
         if self.measured_values == self.total_values:
             looked = f"{name}: {self.total_values:,} values, {size_text(self.total_bytes)}"
         else:
@@ -87,14 +88,14 @@ class ValuesAdvice:
                 f"a sample of {self.measured_values:,}, {size_text(self.measured_bytes)}, was "
                 "measured, and its memory scaled to all of them"
             )
-        # Imported here, because a program that never prints a report needs no rich.
+        # Imported here, because only programs that print a report need rich.
         from batchzip.terminal.console import as_text  # noqa: PLC0415
         from batchzip.terminal.table import Table  # noqa: PLC0415
 
         table = Table()
         table.add_column("", rank=0)
         table.add_column("in a", rank=0, left=True, wraps=True)
-        for rank, heading in ((0, self.measure), (4, "B a value"), (3, "of dict")):
+        for rank, heading in ((0, self.measure), (4, "B / value"), (3, "of dict")):
             table.add_column(heading, rank=rank)
         for rank, heading in ((2, "put µs"), (1, "get µs")):
             table.add_column(heading, rank=rank)
@@ -109,8 +110,8 @@ class ValuesAdvice:
                 f"{held.get_us:,.1f}",
             )
         mappings = (
-            "Those beneath the dicts are CompressedMappings. Memory is the growth of the "
-            f"{self.measure} of a fresh process for each, times are medians for one value."
+            "The rows below the dicts are CompressedMappings. Memory is the growth of the "
+            f"{self.measure} of a fresh process per row. Times are medians per value."
         )
         paragraphs = [
             wrapped(looked, width),
@@ -128,13 +129,13 @@ class ValuesAdvice:
 
 @dataclass(slots=True)
 class ValueSource:
-    """Keys and values, and how much there is of them all: what is None is estimated."""
+    """An iterator of keys and values, with the totals. Totals of None are estimated."""
 
     pairs: Iterator[tuple[Any, Any]]
     total_values: int | None = None
     total_bytes: int | None = None
     is_sample: bool = False
-    """Whether `pairs` leaves some out."""
+    """Whether `pairs` yields only a part of all values."""
     is_json: bool = False
     """Whether each value is JSON, as bytes."""
     notes: tuple[str, ...] = ()
@@ -147,19 +148,20 @@ def advise_values(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ValuesAdvice:
-    """Measure what the values take in a dict, in dicts of what is made of them, and in mappings.
+    """Measure the memory of values in a dict, in dicts of serialised values, and in mappings.
 
-    `values` is a mapping, or an iterable of values, whose keys are then their numbers as str. Where
-    they have more than `sample_bytes` when serialised, a random sample is measured; of an iterator,
-    which cannot be looked at twice, the first ones. `seed` is that of the sample.
-    `progress(done, all)` is called as each is measured.
+    `values` is a mapping, or an iterable of values whose keys become their numbers as str. If the
+    serialised values exceed `sample_bytes`, a random sample is measured. Of an iterator, which
+    cannot be read twice, the first values are measured. `seed` is the seed of the sample.
+    `progress(done, all)` is called after each container was measured.
 
-    If any value is not bytes, each serializer that takes all of them is tried, and the best one used.
-    Each is measured in a fresh process, which reads the values from a file in the temporary folder:
-    the classes of values have to be importable there, not of a script. Takes some seconds.
+    If any value is not bytes, each serializer that accepts all values is tried, and the best one is
+    used. Each container is measured in a fresh process, which reads the values from a file in the
+    temporary folder. The classes of values must be importable there: a class defined in a script is
+    not. The measurement takes several seconds.
 
-    Raises BadArgument where there are no values, NotStorable for values that cannot be pickled,
-    OSError if the file cannot be written, BatchzipError if a process fails.
+    Raise BadArgument if there are no values, NotStorable for values that cannot be pickled, OSError
+    if the file cannot be written, and BatchzipError if a process fails.
 
     Examples:
         >>> import batchzip
@@ -172,14 +174,14 @@ def advise_values(
 
 
 def source_of(values: Any, seed: int) -> ValueSource:
-    """Return pairs of values in a random order, if they can be had in it."""
+    """Return the values with their keys, in random order unless `values` is an iterator."""
     if isinstance(values, str | bytes | bytearray | memoryview):
-        raise BadArgument(f"values are a mapping or an iterable of values, not {shown(values)}")
+        raise BadArgument(f"values must be a mapping or an iterable of values, not {shown(values)}")
     if isinstance(values, Mapping):
         order = _shuffled(list(values), seed)
         return ValueSource(_items(values, order), len(order))
     if not isinstance(values, Iterable):
-        raise BadArgument(f"values are a mapping or an iterable of values, not {shown(values)}")
+        raise BadArgument(f"values must be a mapping or an iterable of values, not {shown(values)}")
     if iter(values) is values:
         return ValueSource((str(number), value) for number, value in enumerate(values))
     if not isinstance(values, Sequence):
@@ -197,7 +199,7 @@ def _items(values: Mapping[Any, Any], keys: list[Any]) -> Iterator[tuple[Any, An
     for key in keys:
         try:
             value = values[key]
-        except KeyError:  # a cache forgets
+        except KeyError:  # a cache evicted it in between
             continue
         yield key, value
 
@@ -205,10 +207,10 @@ def _items(values: Mapping[Any, Any], keys: list[Any]) -> Iterator[tuple[Any, An
 def weigh_all(
     source: ValueSource, sample_bytes: int, progress: Callable[[int, int], None] | None = None
 ) -> ValuesAdvice:
-    """Measure the values of a source in every holder that may pay."""
+    """Measure the values of a source in every container that may pay."""
     most = as_integer(sample_bytes, "sample_bytes", 1, _MOST_BYTES)
     if not Path("/proc/self/status").exists():
-        raise BatchzipError("memory of a process is told by /proc, which is not mounted here")
+        raise BatchzipError("the memory of a process is read from /proc, which is not mounted here")
     with above_standard():
         spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the next line
     with spool:
@@ -220,7 +222,7 @@ def weigh_all(
     notes = [*source.notes, *weighing.notes()]
     total_values, total_bytes = _totals(source, spooled)
     if total_values is None:
-        notes.append(f"There are more values: the first {spooled.values:,} were looked at.")
+        notes.append(f"There are more values: the first {spooled.values:,} were measured.")
         total_values, total_bytes = spooled.values, spooled.value_bytes
     held = weighing.held(total_values / spooled.values)
     recommended, sentence = recommend(held, is_sample=total_values != spooled.values)
@@ -239,7 +241,7 @@ def weigh_all(
 
 
 def _totals(source: ValueSource, spooled: Spooled) -> tuple[int | None, int]:
-    """Return how many values there are, None where nobody knows, and their bytes."""
+    """Return the number of all values, or None if it is unknown, and their bytes."""
     if spooled.complete and not source.is_sample:
         return spooled.values, spooled.value_bytes
     each = max(spooled.value_bytes / spooled.values, 1e-9)
@@ -250,7 +252,7 @@ def _totals(source: ValueSource, spooled: Spooled) -> tuple[int | None, int]:
 
 
 def recommend(held: Sequence[Held], *, is_sample: bool) -> tuple[Held, str]:
-    """Choose what to keep the values in, and say it in a sentence."""
+    """Return the recommended container, and a sentence."""
     in_dict = held[0]
 
     def of_all(each: Held) -> str:
@@ -258,10 +260,10 @@ def recommend(held: Sequence[Held], *, is_sample: bool) -> tuple[Held, str]:
 
     if in_dict.bytes < _LEAST_BYTES:
         return in_dict, (
-            f"Keep the dict: the values that were measured take {size_text(in_dict.bytes)} in it, too "
-            f"little to compare; give some MiB of values for advice."
+            f"Keep the dict: the measured values take {size_text(in_dict.bytes)} in it, too little "
+            "to compare; advice needs several MiB of values."
         )
-    others = [each for each in held if each.holder.kind != "parsed"]  # values of another kind
+    others = [each for each in held if each.holder.kind != "parsed"]  # it holds other values
     least = min(others, key=lambda each: each.total_bytes)
     if least.of_dict > 1 - _WORTH:
         most = "nothing takes less"
@@ -271,7 +273,7 @@ def recommend(held: Sequence[Held], *, is_sample: bool) -> tuple[Held, str]:
     chosen = best(others)
     what = {
         "pickles": "a dict of pickles",
-        "lz4.block": "a dict of what lz4.block makes",
+        "lz4.block": "a dict of values compressed by lz4.block",
     }.get(chosen.holder.kind, f"a CompressedMapping with {chosen.name}")
     return chosen, (
         f"Use {what}: the values take {of_all(chosen)} in it, {of_all(in_dict)} in a "

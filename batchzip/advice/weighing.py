@@ -1,6 +1,6 @@
-"""Weighing: the holders that may pay for some values, and what each of them took.
+"""Weighing: choose the containers that may pay for some values, and measure them.
 
-dicts ─▶ a mapping for each serializer that takes all values ─▶ of the best one, every mapping
+dicts ─▶ a mapping per serializer that accepts all values ─▶ all mappings of the best serializer
 """
 
 from __future__ import annotations
@@ -18,50 +18,50 @@ if TYPE_CHECKING:
     from batchzip.advice.spool import Spooled
 
 _SOME = 0.1
-"""Share of all bytes from which it pays to try what is for values of some lengths: larger pages for
-those that lie on pages, dictionaries for those that do not."""
+"""Fraction of all bytes that long or short values must have for settings that suit only them:
+larger pages for values stored as pages, dictionaries for the others."""
 
 _NEAR = 0.05
-"""Share of memory that is not worth a slower or a less simple choice."""
+"""Difference in memory (a fraction) that does not justify a slower or more complex choice."""
 
 _ALIKE = 1.1
-"""Costs within so much of each other are noise: the simpler choice is recommended then."""
+"""Ratio of costs that is still noise. Among such choices, the simplest is recommended."""
 
 _FEW_BYTES = 4 << 20
-"""Bytes in a dict below which rounding of allocators blurs the figures."""
+"""Bytes in a dict below which the allocators' rounding makes the figures imprecise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the values that were looked at took in one holder."""
+    """The memory and times of the values in one container."""
 
     holder: Holder
     bytes: int
-    """Of memory, by which the process that held them grew."""
+    """Growth of the process that held the measured values."""
     total_bytes: int
-    """The same of all values; dictionaries are there once, however many values there are."""
+    """Estimate for all values. Dictionaries are counted once, whatever the number of values."""
     put_us: float
-    """Median of a put, of one value."""
+    """Median time of a put, in microseconds."""
     get_us: float
-    """Median of a get in random order, of one value."""
+    """Median time of a get in random order, in microseconds."""
     of_dict: float
-    """Memory of all ÷ that of the dict."""
+    """Memory of all values ÷ their memory in a dict."""
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name of the container for people."""
         return self.holder.name
 
     @property
     def code(self) -> str:
-        """Python that makes it."""
+        """Python code that makes the container."""
         return self.holder.code
 
 
 class Weighing:
-    """The holders that may pay, and what they weighed.
+    """Measures the containers that may pay.
 
-    Of the serializers that take all values, each is tried in one mapping; the best goes on.
+    Each serializer that accepts all values is tried in one mapping. The best one is tried in all.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Weighing:
         self._progress = progress
 
     def run(self) -> None:
-        """Weigh each."""
+        """Measure each container."""
         spooled = self._spooled
         suiting = ["bytes"] if spooled.all_bytes else spooled.suiting.names
         self.serializer = suiting[-1]
@@ -105,7 +105,10 @@ class Weighing:
             self._progress(len(self.weights), all_holders)
 
     def held(self, scale: float) -> list[Held]:
-        """Return what those took that did what they are for, of `scale` times as many values."""
+        """Return the results, scaled to `scale` times as many values.
+
+        Leave out mappings whose dictionary was not trained.
+        """
         in_dict = max(1, round(self.weights[0].bytes * scale))
         found = []
         for holder, weight in zip(self.holders, self.weights, strict=True):
@@ -126,30 +129,31 @@ class Weighing:
         return found
 
     def notes(self) -> list[str]:
-        """Return what to know about the figures."""
+        """Return notes on the figures."""
         found = []
         if not self._spooled.all_bytes:
             found.append(
-                "Values are objects, as pickling restores them: what more than a few of them "
-                "share counts more than once."
+                "Values are objects that were restored from pickles: data that more than a few of "
+                "them share is counted more than once."
             )
         if self._is_json:
             found.append(
-                'The dict of objects has what the lines are as JSON; for such a cache, add "--parsed".'
+                "The dict of objects holds the parsed lines; for advice on such a cache, add "
+                '"--parsed".'
             )
         found += [f"Not tried: {error}." for error in self._spooled.suiting.missing]
         pairs = list(zip(self.holders, self.weights, strict=True))
         if any(holder.dictionary and not weight.dictionary_bytes for holder, weight in pairs):
             found.append(
-                "Mappings with a dictionary that was not learnt are left out: it takes about a "
-                "thousand values of one kind, and is kept only where it pays."
+                "Mappings with a dictionary that was not trained are left out: training takes "
+                "about a thousand similar values, and the dictionary is kept only if it pays."
             )
         if self.weights[0].measure != "PSS":
-            found.append("Memory is RSS here, not PSS: the kernel does not tell the PSS.")
+            found.append("Memory is RSS here, not PSS: the kernel does not report the PSS.")
         if self.weights[0].bytes < _FEW_BYTES:
             found.append(
-                f"These are few values: with less than {size_text(_FEW_BYTES)} of memory, rounding of "
-                "allocators blurs the figures."
+                f"These are few values: below {size_text(_FEW_BYTES)} of memory, the allocators' "
+                "rounding makes the figures imprecise."
             )
         return found
 
@@ -167,14 +171,14 @@ def _worth_trying(spooled: Spooled, serializer: str) -> list[Holder]:
         for algorithm, level in (("lz4", None), ("zstd", 1), ("zstd", 3)):
             plain = Holder("mapping", serializer, algorithm, level, size)
             holders.append(plain)
-            # Longer values find what they have in common in themselves.
+            # Dictionaries are for short values: longer ones repeat themselves enough.
             if algorithm == "zstd" and spooled.short_bytes > some:
                 holders.append(replace(plain, dictionary=True))
     return holders
 
 
 def _best_serializer(held: Sequence[Held]) -> str:
-    """Choose one. Pickle, which runs code, only where it takes clearly less memory."""
+    """Return the best serializer: pickle, which runs code, only if it saves clear memory."""
     least = min(each.total_bytes for each in held)
     others = [
         each
@@ -185,7 +189,7 @@ def _best_serializer(held: Sequence[Held]) -> str:
 
 
 def best(held: Sequence[Held]) -> Held:
-    """Choose the quickest of those that take nearly the least memory; of equals, the first."""
+    """Return the fastest of those with nearly the least memory. Of equals, return the first."""
     least = min(each.total_bytes for each in held)
     near = [each for each in held if each.total_bytes <= least * (1 + _NEAR)]
     cheapest = min(each.put_us + each.get_us for each in near)

@@ -1,18 +1,19 @@
-"""What `batchzip bench` and the scripts in examples/benchmarks/ measure with.
+"""Measurements for `batchzip bench` and the scripts in examples/benchmarks/.
 
-figure.py       Figure and Result: what was measured, where, as JSON
-rounds.py       contenders in rounds, interleaved; medians and quartiles
+figure.py       Figure and Result: the results, with the machine, as JSON
+rounds.py       contenders in interleaved rounds, with medians and quartiles
 algorithm.py    an algorithm as written on the command line
-pages.py        what is compressed: a capture, a process, a file, or what is hard on purpose
-compressors.py, peers.py    who compresses batches; compress.py measures them
-limit.py        what as many cores as there are lanes give, with bare loops
-lanes.py        what lanes cost: a hand-over, awake and asleep, and when there is nothing to do
-stores.py, peer_stores.py   who keeps pages; swap.py measures them
-held.py         what a store makes a fresh process grow by
-zram.py         the kernel's own, where it can be had
-compare.py      what got slower between two results
-ahead.py        where somebody else is quicker than batchzip
-table.py, plot.py           for people
+pages.py        the data: pages of a workload, a process or a file, or synthetic pages
+compressors.py, peers.py    contenders that compress batches, measured by compress.py
+limit.py        the limit of the cores: bare loops in as many processes as there are lanes
+lanes.py        the cost of lanes: handing over a batch, awake and asleep, and idling
+stores.py, peer_stores.py   contenders that store pages, measured by swap.py
+held.py         the growth of a fresh process that holds a store
+zram.py, kernel_swap.py     the kernel's zram, and swap on it, if available
+memory_group.py a cgroup with a memory limit
+compare.py      the figures that became slower or faster between two results
+ahead.py        the cases in which a peer is faster than batchzip
+table.py, plot.py, style.py output for people
 
-Nothing else of the library imports this package.
+Only the command line imports this package.
 """

@@ -1,4 +1,4 @@
-"""ahead: where somebody else is quicker, or smaller, than the best of batchzip's backends."""
+"""ahead: the cases in which a peer is faster or smaller than the best of batchzip's backends."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ OWN = ("sequential", "threads", "workers")
 
 
 def ahead(result: Result) -> list[str]:
-    """Give a line for each thing that was done: who is ahead, at which batches, by what factor.
+    """Return a line per case that names the peers ahead, with batch sizes and factors.
 
-    Ahead is whoever's quartiles lie below batchzip's, without overlap: what is not told apart from noise is
-    not told. Loops without a checksum, a limit or batches count like everybody else.
+    A peer is ahead if its quartiles are below batchzip's without overlap. Differences within the
+    noise are left out. Peers without a checksum, a limit or batches count, too.
     """
     cases: dict[tuple[object, ...], dict[str, Figure]] = defaultdict(dict)
     for figure in result.figures:
@@ -32,10 +32,10 @@ def ahead(result: Result) -> list[str]:
         batch = labels.pop("batch", None)
         where = " ".join(str(value) for value in labels.values())
         for name, figure in by_name.items():
-            # A part of the store in a file is the same store with less memory: no peer.
+            # batchzip's store with a backing file is not a peer.
             if name.startswith(OWN) or figure.high >= best.low:
                 continue
-            # Zeros take nothing at all in zram.
+            # Zeros take no memory at all in zram.
             factor = f"{best.median / figure.median:.2f}×" if figure.median else "∞"
             found[where][name].append(factor if batch is None else f"{batch} ({factor})")
     return [

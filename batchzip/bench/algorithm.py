@@ -1,4 +1,4 @@
-"""Algorithm: a codec as it is written on the command line: `lz4`, `zstd:1`, `zstd:-1`."""
+"""Algorithm: a codec as written on the command line: `lz4`, `zstd:1`, `zstd:-1`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ DEFAULT = "lz4,zstd:1"
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """A codec's name with its level, None for the algorithm's own default."""
+    """The name of a codec, and its level. None is the algorithm's default level."""
 
     name: str
     level: int | None = None
 
     @property
     def label(self) -> str:
-        """Name it in tables."""
+        """The name in tables."""
         return self.name if self.level is None else f"{self.name} {self.level}"
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What the registry and an engine take beside the name."""
+        """The parameters for the registry or an engine, in addition to the name."""
         return {} if self.level is None else {"level": self.level}
 
     def codec(self) -> Codec:
@@ -37,13 +37,15 @@ class Algorithm:
 
 
 def parse_algorithms(text: str) -> list[Algorithm]:
-    """Read a list with commas. Raises UnknownAlgorithm or BadArgument for what is none."""
+    """Parse a comma-separated list. Raise UnknownAlgorithm, or BadArgument for a bad level."""
     found = []
     for part in text.split(","):
         name, colon, level = part.strip().partition(":")
         if colon and not level.removeprefix("-").isdecimal():
-            raise BadArgument(f"{part!r} is no algorithm with a level: write zstd:3, or zstd:-1")
+            raise BadArgument(
+                f"{part!r} has a level that is not an integer: write zstd:3, or zstd:-1"
+            )
         algorithm = Algorithm(name, int(level) if colon else None)
-        algorithm.codec()  # an unknown name is told before anything is measured
+        algorithm.codec()  # raises for an unknown name before anything is measured
         found.append(algorithm)
     return found

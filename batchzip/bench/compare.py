@@ -1,9 +1,10 @@
-"""compare: what got slower between two results, spread taken into account.
+"""compare: find the figures that became slower or faster between two results.
 
-A figure is divided by its baseline of the same run (bare codec calls; a dict of bytes): what the machine did
-in those minutes, and a good part of what machine it is, drops out. It got slower if it is worse by more
-than 5 % and the quartiles of the two runs do not overlap, quicker likewise. Of two runs of the
-same code few figures are either; look again before believing a single one.
+Each figure is divided by its baseline in the same run (bare codec calls, or a dict of bytes). This
+removes disturbances during the run, and much of the difference between machines. A figure is slower
+if it is worse by more than 5 % and the quartiles of the two runs do not overlap. Faster is defined
+in the same way. Two runs of the same code differ in few figures: repeat the measurement before you
+trust a single one.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ if TYPE_CHECKING:
     from batchzip.bench.figure import Figure, Result
 
 LEAST_CHANGE = 0.05
-"""What two quiet runs of the same code differ by at most, beyond their quartiles."""
+"""Relative change that two quiet runs of the same code do not exceed, beyond their quartiles."""
 
 LEAST_ROUNDS = 3
-"""Fewer values have no quartiles worth the name; such figures are not compared."""
+"""Minimum rounds of a figure to be compared. Quartiles of fewer values are meaningless."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One figure in both results. `change` is new ÷ old − 1, each in terms of its baseline."""
+    """One figure in both results. `change` is new ÷ old − 1, each divided by its baseline."""
 
     old: Figure
     new: Figure
     change: float
     verdict: str
-    """"slower", "quicker" or "same"."""
+    """"slower", "faster" or "same"."""
 
 
 def compare(old: Result, new: Result) -> list[Change]:
-    """Compare what is in both results, the worst first. Raises BadArgument if nothing is.
+    """Compare the figures that are in both results. Return the worst first.
 
-    Baselines themselves are left out, if both results have them.
+    Baselines that both results have are left out. Raise BadArgument if no figure is in both.
     """
     earlier = {figure.key: figure for figure in old.figures}
     by_old, by_new = old.relative(), new.relative()
@@ -58,11 +59,11 @@ def compare(old: Result, new: Result) -> list[Change]:
         if change > LEAST_CHANGE and figure.low / scale_new > before.high / scale_old:
             verdict = "slower"
         elif change < -LEAST_CHANGE and figure.high / scale_new < before.low / scale_old:
-            verdict = "quicker"
+            verdict = "faster"
         changes.append(Change(before, figure, change, verdict))
     if not changes:
         raise BadArgument(
-            "the two results have no figure in common: measure with equal options, and at least "
+            "the two results have no figures in common: measure with the same options and at least "
             f"{LEAST_ROUNDS} rounds"
         )
     return sorted(changes, key=lambda one: -one.change)

@@ -1,4 +1,4 @@
-"""compress: µs per page of everybody who compresses batches, at each algorithm and batch size."""
+"""compress: measure the µs per page of each contender, per algorithm and batch size."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def compress(
     zram: bool = False,
     advance: Callable[[], object] = lambda: None,
 ) -> None:
-    """Measure everybody and add the figures to `result`; `advance` is called after each step.
+    """Measure all contenders and add the figures to `result`. Call `advance` after each step.
 
-    A step is one algorithm, operation and batch size. Only whole batches are measured. Raises BadArgument
-    where there are fewer pages than the largest batch has.
+    A step is one algorithm, operation and batch size. Only whole batches are measured. Raise
+    BadArgument if there are fewer pages than in the largest batch.
     """
     count = len(pages) - len(pages) % max(batches)
     if not count:
         raise BadArgument(
-            f"{len(pages)} pages are fewer than a batch of {max(batches)}: take smaller batches"
+            f"{len(pages)} pages are fewer than a batch of {max(batches)}: use smaller batches"
         )
     for algorithm in algorithms:
         load = Load(algorithm, pages[:count])

@@ -1,8 +1,8 @@
-"""Compressors: who compresses batches of pages, and restores them. batchzip's own, and plain loops.
+"""Compressors: batchzip's own contenders that compress and restore batches, and plain loops.
 
-A contender is made for an algorithm and a set of pages. For a batch size it gives two callables without
-arguments, each of which takes all pages once, a batch at a time. Outputs are thrown away, or go to the same
-place again and again; what is needed before (descriptors, executors) is made before.
+A contender is made for an algorithm and a set of pages. For a batch size it returns two callables
+without arguments. Each processes all pages once, one batch at a time. Outputs are discarded, or
+written to the same memory again. Descriptors and executors are made beforehand.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 _READY_TIMEOUT_S = 60.0
 
 _OUTPUT_BYTES = PAGE + 64
-"""Room for an output in the arena: what does not compress is the caller's to keep as it is."""
+"""Bytes per output in the arena. A larger output means that the page is incompressible."""
 
 
 class Load:
-    """The pages of a measurement with their outputs, in the forms that contenders want.
+    """The pages of a measurement and their outputs, in the forms that contenders need.
 
-    `lanes` is how many threads or processes a contender may use, the caller included.
+    `lanes` is the number of threads or processes a contender may use, including the caller.
     """
 
     def __init__(self, algorithm: Algorithm, pages: Pages, lanes: int | None = None) -> None:
@@ -56,38 +56,38 @@ class Load:
         self.ratio = pages.nbytes / sum(map(len, self.outputs))
 
     def starts(self, size: int) -> range:
-        """Where the batches of `size` begin."""
+        """Return the numbers of the first pages of batches of `size`."""
         return range(0, len(self.pages), size)
 
 
 class Compressor(Closing):
-    """One contender. `ratio` is bytes of all pages ÷ bytes of their outputs."""
+    """A contender. `ratio` is the bytes of all pages ÷ the bytes of their outputs."""
 
     name: str
     ratio: float
 
     @abstractmethod
     def compressing(self, size: int) -> Work:
-        """Make a callable that compresses all pages in batches of `size`."""
+        """Return a callable that compresses all pages in batches of `size`."""
 
     @abstractmethod
     def restoring(self, size: int) -> Work:
-        """Make a callable that restores all pages in batches of `size`."""
+        """Return a callable that restores all pages in batches of `size`."""
 
     def close(self) -> None:
-        """Release what it holds."""
+        """Release all resources."""
 
 
 def each(call: Callable[[Any], object], arguments: Sequence[Any]) -> None:
-    """Call with each argument, and nothing else."""
+    """Call a function with each of the arguments."""
     for argument in arguments:
         call(argument)
 
 
 def bare_calls(algorithm: Algorithm) -> tuple[Transcode, Transcode]:
-    """Make the calls of a page's compression and restoring, with nothing of batchzip around them.
+    """Return the library calls that compress and restore one page, without batchzip around them.
 
-    Codecs other than lz4 and zstd are batchzip's own, which call a library page by page, too.
+    Algorithms other than lz4 and zstd use batchzip's codecs, which also call a library per page.
     """
     if algorithm.name == "lz4":
         return (
@@ -102,7 +102,7 @@ def bare_calls(algorithm: Algorithm) -> tuple[Transcode, Transcode]:
 
 
 class Bare(Compressor):
-    """A loop of codec calls on one core; batches are nothing to it."""
+    """A loop of codec calls on one core. The batch size does not matter to it."""
 
     name = "bare"
 
@@ -121,7 +121,7 @@ class Bare(Compressor):
 
 
 class OfEngine(Compressor):
-    """batchzip's engine with one of its backends, with descriptors used again as a store does."""
+    """A batchzip engine with one backend, whose descriptors are reused, as in a store."""
 
     def __init__(self, load: Load, backend: str) -> None:
         self.name = backend
@@ -136,7 +136,9 @@ class OfEngine(Compressor):
         )
         if not self.engine.wait_ready(_READY_TIMEOUT_S):
             self.engine.close()
-            raise BackendUnavailable(f"{backend}: its workers did not start")
+            raise BackendUnavailable(
+                f"{backend}: its workers did not start within {_READY_TIMEOUT_S:.0f} s"
+            )
 
     def compressing(self, size: int) -> Work:
         """Compress with one descriptor that is refilled."""
@@ -154,7 +156,7 @@ class OfEngine(Compressor):
         return work
 
     def restoring(self, size: int) -> Work:
-        """Restore with descriptors made before, always to the same pages."""
+        """Restore with descriptors made beforehand, always to the same pages."""
         room = np.zeros((size, PAGE), np.uint8)
         outputs = self._load.outputs
         batches = [
@@ -169,7 +171,7 @@ class OfEngine(Compressor):
 
 
 class InArena(OfEngine):
-    """The same with pages, sources and destinations in the engine's arena."""
+    """A batchzip engine with pages, sources and destinations in its arena."""
 
     def __init__(self, load: Load, backend: str = "workers") -> None:
         super().__init__(load, backend)
@@ -185,7 +187,7 @@ class InArena(OfEngine):
         return self._refilled(self._pages, size, self.engine.arena(size, _OUTPUT_BYTES))
 
     def restoring(self, size: int) -> Work:
-        """Restore with descriptors made before, always to the same pages."""
+        """Restore with descriptors made beforehand, always to the same pages."""
         room = self.engine.arena(size)
         lengths = list(map(len, self._load.outputs))
         batches = [
@@ -198,7 +200,7 @@ class InArena(OfEngine):
 
 
 class Anew(OfEngine):
-    """An engine with a descriptor, and new memory for what comes out, made for each batch."""
+    """A batchzip engine with a new descriptor, and new memory for the outputs, for each batch."""
 
     def __init__(self, load: Load, backend: str) -> None:
         super().__init__(load, backend)
@@ -215,7 +217,7 @@ class Anew(OfEngine):
         return work
 
     def restoring(self, size: int) -> Work:
-        """Make a descriptor for each batch, which makes its pages, and restore it."""
+        """Make a descriptor, which allocates its pages, for each batch and restore it."""
         outputs, decompress = self._load.outputs, self.engine.decompress
 
         def work() -> None:
@@ -226,7 +228,7 @@ class Anew(OfEngine):
 
 
 class ThreadPoolLoop(Compressor):
-    """A ThreadPoolExecutor with a thread for each lane; each takes an equal part of a batch."""
+    """A ThreadPoolExecutor with a thread per lane. Each thread takes an equal part of a batch."""
 
     name = "thread pool"
 

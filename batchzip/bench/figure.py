@@ -1,7 +1,7 @@
-"""Figure and Result: what was measured, of whom, and on what machine; as one JSON document.
+"""Figure and Result: the figures of a run, with the machine, as one JSON document.
 
-Every figure is the less the better: time or bytes for a page, never a throughput. So two results can
-be compared without knowing what is in them. Keys stay as they are; new ones may be added.
+For every figure, less is better: time or bytes per page, never a throughput. So two results can be
+compared without knowing their contents. Existing keys never change, but new ones may be added.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Labels: TypeAlias = dict[str, str | int]
 Key: TypeAlias = tuple[tuple[tuple[str, str | int], ...], str, str]
 
 _FORMAT = 1
-"""Of the document; another one is not read."""
+"""Version of the document. Other versions are rejected."""
 
 _LIBRARIES = ("numpy", "zstandard", "lz4", "xxhash", "loky", "blosc2")
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """The median of some rounds, with the quartiles `low` and `high` as its spread.
+    """The median of several rounds, with the quartiles `low` and `high` as its spread.
 
-    `labels` say what was done ("benchmark": "compress", "algorithm": "lz4", "batch": 64, …),
-    `quantity` names what was measured, its unit included. `ratio` is bytes of the pages ÷ bytes they
-    became with this contender, so that nobody is compared at another ratio unawares.
+    `labels` describe the case ("benchmark": "compress", "algorithm": "lz4", "batch": 64, …).
+    `quantity` names what was measured, with its unit. `ratio` is the bytes of the pages ÷ their
+    compressed bytes with this contender. It shows if contenders compress to different sizes.
     """
 
     labels: Labels
@@ -51,36 +51,39 @@ class Figure:
 
     @property
     def key(self) -> Key:
-        """What it is a figure of: equal for the same in another result."""
+        """The identity of the figure: equal figures in two results have equal keys."""
         return tuple(sorted(self.labels.items())), self.contender, self.quantity
 
 
 @dataclass(slots=True)
 class Result:
-    """Figures of one run. `settings` say how it was made, `notes` what is missing from it, and why.
+    """The figures of one run.
 
-    `baselines` has the contender that the others of a benchmark are compared with: what a figure is
-    divided by, to mean something on another machine or in another minute.
+    `settings` are the options of the run. `notes` say what is missing, and why. `baselines` maps a
+    benchmark to the contender by which its figures are divided, so that they can be compared with
+    those of another machine or another time.
     """
 
     settings: dict[str, Any]
     baselines: dict[str, str]
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())  # noqa: PLW0108 - defined below
+    machine: dict[str, Any] = field(
+        default_factory=lambda: describe_machine()  # noqa: PLW0108 - defined below
+    )
 
     def note(self, text: str) -> None:
-        """Add a remark, once."""
+        """Add a remark unless it is there already."""
         if text not in self.notes:
             self.notes.append(text)
 
     def of(self, **labels: str | int) -> list[Figure]:
-        """Give the figures that have these labels."""
+        """Return the figures with these labels."""
         wanted = labels.items()
         return [figure for figure in self.figures if wanted <= figure.labels.items()]
 
     def relative(self) -> dict[Key, float]:
-        """Give what each figure's baseline took in this run; figures without one are not in it."""
+        """Return the median of each figure's baseline. Figures without a baseline are left out."""
         by_key = {figure.key: figure for figure in self.figures}
         found = {}
         for labels, contender, quantity in by_key:
@@ -91,7 +94,7 @@ class Result:
         return found
 
     def as_document(self) -> dict[str, Any]:
-        """Return it as plain dicts, ready for JSON."""
+        """Return the result as plain dicts for JSON."""
         return {
             "format": _FORMAT,
             "machine": self.machine,
@@ -102,12 +105,12 @@ class Result:
         }
 
     def save(self, path: Path) -> None:
-        """Write it to a file."""
+        """Write the result to a file as JSON."""
         path.write_text(json.dumps(self.as_document(), indent=1) + "\n", encoding="utf-8")
 
 
 def load(path: str | os.PathLike[str]) -> Result:
-    """Read a result. Raises OSError, and BadArgument for what is none."""
+    """Read a result. Raise OSError, or BadArgument if the file is not a result."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
         if document["format"] != _FORMAT:
@@ -125,7 +128,7 @@ def load(path: str | os.PathLike[str]) -> Result:
         if isinstance(error, BadArgument):
             raise
         raise BadArgument(
-            f"{os.fspath(path)} is no result of a benchmark: name a file that --json wrote"
+            f"{os.fspath(path)} is not a benchmark result: name a file that --json wrote"
         ) from None
 
 
@@ -138,7 +141,7 @@ def _figures(documents: Iterable[dict[str, Any]]) -> Iterable[Figure]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Say where this runs, and with what."""
+    """Return the platform, the processor, the number of CPUs and the versions of libraries."""
     versions = {"batchzip": batchzip.__version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -155,7 +158,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def default_lanes() -> int:
-    """Return the lanes of an engine as it comes: the caller, and its default of `workers`."""
+    """Return the number of lanes of a default engine: the caller and the default workers."""
     return 1 + batchzip.system.cpus.default_lanes()
 
 

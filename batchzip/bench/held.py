@@ -1,8 +1,8 @@
-"""Held: what a contender's pages take of the machine's memory, as the kernel counts it.
+"""Held: the memory that a contender's pages take, as the kernel counts it.
 
-A fresh process makes the store, and reads the pages from a file to memory of its own. What its PSS grows by
-while they are stored is the contender's: objects, tables, rounding of allocators and what they do not give
-back. The store has had one folio before, as what the first one takes is not what pages take.
+A fresh process makes the store and reads the pages from a file. The growth of its PSS while it
+stores them is the contender's memory: objects, tables, and the allocators' rounding and unreturned
+memory. One folio is stored beforehand, because its one-time allocations are not memory of pages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 
 def pss_growth(algorithm: Algorithm, name: str, pages: Pages) -> int:
-    """Return the bytes by which the contender's process grows with these pages."""
+    """Return the bytes by which a contender's process grows with these pages.
+
+    Raise BatchzipError if the process fails.
+    """
     written = (
         f"{algorithm.name}:{algorithm.level}" if algorithm.level is not None else algorithm.name
     )
@@ -39,14 +42,16 @@ def pss_growth(algorithm: Algorithm, name: str, pages: Pages) -> int:
         path.write_bytes(pages.tobytes())
         command = command_for("from batchzip.bench.held import main; main()", "what is measured")
         command += [written, name, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
+        done = subprocess.run(  # noqa: S603 - our own module in our own interpreter
+            command, capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise BatchzipError(f"{name} could not be measured: {done.stderr.strip()[-500:]}")
     return int(done.stdout)
 
 
 def process_pss() -> int:
-    """Return the bytes of memory of this process; what it shares counts in parts."""
+    """Return the PSS of this process in bytes. Shared pages count proportionally."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
 
@@ -75,4 +80,4 @@ def main() -> None:
             if store.name == name:
                 sys.stdout.write(str(_grown(store, pages)))
                 return
-    raise SystemExit(f"there is no {name}")
+    raise SystemExit(f"there is no contender named {name}")

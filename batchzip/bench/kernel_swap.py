@@ -1,7 +1,8 @@
-"""KernelSwap: the kernel's swap on zram, switched on for a measurement and off after it, whatever happens.
+"""KernelSwap: the kernel's swap on zram, switched on for a measurement and always off after it.
 
-A process of its own holds the swap area: the keeper. It switches the area off and removes its device and
-all groups of the program when the program closes it, or ends in any other way, by SIGKILL too.
+A separate process, the keeper, holds the swap area. When the program closes the swap or ends in any
+way, even by SIGKILL, the keeper switches the area off and removes its device and all of the
+program's groups.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ from batchzip.system.lifetime import Closing
 _HEADER_AT = 1024
 _MAGIC = b"SWAPSPACE2"
 _PREFERRED, _PRIORITY = 0x8000, 32767
-"""SWAP_FLAG_PREFER and the highest priority: before any other swap of the machine."""
+"""SWAP_FLAG_PREFER and the highest priority, so that the kernel uses this area first."""
 
 _SUMMARY = "the kernel's swap on zram"
 
 
 class KernelSwap(Closing):
-    """Swap on a zram device of `size` bytes, and groups with limits; for root.
+    """Swap on a zram device of `size` bytes, and groups with memory limits. Both need root.
 
-    `missing` says why there is no swap; None where there is one. Groups there may be all the same.
+    `missing` says why there is no swap, and is None if there is one. `groups_missing` says the same
+    of groups.
     """
 
     def __init__(self, size: int, algorithm: str = "lz4") -> None:
@@ -43,7 +45,7 @@ class KernelSwap(Closing):
         self._folder = Path()
         if os.geteuid():
             self.missing: str | None = f"{_SUMMARY}: only root may switch it on"
-            self.groups_missing: str | None = "limits of memory: only root may set them"
+            self.groups_missing: str | None = "memory limits: only root may set them"
             return
         command = command_for(
             "from batchzip.bench.kernel_swap import keep; keep()", "what holds the swap area"
@@ -53,7 +55,7 @@ class KernelSwap(Closing):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # a Ctrl-C is the program's
+            start_new_session=True,  # Ctrl-C reaches only the program
         )
         assert self._keeper.stdout is not None  # noqa: S101 - a pipe
         answer = json.loads(self._keeper.stdout.readline() or '{"missing": "its process ended"}')
@@ -66,28 +68,28 @@ class KernelSwap(Closing):
         return f"batchzip-{os.getpid()}-"
 
     def group(self, limit: int | None = None) -> MemoryGroup:
-        """Make a group with that limit in bytes; the keeper removes it if nobody else does."""
+        """Make a group with a limit in bytes. The keeper removes it if nothing else does."""
         self._groups += 1
         return MemoryGroup(f"{self._prefix}{self._groups}", limit)
 
     def forget_peak(self) -> None:
-        """Reset `peak_bytes` to what the device holds now."""
+        """Reset `peak_bytes` to the device's current memory."""
         (self._folder / "mem_used_max").write_text("0", encoding="ascii")
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that the device has held."""
+        """The peak memory of the device since `forget_peak`."""
         return int((self._folder / "mm_stat").read_text(encoding="ascii").split()[4])
 
     def close(self) -> None:
-        """Switch it off, and remove all groups."""
+        """Switch the swap off and remove all groups."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            keeper.communicate()  # the end of its input ends it
+            keeper.communicate()  # closes its stdin, which ends it
 
 
 class _Area(Closing):
-    """A swap area on a zram device, in the process that holds it."""
+    """A swap area on a zram device, within the keeper."""
 
     def __init__(self, size: int, algorithm: str) -> None:
         self._zram = Zram(size, algorithm)
@@ -122,7 +124,7 @@ class _Area(Closing):
         return str(self._zram.folder)
 
     def close(self) -> None:
-        """Switch it off, and remove the device."""
+        """Switch the area off and remove the device."""
         if self._on and self._libc.swapoff(self._path):
             raise OSError(ctypes.get_errno(), "swapoff failed", self._path)
         self._on = False
@@ -130,7 +132,7 @@ class _Area(Closing):
 
 
 def keep() -> None:
-    """Hold a swap area until the input ends; the keeper's program."""
+    """Hold a swap area until stdin ends. This is the keeper's main function."""
     prefix, size, algorithm = sys.argv[1:]
     end_orderly()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -143,7 +145,7 @@ def keep() -> None:
         except BackendUnavailable as error:
             answer["missing"] = str(error)
         try:
-            # Before the area is switched off, which would bring back what they have in it.
+            # Groups are removed before swapoff, which would read their swapped pages back.
             find_controller()
             stack.callback(remove_groups, prefix)
         except BackendUnavailable as error:

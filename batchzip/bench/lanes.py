@@ -1,9 +1,9 @@
-"""What lanes cost where they can help little: in a batch of two pages, and when there is no work.
+"""The cost of lanes when they help little: with batches of two pages, and without work.
 
-Two pages are the least that can be divided. Awake: batch follows batch, so that lanes still look
-for work. Asleep: a pause comes before each batch, in which lanes go to sleep. What such a batch
-takes more than on `sequential` in the same run is what deciding and handing over cost the caller,
-less what the lanes took off it.
+A batch of two pages is the smallest that can be divided. "Awake" means that batches follow each
+other without a pause, so that lanes still poll for work. "Asleep" means that lanes go to sleep in a
+pause before each batch. The excess over `sequential` in the same run is the caller's cost of
+deciding and handing over, minus the work that lanes took over.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ if TYPE_CHECKING:
 BATCH_PAGES = 2
 
 PAUSE_S = 0.02
-"""Far longer than any lane looks for work."""
+"""Seconds of a pause: far longer than any lane polls for work."""
 
 _AWAKE_BATCHES = 300
 _WARM_UP = 50
-"""Batches until lanes that slept are awake, and whoever adapts has adapted."""
+"""Batches before the measurement, to wake the lanes and to let adaptive parts settle."""
 _ASLEEP_BATCHES = 8
 
 
 _CPUCLOCK_SCHED = 2
-"""Of the kernel's posix-timers.h: the clock of a process that counts what the scheduler counts."""
+"""From the kernel's posix-timers.h: the clock of a process that the scheduler advances."""
 
 
 @dataclass
 class HandOver:
-    """What one engine took for two pages, by state: "awake" or "asleep"."""
+    """The times of one engine for batches of two pages, by state: "awake" or "asleep"."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"awake": [], "asleep": []})
-    """Until the caller had its result: the median of each round."""
+    """Seconds until the caller had its result: the median of each round."""
     handed: dict[str, int] = field(default_factory=lambda: {"awake": 0, "asleep": 0})
-    """Pages that lanes did."""
+    """Pages that lanes compressed."""
     pages: dict[str, int] = field(default_factory=lambda: {"awake": 0, "asleep": 0})
-    """Pages that anybody did."""
+    """All pages that were compressed."""
 
     def share(self, state: str) -> float:
-        """Give the share of the pages that lanes did."""
+        """Return the share of the pages that lanes compressed."""
         return self.handed[state] / self.pages[state]
 
 
@@ -78,7 +78,7 @@ def hand_over(engines: dict[str, Engine], pages: Pages, rounds: int) -> dict[str
 
 
 class _Batches:
-    """Batches of two pages, one after the other, through all pages in turn."""
+    """Batches of two pages, which cycle through all pages."""
 
     def __init__(self, engine: Engine, pages: Pages) -> None:
         self._compress: Callable[[batchzip.CompressBatch], None] = engine.compress
@@ -87,7 +87,7 @@ class _Batches:
         self._at = 0
 
     def run(self, pause_s: float | None, count: int) -> list[float]:
-        """Compress `count` batches, each after a pause; the seconds of each."""
+        """Compress `count` batches, each after a pause. Return the seconds of each batch."""
         clock, compress, batch = time.perf_counter, self._compress, self._batch
         found = []
         for _ in range(count):
@@ -102,21 +102,21 @@ class _Batches:
 
 
 def idle(engines: Iterable[Engine], duration_s: float) -> dict[str, float]:
-    """Do nothing for that long; the CPU seconds of the owner and of all workers meanwhile."""
+    """Sleep for `duration_s`. Return the CPU seconds of the owner and of all workers meanwhile."""
     groups = {
         "owner": [os.getpid()],
         "workers": [pid for engine in engines for pid in engine.worker_pids],
     }
-    time.sleep(0.1)  # lanes that still look go to sleep
+    time.sleep(0.1)  # lanes stop polling and go to sleep
     before = {name: sum(map(cpu_seconds, pids)) for name, pids in groups.items()}
     time.sleep(duration_s)
     return {name: sum(map(cpu_seconds, pids)) - before[name] for name, pids in groups.items()}
 
 
 def cpu_seconds(pid: int) -> float:
-    """Give the CPU time of a process, all its threads included.
+    """Return the CPU time of a process in seconds, including all threads.
 
-    That is utime and stime of /proc/PID/stat, which come in whole ticks of 10 ms, from the clock
-    that clock_getcpuclockid(3) finds, in nanoseconds.
+    It is utime + stime of /proc/PID/stat, but from the clock of clock_getcpuclockid(3), which
+    counts nanoseconds instead of ticks of 10 ms.
     """
     return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)

@@ -1,9 +1,9 @@
 """Limit: a bare loop of codec calls in as many processes as there are lanes.
 
-It says what the cores give when all are busy, which on a shared machine is never cores × one core.
-Each process goes through all pages, from another place on. The pages lie in memory that all
-share, as those of a batch do. A round starts when all processes have said that they are there;
-each takes its own time, and pages per second are added up.
+It measures the speed of all cores together, which on a shared machine is always less than the
+number of cores × the speed of one. Each process loops over all pages, and each starts at another
+page. The pages are in shared memory, like those of a batch. A round starts when all processes are
+ready. Each process measures its own time, and the pages per second are added up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Limit(Closing):
-    """Processes with a bare loop each, as many as `load` has lanes."""
+    """Processes with a bare loop each: one per lane of `load`."""
 
     name = "limit"
 
@@ -38,7 +38,7 @@ class Limit(Closing):
             "from batchzip.bench.limit import lane; lane()", "a lane of the limit"
         )
         self.cpu_s: list[float] = []
-        """CPU seconds of a page in each call of `seconds`: the mean of the processes."""
+        """CPU seconds per page for each call of `seconds`, averaged over the processes."""
         self._pipes: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         memory = os.memfd_create("pages")
@@ -54,7 +54,7 @@ class Limit(Closing):
                         [*command, str(there.fileno()), str(memory)],
                         stdin=subprocess.DEVNULL,
                         pass_fds=[there.fileno(), memory],
-                        process_group=0,  # Ctrl-C is for the parent, which ends it
+                        process_group=0,  # Ctrl-C reaches only the parent, which ends it
                     )
                 self._processes.append(process)
                 here.send((load.algorithm, len(load.pages) * number // load.lanes))
@@ -66,7 +66,7 @@ class Limit(Closing):
             os.close(memory)
 
     def seconds(self, operation: str, pages: int) -> float:
-        """Let each process go through all pages; the seconds in which together they do `pages`."""
+        """Run a loop in each process. Return the seconds in which together they process `pages`."""
         self._send(operation)
         self._receive()
         self._send("start")
@@ -91,7 +91,10 @@ class Limit(Closing):
 
 
 def lane() -> None:
-    """Be such a process. Its arguments are descriptors: of a pipe to its parent, and of the pages."""
+    """Run a bare loop whenever the parent asks for it. This is the main function of a process.
+
+    Its arguments are the descriptors of a pipe to the parent and of the pages.
+    """
     pipe, memory = Connection(int(sys.argv[1])), int(sys.argv[2])
     algorithm, first = pipe.recv()
     view = memoryview(mmap.mmap(memory, 0, prot=mmap.PROT_READ))
@@ -102,7 +105,7 @@ def lane() -> None:
         "compress": timed(partial(each, compress, pages)),
         "decompress": timed(partial(each, decompress, list(map(compress, pages)))),
     }
-    with contextlib.suppress(EOFError, OSError):  # the parent closed its end, or is gone
+    with contextlib.suppress(EOFError, OSError):  # the parent closed its end, or ended
         pipe.send(True)
         while True:
             loop = loops[pipe.recv()]

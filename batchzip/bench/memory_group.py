@@ -1,7 +1,7 @@
-"""MemoryGroup: a cgroup with a limit of memory, made for a measurement and removed after it.
+"""MemoryGroup: a cgroup with a memory limit, made for a measurement and removed after it.
 
-A process that moves into it brings nothing along: what it had before stays charged to the group it came
-from. So a limit holds for what is made afterwards alone.
+When a process moves into a group, its memory stays charged to its old group. A limit therefore
+applies only to memory that the process allocates afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from batchzip.errors import BackendUnavailable
 from batchzip.system.lifetime import Closing
 
 _REMOVAL_TIMEOUT_S = 10.0
-"""The kernel refuses to remove a group until the last process in it is gone altogether."""
+"""The kernel refuses to remove a group until its last process has ended completely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ _VERSIONS = {
 
 
 def find_controller() -> tuple[int, Path]:
-    """Return the version of the memory controller, and the folder of its topmost group.
+    """Return the version of the memory controller and the folder of its root group.
 
-    Raises BackendUnavailable, which says what is missing.
+    Raise BackendUnavailable if there is no memory controller.
     """
     mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
     kinds = [line.split()[1:4] for line in mounts]
@@ -47,11 +47,11 @@ def find_controller() -> tuple[int, Path]:
         controllers = Path(folder, "cgroup.controllers")
         if kind == "cgroup2" and "memory" in controllers.read_text(encoding="ascii").split():
             return 2, Path(folder)
-    raise BackendUnavailable("a limit of memory: no cgroup with a memory controller is mounted")
+    raise BackendUnavailable("memory limit: no cgroup with a memory controller is mounted")
 
 
 class MemoryGroup(Closing):
-    """A group of that name, with a limit in bytes or none. Raises BackendUnavailable where there can be none."""
+    """A group with an optional limit in bytes. Raises BackendUnavailable if it cannot be made."""
 
     def __init__(self, name: str, limit: int | None = None) -> None:
         version, top = find_controller()
@@ -63,7 +63,7 @@ class MemoryGroup(Closing):
             self._folder.mkdir()
         except OSError as error:
             raise BackendUnavailable(
-                f"a limit of memory: no group can be made in {top} ({error.strerror})"
+                f"memory limit: no group can be made in {top} ({error.strerror})"
             ) from None
         text = self._files.unlimited if limit is None else str(limit)
         try:
@@ -78,19 +78,19 @@ class MemoryGroup(Closing):
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that was charged to it, or 0 where the kernel does not say (cgroup v2 before 5.19)."""
+        """The peak memory charged to the group. 0 if unknown (cgroup v2 before Linux 5.19)."""
         try:
             return int((self._folder / self._files.peak).read_text(encoding="ascii"))
         except FileNotFoundError:
             return 0
 
     def close(self) -> None:
-        """Kill who is still in it, and remove it."""
+        """Kill the processes in the group and remove it."""
         _remove(self._folder)
 
 
 def remove_groups(prefix: str) -> None:
-    """Remove all groups whose names begin so."""
+    """Remove all groups whose names begin with `prefix`."""
     _, top = find_controller()
     for folder in top.glob(f"{prefix}*/"):
         _remove(folder)

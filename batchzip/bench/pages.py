@@ -1,9 +1,9 @@
-"""What is compressed: pages of a capture, a process or a file, or what is hard on purpose.
+"""The pages to compress: from a workload, a process or a file, or synthetic ones.
 
-captured     a process with Python objects, parsed source, JSON text and NumPy arrays
-random       what no algorithm makes smaller
-zeros        what every algorithm makes very small
-alternating  captured and random pages in turn: hard and easy side by side
+captured     from a process with Python objects, parsed source, JSON text and NumPy arrays
+random       random bytes, which no algorithm makes smaller
+zeros        zeros, which every algorithm makes very small
+alternating  captured and random pages in turn: easy and hard ones side by side
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     """(n, PAGE)"""
 
 PAGE = 4096
-"""Bytes: what the kernel swaps, and what every peer can be asked for."""
+"""Bytes per page: the unit of the kernel's swap, which every peer supports."""
 
 KINDS = ("captured", "random", "zeros", "alternating")
 
 _WORKLOAD_MIB = 64
 _MOST_READ_PAGES = 1 << 16
-"""256 MiB of a process are read, and pages drawn from them; more only takes longer."""
+"""Maximum number of pages read from a process, 256 MiB. Reading more would only take longer."""
 
 _CHUNK_PAGES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where pages are to come from; `pid` or `file` instead of a kind."""
+    """The source of pages: a kind, or the process `pid`, or the `file`."""
 
     kind: str = "captured"
     pid: int | None = None
@@ -48,15 +48,15 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Name it in tables."""
+        """The name in tables."""
         if self.pid is not None:
             return f"process {self.pid}"
         return self.kind if self.file is None else self.file
 
     def take(self, count: int) -> Pages:
-        """Give up to `count` pages in random order, the same on every call for the same source.
+        """Return up to `count` pages in random order. The order is the same on every call.
 
-        Raises BadArgument for an unknown kind, and what reading a process or a file raises.
+        Raise BadArgument for an unknown kind, and what FilePages and ProcessMemory raise.
         """
         if self.pid is not None:
             pages = _of_process(self.pid)
@@ -69,7 +69,9 @@ class Source:
 
     def _made(self, count: int) -> Pages:
         if self.kind not in KINDS:
-            raise BadArgument(f"{self.kind!r} is no kind of pages; there are: {', '.join(KINDS)}")
+            raise BadArgument(
+                f"{self.kind!r} is not a kind of pages: choose one of {', '.join(KINDS)}"
+            )
         if self.kind == "random":
             return _noise(count)
         if self.kind == "zeros":
@@ -87,13 +89,13 @@ def _noise(count: int) -> Pages:
 
 
 def work_pages(source: Source, count: int) -> Pages:
-    """Give up to `count` pages of a source that are work for a codec."""
-    # Some more, as same-filled ones are left out.
+    """Return up to `count` pages of a source that are not same-filled."""
+    # A quarter more, because same-filled pages are left out.
     return for_codecs(source.take(count + count // 4))[:count]
 
 
 def for_codecs(pages: Pages) -> Pages:
-    """Leave out pages of one repeated word, which are no work for a codec, if there are others."""
+    """Return the pages without same-filled ones, which never reach a codec, if others remain."""
     words = pages.view(np.uint64)
     work = (words != words[:, :1]).any(axis=1)
     return np.ascontiguousarray(pages[work]) if work.any() else pages
@@ -116,7 +118,7 @@ def _of_file(path: str, count: int) -> Pages:
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add --pid, --file and --workload to a script's options."""
+    """Add the options --pid, --file and --workload to a parser."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--pid", type=int, help="anonymous memory of this process")
     group.add_argument("--file", help="pages drawn from this file")
@@ -124,6 +126,6 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def source_of(options: argparse.Namespace) -> Source:
-    """Make the source that the options of `add_source` say."""
+    """Return the source that the options of `add_source` choose."""
     values: dict[str, Any] = vars(options)
     return Source(values["workload"], values["pid"], values["file"])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Zict(Dict):
-    """zict.Func over a dict: what distributed's workers keep their data in."""
+    """zict.Func over a dict, as distributed's workers use it for their data."""
 
     name = "zict"
 
@@ -38,7 +38,7 @@ class Zict(Dict):
         self.open()
 
     def open(self) -> None:
-        """Begin with an empty mapping."""
+        """Start with an empty mapping."""
         import zict  # noqa: PLC0415 - not one of the library's dependencies
 
         super().open()
@@ -50,18 +50,18 @@ class Zict(Dict):
             self._mapping[at] = page.data
 
     def load(self, index: int) -> bytes:
-        """Get a value."""
+        """Return a value."""
         found: bytes = self._mapping[index]
         return found
 
     def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
-        """Get one after the other."""
+        """Load the values one by one."""
         for row, index in zip(out, indices.tolist(), strict=True):
             row[:] = np.frombuffer(self._mapping[index], np.uint8)
 
 
 class Blosc2Pages(Store):
-    """An SChunk of one page a chunk."""
+    """An SChunk with one page per chunk."""
 
     name = "blosc2 page"
 
@@ -71,31 +71,31 @@ class Blosc2Pages(Store):
         self.open()
 
     def open(self) -> None:
-        """Begin with an empty SChunk."""
+        """Start with an empty SChunk."""
         self._chunk: Any = blosc2_chunk(self._algorithm, 1, 1)
 
     def store(self, index: int, pages: Pages) -> None:  # noqa: ARG002 - indices ascend
-        """Append page by page."""
+        """Append the pages one by one."""
         for page in pages:
             self._chunk.append_data(page)
 
     def load(self, index: int) -> object:
-        """Decompress a page to the same place."""
+        """Decompress a page, always to the same memory."""
         return self._chunk.decompress_chunk(index, self._one)
 
     def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
-        """Decompress one after the other."""
+        """Decompress the pages one by one."""
         for row, index in zip(out, indices.tolist(), strict=True):
             self._chunk.decompress_chunk(index, row)
 
     @property
     def held_bytes(self) -> int:
-        """What the SChunk says; rounding of the allocator is not in it."""
+        """The SChunk's own figure, without the allocator's rounding."""
         return int(self._chunk.cbytes)
 
 
 class Blosc2Blocks(Store):
-    """An SChunk of 1 MiB chunks in blocks of one page; pages are gathered until a chunk is full."""
+    """An SChunk with chunks of 1 MiB in blocks of one page. Pages are buffered per chunk."""
 
     name = "blosc2 1 MiB"
 
@@ -106,12 +106,12 @@ class Blosc2Blocks(Store):
         self.open()
 
     def open(self) -> None:
-        """Begin with an empty SChunk."""
+        """Start with an empty SChunk."""
         self._chunk: Any = blosc2_chunk(self._algorithm, CHUNK_PAGES, default_lanes())
         self._filled = 0
 
     def store(self, index: int, pages: Pages) -> None:  # noqa: ARG002 - indices ascend
-        """Gather, and append what is full."""
+        """Buffer the pages and append full chunks."""
         done = 0
         while done < len(pages):
             taken = min(CHUNK_PAGES - self._filled, len(pages) - done)
@@ -126,27 +126,27 @@ class Blosc2Blocks(Store):
         self._filled = 0
 
     def flush(self) -> None:
-        """Append the rest."""
+        """Append the last, partial chunk."""
         if self._filled:
             self._append()
 
     def load(self, index: int) -> object:
-        """Decompress one block to the same place."""
+        """Decompress one block, always to the same memory."""
         return self._chunk.get_slice(index * PAGE, (index + 1) * PAGE, self._one)
 
     def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
-        """Decompress one block after the other."""
+        """Decompress the blocks one by one."""
         for row, index in zip(out, indices.tolist(), strict=True):
             self._chunk.get_slice(index * PAGE, (index + 1) * PAGE, row)
 
     @property
     def held_bytes(self) -> int:
-        """What the SChunk says; rounding of the allocator is not in it."""
+        """The SChunk's own figure, without the allocator's rounding."""
         return int(self._chunk.cbytes)
 
 
 class ZramStore(Store):
-    """A zram device, one thread."""
+    """A zram device, used by one thread."""
 
     name = "zram"
 
@@ -159,11 +159,11 @@ class ZramStore(Store):
         self._folio = aligned(CHUNK_PAGES * PAGE)
 
     def open(self) -> None:
-        """Begin with an empty device."""
+        """Start with an empty device."""
         self._device.reset()
 
     def store(self, index: int, pages: Pages) -> None:
-        """Write a folio, by way of memory that O_DIRECT takes."""
+        """Write a folio from aligned memory, which O_DIRECT needs."""
         for at in range(0, len(pages), CHUNK_PAGES):
             part = pages[at : at + CHUNK_PAGES]
             room = self._folio[: part.nbytes]
@@ -171,19 +171,19 @@ class ZramStore(Store):
             self._device.write(room, (index + at) * PAGE)
 
     def load(self, index: int) -> object:
-        """Read a page to the same place."""
+        """Read a page, always to the same memory."""
         self._device.read(self._one, index * PAGE)
         return self._one
 
     def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
-        """Read one after the other."""
+        """Read the pages one by one."""
         for row, index in zip(out, indices.tolist(), strict=True):
             self._device.read(self._one, index * PAGE)
             row[:] = self._row
 
     @property
     def held_bytes(self) -> int:
-        """What the kernel says."""
+        """The kernel's own figure."""
         return self._device.held_bytes
 
     def close(self) -> None:
@@ -194,7 +194,7 @@ class ZramStore(Store):
 def contenders(
     algorithm: Algorithm, pages: Pages, result: Result, *, zram: bool
 ) -> Iterator[Store]:
-    """Make everybody who can be had for this algorithm; who cannot is noted in the result."""
+    """Yield all stores available for an algorithm. Add a note to the result for each other one."""
     compress = algorithm.codec().compressor(PAGE)
     compressed = sum(len(compress(page.data)) for page in pages)
     yield Dict(algorithm)

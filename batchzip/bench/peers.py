@@ -1,10 +1,12 @@
-"""Peers: what one would use instead of batchzip to compress batches of pages.
+"""Peers: alternatives to batchzip for compressing batches of pages.
 
-loky         one submit a batch; all batches of a round are submitted before the first is waited for,
-             which is kinder to it than a caller who needs each batch before the next
-zstandard    multi_compress_to_buffer and multi_decompress_to_buffer, a thread for each lane
-blosc2       an SChunk, no filter: one page a chunk, or chunks of up to 1 MiB in blocks of one page
-zram         O_DIRECT writes and reads of a batch at a time, from one or two threads; it stores, too
+loky         One submit per batch. All batches of a round are submitted before the first result is
+             awaited, which favours loky: real callers often need each batch before the next.
+zstandard    multi_compress_to_buffer and multi_decompress_to_buffer with a thread per lane.
+blosc2       An SChunk without filters: one page per chunk, or chunks of up to 1 MiB in blocks of
+             one page.
+zram         O_DIRECT writes and reads of one batch at a time, from one or two threads. It also
+             stores the pages.
 """
 
 from __future__ import annotations
@@ -34,14 +36,14 @@ if TYPE_CHECKING:
     from batchzip.codecs import Codec
 
 CHUNK_PAGES = 256
-"""Pages of blosc2's larger chunks: 1 MiB, as its own documentation uses."""
+"""Pages per larger chunk of blosc2: 1 MiB, as in its documentation."""
 
 _BLOSC2_ZSTD_LEVELS = {1: 1, 3: 2, 5: 3, 7: 4}
-"""zstd's level by blosc2's: twice as much, less one."""
+"""blosc2's level for a level of zstd: zstd's level is twice blosc2's, minus one."""
 
 
 class Loky(Compressor):
-    """One submit to loky's executor a batch."""
+    """One submit to loky's executor per batch."""
 
     name = "loky submit"
 
@@ -49,7 +51,7 @@ class Loky(Compressor):
         self.ratio = load.ratio
         self._load = load
         try:
-            import loky  # noqa: PLC0415 - benchmarks run without it, too
+            import loky  # noqa: PLC0415 - benchmarks also run without it
         except ImportError:
             raise BackendUnavailable("loky is not installed") from None
         self._executor = loky.ProcessPoolExecutor(load.lanes)
@@ -91,7 +93,7 @@ def _restore(codec: Codec, outputs: list[bytes]) -> list[bytes]:
 
 
 class MultiZstd(Compressor):
-    """The batches of python-zstandard."""
+    """The batch functions of python-zstandard."""
 
     name = "zstandard multi"
 
@@ -101,7 +103,7 @@ class MultiZstd(Compressor):
         self._threads = load.lanes
 
     def compressing(self, size: int) -> Work:
-        """Compress each batch with a thread for each lane."""
+        """Compress each batch with a thread per lane."""
         compressor = zstandard.ZstdCompressor(level=self._load.algorithm.level or 3)
         views: list[Any] = list(self._load.views)
 
@@ -112,7 +114,7 @@ class MultiZstd(Compressor):
         return work
 
     def restoring(self, size: int) -> Work:
-        """Restore each batch with a thread for each lane."""
+        """Restore each batch with a thread per lane."""
         decompressor = zstandard.ZstdDecompressor()
         outputs: list[Any] = list(self._load.outputs)
 
@@ -125,17 +127,17 @@ class MultiZstd(Compressor):
 
 
 def blosc2_chunk(algorithm: Algorithm, chunk_pages: int, threads: int) -> Any:
-    """Make an empty SChunk in blocks of one page. Raises BackendUnavailable where there is none."""
+    """Return an empty SChunk in blocks of one page. Raise BackendUnavailable if there is none."""
     if importlib.util.find_spec("blosc2") is None:
         raise BackendUnavailable(str(MissingExtra("this peer", "blosc2", "bench")))
     import blosc2  # noqa: PLC0415 - an extra
 
     if algorithm.name == "lz4":
-        codec, level = blosc2.Codec.LZ4, 9  # acceleration 1, as lz4 itself
+        codec, level = blosc2.Codec.LZ4, 9  # acceleration 1, the default of lz4
     elif algorithm.name == "zstd" and (algorithm.level or 3) in _BLOSC2_ZSTD_LEVELS:
         codec, level = blosc2.Codec.ZSTD, _BLOSC2_ZSTD_LEVELS[algorithm.level or 3]
     else:
-        raise BackendUnavailable(f"blosc2 has no {algorithm.label}")
+        raise BackendUnavailable(f"blosc2 does not support {algorithm.label}")
     return blosc2.SChunk(
         chunksize=chunk_pages * PAGE,
         cparams=blosc2.CParams(
@@ -151,7 +153,7 @@ def blosc2_chunk(algorithm: Algorithm, chunk_pages: int, threads: int) -> Any:
 
 
 class Blosc2(Compressor):
-    """An SChunk that batches are appended to, in chunks of at most `most_pages` pages."""
+    """An SChunk to which batches are appended, in chunks of at most `most_pages` pages."""
 
     def __init__(self, load: Load, most_pages: int) -> None:
         self.name = "blosc2 page" if most_pages == 1 else "blosc2 1 MiB"
@@ -173,7 +175,7 @@ class Blosc2(Compressor):
         return partial(self._filled, size)
 
     def restoring(self, size: int) -> Work:
-        """Decompress chunk after chunk to the same place."""
+        """Decompress the chunks one by one, always to the same memory."""
         chunk = self._filled(size)
         out = np.zeros(min(size, self._most) * PAGE, np.uint8)
 
@@ -185,7 +187,7 @@ class Blosc2(Compressor):
 
 
 class ZramCompressor(Compressor):
-    """A zram device, with a number of threads that write or read batches at a time."""
+    """A zram device with several threads, each of which writes or reads one batch at a time."""
 
     def __init__(self, load: Load, threads: int) -> None:
         self.name = f"zram, {threads} thread{'s'[: threads > 1]}"
@@ -196,7 +198,8 @@ class ZramCompressor(Compressor):
         self._executor = ThreadPoolExecutor(threads)
         self._threads = threads
         self._source = aligned(load.pages.nbytes)
-        self._source[:] = memoryview(load.pages).cast("B")  # type: ignore[arg-type] # arrays are buffers
+        flat = memoryview(load.pages).cast("B")  # type: ignore[arg-type] # arrays are buffers
+        self._source[:] = flat
         self.compressing(CHUNK_PAGES)()
         self.ratio = load.pages.nbytes / max(1, self._device.compressed_bytes)
 
@@ -225,7 +228,7 @@ class ZramCompressor(Compressor):
 
 
 def contenders(load: Load, result: Result, *, zram: bool) -> Iterator[Compressor]:
-    """Make everybody who can be had for this algorithm; who cannot is noted in the result."""
+    """Yield all available contenders. Add a note to the result for each other one."""
     makers: list[Callable[[], Compressor]] = [
         partial(Bare, load),
         *(partial(OfEngine, load, backend) for backend in OWN if backend in batchzip.backends()),
@@ -243,7 +246,7 @@ def contenders(load: Load, result: Result, *, zram: bool) -> Iterator[Compressor
 def available(
     makers: Iterable[Callable[[], Compressor]], note: Callable[[str], object]
 ) -> Iterator[Compressor]:
-    """Make everybody who can be had; who cannot is noted, with the reason."""
+    """Yield the contenders that can be made. Note the errors of all others."""
     for make in makers:
         try:
             yield make()

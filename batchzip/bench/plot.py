@@ -1,4 +1,4 @@
-"""Pictures of the results of `bench`, in the style of all pictures."""
+"""Pictures of the results of `bench`, in the common style (style.py)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _LINES: dict[str, dict[str, Any]] = {
 
 
 def plot_compress(result: Result, path: Path) -> None:
-    """Draw the speed as a share of the limit (CPUs × bare) over the batch size."""
+    """Draw the speed as a share of the limit (CPUs × bare) against the batch size."""
     figures = result.of(benchmark="compress")
     if not figures:
-        raise BadArgument("the result has nothing of compress: there is nothing to draw")
+        raise BadArgument("the result has no figures of compress to draw: measure compress")
     algorithms = list(dict.fromkeys(str(figure.labels["algorithm"]) for figure in figures))
     operations = ("compress", "decompress")
     cpus = int(result.machine["cpus"])
@@ -60,7 +60,7 @@ def _speeds(axes: Axes, figures: Sequence[Figure], cpus: int) -> None:
         mine = [figure for figure in figures if figure.contender == name]
         values = [bare[f.labels["batch"]] / f.median / cpus for f in mine]
         ratio = ratios.get(name)
-        # Of most it is that of the bare loop, and stands there.
+        # Most contenders have the ratio of the bare loop, whose label shows it.
         differs = ratio is not None and (name == compress.BASELINE or ratio != usual)
         style = _LINES.get(name, REFERENCE)
         axes.plot(sizes, values, label=f"{name} ({ratio:.2f}×)" if differs else name, **style)
@@ -74,10 +74,10 @@ def _speeds(axes: Axes, figures: Sequence[Figure], cpus: int) -> None:
 
 
 def plot_swap(result: Result, path: Path) -> None:
-    """Draw store, load, single loads and memory of each contender, an algorithm after the other."""
+    """Draw store, load, single loads and memory of each contender, per algorithm."""
     figures = result.of(benchmark="swap")
     if not figures:
-        raise BadArgument("the result has nothing of swap: there is nothing to draw")
+        raise BadArgument("the result has no figures of swap to draw: measure swap")
     algorithms = list(dict.fromkeys(str(figure.labels["algorithm"]) for figure in figures))
     contenders = len({figure.contender for figure in figures})
     height = 0.5 + (0.6 + 0.24 * contenders) * 2 * len(algorithms)

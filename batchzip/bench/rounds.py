@@ -1,6 +1,6 @@
-"""Rounds: contenders take turns, in an order drawn anew each round.
+"""Rounds: contenders take turns, in a new random order each round.
 
-What else the machine does then hits all of them alike: ratios mean something where absolute times do not.
+Disturbances then affect all contenders alike. Ratios are reliable even if absolute times are not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def in_turns(names: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
-    """Yield (round, name) for each name in each round; round 0 warms up and is not to count."""
+    """Yield (round, name) for each name in each round. Round 0 is a warm-up and must not count."""
     everybody = list(names)
     for turn in range(rounds + 1):
         for name in random.sample(everybody, len(everybody)):
@@ -32,7 +32,7 @@ def in_turns(names: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
 
 
 def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """Make a callable that does the work and returns the seconds it took."""
+    """Return a callable that does the work and returns the seconds it took."""
 
     def call() -> float:
         started = time.perf_counter()
@@ -43,7 +43,7 @@ def timed(work: Callable[[], object]) -> Callable[[], float]:
 
 
 def seconds(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Give the seconds that each contender's call returns in each round."""
+    """Return the seconds that each contender's call returned in each round."""
     spent: dict[str, list[float]] = {name: [] for name in contenders}
     for turn, name in in_turns(contenders, rounds):
         value = contenders[name]()
@@ -61,11 +61,12 @@ def in_pieces(
     apart: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, NDArray[np.float64]]:
-    """Give the seconds of each contender's call with each of `pieces` numbers, by round and piece.
+    """Return each contender's seconds per piece, as an array (rounds, pieces).
 
-    Contenders take turns at each piece, in random order. With `apart` each is at another piece: none
-    finds what the one before it has brought to the cache. `begin` is called before each round, off the
-    clock; a round that is not counted comes first. `clock` gives seconds.
+    A contender is called with the number of a piece. Contenders take turns in random order. With
+    `apart`, each works on another piece, so that none benefits from the cache contents of the one
+    before it. `begin` is called before each round and is not timed. The first round is a warm-up
+    and is not counted. `clock` returns seconds.
     """
     names = list(contenders)
     spent = {name: np.zeros((rounds, pieces)) for name in names}
@@ -85,13 +86,13 @@ def in_pieces(
 
 
 def of_pages(seconds: NDArray[np.float64], pages: int) -> float:
-    """Give the µs per page of what `in_pieces` found: each piece by its median over the rounds."""
+    """Return the µs per page from the times of `in_pieces`, with each piece's median of rounds."""
     return float(np.median(seconds, axis=0).sum()) / pages * 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of some rounds between their quartiles."""
+    """The median of several rounds, and their quartiles."""
 
     median: float
     low: float
@@ -99,7 +100,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Give median and quartiles of at least one value."""
+    """Return the median and the quartiles of at least one value."""
     middle = statistics.median(values)
     if len(values) == 1:
         return Spread(middle, middle, middle)
@@ -108,7 +109,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def speed(base: Sequence[float], values: Sequence[float]) -> Spread:
-    """How many times as fast as `base` something is, each round on its own."""
+    """Return the speed relative to `base`, computed round by round."""
     return spread([other / value for other, value in zip(base, values, strict=True)])
 
 
@@ -119,7 +120,7 @@ def figure(
     values: Sequence[float],
     ratio: float | None = None,
 ) -> Figure:
-    """Make the figure of one contender from its values in the rounds, at least one."""
+    """Return the figure of a contender from its values, one per round and at least one."""
     found = spread(values)
     return Figure(
         labels, contender, quantity, found.median, found.low, found.high, len(values), ratio

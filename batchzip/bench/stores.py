@@ -1,6 +1,6 @@
-"""Stores: who keeps a working set compressed and gives single pages of it back.
+"""Stores: contenders that keep a working set compressed and load single pages of it.
 
-A contender opens a new, empty store for each round, so that every round does the same.
+A contender opens a new, empty store for each round, so that all rounds do the same work.
 """
 
 from __future__ import annotations
@@ -23,48 +23,48 @@ if TYPE_CHECKING:
     from batchzip.bench.pages import Pages
 
 FOLIO_PAGES = 16
-"""Pages that are given to a store at once: 64 KiB, a usual size of mTHP folios."""
+"""Pages per call of `store`: 64 KiB, a common size of mTHP folios."""
 
 _READY_TIMEOUT_S = 60.0
 
 
 class Store(Closing):
-    """One contender; `open` comes first in each round, and drops what was stored before."""
+    """A contender. Each round begins with `open`, which drops all stored pages."""
 
     name: str
     folio_pages = FOLIO_PAGES
-    """Pages it is given at once."""
+    """Pages per call of `store`."""
 
     @abstractmethod
     def open(self) -> None:
-        """Begin with an empty store."""
+        """Start with an empty store."""
 
     @abstractmethod
     def store(self, index: int, pages: Pages) -> None:
         """Store pages at consecutive indices, in ascending order."""
 
     def flush(self) -> None:
-        """All pages have been given."""
+        """Finish storing. No more pages will be stored in this round."""
 
     @abstractmethod
     def load(self, index: int) -> object:
-        """Give one page, as whatever this contender gives."""
+        """Return one page, in whatever form this contender returns it."""
 
     @abstractmethod
     def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
-        """Load several pages to `out`."""
+        """Load several pages into `out`."""
 
     @property
     @abstractmethod
     def held_bytes(self) -> int:
-        """Bytes of memory it holds now, as far as it says so itself."""
+        """Bytes of memory that the store holds, by its own account."""
 
     def close(self) -> None:
-        """Release what it holds."""
+        """Release all resources."""
 
 
 class OfBatchzip(Store):
-    """SwapStore; with `limit_bytes` the pool may have no more, and the rest goes to a file."""
+    """A SwapStore. If its pool reaches `limit_bytes`, the rest goes to a backing file."""
 
     def __init__(
         self,
@@ -83,12 +83,12 @@ class OfBatchzip(Store):
         self._store: batchzip.SwapStore | None = None
 
     def open(self) -> None:
-        """Begin with an empty store."""
+        """Start with an empty store."""
         if self._store is not None:
             self._store.close()
         backing = None if self._limit is None else tempfile.gettempdir()
         self._store = batchzip.SwapStore(self._engine, max_pool_bytes=self._limit, backing=backing)
-        # Bound methods: on the clock is the library, not a call that leads to it.
+        # Bound methods, so that no wrapper's call is timed.
         self.store = self._store.store  # type: ignore[method-assign] # see above
         self.load = self._store.load  # type: ignore[method-assign] # see above
 
@@ -112,14 +112,14 @@ class OfBatchzip(Store):
         return self._store.counters.pool_total_size + self._store.table_bytes
 
     def close(self) -> None:
-        """Close store and engine."""
+        """Close the store and the engine."""
         if self._store is not None:
             self._store.close()
         self._engine.close()
 
 
 class Dict(Store):
-    """A dict of compressed bytes, with no checksum, limit or lock: what one writes in an afternoon."""
+    """A dict of compressed bytes, without checksum, limit or lock: the simplest alternative."""
 
     name = "dict"
 
@@ -128,7 +128,7 @@ class Dict(Store):
         self._pages: dict[int, bytes] = {}
 
     def open(self) -> None:
-        """Begin with an empty dict."""
+        """Start with an empty dict."""
         self._pages = {}
 
     def store(self, index: int, pages: Pages) -> None:
@@ -141,12 +141,12 @@ class Dict(Store):
         return self._decompress(self._pages[index])
 
     def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
-        """Decompress one after the other."""
+        """Decompress the pages one by one."""
         for row, index in zip(out, indices.tolist(), strict=True):
             row[:] = np.frombuffer(self._decompress(self._pages[index]), np.uint8)
 
     @property
     def held_bytes(self) -> int:
-        """The dict, its keys and its values; rounding of the allocator is not in it."""
+        """The dict, its keys and its values, without the allocator's rounding."""
         held = sys.getsizeof(self._pages)
         return held + sum(sys.getsizeof(k) + sys.getsizeof(v) for k, v in self._pages.items())

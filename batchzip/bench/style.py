@@ -1,8 +1,8 @@
-"""The style of all pictures: one width, one set of fonts, lines and greys.
+"""The common style of all pictures: width, fonts, lines and greys.
 
-Pictures are as wide as a README shows them and have letters of its size. They are read without colour: each
-line has a marker, a dash and its name at its end; bars differ in brightness and have their values beside
-them. batchzip's own are black, the strongest.
+Pictures are as wide as a README shows them, with letters of the README's size. They are readable
+without colour: each line has a marker, a dash pattern and its name at its end. Bars differ in
+brightness and have their values next to them. batchzip's own lines and bars are black.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
 WIDTH = 9.0
-"""Inches. A README shows 100 dots per inch of it, so that 10 points are 14 dots."""
+"""Width in inches. A README shows 100 dots per inch, so that 10 points are 14 dots."""
 
 _DPI = 160
-"""Dots per inch in the file: sharp where the screen has more dots, too."""
+"""Dots per inch in the file, which keep pictures sharp on screens of high resolution."""
 
 _RC: Any = {
     "font.size": 10,
@@ -65,36 +65,37 @@ OTHERS: Sequence[dict[str, Any]] = (
     {"color": "#3a7ca5", "marker": "x", "linestyle": "--"},
     {"color": "#756bb1", "marker": "+", "linestyle": (0, (4, 1, 1, 1))},
 )
-"""Lines of everybody else."""
+"""Lines of the peers."""
 
 REFERENCE: dict[str, Any] = {"color": "0.4", "marker": "", "linewidth": 1.2, "linestyle": ":"}
-"""A line that others are measured by."""
+"""The line of a reference."""
 
 BARS: Sequence[dict[str, Any]] = (
     {"color": "white", "hatch": "", "edgecolor": "black", "linewidth": 0.7},
     {"color": "0.75", "hatch": "//", "edgecolor": "black", "linewidth": 0.7},
     {"color": "0.15", "hatch": "", "edgecolor": "black", "linewidth": 0.7},
 )
-"""Bars of a group, batchzip's last."""
+"""Bars of a group. The last one is batchzip's."""
 
 OWN_BAR, OTHER_BAR = "0.2", "0.72"
-"""Brightness of bars that stand alone."""
+"""Brightness of single bars: batchzip's, and those of peers."""
 
 _LETTER = 13.5
-"""Points between two names at the ends of lines."""
+"""Minimum distance in points between the names of two lines."""
 
 
 def require_matplotlib() -> None:
-    """Raise MissingExtra if there is no matplotlib."""
+    """Raise MissingExtra if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtra("a plot", "matplotlib", "bench")
 
 
 @contextlib.contextmanager
 def drawing(path: Path, height: float, title: str | None = None) -> Iterator[Picture]:
-    """Yield an empty picture of `height` inches, and write it to `path` when it has been drawn.
+    """Yield an empty picture of `height` inches. Write it to `path` at the end of the statement.
 
-    The names of lines are written at their ends. Raises MissingExtra, and OSError if the file cannot be written.
+    The names of lines are written at their ends. Raise MissingExtra, and OSError if the file cannot
+    be written.
     """
     require_matplotlib()
     import matplotlib as mpl  # noqa: PLC0415 - an extra
@@ -106,7 +107,7 @@ def drawing(path: Path, height: float, title: str | None = None) -> Iterator[Pic
         yield picture
         if title is not None:
             picture.suptitle(title, x=0.01, ha="left")
-        # Where names go depends on the final places of the axes.
+        # The places of names depend on the final layout of the axes.
         picture.draw_without_rendering()
         for axes in picture.axes:
             _name_lines(axes)
@@ -114,7 +115,7 @@ def drawing(path: Path, height: float, title: str | None = None) -> Iterator[Pic
 
 
 def _name_lines(axes: Axes) -> None:
-    """Write the name of each line beside its end, moved up or down so that names do not overlap."""
+    """Write the name of each line next to its end, and move names that would overlap."""
     ends = []
     for line in axes.get_lines():
         name, (x, y) = str(line.get_label()), np.asarray(line.get_xydata())[-1]
@@ -126,7 +127,7 @@ def _name_lines(axes: Axes) -> None:
     ends.sort(key=lambda end: -end[2])
     places = [float((axes.transData.transform(end[1:3])[1] - low) / (high - low)) for end in ends]
     gap = _LETTER / 72 * axes.figure.dpi / (high - low)
-    # Down from the top, then up from the axis: a name that is in the way gives way.
+    # Move names down in a pass from the top, then up in a pass from the axis.
     for at in range(1, len(places)):
         places[at] = min(places[at], places[at - 1] - gap)
     floor = 0.0

@@ -1,8 +1,8 @@
-"""swap: a whole working set stored and loaded again, with everybody who keeps pages.
+"""swap: store a whole working set and load it again, with each contender that stores pages.
 
-A round of one contender: store everything in folios, ask what it holds, load everything in random order in
-batches, load single pages at random with each on the clock. In the round that warms up, all that is
-loaded is compared with what was stored.
+In a round, a contender stores all pages in folios, reports the memory that it holds, loads all
+pages in random order in batches, and loads single pages at random, each of which is timed. In the
+warm-up round, loaded pages are compared with the stored ones.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ BASELINE = "dict"
 
 BATCH_PAGES = 256
 SINGLE_LOADS = 10_000
-"""In a round: ten lie beyond the percentile 99.9."""
+"""Single loads per round. Ten of them are beyond the percentile 99.9."""
 
 STORE, LOAD = "store, µs per page", "load, µs per page"
 PERCENTILES = {"single p50, µs": 50.0, "single p99, µs": 99.0, "single p99.9, µs": 99.9}
 HELD = "held ÷ size"
-"""Bytes of memory held for each byte of the pages."""
+"""Bytes of memory held per byte of the pages."""
 
 QUANTITIES = (STORE, LOAD, *PERCENTILES, HELD)
 
@@ -50,7 +50,10 @@ def swap(
     singles: int = SINGLE_LOADS,
     advance: Callable[[], object] = lambda: None,
 ) -> None:
-    """Measure everybody and add the figures to `result`; `advance` is called after each algorithm."""
+    """Measure all contenders and add the figures to `result`. Call `advance` per algorithm.
+
+    Raise BatchzipError if a contender loads a page that differs from the stored one.
+    """
     for algorithm in algorithms:
         with contextlib.ExitStack() as stack:
             everybody = {
@@ -65,7 +68,7 @@ def swap(
                 if turn:
                     for quantity, value in found.items():
                         values[name][quantity].append(value)
-                everybody[name].open()  # gives its memory back before the next one's turn
+                everybody[name].open()  # frees its memory before the next contender's turn
             labels = {"benchmark": "swap", "algorithm": algorithm.label}
             for name, by_quantity in values.items():
                 for quantity, numbers in by_quantity.items():
@@ -95,7 +98,7 @@ def _round(store: Store, pages: Pages, singles: int, *, compare: bool) -> dict[s
         store.load_many(indices, room)
         spent += clock() - started
         if compare and not np.array_equal(room, pages[indices]):
-            raise BatchzipError(f"{store.name} gave back other pages than were stored")
+            raise BatchzipError(f"{store.name} loaded pages that differ from the stored ones")
     found[LOAD] = spent / count * 1e6
     load, nanoseconds = store.load, time.perf_counter_ns
     durations = []

@@ -1,4 +1,4 @@
-"""Tables of results, for people: one line per contender, so that they fit a terminal."""
+"""Tables of results, with one line per contender, so that they fit a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def spread_percent(figure: Figure | Spread) -> float:
 
 
 def compress_tables(result: Result) -> Iterable[Table]:
-    """Yield a table for each algorithm and operation: µs per page, the fastest marked by a *."""
+    """Yield a table of µs per page for each algorithm and operation. A * marks the fastest."""
     figures = result.of(benchmark="compress")
     for algorithm in dict.fromkeys(str(figure.labels["algorithm"]) for figure in figures):
         for operation in ("compress", "decompress"):
@@ -87,12 +87,12 @@ def swap_tables(result: Result) -> Iterable[Table]:
 
 
 def _heading(quantity: str) -> str:
-    """Return a quantity without its unit, which the title has, in lines of a word or two."""
+    """Return a quantity in lines of one or two words, without its unit, which the title shows."""
     return quantity.partition(",")[0].replace("single ", "single\n").replace(" ÷ ", "\n÷ ")
 
 
 def print_result(result: Result) -> None:
-    """Print where it was measured, the tables, and what is missing."""
+    """Print the machine and settings, the tables, the peers ahead, and the notes."""
     out = make_console()
     width = paragraph_columns()
     machine = result.machine
@@ -112,15 +112,15 @@ def print_result(result: Result) -> None:
 
 
 def print_changes(changes: Sequence[Change]) -> None:
-    """Print what became slower and what became faster, and how many figures there were."""
+    """Print the figures that became slower or faster, and the number of all figures."""
     out = make_console()
-    table = Table("each in terms of its baseline in the same run")
+    table = Table("figures relative to their baselines in the same run")
     table.add_column("", wraps=True)
     for rank, head in ((0, "contender"), (3, "figure")):
         table.add_column(head, rank=rank, left=True)
     for rank, head in ((2, "old"), (1, "new"), (0, "change")):
         table.add_column(head, rank=rank)
-    counts = {"slower": 0, "quicker": 0, "same": 0}
+    counts = {"slower": 0, "faster": 0, "same": 0}
     for change in changes:
         counts[change.verdict] += 1
         if change.verdict == "same":

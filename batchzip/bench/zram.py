@@ -1,7 +1,8 @@
-"""Zram: a device of the kernel's own compressed RAM disk, made for a measurement and removed after it.
+"""Zram: a device of the kernel's compressed RAM disk, made for a measurement and removed after it.
 
-It needs root, the module with its control (/sys/class/zram-control), and the algorithm in the kernel.
-Reads and writes go past the page cache (O_DIRECT), and the kernel compresses in the calling thread.
+It needs root, the zram module with its control interface (/sys/class/zram-control), and the
+algorithm in the kernel. Reads and writes bypass the page cache (O_DIRECT), so that the kernel
+compresses in the calling thread.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from batchzip.system.lifetime import Closing
 
 _CONTROL = Path("/sys/class/zram-control")
 _DEVICE_TIMEOUT_S = 5.0
-"""For the device's node to appear; it takes milliseconds."""
+"""Time limit for the device's node to appear, which takes milliseconds."""
 
 
 def end_orderly() -> None:
-    """Have SIGTERM end this process as Ctrl-C does, with its devices removed; call it in a program."""
+    """Make SIGTERM end this process as Ctrl-C does, so that its devices are removed.
+
+    Only a program's main function may call it, because it sets the process's signal handler.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 class Zram(Closing):
-    """A zram device of `size` bytes. Raises BackendUnavailable, which says what is missing.
+    """A zram device of `size` bytes. Raises BackendUnavailable if it cannot be made.
 
-    A process that is killed leaves its device, and the memory in it: write 1 to
-    /sys/block/zramN/reset and N to /sys/class/zram-control/hot_remove.
+    A process that is killed leaves its device and the memory in it behind. To remove them, write 1
+    to /sys/block/zramN/reset and N to /sys/class/zram-control/hot_remove.
     """
 
     def __init__(self, size: int, algorithm: str = "lz4") -> None:
@@ -89,7 +93,7 @@ class Zram(Closing):
             done += os.preadv(self._fd, [view[done:]], offset + done)
 
     def reset(self) -> None:
-        """Forget all that is stored."""
+        """Drop all stored pages."""
         os.close(self._fd)
         self._fd = -1
         self._set("reset", "1")
@@ -98,12 +102,12 @@ class Zram(Closing):
 
     @property
     def compressed_bytes(self) -> int:
-        """Bytes of what is stored, compressed."""
+        """Compressed bytes of the stored pages."""
         return int((self._folder / "mm_stat").read_text(encoding="ascii").split()[1])
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of memory it holds for objects; its table of 16 bytes a page is not in it."""
+        """Bytes of memory that the device holds for objects, without its table (16 B per page)."""
         return int((self._folder / "mm_stat").read_text(encoding="ascii").split()[2])
 
     def close(self) -> None:
@@ -118,5 +122,5 @@ class Zram(Closing):
 
 
 def aligned(size: int) -> memoryview:
-    """Make room that O_DIRECT takes; freed with its last view."""
+    """Return page-aligned memory, which O_DIRECT needs. It is freed with its last view."""
     return memoryview(mmap.mmap(-1, size))

@@ -84,8 +84,8 @@ _PLAIN_TYPES = frozenset({str, bytes, int, bool, type(None)})
 class CompressedMapping(MutableMapping[Key, Any], Closing):
     """A mapping, and a cache, whose values are kept compressed in a store.
 
-    `store`       keeps the values. The caller owns it and closes it after the mapping. If it is None,
-                  the mapping makes a store of its own that compresses with zstd at level 1.
+    `store`       keeps the values. The caller owns it and closes it after the mapping. If it is
+                  None, the mapping makes a store of its own that compresses with zstd at level 1.
     `name`        is the name of the mapping's group in `store`. None generates one.
     `max_bytes`   limits the bytes of compressed values in the pool. None: only the store's limit.
     `on_full`     says what happens at a limit. "raise" raises StoreRejected. "spill" moves the
@@ -112,8 +112,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     Keys are str, bytes, int (bool and NumPy's integers, too), None, or tuples of hashable objects.
     Equal keys are one key, as in a dict. Keys of other types, and values that cannot be serialised,
-    raise NotStorable, a TypeError. A returned value is a copy that belongs to the caller. A returned
-    array is writable if the stored one was.
+    raise NotStorable, a TypeError. A returned value is a copy that belongs to the caller. A
+    returned array is writable if the stored one was.
 
     If the store rejects a value (StoreRejected), or an exception interrupts the call, the key keeps
     its old value or stays absent. The store therefore holds the old and the new value together for
@@ -706,7 +706,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def __ror__(self, other: Mapping[Key, Any]) -> CompressedMapping:
         return self._joined(other, self) if isinstance(other, Mapping) else NotImplemented
 
-    def __ior__(self, other: Any) -> Self:  # type: ignore[misc] # takes more than | does, as a dict's
+    def __ior__(self, other: Any) -> Self:  # type: ignore[misc] # takes more than |, as dict's
         self.update(other)
         return self
 
@@ -844,7 +844,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     @property
     def cratio(self) -> float:
-        """The memory of a dict of the same values divided by the mapping's, from `memory_usage()`."""
+        """The memory of a dict of the same values ÷ the mapping's, from `memory_usage()`."""
         usage = self.memory_usage()
         return usage.in_dict / usage.total if usage.total and len(self._records) else 1.0
 

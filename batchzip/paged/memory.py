@@ -168,8 +168,8 @@ class PagedMemory(Owned):
             file = self._store._resources.backing  # noqa: SLF001 - a region is one of its groups
             if file is not None and file.descriptor is None:
                 raise BadArgument(
-                    "paged memory reads the backing file by its descriptor, "
-                    f"and {file.name} has none: pass a path, or a file with a descriptor"
+                    f"the backing file {file.name} has no descriptor, which paged memory "
+                    "needs: pass a path, or a file with a descriptor"
                 )
             region = self._store._new_group(  # noqa: SLF001
                 "region" if name is None else name, None, Region
@@ -303,7 +303,9 @@ class PagedMemory(Owned):
 
         def take(nbytes: int) -> Block | None:
             memory = this()
-            return None if memory is None or memory.closed else memory._block(nbytes)  # noqa: SLF001
+            if memory is None or memory.closed:
+                return None
+            return memory._block(nbytes)  # noqa: SLF001 - this class
 
         handler = Handler(take, threshold=least, low=low, high=low + self.size)
         before: list[object] = []
@@ -321,7 +323,7 @@ class PagedMemory(Owned):
             free += first - at
             largest = max(largest, first - at)
             at = first + count
-        if largest >= wanted:  # the region has the pages; the system has no memory
+        if largest >= wanted:  # the region has the pages, but the system has no memory
             error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
             return named(error, "no array can be made")
         size = self._page_size
@@ -407,8 +409,8 @@ class PagedMemory(Owned):
             return self._pager.find(address, nbytes)
         except BadArgument:
             raise BadArgument(
-                "the array is in no array of this memory: pass one that memory.array() returned, "
-                "or a view of one"
+                "the array is in no array of this memory: "
+                "pass one that memory.array() returned, or a view of one"
             ) from None
 
     # Statistics and checks.
@@ -489,7 +491,8 @@ class PagedMemory(Owned):
         now, budget = figures["resident_pages"], figures["budget_pages"]
         if now <= (budget if stuck else budget + budget // 8):  # short peaks are normal
             return ""
-        pool, file = self._store._resources.pool, self._store._resources.backing  # noqa: SLF001 - as above
+        resources = self._store._resources  # noqa: SLF001 - as above
+        pool, file = resources.pool, resources.backing
         limit = pool.max_bytes
         if figures["pinned_pages"] >= budget:
             cause = "resident() pins as much as the budget"

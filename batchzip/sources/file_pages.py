@@ -1,4 +1,4 @@
-"""FilePages: a file of any size, streamed as pages and read again to compare."""
+"""FilePages: a file of any size, streamed as pages, and read again for comparison."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
 
 class FilePages(Closing):
-    """Pages of the file at `path`, `chunk_pages` at a time; a block device counts as a file.
+    """The pages of a file or block device at `path`, read `chunk_pages` at a time.
 
-    Never more than one chunk of the file is in memory. A size that is no multiple of `page_size`
-    is filled up with `padded_bytes` zeros in the last page. Raises OSError for a file that is
-    missing or may not be read, BadArgument for one that is empty, a directory, or cannot be read
-    twice (a pipe, a terminal). Owned by one thread.
+    At most one chunk is in memory. The last page is padded with `padded_bytes` zeros. Raises
+    OSError if the file is missing or may not be read, and BadArgument if it is empty, a directory,
+    or cannot be read twice (a pipe, a terminal). An object belongs to one thread.
     """
 
     kind = "file"
@@ -56,7 +55,7 @@ class FilePages(Closing):
             )
         try:
             size = os.lseek(self._fd, 0, os.SEEK_END)
-        except OSError as error:  # files of /proc and the like
+        except OSError as error:  # such as files in /proc
             error.filename = self.name
             raise
         if not size:
@@ -68,14 +67,14 @@ class FilePages(Closing):
         return status.st_size, status.st_mtime_ns
 
     def details(self) -> dict[str, Any]:
-        """Say what was read; keys as they stand in the JSON report."""
+        """Return what was read, with the keys of the JSON report."""
         return {"path": self.name, "file_bytes": self.size}
 
     def chunks(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield arrays (n, page_size), n = `chunk_pages` except in the last one.
+        """Yield arrays (n, page_size), where n is `chunk_pages` except in the last one.
 
-        The array belongs to this object and is overwritten by the next one. Raises OSError if
-        the file cannot be read or gets shorter.
+        The array belongs to this object, which overwrites it with the next chunk. Raise OSError if
+        the file cannot be read or became shorter.
         """
         buffer = np.empty((min(self._chunk_pages, self.pages), self.page_size), np.uint8)
         for first in range(0, self.pages, self._chunk_pages):
@@ -84,7 +83,7 @@ class FilePages(Closing):
             yield chunk
 
     def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Read the pages at `indices` again, into a new array (len(indices), page_size)."""
+        """Read the pages at `indices`. Return a new array (len(indices), page_size)."""
         out = np.empty((len(indices), self.page_size), np.uint8)
         for row, index in zip(out, indices.tolist(), strict=True):
             self._fill(row, index * self.page_size)
@@ -98,22 +97,22 @@ class FilePages(Closing):
             read = os.preadv(self._fd, [view[got:wanted]], offset + got)
             if not read:
                 raise OSError(
-                    f"{self.name} got shorter while it was read: leave it alone meanwhile"
+                    f"{self.name} became shorter while it was read: do not change it meanwhile"
                 )
             got += read
         out.reshape(-1)[wanted:] = 0
 
     def where(self, index: int) -> str:
-        """Name the place of page `index` in the file."""
+        """Return the position of page `index` in the file, as text."""
         return f"file offset {index * self.page_size}"
 
     def check_unchanged(self) -> None:
         """Raise OSError if the file was written to since it was opened.
 
-        A difference found then says nothing about the store.
+        In that case a difference is not the store's fault.
         """
         if self._stamp() != self._version:
-            raise OSError(f"{self.name} was changed while it was read: leave it alone meanwhile")
+            raise OSError(f"{self.name} was changed while it was read: do not change it meanwhile")
 
     def close(self) -> None:
         """Close the file."""

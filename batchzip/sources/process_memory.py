@@ -1,17 +1,17 @@
 """ProcessMemory: the anonymous memory of another process, captured as pages.
 
-What a swap would take from a process: its private writable mappings without a file behind them
-(heap, stacks, anonymous maps), and of these only the pages that exist. Mapped files can be read
-again from disk, so the kernel drops them instead of compressing them.
+These are the pages that the kernel would swap out: those pages of private writable mappings
+without a file (heap, stacks, anonymous maps) that exist. Mapped files are left out, because the
+kernel drops their pages and reads them again from disk.
 
     /proc/PID/maps ──▶ mappings ──▶ /proc/PID/pagemap ──▶ runs of pages that exist
                                                              │
     /proc/PID/mem  ◀── read once, run after run ─────────────┘──▶ packed into chunks
 
-Existing pages are packed in the order of their addresses, without the holes between them; so a
-page of batchzip that is larger than the machine's may span a hole. The process keeps running and
-changing: its memory is read once, and the one uncompressed copy held here is what later
-comparisons are made with.
+Existing pages are packed in the order of their addresses, without the holes between them. A page of
+batchzip that is larger than the machine's may therefore span a hole. The process keeps running and
+changing its memory. The memory is read only once, and later comparisons use the one uncompressed
+copy held here.
 """
 
 from __future__ import annotations
@@ -35,26 +35,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _GRAIN = mmap.PAGESIZE
-"""Bytes of one page of the machine: what exists, vanishes and is skipped."""
+"""Bytes per page of the machine: the unit in which memory exists, vanishes and is skipped."""
 
 _PAGEMAP_STEP = 1 << 17
-"""Entries of pagemap read at a time (1 MiB for 512 MiB of addresses): a reserved but untouched
-mapping of many GiB must not cost memory."""
+"""Entries of pagemap per read: 1 MiB for 512 MiB of addresses. Reserved, untouched mappings of many
+GiB must not cost memory."""
 
 _EXISTS = np.uint64(0b11 << 62)
-"""Bit 63: in memory; bit 62: swapped out. Neither: never touched, nothing to store."""
+"""Bit 63: in memory. Bit 62: swapped out. Neither: never touched, so there is nothing to store."""
 
 
 class ProcessMemory(Closing):
-    """Pages of process `pid`, `chunk_pages` at a time.
+    """The anonymous pages of process `pid`, read `chunk_pages` at a time.
 
-    The mappings are looked up once, here: memory the process takes later is not seen. Raises
-    UnreadableProcess if there is no such process, if it may not be read, or if it has no
-    anonymous memory; BadArgument for the own process, whose copy would grow what is copied.
+    The constructor looks up the mappings once. Memory that the process takes later is not seen.
+    Raises UnreadableProcess if there is no such process, if it may not be read, or if it has no
+    anonymous memory. Raises BadArgument for this process itself, because the copy would enlarge
+    what is copied.
 
-    `chunks()` is to be run through once, and only then do `pages`, `padded_bytes` (zeros that
-    fill up the last page) and `vanished_bytes` (given back by the process meanwhile, left out)
-    hold their final values; before, `pages` is an upper bound. Owned by one thread.
+    `chunks()` may be iterated once. `pages`, `padded_bytes` (zeros in the last page) and
+    `vanished_bytes` (freed by the process meanwhile, and left out) have their final values only
+    after that. Before, `pages` is an upper bound. An object belongs to one thread.
     """
 
     kind = "process"
@@ -71,12 +72,12 @@ class ProcessMemory(Closing):
         self.vanished_bytes = 0
         self._chunk_pages = chunk_pages
         self._chunks: list[NDArray[np.uint8]] = []
-        self._packed_at: list[int] = []  # packed offset at which each run read begins …
+        self._packed_at: list[int] = []  # the packed offset of each run …
         self._address: list[int] = []  # … and its address in the process
         self._mem = -1
         try:
-            # The descriptor belongs to the memory, not to the number: a recycled pid or an
-            # execve() meanwhile reads as the end, never as another program.
+            # The descriptor refers to the memory, not to the pid. After an execve() or when the
+            # pid is reused, a read returns the end of the file, never another program's memory.
             self._mem = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
             self._runs = list(_existing_runs(pid))
         except OSError as error:
@@ -89,14 +90,14 @@ class ProcessMemory(Closing):
         self.pages = -(-found // page_size)
 
     def details(self) -> dict[str, Any]:
-        """Say what was captured; keys as they stand in the JSON report."""
+        """Return what was captured, with the keys of the JSON report."""
         return {"pid": self.pid, "vanished_bytes": self.vanished_bytes}
 
     def chunks(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield arrays (n, page_size), n = `chunk_pages` except in the last one.
+        """Yield arrays (n, page_size), where n is `chunk_pages` except in the last one.
 
-        They stay owned by this object, which keeps them all, and must not be written to. Raises
-        UnreadableProcess if the process ends midway.
+        This object owns and keeps all arrays. They must not be written to. Raise UnreadableProcess
+        if the process ends meanwhile.
         """
         size = self._chunk_pages * self.page_size
         chunk = np.empty(size, np.uint8)
@@ -126,12 +127,10 @@ class ProcessMemory(Closing):
             yield self._keep(chunk[:used].copy())
         self.pages = sum(len(kept) for kept in self._chunks)
         if not self.pages:
-            raise UnreadableProcess(
-                f"process {self.pid} gave back all its memory while it was read"
-            )
+            raise UnreadableProcess(f"process {self.pid} freed all its memory while it was read")
 
     def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return the captured pages at `indices` as a new array (len(indices), page_size)."""
+        """Return the captured pages at `indices` in a new array (len(indices), page_size)."""
         out = np.empty((len(indices), self.page_size), np.uint8)
         chunk_of, row_of = np.divmod(indices, self._chunk_pages)
         for i, (chunk, row) in enumerate(zip(chunk_of.tolist(), row_of.tolist(), strict=True)):
@@ -144,10 +143,10 @@ class ProcessMemory(Closing):
         return sum(end - start for start, end in self._runs)
 
     def read_packed(self, offset: int, out: NDArray[np.uint8]) -> bool:
-        """Read what lies `offset` bytes into the memory found, without the holes, as it is now.
+        """Read the current contents at packed offset `offset` into `out`, without keeping a copy.
 
-        False where not all of `out` could be filled: it was given back meanwhile. Keeps no copy.
-        Raises UnreadableProcess if the process has ended.
+        Return False if `out` could not be filled, because the process freed the memory. Raise
+        UnreadableProcess if the process has ended.
         """
         filled = 0
         for start, end in self._runs:
@@ -164,13 +163,13 @@ class ProcessMemory(Closing):
         return False
 
     def where(self, index: int) -> str:
-        """Name the address at which page `index` begins in the process."""
+        """Return the address of page `index` in the process, as text."""
         offset = index * self.page_size
         run = bisect_right(self._packed_at, offset) - 1
         return f"address {self._address[run] + offset - self._packed_at[run]:#x}"
 
     def check_unchanged(self) -> None:
-        """Do nothing: the copy held here cannot change."""
+        """Do nothing, because the copy held here cannot change."""
 
     def _note(self, packed: int, address: int) -> None:
         if self._address and self._address[-1] - self._packed_at[-1] == address - packed:
@@ -184,7 +183,7 @@ class ProcessMemory(Closing):
         return pages
 
     def _read(self, address: int, out: NDArray[np.uint8]) -> int:
-        """Return bytes read into `out`; 0: the machine page at `address` has vanished."""
+        """Read into `out`. Return the number of bytes, or 0 if the page at `address` vanished."""
         try:
             read = os.preadv(self._mem, [out.data], address)
         except OSError as error:
@@ -238,7 +237,7 @@ def _anonymous_mappings(pid: int) -> Iterator[tuple[int, int]]:
 
 
 def _existing_runs(pid: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) addresses of pages that exist; whole mappings without a pagemap."""
+    """Yield (start, end) addresses of runs of existing pages, or of mappings without a pagemap."""
     mappings = list(_anonymous_mappings(pid))
     try:
         pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)

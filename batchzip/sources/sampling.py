@@ -1,7 +1,7 @@
-"""Samples of a process's memory or a file: whole blocks from all over it, without reading the rest.
+"""Samples of a process's memory or a file: blocks from all over it, without reading the rest.
 
-The places are spread evenly, each at random within its stretch: what repeats at even distances is
-not met always or never.
+The data is divided into equal stretches, and one block is taken at random from each. Evenly spaced
+blocks would always or never meet data that repeats at the same distance.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Blocks of some data."""
+    """Blocks that were sampled from a file or a process."""
 
     kind: str
     name: str
@@ -36,9 +36,9 @@ class Sample:
 
 
 def sample_file(path: str | os.PathLike[str], sample_bytes: int, seed: int) -> Sample:
-    """Take a sample of a file; what lies behind its last whole block is not looked at.
+    """Return a sample of a file. Data after the last whole block is never sampled.
 
-    Raises OSError, or BadArgument for a file that is empty or smaller than a block.
+    Raise OSError, or BadArgument if the file is empty or smaller than a block.
     """
     with FilePages(path, page_size=BLOCK_BYTES) as file:
         places = _places(file.name, file.size, sample_bytes, seed)
@@ -48,10 +48,10 @@ def sample_file(path: str | os.PathLike[str], sample_bytes: int, seed: int) -> S
 
 
 def sample_process(pid: int, sample_bytes: int, seed: int, *, name: str = "") -> Sample:
-    """Take a sample of the anonymous memory of a process.
+    """Return a sample of the anonymous memory of a process.
 
-    Blocks that are given back meanwhile are left out. Raises UnreadableProcess, also if the
-    process ends midway, or BadArgument where it has less than a block.
+    Blocks that the process frees meanwhile are left out. Raise UnreadableProcess if it cannot be
+    read or ends meanwhile, and BadArgument if it has less memory than a block.
     """
     with ProcessMemory(pid, page_size=BLOCK_BYTES, name=name) as memory:
         found = memory.found_bytes
@@ -61,16 +61,16 @@ def sample_process(pid: int, sample_bytes: int, seed: int, *, name: str = "") ->
         for place in places.tolist():
             kept += memory.read_packed(place * BLOCK_BYTES, blocks[kept])
         if not kept:
-            raise UnreadableProcess(f"process {pid} gave back all its memory while it was read")
+            raise UnreadableProcess(f"process {pid} freed all its memory while it was read")
         return Sample(memory.kind, memory.name, {"pid": pid}, found, blocks[:kept])
 
 
 def _places(name: str, total: int, sample_bytes: int, seed: int) -> NDArray[np.int64]:
-    """Choose blocks, in order, each once."""
+    """Return the numbers of the blocks to read, sorted and without repetition."""
     there = total // BLOCK_BYTES
     if not there:
         raise BadArgument(
-            f"{name} has {total:,} bytes: advice takes at least {size_text(BLOCK_BYTES)}"
+            f"{name} has {total:,} bytes: advice needs at least {size_text(BLOCK_BYTES)}"
         )
     count = min(there, max(1, sample_bytes // BLOCK_BYTES))
     jitter = np.random.default_rng(seed).random(count)

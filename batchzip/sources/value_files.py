@@ -1,13 +1,13 @@
-"""Values in files: what `advise --values` reads, and what it says of files that it cannot read.
+"""Values in files, for `advise --values`, with an error that explains each unsupported file.
 
-    FILE           one JSON value in each line; a value is its line, as bytes
-    FILE --parsed  the same; a value is what its line says: a dict, a list, a str …
+    FILE           one JSON value per line. A value is the line as bytes.
+    FILE --parsed  one JSON value per line. A value is the parsed line: a dict, a list, a str …
     FILE --pickle  a pickled dict, list or tuple
-    FOLDER         each file in it, and in folders beneath, is a value
-    FILE:TABLE     each row of a table of an SQLite file; a value is the row's only column besides
-                   its key, or a tuple of them
+    FOLDER         each file in the folder and its subfolders is a value.
+    FILE:TABLE     each row of a table in an SQLite file is a value: its only column besides the
+                   key, or a tuple of these columns.
 
-Of what is larger than the sample, values from all over it are taken, at random.
+From data larger than the sample, values are taken at random from all over it.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 _SQLITE = b"SQLite format 3\0"
 _RUN_BYTES = 1 << 20
-"""Bytes of lines that are read from one place of a large file."""
+"""Bytes of lines that are read from one place in a large file."""
 
 _LEAST_ROWS = 1000
-"""Rows to pick of a table that is a small part of its file."""
+"""Minimum number of rows to sample from a table that is a small part of its file."""
 
 KINDS = (
-    "--values takes a file of one JSON value a line, a folder of files, FILE:TABLE of an SQLite "
-    "file, or with --pickle a pickled dict or list"
+    "--values takes a file with one JSON value per line, a folder of files, FILE:TABLE of an "
+    "SQLite file, or with --pickle a pickled dict or list"
 )
 
 
 def open_values(
     name: str, sample_bytes: int, seed: int, *, is_pickle: bool = False, is_parsed: bool = False
 ) -> ValueSource:
-    """Find what kind of values lie there, and prepare to read them.
+    """Return a source of the values in a file, table or folder.
 
-    Raises OSError, or BadArgument with what would be right. Unpickling runs code that the
-    file brings: it is done only where `is_pickle`.
+    Raise OSError, or BadArgument for an unsupported file. Unpickling runs code from the file. It is
+    done only if `is_pickle` is set.
     """
     if is_pickle and is_parsed:
         raise BadArgument("--parsed is for lines of JSON, and --pickle for a pickle: leave one out")
@@ -81,7 +81,7 @@ def _refuse(option: str, what: str) -> None:
 
 
 def _check_start(name: str, start: bytes) -> None:
-    """Raise BadArgument if a file that begins so is no file of lines, as far as that can be seen."""
+    """Raise BadArgument if the first bytes of a file show that it has no lines."""
     if not start:
         raise BadArgument(f"{name} is empty: {KINDS}")
     if start[0] == 0x80 and len(start) > 1 and start[1] <= pickle.HIGHEST_PROTOCOL:
@@ -109,7 +109,7 @@ def _lines(path: Path, sample_bytes: int, rng: random.Random) -> ValueSource:
 
 def _parsed_lines(path: Path, sample_bytes: int, rng: random.Random) -> ValueSource:
     size = path.stat().st_size
-    # Objects are counted by their pickles, which may have more bytes than JSON.
+    # Objects are measured by their pickles, which may be larger than the JSON.
     is_sample = size > sample_bytes // 2
     found = _some_lines(path, size, sample_bytes // 2, rng) if is_sample else _all_lines(path)
     source = ValueSource(
@@ -128,7 +128,7 @@ def _parsed_lines(path: Path, sample_bytes: int, rng: random.Random) -> ValueSou
 
 
 def _all_lines(path: Path) -> Iterator[tuple[str, bytes, object]]:
-    """Yield the number of each line, the line, and what it says."""
+    """Yield the number of each line, the line, and its parsed value."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if value := line.strip():
@@ -138,7 +138,10 @@ def _all_lines(path: Path) -> Iterator[tuple[str, bytes, object]]:
 def _some_lines(
     path: Path, size: int, sample_bytes: int, rng: random.Random
 ) -> Iterator[tuple[str, bytes, object]]:
-    """Yield the same of lines from places spread evenly, each at random within its stretch."""
+    """Yield the position, the line and its value for lines of a sample.
+
+    The file is divided into equal stretches, and lines are read from a random place in each.
+    """
     count = max(1, sample_bytes // _RUN_BYTES)
     length = min(_RUN_BYTES, sample_bytes)
     found = False
@@ -149,14 +152,14 @@ def _some_lines(
             end = (number + 1) * stretch
             file.seek(max(place - 1, 0))
             if place:
-                file.readline()  # the rest of a line that began before
+                file.readline()  # skip the rest of a line that began before
             taken = 0
             while taken < length and (at := file.tell()) < end and (line := file.readline()):
                 taken += len(line)
                 if value := line.strip():
                     found = True
                     yield str(at), value, _parse(value, f"{path}, at byte {at}")
-        if not found:  # the last line begins before all these places
+        if not found:  # the last line begins before all of these places
             yield from itertools.islice(_all_lines(path), 1)
 
 
@@ -164,7 +167,7 @@ def _parse(line: bytes, where: str) -> object:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BadArgument(f"{where}, is no JSON value ({error}): {KINDS}") from None
+        raise BadArgument(f"{where}, is not a JSON value ({error}): {KINDS}") from None
 
 
 # A pickle
@@ -176,11 +179,11 @@ def _pickle(path: Path, seed: int) -> ValueSource:
             values = pickle.load(file)  # with the user's consent
     except OSError:
         raise
-    except Exception as error:  # whatever the code in it does
+    except Exception as error:  # code in the pickle may raise anything
         raise BadArgument(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error
     if not isinstance(values, dict | list | tuple):
         raise BadArgument(
-            f"{path} holds a pickled {type(values).__name__}: a dict or a list of values is needed"
+            f"{path} contains a pickled {type(values).__name__}: it must be a dict or a list"
         )
     return source_of(values, seed)
 
@@ -238,7 +241,7 @@ def _tables_to_name(path: Path) -> str:
 def _table(path: Path, table: str, sample_bytes: int, rng: random.Random) -> ValueSource:
     with path.open("rb") as file:
         if file.read(len(_SQLITE)) != _SQLITE:
-            raise BadArgument(f"{path} is no SQLite file, so it has no table {table!r}: {KINDS}")
+            raise BadArgument(f"{path} is not an SQLite file and has no table {table!r}: {KINDS}")
     tables = _tables_of(path)
     if table not in tables:
         there = f"it has {', '.join(tables)}" if tables else "it has none"
@@ -269,7 +272,7 @@ def _rows(
     path: Path, table: str, keys: list[str], names: list[str], share: float, rng: random.Random
 ) -> Iterator[tuple[Any, Any]]:
     columns = ", ".join(map(_quoted, keys + names))
-    # What is not picked is not read: a long value lies on pages of its own.
+    # Rows that are not picked are not read: SQLite keeps long values on pages of their own.
     picked = " WHERE batchzip_picks()" if share < 1 else ""
     with closing(_open(path)) as connection:
         connection.create_function("batchzip_picks", 0, lambda: rng.random() < share)
@@ -278,7 +281,7 @@ def _rows(
             found = connection.execute(wanted)
             for number, row in enumerate(found):
                 key, value = row[: len(keys)] or (number,), row[len(keys) :]
-                # A float may be a table's key, and is none of a mapping: in a tuple it is.
+                # A float may be the key of a table. As the key of a mapping, it must be in a tuple.
                 is_plain = len(key) == 1 and isinstance(key[0], str | bytes | int)
                 yield key[0] if is_plain else key, value[0] if len(value) == 1 else value
         except sqlite3.Error as error:

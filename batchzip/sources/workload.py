@@ -1,11 +1,11 @@
-"""Workload: a small real program in a process of its own, to take memory from.
+"""Workload: a child process with data like a Python service's, whose memory can be read.
 
-    with Workload(64) as workload:      # child built its data and now waits
+    with Workload(64) as workload:      # the child has built its data and waits
         workload.pid
 
-The child holds what Python services hold: records as dicts, parsed source, JSON text, NumPy
-arrays of floats and integers, a quarter each. The values are the same on every run; addresses, and
-with them the pointers on the pages, are the system's choice. It ends when its stdin closes, and so
+The data consists in equal parts of records as dicts, parsed source code, JSON text, and NumPy
+arrays of floats and integers. The values are the same in every run. The system chooses the
+addresses, and so the pointers in the pages. The child ends when its stdin closes, and therefore
 with its parent, however that ends.
 """
 
@@ -38,13 +38,14 @@ if TYPE_CHECKING:
 _READY = b"ready\n"
 _SEED = 20240601
 _START_TIMEOUT_S = 120.0
-"""Building takes 1 s per 64 MiB on a machine of 2020; the rest is for one that is overloaded."""
+"""Time limit for building the data, which takes 1 s per 64 MiB on an idle machine of 2020."""
 
 
 class Workload(Closing):
-    """A child process holding about `mib` MiB of data; entering returns when they are built.
+    """A child process with about `mib` MiB of data. Entering waits until the data is built.
 
-    Raises BatchzipError if there is no Python to start, or it does not get there; it is gone then.
+    Raises BatchzipError if no Python can be started, or if the child fails. The child has ended
+    then.
     """
 
     def __init__(self, mib: int = 64) -> None:
@@ -55,7 +56,7 @@ class Workload(Closing):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONHASHSEED": "0"},
-            process_group=0,  # Ctrl-C is for the parent, which ends the child
+            process_group=0,  # Ctrl-C reaches only the parent, which ends the child
         )
         self.pid = self._child.pid
 
@@ -72,7 +73,9 @@ class Workload(Closing):
         assert ready is not None  # noqa: S101 - narrows a type
         deadline = time.monotonic() + _START_TIMEOUT_S
         if not select.select([ready], [], [], deadline - time.monotonic())[0]:
-            raise BatchzipError(f"the workload process {self.pid} was not ready in time")
+            raise BatchzipError(
+                f"the workload process {self.pid} was not ready within {_START_TIMEOUT_S:.0f} s"
+            )
         if ready.readline() != _READY:
             _, stderr = self._child.communicate()
             lines = stderr.decode(errors="replace").strip().splitlines()
@@ -80,8 +83,8 @@ class Workload(Closing):
             raise BatchzipError(f"the workload process {self.pid} ended early: {why}")
 
     def close(self) -> None:
-        """End the child and wait for it; may be called again."""
-        self._child.kill()  # it has nothing to put in order
+        """Kill the child and wait for its end. Further calls do nothing."""
+        self._child.kill()  # it has nothing to clean up
         self._child.wait()
         for stream in (self._child.stdin, self._child.stdout, self._child.stderr):
             if stream is not None:
@@ -102,7 +105,7 @@ def _records(rng: random.Random) -> Iterator[object]:
 
 
 def _parsed_source(rng: random.Random) -> Iterator[object]:
-    # The files next to this one in the standard library: real code, always there.
+    # Modules of the standard library: real code that always exists.
     paths = sorted(Path(ast.__file__).parent.glob("*.py"))
     while True:
         rng.shuffle(paths)
@@ -136,7 +139,7 @@ def _resident_bytes() -> int:
 
 
 def build(mib: int) -> list[object]:
-    """Return objects that take about `mib` MiB, a quarter for each kind."""
+    """Return objects that take about `mib` MiB, a quarter of it per kind."""
     kinds: list[Callable[[random.Random], Iterator[object]]]
     kinds = [_records, _parsed_source, _json_text, _arrays]
     rng = random.Random(_SEED)  # noqa: S311 - test data, not secrets
@@ -146,15 +149,15 @@ def build(mib: int) -> list[object]:
         goal = start + done * (mib << 20) // len(kinds)
         for item in kind(rng):
             held.append(item)
-            # Asking the kernel costs more than making one record.
+            # Reading statm costs more than making one record.
             if (kind is not _records or len(held) % 256 == 0) and _resident_bytes() >= goal:
                 break
     return held
 
 
 def hold(mib: int) -> None:
-    """Build the data in this process and keep them until its stdin closes."""
-    # A thread, so that a parent that dies early ends the building, too.
+    """Build the data in this process and keep it until stdin closes."""
+    # A thread watches stdin, so that the child ends even if the parent dies during building.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     held = build(mib)
     with contextlib.suppress(BrokenPipeError):

@@ -1,20 +1,24 @@
-"""A sharded store on Dask clusters over TCP: what happens in a row of hard cases, µs a page, bytes on the wire.
+"""Measure a sharded store on Dask clusters over TCP: hard cases, µs per page, bytes on the wire.
 
-    python examples/benchmarks/cluster.py [--parts cases,latency,throughput] [--cases "recover race,…"] [--rounds 3]
-                                          [--seconds 1] [--workers 1,2,4] [--clients 1,2,4] [--json FILE]
+    python examples/benchmarks/cluster.py [--parts cases,latency,throughput] [--rounds 3]
+                                          [--cases "recover race,…"] [--seconds 1]
+                                          [--workers 1,2,4] [--clients 1,2,4] [--json FILE]
 
-cases       What went wrong once, each on a cluster of its own: how many pages were acknowledged, how many are there,
-            lost with and without a name, and what the user was told.
-latency     µs of single calls, alone and beside another client's stream of folios of 4,096 pages, which is where
-            loads were queued; many calls under way, from threads and from coroutines. Two workers.
-throughput  µs a page of all clients together, each a process: folios of 256 pages stored, 256 pages drawn at random
-            loaded by one call, single loads; beside `client.scatter` and `gather` of the same pages, compressed
-            with lz4 in the client, one object a folio, over the scheduler and direct. Bytes a page on the wire are what
-            the kernel counts on all TCP connections of the client.
+cases       Situations that failed once, each on a cluster of its own. The table shows how many
+            pages were acknowledged, how many exist, how many were lost with and without being
+            reported, and the messages that the user got.
+latency     µs of single calls, alone and during another client's stream of folios of 4,096 pages,
+            which once queued loads, and of many concurrent calls from threads and from coroutines.
+            Two workers.
+throughput  µs per page of all clients together, each in a process: storing folios of 256 pages,
+            loading 256 random pages by one call, and single loads. For comparison,
+            `client.scatter` and `gather` of the same pages, compressed with lz4 in the client, one
+            object per folio, through the scheduler and directly. The bytes per page on the wire are
+            the kernel's counts for all TCP connections of the client.
 
-Scheduler, workers (with a nanny each, and one thread) and clients are processes of this machine. Contenders take turns; a
-figure is the median of the rounds.
-(A long run by faults, and what clients may see meanwhile, is `python tests/stress/cluster_faults.py`.)
+The scheduler, the workers (one nanny and one thread each) and the clients are processes of this
+machine. Contenders take turns. A figure is the median of the rounds. A long run with faults is
+`python tests/stress/cluster_faults.py`.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ PAGE = 4096
 WAIT_S = 60.0
 
 LOAD_GOAL_MS = 5.0
-"""p99 of a single load beside a stream of large folios."""
+"""Maximum p99 of a single load during a stream of large folios."""
 
 ONES = ("load", "in", "invalidate", "store 1", "gather 1", "scatter 1")
 MANY = {"aload, 64 under way": ("aload", 64), "astore, 64 under way": ("astore", 64)} | {
@@ -94,7 +98,7 @@ sys.meta_path.insert(0, Other)
 
 
 class Cluster:
-    """`dask scheduler` and `dask worker` commands, which end with it."""
+    """A cluster of `dask scheduler` and `dask worker` processes, which end with this object."""
 
     def __init__(self, workers: int, *, memory_limit: str = "1GiB") -> None:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -136,7 +140,7 @@ class Cluster:
             )
 
     def _said(self, name: str, pattern: str) -> str:
-        """Wait until a command has said something."""
+        """Wait until a command has printed a text."""
         end = time.monotonic() + WAIT_S
         while time.monotonic() < end:
             found = re.search(pattern, (self.folder / f"{name}.log").read_text(errors="replace"))
@@ -146,7 +150,7 @@ class Cluster:
         raise TimeoutError(f"{name} does not start")
 
     def add(self, *options: str, **environment: str) -> str:
-        """Start a worker; its address, once it has one."""
+        """Start a worker. Return its address when it has one."""
         name = f"worker-{len(self.commands)}"
         self._start(
             name,
@@ -159,7 +163,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def client(self, workers: int | None = None) -> Iterator[Client]:
-        """Give a client, when so many workers are there."""
+        """Return a client when the cluster has a number of workers."""
         with Client(self.address, set_as_default=False) as client:
             client.wait_for_workers(workers or len(self.commands) - 1, timeout=WAIT_S)
             yield client
@@ -179,7 +183,7 @@ def other_batchzip(folder: Path, version: str | None) -> dict[str, str]:
 
 
 class Case:
-    """What became of one case: numbers, and what was said."""
+    """The result of a case: numbers and messages."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, float] = {}
@@ -190,11 +194,11 @@ class Case:
         self.numbers[what] = self.numbers.get(what, 0) + number
 
     def say(self, text: object) -> None:
-        """Note what the user reads."""
+        """Record a message that the user gets."""
         self.said.append(" ".join(str(text).split()))
 
     def look(self, store: ShardedStore, indices: Sequence[int], named: set[int]) -> None:
-        """Count which of these acknowledged pages are there, lost by name, or just gone."""
+        """Count which acknowledged pages exist, were reported as lost, or are missing."""
         for index in indices:
             try:
                 store.load(index)
@@ -206,7 +210,7 @@ class Case:
 
 
 def _kill_one(store: ShardedStore) -> None:
-    """Kill the worker that has the most pages, as soon as there is one that has some."""
+    """Kill the worker with the most pages, as soon as any worker has pages."""
     end = time.monotonic() + WAIT_S
     while time.monotonic() < end:
         with contextlib.suppress(ClusterLost, ProcessLookupError):
@@ -219,7 +223,7 @@ def _kill_one(store: ShardedStore) -> None:
 
 
 def _wait_until_lost(store: ShardedStore, indices: Sequence[int]) -> set[int]:
-    """Ask for pages until one is lost; which ones are said to be."""
+    """Load pages until one is lost. Return the pages that are reported as lost."""
     end = time.monotonic() + WAIT_S
     while time.monotonic() < end:
         try:
@@ -241,7 +245,7 @@ def _recovered(store: ShardedStore) -> set[int]:
 
 
 def recover_race(case: Case) -> None:
-    """Four threads recover at once, each stores right after, and all that was acknowledged is looked for."""
+    """Recover in four threads at once and store right after. Check all acknowledged pages."""
     with Cluster(2) as cluster, cluster.client() as client, ShardedStore(client) as store:
         mine = [[STRIPE * (4 * n + thread) for n in range(4)] for thread in range(4)]
         everything = [index for indices in mine for index in indices]
@@ -255,7 +259,7 @@ def recover_race(case: Case) -> None:
             def use(indices: list[int], gate: threading.Barrier = gate) -> None:
                 gate.wait()
                 time.sleep(0.01 * mine.index(indices))
-                _recovered(store)  # whatever it names, what is stored from here on has to be there
+                _recovered(store)  # pages stored from here on must exist, whatever it reports
                 for index in indices:
                     store.store(index, bytes(PAGE))
 
@@ -266,7 +270,7 @@ def recover_race(case: Case) -> None:
 
 
 def store_beside_recover(case: Case) -> None:
-    """One thread stores folios over eight stripes while another recovers, and workers are killed."""
+    """Store folios over eight stripes while another thread recovers and workers are killed."""
     with Cluster(2) as cluster, cluster.client() as client, ShardedStore(client) as store:
         over = threading.Event()
         named: list[tuple[float, set[int]]] = []
@@ -298,7 +302,7 @@ def store_beside_recover(case: Case) -> None:
 def _store_and_look(
     case: Case, store: ShardedStore, named: Sequence[tuple[float, set[int]]]
 ) -> None:
-    """Store a folio, and count what became of its pages by then, if it was acknowledged."""
+    """Store a folio. If it was acknowledged, count which of its pages exist."""
     begun = time.monotonic()
     pages = 8 * STRIPE
     store.store(0, np.arange(pages * PAGE // 8).view(np.uint8))
@@ -309,7 +313,7 @@ def _store_and_look(
     except PagesLost:
         case.count("named", pages)
     except PageNotStored as gone:
-        time.sleep(1)  # until a recover() that is just under way has said what it lost
+        time.sleep(1)  # lets a running recover() report the pages that it lost
         later = any(at > begun and gone.index in lost for at, lost in list(named))
         case.count("named" if later else "UNNAMED", pages)
 
@@ -370,12 +374,12 @@ def _full(case: Case, pages: int, **options: Any) -> None:
 
 
 def full_worker(case: Case) -> None:
-    """Store 51,200 pages that do not compress, 200 MiB, on one worker with a memory limit of 256 MiB."""
+    """Store 200 MiB of incompressible pages on one worker with a memory limit of 256 MiB."""
     _full(case, 51_200)
 
 
 def full_worker_rejects(case: Case) -> None:
-    """Do the same with `spill=False`."""
+    """Run the same case with `spill=False`."""
     _full(case, 51_200, spill=False)
 
 
@@ -418,7 +422,7 @@ def scaled(case: Case) -> None:
 
 
 def adapted(case: Case) -> None:
-    """Have three workers with nothing to do adapt to one."""
+    """Let a cluster of three idle workers adapt to one."""
     _elastic(case, lambda cluster: cluster.adapt(minimum=1, interval="200ms", wait_count=2))
 
 
@@ -433,7 +437,7 @@ def retired(case: Case) -> None:
 
 
 def lifetime(case: Case) -> None:
-    """Have one of two workers end by its `--lifetime`."""
+    """End one of two workers by its `--lifetime`."""
     with Cluster(1) as cluster:
         cluster.add("--lifetime", "12s")
         with cluster.client() as client, ShardedStore(client) as store:
@@ -471,18 +475,18 @@ BEFORE = {
     "load beside lz4": "p50 46 ms, p99 388 ms",
     "load beside zstd 19": "up to 4,900 ms",
 }
-"""What was measured before shards had leases, an epoch and handlers of their own."""
+"""Results from before shards had leases, an epoch and handlers of their own."""
 
 
 def run_cases(result: Result, names: Sequence[str]) -> None:
-    """Run cases, and add their numbers."""
+    """Run cases and add their numbers."""
     said: dict[str, list[str]] = result.settings.setdefault("said", {})
     for name in names:
         case = Case()
         begun = time.monotonic()
         try:
             CASES[name](case)
-        except Exception as error:  # noqa: BLE001 - the others are to be seen, too
+        except Exception as error:  # noqa: BLE001 - the other cases must run, too
             case.count("FAILED")
             case.say(f"{type(error).__name__}: {error}")
         said[name] = case.said
@@ -496,7 +500,7 @@ def run_cases(result: Result, names: Sequence[str]) -> None:
 
 
 class Clients:
-    """Clients of one store, each a process."""
+    """Clients of one store, each in a process."""
 
     def __init__(self, cluster: Cluster, address: str, pages: Path, number: int) -> None:
         script = Path(__file__).with_name("cluster_client.py")
@@ -528,14 +532,14 @@ class Clients:
             process.stdout.close()
 
     def tell(self, one: int, **asked: Any) -> None:
-        """Have a client begin."""
+        """Start a job of a client."""
         stdin = self._processes[one].stdin
         assert stdin is not None
         stdin.write(json.dumps(asked) + "\n")
         stdin.flush()
 
     def answer(self, one: int) -> dict[str, Any]:
-        """Wait for what a client says."""
+        """Wait for a client's answer."""
         stdout = self._processes[one].stdout
         assert stdout is not None
         line = stdout.readline()
@@ -545,7 +549,7 @@ class Clients:
         return answer
 
     def ask(self, number: int, **asked: Any) -> list[dict[str, Any]]:
-        """Have so many clients do something at the same time."""
+        """Let a number of clients run a job at the same time."""
         for one in range(number):
             self.tell(one, **asked)
         return [self.answer(one) for one in range(number)]
@@ -555,7 +559,7 @@ class Clients:
 def clients_of(
     pages: Path, workers: int, number: int, **engine: Any
 ) -> Iterator[tuple[Clients, ShardedStore]]:
-    """Give clients of a store on a cluster of their own."""
+    """Yield clients of a store on a cluster of its own."""
     with ExitStack() as stack:
         cluster = stack.enter_context(Cluster(workers))
         client = stack.enter_context(cluster.client())
@@ -567,7 +571,7 @@ def clients_of(
 
 
 def measure_latency(result: Result, pages: Path, rounds: int, seconds: float) -> None:
-    """Add µs of single calls alone, many at once, and of loads beside a stream."""
+    """Add the µs of single calls alone, of many at once, and of loads during a stream."""
 
     def add(found: dict[str, list[dict[str, Any]]], **labels: str | int) -> None:
         for way, answers in found.items():
@@ -617,7 +621,7 @@ def measure_throughput(
     rounds: int,
     seconds: float,
 ) -> None:
-    """Add µs a page, and bytes a page on the wire, of all clients together."""
+    """Add the µs and the bytes on the wire per page, of all clients together."""
     for number in workers:
         with clients_of(pages, number, max(several), algorithm="lz4") as (clients, _):
             jobs = {f"{way}\0{count}": (way, count) for way in WAYS for count in several}
@@ -644,7 +648,7 @@ def _add_throughput(
     values: dict[str, list[float]] = {"µs/page": [], "B/page sent": [], "B/page received": []}
     for answers in found:
         done = sum(answer["pages"] for answer in answers)
-        # Each for its own time: they all run at once, and the last call of one may be late.
+        # Each client counts its own time, because its last call may end late.
         rate = sum(answer["pages"] / answer["seconds"] for answer in answers)
         values["µs/page"].append(1e6 / rate)
         values["B/page sent"].append(sum(answer["sent"] for answer in answers) / done)
@@ -652,11 +656,11 @@ def _add_throughput(
     result.figures += [figure(labels, who, name, numbers) for name, numbers in values.items()]
 
 
-# What it shows.
+# Output.
 
 
 def show(result: Result) -> None:
-    """Print a table of each part that there are figures of."""
+    """Print a table per part with figures."""
     out = make_console()
     for part, table in (
         ("cases", partial(_cases_table, result.settings.get("said", {}))),
@@ -739,15 +743,17 @@ def _throughput_table(figures: Sequence[Figure]) -> Table:
 
 
 def goals(result: Result) -> Iterator[str]:
-    """Yield a line for each goal: reached, or how far off."""
+    """Yield a line per goal: whether it is reached, or by how much not."""
     for each in result.figures:
         if each.labels["part"] == "cases" and each.quantity in ("UNNAMED", "FAILED"):
-            yield f"{each.labels['case']}: {each.median:,.0f} {each.quantity}, at most 0: not reached"
+            found = f"{each.median:,.0f} {each.quantity}"
+            yield f"{each.labels['case']}: {found}, at most 0: not reached"
         beside = each.labels.get("beside")
         if beside in STREAMS and each.quantity == "p99, µs":
             took = each.median / 1000
             verdict = "reached" if took <= LOAD_GOAL_MS else f"{took / LOAD_GOAL_MS:.1f} × as much"
-            yield f"p99 of a load beside {beside}: {took:.2f} ms, at most {LOAD_GOAL_MS:g} ms: {verdict}"
+            goal = f"at most {LOAD_GOAL_MS:g} ms"
+            yield f"p99 of a load beside {beside}: {took:.2f} ms, {goal}: {verdict}"
 
 
 def main() -> None:

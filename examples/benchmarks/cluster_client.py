@@ -1,8 +1,9 @@
-"""One client of cluster.py, in a process of its own: it does what each line of JSON on stdin asks for, and says what it took.
+"""A client of cluster.py in a process of its own, which runs jobs from stdin and reports times.
 
 python cluster_client.py SCHEDULER ADDRESS PAGES.npy NUMBER
 
-{"way": "store", "seconds": 1.0}     the ways are WAYS; the answer is a line of JSON, see Work.answer
+{"way": "store", "seconds": 1.0}     a job: a line of JSON, with one of WAYS. The answer is a line
+                                     of JSON, too: see Work.answer.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ PAGE = 4096
 FOLIO = 256
 LARGE = 4096
 KEPT = 16
-"""Folios of each kind that are held at a time."""
+"""Folios of each kind that are held at once."""
 
 _SPACE = 1 << 32
 _BYTES_ACKED = 120
-"""Offset in struct tcp_info of what was sent; what was received is behind it."""
+"""Offset in struct tcp_info of the bytes sent. The bytes received follow."""
 
 
 def traffic() -> tuple[int, int]:
-    """Give the bytes that this process has sent and received on the TCP connections that it has open."""
+    """Return the bytes that this process sent and received on its open TCP connections."""
     sent = received = 0
     for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208 - of this very moment
         try:
@@ -49,7 +50,7 @@ def traffic() -> tuple[int, int]:
                 continue
             with socket.socket(fileno=os.dup(number)) as one:
                 info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        except OSError:  # closed by now, or of another kind
+        except OSError:  # closed meanwhile, or not a TCP socket
             continue
         if len(info) >= _BYTES_ACKED + 16:
             out, into = struct.unpack_from("<QQ", info, _BYTES_ACKED)
@@ -58,7 +59,7 @@ def traffic() -> tuple[int, int]:
 
 
 class Work:
-    """What can be asked for."""
+    """The jobs of a client."""
 
     def __init__(self, client: Client, store: ShardedStore, pages: Any, number: int) -> None:
         self._client = client
@@ -94,7 +95,7 @@ class Work:
 
     def _put(self, count: int) -> int:
         turn = next(self._turn) % KEPT
-        # Large ones and single ones have places of their own.
+        # Large folios and single pages have separate index ranges.
         first = self._base + {FOLIO: 0, LARGE: 1 << 20, 1: 1 << 28}[count] + turn * count
         self._store.store(first, self._some(count))
         return count
@@ -122,7 +123,7 @@ class Work:
     def _scatter(self, *, direct: bool) -> int:
         made = [lz4.block.compress(page, store_size=False) for page in self._some(FOLIO)]
         held = self._scattered[direct]
-        # As an object, not as a list of them: one key a folio.
+        # As one object, not as a list: one key per folio.
         held.append(self._client.scatter({"folio": made}, direct=direct, hash=False)["folio"])
         if len(held) > KEPT:
             held.popleft()
@@ -154,7 +155,7 @@ class Work:
     # For a time.
 
     def answer(self, way: str, seconds: float, threads: int = 1) -> dict[str, Any]:
-        """Do it for so long; how much was done, what it took, and what went over the wire."""
+        """Run a job for some seconds. Return the work done, times, and bytes on the wire."""
         spent: list[float] = []
         pages = 0
         sent, received = traffic()
@@ -196,7 +197,7 @@ class Work:
         return sum(done)
 
     async def _at_once(self, way: str, many: int, end: float) -> int:
-        """Keep so many coroutines under way, each of one page."""
+        """Keep a number of coroutines in flight, each for one page."""
         done = 0
 
         async def one(number: int) -> None:
@@ -212,7 +213,7 @@ class Work:
         return done
 
     def until_told(self, way: str) -> dict[str, Any]:
-        """Do it until the next line comes."""
+        """Repeat a job until the next line arrives on stdin."""
         over = threading.Event()
         done: list[int] = []
 

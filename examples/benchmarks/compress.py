@@ -1,4 +1,4 @@
-"""µs per page of batchzip beside bare codec calls, its limit and its peers.
+"""Compare the µs per page of batchzip with bare codec calls, its limit and its peers.
 
     python examples/benchmarks/compress.py [--rounds 15] [--pages 8192]
                                            [--batches 1,8,64,256,1024] [--algorithms lz4,zstd:1]
@@ -6,29 +6,29 @@
                                            [--pid N | --file PATH | --workload KIND]
 
 The pages are those of a real process (Python objects, parsed source, JSON text, NumPy arrays) or
-one's own, shuffled, without the same-filled ones. In a round every contender takes all pages, a
-batch at a time; the order of contenders is drawn anew each round. So no batch is in a cache
-because somebody has just had it.
+your own. They are shuffled, and same-filled ones are left out. In a round, every contender
+processes all pages, one batch at a time. Contenders take turns in a new random order each round, so
+that no batch is in a cache because another contender has just used it.
 
 bare             a loop of calls of lz4.block or zstandard, on one core
-limit            such a loop in as many processes as there are lanes, all at once
+limit            such loops in as many processes as there are lanes, all at once
 sequential, threads, workers
-                 the engine with that backend; a lane is the caller or one of its workers. One
-                 descriptor is refilled with batch after batch, or restored to the same place
+                 the engine with that backend. A lane is the caller or one of its workers. One
+                 descriptor is refilled for each batch, and pages are restored to the same memory.
 arena            workers, with pages, sources and destinations in the engine's arena
-threads anew     threads, or workers where there are none, with a new descriptor for each batch;
-                 decompress makes its pages (`pages=None`)
+threads anew     threads (or workers, if there is no such backend) with a new descriptor for each
+                 batch, which allocates its pages on decompress (`pages=None`)
 thread pool, zstandard multi, blosc2
-                 see batchzip/bench/peers.py; with as many threads as there are lanes
+                 peers with as many threads as there are lanes: see batchzip/bench/peers.py
 
-`÷ bare` and `÷ limit` say how many times as fast as that, `÷ best` in terms of batchzip's fastest.
-A ratio is the median over the rounds of the ratio in each; ± is half of what lies between the
-quartiles. A goal is `met` by the median, or it is within the `spread` of the quartiles. Goals of
-engines are those of compress on two lanes. Peers are to be no faster than batchzip's best from
-batches of two pages on.
+`÷ bare`, `÷ limit` and `÷ best` are the speeds relative to these. `best` is batchzip's fastest. A
+ratio is the median of the ratios of the rounds. ± is half the distance between the quartiles. A
+goal is `met` if the median reaches it, and `spread` if only the better quartile does. The goals of
+engines are for compressing with two lanes. From batches of two pages on, no peer may be faster than
+batchzip's best.
 
-At the end: what a batch of two pages takes more where lanes are awake, and where they sleep (see
-batchzip/bench/lanes.py), and the CPU time of engines without work.
+The last tables show the extra time of a batch of two pages if lanes are awake and if they sleep
+(see batchzip/bench/lanes.py), and the CPU time of idle engines.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ OPERATIONS = ("compress", "decompress")
 
 
 def contenders(load: Load, note: Callable[[str], object]) -> Iterator[Compressor]:
-    """Make everybody who can be had for this algorithm, but the limit."""
+    """Yield all contenders available for an algorithm, without the limit."""
     backends = [name for name in ("threads", "workers") if name in batchzip.backends()]
     makers: list[Callable[[], Compressor]] = [
         partial(Bare, load),
@@ -87,7 +87,7 @@ def contenders(load: Load, note: Callable[[str], object]) -> Iterator[Compressor
 
 
 class Bench:
-    """One algorithm's contenders, ready to be measured."""
+    """The contenders of one algorithm."""
 
     def __init__(self, load: Load, note: Callable[[str], object]) -> None:
         self.load = load
@@ -98,11 +98,11 @@ class Bench:
 
     @property
     def own(self) -> list[OfEngine]:
-        """Those that are batchzip."""
+        """The contenders of batchzip."""
         return [one for one in self.everybody if isinstance(one, OfEngine)]
 
     def cell(self, operation: str, size: int, rounds: int) -> Cell:
-        """Measure everybody at one batch size."""
+        """Measure all contenders at one batch size."""
         count = len(self.load.pages)
         work = {
             one.name: timed(
@@ -120,16 +120,16 @@ class Bench:
         return Cell(self.load.algorithm.label, operation, size, own, us)
 
     def engines(self) -> dict[str, batchzip.Engine]:
-        """Give one engine of each backend."""
+        """Return one engine per backend."""
         return {one.name: one.engine for one in self.own if type(one) is OfEngine}
 
     def close(self) -> None:
-        """End everybody."""
+        """Close all contenders."""
         self._stack.close()
 
 
 class Report:
-    """What was measured, printed as it comes and written as JSON at the end."""
+    """The results, which are written as JSON at the end."""
 
     def __init__(self, options: argparse.Namespace, pages: Pages) -> None:
         self.settings: dict[str, Any] = {
@@ -147,12 +147,12 @@ class Report:
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
-        """Add a remark, once."""
+        """Add a remark unless it is there already."""
         if text not in self.notes:
             self.notes.append(text)
 
     def save(self, path: Path) -> None:
-        """Write everything, each round of it."""
+        """Write all results, with the values of each round."""
         document = {
             "machine": self.machine,
             "settings": self.settings,
@@ -168,7 +168,7 @@ class Report:
 
 
 def cells_table(cells: list[Cell]) -> Table:
-    """Make the table of one algorithm and operation, a section for each batch size."""
+    """Return the table of one algorithm and operation, with a section per batch size."""
     table = Table(
         f"{cells[0].algorithm}, {cells[0].operation}: µs per page of 4 KiB",
     )
@@ -198,7 +198,7 @@ def cells_table(cells: list[Cell]) -> Table:
 
 
 def summary(cells: list[Cell]) -> Iterator[str]:
-    """Say who is ahead of batchzip's best, and which goals are missed."""
+    """Yield lines that count the outcomes and name the missed goals and the peers ahead."""
     verdicts = [
         (cell, name, verdict)
         for cell in cells
@@ -220,7 +220,7 @@ def summary(cells: list[Cell]) -> Iterator[str]:
 
 
 def hand_over_table(found: dict[str, dict[str, HandOver]]) -> Table:
-    """Make the table of batches of two pages."""
+    """Return the table of batches of two pages."""
     table = Table(
         "a batch of two pages: µs until the caller has it, and more than sequential",
     )
@@ -239,7 +239,7 @@ def hand_over_table(found: dict[str, dict[str, HandOver]]) -> Table:
 
 
 def measure(options: argparse.Namespace, pages: Pages, report: Report) -> None:
-    """Measure everything, and print each table when it is done."""
+    """Measure all algorithms and print each table as soon as it is complete."""
     out = make_console()
     sizes = [int(size) for size in options.batches.split(",")]
     if max(sizes) > len(pages):
@@ -293,7 +293,8 @@ def main() -> None:
     spent = report.idle
     print(
         f"{spent['engines']:.0f} idle engines, {spent['seconds']:.0f} s: "
-        f"{spent['owner'] * 1e3:.2f} ms of CPU in the owner, {spent['workers'] * 1e3:.2f} in workers"
+        f"{spent['owner'] * 1e3:.2f} ms of CPU in the owner, "
+        f"{spent['workers'] * 1e3:.2f} in workers"
     )
     for line in summary(report.cells):
         print(line)

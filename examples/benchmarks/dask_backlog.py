@@ -1,10 +1,12 @@
-"""Small batches on a Dask cluster: what each costs, and what client and scheduler have of many at once.
+"""Measure small batches on a Dask cluster: their cost, and the memory that a backlog takes.
 
-    python examples/benchmarks/dask_backlog.py [--batches 10000] [--pages 16] [--workers 2] [--rounds 5]
+    python examples/benchmarks/dask_backlog.py [--batches 10000] [--pages 16] [--workers 2]
+                                               [--rounds 5]
 
-First, interleaved, in rounds: a bare Dask task with as many bytes, submitted and waited for, one by one and 16 at
-a time; and batches of `DaskBackend(local="never")` in the same ways. Then --batches of them are submitted at
-once, and every second says how many are done and how much memory client and scheduler have (RSS).
+The first part compares bare Dask tasks with batches of `DaskBackend(local="never")` of the same
+size, in interleaved rounds. 1, 16 or 256 of them are in flight at once. The second part submits
+--batches batches at once. Each second it prints the number of finished batches and the memory (RSS)
+of the client and the scheduler.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
     from batchzip.request import Request
 
 _MMAP_THRESHOLD = -3
-"""M_MMAP_THRESHOLD of mallopt(3). What a batch had is the system's again when it is gone: RSS shows what is held."""
+"""M_MMAP_THRESHOLD of mallopt(3). Freed batches are then returned to the system, so that RSS shows
+only live memory."""
 
 
 def _rss_mib(pid: int) -> float:
@@ -47,7 +50,7 @@ def _rss_mib(pid: int) -> float:
 
 @contextlib.contextmanager
 def _cluster(workers: int) -> Iterator[Client]:
-    """Start Dask's own commands, a process each."""
+    """Start Dask's own commands, in one process each."""
     with contextlib.ExitStack() as stack:
         file = f"{stack.enter_context(tempfile.TemporaryDirectory())}/scheduler.json"
         words = "--scheduler-file", file, "--host", "127.0.0.1", "--no-dashboard"
@@ -65,7 +68,7 @@ def _cluster(workers: int) -> Iterator[Client]:
 
 
 def _ms(begin: Callable[[], Callable[[], object]], count: int) -> float:
-    """Begin so many things, wait for all, and return milliseconds for each."""
+    """Start `count` operations and wait for all. Return the milliseconds per operation."""
     began = time.perf_counter()
     for wait in [begin() for _ in range(count)]:
         wait()
@@ -73,7 +76,7 @@ def _ms(begin: Callable[[], Callable[[], object]], count: int) -> float:
 
 
 def compare(client: Client, pages: Pages, rounds: int) -> None:
-    """Print what a batch costs beside a bare task."""
+    """Print the costs of bare tasks and of batches."""
 
     def task() -> Callable[[], object]:
         return client.submit(len, pages.tobytes(), pure=False).result
@@ -95,7 +98,7 @@ def compare(client: Client, pages: Pages, rounds: int) -> None:
 
 
 def flood(client: Client, pages: Pages, batches: int) -> None:
-    """Submit so many batches at once, and print how they get done."""
+    """Submit `batches` batches at once, and print their progress."""
     scheduler = client.run_on_scheduler(os.getpid)
     done = failed = 0
     over = threading.Event()
@@ -132,7 +135,7 @@ def flood(client: Client, pages: Pages, batches: int) -> None:
 
 
 def main() -> None:
-    """Do as the command line says."""
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--batches", type=int, default=10_000)
     parser.add_argument("--pages", type=int, default=16)

@@ -1,18 +1,21 @@
-"""Where the backend `dask` pays: a cluster of simulated hosts, each with a slice of a CPU and a slow link.
+"""Find out when the backend `dask` pays, on a cluster of simulated hosts with slow CPUs and links.
 
-    sudo python examples/benchmarks/dask_hosts.py [--hosts 1,2,4] [--algorithms lz4,zstd:1,…] [--batches 16,256,4096]
-                                                  [--cpu 20] [--caller-cpu 20] [--mbit 1000] [--seconds 3] [--alone] [--json FILE]
+    sudo python examples/benchmarks/dask_hosts.py [--hosts 1,2,4] [--algorithms lz4,zstd:1,…]
+                                                  [--batches 16,256,4096] [--cpu 20]
+                                                  [--caller-cpu 20] [--mbit 1000] [--seconds 3]
+                                                  [--alone] [--json FILE]
 
-**This is a simulation.** All hosts are this machine: a network namespace each, which a bridge joins, and a
-control group each, with --cpu % of one CPU: the caller's, the scheduler's, and those of 1, 2 and 4 workers. So a
-host is a slow one, its caches are everybody's, and there is no distance: what is sent takes its CPU time at
-both ends and its share of --mbit Mbit/s per host, and no time on the way (tc netem would add some; --delay-ms
-asks for it, where the kernel has it). All hosts together should take less than the machine has: six at
-20 % take 1.2 CPUs. Ratios of one run are what it is for.
+**This is a simulation.** All hosts are this machine. Each has a network namespace, connected by a
+bridge, and a control group with --cpu % of one CPU. There are hosts for the caller, the scheduler,
+and 1, 2 and 4 workers. Hosts are therefore slow, share their caches, and have no distance: sending
+takes CPU time at both ends and a share of --mbit Mbit/s per host, but no time on the way. tc netem
+adds a delay with --delay-ms, if the kernel supports it. All hosts together should need less than
+the machine has: six hosts at 20 % need 1.2 CPUs. Only ratios within one run are meaningful.
 
-MB of pages compressed per second, by a caller that has 8 MiB of batches under way, two at least; with --alone,
-by one that waits for each batch. "local": by the caller's host alone, backend `sequential`. "sent": by the
-cluster, `DaskBackend(local="never")`. "auto": `DaskBackend()`, which chooses; and which place it chose.
+The figures are MB of pages compressed per second. The caller keeps 8 MiB of batches in flight, at
+least two. With --alone, it waits for each batch. "local" is the caller's host alone with the
+backend `sequential`. "sent" is the cluster with `DaskBackend(local="never")`. "auto" is
+`DaskBackend()`, which chooses the place. The table shows its choice.
 
 Needs root, `ip` and `tc` (iproute2), and control groups of either version.
 """
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
 
 UNDER_WAY_BYTES = 8 << 20
 PERIOD_US = 10_000
-"""A quota is given out so often: with the kernel's 100 ms, a host would stand still for most of them."""
+"""Period of the CPU quota. With the kernel's 100 ms, a host would stand still most of the time."""
 
 _NAME = f"bz{os.getpid() % 100_000}"
 _NETWORK = "10.77.0"
@@ -60,7 +63,7 @@ _PORT = 8786
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One cell of the table."""
+    """A cell of the table."""
 
     algorithm: str
     batch: int
@@ -68,7 +71,7 @@ class Speed:
     hosts: int
     mb_s: float
     chosen: str = ""
-    """The place that "auto" had chosen in the end."""
+    """The last choice of "auto"."""
 
 
 # The hosts.
@@ -90,7 +93,7 @@ def _network() -> Iterator[str]:
 
 
 class Host:
-    """A namespace with one address, and a control group."""
+    """A network namespace with one address, and a control group."""
 
     def __init__(self, number: int, bridge: str, options: argparse.Namespace) -> None:
         self.address = f"{_NETWORK}.{number}"
@@ -115,13 +118,13 @@ class Host:
             undo.callback(_remove_group, self._group)
             undo.callback(self._end)
             self.close = undo.pop_all().close
-            """Ends what runs there, and the host."""
+            """End the processes of the host, then the host."""
 
     def _limit_link(self, tc: tuple[str, ...], device: str) -> None:
         add = *tc, "qdisc", "add", "dev", device
         parent = ["root"]
         if self._options.delay_ms:
-            # Half at either end of the link, so that a round trip between two hosts has it twice.
+            # Half of the delay at either end of a link: a round trip between hosts has it twice.
             delay = f"{self._options.delay_ms / 4}ms"
             _sh(*add, "root", "handle", "1:", "netem", "delay", delay, "limit", "100000")
             parent = ["parent", "1:"]
@@ -130,9 +133,9 @@ class Host:
             _sh(*add, *parent, "tbf", "rate", rate, "burst", "1mb", "latency", "200ms")
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """Run a command there; its CPU is limited by `limit`."""
+        """Run a command on the host. `limit` limits its CPU."""
         process = subprocess.Popen(
-            ["ip", "netns", "exec", self._name, *words],  # noqa: S607 - wherever it is
+            ["ip", "netns", "exec", self._name, *words],  # noqa: S607 - found by PATH
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if self._options.verbose else subprocess.DEVNULL,
@@ -143,8 +146,8 @@ class Host:
         return process
 
     def limit(self, percent: int) -> None:
-        """Give it a slice of a CPU from now on."""
-        period = max(PERIOD_US, 100_000 // percent)  # a quota has a millisecond at least
+        """Limit the host to a share of a CPU from now on."""
+        period = max(PERIOD_US, 100_000 // percent)  # the minimum of a quota is 1 ms
         quota = period * percent // 100
         if (self._group / "cpu.max").exists():
             (self._group / "cpu.max").write_text(f"{quota} {period}")
@@ -162,7 +165,7 @@ _ROOT = Path("/sys/fs/cgroup")
 
 
 def _groups() -> Path:
-    """Return the folder in which groups are made."""
+    """Return the folder for new control groups."""
     return (_ROOT if (_ROOT / "cgroup.controllers").exists() else _ROOT / "cpu") / _NAME
 
 
@@ -174,7 +177,7 @@ def _make_group(name: str) -> Path:
 
 def _remove_group(group: Path) -> None:
     deadline = time.monotonic() + 5
-    while True:  # what was killed leaves its group a moment later
+    while True:  # a killed process leaves its group a moment later
         try:
             group.rmdir()
         except OSError:
@@ -190,7 +193,7 @@ def _all_groups() -> Iterator[None]:
     top = _groups()
     top.mkdir()
     try:
-        # Others on the machine take nothing of what the hosts may have.
+        # Other processes of the machine must not take the hosts' CPU time.
         if (top / "cgroup.controllers").exists():
             (_ROOT / "cgroup.subtree_control").write_text("+cpu")
             (top / "cgroup.subtree_control").write_text("+cpu")
@@ -202,7 +205,7 @@ def _all_groups() -> Iterator[None]:
         top.rmdir()
 
 
-# The caller, in a process of its own on its host.
+# The caller: a process of its own on its host.
 
 
 def _rate(
@@ -213,7 +216,7 @@ def _rate(
     alone: bool,
     seconds: float,
 ) -> tuple[float, str]:
-    """Return MB per second of an engine, and the place that it chose last."""
+    """Return the MB per second of an engine, and its last choice of a place."""
     most = 1 if alone else max(2, UNDER_WAY_BYTES // (batch * 4096))
     room = threading.Semaphore(most)
     done = 0
@@ -228,13 +231,13 @@ def _rate(
     engine = batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters)
     with engine:
         warm = batchzip.CompressBatch(pages[:batch])
-        engine.submit(warm, deadline_s=1.0).wait()  # what starts with the first batch
+        engine.submit(warm, deadline_s=1.0).wait()  # warm up
         began = time.monotonic()
         end = began + seconds
         at = 0
         while (left := end - time.monotonic()) > 0 and room.acquire(timeout=left):
             at = at + batch if at + 2 * batch <= len(pages) else 0
-            # Pages that are not done at the end do not count.
+            # Pages that are unfinished at the end do not count.
             request = engine.submit(
                 batchzip.CompressBatch(pages[at : at + batch]),
                 deadline_s=max(0.0, end - time.monotonic()),
@@ -250,7 +253,7 @@ def _rate(
 
 
 def _call(options: argparse.Namespace) -> None:
-    """Measure what is asked for, a line of JSON each."""
+    """Measure each request, and answer with a line of JSON."""
     pages = np.load(options.pages)
     print("ready", flush=True)
     sys.stdin.readline()
@@ -264,18 +267,18 @@ def _call(options: argparse.Namespace) -> None:
                     ("auto", DaskBackend(options.call)),
                 ]
             for way, backend in ways:
-                # It chooses between trials that take seconds themselves.
+                # The engine chooses after trials, which take seconds.
                 seconds = options.seconds * (3 if way == "auto" else 1)
                 mb_s, chosen = _rate(backend, algorithm, batch, pages, options.alone, seconds)
                 speed = Speed(algorithm.label, batch, way, options.hosts[0], mb_s, chosen)
                 print(json.dumps(asdict(speed)), flush=True)
 
 
-# All of it.
+# The whole simulation.
 
 
 def measure(hosts: int, pages: str, bridge: str, options: argparse.Namespace) -> Iterator[Speed]:
-    """Measure with so many workers; with 0, on the caller's host alone."""
+    """Measure with a number of workers. 0 means the caller's host alone."""
     with contextlib.ExitStack() as stack:
         made = []
         for number in range(1, 3 + hosts):
@@ -319,11 +322,12 @@ def measure(hosts: int, pages: str, bridge: str, options: argparse.Namespace) ->
 
 def show(speeds: list[Speed], options: argparse.Namespace) -> None:
     """Print the table."""
-    callers = "waits for each batch" if options.alone else "has 8 MiB under way"
+    callers = "waits for each batch" if options.alone else "has 8 MiB in flight"
     link = f"{options.mbit} Mbit/s" if options.mbit else "no limit"
     busy = f", the caller's {options.caller_cpu} %" if options.caller_cpu else ""
     table = Table(
-        f"MB/s of pages, simulated hosts with {options.cpu} % of a CPU each{busy}, links of {link}; the caller {callers}"
+        f"MB/s of pages, simulated hosts with {options.cpu} % of a CPU each{busy}, "
+        f"links of {link}; the caller {callers}"
     )
     for name in ("", "batch", "local"):
         table.add_column(name, left=not name)
@@ -351,7 +355,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def main() -> None:
-    """Do as the command line says."""
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--hosts", type=_numbers, default=[1, 2, 4], help="numbers of workers")
     parser.add_argument("--algorithms", default="lz4,zstd:1,zstd:9,zstd:19,brotli")
@@ -375,7 +379,7 @@ def main() -> None:
     if os.geteuid():
         parser.error("network namespaces and control groups take root")
     print(
-        "A simulation: network namespaces and control groups of this one machine, no distance between them.",
+        "A simulation: network namespaces and control groups of this machine, without distance.",
         flush=True,
     )
     speeds: list[Speed] = []

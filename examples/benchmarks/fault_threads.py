@@ -1,9 +1,12 @@
-"""How many fault threads pay: threads touch random pages of a PagedMemory of three times its budget.
+"""Find out how many fault threads pay, with threads that touch random pages of a PagedMemory.
 
-    python examples/benchmarks/fault_threads.py [--fault-threads 1,2,4,8] [--touchers 1,4,16] [--mib 192] [--rounds 3]
+    python examples/benchmarks/fault_threads.py [--fault-threads 1,2,4,8] [--touchers 1,4,16]
+                                                [--mib 192] [--rounds 3]
 
-Each touching thread reads a word of 20,000 pages, drawn anew for each round, 2,000 in a call of NumPy that does not hold the GIL.
-A touch takes the time of all divided by all touches, so it goes down where faults are served side by side.
+The memory is three times as large as its budget. Each touching thread reads one word from each of
+20,000 random pages, 2,000 per NumPy call, without the GIL. New pages are drawn for each round. The
+time per touch is the total time divided by the number of touches. It decreases if faults are served
+in parallel.
 """
 
 from __future__ import annotations
@@ -29,12 +32,12 @@ if TYPE_CHECKING:
 PAGE = 4096
 WORDS = PAGE // 8
 SHARE = 3
-"""The array ÷ its budget."""
+"""Size of the array ÷ its budget."""
 CALLS, IN_CALL = 10, 2000
 
 
 def touch(array: np.ndarray, seed: int) -> None:
-    """Read a word of random pages."""
+    """Read a word from each of many random pages."""
     rng = np.random.default_rng(seed)
     for _ in range(CALLS):
         rows = rng.integers(0, len(array) // WORDS, IN_CALL) * WORDS
@@ -42,7 +45,7 @@ def touch(array: np.ndarray, seed: int) -> None:
 
 
 def touched(fault_threads: int, touchers: int, pages: int) -> float:
-    """Give the seconds that so many threads take, with a memory of their own."""
+    """Return the seconds that `touchers` threads take, with a memory of their own."""
     nbytes = pages * PAGE
     with batchzip.PagedMemory(nbytes, nbytes // SHARE, fault_threads=fault_threads) as memory:
         array = memory.array((nbytes // 8,), "i8")
@@ -57,7 +60,7 @@ def touched(fault_threads: int, touchers: int, pages: int) -> float:
 
 
 def numbers(text: str) -> list[int]:
-    """Read numbers with commas between them."""
+    """Parse comma-separated numbers."""
     return [int(part) for part in text.split(",")]
 
 

@@ -1,17 +1,19 @@
-"""How much smaller floating-point pages get, by kind of number, page size and engine.
+r"""Measure the ratios of floating-point pages, by kind of number, page size and engine.
 
     python examples/benchmarks/floats.py [FILE ...] [--json FILE]
 
-A FILE has the weights of a model: .onnx (needs the package onnx) or .safetensors. Its float32 weights are
-measured as they are, rounded to bfloat16 and to float16, as models are published and kept in memory. Without
-a file, and beside those of files, there are normally distributed numbers. Two packages that ship weights:
+A FILE contains the weights of a model: .onnx (needs the package onnx) or .safetensors. Its float32
+weights are measured unchanged, and rounded to bfloat16 and to float16, as models are published and
+kept in memory. Normally distributed numbers are always measured. Two packages ship weights:
 
     pip install onnx && pip install --no-deps rapidocr-onnxruntime silero-vad
     cd "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-    … rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx silero_vad/data/silero_vad_16k.safetensors
+    … rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx \
+        silero_vad/data/silero_vad_16k.safetensors
 
-`bound` is what a perfect code of each byte by itself would reach, exponents and mantissas apart; repeats, and
-pages unlike each other, go beyond it. MB/s are of one core, with 64 KiB pages, the median of rounds in which all engines take turns.
+`bound` is the ratio of an ideal code of single bytes, with exponents and mantissas separate. Data
+with repetitions, or pages of different kinds, can exceed it. MB/s are for one core and pages of
+64 KiB. They are medians of rounds in which all engines take turns.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 PAGE_SIZES = 4 << 10, 16 << 10, 64 << 10
 MOST_BYTES = 4 << 20
-"""Of one kind of number."""
+"""Maximum bytes per kind of number."""
 
 ROUNDS = 3
 
@@ -45,7 +47,7 @@ def normal() -> np.ndarray[Any, Any]:
 
 
 def weights_of(path: Path) -> np.ndarray[Any, Any]:
-    """Read the float32 weights of a model, one tensor behind the other. Raise SystemExit where it has none."""
+    """Return the float32 weights of a model, concatenated. Raise SystemExit if it has none."""
     tensors = list(_of_onnx(path) if path.suffix == ".onnx" else _of_safetensors(path))
     if not tensors:
         raise SystemExit(f"{path} has no float32 weights")
@@ -53,7 +55,7 @@ def weights_of(path: Path) -> np.ndarray[Any, Any]:
 
 
 def _of_onnx(path: Path) -> Iterator[np.ndarray[Any, Any]]:
-    import onnx  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - of no other use here
+    import onnx  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - optional
 
     graph = onnx.load(path).graph
     constants = (node.attribute[0].t for node in graph.node if node.op_type == "Constant")
@@ -72,18 +74,18 @@ def _of_safetensors(path: Path) -> Iterator[np.ndarray[Any, Any]]:
 
 
 def kinds_of(numbers: np.ndarray[Any, Any]) -> Iterator[tuple[str, str, bytes]]:
-    """Give the numbers as each kind: its name, how it is shuffled, and bytes."""
+    """Yield the numbers as each kind: its name, its shuffle, and the bytes."""
     bits = numbers.view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     yield "bf16", "f2", rounded.astype(np.uint16)[: MOST_BYTES // 2].tobytes()
-    with np.errstate(over="ignore"):  # of numbers beyond float16's, few as they are
+    with np.errstate(over="ignore"):  # a few numbers exceed float16's range
         halves = numbers.astype(np.float16)
     yield "fp16", "f2", halves[: MOST_BYTES // 2].tobytes()
     yield "fp32", "f4", numbers[: MOST_BYTES // 4].tobytes()
 
 
 def bound(data: bytes, shuffle: str) -> float:
-    """Return the ratio of a perfect code of each plane's bytes."""
+    """Return the ratio of an ideal code of each plane's bytes."""
     planes = np.frombuffer(shuffle_bytes(data, shuffle), np.uint8).reshape(int(shuffle[1]), -1)
     bits = 0.0
     for plane in planes:
@@ -94,7 +96,7 @@ def bound(data: bytes, shuffle: str) -> float:
 
 
 def ratio_of(data: bytes, size: int, **options: Any) -> float:
-    """Return how much smaller whole pages get; one that does not shrink counts as it is."""
+    """Return the ratio of whole pages. A page that does not shrink counts with its full size."""
     pages = np.frombuffer(data, np.uint8)[: len(data) // size * size].reshape(-1, size)
     with batchzip.Engine("zstd", backend="sequential", page_size=size, **options) as engine:
         batch = batchzip.CompressBatch(pages)
@@ -106,7 +108,7 @@ def ratio_of(data: bytes, size: int, **options: Any) -> float:
 
 
 def speeds_of(data: bytes, ways: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Return MB/s of compress and decompress, by way."""
+    """Return the MB/s of compressing and restoring, by way."""
     size = PAGE_SIZES[-1]
     pages = np.frombuffer(data, np.uint8)[: len(data) // size * size].reshape(-1, size)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -129,7 +131,7 @@ def speeds_of(data: bytes, ways: dict[str, dict[str, Any]]) -> dict[str, tuple[f
 
 
 def measure(source: str, numbers: np.ndarray[Any, Any]) -> Iterator[dict[str, Any]]:
-    """Measure and print all kinds of one source's numbers."""
+    """Measure and print all kinds of a source's numbers. Yield the figures."""
     for kind, shuffle, data in kinds_of(numbers):
         ways: dict[str, dict[str, Any]] = {
             "plain": {"level": 1},
@@ -156,7 +158,7 @@ def measure(source: str, numbers: np.ndarray[Any, Any]) -> Iterator[dict[str, An
 
 
 def main() -> None:
-    """Measure what the command line names."""
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument("--json", type=Path, metavar="FILE")

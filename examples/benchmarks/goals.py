@@ -1,4 +1,4 @@
-"""Goals of compress.py: how fast batchzip is to be beside what was measured in the same rounds."""
+"""Goals of compress.py: minimum speeds relative to contenders measured in the same rounds."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ GOALS: dict[tuple[str, str], tuple[str, dict[int, float]]] = {
     ("lz4", "arena"): ("limit", _THREADS_LZ4),
     ("zstd 1", "arena"): ("limit", _THREADS_ZSTD),
 }
-"""By algorithm and contender: against what, and the least ratio by batch. Of compress."""
+"""For compressing, by algorithm and contender: the base, and the minimum ratio per batch size."""
 
 RESTORING = (64, 256, 1024)
-"""Batches that threads are to restore no slower than the best of RIVALS."""
+"""Batch sizes at which threads must restore at least as fast as the best of RIVALS."""
 RIVALS = ("blosc2 1 MiB", "zstandard multi", "thread pool")
 
 PEERS_FROM = 2
-"""Pages of the smallest batch at which peers are to be no quicker."""
+"""Smallest batch size at which no peer may be faster."""
 
 
 class Outcome(StrEnum):
-    """How a goal came out."""
+    """The outcome of a goal."""
 
     MET = "met"
     SPREAD = "spread"
-    """Missed by the median, and reached within the quartiles."""
+    """Missed by the median, but reached within the quartiles."""
     MISSED = "MISSED"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One goal of one contender, and how it came out."""
+    """A goal of a contender, and its outcome."""
 
     goal: str
     ratio: Spread
@@ -62,26 +62,26 @@ class Cell:
     operation: str
     batch: int
     own: list[str]
-    """Who is batchzip."""
+    """Names of batchzip's contenders."""
     us: dict[str, list[float]]
     """µs per page in each round."""
 
     @property
     def best(self) -> str:
-        """Name the quickest of batchzip's own."""
+        """The name of the fastest of batchzip's contenders."""
         return min(self.own, key=lambda name: statistics.median(self.us[name]))
 
     @property
     def peers(self) -> list[str]:
-        """Name everybody who is neither batchzip nor what it is measured by."""
+        """The names of contenders that are neither batchzip nor a base."""
         return [name for name in self.us if name not in {"bare", "limit", *self.own}]
 
     def speed(self, name: str, base: str) -> Spread:
-        """How many times as fast as `base` that one is."""
+        """Return the speed of a contender relative to `base`."""
         return speed(self.us[base], self.us[name])
 
     def verdict(self, name: str) -> Verdict | None:
-        """Judge a contender by its goal, if there is one for it."""
+        """Return the outcome of a contender's goal, or None if it has no goal."""
         if name in self.peers:
             if self.batch < PEERS_FROM:
                 return None
@@ -103,7 +103,7 @@ class Cell:
 
 
 def _outcome(beyond: float, at_best: float) -> Outcome:
-    """Judge by how far beyond a goal the median is, and the better quartile."""
+    """Return the outcome from the margins of the median and of the better quartile."""
     if beyond >= 0:
         return Outcome.MET
     return Outcome.SPREAD if at_best >= 0 else Outcome.MISSED

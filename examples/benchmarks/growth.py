@@ -1,19 +1,21 @@
-"""A store from 10⁴ to 10⁷ pages: what an operation costs and what a page takes must stay flat.
+"""Measure a store of 10⁴ to 10⁷ pages: cost per operation and memory per page must stay constant.
 
     python examples/benchmarks/growth.py [--largest 1000000] [--json FILE] [--plot PNG]
 
-Pages are synthetic, so that ten million fit: one in four is same-filled, of the others lz4 makes some 30 bytes each.
-The store is filled to each size in turn; there, the last pages stored give the cost of a store, and random
-pages from the whole give the cost of single loads, of loads in batches of 256, and of storing anew in place.
-The sequential backend: what grows here is the store, not the codec.
+Pages are synthetic, so that ten million fit: one in four is same-filled, and lz4 compresses each of
+the others to about 30 bytes. The store is filled to each size in turn. The cost of a store is that
+of the last pages. Random pages of the whole store give the costs of single loads, of loads in
+batches of 256, and of replacing pages. The backend is sequential, because the store grows and the
+codec does not matter.
 
-`reads alone` is what memory itself costs: the entry, the handle's word and the object's bytes of random pages are
-read in as much memory as the store's tables and objects have (the entries private, the others shared), one
-page after the other or 256 at a time, and nothing else is done. The second table has what a page takes more than
-in the smallest store: what a load grows by beyond its reads is not cache misses.
+`reads alone` is the cost of memory accesses: the entry, the handle's word and the object's bytes of
+random pages are read, singly or 256 at a time, and nothing else is done. The memory is as large as
+the store's tables and objects. Entries are in private memory, words and objects in shared memory.
+The second table shows the growth compared with the smallest store. The growth of a load beyond that
+of its reads is not caused by cache misses.
 
-`bytes of tables` and `bytes of the pool` are what the store says; `process` is what the process grew by,
-the pool's shared memory included, since the store had its first folio.
+`tables` and `pool` are the store's own figures. `process` is the growth of the process since the
+store got its first folio, including the pool's shared memory.
 """
 
 from __future__ import annotations
@@ -42,10 +44,10 @@ if TYPE_CHECKING:
 
 FOLIO_PAGES = 256
 OBJECT = 32
-"""Bytes that lz4 makes of a page, about."""
+"""Approximate compressed bytes of a page."""
 
 SAMPLES = 40
-"""Batches of FOLIO_PAGES timed at each size: 10,240 pages, as many as the smallest store has."""
+"""Batches of FOLIO_PAGES that are timed at each size: 10,240 pages, about the smallest store."""
 
 SINGLES = 10_000
 
@@ -62,7 +64,7 @@ SIZES = ("tables", "pool", "process")
 
 
 class Growing:
-    """A store that is filled further and further."""
+    """A store that is filled step by step."""
 
     def __init__(self, store: batchzip.SwapStore) -> None:
         self._store = store
@@ -70,20 +72,20 @@ class Growing:
         self._out = np.zeros((FOLIO_PAGES, PAGE), np.uint8)
         self._rng = np.random.default_rng(6)
         self.count = 0
-        # What a store takes however little is in it is not what grows.
+        # The memory of an almost empty store is not counted as growth.
         self.fill(FOLIO_PAGES)
         self.load_many()
         self._before = resident_bytes()
 
     def _folio(self, first: int) -> Pages:
-        """Make pages that say their index; one in four is same-filled."""
+        """Return pages that contain their indices. One in four is same-filled."""
         words = self._pages.view(np.uint64)
         words[:, 0] = np.arange(first, first + FOLIO_PAGES, dtype=np.uint64)
         words[::4, 0] = 0
         return self._pages
 
     def fill(self, count: int) -> list[float]:
-        """Store until there are `count` pages; µs a page of the last folios."""
+        """Store pages until there are `count`. Return the µs per page of the last folios."""
         spent = []
         while self.count < count:
             pages = self._folio(self.count)
@@ -94,7 +96,7 @@ class Growing:
         return [s / FOLIO_PAGES * 1e6 for s in spent[-SAMPLES:]]
 
     def anew(self, *, invalidate: bool) -> list[float]:
-        """Store folios anew at random places, in place or after invalidating them."""
+        """Replace random folios, in place or after invalidating them. Return µs per page."""
         spent = []
         places = self._rng.integers(0, self.count // FOLIO_PAGES, SAMPLES) * FOLIO_PAGES
         for first in places.tolist():
@@ -107,7 +109,7 @@ class Growing:
         return spent
 
     def load_many(self) -> list[float]:
-        """Load random pages in batches, and see that they are those."""
+        """Load random pages in batches and verify them. Return µs per page."""
         spent = []
         for _ in range(SAMPLES):
             indices = self._rng.integers(0, self.count, FOLIO_PAGES)
@@ -119,7 +121,7 @@ class Growing:
         return spent
 
     def load(self) -> list[float]:
-        """Load random pages one by one."""
+        """Load random pages one by one. Return µs per page."""
         clock, load = time.perf_counter, self._store.load
         spent = []
         for index in self._rng.integers(0, self.count, SINGLES).tolist():
@@ -129,7 +131,7 @@ class Growing:
         return spent
 
     def held(self) -> dict[str, float]:
-        """Bytes a page, by who holds them."""
+        """Return the bytes per page in tables, pool and process."""
         counters = self._store.counters
         held = {
             "tables": self._store.table_bytes,
@@ -140,7 +142,7 @@ class Growing:
 
 
 class Memory:
-    """As much memory as a store of `count` pages has, and nothing in it."""
+    """Empty memory of the same size as that of a store of `count` pages."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -153,10 +155,10 @@ class Memory:
         self._entries = memoryview(self._table)
         self._words = self._segments[0].view
         for view in (self._entries, *(segment.view for segment in self._segments)):
-            view[:] = bytes(len(view))  # a first touch is a fault
+            view[:] = bytes(len(view))  # first touches fault, and must not be timed
 
     def read(self) -> list[float]:
-        """Read for random pages one by one."""
+        """Read the words of random pages one by one. Return µs per page."""
         clock, unpack, objects = time.perf_counter, struct.Struct("<QQ").unpack_from, self._objects
         entries, words = self._entries, self._words.cast("Q")
         spent = []
@@ -170,7 +172,7 @@ class Memory:
         return spent
 
     def read_many(self) -> list[float]:
-        """Read for random pages in batches."""
+        """Read the words of random pages in batches. Return µs per page."""
         objects = self._objects
         entries = np.frombuffer(self._entries, np.complex128, self._count)
         words = np.frombuffer(self._words, np.uint64, self._count)
@@ -190,7 +192,7 @@ class Memory:
         return self._segments[1].memory
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._entries.release()
         self._table.close()
         for segment in self._segments:
@@ -198,7 +200,7 @@ class Memory:
 
 
 def resident_bytes() -> int:
-    """Bytes of memory this process has, shared memory included."""
+    """Return the resident bytes of this process, including shared memory."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
 
 
@@ -232,7 +234,7 @@ def run(result: Result, largest: int) -> None:
 
 
 def show(result: Result) -> None:
-    """Print a line for each size."""
+    """Print a line per size."""
     table = Table("medians of one page, by the number of pages stored")
     table.add_column("pages")
     for name in (*(f"{name}, µs" for name in COSTS), *(f"{name}, bytes" for name in SIZES)):
@@ -255,7 +257,7 @@ def show(result: Result) -> None:
 
 
 def draw(result: Result, path: Path) -> None:
-    """Draw costs and sizes over the number of pages."""
+    """Draw costs and sizes against the number of pages."""
     counts = list(dict.fromkeys(int(one.labels["pages"]) for one in result.figures))
     with drawing(path, 4.2, "A store that grows: flat is good") as picture:
         panels = picture.subplots(1, 2)

@@ -1,29 +1,32 @@
-"""Arrays of three times the memory they may take: PagedMemory beside the kernel's swap, np.memmap and plain memory.
+"""Compare PagedMemory with the kernel's swap and np.memmap, on arrays three times their budget.
 
-    python examples/benchmarks/paged.py [--pid N | --file PATH | --workload KIND] [--mib 384] [--workload-mib 192]
-                                        [--works touches,sort,k-means,group-by,"matrix product"] [--rounds 5]
-                                        [--folder DIR] [--json FILE] [--plot PNG] [--show JSON]
+    python examples/benchmarks/paged.py [--pid N | --file PATH | --workload KIND] [--rounds 5]
+                                        [--works touches,sort,k-means,group-by,"matrix product"]
+                                        [--mib 384] [--workload-mib 192] [--folder DIR]
+                                        [--json FILE] [--plot PNG] [--show JSON]
 
 A third of each array may be in memory. The contenders:
 
 plain        anonymous memory without a limit
-kernel swap  the same in a cgroup with a limit of memory, swapped to zram with lz4. Only root can have it; the swap area is
-             switched off and removed at the end, whatever ends the program
-memmap       np.memmap on a file in --folder, in a cgroup with the same limit; advised (MADV_RANDOM) before random touches
+kernel swap  anonymous memory in a cgroup with a memory limit, swapped to zram with lz4. It needs
+             root. The swap area is always switched off and removed at the end.
+memmap       np.memmap on a file in --folder, in a cgroup with the same limit, advised with
+             MADV_RANDOM before random touches
 paged N KiB  PagedMemory with lz4 and pages of that size
 
-A process of its own measures one contender with one work. It enters its group when it has imported everything,
-so the limit holds for the array and what the work itself takes. The latter was measured with plain memory
-before, and is added to the limit: the array has the same budget everywhere.
+A separate process measures one contender with one work. It enters its group after all imports, so
+that the limit applies to the array and to the memory of the work itself. The latter is measured
+with plain memory first and added to the limit, so that the array has the same budget everywhere.
 
-touches      fill: all pages written, one MiB after the other. scan: all words read and added, twice. Strided scan: a byte
-             every 68 KiB, as a column of a matrix, four columns. Random read and write: a byte anywhere, each on the clock, which is
-             on it itself: the column of plain memory has what it and Python take. 4 threads: each reads at random, without the GIL.
-             Random touches end after 5 s.
-sort, …      see paged_work.py. Filling the arrays is not on the clock.
+touches      fill: write all pages, one MiB after the other. scan: read and add all words, twice.
+             Strided scan: read a byte every 68 KiB, like a column of a matrix, for four columns.
+             Random read and write: one byte at a random place. Each touch is timed, including the
+             cost of the clock and of Python, which the column of plain memory shows. 4 threads:
+             each reads at random without the GIL. Random touches end after 5 s.
+sort, …      see paged_work.py. Filling the arrays is not timed.
 
-`RAM peak` is what the kernel charged to the group at most, and what zram held: resident pages, compressed pages, tables. All bytes
-read and all results are compared.
+`RAM peak` is the peak memory charged to the group, plus that of zram: resident pages, compressed
+pages and tables. All bytes read and all results are compared.
 """
 
 from __future__ import annotations
@@ -57,14 +60,14 @@ if TYPE_CHECKING:
 PLAIN, KERNEL, MEMMAP = "plain", "kernel swap", "memmap"
 PAGED = ("paged 4 KiB", "paged 16 KiB", "paged 64 KiB")
 SHARE = 3
-"""An array ÷ its budget."""
+"""Size of an array ÷ its budget."""
 SOURCE_PAGES = 8192
 SLACK = 1 << 20
-"""Bytes: each array begins at a page, so several take a little more than their sizes."""
+"""Extra bytes, because each array begins at a page."""
 MOST_KILLS = 10
 RAM = "RAM peak, MiB"
 SHOWN = ("time", "CPU", "p50", "p99", "p99.9", RAM)
-"""Quantities of the tables."""
+"""Quantities in the tables."""
 
 GOALS = {
     ("fill", "time"): 1.0,
@@ -72,15 +75,15 @@ GOALS = {
     ("random read", "time"): 0.8,
     ("random read", "p99"): 0.2,
 }
-"""By row: PagedMemory ÷ kernel swap, at most."""
+"""By row: the maximum of PagedMemory ÷ kernel swap."""
 
 
 class Killed(Exception):
-    """The kernel ended a process at its limit of memory."""
+    """The kernel killed a process at its memory limit."""
 
 
 class Measurement:
-    """All runs of the program."""
+    """All measurements of the program."""
 
     def __init__(
         self, result: Result, swap: KernelSwap, source: int, folder: str, sizes: dict[str, int]
@@ -94,7 +97,7 @@ class Measurement:
         self.kills: dict[tuple[str, str], int] = {}
 
     def contenders(self) -> list[str]:
-        """Name everybody who can be measured here."""
+        """Return the names of all contenders available here."""
         names = [PLAIN, KERNEL, MEMMAP, *PAGED]
         for missing in (self.swap.missing, self.swap.groups_missing):
             if missing:
@@ -111,7 +114,7 @@ class Measurement:
         own = max(0, round(self.run(work, PLAIN, None).get(RAM, 0) * 2**20) - nbytes)
         values: dict[tuple[str, str], list[float]] = {}
         for turn, name in in_turns(names, rounds):
-            if not turn:  # each process is cold
+            if not turn:  # no warm-up round: each process is new
                 continue
             limit = nbytes // SHARE + own if name in {KERNEL, MEMMAP} else None
             print(f"{work}, round {turn} of {rounds}: {name}", file=sys.stderr, flush=True)
@@ -120,7 +123,8 @@ class Measurement:
         for (kind, name), times in self.kills.items():
             if kind == work:
                 self.result.note(
-                    f"{work}, {name}: the kernel killed it {times} ×, as it found nothing to swap out; repeated"
+                    f"{work}, {name}: repeated after the kernel killed it {times} ×, "
+                    "because it found nothing to swap out"
                 )
         for (name, quantity), numbers in values.items():
             row, _, what = quantity.rpartition(": ")
@@ -128,7 +132,7 @@ class Measurement:
             self.result.figures.append(figure(labels, name, what, numbers))
 
     def repeated(self, work: str, name: str, limit: int | None) -> dict[str, float]:
-        """Run again what the kernel kills because it finds nothing to swap out."""
+        """Repeat a run that the kernel kills because it finds nothing to swap out."""
         for _ in range(MOST_KILLS):
             try:
                 return self.run(work, name, limit)
@@ -137,7 +141,7 @@ class Measurement:
         return {}
 
     def run(self, work: str, name: str, limit: int | None) -> dict[str, float]:
-        """Have a process do the work with a contender, and give what it found."""
+        """Run the work with a contender in a process. Return its results."""
         job = {
             "work": work,
             "contender": name,
@@ -191,7 +195,7 @@ def rows(result: Result) -> dict[tuple[str, str], dict[str, Figure]]:
 
 
 def show(result: Result) -> None:
-    """Print the figures, and the goals."""
+    """Print the figures and the goals."""
     out = make_console()
     machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -275,7 +279,7 @@ _LINES: dict[str, dict[str, Any]] = {
 
 
 def draw(result: Result, path: Path) -> None:
-    """Draw how long touches take: the latency over the share of touches that take longer."""
+    """Draw the latency of touches against the share of touches that take longer."""
     found = rows(result)
     settings = result.settings
     places = [-np.log10(1 - percent / 100) for percent in PERCENTS]
@@ -326,7 +330,7 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """Measure everybody."""
+    """Measure all contenders."""
     end_orderly()
     sizes = {
         "touches": options.mib << 20,

@@ -1,7 +1,8 @@
-"""What paged.py has on the clock: a process does one job with one contender, and prints what it found as JSON.
+"""The measured process of paged.py: do one job with one contender and print the results as JSON.
 
-The process imports everything first, says that it is ready, and is moved to its group of memory before it
-gets its job. Pages to write come from a file in memory that is charged to the program, not to the group.
+The process first imports everything and reports that it is ready. Then the program moves it into
+its memory group and sends the job. Pages to write come from a file in memory that is charged to the
+program, not to the group.
 """
 
 from __future__ import annotations
@@ -35,18 +36,19 @@ if TYPE_CHECKING:
 PAGE = 4096
 CHUNK = 1 << 20
 ROW_PAGES = 17
-"""Pages of a row in the strided scan: more than the largest page of PagedMemory has, so that none is of use twice."""
+"""Pages per row of the strided scan: more than the largest page of PagedMemory, so that no page
+serves two touches."""
 COLUMNS = 4
 THREADS = 4
 PIECE = 256
 MOST_S = 5.0
-"""Random touches end after that: a file on a slow disk takes minutes."""
+"""Time limit of random touches, in seconds: a file on a slow disk would take minutes."""
 PERCENTS = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95)
 
 
 @contextlib.contextmanager
 def contender(name: str, nbytes: int, budget: int, folder: str) -> Iterator[Make]:
-    """Give what makes arrays that take up to `nbytes`, of which `budget` may be resident."""
+    """Yield a function that makes arrays of up to `nbytes`, of which `budget` may be resident."""
     if name == "memmap":
         with TemporaryDirectory(prefix="batchzip-", dir=folder) as made:
             yield lambda shape, dtype: np.memmap(
@@ -68,7 +70,7 @@ def _anonymous(shape: int | tuple[int, ...], dtype: str) -> NDArray[Any]:
 
 
 class Clock:
-    """What is timed: it has begun, and does `count` things."""
+    """A running measurement of `count` operations."""
 
     def __init__(self, count: float) -> None:
         self.count = count
@@ -76,12 +78,12 @@ class Clock:
         self.cpu = _cpu_s()
 
     def elapsed(self) -> float:
-        """Return the seconds since it began."""
+        """Return the seconds since the start."""
         return time.perf_counter() - self.started
 
 
 class Found:
-    """What was measured, and a digest of the results."""
+    """The measurements, and a digest of the results."""
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
@@ -89,7 +91,7 @@ class Found:
 
     @contextlib.contextmanager
     def timed(self, name: str, count: float = 1) -> Iterator[Clock]:
-        """Measure what is done in its body, in µs for each of `count`, which the body may set."""
+        """Measure the body in µs per operation, of which there are `count`. The body may set it."""
         clock = Clock(count)
         yield clock
         spent, cpu = clock.elapsed(), _cpu_s() - clock.cpu
@@ -97,7 +99,7 @@ class Found:
         self.figures[f"{name}: CPU"] = cpu / clock.count * 1e6
 
     def add(self, result: Any) -> None:
-        """Add something that must be the same for all contenders to the digest."""
+        """Add a result to the digest, which must be the same for all contenders."""
         number = int(np.asarray(result).astype(np.int64).sum())
         self.digest = (self.digest * 31 + number) % (1 << 61)
 
@@ -111,7 +113,7 @@ def _cpu_s() -> float:
 
 
 def touches(make: Make, nbytes: int, source: NDArray[np.uint8], found: Found) -> None:
-    """Fill an array with pages, and touch them in every way."""
+    """Fill an array with pages and touch them in every way."""
     array = make(nbytes, "u1")
     pages = nbytes // PAGE
     chunks = range(0, nbytes, CHUNK)
@@ -123,7 +125,7 @@ def touches(make: Make, nbytes: int, source: NDArray[np.uint8], found: Found) ->
         sums = []
         with found.timed(name, pages):
             for at in chunks:
-                sums.append(words[at // 8 : (at + CHUNK) // 8].sum())  # noqa: PERF401 - each is a step
+                sums.append(words[at // 8 : (at + CHUNK) // 8].sum())  # noqa: PERF401 - as steps
         _compare(sums, source, chunks)
     row = ROW_PAGES * PAGE
     with found.timed("strided scan", COLUMNS * len(range(0, nbytes, row))):
@@ -132,8 +134,9 @@ def touches(make: Make, nbytes: int, source: NDArray[np.uint8], found: Found) ->
     rng = np.random.default_rng(5)
     count = pages // 2
     view = array.data
-    if isinstance(array, np.memmap):  # or each touch would read what the disk reads ahead
-        array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined] # noqa: SLF001 - no other way
+    if isinstance(array, np.memmap):  # otherwise each touch would cause readahead
+        mapped: Any = array
+        mapped._mmap.madvise(mmap.MADV_RANDOM)  # noqa: SLF001 - there is no public way
     for name, touch in (("random read", _read), ("random write", _write)):
         taken: list[int] = []
         parts = rng.integers(0, nbytes, (-(-count // PIECE), PIECE)).tolist()
@@ -152,7 +155,7 @@ def touches(make: Make, nbytes: int, source: NDArray[np.uint8], found: Found) ->
 
 
 def _chunk(source: NDArray[np.uint8], at: int) -> NDArray[np.uint8]:
-    """Give the bytes that belong to a place: the source over and over, from another page on each time."""
+    """Return the bytes for a place: the source repeated, each time from another page on."""
     around, within = divmod(at, len(source))
     start = (within + around * PAGE * 37) % len(source)
     part = source[start : start + CHUNK]
@@ -162,7 +165,7 @@ def _chunk(source: NDArray[np.uint8], at: int) -> NDArray[np.uint8]:
 def _compare(sums: list[Any], source: NDArray[np.uint8], chunks: range) -> None:
     for at, total in zip(chunks, sums, strict=True):
         if total != _chunk(source, at).view("u8").sum():
-            raise SystemExit(f"other bytes came back at {at}")
+            raise SystemExit(f"the bytes read at {at} differ from those written")
 
 
 def _read(view: memoryview, places: list[int], taken: list[int]) -> None:
@@ -174,7 +177,7 @@ def _read(view: memoryview, places: list[int], taken: list[int]) -> None:
 
 
 def _write(view: memoryview, places: list[int], taken: list[int]) -> None:
-    """Write what is there already: the kernel cannot know."""
+    """Write the values that are there already, which the kernel cannot know."""
     clock = time.perf_counter_ns
     for place in places:
         begun = clock()
@@ -188,7 +191,7 @@ def _spread(found: Found, name: str, taken: list[int]) -> None:
 
 
 def _at_once(array: NDArray[np.uint8], places: NDArray[np.int64], clock: Clock) -> int:
-    """Have a thread read at each row of places; return how many were read."""
+    """Let a thread per row of `places` read there. Return the number of reads."""
     done = [0] * len(places)
 
     def read(thread: int) -> None:
@@ -226,7 +229,7 @@ def sort(make: Make, nbytes: int, found: Found) -> None:
 
 
 def k_means(make: Make, nbytes: int, found: Found) -> None:
-    """Find clusters of points: counts of words, most of them 0; three iterations."""
+    """Find clusters of points (counts of words, most of them 0) in three iterations."""
     dimensions, clusters, step = 16, 16, 1 << 14
     points = make((nbytes // dimensions // 4, dimensions), "f4")
     rng = np.random.default_rng(7)
@@ -297,7 +300,7 @@ WORKLOADS: dict[str, Callable[[Make, int, Found], None]] = {
 
 
 def main() -> None:
-    """Do the job that the input names."""
+    """Run the job that the input names."""
     warnings.simplefilter("error")
     print("ready", flush=True)
     job = json.loads(sys.stdin.readline())

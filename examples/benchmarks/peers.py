@@ -1,13 +1,13 @@
-"""Batches compressed and restored by batchzip and by everything one would use instead of it.
+"""Compress and restore batches with batchzip and with its alternatives.
 
     python examples/benchmarks/peers.py [--pid N | --file PATH | --workload KIND]
-                                        [--algorithms lz4,zstd:-1,zstd:1,zstd:3,deflate:1] [--rounds 7]
+                                        [--algorithms lz4,zstd:-1,zstd:1,zstd:3,deflate:1]
                                         [--batches 1,2,8,32,64,256,1024] [--pages 4096]
-                                        [--json FILE] [--plot PNG]
+                                        [--rounds 7] [--json FILE] [--plot PNG]
 
-All pages are taken once a round by each contender, in an order drawn anew each round. Who they are:
-batchzip/bench/compressors.py and peers.py. As root, and where the kernel has it, zram is one of them.
-compress.py beside this file has the engine alone, against the limit and its goals.
+Each contender processes all pages once per round. Contenders take turns in a new random order each
+round. batchzip/bench/compressors.py and peers.py describe them. zram is measured if the program
+runs as root and the kernel supports it. compress.py compares the engine with its limit and goals.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """Measure what the options ask for."""
+    """Measure with the given options."""
     end_orderly()
     batches = [int(size) for size in options.batches.split(",")]
     source = source_of(options)

@@ -1,24 +1,26 @@
-"""The pool: µs an object, memory held for each byte stored, and what the process itself holds.
+"""Measure the pool: µs per object, memory held per byte stored, and the memory of the process.
 
     python examples/benchmarks/pool.py [--rounds 15] [--pages 8192] [--batches 8,64,256,1024]
-                                       [--largest 10000000] [--pid N | --file PATH | --workload KIND] [--json FILE]
+                                       [--largest 10000000] [--json FILE]
+                                       [--pid N | --file PATH | --workload KIND]
 
-Objects are pages of a real process, each compressed with lz4, and, to see how a pool scales, small
-ones of 32 to 96 bytes, of which ten million fit a small machine.
+Objects are pages of a real process, compressed with lz4. Small objects of 32 to 96 bytes show how a
+pool scales, because ten million of them fit on a small machine.
 
-speed   `fill` is put_many into a pool that grows, with memory fresh from the system; `drain` frees all of
-        it in order, and gives it back. `put` and `free` are those of a pool of that many objects, a random batch
-        of which is freed and replaced again and again: its memory is there already. `allocate` and `release`
-        are the same by the core alone, from and to arrays, without copying anything.
-floor   what no pool in Python is below, in the same minutes: `copy` is a loop that does nothing but
-        copy the same objects to random places known before, in as much memory, all of it mapped; `fresh` is what the system takes
-        to give memory for an object's bytes (posix_fallocate and MADV_POPULATE_WRITE, 8 pages a call);
-        `return` what it takes to take it back (MADV_REMOVE, 8 pages a call).
-memory  bytes held ÷ stored after a fill; after ten rounds in which a random half is freed and filled
-        again; after compaction; for several counts; and of the largest the process: what smaps says beside
-        what the pool says.
+speed   `fill` is put_many into a growing pool, with new memory from the system. `drain` frees all
+        objects in order and returns the memory. `put` and `free` repeatedly free and replace a
+        random batch in a pool of that many objects, whose memory is allocated already. `allocate`
+        and `release` are the same calls of the core, with arrays, and without copying.
+floor   lower bounds for any pool in Python, measured in the same rounds. `copy` is a loop that only
+        copies the same objects to known random places in mapped memory of the same size. `fresh`
+        is the system's time to allocate memory for an object's bytes (posix_fallocate and
+        MADV_POPULATE_WRITE, 8 pages per call). `return` is its time to free it (MADV_REMOVE, 8
+        pages per call).
+memory  bytes held ÷ bytes stored, for several numbers of objects: after a fill, after ten rounds in
+        which a random half is freed and filled again, and after compaction. For the largest number,
+        the memory of the process in smaps is compared with the pool's own figures.
 
-A figure is the median of the batches; `fill` and `drain`, whose batches are not alike, are sums.
+A figure is the median of the batches. `fill` and `drain` are sums, because their batches differ.
 """
 
 from __future__ import annotations
@@ -48,13 +50,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 GOALS = {"allocate": 0.1, "release": 0.05}
-"""µs an object in batches of 256."""
+"""µs per object in batches of 256."""
 
 RATIOS = {200: 1.10, 4096: 1.03, 65_536: 1.02}
-"""Objects, and bytes to be held for each byte stored at the most, after a fill."""
+"""By number of objects: maximum bytes held per byte stored after a fill."""
 
 COMPACTED = 1.03
-"""Likewise after churn and compaction."""
+"""The same after churn and compaction."""
 
 _FILL = 16
 _PIECE = 8 * PAGE
@@ -64,7 +66,7 @@ _GRAIN = 16
 
 
 class Objects:
-    """An endless supply of batches of objects, drawn at random from those given."""
+    """An endless supply of batches of objects, drawn at random from a list."""
 
     def __init__(self, name: str, objects: list[bytes]) -> None:
         self.name = name
@@ -73,27 +75,27 @@ class Objects:
         self._random = np.random.default_rng(2)
 
     def batch(self, size: int) -> list[bytes]:
-        """Draw a batch."""
+        """Return a batch."""
         return [self._objects[i] for i in self._random.integers(len(self._objects), size=size)]
 
     def lengths(self, size: int) -> npt.NDArray[np.uint32]:
-        """Draw the lengths of a batch."""
+        """Return the lengths of a batch."""
         return np.array([len(data) for data in self.batch(size)], np.uint32)
 
     def pick(self, live: int, size: int) -> npt.NDArray[np.int64]:
-        """Draw different numbers below `live`."""
+        """Return different random numbers below `live`."""
         picked = np.unique(self._random.integers(live, size=size + size // 2 + 8))
         return self._random.permutation(picked)[:size]
 
 
 def small_objects() -> Objects:
-    """Objects of 32 to 96 bytes."""
+    """Return objects of 32 to 96 bytes."""
     sizes = np.random.default_rng(3).integers(*_SMALL, size=4096)
     return Objects("small", [bytes(size) for size in sizes.tolist()])
 
 
 def fill(pool: Pool, objects: Objects, count: int) -> tuple[npt.NDArray[np.uint64], float]:
-    """Put `count` objects; their handles, and seconds."""
+    """Put `count` objects into the pool. Return their handles and the seconds."""
     parts, seconds = [], 0.0
     for at in range(0, count, _FILL):
         batch = objects.batch(min(_FILL, count - at))
@@ -104,7 +106,7 @@ def fill(pool: Pool, objects: Objects, count: int) -> tuple[npt.NDArray[np.uint6
 
 
 def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
-    """Measure one number of objects with every size of a batch, in turns."""
+    """Measure one number of objects with every batch size, in turns."""
     with Pool() as pool:
         handles, filling = fill(pool, objects, count)
         tables = pool.table_bytes / count
@@ -162,7 +164,7 @@ def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[d
 
 
 def _copy(target: Segment, batch: list[bytes], places: npt.NDArray[np.int64]) -> float:
-    """Seconds to copy a batch to places that are known before."""
+    """Return the seconds to copy a batch to known places."""
     starts = (places & -_GRAIN).tolist()
     stops = [start + len(data) for start, data in zip(starts, batch, strict=True)]
     memory = target.memory
@@ -173,7 +175,7 @@ def _copy(target: Segment, batch: list[bytes], places: npt.NDArray[np.int64]) ->
 
 
 def system_floor(rounds: int) -> dict[str, float]:
-    """Seconds a byte of fresh memory, and of giving it back, in pieces of 8 pages."""
+    """Return the seconds per byte to allocate memory and to free it, in pieces of 8 pages."""
     fresh, back = [], []
     for _ in range(rounds):
         with Segment(_FLOOR_BYTES) as segment:
@@ -198,7 +200,7 @@ def _every_piece(call: Callable[[int], None]) -> float:
 
 
 def memory(objects: Objects, count: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Bytes held for each byte stored, and what the process holds at every step."""
+    """Return the bytes held per byte stored, and the memory of the process at every step."""
     ratios: dict[str, float] = {}
     steps = [process_memory("before", None)]
     with Pool() as pool:
@@ -236,7 +238,7 @@ def _compact(pool: Pool) -> None:
 
 
 def process_memory(name: str, pool: Pool | None) -> dict[str, Any]:
-    """Ask the system about this process, and the pool about itself, in bytes."""
+    """Return the memory of this process and of the pool, in bytes."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
     return {
@@ -282,7 +284,7 @@ def show(rows: list[dict[str, Any]], floor: dict[str, float], means: dict[str, f
 
 
 def show_ratios(ratios: dict[int, dict[str, float]]) -> None:
-    """Print what pools of several sizes hold."""
+    """Print the memory of pools of several sizes."""
     table = Table("held ÷ stored")
     names = list(next(iter(ratios.values())))
     for heading in ("objects", *names, "goals"):

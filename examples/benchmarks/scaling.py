@@ -1,25 +1,29 @@
-"""How far lanes scale, and the owner's serial part of a page, which bounds their number.
+"""Measure how lanes scale, and the owner's serial part of a page, which limits their number.
 
     python examples/benchmarks/scaling.py [--lanes 1,2,4,8,15] [--rounds 9] [--pages 8192]
                                           [--batch 1024] [--algorithms lz4,zstd:1]
                                           [--pid N | --file PATH | --workload KIND]
                                           [--json FILE] [--plot PNG]
 
-A lane compresses or restores: the caller is one, each of the engine's workers is one more. `bare`
-is a loop of codec calls on one core. The limit is as many such loops as there are lanes, each in a
-process of its own. Both are measured in the same rounds. Descriptors are reused, as in compress.py.
+A lane compresses or restores pages. The caller is one lane, and each of the engine's workers is
+another. `bare` is a loop of codec calls on one core. The limit consists of as many such loops as
+there are lanes, each in a process of its own. Both are measured in the same rounds. Descriptors are
+reused, as in compress.py. There may be more lanes than CPUs.
 
-The serial part is what the owner does for a page that it hands over and no further lane can take
-off it: staging (workers only, of pages in the caller's own memory), deciding, posting, collecting.
-To get it, two things are taken off the caller's time in a round. First the waits, which the engine
-counts; where the caller was preempted, its CPU time is less than what is left then, and is used
-instead. Second the pages it did itself: each at the CPU time of a page on `sequential`, times what
-a page of the limit costs in terms of one of `bare`. The result is a small difference of large
-numbers, with what a batch costs as a whole in it: it means most where most pages are handed over,
-that is with many lanes. There may be more lanes than CPUs.
+The serial part is the owner's work for a page that it hands over: staging (only with workers, for
+pages in the caller's own memory), deciding, posting and collecting. More lanes cannot take over
+this work. It is computed from the caller's time in a round by two subtractions:
 
-The simulation (simulation.py) takes the cost of a page and the serial part measured with the most
-lanes. In parentheses is what was measured with as many lanes.
+1. The waits, which the engine counts. If the caller was preempted, its CPU time is less than the
+   remainder, and is used instead.
+2. The pages that the caller processed itself. Each counts with the CPU time of a page on
+   `sequential`, times the ratio of a page's cost in the limit to its cost in `bare`.
+
+The result is a small difference of large numbers, and includes the fixed cost of a batch. It is
+most precise if most pages are handed over, that is, with many lanes.
+
+The simulation (simulation.py) uses the cost of a page and the serial part measured with the most
+lanes. Numbers in parentheses were measured with the same number of lanes.
 """
 
 from __future__ import annotations
@@ -60,45 +64,45 @@ if TYPE_CHECKING:
 OPERATIONS = ("compress", "decompress")
 
 ENGINES = ("threads", "workers", "arena")
-"""Those with lanes."""
+"""Contenders with lanes."""
 
 SIMULATED_LANES = 16
 
 
 @dataclass
 class Owner:
-    """What an engine's caller did in each round."""
+    """The work of an engine's caller in each round."""
 
     busy_s: list[float] = field(default_factory=list)
-    """Seconds, without waits and at most those of its CPU time."""
+    """Seconds without waits, limited to the CPU time."""
     inline: list[int] = field(default_factory=list)
-    """Pages it did itself."""
+    """Pages that the caller processed itself."""
     handed: list[int] = field(default_factory=list)
 
 
 @dataclass
 class Step:
-    """What was measured with one number of lanes; times of a page in µs, in each round."""
+    """The results with one number of lanes. Times are µs per page in each round."""
 
     algorithm: str
     operation: str
     lanes: int
     us: dict[str, list[float]]
     cpu_us: dict[str, list[float]]
-    """The same in CPU time: of `bare`, `sequential` and, while all are busy, one of `limit`."""
+    """CPU times of `bare`, of `sequential` and of one loop of `limit` while all loops run."""
     owners: dict[str, Owner]
 
     def speed(self, name: str, base: str) -> Spread:
-        """How many times as fast as `base` that one is."""
+        """Return the speed of a contender relative to `base`."""
         return speed(self.us[base], self.us[name])
 
     def page_us(self) -> float:
-        """Give what a lane takes for a page while all are busy."""
+        """Return the time of a lane for a page while all lanes are busy."""
         cpu_us = {name: statistics.median(values) for name, values in self.cpu_us.items()}
         return cpu_us["sequential"] * cpu_us["limit"] / cpu_us["bare"]
 
     def serial(self, name: str) -> Spread | None:
-        """Give what the owner does for a page that it hands over; None if it handed over none."""
+        """Return the owner's serial part of a page. Return None if it handed over no page."""
         owner, page_us = self.owners[name], self.page_us()
         found = [
             (busy_s * 1e6 - inline * page_us) / handed
@@ -108,13 +112,13 @@ class Step:
         return spread(found) if found else None
 
     def handed_share(self, name: str) -> float:
-        """Give the share of the pages that the owner handed over."""
+        """Return the share of pages that the owner handed over."""
         owner = self.owners[name]
         return sum(owner.handed) / (sum(owner.handed) + sum(owner.inline))
 
 
 def contenders(load: Load, note: Callable[[str], object]) -> Iterator[Compressor]:
-    """Make bare calls and the engines that have as many lanes as `load`."""
+    """Return the bare loop and the engines with as many lanes as `load`."""
     makers: list[Callable[[], Compressor]] = [
         partial(Bare, load),
         partial(OfEngine, load, "sequential"),
@@ -127,7 +131,7 @@ def contenders(load: Load, note: Callable[[str], object]) -> Iterator[Compressor
 
 
 def on_cpu(work: Work, pages: int, cpu_s: list[float]) -> Callable[[], float]:
-    """Make a callable that does the work, notes its CPU seconds per page, returns its seconds."""
+    """Return a callable that does the work, records CPU seconds per page, and returns seconds."""
     call = timed(work)
 
     def observed_call() -> float:
@@ -140,7 +144,7 @@ def on_cpu(work: Work, pages: int, cpu_s: list[float]) -> Callable[[], float]:
 
 
 def observed(one: OfEngine, operation: str, work: Work, owner: Owner) -> Callable[[], float]:
-    """Make a callable that does the work, notes what the owner did and returns the seconds."""
+    """Return a callable that does the work, records the owner's work, and returns seconds."""
 
     def call() -> float:
         before = getattr(one.engine.statistics, operation)
@@ -187,14 +191,14 @@ def step(
             found = seconds(calls, options.rounds)
             for owner in owners.values():
                 for values in (owner.busy_s, owner.inline, owner.handed):
-                    del values[0]  # of the round that only warms up
+                    del values[0]  # the warm-up round
             us = {name: [s / len(pages) * 1e6 for s in values] for name, values in found.items()}
             cpu_us = {name: [s * 1e6 for s in values[1:]] for name, values in cpu_s.items()}
             yield Step(algorithm.label, operation, lanes, us, cpu_us, owners)
 
 
 def steps_table(steps: list[Step]) -> Table:
-    """Make the table of throughput over lanes."""
+    """Return the table of throughput by lanes."""
     table = Table("times as fast as bare, and ÷ limit; medians of rounds")
     names = [name for name in ENGINES if any(name in one.us for one in steps)]
     for heading in ("", "", "lanes", "bare µs", "limit", "sequential"):
@@ -214,7 +218,7 @@ def steps_table(steps: list[Step]) -> Table:
 
 
 def serial_table(steps: list[Step]) -> Table:
-    """Make the table of the owner's serial parts."""
+    """Return the table of the owner's serial parts."""
     table = Table(
         "the owner's serial part: µs per page handed over (quartiles), and their share",
     )
@@ -240,7 +244,7 @@ def serial_table(steps: list[Step]) -> Table:
 
 @dataclass
 class Simulated:
-    """What the simulation says of one engine: times as fast as one bare loop, by lanes."""
+    """The simulated speed of an engine relative to one bare loop, by lanes."""
 
     algorithm: str
     operation: str
@@ -252,7 +256,7 @@ class Simulated:
 
 
 def simulations(steps: list[Step], batch: int) -> Iterator[Simulated]:
-    """Simulate the measured numbers of lanes, and SIMULATED_LANES."""
+    """Simulate the measured numbers of lanes and SIMULATED_LANES."""
     for algorithm, operation in dict.fromkeys((one.algorithm, one.operation) for one in steps):
         mine = [one for one in steps if (one.algorithm, one.operation) == (algorithm, operation)]
         most = max(mine, key=lambda one: one.lanes)
@@ -271,7 +275,7 @@ def simulations(steps: list[Step], batch: int) -> Iterator[Simulated]:
 
 
 def simulated_table(found: list[Simulated]) -> Table:
-    """Make the table of what was simulated beside what was measured."""
+    """Return the table of simulated speeds, with measured ones in parentheses."""
     table = Table(
         "SIMULATION, not measured: times as fast as bare (measured, where it was)",
     )
@@ -295,7 +299,7 @@ _LINES = {"limit": REFERENCE, "threads": OWN[0], "workers": OWN[2], "arena": OWN
 
 
 def draw(steps: list[Step], path: Path) -> None:
-    """Draw how many times as fast as one bare loop each number of lanes compresses."""
+    """Draw the speed of compressing relative to one bare loop against the number of lanes."""
     algorithms = list(dict.fromkeys(one.algorithm for one in steps))
     with drawing(path, 4.2, "Compressing: times as fast as one bare loop") as picture:
         row = picture.subplots(1, len(algorithms), squeeze=False)[0]
@@ -304,7 +308,7 @@ def draw(steps: list[Step], path: Path) -> None:
                 one for one in steps if one.algorithm == algorithm and one.operation == "compress"
             ]
             for name, style in _LINES.items():
-                # One lane is the caller alone, whatever the backend.
+                # With one lane, the caller works alone with any backend.
                 points = [
                     (one.lanes, one.speed(name if name in one.us else "sequential", "bare").median)
                     for one in mine
@@ -364,7 +368,7 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure what the options ask for. Return it as plain dicts, ready for JSON."""
+    """Measure with the given options. Return the results as plain dicts for JSON."""
     lanes = list(range(1, usable_cpus() + 1))
     if options.lanes:
         lanes = sorted({int(number) for number in options.lanes.split(",")})

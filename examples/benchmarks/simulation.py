@@ -1,8 +1,9 @@
 """Simulation of scaling.py: a batch on any number of lanes.
 
-It knows what a page costs and the owner's serial part of it, and nothing of memory or caches. The
-owner posts shares to its lanes, collects what is done, and does single pages of its own when there
-is nothing to post or to collect. Posting a page is half of its serial part, collecting the other.
+The model has two parameters: the cost of a page, and the owner's serial part of it. It ignores
+memory and caches. The owner posts shares to its lanes and collects finished shares. When there is
+nothing to post or to collect, it processes a single page itself. Posting a page is half of its
+serial part, and collecting it is the other half.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import heapq
 
 SHARES = 4
-"""Shares that a lane gets of a batch, about."""
+"""Approximate number of shares of a batch per lane."""
 
 MOST_POSTED = 2
-"""Shares that a lane has at once: one under way, and the next."""
+"""Maximum number of shares posted to a lane: the current one and the next."""
 
 
 def simulate(lanes: int, batch: int, page_us: float, serial_us: float) -> float:
-    """Give the µs per page of a batch with so many lanes, the owner included."""
+    """Return the µs per page of a batch with a number of lanes, including the owner."""
     share = max(1, batch // (lanes * SHARES))
     half = max(0.0, serial_us) / 2  # to post a page, and to collect one
     free_at = [0.0] * (lanes - 1)

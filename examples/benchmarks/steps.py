@@ -1,27 +1,31 @@
-"""Where one load and one store spend their time, step by step, in ns.
+"""Break down the time of one load and one store into steps, in ns.
 
-    python examples/benchmarks/steps.py [--algorithm lz4] [--pages 4096] [--rounds 25] [--folios 1,256] [--cpu]
-                                        [--pid N | --file PATH | --workload KIND]
-    perf record -e cpu-clock -D 3000 python examples/benchmarks/steps.py --repeat load    # or store; 10 s of it
+    python examples/benchmarks/steps.py [--algorithm lz4] [--pages 4096] [--rounds 25] [--cpu]
+                                        [--folios 1,256] [--pid N | --file PATH | --workload KIND]
+    perf record -e cpu-clock -D 3000 python examples/benchmarks/steps.py --repeat load
+                                        # or store; runs for 10 s
 
-Steps are measured by calls that do one of them more than others, on the same pages in the same rounds:
+The time of a step is the difference of two calls of which one does the step and the other does not,
+on the same pages in the same rounds:
 
-call       a function of the core that looks up an index which is not there: arguments of Cython, the GIL let go and
-           taken again, the mutex, less what a Python loop takes
-arguments  `store.load` less the core's load, both of same-filled pages: what is Python
+call       a call of the core that looks up an absent index, minus the Python loop: Cython's
+           arguments, releasing and taking the GIL, the mutex
+arguments  `store.load` minus the core's load, both of same-filled pages: the Python part
 lookup     gathering same-filled entries, per page: hash table, entry, LRU
-copy       gathering compressed entries less that: the word of the object, and its bytes, which nobody has touched
-           for a while. The bare call meets these misses, too, while it decodes.
-checksum   verifying what was gathered, which is in the cache by then
-decode     the codec on what was verified
-result     same-filled pages as new bytes, less to a buffer of the caller's: memory for a page, and its release
-rest       what the whole takes more: coder from its list, counters, misses that do not overlap
+copy       gathering compressed entries minus gathering same-filled ones: the object's word, and its
+           bytes, which are not in a cache. The bare call has these misses, too, while it decodes.
+checksum   verifying the gathered bytes, which are in the cache by then
+decode     the codec on the verified bytes
+result     same-filled pages as new bytes, minus into a buffer of the caller: allocating and freeing
+           memory for a page
+rest       the remainder: taking a coder from its list, counters, misses that do not overlap
 
-A store's steps are those of a folio: taken, compressed (a private copy, the same-filled test, the codec,
-checksums), published (old objects freed, room, copies, entries). `copy and test` is compressing same-filled pages
-less filling nothing, `codec` the bare call. The rest of `compressed` is checksums and bookkeeping.
+The steps of a store are those of a folio: taken, compressed (a private copy, the same-filled test,
+the codec, checksums), published (freeing old objects, room, copies, entries). `copy and test` is
+compressing same-filled pages minus filling nothing. `codec` is the bare call. The rest of
+`compressed` is checksums and bookkeeping.
 
-The second table has single loads by kind and length of what is stored, beside the bare call.
+The second table compares single loads with the bare call, by kind and length of the stored bytes.
 """
 
 from __future__ import annotations
@@ -55,15 +59,15 @@ if TYPE_CHECKING:
 
 PIECE = 256
 _GROUPS = 5
-"""Of pages whose outputs have about the same length."""
+"""Pages per group of similar output lengths."""
 
 _REPEAT_S = 10.0
 _FAR = 1 << 40
-"""Indices from here on are not stored; those from half of it on are same-filled."""
+"""Indices from here on are not stored. Indices from half of it on are same-filled."""
 
 
 class Steps:
-    """A store with pages at 0 and on, and as many same-filled ones far behind."""
+    """A store with pages from index 0 on, and as many same-filled pages at far higher indices."""
 
     def __init__(
         self, engine: Engine, algorithm: Algorithm, pages: Pages, clock: Callable[[], float]
@@ -83,19 +87,19 @@ class Steps:
         self._order = np.split(order, self.pieces)
         self._indices = [some.tolist() for some in self._order]
         self._sources = [[outputs[index] for index in some] for some in self._indices]
-        self._entries = self.store._entries  # noqa: SLF001 - what is taken apart here
+        self._entries = self.store._entries  # noqa: SLF001 - measures internal steps
         self._room = np.zeros((PIECE, PAGE), np.uint8)
         self._out = memoryview(bytearray(PAGE))
 
     def measured(self, rounds: int, calls: dict[str, Callable[[int], object]]) -> dict[str, float]:
-        """Time each call with each piece; ns per page."""
+        """Time each call with each piece. Return ns per page."""
         found = in_pieces(calls, self.pieces, rounds, clock=self.clock)
         return {name: of_pages(spent, self.pieces * PIECE) * 1e3 for name, spent in found.items()}
 
     # One load.
 
     def load(self, rounds: int) -> tuple[dict[str, float], float, float]:
-        """Return the steps of a load, what a load takes, and the bare call on the same bytes."""
+        """Return the times of a load's steps, of a load, and of the bare call on the same bytes."""
         entries, out = self._entries, self._out
         coders = self.engine.backend.coders
         number = self.store._resources.writer.number  # noqa: SLF001 - as above
@@ -153,7 +157,7 @@ class Steps:
         return found, ns["load"], ns["bare"]
 
     def by_length(self, rounds: int) -> list[tuple[str, float, float | None]]:
-        """Return what is stored, ns of a load and ns of the bare call, by kind and length."""
+        """Return the kind and length of the stored bytes, and the ns of a load and a bare call."""
         noise = np.random.default_rng(3).integers(0, 256, (PIECE, PAGE), np.uint8)
         by_length = np.argsort([len(output) for output in self._outputs])
         firsts = {"same-filled": _FAR // 2}
@@ -164,7 +168,7 @@ class Steps:
                 name, firsts["raw"] = "raw", first
             else:
                 rows = np.resize(some, len(self.pages))
-                # Copies, so that the bare call finds no more of them in the cache than the load does.
+                # Copies, so that the bare call has as many cache misses as the load.
                 outputs = [bytes(bytearray(self._outputs[row])) for row in rows.tolist()]
                 name = f"{np.median([len(output) for output in outputs]):.0f} bytes"
                 firsts[name], sources[name] = first, outputs
@@ -184,7 +188,7 @@ class Steps:
     # A folio.
 
     def folio(self, size: int, rounds: int) -> tuple[dict[str, float], float, float]:
-        """Return the steps of storing a folio again, ns per page; the whole; the bare call."""
+        """Return ns per page of the steps of replacing a folio, of the whole, and the bare call."""
         folios = [
             page.reshape(-1) if size == 1 else page
             for page in np.split(self.pages, len(self.pages) // size)
@@ -257,7 +261,7 @@ class Steps:
         return found, ns["whole"], ns["bare"]
 
     def repeat(self, what: str) -> None:
-        """Do one thing again and again, for a profiler."""
+        """Repeat one operation, for a profiler."""
         until = time.perf_counter() + _REPEAT_S
         while time.perf_counter() < until:
             if what == "load":
@@ -273,7 +277,7 @@ def _each_of(call: Callable[[Any], object], arguments: list[list[Any]], piece: i
 
 
 def show(title: str, steps: dict[str, float], whole: float, bare: float) -> None:
-    """Print the steps, and what they leave unexplained."""
+    """Print the steps and the unexplained rest."""
     table = Table(title)
     table.add_column("")
     table.add_column("ns per page")

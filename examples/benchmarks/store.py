@@ -1,31 +1,35 @@
-"""The store beside bare codec calls, and beside what one would use instead of it; goals judged.
+"""Compare the store with bare codec calls and with its alternatives, and judge goals.
 
-    python examples/benchmarks/store.py [--parts store,load,many,clients,rivals] [--rounds 15] [--pages 8192]
+    python examples/benchmarks/store.py [--parts store,load,many,clients,rivals] [--rounds 15]
                                         [--folios 1,8,64,256] [--batches 8,64,256,1024]
                                         [--algorithms lz4,zstd:1] [--backends sequential,threads]
-                                        [--threads 8] [--cpu] [--json FILE]
+                                        [--pages 8192] [--threads 8] [--cpu] [--json FILE]
                                         [--pid N | --file PATH | --workload KIND]
 
-On pages of a real process, shuffled, without the same-filled ones. `bare` is a Python loop of codec calls. All
-that is compared is done in the same rounds, a piece of 256 pages each in turn, and never on the piece that
-somebody else has just brought to the cache. A piece counts with its median over the rounds.
+Pages are those of a real process, shuffled, without same-filled ones. `bare` is a Python loop of
+codec calls. Contenders run in the same rounds and take turns at pieces of 256 pages. None works on
+a piece that another one has just brought into the cache. A piece counts with its median over the
+rounds.
 
-With --cpu the seconds of store, load and many are those that the calling thread had a CPU: of use on a machine
-that does other things, too, and only with the sequential backend, which does all of the work in that thread.
+With --cpu, the seconds of store, load and many are CPU times of the calling thread. This helps on a
+machine that is busy with other work. It is correct only with the sequential backend, which does all
+work in that thread.
 
-store    `store(index, pages)` of new pages, in a store made for the round, and of pages that replace older ones.
-         `on top` is what it takes more than bare calls on the same pages; with threads, more than
-         `engine.compress` of the same folio: there, lanes do what bare calls would take. `fresh` is what the
-         kernel takes to give memory for as many bytes, a piece at once: new pages cannot be without it.
-load     `load(index)` of random pages ÷ the bare decompress call on the same stored bytes; with out=, and
-         with exclusive=True (of a store that is filled anew for each round).
-many     `load_many(indices, out)` ÷ a loop of bare calls; `engine`: `engine.decompress` with descriptors made before.
-clients  --threads threads storing and loading folios of 16 ÷ one thread that does the same work. Beside it, what can
-         be reached: as many threads of bare calls, which release the GIL for each page; as many with a batch of 16 of
-         their own, one call of the core without the GIL; and as many processes of bare loops as there are CPUs.
-rivals   a dict of compressed bytes, zict.Func over a dict, and blosc2 (batchzip/bench/stores.py, peer_stores.py):
-         stored in folios of 16, loaded one by one, and in batches of 256. `held` is the growth of the
-         process's PSS for each byte of the pages, in a process of its own.
+store    `store(index, pages)` of new pages, in a new store per round, and of pages that replace
+         older ones. `on top` is the excess over bare calls on the same pages. With threads, it is
+         the excess over `engine.compress` of the same folio, because lanes share that work. `fresh`
+         is the kernel's time to allocate the memory of a piece at once, which new pages need.
+load     `load(index)` of random pages ÷ the bare decompress call on the same stored bytes, also
+         with out=, and with exclusive=True (of a store that is filled again for each round).
+many     `load_many(indices, out)` ÷ a loop of bare calls. `engine` is `engine.decompress` with
+         descriptors made beforehand.
+clients  Speed of --threads threads that store and load folios of 16 ÷ speed of one thread. Three
+         bounds are shown, too: as many threads with bare calls, which release the GIL per page, as
+         many threads with a batch of 16 of their own, which is one call of the core without the
+         GIL, and as many processes with bare loops as there are CPUs.
+rivals   a dict of compressed bytes, zict.Func over a dict, and blosc2 (batchzip/bench/stores.py,
+         peer_stores.py). Pages are stored in folios of 16, and loaded singly and in batches of 256.
+         `held` is the growth of a fresh process's PSS per byte of the pages.
 """
 
 from __future__ import annotations
@@ -74,11 +78,11 @@ if TYPE_CHECKING:
 PARTS = ("store", "load", "many", "clients", "rivals")
 
 STORE_GOALS = {1: 3.0, 8: 1.0, 64: 0.5, 256: 0.4}
-"""µs per page on top of the work itself, at most, by the pages of a folio."""
+"""Maximum excess in µs per page, by the number of pages in a folio."""
 LOAD_GOAL = 1.0
-"""One load ÷ the bare call, at most."""
+"""Maximum of one load ÷ the bare call."""
 CLIENTS_GOAL = 1.7
-"""Several threads ÷ one with 2 CPUs, at least."""
+"""Minimum of several threads ÷ one thread, with 2 CPUs."""
 RIVALS = ("dict", "zict", "blosc2 page", "blosc2 1 MiB")
 OWN = ("sequential", "threads")
 
@@ -86,11 +90,11 @@ PIECE = 256
 MACHINE_PAGE = mmap.PAGESIZE
 _OUTPUT_BYTES = PAGE + 64
 _HELD_COPIES = 4
-"""The pages are stored so many times over where memory is measured: 8,192 pages are little."""
+"""Times that the pages are stored to measure memory, because 8,192 pages are too few."""
 
 
 class Bench:
-    """An algorithm, an engine on one backend, and the pages in the forms that are wanted."""
+    """An algorithm, an engine with one backend, and the pages in all needed forms."""
 
     def __init__(
         self, algorithm: Algorithm, backend: str, load: Load, clock: Callable[[], float]
@@ -104,22 +108,22 @@ class Bench:
         self.compress, self.decompress = bare_calls(algorithm)
 
     def row(self, what: str, batch: int, us: dict[str, float], **more: Any) -> Row:
-        """Make a row of the report."""
+        """Return a row of the report."""
         labels = {"algorithm": self.algorithm.label, "backend": self.backend}
         return {**labels, "what": what, "batch": batch, "us": us, **more}
 
     def of(self, piece: int) -> range:
-        """Give the numbers of a piece's pages."""
+        """Return the numbers of a piece's pages."""
         return range(piece * PIECE, (piece + 1) * PIECE)
 
     # Parts.
 
     def store_rows(self, size: int, rounds: int) -> list[Row]:
-        """Measure stores of folios of `size`, new and again."""
+        """Measure stores of new and of replaced folios of `size`."""
         engine, pages = self.engine, self.pages
         size = min(size, PIECE)
         batch = batchzip.CompressBatch(engine.arena(size), dsts=engine.arena(size, _OUTPUT_BYTES))
-        # What a caller has: for a single page the page itself, otherwise an array of several.
+        # As callers pass them: a single page as such, several as an array.
         folios = [
             page.reshape(-1) if size == 1 else page for page in np.split(pages, len(pages) // size)
         ]
@@ -268,7 +272,7 @@ class Bench:
         return [self.row("load many", size, us, value=value, spread=_quartiles(ratios), goal=None)]
 
     def client_rows(self, threads: int, rounds: int) -> list[Row]:
-        """Measure several threads beside one, with the store and with what it is made of."""
+        """Measure several threads and one, with the store and with its parts."""
         ways: dict[str, Callable[[], Callable[[range], None]]] = {
             "store and load": self._storing,
             "bare calls": self._bare_calling,
@@ -285,7 +289,7 @@ class Bench:
                     calls[f"{name}, {number}"] = partial(_at_once, pool, parts, number, make)
             with ExitStack() as stack:
                 if self.backend == "sequential":
-                    # All CPUs ÷ one: each process does all pages, at the same time.
+                    # All CPUs ÷ one: all processes run at the same time, each over all pages.
                     limit = stack.enter_context(Limit(self.load))
                     calls["processes, 1"] = self._bare_loop
                     calls[f"processes, {threads}"] = partial(self._limit_loop, limit)
@@ -315,7 +319,7 @@ class Bench:
         return work
 
     def _bare_calling(self) -> Callable[[range], None]:
-        compress, decompress = bare_calls(self.algorithm)  # zstandard's belong to one thread
+        compress, decompress = bare_calls(self.algorithm)  # per thread, as zstandard requires
 
         def work(part: range) -> None:
             each(compress, self.views[part.start : part.stop])
@@ -352,7 +356,7 @@ def _at_once(
     threads: int,
     make: Callable[[], Callable[[range], None]],
 ) -> float:
-    """Return the seconds in which so many threads do all parts, each its own."""
+    """Return the seconds in which a thread per part does all parts."""
     works = [make() for _ in range(threads)]
     shares = [parts[number::threads] for number in range(threads)]
     started = time.perf_counter()
@@ -361,7 +365,7 @@ def _at_once(
 
 
 class Rivals:
-    """Stores that keep the same pages, and what each took; everybody is opened by `begin`."""
+    """Stores of the same pages, and their times. `begin` opens all of them."""
 
     def __init__(self, everybody: dict[str, Store], pages: Pages) -> None:
         self.everybody, self.pages = everybody, pages
@@ -373,9 +377,9 @@ class Rivals:
         self._out = np.zeros((PIECE, PAGE), np.uint8)
 
     def rows(self, algorithm: Algorithm, rounds: int) -> list[Row]:
-        """Measure everybody."""
+        """Measure all stores."""
         us: dict[str, dict[str, float]] = {name: {} for name in self.everybody}
-        # Some only append: all are at the same piece then.
+        # Some stores only append, so that all must work on the same piece.
         self._note(us, "store", self._fill, rounds, begin=self._open, apart=False)
         for name, one in self.everybody.items():
             one.load_many(self._wanted[0], self._out)
@@ -439,11 +443,11 @@ def _us(spent: list[float], pages: int) -> float:
     return statistics.median(spent) / pages * 1e6
 
 
-# For people.
+# Output.
 
 
 def show(rows: list[Row]) -> None:
-    """Print a table for each part."""
+    """Print a table per part."""
     kinds = {
         "store": ("µs per page; on top of the work itself", "on top", "≤"),
         "load": ("µs per page; one load ÷ the bare call", "÷ bare", "≤"),
@@ -494,7 +498,7 @@ def show(rows: list[Row]) -> None:
 
 
 def _judged(row: Row, relation: str) -> str:
-    """Judge a row by its goal: by the median, or else by the better quartile."""
+    """Return the outcome of a row's goal: by the median, otherwise by the better quartile."""
     sign = 1 if relation == "≤" else -1
     low, high = row["spread"]
     if sign * row["value"] <= sign * row["goal"]:
@@ -556,7 +560,7 @@ def main() -> None:
 
 
 def _several(text: str) -> int:
-    """Read a number of threads that can be measured beside one."""
+    """Parse a number of threads that is greater than one."""
     if (found := int(text)) < 2:
         raise argparse.ArgumentTypeError("several are measured beside one; give 2 or more")
     return found

@@ -1,15 +1,17 @@
-"""Whole working sets stored and loaded again, by batchzip and by everything one would use instead of it.
+"""Store whole working sets and load them again, with batchzip and with its alternatives.
 
     python examples/benchmarks/swap.py [--pid N | --file PATH | --workload KIND] [--pages 16384]
-                                       [--algorithms lz4,zstd:1] [--rounds 5] [--json FILE] [--plot PNG]
+                                       [--algorithms lz4,zstd:1] [--rounds 5]
+                                       [--json FILE] [--plot PNG]
 
-A round: stored in folios of 16 pages (`1 MiB folios`: of 256), loaded in random order in batches of 256, then 10,000 single pages at
-random, each on the clock. What the contenders are: batchzip/bench/stores.py and peer_stores.py. Every
-page that comes back in the first round is compared. `held ÷ size` is memory for each byte of the pages, as
-each contender counts it. As root, and where the kernel has it, zram is one of them.
+In a round, a contender stores all pages in folios of 16 pages (`1 MiB folios`: of 256), loads them
+in random order in batches of 256, and loads 10,000 single pages at random, each of which is timed.
+In the first round, every loaded page is compared. batchzip/bench/stores.py and peer_stores.py
+describe the contenders. `held ÷ size` is memory per byte of the pages, as each contender reports
+it. zram is measured if the program runs as root and the kernel supports it.
 
-`workers, half in file` may keep half of the compressed bytes in its pool; the rest lies in a file in the
-directory for temporary files, and is written and synced on the clock.
+`workers, half in file` keeps at most half of the compressed bytes in its pool. The rest is in a
+file in the directory for temporary files. Writing and syncing the file is included in the times.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """Measure what the options ask for."""
+    """Measure with the given options."""
     end_orderly()
     source = source_of(options)
     pages = source.take(options.pages)

@@ -1,22 +1,25 @@
-"""The experiment of zswap's batching patch at this size: many clients, one store, with batches and without.
+"""Repeat the experiment of zswap's batching patch at a small scale: many clients and one store.
 
     python examples/benchmarks/usemem.py [--pid N | --file PATH | --workload KIND] [--clients 30]
                                          [--mib 8] [--algorithms lz4,zstd:1] [--rounds 3]
                                          [--json FILE] [--plot PNG]
 
-Clients as threads: each has --mib MiB of its own. All store them, folio by folio, at once; then each loads a
-quarter of as many pages, one by one at random. Clients as processes: as many, attached to that store for
-reading (store.share()), load as much of it, all at once. Storing is for a store's owner alone; so, with the sequential
-engine, each process also stores pages in a store of its own. Folios have 64 KiB or 2 MiB. Three ways, interleaved:
+Clients are threads first. Each has --mib MiB of its own. All of them store their pages at the same
+time, folio by folio. Then each loads a quarter as many pages, singly and at random. After that, the
+same number of processes attach to the store for reading (store.share()) and load as many pages at
+the same time. Only the owner of a store can store pages. Therefore, with the sequential engine,
+each process also stores pages in a store of its own. Folios have 64 KiB or 2 MiB. Three ways are
+measured in interleaved rounds:
 
-each page alone   a store() for each page: a batch, a lock and a publication a page
-page by page      a store() for each folio, max_batch=1: all or nothing, but the engine gets single pages
-batched           a store() for each folio, max_batch=256
+each page alone   a store() per page: a batch, a lock and a publication per page
+page by page      a store() per folio with max_batch=1: all or nothing, but the engine gets single
+                  pages
+batched           a store() per folio with max_batch=256
 
-The patch's experiment is usemem with 30 processes of 10 GiB in a cgroup of 150 GiB, on 2 × 56 cores with 8 hardware
-compressors; its claims (v10's cover letter) are for batching against page by page. They stand beside what is
-measured here, with the same algorithm where there is one: zstd; hardware has no equal here, so its claim
-stands beside the workers'.
+The patch's experiment is usemem with 30 processes of 10 GiB in a cgroup of 150 GiB, on 2 × 56 cores
+with 8 hardware compressors. Its claims (cover letter of v10) compare batching with page by page.
+They are printed next to the figures measured here with the same algorithm, zstd. The claim for
+hardware compressors is printed next to the workers' figures, as there is no such hardware here.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +59,7 @@ ALONE, BY_PAGE, BATCHED = "each page alone", "page by page", "batched"
 WAYS = (ALONE, BY_PAGE, BATCHED)
 FOLIOS = {16: "64 KiB", 512: "2 MiB"}
 LOADED_SHARE = 4
-"""One page of as many is loaded again."""
+"""One page in this many is loaded again."""
 
 TIME, CPU = "store, µs per page", "CPU, µs per page"
 TAIL_50, TAIL_99 = "folio p50, µs per page", "folio p99, µs per page"
@@ -75,7 +79,7 @@ CLAIMS = {
 
 @dataclass
 class Client:
-    """One thread's part: what it stores, and how long each of its calls took, in ns."""
+    """A client as a thread: its pages, and the durations of its calls in ns."""
 
     first: int
     pages: Pages
@@ -83,7 +87,7 @@ class Client:
     loads: list[int] = field(default_factory=list)
 
     def store(self, store: batchzip.SwapStore, folio: int, *, alone: bool) -> None:
-        """Store all pages, in folios; on the clock is a folio, however many calls it takes."""
+        """Store all pages in folios. Time each folio, whatever the number of its calls."""
         clock = time.perf_counter_ns
         for at in range(0, len(self.pages), folio):
             part = self.pages[at : at + folio]
@@ -96,7 +100,7 @@ class Client:
             self.stores.append((clock() - begun) // len(part))
 
     def load(self, store: batchzip.SwapStore) -> None:
-        """Load some of the pages, and compare one in a hundred."""
+        """Load some of the pages and compare one in a hundred."""
         rng = np.random.default_rng(self.first)
         clock, load = time.perf_counter_ns, store.load
         for row in rng.integers(0, len(self.pages), len(self.pages) // LOADED_SHARE).tolist():
@@ -108,13 +112,13 @@ class Client:
 
 
 def at_once(calls: list[Callable[[], None]]) -> None:
-    """Run each call in a thread of its own, and raise what one of them raised."""
+    """Run each call in a thread of its own. Raise the error of one of them."""
     failed: list[BaseException] = []
 
     def guarded(call: Callable[[], None]) -> None:
         try:
             call()
-        except BaseException as error:  # noqa: BLE001 - raised by the caller's thread
+        except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
             failed.append(error)
 
     threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
@@ -127,7 +131,7 @@ def at_once(calls: list[Callable[[], None]]) -> None:
 
 
 class Processes(Closing):
-    """Clients as processes: they load random pages of a store that they attach to, or have stores of their own."""
+    """Clients as processes, which load from an attached store, or use stores of their own."""
 
     def __init__(self, algorithm: Algorithm, parts: list[Pages]) -> None:
         context = get_context("loky")
@@ -144,10 +148,10 @@ class Processes(Closing):
                 there.close()
                 self.pipes.append(here)
                 self.processes.append(process)
-                here.recv()  # it has read its pages
+                here.recv()  # the process has read its pages
 
     def _at_once(self, what: str, *arguments: object) -> tuple[list[Any], float]:
-        """Have all get ready, and then do it; what each found, and the seconds until the last was done."""
+        """Start all processes at once. Return their results and the seconds of the slowest."""
         for pipe in self.pipes:
             pipe.send((what, arguments))
         for pipe in self.pipes:
@@ -159,7 +163,7 @@ class Processes(Closing):
         return found, time.perf_counter() - begun
 
     def load(self, address: str, pages: int) -> dict[str, float]:
-        """Have all load pages of one store; the figures of it."""
+        """Let all processes load pages of one store. Return the figures."""
         found, wall = self._at_once("load", address, pages)
         loads = np.concatenate(found) / 1e3
         return {
@@ -169,7 +173,7 @@ class Processes(Closing):
         }
 
     def store(self, way: str, folio: int) -> dict[str, float]:
-        """Have each store its pages in a store of its own; the figure of it."""
+        """Let each process store its pages in a store of its own. Return the figure."""
         stored, wall = self._at_once("store", way, folio)
         return {OWN_TIME: wall / sum(stored) * 1e6}
 
@@ -227,18 +231,16 @@ def most_batch(way: str) -> int:
 def one_round(
     engine: batchzip.Engine, way: str, parts: list[Pages], folio: int, processes: Processes
 ) -> dict[str, float]:
-    """Let all clients store and load, then processes that are attached; the figures of it."""
+    """Let all threads store and load, then let processes load. Return the figures."""
     clients = [Client(at * len(part), part) for at, part in enumerate(parts)]
     pages = sum(map(len, parts))
     with batchzip.SwapStore(engine, max_batch=most_batch(way)) as store:
         workers = WorkerCpu(engine.worker_pids)
         cpu, wall = time.process_time(), time.perf_counter()
-        at_once(
-            [lambda c=c: c.store(store, folio, alone=way == ALONE) for c in clients]  # type: ignore[misc] # bound now
-        )
+        at_once([partial(client.store, store, folio, alone=way == ALONE) for client in clients])
         wall = time.perf_counter() - wall
         cpu = time.process_time() - cpu + workers.spent_s(engine.worker_pids)
-        at_once([lambda c=c: c.load(store) for c in clients])  # type: ignore[misc] # bound now
+        at_once([partial(client.load, store) for client in clients])
         others = processes.load(store.share().address, pages)
     if engine.backend.name == "sequential":
         others |= processes.store(way, folio)
@@ -294,19 +296,19 @@ def by_case(result: Result) -> dict[tuple[str, str, str], dict[tuple[str, str], 
 
 
 def change(of: dict[tuple[str, str], Figure], quantity: str) -> float:
-    """Give what batching changes against page by page, in percent; of throughput for TIME."""
+    """Return the change by batching against page by page, in percent. For TIME, of throughput."""
     before, after = of[BY_PAGE, quantity].median, of[BATCHED, quantity].median
     return ((before / after if quantity == TIME else after / before) - 1) * 100
 
 
 def claim_for(algorithm: str, backend: str, quantity: str) -> str:
-    """Give the patch's claim that belongs beside a figure, or nothing."""
+    """Return the patch's claim for a figure, or an empty text."""
     same = backend == "workers" or algorithm.startswith("zstd")
     return CLAIMS.get((backend, quantity), "") if same else ""
 
 
 def show(result: Result) -> None:
-    """Print a table in the shape of the patch's."""
+    """Print a table in the format of the patch's."""
     table = Table("change: batched against page by page")
     for heading in ("", "folio", "medians"):
         table.add_column(heading, left=True)
@@ -316,13 +318,11 @@ def show(result: Result) -> None:
     for (algorithm, backend, folio), of in by_case(result).items():
         for quantity in (name for name in QUANTITIES if (BATCHED, name) in of):
             throughput = quantity == TIME
+            medians = [of[way, quantity].median for way in WAYS]
             table.add_row(
                 *(("", "") if not throughput else (f"{algorithm}, {backend}", folio)),
                 "throughput, MB/s" if throughput else quantity,
-                *(
-                    f"{PAGE / of[way, quantity].median if throughput else of[way, quantity].median:.1f}"
-                    for way in WAYS
-                ),
+                *(f"{PAGE / median if throughput else median:.1f}" for median in medians),
                 f"{change(of, quantity):+.0f} %",
                 claim_for(algorithm, backend, quantity),
             )
@@ -378,12 +378,12 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """Measure what the options ask for."""
+    """Measure with the given options."""
     source = source_of(options)
     pages = source.take(1 << 16)
     rng = np.random.default_rng(4)
     wanted = (options.mib << 20) // PAGE
-    # More than there are pages: each client has a draw of its own.
+    # Clients may need more pages than there are: each draws its own.
     parts = [pages[rng.integers(0, len(pages), wanted)] for _ in range(options.clients)]
     settings = {
         "source": source.name,

@@ -1,22 +1,25 @@
-"""A mapping of many values beside what one would use instead of it: memory, µs a value, threads; goals judged.
+"""Compare a mapping of many values with its alternatives: memory, µs per value, threads, goals.
 
-    python examples/benchmarks/values.py [--parts memory,speed,threads] [--values 30000] [--timed 4096] [--rounds 9]
-                                         [--threads 8] [--kinds "JSON 280 B,JSON 1.3 KB,…"] [--json FILE]
+    python examples/benchmarks/values.py [--parts memory,speed,threads] [--values 30000]
+                                         [--timed 4096] [--rounds 9] [--threads 8]
+                                         [--kinds "JSON 280 B,JSON 1.3 KB,…"] [--json FILE]
 
-memory   What the PSS of a fresh process grows by while it makes the contender and puts all values in, each
-         under a string key. Imports are not counted: a small contender of the same kind was there before.
-         `dict` holds what a program would: dicts, arrays, or the text of the JSON as bytes. `says` is what
-         `mapping.memory_usage()` reports as its total. At most 3 rounds.
-speed    µs a value, in pieces of up to 256 values, of which the contenders take turns. `put` and `get` are calls with one
-         key; `update` and `get many` are one call where a contender has one for many, and else a loop. `put`
-         and `update` fill what is empty. Values are bytes already: no serializer is on the clock. SQLite keeps them as they
-         are, diskcache too, and zict the sixteenth that was used last; `lz4` and `zstd 1` are the codec calls alone, in a loop.
-threads  The values put in and read by --threads threads ÷ by one thread that does the same work: by single calls, and by
-         `update` and `get_many` of a piece. `lz4 of 64 KiB` is what the machine gives: threads that
-         compress blocks and need nothing of each other.
+memory   The growth of the PSS of a fresh process that makes the contender and stores all values
+         with string keys. Imports are not counted, because a small contender of the same kind is
+         made beforehand. `dict` holds the values as a program would: dicts, arrays, or the text of
+         the JSON as bytes. `says` is the total of `mapping.memory_usage()`. At most 3 rounds.
+speed    µs per value, in pieces of up to 256 values, at which contenders take turns. `put` and
+         `get` are calls with one key. `update` and `get many` are one call for many keys if the
+         contender has one, and otherwise a loop. `put` and `update` fill an empty contender. Values
+         are bytes, so that no serializer is timed. SQLite and diskcache do not compress values, and
+         zict keeps the most recently used sixteenth uncompressed. `lz4` and `zstd 1` are loops of
+         codec calls.
+threads  The time of one thread ÷ the time of --threads threads for the same work: storing and
+         reading the values by single calls, and by `update` and `get_many` of a piece. `lz4 of
+         64 KiB` is the machine's limit: threads that compress independent blocks.
 
-Kinds with large values have fewer of them. A figure is the median of the rounds; a round counts with the
-median of its pieces.
+Kinds with large values have fewer of them. A figure is the median of the rounds. A round counts
+with the median of its pieces.
 """
 
 from __future__ import annotations
@@ -66,26 +69,26 @@ CONTROL = "lz4 of 64 KiB"
 MAPPINGS = ("mapping, lz4", "mapping, zstd 1", "mapping, dictionary")
 HELD = ("dict", BASE, *MAPPINGS)
 PEERS = {"diskcache": "diskcache", "zict": "zict", "cachetools": "cachetools", "SQLite": "sqlite3"}
-"""Contenders that a package makes, and its name."""
+"""Contenders from other packages, with the names of the packages."""
 
 MEMORY_GOAL = 1.10
-"""A mapping ÷ the dict of lz4, at most."""
+"""Maximum memory of a mapping ÷ the dict of lz4."""
 DICTIONARY_GOAL = 0.5
-"""A mapping with a dictionary ÷ the dict of lz4, at most, for JSON."""
+"""Maximum memory of a mapping with a dictionary ÷ the dict of lz4, for JSON."""
 SINGLE_GOALS = {"put": 8.0, "get": 5.0}
-"""µs for the values of 280 B."""
+"""Maximum µs for values of 280 B."""
 BATCH_GOAL = 1.0
-"""µs a value in batches beyond those of the codec, for small values."""
+"""Maximum µs per small value in batches, in addition to those of the codec."""
 CLIENTS_GOAL = 1.7
 
 _WORDS = [
-    "".join(random.Random(i).choices("abcdeilmnoprstu", k=3 + i % 7))  # noqa: S311 - for values to look at
+    "".join(random.Random(i).choices("abcdeilmnoprstu", k=3 + i % 7))  # noqa: S311 - data
     for i in range(2000)
 ]
 
 
 class Kind(NamedTuple):
-    """Values of one kind: which share of `--values` there are, and what makes one of them."""
+    """A kind of values: their number as a share of `--values`, and the functions to make them."""
 
     share: float
     make: Callable[[random.Random], Any]
@@ -93,13 +96,16 @@ class Kind(NamedTuple):
 
 
 def _row(rng: random.Random, words: int) -> dict[str, Any]:
-    """Make a row of a shop's table, with a text of so many words."""
+    """Make a row of a shop's table, with a text of `words` words."""
     name = rng.choice(_WORDS)
     return {
         "id": rng.randrange(10**9),
         "user": f"{name}{rng.randrange(1000)}",
         "email": f"{name}.{rng.choice(_WORDS)}@example.org",
-        "created": f"2026-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}T{rng.randrange(24):02}:15:00Z",
+        "created": (
+            f"2026-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}"
+            f"T{rng.randrange(24):02}:15:00Z"
+        ),
         "active": rng.random() < 0.5,
         "balance": round(rng.gauss(100, 30), 2),
         "tags": rng.sample(["new", "gold", "export", "trial", "partner"], 2),
@@ -112,7 +118,7 @@ def _text(value: object) -> bytes:
 
 
 def _array(rng: random.Random, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Make a series of measurements: a walk in steps of a hundredth."""
+    """Make a series of measurements: a random walk in steps of a hundredth."""
     steps = np.random.default_rng(rng.randrange(1 << 32)).integers(-9, 10, count)
     return (steps.cumsum() / 100).astype(np.float32)
 
@@ -133,13 +139,13 @@ SMALL = ("JSON 280 B", "JSON 1.3 KB", "NumPy 1 KB", "incompressible")
 
 def values_of(kind: Kind, count: int) -> Iterator[tuple[str, Any]]:
     """Make `count` values, the same in each process, with their keys."""
-    rng = random.Random(7)  # noqa: S311 - for values to look at
+    rng = random.Random(7)  # noqa: S311 - data
     for number in range(count):
         yield f"item:{number:08}", kind.make(rng)
 
 
 class Lz4Dict(MutableMapping[str, bytes]):
-    """What one writes oneself: values in a dict, or in what is like one, each compressed with lz4."""
+    """Hand-written code: a dict, or a similar object, of values compressed with lz4."""
 
     def __init__(self, inner: MutableMapping[str, bytes] | None = None) -> None:
         self.inner = {} if inner is None else inner
@@ -165,7 +171,7 @@ class Lz4Dict(MutableMapping[str, bytes]):
 
 
 class SqliteDict:
-    """A table of an SQLite file, without waiting for the disk."""
+    """A table in an SQLite file, without waiting for the disk."""
 
     def __init__(self, path: Path) -> None:
         self.base = sqlite3.connect(path, isolation_level=None)
@@ -183,7 +189,7 @@ class SqliteDict:
         self.base.execute("INSERT OR REPLACE INTO item VALUES (?, ?)", (key, value))
 
     def update(self, items: dict[str, bytes]) -> None:
-        """Put several values in, in one transaction."""
+        """Store several values in one transaction."""
         with self.base:
             self.base.execute("BEGIN")
             self.base.executemany("INSERT OR REPLACE INTO item VALUES (?, ?)", items.items())
@@ -198,7 +204,7 @@ class SqliteDict:
 
 
 def mapping_of(name: str, stack: ExitStack) -> batchzip.CompressedMapping:
-    """Make one of MAPPINGS in a store of its own; `stack` closes it."""
+    """Return one of MAPPINGS in a store of its own. `stack` closes it."""
     made = batchzip.Engine("lz4") if name.endswith("lz4") else batchzip.Engine("zstd", level=1)
     engine = stack.enter_context(made)
     store = stack.enter_context(batchzip.SwapStore(engine))
@@ -207,7 +213,7 @@ def mapping_of(name: str, stack: ExitStack) -> batchzip.CompressedMapping:
 
 
 def contender(name: str, stack: ExitStack, count: int = 1024) -> Any:
-    """Make an empty contender; `stack` closes it, and removes its files."""
+    """Return an empty contender. `stack` closes it and removes its files."""
     if name in MAPPINGS:
         return mapping_of(name, stack)
     if name == "dict":
@@ -218,7 +224,7 @@ def contender(name: str, stack: ExitStack, count: int = 1024) -> Any:
 
 
 def peer(name: str, stack: ExitStack, count: int = 1024) -> Any:
-    """Make an empty contender of a package, which is to have about `count` values."""
+    """Return an empty contender from another package, for about `count` values."""
     if name == "cachetools":
         import cachetools  # noqa: PLC0415 - may be missing
 
@@ -242,7 +248,7 @@ def peer(name: str, stack: ExitStack, count: int = 1024) -> Any:
 
 
 def grown(name: str, kind: Kind, count: int) -> dict[str, int]:
-    """Measure in this process, which ends then, what a contender takes."""
+    """Measure the memory of a contender in this process, which ends afterwards."""
     with ExitStack() as stack:
         _fill(contender(name, stack), name, kind, 2)
     gc.collect()
@@ -259,7 +265,7 @@ def grown(name: str, kind: Kind, count: int) -> dict[str, int]:
 
 
 def _trim() -> None:
-    """Give back what was freed, or it would be filled again at no cost."""
+    """Return freed memory to the system. Otherwise new values would use it without growth."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
@@ -275,14 +281,14 @@ def _fill(kept: Any, name: str, kind: Kind, count: int) -> None:
 
 
 def measure_memory(result: Result, kinds: list[str], values: int, rounds: int) -> None:
-    """Add the growth of each contender with each kind; each is measured in a process of its own."""
+    """Add the growth of each contender with each kind, each measured in a process of its own."""
     for kind in kinds:
         count = count_of(kind, values)
         labels: dict[str, str | int] = {"benchmark": "values", "kind": kind}
         labels |= {"operation": "memory", "values": count}
         found: dict[tuple[str, str], list[float]] = {}
         for turn, name in in_turns(HELD, min(rounds, MEMORY_ROUNDS)):
-            if not turn:  # each process is cold
+            if not turn:  # no warm-up round: each process is new
                 continue
             command = [sys.executable, __file__, "--grown", name, kind, str(count)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -294,7 +300,7 @@ def measure_memory(result: Result, kinds: list[str], values: int, rounds: int) -
 
 
 def count_of(kind: str, values: int) -> int:
-    """Return how many values of a kind there are."""
+    """Return the number of values of a kind."""
     return max(2, round(values * KINDS[kind].share))
 
 
@@ -318,12 +324,12 @@ class Load:
         self.reads = [keys[at : at + step] for at in range(0, count, step)]
 
     def labels(self, operation: str) -> dict[str, str | int]:
-        """Return the labels of its figures."""
+        """Return the labels of the figures."""
         return {"benchmark": "values", "kind": self.kind, "operation": operation}
 
 
 def measure_speed(result: Result, load: Load, rounds: int) -> None:
-    """Add µs a value of each contender for each operation."""
+    """Add the µs per value of each contender for each operation."""
     names = [BASE, *MAPPINGS]
     for name, module in PEERS.items():
         if find_spec(module) is None:
@@ -425,14 +431,14 @@ def _get_many(kept: Any, keys: list[str]) -> Iterable[Any]:
 
 
 def measure_threads(result: Result, load: Load, threads: int, rounds: int) -> None:
-    """Add µs a value of one thread and of several that put values in and read them."""
+    """Add the µs per value of one thread and of several that store and read values."""
     pool = ThreadPoolExecutor(threads)
     many = f"{threads} threads"
     calls: dict[str, Callable[[], float]] = {}
     sizes: dict[str, int] = {}
     with ExitStack() as stack:
         stack.enter_context(pool)
-        list(pool.map(len, load.parts))  # the threads are there
+        list(pool.map(len, load.parts))  # starts the threads
         for name in (BASE, *MAPPINGS):
             kept = contender(name, stack)
             sizes[name] = load.count
@@ -471,7 +477,7 @@ def _run(mapped: Callable[..., Any], job: Callable[[Any], None], parts: list[Any
     list(mapped(job, parts))
 
 
-# What it shows.
+# Output.
 
 
 def show(result: Result) -> None:
@@ -504,7 +510,7 @@ def show(result: Result) -> None:
 
 
 def goals(result: Result) -> Iterator[str]:
-    """Yield a line for each goal that this run has figures for: reached, or how far off."""
+    """Yield a line per goal with figures: whether it is reached, or by how much it is missed."""
     found = {
         (each.labels["kind"], each.labels["operation"], each.contender, each.quantity): each.median
         for each in result.figures
@@ -543,7 +549,8 @@ def _thread_goals(result: Result) -> Iterator[str]:
             verdict = "reached" if each.ratio >= CLIENTS_GOAL else "not reached"
             what = f"{each.labels['kind']}, {each.labels['operation']}, {each.contender}"
             yield (
-                f"{what}: × {each.ratio:.2f} with {each.labels['threads']}, at least {CLIENTS_GOAL}: {verdict}; "
+                f"{what}: × {each.ratio:.2f} with {each.labels['threads']}, "
+                f"at least {CLIENTS_GOAL}: {verdict}; "
                 f"{CONTROL}: × {given[each.labels['kind']]:.2f}"
             )
 

@@ -1,27 +1,29 @@
-"""Dask workers with small memory limits: their data on disk as Dask has it, and as WorkerData.
+"""Compare Dask's own spilling with WorkerData, on workers with small memory limits.
 
     python examples/benchmarks/worker_data.py [--rounds 3] [--works persist-frame,…] [--data dask,…]
 
-Each work runs in a LocalCluster of its own, workers and nannies in processes, with each kind of data in turn:
+Each work runs in a LocalCluster of its own, with workers and nannies in processes, and with each
+kind of data in turn:
 
-    dask        Dask's own: to disk, compressed as its setting spill-compression has it by default (lz4)
-    dask-plain  the same with spill-compression off
-    batchzip    WorkerData, as it is
+    dask        Dask's own spilling to disk, with its default spill-compression (lz4)
+    dask-plain  Dask's own spilling without compression
+    batchzip    WorkerData with its defaults
     zstd        WorkerData with zstd at level 1
 
-    persist-frame   a frame (identifiers, keys, prices, text, a column of noise), persisted and read twice
+    persist-frame   a frame (identifiers, keys, prices, text, noise), persisted and read twice
     persist-array   an array of counts, persisted and read twice
     persist-noise   an array of normally distributed numbers, persisted and read twice
     shuffle-tasks, shuffle-p2p   the frame shuffled by its key, as tasks and peer to peer
     rechunk-tasks, rechunk-p2p   the array of counts from rows to columns
 
-Shown are, of each, the median over the rounds: seconds; MiB that the workers wrote to disk (write_bytes of
-/proc/PID/io: what the kernel was given, though it may reach the disk later); the largest resident memory of a worker;
-pauses and seconds of them, both workers together; workers that a nanny killed. "-": not done in time, or given up.
+The table shows medians over the rounds: seconds, MiB that the workers wrote to disk (write_bytes of
+/proc/PID/io, which the kernel may write to the disk later), the largest resident memory of a
+worker, the number and seconds of pauses of both workers together, and the workers that a nanny
+killed. "-" means that the work timed out or failed.
 
-The kernel keeps in its page cache what was written, which no worker's limit counts: as long as the machine has
-memory for it, a disk costs Dask's own data nothing here. --p2p-buffer-mib limits what shuffling peer to peer
-keeps in memory, which by default is more than these workers have.
+The kernel keeps written data in its page cache, which no worker's limit counts. As long as the
+machine has memory for it, spilling to disk is free here. --p2p-buffer-mib limits the memory of
+peer-to-peer shuffles, whose default is more than these workers have.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ WORDS = (
 )
 
 ROWS = 1 << 16
-"""Rows of a partition."""
+"""Rows per partition."""
 
 DATA: dict[str, tuple[Any, dict[str, Any]]] = {
     "dask": (None, {}),
@@ -76,7 +78,7 @@ DATA: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 class Run(NamedTuple):
-    """What one work took with one kind of data."""
+    """The figures of one work with one kind of data."""
 
     seconds: float
     written: float
@@ -88,7 +90,7 @@ class Run(NamedTuple):
 
 
 def make_frame(number: int) -> pd.DataFrame:
-    """Make a partition: what lies in tables of orders."""
+    """Make a partition of a table of orders."""
     rng = np.random.default_rng(number)
     # Numbers in the texts make most of them different.
     words = np.array(WORDS.split())[rng.integers(0, WORDS.count(" ") + 1, (4096, 6))]
@@ -106,7 +108,7 @@ def make_frame(number: int) -> pd.DataFrame:
 
 
 def digest_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Read all of a partition, and count what it has, whatever its order."""
+    """Return a digest of a partition that does not depend on the order of its rows."""
     found = {
         "rows": len(frame),
         "numbers": frame["number"].sum(),
@@ -117,14 +119,14 @@ def digest_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def frame_of(mib: int) -> dd.DataFrame:
-    """Make a frame of about so many MiB."""
+    """Make a frame of about `mib` MiB."""
     parts = max(2, mib * MIB // sizeof(make_frame(0)))
     frame: dd.DataFrame = dd.from_map(make_frame, range(parts), meta=make_frame(0).iloc[:0])
     return frame
 
 
 def array_of(mib: int, *, noise: bool = False) -> da.Array:
-    """Make an array of 64-bit numbers, in chunks of 8 MiB that are rows."""
+    """Make an array of 64-bit numbers, in chunks of rows of 8 MiB."""
     parts, columns = mib // 8, 4096
 
     def make_chunk(block_id: tuple[int, int]) -> npt.NDArray[Any]:
@@ -150,26 +152,26 @@ def read_frame(frame: dd.DataFrame) -> dd.DataFrame:
 
 
 def answer_of(client: Client, collection: Any, timeout: float) -> Any:
-    """Compute a small result, in time."""
+    """Compute a small result within the time limit."""
     return client.compute(collection).result(timeout)
 
 
 def persisted_frame(client: Client, mib: int, timeout: float) -> Any:
-    """Persist a frame, and read it twice."""
+    """Persist a frame and read it twice."""
     frame = frame_of(mib).persist()
     wait(frame, timeout)
     return [answer_of(client, read_frame(frame), timeout).sum().round(0).tolist() for _ in range(2)]
 
 
 def persisted_array(client: Client, mib: int, timeout: float, *, noise: bool = False) -> Any:
-    """Persist an array, and read it twice."""
+    """Persist an array and read it twice."""
     array = array_of(mib, noise=noise).persist()
     wait(array, timeout)
     return [round(float(answer_of(client, array.sum(), timeout)), 3) for _ in range(2)]
 
 
 def persisted_noise(client: Client, mib: int, timeout: float) -> Any:
-    """Persist an array that does not shrink, and read it twice."""
+    """Persist an incompressible array and read it twice."""
     return persisted_array(client, mib, timeout, noise=True)
 
 
@@ -184,7 +186,7 @@ def shuffled(method: str) -> Callable[[Client, int, float], Any]:
 
 
 def rechunked(method: str) -> Callable[[Client, int, float], Any]:
-    """Turn the array's chunks from rows into columns."""
+    """Rechunk the array from rows to columns."""
 
     def work(client: Client, mib: int, timeout: float) -> Any:
         array = array_of(mib)
@@ -206,7 +208,7 @@ WORKS: dict[str, Callable[[Client, int, float], Any]] = {
 
 
 class Watch:
-    """Samples the workers of a cluster: their memory, and what they wrote."""
+    """Samples the memory and the written bytes of a cluster's workers."""
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.peak = 0
@@ -215,7 +217,7 @@ class Watch:
 
     @property
     def written(self) -> int:
-        """Bytes that they wrote, those that are gone, too."""
+        """Bytes that all workers wrote, including those that ended."""
         return sum(self._written.values())
 
     @contextmanager
@@ -226,7 +228,7 @@ class Watch:
         def sample() -> None:
             while not done.wait(0.05):
                 for nanny in list(self._cluster.workers.values()):
-                    with suppress(OSError, IndexError):  # it has just died, or not started yet
+                    with suppress(OSError, IndexError):  # it has just ended, or has not started
                         self._look_at(nanny.pid)
 
         thread = threading.Thread(target=sample)
@@ -246,7 +248,7 @@ class Watch:
 
 
 def pauses_in(scheduler: Any) -> tuple[int, float, int]:
-    """Return how often workers were paused, for how many seconds, and how many were killed."""
+    """Return the number and seconds of pauses, and the number of killed workers."""
     count, seconds, killed, now = 0, 0.0, 0, time.time()
     for topic, events in scheduler.get_events().items():
         since = None
@@ -264,7 +266,7 @@ def pauses_in(scheduler: Any) -> tuple[int, float, int]:
 
 
 def run(work: str, data: str, given: argparse.Namespace) -> Run:
-    """Do a work in a cluster of its own."""
+    """Run a work in a cluster of its own."""
     mapping, settings = DATA[data]
     if given.p2p_buffer_mib:
         limit = f"{given.p2p_buffer_mib} MiB"
@@ -292,14 +294,14 @@ def run(work: str, data: str, given: argparse.Namespace) -> Run:
             try:
                 answer = WORKS[work](client, given.mib, given.timeout_s)
                 seconds = time.perf_counter() - started
-            except Exception as error:  # noqa: BLE001 - TimeoutError, KilledWorker, and what follows from them
+            except Exception as error:  # noqa: BLE001 - TimeoutError, KilledWorker and others
                 answer, seconds = type(error).__name__, float("nan")
             pauses, paused, killed = pauses_in(cluster.scheduler)
     return Run(seconds, watch.written / MIB, watch.peak / MIB, pauses, paused, killed, answer)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--works", default=",".join(WORKS))
@@ -313,7 +315,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run it all, in turns, and print a table."""
+    """Run all works with all kinds of data, in turns, and print a table."""
     given = parse()
     works, kinds = given.works.split(","), given.data.split(",")
     runs: dict[tuple[str, str], list[Run]] = {}
@@ -324,7 +326,8 @@ def main() -> None:
                 runs.setdefault((work, kind), []).append(last)
                 print(f"{work}, {kind}: {last.seconds:.1f} s", file=sys.stderr)  # it takes a while
     table = Table(
-        f"{given.mib} MiB in {given.workers} workers of {given.limit_mib} MiB, {given.rounds} rounds"
+        f"{given.mib} MiB in {given.workers} workers of {given.limit_mib} MiB, "
+        f"{given.rounds} rounds"
     )
     for heading in ("work", "data", "s", "MiB written", "peak MiB", "pauses", "paused s", "killed"):
         table.add_column(heading, left=heading in {"work", "data"})

@@ -1,4 +1,4 @@
-"""The backend, held to the contract: run pytest once the package is installed."""
+"""Test the backend with the contract of backends. Install the package, then run pytest."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class TestThread(BackendContract):
-    """Every promise of a backend, for two algorithms; by default it is all there are."""
+    """The contract of a backend, for two algorithms. The default is all available ones."""
 
     codecs = ("lz4", "zstd")
 
     @classmethod
     def make_backend(cls) -> ThreadBackend:
-        """Make one that no engine has opened."""
+        """Return a backend that no engine has opened."""
         return ThreadBackend()
 
 
 def test_it_is_found_by_its_name() -> None:
-    """The entry point is what registers it."""
+    """The entry point registers the backend."""
     assert "thread" in batchzip.backends()
     with batchzip.Engine("lz4", backend="thread") as engine:
         assert isinstance(engine.backend, ThreadBackend)
@@ -39,21 +39,24 @@ GO_ON = threading.Event()
 
 @dataclass(frozen=True, slots=True)
 class Waiting(batchzip.Codec):
-    """A codec that waits until it may go on."""
+    """A codec whose compressor waits for GO_ON."""
 
     name: ClassVar[str] = "waiting"
 
-    def compressor(self, page_size: int) -> Callable[[bytes | memoryview], bytes]:  # noqa: ARG002 - not needed
-        """Make a compressor of one byte."""
+    def compressor(
+        self,
+        page_size: int,  # noqa: ARG002 - not needed
+    ) -> Callable[[bytes | memoryview], bytes]:
+        """Return a compressor that returns one byte."""
         return lambda _: b"x" * GO_ON.wait(60)
 
     def decompressor(self, page_size: int) -> Callable[[bytes | memoryview], bytes]:
-        """Make a decompressor of zeros."""
+        """Return a decompressor that returns zeros."""
         return lambda _: bytes(page_size)
 
 
-def test_what_finds_no_room_waits_or_is_refused_and_the_rest_is_done() -> None:
-    """Room is what the queue has: the thread has one more in hand."""
+def test_requests_beyond_the_queue_wait_or_are_refused() -> None:
+    """The queue holds MOST_WAITING requests, and the thread processes one more."""
     with batchzip.Engine(Waiting(), backend="thread") as engine:
         requests = [
             engine.submit(batchzip.CompressBatch([bytes(4096)] * 2))

@@ -1,4 +1,4 @@
-"""The codec, held to the contract on the reference backend: run pytest once the package is installed."""
+"""Test the codec with the contract of backends. Install the package, then run pytest."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from batchzip.testing import BackendContract
 
 # --8<-- [start:contract]
 class TestOnSequential(BackendContract):
-    """Every promise of a backend, with this codec on it."""
+    """The contract of a backend, with this codec."""
 
     codecs = ("zlib",)
 
     @classmethod
     def make_backend(cls) -> Backend:
-        """Make the reference."""
+        """Return the reference backend."""
         return make_backend("sequential")
 
 
 # --8<-- [end:contract]
 
 
-def test_zlib_goes_to_a_worker_and_back() -> None:
-    """A worker unpickles the codec and imports it there."""
+def test_a_worker_compresses_and_restores_with_zlib() -> None:
+    """A worker unpickles the codec, which imports its package there."""
     pages = [bytes([number]) * 4000 + bytes(96) for number in range(200)]
     with batchzip.Engine(Zlib(level=1), backend="workers", workers=1) as engine:
         assert engine.wait_ready(60)
         batch = batchzip.CompressBatch(pages)
-        for _ in range(20):  # it also tries now and then whether the caller alone is faster
+        for _ in range(20):  # the engine sometimes tries whether the caller alone is faster
             engine.compress(batch)
         assert engine.statistics.compress.pages == 20 * 200
         back = batchzip.DecompressBatch(batch.outputs())
@@ -40,7 +40,7 @@ def test_zlib_goes_to_a_worker_and_back() -> None:
 
 
 def test_zlib_is_found_by_its_name() -> None:
-    """The entry point is what registers it."""
+    """The entry point registers the codec."""
     assert "zlib" in batchzip.algorithms()
     with batchzip.Engine("zlib", level=9) as engine:
         assert engine.codec == Zlib(level=9)

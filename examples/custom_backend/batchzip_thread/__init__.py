@@ -1,16 +1,16 @@
-"""A backend for batchzip in a package of its own: one thread that works beside the caller.
+"""A backend for batchzip in a package of its own: one thread in addition to the caller.
 
     pip install ./examples/custom_backend
     batchzip.Engine("zstd", backend="thread")
 
-What is asked for at once is done in the calling thread; what is submitted goes to the thread, so that an
-event loop goes on meanwhile. It costs no process and no shared memory, and gains no core where
-the codec does not let go of the interpreter.
+Synchronous calls run in the calling thread. Submitted requests run in the backend's thread, so that
+an event loop goes on meanwhile. The backend needs no process and no shared memory. It gains a core
+only if the codec releases the GIL.
 
     submit ──▶ waiting, at most MOST_WAITING ──▶ thread: take_up ─▶ run_inline ─▶ finish
 
-Locks: `_changed` guards `_waiting` and `_closing`. It is not held while work is done, nor while a
-request is finished, since that runs callbacks.
+Locks: `_changed` guards `_waiting` and `_closing`. It is not held while a batch is processed, nor
+while a request is finished, because that runs callbacks.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 __all__ = ["ThreadBackend"]
 
 MOST_WAITING = 64
-"""Requests that wait for the thread; the next ones wait in `submit`."""
+"""Maximum number of requests in the queue. `submit` waits while it is full."""
 
 
 # --8<-- [start:backend]
 class ThreadBackend(Backend):
-    """Does submitted batches one after the other in a thread, all others in the caller's."""
+    """Runs submitted batches one by one in a thread, and all others in the calling thread."""
 
     name = "thread"
 
     def __init__(self, *, workers: int | None = None) -> None:
-        """Make it; `workers` are lanes besides the caller, of which it has none."""
+        """Accept `workers`, the number of lanes besides the caller, and ignore it."""
         del workers
 
     def open(self, codec: Codec, page_size: int) -> None:
-        """Bind to a codec, and start the thread."""
+        """Bind the backend to a codec and start the thread."""
         super().open(codec, page_size)
         self._changed = threading.Condition()
         self._waiting: deque[Request[Batch]] = deque()
@@ -52,13 +52,13 @@ class ThreadBackend(Backend):
         self._thread.start()
 
     def run(self, batch: Batch) -> None:
-        """Do a batch in the calling thread."""
+        """Run a batch in the calling thread."""
         self.run_inline(batch)
 
     def submit(
         self, request: Request[Batch], *, timeout_s: float | None = None, block: bool = True
     ) -> None:
-        """Queue a request. Raises EngineBusy where there is no room, now or for so many seconds."""
+        """Queue a request. Raise EngineBusy if the queue stays full for `timeout_s` seconds."""
         patience_s = None if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
         with self._changed:
             if not self._has_room() and (
@@ -79,7 +79,7 @@ class ThreadBackend(Backend):
                 continue  # it was cancelled
             try:
                 self.run_inline(request.batch, request.deadline)
-            except Exception as error:  # noqa: BLE001 - raised where the request is waited for
+            except Exception as error:  # noqa: BLE001 - raised by the request's `wait`
                 request.finish(error)
             else:
                 request.finish()
@@ -93,7 +93,7 @@ class ThreadBackend(Backend):
             return self._waiting.popleft()
 
     def close(self) -> None:
-        """Finish what was submitted, and end the thread."""
+        """Finish the submitted requests and end the thread."""
         if self.codec is None:
             return  # it was never opened
         with self._changed:

@@ -200,7 +200,7 @@ def test_noise_is_left_alone() -> None:
     assert advice.recommended is None
     assert advice.sentence.startswith("Leave it uncompressed: ")
     assert {option.incompressible_share for option in advice.options} == {1.0}
-    assert advice.notes == ("no dictionary was tried: the sample has less than 10 blocks",)
+    assert advice.notes == ("no dictionary was tried: the sample has fewer than 10 blocks",)
 
 
 def test_zeros_have_no_ratio_and_take_the_tables_only() -> None:
@@ -217,7 +217,7 @@ def test_zeros_have_no_ratio_and_take_the_tables_only() -> None:
 def test_a_limit_that_nothing_keeps_is_said() -> None:
     advice = advise(text(2), algorithms=["lz4"], max_load_us=1e-6)
     assert advice.recommended is None
-    assert advice.sentence.startswith("Nothing loads a page within 1e-06 µs here; the quickest, ")
+    assert advice.sentence.startswith("Nothing loads a page within 1e-06 µs here; the fastest, ")
 
 
 def test_bad_arguments_are_refused_before_anything_is_measured() -> None:

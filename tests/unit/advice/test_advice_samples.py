@@ -65,7 +65,7 @@ def test_of_an_iterator_the_first_ones_are_measured() -> None:
     endless = (bytes([number % 256]) * 1000 for number in itertools.count())
     found = advise_values(endless, sample_bytes=100_000)
     assert found.measured_values == found.total_values == 100
-    assert "There are more values: the first 100 were looked at." in found.notes
+    assert "There are more values: the first 100 were measured." in found.notes
 
 
 class Forgetful(dict[str, bytes]):
@@ -111,7 +111,7 @@ def test_classes_of_a_script_are_refused_with_what_would_be_right(tmp_path: Path
         [sys.executable, script], capture_output=True, text=True, timeout=60, check=True
     )
     assert "a fresh process cannot restore the values: AttributeError: " in done.stdout
-    assert "have to be in modules that can be imported" in done.stdout
+    assert "must be in importable modules" in done.stdout
 
 
 @pytest.mark.slow
@@ -131,7 +131,9 @@ def test_classes_of_what_a_session_imported_are_found(tmp_path: Path) -> None:
 
 
 def test_keys_that_no_mapping_takes_are_said() -> None:
-    said = pytest.raises(BatchzipError, match=r"lz4 could not be measured: a key is .*not float")
+    said = pytest.raises(
+        BatchzipError, match=r"lz4 could not be measured: a key must be .*not float"
+    )
     with tempfile.TemporaryFile() as file, said:
         spool.write(file, [(1.5, b"value")], 100)
         weigh(Holder("mapping", algorithm="lz4"), file.fileno(), 1)

@@ -282,7 +282,7 @@ def test_what_cannot_be_learnt_is_left_out_and_said(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(weighing, "_worth_trying", lambda *_: [zstd])
     found = advise_values(LINES[:20])
     assert [held.holder for held in found.held] == DICTS
-    assert any("a dictionary that was not learnt" in note for note in found.notes)
+    assert any("a dictionary that was not trained" in note for note in found.notes)
     assert any("few values" in note for note in found.notes)
     assert found.sentence.startswith("Keep the dict: ")
     assert "give some MiB of values" in found.sentence

@@ -128,7 +128,7 @@ def test_pictures_are_drawn(measured: tuple[dict[str, Any], Path]) -> None:
 def test_a_result_compared_with_itself_is_the_same(saved: Path) -> None:
     result = bench("--compare", saved, saved)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "0 slower, 0 quicker" in result.stdout
+    assert "0 slower, 0 faster" in result.stdout
 
 
 @pytest.mark.slow
@@ -145,9 +145,9 @@ def test_a_slower_one_is_named_and_told_by_the_exit_code(saved: Path, tmp_path: 
     new.write_text(json.dumps(document))
     result = bench("--compare", saved, new)
     assert result.returncode == 1
-    assert "1 slower, 0 quicker" in result.stdout
+    assert "1 slower, 0 faster" in result.stdout
     assert "workers" in result.stdout
-    assert bench("--compare", new, saved).returncode == 0, "quicker is no failure"
+    assert bench("--compare", new, saved).returncode == 0, "faster is no failure"
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_a_change_within_the_spread_is_none() -> None:
     new.figures[0] = noisy
     assert compare(old, new)[0].verdict == "same"
     assert compare(old, a_result(workers=12))[0].verdict == "slower"
-    assert compare(old, a_result(workers=8))[0].verdict == "quicker"
+    assert compare(old, a_result(workers=8))[0].verdict == "faster"
     assert compare(old, a_result(workers=10.4))[0].verdict == "same", "less than 5 %"
 
 
@@ -347,5 +347,5 @@ def test_a_median_beyond_its_quartiles_is_no_result(
     document["figures"][0] |= {"low": 5.0, "high": 5.0, **quartiles}
     path = tmp_path / "result.json"
     path.write_text(json.dumps(document))
-    with pytest.raises(BadArgument, match="is no result of a benchmark"):
+    with pytest.raises(BadArgument, match="is not a benchmark result"):
         load(path)

@@ -78,4 +78,4 @@ def test_changes_fit_their_width(
     lines = printed(capsys)
     assert max(map(len, lines)) <= width
     assert sum("+100.0%" in line for line in lines) == 2 * len(BATCHES)
-    assert lines[-1].endswith(f"{2 * len(BATCHES)} slower, 0 quicker, 56 same")
+    assert lines[-1].endswith(f"{2 * len(BATCHES)} slower, 0 faster, 56 same")

@@ -38,7 +38,7 @@ def test_a_median_outside_its_quartiles_is_refused(
     tmp_path: Path, low: float, median: float, high: float
 ) -> None:
     path = saved(tmp_path / "result.json", figure(low, median, high))
-    with pytest.raises(BadArgument, match="no result of a benchmark"):
+    with pytest.raises(BadArgument, match="not a benchmark result"):
         load(path)
 
 

@@ -138,7 +138,7 @@ def test_a_worker_without_batchzip_says_so_and_works(tmp_path: Path) -> None:
         ]
     log = (tmp_path / "worker.log").read_text("utf-8")
     assert (
-        "This worker has no WorkerData, and spills as Dask does by itself: No module named 'batchzip'. "
+        "This worker has no WorkerData and uses Dask's own spilling: No module named 'batchzip'. "
         "To install it: pip install 'batchzip[dask]'"
     ) in log
 

@@ -252,7 +252,7 @@ def test_a_file_cut_short_meanwhile_is_an_error(tmp_path: Path) -> None:
         chunks = file.chunks()
         next(chunks)
         os.truncate(path, 5 * 4096)
-        with pytest.raises(OSError, match="got shorter"):
+        with pytest.raises(OSError, match="became shorter"):
             list(chunks)
         with pytest.raises(OSError, match="was changed"):
             file.check_unchanged()
