@@ -106,7 +106,7 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, program, 0, 0) == 0, os.strerror(ctypes.get_errno())
 """
 
-NO_PROC = "FileNotFoundError: .*by way of /proc, which is not mounted"
+NO_PROC = "FileNotFoundError: .*sharing a store needs /proc, which is not mounted"
 
 NO_PLACE = "FileNotFoundError: .*No usable temporary directory"
 
