@@ -285,5 +285,5 @@ def test_what_cannot_be_learnt_is_left_out_and_said(monkeypatch: pytest.MonkeyPa
     assert any("a dictionary that was not trained" in note for note in found.notes)
     assert any("few values" in note for note in found.notes)
     assert found.sentence.startswith("Keep the dict: ")
-    assert "give some MiB of values" in found.sentence
+    assert "needs several MiB of values" in found.sentence
     assert found.code == "cache = {}"
