@@ -1,1 +1,1 @@
-"""The compiled core: all that is done per page, and nothing else; each `.pyi` is its module's manual."""
+"""The compiled core: it does all work per page. Each `.pyi` is its module's manual."""

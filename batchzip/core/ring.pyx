@@ -9,9 +9,9 @@ the same layout. They differ in where a share's memory is.
            cut: takes back ───┘                                    ▼
            pages from the end                                   DONE ─▶ owner: collects
 
-The claim word of a slot says which pages of the share have not been begun: [next, end). A lane takes
-them from the front, one at a time, and the owner takes them back from the end. Each does so with
-one compare-and-swap. So no thread waits for pages that are not begun, each page is done once, and a
+The claim word of a slot says which pages of the share have not been begun: [next, end). A lane
+takes them from the front, one at a time, and the owner takes them back from the end. Each does so
+with one compare-and-swap. So no thread waits for pages that are not begun, each page is done once, and a
 process that dies at any instruction leaves a word that says which page it was processing.
 
     thread lane   the descriptor holds the address of the owner's BatchState; nothing is copied

@@ -1,4 +1,4 @@
-"""What the site takes from elsewhere: outputs of commands, the results of benchmarks, no foreign host."""
+"""Hooks of the site: outputs of commands and results of benchmarks; nothing from a foreign host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Prints the functions of the project, in order, that one call goes through: `python docs/site/way.py store`.
+"""Print the functions of the project that one call goes through, in order.
+
+    python docs/site/way.py store
 
 Only functions of Python are seen: what the core does is not among them.
 """

@@ -164,5 +164,5 @@ def test_a_deadline_is_kept_where_no_worker_is_there(codec: RecordingCodec) -> N
 
 @pytest.mark.parametrize("backend", ["sequential", "threads"])
 def test_only_workers_isolate(backend: str) -> None:
-    with pytest.raises(BadArgument, match="isolate=True needs .*workers"):
+    with pytest.raises(BadArgument, match=r"isolate=True needs .*workers"):
         Engine("lz4", backend=backend, isolate=True)

@@ -44,7 +44,7 @@ def test_a_closed_store_says_so(engine: Engine) -> None:
         view = store.share().attach()
         address = store.share().address
     for call in (lambda: view.load(0), lambda: view.counters, lambda: view.load_many([0])):
-        with pytest.raises(ClosedError, match="store .*is closed"):
+        with pytest.raises(ClosedError, match=r"store .*is closed"):
             call()
     view.close()
     view.close()
