@@ -467,7 +467,7 @@ class UnreadableValue(BatchzipError, ValueError):
         ...         mapping["a"]
         ...     except batchzip.UnreadableValue as error:
         ...         print(error, *error.__notes__, sep="; ")
-        b'lower' is not upper case; it is the value of key 'a'
+        b'lower' is not upper case; This is the value of key 'a'.
     """
 
 

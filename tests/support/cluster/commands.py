@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Literal
 
-from support.paths import python_path
+from support.paths import TESTS, python_path
 
 import batchzip
 
@@ -125,7 +125,8 @@ class _Lines:
 def _command(
     name: str, arguments: list[str], environment: dict[str, str]
 ) -> Iterator[tuple[subprocess.Popen[str], _Lines]]:
-    path = python_path(environment.get("PYTHONPATH", ""))
+    # Workers import the tests' modules, too, for the functions that they run.
+    path = python_path(environment.get("PYTHONPATH", ""), str(TESTS / "unit" / "dask"))
     environment = {**environment, "PYTHONPATH": path}
     process = subprocess.Popen(
         [sys.executable, "-m", "dask", name, *arguments],

@@ -65,7 +65,7 @@ def test_a_command_ends_as_it_should_whatever_its_streams(
     [
         ("swap --file data --workers 1", 0, ""),
         ("swap --workload-mib 1", 2, ".* '/proc/self/statm'"),
-        ("top /proc/1/fd/1", 2, "/proc/1/fd/1: .*, as /proc is not mounted"),
+        ("top /proc/1/fd/1", 2, "/proc/1/fd/1: .*, because /proc is not mounted"),
     ],
 )
 def test_a_command_without_proc_works_or_names_it(
