@@ -53,6 +53,14 @@ def as_pages(pages: Buffer | Sequence[Buffer], size: int) -> buffers.Bytes | lis
     return inputs
 
 
+def count_pages(pages: Buffer | Sequence[Buffer], size: int) -> int:
+    """Return the number of pages that `as_pages` would return, without memory for them."""
+    if buffers.is_sequence(pages):
+        return len(pages)
+    with memoryview(pages) as view:  # type: ignore[arg-type] # it is no sequence
+        return view.nbytes // size
+
+
 def as_out(out: Buffer, size: int) -> memoryview:
     """Return a view of a writable buffer of one page. Raise BadBatch if it has another size."""
     view = buffers.as_view(out, "out", writable=True)

@@ -33,7 +33,15 @@ from batchzip.core.gather import Gathered, gather, load
 from batchzip.core.latency import LOAD, OPERATIONS, STORE
 from batchzip.core.table import Kind
 from batchzip.errors import BadArgument, PageError
-from batchzip.store.arguments import MAX_INDEX, as_indices, as_out, as_pages, as_range, as_room
+from batchzip.store.arguments import (
+    MAX_INDEX,
+    as_indices,
+    as_out,
+    as_pages,
+    as_range,
+    as_room,
+    count_pages,
+)
 from batchzip.store.counters import Counters
 from batchzip.store.latency import Latency
 from batchzip.store.loader import Loader, read
@@ -119,7 +127,12 @@ class Group(Owned):
         """
         started = self._entries.start(STORE)
         self._enter_to_change()
-        matrix = as_pages(pages, self._resources.page_size)
+        size = self._resources.page_size
+        try:
+            matrix = as_pages(pages, size)
+        except MemoryError as error:  # what is stored there is stale, as after any failed store
+            first, count = as_range(index, count_pages(pages, size))
+            raise self._storer.drop_for_memory(first, count) from error
         first, _ = as_range(index, len(matrix))
         self._storer.store(first, matrix)
         if started:

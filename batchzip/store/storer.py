@@ -58,13 +58,20 @@ class Storer:
                 raise StoreRejected(reason, text, errors) from cause  # noqa: TRY301 - drops entries
             if self._resources.backing is not None:
                 self._resources.backing.settle()
-        except BaseException as error:
+        except MemoryError as error:
+            raise self.drop_for_memory(first, count) from error
+        except BaseException:
             self._entries.drop(first, count)  # before anything else: a second interrupt may come
-            if isinstance(error, MemoryError):
-                self._entries.count_event("reject_alloc_fail")
-                text = "there is no memory for the folio"
-                raise StoreRejected("reject_alloc_fail", text) from error
             raise
+
+    def drop_for_memory(self, first: int, count: int) -> StoreRejected:
+        """Drop stale entries, and count a folio for which there was no memory.
+
+        Return the error to raise.
+        """
+        self._entries.drop(first, count)
+        self._entries.count_event("reject_alloc_fail")
+        return StoreRejected("reject_alloc_fail", "there is no memory for the folio")
 
     def _store(self, first: int, pages: Bytes | list[Flat]) -> Refusal | None:
         """Store a folio in the pool, or in the file if the pool rejects it.

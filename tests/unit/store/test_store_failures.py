@@ -311,3 +311,21 @@ def test_an_interrupt_at_any_line_of_the_store_leaves_all_or_nothing(
         if place is None:
             break
     assert not torn, "\n".join(torn)
+
+
+def no_memory(*_: object) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("form", [list, b"".join, lambda new: np.array([*map(bytearray, new)])])
+def test_without_memory_to_look_at_the_pages_the_old_ones_go(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, form: Callable[[list[bytes]], Any]
+) -> None:
+    with SwapStore(engine) as store:
+        store.store(7, [text(n) for n in range(4)])
+        monkeypatch.setattr("batchzip.store.group.as_pages", no_memory)
+        with pytest.raises(StoreRejected, match="no memory"):
+            store.store(8, form([text(8), text(9)]))
+        assert [index for index in range(20) if index in store] == [7, 10]
+        assert store.counters.reject_alloc_fail == 1
+        store.check_invariants()
