@@ -70,7 +70,7 @@ def test_figures_are_read_while_garbage_is_collected(engine: Engine) -> None:
 
         before = gc.get_threshold()
         gc.callbacks.append(scrape)
-        gc.set_threshold(200)
+        gc.set_threshold(50)
         try:
             for number in range(30):
                 mapping[number % 5] = [{"a": [each]} for each in range(100)]
