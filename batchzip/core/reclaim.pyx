@@ -401,13 +401,13 @@ cdef int reclaim_step(Hand *hand, uint32_t most, bint urgent) noexcept nogil:
     """
     cdef RegionState *region = hand.region
     cdef int moved = NOTHING, progress
-    cdef uint64_t candidates
-    region_lock(region)
-    candidates = region.candidates
-    region_unlock(region)
+    cdef bint is_short  # of candidates
+    region_lock(region)  # the budget may change at any time
     # At most a sixteenth of the budget, so that pages have time between the hands.
     most = min(most, min(region.run, max(<uint32_t>(region.budget // 16), <uint32_t>1)))
-    if candidates <= lag(region):
+    is_short = region.candidates <= lag(region)
+    region_unlock(region)
+    if is_short:
         moved = _advance_front(hand, most)
         if moved == MOVED and not urgent:
             return MOVED
