@@ -98,8 +98,11 @@ def test_what_is_about_to_leave_gets_a_second_chance() -> None:
         assert before["candidate_pages"]
         np.testing.assert_array_equal(array, data)
         after = region.figures
-        assert after["second_chances"] - before["second_chances"] >= before["candidate_pages"]
-        assert after["restored_pages"] - before["restored_pages"] <= before["stored_pages"]
+        grown = {name: after[name] - before[name] for name in after}
+        # A step of the clock that had begun before the budget grew may still evict its run.
+        left = sum(grown[f"{how}_pages"] for how in ("evicted", "dropped_clean", "dropped_empty"))
+        assert grown["second_chances"] + left >= before["candidate_pages"]
+        assert grown["restored_pages"] <= before["stored_pages"] + left
         assert after["faults_minor"] >= after["second_chances"] > 0
 
 
