@@ -48,7 +48,7 @@ SESSIONS = ROOT / "build/mutation"
 
 _SLOWER = 4
 _GRACE_S = 30.0
-"""A mutant that takes so many times as long as none, and so many seconds more, is one that hangs."""
+"""A mutant hangs if its tests take longer than `_SLOWER` times those without a mutant, plus this."""
 
 
 class RemoveStatement(Operator):

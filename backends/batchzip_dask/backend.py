@@ -87,8 +87,8 @@ _EXIT_S = 2.0
 """Seconds that unfinished requests have at the interpreter's exit. Queued ones are cancelled."""
 
 _SAMPLE_PAGES, _SAMPLE_S = 16, 0.05
-"""A sample of the first batch runs here to predict local speed. It ends after so many
-pages or seconds."""
+"""A sample of the first batch runs here to predict local speed. It ends at the first of
+these two limits: pages or seconds."""
 
 
 class DaskBackend(Backend):

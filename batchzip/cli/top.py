@@ -54,7 +54,7 @@ class Options:
 def run(options: Options) -> int:
     """Show the store until the user quits, or print one look. Return 0.
 
-    Raise BatchzipError or OSError if there is no store to show, or it is gone.
+    Raise BatchzipError or OSError if no store can be shown, or if its owner has ended.
     """
     with ExitStack() as stack:
         if options.dask is None:

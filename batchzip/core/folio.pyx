@@ -250,7 +250,7 @@ cdef class Folio:
         self.make_room(view.len // self.state.page_size)
 
     def take_list(self, list pages) -> int:
-        """Take a page from each buffer. Return −1, or the number of the first that is no page."""
+        """Take a page from each buffer. Return −1, or the number of the first invalid page."""
         cdef Py_ssize_t count = len(pages), at
         self.drop_pages()
         self.make_room(count)

@@ -102,7 +102,7 @@ class Pager:
     def pin(self, first: int, count: int) -> None:
         """Restore pages, and keep them in memory and mapped until `unpin`.
 
-        Raise BadArgument if the budget has no space for so many pinned pages. Raise CorruptPage or
+        Raise BadArgument if the budget has no space for these pinned pages. Raise CorruptPage or
         PageError if a page cannot be restored. Nothing is pinned on failure.
         """
 

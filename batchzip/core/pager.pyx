@@ -477,7 +477,7 @@ cdef class Pager:
     def pin(self, uint64_t first, uint64_t count) -> None:
         """Restore pages, and keep them in memory and mapped until `unpin`.
 
-        Raise BadArgument if the budget has no space for so many pinned pages. Raise CorruptPage or
+        Raise BadArgument if the budget has no space for these pinned pages. Raise CorruptPage or
         PageError if a page cannot be restored. Nothing is pinned on failure.
         """
         cdef RegionState *region = &self.region

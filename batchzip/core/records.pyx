@@ -2,7 +2,7 @@
 
     put(key, value) ─▶ compress ─▶ one step: index the key, write the entry, store the object
     get(key)        ─▶ one step: key ─▶ entry ─▶ copy of the object ─▶ verify checksum ─▶ decompress
-    shrink(bytes)   ─▶ remove the coldest values until at most so many bytes are left in the pool
+    shrink(bytes)   ─▶ remove the coldest values until they take at most `bytes` in the pool
 
 A value of up to 64 KiB, or of a page if that is larger, is compressed in one call. If it does not
 shrink, it is stored uncompressed. If the result takes up to a page, the value is a record: an
@@ -118,7 +118,7 @@ cdef enum:
     ALONE_BYTES = 1 << 20  # approximate bytes per part without lanes
     SHARED_NS = 200_000  # lanes help with a batch that would take one thread this long
     READ_NS = 900  # minimum time per value for lanes to help with reads, as they need copies
-    AGAIN = 64  # one of so many batches is done alone, to measure the time per value
+    AGAIN = 64  # every AGAIN-th batch is done alone, to measure the time per value
     AHEAD = 16  # bytes in front of a copy; decode_value needs four
     LOOKS = 4  # deadlines that each new value examines
 
@@ -1313,7 +1313,7 @@ cdef class Records:
     ) -> tuple[int, int]:
         """Store values of up to `most_bytes` each, from number `start` on.
 
-        `most`    stop after about so many bytes, but not before FEW short values; 0 means no limit.
+        `most`    stop after about `most` bytes, but not before FEW short values; 0: no limit.
         `rings`   those of the lanes. Lanes help only if they are threads.
 
         Return the number of values stored, including those before `start`, and 0 or the negative

@@ -77,7 +77,7 @@ cdef enum:
     ZONE_BYTES = 1 << 20  # a few written batches of 256 pages, and small relative to a useful file
     ZONE_PAGES = 64  # minimum; the loss at a zone's end, less than a page, is below 1/64 of it
     LIMIT_ZONES = 16  # with a limit, a zone takes at most 1/16 of it
-    LEAST_ZONE_PAGES = 8  # with a limit, a zone has at least so many pages
+    LEAST_ZONE_PAGES = 8  # the least size of a zone, with a limit
     LEAST_SPARE = 32  # at least 1/32 of the limit is reserved for cleaning
     MOST_SPARE = 8  # at most 1/8 of the limit is reserved for cleaning
     NESTED_WAIT_S = 1  # a sync or a cut rarely takes longer

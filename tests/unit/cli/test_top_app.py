@@ -134,7 +134,7 @@ def test_the_sort_key_goes_through_the_columns_there_are() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
         await pilot.press("2")
         await until(lambda: "in the pool ▼" in lines(app)[0])
-        await pilot.press("s")  # limit has no room, so it begins anew
+        await pilot.press("s")  # limit has no room, so it starts again at "group"
         await until(lambda: "group ▲" in lines(app)[0])
         assert lines(app)[1].startswith("group 0000")
         await pilot.press("s")

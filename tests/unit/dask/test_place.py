@@ -72,7 +72,7 @@ async def turns(count: int = 20) -> None:
 
 
 def after(callbacks: int, what: Callable[[], None]) -> None:
-    """Have something done after so many callbacks of the event loop, each begun by the one before."""
+    """Call `what` after a chain of `callbacks` callbacks of the event loop."""
     if callbacks == 0:
         what()
     else:

@@ -142,7 +142,7 @@ def test_a_name_that_has_no_hash_is_unknown() -> None:
 
 
 def _with_frames_left(left: int, call: Callable[[], object]) -> None:
-    """Call it with so many frames left; RecursionError is what one expects."""
+    """Call it with that number of frames left. It is expected to raise RecursionError."""
     frame, depth = sys._getframe(), 1
     while (back := frame.f_back) is not None:
         frame, depth = back, depth + 1
