@@ -7,7 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from support.paged_region import Region, opened
 from support.thread_model import INTERRUPTS
+
+from batchzip.core.memory import fail_allocation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,3 +36,17 @@ def finalizers_swallow_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
             tell(unraisable)
 
     monkeypatch.setattr(sys, "unraisablehook", filtered)
+
+
+@pytest.fixture(autouse=True)
+def mended() -> Iterator[None]:
+    """Let allocations of the core succeed again."""
+    yield
+    fail_allocation(0)
+
+
+@pytest.fixture
+def region() -> Iterator[Region]:
+    """Open a region of 256 pages with a budget of 32."""
+    with opened() as region:
+        yield region

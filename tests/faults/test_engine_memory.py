@@ -24,15 +24,9 @@ from batchzip.store.remote import share_server
 from batchzip.testing.plain import PAGE, SLACK_S, make_layered_codec, make_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 PAGES = make_pages(30, seed=4)
-
-
-@pytest.fixture(autouse=True)
-def mended() -> Iterator[None]:
-    yield
-    fail_allocation(0)
 
 
 def whole(batch: CompressBatch | DecompressBatch) -> None:

@@ -31,12 +31,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture(autouse=True)
-def mended() -> Iterator[None]:
-    yield
-    fail_allocation(0)
-
-
 @pytest.fixture(scope="module")
 def second() -> Iterator[Engine]:
     with Engine("zstd", backend="sequential", page_size=SIZE) as engine:

@@ -26,11 +26,10 @@ from support.paged_region import (
 from support.waiting import await_true
 
 from batchzip import CorruptPage, PageError
-from batchzip.core.memory import fail_allocation
 from batchzip.core.region import AccessAdvice, Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy.typing as npt
@@ -40,18 +39,6 @@ pytestmark = needs_paging
 
 
 SIZE = 4096
-
-
-@pytest.fixture(autouse=True)
-def mended() -> Iterator[None]:
-    yield
-    fail_allocation(0)
-
-
-@pytest.fixture
-def region() -> Iterator[Region]:
-    with opened() as region:
-        yield region
 
 
 # Damage. `damaged` does its work in a child, which dies of a touch.

@@ -12,7 +12,6 @@ import pytest
 from support.forked import in_forked_child
 from support.paged_region import (
     HANG_LIMIT_S,
-    Region,
     content,
     filled,
     mixed,
@@ -22,7 +21,6 @@ from support.paged_region import (
 )
 from support.waiting import await_true
 
-from batchzip.core.memory import fail_allocation
 from batchzip.core.region import Event
 
 if TYPE_CHECKING:
@@ -34,18 +32,6 @@ pytestmark = needs_paging
 
 
 SIZE = 4096
-
-
-@pytest.fixture(autouse=True)
-def mended() -> Iterator[None]:
-    yield
-    fail_allocation(0)
-
-
-@pytest.fixture
-def region() -> Iterator[Region]:
-    with opened() as region:
-        yield region
 
 
 # A pool without room.

@@ -24,7 +24,7 @@ from batchzip.core.region import AccessAdvice
 from batchzip.testing import LeakCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import numpy.typing as npt
 
@@ -38,18 +38,6 @@ STATM = Path("/proc/self/statm")
 
 OUT_OF_MEMORY = (MemoryError, OSError, BatchzipError)
 """What a call may raise where the core gets no memory."""
-
-
-@pytest.fixture(autouse=True)
-def mended() -> Iterator[None]:
-    yield
-    fail_allocation(0)
-
-
-@pytest.fixture
-def region() -> Iterator[Region]:
-    with opened() as region:
-        yield region
 
 
 def descriptors() -> set[str]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+SCHEDULER_VARIABLE = "BATCHZIP_TEST_SCHEDULER"
+"""Variable with the cluster's address: the backends' contract starts subprocesses, too."""
+
+
 @contextlib.contextmanager
 def dask_cluster(workers: int = 2, **environment: str) -> Iterator[str]:
     """Give the scheduler's address of a cluster whose workers are processes with one thread each.

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from distributed import Client
 from distributed.protocol import serialize
-from support.cluster.process import dask_cluster, offload_thread
+from support.cluster.fixtures import leaves_nothing_behind, offloading  # noqa: F401 - used by every test
+from support.cluster.process import SCHEDULER_VARIABLE, dask_cluster
 from support.codecs.faulty import KILL, KILL_ONCE, FaultyCodec
 from support.codecs.slow import SlowCodec
 
@@ -50,34 +51,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
-_ADDRESS = "BATCHZIP_TEST_SCHEDULER"
-"""Environment variable with the cluster's address: the contract also uses backends in subprocesses."""
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing_behind() -> Iterator[None]:
-    """As everywhere, but for sockets: a client opens them as it needs them, and closes them at its end.
-
-    That it does is checked by the contract's `engine`, which looks for everything when it was closed.
-    """
-    with LeakCheck(ignore="socket:"):
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    with dask_cluster(2) as address:
-        os.environ[_ADDRESS] = address
-        yield address
-        del os.environ[_ADDRESS]
-
-
 @pytest.mark.usefixtures("cluster")
 class TestDask(BackendContract):
     codecs = ("lz4",)  # a share is the same whatever the codec, and takes 10 ms
@@ -92,7 +65,7 @@ class TestDask(BackendContract):
 
     @classmethod
     def make_backend(cls) -> Backend:
-        return DaskBackend(os.environ[_ADDRESS], local="never")
+        return DaskBackend(os.environ[SCHEDULER_VARIABLE], local="never")
 
 
 @pytest.mark.usefixtures("cluster")
@@ -117,7 +90,7 @@ class TestDaskOrLocal(BackendContract):
 
     @classmethod
     def make_backend(cls) -> Backend:
-        return DaskBackend(os.environ[_ADDRESS])
+        return DaskBackend(os.environ[SCHEDULER_VARIABLE])
 
 
 def test_the_clients_of_others_are_used_and_left_open(cluster: str) -> None:

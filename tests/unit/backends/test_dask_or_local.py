@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from distributed import Client, Future
 from support.cluster.commands import other_environment, scheduler_command, worker_command
-from support.cluster.process import dask_cluster, offload_thread
+from support.cluster.fixtures import leaves_nothing_behind, offloading  # noqa: F401 - used by every test
+from support.cluster.process import dask_cluster
 from support.codecs.slow import SlowCodec
 from support.codecs.unshowable import UnshowableCodec
 from support.interrupt_lines import interrupted_at
@@ -32,7 +33,6 @@ from batchzip import (
 from batchzip.codecs import make_codec
 from batchzip.lanes import RequestQueue
 from batchzip.lanes import backend as lanes_backend
-from batchzip.testing import LeakCheck
 from batchzip.testing.plain import (
     SLACK_S,
     Plain,
@@ -53,33 +53,6 @@ pytestmark = pytest.mark.slow
 
 
 DASK_BACKEND, DASK_LANE = (Path(str(module.__file__)) for module in (dask_backend, dask_lane))
-
-_ADDRESS = "BATCHZIP_TEST_SCHEDULER"
-"""Environment variable with the cluster's address: the contract also uses backends in subprocesses."""
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing_behind() -> Iterator[None]:
-    """As everywhere, but for sockets: a client opens them as it needs them, and closes them at its end.
-
-    That it does is checked by the contract's `engine`, which looks for everything when it was closed.
-    """
-    with LeakCheck(ignore="socket:"):
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    with dask_cluster(2) as address:
-        os.environ[_ADDRESS] = address
-        yield address
-        del os.environ[_ADDRESS]
 
 
 # Here or there.

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from distributed import Client
 from support.cluster.commands import other_environment, scheduler_command, worker_command
-from support.cluster.process import dask_cluster, offload_thread
+from support.cluster.fixtures import leaves_nothing_behind, offloading  # noqa: F401 - used by every test
+from support.cluster.process import dask_cluster
 from support.codecs.faulty import KILL, KILL_ONCE, FaultyCodec
 
 from batchzip import (
@@ -22,7 +23,6 @@ from batchzip import (
     Engine,
     RequestCancelled,
 )
-from batchzip.testing import LeakCheck
 from batchzip.testing.plain import (
     SLACK_S,
     Plain,
@@ -33,7 +33,6 @@ from batchzip_dask import DaskBackend
 from batchzip_dask.flight import Parcel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from batchzip.batch import Batch
@@ -41,34 +40,6 @@ if TYPE_CHECKING:
 
 
 pytestmark = pytest.mark.slow
-
-
-_ADDRESS = "BATCHZIP_TEST_SCHEDULER"
-"""Environment variable with the cluster's address: the contract also uses backends in subprocesses."""
-
-
-@pytest.fixture(autouse=True)
-def leaves_nothing_behind() -> Iterator[None]:
-    """As everywhere, but for sockets: a client opens them as it needs them, and closes them at its end.
-
-    That it does is checked by the contract's `engine`, which looks for everything when it was closed.
-    """
-    with LeakCheck(ignore="socket:"):
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    with dask_cluster(2) as address:
-        os.environ[_ADDRESS] = address
-        yield address
-        del os.environ[_ADDRESS]
 
 
 def marked(pages: np.ndarray, mark: bytes, index: int) -> np.ndarray:

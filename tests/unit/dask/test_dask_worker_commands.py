@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from distributed import Client, wait
-from support.cluster.process import offload_thread
+from support.cluster.fixtures import offloading  # noqa: F401 - used by every test
 from support.paths import ROOT, python_path
 
 if TYPE_CHECKING:
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 SETTINGS = ROOT / "examples" / "dask_worker_data.yaml"
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from distributed.core import Status
 from distributed.http.worker.prometheus.core import WorkerMetricCollector
 from distributed.spill import SpillBuffer
 from distributed.system_monitor import SystemMonitor
-from support.cluster.process import offload_thread
+from support.cluster.fixtures import offloading  # noqa: F401 - used by every test
 
 from batchzip import PagesLost
 from batchzip.dask import ShardedStore, WorkerData
@@ -33,12 +33,6 @@ MIB = 1 << 20
 PART = MIB // 4
 SMALL = (WorkerData, {"memory_limit": 4 * MIB, "live": 0.25, "compressed": 0.1})
 """Not the workers' own limit: this process has more, and they would not work."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
 
 
 @pytest.fixture(autouse=True)

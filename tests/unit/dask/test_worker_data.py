@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster, wait
 from distributed.utils import RateLimiterFilter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.cluster.process import offload_thread
+from support.cluster.fixtures import offloading  # noqa: F401 - used by every test
 
 from batchzip.dask import WorkerData
 
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
 
 
 @pytest.fixture(autouse=True)

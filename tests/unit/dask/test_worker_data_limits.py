@@ -13,7 +13,7 @@ import pytest
 from distributed.spill import SpilledSize
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import RateLimiterFilter
-from support.cluster.process import offload_thread
+from support.cluster.fixtures import offloading  # noqa: F401 - used by every test
 
 from batchzip import BadArgument, ClosedError
 from batchzip.dask import WorkerData
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
 
 
 @pytest.fixture(autouse=True)

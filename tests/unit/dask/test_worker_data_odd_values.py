@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from dask.sizeof import sizeof
 from distributed.utils import RateLimiterFilter
-from support.cluster.process import offload_thread
+from support.cluster.fixtures import offloading  # noqa: F401 - used by every test
 
 from batchzip import ClosedError
 from batchzip.dask import WorkerData
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offloading() -> Iterator[None]:
-    with offload_thread():
-        yield
 
 
 @pytest.fixture(autouse=True)
