@@ -100,16 +100,10 @@ def heading(result: Result) -> list[str]:
     """Return lines that tell machine, versions and settings."""
     machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    names = [str(machine[key]) for key in ("platform", "processor") if key in machine]
+    load = [f"load {machine['load']:.1f}"] if "load" in machine else []
     return [
-        ", ".join(
-            str(text)
-            for text in (
-                machine.get("platform", ""),
-                machine.get("processor", ""),
-                f"{machine['cpus']} CPUs",
-                f"load {machine.get('load', 0):.1f}",
-            )
-        ),
+        ", ".join([*names, f"{machine['cpus']} CPUs", *load]),
         versions,
         ", ".join(f"{name} {_setting(value)}" for name, value in result.settings.items()),
     ]
