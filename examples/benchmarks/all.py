@@ -88,11 +88,15 @@ RUNS = {
     "fault_threads": Run(
         "fault_threads", "", "--rounds 1 --mib 48 --fault-threads 1,2 --readers 1,4"
     ),
-    "cluster": Run(
-        "cluster",
-        "",
-        "--parts latency,throughput --rounds 1 --seconds 0.2 --workers 2 --clients 1",
+    "cluster-latency": Run(
+        "cluster", "--parts latency", "--parts latency --rounds 1 --seconds 0.2"
     ),
+    "cluster-throughput": Run(
+        "cluster",
+        "--parts throughput",
+        "--parts throughput --rounds 1 --seconds 0.2 --workers 2 --clients 1",
+    ),
+    "cluster-cases": Run("cluster", "--parts cases", "--parts cases --cases retire_workers"),
     "worker_data": Run(
         "worker_data",
         "",
@@ -163,9 +167,10 @@ def main() -> int:
             part.rename(path)
             print(f"{name}: {len(result.figures)} figures, {took}", flush=True)
     shown = options.to / "batchzip-swap.txt"
-    if not shown.exists() and not options.short:
-        printed = subprocess.run([BATCHZIP, "swap"], stdout=subprocess.PIPE, check=True).stdout
-        shown.write_bytes(printed)
+    if not shown.exists():
+        size = ["--workload-mib", "8"] if options.short else []
+        printed = subprocess.run([BATCHZIP, "swap", *size], stdout=subprocess.PIPE, check=True)
+        shown.write_bytes(printed.stdout)
         print("batchzip-swap.txt: what the README shows of `batchzip swap`")
     if failed:
         print(f"failed: {', '.join(failed)}")

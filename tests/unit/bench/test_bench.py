@@ -117,6 +117,9 @@ def test_everybody_is_measured_at_every_batch(measured: tuple[dict[str, Any], Pa
         "workers, half in file",
         "blosc2 page",
         "blosc2 1 MiB",
+        "SQLite",
+        "LMDB",
+        "diskcache",
     }
 
 
