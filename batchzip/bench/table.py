@@ -143,7 +143,7 @@ def print_changes(compared: Comparison) -> None:
     """Print the figures that became slower or faster, and the number of all figures."""
     changes = compared.changes
     out = make_console()
-    table = Table("figures relative to their baselines in the same run")
+    table = Table("figures ÷ their baselines of the same rounds, medians ± %")
     table.add_column("", wraps=True)
     for rank, head in ((0, "contender"), (3, "figure")):
         table.add_column(head, rank=rank, left=True)
@@ -154,13 +154,13 @@ def print_changes(compared: Comparison) -> None:
         counts[change.verdict] += 1
         if change.verdict == "same":
             continue
-        what = " ".join(str(value) for value in change.new.labels.values())
+        what = " ".join(str(value) for value in change.figure.labels.values())
         table.add_row(
             f"{change.verdict}: {what}",
-            change.new.contender,
-            change.new.quantity,
-            f"{change.old.median:.3f}",
-            f"{change.new.median:.3f}",
+            change.figure.contender,
+            change.figure.quantity,
+            with_spread(change.old),
+            with_spread(change.new),
             f"{change.change:+.1%}",
         )
     if table.row_count:
