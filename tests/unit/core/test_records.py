@@ -59,6 +59,7 @@ PLAIN = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(key=PLAIN)
 def test_a_key_comes_back_as_it_was(key: Any) -> None:
     back = decode(encode(key))
@@ -283,6 +284,7 @@ def test_values_whose_time_is_over_go_as_others_come(values: Records, clock: lis
 # Without memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 1000], ids=["one", "all that follow"])
 def test_an_allocation_that_fails_leaves_values_whole(count: int) -> None:
     rng = random.Random(1)
