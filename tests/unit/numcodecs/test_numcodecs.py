@@ -87,9 +87,21 @@ def test_without_numcodecs_it_says_what_to_install() -> None:
     assert b"pip install 'numcodecs>=0.13'" in out.stderr.splitlines()[-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS, ids=str)
-@pytest.mark.parametrize("length", [0, 1, 511, 512, 4096, 65_535, 65_536, 1_000_001, 5 << 20])
+@pytest.mark.parametrize(
+    "length",
+    [
+        0,
+        1,
+        511,
+        512,
+        4096,
+        65_535,
+        65_536,
+        1_000_001,
+        pytest.param(5 << 20, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("make", [text, noise, lambda _seed, length: bytes(length)])
 def test_chunks_come_back(codec: Batchzip, length: int, make: Any) -> None:
     chunk = make(1, length)
