@@ -237,7 +237,7 @@ def key(item: WorkItem) -> tuple[str, str, int, tuple[int, int]]:
 def run(name: str, tests: Tests, database: WorkDB, todo: list[WorkItem], most_s: float) -> None:
     """Try mutants, and keep the results. Raise SystemExit if tests fail without a mutant."""
     first = todo[0].mutations[0].module_path
-    if failed := tests.attempt(tests.choose(first, None, most_s)):
+    if failed := tests.attempt(tests.choose(first, set(), most_s)):
         raise SystemExit(f"fails without a mutant: {failed}")
     for number, item in enumerate(todo, 1):
         (mutation,) = item.mutations
