@@ -94,7 +94,7 @@ RECORD = np.dtype([("a", "<i4"), ("b", ">f8", (2, 3)), ("c", PAIR)])
         np.ndarray(3, "<U0"),
         np.ndarray((2, 0), "V7"),
         np.array(["2026-01-01", "NaT"], "M8[25us]"),
-        np.array([7], "<m8"),
+        np.array([7], "<m8[7s]"),
         np.arange(3, dtype=np.longdouble),
         np.array([1, 2], ">c8"),
         np.str_("a\0"),
