@@ -103,7 +103,7 @@ RECORD = np.dtype([("a", "<i4"), ("b", ">f8", (2, 3)), ("c", PAIR)])
         np.bytes_(b"\0\0"),
         np.void(b"abc\0"),
         np.void(b""),
-        np.datetime64("NaT"),
+        np.datetime64("NaT", "s"),
         np.timedelta64(5, "D"),
         np.longdouble(1) / 3,
         np.True_,
