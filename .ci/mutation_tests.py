@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from contextlib import suppress
 from copy import copy
 from difflib import SequenceMatcher
@@ -82,25 +83,26 @@ class Tests:
                     self._lines[module][name] = set(lines)
 
     def choose(self, module: Path, lines: set[int], most_s: float) -> list[str]:
-        """Return the tests that run one of some lines, the cheapest first, of `most_s` in all.
+        """Return tests that run one of some lines: of each file the cheapest, of `most_s` in all.
 
-        Without lines, and if no test is known to run them: the tests that run any of the module,
-        or else all tests.
+        Without lines, and if no test is known to run them: tests that run any of the module, or
+        else any tests.
         """
         users = self._lines[str(module)]
-        chosen = [name for name in users if not users[name].isdisjoint(lines)]
-        chosen = sorted(chosen or users or self.seconds, key=self.seconds.__getitem__)
-        total_s = 0.0
-        for count, name in enumerate(chosen):
-            total_s += self.seconds[name]
-            if total_s > most_s and count:
-                del chosen[count:]
-                break
-        # A module's fixtures are made once if its tests follow each other.
-        files: dict[str, float] = {}
-        for name in chosen:
-            files[get_file(name)] = files.get(get_file(name), 0) + self.seconds[name]
-        return sorted(chosen, key=lambda name: (files[get_file(name)], get_file(name)))
+        names = [name for name in users if not users[name].isdisjoint(lines)] or users
+        rank: dict[str, tuple[int, float]] = {}
+        count: Counter[str] = Counter()
+        for name in sorted(names or self.seconds, key=self.seconds.__getitem__):
+            rank[name] = count[get_file(name)], self.seconds[name]
+            count[get_file(name)] += 1
+        chosen: dict[str, list[str]] = {}
+        took_s: Counter[str] = Counter()
+        for name in sorted(rank, key=rank.__getitem__):
+            if not chosen or took_s.total() + self.seconds[name] <= most_s:
+                chosen.setdefault(get_file(name), []).append(name)
+                took_s[get_file(name)] += self.seconds[name]
+        # File by file, as fixtures of a file are made once then.
+        return [name for file in sorted(chosen, key=took_s.__getitem__) for name in chosen[file]]
 
     def attempt(self, names: Sequence[str]) -> str:
         """Run tests up to the first failure. Return what failed, or an empty string."""
