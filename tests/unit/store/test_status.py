@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,6 @@ from batchzip import CompressedMapping, Engine, SwapStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_status_tells_what_a_store_is_and_holds(store: SwapStore) -> None:
         "statistics": store.engine.statistics,
     }
     assert {name: status[name] for name in expected} == expected
-    assert os.stat(status["backing"]).st_size >= SIZE
+    assert Path(status["backing"]).stat().st_size >= SIZE
     assert set(status) == {*expected, "backing", "groups"}
 
 
