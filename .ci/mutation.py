@@ -343,7 +343,8 @@ def main() -> None:
         files = find(name, Path("tests"), table[name]["tests"])
         path = SESSIONS / f"{name}.sqlite"
         if chosen.fresh:
-            path.unlink(missing_ok=True)
+            for each in (path, path.with_suffix(".json")):
+                each.unlink(missing_ok=True)
         with use_db(path) as database:
             begin(modules, database, chosen.seed, chosen.sample)
             todo = list(database.pending_work_items)

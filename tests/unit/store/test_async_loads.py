@@ -27,10 +27,12 @@ def new_threads(store: SwapStore, index: int) -> set[str]:
 
 @pytest.mark.parametrize(("page_size", "count"), [(4 << 10, 0), (16 << 10, 0), (LARGE, 1)])
 def test_the_loop_restores_pages_of_up_to_16_kib(page_size: int, count: int) -> None:
-    with Engine("lz4", backend="sequential", page_size=page_size) as engine:
-        with SwapStore(engine) as store:
-            store.store(0, text(0, page_size))
-            assert len(new_threads(store, 0)) == count
+    with (
+        Engine("lz4", backend="sequential", page_size=page_size) as engine,
+        SwapStore(engine) as store,
+    ):
+        store.store(0, text(0, page_size))
+        assert len(new_threads(store, 0)) == count
 
 
 @pytest.mark.parametrize(("index", "count"), [(0, 1), (1, 1), (2, 0)])
