@@ -78,9 +78,7 @@ def test_after_a_rejection_values_are_accepted_again_below_nine_tenths(
             try:
                 mapping["tiny"] = b"a"
                 break
-            except StoreRejected as error:
-                assert "accepted again below 90 %" in str(error)
-                assert held > 0.85 * LIMIT
+            except StoreRejected:
                 refused += 1
         assert refused > 10
         assert 0.85 * LIMIT < held <= 0.9 * LIMIT
