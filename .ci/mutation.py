@@ -153,22 +153,41 @@ def is_type(leaf: Any) -> bool:
     return False
 
 
-def get_lines(source: str, position: tuple[int, int]) -> range | None:
-    """Return the lines of the statement at a position; None unless it runs when a function does.
+def get_lines(source: str, position: tuple[int, int]) -> set[int]:
+    """Return the lines of the statement at a position; of a constant, those of all that use it.
 
     Of a compound statement only the part counts that has the position, as the condition of an `if`.
+    Return no lines of what runs while a module is imported.
     """
-    node = get_leaf(source, position)
+    statement = get_statement(get_leaf(source, position))
+    if not is_in_function(statement) and statement.type == "simple_stmt":
+        target = statement.get_first_leaf()
+        used = _TREES[source].get_used_names()
+        uses = [get_statement(leaf) for leaf in used.get(target.value, [target])]
+        uses.remove(statement)
+    else:
+        uses = [statement]
+    if not all(map(is_in_function, uses)):
+        return set()
+    return {line for use in uses for line in range(use.start_pos[0], use.end_pos[0] + 1)}
+
+
+def get_statement(node: Any) -> Any:
+    """Return the statement of a node, or the part of a compound statement."""
     while node.parent.type not in {"suite", "file_input"} and not any(
         each.type == "suite" for each in node.parent.children
     ):
         node = node.parent
-    lines = range(node.start_pos[0], node.end_pos[0] + 1)
+    return node
+
+
+def is_in_function(node: Any) -> bool:
+    """Return whether a node is in the body of a function."""
     while node.parent is not None:
         if node.parent.type == "funcdef" and node is node.parent.children[-1]:
-            return lines
+            return True
         node = node.parent
-    return None
+    return False
 
 
 def compiles(mutation: MutationSpec) -> bool:
@@ -218,7 +237,7 @@ def key(item: WorkItem) -> tuple[str, str, int, tuple[int, int]]:
 def run(name: str, tests: Tests, database: WorkDB, todo: list[WorkItem], most_s: float) -> None:
     """Try mutants, and keep the results. Raise SystemExit if tests fail without a mutant."""
     first = todo[0].mutations[0].module_path
-    if failed := tests.attempt(tests.choose(first, None, most_s)):
+    if failed := tests.attempt(tests.choose(first, set(), most_s)):
         raise SystemExit(f"fails without a mutant: {failed}")
     for number, item in enumerate(todo, 1):
         (mutation,) = item.mutations

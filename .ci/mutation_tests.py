@@ -42,7 +42,7 @@ _SLOWER = 5
 _GRACE_S = 10.0
 """A test hangs if it takes longer than `_SLOWER` times the seconds it took once, plus this."""
 
-_START_S = 60.0
+_START_S = 300.0
 """The most that imports may take, and a test that runs for the first time."""
 
 _PR_SET_PDEATHSIG = 1
@@ -78,14 +78,14 @@ class Tests:
                 for module, lines in test["lines"].items():
                     self._lines[module][name] = set(lines)
 
-    def choose(self, module: Path, lines: range | None, most_s: float) -> list[str]:
+    def choose(self, module: Path, lines: set[int], most_s: float) -> list[str]:
         """Return the tests that run one of some lines, the cheapest first, of `most_s` in all.
 
         Without lines, and if no test is known to run them: the tests that run any of the module,
         or else all tests.
         """
         users = self._lines[str(module)]
-        chosen = [name for name in users if lines and not users[name].isdisjoint(lines)]
+        chosen = [name for name in users if not users[name].isdisjoint(lines)]
         chosen = sorted(chosen or users or self.seconds, key=self.seconds.__getitem__)
         total_s = 0.0
         for count, name in enumerate(chosen):

@@ -302,7 +302,7 @@ class Group(Owned):
             # Enough pages by their mean length, and one more.
             kinds = ("compressed", "raw", "records", "slices")
             pooled = sum(figures[kind] for kind in kinds)
-            share = min(self._resources.max_batch, 1 + over * pooled // max(1, over + target))
+            share = min(self._resources.max_batch, 1 + over * pooled // figures["pool_bytes"])
             coldest = self._coldest(share)
             if not len(coldest):
                 break
