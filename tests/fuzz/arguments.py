@@ -19,6 +19,8 @@ from batchzip.core.ring import Ring, ring_bytes, share_pages
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from support.fuzzing import Target
+
 SIZE = 512
 REFUSALS = (BatchzipError, TypeError, ValueError, BufferError, OverflowError, MemoryError)
 
@@ -141,4 +143,4 @@ class Arguments:
             yield bytes([number, *range(20, 20 + count)])
 
 
-TARGETS = {"arguments": Arguments}
+TARGETS: dict[str, type[Target]] = {"arguments": Arguments}

@@ -22,6 +22,8 @@ from batchzip.errors import PageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from support.fuzzing import Target
+
     from batchzip.codecs.codec import Codec
 
 SIZES = 512, 4096
@@ -101,4 +103,4 @@ class Compress(_Coders):
             yield number + noise(1, size)
 
 
-TARGETS = {"restore": Restore, "compress": Compress}
+TARGETS: dict[str, type[Target]] = {"restore": Restore, "compress": Compress}

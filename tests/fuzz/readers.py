@@ -23,6 +23,8 @@ from batchzip.system.segment import Segment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from support.fuzzing import Target
+
 SIZE = 512
 DIRECTORY, ENTRIES = 4096, 4096 + (8 << 20)
 SLOT = 8
@@ -213,4 +215,4 @@ class Replies:
             yield bytes([descriptors, 200]) + reply
 
 
-TARGETS = {"view": View, "requests": Requests, "replies": Replies}
+TARGETS: dict[str, type[Target]] = {"view": View, "requests": Requests, "replies": Replies}

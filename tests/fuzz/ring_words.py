@@ -24,6 +24,8 @@ from batchzip.core.ring import ring_bytes, share_pages
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from support.fuzzing import Target
+
 SIZE = 512
 SLOTS, CONTROL_BYTES, SLOT_HEAD = 4, 4096, 320
 PAGES = share_pages(SIZE)
@@ -121,9 +123,12 @@ class Worker:
         yield bytes(back) + struct.pack("<HB4I", SIZE, 1, 0, 0, 0, 0) + b"\0\2" + made
         shared = [4, 0, 2, 3, *struct.pack("<4H", SIZE, SIZE, 0, 1)]
         yield bytes(shared) + struct.pack("<HB4I", 2 * SIZE, 2, 0, SIZE, 8192, 2 * SIZE) + b"\0\0"
-        yield bytes([4, 1, 1, 6, *struct.pack("<2H", len(made), 3)]) + struct.pack(
-            "<HB4I", SIZE, 1, 0, 0, 4096, SIZE
-        ) + b"\0\2" + made
+        yield (
+            bytes([4, 1, 1, 6, *struct.pack("<2H", len(made), 3)])
+            + struct.pack("<HB4I", SIZE, 1, 0, 0, 4096, SIZE)
+            + b"\0\2"
+            + made
+        )
 
 
 class Owner:
@@ -196,4 +201,4 @@ class Owner:
             yield bytes([how, 1, 200, 0, 7, 2, 0, 12, 1])
 
 
-TARGETS = {"worker": Worker, "owner": Owner}
+TARGETS: dict[str, type[Target]] = {"worker": Worker, "owner": Owner}

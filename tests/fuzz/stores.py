@@ -18,6 +18,8 @@ from batchzip.core.records import MISSING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from support.fuzzing import Target
+
     from batchzip.store.group import Group
 
 SIZE = 512
@@ -150,22 +152,24 @@ class Values(_OnAStore):
         assert not self._values.figures()["raw_bytes"]
 
     def _key(self, source: Source, depth: int = 0) -> Any:
-        kind = source.byte() % 8
-        if kind == 0:
-            return source.take(source.byte() % 40)
-        if kind == 1:
-            return source.take(source.byte() % 40).decode("utf-8", "surrogateescape")
-        if kind == 2:
-            return int.from_bytes(source.take(source.byte() % 10), "little", signed=True)
-        if kind == 3:
-            return bool(source.byte() & 1)
-        if kind == 4:
-            return None
-        if kind == 5 and depth < 4:
-            return tuple(self._key(source, depth + 1) for _ in range(source.byte() % 4))
-        if kind == 6:
-            return 0.5  # not plain
-        return source.byte()
+        match source.byte() % 8:
+            case 0:
+                key: Any = source.take(source.byte() % 40)
+            case 1:
+                key = source.take(source.byte() % 40).decode("utf-8", "surrogateescape")
+            case 2:
+                key = int.from_bytes(source.take(source.byte() % 10), "little", signed=True)
+            case 3:
+                key = bool(source.byte() & 1)
+            case 4:
+                key = None
+            case 5 if depth < 4:
+                key = tuple(self._key(source, depth + 1) for _ in range(source.byte() % 4))
+            case 6:
+                key = 0.5  # not plain
+            case _:
+                key = source.byte()
+        return key
 
     def _value(self, source: Source) -> bytes:
         length = source.number(2) % (self._values.most_bytes + 1)
@@ -268,4 +272,4 @@ class DamagedFile(_OnAStore):
         yield struct.pack("<6B", 0x13, 0, 1, 2, 0x84, 9)
 
 
-TARGETS = {"store": Calls, "values": Values, "file": DamagedFile}
+TARGETS: dict[str, type[Target]] = {"store": Calls, "values": Values, "file": DamagedFile}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from support.fuzzing import Target
+    from support.reporting import Report
 
 RANDOM = 200
 
@@ -32,7 +32,7 @@ def target(request: pytest.FixtureRequest) -> Iterator[tuple[str, Target]]:
 
 
 @pytest.mark.slow
-def test_a_target_holds(target: tuple[str, Target], report: Callable[[str], None]) -> None:
+def test_a_target_holds(target: tuple[str, Target], report: Report) -> None:
     name, check = target
     rng = random.Random(name)
     seeds = list(check.seeds())
@@ -41,9 +41,9 @@ def test_a_target_holds(target: tuple[str, Target], report: Callable[[str], None
         check(data)
     tried = PATIENT.get(name, RANDOM)
     for _ in range(tried):
-        data = bytearray(rng.choice(seeds))
+        changed = bytearray(rng.choice(seeds))
         for _ in range(rng.randrange(1, 6)):
-            at = rng.randrange(len(data) + 1)
-            data[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(4))
-        check(bytes(data))
+            at = rng.randrange(len(changed) + 1)
+            changed[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(4))
+        check(bytes(changed))
     report(f"fuzz: {name}, {len(seeds)} seeds and {tried} random inputs")
