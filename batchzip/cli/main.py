@@ -35,7 +35,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _show_warning(message: Warning | str, *_where: object) -> None:
-    say(f"batchzip: warning: {message}")
+    # Warnings of the library begin with its name, because they may appear in any program.
+    say(f"batchzip: warning: {str(message).removeprefix('batchzip: ')}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -123,6 +123,7 @@ def test_everybody_is_measured_at_every_batch(measured: tuple[dict[str, Any], Pa
     }
 
 
+@pytest.mark.slow
 def test_a_result_says_where_and_how_it_was_made(measured: tuple[dict[str, Any], Path]) -> None:
     document, _ = measured
     assert document["machine"]["cpus"] >= 1
@@ -137,6 +138,7 @@ def test_a_result_says_where_and_how_it_was_made(measured: tuple[dict[str, Any],
     assert datetime.fromisoformat(document["date"]).tzinfo is not None
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn(measured: tuple[dict[str, Any], Path]) -> None:
     _, picture = measured
     for path in (picture, picture.with_name("bench-swap.png")):
@@ -144,6 +146,7 @@ def test_pictures_are_drawn(measured: tuple[dict[str, Any], Path]) -> None:
         assert path.stat().st_size > 10_000  # an empty picture has 3 kB
 
 
+@pytest.mark.slow
 def test_a_result_compared_with_itself_is_the_same(saved: Path) -> None:
     result = bench("--compare", saved, saved)
     assert (result.returncode, result.stderr) == (0, "")
@@ -202,6 +205,7 @@ def test_bad_input_is_one_clear_line(
     assert_refused(capfd, ["bench", *arguments], *words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format": 99}', '{"format": 1}'])
 def test_what_is_no_result_is_refused(
     text: str, saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -211,6 +215,7 @@ def test_what_is_no_result_is_refused(
     assert_refused(capfd, ["bench", "--compare", saved, wrong], "wrong.json")
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_written(file: Path, saved: Path) -> None:
     result = bench("--compare", saved, saved, "--plot", file.parent / "none" / "a.png")
     assert_one_clear_line(result, "a.png")
@@ -334,6 +339,7 @@ def test_a_speed_is_a_ratio_of_each_round_on_its_own() -> None:
     assert spread([3.0]) == Spread(3.0, 3.0, 3.0)
 
 
+@pytest.mark.slow
 def test_the_limit_is_of_all_its_processes_at_once(file: Path) -> None:
     pages = for_codecs(Source(file=str(file)).take(64))
     with Limit(Load(Algorithm("lz4"), pages, lanes=2)) as limit:
@@ -342,6 +348,7 @@ def test_the_limit_is_of_all_its_processes_at_once(file: Path) -> None:
         assert len(limit.cpu_s) == 2
 
 
+@pytest.mark.slow
 def test_a_hand_over_is_timed_awake_and_asleep(file: Path) -> None:
     pages = for_codecs(Source(file=str(file)).take(64))
     with (
@@ -360,6 +367,7 @@ def test_a_hand_over_is_timed_awake_and_asleep(file: Path) -> None:
     assert found["sequential"].share("awake") == 0
 
 
+@pytest.mark.slow
 def test_cpu_seconds_are_those_of_all_threads() -> None:
     before, begun = cpu_seconds(os.getpid()), time.process_time()
 

@@ -159,6 +159,7 @@ def test_what_was_kept_of_a_value_goes_with_it(data: WorkerData, make: object) -
     assert kept(data) == 0
 
 
+@pytest.mark.slow
 def test_what_was_kept_makes_room_before_anything_goes_to_disk(data: WorkerData) -> None:
     size = 3 * MIB
     for number in range(4):
@@ -253,7 +254,6 @@ class _Bytearray(bytearray):
     [
         _named(np.arange(1000.0), "x"),
         np.zeros(3, "i4,f8").view(np.recarray),
-        np.array(["ab", "c"]).view(np.char.chararray),
         np.zeros(3, np.dtype("f8", metadata={"unit": "m"})),
         np.ma.masked_array([1, 2, 3], mask=[False, True, False], hard_mask=True),
         np.ma.masked_array([1, 2, 3], mask=[False, True, False]),
