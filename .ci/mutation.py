@@ -13,8 +13,8 @@ is. Results are in `build/mutation/GROUP.sqlite`, which `cr-report` and `cr-html
 that was ended goes on where it stopped. Results of a module are forgotten once it changes.
 
 The sample is random, and the same for the same seed and sources. Mutants of one place and one kind
-are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is` and
-mutants that do not compile are left out.
+are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is`, the
+`strict=True` of `zip` and mutants that do not compile are left out.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def mutants(modules: list[Path], seed: int) -> list[WorkItem]:
         (mutation,) = item.mutations
         if mutation.operator_name.endswith(("_Is_Eq", "_IsNot_NotEq")):
             continue  # no class that is compared by identity here has an __eq__
-        if is_type(get_leaf(sources[mutation.module_path], mutation.start_pos)):
+        leaf = get_leaf(sources[mutation.module_path], mutation.start_pos)
+        if is_type(leaf) or is_strict(leaf):
             continue
         family = mutation.operator_name.partition("_")[0]
         key = f"{seed} {mutation.module_path} {mutation.operator_name} {mutation.occurrence}"
@@ -188,6 +189,12 @@ def is_in_function(node: Any) -> bool:
             return True
         node = node.parent
     return False
+
+
+def is_strict(leaf: Any) -> bool:
+    """Return whether a leaf is the value of `strict=True`, which only checks the code itself."""
+    argument = leaf.parent
+    return argument.type == "argument" and argument.get_first_leaf().value == "strict"
 
 
 def compiles(mutation: MutationSpec) -> bool:
