@@ -524,15 +524,17 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
 
     def get_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
         """Return a dict of those `keys` that have a value. Faster than one `get` per key."""
-        return dict(self._values_of([(self._find(key), key) for key in keys]))
+        wanted = list(keys)
+        return dict(self._values_of([self._find(key) for key in wanted], wanted))
 
-    def _values_of(self, pairs: list[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-        """Yield the keys that have a value, with their values. `pairs` are as of `_pairs`."""
-        for start in range(0, len(pairs), self._batch):
-            some = pairs[start : start + self._batch]
-            plain = [where for where, _ in some]
-            found = self._records.get_many(plain, rings=self._rings)
-            for each, (where, key) in zip(found, some, strict=True):
+    def _values_of(self, plain: list[Any], keys: list[Any]) -> Iterator[tuple[Any, Any]]:
+        """Yield the keys that have a value, with their values."""
+        for start in range(0, len(keys), self._batch):
+            some = plain[start : start + self._batch]
+            found = self._records.get_many(some, rings=self._rings)
+            for each, where, key in zip(
+                found, some, keys[start : start + self._batch], strict=True
+            ):
                 if type(each) is bytes:
                     yield key, self._restored(key, each)
                 elif isinstance(each, PageError):
@@ -621,7 +623,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             raise TypeError(f"update takes at most one mapping or iterable, not {len(others)}")
         for other in others:
             if isinstance(other, CompressedMapping):
-                self.set_many(other._values_of(other._pairs()))  # noqa: SLF001 - one of these
+                pairs = other._pairs()  # noqa: SLF001 - one of these
+                plain, keys = [where for where, _ in pairs], [key for _, key in pairs]
+                self.set_many(other._values_of(plain, keys))  # noqa: SLF001
             elif isinstance(other, Mapping):
                 self.set_many(other)
             elif hasattr(other, "keys"):
