@@ -113,13 +113,14 @@ class PlainWorker(Process):
 
 
 class PlainClient(Client):
-    """A client. Tests use it in its own event loop."""
+    """A client whose event loop is the one that it is made in."""
 
-    def __init__(self, cluster: PlainCluster) -> None:
+    def __init__(self, cluster: PlainCluster, *, asynchronous: bool = True) -> None:
         self.id = f"client-{uuid.uuid4().hex}"
         self.status = "running"
         self.scheduler: Any = Rpc(cluster)
         self._cluster = cluster
+        self._is_asynchronous = asynchronous
         self._asyncio_loop = asyncio.get_running_loop()
         self.rpc: Any = cluster.rpc
         cluster.clients[self.id] = self
@@ -127,10 +128,15 @@ class PlainClient(Client):
     def __del__(self) -> None:
         """Do nothing: there is no connection."""
 
+    def close(self) -> Any:
+        """Close it. Return an awaitable if its methods are awaited."""
+        self.status = "closed"
+        return asyncio.sleep(0) if self._is_asynchronous else None
+
     @property
     def asynchronous(self) -> bool:
-        """Return True."""
-        return True
+        """Return whether its methods are awaited."""
+        return self._is_asynchronous
 
     @property
     def loop(self) -> Any:
