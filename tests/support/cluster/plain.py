@@ -237,8 +237,9 @@ async def a_cluster(workers: int) -> AsyncIterator[PlainCluster]:
 
 async def until(condition: Callable[[], object]) -> None:
     """Let the event loop go on until a condition is met."""
-    while not condition():  # noqa: ASYNC110 - conditions of anything
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - conditions of anything
+            await asyncio.sleep(0.001)
 
 
 def on_a_cluster(workers: int) -> Callable[..., Callable[..., None]]:

@@ -197,6 +197,10 @@ def test_a_client_of_ones_own_is_nobodys_default(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(distributed.Client, "__del__", lambda _: None)
     assert isinstance(connect("tcp://1", 7.0), OwnClient)
     assert given == [(("tcp://1",), {"timeout": 7.0, "set_as_default": False})]
+    monkeypatch.setattr(distributed.Client, "__await__", lambda _: iter(()))
+    assert isinstance(asyncio.run(aconnect("tcp://1", 7.0)), OwnClient)
+    options = {"timeout": 7.0, "asynchronous": True, "set_as_default": False}
+    assert given[1] == (("tcp://1",), options)
 
 
 # Surveys.
