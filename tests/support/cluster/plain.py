@@ -128,7 +128,7 @@ class PlainClient(Client):
     def __del__(self) -> None:
         """Do nothing: there is no connection."""
 
-    def close(self) -> Any:
+    def close(self, timeout: Any = None) -> Any:  # noqa: ARG002 - Dask's
         """Close it. Return an awaitable if its methods are awaited."""
         self.status = "closed"
         return asyncio.sleep(0) if self._is_asynchronous else None

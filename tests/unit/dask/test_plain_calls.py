@@ -21,6 +21,7 @@ from batchzip import (
     PageNotStored,
 )
 from batchzip.dask import ShardedStore, sharded_store
+from batchzip.store.arguments import MAX_INDEX
 from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Cluster:
         return asyncio.run_coroutine_threadsafe(call(), self.loop).result(_LIMIT_S)
 
     def client(self, *, asynchronous: bool = False) -> PlainClient:
-        return self.do(lambda: PlainClient(self.cluster, asynchronous=asynchronous))
+        made: PlainClient = self.do(lambda: PlainClient(self.cluster, asynchronous=asynchronous))
+        return made
 
     def store(self, **options: Any) -> ShardedStore:
         options = {"engine": ENGINE, "spill": False, "timeout_s": 5.0, **options}
@@ -57,7 +59,8 @@ class Cluster:
     @property
     def stores(self) -> int:
         """Return how many stores the directory has."""
-        return self.do(lambda: len(self.cluster.directory.stores))  # type: ignore[union-attr]
+        directory: Any = self.cluster.directory
+        return int(self.do(lambda: len(directory.stores)))
 
 
 @pytest.fixture
@@ -108,7 +111,7 @@ def test_calls_from_a_thread_do_what_their_twins_for_asyncio_do(cluster: Cluster
         assert 5 in store
         assert 4 not in store
         assert -1 not in store
-        assert sharded_store.MAX_INDEX + 1 not in store
+        assert MAX_INDEX + 1 not in store
         assert store.invalidate(5) == 1
         assert store.invalidate(5, 3) == 2
         assert store.counters.stored_pages == 40
@@ -116,7 +119,7 @@ def test_calls_from_a_thread_do_what_their_twins_for_asyncio_do(cluster: Cluster
         assert store.recover() == []
         assert store.rebalance() == 0
         assert store._survey().page_size == PAGE
-        for index in (5, -1, sharded_store.MAX_INDEX + 1):
+        for index in (5, -1, MAX_INDEX + 1):
             with pytest.raises(PageNotStored, match=str(index)):
                 store.load(index)
         with pytest.raises(PageNotStored, match="-7"):
@@ -193,8 +196,9 @@ def test_a_copy_attaches_when_it_is_first_used(
 
     def connect(address: str, timeout_s: float) -> PlainClient:
         assert (address, timeout_s) == ("plain://scheduler", 5.0)
-        clients.append(cluster.client())
-        return clients[-1]
+        client = cluster.client()
+        clients.append(client)
+        return client
 
     async def aconnect(address: str, timeout_s: float) -> PlainClient:
         return connect(address, timeout_s)

@@ -430,7 +430,7 @@ def test_leases_last_from_when_they_were_asked_for_and_what_is_gone_is_closed() 
         return {"status": "OK", "lease_s": 5.0, "news": news}
 
     async def run() -> None:
-        found, _ = a_service(directory)
+        found, worker = a_service(directory)
         shards: dict[str, Any] = {
             name: Shard() for name in ("known", "gone", "unheard of", "new", "asking", "old")
         }
@@ -454,7 +454,7 @@ def test_leases_last_from_when_they_were_asked_for_and_what_is_gone_is_closed() 
         async def silent(**_: Any) -> Any:
             raise OSError
 
-        found.worker.scheduler.batchzip_directory = silent
+        worker.scheduler.batchzip_directory = silent
         with pytest.raises(Stale):
             await found.renew()
         assert list(found.shards) == ["known", "new"], "a scheduler that is silent ends nothing"
