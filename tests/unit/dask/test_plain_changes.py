@@ -213,20 +213,20 @@ async def test_a_client_that_was_away_is_attached_again(cluster: PlainCluster) -
 @on_a_cluster(2)
 async def test_a_worker_that_closes_by_itself_moves_its_pages_first(cluster: PlainCluster) -> None:
     async with await make_store(cluster) as store:
-        for stripe in range(8):
+        for stripe in range(40):
             await store.astore(stripe * STRIPE, PAGES[:10])
         leaving = cluster.workers["plain://1"]
         await leaving.close()
         del cluster.workers[leaving.address]
         (shard,) = await store.ashards()
-        assert (shard.worker, shard.pages) == ("plain://0", 80)
+        assert (shard.worker, shard.pages) == ("plain://0", 400)
         assert (await store.aload_many([7 * STRIPE])).tobytes() == PAGES[0].tobytes()
         last = cluster.workers["plain://0"]
         await last.close()
         del cluster.workers[last.address]
         lost = (await ask(cluster, "losses"))["losses"]
         assert {loss[2] for loss in lost} == {"the worker was retired, and no other is left"}
-        assert len(lost) == 8
+        assert len(lost) == 40
 
 
 @on_a_cluster(2)
@@ -234,7 +234,7 @@ async def test_a_worker_that_has_no_time_to_move_its_pages_loses_them(
     cluster: PlainCluster,
 ) -> None:
     async with await make_store(cluster) as store:
-        for stripe in range(8):
+        for stripe in range(40):
             await store.astore(stripe * STRIPE, PAGES[:10])
         cluster.workers["plain://1"].deaf_to.add("give")
         answer = await cluster.answer(

@@ -143,9 +143,10 @@ def test_values_change_their_place_one_by_one(values: CompressedValues) -> None:
     values[1] = "short"
     assert values[1] == "short"
     for key in (0, 2):
-        np.testing.assert_array_equal(values[key]["array"], halved(1, seed=key))
-        np.testing.assert_array_equal(values[key]["noise"], noise(0.5, key))
-        assert values[key]["text"] == f"value {key}"
+        value: Any = values[key]
+        np.testing.assert_array_equal(value["array"], halved(1, seed=key))
+        np.testing.assert_array_equal(value["noise"], noise(0.5, key))
+        assert value["text"] == f"value {key}"
     assert values.disk_bytes == MIB
     del values[0]
     assert 0 not in values
