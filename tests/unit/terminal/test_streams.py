@@ -81,11 +81,12 @@ def test_an_abandoned_stream_can_be_flushed(unread: io.TextIOWrapper) -> None:
 
 
 def test_a_line_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(written)))  # type: ignore[arg-type]
-    say("a line")
-    assert written.getvalue() == b"a line\n"
-    sys.stderr.detach()  # type: ignore[attr-defined]
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        say("a line")
+        assert reader.read() == b"a line\n"
 
 
 # Bars
