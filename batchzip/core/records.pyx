@@ -99,7 +99,7 @@ from batchzip.core.table cimport (
 
 from batchzip.core.coder import is_available as _is_available
 from batchzip.core.division import DONE as _DONE, Divider
-from batchzip.errors import ClosedError, PageError
+from batchzip.errors import BadArgument, ClosedError, PageError
 
 cdef extern from "native.h" nogil:
     """
@@ -1324,6 +1324,11 @@ cdef class Records:
         """
         cdef _Part part
         cdef int code = 0
+        if len(values) != len(keys) or not 0 <= start <= len(keys):
+            raise BadArgument(
+                f"{len(keys)} keys need as many values and a start of 0 to {len(keys)}, not "
+                f"{len(values)} values and {start}"
+            )
         self.refuse()
         self.batches += 1
         try:

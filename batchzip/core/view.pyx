@@ -84,6 +84,9 @@ cdef extern from "native.h" nogil:
     #ifdef __x86_64__
     #include <emmintrin.h>
     #endif
+    #ifndef BZ_PATIENCE_NS
+    #define BZ_PATIENCE_NS 250000000
+    #endif
     /* Read an entry whole. With AVX the read is atomic; without, checksums detect a torn entry. */
     static inline void bz_load_entry(const uint8_t *at, uint64_t *entry) {
     #ifdef __x86_64__
@@ -125,6 +128,7 @@ cdef extern from "native.h" nogil:
     void bz_store64(uint64_t *, uint64_t)
     int64_t bz_now_ns()
     void bz_sleep_ns(int64_t)
+    int64_t BZ_PATIENCE_NS
     void *bz_map_to_read(int, uint64_t)
     int64_t bz_size_of_file(int)
     bint bz_cannot_shrink(int)
@@ -140,8 +144,8 @@ cdef uint64_t LOWER = (<uint64_t>1 << GENERATION_SHIFT) - 1
 cdef uint64_t LEAST_ROOM = 64 << 10  # bytes of a mapping: 8 pages of table, or words of 8,000 pages
 
 # A thread that lost its CPU between two stores has run again after this time.
-cdef int64_t PATIENCE_NS = 250_000_000
-cdef int64_t PAUSE_NS = 1_000_000  # between two reads of an entry whose bytes do not match
+cdef int64_t PATIENCE_NS = BZ_PATIENCE_NS
+cdef int64_t PAUSE_NS = PATIENCE_NS // 250  # between two reads of an entry whose bytes do not match
 cdef int64_t MOMENT_NS = 50_000_000  # between two checks for signals
 
 cdef enum:

@@ -17,6 +17,7 @@ from support.command import (
     cli,
     document,
 )
+from support.unreadable import unreadable_process
 
 from batchzip.cli import swap
 from batchzip.cli.main import main
@@ -292,11 +293,8 @@ def opening_as_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_that_may_not_be_read_is_one_clear_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    script = "import sys; sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as child:
-        pid = child.pid if os.geteuid() == 0 else 1
+    with unreadable_process() as pid:
         code = main(["swap", "--pid", str(pid)])
-        child.communicate()
     assert code == 2
     out, err = capfd.readouterr()
     assert out == ""

@@ -105,6 +105,39 @@ def test_coroutines_wait_for_the_first_of_their_key(zstd: SwapStore) -> None:
         assert all(each == number % 2 for number, each in enumerate(found) if isinstance(each, int))
 
 
+def test_a_coroutine_that_looked_before_the_first_had_stored_does_not_call_again(
+    zstd: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    with CompressedMapping(zstd, serializer="pickle") as mapping:
+        look = mapping.aget
+
+        @cached(mapping)
+        async def slow(number: int) -> int:
+            calls.append(number)
+            return number
+
+        async def work() -> None:
+            looked, stored = asyncio.Event(), asyncio.Event()
+
+            async def look_slowly(*arguments: Any) -> Any:
+                monkeypatch.undo()
+                found = await look(*arguments)
+                looked.set()
+                await stored.wait()
+                return found
+
+            monkeypatch.setattr(mapping, "aget", look_slowly)
+            late = asyncio.create_task(slow(7))
+            await looked.wait()
+            assert await slow(7) == 7
+            stored.set()
+            assert await late == 7
+
+        asyncio.run(work())
+        assert calls == [7]
+
+
 @pytest.mark.parametrize("options", [{"key": 5}, {"mapping": {}}])
 def test_odd_arguments_of_cached_are_refused(zstd: SwapStore, options: dict[str, Any]) -> None:
     with CompressedMapping(zstd) as mapping, pytest.raises(BadArgument):

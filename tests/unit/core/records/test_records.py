@@ -16,7 +16,7 @@ from support.entries import records_in
 from support.pool_memory import object_of
 from support.store_pages import noise, text
 
-from batchzip import Engine, PageError, SwapStore
+from batchzip import BadArgument, Engine, PageError, SwapStore
 from batchzip.core.gather import gather
 from batchzip.core.keyindex import siphash
 from batchzip.core.keys import NotPlain, Opaque, decode, encode
@@ -246,6 +246,15 @@ def test_a_value_is_gone_when_its_time_is_over(values: Records, clock: list[floa
     assert values.put("long", b"5", if_absent=True) == 0
     assert values.get("long") == b"5"
     assert values.figures()["expirations"] == 2
+
+
+@pytest.mark.parametrize(("keys", "count", "start"), [(3, 3, -1), (3, 3, 4), (3, 2, 0), (0, 1, 0)])
+def test_values_are_as_many_as_keys_and_the_start_is_among_them(
+    values: Records, keys: int, count: int, start: int
+) -> None:
+    with pytest.raises(BadArgument, match=f"{keys} keys need as many values"):
+        values.put_many(list(range(keys)), [b"value"] * count, start)
+    assert not len(values)
 
 
 def test_values_whose_time_is_over_go_all_at_once(values: Records, clock: list[float]) -> None:

@@ -247,7 +247,6 @@ class _Bytearray(bytearray):
     [
         _named(np.arange(1000.0), "x"),
         np.zeros(3, "i4,f8").view(np.recarray),
-        np.array(["ab", "c"]).view(np.char.chararray),
         np.zeros(3, np.dtype("f8", metadata={"unit": "m"})),
         np.ma.masked_array([1, 2, 3], mask=[False, True, False], hard_mask=True),
         np.ma.masked_array([1, 2, 3], mask=[False, True, False]),
