@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from loky.backend import resource_tracker as loky_tracker
+from support.dividing import divide_always
+from support.paged_region import Region, opened
 
 from batchzip import Engine, SwapStore
 from batchzip.system.cpus import usable_cpus
@@ -160,3 +162,16 @@ def store(engine: Engine) -> Iterator[SwapStore]:
         yield store
         if not store.closed:
             store.check_invariants()
+
+
+@pytest.fixture
+def region() -> Iterator[Region]:
+    """Open a region of 256 pages with a budget of 32."""
+    with opened() as region:
+        yield region
+
+
+@pytest.fixture
+def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give lanes their share of each batch, whatever it costs."""
+    divide_always(monkeypatch)
