@@ -79,6 +79,9 @@ PROFILES = {
     # tsan does not model fences and warns about them. Here they only order a sleeper and its waker;
     # data passes between threads by acquire and release of other words.
     "tsan": Profile("-O1 -g -fsanitize=thread -Wno-tsan"),
+    # clang only: counters that guide a fuzzer, and AddressSanitizer. Nothing waits for a process
+    # that a fuzzer does not have.
+    "fuzz": Profile("-O1 -g -fsanitize=address,fuzzer-no-link -DBZ_LOOK_NS=0 -DBZ_PATIENCE_NS=0"),
     # A scheduler may switch threads at every step of the ring.
     "explore": Profile("-O1 -g -DBZ_EXPLORE"),
 }

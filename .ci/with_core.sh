@@ -11,6 +11,10 @@ shift
 root=$PWD
 python=$root/.venv/bin/python
 tree=$root/build/trees/$profile
+if [ "$profile" = fuzz ] && [ -z "${CC:-}" ]; then
+    CC=$(compgen -c clang | grep -xE 'clang(-[0-9]+)?' | sort -V | tail -1)
+    export CC=${CC:?the profile fuzz needs clang: apt install clang}
+fi
 rm -rf "$tree" # what has gone from the sources must go there too
 mkdir -p "$tree"
 for rest in tests examples docs hatch_build.py pyproject.toml README.md; do ln -sfn "$root/$rest" "$tree/$rest"; done
@@ -27,6 +31,11 @@ case $profile in
         export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
         # PYTHONMALLOC: otherwise overruns within Python's own arenas go unseen.
         LD_PRELOAD=$preload PYTHONMALLOC=malloc exec "$python" "$@" ;;
+    fuzz)
+        # atheris brings libFuzzer and the sanitizer's runtime in one library.
+        fuzzer=$("$python" -c 'import atheris, pathlib; print(pathlib.Path(atheris.path()) / "asan_with_fuzzer.so")')
+        export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
+        LD_PRELOAD="$fuzzer $($CC -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc exec "$python" "$@" ;;
     tsan)
         export TSAN_OPTIONS=halt_on_error=1
         LD_PRELOAD=$($cc -print-file-name=libtsan.so) exec "$python" "$@" ;;

@@ -90,6 +90,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     `max_bytes`   limits the bytes of compressed values in the pool. None: only the store's limit.
     `on_full`     says what happens at a limit. "raise" raises StoreRejected. "spill" moves the
                   coldest values to the store's backing file. "evict" removes the coldest values.
+                  While the file fails, "spill" keeps values in the pool above `max_bytes`, and
+                  `store.counters.reject_reclaim_fail` counts the attempts.
                   The default is "spill" if the store has a backing file, otherwise "raise".
     `ttl`         is the time to live of each value, in seconds. None: values do not expire.
                   `set` and `set_many` take another one for their values.

@@ -36,6 +36,7 @@ def touch(array: npt.NDArray[np.uint8], page: int) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 def test_a_victim_that_is_touched_makes_way_for_the_next_one() -> None:
     """A fault needs a frame, and the page that is to leave for it is touched while it is compressed."""
     with opened("zstd", parameters={"level": 19}, page_size=SIZE, budget=32, pages=200) as region:

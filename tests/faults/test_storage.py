@@ -285,6 +285,7 @@ def test_errors_say_what_the_user_raised(engine: Engine) -> None:
         )
 
 
+@pytest.mark.slow
 def test_readers_elsewhere_are_told_and_served_again(engine: Engine) -> None:
     pages = [make_page(at) for at in range(20)]
     with SwapStore(engine, backing=(target := FaultyObject())) as store:

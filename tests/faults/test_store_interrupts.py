@@ -134,6 +134,7 @@ def test_an_interrupt_at_any_point_of_a_call_leaves_a_store_whole(
     report(f"interrupts: {engine.backend.name}, {call}: at each of {point - 1} points, 0 wrong")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_file", [False, True])
 def test_closing_that_was_cut_short_can_be_finished(
     engine: Engine, has_file: bool, tmp_path: Path, report: Callable[[str], None]

@@ -130,6 +130,7 @@ def test_classes_of_what_a_session_imported_are_found(tmp_path: Path) -> None:
     assert done.stdout == "pickle\n"
 
 
+@pytest.mark.slow
 def test_keys_that_no_mapping_takes_are_said() -> None:
     said = pytest.raises(
         BatchzipError, match=r"lz4 could not be measured: a key must be .*not float"

@@ -81,6 +81,7 @@ def test_memory_is_that_of_the_process(advice: ValuesAdvice) -> None:
     assert by_name["dict"].put_us < by_name["zstd 1"].put_us
 
 
+@pytest.mark.slow
 def test_the_recommendation_runs_where_it_is_pasted(advice: ValuesAdvice) -> None:
     chosen = advice.recommended
     assert chosen.holder.kind == "mapping"
@@ -92,6 +93,7 @@ def test_the_recommendation_runs_where_it_is_pasted(advice: ValuesAdvice) -> Non
     run_code(advice.code, LINES[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_the_report_fits_its_width_and_breaks_no_word(advice: ValuesAdvice, width: int) -> None:
     assert_fits(lambda columns: advice.report(columns, name="values.jsonl"), width)
@@ -219,6 +221,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_objects_share_is_there_once_for_each_few_of_them() -> None:
     shared = "x" * 10_000
     values = [[number, shared] for number in range(6400)]

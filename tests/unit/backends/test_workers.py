@@ -111,6 +111,7 @@ def test_wait_ready_waits_for_the_successor_of_a_worker_that_died(
     assert engine.worker_pids not in ((), (first,))
 
 
+@pytest.mark.slow
 def test_a_loss_of_workers_is_told_and_so_is_their_recovery(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_page_that_kills_twice_gets_eownerdead_and_its_mates_succeed(faulty: E
         batch.output(1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_a_page_that_kills_once_is_run_again(faulty: Engine) -> None:
     (first,) = faulty.worker_pids
@@ -186,6 +188,7 @@ def test_a_page_that_kills_once_is_run_again(faulty: Engine) -> None:
     assert not is_alive(first)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_pages_that_met_a_kill_wait_for_workers_that_die_as_they_start(
     faulty: Engine, monkeypatch: pytest.MonkeyPatch
@@ -217,6 +220,7 @@ def test_a_worker_that_hangs_is_killed_and_its_share_run_again(
     await_true(lambda: not is_alive(first), "the stopped worker's end")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_several_workers_that_hang_cost_one_patience_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -282,6 +286,7 @@ def test_batches_are_right_before_any_worker_is_ready() -> None:
         check_round_trip(engine, some_pages(100))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_several_threads_share_the_workers(engine: Engine) -> None:
     failures: list[BaseException] = []
@@ -301,6 +306,7 @@ def test_several_threads_share_the_workers(engine: Engine) -> None:
     assert not failures
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_an_interrupted_batch_leaves_the_engine_usable(
     engine: Engine, monkeypatch: pytest.MonkeyPatch

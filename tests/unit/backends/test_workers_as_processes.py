@@ -43,6 +43,7 @@ def run_script(source: str, *arguments: str, **options: Any) -> subprocess.Compl
     )
 
 
+@pytest.mark.slow
 def test_an_idle_engine_uses_no_cpu(engine: Engine) -> None:
     check_round_trip(engine, some_pages(64))
     (pid,) = engine.worker_pids
@@ -74,6 +75,7 @@ def test_descriptors_are_not_inherited_by_others(engine: Engine) -> None:
         assert not os.get_inheritable(fd)
 
 
+@pytest.mark.slow
 def test_where_workers_cannot_start_it_says_so_once_and_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -98,6 +100,7 @@ print(*engine.worker_pids, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_owner_are_gone() -> None:
     done = run_script(OWNER + "os.kill(os.getpid(), signal.SIGKILL)")
     assert done.returncode == -signal.SIGKILL
@@ -106,6 +109,7 @@ def test_workers_of_a_killed_owner_are_gone() -> None:
     await_true(lambda: not any(map(is_alive, pids)), "the workers' end", timeout_s=2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ending",
     [
@@ -125,6 +129,7 @@ def test_an_interpreter_ends_quietly_and_takes_its_workers_along(ending: str) ->
     await_true(lambda: not any(is_alive(int(p)) for p in done.stdout.split()), "the workers' end")
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(OWNER + "print('once')")
@@ -135,6 +140,7 @@ def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     assert done.stdout.count("once") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_neither_uses_nor_harms_the_workers(engine: Engine) -> None:
     pid = os.fork()
@@ -161,6 +167,7 @@ def test_a_forked_child_neither_uses_nor_harms_the_workers(engine: Engine) -> No
     assert done.stdout.split()[-1] == "0"
 
 
+@pytest.mark.slow
 def test_in_a_daemonic_process_workers_work_and_end_with_it() -> None:
     source = """
 import multiprocessing, os, time

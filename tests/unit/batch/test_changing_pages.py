@@ -50,6 +50,7 @@ def changing(pages: Bytes) -> Iterator[None]:
         writer.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verify", [False, True], ids=["plain", "verify"])
 @pytest.mark.parametrize(
     ("backend", "place"),

@@ -93,6 +93,7 @@ def test_a_file_goes_through_and_comes_back(result: dict[str, Any]) -> None:
     assert result["ratios"] == workers["ratios"]
 
 
+@pytest.mark.slow
 def test_people_get_a_table_and_no_bars(file: Path) -> None:
     result = cli("swap", "--file", file, "--algorithm", "lz4", env={**os.environ, "COLUMNS": "80"})
     assert (result.returncode, result.stderr) == (0, "")
@@ -119,6 +120,7 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
     assert re.fullmatch(r" +sequential( +\d+ \+ caller +seq\.){2}", lanes)
 
 
+@pytest.mark.slow
 def test_threads_are_left_out_for_a_codec_in_python_and_said_so(file: Path) -> None:
     result = document("--file", file, "--algorithm", "brotli")
     assert list(result["backends"]) == ["sequential", "workers"]
@@ -129,6 +131,7 @@ def test_threads_are_left_out_for_a_codec_in_python_and_said_so(file: Path) -> N
     assert f"threads are left out: {reason}" in " ".join(shown.split())
 
 
+@pytest.mark.slow
 def test_the_class_table_is_there_as_data_and_for_people(
     result: dict[str, Any], file: Path
 ) -> None:
@@ -161,6 +164,7 @@ def test_without_a_source_a_workload_is_taken() -> None:
     assert not Path(f"/proc/{result['source']['pid']}").exists()
 
 
+@pytest.mark.slow
 def test_a_running_process_is_taken_and_left_alone() -> None:
     script = "held = list(range(100_000)); print(flush=True); input()"
     with subprocess.Popen(
@@ -177,6 +181,7 @@ def test_a_running_process_is_taken_and_left_alone() -> None:
         assert child.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", [2, "f4"])
 def test_options_reach_the_engine(file: Path, shuffle: int | str) -> None:
     options = [
@@ -208,6 +213,7 @@ def test_options_reach_the_engine(file: Path, shuffle: int | str) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_last_page_is_padded_and_said_so(tmp_path: Path) -> None:
     path = tmp_path / "odd.bin"
     path.write_bytes(b"x" * 5000)
@@ -217,6 +223,7 @@ def test_the_last_page_is_padded_and_said_so(tmp_path: Path) -> None:
     assert "2 pages compared byte for byte: all equal" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_small_limit_rejects_and_reports(file: Path) -> None:
     result = document("--file", file, "--limit", "512K")
     for of in result["backends"].values():
@@ -229,6 +236,7 @@ def test_a_small_limit_rejects_and_reports(file: Path) -> None:
     assert "folios rejected within 512.0 KiB: " in text.stdout
 
 
+@pytest.mark.slow
 def test_a_limit_that_keeps_nothing_says_so(tmp_path: Path) -> None:
     path = tmp_path / "noise.bin"
     path.write_bytes(np.random.default_rng(0).bytes(1 << 20))

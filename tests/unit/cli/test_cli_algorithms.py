@@ -39,6 +39,7 @@ def test_the_version_names_the_libraries_and_how_the_core_was_built() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_algorithms_say_what_is_native_and_where_its_library_is() -> None:
     found = {line["algorithm"]: line for line in json.loads(cli("algorithms", "--json").stdout)}
     there = {library.name: library._asdict() for library in libraries()}
@@ -60,6 +61,7 @@ main({arguments})
 """
 
 
+@pytest.mark.slow
 def test_a_library_that_is_not_used_is_named_with_the_reason() -> None:
     def said(*arguments: str) -> str:
         code = WITHOUT_LZ4.format(arguments=list(arguments))

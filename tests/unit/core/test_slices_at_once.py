@@ -52,6 +52,7 @@ def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
 # At once
 
 
+@pytest.mark.slow
 def test_threads_that_replace_read_and_spill_meet_whole_values(  # noqa: C901 - three of them
     mapping: CompressedMapping,
 ) -> None:
@@ -105,6 +106,7 @@ def test_asynchronous_calls_find_them(mapping: CompressedMapping) -> None:
     asyncio.run(work())
 
 
+@pytest.mark.slow
 def test_a_mapping_that_is_closed_while_others_use_it_leaves_nothing(store: SwapStore) -> None:
     values = [mixed(n, 3000 + 6000 * n) for n in range(8)]
     wrong: list[BaseException] = []

@@ -159,6 +159,7 @@ def test_what_was_kept_of_a_value_goes_with_it(data: WorkerData, make: object) -
     assert kept(data) == 0
 
 
+@pytest.mark.slow
 def test_what_was_kept_makes_room_before_anything_goes_to_disk(data: WorkerData) -> None:
     size = 3 * MIB
     for number in range(4):

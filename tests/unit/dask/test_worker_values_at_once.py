@@ -87,6 +87,7 @@ def test_a_value_that_is_deleted_while_it_is_compressed_stays_so(
     assert data.spilled_total == (0, 0)
 
 
+@pytest.mark.slow
 def test_values_are_counted_while_an_eviction_ends(data: WorkerData) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
@@ -160,6 +161,7 @@ _STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(_STEPS)
 def test_values_are_what_was_put_in_or_made_of_them_since(

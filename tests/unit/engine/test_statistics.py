@@ -133,6 +133,7 @@ def mixed_work(engine: Engine, seed: int, expected: Expected) -> None:
         expected.add_errors(back.errors.tolist())
 
 
+@pytest.mark.slow
 def test_totals_of_mixed_work_in_threads_that_end_are_exact(engine: Engine) -> None:
     expected = Expected()
     expected.check(engine.statistics)
@@ -170,6 +171,7 @@ def test_totals_are_still_there_after_close() -> None:
     assert engine.statistics.workers == ()
 
 
+@pytest.mark.slow
 def test_no_figure_falls_while_others_work_and_workers_die() -> None:
     expected = Expected()
     with Engine("lz4", backend="workers", workers=2) as engine:
@@ -207,6 +209,7 @@ def test_no_figure_falls_while_others_work_and_workers_die() -> None:
         assert statistics.errors == dict(expected.errors)
 
 
+@pytest.mark.slow
 def test_workers_that_die_at_rest_take_no_figure_along() -> None:
     expected = Expected()
     with Engine("lz4", backend="workers", workers=1) as engine:
@@ -230,6 +233,7 @@ def marked(count: int, mark: bytes, *indices: int) -> Bytes:
     return pages
 
 
+@pytest.mark.slow
 def test_the_pages_of_a_share_that_is_run_again_count_once(faulty: Engine) -> None:
     batch = CompressBatch(marked(8, KILL_ONCE, 3))
     faulty.compress(batch)
@@ -241,6 +245,7 @@ def test_the_pages_of_a_share_that_is_run_again_count_once(faulty: Engine) -> No
     await_true(lambda: faulty.statistics.restarts == 1)
 
 
+@pytest.mark.slow
 def test_a_page_that_kills_is_an_error_and_not_done(faulty: Engine) -> None:
     batch = CompressBatch(marked(8, KILL, 3))
     faulty.compress(batch)
@@ -261,6 +266,7 @@ def test_pages_of_a_worker_that_dies_before_it_says_so_are_counted_once() -> Non
         assert engine.statistics.compress.pages == 8
 
 
+@pytest.mark.slow
 def test_pages_done_in_process_in_place_of_a_dead_worker_are_fallbacks(faulty: Engine) -> None:
     """The worker dies on the first of its pages: that is done by another one, the rest here."""
     batch = CompressBatch(marked(8, KILL_ONCE, 0))

@@ -204,6 +204,7 @@ def test_threads_that_wait_for_room_take_turns(small: Engine, hold: Hold) -> Non
 # Callbacks
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("both_ways")
 def test_a_callback_may_submit_however_full_it_is(small: Engine, hold: Hold) -> None:
     done = threading.Event()
@@ -224,6 +225,7 @@ def test_a_callback_may_submit_however_full_it_is(small: Engine, hold: Hold) -> 
     assert done.wait(SLACK_S)
 
 
+@pytest.mark.slow
 def test_callbacks_of_two_engines_may_submit_to_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -274,6 +276,7 @@ def test_whatever_a_callback_raises_the_others_are_called_and_the_engine_goes_on
 # Many at once
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("both_ways")
 def test_hundreds_of_requests_of_both_kinds_from_several_threads_keep_apart(
     engine: Engine,
@@ -315,6 +318,7 @@ def test_hundreds_of_requests_of_both_kinds_from_several_threads_keep_apart(
     await_true(lambda: pages_in(engine) == 0)
 
 
+@pytest.mark.slow
 def test_hundreds_of_tasks_await_without_a_thread_each(engine: Engine) -> None:
     engine.submit(CompressBatch(make_pages(1))).wait(SLACK_S)  # starts the lane
     before = threading.active_count()

@@ -97,6 +97,7 @@ def test_lanes_use_the_codec_of_the_mapping(learnt: bool) -> None:
         mapping.check_invariants()
 
 
+@pytest.mark.slow
 def test_lanes_help_where_that_pays() -> None:
     values = {number: noise(number, 2000).hex().encode() for number in range(2000)}
     with (

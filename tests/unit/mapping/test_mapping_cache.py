@@ -157,6 +157,7 @@ def test_what_a_callback_raises_goes_to_who_put_the_value_in(zstd: SwapStore) ->
         mapping.check_invariants()
 
 
+@pytest.mark.slow
 def test_a_cache_forgets_its_own_where_the_store_is_full() -> None:
     with (
         Engine("lz4", backend="sequential") as engine,
@@ -259,6 +260,7 @@ def test_another_engine_of_the_store_reads_what_is_there(zstd: SwapStore) -> Non
         assert mapping.get_many(["old", "new"]) == {"old": text(1), "new": text(2)}
 
 
+@pytest.mark.slow
 def test_an_isolated_engine_keeps_its_codec_out_of_the_process() -> None:
     with (
         Engine("zstd", backend="workers", workers=1, isolate=True) as engine,
@@ -273,6 +275,7 @@ def test_an_isolated_engine_keeps_its_codec_out_of_the_process() -> None:
 # What it costs
 
 
+@pytest.mark.slow
 def test_memory_usage_is_beside_a_dict(zstd: SwapStore) -> None:
     with CompressedMapping(zstd) as mapping:
         assert mapping.cratio == 1.0

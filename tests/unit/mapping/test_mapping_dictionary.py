@@ -60,6 +60,7 @@ def test_a_dictionary_is_learnt_from_values_above_a_page(zstd: SwapStore) -> Non
         assert learnt.cbytes < 0.9 * plain.cbytes
 
 
+@pytest.mark.slow
 def test_a_dictionary_is_learnt_again_when_values_change(zstd: SwapStore) -> None:
     with CompressedMapping(zstd, dictionary="auto") as mapping:
         mapping.update((number, row(number)) for number in range(12_000))

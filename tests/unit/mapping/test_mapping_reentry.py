@@ -329,6 +329,7 @@ def test_a_finalizer_may_drop_keys_wherever_the_collector_comes(mapping: Compres
     assert list(mapping) == ["one"]
 
 
+@pytest.mark.slow
 def test_signal_handlers_use_it_in_the_middle_of_anything(mapping: CompressedMapping) -> None:
     handled = 0
 

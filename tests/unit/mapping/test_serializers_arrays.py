@@ -60,6 +60,7 @@ def test_arrays_of_every_kind_come_back(data: st.DataObject) -> None:
         assert found.strides == value.strides or 1 in value.shape
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60)
 def test_parts_of_arrays_come_back(data: st.DataObject) -> None:
@@ -68,6 +69,7 @@ def test_parts_of_arrays_come_back(data: st.DataObject) -> None:
     assert_same(back(PACKER, value), value)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60)
 def test_scalars_come_back(data: st.DataObject) -> None:

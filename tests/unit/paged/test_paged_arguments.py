@@ -86,6 +86,7 @@ def test_a_backing_file_without_a_descriptor_is_refused() -> None:
         PagedMemory(SIZE, BUDGET, backing=Storage())
 
 
+@pytest.mark.slow
 @needs_faults
 def test_addresses_that_are_out_name_the_limit() -> None:
     script = """

@@ -151,6 +151,7 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(memory: PagedMemory) -
     assert np.array_equal(array, np.arange(len(array)))
 
 
+@pytest.mark.slow
 @needs_faults
 def test_a_forked_child_that_drops_everything_harms_nobody() -> None:
     array = paged_empty(SIZE // 8, "i8", budget=BUDGET)

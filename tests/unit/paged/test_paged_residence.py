@@ -64,6 +64,7 @@ def test_resident_keeps_pages_nested_and_in_several_threads(memory: PagedMemory)
     assert memory.evict(array) > 0
 
 
+@pytest.mark.slow
 @needs_faults
 def test_resident_ends_whatever_happens(memory: PagedMemory) -> None:
     array = memory.array(100 * PAGE, "i1")
@@ -81,6 +82,7 @@ def test_resident_ends_whatever_happens(memory: PagedMemory) -> None:
         memory.close()
 
 
+@pytest.mark.slow
 @needs_faults
 def test_resident_is_left_whole_by_signals(memory: PagedMemory) -> None:
     array = memory.array(100 * PAGE, "i1")

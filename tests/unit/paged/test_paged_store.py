@@ -108,6 +108,7 @@ def test_cold_pages_go_to_the_backing_file_when_the_pool_is_full(tmp_path: Path)
         assert memory.check().ok
 
 
+@pytest.mark.slow
 @needs_faults
 def test_without_room_the_budget_is_exceeded_and_one_warning_says_so(
     caplog: pytest.LogCaptureFixture,
@@ -130,6 +131,7 @@ def test_without_room_the_budget_is_exceeded_and_one_warning_says_so(
         assert len(caplog.records) == 1
 
 
+@pytest.mark.slow
 @needs_faults
 def test_a_full_backing_file_loses_nothing_and_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -293,6 +295,7 @@ if ways.way == "user mode":
 """
 
 
+@pytest.mark.slow
 @needs_faults
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")
 def test_nobody_has_user_mode_only_and_resident_for_system_calls() -> None:

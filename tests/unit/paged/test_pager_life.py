@@ -48,6 +48,7 @@ def region() -> Iterator[Region]:
 # Allocation.
 
 
+@pytest.mark.slow
 def test_memory_that_was_given_back_is_empty_when_it_is_had_again(region: Region) -> None:
     for turn in range(20):
         array = region.array(200 * SIZE)

@@ -90,6 +90,7 @@ def test_a_row_has_a_cell_for_each_column() -> None:
 CELL = st.text(st.sampled_from("abc123,.%µ"), min_size=1, max_size=24)
 
 
+@pytest.mark.slow
 @given(
     columns=st.lists(
         st.tuples(st.integers(1, 9), st.lists(CELL, min_size=3, max_size=3)), max_size=9
@@ -117,6 +118,7 @@ def test_no_line_is_too_wide_and_no_figure_is_broken(
     assert {word.strip(",") for line in lines[4:] for word in line.split()} >= left_out
 
 
+@pytest.mark.slow
 @given(
     columns=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 5)), min_size=1, max_size=9),
     room=st.integers(1, 120),

@@ -76,6 +76,7 @@ def made(make: Callable[[Path], None], path: Path) -> Path:
 # Block devices.
 
 
+@pytest.mark.slow
 def test_a_block_device_works_and_is_under_one_store(
     engine: Engine, tmp_path: Path, stack: ExitStack
 ) -> None:

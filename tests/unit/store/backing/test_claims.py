@@ -260,6 +260,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_owner_uses_nothing_though_its_forked_child_lives(path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, path], stdout=subprocess.PIPE, text=True
@@ -377,6 +378,7 @@ def test_of_many_threads_one_gets_the_file(path: Path) -> None:
         got.pop().close()
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_line_of_opening_leaves_the_file_to_others(path: Path) -> None:
     def of_the_store(file: Path) -> bool:
         return file.name in {"backing_file.py", "claims.py", "file_io.py"}

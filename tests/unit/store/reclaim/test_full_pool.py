@@ -115,6 +115,7 @@ def test_shrinking_by_hand(engine: Engine, tmp_path: Path) -> None:
         assert store.load_many(range(101)).tobytes() == b"".join(map(noise, range(101)))
 
 
+@pytest.mark.slow
 def test_cve_2023_53178_no_writeback_brings_an_older_page_back(
     engine: Engine, tmp_path: Path
 ) -> None:

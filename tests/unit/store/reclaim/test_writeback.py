@@ -72,6 +72,7 @@ def test_writing_back_frees_the_pool(store: SwapStore) -> None:
     assert store._resources.pool.objects == 0
 
 
+@pytest.mark.slow
 def test_what_is_stored_again_leaves_the_file_and_its_place_is_used_again(store: SwapStore) -> None:
     for round_ in range(30):
         store.store(0, [noise(1000 * round_ + number) for number in range(300)])
@@ -116,6 +117,7 @@ print(sorted(set(sys.modules) - before))
 """
 
 
+@pytest.mark.slow
 def test_a_store_imports_nothing_while_it_works() -> None:
     """A signal handler may come into the middle of an import, where the module is not whole yet."""
     command = [sys.executable, "-c", IMPORTS]

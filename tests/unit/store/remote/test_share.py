@@ -187,6 +187,7 @@ def test_counters_status_and_classes_are_the_owners(store: SwapStore, view: Stor
     assert status == store.status()
 
 
+@pytest.mark.slow
 def test_damage_is_told_and_the_others_stay_readable(store: SwapStore, view: StoreView) -> None:
     store.store(0, PAGES)
     flip(store, 0)
@@ -244,6 +245,7 @@ def test_half_an_entry_is_never_taken_for_one(
     healed.join()
 
 
+@pytest.mark.slow
 def test_bytes_of_one_codec_are_never_taken_for_anothers(store: SwapStore, view: StoreView) -> None:
     store.store(0, [text(0), text(1)])
     with Engine("zstd", backend="sequential") as other:
@@ -266,6 +268,7 @@ class _RangError(Exception):
     """What a signal handler raises."""
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_wait_for_an_entry_that_does_not_fit(
     store: SwapStore, view: StoreView
 ) -> None:

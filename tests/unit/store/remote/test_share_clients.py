@@ -45,6 +45,7 @@ def shared(store: SwapStore) -> SwapStore:
 # Odd clients
 
 
+@pytest.mark.slow
 def test_clients_that_stand_still_hold_up_nobody(
     shared: SwapStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_forked_child_closes_nothing_that_has_the_descriptor_of_a_closed_store
     assert store.closed
 
 
+@pytest.mark.slow
 def test_pages_of_an_owner_that_was_killed_stay_readable() -> None:
     here, there = spawn.Pipe()
     owner = spawn.Process(target=share_readers.own, args=(there,))

@@ -257,6 +257,7 @@ def test_a_store_does_not_wait_for_an_answer_that_takes_long(
                 assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_an_owner_that_is_stopped_answers_too_late_and_its_pages_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
