@@ -15,19 +15,12 @@ from batchzip.dask.compressed_values import _digest
 from batchzip.dask.raw_files import _move
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from batchzip.arguments.buffers import Flat
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Iterator[WorkerData]:
-    """Room for 8 MiB of compressed values; they are live until they are evicted."""
-    with WorkerData(str(tmp_path), memory_limit=16 * MIB, live=1.0, compressed=0.5) as data:
-        yield data
 
 
 def noise(seed: int, size: int = MIB) -> np.ndarray:

@@ -15,7 +15,6 @@ from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cluster.commands import scheduler_command, worker_command
-from support.cluster.fixtures import leaves_nothing_behind, offloading  # noqa: F401 - used by every test
 from support.cluster.process import dask_cluster
 from support.waiting import await_true
 
@@ -26,7 +25,6 @@ from batchzip import (
 from batchzip.dask import ShardedStore
 from batchzip.dask.members import Members
 from batchzip.dask.record import STRIPE
-from batchzip.testing import LeakCheck
 from batchzip.testing.plain import SLACK_S, in_threads, make_pages
 
 if TYPE_CHECKING:
@@ -36,18 +34,6 @@ if TYPE_CHECKING:
 
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with LeakCheck(), dask_cluster(2) as address, Client(address, set_as_default=False) as client:
-        yield client
-
-
-@pytest.fixture
-def store(client: Client) -> Iterator[ShardedStore]:
-    with ShardedStore(client, engine={"algorithm": "lz4"}, timeout_s=SLACK_S) as store:
-        yield store
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from dask.sizeof import sizeof
-from distributed.utils import RateLimiterFilter
 from support.cluster.fixtures import offloading  # noqa: F401 - used by every test
 
 from batchzip import ClosedError
@@ -18,25 +17,10 @@ from batchzip.dask import WorkerData
 from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 MIB = 1 << 20
-
-
-@pytest.fixture(autouse=True)
-def everything_is_logged() -> None:
-    RateLimiterFilter.reset_timer("batchzip.dask")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Iterator[WorkerData]:
-    """Room for 1 MiB of live values, and for 1 MiB of compressed ones."""
-    data = WorkerData(str(tmp_path), memory_limit=4 * MIB, live=0.25, compressed=0.25)
-    yield data
-    assert list(tmp_path.iterdir()) == [], "the file has no name"
-    data.close()
-    data.close()
 
 
 def an_array(seed: int, size: int = 256 << 10) -> np.ndarray:

@@ -6,14 +6,13 @@ import errno
 import os
 import pickle
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.cluster.fixtures import leaves_nothing_behind, offloading  # noqa: F401 - used by every test
 from support.cluster.process import dask_cluster
 from support.waiting import await_true
 
@@ -32,29 +31,12 @@ from batchzip import (
 )
 from batchzip.dask import ShardedStore
 from batchzip.dask.record import STRIPE, Record, cut
-from batchzip.testing import LeakCheck
-from batchzip.testing.plain import SLACK_S, in_threads, make_pages
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+from batchzip.testing.plain import in_threads, make_pages
 
 pytestmark = pytest.mark.slow
 
 
 PAGE = 4096
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with LeakCheck(), dask_cluster(2) as address, Client(address, set_as_default=False) as client:
-        yield client
-
-
-@pytest.fixture
-def store(client: Client) -> Iterator[ShardedStore]:
-    with ShardedStore(client, engine={"algorithm": "lz4"}, timeout_s=SLACK_S) as store:
-        yield store
 
 
 def test_pages_come_back_from_every_shard_byte_for_byte(store: ShardedStore) -> None:

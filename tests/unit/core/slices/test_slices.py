@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support.entries import flip, in_file, in_pool
-from support.faulty_file import FaultyFile
 from support.sample_values import mixed
 from support.store_pages import noise, text
 
@@ -30,37 +29,13 @@ from batchzip.store.loader import read
 from batchzip.store.reclaim.writeback import write_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from support.faulty_file import FaultyFile
 
 PAGE = 4096
 
 MOST = 64 << 10
-
-
-@pytest.fixture(params=["lz4", "zstd"])
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    with Engine(request.param, backend="sequential") as engine:
-        yield engine
-
-
-@pytest.fixture
-def file() -> FaultyFile:
-    return FaultyFile()
-
-
-@pytest.fixture
-def store(engine: Engine, file: FaultyFile) -> Iterator[SwapStore]:
-    with SwapStore(engine, backing=file, shrinker_enabled=False) as store:
-        yield store
-        store.check_invariants()
-
-
-@pytest.fixture
-def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
-    with CompressedMapping(store) as mapping:
-        yield mapping
-        mapping.check_invariants()
-    assert store.compressed_bytes == 0
 
 
 def slices_of(mapping: CompressedMapping, kind: Kind = Kind.SLICE) -> list[int]:

@@ -27,20 +27,6 @@ PAGE = 4096
 MOST = 64 << 10
 
 
-@pytest.fixture(params=["lz4", "zstd"])
-def store(request: pytest.FixtureRequest) -> Iterator[SwapStore]:
-    with Engine(request.param, backend="sequential") as engine, SwapStore(engine) as store:
-        yield store
-
-
-@pytest.fixture
-def values(store: SwapStore) -> Iterator[Records]:
-    made = records_in(store)
-    yield made
-    assert made.fault() is None
-    store.check_invariants()
-
-
 # Lanes
 
 

@@ -16,19 +16,11 @@ from batchzip.dask.raw_files import RawFiles
 from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from batchzip.dask.raw_files import FileRange
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Iterator[WorkerData]:
-    """Room for 8 MiB of compressed values; they are live until they are evicted."""
-    with WorkerData(str(tmp_path), memory_limit=16 * MIB, live=1.0, compressed=0.5) as data:
-        yield data
 
 
 def noise(seed: int, size: int = MIB) -> np.ndarray:

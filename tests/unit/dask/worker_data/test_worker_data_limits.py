@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from distributed.spill import SpilledSize
 from distributed.system import MEMORY_LIMIT
-from distributed.utils import RateLimiterFilter
 from support.cluster.fixtures import offloading  # noqa: F401 - used by every test
 
 from batchzip import BadArgument, ClosedError
@@ -20,25 +19,9 @@ from batchzip.dask import WorkerData
 from batchzip.testing import LeakCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 MIB = 1 << 20
-
-
-@pytest.fixture(autouse=True)
-def everything_is_logged() -> None:
-    RateLimiterFilter.reset_timer("batchzip.dask")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Iterator[WorkerData]:
-    """Room for 1 MiB of live values, and for 1 MiB of compressed ones."""
-    data = WorkerData(str(tmp_path), memory_limit=4 * MIB, live=0.25, compressed=0.25)
-    yield data
-    assert list(tmp_path.iterdir()) == [], "the file has no name"
-    data.close()
-    data.close()
 
 
 def some_noise(seed: int, size: int = 256 << 10) -> np.ndarray:
