@@ -36,11 +36,11 @@ PICTURES = {
     "peers": "peers",
     "swap": "swap",
     "usemem": "usemem",
-    "usemem-16-cores": "16-cores/usemem-lz4",
+    "usemem-16-cores": "16-cores/usemem",
     "growth": "growth",
     "scaling": "16-cores/scaling-1024",
     "paged": "paged",
-    "paged-16-cores": "16-cores/paged-touches",
+    "paged-16-cores": "16-cores/paged",
 }
 """The result that each picture shows."""
 
