@@ -10,7 +10,7 @@ the cheapest first, up to the first that fails: see `mutation_tests.py`.
 
 Mutants are written to the copy of the packages that `with_core.sh` makes: the checkout stays as it
 is. Results are in `build/mutation/GROUP.sqlite`, which `cr-report` and `cr-html` read, too. A run
-that was ended goes on where it stopped. Results of a module are forgotten once it changes.
+that was ended goes on where it stopped; its mutants come in random order. Results of a module are forgotten once it changes.
 
 The sample is random, and the same for the same seed and sources. Mutants of one place and one kind
 are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is`,
@@ -358,7 +358,7 @@ def main() -> None:
             todo = list(database.pending_work_items)
             if chosen.again:
                 todo += [i for i, result in database.completed_work_items if not result.is_killed]
-            todo = sorted((i for i in todo if fnmatch(key(i)[0], chosen.only)), key=key)
+            todo = [i for i in todo if fnmatch(key(i)[0], chosen.only)]
             if todo:
                 tests = Tests(files, modules, path.with_suffix(".json"))
                 keep_sources_fresh(modules)
