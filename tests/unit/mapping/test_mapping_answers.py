@@ -6,6 +6,7 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.store_pages import noise, text
 
@@ -275,4 +276,14 @@ def test_a_buffer_with_gaps_cannot_be_pickled_and_is_refused(store: SwapStore) -
     with CompressedMapping(store, serializer="pickle") as mapping:
         with pytest.raises(NotStorable, match="the value, of Gaps, cannot be pickled"):
             mapping["key"] = Gaps()
+        assert not mapping
+
+
+def test_a_table_that_arrow_cannot_write_is_refused(store: SwapStore) -> None:
+    value: Any = 1
+    for _ in range(100):
+        value = [value]
+    with CompressedMapping(store, serializer="arrow") as mapping:
+        with pytest.raises(NotStorable, match="Arrow cannot write the value"):
+            mapping["key"] = pa.table({"deep": [value]})
         assert not mapping

@@ -212,7 +212,7 @@ def test_one_that_gives_up_waiting_leaves_the_others_waiting(mapping: Compressed
         for _ in range(5):  # it gets as far as it can
             await asyncio.sleep(0)
         go.set()
-        assert await asyncio.gather(first, third, fourth) == [b"result"] * 3
+        assert {*await asyncio.gather(first, third, fourth)} == {b"result"}
 
     asyncio.run(work())
     assert calls == [1]
