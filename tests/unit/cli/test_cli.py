@@ -16,7 +16,6 @@ from support.command import (
     assert_refused,
     cli,
     document,
-    some_pages,
 )
 from support.unreadable import unreadable_process
 
@@ -27,21 +26,6 @@ from batchzip.sources.process_memory import ProcessMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one run with some pages says, for the tests that look at it."""
-    path = tmp_path_factory.mktemp("swap") / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return document("--file", path)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return path
 
 
 def test_a_file_goes_through_and_comes_back(result: dict[str, Any]) -> None:

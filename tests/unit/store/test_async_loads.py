@@ -27,10 +27,12 @@ def new_threads(store: SwapStore, index: int) -> set[str]:
 
 @pytest.mark.parametrize(("page_size", "count"), [(4 << 10, 0), (16 << 10, 0), (LARGE, 1)])
 def test_the_loop_restores_pages_of_up_to_16_kib(page_size: int, count: int) -> None:
-    with Engine("lz4", backend="sequential", page_size=page_size) as engine:
-        with SwapStore(engine) as store:
-            store.store(0, text(0, page_size))
-            assert len(new_threads(store, 0)) == count
+    with (
+        Engine("lz4", backend="sequential", page_size=page_size) as engine,
+        SwapStore(engine) as store,
+    ):
+        store.store(0, text(0, page_size))
+        assert len(new_threads(store, 0)) == count
 
 
 @pytest.mark.parametrize(("index", "count"), [(0, 1), (1, 1), (2, 0)])
@@ -41,6 +43,26 @@ def test_a_thread_reads_a_page_in_the_file(
         store.store(0, [noise(0), noise(1), noise(2)])
         store.writeback([0, 1])
         assert len(new_threads(store, index)) == count
+
+
+def test_a_task_that_only_loads_lets_others_run(store: SwapStore) -> None:
+    store.store(0, text(0))
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def load() -> None:
+        counting = asyncio.create_task(count())
+        for _ in range(20):
+            await store.aload(0)
+        counting.cancel()
+
+    asyncio.run(load())
+    assert turns >= 20
 
 
 @pytest.mark.parametrize("page_size", [4 << 10, LARGE])
