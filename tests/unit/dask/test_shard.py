@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -271,5 +272,37 @@ def test_a_directory_that_does_not_answer_is_told_again_and_nothing_is_pulled_tw
             service.deaf = False
             assert await get(shard, 1, 2) == pages[1].tobytes()
             assert [method for _, method, _ in service.asked].count("give") == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["take", "put_copy"])
+@pytest.mark.parametrize("holds", [False, True])
+def test_pages_that_came_too_late_are_dropped_unless_they_count(how: str, holds: bool) -> None:
+    """Another shard owns their stripe since. A shard that is known to hold it keeps it."""
+    pages = make_pages(2)
+    busy = threading.Event()
+
+    async def run() -> None:
+        async with opened() as (shard, service):
+            shard.learn(state(2, [ONE, OTHER], [], 2))
+            stripe = next(s for s in range(99) if shard.members.owners(s)[0].name == "other")
+            first = stripe * STRIPE
+            service.threads.submit(busy.wait, 60)
+            if how == "take":
+                indices = np.array([first, first + 1], np.int64).tobytes()
+                coming = shard.take(2, stripe, indices, pages, [])
+            else:
+                coming = shard.put_copy(2, "me", [(0, [(first, 2)])], pages)
+            task = asyncio.ensure_future(coming)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            shard.learn(state(3, [OTHER], [stripe] if holds else []))
+            busy.set()
+            assert (await task)["status"] == "OK"
+            async with shard._locked([stripe]):
+                pass
+            assert len(shard.pages) == (2 if holds else 0)
+            assert shard._record.mask(stripe) == (3 if holds else 0)
 
     asyncio.run(run())
