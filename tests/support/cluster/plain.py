@@ -216,10 +216,9 @@ async def a_cluster(workers: int) -> AsyncIterator[PlainCluster]:
     """Start a cluster, whose times are shorter than Dask's network needs."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (directory, session):
-            patch.setattr(module, "LEASE_S", 0.2)
+            patch.setattr(module, "LEASE_S", 0.4)
             patch.setattr(module, "_LOOK_S", 0.02)
             patch.setattr(module, "_GONE_S", 0.02)
-        patch.setattr(directory, "_PING_S", 0.1)
         patch.setattr(service, "_RENEW_S", 0.01)
         cluster = PlainCluster()
         try:

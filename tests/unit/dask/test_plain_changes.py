@@ -143,8 +143,9 @@ async def test_a_worker_that_refused_is_asked_again_when_it_is_wanted(
 
 @on_a_cluster(2)
 async def test_a_shard_that_answers_is_not_given_up_whatever_is_reported(
-    cluster: PlainCluster,
+    cluster: PlainCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(directory, "_PING_S", 0.1)
     async with await make_store(cluster):
         known = state(cluster)
         first, second = known.shards
