@@ -9,8 +9,9 @@ import pytest
 from distributed.core import Status
 from support.cluster.plain import PlainClient, PlainCluster, on_a_cluster, until
 
-from batchzip import BackendUnavailable, ClusterLost
+from batchzip import BackendUnavailable, BadArgument, ClusterLost
 from batchzip.dask import ShardedStore, directory, service
+from batchzip.dask.probe import acheck_scheduler, acheck_workers, check_scheduler, check_workers
 from batchzip.dask.record import STRIPE
 from batchzip.testing.plain import make_pages
 
@@ -268,3 +269,69 @@ async def test_a_store_is_asked_for_twice_and_made_once(cluster: PlainCluster) -
         assert len(known.clients) == 1
         assert not known.ended
         assert (await store.ashards())[0].worker == "plain://0"
+
+
+@on_a_cluster(2)
+async def test_pages_are_named_although_news_of_their_recovery_came_first(
+    cluster: PlainCluster,
+) -> None:
+    async with await make_store(cluster) as store:
+        gone = cluster.workers["plain://1"]
+        owners = store._session._members.owners
+        stripe = next(at for at in range(99) if owners(at)[0].address == gone.address)
+        lost = range(stripe * STRIPE + 3, stripe * STRIPE + 8)
+        await store.astore(lost.start, PAGES[:5])
+        cluster.lose(gone)
+        await store.ashards()
+        cluster.late["recover"] = asyncio.Event()
+        recovering = asyncio.ensure_future(store.arecover())
+        await until(lambda: not state(cluster).lost)
+        await store.ashards()
+        assert not store._session._lost
+        cluster.late["recover"].set()
+        assert await recovering == [lost]
+
+
+@on_a_cluster(3)
+async def test_workers_are_checked_by_any_client(cluster: PlainCluster) -> None:
+    one, two, three = cluster.workers.values()
+    client = PlainClient(cluster)
+    await acheck_workers(client)
+    await acheck_scheduler(client)
+    assert [worker.asked.count("run") for worker in (one, two, three)] == [1, 1, 1]
+    await acheck_workers(client, [two.address])
+    assert [worker.asked.count("run") for worker in (one, two, three)] == [1, 2, 1]
+    one.lacks = "it is not here"
+    await acheck_workers(client, [two.address])
+    with pytest.raises(BackendUnavailable, match=r"plain://0 .named worker-0.: .*it is not here"):
+        await acheck_workers(client)
+    with pytest.raises(BackendUnavailable, match="tcp://9: the scheduler knows no such worker"):
+        await acheck_workers(client, ["tcp://9"])
+    one.lacks = ""
+    two.deaf_to.add("run")
+    await acheck_workers(client, timeout_s=0.05, must_answer=False)
+    for options in ({}, {"must_answer": True}):
+        with pytest.raises(BackendUnavailable, match=r"plain://1.*no answer in 0\.05 s"):
+            await acheck_workers(client, timeout_s=0.05, **options)
+    for check in (check_workers, check_scheduler):
+        with pytest.raises(BadArgument, match="an asynchronous Client cannot be used here"):
+            check(client)
+    waiting = PlainClient(cluster, asynchronous=False)
+    await asyncio.to_thread(check_scheduler, waiting)
+    await asyncio.to_thread(check_workers, waiting, [one.address])
+    await asyncio.to_thread(check_workers, waiting, None, 0.05, must_answer=False)
+    with pytest.raises(BackendUnavailable, match="plain://1"):
+        await asyncio.to_thread(check_workers, waiting, None, 0.05)
+    cluster.deaf_to.add("identity")
+    with pytest.raises(
+        ClusterLost, match=r"plain://scheduler does not answer .no answer in 0\.05 s"
+    ):
+        await acheck_workers(client, timeout_s=0.05)
+    cluster.is_gone = True
+    with pytest.raises(ClusterLost, match=r"does not answer .OSError: plain://scheduler is gone"):
+        await acheck_scheduler(client)
+    client.status = "closed"
+    with pytest.raises(ClusterLost, match=r"not connected to a Dask scheduler .it is closed"):
+        await acheck_workers(client)
+    with pytest.raises(BadArgument, match="client"):
+        await acheck_workers("tcp://1")  # type: ignore[arg-type] # that is the question

@@ -19,7 +19,14 @@ from distributed.core import Status
 from tornado.httputil import HTTPServerRequest, RequestStartLine
 from tornado.web import Application
 
-from batchzip import BadArgument, BatchzipError, ClosedError, ClusterLost, StoreRejected
+from batchzip import (
+    BadArgument,
+    BatchzipError,
+    ClosedError,
+    ClusterLost,
+    MissingExtra,
+    StoreRejected,
+)
 from batchzip.dask import WorkerData, raw_files, service, survey
 from batchzip.dask.connect import OwnClient, aconnect, connect
 from batchzip.dask.page import _Page
@@ -304,7 +311,9 @@ def test_a_store_that_a_scheduler_does_not_know_is_lost(answer: Any, match: str)
         asyncio.run(survey.ask_store(scheduler, "pages"))
 
 
-def test_the_pages_of_the_dashboard_are_html_json_and_metrics() -> None:
+def test_the_pages_of_the_dashboard_are_html_json_and_metrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def surveyed() -> survey.Survey:
         return survey.Survey("tcp://0", 1.0, ())
 
@@ -325,8 +334,17 @@ def test_the_pages_of_the_dashboard_are_html_json_and_metrics() -> None:
     assert text == '{"scheduler": "tcp://0", "taken_s": 1.0, "stores": []}'
     assert (kind.partition(";")[0], status) == ("application/json", 200)
     text, kind, status = asyncio.run(get("/metrics"))
-    assert kind == "text/plain; version=0.0.4; charset=utf-8"
+    assert (kind, status) == ("text/plain; version=0.0.4; charset=utf-8", 200)
     assert "<" not in text
+
+    def missing(_: object) -> str:
+        raise MissingExtra("metrics", "prometheus_client", "metrics")
+
+    monkeypatch.setattr("batchzip.dask.page.exposition", missing)
+    text, _, status = asyncio.run(get("/metrics"))
+    assert status == 501
+    assert text.startswith("# metrics")
+    assert "prometheus_client" in text
 
 
 # A worker's service.
@@ -353,7 +371,11 @@ class Shard:
         self.done.append("end")
 
     def close(self) -> None:
+        self.closes()
         self.done.append("close")
+
+    def closes(self) -> None:
+        """Do nothing, unless a test has something to do."""
 
     async def ping(self, what: Exception | str = "pong") -> Any:
         if isinstance(what, Exception):
@@ -419,6 +441,7 @@ def test_a_service_answers_with_what_its_shard_says_or_raises(
 
 def test_leases_last_from_when_they_were_asked_for_and_what_is_gone_is_closed() -> None:
     asked: list[Any] = []
+    ended: list[bool] = []
     begun = 0.0
 
     async def directory(method: str, address: str, shards: Any) -> Any:
@@ -426,8 +449,9 @@ def test_leases_last_from_when_they_were_asked_for_and_what_is_gone_is_closed() 
         begun = time.monotonic()
         asked.append(sorted(name for _, name, _ in shards))
         assert (method, address) == ("renew", "tcp://1")
-        news = {"known": {"status": "OK", "epoch": 2}, "gone": {"status": "gone"}}
-        return {"status": "OK", "lease_s": 5.0, "news": news}
+        ok = "ok".upper()  # as it comes from the network: not the same object
+        news = {"known": {"status": ok, "epoch": 2}, "gone": {"status": "gone"}}
+        return {"status": ok, "lease_s": 5.0, "news": news}
 
     async def run() -> None:
         found, worker = a_service(directory)
@@ -438,7 +462,9 @@ def test_leases_last_from_when_they_were_asked_for_and_what_is_gone_is_closed() 
             shards[name].epoch = 1
         shards["old"].made -= service._KNOWN_S + 1
         found.shards.update(shards)
+        shards["gone"].closes = lambda: ended.append("end" in shards["old"].done)
         await found.renew("asking")
+        assert ended == [True], "all of them end before one is waited for"
         assert asked == [sorted({*shards} - {"new"})], "the directory may not know it yet"
         assert begun + 4 < shards["known"].lease_until <= begun + 5.0
         assert shards["known"].state == {"status": "OK", "epoch": 2}

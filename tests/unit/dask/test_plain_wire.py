@@ -228,6 +228,8 @@ def test_the_page_says_what_is_lost_and_who_is_silent() -> None:
     )
     assert "<td>tcp://1</td><td>11</td><td>100</td><td>4.0 KiB</td>" in text
     assert "no sharded store" not in text
+    assert "<a href='batchzip.json'>JSON</a>" in text
+    assert text.endswith("</body></html>")
     empty = page(Survey("tcp://0", 1.0, ()))
     assert "This cluster has no sharded store at the moment" in empty
     assert "<table>" not in empty
