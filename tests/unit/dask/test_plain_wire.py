@@ -169,6 +169,13 @@ def shard_with(**figures: Any) -> ShardFigures:
     return ShardFigures(**{**{name: getattr(SHARD, name) for name in names}, **figures})
 
 
+def test_a_shard_without_figures_has_none() -> None:
+    silent = ShardFigures("tcp://1", "one", "no answer")
+    figures = {name: getattr(silent, name) for name in ShardFigures.__slots__[3:]}
+    assert figures.pop("pool_limit_bytes") is None
+    assert set(figures.values()) == {0}
+
+
 def test_a_rate_is_of_the_same_process_and_counts_per_second() -> None:
     def at(taken_s: float, shard: ShardFigures, store: str = "pages") -> Survey:
         stores = (StoreFigures(store, 4096, 2, 5, 1, 0, (shard,)),)
