@@ -247,7 +247,7 @@ def test_a_survey_has_each_shards_figures_or_says_why_not() -> None:
         stored_pages=99,
     )
     whole = {
-        "status": "OK",
+        "status": "ok".upper(),  # as from the network: not the same object
         "pid": 7,
         "pages": 1,
         "page_stores": 2,
@@ -351,5 +351,9 @@ def test_arguments_of_worker_data_are_checked(tmp_path: Path) -> None:
         WorkerData(7)  # type: ignore[arg-type] # that is the question
     data = WorkerData(str(tmp_path))
     data["key"] = np.zeros(10)
+    live = data.fast
     data.close()
-    assert len(data) == 0
+    assert live.closed
+    assert (len(data), len(live), data.evict()) == (0, 0, -1)
+    with pytest.raises(ClosedError):
+        data["key"] = 1
