@@ -9,10 +9,11 @@ import pytest
 from distributed.core import Status
 from support.cluster.plain import PlainClient, PlainCluster, on_a_cluster, until
 
-from batchzip import BackendUnavailable, BadArgument, ClusterLost
+from batchzip import BackendUnavailable, BadArgument, BatchzipError, ClusterLost
 from batchzip.dask import ShardedStore, directory, service
 from batchzip.dask.probe import acheck_scheduler, acheck_workers, check_scheduler, check_workers
 from batchzip.dask.record import STRIPE
+from batchzip.dask.wire import SHARD, failed
 from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:
@@ -108,10 +109,13 @@ async def test_a_worker_that_refuses_a_shard_is_named_and_the_others_close_their
 
 
 @on_a_cluster(2)
-async def test_a_worker_that_just_died_is_no_reason_against_a_store(cluster: PlainCluster) -> None:
+async def test_a_worker_that_just_died_is_no_reason_against_a_store(
+    cluster: PlainCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "_GONE_S", 0.3)
     gone = cluster.workers["plain://1"]
     cluster.end(gone)
-    asyncio.get_running_loop().call_later(0.005, cluster.workers.pop, gone.address)
+    asyncio.get_running_loop().call_later(0.1, cluster.workers.pop, gone.address)
     async with await make_store(cluster) as store:
         assert [shard.worker for shard in await store.ashards()] == ["plain://0"]
     other = cluster.add(2)
@@ -140,6 +144,18 @@ async def test_a_worker_that_refused_is_asked_again_when_it_is_wanted(
         assert not state(cluster).refused
         cluster.add(1)
         await until(lambda: len(state(cluster).shards) == 2)
+
+
+@on_a_cluster(1)
+async def test_why_a_worker_could_not_have_a_shard_is_told(cluster: PlainCluster) -> None:
+    async def refuse(**_: Any) -> Any:
+        return failed(BatchzipError("there is no memory"))
+
+    async with await make_store(cluster) as store:
+        cluster.add(1).handlers[SHARD] = refuse
+        with pytest.raises(BatchzipError, match="there is no memory"):
+            await store.arebalance()
+        assert [shard.worker for shard in await store.ashards()] == ["plain://0"]
 
 
 @on_a_cluster(2)
