@@ -56,8 +56,8 @@ class Part:
     unit: str
     tests: tuple[str, ...] = ()
     target: str = ""
-    whole: bool = False
-    """One slice is the whole goal; it has no time limit of its own."""
+    endless: int = 1
+    """Tests that go on for as long as they are told to, of a slice; 0: a slice is the whole part."""
 
     def command(self, seed: int, seconds: int, left: int) -> list[str]:
         """Return the command of a slice. It stands in the record, so it is one to repeat."""
@@ -65,7 +65,7 @@ class Part:
             limits = [f"--seconds={seconds}", f"--runs={left}", f"--seed={seed}"]
             return [".ci/with_core.sh", "fuzz", "tests/fuzz/run.py", self.target, *limits]
         pytest = [".venv/bin/python", "-m", "pytest", "-q", "-n0", "-m", "stress or not stress"]
-        lasts = [] if self.whole else [f"--stress-s={seconds}"]
+        lasts = [f"--stress-s={max(1, seconds // self.endless)}"] if self.endless else []
         return [*pytest, f"--stress-seed={seed}", *lasts, *self.tests]
 
 
@@ -87,14 +87,18 @@ PARTS = {
         "owners killed, of workers, of a store with a file and a reader, of paged memory",
         1_000,
         "owners killed",
-        (f"{_STRESS}test_owner_killed.py", f"{_STRESS}test_paged_ends.py"),
+        (
+            f"{_STRESS}test_owner_killed.py",
+            f"{_STRESS}test_paged_ends.py::test_nothing_is_left_of_a_killed_owner",
+        ),
+        endless=4,
     ),
     "flips": Part(
         "bits flipped: in the pool for each codec, in the file, and beside the objects",
         10_000_000,
         "bits flipped",
         (f"{_STRESS}test_flipped_bits.py",),
-        whole=True,
+        endless=0,
     ),
     "allocations": Part(
         "each allocation of the core fails in turn, and allocations at random",
@@ -106,13 +110,24 @@ PARTS = {
             f"{_FAULTS}test_thread_memory.py",
             f"{_FAULTS}test_paged_without_memory.py",
         ),
-        whole=True,
+        endless=0,
+    ),
+    "points": Part(
+        "an interrupt at every point of Python code in calls to an engine and a store",
+        5_000,
+        "points",
+        (f"{_STRESS}test_interrupts.py", f"{_FAULTS}test_store_interrupts.py"),
+        endless=0,
     ),
     "interrupts": Part(
-        "interrupts at every point, and signals at random moments",
+        "signals at random moments in calls to an engine and a store",
         1_000_000,
         "interrupts",
-        (f"{_STRESS}test_interrupts.py",),
+        (
+            f"{_STRESS}test_interrupts.py::test_signals_at_random_moments_leave_nothing_under_way",
+            f"{_STRESS}test_interrupts.py::test_signals_at_random_moments_leave_a_store_whole",
+        ),
+        endless=9,
     ),
     "soak": Part(
         "a store, a mapping, a file, readers and engines in use",
@@ -171,6 +186,8 @@ class Slice:
         self._results = WORK / f"{name}-{self._seed}.xml"
         self._log = WORK / f"{name}-{self._seed}.log"
         self._begun = time.monotonic()
+        self._pid = 0
+        self.stopped = False
         self.record: dict[str, Any] = {
             "part": name,
             "count": 0,
@@ -186,28 +203,36 @@ class Slice:
         """Run it, and record what came of it."""
         command = list(self._command)
         if not self._part.target:
-            command.append(f"--junitxml={self._results}")
+            command += [f"--junitxml={self._results}", "-o", "junit_family=xunit1"]
         with self._log.open("wb") as log:
             process = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=ROOT,
+                env={**os.environ, "KEEP_TREE": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
-            limit = threading.Timer(self._limit_s(), os.killpg, (process.pid, signal.SIGABRT))
+            self._pid = process.pid
+            limit = threading.Timer(self._limit_s(), self.end, (signal.SIGABRT,))
             limit.start()
-            try:
-                _, status, used = os.wait4(process.pid, 0)
-            finally:
-                limit.cancel()
-                with contextlib.suppress(ProcessLookupError):  # what a killed run left
-                    os.killpg(process.pid, signal.SIGKILL)
+            _, status, used = os.wait4(process.pid, 0)
+            limit.cancel()
+            self.end(signal.SIGKILL)  # what it left running
         process.returncode = code = os.waitstatus_to_exitcode(status)
         self.record["cpu_s"] = round(used.ru_utime + used.ru_stime, 1)
-        self._note(code)
+        if not self.stopped:
+            self._note(code)
+
+    def end(self, number: int) -> None:
+        """Send a signal to all of its processes."""
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._pid, number)
 
     def _limit_s(self) -> float:
-        """Return the seconds after which it hangs: several tests last as long as a slice."""
-        if self._part.target:
-            return self._seconds + GRACE_S
-        return 16 * max(self._seconds, GRACE_S) + GRACE_S
+        """Return the seconds after which it hangs."""
+        return self._seconds + (GRACE_S if self._part.endless else 16 * GRACE_S)
 
     def _note(self, code: int) -> None:
         output = self._log.read_text(errors="replace")
@@ -269,13 +294,22 @@ def progress(name: str, now: str) -> float:
     return done(name, now) / PARTS[name].goal
 
 
+def can_fuzz() -> bool:
+    """Build the core for the fuzzer. Return whether it is there, with all that it needs."""
+    command = [".ci/with_core.sh", "fuzz", "-c", "import atheris, batchzip.core.view"]
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    if done.returncode:
+        print("the parts that fuzz are left out: they need clang and atheris", file=sys.stderr)
+    return done.returncode == 0
+
+
 class Campaign:
     """Slices of parts, those that are least far first, several at a time."""
 
     def __init__(self, names: list[str], hours: float, seconds: int, jobs: int) -> None:
         self._names, self._seconds, self._jobs = names, seconds, jobs
         self._until = time.monotonic() + 3600 * hours
-        self._running: set[str] = set()
+        self._running: dict[str, Slice | None] = {}
         self._lock = threading.Lock()
         self._now = revision()
         self.found = 0
@@ -283,11 +317,20 @@ class Campaign:
     def run(self) -> None:
         """Run slices until the time is over, or each part has reached its goal."""
         WORK.mkdir(parents=True, exist_ok=True)
+        if any(PARTS[name].target for name in self._names) and not can_fuzz():
+            self._names = [name for name in self._names if not PARTS[name].target]
         threads = [threading.Thread(target=self._work) for _ in range(self._jobs)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException:  # Ctrl-C, or SIGTERM: what runs is not recorded
+            self._until = 0.0
+            for run in filter(None, list(self._running.values())):
+                run.stopped = True
+                run.end(signal.SIGKILL)
+            raise
 
     def _next(self) -> str | None:
         with self._lock:
@@ -298,24 +341,26 @@ class Campaign:
             if not open_parts or time.monotonic() >= self._until:
                 return None
             name = min(open_parts, key=open_parts.__getitem__)
-            self._running.add(name)
+            self._running[name] = None
             return name
 
     def _work(self) -> None:
         while (name := self._next()) is not None:
             left = PARTS[name].goal - done(name, self._now)
             seconds = max(1, min(self._seconds, round(self._until - time.monotonic())))
-            run = Slice(name, seconds, left)
+            self._running[name] = run = Slice(name, seconds, left)
             print(f"{name}: {run.record['command']}", flush=True)
             run.run()
+            if run.stopped:
+                return
             one = run.record
             bad = {outcome: one[outcome] for outcome in OUTCOMES if one[outcome]}
             self.found += sum(bad.values())
             print(f"{name}: {one['count']:,} {one['unit']}, {bad or 'all well'}", flush=True)
             with self._lock:
-                self._running.discard(name)
-            if not one["count"]:
-                return  # it cannot run here: the log tells why
+                del self._running[name]
+                if not one["count"]:  # it cannot run: its record or its log tells why
+                    self._names.remove(name)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -411,6 +456,7 @@ def main() -> int:
         campaign = Campaign(
             options.parts or list(PARTS), options.hours, options.slice_s, options.jobs
         )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         campaign.run()
         found = campaign.found
     PAGE.write_text(page())

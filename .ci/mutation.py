@@ -13,8 +13,8 @@ is. Results are in `build/mutation/GROUP.sqlite`, which `cr-report` and `cr-html
 that was ended goes on where it stopped. Results of a module are forgotten once it changes.
 
 The sample is random, and the same for the same seed and sources. Mutants of one place and one kind
-are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is`,
-`strict=True` and mutants that do not compile are left out.
+are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is`, the
+`strict=True` of `zip` and mutants that do not compile are left out.
 """
 
 from __future__ import annotations
@@ -154,12 +154,6 @@ def is_type(leaf: Any) -> bool:
     return False
 
 
-def is_strict(leaf: Any) -> bool:
-    """Return whether a leaf is the value of `strict=True`, which `zip` needs for wrong code only."""
-    node = leaf.parent
-    return node.type == "argument" and node.children[0].value == "strict"
-
-
 def get_lines(source: str, position: tuple[int, int]) -> set[int]:
     """Return the lines of the statement at a position; of a constant, those of all that use it.
 
@@ -195,6 +189,12 @@ def is_in_function(node: Any) -> bool:
             return True
         node = node.parent
     return False
+
+
+def is_strict(leaf: Any) -> bool:
+    """Return whether a leaf is the value of `strict=True`, which only checks the code itself."""
+    argument = leaf.parent
+    return argument.type == "argument" and argument.get_first_leaf().value == "strict"
 
 
 def compiles(mutation: MutationSpec) -> bool:

@@ -3,9 +3,10 @@
 #     .ci/with_core.sh asan -m pytest tests/unit/core/test_core_build.py
 #     .ci/with_core.sh coverage -m pytest tests      (line coverage of the .pyx files, CPython 3.11)
 # The tree is build/trees/PROFILE: a copy of the packages with their core, and links to the rest.
+# With KEEP_TREE=1 a tree that is there is used as it is, so that several runs can share it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ $# -ge 2 ] || { sed -n '2,5s/^# \?//p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,6s/^# \?//p' "$0"; exit 2; }
 profile=$1
 shift
 root=$PWD
@@ -15,10 +16,12 @@ if [ "$profile" = fuzz ] && [ -z "${CC:-}" ]; then
     CC=$(compgen -c clang | grep -xE 'clang(-[0-9]+)?' | sort -V | tail -1)
     export CC=${CC:?the profile fuzz needs clang: apt install clang}
 fi
-rm -rf "$tree" # what has gone from the sources must go there too
-mkdir -p "$tree"
-for rest in tests examples docs hatch_build.py pyproject.toml README.md; do ln -sfn "$root/$rest" "$tree/$rest"; done
-BATCHZIP_CORE_PROFILE=$profile "$python" hatch_build.py --into "$tree"
+if [ -z "${KEEP_TREE:-}" ] || [ ! -d "$tree" ]; then
+    rm -rf "$tree" # what has gone from the sources must go there too
+    mkdir -p "$tree"
+    for rest in tests examples docs hatch_build.py pyproject.toml README.md; do ln -sfn "$root/$rest" "$tree/$rest"; done
+    BATCHZIP_CORE_PROFILE=$profile "$python" hatch_build.py --into "$tree"
+fi
 
 cd "$tree"
 export PYTHONPATH=$tree

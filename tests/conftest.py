@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import re
 import signal
 import time
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from support.reporting import Report, Turns
+
+# Images of containers often set it. Tests that pass with it only would fail for others.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 _SURVIVED = "survived"
 _FAILED = pytest.StashKey[bool]()

@@ -16,6 +16,7 @@ from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
     from batchzip.bench.figure import Figure, Result
+    from batchzip.bench.spread import Spread
 
 LEAST_CHANGE = 0.05
 """Relative change that two quiet runs of the same code do not exceed, beyond their quartiles."""
@@ -26,11 +27,13 @@ LEAST_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One figure in both results. `change` is new ÷ old − 1, each divided by its baseline."""
+    """One figure in both results, each divided by its baseline, if there is one in both."""
 
-    old: Figure
-    new: Figure
+    figure: Figure
+    old: Spread
+    new: Spread
     change: float
+    """New ÷ old − 1, of the medians."""
     verdict: str
     """"slower", "faster" or "same"."""
 
@@ -72,7 +75,7 @@ def compare(old: Result, new: Result) -> Comparison:
             verdict = "slower"
         elif change < -LEAST_CHANGE and now.high < was.low:
             verdict = "faster"
-        changes.append(Change(before, after, change, verdict))
+        changes.append(Change(after, was, now, change, verdict))
     if not changes:
         raise BadArgument(
             "the two results have no figures in common: measure with the same options and at least "

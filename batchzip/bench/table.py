@@ -53,18 +53,20 @@ def _batches(title: str, figures: Sequence[Figure]) -> Table:
     table.add_column("pages per batch", rank=0)
     for batch in batches:
         table.add_column(str(batch), rank=1)
-    table.add_column("ratio", rank=2)
+    ratios = {one.contender: one.ratio for one in figures if one.ratio is not None}
+    if ratios:
+        table.add_column("ratio", rank=2)
     for name in dict.fromkeys(figure.contender for figure in figures):
-        cells, ratio = [], None
+        cells = []
         for batch in batches:
             figure = by.get((name, batch))
             if figure is None:
                 cells.append("")
                 continue
-            ratio = figure.ratio or ratio
             star = "*" if figure.key in fastest and len(by) > len(batches) else ""
             cells.append(star + with_spread(figure.spread))
-        table.add_row(name, *cells, "-" if ratio is None else f"{ratio:.2f}")
+        ratio = [f"{ratios[name]:.2f}" if name in ratios else "-"] * bool(ratios)
+        table.add_row(name, *cells, *ratio)
     return table
 
 
@@ -100,16 +102,10 @@ def heading(result: Result) -> list[str]:
     """Return lines that tell machine, versions and settings."""
     machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    names = [str(machine[key]) for key in ("platform", "processor") if key in machine]
+    load = [f"load {machine['load']:.1f}"] if "load" in machine else []
     return [
-        ", ".join(
-            str(text)
-            for text in (
-                machine.get("platform", ""),
-                machine.get("processor", ""),
-                f"{machine['cpus']} CPUs",
-                f"load {machine.get('load', 0):.1f}",
-            )
-        ),
+        ", ".join([*names, f"{machine['cpus']} CPUs", *load]),
         versions,
         ", ".join(f"{name} {_setting(value)}" for name, value in result.settings.items()),
     ]
@@ -149,7 +145,7 @@ def print_changes(compared: Comparison) -> None:
     """Print the figures that became slower or faster, and the number of all figures."""
     changes = compared.changes
     out = make_console()
-    table = Table("figures relative to their baselines in the same run")
+    table = Table("figures ÷ their baselines of the same rounds, medians ± %")
     table.add_column("", wraps=True)
     for rank, head in ((0, "contender"), (3, "figure")):
         table.add_column(head, rank=rank, left=True)
@@ -160,13 +156,13 @@ def print_changes(compared: Comparison) -> None:
         counts[change.verdict] += 1
         if change.verdict == "same":
             continue
-        what = " ".join(str(value) for value in change.new.labels.values())
+        what = " ".join(str(value) for value in change.figure.labels.values())
         table.add_row(
             f"{change.verdict}: {what}",
-            change.new.contender,
-            change.new.quantity,
-            f"{change.old.median:.3f}",
-            f"{change.new.median:.3f}",
+            change.figure.contender,
+            change.figure.quantity,
+            with_spread(change.old),
+            with_spread(change.new),
             f"{change.change:+.1%}",
         )
     if table.row_count:

@@ -108,7 +108,7 @@ def _async(
         this = asked.setdefault(turn, _Asked())
         this.callers += 1
         try:
-            answers = -1
+            answers = None
             while answers != this.answers:  # one came after the look into the mapping: look again
                 answers = this.answers
                 value = await mapping.aget(where, MISSING)

@@ -161,7 +161,7 @@ def _stripped(line: list[Segment]) -> list[Segment]:
 
 
 def _as_cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|")
+    return " ".join(text.split()).replace("|", r"\|").replace("*", r"\*")
 
 
 def _parts(text: str, *, words: bool) -> Iterable[str]:

@@ -120,12 +120,12 @@ def grow_pages(part: Part, options: argparse.Namespace) -> None:
                 part.add(
                     size,
                     lambda memory=memory: {  # type: ignore[misc]
+                        "single load": growing.load(),
+                        "load_many": growing.load_many(),
                         "replace": growing.replace(invalidate=False),
                         "invalidate and store": growing.replace(invalidate=True),
-                        "load_many": growing.load_many(),
-                        f"load_many, {MEMORY_ONLY}": memory.read_many(),
-                        "single load": growing.load(),
                         f"single load, {MEMORY_ONLY}": memory.read(),
+                        f"load_many, {MEMORY_ONLY}": memory.read_many(),
                     },
                 )
             part.add_sizes(size, growing.held())

@@ -274,7 +274,7 @@ def draw(result: Result, path: Path) -> None:
     places = [-np.log10(1 - percent / 100) for percent in PERCENTS]
     ticks = [50, 90, 99, 99.9]
     title = (
-        f"How long one touch takes, {settings['MiB']} MiB in {settings['MiB'] // SHARE} MiB "
+        f"How long a read or write takes, {settings['MiB']} MiB in {settings['MiB'] // SHARE} MiB "
         "(less is better)"
     )
     with drawing(path, 4.6, title) as picture:

@@ -352,7 +352,8 @@ def draw(result: Result, path: Path) -> None:
                 values = [PAGE / f.median if quantity == TIME else f.median for f in figures]
                 at = places + (1 - row) * 0.27
                 one.barh(at, values, 0.25, **style)
-                texts = [f"{value:.0f}" for value in values]
+                digits = 0 if quantity == TIME else 1
+                texts = [f"{value:.{digits}f}" for value in values]
                 texts[0] += f"  {way}"
                 write_values(one, values, at, texts)
             one.set_title(heading)

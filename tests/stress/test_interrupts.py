@@ -148,7 +148,7 @@ def interrupt_everywhere(
     assert engine.worker_pids == pids, "no worker was killed"
     report(
         f"interrupts: {engine.backend.name}, {kind}: at each of {came} points, 0 wrong",
-        interrupts=came,
+        points=came,
     )
 
 
@@ -327,7 +327,7 @@ def test_an_interrupt_at_any_point_of_sharing_leaves_no_descriptor(
     assert came == point - 1 > 3
     report(
         f"interrupts: {'attach' if attaches else 'share'}: at each of {point - 1} points",
-        interrupts=came,
+        points=came,
     )
 
 

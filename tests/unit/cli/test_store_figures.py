@@ -17,6 +17,7 @@ from batchzip.pool.class_use import ClassUse
 from batchzip.store.counters import Counters
 from batchzip.store.latency import Latency
 from batchzip.terminal.console import make_console
+from batchzip.terminal.table import fitting
 
 MIB = 1 << 20
 
@@ -231,3 +232,24 @@ def test_values_and_the_file_are_told_where_there_are_any() -> None:
     named = facts(backing="/proc/1/fd/3", backed_pages=2)
     assert named["file"] == "2 pages in 0 Bytes: /proc/1/fd/3"
     assert facts(backing="/proc/1/fd/3")["file"].startswith("0 pages")
+
+
+@pytest.mark.parametrize(
+    ("section", "left_out"),
+    [
+        (0, ["total", "per second"]),
+        (1, ["timed calls", "mean", "p99", "p50"]),
+        (2, ["limit", "loaded/s", "stored/s", "pages"]),
+        (3, ["pages", "load"]),
+        (4, ["p90", "p50", "hits", "p99", "size", "budget", "faults/s", "resident"]),
+        (5, ["room", "zspages", "objects", "freeable", "bytes"]),
+    ],
+)
+def test_columns_are_left_out_in_order_of_their_worth(section: int, left_out: list[str]) -> None:
+    columns = store_look(NOW, BEFORE).sections[section].columns
+    ranks = [column.rank for column in columns]
+    gone = []
+    for room in range(120, 0, -1):
+        shown = fitting([10] * len(columns), ranks, room)
+        gone += [at for at in range(len(columns)) if at not in {*shown, *gone}]
+    assert [columns[at].heading for at in gone] == left_out

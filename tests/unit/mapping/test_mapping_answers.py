@@ -16,6 +16,7 @@ from batchzip import (
     UnreadableValue,
 )
 from batchzip.core.records import shift_clock
+from batchzip.mapping.figures import MemoryUsage
 from batchzip.mapping.serializers import packer_of
 
 if TYPE_CHECKING:
@@ -146,22 +147,22 @@ def test_a_time_to_live_of_one_value_is_not_that_of_others(store: SwapStore) -> 
 def test_batches_are_of_1024_values_or_4_mib(store: SwapStore) -> None:
     lengths: list[int] = []
 
-    def items(count: int, size: int) -> Iterator[tuple[int, bytes]]:
+    def items(into: CompressedMapping, count: int, size: int) -> Iterator[tuple[int, bytes]]:
         for number in range(count):
-            lengths.append(len(mapping))
+            lengths.append(len(into))
             yield number, bytes([number % 256]) * size
 
     with CompressedMapping(store) as mapping:
-        mapping.set_many(items(3000, 10))
+        mapping.set_many(items(mapping, 3000, 10))
         assert sorted(set(lengths)) == [0, 1024, 2048]
         assert len(mapping) == 3000
         mapping.clear()
         lengths.clear()
-        mapping.set_many(items(200, MOST))
+        mapping.set_many(items(mapping, 200, MOST))
         assert sorted(set(lengths)) == [0, 64, 128, 192]
     with CompressedMapping(dictionary="auto") as mapping:  # used as soon as it is trained
         lengths.clear()
-        mapping.set_many(items(200, 10))
+        mapping.set_many(items(mapping, 200, 10))
         assert sorted(set(lengths)) == [0, 64, 128, 192]
 
 
@@ -172,7 +173,7 @@ def test_batches_of_any_page_size_come_back(size: int) -> None:
         SwapStore(engine) as store,
         CompressedMapping(store) as mapping,
     ):
-        values = {number: text(number, 200 + number) for number in range(150)}
+        values: dict[Any, bytes] = {number: text(number, 200 + number) for number in range(150)}
         values |= {"large": noise(1, 3 * max(size, MOST) + 17), "whole": noise(2, 2 << 20)}
         mapping.set_many(values)
         assert mapping.get_many(values) == values
@@ -189,6 +190,19 @@ def test_a_value_of_several_buffers_comes_back_from_whole_pages_and_tails(store:
         mapping.check_invariants()
 
 
+def test_values_of_several_buffers_come_back_from_a_batch(store: SwapStore) -> None:
+    with CompressedMapping(store, serializer="pickle") as mapping:
+        values = {number: np.arange(20_000) * number for number in range(5)}
+        mapping.set_many(values)
+        mapping.update({"small": 1, **{str(number): value for number, value in values.items()}})
+        assert mapping["small"] == 1
+        for number, value in values.items():
+            assert np.array_equal(mapping[number], value)
+            assert np.array_equal(mapping[str(number)], value)
+        # Each large value takes 250 bytes of the index, beside its key.
+        assert mapping.memory_usage().index == mapping.stats().index_bytes + 10 * 250
+
+
 @pytest.mark.slow
 def test_an_empty_value_is_kept_though_the_codec_runs_elsewhere() -> None:
     with (
@@ -203,6 +217,11 @@ def test_an_empty_value_is_kept_though_the_codec_runs_elsewhere() -> None:
         assert mapping.nbytes == 5 + 4096 + 5000
         assert mapping.memory_usage().dictionaries == 0
         mapping.check_invariants()
+
+
+def test_the_total_of_the_memory_is_the_sum_of_its_parts() -> None:
+    usage = MemoryUsage(values=1, tables=20, index=300, dictionaries=4000, in_dict=50_000)
+    assert usage.total == 4321
 
 
 def test_invariants_notice_indices_that_no_value_has(store: SwapStore) -> None:

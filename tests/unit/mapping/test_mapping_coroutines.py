@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import pickle
 import threading
 from typing import TYPE_CHECKING, Any
@@ -158,3 +159,91 @@ def test_a_coroutine_that_is_cancelled_leaves_the_call_to_the_next(
         assert begun == [0, 1]
 
     asyncio.run(work())
+
+
+def test_nothing_is_kept_of_a_key_that_no_coroutine_asks_for(mapping: CompressedMapping) -> None:
+    @cached(mapping)
+    async def slow(number: int) -> bytes:
+        await asyncio.sleep(0)
+        return b"%d" % (1 // number)
+
+    async def work() -> None:
+        for number in (0, 1):
+            tasks = [asyncio.create_task(slow(number)) for _ in range(4)]
+            await asyncio.sleep(0)
+            tasks[1].cancel()
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(found[1], asyncio.CancelledError)
+            assert number == 0 or found[::2] == [b"1", b"1"]
+            assert inspect.getclosurevars(slow).nonlocals["asked"] == {}
+
+    asyncio.run(work())
+
+
+def test_a_look_for_an_absent_key_takes_no_thread(
+    mapping: CompressedMapping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapping._resources.threads, "call", None)
+    for _ in range(300):  # the time of some of them is measured
+        assert asyncio.run(mapping.aget("absent", 5)) == 5
+
+
+def test_one_that_gives_up_waiting_leaves_the_others_waiting(mapping: CompressedMapping) -> None:
+    calls: list[int] = []
+
+    async def work() -> None:
+        begins, go = asyncio.Event(), asyncio.Event()
+
+        @cached(mapping)
+        async def slow() -> bytes:
+            calls.append(1)
+            begins.set()
+            await go.wait()
+            return b"result"
+
+        first, second, third = (asyncio.create_task(slow()) for _ in range(3))
+        await begins.wait()
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        fourth = asyncio.create_task(slow())
+        for _ in range(5):  # it gets as far as it can
+            await asyncio.sleep(0)
+        go.set()
+        assert await asyncio.gather(first, third, fourth) == [b"result"] * 3
+
+    asyncio.run(work())
+    assert calls == [1]
+
+
+def test_a_value_that_is_there_is_found_while_another_coroutine_looks_for_it(
+    mapping: CompressedMapping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    look = mapping.aget
+
+    @cached(mapping)
+    async def slow() -> bytes:
+        calls.append(1)
+        return b"result"
+
+    async def work() -> None:
+        looked, go = asyncio.Event(), asyncio.Event()
+
+        async def look_slowly(*arguments: Any) -> Any:
+            monkeypatch.undo()
+            found = await look(*arguments)
+            looked.set()
+            await go.wait()
+            return found
+
+        monkeypatch.setattr(mapping, "aget", look_slowly)
+        late = asyncio.create_task(slow())
+        await looked.wait()
+        for _ in range(3):
+            assert await slow() == b"result"
+        go.set()
+        assert await late == b"result"
+
+    asyncio.run(work())
+    assert calls == [1]

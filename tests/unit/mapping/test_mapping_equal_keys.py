@@ -6,6 +6,7 @@ import decimal
 import enum
 import fractions
 import math
+import numbers
 from collections import namedtuple
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,26 @@ class Odd(str):
         return 1
 
 
+class SameHash(numbers.Number):
+    """A number that has the hash of 7 and is not equal to it."""
+
+    def __int__(self) -> int:
+        return 7
+
+    def __hash__(self) -> int:
+        return hash(7)
+
+
+class SameValue(SameHash):
+    """A number that is equal to 7 and has another hash."""
+
+    def __eq__(self, other: object) -> bool:
+        return other == 7
+
+    def __hash__(self) -> int:
+        return 1
+
+
 Point = namedtuple("Point", "x y")  # noqa: PYI024 - as in much code
 
 
@@ -95,7 +116,19 @@ def test_a_key_that_is_equal_to_a_plain_one_is_that_one(
 
 
 @pytest.mark.parametrize(
-    "key", [7.5, math.nan, math.inf, 7j, decimal.Decimal("NaN"), Odd("a"), frozenset()], ids=str
+    "key",
+    [
+        SameHash(),
+        SameValue(),
+        7.5,
+        math.nan,
+        math.inf,
+        7j,
+        decimal.Decimal("NaN"),
+        Odd("a"),
+        frozenset(),
+    ],
+    ids=lambda each: f"{type(each).__name__} {each}"[:20],
 )
 def test_a_key_that_is_equal_to_no_plain_one_is_refused(
     mapping: CompressedMapping, key: Any
@@ -145,3 +178,36 @@ def test_objects_of_expired_keys_are_dropped_once_there_are_64_more(store: SwapS
             assert len(mapping._keys._objects) == len(mapping._keys._numbers) == 1
         finally:
             shift_clock(-2)
+
+
+def test_the_next_sweep_comes_at_64_more_than_twice_the_objects_that_are_left(
+    store: SwapStore,
+) -> None:
+    with CompressedMapping(store) as mapping:
+
+        def add(start: int, count: int, ttl: float | None = None) -> int:
+            for number in range(start, start + count):
+                mapping.set((number, 0.5), b"value", ttl=ttl)
+            return len(mapping._keys._objects)
+
+        assert add(0, 64) == 64  # a sweep came before the last one, and found no stale one
+        assert add(100, 60, ttl=1) == 124
+        shift_clock(2)
+        try:
+            assert mapping.expire() == 60
+            assert add(200, 65) == 189
+            assert add(300, 1) == len(mapping) == 130
+        finally:
+            shift_clock(-2)
+
+
+def test_a_key_whose_object_was_dropped_meanwhile_is_left_out(store: SwapStore) -> None:
+    with CompressedMapping(store) as mapping:
+        for key in ("before", (1, 0.5), None, (2, 0.5)):
+            mapping[key] = b"value"
+        plain = mapping._records.keys()  # what an iterator has in mind
+        for left in (["before", None, (2, 0.5)], ["before", None]):
+            del mapping[(1, 0.5) if (2, 0.5) in left else (2, 0.5)]
+            assert mapping._keys.back(plain) == left
+            assert [key for _, key in mapping._keys.pairs(plain)] == left
+        assert mapping._keys.shown(plain[1]) == "that was removed meanwhile"

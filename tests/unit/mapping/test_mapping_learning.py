@@ -36,6 +36,11 @@ def trainer(mapping: CompressedMapping) -> Trainer:
     return mapping._trainer
 
 
+def learns(trainer: Trainer) -> bool:
+    """Return whether it is collecting samples."""
+    return trainer.takes_samples
+
+
 def row(number: int) -> bytes:
     """Return a value that is long enough for a sample."""
     return sample_values.row(number + 10_000)
@@ -52,10 +57,10 @@ def test_the_1024th_value_trains_and_short_values_do_not_count(
         mapping["short", number] = row(number)[:63]
     for number in range(1023):
         mapping[number] = row(number)
-    assert trainer.takes_samples
+    assert learns(trainer)
     assert trainer.dictionary_bytes == mapping.memory_usage().dictionaries == 0
     mapping["last"] = row(1023)
-    assert not trainer.takes_samples
+    assert not learns(trainer)
     sampled = sum(len(row(number)) for number in range(1024))
     assert trainer.dictionary_bytes <= sampled // 16
     assert trainer.dictionary_bytes > sampled // 20
@@ -74,9 +79,9 @@ def test_a_mebibyte_of_samples_trains_and_a_dictionary_has_16_kib_at_most(
 
     for number in range(63):
         mapping[number] = value(number)
-    assert trainer.takes_samples
+    assert learns(trainer)
     mapping[63] = value(63)
-    assert not trainer.takes_samples
+    assert not learns(trainer)
     assert 15 << 10 < trainer.dictionary_bytes <= 16 << 10
 
 
@@ -84,9 +89,9 @@ def test_values_in_batches_count_as_single_ones(
     mapping: CompressedMapping, trainer: Trainer
 ) -> None:
     mapping.set_many((number, row(number)) for number in range(1023))
-    assert trainer.takes_samples
+    assert learns(trainer)
     mapping.set_many({"last": row(1023)})
-    assert not trainer.takes_samples
+    assert not learns(trainer)
     assert trainer.dictionary_bytes > 0
 
 
@@ -97,12 +102,12 @@ def test_samples_that_teach_nothing_are_tried_again_after_16_windows(
     monkeypatch.setattr(learning, "_WINDOW", 100)
     for number in range(1024):
         mapping["noise", number] = noise(number, 100)
-    assert not trainer.takes_samples
+    assert not learns(trainer)
     for number in range(1599):
         mapping["seen", number % 50] = row(number)
-    assert not trainer.takes_samples
+    assert not learns(trainer)
     mapping["seen"] = row(1)
-    assert trainer.takes_samples
+    assert learns(trainer)
     for number in range(1024):
         mapping["rows", number] = row(number)
     assert trainer.dictionary_bytes > 0
@@ -118,12 +123,12 @@ def test_it_trains_again_once_a_window_is_worse_than_the_first_by_a_fifth(
     assert first is not None
     for number in range(500):  # like those it was trained with: the first windows
         mapping["alike", number % 50] = row(number)
-        assert not trainer.takes_samples
+        assert not learns(trainer)
     for number in range(99):
         mapping["other", number] = entry(number)
-        assert not trainer.takes_samples
+        assert not learns(trainer)
     mapping["other", 99] = entry(99)
-    assert trainer.takes_samples
+    assert learns(trainer)
     for number in range(1024):
         mapping["other", number] = entry(number)
     assert trainer.coders is not first
@@ -134,7 +139,7 @@ def test_it_trains_again_once_a_window_is_worse_than_the_first_by_a_fifth(
     assert mapping.cbytes - size < len(entry(5000)) // 2
     for number in range(500):  # the first window after the training is the new measure
         mapping["other", number] = entry(number)
-    assert not trainer.takes_samples
+    assert not learns(trainer)
 
 
 def test_a_dictionary_is_used_only_if_it_saves_a_twentieth_of_the_samples(
@@ -162,7 +167,7 @@ def test_it_is_trained_with_three_of_four_samples_and_measured_with_the_fourth(
     """What it is measured with is noise: it looks worthless, though the rest resembles itself."""
     for number in range(1024):
         mapping[number] = row(number) if number % 4 else noise(number, 100)
-    assert not trainer.takes_samples
+    assert not learns(trainer)
     assert trainer.dictionary_bytes == 0
 
 
@@ -170,11 +175,10 @@ def test_the_level_of_the_codec_is_the_one_it_is_trained_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     levels: list[object] = []
-    train = learning.train_dictionary
 
     def note(samples: list[bytes], *, size: int, level: int) -> bytes:
         levels.append(level)
-        return train(samples, size=size, level=level)
+        return train_dictionary(samples, size=size, level=level)
 
     monkeypatch.setattr(learning, "train_dictionary", note)
     with (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -215,3 +217,44 @@ def test_a_new_limit_holds_at_once(spilling: SwapStore) -> None:
             mapping["more"] = b"more"
         mapping.max_bytes = None
         mapping["more"] = b"more"
+
+
+def test_evicted_keys_that_are_objects_are_forgotten_without_a_callback(store: SwapStore) -> None:
+    with CompressedMapping(store, max_bytes=20_000, on_full="evict") as mapping:
+        for number in range(100):
+            mapping[number, 0.5] = noise(number, 1000)
+        kept = list(mapping)
+        assert 15 < len(kept) < 21
+        assert kept == [(number, 0.5) for number in range(100 - len(kept), 100)]
+        assert mapping.stats().evictions == 100 - len(kept)
+        assert len(mapping._keys._objects) == len(kept)
+
+
+def test_room_is_made_64_times_for_one_value_and_the_size_grows(engine: Engine) -> None:
+    with (
+        SwapStore(engine, max_pool_bytes=LIMIT) as store,
+        CompressedMapping(store, on_full="evict") as mapping,
+    ):
+        mapping.update((number, noise(number, 100)) for number in range(2000))
+        held = [mapping.stats().pool_bytes]
+        for tries in (0, 0, 1, 2):
+            assert mapping._room.make(-errno.ENOSPC, tries, mapping._take)
+            held.append(mapping.stats().pool_bytes)
+        gone = [before - after for before, after in pairwise(held)]
+        assert gone == pytest.approx([8192, 8192, 16384, 32768], abs=200)
+        assert mapping._room.make(-errno.ENOSPC, 63, mapping._take)
+        mapping["more"] = b"more"
+        assert not mapping._room.make(-errno.ENOSPC, 64, mapping._take)
+        assert not mapping._room.make(-errno.ENOMEM, 0, mapping._take)
+        assert list(mapping) == ["more"]
+
+
+@pytest.mark.parametrize(("limit", "slack"), [(None, 0), (1, 1), (63, 1), (LIMIT, LIMIT // 64)])
+def test_a_batch_stores_a_64th_of_the_limit_between_two_looks_at_it(
+    store: SwapStore, limit: int | None, slack: int
+) -> None:
+    with CompressedMapping(store, max_bytes=limit, on_full="evict") as mapping:
+        assert mapping._room.slack == slack
+        assert mapping._room.hard_limit == 0
+    with CompressedMapping(store, max_bytes=limit) as mapping:
+        assert mapping._room.hard_limit == (limit or 0)

@@ -45,6 +45,26 @@ def test_a_thread_reads_a_page_in_the_file(
         assert len(new_threads(store, index)) == count
 
 
+def test_a_task_that_only_loads_lets_others_run(store: SwapStore) -> None:
+    store.store(0, text(0))
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def load() -> None:
+        counting = asyncio.create_task(count())
+        for _ in range(20):
+            await store.aload(0)
+        counting.cancel()
+
+    asyncio.run(load())
+    assert turns >= 20
+
+
 @pytest.mark.parametrize("page_size", [4 << 10, LARGE])
 def test_it_is_refused_after_close_and_in_a_forked_child(page_size: int) -> None:
     with Engine("lz4", backend="sequential", page_size=page_size) as engine:

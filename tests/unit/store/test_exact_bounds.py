@@ -60,6 +60,16 @@ def test_a_store_without_waste_has_nothing_to_give_back(
         assert store.compact() == 0
 
 
+def test_space_of_pages_that_are_removed_is_given_back_at_once(engine: Engine) -> None:
+    file = FaultyFile()
+    with SwapStore(engine, backing=file, shrinker_enabled=False) as store:
+        store.store(0, [noise(number) for number in range(300)])
+        assert store.writeback(300) == 300
+        before = file.calls["discard"] + file.calls["truncate"]
+        store.invalidate(0, 300)
+        assert file.calls["discard"] + file.calls["truncate"] > before
+
+
 def test_an_index_that_is_given_twice_is_written_back_once(engine: Engine) -> None:
     file = FaultyFile()
     with SwapStore(engine, backing=file) as store:
