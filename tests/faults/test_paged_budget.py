@@ -1,4 +1,4 @@
-"""A budget is exceeded only where nothing can leave memory, and not because of what happens at the moment."""
+"""A budget is exceeded only if nothing can leave memory, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def touch(array: npt.NDArray[np.uint8], page: int) -> threading.Thread:
 
 @pytest.mark.slow
 def test_a_victim_that_is_touched_makes_way_for_the_next_one() -> None:
-    """A fault needs a frame, and the page that is to leave for it is touched while it is compressed."""
+    """A page that is touched while it is compressed stays, and another page makes room."""
     with opened("zstd", parameters={"level": 19}, page_size=SIZE, budget=32, pages=200) as region:
         array = region.array(200 * SIZE)
         region.pager.advise(0, 200, AccessAdvice.RANDOM)
-        # Every second page, so that a run has one. The first ones leave at once, as they are zeros, until there
-        # are more candidates than the hands of the clock keep between them.
+        # Every second page, so that a run has one page. The first ones are zeros and leave at once,
+        # until there are more candidates than lie between the hands of the clock.
         text = content("text", 1, SIZE)
         for page in range(0, 100, 2):
             array[page * SIZE : (page + 1) * SIZE] = 0 if page < 36 else text

@@ -1,4 +1,4 @@
-"""Coroutines of a mapping leave the event loop free, and cached() works with functions of both kinds."""
+"""Coroutines of a mapping leave the event loop free; cached() takes both kinds of functions."""
 
 from __future__ import annotations
 
