@@ -165,6 +165,19 @@ def include_folder() -> str:
     )
 
 
+def need_programs_to_run() -> None:
+    """Raise SystemExit if the build environment, in which pip puts Cython, is mounted noexec."""
+    cython = importlib.util.find_spec("Cython")
+    if cython is None or cython.origin is None:
+        return
+    folder = Path(cython.origin).parent.parent
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        stop(
+            f"no program can run in {folder}, as it is mounted noexec: set TMPDIR to a folder "
+            "where programs can run, as in TMPDIR=$HOME pip install …"
+        )
+
+
 def stop(message: str) -> NoReturn:
     """End the build with a message of one line, without a traceback."""
     raise SystemExit(f"batchzip: {message}")
@@ -318,7 +331,9 @@ class CoreBuildHook(BuildHookInterface[BuilderConfig]):
 
     def dependencies(self) -> list[str]:
         """Return the wheel of a compiler if the machine has no compiler."""
-        include_folder()  # fail before 100 MB of compiler are downloaded in vain
+        # Fail before 100 MB of compiler are downloaded in vain.
+        include_folder()
+        need_programs_to_run()
         has_compiler = find_compiler() is not None or platform.machine() not in ZIG_MACHINES
         return [] if has_compiler else ["ziglang"]
 

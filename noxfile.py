@@ -107,10 +107,15 @@ def bench(session: nox.Session) -> None:
     """Measure speed into build/bench.json. `-- OLD.json` compares it with an earlier result."""
     result = ROOT / "build/bench.json"
     result.parent.mkdir(exist_ok=True)
-    with result.open("w") as file:
-        session.run(str(BIN / "batchzip"), "bench", "--json", external=True, stdout=file)
+    run(session, "batchzip", "bench", "--json", str(result))
     for old in session.posargs:
         run(session, "batchzip", "bench", "--compare", old, str(result))
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Run all benchmarks: hours. `-- --short` tries all in minutes, `-- --only swap` chooses."""
+    run(session, "python", str(ROOT / "examples/benchmarks/all.py"), *session.posargs)
 
 
 @nox.session

@@ -1,30 +1,35 @@
 """Change single places of the code, one after the other, and report which changes no test notices.
 
-    .ci/with_core.sh release "$PWD/.ci/mutation.py" policy         40 mutants of a group of modules
-    .ci/with_core.sh release "$PWD/.ci/mutation.py" --sample 200   200 of each group
+    .ci/with_core.sh release "$PWD/.ci/mutation.py" policy         40 mutants of each module of a group
+    .ci/with_core.sh release "$PWD/.ci/mutation.py" --sample 1000  all mutants of all groups
     .ci/with_core.sh release "$PWD/.ci/mutation.py" --again policy the survivors, once more
 
-cosmic-ray makes the mutants and keeps the results. `.ci/mutation.toml` names the groups, and the
-tests that cover each module. Mutants are written to the copy of the packages that `with_core.sh`
-makes: the checkout stays as it is. Results are in `build/mutation/GROUP.sqlite`, which `cr-report`
-and `cr-html` read, too. A run that was ended goes on where it stopped; `--fresh` begins again.
+cosmic-ray makes the mutants and keeps the results. `.ci/mutation.toml` names the groups and their
+test files. These run once under coverage. A mutant is then tried by those tests that run its lines,
+the cheapest first, up to the first that fails: see `mutation_tests.py`.
+
+Mutants are written to the copy of the packages that `with_core.sh` makes: the checkout stays as it
+is. Results are in `build/mutation/GROUP.sqlite`, which `cr-report` and `cr-html` read, too. A run
+that was ended goes on where it stopped. Results of a module are forgotten once it changes.
 
 The sample is random, and the same for the same seed and sources. Mutants of one place and one kind
-are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is` and
-mutants that do not compile are left out.
+are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is`, the
+`strict=True` of `zip` and mutants that do not compile are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import hashlib
-import shlex
-import subprocess
+import os
 import sys
 import time
 import tomllib
 import warnings
+from collections import Counter
 from fnmatch import fnmatch
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,23 +37,26 @@ import cosmic_ray.plugins
 import parso
 from cosmic_ray.ast import get_ast
 from cosmic_ray.commands.init import _all_work_items
-from cosmic_ray.mutating import MutationVisitor, mutate_and_test
+from cosmic_ray.mutating import MutationVisitor, _make_diff, use_mutation
 from cosmic_ray.operators.operator import Operator
-from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import WorkerOutcome
+from cosmic_ray.work_db import (
+    MutationSpecStorage,
+    WorkDB,
+    WorkItemStorage,
+    WorkResultStorage,
+    use_db,
+)
+from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
+from mutation_tests import Tests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from cosmic_ray.work_item import MutationSpec, WorkItem
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_suffix(".toml")
 SESSIONS = ROOT / "build/mutation"
-
-_SLOWER = 4
-_GRACE_S = 30.0
-"""A mutant hangs if its tests take longer than `_SLOWER` times those without a mutant, plus this."""
 
 
 class RemoveStatement(Operator):
@@ -91,27 +99,15 @@ class Provider:
 cosmic_ray.plugins.OPERATOR_PROVIDERS["batchzip"] = Provider()
 
 
-class Group:
-    """Modules that are measured together, and the tests of each."""
-
-    def __init__(self, name: str, table: dict[str, list[str]]) -> None:
-        self.name = name
-        self.tests: dict[Path, tuple[str, ...]] = {}
-        for pattern, stems in table.items():
-            modules = [each for each in sorted(Path().glob(pattern)) if each.name != "__init__.py"]
-            if not modules:
-                raise SystemExit(f"{TABLE.name}: {pattern} of {name} is no module")
-            for module in modules:
-                self.tests.setdefault(module, tuple(find_tests(stems)))
-
-
-def find_tests(stems: list[str]) -> Iterator[str]:
-    """Yield the test files of the names that a table has, wherever they lie."""
-    for stem in stems:
-        found = sorted(Path("tests").rglob(f"{stem}.py"))
+def find(name: str, folder: Path, patterns: list[str]) -> list[Path]:
+    """Return the files of a group that fit patterns."""
+    files: dict[Path, None] = {}
+    for pattern in patterns:
+        found = [each for each in sorted(folder.glob(pattern)) if each.name != "__init__.py"]
         if not found:
-            raise SystemExit(f"{TABLE.name}: there is no test file {stem}.py")
-        yield from map(str, found)
+            raise SystemExit(f"{TABLE.name}: {pattern} of {name} is no file")
+        files.update(dict.fromkeys(found))
+    return list(files)
 
 
 def mutants(modules: list[Path], seed: int) -> list[WorkItem]:
@@ -122,7 +118,8 @@ def mutants(modules: list[Path], seed: int) -> list[WorkItem]:
         (mutation,) = item.mutations
         if mutation.operator_name.endswith(("_Is_Eq", "_IsNot_NotEq")):
             continue  # no class that is compared by identity here has an __eq__
-        if is_type(get_leaf(sources[mutation.module_path], mutation.start_pos)):
+        leaf = get_leaf(sources[mutation.module_path], mutation.start_pos)
+        if is_type(leaf) or is_strict(leaf):
             continue
         family = mutation.operator_name.partition("_")[0]
         key = f"{seed} {mutation.module_path} {mutation.operator_name} {mutation.occurrence}"
@@ -157,36 +154,80 @@ def is_type(leaf: Any) -> bool:
     return False
 
 
+def get_lines(source: str, position: tuple[int, int]) -> set[int]:
+    """Return the lines of the statement at a position; of a constant, those of all that use it.
+
+    Of a compound statement only the part counts that has the position, as the condition of an `if`.
+    Return no lines of what runs while a module is imported.
+    """
+    statement = get_statement(get_leaf(source, position))
+    if not is_in_function(statement) and statement.type == "simple_stmt":
+        target = statement.get_first_leaf()
+        used = _TREES[source].get_used_names()
+        uses = [get_statement(leaf) for leaf in used.get(target.value, [target])]
+        uses.remove(statement)
+    else:
+        uses = [statement]
+    if not all(map(is_in_function, uses)):
+        return set()
+    return {line for use in uses for line in range(use.start_pos[0], use.end_pos[0] + 1)}
+
+
+def get_statement(node: Any) -> Any:
+    """Return the statement of a node, or the part of a compound statement."""
+    while node.parent.type not in {"suite", "file_input"} and not any(
+        each.type == "suite" for each in node.parent.children
+    ):
+        node = node.parent
+    return node
+
+
+def is_in_function(node: Any) -> bool:
+    """Return whether a node is in the body of a function."""
+    while node.parent is not None:
+        if node.parent.type == "funcdef" and node is node.parent.children[-1]:
+            return True
+        node = node.parent
+    return False
+
+
+def is_strict(leaf: Any) -> bool:
+    """Return whether a leaf is the value of `strict=True`, which only checks the code itself."""
+    argument = leaf.parent
+    return argument.type == "argument" and argument.get_first_leaf().value == "strict"
+
+
 def compiles(mutation: MutationSpec) -> bool:
-    """Return whether a mutant is Python at all."""
+    """Return whether a mutant can be made, and is Python at all."""
     operator = cosmic_ray.plugins.get_operator(mutation.operator_name)(**mutation.operator_args)
     source = mutation.module_path.read_text()
-    changed = MutationVisitor.mutate_code(source, operator, mutation.occurrence)
     try:
+        changed = MutationVisitor.mutate_code(source, operator, mutation.occurrence)
         with warnings.catch_warnings(action="ignore"):
             compile(changed, "mutant", "exec")
-    except SyntaxError:
+    except (SyntaxError, AttributeError):  # the latter for an `except self._error`
         return False
     return bool(changed != source)
 
 
-def begin(group: Group, database: WorkDB, seed: int, sample: int, only: str) -> None:
-    """Fill up a session to as many mutants as are wanted of the modules that `only` fits."""
-    items = mutants(list(group.tests), seed)
-    have = {key(item) for item in database.work_items}
-    if have - {key(item) for item in items}:
-        raise SystemExit(
-            f"modules of {group.name} have changed since its session began: use --fresh"
-        )
-    wanted = sample - sum(fnmatch(module, only) for module, *_ in have)
-    chosen: list[WorkItem] = []
-    for item in items:
-        if len(chosen) >= wanted:
-            break
-        fits = fnmatch(key(item)[0], only) and key(item) not in have
-        if fits and compiles(item.mutations[0]):
-            chosen.append(item)
-    database.add_work_items(chosen)
+def begin(modules: list[Path], database: WorkDB, seed: int, sample: int) -> None:
+    """Fill up a session to as many mutants as are wanted of each module."""
+    items = {key(item): item for item in mutants(modules, seed)}
+    have = {key(item): item.job_id for item in database.work_items}
+    forget(database, [job for each, job in have.items() if each not in items])
+    count = Counter(module for module, *_ in have.keys() & items.keys())
+    for each, item in items.items():
+        if each not in have and count[each[0]] < sample and compiles(item.mutations[0]):
+            count[each[0]] += 1
+            database.add_work_item(item)
+
+
+def forget(database: WorkDB, jobs: list[str]) -> None:
+    """Remove mutants and their results, for which cosmic-ray has no function."""
+    with database._session_maker.begin() as session:  # noqa: SLF001
+        for job in jobs:
+            for table in (WorkResultStorage, MutationSpecStorage, WorkItemStorage):
+                session.query(table).where(table.job_id == job).delete()
 
 
 def key(item: WorkItem) -> tuple[str, str, int, tuple[int, int]]:
@@ -200,49 +241,30 @@ def key(item: WorkItem) -> tuple[str, str, int, tuple[int, int]]:
     )
 
 
-def run(group: Group, database: WorkDB, patience_s: float, *, again: bool) -> None:
-    """Try the mutants of a session that have no result and, if wanted, the survivors."""
-    todo = sorted(database.pending_work_items, key=key)
-    for item, result in database.completed_work_items if again else ():
-        if not result.is_killed:
-            todo.append(item)
-    limits_s = {
-        tests: measure(group, tests, patience_s)
-        for tests in sorted({group.tests[item.mutations[0].module_path] for item in todo})
-    }
+def run(name: str, tests: Tests, database: WorkDB, todo: list[WorkItem], most_s: float) -> None:
+    """Try mutants, and keep the results. Raise SystemExit if tests fail without a mutant."""
+    first = todo[0].mutations[0].module_path
+    if failed := tests.attempt(tests.choose(first, set(), most_s)):
+        raise SystemExit(f"fails without a mutant: {failed}")
     for number, item in enumerate(todo, 1):
         (mutation,) = item.mutations
-        tests = group.tests[mutation.module_path]
-        result = mutate_and_test([mutation], shlex.join(command(tests)), timeout=limits_s[tests])
-        database.set_result(item.job_id, result)
-        where = f"{mutation.module_path}:{mutation.start_pos[0]} {mutation.operator_name}"
-        print(f"{group.name} {number}/{len(todo)} {result.test_outcome.value}: {where}", flush=True)
-
-
-def command(tests: Sequence[str]) -> list[str]:
-    """Return the command that runs test files, and ends with the first failure."""
-    marks = "not slow"
-    return [sys.executable, "-m", "pytest", "-qx", "-n0", "-m", marks, "--no-header", *tests]
-
-
-def measure(group: Group, tests: Sequence[str], patience_s: float) -> float:
-    """Run tests without a mutant. Return the seconds after which a mutant counts as killed.
-
-    Raise SystemExit if they fail or take more than `patience_s`: every mutant would count as killed.
-    """
-    began = time.monotonic()
-    try:
-        subprocess.run(
-            command(tests), timeout=patience_s, check=True, stdout=subprocess.PIPE, text=True
+        module = mutation.module_path
+        operator = cosmic_ray.plugins.get_operator(mutation.operator_name)(**mutation.operator_args)
+        chosen = tests.choose(module, get_lines(module.read_text(), mutation.start_pos), most_s)
+        began = time.monotonic()
+        with use_mutation(module, operator, mutation.occurrence) as (before, after):
+            failed = tests.attempt(chosen)
+        result = WorkResult(
+            worker_outcome=WorkerOutcome.NORMAL,
+            output=failed,
+            test_outcome=TestOutcome.KILLED if failed else TestOutcome.SURVIVED,
+            diff="\n".join(_make_diff(before, after, module)),
         )
-    except subprocess.TimeoutExpired:
-        raise SystemExit(f"more than {patience_s:.0f} s: {shlex.join(command(tests))}") from None
-    except subprocess.CalledProcessError as error:
-        print(error.stdout)
-        raise SystemExit(f"this fails without a mutant: {shlex.join(command(tests))}") from None
-    took_s = time.monotonic() - began
-    print(f"{group.name}: {took_s:.0f} s for {' '.join(tests)}", flush=True)
-    return _SLOWER * took_s + _GRACE_S
+        database.set_result(item.job_id, result)
+        where = f"{module}:{mutation.start_pos[0]} {mutation.operator_name.partition('/')[2]}"
+        took = f"{time.monotonic() - began:.1f} s"
+        why = f"killed by {failed}" if failed else f"SURVIVED {len(chosen)} tests"
+        print(f"{name} {number}/{len(todo)} {took}: {where} {why}", flush=True)
 
 
 def report(names: list[str]) -> None:
@@ -277,6 +299,15 @@ def print_row(name: str, row: list[bool]) -> None:
     print(f"{name:44} {len(row):7}  {killed:6}  {len(row) - killed:8}  {score:>5}")
 
 
+def keep_sources_fresh(modules: list[Path]) -> None:
+    """Have compiled files of all modules but those that change, for which they could be stale."""
+    compileall.compile_dir(".", quiet=1, maxlevels=3)
+    for module in modules:
+        Path(cache_from_source(str(module))).unlink(missing_ok=True)
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
+
 def main() -> None:
     """Run what the command line says."""
     table = tomllib.loads(TABLE.read_text())
@@ -287,20 +318,20 @@ def main() -> None:
         "groups", nargs="*", metavar="GROUP", help=f"of {', '.join(table)}; default: all"
     )
     parser.add_argument(
-        "--sample", type=int, default=40, help="mutants per group (default: %(default)s)"
+        "--sample", type=int, default=40, help="mutants per module (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=1, help="of the sample (default: %(default)s)")
     parser.add_argument(
-        "--patience-s",
+        "--most-s",
         type=float,
-        default=300,
-        help="most that tests may take without a mutant (default: %(default)s)",
+        default=20,
+        help="seconds of tests that a mutant has to survive (default: %(default)s)",
     )
     parser.add_argument(
         "--only",
         default="*",
         metavar="PATTERN",
-        help="new mutants of these modules only, as '*/group.py'",
+        help="these modules of the groups only, as '*/group.py'",
     )
     parser.add_argument("--again", action="store_true", help="try those that survived once more")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
@@ -315,13 +346,22 @@ def main() -> None:
     names = chosen.groups or list(table)
     SESSIONS.mkdir(parents=True, exist_ok=True)
     for name in [] if chosen.report else names:
-        group = Group(name, table[name])
+        modules = find(name, Path(), table[name]["modules"])
+        files = find(name, Path("tests"), table[name]["tests"])
         path = SESSIONS / f"{name}.sqlite"
         if chosen.fresh:
-            path.unlink(missing_ok=True)
+            for each in (path, path.with_suffix(".json")):
+                each.unlink(missing_ok=True)
         with use_db(path) as database:
-            begin(group, database, chosen.seed, chosen.sample, chosen.only)
-            run(group, database, chosen.patience_s, again=chosen.again)
+            begin(modules, database, chosen.seed, chosen.sample)
+            todo = list(database.pending_work_items)
+            if chosen.again:
+                todo += [i for i, result in database.completed_work_items if not result.is_killed]
+            todo = sorted((i for i in todo if fnmatch(key(i)[0], chosen.only)), key=key)
+            if todo:
+                tests = Tests(files, modules, path.with_suffix(".json"))
+                keep_sources_fresh(modules)
+                run(name, tests, database, todo, chosen.most_s)
     report(names)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import re
 import signal
 import time
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from loky.backend import resource_tracker as loky_tracker
+from support.dividing import divide_always
+from support.paged_region import Region, opened
 
 from batchzip import Engine, SwapStore
 from batchzip.system.cpus import usable_cpus
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from support.reporting import Report, Turns
+
+# Images of containers often set it. Tests that pass with it only would fail for others.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 _SURVIVED = "survived"
 _FAILED = pytest.StashKey[bool]()
@@ -160,3 +166,16 @@ def store(engine: Engine) -> Iterator[SwapStore]:
         yield store
         if not store.closed:
             store.check_invariants()
+
+
+@pytest.fixture
+def region() -> Iterator[Region]:
+    """Open a region of 256 pages with a budget of 32."""
+    with opened() as region:
+        yield region
+
+
+@pytest.fixture
+def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give lanes their share of each batch, whatever it costs."""
+    divide_always(monkeypatch)

@@ -122,6 +122,7 @@ def test_an_allocation_that_fails_leaves_an_engine_whole(
         assert failed or work is not do_batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
 def test_an_engine_that_is_made_when_memory_is_out_works_or_leaves_nothing(
     make: Callable[[], Engine], report: Report

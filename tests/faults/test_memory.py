@@ -44,7 +44,10 @@ def share_a_table(model: Model) -> None:
     model.store_some()
 
 
-@pytest.mark.parametrize("count", [1, 1000], ids=["one", "all that follow"])
+@pytest.mark.parametrize(
+    "count",
+    [pytest.param(1, id="one"), pytest.param(1000, id="all that follow", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("call", [*CALLS, "table"])
 def test_an_allocation_that_fails_in_a_call_leaves_a_store_whole(
     engine: Engine,

@@ -308,6 +308,7 @@ class _Calling(Codec):
         return decompress
 
 
+@pytest.mark.slow
 def test_a_codec_may_store_and_load_in_the_middle_of_a_store(
     tmp_path: Path, report: Callable[[str], None]
 ) -> None:

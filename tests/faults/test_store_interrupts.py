@@ -139,6 +139,7 @@ def test_an_interrupt_at_any_point_of_a_call_leaves_a_store_whole(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_file", [False, True])
 def test_closing_that_was_cut_short_can_be_finished(
     engine: Engine, has_file: bool, tmp_path: Path, report: Report

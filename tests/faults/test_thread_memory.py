@@ -72,6 +72,7 @@ class MemoryOut:
             threading.settrace(sys.gettrace())
 
 
+@pytest.mark.slow
 def test_requests_end_whatever_line_of_their_thread_has_no_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -130,6 +130,7 @@ def run_beside(engine: Engine, vandal: Vandal, seconds: float, batches: int) -> 
     return turn, deadly
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("soon")
 @pytest.mark.filterwarnings("ignore::batchzip.WorkerWarning")  # some are spoilt while they start
 @pytest.mark.parametrize("which", ENGINES)
@@ -199,6 +200,7 @@ def _moments() -> Iterator[Any]:
                 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize(("failpoint", "name", "change"), list(_moments()))
 def test_a_word_spoilt_while_its_reader_stands_still_changes_no_result(

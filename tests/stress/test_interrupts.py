@@ -216,6 +216,7 @@ def test_signals_at_random_moments_leave_nothing_under_way(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("alarms")
 @pytest.mark.parametrize(
     "times", [pytest.param(50), pytest.param(400, marks=pytest.mark.stress, id="stress")]
@@ -291,6 +292,7 @@ def test_an_interrupt_within_a_codec_in_python_ends_the_batch(
         assert not back.has_errors
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # what is dropped closes itself
 @pytest.mark.parametrize("attaches", [False, True], ids=["share", "attach"])
 def test_an_interrupt_at_any_point_of_sharing_leaves_no_descriptor(

@@ -86,6 +86,7 @@ def kill_an_owner(tmp_path: Path, after_s: float) -> tuple[int, float]:
     return len(pids), gone_s
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "times", [pytest.param(3), pytest.param(50, marks=pytest.mark.stress, id="stress")]
 )
@@ -129,6 +130,7 @@ def kill_a_stores_owner(path: Path, after_s: float) -> int:
     return loads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "times", [pytest.param(2), pytest.param(40, marks=pytest.mark.stress, id="stress")]
 )

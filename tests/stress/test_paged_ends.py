@@ -45,6 +45,7 @@ def text(pages: int, seed: int = 1) -> npt.NDArray[np.uint8]:
 # Owner killed.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "times", [pytest.param(2), pytest.param(60, marks=pytest.mark.stress, id="stress")]
 )
@@ -91,6 +92,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_children_that_outlive_their_owner_hold_none_of_it(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", OUTLIVED, tmp_path],
@@ -190,6 +192,7 @@ def holding_the_gil(_region: Region, array: npt.NDArray[np.uint8]) -> None:
         time.sleep(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("touch", [reading, writing, holding_the_gil])
 @pytest.mark.parametrize("after_s", [0.0, 0.03])
 def test_close_while_threads_touch_is_a_sigbus_and_no_hang(
@@ -253,6 +256,7 @@ def test_close_while_threads_call_is_an_error_of_ours_to_them() -> None:
         del array
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "times", [pytest.param(3), pytest.param(60, marks=pytest.mark.stress, id="stress")]
 )

@@ -171,6 +171,7 @@ class Soak:
                     self.kills += not stop
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::batchzip.WorkerWarning")  # some die while they start
 @pytest.mark.parametrize(
     "batches", [pytest.param(150), pytest.param(1000, marks=pytest.mark.stress, id="stress")]

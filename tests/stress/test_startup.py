@@ -72,6 +72,7 @@ assert len(dictionary) == 256 << 10
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limit",
     [
@@ -87,6 +88,7 @@ def test_where_workers_cannot_start_it_says_so_once_and_does_the_work(limit: str
     assert "could not be started" in done.stdout
 
 
+@pytest.mark.slow
 def test_workers_that_run_out_of_memory_while_they_start_are_done_without() -> None:
     # They inherit the limit and, unlike their owner, have not imported everything yet.
     done = run(["-c", BEGIN + _IMPORT_ALL + _STARVE + _CHECK])
@@ -94,6 +96,7 @@ def test_workers_that_run_out_of_memory_while_they_start_are_done_without() -> N
     assert "before it was ready" in done.stdout
 
 
+@pytest.mark.slow
 def test_workers_that_die_before_they_read_what_they_are_to_do_hang_nobody() -> None:
     check = _CHECK.replace('"lz4"', '"zstd", dictionary=dictionary')
     done = run(["-c", BEGIN + _IMPORT_ALL + _TRAIN + _DIE + check])
@@ -122,6 +125,7 @@ with warnings.catch_warnings(record=True) as caught:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "errors"), [("shared", {0}), ("isolate", {-130})])
 def test_workers_that_end_themselves_at_every_share_are_done_without(
     how: str, errors: set[int]

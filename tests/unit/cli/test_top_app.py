@@ -92,6 +92,7 @@ def test_it_shows_facts_warnings_and_the_first_table() -> None:
     assert drive(test).return_value is None
 
 
+@pytest.mark.slow
 def test_tables_are_chosen_by_number_and_by_arrows() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
         for key, heading in (("2", "group"), ("right", "pages"), ("left", "group"), ("1", "pages")):
@@ -103,6 +104,7 @@ def test_tables_are_chosen_by_number_and_by_arrows() -> None:
     drive(test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "heading"),
     [
@@ -130,6 +132,7 @@ def test_thousands_of_groups_are_sorted_and_scrolled(size: tuple[int, int], head
     drive(test, size=size)
 
 
+@pytest.mark.slow
 def test_the_sort_key_goes_through_the_columns_there_are() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
         await pilot.press("2")
@@ -144,6 +147,7 @@ def test_the_sort_key_goes_through_the_columns_there_are() -> None:
     drive(test, size=(40, 20))
 
 
+@pytest.mark.slow
 def test_a_click_on_a_heading_sorts_and_a_second_one_reverses() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
         await pilot.press("2")
@@ -158,6 +162,7 @@ def test_a_click_on_a_heading_sorts_and_a_second_one_reverses() -> None:
     drive(test)
 
 
+@pytest.mark.slow
 def test_a_filter_shows_only_lines_with_its_text() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
         await pilot.press("2", "slash", "4", "9", "9", "9", "enter")
@@ -171,6 +176,7 @@ def test_a_filter_shows_only_lines_with_its_text() -> None:
     drive(test)
 
 
+@pytest.mark.slow
 def test_what_happens_is_shown_unless_it_is_paused() -> None:
     count = 0
 
@@ -206,6 +212,7 @@ def test_a_click_on_the_name_of_a_table_shows_it() -> None:
     drive(test)
 
 
+@pytest.mark.slow
 def test_tables_come_and_go() -> None:
     sections = [TRAFFIC, GROUPS]
 
@@ -225,6 +232,7 @@ def test_tables_come_and_go() -> None:
     drive(test, look)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_gone_ends_it_with_its_error() -> None:
     error = ClosedError("gone")
     gone = threading.Event()

@@ -112,6 +112,7 @@ def without_extras(script: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_told_the_command_and_hides_no_other() -> None:
     assert without_extras(ASK) == [
         "['lz4', 'lz4hc', 'zstd']",
@@ -130,6 +131,7 @@ def test_the_extra_of_every_command_exists() -> None:
     assert {"deflate", "snappy", "brotli"} <= set(extras)
 
 
+@pytest.mark.slow
 def test_the_command_lists_what_is_there_and_how_to_install_the_rest() -> None:
     command = "from batchzip.cli.main import main; main(['algorithms'{}])"
     lines = [" ".join(line.split()) for line in without_extras(command.format(""))]

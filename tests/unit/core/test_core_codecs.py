@@ -165,6 +165,7 @@ FAST = [
 ]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     codec=st.sampled_from(FAST),

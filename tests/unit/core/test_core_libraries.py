@@ -218,6 +218,7 @@ def test_a_module_that_links_the_library_will_do(tmp_path: Path) -> None:
     assert look(planted=tmp_path) == {library.name: library for library in libraries()}
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_without_the_functions_is_refused(name: str, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ async def ended(waiting: asyncio.Task[None]) -> asyncio.Task[None]:
     return waiting
 
 
+@pytest.mark.slow
 def test_who_waits_is_told_that_the_client_was_closed() -> None:
     async def run() -> None:
         client = Client()

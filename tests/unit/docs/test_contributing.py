@@ -38,11 +38,11 @@ def test_each_file_and_folder_that_a_page_names_is_there(text: str) -> None:
 def test_mutations_are_tried_on_modules_that_exist_by_tests_that_exist() -> None:
     for name, table in MUTATIONS.items():
         assert f"`{name}`" in CONTRIBUTING
-        for pattern, tests in table.items():
+        for pattern in table["modules"]:
             folder = ROOT / "backends" if pattern.startswith("batchzip_") else ROOT
             assert list(folder.glob(pattern)), f"{pattern} of {name} is no module"
-            for test in tests:
-                assert list((ROOT / "tests").rglob(f"{test}.py")), f"{pattern} names {test}"
+        for pattern in table["tests"]:
+            assert list((ROOT / "tests").glob(pattern)), f"{pattern} of {name} is no test"
 
 
 def test_the_changelog_says_what_is_released_and_what_is_not() -> None:

@@ -53,6 +53,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_they_are_found_by_their_entry_points(installed: Path) -> None:
     script = "import batchzip; print(batchzip.algorithms(), batchzip.backends())"
     found = run(["-c", script], installed)
@@ -64,6 +65,7 @@ def test_they_are_found_by_their_entry_points(installed: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_they_work_together_in_a_store(installed: Path) -> None:
     script = """
 import batchzip

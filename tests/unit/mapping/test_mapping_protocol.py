@@ -62,6 +62,7 @@ def test_zicts_check_of_a_mapping(mapping: CompressedMapping) -> None:
     zict_tests.check_mapping(mapping)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["check_different_keys_threadsafe", "check_same_key_threadsafe"])
 def test_zicts_checks_of_threads(mapping: CompressedMapping, check: str) -> None:
     getattr(zict_tests, check)(mapping)

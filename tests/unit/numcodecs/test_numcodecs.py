@@ -63,6 +63,7 @@ def registered() -> None:
     numcodecs.register_codec(Batchzip)
 
 
+@pytest.mark.slow
 def test_numcodecs_finds_the_codec_by_its_name_alone(tmp_path: Path) -> None:
     # The project's entry points, as an installation writes them down.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -78,6 +79,7 @@ def test_numcodecs_finds_the_codec_by_its_name_alone(tmp_path: Path) -> None:
     assert out.stdout == b"bytearray(b'a page')\n"
 
 
+@pytest.mark.slow
 def test_without_numcodecs_it_says_what_to_install() -> None:
     source = "import sys; sys.modules['numcodecs'] = None; import batchzip.numcodecs"
     out = subprocess.run([sys.executable, "-c", source], capture_output=True, check=False)
@@ -86,7 +88,20 @@ def test_without_numcodecs_it_says_what_to_install() -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=str)
-@pytest.mark.parametrize("length", [0, 1, 511, 512, 4096, 65_535, 65_536, 1_000_001, 5 << 20])
+@pytest.mark.parametrize(
+    "length",
+    [
+        0,
+        1,
+        511,
+        512,
+        4096,
+        65_535,
+        65_536,
+        1_000_001,
+        pytest.param(5 << 20, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("make", [text, noise, lambda _seed, length: bytes(length)])
 def test_chunks_come_back(codec: Batchzip, length: int, make: Any) -> None:
     chunk = make(1, length)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+@pytest.mark.slow
 def test_a_child_that_is_forked_in_the_middle_of_anything_makes_a_store_of_its_own(
     tmp_path: Path,
 ) -> None:

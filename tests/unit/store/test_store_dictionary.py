@@ -28,6 +28,7 @@ def store() -> Iterator[SwapStore]:
         yield store
 
 
+@pytest.mark.slow
 def test_a_dictionary_of_its_own_pages_shrinks_them(store: SwapStore) -> None:
     count = 2000
     store.store(0, [record(seed) for seed in range(count)])

@@ -154,6 +154,7 @@ def _with_frames_left(left: int, call: Callable[[], object]) -> None:
         descend(sys.getrecursionlimit() - depth - left)
 
 
+@pytest.mark.slow
 def test_what_recursion_ends_is_whole_or_has_not_been(store: SwapStore) -> None:
     """zict#29: an exception between two changes left a mapping that could not be used any more."""
     pages = [noise(number) for number in range(5)]
@@ -276,6 +277,7 @@ class _ServedByThread:
         self.thread.join()
 
 
+@pytest.mark.slow
 def test_a_thread_that_serves_the_file_may_drop_what_lies_in_it(engine: Engine) -> None:
     """h5py#2019, h5py#77: the thread that was waited for collected garbage that waited for its waiter."""
     file = _ServedByThread()
@@ -305,6 +307,7 @@ def test_a_thread_that_serves_the_file_may_drop_what_lies_in_it(engine: Engine) 
         file.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["threads", "workers"])
 def test_the_engine_works_after_the_main_program_and_in_the_last_handlers(backend: str) -> None:
     """cpython#148280, more-executors#144: "cannot schedule new futures after interpreter shutdown"."""

@@ -92,6 +92,7 @@ assert store.check().ok and store.recompress("zstd") is not None
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [(0, 1, 2), (1,)], ids=str)
 @pytest.mark.parametrize("use", USES)
 def test_nothing_of_ours_is_a_standard_descriptor(
@@ -101,6 +102,7 @@ def test_nothing_of_ours_is_a_standard_descriptor(
     assert report == "[]"
 
 
+@pytest.mark.slow
 def test_many_threads_make_descriptors_at_once(tmp_path: Path) -> None:
     source = (
         BEGIN.format(closed=(0, 1, 2))
@@ -122,6 +124,7 @@ assert not low
     assert run(source, tmp_path) == "[]"
 
 
+@pytest.mark.slow
 def test_a_descriptor_can_be_moved(tmp_path: Path) -> None:
     source = (
         BEGIN.format(closed=(0,))
@@ -160,6 +163,7 @@ def test_a_forked_child_closes_no_file_of_the_program_after_a_store_was_closed(
             os.close(fd)
 
 
+@pytest.mark.slow
 def test_numbers_that_the_program_closed_and_has_again_are_the_programs(tmp_path: Path) -> None:
     """As a daemon does it that closes all numbers it does not know."""
     source = """
@@ -191,7 +195,7 @@ if pid == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 store.close()
 use_all()
-print("ok")
+print("ok", flush=True)
 os._exit(0)
 """
     done = subprocess.run(
@@ -316,6 +320,7 @@ with engine, batchzip.SwapStore(engine) as store:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["close", "drop"])
 def test_a_daemon_that_closed_every_number_may_use_them_again(end: str) -> None:
     command = [sys.executable, "-W", "error", "-c", DAEMON, end]

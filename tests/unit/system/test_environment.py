@@ -312,6 +312,7 @@ for where in (late.share(), address, early.share()):
 """
 
 
+@pytest.mark.slow
 @needs_root
 def test_who_gave_up_root_is_attached_to_or_one_hears_why_not() -> None:
     done = run_python("-W", "ignore::DeprecationWarning", "-c", OWNER)  # it forks beside threads
@@ -323,6 +324,7 @@ def test_who_gave_up_root_is_attached_to_or_one_hears_why_not() -> None:
     assert re.match(r"BatchzipError .*: create the store after changing the user", early)
 
 
+@pytest.mark.slow
 @needs_root
 def test_another_user_hears_whose_process_it_is() -> None:
     source = (

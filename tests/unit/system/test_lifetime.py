@@ -92,6 +92,7 @@ assert opened.use() == 0 and not opened.closed
 """
 
 
+@pytest.mark.slow
 def test_in_a_forked_child_it_is_refused_and_not_released() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=False

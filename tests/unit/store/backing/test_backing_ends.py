@@ -59,6 +59,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_however_its_owner_ends_no_file_is_left(engine: Engine, end: str, tmp_path: Path) -> None:
     there = tmp_path / "there"

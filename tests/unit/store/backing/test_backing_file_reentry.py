@@ -133,6 +133,7 @@ def run_beside(owners: list[Owner], until: float, work: Callable[[], None]) -> N
     assert not errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", SECONDS)
 def test_signal_handlers_and_finalizers_use_it_in_the_middle_of_anything(
     file: BackingFile, seconds: float
@@ -165,6 +166,7 @@ def test_signal_handlers_and_finalizers_use_it_in_the_middle_of_anything(
     all_is_there(file, owners)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", SECONDS)
 def test_interrupts_at_random_lose_nothing(file: BackingFile, seconds: float) -> None:
     main, *others = owners = [Owner(file, seed) for seed in range(3)]
@@ -238,6 +240,7 @@ class TwoAtOnce(FaultyFile):
             self.over.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waits_for_the_reader", [False, True])
 def test_a_write_within_a_call_waits_for_anothers_sync_but_not_for_ever(
     waits_for_the_reader: bool,

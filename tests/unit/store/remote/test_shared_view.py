@@ -111,6 +111,7 @@ def test_bits_that_flip_while_readers_load_never_give_a_wrong_page(
             assert view.load(index) == page
 
 
+@pytest.mark.slow
 def test_each_bit_of_an_entry_and_of_a_word_counts(
     spoilt: tuple[StoreView, list[bytes], Bits],
 ) -> None:
@@ -198,6 +199,7 @@ class Copy:
             os.close(fd)
 
 
+@pytest.mark.slow
 def test_words_that_are_overwritten_with_anything_never_give_a_wrong_page(engine: Engine) -> None:
     rng = random.Random(2)
     places = [*range(200), *range(5 << 9, (5 << 9) + 100)]
