@@ -200,14 +200,14 @@ def is_check(leaf: Any) -> bool:
 
 
 def compiles(mutation: MutationSpec) -> bool:
-    """Return whether a mutant is Python at all."""
+    """Return whether a mutant can be made, and is Python at all."""
     operator = cosmic_ray.plugins.get_operator(mutation.operator_name)(**mutation.operator_args)
     source = mutation.module_path.read_text()
-    changed = MutationVisitor.mutate_code(source, operator, mutation.occurrence)
     try:
+        changed = MutationVisitor.mutate_code(source, operator, mutation.occurrence)
         with warnings.catch_warnings(action="ignore"):
             compile(changed, "mutant", "exec")
-    except SyntaxError:
+    except (SyntaxError, AttributeError):  # the latter for an `except self._error`
         return False
     return bool(changed != source)
 

@@ -313,12 +313,15 @@ class Recorder(Reporter):
         self._coverage = Coverage(str(folder / "data"), include=paths, config_file=False)
         self._coverage.config.parallel = True
         self._coverage.config.disable_warnings = ["trace-changed"]  # tests use sys.settrace
+        self._coverage.config.patch = ["_exit"]  # forked children of tests end by it
         self._coverage.start()
+        self._coverage.config.patch = []  # each start would patch it once more
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Keep the lines of one test and of its child processes."""
         config = copy(self._coverage.config)
+        config.patch = ["_exit"]
         config.context = item.nodeid
         os.environ["COVERAGE_PROCESS_CONFIG"] = config.serialize()
         self._coverage.stop()

@@ -1,4 +1,4 @@
-"""recompress: what lies for long, or takes much, with a stronger algorithm, and only where that pays."""
+"""recompress uses a stronger algorithm for idle or large pages, and only if that pays."""
 
 import threading
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def test_a_page_that_takes_no_smaller_class_keeps_its_form(store: SwapStore) -> 
     before = codecs(store, 4)
     done = store.recompress("zstd", level=19)
     now = codecs(store, 4)
-    # What is there again and again takes the smallest class with either; noise is raw; zeros are a word.
+    # The repetitive page takes the smallest class with either codec. Noise is raw, zeros a word.
     assert length(store, 0) < 100
     assert [old == new for old, new in zip(before, now, strict=True)] == [True, False, True, True]
     assert (done.pages, done.recompressed) == (3, 1)

@@ -5,32 +5,19 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.entries import flip
 from support.faulty_file import FaultyFile
-from support.store_pages import SIZE, ZEROS, noise, text, word
+from support.store_pages import PAGES, SIZE, noise, text, word
 
 from batchzip import (
     BadArgument,
     Engine,
     SwapStore,
 )
-
-
-@pytest.fixture
-def store(engine: Engine, tmp_path: Path) -> Iterator[SwapStore]:
-    with SwapStore(engine, backing=tmp_path) as made:
-        yield made
-        if not made.closed:
-            made.check_invariants()
-            assert made.check().ok
-
-
-PAGES = [text(0), noise(1), word(2), text(3), ZEROS, noise(5), text(6), text(7)]
 
 
 def test_zswap_selftest_what_is_written_back_reads_right_and_so_does_what_is_not(
@@ -103,6 +90,7 @@ def test_writing_back_frees_the_pool(store: SwapStore) -> None:
     assert store._resources.pool.objects == 0
 
 
+@pytest.mark.slow
 def test_what_is_stored_again_leaves_the_file_and_its_place_is_used_again(store: SwapStore) -> None:
     for round_ in range(30):
         store.store(0, [noise(1000 * round_ + number) for number in range(300)])
@@ -147,6 +135,7 @@ print(sorted(set(sys.modules) - before))
 """
 
 
+@pytest.mark.slow
 def test_a_store_imports_nothing_while_it_works() -> None:
     """A signal handler may come into the middle of an import, where the module is not whole yet."""
     command = [sys.executable, "-c", IMPORTS]
