@@ -153,7 +153,7 @@ def test_threads_and_what_workers_lack_are_asked_without_waiting(
 
 
 def test_a_connection_is_checked(client: TaskClient, connection: ClusterConnection) -> None:
-    assert connection.is_connected
+    states = [connection.is_connected]
     assert connection.address == "plain://scheduler"
     connection.check()
     error = ClusterLost("it is")
@@ -163,7 +163,8 @@ def test_a_connection_is_checked(client: TaskClient, connection: ClusterConnecti
     assert isinstance(named.__cause__, ZeroDivisionError)
     assert "by zero" in str(named)
     client.status = "closing"
-    assert not connection.is_connected
+    states.append(connection.is_connected)
+    assert states == [True, False]
     for check in (connection.check, ClusterConnection(client, connect_timeout_s=1.0).open):
         with pytest.raises(ClusterLost, match="the client is closing"):
             check()
